@@ -1,0 +1,174 @@
+"""The configuration as frozen, validated values. No I/O beyond what pydantic checks; `load` reads the file.
+
+Every section says what it means to an operator; units are in the names. Unknown keys are errors.
+"""
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from bentpipe.config.units import parse_address, parse_duration_s
+
+DurationS = Annotated[float, BeforeValidator(parse_duration_s)]
+"""Seconds; in the file a string with a unit ("90s", "30m", "1h30m") or a bare number of seconds."""
+
+ListenAddress = Annotated[tuple[str, int], BeforeValidator(parse_address)]
+"""(IP address, port) from "127.0.0.1:8372", "[::1]:8372" or ":8372" (all addresses, both families)."""
+
+NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
+"""Names of orgs and satellites: what fits a DNS label, a metadata value and a cgroup's folder."""
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+TOKEN_HASH_PATTERN = re.compile(r"^sha256:[0-9a-f]{64}$")
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DaemonSection(Section):
+    """The daemon as a whole."""
+
+    drain_deadline_s: DurationS = Field(default=30.0, ge=0, alias="drain_deadline")
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class ServerTlsSection(Section):
+    """TLS of a listener. Files in PEM; the certificate file holds the chain, leaf first."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+    """If set, a client must show a certificate signed by one of these."""
+
+
+class ListenerSection(Section):
+    """One way in: an address of our own, or sockets handed over by systemd."""
+
+    address: ListenAddress | None = None
+    systemd: str | None = None
+    """FileDescriptorName= of the socket unit; every socket of that name is served."""
+    tls: ServerTlsSection | None = None
+    """Without it the listener speaks plaintext h2c (prior knowledge)."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.address is None) == (self.systemd is None):
+            raise ValueError("give exactly one of address and systemd")
+        return self
+
+
+class LimitsSection(Section):
+    """Bounds on what clients can take; each is answered with RESOURCE_EXHAUSTED or a closed connection."""
+
+    max_connections: int = Field(default=10_000, ge=1)
+    max_connections_per_address: int = Field(default=2_000, ge=1)
+    max_held_per_satellite: int = Field(default=5_000, ge=1)
+    greeting_deadline_s: DurationS = Field(default=10.0, gt=0, alias="greeting_deadline")
+    """From accept to the first complete request, TLS handshake included."""
+
+
+class EngineSection(Section):
+    """The data plane's threads."""
+
+    threads: int = Field(default=0, ge=0, le=256)
+    """0: one per core."""
+    splice: Literal["off", "auto", "always"] = "auto"
+    idle_timeout_s: DurationS = Field(default=0.0, ge=0, alias="idle_timeout")
+    """0: a silent connection lives for ever (dead peers are found by keepalive)."""
+    half_closed_timeout_s: DurationS = Field(default=60.0, ge=0, alias="half_closed_timeout")
+
+
+class TokenSection(Section):
+    """A token, stored as its hash, and what it grants."""
+
+    name: Name
+    hash: str
+    """`sha256:` and 64 hex digits, as `bentpipe token new` prints it."""
+    grants: tuple[str, ...] = Field(min_length=1)
+    """`org/name`, `org/prefix*` or `org/*`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not TOKEN_HASH_PATTERN.match(self.hash):
+            raise ValueError("hash must be sha256: and 64 lower-case hex digits, as `bentpipe token new` prints it")
+        for grant in self.grants:
+            org, slash, name = grant.partition("/")
+            if not slash or not re.match(NAME_PATTERN, org) or not re.match(NAME_PATTERN, name.removesuffix("*") or "x"):
+                raise ValueError(f"grant {grant!r}: expected ORG/NAME, ORG/PREFIX* or ORG/*")
+        return self
+
+
+class ProcessSection(Section):
+    """A satellite that is a local process."""
+
+    command: tuple[str, ...] = Field(min_length=1)
+    """argv; `{port}` and `{host}` in any argument are replaced. No shell."""
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)
+    """0: a free port is chosen at every start."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    directory: Path | None = None
+    stop_grace_s: DurationS = Field(default=10.0, ge=0, alias="stop_grace")
+    """Between SIGTERM and SIGKILL."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        ipaddress.ip_address(self.host)
+        if not self.port and not any("{port}" in argument for argument in self.command):
+            raise ValueError("with port 0 the command must take its port: use {port} in an argument")
+        return self
+
+
+class SatelliteTlsSection(Section):
+    """TLS from the daemon to a satellite."""
+
+    ca: Path
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str | None = None
+    """Name to verify; by default the satellite's host."""
+
+
+class SatelliteSection(Section):
+    """One satellite."""
+
+    org: Name
+    name: Name
+    provider: Literal["process"] = "process"
+    process: ProcessSection | None = None
+    tls: SatelliteTlsSection | None = None
+    """Without it the daemon speaks plaintext to the satellite."""
+    sleep_mode: Literal["hibernate", "stop"] = "hibernate"
+    sleep_after_s: DurationS = Field(default=1800.0, gt=0, alias="sleep_after")
+    min_awake_s: DurationS = Field(default=150.0, ge=0, alias="min_awake")
+    """EC2 refuses to hibernate a machine that has just launched; a process may use 0."""
+    wake_deadline_s: DurationS = Field(default=300.0, gt=0, alias="wake_deadline")
+    """From the first waiter to operational; when it passes the wake has failed."""
+    hold_limit_s: DurationS = Field(default=600.0, gt=0, alias="hold_limit")
+    """The longest one client is held, whatever the wake does."""
+    retry_after_s: DurationS = Field(default=5.0, ge=0, alias="retry_after")
+    """How long a failed wake is remembered and replayed to new-comers before the next attempt."""
+
+    @model_validator(mode="after")
+    def _provider_section(self) -> Self:
+        if self.provider == "process" and self.process is None:
+            raise ValueError("provider 'process' needs a [satellite.process] section")
+        return self
+
+
+class Config(Section):
+    """The whole file."""
+
+    daemon: DaemonSection = Field(default_factory=DaemonSection)
+    listener: tuple[ListenerSection, ...] = Field(min_length=1)
+    limits: LimitsSection = Field(default_factory=LimitsSection)
+    engine: EngineSection = Field(default_factory=EngineSection)
+    token: tuple[TokenSection, ...] = ()
+    satellite: tuple[SatelliteSection, ...] = ()

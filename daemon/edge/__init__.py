@@ -1,0 +1,1 @@
+"""The client side: listener, TLS, greeting, admission, refusal, dial, hand-off."""

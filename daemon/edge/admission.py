@@ -1,0 +1,70 @@
+"""Who may use which satellite. Pure: tokens in, principals out; stores nothing but the configuration's hashes.
+
+Constant time: every stored hash is compared for every request, so neither the time nor the answer tells which tokens
+exist. Tokens carry 256 random bits, so a plain SHA-256 is enough: there is nothing to guess.
+"""
+
+import dataclasses
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+from bentpipe.config.model import TokenSection
+from bentpipe.daemon.errors import NoSuchSatellite, Unauthenticated
+from bentpipe.daemon.model import SatelliteKey
+
+TOKEN_WORDS = "the satellite_token is missing or not valid"
+SATELLITE_WORDS = "no such satellite, or not yours"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Grant:
+    """Satellites of one org: one by name, or all whose names begin with `prefix`."""
+
+    org: str
+    prefix: str
+    exact: bool
+
+    @classmethod
+    def parse(cls, text: str) -> "Grant":
+        """Read `org/name`, `org/prefix*` or `org/*`; the configuration has checked the form."""
+        org, _, name = text.partition("/")
+        return cls(org, name.removesuffix("*"), not name.endswith("*"))
+
+    def covers(self, key: SatelliteKey) -> bool:
+        """Whether the satellite is among those granted."""
+        return self.org == key.org and (key.name == self.prefix if self.exact else key.name.startswith(self.prefix))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Principal:
+    """Whoever shows a token: a name for the logs, and what it may use."""
+
+    name: str
+    grants: tuple[Grant, ...]
+
+
+class Admission:
+    """The table of tokens."""
+
+    def __init__(self, tokens: Iterable[TokenSection]) -> None:
+        self._tokens = [
+            (bytes.fromhex(token.hash.removeprefix("sha256:")), Principal(token.name, tuple(map(Grant.parse, token.grants))))
+            for token in tokens
+        ]
+
+    def authenticate(self, token: str | None) -> Principal:
+        """Find the token's principal. Raises Unauthenticated."""
+        digest = hashlib.sha256((token or "").encode()).digest()
+        found: Principal | None = None
+        for stored, principal in self._tokens:
+            if hmac.compare_digest(stored, digest):
+                found = principal
+        if found is None or not token:
+            raise Unauthenticated(TOKEN_WORDS)
+        return found
+
+    def authorize(self, principal: Principal, key: SatelliteKey) -> None:
+        """Check that the principal may use the satellite. Raises NoSuchSatellite, as for one that does not exist."""
+        if not any(grant.covers(key) for grant in principal.grants):
+            raise NoSuchSatellite(f"{principal.name} may not use {key}", peer_hint=SATELLITE_WORDS)

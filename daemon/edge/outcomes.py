@@ -1,0 +1,44 @@
+"""How connections end before they are spliced: the closed list that logs and counters use."""
+
+import collections
+import dataclasses
+import enum
+
+
+class Outcome(enum.Enum):
+    """What became of an accepted connection."""
+
+    SPLICED = "spliced"
+    REFUSED = "refused"
+    PROBE = "probe"
+    """Closed by the peer before a request: a load balancer's health check. Not an error."""
+    CLIENT_GONE = "client-gone"
+    """Left while it was held."""
+    DEADLINE = "deadline"
+    """No complete request before greeting_deadline."""
+    MALFORMED = "malformed"
+    """Broke RFC 9113, or a limit of the greeting."""
+    HTTP1 = "http1"
+    NOT_HTTP2 = "not-http2"
+    TLS_ON_PLAIN_PORT = "tls-on-plain-port"
+    PLAIN_ON_TLS_PORT = "plain-on-tls-port"
+    TLS_FAILED = "tls-failed"
+    BROKEN = "broken"
+    """The connection broke under us, or a leg failed between lease and hand-off."""
+    OVER_LIMIT = "over-limit"
+    """Closed at accept: max_connections or max_connections_per_address."""
+    CRASHED = "crashed"
+    """A bug of ours; the log has its traceback."""
+
+
+@dataclasses.dataclass(slots=True)
+class Counters:
+    """Counts since the start; only the Trio thread touches them."""
+
+    accepted: int = 0
+    accept_errors: int = 0
+    ended: collections.Counter[Outcome] = dataclasses.field(default_factory=collections.Counter)
+    refusals: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    """By gRPC status name."""
+    malformed: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    """By the greeting's limit or RFC 9113 error code."""

@@ -1,0 +1,186 @@
+"""One socket, with or without TLS, as the edge sees it before the hand-off.
+
+Owns: a non-blocking socket and its TLS connection, until `detach` gives both away, once. Reads are split into a wait
+that may be cancelled and a read that cannot block, so a cancelled reader never loses a byte. Never buffers.
+"""
+
+import contextlib
+import socket
+
+import trio
+
+from bentpipe.native.engine import Leg
+from bentpipe.native.tls import TlsConnection, TlsError, WantRead, WantWrite
+
+RECEIVE_BYTES = 16 * 1024
+"""One read: the size of a TLS record and of HTTP/2's default frame, so that neither is split without need."""
+
+LINGER_S = 1.0
+"""How long unread input is drained before close: closing over it sends RST, which destroys what the peer has not read
+yet (RFC 9112 §9.6; grpc-go waits as long for the same reason)."""
+
+LINGER_BYTES = 1 << 20
+"""What is drained at most meanwhile."""
+
+KEEPALIVE_IDLE_S = 60
+KEEPALIVE_INTERVAL_S = 10
+KEEPALIVE_PROBES = 6
+USER_TIMEOUT_MS = 120_000
+"""A dead peer is found after about two minutes, be it silent (keepalive) or not acknowledging (tcp(7),
+TCP_USER_TIMEOUT)."""
+
+
+class TransportError(Exception):
+    """The connection broke; `str()` has the kernel's or OpenSSL's words."""
+
+
+class Truncated(TransportError):
+    """TLS ended by FIN without close_notify (RFC 8446 §6.1): what came may not be all that was sent."""
+
+
+def tune_socket(sock: socket.socket) -> None:
+    """Set what every leg needs: no Nagle delay, and dead peers noticed. Quietly skips sockets that are not TCP."""
+    sock.setblocking(False)
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+
+
+class Transport:
+    """A connected socket; takes it. All methods raise TransportError when the connection is broken."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        tune_socket(sock)
+        self._sock = sock
+        self._tls: TlsConnection | None = None
+        self._open = True
+
+    @property
+    def fileno(self) -> int:
+        """The socket's descriptor, still owned by this object."""
+        return self._sock.fileno()
+
+    @property
+    def tls(self) -> TlsConnection | None:
+        """The TLS connection, once `start_tls` was called."""
+        return self._tls
+
+    async def start_tls(self, tls: TlsConnection) -> None:
+        """Take `tls` (made for this socket) and complete its handshake."""
+        self._tls = tls
+        while True:
+            try:
+                tls.do_handshake()
+                return
+            except WantRead:
+                await trio.lowlevel.wait_readable(self._sock)
+            except WantWrite:
+                await trio.lowlevel.wait_writable(self._sock)
+            except (TlsError, OSError) as exc:
+                raise TransportError(str(exc)) from exc
+
+    async def peek_byte(self) -> bytes:
+        """Wait for the first byte and return it without consuming it; b"" if the peer closed first."""
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            try:
+                return self._sock.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise TransportError(str(exc)) from exc
+
+    def receive_nowait(self, max_bytes: int = RECEIVE_BYTES) -> bytes | None:
+        """Read what is there: b"" at the end of the stream, None if nothing is there yet."""
+        try:
+            return self._sock.recv(max_bytes) if self._tls is None else self._tls.read(max_bytes)
+        except (BlockingIOError, WantRead, WantWrite):
+            # WantWrite on a read (a KeyUpdate's answer that does not fit) is rare; the next write flushes it.
+            return None
+        except (TlsError, OSError) as exc:
+            raise TransportError(str(exc)) from exc
+
+    async def wait_readable(self) -> None:
+        """Wait until `receive_nowait` is worth calling again; cancelling it loses nothing."""
+        if self._tls is None or not self._tls.pending_bytes:
+            await trio.lowlevel.wait_readable(self._sock)
+        else:
+            await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int = RECEIVE_BYTES) -> bytes:
+        """Read at least a byte; b"" at the end of the stream."""
+        while True:
+            data = self.receive_nowait(max_bytes)
+            if data is not None:
+                return data
+            await self.wait_readable()
+
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """Write what fits and return how much; 0 if nothing does.
+
+        After a partial write the next one must begin with the same bytes (SSL_write(3)).
+        """
+        try:
+            return self._sock.send(data) if self._tls is None else self._tls.write(memoryview(data))
+        except (BlockingIOError, WantRead, WantWrite):
+            return 0
+        except (TlsError, OSError) as exc:
+            raise TransportError(str(exc)) from exc
+
+    async def wait_writable(self) -> None:
+        """Wait until `send_nowait` is worth calling again."""
+        await trio.lowlevel.wait_writable(self._sock)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Write everything. If cancelled, an unknown part was written: the stream is then good for closing only."""
+        rest = memoryview(data)
+        while rest:
+            sent = self.send_nowait(rest)
+            if sent:
+                rest = rest[sent:]
+            else:
+                await self.wait_writable()
+
+    def detach(self) -> Leg:
+        """Make the pair ready for the engine; `detached` must be called when the engine has taken it.
+
+        Trio forgets the descriptor first: its epoll must not go on watching a socket that another thread owns.
+        """
+        trio.lowlevel.notify_closing(self._sock)
+        return Leg(self._sock.fileno(), self._tls)
+
+    def detached(self) -> None:
+        """The engine owns the descriptor and the TLS connection now: forget both without closing them."""
+        self._sock.detach()
+        self._tls = None
+        self._open = False
+
+    async def close_gracefully(self) -> None:
+        """Half-close, drain what the peer still sends, close; bounded by LINGER_S. Never raises TransportError."""
+        with contextlib.suppress(TransportError, OSError), trio.move_on_after(LINGER_S):
+            if self._tls is not None:
+                with contextlib.suppress(WantRead, WantWrite, TlsError):
+                    self._tls.shutdown()
+            self._sock.shutdown(socket.SHUT_WR)
+            drained = 0
+            while drained < LINGER_BYTES:
+                data = await self.receive_some()
+                if not data:
+                    break
+                drained += len(data)
+        self.close()
+
+    def close(self) -> None:
+        """Close at once; idempotent. With unread input the peer sees RST."""
+        if not self._open:
+            return
+        self._open = False
+        if self._tls is not None:
+            self._tls.close()
+        trio.lowlevel.notify_closing(self._sock)
+        self._sock.close()

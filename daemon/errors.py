@@ -1,0 +1,127 @@
+"""What can go wrong, whose fault it is, and what the client is told.
+
+Owns: the error taxonomy of the daemon. Foreign exceptions (OSError, boto3, OpenSSL) are converted at the boundary
+where they arise, with `raise ... from exc`; above it only these are seen. Called by every other module.
+"""
+
+import enum
+
+from bentpipe.proto.grpc_status import GrpcStatus
+
+
+class Source(enum.Enum):
+    """Who caused an error."""
+
+    CLIENT = "client"
+    SATELLITE = "satellite"
+    PROVIDER = "provider"
+    OPERATOR = "operator"
+    INTERNAL = "internal"
+
+
+class BentpipeError(Exception):
+    """Base of the daemon's own errors.
+
+    `status` is the gRPC status the client gets, `peer_hint` the words it gets (never a secret, never another tenant's
+    name); `str(error)` is for the operator's log.
+    """
+
+    source: Source = Source.INTERNAL
+    status: GrpcStatus = GrpcStatus.INTERNAL
+    retryable: bool = False
+
+    def __init__(self, message: str, *, peer_hint: str | None = None) -> None:
+        super().__init__(message)
+        self.peer_hint = message if peer_hint is None else peer_hint
+
+
+class Refused(BentpipeError):
+    """The client may not have what it asked for; base of the admission errors."""
+
+    source = Source.CLIENT
+
+
+class Unauthenticated(Refused):
+    """No token, or one that is not ours."""
+
+    status = GrpcStatus.UNAUTHENTICATED
+
+
+class NoSuchSatellite(Refused):
+    """Unknown satellite or one of somebody else: one answer for both, so that names cannot be probed."""
+
+    status = GrpcStatus.NOT_FOUND
+
+
+class InvalidMetadata(Refused):
+    """The request's metadata is missing a field, repeats one, or is malformed."""
+
+    status = GrpcStatus.INVALID_ARGUMENT
+
+
+class LimitReached(Refused):
+    """A named limit of the configuration is used up."""
+
+    status = GrpcStatus.RESOURCE_EXHAUSTED
+    retryable = True
+
+
+class Draining(BentpipeError):
+    """The daemon is shutting down and takes nobody in any more."""
+
+    status = GrpcStatus.UNAVAILABLE
+    retryable = True
+
+
+class WakeFailed(BentpipeError):
+    """The satellite could not be woken, or not before the deadline; carries the provider's reason."""
+
+    source = Source.SATELLITE
+    status = GrpcStatus.UNAVAILABLE
+    retryable = True
+
+
+class SatelliteUnusable(BentpipeError):
+    """The satellite is FAILED, OFFLINE or being destroyed: waking it is no use until somebody acts."""
+
+    source = Source.SATELLITE
+    status = GrpcStatus.FAILED_PRECONDITION
+
+
+class DialFailed(BentpipeError):
+    """The satellite is awake but its address could not be reached before the deadline."""
+
+    source = Source.SATELLITE
+    status = GrpcStatus.UNAVAILABLE
+    retryable = True
+
+
+class ProviderError(BentpipeError):
+    """Base of what a provider can raise; the subclass decides what the wake loop does about it."""
+
+    source = Source.PROVIDER
+    status = GrpcStatus.UNAVAILABLE
+
+
+class ProviderRetryable(ProviderError):
+    """A passing fault: the same call may work a moment later."""
+
+    retryable = True
+
+
+class ProviderCapacity(ProviderError):
+    """The cloud has no such machine to give now: try again in minutes."""
+
+    retryable = True
+
+
+class MachineNotFound(ProviderError):
+    """The provider knows no machine by that id."""
+
+
+class ProviderPermanent(ProviderError):
+    """Permission or configuration: nothing changes until somebody acts."""
+
+
+class SleepModeRefused(ProviderError):
+    """The machine cannot sleep in the asked-for way (for example hibernate); another way may work."""

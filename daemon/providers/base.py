@@ -1,0 +1,40 @@
+"""The contract between the fleet and whatever runs its machines.
+
+A provider is the truth about its machines: it keeps no opinion of satellites, tokens or clients. Calls may take long
+and may be cancelled at any checkpoint; a cancelled call leaves the machine in a state that `describe` tells truly.
+`tests/daemon/providers/provider_contract.py` is this text as tests.
+"""
+
+from typing import Protocol
+
+from bentpipe.daemon.model import Machine, MachineId, SleepMode
+
+
+class Provider(Protocol):
+    """Starts, watches and stops machines. Every method raises a `ProviderError` subclass and nothing else."""
+
+    async def describe(self, machine_id: MachineId) -> Machine:
+        """Say how the machine is now. Raises MachineNotFound."""
+        ...
+
+    async def wait_changed(self, seen: Machine) -> Machine:
+        """Return as soon as a look at the machine differs from `seen` (at once if it does already).
+
+        Never raises MachineNotFound for a machine that was seen: one that is gone is TERMINATED.
+        """
+        ...
+
+    async def start(self, machine_id: MachineId) -> None:
+        """Begin to start or resume the machine; returns once the provider has accepted, not when it runs.
+
+        On a machine that is PENDING or RUNNING already it does nothing. On one that is STOPPING it raises
+        ProviderRetryable.
+        """
+        ...
+
+    async def stop(self, machine_id: MachineId, mode: SleepMode) -> None:
+        """Begin to put the machine to sleep; returns once accepted. Raises SleepModeRefused.
+
+        On a machine that is STOPPING, STOPPED or HIBERNATED already it does nothing.
+        """
+        ...

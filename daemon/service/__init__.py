@@ -1,0 +1,1 @@
+"""The composition root and what operators run: serve, check, token, doctor, demo."""

@@ -1,0 +1,1 @@
+"""The wire: HTTP/2 greeting and gRPC status. Sans-IO: imports neither trio nor socket."""

@@ -1,0 +1,66 @@
+"""Build of bentpipe: the four top-level folders become the packages of `bentpipe`, and the C engine is compiled.
+
+There is no `bentpipe/__init__.py`: bentpipe is a namespace (PEP 420), and every package is listed here.
+Ranges are given here; `requirements.lock` pins what is tested.
+"""
+
+from setuptools import setup
+
+PACKAGES = {
+    "bentpipe.config": "config",
+    "bentpipe.daemon": "daemon",
+    "bentpipe.daemon.edge": "daemon/edge",
+    "bentpipe.daemon.fleet": "daemon/fleet",
+    "bentpipe.daemon.providers": "daemon/providers",
+    "bentpipe.daemon.service": "daemon/service",
+    "bentpipe.native": "native",
+    "bentpipe.proto": "proto",
+}
+
+TEST = [
+    "cryptography>=42",
+    "grpcio>=1.60",
+    "grpclib>=0.4.7",
+    "hypothesis>=6.100",
+    "psutil>=5.9",
+    "pytest>=8",
+    "pytest-trio>=0.8",
+    "trustme>=1.1",
+]
+CHECK = [
+    "flake8-async>=24",
+    "import-linter>=2",
+    "mypy>=1.10",
+    "ruff>=0.6",
+    "types-cffi",
+    "types-protobuf",
+    "types-psutil",
+    "types-setuptools",
+]
+
+setup(
+    name="bentpipe",
+    version="0.1.0",
+    description="Routes gRPC build traffic to sleeping satellites, at the cost of plain TCP",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=list(PACKAGES),
+    package_dir=PACKAGES,
+    package_data={name: ["py.typed", "*.pyi", "*.toml"] for name in PACKAGES},
+    install_requires=[
+        "cffi>=1.16",
+        "click>=8.1",
+        "h2>=4.1",
+        "hpack>=4.0",
+        "hyperframe>=6.0",
+        "pydantic>=2.6",
+        "rich>=13",
+        "trio>=0.25",
+    ],
+    extras_require={"test": TEST, "check": CHECK, "demo": ["cryptography>=42", "grpcio>=1.60", "trustme>=1.1"]},
+    setup_requires=["cffi>=1.16"],
+    cffi_modules=["native/_build.py:ffi"],
+    entry_points={"console_scripts": ["bentpipe = bentpipe.daemon.service.cli:main"]},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    zip_safe=False,
+)
