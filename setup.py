@@ -9,6 +9,7 @@ from setuptools import setup
 PACKAGES = {
     "bentpipe.config": "config",
     "bentpipe.daemon": "daemon",
+    "bentpipe.daemon.demo": "daemon/demo",
     "bentpipe.daemon.edge": "daemon/edge",
     "bentpipe.daemon.fleet": "daemon/fleet",
     "bentpipe.daemon.providers": "daemon/providers",

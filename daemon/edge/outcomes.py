@@ -42,3 +42,11 @@ class Counters:
     """By gRPC status name."""
     malformed: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     """By the greeting's limit or RFC 9113 error code."""
+
+
+class Gone(Exception):
+    """The connection is over and nothing is left to say; `outcome` is how it is counted."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.value)
+        self.outcome = outcome

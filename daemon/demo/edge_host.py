@@ -1,0 +1,163 @@
+"""The demo's edge host: certificates, configuration, and a real `bentpipe serve` in a process of its own."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import trustme
+
+from bentpipe.daemon.demo.timeline import Change
+from bentpipe.daemon.model import SatelliteState
+
+ORG = "acme"
+START_DEADLINE_S = 20.0
+STOP_DEADLINE_S = 40.0
+CLOCK_TICKS_S = 1 / os.sysconf("SC_CLK_TCK")
+MAIN_THREAD = "trio"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DemoSatellite:
+    """A satellite of the demo: its name, further arguments of the demo's own satellite, or another program."""
+
+    name: str
+    arguments: tuple[str, ...] = ()
+    command: tuple[str, ...] = (sys.executable, "-P", "-m", "bentpipe.daemon.demo.satellite", "{port}")
+
+
+class EdgeHost:
+    """Runs the daemon on a free port with TLS, in a temporary folder that goes with it.
+
+    The log is JSON lines in `log_path`.
+    """
+
+    def __init__(self, satellites: Sequence[DemoSatellite], *, sleep_after_s: float) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="bentpipe-demo-"))
+        self.token = "bp_" + secrets.token_hex(32)
+        self.log_path = self._directory / "log"
+        authority = trustme.CA()
+        self.ca_pem = authority.cert_pem.bytes()
+        certificate = authority.issue_cert("localhost", "127.0.0.1")
+        (self._directory / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+        key = self._directory / "key.pem"
+        key.touch(mode=0o600)
+        key.write_bytes(certificate.private_key_pem.bytes())
+        self.config_path = self._directory / "bentpipe.toml"
+        self.config_path.write_text(self._config(satellites, sleep_after_s))
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+
+    def _config(self, satellites: Sequence[DemoSatellite], sleep_after_s: float) -> str:
+        lines = [
+            '[daemon]\nlog_format = "json"\ndrain_deadline = "5s"',
+            '[[listener]]\naddress = "127.0.0.1:0"\n[listener.tls]',
+            f'certificate = "{self._directory / "cert.pem"}"\nkey = "{self._directory / "key.pem"}"',
+            f'[[token]]\nname = "demo"\nhash = "sha256:{hashlib.sha256(self.token.encode()).hexdigest()}"',
+            f'grants = ["{ORG}/*"]',
+        ]
+        for satellite in satellites:
+            command = [*satellite.command, *satellite.arguments]
+            lines += [
+                f'[[satellite]]\norg = "{ORG}"\nname = "{satellite.name}"\nsleep_after = "{sleep_after_s}s"',
+                'min_awake = "0s"\nwake_deadline = "30s"\nretry_after = "1s"\n[satellite.process]',
+                f"command = {json.dumps(command)}\nstop_grace = \"3s\"",
+            ]
+        return "\n".join(lines) + "\n"
+
+    def __enter__(self) -> Self:
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "bentpipe.daemon.service.cli", "serve", "--config", self.config_path],
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+        try:
+            self._wait_listening()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _wait_listening(self) -> None:
+        deadline = time.monotonic() + START_DEADLINE_S
+        while time.monotonic() < deadline:
+            for record in self.records():
+                if record.get("message") == "listening":
+                    self.port = int(str(record["port"]))
+                    return
+            if self._process is None or self._process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise RuntimeError(f"the daemon did not start:\n{self.log_path.read_text()}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        shutil.rmtree(self._directory)
+
+    def stop(self) -> int:
+        """Send SIGTERM and wait. Returns the exit code."""
+        if self._process is None:
+            raise RuntimeError("not started")
+        self._process.terminate()
+        return self._process.wait(STOP_DEADLINE_S)
+
+    def records(self) -> Iterator[dict[str, object]]:
+        """Every complete line of the daemon's log so far."""
+        for line in self.log_path.read_text().splitlines():
+            if line.startswith("{"):
+                yield json.loads(line)
+
+    def changes(self) -> list[Change]:
+        """Every transition of a satellite so far."""
+        return [
+            Change(str(r["satellite"]).removeprefix(f"{ORG}/"), SatelliteState(str(r["after"])), float(str(r["at"])))
+            for r in self.records()
+            if r.get("message") == "satellite"
+        ]
+
+    def wait_state(self, satellite: str, state: SatelliteState, deadline_s: float) -> None:
+        """Wait until the satellite's last logged state is `state`. Raises TimeoutError."""
+        deadline = time.monotonic() + deadline_s
+        while time.monotonic() < deadline:
+            own = [change.state for change in self.changes() if change.satellite == satellite]
+            if own and own[-1] is state:
+                return
+            time.sleep(0.05)
+        raise TimeoutError(f"{satellite} did not become {state.value} in {deadline_s:g} s")
+
+    def starts(self, satellite: str) -> int:
+        """How often the satellite was woken so far."""
+        return sum(c.state is SatelliteState.STARTING for c in self.changes() if c.satellite == satellite)
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds (user and system) of the daemon so far: its Trio thread, and the others by name (proc(5))."""
+        if self._process is None:
+            raise RuntimeError("not started")
+        used: dict[str, float] = {}
+        for task in Path(f"/proc/{self._process.pid}/task").iterdir():
+            name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
+            fields = rest.split()
+            name = MAIN_THREAD if task.name == str(self._process.pid) else name
+            used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) * CLOCK_TICKS_S
+        return used

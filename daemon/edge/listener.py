@@ -1,0 +1,131 @@
+"""The ways in: sockets of our own or from systemd, accept with limits, one session task per connection."""
+
+import collections
+import errno
+import logging
+import socket
+
+import trio
+
+from bentpipe.daemon.edge.outcomes import Outcome
+from bentpipe.daemon.edge.session import Edge, Session
+from bentpipe.daemon.edge.transport import Transport
+from bentpipe.native.tls import TlsServerContext
+
+log = logging.getLogger("bentpipe.edge")
+
+BACKLOG = 4096
+"""A herd of held builds that reconnects at once must not see its SYNs dropped; the kernel caps it at somaxconn."""
+
+ACCEPT_BACKOFF_S = 0.1
+"""Pause when descriptors or memory run out: accept would otherwise fail in a busy loop (accept(2), EMFILE)."""
+
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Open listening sockets: one for an address, one for both families (or IPv4 alone) for an empty host.
+
+    Raises OSError.
+    """
+    if host:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return [_listen(family, host, port, v6only=True)]
+    if socket.has_dualstack_ipv6():
+        return [_listen(socket.AF_INET6, "::", port, v6only=False)]
+    return [_listen(socket.AF_INET, "0.0.0.0", port, v6only=True)]
+
+
+def _listen(family: socket.AddressFamily, host: str, port: int, *, v6only: bool) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        sock.close()
+        raise OSError(exc.errno, f"cannot listen on {host}:{port}: {exc.strerror}") from exc
+    return sock
+
+
+class Connections:
+    """Counts what is open, in all and per address: every accepted connection until its splice ends."""
+
+    def __init__(self, max_connections: int, max_per_address: int) -> None:
+        self._max = max_connections
+        self._max_per_address = max_per_address
+        self._per_address: collections.Counter[str] = collections.Counter()
+        self._total = 0
+
+    def admit(self, address: str) -> bool:
+        """Count one more, unless a limit is reached."""
+        if self._total >= self._max or self._per_address[address] >= self._max_per_address:
+            return False
+        self._total += 1
+        self._per_address[address] += 1
+        return True
+
+    def leave(self, address: str) -> None:
+        """Count one less."""
+        self._total -= 1
+        self._per_address[address] -= 1
+        if not self._per_address[address]:
+            del self._per_address[address]
+
+
+class Listener:
+    """One listening socket; takes it."""
+
+    def __init__(self, sock: socket.socket, tls: TlsServerContext | None, edge: Edge, connections: Connections) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._tls = tls
+        self._edge = edge
+        self._connections = connections
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """(IP address, port) as bound."""
+        name = self._sock.getsockname()
+        return name[0], name[1]
+
+    async def run_listener(self, sessions: trio.Nursery) -> None:
+        """Accept for ever, each connection in a task of `sessions`; closes the socket when cancelled."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._sock)
+                await self._accept(sessions)
+        finally:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+
+    async def _accept(self, sessions: trio.Nursery) -> None:
+        try:
+            sock, name = self._sock.accept()
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._edge.counters.accept_errors += 1
+            if exc.errno in EXHAUSTED:
+                log.warning("cannot accept", extra={"fields": {"error": str(exc)}})
+                await trio.sleep(ACCEPT_BACKOFF_S)
+            return
+        self._edge.counters.accepted += 1
+        host = str(name[0]) if name else "unix"
+        if not self._connections.admit(host):
+            self._edge.counters.ended[Outcome.OVER_LIMIT] += 1
+            sock.close()
+            return
+        sessions.start_soon(self._serve, sock, host, f"{host}:{name[1]}" if name else host)
+
+    async def _serve(self, sock: socket.socket, host: str, peer: str) -> None:
+        spliced = False
+        try:
+            spliced = await Session(self._edge, Transport(sock), self._tls, peer).run(
+                lambda: self._connections.leave(host)
+            )
+        finally:
+            if not spliced:
+                self._connections.leave(host)

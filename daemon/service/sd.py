@@ -1,0 +1,57 @@
+"""The three sides of systemd that a service meets: notification, watchdog and socket activation.
+
+Sources: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3). Written here because each is a few lines of a stable,
+documented protocol; nothing is linked.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+
+import trio
+
+LISTEN_FDS_START = 3
+"""First descriptor that systemd passes (sd_listen_fds(3))."""
+
+
+def notify(state: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Send `state` (for example "READY=1") to the service manager; False if there is none. Raises OSError."""
+    target = environment.get("NOTIFY_SOCKET")
+    if not target:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.connect("\0" + target[1:] if target.startswith("@") else target)
+        sock.sendall(state.encode())
+    return True
+
+
+def watchdog_interval_s(environment: Mapping[str, str] = os.environ) -> float | None:
+    """Half of WATCHDOG_USEC in seconds, as sd_watchdog_enabled(3) advises; None if no watchdog waits for this process."""
+    usec = environment.get("WATCHDOG_USEC", "")
+    pid = environment.get("WATCHDOG_PID", "")
+    if not usec.isdigit() or (pid and pid != str(os.getpid())):
+        return None
+    return int(usec) / 2e6
+
+
+async def run_watchdog() -> None:
+    """Ping the watchdog from the Trio thread for ever, so that a stuck loop is noticed; ends if there is no watchdog."""
+    interval_s = watchdog_interval_s()
+    while interval_s is not None:
+        notify("WATCHDOG=1")
+        await trio.sleep(interval_s)
+
+
+def listen_sockets(environment: Mapping[str, str] = os.environ) -> dict[str, list[socket.socket]]:
+    """Take the sockets that systemd passed, by FileDescriptorName=; empty without socket activation."""
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    count = int(environment.get("LISTEN_FDS", "0"))
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    found: dict[str, list[socket.socket]] = {}
+    for index in range(count):
+        name = names[index] if index < len(names) and names[index] else "unknown"
+        fd = LISTEN_FDS_START + index
+        os.set_inheritable(fd, False)
+        found.setdefault(name, []).append(socket.socket(fileno=fd))
+    return found

@@ -1,0 +1,201 @@
+"""Two real gRPC clients behind one small face: every case runs on grpcio (C-core) and on grpclib (h2, asyncio)."""
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import grpc
+from grpclib.client import Channel, StreamStreamMethod, StreamUnaryMethod, UnaryStreamMethod, UnaryUnaryMethod
+from grpclib.encoding.base import CodecBase
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+SERVICE = "bentpipe.demo.Satellite"
+TIMEOUT_S = 30.0
+
+Metadata = Sequence[tuple[str, str]]
+
+
+class CallError(Exception):
+    """A call ended with a status other than OK."""
+
+    def __init__(self, code: int, details: str) -> None:
+        super().__init__(f"{code}: {details}")
+        self.code = code
+        self.details = details
+
+
+class Client(Protocol):
+    """What the cases need of a client; all of it blocks, all of it raises CallError."""
+
+    def unary(self, method: str, message: bytes, *, timeout_s: float = TIMEOUT_S) -> bytes: ...
+    def concurrent(self, method: str, messages: Sequence[bytes]) -> list[bytes]: ...
+    def upload(self, chunks: Sequence[bytes]) -> bytes: ...
+    def download(self, size_bytes: int) -> bytes: ...
+    def chat(self, messages: Sequence[bytes]) -> list[bytes]: ...
+    def cancelled(self, method: str, message: bytes, after_s: float) -> None: ...
+    def close(self) -> None: ...
+
+
+class GrpcioClient:
+    """grpcio: the C-core stack that Python, Ruby, PHP and C++ clients share."""
+
+    def __init__(self, port: int, ca_pem: bytes | None, metadata: Metadata) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_metadata_size", 1 << 16)]
+        target = f"localhost:{port}" if ca_pem else f"127.0.0.1:{port}"
+        self._channel = (
+            grpc.secure_channel(target, grpc.ssl_channel_credentials(ca_pem), options=options)
+            if ca_pem
+            else grpc.insecure_channel(target, options=options)
+        )
+        self._metadata = tuple(metadata)
+
+    def unary(self, method: str, message: bytes, *, timeout_s: float = TIMEOUT_S) -> bytes:
+        return self._run(
+            lambda: self._channel.unary_unary(f"/{SERVICE}/{method}")(
+                message, metadata=self._metadata, timeout=timeout_s
+            )
+        )
+
+    def concurrent(self, method: str, messages: Sequence[bytes]) -> list[bytes]:
+        call = self._channel.unary_unary(f"/{SERVICE}/{method}")
+        futures = [call.future(message, metadata=self._metadata, timeout=TIMEOUT_S) for message in messages]
+        return self._run(lambda: [future.result() for future in futures])
+
+    def upload(self, chunks: Sequence[bytes]) -> bytes:
+        return self._run(
+            lambda: self._channel.stream_unary(f"/{SERVICE}/Upload")(
+                iter(chunks), metadata=self._metadata, timeout=TIMEOUT_S
+            )
+        )
+
+    def download(self, size_bytes: int) -> bytes:
+        call = self._channel.unary_stream(f"/{SERVICE}/Download")
+        return self._run(
+            lambda: b"".join(call(b"%d" % size_bytes, metadata=self._metadata, timeout=TIMEOUT_S))
+        )
+
+    def chat(self, messages: Sequence[bytes]) -> list[bytes]:
+        call = self._channel.stream_stream(f"/{SERVICE}/Chat")
+        return self._run(lambda: list(call(iter(messages), metadata=self._metadata, timeout=TIMEOUT_S)))
+
+    def cancelled(self, method: str, message: bytes, after_s: float) -> None:
+        call = self._channel.unary_unary(f"/{SERVICE}/{method}").future(message, metadata=self._metadata)
+        try:
+            call.result(timeout=after_s)
+        except grpc.FutureTimeoutError:
+            call.cancel()
+        else:
+            raise AssertionError("the call ended before it was cancelled")
+
+    def close(self) -> None:
+        self._channel.close()
+
+    @staticmethod
+    def _run(call):  # noqa: ANN001, ANN205 - generic over the call's result; PEP 695 needs Python 3.12
+        try:
+            return call()
+        except grpc.RpcError as exc:
+            raise CallError(exc.code().value[0], exc.details()) from exc
+
+
+class BytesCodec(CodecBase):
+    """Messages are bytes as they are."""
+
+    __content_subtype__ = "proto"
+
+    def encode(self, message: bytes, message_type: type) -> bytes:
+        return message
+
+    def decode(self, data: bytes, message_type: type) -> bytes:
+        return data
+
+
+class GrpclibClient:
+    """grpclib: pure Python on the h2 library, in an event loop of its own."""
+
+    def __init__(self, port: int, ca_pem: bytes | None, metadata: Metadata) -> None:
+        context = None
+        if ca_pem:
+            context = ssl.create_default_context(cadata=ca_pem.decode())
+            context.set_alpn_protocols(["h2"])
+        self._loop = asyncio.new_event_loop()
+        self._metadata = list(metadata)
+        self._where = ("localhost" if ca_pem else "127.0.0.1", port, context)
+        self._channel: Channel | None = None
+
+    def _run(self, call: Callable[[Channel], Awaitable]):  # noqa: ANN202 - generic over the call's result
+        async def run():  # noqa: ANN202
+            if self._channel is None:
+                host, port, context = self._where
+                self._channel = Channel(host, port, ssl=context, codec=BytesCodec())
+            return await call(self._channel)
+
+        try:
+            return self._loop.run_until_complete(run())
+        except GRPCError as exc:
+            raise CallError(exc.status.value, exc.message or "") from exc
+        except asyncio.TimeoutError as exc:
+            raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], "deadline") from exc
+        except (StreamTerminatedError, ConnectionError) as exc:
+            raise CallError(grpc.StatusCode.UNAVAILABLE.value[0], str(exc)) from exc
+
+    def _unary(self, channel: Channel, method: str, message: bytes, timeout_s: float) -> Awaitable[bytes]:
+        call = UnaryUnaryMethod(channel, f"/{SERVICE}/{method}", bytes, bytes)
+        return call(message, timeout=timeout_s, metadata=self._metadata)
+
+    def unary(self, method: str, message: bytes, *, timeout_s: float = TIMEOUT_S) -> bytes:
+        return self._run(lambda channel: self._unary(channel, method, message, timeout_s))
+
+    def concurrent(self, method: str, messages: Sequence[bytes]) -> list[bytes]:
+        async def gather(channel: Channel) -> list[bytes]:
+            return list(await asyncio.gather(*(self._unary(channel, method, m, TIMEOUT_S) for m in messages)))
+
+        return self._run(gather)
+
+    def upload(self, chunks: Sequence[bytes]) -> bytes:
+        return self._run(
+            lambda channel: StreamUnaryMethod(channel, f"/{SERVICE}/Upload", bytes, bytes)(
+                list(chunks), timeout=TIMEOUT_S, metadata=self._metadata
+            )
+        )
+
+    def download(self, size_bytes: int) -> bytes:
+        async def download(channel: Channel) -> bytes:
+            call = UnaryStreamMethod(channel, f"/{SERVICE}/Download", bytes, bytes)
+            return b"".join(await call(b"%d" % size_bytes, timeout=TIMEOUT_S, metadata=self._metadata))
+
+        return self._run(download)
+
+    def chat(self, messages: Sequence[bytes]) -> list[bytes]:
+        async def chat(channel: Channel) -> list[bytes]:
+            answers = []
+            call = StreamStreamMethod(channel, f"/{SERVICE}/Chat", bytes, bytes)
+            async with call.open(timeout=TIMEOUT_S, metadata=self._metadata) as stream:
+                for message in messages:
+                    await stream.send_message(message)
+                    answers.append(await stream.recv_message())
+                await stream.end()
+                assert await stream.recv_message() is None
+            return answers
+
+        return self._run(chat)
+
+    def cancelled(self, method: str, message: bytes, after_s: float) -> None:
+        async def cancel(channel: Channel) -> None:
+            task = asyncio.ensure_future(self._unary(channel, method, message, TIMEOUT_S))
+            done, _ = await asyncio.wait([task], timeout=after_s)
+            assert not done, "the call ended before it was cancelled"
+            task.cancel()
+            await asyncio.wait([task])
+
+        self._run(cancel)
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.close()
+
+
+CLIENTS: dict[str, type[GrpcioClient] | type[GrpclibClient]] = {"grpcio": GrpcioClient, "grpclib": GrpclibClient}
