@@ -42,7 +42,10 @@ class EdgeHost:
     The log is JSON lines in `log_path`.
     """
 
-    def __init__(self, satellites: Sequence[DemoSatellite], *, sleep_after_s: float) -> None:
+    def __init__(
+        self, satellites: Sequence[DemoSatellite], *, sleep_after_s: float, drain_deadline_s: float = 20
+    ) -> None:
+        self._drain_deadline_s = drain_deadline_s
         self._directory = Path(tempfile.mkdtemp(prefix="bentpipe-demo-"))
         self.token = "bp_" + secrets.token_hex(32)
         self.log_path = self._directory / "log"
@@ -60,7 +63,7 @@ class EdgeHost:
 
     def _config(self, satellites: Sequence[DemoSatellite], sleep_after_s: float) -> str:
         lines = [
-            '[daemon]\nlog_format = "json"\ndrain_deadline = "5s"',
+            f'[daemon]\nlog_format = "json"\ndrain_deadline = "{self._drain_deadline_s}s"',
             '[[listener]]\naddress = "127.0.0.1:0"\n[listener.tls]',
             f'certificate = "{self._directory / "cert.pem"}"\nkey = "{self._directory / "key.pem"}"',
             f'[[token]]\nname = "demo"\nhash = "sha256:{hashlib.sha256(self.token.encode()).hexdigest()}"',
@@ -117,10 +120,31 @@ class EdgeHost:
 
     def stop(self) -> int:
         """Send SIGTERM and wait. Returns the exit code."""
+        self._running.terminate()
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the daemon's end. Returns the exit code."""
+        return self._running.wait(STOP_DEADLINE_S)
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id."""
+        return self._running.pid
+
+    @property
+    def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             raise RuntimeError("not started")
-        self._process.terminate()
-        return self._process.wait(STOP_DEADLINE_S)
+        return self._process
+
+    def wait_message(self, message: str, deadline_s: float) -> None:
+        """Wait until the daemon has logged `message`. Raises TimeoutError."""
+        deadline = time.monotonic() + deadline_s
+        while not any(record.get("message") == message for record in self.records()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {message!r} in the log after {deadline_s:g} s")
+            time.sleep(0.02)
 
     def records(self) -> Iterator[dict[str, object]]:
         """Every complete line of the daemon's log so far."""
@@ -152,12 +176,10 @@ class EdgeHost:
 
     def cpu_s(self) -> dict[str, float]:
         """CPU seconds (user and system) of the daemon so far: its Trio thread, and the others by name (proc(5))."""
-        if self._process is None:
-            raise RuntimeError("not started")
         used: dict[str, float] = {}
-        for task in Path(f"/proc/{self._process.pid}/task").iterdir():
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
             name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
             fields = rest.split()
-            name = MAIN_THREAD if task.name == str(self._process.pid) else name
+            name = MAIN_THREAD if task.name == str(self.pid) else name
             used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) * CLOCK_TICKS_S
         return used

@@ -45,8 +45,8 @@ def draw_timeline(
         line = Text(f"{satellite:<{width}} ")
         state = SatelliteState.SLEEP
         for column in range(columns):
-            until = start + (column + 1) * step
-            within = [state]
+            begin, until = start + column * step, start + (column + 1) * step
+            within = [] if own and own[0].at <= begin else [state]
             while own and own[0].at < until:
                 state = own.pop(0).state
                 within.append(state)

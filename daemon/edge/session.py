@@ -199,6 +199,9 @@ class Session:
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
+        log.info(
+            "spliced", extra={"fields": {"satellite": str(key), "principal": principal.name, "peer": self._peer}}
+        )
         return Outcome.SPLICED
 
     async def _dial(

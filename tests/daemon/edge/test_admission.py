@@ -1,0 +1,51 @@
+import hashlib
+
+import pytest
+
+from bentpipe.config.model import TokenSection
+from bentpipe.daemon.edge.admission import Admission, Grant
+from bentpipe.daemon.errors import NoSuchSatellite, Unauthenticated
+from bentpipe.daemon.model import SatelliteKey
+
+
+def token(name: str, secret: str, *grants: str) -> TokenSection:
+    return TokenSection(name=name, hash="sha256:" + hashlib.sha256(secret.encode()).hexdigest(), grants=grants)
+
+
+@pytest.mark.parametrize(
+    ("grant", "org", "name", "covered"),
+    [
+        ("acme/one", "acme", "one", True),
+        ("acme/one", "acme", "one2", False),
+        ("acme/one", "other", "one", False),
+        ("acme/b-*", "acme", "b-1", True),
+        ("acme/b-*", "acme", "c-1", False),
+        ("acme/*", "acme", "anything", True),
+        ("acme/*", "acme2", "anything", False),
+    ],
+)
+def test_grants(grant: str, org: str, name: str, covered: bool) -> None:
+    assert Grant.parse(grant).covers(SatelliteKey(org, name)) is covered
+
+
+def test_every_token_finds_its_own_principal() -> None:
+    admission = Admission([token("one", "s1", "acme/*"), token("two", "s2", "acme/x")])
+    assert [admission.authenticate(secret).name for secret in ("s1", "s2")] == ["one", "two"]
+
+
+@pytest.mark.parametrize("secret", [None, "", "s3", "s1 ", "é"])
+def test_no_or_wrong_token(secret: str | None) -> None:
+    with pytest.raises(Unauthenticated):
+        Admission([token("one", "s1", "acme/*")]).authenticate(secret)
+
+
+def test_the_hash_of_no_token_is_no_token() -> None:
+    with pytest.raises(Unauthenticated):
+        Admission([token("empty", "", "acme/*")]).authenticate("")
+
+
+def test_foreign_satellites_do_not_exist() -> None:
+    admission = Admission([token("one", "s1", "acme/x")])
+    with pytest.raises(NoSuchSatellite) as error:
+        admission.authorize(admission.authenticate("s1"), SatelliteKey("secret-org", "secret-name"))
+    assert "secret" not in error.value.peer_hint
