@@ -1,0 +1,135 @@
+"""Reads a configuration file and reports every mistake in it at once, each with its path. Starts nothing."""
+
+import dataclasses
+import os
+import shutil
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bentpipe.config.model import Config
+
+MAX_FILE_BYTES = 4 << 20
+"""A file of ours is a few KiB, a fleet of thousands some hundred; anything larger is a mistaken path."""
+
+CREDENTIAL_PREFIX = "credential:"
+"""Marks a path as a systemd credential: a file of that name in $CREDENTIALS_DIRECTORY (systemd.exec(5))."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class ConfigProblem:
+    """One mistake: where ("satellite[2].process.port"; "" is the file itself), and what was expected."""
+
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class ConfigErrors(Exception):
+    """The file cannot be used; `problems` has every mistake in it."""
+
+    def __init__(self, path: Path, problems: list[ConfigProblem]) -> None:
+        self.path = path
+        self.problems = tuple(problems)
+        super().__init__("\n".join(f"{path}: {problem}" for problem in self.problems))
+
+
+def load_config(path: Path) -> Config:
+    """Read and check `path`. Raises ConfigErrors with all that is wrong."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise ConfigErrors(path, [ConfigProblem("", f"larger than {MAX_FILE_BYTES} bytes")])
+        raw = tomllib.loads(text.decode())
+    except OSError as exc:
+        raise ConfigErrors(path, [ConfigProblem("", exc.strerror or str(exc))]) from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigErrors(path, [ConfigProblem("", f"not TOML: {exc}")]) from exc
+    try:
+        config = Config.model_validate(_resolve_credentials(raw))
+    except ValidationError as exc:
+        raise ConfigErrors(path, sorted({_problem(error) for error in exc.errors()})) from exc
+    problems = sorted({*_duplicates(config), *_missing_files(config)})
+    if problems:
+        raise ConfigErrors(path, problems)
+    return config
+
+
+def _resolve_credentials(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _resolve_credentials(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve_credentials(item) for item in value]
+    if isinstance(value, str) and value.startswith(CREDENTIAL_PREFIX):
+        return str(Path(os.environ.get("CREDENTIALS_DIRECTORY", "")) / value.removeprefix(CREDENTIAL_PREFIX))
+    return value
+
+
+def _problem(error: Mapping[str, object]) -> ConfigProblem:
+    location = error["loc"]
+    where = ""
+    for part in location if isinstance(location, tuple) else ():
+        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif error["type"] == "missing":
+        message = "missing"
+    elif error["type"] not in ("value_error",):
+        message += f" (got {error['input']!r})"
+    return ConfigProblem(where, message)
+
+
+def _duplicates(config: Config) -> Iterator[ConfigProblem]:
+    seen: dict[tuple[str, object], str] = {}
+    named: list[tuple[str, tuple[str, object]]] = [
+        *((f"satellite[{i}]", ("satellite", f"{s.org}/{s.name}")) for i, s in enumerate(config.satellite)),
+        *((f"token[{i}].name", ("token", t.name)) for i, t in enumerate(config.token)),
+        *((f"token[{i}].hash", ("hash", t.hash)) for i, t in enumerate(config.token)),
+        *(
+            (f"listener[{i}]", ("listener", listener.address or listener.systemd))
+            for i, listener in enumerate(config.listener)
+            if listener.address is None or listener.address[1]
+        ),
+    ]
+    for where, identity in named:
+        first = seen.setdefault(identity, where)
+        if first != where:
+            yield ConfigProblem(where, f"the same as {first}")
+    orgs = {satellite.org for satellite in config.satellite}
+    for index, token in enumerate(config.token):
+        for grant in token.grants:
+            if grant.partition("/")[0] not in orgs:
+                yield ConfigProblem(f"token[{index}].grants", f"{grant!r} is for an org that has no satellite")
+
+
+def _missing_files(config: Config) -> Iterator[ConfigProblem]:
+    files: list[tuple[str, Path | None]] = []
+    for index, listener in enumerate(config.listener):
+        if listener.tls is not None:
+            for key in ("certificate", "key", "client_ca"):
+                files.append((f"listener[{index}].tls.{key}", getattr(listener.tls, key)))
+    for index, satellite in enumerate(config.satellite):
+        if satellite.tls is not None:
+            for key in ("ca", "certificate", "key"):
+                files.append((f"satellite[{index}].tls.{key}", getattr(satellite.tls, key)))
+        if satellite.process is not None:
+            where = f"satellite[{index}].process"
+            directory = satellite.process.directory
+            if directory is not None and not directory.is_dir():
+                yield ConfigProblem(f"{where}.directory", f"{directory} is no directory")
+            if shutil.which(satellite.process.command[0]) is None:
+                yield ConfigProblem(f"{where}.command", f"{satellite.process.command[0]!r} is no program that can be run")
+    for where, path in files:
+        if path is None:
+            continue
+        try:
+            with path.open("rb"):
+                pass
+        except OSError as exc:
+            yield ConfigProblem(where, f"cannot read {path}: {exc.strerror}")

@@ -1,0 +1,83 @@
+"""Does a satellite's port listen yet? Answered from the kernel's tables, so that the satellite notices nothing.
+
+A trial connection would be a client of its own to the satellite: logged, counted, and left half-greeted. And it could
+not tell whose port it is: a stranger on a fixed port would be taken for the satellite and be sent its clients.
+"""
+
+import errno
+import ipaddress
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from bentpipe.daemon.providers.containment import PROC
+
+LISTEN = "0A"
+"""TCP_LISTEN in the `st` column of /proc/net/tcp."""
+
+
+def is_listening(host: str, port: int, pids: Iterable[int]) -> bool:
+    """Say whether one of `pids` listens on `port` so that a connection to the IP address `host` would reach it."""
+    inodes = set(_listening_inodes(host, port))
+    return bool(inodes) and _own_one(inodes, pids)
+
+
+def _listening_inodes(host: str, port: int) -> Iterator[str]:
+    address = ipaddress.ip_address(host)
+    any_v6 = ipaddress.IPv6Address("::")
+    if isinstance(address, ipaddress.IPv4Address):
+        yield from _inodes_in("tcp", {address, ipaddress.IPv4Address("0.0.0.0")}, port)  # noqa: S104
+        # A dual-stack socket takes IPv4 clients too (Go's and grpc's default).
+        yield from _inodes_in("tcp6", {ipaddress.IPv6Address(f"::ffff:{address}"), any_v6}, port)
+    else:
+        yield from _inodes_in("tcp6", {address, any_v6}, port)
+
+
+def _inodes_in(table: str, addresses: set[ipaddress.IPv4Address] | set[ipaddress.IPv6Address], port: int) -> Iterator[str]:
+    wanted = {f"{_kernel_hex(address)}:{port:04X}" for address in addresses}
+    try:
+        lines = (PROC / "self/net" / table).open(encoding="ascii")
+    except FileNotFoundError:  # no IPv6 on this host
+        return
+    with lines:
+        next(lines, None)
+        for line in lines:
+            fields = line.split()
+            # The kernel lists all listeners first. Beyond them come the connections, many thousands on an edge host.
+            if fields[3] != LISTEN:
+                return
+            if fields[1] in wanted:
+                yield fields[9]
+
+
+def _kernel_hex(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """Write an address as /proc/net/tcp does: 32-bit words in the host's byte order."""
+    packed = address.packed
+    words = (packed[i : i + 4] for i in range(0, len(packed), 4))
+    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
+
+
+def _own_one(inodes: set[str], pids: Iterable[int]) -> bool:
+    targets = {f"socket:[{inode}]" for inode in inodes}
+    hidden = False
+    for pid in pids:
+        folder = PROC / str(pid) / "fd"
+        try:
+            if any(_link(folder / fd) in targets for fd in os.listdir(folder)):
+                return True
+        except PermissionError:
+            # A command that changes its user, or is not dumpable, keeps its files from us: then the port must do.
+            hidden = True
+        except FileNotFoundError:
+            continue
+    return hidden
+
+
+def _link(path: Path) -> str:
+    try:
+        return os.readlink(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESRCH):
+            return ""
+        raise

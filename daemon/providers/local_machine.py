@@ -1,0 +1,232 @@
+"""One machine of the process provider: its state as others see it, and the life of its process.
+
+Owns: the states, what is waited for between them, and the end of every process it has begun. It is told what to do
+by `process`, synchronously; what takes time runs in tasks that end with the process's life.
+
+           start             listens               stop(HIBERNATE)             frozen
+  STOPPED ───────▶ PENDING ───────────▶ RUNNING ─────────────────▶ STOPPING ─────────▶ HIBERNATED
+     ▲                │                 │     ▲                     │  │                   │
+     │                │ stop(STOP)      │     └─────────────────────┘  │       start       │
+     │                ▼                 │        cannot be frozen      │ (thaw: to RUNNING)│
+     └──────────── STOPPING ◀───────────┘                              │                   │
+     └───────────── the leader dies, in any state: all of it is killed and reaped ─────────┘
+"""
+
+import dataclasses
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from bentpipe.config.model import ProcessSection
+from bentpipe.daemon.errors import ProviderRetryable, SleepModeRefused
+from bentpipe.daemon.model import Address, Machine, MachineId, MachineState
+from bentpipe.daemon.providers.cgroup import wait_until
+from bentpipe.daemon.providers.containment import Containment
+from bentpipe.daemon.providers.listening import is_listening
+from bentpipe.daemon.providers.output import Output
+from bentpipe.daemon.providers.spawn import Child
+
+log = logging.getLogger("bentpipe.providers.process")
+
+LISTEN_POLL_S = 0.01
+"""Between looks at the kernel's list of listeners while a machine is PENDING; it has no way to announce one."""
+
+FREEZE_DEADLINE_S = 5.0
+"""Freezing takes a millisecond, unless a member sits in an uninterruptible wait; then hibernation is refused."""
+
+KILL_DEADLINE_S = 5.0
+"""From SIGKILL to the end of the last process; one in an uninterruptible wait is given up, loudly."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Freeze:
+    """One attempt to freeze. `failure` is None if it worked or the process ended otherwise."""
+
+    done: trio.Event
+    failure: str | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class Life:
+    """One process of a machine, from spawn to burial."""
+
+    child: Child
+    containment: Containment
+    output: Output
+    address: Address
+    ending: trio.Event = dataclasses.field(default_factory=trio.Event)
+    """Set when it has been asked to end."""
+    ended: trio.Event = dataclasses.field(default_factory=trio.Event)
+    """Set when nothing of it is left."""
+    outlived_grace: bool = False
+
+
+class LocalMachine:
+    """A machine and its process, if it has one."""
+
+    def __init__(self, machine_id: MachineId, section: ProcessSection, log_dir: Path | None) -> None:
+        self.section = section
+        self.look = Machine(machine_id, MachineState.STOPPED)
+        self.log_file = None if log_dir is None else log_dir / f"{machine_id.replace('/', ':')}.log"
+        self._life: Life | None = None
+        self._changed = trio.Event()
+
+    @property
+    def port(self) -> int | None:
+        """The port its process has been given, if there is a process."""
+        return None if self._life is None else self._life.address.port
+
+    async def wait_changed(self, seen: Machine) -> Machine:
+        """Return the look as soon as it differs from `seen`."""
+        await trio.lowlevel.checkpoint()
+        while self.look == seen:
+            await self._changed.wait()
+        return self.look
+
+    def begin_nowait(self, nursery: trio.Nursery, spawn: Callable[[], Life]) -> None:
+        """Start, resume, or do nothing, as the state asks for. Raises what `spawn` raises, and ProviderRetryable."""
+        match self.look.state:
+            case MachineState.PENDING | MachineState.RUNNING:
+                return
+            case MachineState.STOPPING:
+                raise ProviderRetryable("it is being stopped")
+            case MachineState.HIBERNATED if self._life is not None:
+                try:
+                    self._life.containment.thaw()
+                except OSError as error:
+                    raise ProviderRetryable(f"cannot thaw: {error}") from error
+                self._show(MachineState.RUNNING, self._life.address)
+            case _:
+                self._life = spawn()
+                self._show(MachineState.PENDING)
+                nursery.start_soon(self._run_life, self._life, name=f"process {self.look.machine_id}")
+
+    def end_nowait(self) -> None:
+        """Ask the process to end, whatever the state; does nothing if it has been asked or there is none.
+
+        SIGTERM comes before the thaw: a frozen satellite's first act is then to end, not to go on with old work.
+        """
+        if self._life is None or self._life.ending.is_set():
+            return
+        self._life.ending.set()
+        self._show(MachineState.STOPPING)
+        try:
+            self._life.containment.terminate()
+            self._life.containment.thaw()
+        except OSError as error:  # the grace passes, then SIGKILL
+            self._log_trouble("cannot ask a satellite to end", str(error))
+
+    async def hibernate(self, nursery: trio.Nursery) -> None:
+        """Freeze a RUNNING machine. Raises SleepModeRefused; the machine is RUNNING again then.
+
+        Cancelled, the freezing goes on. A freeze that is overtaken by the process's end counts as done.
+        """
+        if self.look.state is not MachineState.RUNNING or self._life is None:
+            raise SleepModeRefused(f"only a running machine can hibernate, this one is {self.look.state.value}")
+        attempt = _Freeze(trio.Event())
+        self._show(MachineState.STOPPING)
+        nursery.start_soon(self._freeze, self._life, attempt)
+        await attempt.done.wait()
+        if attempt.failure is not None:
+            raise SleepModeRefused(attempt.failure)
+
+    async def wait_ended(self) -> None:
+        """Return once nothing of the process is left, or when it has had its grace and would not die of SIGKILL."""
+        life = self._life
+        if life is None:
+            return
+        # Twice: for the leader, then for the rest of its group.
+        with trio.move_on_after(self.section.stop_grace_s + 2 * KILL_DEADLINE_S) as scope:
+            await life.ended.wait()
+        if scope.cancelled_caught:
+            self._log_trouble("gave up on a satellite that does not die", f"leader {life.child.pid}")
+
+    def _show(self, state: MachineState, address: Address | None = None, reason: str = "") -> None:
+        self.look = Machine(self.look.machine_id, state, address, reason)
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _run_life(self, life: Life) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(life.output.run_reader)
+            nursery.start_soon(self._watch_port, life)
+            nursery.start_soon(self._enforce_grace, life)
+            await life.child.wait_exit()
+            nursery.cancel_scope.cancel()
+        await self._bury(life)
+
+    async def _watch_port(self, life: Life) -> None:
+        while not is_listening(life.address.host, life.address.port, life.containment.pids()):
+            await trio.sleep(LISTEN_POLL_S)
+        if self.look.state is MachineState.PENDING:
+            self._show(MachineState.RUNNING, life.address)
+
+    async def _enforce_grace(self, life: Life) -> None:
+        await life.ending.wait()
+        await trio.sleep(self.section.stop_grace_s)
+        life.outlived_grace = True
+        life.containment.kill()
+
+    async def _freeze(self, life: Life, attempt: _Freeze) -> None:
+        def over() -> bool:
+            return life.containment.is_frozen() or life.ending.is_set() or life.ended.is_set()
+
+        failure: str | None = f"could not be frozen within {FREEZE_DEADLINE_S:g} s"
+        try:
+            life.containment.freeze()
+            with trio.move_on_after(FREEZE_DEADLINE_S):
+                await wait_until(over)
+                failure = None
+            if failure is not None and not life.ending.is_set():
+                life.containment.thaw()
+        except OSError as error:
+            failure = f"could not be frozen: {error}"
+        finally:
+            attempt.done.set()
+        if life.ending.is_set() or life.ended.is_set():
+            return  # somebody else has the say now
+        attempt.failure = failure
+        if failure is None:
+            self._show(MachineState.HIBERNATED)
+        else:
+            self._show(MachineState.RUNNING, life.address)
+
+    async def _bury(self, life: Life) -> None:
+        """Kill what the leader left behind, reap the leader last (see Containment), and say why it ended."""
+        try:
+            life.containment.kill()
+            with trio.move_on_after(KILL_DEADLINE_S) as scope:
+                await wait_until(life.containment.is_empty)
+            if scope.cancelled_caught:
+                self._log_trouble("processes outlive SIGKILL", str(life.containment.pids()))
+            life.output.finish()
+            status = life.child.reap()
+            life.containment.remove()
+        except OSError as error:
+            self._log_trouble("cannot clean up behind a satellite", str(error))
+        finally:
+            self._life = None
+            life.ended.set()
+        self._show(MachineState.STOPPED, reason=self._reason(life, status))
+
+    def _reason(self, life: Life, status: int) -> str:
+        if life.outlived_grace:
+            return f"stopped: killed after {self.section.stop_grace_s:g} s of grace"
+        if life.ending.is_set():
+            return "stopped"
+        how = f"killed by {_signal_name(-status)}" if status < 0 else f"exited with status {status}"
+        words = life.output.last_words()
+        return f"{how}: {words}" if words else how
+
+    def _log_trouble(self, message: str, detail: str) -> None:
+        log.error(message, extra={"fields": {"machine": self.look.machine_id, "detail": detail}})
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"

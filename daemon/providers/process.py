@@ -1,0 +1,199 @@
+"""The provider `process`: satellites that are commands run on this host.
+
+Owns: every process it has started, until nothing of it is left, and the choice between cgroups and process groups.
+Knows nothing of satellites' clients. Used by the fleet through `base.Provider`; run, stopped and asked for its
+isolation by the service. States and transitions are in `local_machine`.
+
+Four ways lead out, and each leaves no process behind: stop(), the satellite's own death, `aclose` (or cancelling
+`run`), and the daemon's sudden death. For that last one the kernel kills each leader (setpriv --pdeathsig), and the
+next daemon under the same cgroup kills the rest. With process groups the rest of such a group stays: a reason to
+give the daemon a cgroup (Delegate=yes).
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import trio
+
+from bentpipe.config.model import ProcessSection
+from bentpipe.daemon.errors import MachineNotFound, ProviderPermanent, ProviderRetryable
+from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, SleepMode
+from bentpipe.daemon.providers.cgroup import CgroupTree, find_own_cgroup, sweep_stale
+from bentpipe.daemon.providers.containment import PROC, Isolation, Isolator, ProcessGroups
+from bentpipe.daemon.providers.local_machine import Life, LocalMachine
+from bentpipe.daemon.providers.output import Output
+from bentpipe.daemon.providers.spawn import find_setpriv, pick_port, spawn
+
+log = logging.getLogger("bentpipe.providers.process")
+
+
+class ProcessProvider:
+    """Starts, freezes and stops local commands. `run` must run while any other method is used.
+
+    `log_dir`, if given, takes one bounded log file per machine; otherwise output is logged at level debug.
+    `isolation` demands one kind; by default it is a cgroup where that works, else a process group.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[MachineId, ProcessSection],
+        log_dir: Path | None = None,
+        *,
+        isolation: Isolation | None = None,
+    ) -> None:
+        self._machines = {
+            machine_id: LocalMachine(machine_id, section, log_dir) for machine_id, section in specs.items()
+        }
+        self._wanted = isolation
+        self._isolator: Isolator | None = None
+        self._die_with_parent: tuple[str, ...] = ()
+        self._nursery: trio.Nursery | None = None
+        self._close_asked = trio.Event()
+        self._closed = trio.Event()
+
+    @property
+    def isolation(self) -> Isolation | None:
+        """Which kind is in use; None before `run` has started."""
+        return None if self._isolator is None else self._isolator.isolation
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the machines' tasks until `aclose`. Cancelled, it stops every process first, as `aclose` does.
+
+        Raises OSError if the kind of isolation that was demanded is not to be had.
+        """
+        self._isolator = await open_isolator(self._wanted)
+        try:
+            self._die_with_parent = await find_setpriv()
+            fields = {"isolation": self._isolator.isolation.value, "detail": self._isolator.detail}
+            if not self._die_with_parent:
+                fields["warning"] = "no setpriv with --pdeathsig: satellites outlive a daemon that is killed"
+            log.info("isolation of satellites", extra={"fields": fields})
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._run_machines)
+                try:
+                    task_status.started()
+                    await self._close_asked.wait()
+                finally:
+                    with trio.CancelScope(shield=True):  # bounded by each machine's wait_ended
+                        await self._stop_all()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._isolator.close()
+            self._closed.set()
+
+    async def aclose(self) -> None:
+        """Stop every process: SIGTERM (thawing the frozen), each machine's grace, SIGKILL. Nothing starts any more.
+
+        Takes at most the longest grace and ten seconds, even when cancelled. Does nothing if `run` never ran.
+        """
+        self._close_asked.set()
+        if self._isolator is not None:
+            with trio.CancelScope(shield=True):
+                await self._closed.wait()
+
+    async def describe(self, machine_id: MachineId) -> Machine:
+        """Say how the machine is now. Raises MachineNotFound."""
+        await trio.lowlevel.checkpoint()
+        return self._machine(machine_id).look
+
+    async def wait_changed(self, seen: Machine) -> Machine:
+        """Return as soon as the machine differs from `seen`; one that is not configured is TERMINATED."""
+        machine = self._machines.get(seen.machine_id)
+        if machine is not None:
+            return await machine.wait_changed(seen)
+        gone = Machine(seen.machine_id, MachineState.TERMINATED)
+        await trio.lowlevel.checkpoint()
+        return gone if seen != gone else await trio.sleep_forever()
+
+    async def start(self, machine_id: MachineId) -> None:
+        """Spawn or thaw the machine's process.
+
+        Raises MachineNotFound, ProviderPermanent (it cannot be executed), ProviderRetryable.
+        """
+        await trio.lowlevel.checkpoint()
+        machine = self._machine(machine_id)
+        machine.begin_nowait(self._tasks(), lambda: self._spawn(machine_id, machine))
+
+    async def stop(self, machine_id: MachineId, mode: SleepMode) -> None:
+        """Freeze the machine's process, or ask it to end. Raises MachineNotFound, SleepModeRefused, ProviderRetryable.
+
+        A freeze is waited for, a few milliseconds, because only then it is known whether it is refused.
+        """
+        await trio.lowlevel.checkpoint()
+        machine = self._machine(machine_id)
+        if machine.look.state not in (MachineState.PENDING, MachineState.RUNNING):
+            return
+        match mode:
+            case SleepMode.HIBERNATE:
+                await machine.hibernate(self._tasks())
+            case SleepMode.STOP:
+                machine.end_nowait()
+
+    def _machine(self, machine_id: MachineId) -> LocalMachine:
+        try:
+            return self._machines[machine_id]
+        except KeyError:
+            raise MachineNotFound(f"no process is configured as {machine_id}") from None
+
+    def _tasks(self) -> trio.Nursery:
+        if self._nursery is None or self._close_asked.is_set():
+            raise ProviderRetryable("the process provider is not running")
+        return self._nursery
+
+    def _spawn(self, machine_id: MachineId, machine: LocalMachine) -> Life:
+        isolator = self._isolator
+        if isolator is None:
+            raise ProviderRetryable("the process provider is not running")
+        section = machine.section
+        taken = {other.port for other in self._machines.values() if other.port is not None}
+        address = Address(section.host, section.port or pick_port(section.host, taken))
+        try:
+            containment = isolator.contain(machine_id)
+        except FileExistsError as error:
+            raise ProviderRetryable(f"the last run has not been cleaned up: {error}") from error
+        except OSError as error:
+            raise ProviderPermanent(f"cannot isolate: {error}") from error
+        try:
+            child, output_fd = spawn(section, address, containment, self._die_with_parent)
+        except BaseException:
+            containment.remove()
+            raise
+        return Life(child, containment, Output(machine_id, output_fd, machine.log_file), address)
+
+    async def _run_machines(self, task_status: trio.TaskStatus[None]) -> None:
+        # Shielded: the tasks that see processes end must outlast a cancelled `run` until it has stopped them all.
+        with trio.CancelScope(shield=True) as scope:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._machines_scope = scope
+                task_status.started()
+                await trio.sleep_forever()
+
+    async def _stop_all(self) -> None:
+        self._close_asked.set()
+        async with trio.open_nursery() as nursery:
+            for machine in self._machines.values():
+                machine.end_nowait()
+                nursery.start_soon(machine.wait_ended)
+        self._machines_scope.cancel()
+
+
+async def open_isolator(wanted: Isolation | None = None) -> Isolator:
+    """Open the best isolation there is, or the one demanded; also sweeps up after dead daemons. Close it after use.
+
+    For `bentpipe doctor` too, whose answer is then what the daemon would do. Raises OSError if `wanted` is not to be had.
+    """
+    if wanted is Isolation.PROCESS_GROUP:
+        return ProcessGroups("asked for")
+    try:
+        parent = find_own_cgroup((PROC / "self/mountinfo").read_text(), (PROC / "self/cgroup").read_text())
+        if parent is None:
+            raise FileNotFoundError("no cgroup v2 is mounted")
+        if swept := await sweep_stale(parent):
+            log.warning("killed what a dead daemon left", extra={"fields": {"cgroups": " ".join(swept)}})
+        return CgroupTree(parent)
+    except OSError as error:
+        if wanted is Isolation.CGROUP:
+            raise
+        return ProcessGroups(f"no cgroup: {error}")
