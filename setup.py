@@ -37,6 +37,7 @@ CHECK = [
     "types-protobuf",
     "types-psutil",
     "types-setuptools",
+    "types-grpcio",
 ]
 
 setup(

@@ -8,7 +8,7 @@ import errno
 import ipaddress
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from bentpipe.daemon.providers.containment import PROC
@@ -17,8 +17,11 @@ LISTEN = "0A"
 """TCP_LISTEN in the `st` column of /proc/net/tcp."""
 
 
-def is_listening(host: str, port: int, pids: Iterable[int]) -> bool:
-    """Say whether one of `pids` listens on `port` so that a connection to the IP address `host` would reach it."""
+def is_listening(host: str, port: int, pids: Callable[[], Iterable[int]]) -> bool:
+    """Say whether one of `pids()` listens on `port` so that a connection to the IP address `host` would reach it.
+
+    `pids` is called only if somebody listens there at all.
+    """
     inodes = set(_listening_inodes(host, port))
     return bool(inodes) and _own_one(inodes, pids)
 
@@ -34,7 +37,9 @@ def _listening_inodes(host: str, port: int) -> Iterator[str]:
         yield from _inodes_in("tcp6", {address, any_v6}, port)
 
 
-def _inodes_in(table: str, addresses: set[ipaddress.IPv4Address] | set[ipaddress.IPv6Address], port: int) -> Iterator[str]:
+def _inodes_in(
+    table: str, addresses: set[ipaddress.IPv4Address] | set[ipaddress.IPv6Address], port: int
+) -> Iterator[str]:
     wanted = {f"{_kernel_hex(address)}:{port:04X}" for address in addresses}
     try:
         lines = (PROC / "self/net" / table).open(encoding="ascii")
@@ -58,10 +63,10 @@ def _kernel_hex(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
 
 
-def _own_one(inodes: set[str], pids: Iterable[int]) -> bool:
+def _own_one(inodes: set[str], pids: Callable[[], Iterable[int]]) -> bool:
     targets = {f"socket:[{inode}]" for inode in inodes}
     hidden = False
-    for pid in pids:
+    for pid in pids():
         folder = PROC / str(pid) / "fd"
         try:
             if any(_link(folder / fd) in targets for fd in os.listdir(folder)):

@@ -59,6 +59,8 @@ class Life:
     address: Address
     ending: trio.Event = dataclasses.field(default_factory=trio.Event)
     """Set when it has been asked to end."""
+    dead: bool = False
+    """The leader has died; the rest is being killed. The state is left alone until then: it is over in milliseconds."""
     ended: trio.Event = dataclasses.field(default_factory=trio.Event)
     """Set when nothing of it is left."""
     outlived_grace: bool = False
@@ -88,6 +90,8 @@ class LocalMachine:
 
     def begin_nowait(self, nursery: trio.Nursery, spawn: Callable[[], Life]) -> None:
         """Start, resume, or do nothing, as the state asks for. Raises what `spawn` raises, and ProviderRetryable."""
+        if self._life is not None and self._life.dead:
+            raise ProviderRetryable("it has just died and is being cleaned up")
         match self.look.state:
             case MachineState.PENDING | MachineState.RUNNING:
                 return
@@ -109,7 +113,7 @@ class LocalMachine:
 
         SIGTERM comes before the thaw: a frozen satellite's first act is then to end, not to go on with old work.
         """
-        if self._life is None or self._life.ending.is_set():
+        if self._life is None or self._life.dead or self._life.ending.is_set():
             return
         self._life.ending.set()
         self._show(MachineState.STOPPING)
@@ -142,6 +146,7 @@ class LocalMachine:
         with trio.move_on_after(self.section.stop_grace_s + 2 * KILL_DEADLINE_S) as scope:
             await life.ended.wait()
         if scope.cancelled_caught:
+            life.containment.kill()
             self._log_trouble("gave up on a satellite that does not die", f"leader {life.child.pid}")
 
     def _show(self, state: MachineState, address: Address | None = None, reason: str = "") -> None:
@@ -155,11 +160,12 @@ class LocalMachine:
             nursery.start_soon(self._watch_port, life)
             nursery.start_soon(self._enforce_grace, life)
             await life.child.wait_exit()
+            life.dead = True
             nursery.cancel_scope.cancel()
         await self._bury(life)
 
     async def _watch_port(self, life: Life) -> None:
-        while not is_listening(life.address.host, life.address.port, life.containment.pids()):
+        while not is_listening(life.address.host, life.address.port, life.containment.pids):
             await trio.sleep(LISTEN_POLL_S)
         if self.look.state is MachineState.PENDING:
             self._show(MachineState.RUNNING, life.address)
@@ -171,28 +177,29 @@ class LocalMachine:
         life.containment.kill()
 
     async def _freeze(self, life: Life, attempt: _Freeze) -> None:
-        def over() -> bool:
-            return life.containment.is_frozen() or life.ending.is_set() or life.ended.is_set()
+        try:
+            failure = await self._try_to_freeze(life)
+            if life.dead or life.ending.is_set():
+                return  # somebody else has the say now
+            attempt.failure = failure
+            if failure is None:
+                self._show(MachineState.HIBERNATED)
+            else:
+                self._show(MachineState.RUNNING, life.address)
+        finally:
+            attempt.done.set()
 
-        failure: str | None = f"could not be frozen within {FREEZE_DEADLINE_S:g} s"
+    async def _try_to_freeze(self, life: Life) -> str | None:
+        """Freeze and wait for it. Returns why it failed; the members run again then."""
         try:
             life.containment.freeze()
             with trio.move_on_after(FREEZE_DEADLINE_S):
-                await wait_until(over)
-                failure = None
-            if failure is not None and not life.ending.is_set():
-                life.containment.thaw()
+                await wait_until(lambda: life.dead or life.ending.is_set() or life.containment.is_frozen())
+                return None
+            life.containment.thaw()
         except OSError as error:
-            failure = f"could not be frozen: {error}"
-        finally:
-            attempt.done.set()
-        if life.ending.is_set() or life.ended.is_set():
-            return  # somebody else has the say now
-        attempt.failure = failure
-        if failure is None:
-            self._show(MachineState.HIBERNATED)
-        else:
-            self._show(MachineState.RUNNING, life.address)
+            return f"could not be frozen: {error}"
+        return f"could not be frozen within {FREEZE_DEADLINE_S:g} s"
 
     async def _bury(self, life: Life) -> None:
         """Kill what the leader left behind, reap the leader last (see Containment), and say why it ended."""
@@ -202,15 +209,14 @@ class LocalMachine:
                 await wait_until(life.containment.is_empty)
             if scope.cancelled_caught:
                 self._log_trouble("processes outlive SIGKILL", str(life.containment.pids()))
-            life.output.finish()
-            status = life.child.reap()
             life.containment.remove()
         except OSError as error:
             self._log_trouble("cannot clean up behind a satellite", str(error))
-        finally:
-            self._life = None
-            life.ended.set()
+        life.output.finish()
+        status = life.child.reap()
+        self._life = None
         self._show(MachineState.STOPPED, reason=self._reason(life, status))
+        life.ended.set()
 
     def _reason(self, life: Life, status: int) -> str:
         if life.outlived_grace:

@@ -49,6 +49,7 @@ class ProcessProvider:
         self._isolator: Isolator | None = None
         self._die_with_parent: tuple[str, ...] = ()
         self._nursery: trio.Nursery | None = None
+        self._machines_scope = trio.CancelScope(shield=True)
         self._close_asked = trio.Event()
         self._closed = trio.Event()
 
@@ -163,10 +164,9 @@ class ProcessProvider:
 
     async def _run_machines(self, task_status: trio.TaskStatus[None]) -> None:
         # Shielded: the tasks that see processes end must outlast a cancelled `run` until it has stopped them all.
-        with trio.CancelScope(shield=True) as scope:
+        with self._machines_scope:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                self._machines_scope = scope
                 task_status.started()
                 await trio.sleep_forever()
 

@@ -1,0 +1,63 @@
+# Every target does its own set-up; `make demo` and `make test` need nothing before them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+C_SOURCES := $(wildcard native/src/*.c)
+C_INPUTS := $(C_SOURCES) $(wildcard native/include/*.h native/*.h) native/_build.py
+C_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Wshadow -Werror -Inative/include
+PACKAGES := daemon native config proto
+
+.PHONY: demo test check format lock bench setup clean
+
+demo: setup
+	$(BIN)/bentpipe demo
+
+test: setup
+	$(BIN)/pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	cd build/types && ../../$(BIN)/lint-imports --config ../../.importlinter
+	set -e; for source in $(C_SOURCES); do gcc $(C_FLAGS) -fanalyzer -c $$source -o /dev/null; done
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+setup: build/stamp.system build/stamp.venv build/stamp.native build/stamp.types
+
+# System packages: installed when root, named when not.
+build/stamp.system: .ci/system-packages
+	mkdir -p build
+	PYTHON=$(PYTHON) bash .ci/system-packages
+	touch $@
+
+build/stamp.venv: requirements.lock build/stamp.system
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	touch $@
+
+build/stamp.native: build/stamp.venv setup.py $(C_INPUTS)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+# Type checkers do not see the import hook of an editable install: give them the namespace as links.
+build/stamp.types:
+	mkdir -p build/types/bentpipe
+	for package in $(PACKAGES); do ln -sfn ../../../$$package build/types/bentpipe/$$package; done
+	touch $@
+
+# Pins, with hashes, everything that setup.py's ranges and extras allow.
+lock:
+	$(BIN)/pip install --quiet pip-tools
+	$(BIN)/pip-compile --quiet --all-extras --all-build-deps --generate-hashes --allow-unsafe --strip-extras \
+	    --no-emit-index-url --no-emit-trusted-host --output-file requirements.lock setup.py
+
+bench: setup
+	$(BIN)/python -P bench/run.py
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info native/*.so native/_engine.c
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,86 @@
+"""The command line. Parses arguments, calls one function a command, and turns its result into words and an exit code."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from bentpipe.config.load import ConfigErrors, load_config
+from bentpipe.daemon.service.token import hash_token, new_token
+
+EXIT_CONFIG = 2
+
+CONFIG_PATH = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bentpipe")
+def main() -> None:
+    """Routes gRPC build traffic to satellites that sleep while nobody builds."""
+
+
+@main.command()
+@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="The configuration file.")
+def serve(config_path: Path) -> None:
+    """Run the daemon until SIGTERM.
+
+    Exit codes: 0 drained, 2 wrong configuration or a port that is taken, 3 drained but connections were cut.
+    """
+    from bentpipe.daemon.service.serve import run_serve
+    from bentpipe.native.tls import TlsError
+
+    try:
+        sys.exit(run_serve(config_path))
+    except (ConfigErrors, OSError, TlsError) as exc:
+        click.echo(str(exc), err=True)
+        sys.exit(EXIT_CONFIG)
+
+
+@main.command()
+@click.argument("config_path", metavar="FILE", type=CONFIG_PATH)
+def check(config_path: Path) -> None:
+    """Report every mistake in a configuration file at once; start nothing."""
+    try:
+        config = load_config(config_path)
+    except ConfigErrors as exc:
+        click.echo(str(exc), err=True)
+        sys.exit(EXIT_CONFIG)
+    click.echo(f"{config_path}: fine: {len(config.listener)} listeners, {len(config.satellite)} satellites")
+
+
+@main.group()
+def token() -> None:
+    """Make tokens."""
+
+
+@token.command("new")
+@click.option("--name", default="NAME", show_default=True, help="What logs call whoever shows the token.")
+@click.option("--grant", "grants", multiple=True, help="ORG/NAME, ORG/PREFIX* or ORG/*; may be repeated.")
+def token_new(name: str, grants: tuple[str, ...]) -> None:
+    """Print a new token, once, and the section for the configuration that stores its hash."""
+    made = new_token()
+    click.echo(f"token (shown once; give it to the client as satellite_token):\n  {made}\n")
+    click.echo("section for the configuration:\n[[token]]")
+    click.echo(f"name = {json.dumps(name)}\nhash = {json.dumps(hash_token(made))}")
+    click.echo(f"grants = {json.dumps(list(grants) or ['ORG/NAME'])}")
+
+
+@main.command()
+def doctor() -> None:
+    """Say what this machine has and lacks, one line each, with the remedy."""
+    from bentpipe.daemon.service.doctor import run_doctor
+
+    sys.exit(run_doctor())
+
+
+@main.command()
+def demo() -> None:
+    """Run the whole path on this machine, with real gRPC peers and no cloud; ends by itself."""
+    from bentpipe.daemon.demo.story import run_demo
+
+    sys.exit(run_demo())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+/* The engine's API: moves bytes between two sockets, plain or TLS, in its own threads.
+ *
+ * No Python, no policy, no logging. Functions return 0 or a count, or -errno; fd ownership is written on each parameter:
+ * "takes" (the callee closes it) or "borrows". All fds must be non-blocking sockets.
+ */
+#ifndef BP_H
+#define BP_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define BP_MUST_CHECK __attribute__((warn_unused_result))
+
+typedef struct bp_tls_ctx bp_tls_ctx;
+typedef struct bp_tls bp_tls;
+typedef struct bp_engine bp_engine;
+typedef struct bp_splice bp_splice;
+
+/* ---- TLS: OpenSSL on the socket itself, so that a connection can move to an engine thread ------------------------ */
+
+enum bp_tls_result { /* negative results of bp_tls_handshake/read/write/shutdown, besides -errno */
+    BP_TLS_WANT_READ = -1001,
+    BP_TLS_WANT_WRITE = -1002,
+    BP_TLS_TRUNCATED = -1003, /* FIN without close_notify */
+    BP_TLS_ERROR = -1004,     /* bp_tls_error has OpenSSL's words */
+};
+
+/* Both return NULL on failure, with a reason in error[error_bytes]. Paths are PEM files; the last two may be NULL. */
+bp_tls_ctx *bp_tls_ctx_server(const char *certificate, const char *key, const char *client_ca, char *error,
+                              size_t error_bytes);
+bp_tls_ctx *bp_tls_ctx_client(const char *ca, const char *certificate, const char *key, char *error,
+                              size_t error_bytes);
+void bp_tls_ctx_free(bp_tls_ctx *ctx);
+
+/* Borrows fd; keeps a reference to ctx. server_name (may be NULL) is sent and verified by a client. */
+bp_tls *bp_tls_new(bp_tls_ctx *ctx, int fd, const char *server_name, char *error, size_t error_bytes);
+void bp_tls_free(bp_tls *tls);
+BP_MUST_CHECK int bp_tls_handshake(bp_tls *tls);
+BP_MUST_CHECK ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes); /* 0: close_notify */
+BP_MUST_CHECK ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes);
+BP_MUST_CHECK int bp_tls_shutdown(bp_tls *tls); /* sends close_notify */
+size_t bp_tls_pending(const bp_tls *tls);
+const char *bp_tls_error(const bp_tls *tls);
+/* Copies into text (NUL-terminated); return its length, 0 if there is none. */
+size_t bp_tls_alpn(const bp_tls *tls, char *text, size_t bytes);
+size_t bp_tls_server_name(const bp_tls *tls, char *text, size_t bytes);
+const char *bp_tls_version(const bp_tls *tls);
+const char *bp_tls_cipher(const bp_tls *tls);
+/* Copies the peer's certificate as DER if it fits; returns its size, 0 if there is none. */
+size_t bp_tls_peer_certificate(const bp_tls *tls, void *der, size_t bytes);
+const char *bp_openssl_version(void);
+
+/* ---- engine -------------------------------------------------------------------------------------------------------- */
+
+enum bp_splice_mode { BP_SPLICE_OFF, BP_SPLICE_AUTO, BP_SPLICE_ALWAYS };
+
+enum bp_reason { /* why a connection ended */
+    BP_LIVE = 0,
+    BP_CLOSED,              /* both directions ended by FIN, all bytes delivered */
+    BP_CLIENT_RESET,        /* RST, or any error of its socket but a timeout */
+    BP_SATELLITE_RESET,
+    BP_CLIENT_TIMEOUT,      /* keepalive or TCP_USER_TIMEOUT: the peer is dead */
+    BP_SATELLITE_TIMEOUT,
+    BP_CLIENT_TRUNCATED,    /* TLS ended without close_notify; what came was delivered */
+    BP_SATELLITE_TRUNCATED,
+    BP_CLIENT_TLS_ERROR,
+    BP_SATELLITE_TLS_ERROR,
+    BP_IDLE_TIMEOUT,
+    BP_HALF_CLOSED_TIMEOUT, /* one direction ended long ago and the other is silent */
+    BP_ABORTED,             /* by bp_splice_abort */
+    BP_ENGINE_CLOSED,
+    BP_NO_MEMORY,
+    BP_REASONS
+};
+
+struct bp_options {
+    unsigned threads; /* 0: one per core */
+    enum bp_splice_mode splice;
+    uint32_t idle_timeout_s;        /* 0: none */
+    uint32_t half_closed_timeout_s; /* 0: none */
+};
+
+struct bp_counters {
+    uint64_t up_bytes;   /* delivered from client to satellite */
+    uint64_t down_bytes; /* delivered from satellite to client */
+    uint64_t spliced_bytes;
+    uint64_t last_activity_ms; /* CLOCK_MONOTONIC */
+    int reason;                /* enum bp_reason */
+    int error;                 /* errno behind it, or 0 */
+};
+
+struct bp_statistics {
+    uint64_t live;
+    uint64_t pipes_open;
+    uint64_t pipe_fallbacks; /* wanted a pipe and had to copy */
+    uint64_t spliced_bytes;
+    uint64_t copied_bytes;
+};
+
+BP_MUST_CHECK int bp_engine_new(const struct bp_options *options, bp_engine **ret_engine);
+int bp_engine_event_fd(const bp_engine *engine); /* readable when bp_engine_take_ended has something */
+/* On success takes both fds and both tls (each may be NULL); on failure the caller keeps all of them. */
+BP_MUST_CHECK int bp_engine_splice(bp_engine *engine, int client_fd, bp_tls *client_tls, int satellite_fd,
+                                   bp_tls *satellite_tls, bp_splice **ret_splice);
+/* The next ended splice, or NULL; the caller frees it with bp_splice_free when it has read the counters. */
+bp_splice *bp_engine_take_ended(bp_engine *engine);
+void bp_splice_free(bp_splice *splice);                                     /* an ended one only */
+void bp_splice_counters(const bp_splice *splice, struct bp_counters *ret);  /* live or ended, any thread */
+void bp_splice_abort(bp_splice *splice);                                    /* RST both legs, later */
+void bp_engine_statistics(bp_engine *engine, struct bp_statistics *ret);
+unsigned bp_engine_threads(const bp_engine *engine);
+BP_MUST_CHECK int bp_engine_thread_cpu_ns(const bp_engine *engine, unsigned index, uint64_t *ret_ns);
+/* Ends every splice and joins the threads; take_ended still works until bp_engine_free. */
+void bp_engine_close(bp_engine *engine);
+void bp_engine_free(bp_engine *engine); /* closes first; frees ended splices that nobody took */
+
+#endif

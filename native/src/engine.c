@@ -1,0 +1,244 @@
+/* The engine as its callers see it: threads made and ended, splices handed in, counters and ends handed out. */
+#include "internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MAX_THREADS 256
+
+static void wake(int fd) {
+    uint64_t one = 1;
+    ssize_t put = write(fd, &one, sizeof one);
+    (void)put; /* EAGAIN: the counter is far from empty, so the reader is awake */
+}
+
+static int thread_start(bp_engine *engine, unsigned index) {
+    struct bp_thread *t = &engine->threads[index];
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+    sigset_t all, before;
+    char name[16];
+    t->engine = engine;
+    t->scratch = malloc(SCRATCH_BYTES);
+    t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    t->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (!t->scratch || t->epoll_fd < 0 || t->wake_fd < 0)
+        return t->scratch ? -errno : -ENOMEM;
+    if (epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, t->wake_fd, &event) < 0)
+        return -errno;
+    t->now_ms = bp__now_ms();
+    /* Signals are Python's: the engine's threads take none, and SIGPIPE (splice(2) has no MSG_NOSIGNAL) stays pending. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int r = pthread_create(&t->thread, NULL, bp__thread_main, t);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (r)
+        return -r;
+    t->started = true;
+    snprintf(name, sizeof name, "bp-engine-%u", index % 1000u);
+    (void)pthread_setname_np(t->thread, name);
+    return 0;
+}
+
+int bp_engine_new(const struct bp_options *options, bp_engine **ret_engine) {
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    unsigned count = options->threads ? options->threads : cores > 0 ? (unsigned)cores : 1;
+    if (count > MAX_THREADS)
+        count = MAX_THREADS;
+    bp_engine *engine = calloc(1, sizeof *engine);
+    if (!engine)
+        return -ENOMEM;
+    engine->options = *options;
+    engine->ended_tail = &engine->ended;
+    pthread_mutex_init(&engine->lock, NULL);
+    engine->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    engine->threads = calloc(count, sizeof *engine->threads);
+    int r = engine->event_fd < 0 ? -errno : engine->threads ? 0 : -ENOMEM;
+    for (unsigned i = 0; i < count && engine->threads; i++) {
+        engine->threads[i].epoll_fd = engine->threads[i].wake_fd = -1;
+        pthread_mutex_init(&engine->threads[i].lock, NULL);
+        engine->thread_count = i + 1;
+    }
+    for (unsigned i = 0; i < engine->thread_count && r == 0; i++)
+        r = thread_start(engine, i);
+    if (r < 0) {
+        bp_engine_free(engine);
+        return r;
+    }
+    *ret_engine = engine;
+    return 0;
+}
+
+int bp_engine_event_fd(const bp_engine *engine) { return engine->event_fd; }
+
+/* Non-blocking, no Nagle; dead peers found in about two minutes. Sockets that are not TCP refuse the options: fine. */
+static int prepare(int fd) {
+    static const int on = 1, idle_s = 60, interval_s = 10, probes = 6, user_timeout_ms = 120000;
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+        return -errno;
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &user_timeout_ms, sizeof user_timeout_ms);
+    return 0;
+}
+
+int bp_engine_splice(bp_engine *engine, int client_fd, bp_tls *client_tls, int satellite_fd, bp_tls *satellite_tls,
+                     bp_splice **ret_splice) {
+    int r = prepare(client_fd);
+    if (r == 0)
+        r = prepare(satellite_fd);
+    if (r < 0)
+        return r;
+    bp_splice *s = calloc(1, sizeof *s);
+    if (!s)
+        return -ENOMEM;
+    s->leg[CLIENT] = (struct leg){.fd = client_fd, .tls = client_tls, .id = CLIENT};
+    s->leg[SATELLITE] = (struct leg){.fd = satellite_fd, .tls = satellite_tls, .id = SATELLITE};
+    for (int id = CLIENT; id <= SATELLITE; id++)
+        s->direction[id].pipe[0] = s->direction[id].pipe[1] = -1;
+    atomic_store(&s->last_activity_ms, bp__now_ms());
+    struct bp_thread *t = &engine->threads[0];
+    for (unsigned i = 1; i < engine->thread_count; i++)
+        if (atomic_load(&engine->threads[i].live) < atomic_load(&t->live))
+            t = &engine->threads[i];
+    pthread_mutex_lock(&engine->lock);
+    if (engine->closed) {
+        pthread_mutex_unlock(&engine->lock);
+        free(s);
+        return -ESHUTDOWN;
+    }
+    s->thread = t;
+    atomic_fetch_add(&t->live, 1);
+    pthread_mutex_lock(&t->lock);
+    s->next = t->mailbox;
+    t->mailbox = s;
+    pthread_mutex_unlock(&t->lock);
+    pthread_mutex_unlock(&engine->lock);
+    *ret_splice = s;
+    wake(t->wake_fd);
+    return 0;
+}
+
+void bp__engine_ended(bp_engine *engine, bp_splice *s) {
+    s->next = NULL;
+    pthread_mutex_lock(&engine->lock);
+    *engine->ended_tail = s;
+    engine->ended_tail = &s->next;
+    pthread_mutex_unlock(&engine->lock);
+    wake(engine->event_fd);
+}
+
+bp_splice *bp_engine_take_ended(bp_engine *engine) {
+    uint64_t ignored;
+    ssize_t got = read(engine->event_fd, &ignored, sizeof ignored);
+    (void)got;
+    pthread_mutex_lock(&engine->lock);
+    bp_splice *s = engine->ended;
+    if (s) {
+        engine->ended = s->next;
+        if (!engine->ended)
+            engine->ended_tail = &engine->ended;
+    }
+    pthread_mutex_unlock(&engine->lock);
+    return s;
+}
+
+void bp_splice_free(bp_splice *splice) { free(splice); }
+
+void bp_splice_counters(const bp_splice *s, struct bp_counters *ret) {
+    *ret = (struct bp_counters){
+        .up_bytes = atomic_load_explicit(&s->direction[CLIENT].bytes, memory_order_relaxed),
+        .down_bytes = atomic_load_explicit(&s->direction[SATELLITE].bytes, memory_order_relaxed),
+        .spliced_bytes = atomic_load_explicit(&s->spliced_bytes, memory_order_relaxed),
+        .last_activity_ms = atomic_load_explicit(&s->last_activity_ms, memory_order_relaxed),
+        .reason = atomic_load(&s->reason),
+        .error = atomic_load(&s->error),
+    };
+}
+
+void bp_splice_abort(bp_splice *s) {
+    atomic_store(&s->abort, true);
+    atomic_store(&s->thread->aborts, true);
+    wake(s->thread->wake_fd);
+}
+
+void bp_engine_statistics(bp_engine *engine, struct bp_statistics *ret) {
+    *ret = (struct bp_statistics){0};
+    for (unsigned i = 0; i < engine->thread_count; i++) {
+        struct bp_thread *t = &engine->threads[i];
+        ret->live += atomic_load(&t->live);
+        ret->pipes_open += atomic_load(&t->pipes_open);
+        ret->pipe_fallbacks += atomic_load(&t->pipe_fallbacks);
+        ret->spliced_bytes += atomic_load(&t->spliced_bytes);
+        ret->copied_bytes += atomic_load(&t->copied_bytes);
+    }
+}
+
+unsigned bp_engine_threads(const bp_engine *engine) { return engine->thread_count; }
+
+int bp_engine_thread_cpu_ns(const bp_engine *engine, unsigned index, uint64_t *ret_ns) {
+    clockid_t clock;
+    struct timespec used;
+    if (index >= engine->thread_count || !engine->threads[index].started)
+        return -EINVAL;
+    int r = pthread_getcpuclockid(engine->threads[index].thread, &clock);
+    if (r)
+        return -r;
+    if (clock_gettime(clock, &used) < 0)
+        return -errno;
+    *ret_ns = (uint64_t)used.tv_sec * 1000000000u + (uint64_t)used.tv_nsec;
+    return 0;
+}
+
+void bp_engine_close(bp_engine *engine) {
+    pthread_mutex_lock(&engine->lock);
+    engine->closed = true;
+    pthread_mutex_unlock(&engine->lock);
+    for (unsigned i = 0; i < engine->thread_count; i++) {
+        struct bp_thread *t = &engine->threads[i];
+        if (!t->started)
+            continue;
+        atomic_store(&t->stop, true);
+        wake(t->wake_fd);
+        (void)pthread_join(t->thread, NULL);
+        t->started = false;
+    }
+}
+
+void bp_engine_free(bp_engine *engine) {
+    if (!engine)
+        return;
+    bp_engine_close(engine);
+    for (bp_splice *s = engine->ended; s;) {
+        bp_splice *next = s->next;
+        free(s);
+        s = next;
+    }
+    for (unsigned i = 0; i < engine->thread_count; i++) {
+        struct bp_thread *t = &engine->threads[i];
+        if (t->epoll_fd >= 0)
+            (void)close(t->epoll_fd);
+        if (t->wake_fd >= 0)
+            (void)close(t->wake_fd);
+        free(t->scratch);
+        pthread_mutex_destroy(&t->lock);
+    }
+    if (engine->event_fd >= 0)
+        (void)close(engine->event_fd);
+    pthread_mutex_destroy(&engine->lock);
+    free(engine->threads);
+    free(engine);
+}

@@ -1,0 +1,120 @@
+/* What the engine's files share. Threads own splices; the mailbox and the ended list are the only things that cross. */
+#ifndef BP_INTERNAL_H
+#define BP_INTERNAL_H
+
+#include "bp.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#define SCRATCH_BYTES (64u << 10) /* one read in copy mode; also what a direction may have to stash */
+#define TURN_BYTES (1u << 20)     /* most that one direction moves before the others on its thread have a turn */
+#define PIPE_MIN_BYTES (64 << 10) /* smaller pipes (user past pipe-user-pages-soft) are not worth a splice */
+#define PIPE_POOL 64              /* idle pipes kept per thread */
+#define PIPE_MAX 512              /* pipes open per thread: 64 KiB each, 32 MiB of pages at the most */
+#define STREAM_READS 3            /* this many full reads in a row make a stream (HAProxy's CF_STREAMER_FAST) */
+#define QUIET_READS 3             /* this many small splices in a row end it */
+#define FULL_READ_BYTES (32u << 10)
+#define SMALL_READ_BYTES 4096     /* below, a pipe costs more than the copy it saves (HAProxy MIN_SPLICE_FORWARD) */
+#define TICK_MS 1000              /* granularity of the timeouts */
+
+enum leg_id { CLIENT = 0, SATELLITE = 1 };
+
+struct leg {
+    int fd;
+    bp_tls *tls; /* or NULL */
+    uint32_t watched; /* epoll interest now, the shadow of what the kernel has */
+    bool registered;
+    uint8_t id; /* enum leg_id: tells the leg from an epoll pointer */
+};
+
+/* One direction, written once and used twice. Invariant: bytes are in the pipe or in the stash or nowhere; nothing is
+ * read while any are, so EAGAIN is never ambiguous: on a read it means that the socket is dry, on a write that the
+ * peer's window is full. */
+struct direction {
+    int pipe[2]; /* -1 unless bytes are in it or the direction streams */
+    size_t in_pipe;
+    char *stash; /* what a copy could not deliver, lent until it is */
+    size_t stash_at, stash_bytes;
+    bool eof;  /* the source has ended (FIN, close_notify or truncation) */
+    bool shut; /* and the destination was told */
+    bool streaming;
+    bool no_splice;           /* the kernel refused once: copy for good */
+    bool read_wants_write;    /* TLS: a read waits for the source to be writable */
+    bool write_wants_read;    /* TLS: a write waits for the destination to be readable */
+    uint8_t full_reads, small_reads;
+    _Atomic uint64_t bytes; /* delivered */
+};
+
+struct bp_splice {
+    struct leg leg[2];
+    struct direction direction[2]; /* [CLIENT]: source is the client */
+    struct bp_thread *thread;
+    struct bp_splice *next, *previous; /* the thread's list of live ones; next also in mailbox and ended list */
+    struct bp_splice *ready_next;      /* the thread's list of those with more to do */
+    bool ready;
+    int truncated; /* reason to report if it ends well otherwise, or 0 */
+    uint64_t half_closed_ms;
+    _Atomic bool abort;
+    _Atomic uint64_t spliced_bytes;
+    _Atomic uint64_t last_activity_ms;
+    _Atomic int reason;
+    _Atomic int error;
+};
+
+struct bp_thread {
+    bp_engine *engine;
+    pthread_t thread;
+    bool started;
+    int epoll_fd, wake_fd;
+    pthread_mutex_t lock; /* guards mailbox */
+    bp_splice *mailbox;
+    _Atomic bool stop, aborts;
+    _Atomic uint64_t live, pipes_open, pipe_fallbacks, spliced_bytes, copied_bytes;
+    bp_splice *splices; /* the rest belongs to the thread alone */
+    bp_splice *ready;
+    uint64_t now_ms;
+    int pool[PIPE_POOL][2];
+    unsigned pooled;
+    char *scratch;
+};
+
+struct bp_engine {
+    struct bp_options options;
+    int event_fd;
+    unsigned thread_count;
+    struct bp_thread *threads;
+    pthread_mutex_t lock; /* guards ended and closed */
+    bp_splice *ended;
+    bp_splice **ended_tail;
+    bool closed;
+};
+
+/* pipe_pool.c */
+bool bp__pipe_get(struct bp_thread *thread, int pipe[2]);
+void bp__pipe_put(struct bp_thread *thread, int pipe[2], size_t in_pipe);
+void bp__pipe_drop_all(struct bp_thread *thread);
+
+/* pump.c */
+enum pump_result { PUMP_BLOCKED, PUMP_MORE, PUMP_FAILED };
+/* Moves what can be moved from leg `from` to the other. On PUMP_FAILED the splice's reason is set. */
+enum pump_result bp__pump(struct bp_thread *thread, bp_splice *splice, enum leg_id from);
+bool bp__direction_in_flight(const struct direction *direction);
+void bp__fail(bp_splice *splice, enum leg_id leg, int result);
+
+/* splice.c */
+void bp__splice_run(struct bp_thread *thread, bp_splice *splice);
+void bp__splice_adopt(struct bp_thread *thread, bp_splice *splice);
+void bp__splice_event(struct bp_thread *thread, bp_splice *splice, enum leg_id leg, uint32_t events);
+void bp__splice_end(struct bp_thread *thread, bp_splice *splice, enum bp_reason reason, int error);
+void bp__splice_tick(struct bp_thread *thread, bp_splice *splice);
+
+/* thread.c */
+uint64_t bp__now_ms(void);
+void *bp__thread_main(void *thread);
+
+/* engine.c */
+void bp__engine_ended(bp_engine *engine, bp_splice *splice);
+
+#endif

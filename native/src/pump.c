@@ -1,0 +1,226 @@
+/* The pump: one direction of a splice, by copy or by splice(2).
+ *
+ * Copy first: recv and send through the thread's scratch buffer win for small messages. A direction that fills several
+ * reads in a row is a stream and goes through a pipe, if both ends are plain; it goes back when it falls quiet.
+ * Only a return of 0 is EOF. A short splice is not: the pipe may have been full. No SPLICE_F_MORE: it corks the last
+ * part of a message for up to 200 ms (tcp(7), MSG_MORE).
+ */
+#include "internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define SPLICE_BYTES (1u << 20)
+
+bool bp__direction_in_flight(const struct direction *d) { return d->in_pipe || d->stash_bytes; }
+
+void bp__fail(bp_splice *s, enum leg_id leg, int why) {
+    static const int reset[2] = {BP_CLIENT_RESET, BP_SATELLITE_RESET};
+    static const int timeout[2] = {BP_CLIENT_TIMEOUT, BP_SATELLITE_TIMEOUT};
+    static const int tls[2] = {BP_CLIENT_TLS_ERROR, BP_SATELLITE_TLS_ERROR};
+    int reason = reset[leg];
+    if (why == BP_TLS_ERROR || why == BP_TLS_TRUNCATED)
+        reason = tls[leg];
+    else if (why == -ETIMEDOUT || why == -EHOSTUNREACH || why == -ENETUNREACH)
+        reason = timeout[leg];
+    else if (why == -ENOMEM)
+        reason = BP_NO_MEMORY;
+    atomic_store(&s->error, why > BP_TLS_WANT_READ ? -why : 0);
+    atomic_store(&s->reason, reason);
+}
+
+/* Reads from a leg: > 0, 0 at EOF, -EAGAIN, or another failure. */
+static ssize_t leg_read(bp_splice *s, struct direction *d, struct leg *leg, char *buffer) {
+    ssize_t got;
+    if (!leg->tls) {
+        do
+            got = recv(leg->fd, buffer, SCRATCH_BYTES, MSG_DONTWAIT);
+        while (got < 0 && errno == EINTR);
+        return got < 0 ? -errno : got;
+    }
+    d->read_wants_write = false;
+    got = bp_tls_read(leg->tls, buffer, SCRATCH_BYTES);
+    if (got == BP_TLS_TRUNCATED) {
+        s->truncated = leg->id == CLIENT ? BP_CLIENT_TRUNCATED : BP_SATELLITE_TRUNCATED;
+        return 0;
+    }
+    if (got == BP_TLS_WANT_WRITE)
+        d->read_wants_write = true;
+    return got == BP_TLS_WANT_READ || got == BP_TLS_WANT_WRITE ? -EAGAIN : got;
+}
+
+static ssize_t leg_write(struct direction *d, struct leg *leg, const char *data, size_t bytes) {
+    ssize_t put;
+    if (!leg->tls) {
+        do
+            put = send(leg->fd, data, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+        while (put < 0 && errno == EINTR);
+        return put < 0 ? -errno : put;
+    }
+    d->write_wants_read = false;
+    put = bp_tls_write(leg->tls, data, bytes);
+    if (put == BP_TLS_WANT_READ)
+        d->write_wants_read = true;
+    return put == BP_TLS_WANT_READ || put == BP_TLS_WANT_WRITE ? -EAGAIN : put;
+}
+
+static void delivered(struct bp_thread *t, bp_splice *s, struct direction *d, size_t bytes, bool spliced) {
+    atomic_fetch_add_explicit(&d->bytes, bytes, memory_order_relaxed);
+    atomic_store_explicit(&s->last_activity_ms, t->now_ms, memory_order_relaxed);
+    atomic_fetch_add_explicit(spliced ? &t->spliced_bytes : &t->copied_bytes, bytes, memory_order_relaxed);
+    if (spliced)
+        atomic_fetch_add_explicit(&s->spliced_bytes, bytes, memory_order_relaxed);
+}
+
+/* Writes all of data, or keeps the rest in the stash. 0, or a failure of the destination. */
+static int write_or_stash(struct bp_thread *t, bp_splice *s, struct direction *d, struct leg *to, const char *data,
+                          size_t bytes) {
+    while (bytes) {
+        ssize_t put = leg_write(d, to, data, bytes);
+        if (put == -EAGAIN)
+            break;
+        if (put < 0)
+            return (int)put;
+        delivered(t, s, d, (size_t)put, false);
+        data += put;
+        bytes -= (size_t)put;
+    }
+    if (!bytes)
+        return 0;
+    d->stash = malloc(bytes);
+    if (!d->stash)
+        return -ENOMEM;
+    memcpy(d->stash, data, bytes);
+    d->stash_at = 0;
+    d->stash_bytes = bytes;
+    return 0;
+}
+
+/* Delivers what is in flight. 0 if nothing is left, -EAGAIN if the destination is full, or its failure. */
+static int flush(struct bp_thread *t, bp_splice *s, struct direction *d, struct leg *to) {
+    while (d->stash_bytes) {
+        ssize_t put = leg_write(d, to, d->stash + d->stash_at, d->stash_bytes);
+        if (put < 0)
+            return (int)put;
+        delivered(t, s, d, (size_t)put, false);
+        d->stash_at += (size_t)put;
+        d->stash_bytes -= (size_t)put;
+        if (!d->stash_bytes) {
+            free(d->stash);
+            d->stash = NULL;
+        }
+    }
+    while (d->in_pipe) {
+        ssize_t put = splice(d->pipe[0], NULL, to->fd, NULL, d->in_pipe, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0)
+            return -errno;
+        if (put == 0)
+            return -EAGAIN; /* never seen for a pipe with data; wait rather than spin */
+        delivered(t, s, d, (size_t)put, true);
+        d->in_pipe -= (size_t)put;
+    }
+    return 0;
+}
+
+static void leave_stream(struct bp_thread *t, struct direction *d) {
+    d->streaming = false;
+    d->full_reads = d->small_reads = 0;
+    bp__pipe_put(t, d->pipe, d->in_pipe);
+}
+
+static void consider_stream(struct bp_thread *t, bp_splice *s, struct direction *d, struct leg *from, struct leg *to,
+                            size_t got) {
+    enum bp_splice_mode mode = t->engine->options.splice;
+    if (mode == BP_SPLICE_OFF || d->no_splice || from->tls || to->tls)
+        return;
+    d->full_reads = got >= FULL_READ_BYTES ? (uint8_t)(d->full_reads + 1) : 0;
+    if ((d->full_reads >= STREAM_READS || mode == BP_SPLICE_ALWAYS) && !bp__direction_in_flight(d)) {
+        d->full_reads = 0;
+        d->streaming = bp__pipe_get(t, d->pipe);
+    }
+    (void)s;
+}
+
+/* One read into the empty pipe: > 0, 0 at EOF, -EAGAIN, -EINVAL to copy instead, or a failure of the source. */
+static ssize_t splice_in(struct bp_thread *t, struct direction *d, struct leg *from) {
+    ssize_t got;
+    do
+        got = splice(from->fd, NULL, d->pipe[1], NULL, SPLICE_BYTES, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+    while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return -errno;
+    d->in_pipe = (size_t)got;
+    d->small_reads = got >= SMALL_READ_BYTES ? 0 : (uint8_t)(d->small_reads + 1);
+    (void)t;
+    return got;
+}
+
+static void told(bp_splice *s, struct direction *d, struct leg *to, struct bp_thread *t) {
+    if (to->tls) {
+        /* close_notify goes before FIN; if the socket is too full for it, the FIN alone has to do. */
+        int sent = bp_tls_shutdown(to->tls);
+        (void)sent;
+    }
+    (void)shutdown(to->fd, SHUT_WR);
+    d->shut = true;
+    s->half_closed_ms = t->now_ms;
+    leave_stream(t, d);
+}
+
+enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
+    struct leg *from = &s->leg[id], *to = &s->leg[1 - id];
+    struct direction *d = &s->direction[id];
+    size_t moved = 0;
+    if (d->shut)
+        return PUMP_BLOCKED;
+    for (;;) {
+        int flushed = flush(t, s, d, to);
+        if (flushed == -EAGAIN)
+            return PUMP_BLOCKED;
+        if (flushed < 0) {
+            bp__fail(s, (enum leg_id)(1 - id), flushed);
+            return PUMP_FAILED;
+        }
+        if (d->eof) {
+            told(s, d, to, t);
+            return PUMP_BLOCKED;
+        }
+        if (d->streaming && d->small_reads >= QUIET_READS && t->engine->options.splice != BP_SPLICE_ALWAYS)
+            leave_stream(t, d);
+        if (moved >= TURN_BYTES)
+            return PUMP_MORE;
+        ssize_t got = d->streaming ? splice_in(t, d, from) : leg_read(s, d, from, t->scratch);
+        if (got == -EAGAIN) {
+            if (d->streaming && t->engine->options.splice != BP_SPLICE_ALWAYS && d->small_reads)
+                leave_stream(t, d);
+            return PUMP_BLOCKED;
+        }
+        if (d->streaming && got == -EINVAL) {
+            d->no_splice = true;
+            leave_stream(t, d);
+            continue;
+        }
+        if (got < 0) {
+            bp__fail(s, id, (int)got);
+            return PUMP_FAILED;
+        }
+        if (got == 0) {
+            d->eof = true;
+            continue;
+        }
+        moved += (size_t)got;
+        if (d->streaming)
+            continue;
+        int written = write_or_stash(t, s, d, to, t->scratch, (size_t)got);
+        if (written < 0) {
+            bp__fail(s, (enum leg_id)(1 - id), written);
+            return PUMP_FAILED;
+        }
+        consider_stream(t, s, d, from, to, (size_t)got);
+    }
+}

@@ -1,0 +1,151 @@
+/* One splice: two legs, two directions, and what each event means.
+ *
+ * How it ends (each row tested):
+ *   source sends FIN          -> the rest is delivered, then FIN to the destination; the other direction goes on
+ *   both directions ended     -> close both, CLOSED (or *_TRUNCATED if a TLS peer gave no close_notify)
+ *   RST or error on one leg   -> what was read is offered to the other, then RST to it; *_RESET, *_TIMEOUT
+ *   one ended, other silent   -> RST both after half_closed_timeout
+ *   nothing for idle_timeout  -> RST both
+ *   abort, engine close       -> RST both
+ * When both have sent FIN nothing is left unread, so the plain close never destroys anything by sending RST.
+ */
+#include "internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* An epoll pointer is the leg; its splice is found from the leg's place in it. */
+static int watch(struct bp_thread *t, struct leg *leg, uint32_t wanted, bool keep) {
+    struct epoll_event event = {.events = wanted, .data.ptr = leg};
+    if (!keep) {
+        if (leg->registered)
+            (void)epoll_ctl(t->epoll_fd, EPOLL_CTL_DEL, leg->fd, NULL);
+        leg->registered = false;
+        return 0;
+    }
+    if (leg->registered && leg->watched == wanted)
+        return 0;
+    if (epoll_ctl(t->epoll_fd, leg->registered ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, leg->fd, &event) < 0)
+        return -errno;
+    leg->registered = true;
+    leg->watched = wanted;
+    return 0;
+}
+
+static int update_interest(struct bp_thread *t, bp_splice *s) {
+    for (int id = CLIENT; id <= SATELLITE; id++) {
+        const struct direction *out = &s->direction[id], *in = &s->direction[1 - id]; /* from, and to, this leg */
+        uint32_t wanted = 0;
+        if (!out->eof && !bp__direction_in_flight(out))
+            wanted |= out->read_wants_write ? EPOLLOUT : EPOLLIN;
+        if (bp__direction_in_flight(in))
+            wanted |= in->write_wants_read ? EPOLLIN : EPOLLOUT;
+        /* A leg that is done both ways would report EPOLLHUP for ever. */
+        int r = watch(t, &s->leg[id], wanted, !(out->eof && in->shut));
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+void bp__splice_run(struct bp_thread *t, bp_splice *s) {
+    bool more = false;
+    for (int id = CLIENT; id <= SATELLITE; id++) {
+        enum pump_result r = bp__pump(t, s, (enum leg_id)id);
+        if (r == PUMP_FAILED) {
+            /* The healthy side may still take what its own direction has; what fails now fails twice. */
+            bp__splice_end(t, s, (enum bp_reason)atomic_load(&s->reason), atomic_load(&s->error));
+            return;
+        }
+        more |= r == PUMP_MORE;
+    }
+    if (s->direction[CLIENT].shut && s->direction[SATELLITE].shut) {
+        bp__splice_end(t, s, s->truncated ? (enum bp_reason)s->truncated : BP_CLOSED, 0);
+        return;
+    }
+    int r = update_interest(t, s);
+    if (r < 0) {
+        bp__splice_end(t, s, BP_NO_MEMORY, -r);
+        return;
+    }
+    if (more && !s->ready) {
+        s->ready = true;
+        s->ready_next = t->ready;
+        t->ready = s;
+    }
+}
+
+void bp__splice_event(struct bp_thread *t, bp_splice *s, enum leg_id id, uint32_t events) {
+    if (atomic_load_explicit(&s->reason, memory_order_relaxed) != BP_LIVE)
+        return;
+    const struct direction *out = &s->direction[id];
+    bool reads = !out->eof && !bp__direction_in_flight(out);
+    /* A broken leg that nobody reads now would be reported again and again: end it here. One that is read reports its
+     * error by the read, behind the last bytes. */
+    if ((events & EPOLLERR) && !reads) {
+        int error = 0;
+        socklen_t bytes = sizeof error;
+        (void)getsockopt(s->leg[id].fd, SOL_SOCKET, SO_ERROR, &error, &bytes);
+        bp__fail(s, id, error ? -error : -ECONNRESET);
+        bp__splice_end(t, s, (enum bp_reason)atomic_load(&s->reason), atomic_load(&s->error));
+        return;
+    }
+    bp__splice_run(t, s);
+}
+
+void bp__splice_adopt(struct bp_thread *t, bp_splice *s) {
+    s->next = t->splices;
+    s->previous = NULL;
+    if (t->splices)
+        t->splices->previous = s;
+    t->splices = s;
+    atomic_store(&s->last_activity_ms, t->now_ms);
+    bp__splice_run(t, s);
+}
+
+static void close_leg(struct leg *leg, bool reset) {
+    static const struct linger rst = {.l_onoff = 1, .l_linger = 0};
+    if (reset)
+        (void)setsockopt(leg->fd, SOL_SOCKET, SO_LINGER, &rst, sizeof rst);
+    bp_tls_free(leg->tls);
+    leg->tls = NULL;
+    (void)close(leg->fd);
+    leg->fd = -1;
+}
+
+void bp__splice_end(struct bp_thread *t, bp_splice *s, enum bp_reason reason, int error) {
+    bool clean = reason == BP_CLOSED || reason == BP_CLIENT_TRUNCATED || reason == BP_SATELLITE_TRUNCATED;
+    for (int id = CLIENT; id <= SATELLITE; id++) {
+        struct direction *d = &s->direction[id];
+        bp__pipe_put(t, d->pipe, d->in_pipe);
+        free(d->stash);
+        d->stash = NULL;
+        watch(t, &s->leg[id], 0, false);
+        close_leg(&s->leg[id], !clean);
+    }
+    if (s->previous)
+        s->previous->next = s->next;
+    else
+        t->splices = s->next;
+    if (s->next)
+        s->next->previous = s->previous;
+    atomic_store(&s->error, error);
+    atomic_store(&s->reason, (int)reason);
+    atomic_fetch_sub(&t->live, 1);
+    /* One on the ready list, or with an event still in this batch, is handed out later: see thread.c. */
+    s->ready_next = s->ready ? s->ready_next : NULL;
+}
+
+void bp__splice_tick(struct bp_thread *t, bp_splice *s) {
+    const struct bp_options *options = &t->engine->options;
+    uint64_t last_ms = atomic_load_explicit(&s->last_activity_ms, memory_order_relaxed);
+    bool half = s->direction[CLIENT].shut != s->direction[SATELLITE].shut;
+    uint64_t quiet_since_ms = half && s->half_closed_ms > last_ms ? s->half_closed_ms : last_ms;
+    if (half && options->half_closed_timeout_s && t->now_ms - quiet_since_ms >= options->half_closed_timeout_s * 1000ull)
+        bp__splice_end(t, s, BP_HALF_CLOSED_TIMEOUT, 0);
+    else if (options->idle_timeout_s && t->now_ms - last_ms >= options->idle_timeout_s * 1000ull)
+        bp__splice_end(t, s, BP_IDLE_TIMEOUT, 0);
+}

@@ -1,0 +1,292 @@
+/* TLS on a socket: contexts, handshake, read and write with plain results. The SSL* belongs to one thread at a time. */
+#include "bp.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <arpa/inet.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ERROR_BYTES 256
+
+struct bp_tls_ctx {
+    SSL_CTX *ssl_ctx;
+    int server;
+};
+
+struct bp_tls {
+    SSL *ssl;
+    char error[ERROR_BYTES];
+};
+
+static const unsigned char ALPN_H2[] = "\x02h2";
+
+static void explain(const char *what, char *error, size_t bytes) {
+    unsigned long code = ERR_get_error();
+    char words[ERROR_BYTES];
+    if (code)
+        ERR_error_string_n(code, words, sizeof words);
+    else
+        snprintf(words, sizeof words, "unknown error");
+    snprintf(error, bytes, "%s: %s", what, words);
+    ERR_clear_error();
+}
+
+/* h2 if the client offers it, else http/1.1 so that it can be told in words what the port is, else nothing. */
+static int select_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_bytes, const unsigned char *in,
+                       unsigned in_bytes, void *arg) {
+    static const unsigned char ours[] = "\x02h2\x08http/1.1";
+    unsigned char *chosen = NULL;
+    (void)ssl;
+    (void)arg;
+    if (SSL_select_next_proto(&chosen, out_bytes, ours, sizeof ours - 1, in, in_bytes) != OPENSSL_NPN_NEGOTIATED)
+        return SSL_TLSEXT_ERR_NOACK;
+    *out = chosen;
+    return SSL_TLSEXT_ERR_OK;
+}
+
+static bp_tls_ctx *ctx_new(const SSL_METHOD *method, int server, char *error, size_t error_bytes) {
+    ERR_clear_error();
+    bp_tls_ctx *ctx = calloc(1, sizeof *ctx);
+    if (!ctx) {
+        snprintf(error, error_bytes, "out of memory");
+        return NULL;
+    }
+    ctx->server = server;
+    ctx->ssl_ctx = SSL_CTX_new(method);
+    if (!ctx->ssl_ctx || !SSL_CTX_set_min_proto_version(ctx->ssl_ctx, TLS1_2_VERSION)) {
+        explain("TLS context", error, error_bytes);
+        bp_tls_ctx_free(ctx);
+        return NULL;
+    }
+    /* No tickets: they would be records that nobody reads once the kernel or the engine owns the stream. */
+    SSL_CTX_set_options(ctx->ssl_ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_TICKET | SSL_OP_NO_COMPRESSION);
+    SSL_CTX_set_num_tickets(ctx->ssl_ctx, 0);
+    SSL_CTX_set_session_cache_mode(ctx->ssl_ctx, SSL_SESS_CACHE_OFF);
+    SSL_CTX_set_mode(ctx->ssl_ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE |
+                                       SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    return ctx;
+}
+
+static int load_identity(bp_tls_ctx *ctx, const char *certificate, const char *key, char *error, size_t bytes) {
+    if (SSL_CTX_use_certificate_chain_file(ctx->ssl_ctx, certificate) != 1) {
+        explain(certificate, error, bytes);
+        return -1;
+    }
+    if (SSL_CTX_use_PrivateKey_file(ctx->ssl_ctx, key, SSL_FILETYPE_PEM) != 1 ||
+        SSL_CTX_check_private_key(ctx->ssl_ctx) != 1) {
+        explain(key, error, bytes);
+        return -1;
+    }
+    return 0;
+}
+
+static int load_authorities(bp_tls_ctx *ctx, const char *ca, char *error, size_t bytes) {
+    if (SSL_CTX_load_verify_locations(ctx->ssl_ctx, ca, NULL) == 1)
+        return 0;
+    explain(ca, error, bytes);
+    return -1;
+}
+
+bp_tls_ctx *bp_tls_ctx_server(const char *certificate, const char *key, const char *client_ca, char *error,
+                              size_t error_bytes) {
+    bp_tls_ctx *ctx = ctx_new(TLS_server_method(), 1, error, error_bytes);
+    if (!ctx)
+        return NULL;
+    SSL_CTX_set_alpn_select_cb(ctx->ssl_ctx, select_alpn, NULL);
+    if (load_identity(ctx, certificate, key, error, error_bytes) < 0 ||
+        (client_ca && load_authorities(ctx, client_ca, error, error_bytes) < 0)) {
+        bp_tls_ctx_free(ctx);
+        return NULL;
+    }
+    if (client_ca)
+        SSL_CTX_set_verify(ctx->ssl_ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+    return ctx;
+}
+
+bp_tls_ctx *bp_tls_ctx_client(const char *ca, const char *certificate, const char *key, char *error,
+                              size_t error_bytes) {
+    bp_tls_ctx *ctx = ctx_new(TLS_client_method(), 0, error, error_bytes);
+    if (!ctx)
+        return NULL;
+    if (load_authorities(ctx, ca, error, error_bytes) < 0 ||
+        (certificate && key && load_identity(ctx, certificate, key, error, error_bytes) < 0)) {
+        bp_tls_ctx_free(ctx);
+        return NULL;
+    }
+    SSL_CTX_set_verify(ctx->ssl_ctx, SSL_VERIFY_PEER, NULL);
+    return ctx;
+}
+
+void bp_tls_ctx_free(bp_tls_ctx *ctx) {
+    if (!ctx)
+        return;
+    SSL_CTX_free(ctx->ssl_ctx);
+    free(ctx);
+}
+
+static int prepare_client(SSL *ssl, const char *server_name) {
+    unsigned char address[sizeof(struct in6_addr)];
+    if (SSL_set_alpn_protos(ssl, ALPN_H2, sizeof ALPN_H2 - 1) != 0)
+        return -1;
+    if (!server_name)
+        return 0;
+    if (inet_pton(AF_INET, server_name, address) == 1 || inet_pton(AF_INET6, server_name, address) == 1)
+        return X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(ssl), server_name) == 1 ? 0 : -1;
+    if (SSL_set_tlsext_host_name(ssl, server_name) != 1)
+        return -1;
+    return SSL_set1_host(ssl, server_name) == 1 ? 0 : -1;
+}
+
+bp_tls *bp_tls_new(bp_tls_ctx *ctx, int fd, const char *server_name, char *error, size_t error_bytes) {
+    ERR_clear_error();
+    bp_tls *tls = calloc(1, sizeof *tls);
+    if (!tls) {
+        snprintf(error, error_bytes, "out of memory");
+        return NULL;
+    }
+    tls->ssl = SSL_new(ctx->ssl_ctx);
+    if (!tls->ssl || SSL_set_fd(tls->ssl, fd) != 1 || (!ctx->server && prepare_client(tls->ssl, server_name) < 0)) {
+        explain("TLS connection", error, error_bytes);
+        bp_tls_free(tls);
+        return NULL;
+    }
+    if (ctx->server)
+        SSL_set_accept_state(tls->ssl);
+    else
+        SSL_set_connect_state(tls->ssl);
+    return tls;
+}
+
+void bp_tls_free(bp_tls *tls) {
+    if (!tls)
+        return;
+    SSL_free(tls->ssl);
+    free(tls);
+}
+
+/* Turns a failed call into a result; must run before anything else touches errno or the error queue. */
+static int result(bp_tls *tls, int returned) {
+    int saved_errno = errno;
+    int why = SSL_get_error(tls->ssl, returned);
+    switch (why) {
+    case SSL_ERROR_WANT_READ:
+        return BP_TLS_WANT_READ;
+    case SSL_ERROR_WANT_WRITE:
+        return BP_TLS_WANT_WRITE;
+    case SSL_ERROR_ZERO_RETURN:
+        return 0;
+    case SSL_ERROR_SYSCALL:
+        if (!ERR_peek_error() && saved_errno) {
+            snprintf(tls->error, sizeof tls->error, "%s", strerror(saved_errno));
+            return -saved_errno;
+        }
+        if (!ERR_peek_error())
+            goto truncated;
+        break;
+    default:
+        break;
+    }
+    if (ERR_GET_REASON(ERR_peek_error()) == SSL_R_UNEXPECTED_EOF_WHILE_READING)
+        goto truncated;
+    long verified = SSL_get_verify_result(tls->ssl);
+    if (verified != X509_V_OK) {
+        snprintf(tls->error, sizeof tls->error, "certificate: %s", X509_verify_cert_error_string(verified));
+        ERR_clear_error();
+    } else
+        explain("TLS", tls->error, sizeof tls->error);
+    return BP_TLS_ERROR;
+truncated:
+    snprintf(tls->error, sizeof tls->error, "the peer ended the connection without close_notify");
+    ERR_clear_error();
+    return BP_TLS_TRUNCATED;
+}
+
+int bp_tls_handshake(bp_tls *tls) {
+    ERR_clear_error();
+    errno = 0;
+    int done = SSL_do_handshake(tls->ssl);
+    if (done == 1)
+        return 0;
+    int why = result(tls, done);
+    return why == 0 ? BP_TLS_TRUNCATED : why;
+}
+
+ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes) {
+    ERR_clear_error();
+    errno = 0;
+    int got = SSL_read(tls->ssl, buffer, bytes > INT_MAX ? INT_MAX : (int)bytes);
+    return got > 0 ? got : result(tls, got);
+}
+
+ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes) {
+    if (!bytes)
+        return 0;
+    ERR_clear_error();
+    errno = 0;
+    int put = SSL_write(tls->ssl, data, bytes > INT_MAX ? INT_MAX : (int)bytes);
+    if (put > 0)
+        return put;
+    int why = result(tls, put);
+    return why == 0 ? -EPIPE : why;
+}
+
+int bp_tls_shutdown(bp_tls *tls) {
+    ERR_clear_error();
+    errno = 0;
+    int done = SSL_shutdown(tls->ssl);
+    if (done >= 0)
+        return 0;
+    return result(tls, done);
+}
+
+size_t bp_tls_pending(const bp_tls *tls) { return (size_t)SSL_pending(tls->ssl); }
+
+const char *bp_tls_error(const bp_tls *tls) { return tls->error; }
+
+static size_t copy_text(const void *from, size_t length, char *text, size_t bytes) {
+    if (!from || !length || length >= bytes)
+        return 0;
+    memcpy(text, from, length);
+    text[length] = '\0';
+    return length;
+}
+
+size_t bp_tls_alpn(const bp_tls *tls, char *text, size_t bytes) {
+    const unsigned char *alpn = NULL;
+    unsigned length = 0;
+    SSL_get0_alpn_selected(tls->ssl, &alpn, &length);
+    return copy_text(alpn, length, text, bytes);
+}
+
+size_t bp_tls_server_name(const bp_tls *tls, char *text, size_t bytes) {
+    const char *name = SSL_get_servername(tls->ssl, TLSEXT_NAMETYPE_host_name);
+    return copy_text(name, name ? strlen(name) : 0, text, bytes);
+}
+
+const char *bp_tls_version(const bp_tls *tls) { return SSL_get_version(tls->ssl); }
+
+const char *bp_tls_cipher(const bp_tls *tls) {
+    const char *name = SSL_get_cipher_name(tls->ssl);
+    return name ? name : "";
+}
+
+size_t bp_tls_peer_certificate(const bp_tls *tls, void *der, size_t bytes) {
+    X509 *peer = SSL_get1_peer_certificate(tls->ssl);
+    if (!peer)
+        return 0;
+    int size = i2d_X509(peer, NULL);
+    if (size > 0 && (size_t)size <= bytes) {
+        unsigned char *at = der;
+        (void)i2d_X509(peer, &at);
+    }
+    X509_free(peer);
+    return size > 0 ? (size_t)size : 0;
+}
+
+const char *bp_openssl_version(void) { return OpenSSL_version(OPENSSL_VERSION); }
