@@ -28,11 +28,10 @@ static int thread_start(bp_engine *engine, unsigned index) {
     sigset_t all, before;
     char name[16];
     t->engine = engine;
-    t->scratch = malloc(SCRATCH_BYTES);
     t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     t->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (!t->scratch || t->epoll_fd < 0 || t->wake_fd < 0)
-        return t->scratch ? -errno : -ENOMEM;
+    if (t->epoll_fd < 0 || t->wake_fd < 0)
+        return -errno;
     if (epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, t->wake_fd, &event) < 0)
         return -errno;
     t->now_ms = bp__now_ms();
@@ -233,7 +232,6 @@ void bp_engine_free(bp_engine *engine) {
             (void)close(t->epoll_fd);
         if (t->wake_fd >= 0)
             (void)close(t->wake_fd);
-        free(t->scratch);
         pthread_mutex_destroy(&t->lock);
     }
     if (engine->event_fd >= 0)

@@ -77,7 +77,7 @@ struct bp_thread {
     uint64_t now_ms;
     int pool[PIPE_POOL][2];
     unsigned pooled;
-    char *scratch;
+    char scratch[SCRATCH_BYTES];
 };
 
 struct bp_engine {

@@ -1,0 +1,196 @@
+"""The engine's binding: handles, counters, ends. Thin: what the engine does is said in include/bp.h.
+
+Only one Python thread may use an Engine. A splice's C object lives until its end is taken here.
+"""
+
+import dataclasses
+import enum
+from typing import Literal, NewType, Protocol, cast
+
+from bentpipe.native.lib import Pointer, address, check, ffi, lib
+from bentpipe.native.tls import TlsConnection
+
+SpliceId = NewType("SpliceId", int)
+
+
+class EndReason(enum.Enum):
+    """Why a splice ended: enum bp_reason."""
+
+    CLOSED = 1
+    CLIENT_RESET = 2
+    SATELLITE_RESET = 3
+    CLIENT_TIMEOUT = 4
+    SATELLITE_TIMEOUT = 5
+    CLIENT_TRUNCATED = 6
+    SATELLITE_TRUNCATED = 7
+    CLIENT_TLS_ERROR = 8
+    SATELLITE_TLS_ERROR = 9
+    IDLE_TIMEOUT = 10
+    HALF_CLOSED_TIMEOUT = 11
+    ABORTED = 12
+    ENGINE_CLOSED = 13
+    NO_MEMORY = 14
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Leg:
+    """One side of a connection: a connected socket, and its TLS if it has any."""
+
+    fd: int
+    tls: TlsConnection | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How the engine runs; 0 threads is one per core, a timeout of 0 is none (whole seconds, rounded up)."""
+
+    threads: int = 0
+    splice: Literal["off", "auto", "always"] = "auto"
+    idle_timeout_s: float = 0.0
+    half_closed_timeout_s: float = 60.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counters:
+    """What a splice moved: bytes delivered each way, and when it last did (time.monotonic() seconds)."""
+
+    client_to_satellite_bytes: int
+    satellite_to_client_bytes: int
+    spliced_bytes: int
+    last_activity_monotonic_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ended:
+    """A splice that is over; `error` is the errno behind it, or 0."""
+
+    splice_id: SpliceId
+    reason: EndReason
+    counters: Counters
+    error: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """The engine's threads summed up."""
+
+    live: int
+    pipes_open: int
+    pipe_fallbacks: int
+    spliced_bytes: int
+    copied_bytes: int
+
+
+class _CCounters(Protocol):
+    up_bytes: int
+    down_bytes: int
+    spliced_bytes: int
+    last_activity_ms: int
+    reason: int
+    error: int
+
+
+_MODES = {"off": 0, "auto": 1, "always": 2}
+
+
+class Engine:
+    """Native threads that move bytes. Raises OSError if they cannot be had."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self._pointer: Pointer = ffi.NULL
+        self._live: dict[SpliceId, Pointer] = {}
+        wanted = ffi.new(
+            "struct bp_options *",
+            {
+                "threads": options.threads,
+                "splice": _MODES[options.splice],
+                "idle_timeout_s": -int(-options.idle_timeout_s // 1),
+                "half_closed_timeout_s": -int(-options.half_closed_timeout_s // 1),
+            },
+        )
+        made = ffi.new("bp_engine **")
+        check(lib.bp_engine_new(wanted, made))
+        self._pointer = _first(made)
+        self.event_fd: int = lib.bp_engine_event_fd(self._pointer)
+        """Readable when `take_ended` has something; the engine's own."""
+
+    def splice(self, client: Leg, satellite: Leg) -> SpliceId:
+        """Take both sockets and TLS connections and move bytes between them. Raises OSError; the caller then keeps all."""
+        made = ffi.new("bp_splice **")
+        check(
+            lib.bp_engine_splice(
+                self._pointer,
+                client.fd,
+                client.tls.pointer if client.tls else ffi.NULL,
+                satellite.fd,
+                satellite.tls.pointer if satellite.tls else ffi.NULL,
+                made,
+            )
+        )
+        for leg in (client, satellite):
+            if leg.tls:
+                leg.tls.release()
+        splice_id = SpliceId(address(_first(made)))
+        self._live[splice_id] = _first(made)
+        return splice_id
+
+    def take_ended(self) -> list[Ended]:
+        """Every splice that ended since the last call; never waits."""
+        ended = []
+        while (pointer := lib.bp_engine_take_ended(self._pointer)) != ffi.NULL:
+            splice_id = SpliceId(address(pointer))
+            counters = _c_counters(pointer)
+            del self._live[splice_id]
+            lib.bp_splice_free(pointer)
+            ended.append(Ended(splice_id, EndReason(counters.reason), _counters(counters), counters.error))
+        return ended
+
+    def counters(self, splice_id: SpliceId) -> Counters:
+        """How far a splice is, read without stopping its thread. Raises KeyError if its end was taken."""
+        return _counters(_c_counters(self._live[splice_id]))
+
+    def abort(self, splice_id: SpliceId) -> None:
+        """Reset both legs; the end comes by `take_ended`. Raises KeyError if its end was taken."""
+        lib.bp_splice_abort(self._live[splice_id])
+
+    def thread_cpu_s(self) -> tuple[float, ...]:
+        """CPU seconds used by each thread."""
+        used = []
+        for index in range(lib.bp_engine_threads(self._pointer)):
+            ret = ffi.new("uint64_t *")
+            check(lib.bp_engine_thread_cpu_ns(self._pointer, index, ret))
+            used.append(cast(list[int], ret)[0] / 1e9)
+        return tuple(used)
+
+    def statistics(self) -> EngineStatistics:
+        """A look at the counters of all threads."""
+        ret = ffi.new("struct bp_statistics *")
+        lib.bp_engine_statistics(self._pointer, ret)
+        fields = cast(EngineStatistics, ret)
+        return EngineStatistics(
+            fields.live, fields.pipes_open, fields.pipe_fallbacks, fields.spliced_bytes, fields.copied_bytes
+        )
+
+    def close(self) -> None:
+        """Reset what lives, join the threads, free all. Idempotent; nothing else may be called afterwards."""
+        pointer, self._pointer = self._pointer, ffi.NULL
+        self._live.clear()
+        if pointer != ffi.NULL:
+            lib.bp_engine_free(pointer)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _first(pointer: Pointer) -> Pointer:
+    return cast(list[Pointer], pointer)[0]
+
+
+def _c_counters(splice: Pointer) -> _CCounters:
+    ret = ffi.new("struct bp_counters *")
+    lib.bp_splice_counters(splice, ret)
+    return cast(_CCounters, ret)
+
+
+def _counters(c: _CCounters) -> Counters:
+    return Counters(c.up_bytes, c.down_bytes, c.spliced_bytes, c.last_activity_ms / 1000)

@@ -1,0 +1,183 @@
+"""TLS by OpenSSL on the socket itself (never a memory BIO), so that the engine's threads can take a connection over.
+
+Nothing here blocks: an operation that has to wait raises WantRead or WantWrite, and is called again when the socket is
+ready, a write with the same bytes first (SSL_write(3)). One thread at a time may use a connection.
+"""
+
+import os
+from pathlib import Path
+
+from bentpipe.native.lib import Pointer, ffi, lib
+
+ERROR_BYTES = 512
+NAME_BYTES = 256
+"""A DNS name has at most 253 characters (RFC 1035), an ALPN name at most 255 bytes (RFC 7301)."""
+CERTIFICATE_BYTES = 64 << 10
+"""A certificate larger than this is taken for none."""
+READ_BYTES = 64 << 10
+"""Most that one read returns."""
+
+WANT_READ, WANT_WRITE, TRUNCATED, FAILED = -1001, -1002, -1003, -1004
+"""enum bp_tls_result in include/bp.h."""
+
+
+class WantRead(Exception):
+    """The operation waits for the socket to be readable."""
+
+
+class WantWrite(Exception):
+    """The operation waits for the socket to be writable."""
+
+
+class TlsError(Exception):
+    """OpenSSL refused; `str()` has its words."""
+
+
+class TlsTruncated(TlsError):
+    """The connection ended without close_notify (RFC 8446 §6.1)."""
+
+
+class _Context:
+    _pointer: Pointer = ffi.NULL
+
+    def _adopt(self, pointer: Pointer, error: Pointer) -> None:
+        if pointer == ffi.NULL:
+            raise TlsError(ffi.string(error).decode(errors="replace"))
+        self._pointer = pointer
+
+    @property
+    def pointer(self) -> Pointer:
+        """The bp_tls_ctx, owned by this object."""
+        return self._pointer
+
+    def __del__(self) -> None:
+        if self._pointer != ffi.NULL:
+            lib.bp_tls_ctx_free(self._pointer)
+
+
+class TlsServerContext(_Context):
+    """A server's identity: TLS 1.2 or newer, ALPN h2, no tickets. Raises TlsError, naming the file."""
+
+    def __init__(self, certificate: Path, key: Path, *, client_ca: Path | None = None) -> None:
+        error = ffi.new("char[]", ERROR_BYTES)
+        authorities = ffi.NULL if client_ca is None else os.fsencode(client_ca)
+        files = os.fsencode(certificate), os.fsencode(key)
+        authorities = authorities if client_ca is None else ffi.new("char[]", authorities)
+        self._adopt(lib.bp_tls_ctx_server(*files, authorities, error, ERROR_BYTES), error)
+
+
+class TlsClientContext(_Context):
+    """What a client trusts (`ca`), and what it shows. Raises TlsError, naming the file."""
+
+    def __init__(self, *, ca: Path, certificate: Path | None = None, key: Path | None = None) -> None:
+        error = ffi.new("char[]", ERROR_BYTES)
+        shown = [ffi.NULL if path is None else ffi.new("char[]", os.fsencode(path)) for path in (certificate, key)]
+        self._adopt(lib.bp_tls_ctx_client(os.fsencode(ca), shown[0], shown[1], error, ERROR_BYTES), error)
+
+
+class TlsConnection:
+    """One TLS connection on a connected non-blocking socket, which it borrows."""
+
+    def __init__(
+        self, context: TlsServerContext | TlsClientContext, fd: int, *, server_name: str | None = None
+    ) -> None:
+        error = ffi.new("char[]", ERROR_BYTES)
+        name = ffi.NULL if server_name is None else ffi.new("char[]", server_name.encode("idna"))
+        self._pointer = lib.bp_tls_new(context.pointer, fd, name, error, ERROR_BYTES)
+        if self._pointer == ffi.NULL:
+            raise TlsError(ffi.string(error).decode(errors="replace"))
+
+    def _live(self) -> Pointer:
+        if self._pointer == ffi.NULL:
+            raise TlsError("the TLS connection is closed or was handed over")
+        return self._pointer
+
+    def _check(self, result: int) -> int:
+        if result >= 0:
+            return result
+        if result == WANT_READ:
+            raise WantRead
+        if result == WANT_WRITE:
+            raise WantWrite
+        words = ffi.string(lib.bp_tls_error(self._pointer)).decode(errors="replace")
+        if result == TRUNCATED:
+            raise TlsTruncated(words)
+        if result == FAILED:
+            raise TlsError(words)
+        raise OSError(-result, os.strerror(-result))
+
+    def do_handshake(self) -> None:
+        """Go on with the handshake. Raises WantRead, WantWrite, TlsError, OSError."""
+        self._check(lib.bp_tls_handshake(self._live()))
+
+    def read(self, max_bytes: int) -> bytes:
+        """Read up to `max_bytes`; b"" after close_notify. Raises WantRead, WantWrite, TlsTruncated, TlsError, OSError."""
+        size = min(max_bytes, READ_BYTES)
+        buffer = ffi.new("char[]", size)
+        return bytes(ffi.buffer(buffer, size)[: self._check(lib.bp_tls_read(self._live(), buffer, size))])
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write some of `data` and return how much. Raises WantRead, WantWrite, TlsError, OSError."""
+        return self._check(lib.bp_tls_write(self._live(), ffi.from_buffer(data), len(data)))
+
+    def shutdown(self) -> None:
+        """Send close_notify. Raises WantWrite, TlsError, OSError."""
+        self._check(lib.bp_tls_shutdown(self._live()))
+
+    def close(self) -> None:
+        """Free it; the socket stays open. Idempotent."""
+        lib.bp_tls_free(self.release())
+
+    def release(self) -> Pointer:
+        """Give the bp_tls away (NULL if it is gone already) and become a closed shell; for the engine."""
+        pointer, self._pointer = self._pointer, ffi.NULL
+        return pointer
+
+    def __del__(self) -> None:
+        if getattr(self, "_pointer", ffi.NULL) != ffi.NULL:
+            self.close()
+
+    @property
+    def pointer(self) -> Pointer:
+        """The bp_tls, still owned by this object."""
+        return self._live()
+
+    @property
+    def pending_bytes(self) -> int:
+        """Decrypted bytes that a read returns without the socket being readable."""
+        return lib.bp_tls_pending(self._live())
+
+    @property
+    def alpn(self) -> str | None:
+        """The protocol agreed on, if any (RFC 7301)."""
+        text = ffi.new("char[]", NAME_BYTES)
+        return ffi.string(text).decode() if lib.bp_tls_alpn(self._live(), text, NAME_BYTES) else None
+
+    @property
+    def server_name(self) -> str | None:
+        """The server name that the client sent, if any (SNI, RFC 6066 §3)."""
+        text = ffi.new("char[]", NAME_BYTES)
+        found = lib.bp_tls_server_name(self._live(), text, NAME_BYTES)
+        return ffi.string(text).decode(errors="replace") if found else None
+
+    @property
+    def version(self) -> str:
+        """For example "TLSv1.3"."""
+        return ffi.string(lib.bp_tls_version(self._live())).decode()
+
+    @property
+    def cipher(self) -> str:
+        """The cipher suite's name."""
+        return ffi.string(lib.bp_tls_cipher(self._live())).decode()
+
+    @property
+    def peer_certificate_der(self) -> bytes | None:
+        """The peer's certificate, if it showed one."""
+        der = ffi.new("char[]", CERTIFICATE_BYTES)
+        size = lib.bp_tls_peer_certificate(self._live(), der, CERTIFICATE_BYTES)
+        return bytes(ffi.buffer(der, size)) if 0 < size <= CERTIFICATE_BYTES else None
+
+
+def openssl_version() -> str:
+    """The OpenSSL that the engine runs on."""
+    return ffi.string(lib.bp_openssl_version()).decode()
