@@ -1,0 +1,25 @@
+"""The one error that the greeting can raise."""
+
+import enum
+
+
+class ErrorCode(enum.IntEnum):
+    """Error codes of RFC 9113 §7."""
+
+    NO_ERROR = 0x0
+    PROTOCOL_ERROR = 0x1
+    INTERNAL_ERROR = 0x2
+    FLOW_CONTROL_ERROR = 0x3
+    FRAME_SIZE_ERROR = 0x6
+    COMPRESSION_ERROR = 0x9
+    ENHANCE_YOUR_CALM = 0xB
+
+
+class GreetingError(Exception):
+    """The client broke RFC 9113 or a limit of ours; `limit` names the constant of proto/limits.py, if it was one."""
+
+    def __init__(self, error_code: ErrorCode, message: str, limit: str | None = None) -> None:
+        super().__init__(f"{error_code.name}: {message}")
+        self.error_code = error_code
+        self.message = message
+        self.limit = limit

@@ -1,0 +1,63 @@
+"""Reads who wants which satellite out of a request's header list. Pure; the values are the client's, so they are checked."""
+
+import dataclasses
+import re
+
+from bentpipe.proto.events import HeaderList
+
+NAME = re.compile(rb"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+"""As in the configuration: what fits a DNS label, a metadata value and a cgroup's folder."""
+TOKEN_BYTES = 16 << 10
+BEARER = b"bearer "
+
+
+class MetadataError(Exception):
+    """The request's metadata cannot be used; `str()` is for the client."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RouteRequest:
+    """What a request's header list says about its destination."""
+
+    path: str
+    satellite_org: str
+    satellite_name: str
+    token: str | None
+
+
+def parse_request(headers: HeaderList) -> RouteRequest:
+    """Read the metadata `satellite_name`, `satellite_org`, `satellite_token` (or `authorization: Bearer`).
+
+    Raises MetadataError if one is missing, repeated or malformed, or if two tokens differ.
+    """
+    method = _one(headers, b":method")
+    path = _one(headers, b":path")
+    if method != b"POST" or path is None or not path.startswith(b"/"):
+        raise MetadataError("this is no gRPC request: it must be POST /package.Service/Method")
+    org, name = (_name(headers, key) for key in (b"satellite_org", b"satellite_name"))
+    token = _one(headers, b"satellite_token")
+    authorization = _one(headers, b"authorization")
+    if authorization is not None and authorization.lower().startswith(BEARER):
+        bearer = authorization[len(BEARER) :].strip()
+        if token is not None and token != bearer:
+            raise MetadataError("satellite_token and authorization carry different tokens")
+        token = bearer
+    if token is not None and (len(token) > TOKEN_BYTES or not token.isascii()):
+        raise MetadataError("satellite_token is too long or not ASCII")
+    return RouteRequest(path.decode("latin-1"), org, name, None if token is None else token.decode())
+
+
+def _one(headers: HeaderList, key: bytes) -> bytes | None:
+    values = [value for name, value in headers if name == key]
+    if len(values) > 1:
+        raise MetadataError(f"{key.decode()} is given {len(values)} times")
+    return values[0] if values else None
+
+
+def _name(headers: HeaderList, key: bytes) -> str:
+    value = _one(headers, key)
+    if value is None:
+        raise MetadataError(f"the metadata {key.decode()} is missing")
+    if not NAME.fullmatch(value):
+        raise MetadataError(f"{key.decode()} is malformed: letters, digits, '.', '_' and '-', 64 at most")
+    return value.decode()
