@@ -210,7 +210,7 @@ class Session:
         try:
             return await dial(lease.address, tls, server_name)
         except BentpipeError:
-            satellite.report_unreachable(lease)
+            satellite.report_unreachable()
             raise
 
     async def _read_while_held(self) -> None:
