@@ -1,6 +1,8 @@
 """All satellites of the configuration, each with a task and a nursery of its own."""
 
 
+from collections.abc import Callable, Iterable
+
 import trio
 
 from bentpipe.config.model import SatelliteSection
