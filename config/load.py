@@ -7,9 +7,8 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from bentpipe.config.model import Config
+from pydantic import ValidationError
 
 MAX_FILE_BYTES = 4 << 20
 """A file of ours is a few KiB, a fleet of thousands some hundred; anything larger is a mistaken path."""
@@ -124,7 +123,9 @@ def _missing_files(config: Config) -> Iterator[ConfigProblem]:
             if directory is not None and not directory.is_dir():
                 yield ConfigProblem(f"{where}.directory", f"{directory} is no directory")
             if shutil.which(satellite.process.command[0]) is None:
-                yield ConfigProblem(f"{where}.command", f"{satellite.process.command[0]!r} is no program that can be run")
+                yield ConfigProblem(
+                    f"{where}.command", f"{satellite.process.command[0]!r} is no program that can be run"
+                )
     for where, path in files:
         if path is None:
             continue

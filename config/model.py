@@ -8,9 +8,8 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-
 from bentpipe.config.units import parse_address, parse_duration_s
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 DurationS = Annotated[float, BeforeValidator(parse_duration_s)]
 """Seconds; in the file a string with a unit ("90s", "30m", "1h30m") or a bare number of seconds."""
@@ -100,7 +99,11 @@ class TokenSection(Section):
             raise ValueError("hash must be sha256: and 64 lower-case hex digits, as `bentpipe token new` prints it")
         for grant in self.grants:
             org, slash, name = grant.partition("/")
-            if not slash or not re.match(NAME_PATTERN, org) or not re.match(NAME_PATTERN, name.removesuffix("*") or "x"):
+            if (
+                not slash
+                or not re.match(NAME_PATTERN, org)
+                or not re.match(NAME_PATTERN, name.removesuffix("*") or "x")
+            ):
                 raise ValueError(f"grant {grant!r}: expected ORG/NAME, ORG/PREFIX* or ORG/*")
         return self
 

@@ -41,9 +41,7 @@ class FrameHeader:
 
 def parse_header(data: bytes | bytearray | memoryview) -> FrameHeader:
     """Read the first 9 bytes."""
-    return FrameHeader(
-        int.from_bytes(data[0:3]), data[3], data[4], int.from_bytes(data[5:9]) & STREAM_MASK
-    )
+    return FrameHeader(int.from_bytes(data[0:3]), data[3], data[4], int.from_bytes(data[5:9]) & STREAM_MASK)
 
 
 def frame(kind: FrameType, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
@@ -56,6 +54,4 @@ EMPTY_SETTINGS = frame(FrameType.SETTINGS, 0, 0)
 
 def goaway(last_stream_id: int, error_code: int, debug: str = "") -> bytes:
     """Build a GOAWAY (RFC 9113 §6.8); `debug` is for people."""
-    return frame(
-        FrameType.GOAWAY, 0, 0, last_stream_id.to_bytes(4) + error_code.to_bytes(4) + debug.encode()
-    )
+    return frame(FrameType.GOAWAY, 0, 0, last_stream_id.to_bytes(4) + error_code.to_bytes(4) + debug.encode())

@@ -11,7 +11,6 @@ the client's SETTINGS would be its second. The satellite reads the transcript fr
 import enum
 
 import hpack
-
 from bentpipe.proto import limits
 from bentpipe.proto.ack_filter import AckFilter
 from bentpipe.proto.errors import ErrorCode, GreetingError

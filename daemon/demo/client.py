@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterator
 
 import grpc
-
 from bentpipe.daemon.demo.edge_host import ORG, EdgeHost
 from bentpipe.daemon.demo.satellite import CHUNK_BYTES, MAX_MESSAGE_BYTES, SERVICE
 
@@ -56,9 +55,7 @@ class DemoClient:
                 left -= len(chunk)
                 yield chunk
 
-        answer = self._channel.stream_unary(f"/{SERVICE}/Upload")(
-            chunks(), metadata=self._metadata, timeout=TIMEOUT_S
-        )
+        answer = self._channel.stream_unary(f"/{SERVICE}/Upload")(chunks(), metadata=self._metadata, timeout=TIMEOUT_S)
         return digest.hexdigest(), bytes(answer).decode()
 
     def download(self, size_bytes: int) -> tuple[str, str]:

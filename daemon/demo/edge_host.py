@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Self
 
 import trustme
-
 from bentpipe.daemon.demo.timeline import Change
 from bentpipe.daemon.model import SatelliteState
 
@@ -74,7 +73,7 @@ class EdgeHost:
             lines += [
                 f'[[satellite]]\norg = "{ORG}"\nname = "{satellite.name}"\nsleep_after = "{sleep_after_s}s"',
                 'min_awake = "0s"\nwake_deadline = "30s"\nretry_after = "1s"\n[satellite.process]',
-                f"command = {json.dumps(command)}\nstop_grace = \"3s\"",
+                f'command = {json.dumps(command)}\nstop_grace = "3s"',
             ]
         return "\n".join(lines) + "\n"
 

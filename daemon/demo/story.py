@@ -5,12 +5,11 @@ import time
 from collections.abc import Callable
 
 import grpc
-from rich.console import Console
-
 from bentpipe.daemon.demo.client import DemoClient, demo_block
 from bentpipe.daemon.demo.edge_host import MAIN_THREAD, DemoSatellite, EdgeHost
 from bentpipe.daemon.demo.timeline import LEGEND, draw_timeline
 from bentpipe.daemon.model import SatelliteState
+from rich.console import Console
 
 HERD = 200
 STREAM_BYTES = 1 << 30
@@ -139,7 +138,9 @@ def run_demo() -> int:
         try:
             Story(host, console).tell()
         except (PromiseBroken, TimeoutError, grpc.RpcError) as exc:
-            console.print(f"[red]the demo failed:[/red] {exc}\nthe daemon's log:\n{host.log_path.read_text()}", markup=True)
+            console.print(
+                f"[red]the demo failed:[/red] {exc}\nthe daemon's log:\n{host.log_path.read_text()}", markup=True
+            )
             return 1
         changes = host.changes()
         end = time.time()

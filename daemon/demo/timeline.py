@@ -3,9 +3,8 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.text import Text
-
 from bentpipe.daemon.model import SatelliteState
+from rich.text import Text
 
 GLYPHS: Mapping[SatelliteState, tuple[str, str]] = {
     SatelliteState.SLEEP: ("·", "dim"),

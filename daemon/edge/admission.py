@@ -49,7 +49,10 @@ class Admission:
 
     def __init__(self, tokens: Iterable[TokenSection]) -> None:
         self._tokens = [
-            (bytes.fromhex(token.hash.removeprefix("sha256:")), Principal(token.name, tuple(map(Grant.parse, token.grants))))
+            (
+                bytes.fromhex(token.hash.removeprefix("sha256:")),
+                Principal(token.name, tuple(map(Grant.parse, token.grants))),
+            )
             for token in tokens
         ]
 

@@ -3,7 +3,6 @@
 import socket
 
 import trio
-
 from bentpipe.daemon.edge.transport import Transport, TransportError
 from bentpipe.daemon.errors import DialFailed
 from bentpipe.daemon.model import Address
@@ -33,9 +32,7 @@ async def dial(address: Address, tls: TlsClientContext | None, server_name: str 
             if attempt.cancelled_caught:
                 reason = f"no answer in {ATTEMPT_S:g} s"
             await trio.sleep(RETRY_S)
-    raise DialFailed(
-        f"{address}: {reason}", peer_hint=f"the satellite is awake but could not be reached: {reason}"
-    )
+    raise DialFailed(f"{address}: {reason}", peer_hint=f"the satellite is awake but could not be reached: {reason}")
 
 
 async def _attempt(address: Address, tls: TlsClientContext | None, server_name: str | None) -> Transport:

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable
 
 import trio
-
 from bentpipe.daemon.edge.admission import Admission, Principal
 from bentpipe.daemon.edge.dial import dial
 from bentpipe.daemon.edge.handoff import HandOff, Splice
@@ -199,9 +198,7 @@ class Session:
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
-        log.info(
-            "spliced", extra={"fields": {"satellite": str(key), "principal": principal.name, "peer": self._peer}}
-        )
+        log.info("spliced", extra={"fields": {"satellite": str(key), "principal": principal.name, "peer": self._peer}})
         return Outcome.SPLICED
 
     async def _dial(

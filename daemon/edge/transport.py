@@ -8,7 +8,6 @@ import contextlib
 import socket
 
 import trio
-
 from bentpipe.native.engine import Leg
 from bentpipe.native.tls import TlsConnection, TlsError, WantRead, WantWrite
 

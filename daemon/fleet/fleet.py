@@ -1,16 +1,13 @@
 """All satellites of the configuration, each with a task and a nursery of its own."""
 
-
 from collections.abc import Callable, Iterable
 
 import trio
-
 from bentpipe.config.model import SatelliteSection
 from bentpipe.daemon.errors import NoSuchSatellite
 from bentpipe.daemon.fleet.satellite import Satellite, rules_of
 from bentpipe.daemon.model import MachineId, SatelliteKey, Transition
 from bentpipe.daemon.providers.base import Provider
-
 
 
 def machine_id_of(section: SatelliteSection) -> MachineId:

@@ -30,7 +30,7 @@ def _listening_inodes(host: str, port: int) -> Iterator[str]:
     address = ipaddress.ip_address(host)
     any_v6 = ipaddress.IPv6Address("::")
     if isinstance(address, ipaddress.IPv4Address):
-        yield from _inodes_in("tcp", {address, ipaddress.IPv4Address("0.0.0.0")}, port)  # noqa: S104
+        yield from _inodes_in("tcp", {address, ipaddress.IPv4Address("0.0.0.0")}, port)
         # A dual-stack socket takes IPv4 clients too (Go's and grpc's default).
         yield from _inodes_in("tcp6", {ipaddress.IPv6Address(f"::ffff:{address}"), any_v6}, port)
     else:

@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import trio
-
 from bentpipe.config.model import ProcessSection
 from bentpipe.daemon.errors import ProviderError, ProviderPermanent, ProviderRetryable
 from bentpipe.daemon.model import Address
@@ -140,7 +139,7 @@ def spawn(
 def _spawn_with(argv: tuple[str, ...], directory: Path | None, environment: dict[str, str], output_fd: int) -> Child:
     # A session of its own, not only a process group: the daemon's terminal, and its hang-up, are none of a satellite's
     # business, and a stopped group whose parent dies in the same session would be sent SIGHUP.
-    popen = subprocess.Popen(  # noqa: S603
+    popen = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=output_fd,

@@ -9,7 +9,6 @@ import time
 import grpc
 import psutil
 import pytest
-
 from bentpipe.daemon.demo.client import DemoClient
 from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.demo.satellite import SERVICE
@@ -41,7 +40,7 @@ def test_satellite_killed_mid_stream_is_unavailable_at_once_and_woken_again() ->
     with EdgeHost([DemoSatellite("sat")], sleep_after_s=600) as host, channel(host) as opened:
         stop = threading.Event()
 
-        def requests():  # noqa: ANN202
+        def requests():
             yield b"first"
             stop.wait(30)
 

@@ -4,10 +4,9 @@ import itertools
 from collections.abc import Callable
 
 import pytest
-from clients import CallError, Client
-
 from bentpipe.daemon.demo.edge_host import EdgeHost
 from bentpipe.daemon.model import SatelliteState
+from clients import CallError, Client
 
 Connect = Callable[..., Client]
 
@@ -19,7 +18,9 @@ slow_grpclib = itertools.cycle([f"slow-grpclib{number}" for number in range(8)])
 
 @pytest.mark.parametrize("client_kind", ["grpcio", "grpclib"])
 @pytest.mark.parametrize("names", [slow, slow_grpclib], ids=["grpcio", "grpclib"])
-def test_held_client_is_answered(connect: Connect, edge: EdgeHost, client_kind: str, names: "itertools.cycle[str]") -> None:
+def test_held_client_is_answered(
+    connect: Connect, edge: EdgeHost, client_kind: str, names: "itertools.cycle[str]"
+) -> None:
     satellite = next(names)
     messages = [b"%d" % number for number in range(20)]
     assert connect(client_kind, satellite).concurrent("Echo", messages) == messages

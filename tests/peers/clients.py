@@ -71,9 +71,7 @@ class GrpcioClient:
 
     def download(self, size_bytes: int) -> bytes:
         call = self._channel.unary_stream(f"/{SERVICE}/Download")
-        return self._run(
-            lambda: b"".join(call(b"%d" % size_bytes, metadata=self._metadata, timeout=TIMEOUT_S))
-        )
+        return self._run(lambda: b"".join(call(b"%d" % size_bytes, metadata=self._metadata, timeout=TIMEOUT_S)))
 
     def chat(self, messages: Sequence[bytes]) -> list[bytes]:
         call = self._channel.stream_stream(f"/{SERVICE}/Chat")
@@ -92,7 +90,7 @@ class GrpcioClient:
         self._channel.close()
 
     @staticmethod
-    def _run(call):  # noqa: ANN001, ANN205 - generic over the call's result; PEP 695 needs Python 3.12
+    def _run(call):
         try:
             return call()
         except grpc.RpcError as exc:
@@ -124,8 +122,8 @@ class GrpclibClient:
         self._where = ("localhost" if ca_pem else "127.0.0.1", port, context)
         self._channel: Channel | None = None
 
-    def _run(self, call: Callable[[Channel], Awaitable]):  # noqa: ANN202 - generic over the call's result
-        async def run():  # noqa: ANN202
+    def _run(self, call: Callable[[Channel], Awaitable]):
+        async def run():
             if self._channel is None:
                 host, port, context = self._where
                 self._channel = Channel(host, port, ssl=context, codec=BytesCodec())
@@ -135,7 +133,7 @@ class GrpclibClient:
             return self._loop.run_until_complete(run())
         except GRPCError as exc:
             raise CallError(exc.status.value, exc.message or "") from exc
-        except asyncio.TimeoutError as exc:
+        except TimeoutError as exc:
             raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], "deadline") from exc
         except (StreamTerminatedError, ConnectionError) as exc:
             raise CallError(grpc.StatusCode.UNAVAILABLE.value[0], str(exc)) from exc

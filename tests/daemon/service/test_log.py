@@ -2,7 +2,6 @@ import json
 import logging
 
 import pytest
-
 from bentpipe.daemon.service.log import JsonFormatter, TextFormatter
 
 
