@@ -37,7 +37,6 @@ CHECK = [
     "types-protobuf",
     "types-psutil",
     "types-setuptools",
-    "types-grpcio",
 ]
 
 setup(

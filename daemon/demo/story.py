@@ -77,10 +77,11 @@ class Story:
         block = demo_block()
         with DemoClient(self._host, "stream") as client:
             client.echo(b"wake up first")
-            for way, transfer in (
+            transfers: tuple[tuple[str, Callable[[], tuple[str, str]]], ...] = (
                 ("up", lambda: client.upload(STREAM_BYTES, block)),
                 ("down", lambda: client.download(STREAM_BYTES)),
-            ):
+            )
+            for way, transfer in transfers:
                 before = self._host.cpu_s()
                 begun = time.monotonic()
                 sent, received = transfer()

@@ -16,11 +16,9 @@ def _fields(record: logging.LogRecord) -> Mapping[str, object]:
 class TextFormatter(logging.Formatter):
     """`2026-01-02T03:04:05.678Z INFO bentpipe.edge: message key=value`."""
 
-    converter = time.gmtime
-
     def format(self, record: logging.LogRecord) -> str:
         """Render one record on one line, its traceback (if any) behind it."""
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", self.converter(record.created))
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         words = " ".join(f"{key}={_quoted(str(value))}" for key, value in _fields(record).items())
         line = f"{at}.{int(record.msecs):03d}Z {record.levelname} {record.name}: {record.getMessage()} {words}".rstrip()
         return line + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")

@@ -17,7 +17,7 @@ from bentpipe.daemon.edge.admission import Admission
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.listener import Connections, Listener, bind
 from bentpipe.daemon.edge.outcomes import Counters
-from bentpipe.daemon.edge.session import Edge
+from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S, Edge
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import MachineId, SatelliteKey, Transition
 from bentpipe.daemon.providers.process import ProcessProvider
@@ -175,7 +175,8 @@ async def _serve_until_drained(
             await daemon.handoff.wait_none()
         cut = daemon.handoff.abort_all()
         await daemon.handoff.wait_none()
-        sessions.cancel_scope.cancel()
+        # Refusals still have to be read by their clients.
+        sessions.cancel_scope.deadline = trio.current_time() + REFUSAL_DEADLINE_S
     log.info("drained", extra={"fields": {"cut": cut}})
     return cut
 

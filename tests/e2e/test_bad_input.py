@@ -110,7 +110,7 @@ async def test_tls_to_the_plain_port_gets_an_alert(daemon: Daemon, authority: tr
         with socket.create_connection(daemon.addresses[PLAIN], timeout=10) as sock:
             context.wrap_socket(sock, server_hostname="localhost")
 
-    with pytest.raises(ssl.SSLError, match="(?i)alert"):
+    with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
         await trio.to_thread.run_sync(handshake)
     await counted(daemon, Outcome.TLS_ON_PLAIN_PORT)
 

@@ -62,7 +62,6 @@ def test_metadata_that_needs_continuation(connect: Connect, client_kind: str) ->
     ("satellite", "token", "code", "words"),
     [
         ("grpcio", "bp_wrong", UNAUTHENTICATED, "satellite_token"),
-        ("grpcio", "", UNAUTHENTICATED, "satellite_token"),
         ("nowhere", None, NOT_FOUND, "no such satellite"),
         ("bad name", None, INVALID_ARGUMENT, "satellite_name"),
         ("broken", None, UNAVAILABLE, "no space left on the cache volume"),

@@ -190,9 +190,14 @@ class GrpclibClient:
         self._run(cancel)
 
     def close(self) -> None:
+        async def closed() -> None:
+            # grpclib's close begins TLS's goodbye and returns; the loop must run until its sockets are gone.
+            while len(self._loop._selector.get_map()) > 1:
+                await asyncio.sleep(0.005)
+
         if self._channel is not None:
             self._channel.close()
-            self._loop.run_until_complete(asyncio.sleep(0))
+            self._loop.run_until_complete(asyncio.wait_for(closed(), TIMEOUT_S))
         self._loop.close()
 
 

@@ -1,0 +1,149 @@
+"""`bentpipe doctor`: what this machine has and lacks, one line each, with the remedy. Looks, changes nothing."""
+
+import dataclasses
+import enum
+import errno
+import os
+import platform
+import re
+import resource
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+from bentpipe.native.tls import openssl_version
+
+NOFILE_WANTED = 65_536
+"""Two descriptors a spliced connection, two more while it streams: enough for ten thousand."""
+PIPE_PAGES_WANTED = 16_384
+"""The kernel's default: 64 MiB of pipes a user; below, streams fall back to copying early (pipe(7))."""
+TCP_ULP = 31
+"""linux/tcp.h; Python's socket module has no name for it."""
+KTLS_RX_OPENSSL = (3, 2)
+"""First OpenSSL that gives TLS 1.3's receive direction to the kernel."""
+
+
+class Verdict(enum.Enum):
+    """How bad it is."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, what was seen, and what to do about it."""
+
+    verdict: Verdict
+    subject: str
+    seen: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"{self.verdict.value:<5}{self.subject:<24}{self.seen}{remedy}"
+
+
+def check_kernel() -> Finding:
+    """Linux, and its release."""
+    if platform.system() != "Linux":
+        return Finding(Verdict.FAIL, "kernel", platform.system(), "bentpipe runs on Linux only")
+    return Finding(Verdict.OK, "kernel", platform.release())
+
+
+def check_openssl() -> Finding:
+    """The OpenSSL that the engine is linked to."""
+    return Finding(Verdict.OK, "OpenSSL", openssl_version())
+
+
+def check_ktls() -> Finding:
+    """Whether the kernel takes TLS over; bentpipe then could splice encrypted legs. Never needed."""
+    remedy = "TLS stays in userspace"
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        try:
+            client.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
+        except OSError as exc:
+            why = {
+                errno.ENOENT: "the kernel has no tls module loaded (modprobe tls, or modules-load.d)",
+                errno.ENOPROTOOPT: "the kernel knows no upper-layer protocols",
+            }.get(exc.errno or 0, str(exc))
+            return Finding(Verdict.WARN, "kTLS", f"no: {why}", remedy)
+    if ssl.OPENSSL_VERSION_INFO[:2] < KTLS_RX_OPENSSL:
+        return Finding(Verdict.WARN, "kTLS", "send only: OpenSSL before 3.2 has no TLS 1.3 receive", remedy)
+    return Finding(Verdict.OK, "kTLS", "yes")
+
+
+def check_pipe_pages(proc: Path = Path("/proc")) -> Finding:
+    """fs.pipe-user-pages-soft: past it an unprivileged user's pipes have two slots."""
+    pages = int((proc / "sys/fs/pipe-user-pages-soft").read_text())
+    if pages and pages < PIPE_PAGES_WANTED:
+        return Finding(
+            Verdict.WARN,
+            "pipe-user-pages-soft",
+            f"{pages} pages",
+            f"sysctl fs.pipe-user-pages-soft={PIPE_PAGES_WANTED}",
+        )
+    return Finding(Verdict.OK, "pipe-user-pages-soft", f"{pages} pages" if pages else "no limit")
+
+
+def check_nofile() -> Finding:
+    """Open descriptors allowed to this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < NOFILE_WANTED:
+        return Finding(
+            Verdict.WARN,
+            "nofile",
+            f"{soft} (hard {hard})",
+            f"set LimitNOFILE={NOFILE_WANTED} in the unit, or ulimit -n",
+        )
+    return Finding(Verdict.OK, "nofile", f"{soft} (hard {hard})")
+
+
+def check_cgroup(proc: Path = Path("/proc")) -> Finding:
+    """A writable cgroup v2, where local satellites are frozen and killed as a whole."""
+    mounts = re.findall(r"^\S+ \S+ \S+ \S+ (\S+) .* - cgroup2 ", (proc / "self/mountinfo").read_text(), re.MULTILINE)
+    if not mounts:
+        return Finding(Verdict.WARN, "cgroup", "v1 only", "satellites are stopped by SIGSTOP instead of the freezer")
+    own = re.search(r"^0::(.*)$", (proc / "self/cgroup").read_text(), re.MULTILINE)
+    folder = Path(mounts[0]) / (own.group(1) if own else "/").lstrip("/")
+    if not os.access(folder, os.W_OK):
+        return Finding(Verdict.WARN, "cgroup", f"v2, {folder} not writable", "set Delegate=yes in the unit")
+    return Finding(Verdict.OK, "cgroup", f"v2, {folder} writable")
+
+
+def check_clock() -> Finding:
+    """A synchronised clock: the ledger and TLS certificates depend on it."""
+    if Path("/run/systemd/timesync/synchronized").exists() or Path("/run/chrony").exists():
+        return Finding(Verdict.OK, "clock", "synchronised")
+    return Finding(Verdict.WARN, "clock", "no sign of time synchronisation", "run chrony or systemd-timesyncd")
+
+
+CHECKS: tuple[Callable[[], Finding], ...] = (
+    check_kernel,
+    check_openssl,
+    check_ktls,
+    check_pipe_pages,
+    check_nofile,
+    check_cgroup,
+    check_clock,
+)
+
+
+def findings() -> Iterator[Finding]:
+    """Run every check; one that cannot look says so instead of ending the others."""
+    for check in CHECKS:
+        try:
+            yield check()
+        except OSError as exc:
+            yield Finding(Verdict.WARN, check.__name__.removeprefix("check_"), f"cannot look: {exc}")
+
+
+def run_doctor() -> int:
+    """Print the findings. Returns 1 if one of them is a FAIL."""
+    seen = list(findings())
+    for finding in seen:
+        click.echo(str(finding))
+    return int(any(finding.verdict is Verdict.FAIL for finding in seen))
