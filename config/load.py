@@ -7,8 +7,9 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bentpipe.config.model import Config
 from pydantic import ValidationError
+
+from bentpipe.config.model import Config
 
 MAX_FILE_BYTES = 4 << 20
 """A file of ours is a few KiB, a fleet of thousands some hundred; anything larger is a mistaken path."""

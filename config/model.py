@@ -8,8 +8,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from bentpipe.config.units import parse_address, parse_duration_s
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from bentpipe.config.units import parse_address, parse_duration_s
 
 DurationS = Annotated[float, BeforeValidator(parse_duration_s)]
 """Seconds; in the file a string with a unit ("90s", "30m", "1h30m") or a bare number of seconds."""

@@ -11,6 +11,7 @@ the client's SETTINGS would be its second. The satellite reads the transcript fr
 import enum
 
 import hpack
+
 from bentpipe.proto import limits
 from bentpipe.proto.ack_filter import AckFilter
 from bentpipe.proto.errors import ErrorCode, GreetingError

@@ -1,6 +1,7 @@
 """What the daemon says itself: proper gRPC refusals, GOAWAY, and words for those who are at the wrong port."""
 
 import hpack
+
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.frames import (
     EMPTY_SETTINGS,

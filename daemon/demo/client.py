@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 
 import grpc
+
 from bentpipe.daemon.demo.edge_host import ORG, EdgeHost
 from bentpipe.daemon.demo.satellite import CHUNK_BYTES, MAX_MESSAGE_BYTES, SERVICE
 

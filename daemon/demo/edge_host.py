@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 import trustme
+
 from bentpipe.daemon.demo.timeline import Change
 from bentpipe.daemon.model import SatelliteState
 

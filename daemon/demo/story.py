@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable
 
 import grpc
+from rich.console import Console
+
 from bentpipe.daemon.demo.client import DemoClient, demo_block
 from bentpipe.daemon.demo.edge_host import MAIN_THREAD, DemoSatellite, EdgeHost
 from bentpipe.daemon.demo.timeline import LEGEND, draw_timeline
 from bentpipe.daemon.model import SatelliteState
-from rich.console import Console
 
 HERD = 200
 STREAM_BYTES = 1 << 30

@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from bentpipe.daemon.model import SatelliteState
 from rich.text import Text
+
+from bentpipe.daemon.model import SatelliteState
 
 GLYPHS: Mapping[SatelliteState, tuple[str, str]] = {
     SatelliteState.SLEEP: ("·", "dim"),

@@ -3,6 +3,7 @@
 import socket
 
 import trio
+
 from bentpipe.daemon.edge.transport import Transport, TransportError
 from bentpipe.daemon.errors import DialFailed
 from bentpipe.daemon.model import Address

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 
 import trio
+
 from bentpipe.daemon.edge.transport import Transport
 from bentpipe.daemon.fleet.satellite import Lease
 from bentpipe.daemon.model import SatelliteKey

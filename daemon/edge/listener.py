@@ -6,6 +6,7 @@ import logging
 import socket
 
 import trio
+
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.edge.session import Edge, Session
 from bentpipe.daemon.edge.transport import Transport

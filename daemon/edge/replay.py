@@ -5,6 +5,7 @@ The satellite never saw our SETTINGS, and most servers end a connection on an AC
 """
 
 import trio
+
 from bentpipe.daemon.edge.outcomes import Gone, Outcome
 from bentpipe.daemon.edge.transport import Transport, TransportError
 from bentpipe.proto.ack_filter import AckFilter

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 
 import trio
+
 from bentpipe.daemon.edge.admission import Admission, Principal
 from bentpipe.daemon.edge.dial import dial
 from bentpipe.daemon.edge.handoff import HandOff, Splice

@@ -8,6 +8,7 @@ import contextlib
 import socket
 
 import trio
+
 from bentpipe.native.engine import Leg
 from bentpipe.native.tls import TlsConnection, TlsError, WantRead, WantWrite
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import trio
+
 from bentpipe.config.model import SatelliteSection
 from bentpipe.daemon.errors import NoSuchSatellite
 from bentpipe.daemon.fleet.satellite import Satellite, rules_of

@@ -1,6 +1,7 @@
 """Waits until a satellite's port accepts connections: one probe for all who wait, so a herd does not dial a booting port."""
 
 import trio
+
 from bentpipe.daemon.model import Address
 
 RETRY_S = 0.02

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import trio
+
 from bentpipe.config.model import SatelliteSection
 from bentpipe.daemon.errors import BentpipeError, MachineNotFound, ProviderError
 from bentpipe.daemon.fleet.machine import (

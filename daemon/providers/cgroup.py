@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 import trio
+
 from bentpipe.daemon.model import MachineId
 from bentpipe.daemon.providers.containment import Isolation, signal_group
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import trio
+
 from bentpipe.config.model import ProcessSection
 from bentpipe.daemon.errors import ProviderRetryable, SleepModeRefused
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState

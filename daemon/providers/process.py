@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import trio
+
 from bentpipe.config.model import ProcessSection
 from bentpipe.daemon.errors import MachineNotFound, ProviderPermanent, ProviderRetryable
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, SleepMode

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import trio
+
 from bentpipe.config.model import ProcessSection
 from bentpipe.daemon.errors import ProviderError, ProviderPermanent, ProviderRetryable
 from bentpipe.daemon.model import Address

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import click
+
 from bentpipe.config.load import ConfigErrors, load_config
 from bentpipe.daemon.service.token import hash_token, new_token
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+
 from bentpipe.native.tls import openssl_version
 
 NOFILE_WANTED = 65_536

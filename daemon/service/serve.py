@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 
 import trio
+
 from bentpipe.config.load import load_config
 from bentpipe.config.model import Config, ListenerSection
 from bentpipe.daemon.edge.admission import Admission

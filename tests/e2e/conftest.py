@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
 
 PEERS = Path(__file__).parent.parent / "peers"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 import trustme
+
 from bentpipe.config.load import load_config
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon, serve

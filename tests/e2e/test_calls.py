@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 
 import pytest
+
 from clients import CallError, Client
 
 pytestmark = [

@@ -9,6 +9,7 @@ import time
 import grpc
 import psutil
 import pytest
+
 from bentpipe.daemon.demo.client import DemoClient
 from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.demo.satellite import SERVICE

@@ -4,8 +4,10 @@ import itertools
 from collections.abc import Callable
 
 import pytest
+
 from bentpipe.daemon.demo.edge_host import EdgeHost
 from bentpipe.daemon.model import SatelliteState
+
 from clients import CallError, Client
 
 Connect = Callable[..., Client]

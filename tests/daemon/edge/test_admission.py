@@ -1,6 +1,7 @@
 import hashlib
 
 import pytest
+
 from bentpipe.config.model import TokenSection
 from bentpipe.daemon.edge.admission import Admission, Grant
 from bentpipe.daemon.errors import NoSuchSatellite, Unauthenticated

@@ -204,6 +204,16 @@ def test_stopped_again_while_starting_fails_everybody_and_is_remembered() -> Non
     assert Start() in satellite.handle(Arrived(WaiterId(3)), 3 + RULES.retry_after_s)
 
 
+def test_a_new_wake_waits_for_the_start_call_of_the_last_one() -> None:
+    satellite = SatelliteMachine(RULES)
+    satellite.handle(Seen(look(MachineState.STOPPED)), 0)
+    assert Start() in satellite.handle(Arrived(WaiterId(1)), 0)
+    satellite.handle(Tick(), RULES.wake_deadline_s)
+    later = RULES.wake_deadline_s + RULES.retry_after_s
+    assert Start() not in satellite.handle(Arrived(WaiterId(2)), later)
+    assert Start() in satellite.handle(StartDone(None), later + 1)
+
+
 def test_the_diagram_names_what_the_table_allows() -> None:
     arrows = re.findall(r"([A-Z]+) ─▶ ([A-Z]+)(?= ─▶|\n)", module.__doc__ or "")
     arrows += re.findall(r"(?<=─▶ )([A-Z]+) ─▶ ([A-Z]+)", module.__doc__ or "")

@@ -2,6 +2,7 @@ import json
 import logging
 
 import pytest
+
 from bentpipe.daemon.service.log import JsonFormatter, TextFormatter
 
 
