@@ -1,0 +1,157 @@
+"""The engine between real sockets: byte-exact both ways, every end with its reason, nothing left open."""
+
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from bentpipe.native.engine import Ended, EndReason, Engine, EngineOptions, Leg
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    return near, far
+
+
+class Wire:
+    """A client and a satellite with the engine between them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.client, near = pair()
+        far, self.satellite = pair()
+        self.id = engine.splice(Leg(near.detach(), None), Leg(far.detach(), None))
+
+    def close(self) -> None:
+        self.client.close()
+        self.satellite.close()
+
+
+def ended(engine: Engine) -> Ended:
+    select.select([engine.event_fd], [], [], 20)
+    [end] = engine.take_ended()
+    return end
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+@pytest.fixture(params=["off", "auto", "always"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    before = len(os.listdir("/proc/self/fd"))
+    made = Engine(EngineOptions(threads=2, splice=request.param))
+    yield made
+    made.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("size", [1, 4096, 100_001, 20_000_000])
+def test_bytes_both_ways(engine: Engine, size: int) -> None:
+    wire = Wire(engine)
+    data = os.urandom(size)
+
+    def send(sock: socket.socket) -> None:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+
+    def receive(sock: socket.socket) -> bytes:
+        received = bytearray()
+        while chunk := sock.recv(1 << 16):
+            received += chunk
+        return bytes(received)
+
+    for source, sink in ((wire.client, wire.satellite), (wire.satellite, wire.client)):
+        sender = threading.Thread(target=send, args=(source,))
+        sender.start()
+        assert receive(sink) == data
+        sender.join()
+    end = ended(engine)
+    assert end.reason is EndReason.CLOSED
+    assert (end.counters.client_to_satellite_bytes, end.counters.satellite_to_client_bytes) == (size, size)
+    wire.close()
+
+
+def test_client_reset_goes_through(engine: Engine) -> None:
+    wire = Wire(engine)
+    wire.client.sendall(b"x")
+    assert wire.satellite.recv(1) == b"x"
+    reset(wire.client)
+    assert ended(engine).reason is EndReason.CLIENT_RESET
+    with pytest.raises(ConnectionResetError):
+        wire.satellite.recv(1)
+    wire.close()
+
+
+def test_satellite_reset_goes_through(engine: Engine) -> None:
+    wire = Wire(engine)
+    reset(wire.satellite)
+    assert ended(engine).reason is EndReason.SATELLITE_RESET
+    with pytest.raises(ConnectionResetError):
+        wire.client.recv(1)
+    wire.close()
+
+
+def test_half_close_leaves_the_other_direction(engine: Engine) -> None:
+    wire = Wire(engine)
+    wire.client.shutdown(socket.SHUT_WR)
+    assert wire.satellite.recv(1) == b""
+    wire.satellite.sendall(b"still here")
+    assert wire.client.recv(100) == b"still here"
+    wire.satellite.close()
+    assert wire.client.recv(1) == b""
+    assert ended(engine).reason is EndReason.CLOSED
+    wire.close()
+
+
+def test_abort_resets_both(engine: Engine) -> None:
+    wire = Wire(engine)
+    engine.abort(wire.id)
+    assert ended(engine).reason is EndReason.ABORTED
+    for sock in (wire.client, wire.satellite):
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    wire.close()
+
+
+def test_a_stalled_reader_stops_its_own_sender_only(engine: Engine) -> None:
+    stalled, busy = Wire(engine), Wire(engine)
+    stalled.client.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            stalled.client.send(bytes(1 << 16))
+    for _ in range(100):
+        busy.client.sendall(b"ping")
+        assert busy.satellite.recv(4) == b"ping"
+    stalled.close()
+    busy.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (EngineOptions(threads=1, idle_timeout_s=1), EndReason.IDLE_TIMEOUT),
+        (EngineOptions(threads=1, half_closed_timeout_s=1), EndReason.HALF_CLOSED_TIMEOUT),
+    ],
+)
+def test_timeouts(options: EngineOptions, reason: EndReason) -> None:
+    engine = Engine(options)
+    wire = Wire(engine)
+    if reason is EndReason.HALF_CLOSED_TIMEOUT:
+        wire.client.shutdown(socket.SHUT_WR)
+    assert ended(engine).reason is reason
+    wire.close()
+    engine.close()
+
+
+def test_closing_with_live_connections_leaves_nothing_open(engine: Engine) -> None:
+    wires = [Wire(engine) for _ in range(50)]
+    engine.close()
+    for wire in wires:
+        wire.close()
