@@ -123,9 +123,13 @@ def test_abort_resets_both(engine: Engine) -> None:
 def test_a_stalled_reader_stops_its_own_sender_only(engine: Engine) -> None:
     stalled, busy = Wire(engine), Wire(engine)
     stalled.client.setblocking(False)
-    with pytest.raises(BlockingIOError):
+
+    def fill() -> None:
         while True:
             stalled.client.send(bytes(1 << 16))
+
+    with pytest.raises(BlockingIOError):
+        fill()
     for _ in range(100):
         busy.client.sendall(b"ping")
         assert busy.satellite.recv(4) == b"ping"
