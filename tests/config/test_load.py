@@ -1,0 +1,47 @@
+"""The loader: the sample is right, and every mistake is told at once, with its path."""
+
+from pathlib import Path
+
+import pytest
+
+from bentpipe.config.load import ConfigErrors, load_config
+
+SAMPLE = Path(__file__).parents[2] / "config" / "sample.toml"
+
+
+def test_the_sample_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tls.key").touch()
+    (tmp_path / "tls.pem").touch()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    path = tmp_path / "bentpipe.toml"
+    path.write_text(SAMPLE.read_text().replace("/etc/bentpipe", str(tmp_path)))
+    config = load_config(path)
+    assert config.satellite[0].sleep_after_s == 1800
+    assert config.listener[0].address == ("", 8372)
+
+
+def test_every_mistake_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bentpipe.toml"
+    path.write_text("""
+[daemon]
+drain_deadline = "soon"
+bogus = 1
+[[listener]]
+address = "nowhere"
+[[satellite]]
+org = "acme"
+name = "bad name"
+[satellite.process]
+command = ["true"]
+port = 99999
+""")
+    with pytest.raises(ConfigErrors) as error:
+        load_config(path)
+    found = {problem.where for problem in error.value.problems}
+    assert found >= {
+        "daemon.drain_deadline",
+        "daemon.bogus",
+        "listener[0].address",
+        "satellite[0].name",
+        "satellite[0].process.port",
+    }
