@@ -49,7 +49,7 @@ class Output:
             size = self._read_nowait()
             if size == 0:
                 return
-            await (trio.sleep(FULL_PAUSE_S) if size == CHUNK_BYTES else trio.lowlevel.checkpoint())
+            await trio.sleep(FULL_PAUSE_S if size == CHUNK_BYTES else 0)
 
     def finish(self) -> None:
         """Read what the pipe holds (at most its capacity) and close it. Call once, with `run_reader` ended."""

@@ -182,7 +182,7 @@ class ProcessProvider:
 async def open_isolator(wanted: Isolation | None = None) -> Isolator:
     """Open the best isolation there is, or the one demanded; also sweeps up after dead daemons. Close it after use.
 
-    For `bentpipe doctor` too, whose answer is then what the daemon would do. Raises OSError if `wanted` is not to be had.
+    For `bentpipe doctor` too, whose answer is then what the daemon would do. Raises OSError if it cannot have `wanted`.
     """
     if wanted is Isolation.PROCESS_GROUP:
         return ProcessGroups("asked for")
