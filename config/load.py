@@ -53,7 +53,7 @@ def load_config(path: Path) -> Config:
     try:
         config = Config.model_validate(_resolve_credentials(raw))
     except ValidationError as exc:
-        raise ConfigErrors(path, sorted({_problem(error) for error in exc.errors()})) from exc
+        raise ConfigErrors(path, sorted({_problem(error) for error in _first_causes(exc)})) from exc
     problems = sorted({*_duplicates(config), *_missing_files(config)})
     if problems:
         raise ConfigErrors(path, problems)
@@ -68,6 +68,16 @@ def _resolve_credentials(value: object) -> object:
     if isinstance(value, str) and value.startswith(CREDENTIAL_PREFIX):
         return str(Path(os.environ.get("CREDENTIALS_DIRECTORY", "")) / value.removeprefix(CREDENTIAL_PREFIX))
     return value
+
+
+def _first_causes(exc: ValidationError) -> Iterator[Mapping[str, object]]:
+    """Leave out "too few items" where the items are there and wrong: pydantic counts the right ones only."""
+    errors = exc.errors()
+    for error in errors:
+        at = error["loc"]
+        if error["type"] == "too_short" and any(each["loc"][: len(at)] == at != each["loc"] for each in errors):
+            continue
+        yield dict(error)
 
 
 def _problem(error: Mapping[str, object]) -> ConfigProblem:

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import click
+from pydantic import ValidationError
 
 from bentpipe.config.load import ConfigErrors, load_config
+from bentpipe.config.model import TokenSection
 from bentpipe.daemon.service.token import hash_token, new_token
 
 EXIT_CONFIG = 2
@@ -60,10 +62,14 @@ def token() -> None:
 def token_new(name: str, grants: tuple[str, ...]) -> None:
     """Print a new token, once, and the section for the configuration that stores its hash."""
     made = new_token()
+    try:
+        section = TokenSection(name=name, hash=hash_token(made), grants=grants or ("ORG/NAME",))
+    except ValidationError as exc:
+        raise click.UsageError("; ".join(str(error["msg"]) for error in exc.errors())) from exc
     click.echo(f"token (shown once; give it to the client as satellite_token):\n  {made}\n")
     click.echo("section for the configuration:\n[[token]]")
-    click.echo(f"name = {json.dumps(name)}\nhash = {json.dumps(hash_token(made))}")
-    click.echo(f"grants = {json.dumps(list(grants) or ['ORG/NAME'])}")
+    click.echo(f"name = {json.dumps(section.name)}\nhash = {json.dumps(section.hash)}")
+    click.echo(f"grants = {json.dumps(section.grants)}")
 
 
 @main.command()

@@ -25,7 +25,7 @@ from bentpipe.daemon.providers.process import ProcessProvider
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.log import set_up_logging
 from bentpipe.native.engine import Engine, EngineOptions
-from bentpipe.native.tls import TlsClientContext, TlsServerContext
+from bentpipe.native.tls import TlsClientContext, TlsError, TlsServerContext
 
 log = logging.getLogger("bentpipe")
 
@@ -58,11 +58,15 @@ def run_serve(config_path: Path) -> int:
 async def _run_with_signals(config: Config) -> int:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         cut = 0
+        cannot_start: OSError | TlsError | None = None
         async with trio.open_nursery() as nursery:
 
             async def run() -> None:
-                nonlocal cut
-                cut = await serve(config, task_status=started)
+                nonlocal cut, cannot_start
+                try:
+                    cut = await serve(config, task_status=started)
+                except (OSError, TlsError) as exc:  # not in a group: raised before anything was started
+                    cannot_start = exc
                 nursery.cancel_scope.cancel()
 
             started = _Started()
@@ -73,6 +77,8 @@ async def _run_with_signals(config: Config) -> int:
                 await started.wait()
                 if started.daemon is not None:
                     started.daemon.drain.set()
+    if cannot_start is not None:
+        raise cannot_start
     return EXIT_CUT if cut else EXIT_OK
 
 

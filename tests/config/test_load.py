@@ -38,10 +38,11 @@ port = 99999
     with pytest.raises(ConfigErrors) as error:
         load_config(path)
     found = {problem.where for problem in error.value.problems}
-    assert found >= {
+    assert found == {
         "daemon.drain_deadline",
         "daemon.bogus",
         "listener[0].address",
         "satellite[0].name",
         "satellite[0].process.port",
     }
+    assert len(error.value.problems) == len(found)

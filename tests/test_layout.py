@@ -1,0 +1,42 @@
+"""The four top-level folders are the packages of `bentpipe`, and are importable by that name alone."""
+
+import ast
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TOPS = ("daemon", "native", "config", "proto")
+
+
+def declared_packages() -> dict[str, str]:
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "PACKAGES":
+            return ast.literal_eval(node.value)
+    raise AssertionError("setup.py has no PACKAGES")
+
+
+def test_every_package_is_declared_and_every_declared_one_is_there() -> None:
+    found = {
+        "bentpipe." + ".".join(init.parent.relative_to(ROOT).parts): str(init.parent.relative_to(ROOT))
+        for top in TOPS
+        for init in (ROOT / top).rglob("__init__.py")
+    }
+    assert declared_packages() == found
+
+
+def test_no_folder_of_modules_lacks_its_init() -> None:
+    folders = {path.parent for top in TOPS for path in (ROOT / top).rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_nothing_imported_a_second_copy_under_a_bare_name() -> None:
+    import bentpipe.daemon.service.serve  # the root of all imports
+
+    assert bentpipe.daemon.service.serve
+    second = [
+        name
+        for name, module in sys.modules.items()
+        if name.partition(".")[0] in TOPS and str(ROOT) in str(getattr(module, "__file__", ""))
+    ]
+    assert second == []
