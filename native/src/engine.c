@@ -106,6 +106,7 @@ int bp_engine_splice(bp_engine *engine, int client_fd, bp_tls *client_tls, int s
         return -ENOMEM;
     s->leg[CLIENT] = (struct leg){.fd = client_fd, .tls = client_tls, .id = CLIENT};
     s->leg[SATELLITE] = (struct leg){.fd = satellite_fd, .tls = satellite_tls, .id = SATELLITE};
+    s->broken = NO_LEG;
     for (int id = CLIENT; id <= SATELLITE; id++)
         s->direction[id].pipe[0] = s->direction[id].pipe[1] = -1;
     atomic_store(&s->last_activity_ms, bp__now_ms());

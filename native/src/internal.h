@@ -17,9 +17,12 @@
 #define QUIET_READS 3             /* this many small splices in a row end it */
 #define FULL_READ_BYTES (32u << 10)
 #define SMALL_READ_BYTES 4096     /* below, a pipe costs more than the copy it saves (HAProxy MIN_SPLICE_FORWARD) */
-#define TICK_MS 1000              /* granularity of the timeouts */
+#ifndef TICK_MS                   /* tests shorten it */
+#define TICK_MS 1000              /* granularity of the timeouts, and of the retry when the kernel lacks memory */
+#endif
 
 enum leg_id { CLIENT = 0, SATELLITE = 1 };
+#define NO_LEG (-1)
 
 struct leg {
     int fd;
@@ -41,6 +44,7 @@ struct direction {
     bool shut; /* and the destination was told */
     bool streaming;
     bool no_splice;           /* the kernel refused once: copy for good */
+    bool starved;             /* the kernel had no memory for it: quiet until the next tick */
     bool read_wants_write;    /* TLS: a read waits for the source to be writable */
     bool write_wants_read;    /* TLS: a write waits for the destination to be readable */
     uint8_t full_reads, small_reads;
@@ -54,6 +58,7 @@ struct bp_splice {
     struct bp_splice *next, *previous; /* the thread's list of live ones; next also in mailbox and ended list */
     struct bp_splice *ready_next;      /* the thread's list of those with more to do */
     bool ready;
+    int broken;    /* the leg that failed, or NO_LEG */
     int truncated; /* reason to report if it ends well otherwise, or 0 */
     uint64_t half_closed_ms;
     _Atomic bool abort;

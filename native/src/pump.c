@@ -17,6 +17,8 @@
 
 bool bp__direction_in_flight(const struct direction *d) { return d->in_pipe || d->stash_bytes; }
 
+static int truncated_reason(enum leg_id leg) { return leg == CLIENT ? BP_CLIENT_TRUNCATED : BP_SATELLITE_TRUNCATED; }
+
 void bp__fail(bp_splice *s, enum leg_id leg, int why) {
     static const int reset[2] = {BP_CLIENT_RESET, BP_SATELLITE_RESET};
     static const int timeout[2] = {BP_CLIENT_TIMEOUT, BP_SATELLITE_TIMEOUT};
@@ -28,9 +30,16 @@ void bp__fail(bp_splice *s, enum leg_id leg, int why) {
         reason = timeout[leg];
     else if (why == -ENOMEM)
         reason = BP_NO_MEMORY;
+    /* OpenSSL writes no more on a connection whose reading side was cut: that is the cut's doing. */
+    if (s->truncated == truncated_reason(leg) && reason == tls[leg])
+        reason = s->truncated;
+    s->broken = leg;
     atomic_store(&s->error, why > BP_TLS_WANT_READ ? -why : 0);
     atomic_store(&s->reason, reason);
 }
+
+/* The kernel is short of memory for the moment; nothing is wrong with the peer (tcp(7), splice(2)). */
+static bool starves(ssize_t result) { return result == -ENOBUFS || result == -ENOMEM; }
 
 /* Reads from a leg: > 0, 0 at EOF, -EAGAIN, or another failure. */
 static ssize_t leg_read(bp_splice *s, struct direction *d, struct leg *leg, char *buffer) {
@@ -44,7 +53,7 @@ static ssize_t leg_read(bp_splice *s, struct direction *d, struct leg *leg, char
     d->read_wants_write = false;
     got = bp_tls_read(leg->tls, buffer, SCRATCH_BYTES);
     if (got == BP_TLS_TRUNCATED) {
-        s->truncated = leg->id == CLIENT ? BP_CLIENT_TRUNCATED : BP_SATELLITE_TRUNCATED;
+        s->truncated = truncated_reason((enum leg_id)leg->id);
         return 0;
     }
     if (got == BP_TLS_WANT_WRITE)
@@ -80,7 +89,8 @@ static int write_or_stash(struct bp_thread *t, bp_splice *s, struct direction *d
                           size_t bytes) {
     while (bytes) {
         ssize_t put = leg_write(d, to, data, bytes);
-        if (put == -EAGAIN)
+        d->starved = starves(put);
+        if (put == -EAGAIN || d->starved)
             break;
         if (put < 0)
             return (int)put;
@@ -133,7 +143,7 @@ static void leave_stream(struct bp_thread *t, struct direction *d) {
     bp__pipe_put(t, d->pipe, d->in_pipe);
 }
 
-static void consider_stream(struct bp_thread *t, bp_splice *s, struct direction *d, struct leg *from, struct leg *to,
+static void consider_stream(struct bp_thread *t, struct direction *d, const struct leg *from, const struct leg *to,
                             size_t got) {
     enum bp_splice_mode mode = t->engine->options.splice;
     if (mode == BP_SPLICE_OFF || d->no_splice || from->tls || to->tls)
@@ -143,11 +153,10 @@ static void consider_stream(struct bp_thread *t, bp_splice *s, struct direction 
         d->full_reads = 0;
         d->streaming = bp__pipe_get(t, d->pipe);
     }
-    (void)s;
 }
 
-/* One read into the empty pipe: > 0, 0 at EOF, -EAGAIN, -EINVAL to copy instead, or a failure of the source. */
-static ssize_t splice_in(struct bp_thread *t, struct direction *d, struct leg *from) {
+/* One read into the empty pipe: > 0, 0 at EOF, -EAGAIN, -EINVAL or -ENOMEM to copy instead, or the source's failure. */
+static ssize_t splice_in(struct direction *d, const struct leg *from) {
     ssize_t got;
     do
         got = splice(from->fd, NULL, d->pipe[1], NULL, SPLICE_BYTES, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
@@ -156,7 +165,6 @@ static ssize_t splice_in(struct bp_thread *t, struct direction *d, struct leg *f
         return -errno;
     d->in_pipe = (size_t)got;
     d->small_reads = got >= SMALL_READ_BYTES ? 0 : (uint8_t)(d->small_reads + 1);
-    (void)t;
     return got;
 }
 
@@ -180,12 +188,15 @@ enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
         return PUMP_BLOCKED;
     for (;;) {
         int flushed = flush(t, s, d, to);
-        if (flushed == -EAGAIN)
+        d->starved = starves(flushed);
+        if (flushed == -EAGAIN || d->starved)
             return PUMP_BLOCKED;
         if (flushed < 0) {
             bp__fail(s, (enum leg_id)(1 - id), flushed);
             return PUMP_FAILED;
         }
+        if (d->eof && s->broken == (int)id)
+            return PUMP_BLOCKED; /* not an end: once its error was read, a broken socket reads as EOF */
         if (d->eof) {
             told(s, d, to, t);
             return PUMP_BLOCKED;
@@ -194,17 +205,20 @@ enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
             leave_stream(t, d);
         if (moved >= TURN_BYTES)
             return PUMP_MORE;
-        ssize_t got = d->streaming ? splice_in(t, d, from) : leg_read(s, d, from, t->scratch);
+        ssize_t got = d->streaming ? splice_in(d, from) : leg_read(s, d, from, t->scratch);
         if (got == -EAGAIN) {
             if (d->streaming && t->engine->options.splice != BP_SPLICE_ALWAYS && d->small_reads)
                 leave_stream(t, d);
             return PUMP_BLOCKED;
         }
-        if (d->streaming && got == -EINVAL) {
-            d->no_splice = true;
+        if (d->streaming && (got == -EINVAL || got == -ENOMEM)) {
+            d->no_splice = got == -EINVAL;
             leave_stream(t, d);
             continue;
         }
+        d->starved = starves(got);
+        if (d->starved)
+            return PUMP_BLOCKED;
         if (got < 0) {
             bp__fail(s, id, (int)got);
             return PUMP_FAILED;
@@ -221,6 +235,6 @@ enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
             bp__fail(s, (enum leg_id)(1 - id), written);
             return PUMP_FAILED;
         }
-        consider_stream(t, s, d, from, to, (size_t)got);
+        consider_stream(t, d, from, to, (size_t)got);
     }
 }

@@ -3,7 +3,10 @@
  * How it ends (each row tested):
  *   source sends FIN          -> the rest is delivered, then FIN to the destination; the other direction goes on
  *   both directions ended     -> close both, CLOSED (or *_TRUNCATED if a TLS peer gave no close_notify)
- *   RST or error on one leg   -> what was read is offered to the other, then RST to it; *_RESET, *_TIMEOUT
+ *   RST or error on one leg   -> what it said before goes to the other, then RST; behind bytes that the other's peer
+ *                                has not acknowledged yet, FIN, since a RST would destroy them; *_RESET, *_TIMEOUT
+ *   TLS FIN, no close_notify  -> as FIN, but the way back is dead: what still comes for it ends both, *_TRUNCATED
+ *   no memory for a moment    -> that direction is quiet until the next tick; none to keep what was read: NO_MEMORY
  *   one ended, other silent   -> RST both after half_closed_timeout
  *   nothing for idle_timeout  -> RST both
  *   abort, engine close       -> RST both
@@ -13,9 +16,13 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <linux/sockios.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#define DISCARD_READS 64 /* of SCRATCH_BYTES: more than a socket's default receive buffer holds */
 
 /* An epoll pointer is the leg; its splice is found from the leg's place in it. */
 static int watch(struct bp_thread *t, struct leg *leg, uint32_t wanted, bool keep) {
@@ -39,9 +46,9 @@ static int update_interest(struct bp_thread *t, bp_splice *s) {
     for (int id = CLIENT; id <= SATELLITE; id++) {
         const struct direction *out = &s->direction[id], *in = &s->direction[1 - id]; /* from, and to, this leg */
         uint32_t wanted = 0;
-        if (!out->eof && !bp__direction_in_flight(out))
+        if (!out->eof && !out->starved && !bp__direction_in_flight(out))
             wanted |= out->read_wants_write ? EPOLLOUT : EPOLLIN;
-        if (bp__direction_in_flight(in))
+        if (!in->starved && bp__direction_in_flight(in))
             wanted |= in->write_wants_read ? EPOLLIN : EPOLLOUT;
         /* A leg that is done both ways would report EPOLLHUP for ever. */
         int r = watch(t, &s->leg[id], wanted, !(out->eof && in->shut));
@@ -51,13 +58,21 @@ static int update_interest(struct bp_thread *t, bp_splice *s) {
     return 0;
 }
 
+/* A leg has failed: hands its last words to the other leg, then ends. Its receive queue outlives the RST. */
+static void end_broken(struct bp_thread *t, bp_splice *s) {
+    int reason = atomic_load(&s->reason), error = atomic_load(&s->error), broken = s->broken;
+    while (bp__pump(t, s, (enum leg_id)broken) == PUMP_MORE)
+        ;
+    s->broken = broken; /* the first failure is the one to report */
+    bp__splice_end(t, s, (enum bp_reason)reason, error);
+}
+
 void bp__splice_run(struct bp_thread *t, bp_splice *s) {
     bool more = false;
     for (int id = CLIENT; id <= SATELLITE; id++) {
         enum pump_result r = bp__pump(t, s, (enum leg_id)id);
         if (r == PUMP_FAILED) {
-            /* The healthy side may still take what its own direction has; what fails now fails twice. */
-            bp__splice_end(t, s, (enum bp_reason)atomic_load(&s->reason), atomic_load(&s->error));
+            end_broken(t, s);
             return;
         }
         more |= r == PUMP_MORE;
@@ -90,7 +105,7 @@ void bp__splice_event(struct bp_thread *t, bp_splice *s, enum leg_id id, uint32_
         socklen_t bytes = sizeof error;
         (void)getsockopt(s->leg[id].fd, SOL_SOCKET, SO_ERROR, &error, &bytes);
         bp__fail(s, id, error ? -error : -ECONNRESET);
-        bp__splice_end(t, s, (enum bp_reason)atomic_load(&s->reason), atomic_load(&s->error));
+        end_broken(t, s);
         return;
     }
     bp__splice_run(t, s);
@@ -106,9 +121,24 @@ void bp__splice_adopt(struct bp_thread *t, bp_splice *s) {
     bp__splice_run(t, s);
 }
 
-static void close_leg(struct leg *leg, bool reset) {
+static bool unacknowledged(int fd) {
+    int bytes = 0;
+    return ioctl(fd, SIOCOUTQ, &bytes) == 0 && bytes > 0;
+}
+
+/* A close with unread bytes would send RST. */
+static void discard(int fd) {
+    for (int i = 0; i < DISCARD_READS; i++)
+        if (recv(fd, NULL, SCRATCH_BYTES, MSG_DONTWAIT | MSG_TRUNC) <= 0)
+            return;
+}
+
+static void close_leg(struct leg *leg, bool reset, bool heed_unacknowledged) {
     static const struct linger rst = {.l_onoff = 1, .l_linger = 0};
-    if (reset)
+    if (reset && heed_unacknowledged && unacknowledged(leg->fd)) {
+        (void)shutdown(leg->fd, SHUT_WR);
+        discard(leg->fd);
+    } else if (reset)
         (void)setsockopt(leg->fd, SOL_SOCKET, SO_LINGER, &rst, sizeof rst);
     bp_tls_free(leg->tls);
     leg->tls = NULL;
@@ -124,7 +154,7 @@ void bp__splice_end(struct bp_thread *t, bp_splice *s, enum bp_reason reason, in
         free(d->stash);
         d->stash = NULL;
         watch(t, &s->leg[id], 0, false);
-        close_leg(&s->leg[id], !clean);
+        close_leg(&s->leg[id], !clean, s->broken == 1 - id);
     }
     if (s->previous)
         s->previous->next = s->next;
@@ -142,6 +172,12 @@ void bp__splice_end(struct bp_thread *t, bp_splice *s, enum bp_reason reason, in
 void bp__splice_tick(struct bp_thread *t, bp_splice *s) {
     const struct bp_options *options = &t->engine->options;
     uint64_t last_ms = atomic_load_explicit(&s->last_activity_ms, memory_order_relaxed);
+    if (s->direction[CLIENT].starved || s->direction[SATELLITE].starved) {
+        s->direction[CLIENT].starved = s->direction[SATELLITE].starved = false;
+        bp__splice_run(t, s);
+        if (atomic_load_explicit(&s->reason, memory_order_relaxed) != BP_LIVE)
+            return;
+    }
     bool half = s->direction[CLIENT].shut != s->direction[SATELLITE].shut;
     uint64_t quiet_since_ms = half && s->half_closed_ms > last_ms ? s->half_closed_ms : last_ms;
     if (half && options->half_closed_timeout_s && t->now_ms - quiet_since_ms >= options->half_closed_timeout_s * 1000ull)

@@ -82,6 +82,8 @@ def test_client_reset_goes_through(engine: Engine) -> None:
     wire = Wire(engine)
     wire.client.sendall(b"x")
     assert wire.satellite.recv(1) == b"x"
+    wire.satellite.sendall(b"y")  # carries the ACK of x: behind bytes not acknowledged a FIN would come, not a RST
+    assert wire.client.recv(1) == b"y"
     reset(wire.client)
     assert ended(engine).reason is EndReason.CLIENT_RESET
     with pytest.raises(ConnectionResetError):
@@ -96,6 +98,27 @@ def test_satellite_reset_goes_through(engine: Engine) -> None:
     with pytest.raises(ConnectionResetError):
         wire.client.recv(1)
     wire.close()
+
+
+def test_the_last_words_before_a_reset_arrive(engine: Engine) -> None:
+    """A server that answers and closes while the client still sends: RFC 9113 §8.1 in practice."""
+    words = os.urandom(20_000)  # within the first window: more would die in its own send queue, engine or not
+    for _ in range(20):
+        wire = Wire(engine)
+        wire.client.sendall(b"x" * 1000)
+        while len(wire.satellite.recv(1000, socket.MSG_PEEK)) < 1000:
+            pass
+        wire.satellite.sendall(words)
+        wire.satellite.close()  # with unread bytes: the kernel sends RST
+        received = bytearray()
+        try:
+            while chunk := wire.client.recv(1 << 16):
+                received += chunk
+        except ConnectionResetError:
+            pass
+        assert received == words
+        assert ended(engine).reason is EndReason.SATELLITE_RESET
+        wire.close()
 
 
 def test_half_close_leaves_the_other_direction(engine: Engine) -> None:

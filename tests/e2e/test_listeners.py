@@ -1,0 +1,128 @@
+"""Every way in: IPv4, IPv6, both at once, plaintext h2c, sockets and watchdog of the service manager."""
+
+import contextlib
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+TOKEN = "bp_" + "5a" * 32
+METADATA = (("satellite_name", "s"), ("satellite_org", "acme"), ("satellite_token", TOKEN))
+CONFIG = f"""
+[daemon]
+log_format = "json"
+[[listener]]
+{{listener}}
+[[token]]
+name = "t"
+hash = "sha256:{hashlib.sha256(TOKEN.encode()).hexdigest()}"
+grants = ["acme/*"]
+[[satellite]]
+org = "acme"
+name = "s"
+[satellite.process]
+command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.demo.satellite", "{{{{port}}}}"]
+"""
+SERVE = (sys.executable, "-P", "-m", "bentpipe.daemon.service.cli", "serve", "--config")
+
+
+class Manager:
+    """The service manager's end of sd_notify(3)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "notify"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.settimeout(30)
+        self._socket.bind(str(self.path))
+
+    def wait(self, state: str) -> None:
+        while self._socket.recv(4096).decode() != state:
+            pass
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    made = Manager(tmp_path)
+    yield made
+    made.close()
+
+
+@contextlib.contextmanager
+def serving(folder: Path, manager: Manager, listener: str, fd: int | None = None, **environment: str) -> Iterator[None]:
+    config = folder / "bentpipe.toml"
+    config.write_text(CONFIG.format(listener=listener))
+    command = [*SERVE, str(config)]
+    if fd is not None:  # the shell gives it LISTEN_PID and descriptor 3, as systemd does
+        command = ["bash", "-c", f'exec 3<&{fd}; export LISTEN_PID=$$; exec "$@"', "bash", *command]
+        environment |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "clients"}
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "NOTIFY_SOCKET": str(manager.path), **environment},
+        stderr=subprocess.PIPE,
+        pass_fds=[fd] if fd is not None else [],
+        text=True,
+    )
+    words: list[str] = []
+    assert process.stderr
+    reader = threading.Thread(target=words.extend, args=(process.stderr,))
+    reader.start()
+    try:
+        manager.wait("READY=1")
+        yield
+    finally:
+        process.terminate()
+        code = process.wait(60)
+        reader.join()
+        process.stderr.close()
+    assert code == 0, "".join(words)
+
+
+def echo(target: str) -> None:
+    with grpc.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        assert channel.unary_unary("/bentpipe.demo.Satellite/Echo")(b"hello", metadata=METADATA, timeout=30) == b"hello"
+
+
+def free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.bind((host, 0))
+        return int(sock.getsockname()[1])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_plaintext_on_one_address(tmp_path: Path, manager: Manager, host: str) -> None:
+    port = free_port(host)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    with serving(tmp_path, manager, f'address = "{address}"'):
+        echo(f"ipv6:{address}" if ":" in host else f"ipv4:{address}")
+
+
+def test_an_empty_host_serves_both_families(tmp_path: Path, manager: Manager) -> None:
+    port = free_port("::")
+    with serving(tmp_path, manager, f'address = ":{port}"'):
+        echo(f"ipv4:127.0.0.1:{port}")
+        echo(f"ipv6:[::1]:{port}")
+
+
+def test_a_socket_handed_over_by_the_service_manager(tmp_path: Path, manager: Manager) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        with serving(tmp_path, manager, 'systemd = "clients"', fd=listening.fileno()):
+            echo(f"ipv4:127.0.0.1:{port}")
+
+
+def test_the_watchdog_is_fed_and_the_end_announced(tmp_path: Path, manager: Manager) -> None:
+    with serving(tmp_path, manager, 'address = "127.0.0.1:0"', WATCHDOG_USEC="200000"):
+        manager.wait("WATCHDOG=1")
+        manager.wait("WATCHDOG=1")
+    manager.wait("STOPPING=1")

@@ -1,0 +1,17 @@
+/* Faults injected under the engine's system calls, by the linker's --wrap; the driver's own thread never sees one. */
+#ifndef FAULTS_H
+#define FAULTS_H
+
+#include <stdbool.h>
+
+struct faults {
+    unsigned calls;  /* per mille of calls that end with EINTR, EAGAIN or short */
+    unsigned memory; /* per mille of calls that end with ENOMEM or ENOBUFS */
+    bool tiny_pipes; /* pipes of one page that claim to have sixteen */
+};
+
+void faults_exempt_this_thread(void);
+void faults_set(struct faults wanted, unsigned seed);
+unsigned long faults_of_malloc(void); /* how many allocations failed on purpose */
+
+#endif
