@@ -29,6 +29,7 @@ struct leg {
     bp_tls *tls; /* or NULL */
     uint32_t watched; /* epoll interest now, the shadow of what the kernel has */
     bool registered;
+    bool truncated; /* TLS: the peer sent FIN without close_notify, and OpenSSL neither reads nor writes any more */
     uint8_t id; /* enum leg_id: tells the leg from an epoll pointer */
 };
 
@@ -42,6 +43,7 @@ struct direction {
     size_t stash_at, stash_bytes;
     bool eof;  /* the source has ended (FIN, close_notify or truncation) */
     bool shut; /* and the destination was told */
+    bool notify_waits; /* TLS: close_notify waits for the destination to be writable */
     bool streaming;
     bool no_splice;           /* the kernel refused once: copy for good */
     bool starved;             /* the kernel had no memory for it: quiet until the next tick */

@@ -30,9 +30,10 @@ void bp__fail(bp_splice *s, enum leg_id leg, int why) {
         reason = timeout[leg];
     else if (why == -ENOMEM)
         reason = BP_NO_MEMORY;
-    /* OpenSSL writes no more on a connection whose reading side was cut: that is the cut's doing. */
-    if (s->truncated == truncated_reason(leg) && reason == tls[leg])
-        reason = s->truncated;
+    /* OpenSSL writes no more on a connection whose reading side was cut, and a peer that is gone answers with RST: both
+     * are the cut's doing. */
+    if (s->leg[leg].truncated && (reason == tls[leg] || reason == reset[leg]))
+        reason = truncated_reason(leg);
     s->broken = leg;
     atomic_store(&s->error, why > BP_TLS_WANT_READ ? -why : 0);
     atomic_store(&s->reason, reason);
@@ -53,7 +54,9 @@ static ssize_t leg_read(bp_splice *s, struct direction *d, struct leg *leg, char
     d->read_wants_write = false;
     got = bp_tls_read(leg->tls, buffer, SCRATCH_BYTES);
     if (got == BP_TLS_TRUNCATED) {
-        s->truncated = truncated_reason((enum leg_id)leg->id);
+        leg->truncated = true;
+        if (!s->truncated)
+            s->truncated = truncated_reason((enum leg_id)leg->id);
         return 0;
     }
     if (got == BP_TLS_WANT_WRITE)
@@ -168,16 +171,19 @@ static ssize_t splice_in(struct direction *d, const struct leg *from) {
     return got;
 }
 
-static void told(bp_splice *s, struct direction *d, struct leg *to, struct bp_thread *t) {
-    if (to->tls) {
-        /* close_notify goes before FIN; if the socket is too full for it, the FIN alone has to do. */
-        int sent = bp_tls_shutdown(to->tls);
-        (void)sent;
-    }
-    (void)shutdown(to->fd, SHUT_WR);
+/* Tells the destination that its source has ended. 0, -EAGAIN if close_notify waits for room, or its failure. */
+static int tell(struct bp_thread *t, bp_splice *s, struct direction *d, const struct leg *to) {
+    int sent = to->tls ? bp_tls_shutdown(to->tls) : 0;
+    d->notify_waits = sent == BP_TLS_WANT_WRITE;
+    if (d->notify_waits)
+        return -EAGAIN;
+    if (sent < 0)
+        return sent;
+    (void)shutdown(to->fd, SHUT_WR); /* an error here is the leg's own: its reads will tell */
     d->shut = true;
     s->half_closed_ms = t->now_ms;
     leave_stream(t, d);
+    return 0;
 }
 
 enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
@@ -198,8 +204,11 @@ enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
         if (d->eof && s->broken == (int)id)
             return PUMP_BLOCKED; /* not an end: once its error was read, a broken socket reads as EOF */
         if (d->eof) {
-            told(s, d, to, t);
-            return PUMP_BLOCKED;
+            int told = tell(t, s, d, to);
+            if (told == 0 || told == -EAGAIN)
+                return PUMP_BLOCKED;
+            bp__fail(s, (enum leg_id)(1 - id), told);
+            return PUMP_FAILED;
         }
         if (d->streaming && d->small_reads >= QUIET_READS && t->engine->options.splice != BP_SPLICE_ALWAYS)
             leave_stream(t, d);

@@ -229,7 +229,9 @@ ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes) {
         return 0;
     ERR_clear_error();
     errno = 0;
-    int put = SSL_write(tls->ssl, data, bytes > INT_MAX ? INT_MAX : (int)bytes);
+    /* One record a call: given more, OpenSSL finishes a record that waited, goes on with the next, and tells of neither
+     * while that one waits. The counters would be behind what was delivered. */
+    int put = SSL_write(tls->ssl, data, bytes > SSL3_RT_MAX_PLAIN_LENGTH ? SSL3_RT_MAX_PLAIN_LENGTH : (int)bytes);
     if (put > 0)
         return put;
     int why = result(tls, put);

@@ -51,6 +51,8 @@ struct connection {
 static struct connection connections[CONNECTIONS];
 static bp_engine *engine;
 static bp_tls_ctx *server_ctx, *client_ctx;
+static int listener;
+static struct sockaddr_in listener_name = {.sin_family = AF_INET};
 static char buffer[BUFFER_BYTES];
 
 static void die(const char *what) {
@@ -71,13 +73,20 @@ static void nonblocking(int fd) {
         die("fcntl");
 }
 
-static void tcp_pair(int pair[2], int window) {
-    struct sockaddr_in name = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t bytes = sizeof name;
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (listener < 0 || bind(listener, (struct sockaddr *)&name, bytes) < 0 || listen(listener, 1) < 0 ||
-        getsockname(listener, (struct sockaddr *)&name, &bytes) < 0)
+static void open_listener(void) {
+    socklen_t bytes = sizeof listener_name;
+    listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (listener < 0 || bind(listener, (struct sockaddr *)&listener_name, bytes) < 0 || listen(listener, 1) < 0 ||
+        getsockname(listener, (struct sockaddr *)&listener_name, &bytes) < 0)
         die("listen");
+}
+
+/* Every pair has an address of 127/8 of its own: a hundred thousand of them would run out of ports in TIME_WAIT. */
+static void tcp_pair(int pair[2], int window) {
+    static uint32_t pairs;
+    struct sockaddr_in name = listener_name;
+    socklen_t bytes = sizeof name;
+    name.sin_addr.s_addr = htonl(INADDR_LOOPBACK + (pairs++ & 0xffff));
     pair[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (pair[0] >= 0 && window)
         setsockopt(pair[0], SOL_SOCKET, SO_RCVBUF, &window, sizeof window);
@@ -88,7 +97,6 @@ static void tcp_pair(int pair[2], int window) {
         die("accept");
     if (window)
         setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &window, sizeof window);
-    close(listener);
     nonblocking(pair[0]);
     nonblocking(pair[1]);
 }
@@ -358,6 +366,7 @@ int main(int argc, char **argv) {
         die(error);
     if (bp_engine_new(&options, &engine) < 0)
         die("bp_engine_new");
+    open_listener();
     while (fgets(line, sizeof line, stdin)) {
         run(line);
         fflush(stdout);
