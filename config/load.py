@@ -124,6 +124,9 @@ def _missing_files(config: Config) -> Iterator[ConfigProblem]:
         if listener.tls is not None:
             for key in ("certificate", "key", "client_ca"):
                 files.append((f"listener[{index}].tls.{key}", getattr(listener.tls, key)))
+            for number, more in enumerate(listener.tls.more):
+                files.append((f"listener[{index}].tls.more[{number}].certificate", more.certificate))
+                files.append((f"listener[{index}].tls.more[{number}].key", more.key))
     for index, satellite in enumerate(config.satellite):
         if satellite.tls is not None:
             for key in ("ca", "certificate", "key"):

@@ -39,11 +39,18 @@ class DaemonSection(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-class ServerTlsSection(Section):
-    """TLS of a listener. Files in PEM; the certificate file holds the chain, leaf first."""
+class CertificateSection(Section):
+    """An identity. Files in PEM; the certificate file holds the chain, leaf first. Read again on SIGHUP."""
 
     certificate: Path
     key: Path
+
+
+class ServerTlsSection(CertificateSection):
+    """TLS of a listener."""
+
+    more: tuple[CertificateSection, ...] = ()
+    """Shown to clients that ask for a name in them (SNI); the listener's own is for everybody else."""
     client_ca: Path | None = None
     """If set, a client must show a certificate signed by one of these."""
 
@@ -80,6 +87,8 @@ class EngineSection(Section):
     threads: int = Field(default=0, ge=0, le=256)
     """0: one per core."""
     splice: Literal["off", "auto", "always"] = "auto"
+    ktls: Literal["off", "auto"] = "auto"
+    """auto: the kernel does TLS where it, OpenSSL and a self-test at start-up allow; else TLS stays in userspace."""
     idle_timeout_s: DurationS = Field(default=0.0, ge=0, alias="idle_timeout")
     """0: a silent connection lives for ever (dead peers are found by keepalive)."""
     half_closed_timeout_s: DurationS = Field(default=60.0, ge=0, alias="half_closed_timeout")

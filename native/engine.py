@@ -12,6 +12,8 @@ from bentpipe.native.tls import TlsConnection
 
 SpliceId = NewType("SpliceId", int)
 
+WORDS_BYTES = 512
+
 
 class EndReason(enum.Enum):
     """Why a splice ended: enum bp_reason."""
@@ -30,6 +32,15 @@ class EndReason(enum.Enum):
     ABORTED = 12
     ENGINE_CLOSED = 13
     NO_MEMORY = 14
+    GIVEN_BACK = 15
+
+
+class Ktls(enum.IntFlag):
+    """What the kernel does of TLS: enum bp_ktls."""
+
+    NONE = 0
+    TX = 1
+    RX = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,6 +57,8 @@ class EngineOptions:
 
     threads: int = 0
     splice: Literal["off", "auto", "always"] = "auto"
+    ktls: Ktls = Ktls.NONE
+    """What may be spliced to and from connections whose TLS is the kernel's: the answer of `ktls_self_test`."""
     idle_timeout_s: float = 0.0
     half_closed_timeout_s: float = 60.0
 
@@ -68,6 +81,8 @@ class Ended:
     reason: EndReason
     counters: Counters
     error: int
+    sockets: tuple[int, int] | None = None
+    """Client's and satellite's descriptors, now the caller's to close, if it was given back."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,6 +119,7 @@ class Engine:
             {
                 "threads": options.threads,
                 "splice": _MODES[options.splice],
+                "ktls": int(options.ktls),
                 "idle_timeout_s": -int(-options.idle_timeout_s // 1),
                 "half_closed_timeout_s": -int(-options.half_closed_timeout_s // 1),
             },
@@ -140,9 +156,11 @@ class Engine:
         while (pointer := lib.bp_engine_take_ended(self._pointer)) != ffi.NULL:
             splice_id = SpliceId(address(pointer))
             counters = _c_counters(pointer)
+            reason = EndReason(counters.reason)
+            sockets = _take_sockets(pointer) if reason is EndReason.GIVEN_BACK else None
             del self._live[splice_id]
             lib.bp_splice_free(pointer)
-            ended.append(Ended(splice_id, EndReason(counters.reason), _counters(counters), counters.error))
+            ended.append(Ended(splice_id, reason, _counters(counters), counters.error, sockets))
         return ended
 
     def counters(self, splice_id: SpliceId) -> Counters:
@@ -152,6 +170,14 @@ class Engine:
     def abort(self, splice_id: SpliceId) -> None:
         """Reset both legs; the end comes by `take_ended`. Raises KeyError if its end was taken."""
         lib.bp_splice_abort(self._live[splice_id])
+
+    def give_back(self, splice_id: SpliceId) -> None:
+        """Ask for a live plain connection's sockets; they come by `take_ended`, with nothing in flight.
+
+        A reader that stalls delays it, and a connection that ends first ends as ever. Raises OSError (EOPNOTSUPP) if a leg
+        is TLS, KeyError if its end was taken.
+        """
+        check(lib.bp_splice_give_back(self._live[splice_id]))
 
     def thread_cpu_s(self) -> tuple[float, ...]:
         """CPU seconds used by each thread."""
@@ -184,6 +210,19 @@ class Engine:
 
 def _first(pointer: Pointer) -> Pointer:
     return cast(list[Pointer], pointer)[0]
+
+
+def ktls_self_test() -> tuple[Ktls, str]:
+    """Try kTLS over loopback. Returns what may be spliced, and what was found in words. Blocks for some milliseconds."""
+    words = ffi.new("char[]", WORDS_BYTES)
+    found = lib.bp_ktls_self_test(words, WORDS_BYTES)
+    return Ktls(max(found, 0)), ffi.string(words).decode(errors="replace")
+
+
+def _take_sockets(splice: Pointer) -> tuple[int, int]:
+    client, satellite = ffi.new("int *"), ffi.new("int *")
+    check(lib.bp_splice_take_sockets(splice, client, satellite))
+    return cast(list[int], client)[0], cast(list[int], satellite)[0]
 
 
 def _c_counters(splice: Pointer) -> _CCounters:

@@ -7,7 +7,7 @@ ready, a write with the same bytes first (SSL_write(3)). One thread at a time ma
 import os
 from pathlib import Path
 
-from bentpipe.native.lib import Pointer, ffi, lib
+from bentpipe.native.lib import Pointer, check, ffi, lib
 
 ERROR_BYTES = 512
 NAME_BYTES = 256
@@ -50,6 +50,10 @@ class _Context:
         """The bp_tls_ctx, owned by this object."""
         return self._pointer
 
+    def enable_ktls(self) -> None:
+        """Let the kernel do the records of connections made from now on, where it, OpenSSL and the cipher can."""
+        lib.bp_tls_ctx_enable_ktls(self._pointer)
+
     def __del__(self) -> None:
         if self._pointer != ffi.NULL:
             lib.bp_tls_ctx_free(self._pointer)
@@ -64,6 +68,10 @@ class TlsServerContext(_Context):
         files = os.fsencode(certificate), os.fsencode(key)
         authorities = authorities if client_ca is None else ffi.new("char[]", authorities)
         self._adopt(lib.bp_tls_ctx_server(*files, authorities, error, ERROR_BYTES), error)
+
+    def add(self, other: "TlsServerContext") -> None:
+        """Show `other`'s certificate to clients that ask for a name of it (SNI). Raises OSError."""
+        check(lib.bp_tls_ctx_add(self._pointer, other.pointer))
 
 
 class TlsClientContext(_Context):
@@ -169,6 +177,11 @@ class TlsConnection:
     def cipher(self) -> str:
         """The cipher suite's name."""
         return ffi.string(lib.bp_tls_cipher(self._live())).decode()
+
+    @property
+    def ktls(self) -> int:
+        """Which directions the kernel does: 1 send, 2 receive (enum bp_ktls)."""
+        return lib.bp_tls_ktls(self._live())
 
     @property
     def peer_certificate_der(self) -> bytes | None:

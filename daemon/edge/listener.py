@@ -81,7 +81,8 @@ class Listener:
     def __init__(self, sock: socket.socket, tls: TlsServerContext | None, edge: Edge, connections: Connections) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._tls = tls
+        self.tls = tls
+        """For the connections to come; those that are open keep theirs."""
         self._edge = edge
         self._connections = connections
 
@@ -123,7 +124,7 @@ class Listener:
     async def _serve(self, sock: socket.socket, host: str, peer: str) -> None:
         spliced = False
         try:
-            spliced = await Session(self._edge, Transport(sock), self._tls, peer).run(
+            spliced = await Session(self._edge, Transport(sock), self.tls, peer).run(
                 lambda: self._connections.leave(host)
             )
         finally:

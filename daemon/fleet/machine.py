@@ -315,6 +315,8 @@ class SatelliteMachine:
                 # While our own stop call is under way the machine is seen running for a little longer.
                 if self.state in (S.UNKNOWN, S.SLEEP, S.FAILED):
                     self._begin_wake("started by others", now)
+                elif self.state is S.OPERATIONAL and (machine.state is M.PENDING or moved_away):
+                    self._begin_wake("restarted by others", now)
 
     def _begin_wake(self, cause: str, now: float) -> None:
         self._wake_by = now + self._rules.wake_deadline_s

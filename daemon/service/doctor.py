@@ -2,28 +2,22 @@
 
 import dataclasses
 import enum
-import errno
 import os
 import platform
 import re
 import resource
-import socket
-import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
+from bentpipe.native.engine import Ktls, ktls_self_test
 from bentpipe.native.tls import openssl_version
 
 NOFILE_WANTED = 65_536
 """Two descriptors a spliced connection, two more while it streams: enough for ten thousand."""
 PIPE_PAGES_WANTED = 16_384
 """The kernel's default: 64 MiB of pipes a user; below, streams fall back to copying early (pipe(7))."""
-TCP_ULP = 31
-"""linux/tcp.h; Python's socket module has no name for it."""
-KTLS_RX_OPENSSL = (3, 2)
-"""First OpenSSL that gives TLS 1.3's receive direction to the kernel."""
 
 
 class Verdict(enum.Enum):
@@ -61,20 +55,12 @@ def check_openssl() -> Finding:
 
 
 def check_ktls() -> Finding:
-    """Whether the kernel takes TLS over; bentpipe then could splice encrypted legs. Never needed."""
-    remedy = "TLS stays in userspace"
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
-        try:
-            client.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
-        except OSError as exc:
-            why = {
-                errno.ENOENT: "the kernel has no tls module loaded (modprobe tls, or modules-load.d)",
-                errno.ENOPROTOOPT: "the kernel knows no upper-layer protocols",
-            }.get(exc.errno or 0, str(exc))
-            return Finding(Verdict.WARN, "kTLS", f"no: {why}", remedy)
-    if ssl.OPENSSL_VERSION_INFO[:2] < KTLS_RX_OPENSSL:
-        return Finding(Verdict.WARN, "kTLS", "send only: OpenSSL before 3.2 has no TLS 1.3 receive", remedy)
-    return Finding(Verdict.OK, "kTLS", "yes")
+    """Whether encrypted legs can be spliced, by the self-test that the daemon runs at its start. Never needed."""
+    usable, words = ktls_self_test()
+    if usable == Ktls.TX | Ktls.RX:
+        return Finding(Verdict.OK, "kTLS", f"yes ({words})")
+    remedy = "" if usable else "modprobe tls, or /etc/modules-load.d; until then TLS stays in userspace"
+    return Finding(Verdict.WARN, "kTLS", f"{'partly' if usable else 'no'} ({words})", remedy)
 
 
 def check_pipe_pages(proc: Path = Path("/proc")) -> Finding:

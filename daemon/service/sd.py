@@ -6,6 +6,7 @@ documented protocol; nothing is linked.
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 import trio
@@ -23,6 +24,11 @@ def notify(state: str, environment: Mapping[str, str] = os.environ) -> bool:
         sock.connect("\0" + target[1:] if target.startswith("@") else target)
         sock.sendall(state.encode())
     return True
+
+
+def notify_reloading() -> None:
+    """Tell that a reload begins, with the time that Type=notify-reload wants (sd_notify(3)); READY=1 ends it."""
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def watchdog_interval_s(environment: Mapping[str, str] = os.environ) -> float | None:

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -24,7 +25,7 @@ from bentpipe.daemon.model import MachineId, SatelliteKey, Transition
 from bentpipe.daemon.providers.process import ProcessProvider
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.log import set_up_logging
-from bentpipe.native.engine import Engine, EngineOptions
+from bentpipe.native.engine import Engine, EngineOptions, Ktls, ktls_self_test
 from bentpipe.native.tls import TlsClientContext, TlsError, TlsServerContext
 
 log = logging.getLogger("bentpipe")
@@ -44,6 +45,8 @@ class Daemon:
     fleet: Fleet
     engine: Engine
     handoff: HandOff
+    reload_certificates: Callable[[], None]
+    """Read the listeners' certificates again; what cannot be read is logged, and the old ones stay."""
     drain: trio.Event
     """Set it to begin the drain."""
 
@@ -56,7 +59,7 @@ def run_serve(config_path: Path) -> int:
 
 
 async def _run_with_signals(config: Config) -> int:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         cut = 0
         cannot_start: OSError | TlsError | None = None
         async with trio.open_nursery() as nursery:
@@ -75,7 +78,11 @@ async def _run_with_signals(config: Config) -> int:
             async for number in signals:
                 log.info("signal", extra={"fields": {"signal": signal.Signals(number).name}})
                 await started.wait()
-                if started.daemon is not None:
+                if started.daemon is None:
+                    continue
+                if number == signal.SIGHUP:
+                    started.daemon.reload_certificates()
+                else:
                     started.daemon.drain.set()
     if cannot_start is not None:
         raise cannot_start
@@ -105,7 +112,8 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
 
     Raises OSError (a port is taken) or TlsError (a bad certificate) before anything is started.
     """
-    tls = [_server_tls(section) for section in config.listener]
+    ktls = _ktls(config)
+    tls = [server_tls(section, ktls) for section in config.listener]
     satellite_tls = {
         SatelliteKey(section.org, section.name): (
             TlsClientContext(ca=section.tls.ca, certificate=section.tls.certificate, key=section.tls.key),
@@ -119,6 +127,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         EngineOptions(
             threads=config.engine.threads,
             splice=config.engine.splice,
+            ktls=ktls,
             idle_timeout_s=config.engine.idle_timeout_s,
             half_closed_timeout_s=config.engine.half_closed_timeout_s,
         )
@@ -146,8 +155,27 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         for context, opened in zip(tls, sockets, strict=True)
         for sock in opened
     ]
+    owners = [section for section, opened in zip(config.listener, sockets, strict=True) for _ in opened]
+
+    def reload_certificates() -> None:
+        sd.notify_reloading()
+        for listener, section in zip(listeners, owners, strict=True):
+            try:
+                listener.tls = server_tls(section, ktls)
+            except TlsError as exc:
+                log.error("certificate not reloaded", extra={"fields": {"error": str(exc)}})
+            else:
+                log.info("certificate reloaded", extra={"fields": {"listener": ":".join(map(str, listener.address))}})
+        sd.notify("READY=1")
+
     daemon = Daemon(
-        tuple(listener.address for listener in listeners), edge.counters, fleet, engine, handoff, trio.Event()
+        tuple(listener.address for listener in listeners),
+        edge.counters,
+        fleet,
+        engine,
+        handoff,
+        reload_certificates,
+        trio.Event(),
     )
     try:
         async with trio.open_nursery() as nursery:
@@ -188,10 +216,25 @@ async def _serve_until_drained(
     return cut
 
 
-def _server_tls(section: ListenerSection) -> TlsServerContext | None:
+def _ktls(config: Config) -> Ktls:
+    encrypted = any(each.tls for each in config.listener) or any(each.tls for each in config.satellite)
+    if config.engine.ktls == "off" or not encrypted:
+        return Ktls.NONE
+    usable, words = ktls_self_test()
+    log.info("kTLS", extra={"fields": {"spliced": str(usable), "found": words}})
+    return usable
+
+
+def server_tls(section: ListenerSection, ktls: Ktls) -> TlsServerContext | None:
+    """Read a listener's certificates; None if it is plaintext. Raises TlsError, naming the file."""
     if section.tls is None:
         return None
-    return TlsServerContext(section.tls.certificate, section.tls.key, client_ca=section.tls.client_ca)
+    context = TlsServerContext(section.tls.certificate, section.tls.key, client_ca=section.tls.client_ca)
+    if ktls:
+        context.enable_ktls()
+    for more in section.tls.more:
+        context.add(TlsServerContext(more.certificate, more.key))
+    return context
 
 
 def _open_sockets(config: Config) -> list[list[socket.socket]]:

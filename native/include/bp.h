@@ -32,6 +32,10 @@ bp_tls_ctx *bp_tls_ctx_server(const char *certificate, const char *key, const ch
 bp_tls_ctx *bp_tls_ctx_client(const char *ca, const char *certificate, const char *key, char *error,
                               size_t error_bytes);
 void bp_tls_ctx_free(bp_tls_ctx *ctx);
+/* A server shows other's certificate to clients that ask for one of its names (SNI); keeps a reference to other. */
+BP_MUST_CHECK int bp_tls_ctx_add(bp_tls_ctx *ctx, const bp_tls_ctx *other);
+/* From now on connections of ctx let the kernel do the records where kernel, OpenSSL and cipher can. */
+void bp_tls_ctx_enable_ktls(bp_tls_ctx *ctx);
 
 /* Borrows fd; keeps a reference to ctx. server_name (may be NULL) is sent and verified by a client. */
 bp_tls *bp_tls_new(bp_tls_ctx *ctx, int fd, const char *server_name, char *error, size_t error_bytes);
@@ -41,6 +45,7 @@ BP_MUST_CHECK ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes); /* 0
 BP_MUST_CHECK ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes);
 BP_MUST_CHECK int bp_tls_shutdown(bp_tls *tls); /* sends close_notify */
 size_t bp_tls_pending(const bp_tls *tls);
+int bp_tls_has_pending(const bp_tls *tls); /* also bytes that are not decrypted yet */
 const char *bp_tls_error(const bp_tls *tls);
 /* Copies into text (NUL-terminated); return its length, 0 if there is none. */
 size_t bp_tls_alpn(const bp_tls *tls, char *text, size_t bytes);
@@ -50,6 +55,14 @@ const char *bp_tls_cipher(const bp_tls *tls);
 /* Copies the peer's certificate as DER if it fits; returns its size, 0 if there is none. */
 size_t bp_tls_peer_certificate(const bp_tls *tls, void *der, size_t bytes);
 const char *bp_openssl_version(void);
+
+enum bp_ktls { BP_KTLS_TX = 1, BP_KTLS_RX = 2 };
+
+int bp_tls_ktls(const bp_tls *tls); /* which of enum bp_ktls the kernel does for this connection */
+/* Tries kTLS on a connection of its own over loopback: are records on the wire encrypted, and do bytes survive splice(2)
+ * under back-pressure? Returns which of enum bp_ktls may be spliced, or -errno; words says what was found. Blocks for
+ * some milliseconds. */
+BP_MUST_CHECK int bp_ktls_self_test(char *words, size_t bytes);
 
 /* ---- engine -------------------------------------------------------------------------------------------------------- */
 
@@ -71,12 +84,14 @@ enum bp_reason { /* why a connection ended */
     BP_ABORTED,             /* by bp_splice_abort */
     BP_ENGINE_CLOSED,
     BP_NO_MEMORY,
+    BP_GIVEN_BACK,          /* by bp_splice_give_back; the sockets live on */
     BP_REASONS
 };
 
 struct bp_options {
     unsigned threads; /* 0: one per core */
     enum bp_splice_mode splice;
+    int ktls; /* which of enum bp_ktls may be spliced: what bp_ktls_self_test returned, or 0 */
     uint32_t idle_timeout_s;        /* 0: none */
     uint32_t half_closed_timeout_s; /* 0: none */
 };
@@ -108,6 +123,11 @@ bp_splice *bp_engine_take_ended(bp_engine *engine);
 void bp_splice_free(bp_splice *splice);                                     /* an ended one only */
 void bp_splice_counters(const bp_splice *splice, struct bp_counters *ret);  /* live or ended, any thread */
 void bp_splice_abort(bp_splice *splice);                                    /* RST both legs, later */
+/* Asks for a live plain connection back: nothing more is read, what was read is delivered, then it ends with
+ * BP_GIVEN_BACK. A reader that stalls delays that; bp_splice_abort still works. -EOPNOTSUPP if a leg is TLS. */
+BP_MUST_CHECK int bp_splice_give_back(bp_splice *splice);
+/* Takes the sockets out of a splice that was given back, once; the caller closes them. -EINVAL if there are none. */
+BP_MUST_CHECK int bp_splice_take_sockets(bp_splice *splice, int *ret_client_fd, int *ret_satellite_fd);
 void bp_engine_statistics(bp_engine *engine, struct bp_statistics *ret);
 unsigned bp_engine_threads(const bp_engine *engine);
 BP_MUST_CHECK int bp_engine_thread_cpu_ns(const bp_engine *engine, unsigned index, uint64_t *ret_ns);

@@ -94,6 +94,17 @@ static int prepare(int fd) {
     return 0;
 }
 
+static struct leg leg_of(const bp_engine *engine, enum leg_id id, int fd, bp_tls *tls) {
+    int kernel = tls ? bp_tls_ktls(tls) & engine->options.ktls : 0;
+    return (struct leg){
+        .fd = fd,
+        .tls = tls,
+        .id = (uint8_t)id,
+        .splices_in = !tls || (kernel & BP_KTLS_RX),
+        .splices_out = !tls || (kernel & BP_KTLS_TX),
+    };
+}
+
 int bp_engine_splice(bp_engine *engine, int client_fd, bp_tls *client_tls, int satellite_fd, bp_tls *satellite_tls,
                      bp_splice **ret_splice) {
     int r = prepare(client_fd);
@@ -104,9 +115,10 @@ int bp_engine_splice(bp_engine *engine, int client_fd, bp_tls *client_tls, int s
     bp_splice *s = calloc(1, sizeof *s);
     if (!s)
         return -ENOMEM;
-    s->leg[CLIENT] = (struct leg){.fd = client_fd, .tls = client_tls, .id = CLIENT};
-    s->leg[SATELLITE] = (struct leg){.fd = satellite_fd, .tls = satellite_tls, .id = SATELLITE};
+    s->leg[CLIENT] = leg_of(engine, CLIENT, client_fd, client_tls);
+    s->leg[SATELLITE] = leg_of(engine, SATELLITE, satellite_fd, satellite_tls);
     s->broken = NO_LEG;
+    s->with_tls = client_tls || satellite_tls;
     for (int id = CLIENT; id <= SATELLITE; id++)
         s->direction[id].pipe[0] = s->direction[id].pipe[1] = -1;
     atomic_store(&s->last_activity_ms, bp__now_ms());
@@ -156,7 +168,12 @@ bp_splice *bp_engine_take_ended(bp_engine *engine) {
     return s;
 }
 
-void bp_splice_free(bp_splice *splice) { free(splice); }
+void bp_splice_free(bp_splice *s) {
+    for (int id = CLIENT; id <= SATELLITE; id++)
+        if (s->leg[id].fd >= 0)
+            (void)close(s->leg[id].fd);
+    free(s);
+}
 
 void bp_splice_counters(const bp_splice *s, struct bp_counters *ret) {
     *ret = (struct bp_counters){
@@ -169,10 +186,31 @@ void bp_splice_counters(const bp_splice *s, struct bp_counters *ret) {
     };
 }
 
+static void request(const bp_splice *s) {
+    atomic_store(&s->thread->requests, true);
+    wake(s->thread->wake_fd);
+}
+
 void bp_splice_abort(bp_splice *s) {
     atomic_store(&s->abort, true);
-    atomic_store(&s->thread->aborts, true);
-    wake(s->thread->wake_fd);
+    request(s);
+}
+
+int bp_splice_give_back(bp_splice *s) {
+    if (s->with_tls)
+        return -EOPNOTSUPP;
+    atomic_store(&s->give_back, true);
+    request(s);
+    return 0;
+}
+
+int bp_splice_take_sockets(bp_splice *s, int *ret_client_fd, int *ret_satellite_fd) {
+    if (atomic_load(&s->reason) != BP_GIVEN_BACK || s->leg[CLIENT].fd < 0)
+        return -EINVAL;
+    *ret_client_fd = s->leg[CLIENT].fd;
+    *ret_satellite_fd = s->leg[SATELLITE].fd;
+    s->leg[CLIENT].fd = s->leg[SATELLITE].fd = -1;
+    return 0;
 }
 
 void bp_engine_statistics(bp_engine *engine, struct bp_statistics *ret) {
@@ -224,7 +262,7 @@ void bp_engine_free(bp_engine *engine) {
     bp_engine_close(engine);
     for (bp_splice *s = engine->ended; s;) {
         bp_splice *next = s->next;
-        free(s);
+        bp_splice_free(s);
         s = next;
     }
     for (unsigned i = 0; i < engine->thread_count; i++) {

@@ -16,6 +16,7 @@
 #define STREAM_READS 3            /* this many full reads in a row make a stream (HAProxy's CF_STREAMER_FAST) */
 #define QUIET_READS 3             /* this many small splices in a row end it */
 #define FULL_READ_BYTES (32u << 10)
+#define FULL_RECORD_BYTES (16u << 10) /* what a full read is on TLS: OpenSSL gives one record at a time */
 #define SMALL_READ_BYTES 4096     /* below, a pipe costs more than the copy it saves (HAProxy MIN_SPLICE_FORWARD) */
 #ifndef TICK_MS                   /* tests shorten it */
 #define TICK_MS 1000              /* granularity of the timeouts, and of the retry when the kernel lacks memory */
@@ -29,6 +30,8 @@ struct leg {
     bp_tls *tls; /* or NULL */
     uint32_t watched; /* epoll interest now, the shadow of what the kernel has */
     bool registered;
+    bool splices_in;  /* splice(2) may read from it: plain, or the kernel decrypts */
+    bool splices_out; /* splice(2) may write to it: plain, or the kernel encrypts */
     bool truncated; /* TLS: the peer sent FIN without close_notify, and OpenSSL neither reads nor writes any more */
     uint8_t id; /* enum leg_id: tells the leg from an epoll pointer */
 };
@@ -63,7 +66,9 @@ struct bp_splice {
     int broken;    /* the leg that failed, or NO_LEG */
     int truncated; /* reason to report if it ends well otherwise, or 0 */
     uint64_t half_closed_ms;
-    _Atomic bool abort;
+    bool with_tls;    /* set once: other threads may ask while the legs belong to this splice's thread */
+    bool giving_back; /* deliver, read no more */
+    _Atomic bool abort, give_back;
     _Atomic uint64_t spliced_bytes;
     _Atomic uint64_t last_activity_ms;
     _Atomic int reason;
@@ -77,7 +82,7 @@ struct bp_thread {
     int epoll_fd, wake_fd;
     pthread_mutex_t lock; /* guards mailbox */
     bp_splice *mailbox;
-    _Atomic bool stop, aborts;
+    _Atomic bool stop, requests; /* requests: some splice has abort or give_back set */
     _Atomic uint64_t live, pipes_open, pipe_fallbacks, spliced_bytes, copied_bytes;
     bp_splice *splices; /* the rest belongs to the thread alone */
     bp_splice *ready;

@@ -1,7 +1,8 @@
 /* The pump: one direction of a splice, by copy or by splice(2).
  *
  * Copy first: recv and send through the thread's scratch buffer win for small messages. A direction that fills several
- * reads in a row is a stream and goes through a pipe, if both ends are plain; it goes back when it falls quiet.
+ * reads in a row is a stream and goes through a pipe, if both ends are plain or the kernel does their TLS; it goes back
+ * when it falls quiet.
  * Only a return of 0 is EOF. A short splice is not: the pipe may have been full. No SPLICE_F_MORE: it corks the last
  * part of a message for up to 200 ms (tcp(7), MSG_MORE).
  */
@@ -24,7 +25,7 @@ void bp__fail(bp_splice *s, enum leg_id leg, int why) {
     static const int timeout[2] = {BP_CLIENT_TIMEOUT, BP_SATELLITE_TIMEOUT};
     static const int tls[2] = {BP_CLIENT_TLS_ERROR, BP_SATELLITE_TLS_ERROR};
     int reason = reset[leg];
-    if (why == BP_TLS_ERROR || why == BP_TLS_TRUNCATED)
+    if (why == BP_TLS_ERROR || why == BP_TLS_TRUNCATED || why == -EBADMSG) /* EBADMSG: the kernel could not decrypt */
         reason = tls[leg];
     else if (why == -ETIMEDOUT || why == -EHOSTUNREACH || why == -ENETUNREACH)
         reason = timeout[leg];
@@ -42,6 +43,12 @@ void bp__fail(bp_splice *s, enum leg_id leg, int why) {
 /* The kernel is short of memory for the moment; nothing is wrong with the peer (tcp(7), splice(2)). */
 static bool starves(ssize_t result) { return result == -ENOBUFS || result == -ENOMEM; }
 
+static void note_truncation(bp_splice *s, struct leg *leg) {
+    leg->truncated = true;
+    if (!s->truncated)
+        s->truncated = truncated_reason((enum leg_id)leg->id);
+}
+
 /* Reads from a leg: > 0, 0 at EOF, -EAGAIN, or another failure. */
 static ssize_t leg_read(bp_splice *s, struct direction *d, struct leg *leg, char *buffer) {
     ssize_t got;
@@ -54,9 +61,7 @@ static ssize_t leg_read(bp_splice *s, struct direction *d, struct leg *leg, char
     d->read_wants_write = false;
     got = bp_tls_read(leg->tls, buffer, SCRATCH_BYTES);
     if (got == BP_TLS_TRUNCATED) {
-        leg->truncated = true;
-        if (!s->truncated)
-            s->truncated = truncated_reason((enum leg_id)leg->id);
+        note_truncation(s, leg);
         return 0;
     }
     if (got == BP_TLS_WANT_WRITE)
@@ -149,9 +154,12 @@ static void leave_stream(struct bp_thread *t, struct direction *d) {
 static void consider_stream(struct bp_thread *t, struct direction *d, const struct leg *from, const struct leg *to,
                             size_t got) {
     enum bp_splice_mode mode = t->engine->options.splice;
-    if (mode == BP_SPLICE_OFF || d->no_splice || from->tls || to->tls)
+    if (mode == BP_SPLICE_OFF || d->no_splice || !from->splices_in || !to->splices_out)
         return;
-    d->full_reads = got >= FULL_READ_BYTES ? (uint8_t)(d->full_reads + 1) : 0;
+    if (from->tls && bp_tls_has_pending(from->tls))
+        return; /* OpenSSL has a part of the stream that the socket no longer has */
+    size_t full = from->tls ? FULL_RECORD_BYTES : FULL_READ_BYTES;
+    d->full_reads = got >= full ? (uint8_t)(d->full_reads + 1) : 0;
     if ((d->full_reads >= STREAM_READS || mode == BP_SPLICE_ALWAYS) && !bp__direction_in_flight(d)) {
         d->full_reads = 0;
         d->streaming = bp__pipe_get(t, d->pipe);
@@ -212,6 +220,8 @@ enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
         }
         if (d->streaming && d->small_reads >= QUIET_READS && t->engine->options.splice != BP_SPLICE_ALWAYS)
             leave_stream(t, d);
+        if (s->giving_back)
+            return PUMP_BLOCKED;
         if (moved >= TURN_BYTES)
             return PUMP_MORE;
         ssize_t got = d->streaming ? splice_in(d, from) : leg_read(s, d, from, t->scratch);
@@ -221,7 +231,8 @@ enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
             return PUMP_BLOCKED;
         }
         if (d->streaming && (got == -EINVAL || got == -ENOMEM)) {
-            d->no_splice = got == -EINVAL;
+            /* From a TLS socket EINVAL is a control record, which OpenSSL has to see (tls_sw.c, tls_sw_splice_read). */
+            d->no_splice = got == -EINVAL && !from->tls;
             leave_stream(t, d);
             continue;
         }
@@ -233,6 +244,8 @@ enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
             return PUMP_FAILED;
         }
         if (got == 0) {
+            if (d->streaming && from->tls)
+                note_truncation(s, from); /* close_notify would have been a control record */
             d->eof = true;
             continue;
         }

@@ -10,6 +10,7 @@
  *   one ended, other silent   -> RST both after half_closed_timeout
  *   nothing for idle_timeout  -> RST both
  *   abort, engine close       -> RST both
+ *   give back                 -> what was read is delivered, nothing more is read, both sockets are kept: GIVEN_BACK
  * When both have sent FIN nothing is left unread, so the plain close never destroys anything by sending RST.
  */
 #include "internal.h"
@@ -46,7 +47,7 @@ static int update_interest(struct bp_thread *t, bp_splice *s) {
     for (int id = CLIENT; id <= SATELLITE; id++) {
         const struct direction *out = &s->direction[id], *in = &s->direction[1 - id]; /* from, and to, this leg */
         uint32_t wanted = 0;
-        if (!out->eof && !out->starved && !bp__direction_in_flight(out))
+        if (!out->eof && !out->starved && !s->giving_back && !bp__direction_in_flight(out))
             wanted |= out->read_wants_write ? EPOLLOUT : EPOLLIN;
         if (!in->starved && bp__direction_in_flight(in))
             wanted |= in->write_wants_read ? EPOLLIN : EPOLLOUT;
@@ -81,6 +82,11 @@ void bp__splice_run(struct bp_thread *t, bp_splice *s) {
     }
     if (s->direction[CLIENT].shut && s->direction[SATELLITE].shut) {
         bp__splice_end(t, s, s->truncated ? (enum bp_reason)s->truncated : BP_CLOSED, 0);
+        return;
+    }
+    if (s->giving_back && !bp__direction_in_flight(&s->direction[CLIENT]) &&
+        !bp__direction_in_flight(&s->direction[SATELLITE])) {
+        bp__splice_end(t, s, BP_GIVEN_BACK, 0);
         return;
     }
     int r = update_interest(t, s);
@@ -156,6 +162,8 @@ void bp__splice_end(struct bp_thread *t, bp_splice *s, enum bp_reason reason, in
         free(d->stash);
         d->stash = NULL;
         watch(t, &s->leg[id], 0, false);
+        if (reason == BP_GIVEN_BACK)
+            continue;
         close_leg(&s->leg[id], !clean, s->broken == 1 - id);
     }
     if (s->previous)

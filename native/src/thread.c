@@ -57,14 +57,18 @@ static void take_mailbox(struct bp_thread *t, struct grave *grave) {
             bury(grave, s);
         s = next;
     }
-    if (!atomic_exchange(&t->aborts, false))
+    if (!atomic_exchange(&t->requests, false))
         return;
     for (s = t->splices; s;) {
         bp_splice *next = s->next;
         if (atomic_load(&s->abort)) {
             bp__splice_end(t, s, BP_ABORTED, 0);
-            bury(grave, s);
+        } else if (atomic_load(&s->give_back) && !s->giving_back) {
+            s->giving_back = true;
+            bp__splice_run(t, s);
         }
+        if (ended(s))
+            bury(grave, s);
         s = next;
     }
 }

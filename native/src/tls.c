@@ -17,6 +17,8 @@
 struct bp_tls_ctx {
     SSL_CTX *ssl_ctx;
     int server;
+    SSL_CTX **named; /* further certificates, chosen by SNI; each holds a reference */
+    size_t named_count;
 };
 
 struct bp_tls {
@@ -123,9 +125,49 @@ bp_tls_ctx *bp_tls_ctx_client(const char *ca, const char *certificate, const cha
     return ctx;
 }
 
+/* Keeps the context, and so the certificate, whose names (SAN; RFC 9525) match; the listener's own if none does. */
+static int select_certificate(SSL *ssl, int *alert, void *arg) {
+    const bp_tls_ctx *ctx = arg;
+    const char *name = SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name);
+    (void)alert;
+    if (!name)
+        return SSL_TLSEXT_ERR_NOACK;
+    if (X509_check_host(SSL_CTX_get0_certificate(ctx->ssl_ctx), name, 0, 0, NULL) == 1)
+        return SSL_TLSEXT_ERR_OK;
+    for (size_t i = 0; i < ctx->named_count; i++)
+        if (X509_check_host(SSL_CTX_get0_certificate(ctx->named[i]), name, 0, 0, NULL) == 1) {
+            SSL_set_SSL_CTX(ssl, ctx->named[i]);
+            break;
+        }
+    return SSL_TLSEXT_ERR_OK;
+}
+
+int bp_tls_ctx_add(bp_tls_ctx *ctx, const bp_tls_ctx *other) {
+    SSL_CTX **grown = realloc(ctx->named, (ctx->named_count + 1) * sizeof *grown);
+    if (!grown)
+        return -ENOMEM;
+    ctx->named = grown;
+    SSL_CTX_up_ref(other->ssl_ctx);
+    ctx->named[ctx->named_count++] = other->ssl_ctx;
+    SSL_CTX_set_tlsext_servername_callback(ctx->ssl_ctx, select_certificate);
+    SSL_CTX_set_tlsext_servername_arg(ctx->ssl_ctx, ctx);
+    return 0;
+}
+
+void bp_tls_ctx_enable_ktls(bp_tls_ctx *ctx) {
+#ifdef SSL_OP_ENABLE_KTLS
+    SSL_CTX_set_options(ctx->ssl_ctx, SSL_OP_ENABLE_KTLS);
+#else
+    (void)ctx;
+#endif
+}
+
 void bp_tls_ctx_free(bp_tls_ctx *ctx) {
     if (!ctx)
         return;
+    for (size_t i = 0; i < ctx->named_count; i++)
+        SSL_CTX_free(ctx->named[i]);
+    free(ctx->named);
     SSL_CTX_free(ctx->ssl_ctx);
     free(ctx);
 }
@@ -248,6 +290,21 @@ int bp_tls_shutdown(bp_tls *tls) {
 }
 
 size_t bp_tls_pending(const bp_tls *tls) { return (size_t)SSL_pending(tls->ssl); }
+
+int bp_tls_has_pending(const bp_tls *tls) { return SSL_has_pending(tls->ssl); }
+
+int bp_tls_ktls(const bp_tls *tls) {
+    int kernel = 0;
+#ifdef SSL_OP_ENABLE_KTLS
+    if (BIO_get_ktls_send(SSL_get_wbio(tls->ssl)))
+        kernel |= BP_KTLS_TX;
+    if (BIO_get_ktls_recv(SSL_get_rbio(tls->ssl)))
+        kernel |= BP_KTLS_RX;
+#else
+    (void)tls;
+#endif
+    return kernel;
+}
 
 const char *bp_tls_error(const bp_tls *tls) { return tls->error; }
 

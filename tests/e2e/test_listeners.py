@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import os
+import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import trustme
 
 TOKEN = "bp_" + "5a" * 32
 METADATA = (("satellite_name", "s"), ("satellite_org", "acme"), ("satellite_token", TOKEN))
@@ -58,7 +61,9 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, manager: Manager, listener: str, fd: int | None = None, **environment: str) -> Iterator[None]:
+def serving(
+    folder: Path, manager: Manager, listener: str, fd: int | None = None, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
     config = folder / "bentpipe.toml"
     config.write_text(CONFIG.format(listener=listener))
     command = [*SERVE, str(config)]
@@ -78,7 +83,7 @@ def serving(folder: Path, manager: Manager, listener: str, fd: int | None = None
     reader.start()
     try:
         manager.wait("READY=1")
-        yield
+        yield process
     finally:
         process.terminate()
         code = process.wait(60)
@@ -119,6 +124,42 @@ def test_a_socket_handed_over_by_the_service_manager(tmp_path: Path, manager: Ma
         port = listening.getsockname()[1]
         with serving(tmp_path, manager, 'systemd = "clients"', fd=listening.fileno()):
             echo(f"ipv4:127.0.0.1:{port}")
+
+
+def served_certificate(port: int) -> bytes:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", port)) as sock, context.wrap_socket(sock) as tls:
+        certificate = tls.getpeercert(binary_form=True)
+        assert certificate
+        return certificate
+
+
+def test_certificates_are_read_again_on_sighup_and_a_bad_one_changes_nothing(tmp_path: Path, manager: Manager) -> None:
+    authority, port = trustme.CA(), free_port("127.0.0.1")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def issue() -> None:
+        issued = authority.issue_cert("127.0.0.1")
+        certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        key.write_bytes(issued.private_key_pem.bytes())
+
+    issue()
+    listener = f'address = "127.0.0.1:{port}"\n[listener.tls]\ncertificate = "{certificate}"\nkey = "{key}"'
+    with serving(tmp_path, manager, listener) as process:
+        first = served_certificate(port)
+        issue()
+        process.send_signal(signal.SIGHUP)
+        manager.wait("READY=1")
+        second = served_certificate(port)
+        key.write_text("no key")
+        process.send_signal(signal.SIGHUP)
+        manager.wait("READY=1")
+        assert served_certificate(port) == second != first
+        credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+        with grpc.secure_channel(f"ipv4:127.0.0.1:{port}", credentials) as channel:
+            assert channel.unary_unary("/bentpipe.demo.Satellite/Echo")(b"x", metadata=METADATA, timeout=30) == b"x"
 
 
 def test_the_watchdog_is_fed_and_the_end_announced(tmp_path: Path, manager: Manager) -> None:

@@ -182,3 +182,55 @@ def test_closing_with_live_connections_leaves_nothing_open(engine: Engine) -> No
     engine.close()
     for wire in wires:
         wire.close()
+
+
+def test_a_live_connection_is_given_back_without_a_byte_lost(engine: Engine) -> None:
+    """While both sides stream: what the engine took arrives, what it left is in the sockets, and another engine goes on."""
+    wire = Wire(engine)
+    data = os.urandom(8_000_000)
+    received: dict[socket.socket, bytearray] = {wire.client: bytearray(), wire.satellite: bytearray()}
+
+    def receive(sock: socket.socket) -> None:
+        while chunk := sock.recv(1 << 16):
+            received[sock] += chunk
+
+    def send(sock: socket.socket) -> None:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+
+    ends = (wire.client, wire.satellite)
+    threads = [threading.Thread(target=work, args=(sock,)) for work in (receive, send) for sock in ends]
+    for thread in threads:
+        thread.start()
+    splice_id, moved = wire.id, 0
+    for _ in range(5):
+        engine.give_back(splice_id)
+        end = ended(engine)
+        moved += end.counters.client_to_satellite_bytes
+        if end.sockets is None:  # it was faster
+            assert end.reason is EndReason.CLOSED
+            break
+        client, satellite = end.sockets
+        splice_id = engine.splice(Leg(client, None), Leg(satellite, None))
+    else:
+        end = ended(engine)
+        moved += end.counters.client_to_satellite_bytes
+    for thread in threads:
+        thread.join()
+    assert end.reason is EndReason.CLOSED
+    assert received[wire.client] == received[wire.satellite] == data
+    assert moved == len(data)
+    wire.close()
+
+
+def test_a_given_back_connection_that_nobody_wants_is_closed(engine: Engine) -> None:
+    wire = Wire(engine)
+    engine.give_back(wire.id)
+    end = ended(engine)
+    assert end.reason is EndReason.GIVEN_BACK
+    assert end.sockets
+    wire.client.sendall(b"still open")
+    assert os.read(end.sockets[0], 100) == b"still open"
+    for fd in end.sockets:
+        os.close(fd)
+    wire.close()

@@ -214,6 +214,21 @@ def test_a_new_wake_waits_for_the_start_call_of_the_last_one() -> None:
     assert Start() in satellite.handle(StartDone(None), later + 1)
 
 
+@pytest.mark.parametrize(
+    "seen", [look(MachineState.PENDING), Machine(MachineId("m"), MachineState.RUNNING, Address("127.0.0.1", 9))]
+)
+def test_restarted_by_others_it_is_probed_again_before_anybody_is_let_in(seen: Machine) -> None:
+    satellite = woken()
+    satellite.handle(Seen(look(MachineState.RUNNING)), 3)
+    satellite.handle(Ready(), 4)
+    assert satellite.state is SatelliteState.OPERATIONAL
+    satellite.handle(Seen(seen), 5)
+    assert satellite.handle(Arrived(WaiterId(9)), 6) == []
+    moved = Machine(MachineId("m"), MachineState.RUNNING, Address("127.0.0.1", 9))
+    satellite.handle(Seen(moved), 7)
+    assert Grant(WaiterId(9), Address("127.0.0.1", 9)) in satellite.handle(Ready(), 8)
+
+
 def test_the_diagram_names_what_the_table_allows() -> None:
     arrows = re.findall(r"([A-Z]+) ─▶ ([A-Z]+)(?= ─▶|\n)", module.__doc__ or "")
     arrows += re.findall(r"(?<=─▶ )([A-Z]+) ─▶ ([A-Z]+)", module.__doc__ or "")

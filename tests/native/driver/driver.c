@@ -356,7 +356,7 @@ int main(int argc, char **argv) {
     faults_exempt_this_thread();
     signal(SIGPIPE, SIG_IGN); /* OpenSSL writes without MSG_NOSIGNAL */
     if (argc != 5)
-        die("usage: driver off|auto|always CERTIFICATE KEY CA");
+        die("usage: driver off|auto|always|always+ktls CERTIFICATE KEY CA");
     options.splice = strcmp(argv[1], "off") == 0    ? BP_SPLICE_OFF
                      : strcmp(argv[1], "auto") == 0 ? BP_SPLICE_AUTO
                                                     : BP_SPLICE_ALWAYS;
@@ -364,6 +364,13 @@ int main(int argc, char **argv) {
     client_ctx = bp_tls_ctx_client(argv[4], NULL, NULL, error, sizeof error);
     if (!server_ctx || !client_ctx)
         die(error);
+    if (strstr(argv[1], "+ktls")) {
+        options.ktls = bp_ktls_self_test(error, sizeof error);
+        if (options.ktls < 0)
+            die(error);
+        bp_tls_ctx_enable_ktls(server_ctx);
+        bp_tls_ctx_enable_ktls(client_ctx);
+    }
     if (bp_engine_new(&options, &engine) < 0)
         die("bp_engine_new");
     open_listener();

@@ -1,0 +1,246 @@
+"""TLS on the sockets themselves, against Python's ssl: names, certificates, truncation, and the kernel's part of it.
+
+The tests of kTLS need a kernel with TLS; where there is none they are skipped here and run in a guest (test_guest.py).
+"""
+
+import hashlib
+import os
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trustme
+
+from bentpipe.native.engine import Ended, EndReason, Engine, EngineOptions, Ktls, Leg, ktls_self_test
+from bentpipe.native.tls import TlsClientContext, TlsConnection, TlsError, TlsServerContext, WantRead, WantWrite
+
+USABLE, FOUND = ktls_self_test()
+needs_ktls = pytest.mark.skipif(not USABLE, reason=f"no kTLS on this kernel: {FOUND}")
+STREAM_BYTES = 20_000_000
+DEADLINE_S = 30
+
+
+class Authority:
+    """A CA, and files of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._ca = trustme.CA()
+        self._folder = folder
+        self.ca = folder / "ca.pem"
+        self.ca.write_bytes(self._ca.cert_pem.bytes())
+
+    def issue(self, *names: str) -> tuple[Path, Path]:
+        issued = self._ca.issue_cert(*names)
+        certificate, key = self._folder / f"{names[0]}.pem", self._folder / f"{names[0]}.key"
+        certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        key.write_bytes(issued.private_key_pem.bytes())
+        return certificate, key
+
+    def client(self, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.ca))
+        context.minimum_version = context.maximum_version = version
+        return context
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname(), timeout=DEADLINE_S)
+        far, _ = server.accept()
+    far.setblocking(False)
+    return near, far
+
+
+def complete(step: Callable[[], object], sock: socket.socket) -> None:
+    while True:
+        try:
+            step()
+        except WantRead:
+            assert select.select([sock], [], [], DEADLINE_S)[0]
+        except WantWrite:
+            assert select.select([], [sock], [], DEADLINE_S)[1]
+        else:
+            return
+
+
+def connect(
+    server: TlsServerContext, client: ssl.SSLContext, name: str
+) -> tuple[ssl.SSLSocket, socket.socket, TlsConnection]:
+    """Shake hands. Returns the client's socket, the server's and its TLS."""
+    near, far = pair()
+    tls = TlsConnection(server, far.fileno())
+    wrapped: list[ssl.SSLSocket | ssl.SSLError] = []
+
+    def shake() -> None:
+        try:
+            wrapped.append(client.wrap_socket(near, server_hostname=name))
+        except ssl.SSLError as exc:
+            near.close()
+            wrapped.append(exc)
+
+    thread = threading.Thread(target=shake)
+    thread.start()
+    refused: TlsError | None = None
+    try:
+        complete(tls.do_handshake, far)
+    except TlsError as exc:
+        refused = exc
+    thread.join()
+    [peer] = wrapped
+    if isinstance(peer, ssl.SSLError):  # its own words say more than the alert that it sent
+        far.close()
+        raise refused if refused and "ALERT" in str(peer) else peer
+    if refused:
+        far.close()
+        peer.close()
+        raise refused
+    return peer, far, tls
+
+
+def ended(engine: Engine) -> Ended:
+    assert select.select([engine.event_fd], [], [], DEADLINE_S)[0]
+    [end] = engine.take_ended()
+    return end
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"), [("a.example", "a.example"), ("b.example", "b.example"), ("x.wild.example", "b.example")]
+)
+def test_the_certificate_is_chosen_by_server_name(authority: Authority, asked: str, shown: str) -> None:
+    server = TlsServerContext(*authority.issue("a.example"))
+    server.add(TlsServerContext(*authority.issue("b.example", "*.wild.example")))
+    peer, far, tls = connect(server, authority.client(), asked)
+    certificate = peer.getpeercert()
+    assert certificate
+    assert ("DNS", shown) in certificate["subjectAltName"]
+    assert tls.server_name == asked
+    for sock in (peer, far):
+        sock.close()
+
+
+def test_an_unknown_name_gets_the_listeners_own_certificate(authority: Authority) -> None:
+    server = TlsServerContext(*authority.issue("a.example"))
+    server.add(TlsServerContext(*authority.issue("b.example")))
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"not valid for 'c\.example'"):
+        connect(server, authority.client(), "c.example")
+
+
+def test_a_client_without_the_wanted_certificate_is_refused(authority: Authority) -> None:
+    server = TlsServerContext(*authority.issue("a.example"), client_ca=authority.ca)
+    with pytest.raises(TlsError, match="peer did not return a certificate"):
+        connect(server, authority.client(ssl.TLSVersion.TLSv1_2), "a.example")
+    known = authority.client()
+    known.load_cert_chain(*authority.issue("somebody.example"))
+    peer, far, tls = connect(server, known, "a.example")
+    assert tls.peer_certificate_der
+    for sock in (peer, far):
+        sock.close()
+
+
+def test_files_that_do_not_fit_are_named(authority: Authority, tmp_path: Path) -> None:
+    certificate, _ = authority.issue("a.example")
+    _, key = authority.issue("b.example")
+    with pytest.raises(TlsError, match=r"b\.example\.key"):
+        TlsServerContext(certificate, key)
+    with pytest.raises(TlsError, match=r"none\.pem"):
+        TlsClientContext(ca=tmp_path / "none.pem")
+
+
+class Spliced:
+    """A TLS client, the engine, a plain satellite."""
+
+    def __init__(self, authority: Authority, version: ssl.TLSVersion, ktls: Ktls) -> None:
+        server = TlsServerContext(*authority.issue("localhost"))
+        if ktls:
+            server.enable_ktls()
+        self.engine = Engine(EngineOptions(threads=1, ktls=ktls))
+        self.client, near, tls = connect(server, authority.client(version), "localhost")
+        self.kernel = Ktls(tls.ktls)
+        self.satellite, far = pair()
+        self.id = self.engine.splice(Leg(near.detach(), tls), Leg(far.detach(), None))
+
+    def transfer(self, source: socket.socket, sink: socket.socket) -> int:
+        """Send STREAM_BYTES, compare, return how many the engine spliced."""
+        data = os.urandom(1_000_000)
+        before = self.engine.statistics().spliced_bytes
+
+        def send() -> None:
+            for _ in range(STREAM_BYTES // len(data)):
+                source.sendall(data)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        received = hashlib.sha256()
+        left = STREAM_BYTES
+        while left:
+            chunk = sink.recv(min(left, 1 << 18))
+            assert chunk
+            received.update(chunk)
+            left -= len(chunk)
+        sender.join()
+        assert received.digest() == hashlib.sha256(data * (STREAM_BYTES // len(data))).digest()
+        return self.engine.statistics().spliced_bytes - before
+
+    def close(self) -> None:
+        self.client.close()
+        self.satellite.close()
+        self.engine.close()
+
+
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+def test_userspace_tls_carries_a_stream_both_ways(authority: Authority, version: ssl.TLSVersion) -> None:
+    wire = Spliced(authority, version, Ktls.NONE)
+    assert wire.kernel is Ktls.NONE
+    assert wire.transfer(wire.client, wire.satellite) == 0
+    assert wire.transfer(wire.satellite, wire.client) == 0
+    wire.satellite.shutdown(socket.SHUT_WR)
+    assert wire.client.recv(1) == b"", "close_notify, not an error of ssl"
+    wire.client.unwrap().close()
+    assert ended(wire.engine).reason is EndReason.CLOSED
+    wire.close()
+
+
+@needs_ktls
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+def test_the_kernels_tls_is_spliced(authority: Authority, version: ssl.TLSVersion) -> None:
+    wire = Spliced(authority, version, USABLE)
+    down = wire.transfer(wire.satellite, wire.client)
+    up = wire.transfer(wire.client, wire.satellite)
+    assert (down > STREAM_BYTES // 2) == bool(wire.kernel & USABLE & Ktls.TX)
+    assert (up > STREAM_BYTES // 2) == bool(wire.kernel & USABLE & Ktls.RX)
+    assert wire.kernel & Ktls.TX, "OpenSSL gives the sending direction to this kernel"
+    wire.satellite.shutdown(socket.SHUT_WR)
+    assert wire.client.recv(1) == b"", "close_notify, not an error of ssl"
+    wire.client.unwrap().close()  # a control record, behind a stream that may have been spliced
+    assert ended(wire.engine).reason is EndReason.CLOSED
+    wire.close()
+
+
+@needs_ktls
+def test_a_cut_is_told_from_an_end_with_the_kernels_tls_too(authority: Authority) -> None:
+    wire = Spliced(authority, ssl.TLSVersion.TLSv1_3, USABLE)
+    wire.transfer(wire.satellite, wire.client)
+    wire.client.shutdown(socket.SHUT_WR)  # of the socket: no close_notify
+    assert wire.satellite.recv(1) == b""
+    wire.satellite.close()
+    assert ended(wire.engine).reason is EndReason.CLIENT_TRUNCATED
+    wire.close()
+
+
+@needs_ktls
+def test_the_switch_turns_it_off(authority: Authority) -> None:
+    wire = Spliced(authority, ssl.TLSVersion.TLSv1_3, Ktls.NONE)
+    assert wire.kernel is Ktls.NONE
+    assert wire.transfer(wire.satellite, wire.client) == 0
+    wire.close()
