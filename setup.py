@@ -13,7 +13,9 @@ PACKAGES = {
     "bentpipe.daemon.edge": "daemon/edge",
     "bentpipe.daemon.fleet": "daemon/fleet",
     "bentpipe.daemon.providers": "daemon/providers",
+    "bentpipe.daemon.report": "daemon/report",
     "bentpipe.daemon.service": "daemon/service",
+    "bentpipe.daemon.store": "daemon/store",
     "bentpipe.native": "native",
     "bentpipe.proto": "proto",
 }
