@@ -13,12 +13,16 @@ PACKAGES = {
     "bentpipe.daemon.edge": "daemon/edge",
     "bentpipe.daemon.fleet": "daemon/fleet",
     "bentpipe.daemon.providers": "daemon/providers",
+    "bentpipe.daemon.report": "daemon/report",
     "bentpipe.daemon.service": "daemon/service",
+    "bentpipe.daemon.store": "daemon/store",
     "bentpipe.native": "native",
     "bentpipe.proto": "proto",
 }
 
+PICTURE = ["pillow>=10.1"]
 TEST = [
+    *PICTURE,
     "cryptography>=42",
     "grpcio>=1.60",
     "grpclib>=0.4.7",
@@ -58,7 +62,12 @@ setup(
         "rich>=13",
         "trio>=0.25",
     ],
-    extras_require={"test": TEST, "check": CHECK, "demo": ["cryptography>=42", "grpcio>=1.60", "trustme>=1.1"]},
+    extras_require={
+        "test": TEST,
+        "check": CHECK,
+        "demo": ["cryptography>=42", "grpcio>=1.60", "trustme>=1.1"],
+        "picture": PICTURE,
+    },
     setup_requires=["cffi>=1.16"],
     cffi_modules=["native/_build.py:ffi"],
     entry_points={"console_scripts": ["bentpipe = bentpipe.daemon.service.cli:main"]},

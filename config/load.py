@@ -38,8 +38,11 @@ class ConfigErrors(Exception):
         super().__init__("\n".join(f"{path}: {problem}" for problem in self.problems))
 
 
-def load_config(path: Path) -> Config:
-    """Read and check `path`. Raises ConfigErrors with all that is wrong."""
+def load_config(path: Path, *, check_files: bool = True) -> Config:
+    """Read and check `path`. Raises ConfigErrors with all that is wrong.
+
+    Without `check_files` what it names may be missing: who reads a report need not be able to read the keys.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(MAX_FILE_BYTES + 1)
@@ -54,7 +57,7 @@ def load_config(path: Path) -> Config:
         config = Config.model_validate(_resolve_credentials(raw))
     except ValidationError as exc:
         raise ConfigErrors(path, sorted({_problem(error) for error in _first_causes(exc)})) from exc
-    problems = sorted({*_duplicates(config), *_missing_files(config)})
+    problems = sorted({*_duplicates(config), *_unknown_names(config), *(_missing_files(config) if check_files else ())})
     if problems:
         raise ConfigErrors(path, problems)
     return config
@@ -111,11 +114,18 @@ def _duplicates(config: Config) -> Iterator[ConfigProblem]:
         first = seen.setdefault(identity, where)
         if first != where:
             yield ConfigProblem(where, f"the same as {first}")
+
+
+def _unknown_names(config: Config) -> Iterator[ConfigProblem]:
     orgs = {satellite.org for satellite in config.satellite}
     for index, token in enumerate(config.token):
         for grant in token.grants:
             if grant.partition("/")[0] not in orgs:
                 yield ConfigProblem(f"token[{index}].grants", f"{grant!r} is for an org that has no satellite")
+    names = {f"{satellite.org}/{name}" for satellite in config.satellite for name in (satellite.name, "*")}
+    for priced in config.prices.satellite if config.prices else ():
+        if priced not in names:
+            yield ConfigProblem(f"prices.satellite.{priced}", "expected ORG/NAME or ORG/* of a satellite in this file")
 
 
 def _missing_files(config: Config) -> Iterator[ConfigProblem]:

@@ -4,7 +4,9 @@ Every section says what it means to an operator; units are in the names. Unknown
 """
 
 import ipaddress
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -21,6 +23,8 @@ ListenAddress = Annotated[tuple[str, int], BeforeValidator(parse_address)]
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
 """Names of orgs and satellites: what fits a DNS label, a metadata value and a cgroup's folder."""
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+LEDGER_NAME = "ledger.sqlite"
 
 TOKEN_HASH_PATTERN = re.compile(r"^sha256:[0-9a-f]{64}$")
 
@@ -176,6 +180,45 @@ class SatelliteSection(Section):
         return self
 
 
+class StoreSection(Section):
+    """Where the ledger of the satellites' states is kept; `bentpipe report` reads it."""
+
+    kind: Literal["sqlite", "none"] = "sqlite"
+    path: Path | None = None
+    """By default LEDGER_NAME in the service's state directory; without one (not under systemd) no ledger is kept."""
+
+    def ledger_path(self, environment: Mapping[str, str] = os.environ) -> Path | None:
+        """The ledger's file; None if none is kept."""
+        if self.kind == "none":
+            return None
+        # systemd.exec(5): a list of folders, ours has one.
+        directory = environment.get("STATE_DIRECTORY", "").partition(":")[0]
+        return self.path or (Path(directory) / LEDGER_NAME if directory else None)
+
+
+class PriceSection(Section):
+    """What a satellite's machine costs, in the currency of [prices]."""
+
+    awake_hour: float = Field(default=0.0, ge=0)
+    """For an hour awake, waking or going to sleep."""
+    always_hour: float = Field(default=0.0, ge=0)
+    """For any hour, asleep or not: disk, address."""
+
+
+class PricesSection(PriceSection):
+    """The price table: for all satellites, and for some of them."""
+
+    currency: str = Field(default="USD", min_length=1, max_length=8)
+    minimum_s: DurationS = Field(default=0.0, ge=0, alias="minimum")
+    """What a wake is billed for at least; EC2: 60 s."""
+    satellite: dict[str, PriceSection] = Field(default_factory=dict)
+    """By "ORG/NAME", or "ORG/*" for a whole org."""
+
+    def of(self, org: str, name: str) -> PriceSection:
+        """The satellite's own prices, or its org's, or everybody's."""
+        return self.satellite.get(f"{org}/{name}") or self.satellite.get(f"{org}/*") or self
+
+
 class Config(Section):
     """The whole file."""
 
@@ -183,5 +226,7 @@ class Config(Section):
     listener: tuple[ListenerSection, ...] = Field(min_length=1)
     limits: LimitsSection = Field(default_factory=LimitsSection)
     engine: EngineSection = Field(default_factory=EngineSection)
+    store: StoreSection = Field(default_factory=StoreSection)
+    prices: PricesSection | None = None
     token: tuple[TokenSection, ...] = ()
     satellite: tuple[SatelliteSection, ...] = ()

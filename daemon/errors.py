@@ -125,3 +125,16 @@ class ProviderPermanent(ProviderError):
 
 class SleepModeRefused(ProviderError):
     """The machine cannot sleep in the asked-for way (for example hibernate); another way may work."""
+
+
+class StoreError(BentpipeError):
+    """The store could not be read or written. Never a client's concern: books stand behind routing."""
+
+    source = Source.OPERATOR
+    retryable = True
+
+
+class StoreUnusable(StoreError):
+    """The store is not ours, newer than we are, or damaged: nothing changes until somebody acts."""
+
+    retryable = False

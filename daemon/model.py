@@ -72,12 +72,42 @@ class Machine:
     reason: str = ""
 
 
+class WakePhase(enum.Enum):
+    """The parts of a wake, in their order."""
+
+    START = "start"
+    """Until the provider has accepted the start; repeated attempts included."""
+    BOOT = "boot"
+    """Until the machine runs and has an address."""
+    LISTEN = "listen"
+    """Until its port accepts connections."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Waits:
+    """Clients that were held for a satellite and got it, were refused or left: how many, and how long they waited."""
+
+    clients: int = 0
+    total_s: float = 0.0
+    longest_s: float = 0.0
+
+
+NO_WAITS = Waits()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Transition:
-    """A satellite's change of state: `at` is time.time() seconds, `cause` a short text for people."""
+    """A satellite's change of state: `at` is time.time() seconds, `cause` a short text for people.
+
+    `who` is the principal whose coming led to the new state, if there is one. `phases` (in seconds) and `waits` are
+    about the state that was left.
+    """
 
     key: SatelliteKey
     before: SatelliteState
     after: SatelliteState
     at: float
     cause: str
+    who: str = ""
+    phases: tuple[tuple[WakePhase, float], ...] = ()
+    waits: Waits = NO_WAITS

@@ -43,10 +43,16 @@ class EdgeHost:
     """
 
     def __init__(
-        self, satellites: Sequence[DemoSatellite], *, sleep_after_s: float, drain_deadline_s: float = 20
+        self,
+        satellites: Sequence[DemoSatellite],
+        *,
+        sleep_after_s: float,
+        drain_deadline_s: float = 20,
+        ledger: Path | None = None,
     ) -> None:
         self._drain_deadline_s = drain_deadline_s
         self._directory = Path(tempfile.mkdtemp(prefix="bentpipe-demo-"))
+        self._ledger = ledger or self._directory / "ledger.sqlite"
         self.token = "bp_" + secrets.token_hex(32)
         self.log_path = self._directory / "log"
         authority = trustme.CA()
@@ -64,6 +70,7 @@ class EdgeHost:
     def _config(self, satellites: Sequence[DemoSatellite], sleep_after_s: float) -> str:
         lines = [
             f'[daemon]\nlog_format = "json"\ndrain_deadline = "{self._drain_deadline_s}s"',
+            f'[store]\npath = "{self._ledger}"',
             '[[listener]]\naddress = "127.0.0.1:0"\n[listener.tls]',
             f'certificate = "{self._directory / "cert.pem"}"\nkey = "{self._directory / "key.pem"}"',
             f'[[token]]\nname = "demo"\nhash = "sha256:{hashlib.sha256(self.token.encode()).hexdigest()}"',

@@ -181,7 +181,7 @@ class Session:
 
             nursery.start_soon(watch_client)
             try:
-                async with satellite.lease() as lease:
+                async with satellite.lease(principal.name) as lease:
                     tls, server_name = self._edge.satellite_tls.get(key, (None, None))
                     target = await self._dial(satellite, lease, tls, server_name)
                     try:

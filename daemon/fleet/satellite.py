@@ -37,6 +37,7 @@ from bentpipe.daemon.fleet.machine import (
     WaiterId,
 )
 from bentpipe.daemon.fleet.readiness import wait_listening
+from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.model import (
     Address,
     Machine,
@@ -46,6 +47,7 @@ from bentpipe.daemon.model import (
     SatelliteState,
     SleepMode,
     Transition,
+    WakePhase,
 )
 from bentpipe.daemon.providers.base import Provider
 
@@ -78,7 +80,10 @@ class Lease:
 
 
 class _Waiter:
-    def __init__(self) -> None:
+    def __init__(self, who: str, since: float) -> None:
+        self.who = who
+        self.since = since
+        self.held = False
         self.done = trio.Event()
         self.lease: Lease | None = None
         self.error: BentpipeError | None = None
@@ -114,6 +119,7 @@ class Satellite:
         self._machine_id = machine_id
         self._observer = observer
         self._waiters: dict[WaiterId, _Waiter] = {}
+        self._book = WakeBook()
         self._ids = itertools.count()
         self._nursery: trio.Nursery | None = None
         self._probe = trio.CancelScope()
@@ -135,14 +141,15 @@ class Satellite:
         return len(self._machine.waiters)
 
     @contextlib.asynccontextmanager
-    async def lease(self) -> AsyncIterator[Lease]:
+    async def lease(self, who: str = "") -> AsyncIterator[Lease]:
         """Wait until the satellite is operational. Raises WakeFailed, SatelliteUnusable, LimitReached, Draining, ….
 
-        Cancelling the wait gives the place back at once; the wake goes on.
+        `who` is the principal, for the books. Cancelling the wait gives the place back at once; the wake goes on.
         """
         waiter_id = WaiterId(next(self._ids))
-        waiter = self._waiters[waiter_id] = _Waiter()
+        waiter = self._waiters[waiter_id] = _Waiter(who, trio.current_time())
         self._feed(Arrived(waiter_id))
+        waiter.held = not waiter.done.is_set()
         try:
             await waiter.done.wait()
         except trio.Cancelled:
@@ -152,6 +159,7 @@ class Satellite:
         finally:
             self._waiters.pop(waiter_id, None)
             if not waiter.done.is_set():
+                self._book.waited(trio.current_time() - waiter.since)
                 self._feed(Departed(waiter_id))
         if waiter.error is not None:
             raise type(waiter.error)(str(waiter.error), peer_hint=waiter.error.peer_hint) from waiter.error
@@ -202,27 +210,51 @@ class Satellite:
             self._feed(Tick())
 
     def _feed(self, event: Input) -> None:
-        for action in self._machine.handle(event, trio.current_time()):
+        now = trio.current_time()
+        if isinstance(event, StartDone) and event.error is None:
+            self._book.phase_ended(WakePhase.START, now)
+        moves: list[Moved] = []
+        probed = False
+        for action in self._machine.handle(event, now):
             match action:
                 case Grant(waiter, address):
                     self._waiters[waiter].lease = Lease(address, lambda: self._feed(Released()))
-                    self._waiters[waiter].done.set()
+                    self._end_wait(self._waiters[waiter], now)
                 case Fail(waiter, error):
                     self._waiters[waiter].error = error
-                    self._waiters[waiter].done.set()
-                case Moved(before, after, cause):
-                    self._observer(Transition(self.key, before, after, time.time(), cause))
+                    self._end_wait(self._waiters[waiter], now)
+                case Moved():
+                    moves.append(action)
                 case Start():
                     self._spawn(self._start)
                 case Stop(mode):
                     self._spawn(self._stop, mode)
                 case Probe(address):
+                    probed = True
                     self._probe = trio.CancelScope()
                     self._spawn(self._run_probe, address, self._probe)
                 case EndProbe():
                     self._probe.cancel()
+        # Told last, so that waits which end with a change count for the state that is left.
+        for moved in moves:
+            self._tell(moved, now)
+        if probed:
+            self._book.phase_ended(WakePhase.BOOT, now)
         self._deadline_moved.set()
         self._deadline_moved = trio.Event()
+
+    def _end_wait(self, waiter: _Waiter, now: float) -> None:
+        if waiter.held:
+            self._book.waited(now - waiter.since)
+        waiter.done.set()
+
+    def _tell(self, moved: Moved, now: float) -> None:
+        phases, waits = self._book.take(moved.before, moved.after, now)
+        who = ""
+        if moved.after is SatelliteState.STARTING:
+            self._book.began(now)
+            who = next((waiter.who for waiter in self._waiters.values() if not waiter.done.is_set()), "")
+        self._observer(Transition(self.key, moved.before, moved.after, time.time(), moved.cause, who, phases, waits))
 
     def _spawn(self, task: Callable[..., Awaitable[object]], *arguments: object) -> None:
         if self._nursery is None:

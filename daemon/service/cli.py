@@ -81,6 +81,24 @@ def doctor() -> None:
 
 
 @main.command()
+@click.option("--config", "config_path", type=CONFIG_PATH, help="Says where the ledger is, and the prices.")
+@click.option("--since", default="30d", show_default=True, help='"24h" ago, or a date or time (UTC).')
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--svg", type=CONFIG_PATH, help="Write the timeline as a picture.")
+@click.option("--png", type=CONFIG_PATH, help="The same as PNG; needs Pillow.")
+def report(config_path: Path | None, since: str, as_json: bool, svg: Path | None, png: Path | None) -> None:
+    """Say who was awake for how long, what it cost and saved, and how long wakes took."""
+    from bentpipe.daemon.errors import BentpipeError
+    from bentpipe.daemon.service.report import run_report
+
+    try:
+        run_report(config_path, since, as_json=as_json, svg=svg, png=png)
+    except (ConfigErrors, BentpipeError, OSError, ValueError) as exc:
+        click.echo(str(exc), err=True)
+        sys.exit(EXIT_CONFIG)
+
+
+@main.command()
 def demo() -> None:
     """Run the whole path on this machine, with real gRPC peers and no cloud; ends by itself."""
     from bentpipe.daemon.demo.story import run_demo

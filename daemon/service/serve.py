@@ -1,7 +1,7 @@
 """The composition root of the daemon: builds the parts, starts them in order, drains and stops them.
 
 The tree of tasks: serve > {provider > satellites' processes}, fleet > one nursery per satellite, hand-off,
-sessions > one task per connection until hand-off, listeners, watchdog, signals.
+sessions > one task per connection until hand-off, listeners, recorder, watchdog, signals.
 """
 
 import dataclasses
@@ -25,6 +25,8 @@ from bentpipe.daemon.model import MachineId, SatelliteKey, Transition
 from bentpipe.daemon.providers.process import ProcessProvider
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.log import set_up_logging
+from bentpipe.daemon.store.recorder import Recorder
+from bentpipe.daemon.store.sqlite import SqliteLedger
 from bentpipe.native.engine import Engine, EngineOptions, Ktls, ktls_self_test
 from bentpipe.native.tls import TlsClientContext, TlsError, TlsServerContext
 
@@ -45,6 +47,8 @@ class Daemon:
     fleet: Fleet
     engine: Engine
     handoff: HandOff
+    recorder: Recorder | None
+    """None if no ledger is kept."""
     reload_certificates: Callable[[], None]
     """Read the listeners' certificates again; what cannot be read is logged, and the old ones stay."""
     drain: trio.Event
@@ -140,7 +144,14 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         }
     )
     handoff = HandOff(engine)
-    fleet = Fleet(config.satellite, provider, _log_transition, max_held=config.limits.max_held_per_satellite)
+    recorder = _recorder(config)
+
+    def observe(transition: Transition) -> None:
+        _log_transition(transition)
+        if recorder is not None:
+            recorder.record_nowait(transition)
+
+    fleet = Fleet(config.satellite, provider, observe, max_held=config.limits.max_held_per_satellite)
     edge = Edge(
         fleet=fleet,
         admission=Admission(config.token),
@@ -174,11 +185,14 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         fleet,
         engine,
         handoff,
+        recorder,
         reload_certificates,
         trio.Event(),
     )
     try:
         async with trio.open_nursery() as nursery:
+            if recorder is not None:
+                nursery.start_soon(recorder.run_recorder)
             await nursery.start(provider.run)
             await nursery.start(fleet.run)
             nursery.start_soon(handoff.run_handoff)
@@ -254,6 +268,13 @@ def _open_sockets(config: Config) -> list[list[socket.socket]]:
             sock.close()
         raise
     return opened
+
+
+def _recorder(config: Config) -> Recorder | None:
+    path = config.store.ledger_path()
+    if path is None:
+        return None
+    return Recorder(SqliteLedger(path), [SatelliteKey(section.org, section.name) for section in config.satellite])
 
 
 def _log_transition(transition: Transition) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bentpipe.config.load import ConfigErrors, load_config
+from bentpipe.config.model import StoreSection
 
 SAMPLE = Path(__file__).parents[2] / "config" / "sample.toml"
 
@@ -18,6 +19,26 @@ def test_the_sample_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     config = load_config(path)
     assert config.satellite[0].sleep_after_s == 1800
     assert config.listener[0].address == ("", 8372)
+    assert config.store.ledger_path({"STATE_DIRECTORY": "/elsewhere"}) == Path("/var/lib/bentpipe/ledger.sqlite")
+    assert config.prices is not None
+    assert config.prices.of("acme", "builder").awake_hour == 0.39
+    assert config.prices.of("other", "builder").awake_hour == 0.77
+
+
+def test_the_ledger_is_kept_where_the_service_manager_says_or_not_at_all() -> None:
+    assert StoreSection().ledger_path({"STATE_DIRECTORY": "/var/lib/bentpipe"}) == Path(
+        "/var/lib/bentpipe/ledger.sqlite"
+    )
+    assert StoreSection().ledger_path({}) is None
+    assert StoreSection(kind="none", path=Path("x")).ledger_path({"STATE_DIRECTORY": "/var/lib/bentpipe"}) is None
+
+
+def test_who_only_reads_needs_no_keys(tmp_path: Path) -> None:
+    path = tmp_path / "bentpipe.toml"
+    path.write_text(SAMPLE.read_text().replace("/etc/bentpipe", str(tmp_path / "absent")))
+    assert load_config(path, check_files=False).satellite
+    with pytest.raises(ConfigErrors, match="cannot read"):
+        load_config(path)
 
 
 def test_every_mistake_at_once(tmp_path: Path) -> None:
@@ -28,6 +49,10 @@ drain_deadline = "soon"
 bogus = 1
 [[listener]]
 address = "nowhere"
+[store]
+kind = "stone"
+[prices]
+awake_hour = -1
 [[satellite]]
 org = "acme"
 name = "bad name"
@@ -43,6 +68,26 @@ port = 99999
         "daemon.bogus",
         "listener[0].address",
         "satellite[0].name",
+        "store.kind",
+        "prices.awake_hour",
         "satellite[0].process.port",
     }
     assert len(error.value.problems) == len(found)
+
+
+def test_prices_are_for_satellites_that_exist(tmp_path: Path) -> None:
+    path = tmp_path / "bentpipe.toml"
+    path.write_text("""
+[[listener]]
+address = ":1"
+[prices.satellite."acme/*"]
+awake_hour = 1
+[[satellite]]
+org = "other"
+name = "a"
+[satellite.process]
+command = ["true", "{port}"]
+""")
+    with pytest.raises(ConfigErrors) as error:
+        load_config(path)
+    assert [problem.where for problem in error.value.problems] == ["prices.satellite.acme/*"]

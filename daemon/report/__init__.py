@@ -1,0 +1,1 @@
+"""What the ledger says of hours, money and waiting: as numbers, as a table, and as a picture."""

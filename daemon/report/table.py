@@ -1,0 +1,92 @@
+"""The report as tables for a terminal and as JSON for programs. Pure."""
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from bentpipe.daemon.report.summary import Report, Spread, Summary
+
+
+def utc_text(at_us: int) -> str:
+    """A moment in ISO 8601, UTC, to the second."""
+    return datetime.datetime.fromtimestamp(at_us // 1_000_000, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def to_json(report: Report) -> dict[str, object]:
+    """The report in the names of its dataclasses, for json.dumps."""
+    whole = dataclasses.asdict(report)
+    for key in ("since_us", "until_us"):
+        whole[key.removesuffix("_us")] = utc_text(whole.pop(key))
+    return whole
+
+
+def to_tables(report: Report) -> list[Table]:
+    """Hours and money, and how long wakes took by phase: one line a satellite, an org, and in all."""
+    groups = [report.satellites, report.orgs if len(report.orgs) > 1 else (), (report.everything,)]
+    return [_hours(report, groups), _wakes(groups), _phases(groups)]
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+
+
+def _hours(report: Report, groups: Sequence[Sequence[Summary]]) -> Table:
+    money = f"; money in {report.currency}" if report.currency else ""
+    table = _table(f"{utc_text(report.since_us)} to {utc_text(report.until_us)}{money}")
+    table.add_column("satellite", overflow="fold")
+    headings = ["awake h", "saved h", "saved", "unknown h"]
+    if report.currency:
+        headings += ["cost", "always on", "saved"]
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for group in groups:
+        for line in group:
+            watched_h = line.awake_h + line.saved_h
+            saved = f"{line.saved_h / watched_h:.0%}" if watched_h else ""
+            cells = [line.name, f"{line.awake_h:.2f}", f"{line.saved_h:.2f}", saved, f"{line.unknown_h:.2f}"]
+            if line.money is not None:
+                cells += [f"{amount:.2f}" for amount in (line.money.cost, line.money.always_on, line.money.saved)]
+            table.add_row(*cells)
+        table.add_section()
+    return table
+
+
+def _wakes(groups: Sequence[Sequence[Summary]]) -> Table:
+    table = _table("wakes, and the clients that were held")
+    table.add_column("satellite", overflow="fold")
+    for heading in ("wakes", "failed", "clients", "waited s", "longest s"):
+        table.add_column(heading, justify="right")
+    for group in groups:
+        for line in group:
+            waits = line.waits
+            held = (str(waits.clients), f"{waits.total_s:.1f}", f"{waits.longest_s:.1f}")
+            table.add_row(line.name, str(line.wakes), str(line.failed_wakes), *held)
+        table.add_section()
+    return table
+
+
+def _phases(groups: Sequence[Sequence[Summary]]) -> Table:
+    table = _table("seconds to wake, by phase: p50/p95/max")
+    table.add_column("satellite", overflow="fold")
+    phases = list(groups[-1][0].wake)
+    for phase in phases:
+        table.add_column(phase, justify="right")
+    for group in groups:
+        for line in group:
+            table.add_row(line.name, *(_spread(line.wake[phase]) for phase in phases))
+        table.add_section()
+    return table
+
+
+def _spread(spread: Spread) -> str:
+    if not spread.count:
+        return ""
+    return "/".join(_short(seconds) for seconds in (spread.p50_s, spread.p95_s, spread.longest_s))
+
+
+def _short(seconds: float) -> str:
+    """Two digits behind the point are of interest below 10 s, none from 100 s on."""
+    return f"{seconds:.{2 if seconds < 10 else 1 if seconds < 100 else 0}f}"

@@ -1,0 +1,81 @@
+"""`bentpipe report`: reads the ledger, beside a running daemon or without one, and says what it adds up to."""
+
+import datetime
+import json
+import time
+from pathlib import Path
+
+import click
+import rich.console
+import trio
+
+from bentpipe.config.load import load_config
+from bentpipe.config.model import LEDGER_NAME, StoreSection
+from bentpipe.config.units import parse_duration_s
+from bentpipe.daemon.errors import StoreUnusable
+from bentpipe.daemon.report.picture import draw
+from bentpipe.daemon.report.png import find_pillow, to_png
+from bentpipe.daemon.report.summary import summarise
+from bentpipe.daemon.report.svg import to_svg
+from bentpipe.daemon.report.table import to_json, to_tables
+from bentpipe.daemon.store.base import Interval
+from bentpipe.daemon.store.sqlite import SqliteLedger
+
+SERVICE_LEDGER = Path("/var/lib/bentpipe") / LEDGER_NAME
+"""Where the unit's StateDirectory= puts it; an operator's shell has no STATE_DIRECTORY."""
+
+PIPE_COLUMNS = 200
+"""No terminal, no width to fit into: nothing is cut for a file or a pipe."""
+
+
+def parse_since(text: str, now_s: float) -> float:
+    """Seconds since the epoch from "7d" (that long ago) or an ISO date or time, UTC if it names no zone."""
+    try:
+        return now_s - parse_duration_s(text)
+    except ValueError:
+        pass
+    try:
+        at = datetime.datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise ValueError(f'{text!r}: expected "24h", "30d", "2026-01-31" or "2026-01-31T08:00"') from exc
+    return (at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).timestamp()
+
+
+def run_report(config_path: Path | None, since: str, *, as_json: bool, svg: Path | None, png: Path | None) -> None:
+    """Print the report and write the pictures. Raises ConfigErrors, StoreError, NoPainter, OSError, ValueError."""
+    if png is not None:
+        find_pillow()
+    config = load_config(config_path, check_files=False) if config_path is not None else None
+    now_s = time.time()
+    since_us, until_us = int(parse_since(since, now_s) * 1e6), int(now_s * 1e6)
+    if since_us >= until_us:
+        raise ValueError(f"{since!r} lies in the future")
+    intervals = trio.run(_read, config.store if config is not None else StoreSection(), since_us, until_us)
+    report = summarise(intervals, since_us, until_us, config.prices if config is not None else None)
+    if as_json:
+        click.echo(json.dumps(to_json(report), indent=2))
+    else:
+        console = rich.console.Console()
+        if not console.is_terminal:
+            console.width = PIPE_COLUMNS
+        for table in to_tables(report):
+            console.print(table)
+    if svg is not None or png is not None:
+        # From the first thing known: a month's picture of a day's ledger would be a stripe at its edge.
+        begin_us = max(since_us, min((interval.from_us for interval in intervals), default=since_us))
+        picture = draw(intervals, begin_us, until_us)
+        if svg is not None:
+            svg.write_text(to_svg(picture))
+        if png is not None:
+            png.write_bytes(to_png(picture))
+
+
+async def _read(section: StoreSection, since_us: int, until_us: int) -> list[Interval]:
+    path = section.ledger_path() or SERVICE_LEDGER
+    if section.kind == "none" or not path.exists():
+        raise StoreUnusable(f"no ledger at {path}; [store] path in the configuration says where one is kept")
+    ledger = SqliteLedger(path, read_only=True)
+    try:
+        return await ledger.intervals(since_us, until_us)
+    finally:
+        await ledger.aclose()

@@ -1,0 +1,1 @@
+"""What the providers cannot know: the ledger of every satellite's states."""

@@ -1,0 +1,95 @@
+"""The ledger's tables in SQLite and the way from every older version to the newest. Blocking; knows no intervals.
+
+A migration that was released is never changed: the next one follows it. Each is one transaction with its version, so
+that a crash leaves the file as it was before or after it.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+
+from bentpipe.daemon.errors import StoreUnusable
+
+APPLICATION_ID = 0x62657470
+"""Marks the file as ours (sqlite.org/pragma.html#pragma_application_id): "betp"."""
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE satellite (id INTEGER PRIMARY KEY, org TEXT NOT NULL, name TEXT NOT NULL, UNIQUE (org, name)) STRICT",
+        """CREATE TABLE interval (
+            id INTEGER PRIMARY KEY,
+            satellite INTEGER NOT NULL REFERENCES satellite (id),
+            state TEXT NOT NULL,
+            from_us INTEGER NOT NULL,
+            from_boot_us INTEGER NOT NULL,
+            from_boot_id TEXT NOT NULL,
+            to_us INTEGER CHECK (to_us >= from_us),
+            elapsed_us INTEGER CHECK (elapsed_us >= 0),
+            cause TEXT NOT NULL,
+            who TEXT NOT NULL,
+            phases TEXT NOT NULL DEFAULT '{}',
+            clients INTEGER NOT NULL DEFAULT 0,
+            waited_s REAL NOT NULL DEFAULT 0,
+            waited_longest_s REAL NOT NULL DEFAULT 0,
+            CHECK ((to_us IS NULL) = (elapsed_us IS NULL))
+        ) STRICT""",
+        "CREATE UNIQUE INDEX one_open_interval ON interval (satellite) WHERE to_us IS NULL",
+        "CREATE INDEX interval_end ON interval (to_us)",
+        """CREATE TABLE life (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            run TEXT NOT NULL,
+            serial INTEGER NOT NULL,
+            wall_us INTEGER NOT NULL,
+            boot_us INTEGER NOT NULL,
+            boot_id TEXT NOT NULL
+        ) STRICT""",
+    ),
+)
+"""`interval` is the ledger, its row without `to_us` the open one; `life` the keeper of the books and its last sign."""
+
+
+def version_of(connection: sqlite3.Connection) -> int:
+    """Say which version the file has; 0 if it is empty. Raises StoreUnusable if it is not ours, or newer than we are."""
+    version = _pragma(connection, "user_version")
+    if version > len(MIGRATIONS):
+        raise StoreUnusable(f"the ledger has version {version}; this bentpipe knows only {len(MIGRATIONS)}")
+    if _pragma(connection, "application_id") != APPLICATION_ID:
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        if tables or version:
+            raise StoreUnusable("the file is an SQLite database of something else")
+    return version
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the file to the newest version. Raises StoreUnusable, sqlite3.Error."""
+    version_of(connection)
+    connection.execute("PRAGMA journal_mode = WAL")
+    # The default in WAL mode could lose closed intervals to a power cut; our writes are few.
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    for number, statements in enumerate(MIGRATIONS, start=1):
+        with transaction(connection):
+            if version_of(connection) >= number:
+                continue
+            for statement in statements:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {number}")
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All that is written inside, or nothing; holds the write lock from the beginning."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    (value,) = connection.execute(f"PRAGMA {name}").fetchone()
+    return int(value)

@@ -1,0 +1,273 @@
+"""The ledger in one SQLite file: the default, for one daemon.
+
+Every blocking call runs in a thread, one at a time, so that the connection is never shared. It is opened by the first
+call that needs it and dropped after an error, so that the next call begins afresh.
+"""
+
+import contextlib
+import json
+import sqlite3
+import uuid
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from bentpipe.daemon.errors import StoreError, StoreUnusable
+from bentpipe.daemon.model import NO_WAITS, SatelliteKey, SatelliteState, Waits, WakePhase
+from bentpipe.daemon.store.base import (
+    ENDED_BADLY,
+    NOT_CONFIGURED,
+    STOPPED,
+    Change,
+    Interval,
+    Stamp,
+)
+from bentpipe.daemon.store.schema import migrate, transaction, version_of
+
+T = TypeVar("T")
+
+CAUSE_CHARS = 500
+"""Longest cause that is kept: some are a provider's own words."""
+BUSY_TIMEOUT_S = 5.0
+"""For a lock of another process: readers hold none in WAL mode, so only a backup or a second daemon."""
+
+_HOPELESS = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_UNWATCHED = (SatelliteState.UNKNOWN.value, SatelliteState.OFFLINE.value)
+
+
+class SqliteLedger:
+    """`Ledger` in the file at `path`, which is made if need be; with `read_only` for `intervals` alone."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self._path = path
+        self._read_only = read_only
+        self._run = str(uuid.uuid4())
+        self._connection: sqlite3.Connection | None = None
+        self._one_at_a_time = trio.CapacityLimiter(1)
+
+    async def begin(self, keys: Collection[SatelliteKey], at: Stamp) -> None:
+        """See Ledger."""
+        await self._call(lambda books: books.begin(keys, at))
+
+    async def record(self, changes: Sequence[Change]) -> None:
+        """See Ledger."""
+        await self._call(lambda books: books.record(changes))
+
+    async def beat(self, at: Stamp) -> None:
+        """See Ledger."""
+        await self._call(lambda books: books.beat(at))
+
+    async def end(self, at: Stamp) -> None:
+        """See Ledger."""
+        await self._call(lambda books: books.end(at))
+
+    async def intervals(self, since_us: int, until_us: int) -> list[Interval]:
+        """See Ledger."""
+        return await self._call(lambda books: books.intervals(since_us, until_us))
+
+    async def aclose(self) -> None:
+        """See Ledger."""
+        await trio.to_thread.run_sync(self._drop, limiter=self._one_at_a_time)
+
+    async def _call(self, use: Callable[["_Books"], T]) -> T:
+        return await trio.to_thread.run_sync(self._use, use, limiter=self._one_at_a_time)
+
+    def _use(self, use: Callable[["_Books"], T]) -> T:
+        try:
+            if self._connection is None:
+                self._connection = self._open()
+            return use(_Books(self._connection, self._run))
+        except StoreError:
+            self._drop()
+            raise
+        except (sqlite3.Error, OSError) as exc:
+            self._drop()
+            hopeless = isinstance(exc, sqlite3.Error) and getattr(exc, "sqlite_errorcode", 0) & 0xFF in _HOPELESS
+            raise (StoreUnusable if hopeless else StoreError)(f"{self._path}: {exc}") from exc
+
+    def _open(self) -> sqlite3.Connection:
+        mode = "ro" if self._read_only else "rwc"
+        if not self._read_only:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            if not self._read_only:
+                migrate(connection)
+            elif not version_of(connection):
+                raise StoreUnusable(f"{self._path}: no ledger yet")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+
+class _Books:
+    """The chain of intervals in SQL: one call, one transaction."""
+
+    def __init__(self, connection: sqlite3.Connection, run: str) -> None:
+        self._connection = connection
+        self._execute = connection.execute
+        self._run = run
+
+    def begin(self, keys: Collection[SatelliteKey], at: Stamp) -> None:
+        with transaction(self._connection):
+            last = self._sign_of_life()
+            if last is not None:
+                last = self._draw_in(last, at)
+                for satellite in self._watched():
+                    self._move(satellite, SatelliteState.UNKNOWN, last, ENDED_BADLY)
+            wanted = {self._satellite(key) for key in keys}
+            offline = SatelliteState.OFFLINE.value
+            open_now = dict(self._execute("SELECT satellite, state FROM interval WHERE to_us IS NULL").fetchall())
+            for satellite in wanted:
+                if open_now.get(satellite, offline) == offline:
+                    self._move(satellite, SatelliteState.UNKNOWN, at, "not looked at yet")
+            for satellite, state in open_now.items():
+                if satellite not in wanted and state != offline:
+                    self._move(satellite, SatelliteState.OFFLINE, at, NOT_CONFIGURED)
+            self._execute(
+                "INSERT OR REPLACE INTO life VALUES (1, ?, 0, ?, ?, ?)", (self._run, at.wall_us, at.boot_us, at.boot_id)
+            )
+
+    def record(self, changes: Sequence[Change]) -> None:
+        with self._keeping() as last:
+            (serial,) = self._execute("SELECT serial FROM life").fetchone()
+            for change in changes:
+                if change.serial <= serial:
+                    continue
+                self._draw_in(last, change.at)
+                self._move(self._satellite(change.key), change.state, change.at, change.cause, change)
+                serial, last = change.serial, change.at
+            self._execute("UPDATE life SET serial = ?", (serial,))
+            self._live(last)
+
+    def beat(self, at: Stamp) -> None:
+        with self._keeping() as last:
+            self._draw_in(last, at)
+            self._live(at)
+
+    def end(self, at: Stamp) -> None:
+        with self._keeping() as last:
+            self._draw_in(last, at)
+            for satellite in self._watched():
+                self._move(satellite, SatelliteState.UNKNOWN, at, STOPPED)
+            self._live(at)
+
+    def intervals(self, since_us: int, until_us: int) -> list[Interval]:
+        rows = self._execute(
+            """SELECT org, name, state, from_us, from_boot_us, from_boot_id, to_us, elapsed_us, cause, who, phases,
+                      clients, waited_s, waited_longest_s, life.wall_us, life.boot_us, life.boot_id
+               FROM interval JOIN satellite ON satellite.id = interval.satellite JOIN life
+               WHERE from_us <= :until AND ifnull(to_us, max(from_us, life.wall_us)) >= :since
+               ORDER BY org, name, interval.id""",
+            {"since": since_us, "until": until_us},
+        ).fetchall()
+        return [self._interval(row) for row in rows]
+
+    @staticmethod
+    def _interval(row: tuple) -> Interval:  # type: ignore[type-arg]
+        org, name, state, from_us, boot_us, boot_id, to_us, elapsed_us, cause, who, phases, *rest = row
+        clients, waited_s, longest_s, *life = rest
+        is_open = to_us is None
+        if is_open:
+            last = Stamp(*life)
+            to_us = max(from_us, last.wall_us)
+            elapsed_us = Stamp(from_us, boot_us, boot_id).until_us(last)
+        return Interval(
+            SatelliteKey(org, name),
+            SatelliteState(state),
+            from_us,
+            to_us,
+            elapsed_us,
+            cause,
+            who,
+            tuple((WakePhase(phase), seconds) for phase, seconds in json.loads(phases).items()),
+            Waits(clients, waited_s, longest_s),
+            is_open,
+        )
+
+    @contextlib.contextmanager
+    def _keeping(self) -> Iterator[Stamp]:
+        """A transaction of the run that began last. Raises StoreUnusable if that is not ours."""
+        with transaction(self._connection):
+            last = self._sign_of_life()
+            keeper = self._execute("SELECT run FROM life").fetchone()
+            if last is None or keeper != (self._run,):
+                raise StoreUnusable("another daemon keeps this ledger now")
+            yield last
+
+    def _sign_of_life(self) -> Stamp | None:
+        row = self._execute("SELECT wall_us, boot_us, boot_id FROM life").fetchone()
+        return None if row is None else Stamp(*row)
+
+    def _live(self, at: Stamp) -> None:
+        self._execute("UPDATE life SET wall_us = ?, boot_us = ?, boot_id = ?", (at.wall_us, at.boot_us, at.boot_id))
+
+    def _draw_in(self, last: Stamp, at: Stamp) -> Stamp:
+        """If the wall clock has stepped back, move what lies past `at` to it. Returns `last`, moved likewise."""
+        if last.wall_us <= at.wall_us:
+            return last
+        self._execute(
+            """UPDATE interval SET from_us = min(from_us, :at), to_us = min(to_us, :at)
+               WHERE to_us > :at OR to_us IS NULL""",
+            {"at": at.wall_us},
+        )
+        return Stamp(at.wall_us, last.boot_us, last.boot_id)
+
+    def _watched(self) -> list[int]:
+        """Satellites whose open interval says more than that nobody watches."""
+        rows = self._execute("SELECT satellite FROM interval WHERE to_us IS NULL AND state NOT IN (?, ?)", _UNWATCHED)
+        return [satellite for (satellite,) in rows.fetchall()]
+
+    def _satellite(self, key: SatelliteKey) -> int:
+        self._execute("INSERT INTO satellite (org, name) VALUES (?, ?) ON CONFLICT DO NOTHING", (key.org, key.name))
+        found = self._execute("SELECT id FROM satellite WHERE org = ? AND name = ?", (key.org, key.name)).fetchone()
+        return int(found[0])
+
+    def _move(self, satellite: int, state: SatelliteState, at: Stamp, cause: str, change: Change | None = None) -> None:
+        """End the open interval, if there is one, and open the next at the same moment."""
+        wall_us = at.wall_us
+        row = self._execute(
+            "SELECT id, from_us, from_boot_us, from_boot_id FROM interval WHERE satellite = ? AND to_us IS NULL",
+            (satellite,),
+        ).fetchone()
+        if row is not None:
+            began = Stamp(*row[1:])
+            wall_us = max(wall_us, began.wall_us)
+            phases = {phase.value: round(seconds, 6) for phase, seconds in change.phases} if change else {}
+            waits = change.waits if change else NO_WAITS
+            self._execute(
+                """UPDATE interval SET to_us = ?, elapsed_us = ?, phases = ?, clients = ?, waited_s = ?,
+                   waited_longest_s = ? WHERE id = ?""",
+                (
+                    *(wall_us, began.until_us(at), json.dumps(phases)),
+                    *(waits.clients, waits.total_s, waits.longest_s, row[0]),
+                ),
+            )
+        self._execute(
+            """INSERT INTO interval (satellite, state, from_us, from_boot_us, from_boot_id, cause, who)
+               VALUES (?, ?, ?, ?, ?, ?, ?)""",
+            (
+                *(satellite, state.value, wall_us, at.boot_us, at.boot_id),
+                *(_storable(cause), change.who if change else ""),
+            ),
+        )
+
+
+def _storable(text: str) -> str:
+    """What a provider says may hold half a surrogate pair, which SQLite refuses."""
+    return text[:CAUSE_CHARS].encode(errors="replace").decode()

@@ -1,0 +1,139 @@
+"""What a wake took and who waited: the book alone, and as a satellite keeps it."""
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from bentpipe.daemon.errors import ProviderPermanent
+from bentpipe.daemon.fleet import satellite as module
+from bentpipe.daemon.fleet.machine import Rules
+from bentpipe.daemon.fleet.satellite import Satellite
+from bentpipe.daemon.fleet.wake_book import WakeBook
+from bentpipe.daemon.model import (
+    Address,
+    Machine,
+    MachineId,
+    MachineState,
+    SatelliteKey,
+    SatelliteState,
+    SleepMode,
+    Transition,
+    Waits,
+    WakePhase,
+)
+
+S = SatelliteState
+RULES = Rules(
+    sleep_mode=SleepMode.STOP,
+    sleep_after_s=100,
+    min_awake_s=0,
+    wake_deadline_s=60,
+    hold_limit_s=90,
+    retry_after_s=5,
+    max_waiters=10,
+)
+ID = MachineId("m")
+
+
+def test_phases_never_add_up_to_more_than_the_wake() -> None:
+    book = WakeBook()
+    book.began(10.0)
+    book.phase_ended(WakePhase.BOOT, 14.0)
+    book.phase_ended(WakePhase.START, 15.0)
+    phases, waits = book.take(S.STARTING, S.OPERATIONAL, 18.0)
+    assert phases == ((WakePhase.START, 5.0), (WakePhase.BOOT, 0.0), (WakePhase.LISTEN, 3.0))
+    assert waits == Waits()
+    book.waited(2.0)
+    book.waited(1.0)
+    assert book.take(S.OPERATIONAL, S.STOPPING, 20.0) == ((), Waits(2, 3.0, 2.0))
+    book.began(30.0)
+    assert book.take(S.STARTING, S.SLEEP, 31.0) == ((), Waits())
+
+
+class SlowProvider:
+    """Accepts a start after 2 s and runs after 7 more, unless `refuse` is set."""
+
+    def __init__(self) -> None:
+        self.state = MachineState.STOPPED
+        self.refuse = False
+        self.changed = trio.Event()
+
+    def look(self) -> Machine:
+        return Machine(ID, self.state, Address("192.0.2.1", 1) if self.state is MachineState.RUNNING else None)
+
+    def become(self, state: MachineState) -> None:
+        self.state = state
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def describe(self, machine_id: MachineId) -> Machine:
+        return self.look()
+
+    async def wait_changed(self, seen: Machine) -> Machine:
+        while self.look() == seen:
+            await self.changed.wait()
+        return self.look()
+
+    async def start(self, machine_id: MachineId) -> None:
+        await trio.sleep(2)
+        if self.refuse:
+            raise ProviderPermanent("no such key")
+        self.become(MachineState.PENDING)
+
+    async def stop(self, machine_id: MachineId, mode: SleepMode) -> None:
+        self.become(MachineState.STOPPED)
+
+
+async def test_a_satellite_tells_who_woke_it_and_what_each_phase_took(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def listens_after_a_second(address: Address) -> None:
+        await trio.sleep(1)
+
+    monkeypatch.setattr(module, "wait_listening", listens_after_a_second)
+    told: list[Transition] = []
+    provider = SlowProvider()
+    satellite = Satellite(SatelliteKey("acme", "a"), RULES, provider, ID, told.append)
+    await nursery.start(satellite.run)
+
+    async def come(who: str, patience_s: float = 60) -> None:
+        with trio.move_on_after(patience_s):
+            async with satellite.lease(who):
+                pass
+
+    async def boot() -> None:
+        await trio.sleep(9)
+        provider.become(MachineState.RUNNING)
+
+    async with trio.open_nursery() as clients:
+        clients.start_soon(come, "alice")
+        await wait_all_tasks_blocked()
+        clients.start_soon(boot)
+        clients.start_soon(come, "bob", 4)
+        await trio.sleep(6)
+        clients.start_soon(come, "carol")
+    await come("dave")
+    asleep, waking, awake = told
+    assert (asleep.after, asleep.who) == (S.SLEEP, "")
+    assert (waking.after, waking.who, waking.waits) == (S.STARTING, "alice", Waits())
+    assert awake.after is S.OPERATIONAL
+    assert [phase for phase, _ in awake.phases] == list(WakePhase)
+    assert [round(seconds, 3) for _, seconds in awake.phases] == [2, 7, 1]
+    assert (awake.waits.clients, round(awake.waits.total_s, 3), round(awake.waits.longest_s, 3)) == (3, 18, 10)
+
+
+async def test_a_wake_that_failed_kept_its_clients_waiting_too(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    told: list[Transition] = []
+    provider = SlowProvider()
+    provider.refuse = True
+    satellite = Satellite(SatelliteKey("acme", "a"), RULES, provider, ID, told.append)
+    await nursery.start(satellite.run)
+    for _ in range(2):
+        with pytest.raises(ProviderPermanent):
+            async with satellite.lease("alice"):
+                raise AssertionError("unreachable")
+    assert [transition.after for transition in told] == [S.SLEEP, S.STARTING, S.SLEEP]
+    assert told[-1].phases == ()
+    assert (told[-1].waits.clients, round(told[-1].waits.total_s, 3)) == (1, 2)

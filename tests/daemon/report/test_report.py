@@ -1,0 +1,218 @@
+"""The report's sums against hand-made days, its pictures, and the command on a ledger of its own."""
+
+import dataclasses
+import json
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import trio
+from click.testing import CliRunner
+
+from bentpipe.config.model import PricesSection
+from bentpipe.daemon.model import NO_WAITS, SatelliteKey, SatelliteState, Waits, WakePhase
+from bentpipe.daemon.report.picture import COLUMNS, LOOKS, Label, Look, Rect, draw
+from bentpipe.daemon.report.summary import spread_of, summarise
+from bentpipe.daemon.report.svg import to_svg
+from bentpipe.daemon.service.cli import main
+from bentpipe.daemon.service.report import parse_since
+from bentpipe.daemon.store.base import Change, Interval, Stamp
+from bentpipe.daemon.store.sqlite import SqliteLedger
+
+S = SatelliteState
+HOUR_US = 3_600_000_000
+MIDNIGHT_US = 1_767_225_600 * 1_000_000
+"""2026-01-01T00:00:00Z"""
+PHASES = ((WakePhase.START, 2.0), (WakePhase.BOOT, 33.0), (WakePhase.LISTEN, 1.0))
+
+
+def chain(name: str, *stretches: tuple[SatelliteState, float], who: str = "ci") -> list[Interval]:
+    """Intervals of so many hours each, from midnight; wakes have phases and two clients."""
+    found: list[Interval] = []
+    at_us = MIDNIGHT_US
+    for state, hours in stretches:
+        end_us = at_us + round(hours * HOUR_US)
+        waking = state is S.STARTING
+        found.append(
+            Interval(
+                SatelliteKey("acme", name),
+                state,
+                at_us,
+                end_us,
+                end_us - at_us,
+                "test",
+                who if waking else "",
+                PHASES if waking else (),
+                Waits(2, 50.0, 36.0) if waking else NO_WAITS,
+                is_open=False,
+            )
+        )
+        at_us = end_us
+    return found
+
+
+DAY = chain("a", (S.SLEEP, 9), (S.STARTING, 0.01), (S.OPERATIONAL, 2.97), (S.STOPPING, 0.02), (S.SLEEP, 12))
+PRICES = PricesSection(awake_hour=1.0, always_hour=0.1)
+
+
+def test_a_day_adds_up() -> None:
+    report = summarise(DAY, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, PRICES)
+    (line,) = report.satellites
+    assert (round(line.awake_h, 6), round(line.saved_h, 6), line.unknown_h) == (3, 21, 0)
+    assert line.money is not None
+    assert [round(x, 6) for x in (line.money.cost, line.money.always_on, line.money.saved)] == [5.4, 26.4, 21]
+    assert (line.wakes, line.failed_wakes, line.woken_by) == (1, 0, {"ci": 1})
+    assert line.wake["boot"].p95_s == 33.0
+    assert line.wake["total"].longest_s == 36.0
+    assert line.waits == Waits(2, 50.0, 36.0)
+    assert report.everything == dataclasses.replace(line, name="all")
+
+
+def test_a_span_cuts_hours_and_leaves_out_what_ended_before_it() -> None:
+    report = summarise(DAY, MIDNIGHT_US + 10 * HOUR_US, MIDNIGHT_US + 13 * HOUR_US, None)
+    (line,) = report.satellites
+    assert (round(line.awake_h, 6), round(line.saved_h, 6)) == (2, 1)
+    assert (line.wakes, line.waits, line.money) == (0, NO_WAITS, None)
+
+
+def test_what_nobody_watched_or_had_is_no_saving() -> None:
+    days = [
+        *chain("gone", (S.OFFLINE, 24)),
+        *chain("lost", (S.UNKNOWN, 10), (S.FAILED, 10), (S.SLEEP, 4)),
+    ]
+    report = summarise(days, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, PRICES)
+    (line,) = report.satellites
+    assert (line.name, line.awake_h, line.saved_h, line.unknown_h) == ("acme/lost", 0, 4, 10)
+
+
+def test_a_clock_step_changes_no_sum() -> None:
+    (sleep,) = chain("a", (S.SLEEP, 100))
+    stepped = dataclasses.replace(sleep, elapsed_us=HOUR_US)
+    (line,) = summarise([stepped], MIDNIGHT_US, MIDNIGHT_US + 100 * HOUR_US, None).satellites
+    assert line.saved_h == 1
+
+
+def test_wakes_that_failed_were_nobodys_or_have_no_end() -> None:
+    wake = (S.STARTING, 0.1)
+    failed = chain("failed", (S.SLEEP, 1), wake, (S.SLEEP, 1))
+    crashed = chain("crashed", (S.SLEEP, 1), wake, (S.UNKNOWN, 1))
+    (asleep, foreign, awake) = chain("foreign", (S.SLEEP, 1), wake, (S.OPERATIONAL, 1), who="")
+    bare = dataclasses.replace(foreign, phases=PHASES[1:], waits=NO_WAITS)
+    report = summarise([*crashed, *failed, asleep, bare, awake], MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, None)
+    assert {s.name: (s.wakes, s.failed_wakes) for s in report.satellites} == {
+        "acme/crashed": (0, 0),
+        "acme/failed": (0, 1),
+        "acme/foreign": (0, 0),
+    }
+
+
+def test_each_wake_is_billed_for_a_minimum() -> None:
+    short = chain("a", (S.SLEEP, 1), (S.STARTING, 0.001), (S.OPERATIONAL, 0.001), (S.SLEEP, 1), (S.OPERATIONAL, 1))
+    prices = PricesSection(awake_hour=1.0, minimum=360)
+    (line,) = summarise(short, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, prices).satellites
+    assert line.money is not None
+    assert round(line.money.cost, 6) == 1.1
+
+
+def test_spread_is_by_nearest_rank() -> None:
+    assert spread_of(range(1, 101)).p95_s == 95
+    assert spread_of([3.0]).p50_s == spread_of([3.0]).p95_s == 3.0
+    assert spread_of([]).count == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1h", 6400.0), ("1970-01-01", 0.0), ("1970-01-01T01:00", 3600.0), ("1970-01-01T01:00+01:00", 0.0)],
+)
+def test_since(text: str, expected: float) -> None:
+    assert parse_since(text, 10_000.0) == expected
+
+
+def test_the_picture_shows_each_state_where_it_was() -> None:
+    assert set(LOOKS) == set(S)
+    picture = draw(
+        [*DAY, *chain("gone", (S.OFFLINE, 24)), *chain("z<&>", (S.FAILED, 12))],
+        MIDNIGHT_US,
+        MIDNIGHT_US + 24 * HOUR_US,
+    )
+    words = [shape.text for shape in picture.shapes if isinstance(shape, Label)]
+    assert "acme/a" in words
+    assert "acme/gone" not in words
+    assert "03:00" in words
+    rects = [shape for shape in picture.shapes if isinstance(shape, Rect)]
+    (awake,) = [r for r in rects if r.colour == Look.AWAKE.value[1] and r.height == 18]
+    assert awake.width == pytest.approx(COLUMNS / 8, abs=2)
+    assert awake.x - rects[0].x == pytest.approx(16 + 200 + COLUMNS * 9 / 24, abs=2)
+    assert all(r.x >= 0 and r.x + r.width <= picture.width and r.y + r.height <= picture.height for r in rects)
+    root = ET.fromstring(to_svg(picture))
+    assert len(root) == len(picture.shapes)
+    assert "acme/z<&>" in [element.text for element in root]
+
+
+async def _write(path: Path) -> None:
+    ledger = SqliteLedger(path)
+    key = SatelliteKey("acme", "a")
+    now = Stamp.now()
+    at = [Stamp(now.wall_us - s * 1_000_000, now.boot_us - s * 1_000_000, now.boot_id) for s in (300, 200, 164, 0)]
+    await ledger.begin([key], at[0])
+    await ledger.record([Change(1, key, S.SLEEP, at[0], "stopped"), Change(2, key, S.STARTING, at[1], "came", "ci")])
+    await ledger.record([Change(3, key, S.OPERATIONAL, at[2], "ready", "", PHASES, Waits(1, 36.0, 36.0))])
+    await ledger.beat(at[3])
+    await ledger.aclose()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    trio.run(_write, tmp_path / "ledger.sqlite")
+    path = tmp_path / "bentpipe.toml"
+    path.write_text(f"""
+[store]
+path = "{tmp_path / "ledger.sqlite"}"
+[prices]
+currency = "EUR"
+awake_hour = 36
+[[listener]]
+address = ":1"
+[[satellite]]
+org = "acme"
+name = "a"
+[satellite.process]
+command = ["true", "{{port}}"]
+""")
+    return path
+
+
+def test_the_command_prints_a_table_json_and_pictures(config: Path, tmp_path: Path) -> None:
+    svg, png = tmp_path / "a.svg", tmp_path / "a.png"
+    run = CliRunner().invoke(main, ["report", "--config", str(config), "--svg", str(svg), "--png", str(png)])
+    assert run.exit_code == 0, run.output
+    assert "acme/a" in run.output
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert ET.parse(svg).getroot().tag.endswith("svg")
+    run = CliRunner().invoke(main, ["report", "--config", str(config), "--since", "1h", "--json"])
+    (line,) = json.loads(run.output)["satellites"]
+    assert line["awake_h"] == pytest.approx(200 / 3600)
+    assert line["money"]["cost"] == pytest.approx(2.0)
+    assert line["wake"]["total"] == {"count": 1, "p50_s": 36.0, "p95_s": 36.0, "longest_s": 36.0}
+    assert line["woken_by"] == {"ci": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--since", "yesterday"], "expected"), (["--since", "2999-01-01"], "in the future"), ([], "no ledger at")],
+)
+def test_mistakes_are_told_in_words(config: Path, arguments: list[str], words: str) -> None:
+    if not arguments:
+        (config.parent / "ledger.sqlite").unlink()
+    run = CliRunner().invoke(main, ["report", "--config", str(config), *arguments])
+    assert run.exit_code == 2
+    assert words in run.output
+    assert "Traceback" not in run.output
+
+
+def test_without_pillow_the_command_says_what_to_install(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    run = CliRunner().invoke(main, ["report", "--config", str(config), "--png", str(config.parent / "a.png")])
+    assert run.exit_code == 2
+    assert "pip install 'bentpipe[picture]'" in run.output

@@ -1,0 +1,122 @@
+"""The SQLite ledger: the contract, kill -9, and files of all sorts."""
+
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ledger_child import KEYS
+from store_contract import ALWAYS, A, Clock, LedgerContract, Shelf, Writer, check_laws
+
+from bentpipe.daemon.errors import StoreError, StoreUnusable
+from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.store import schema
+from bentpipe.daemon.store.base import ENDED_BADLY, Stamp
+from bentpipe.daemon.store.sqlite import SqliteLedger
+
+KILLS = 12
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return lambda name: SqliteLedger(tmp_path / "books" / f"{name}.sqlite")
+
+
+class TestContract(LedgerContract):
+    """The suite that every ledger passes."""
+
+
+async def test_kill_9_loses_nothing_that_was_confirmed(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    chance = random.Random(5)
+    confirmed = 0
+    for kill in range(1, KILLS + 1):
+        with subprocess.Popen(
+            [sys.executable, "-P", Path(__file__).parent / "ledger_child.py", path], stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout is not None
+            last = 0
+            for _ in range(chance.randrange(1, 40)):
+                last = int(child.stdout.readline())
+            child.send_signal(signal.SIGKILL)
+            last = max([last, *(int(line) for line in child.stdout if line.endswith("\n"))])
+        confirmed += last
+        reader = SqliteLedger(path, read_only=True)
+        found = await reader.intervals(*ALWAYS)
+        await reader.aclose()
+        check_laws(found, Stamp.now().wall_us)
+        recorded = [interval for interval in found if interval.cause.isdigit()]
+        assert confirmed <= len(recorded) <= confirmed + len(KEYS) * kill
+        confirmed = len(recorded)
+        assert sum(interval.cause == ENDED_BADLY for interval in found) == len(KEYS) * (kill - 1)
+
+
+async def test_a_reader_beside_the_writer(tmp_path: Path, shelf: Shelf) -> None:
+    writer = Writer(shelf("both"), Clock())
+    reader = SqliteLedger(tmp_path / "books" / "both.sqlite", read_only=True)
+    with pytest.raises(StoreError, match="unable to open"):
+        await reader.intervals(*ALWAYS)
+    await writer.ledger.begin([A], writer.clock.now())
+    for number, state in enumerate((SatelliteState.SLEEP, SatelliteState.STARTING), start=2):
+        await writer.move(A, state)
+        assert len(await reader.intervals(*ALWAYS)) == number
+    with pytest.raises(StoreError, match="readonly"):
+        await reader.begin([A], writer.clock.now())
+    await writer.ledger.aclose()
+    assert len(await reader.intervals(*ALWAYS)) == 3
+    await reader.aclose()
+
+
+async def test_files_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
+    text, other, newer = (tmp_path / name for name in ("text", "other", "newer"))
+    text.write_bytes(b"not a database, but long enough to be looked at: " * 40)
+    for path, statement in ((other, "CREATE TABLE theirs (x)"), (newer, "PRAGMA user_version = 999")):
+        connection = sqlite3.connect(path)
+        connection.execute(statement)
+        connection.close()
+    for path, words in ((text, "not a database"), (other, "something else"), (newer, "version 999")):
+        before = path.read_bytes()
+        ledger = SqliteLedger(path)
+        with pytest.raises(StoreUnusable, match=words):
+            await ledger.begin([A], Clock().now())
+        await ledger.aclose()
+        assert path.read_bytes() == before
+
+
+async def test_a_ledger_that_failed_works_as_soon_as_it_can(tmp_path: Path) -> None:
+    (tmp_path / "folder").touch()
+    ledger = SqliteLedger(tmp_path / "folder" / "ledger.sqlite")
+    with pytest.raises(StoreError):
+        await ledger.begin([A], Clock().now())
+    (tmp_path / "folder").unlink()
+    await ledger.begin([A], Clock().now())
+    await ledger.aclose()
+
+
+async def test_an_older_file_is_brought_forward_or_left_as_it_was(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    writer = Writer(shelf("old"), clock)
+    await writer.ledger.begin([A], clock.now())
+    await writer.move(A, SatelliteState.SLEEP)
+    await writer.ledger.aclose()
+    added = ("ALTER TABLE interval ADD COLUMN host TEXT NOT NULL DEFAULT ''", "CREATE TABLE more (x TEXT) STRICT")
+    known = schema.MIGRATIONS
+    for broken, works in (((*added, "no SQL"), False), (added, True)):
+        monkeypatch.setattr(schema, "MIGRATIONS", (*known, broken))
+        again = Writer(shelf("old"), clock)
+        if works:
+            await again.ledger.begin([A], clock.now())
+            await again.move(A, SatelliteState.FAILED)
+            check_laws(await again.ledger.intervals(*ALWAYS))
+        else:
+            with pytest.raises(StoreError, match="syntax error"):
+                await again.ledger.begin([A], clock.now())
+        await again.ledger.aclose()
+    monkeypatch.setattr(schema, "MIGRATIONS", known)
+    with pytest.raises(StoreUnusable, match="version 2"):
+        await shelf("old").begin([A], clock.now())
