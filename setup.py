@@ -19,7 +19,6 @@ PACKAGES = {
 }
 
 TEST = [
-    "cryptography>=42",
     "grpcio>=1.60",
     "grpclib>=0.4.7",
     "hypothesis>=6.100",
@@ -51,6 +50,7 @@ setup(
     install_requires=[
         "cffi>=1.16",
         "click>=8.1",
+        "cryptography>=42",
         "h2>=4.1",
         "hpack>=4.0",
         "hyperframe>=6.0",
@@ -58,7 +58,7 @@ setup(
         "rich>=13",
         "trio>=0.25",
     ],
-    extras_require={"test": TEST, "check": CHECK, "demo": ["cryptography>=42", "grpcio>=1.60", "trustme>=1.1"]},
+    extras_require={"test": TEST, "check": CHECK, "demo": ["grpcio>=1.60", "trustme>=1.1"]},
     setup_requires=["cffi>=1.16"],
     cffi_modules=["native/_build.py:ffi"],
     entry_points={"console_scripts": ["bentpipe = bentpipe.daemon.service.cli:main"]},

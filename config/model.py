@@ -22,7 +22,11 @@ NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
 """Names of orgs and satellites: what fits a DNS label, a metadata value and a cgroup's folder."""
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
+DOMAIN_PATTERN = r"^[a-z0-9-]+(\.[a-z0-9-]+)*$"
+"""In lower case: names are compared in it (RFC 4343)."""
+
 TOKEN_HASH_PATTERN = re.compile(r"^sha256:[0-9a-f]{64}$")
+SAN_PATTERN = re.compile(r"^(DNS|URI|EMAIL):\S+$")
 
 
 class Section(BaseModel):
@@ -46,6 +50,8 @@ class ServerTlsSection(Section):
     key: Path
     client_ca: Path | None = None
     """If set, a client must show a certificate signed by one of these."""
+    satellite_domain: str | None = Field(default=None, pattern=DOMAIN_PATTERN)
+    """If set, the TLS server name `NAME.ORG.<satellite_domain>` asks for a satellite, as the metadata do."""
 
 
 class ListenerSection(Section):
@@ -98,15 +104,37 @@ class TokenSection(Section):
     def _check(self) -> Self:
         if not TOKEN_HASH_PATTERN.match(self.hash):
             raise ValueError("hash must be sha256: and 64 lower-case hex digits, as `bentpipe token new` prints it")
-        for grant in self.grants:
-            org, slash, name = grant.partition("/")
-            if (
-                not slash
-                or not re.match(NAME_PATTERN, org)
-                or not re.match(NAME_PATTERN, name.removesuffix("*") or "x")
-            ):
-                raise ValueError(f"grant {grant!r}: expected ORG/NAME, ORG/PREFIX* or ORG/*")
+        _check_grants(self.grants)
         return self
+
+
+class CertificateSection(Section):
+    """A client certificate, and what it grants. Its listener's client_ca has verified its chain."""
+
+    name: Name
+    san: str | None = None
+    """A subject alternative name: `DNS:…`, `URI:…` or `EMAIL:…`. Any certificate of the CA that has it counts."""
+    fingerprint: str | None = None
+    """`sha256:` and 64 hex digits of the certificate as DER: this one certificate alone."""
+    grants: tuple[str, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.san is None) == (self.fingerprint is None):
+            raise ValueError("give exactly one of san and fingerprint")
+        if self.san is not None and not SAN_PATTERN.match(self.san):
+            raise ValueError("san must be DNS:…, URI:… or EMAIL:…")
+        if self.fingerprint is not None and not TOKEN_HASH_PATTERN.match(self.fingerprint):
+            raise ValueError("fingerprint must be sha256: and 64 lower-case hex digits")
+        _check_grants(self.grants)
+        return self
+
+
+def _check_grants(grants: tuple[str, ...]) -> None:
+    for grant in grants:
+        org, slash, name = grant.partition("/")
+        if not slash or not re.match(NAME_PATTERN, org) or not re.match(NAME_PATTERN, name.removesuffix("*") or "x"):
+            raise ValueError(f"grant {grant!r}: expected ORG/NAME, ORG/PREFIX* or ORG/*")
 
 
 class ProcessSection(Section):
@@ -175,4 +203,5 @@ class Config(Section):
     limits: LimitsSection = Field(default_factory=LimitsSection)
     engine: EngineSection = Field(default_factory=EngineSection)
     token: tuple[TokenSection, ...] = ()
+    certificate: tuple[CertificateSection, ...] = ()
     satellite: tuple[SatelliteSection, ...] = ()

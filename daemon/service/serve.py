@@ -16,7 +16,9 @@ from bentpipe.config.load import load_config
 from bentpipe.config.model import Config, ListenerSection
 from bentpipe.daemon.edge.admission import Admission
 from bentpipe.daemon.edge.handoff import HandOff
+from bentpipe.daemon.edge.identity import Certificates, Identities
 from bentpipe.daemon.edge.listener import Connections, Listener, bind
+from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Counters
 from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S, Edge
 from bentpipe.daemon.fleet.fleet import Fleet
@@ -99,7 +101,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
 
     Raises OSError (a port is taken) or TlsError (a bad certificate) before anything is started.
     """
-    tls = [_server_tls(section) for section in config.listener]
+    ports = [_port(section) for section in config.listener]
     satellite_tls = {
         SatelliteKey(section.org, section.name): (
             TlsClientContext(ca=section.tls.ca, certificate=section.tls.certificate, key=section.tls.key),
@@ -128,7 +130,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
     fleet = Fleet(config.satellite, provider, _log_transition, max_held=config.limits.max_held_per_satellite)
     edge = Edge(
         fleet=fleet,
-        admission=Admission(config.token),
+        identities=Identities(Admission(config.token), Certificates(config.certificate)),
         handoff=handoff,
         counters=Counters(),
         satellite_tls=satellite_tls,
@@ -136,9 +138,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
     )
     connections = Connections(config.limits.max_connections, config.limits.max_connections_per_address)
     listeners = [
-        Listener(sock, context, edge, connections)
-        for context, opened in zip(tls, sockets, strict=True)
-        for sock in opened
+        Listener(sock, port, edge, connections) for port, opened in zip(ports, sockets, strict=True) for sock in opened
     ]
     daemon = Daemon(
         tuple(listener.address for listener in listeners), edge.counters, fleet, engine, handoff, trio.Event()
@@ -182,10 +182,11 @@ async def _serve_until_drained(
     return cut
 
 
-def _server_tls(section: ListenerSection) -> TlsServerContext | None:
+def _port(section: ListenerSection) -> Port:
     if section.tls is None:
-        return None
-    return TlsServerContext(section.tls.certificate, section.tls.key, client_ca=section.tls.client_ca)
+        return Port()
+    context = TlsServerContext(section.tls.certificate, section.tls.key, client_ca=section.tls.client_ca)
+    return Port(context, section.tls.satellite_domain)
 
 
 def _open_sockets(config: Config) -> list[list[socket.socket]]:

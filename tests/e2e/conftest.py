@@ -1,17 +1,22 @@
 """A real `bentpipe serve` in a process of its own, with satellites on two gRPC stacks."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
+import trustme
 
+from bentpipe.config.load import load_config
 from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
+from bentpipe.daemon.service.serve import Daemon, serve
 
 PEERS = Path(__file__).parent.parent / "peers"
 sys.path.insert(0, str(PEERS))
 
 from clients import CLIENTS, Client  # noqa: E402 - the peers' folder is no package
+from in_process import write_config  # noqa: E402
 
 GRPCLIB = (sys.executable, "-P", str(PEERS / "grpclib_satellite.py"), "{port}")
 
@@ -50,3 +55,23 @@ def connect(edge: EdgeHost) -> Iterator[Callable[..., Client]]:
     yield open_client
     for client in opened:
         client.close()
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def client_authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path, authority: trustme.CA, client_authority: trustme.CA) -> AsyncIterator[Daemon]:
+    """A daemon inside the test's own process, with a short greeting deadline."""
+    path = write_config(tmp_path, authority, client_authority, limits='greeting_deadline = "1s"')
+    async with trio.open_nursery() as nursery:
+        running = await nursery.start(serve, load_config(path))
+        yield running
+        running.drain.set()
