@@ -115,6 +115,10 @@ class Identities:
         """Say which satellite is asked for, and by whom. Raises InvalidMetadata, Unauthenticated."""
         return Claim(self.destination(request, tls, domain), self.principals(request, tls))
 
+    def names_satellite(self, request: RouteRequest, tls: TlsIdentity, domain: str | None) -> bool:
+        """Whether the request is for any satellite at all."""
+        return request.satellite is not None or parse_server_name(tls.server_name, domain) is not None
+
     def destination(self, request: RouteRequest, tls: TlsIdentity, domain: str | None) -> SatelliteKey:
         """Say which satellite is asked for. Raises InvalidMetadata."""
         by_name = parse_server_name(tls.server_name, domain)

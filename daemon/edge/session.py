@@ -13,7 +13,9 @@ import trio
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.dial import dial
 from bentpipe.daemon.edge.handoff import HandOff, Splice
+from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
+from bentpipe.daemon.edge.in_place import InPlace, is_ours
 from bentpipe.daemon.edge.opening import Port, read_request
 from bentpipe.daemon.edge.outcomes import Counters, Gone, Outcome
 from bentpipe.daemon.edge.replay import relay_until_ack
@@ -44,6 +46,7 @@ class Edge:
 
     fleet: Fleet
     identities: Identities
+    health: HealthBoard
     handoff: HandOff
     counters: Counters
     satellite_tls: dict[SatelliteKey, tuple[TlsClientContext, str | None]]
@@ -84,6 +87,11 @@ class Session:
                 headers, identity = await read_request(self._caller, self._port)
             if deadline.cancelled_caught:
                 return Outcome.DEADLINE
+            if is_ours(headers):
+                domain = self._port.satellite_domain
+                edge = self._edge
+                in_place = InPlace(self._caller, edge.health, edge.identities, edge.counters, identity, domain)
+                return await in_place.run()
             return await self._hold(*self._admit(headers, identity))
         except GreetingError as exc:
             return await self._malformed(exc)

@@ -16,6 +16,7 @@ from bentpipe.config.load import load_config
 from bentpipe.config.model import Config, ListenerSection
 from bentpipe.daemon.edge.admission import Admission
 from bentpipe.daemon.edge.handoff import HandOff
+from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.identity import Certificates, Identities
 from bentpipe.daemon.edge.listener import Connections, Listener, bind
 from bentpipe.daemon.edge.opening import Port
@@ -46,6 +47,7 @@ class Daemon:
     fleet: Fleet
     engine: Engine
     handoff: HandOff
+    health: HealthBoard
     drain: trio.Event
     """Set it to begin the drain."""
 
@@ -127,10 +129,17 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         }
     )
     handoff = HandOff(engine)
-    fleet = Fleet(config.satellite, provider, _log_transition, max_held=config.limits.max_held_per_satellite)
+    fleet = Fleet(
+        config.satellite,
+        provider,
+        lambda transition: _tell_transition(transition, health),
+        max_held=config.limits.max_held_per_satellite,
+    )
+    health = HealthBoard(fleet)
     edge = Edge(
         fleet=fleet,
         identities=Identities(Admission(config.token), Certificates(config.certificate)),
+        health=health,
         handoff=handoff,
         counters=Counters(),
         satellite_tls=satellite_tls,
@@ -141,7 +150,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         Listener(sock, port, edge, connections) for port, opened in zip(ports, sockets, strict=True) for sock in opened
     ]
     daemon = Daemon(
-        tuple(listener.address for listener in listeners), edge.counters, fleet, engine, handoff, trio.Event()
+        tuple(listener.address for listener in listeners), edge.counters, fleet, engine, handoff, health, trio.Event()
     )
     try:
         async with trio.open_nursery() as nursery:
@@ -171,6 +180,7 @@ async def _serve_until_drained(
             accepting.cancel_scope.cancel()
         sd.notify("STOPPING=1")
         log.info("draining", extra={"fields": {"spliced": daemon.handoff.live}})
+        daemon.health.drain()
         daemon.fleet.drain()
         with trio.move_on_after(config.daemon.drain_deadline_s):
             await daemon.handoff.wait_none()
@@ -208,7 +218,8 @@ def _open_sockets(config: Config) -> list[list[socket.socket]]:
     return opened
 
 
-def _log_transition(transition: Transition) -> None:
+def _tell_transition(transition: Transition, health: HealthBoard) -> None:
+    health.change()
     log.info(
         "satellite",
         extra={
