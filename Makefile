@@ -7,17 +7,25 @@ C_INPUTS := $(C_SOURCES) $(wildcard native/include/*.h native/*.h) native/_build
 C_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Wshadow -Werror -Inative/include
 PACKAGES := daemon native config proto
 
-.PHONY: demo test sanitize check format lock bench setup clean
+.PHONY: demo test sanitize soak fuzz check format lock bench setup peers clean
 
 demo: setup
 	$(BIN)/bentpipe demo
 
-test: setup
+test: setup peers
 	$(BIN)/pytest
 
 # The engine under ASan+UBSan and TSan, as long as it takes; `make test` has a bounded run of the same.
 sanitize: setup
 	BENTPIPE_EXAMPLES=2000 BENTPIPE_SHORT_CONNECTIONS=100000 $(BIN)/pytest tests/native/test_model.py
+
+# What takes half a minute or more a test.
+soak: setup peers
+	$(BIN)/pytest -m slow
+
+# The matrix' peers in Go and JavaScript; what cannot be built is said, and its tests are skipped.
+peers: setup
+	$(BIN)/python -P tests/peers/builds.py
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -23,7 +23,6 @@ PACKAGES = {
 PICTURE = ["pillow>=10.1"]
 TEST = [
     *PICTURE,
-    "cryptography>=42",
     "grpcio>=1.60",
     "grpclib>=0.4.7",
     "hypothesis>=6.100",
@@ -55,6 +54,7 @@ setup(
     install_requires=[
         "cffi>=1.16",
         "click>=8.1",
+        "cryptography>=42",
         "h2>=4.1",
         "hpack>=4.0",
         "hyperframe>=6.0",
@@ -65,7 +65,7 @@ setup(
     extras_require={
         "test": TEST,
         "check": CHECK,
-        "demo": ["cryptography>=42", "grpcio>=1.60", "trustme>=1.1"],
+        "demo": ["grpcio>=1.60", "trustme>=1.1"],
         "picture": PICTURE,
     },
     setup_requires=["cffi>=1.16"],

@@ -57,7 +57,14 @@ def load_config(path: Path, *, check_files: bool = True) -> Config:
         config = Config.model_validate(_resolve_credentials(raw))
     except ValidationError as exc:
         raise ConfigErrors(path, sorted({_problem(error) for error in _first_causes(exc)})) from exc
-    problems = sorted({*_duplicates(config), *_unknown_names(config), *(_missing_files(config) if check_files else ())})
+    problems = sorted(
+        {
+            *_duplicates(config),
+            *_unknown_names(config),
+            *_unverified_certificates(config),
+            *(_missing_files(config) if check_files else ()),
+        }
+    )
     if problems:
         raise ConfigErrors(path, problems)
     return config
@@ -104,6 +111,8 @@ def _duplicates(config: Config) -> Iterator[ConfigProblem]:
         *((f"satellite[{i}]", ("satellite", f"{s.org}/{s.name}")) for i, s in enumerate(config.satellite)),
         *((f"token[{i}].name", ("token", t.name)) for i, t in enumerate(config.token)),
         *((f"token[{i}].hash", ("hash", t.hash)) for i, t in enumerate(config.token)),
+        *((f"certificate[{i}].name", ("certificate", c.name)) for i, c in enumerate(config.certificate)),
+        *((f"certificate[{i}]", ("shown", c.fingerprint or c.san)) for i, c in enumerate(config.certificate)),
         *(
             (f"listener[{i}]", ("listener", listener.address or listener.systemd))
             for i, listener in enumerate(config.listener)
@@ -118,14 +127,23 @@ def _duplicates(config: Config) -> Iterator[ConfigProblem]:
 
 def _unknown_names(config: Config) -> Iterator[ConfigProblem]:
     orgs = {satellite.org for satellite in config.satellite}
-    for index, token in enumerate(config.token):
-        for grant in token.grants:
+    granted = [
+        *((f"token[{i}].grants", token.grants) for i, token in enumerate(config.token)),
+        *((f"certificate[{i}].grants", certificate.grants) for i, certificate in enumerate(config.certificate)),
+    ]
+    for where, grants in granted:
+        for grant in grants:
             if grant.partition("/")[0] not in orgs:
-                yield ConfigProblem(f"token[{index}].grants", f"{grant!r} is for an org that has no satellite")
+                yield ConfigProblem(where, f"{grant!r} is for an org that has no satellite")
     names = {f"{satellite.org}/{name}" for satellite in config.satellite for name in (satellite.name, "*")}
     for priced in config.prices.satellite if config.prices else ():
         if priced not in names:
             yield ConfigProblem(f"prices.satellite.{priced}", "expected ORG/NAME or ORG/* of a satellite in this file")
+
+
+def _unverified_certificates(config: Config) -> Iterator[ConfigProblem]:
+    if config.certificate and not any(listener.tls and listener.tls.client_ca for listener in config.listener):
+        yield ConfigProblem("certificate", "no listener has a client_ca, so no client certificate is ever asked for")
 
 
 def _missing_files(config: Config) -> Iterator[ConfigProblem]:

@@ -26,7 +26,11 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 LEDGER_NAME = "ledger.sqlite"
 
+DOMAIN_PATTERN = r"^[a-z0-9-]+(\.[a-z0-9-]+)*$"
+"""In lower case: names are compared in it (RFC 4343)."""
+
 TOKEN_HASH_PATTERN = re.compile(r"^sha256:[0-9a-f]{64}$")
+SAN_PATTERN = re.compile(r"^(DNS|URI|EMAIL):\S+$")
 
 
 class Section(BaseModel):
@@ -43,20 +47,22 @@ class DaemonSection(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-class CertificateSection(Section):
+class KeyPairSection(Section):
     """An identity. Files in PEM; the certificate file holds the chain, leaf first. Read again on SIGHUP."""
 
     certificate: Path
     key: Path
 
 
-class ServerTlsSection(CertificateSection):
+class ServerTlsSection(KeyPairSection):
     """TLS of a listener."""
 
-    more: tuple[CertificateSection, ...] = ()
+    more: tuple[KeyPairSection, ...] = ()
     """Shown to clients that ask for a name in them (SNI); the listener's own is for everybody else."""
     client_ca: Path | None = None
     """If set, a client must show a certificate signed by one of these."""
+    satellite_domain: str | None = Field(default=None, pattern=DOMAIN_PATTERN)
+    """If set, the TLS server name `NAME.ORG.<satellite_domain>` asks for a satellite, as the metadata do."""
 
 
 class ListenerSection(Section):
@@ -111,15 +117,37 @@ class TokenSection(Section):
     def _check(self) -> Self:
         if not TOKEN_HASH_PATTERN.match(self.hash):
             raise ValueError("hash must be sha256: and 64 lower-case hex digits, as `bentpipe token new` prints it")
-        for grant in self.grants:
-            org, slash, name = grant.partition("/")
-            if (
-                not slash
-                or not re.match(NAME_PATTERN, org)
-                or not re.match(NAME_PATTERN, name.removesuffix("*") or "x")
-            ):
-                raise ValueError(f"grant {grant!r}: expected ORG/NAME, ORG/PREFIX* or ORG/*")
+        _check_grants(self.grants)
         return self
+
+
+class CertificateSection(Section):
+    """A client certificate, and what it grants. Its listener's client_ca has verified its chain."""
+
+    name: Name
+    san: str | None = None
+    """A subject alternative name: `DNS:…`, `URI:…` or `EMAIL:…`. Any certificate of the CA that has it counts."""
+    fingerprint: str | None = None
+    """`sha256:` and 64 hex digits of the certificate as DER: this one certificate alone."""
+    grants: tuple[str, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.san is None) == (self.fingerprint is None):
+            raise ValueError("give exactly one of san and fingerprint")
+        if self.san is not None and not SAN_PATTERN.match(self.san):
+            raise ValueError("san must be DNS:…, URI:… or EMAIL:…")
+        if self.fingerprint is not None and not TOKEN_HASH_PATTERN.match(self.fingerprint):
+            raise ValueError("fingerprint must be sha256: and 64 lower-case hex digits")
+        _check_grants(self.grants)
+        return self
+
+
+def _check_grants(grants: tuple[str, ...]) -> None:
+    for grant in grants:
+        org, slash, name = grant.partition("/")
+        if not slash or not re.match(NAME_PATTERN, org) or not re.match(NAME_PATTERN, name.removesuffix("*") or "x"):
+            raise ValueError(f"grant {grant!r}: expected ORG/NAME, ORG/PREFIX* or ORG/*")
 
 
 class ProcessSection(Section):
@@ -229,4 +257,5 @@ class Config(Section):
     store: StoreSection = Field(default_factory=StoreSection)
     prices: PricesSection | None = None
     token: tuple[TokenSection, ...] = ()
+    certificate: tuple[CertificateSection, ...] = ()
     satellite: tuple[SatelliteSection, ...] = ()

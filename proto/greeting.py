@@ -107,6 +107,10 @@ class Greeting:
         """What to replay: complete frames, and of an incomplete one what `ack_filter` need not see first."""
         return bytes(self._transcript) if self.awaiting_ack else bytes(self._transcript + self._buffer)
 
+    def take_all(self) -> bytes:
+        """Everything that came, for somebody who goes on from here in our place; an ACK of our SETTINGS may follow."""
+        return bytes(self._transcript + self._buffer)
+
     @property
     def transcript_full(self) -> bool:
         """Whether to stop reading."""

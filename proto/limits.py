@@ -27,3 +27,11 @@ TABLE_BYTES = 4_096
 """SETTINGS_HEADER_TABLE_SIZE's initial value."""
 WINDOW_BYTES = 65_535
 """The connection's initial flow-control window (RFC 9113 §6.9.2); we never send WINDOW_UPDATE."""
+ANSWERED_MESSAGE_BYTES = 4_096
+"""One request to a service of our own; a health check names one service."""
+ANSWERED_STREAMS = 100
+"""Open at once on a connection that we answer ourselves (RFC 9113 §5.1.2 advises no fewer)."""
+ANSWERED_BURST = 500
+ANSWERED_PER_S = 100.0
+"""Requests, resets, PINGs, SETTINGS, WINDOW_UPDATEs and empty DATA on such a connection: each makes us work, and a
+health check needs a handful. Rapid reset (CVE-2023-44487) and its kin end here."""

@@ -1,4 +1,7 @@
-"""Reads who wants which satellite out of a request's header list. Pure; the values are the client's, so they are checked."""
+"""Reads what a request's header list says about its destination and its sender.
+
+Pure; the values are the client's, so they are checked. What may be combined with what is daemon/edge/identity.py's.
+"""
 
 import dataclasses
 import re
@@ -17,24 +20,30 @@ class MetadataError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RouteRequest:
-    """What a request's header list says about its destination."""
+    """What a request's header list says. `satellite` is (org, name), None if the metadata name none."""
 
     path: str
-    satellite_org: str
-    satellite_name: str
+    satellite: tuple[str, str] | None
     token: str | None
 
 
 def parse_request(headers: HeaderList) -> RouteRequest:
-    """Read the metadata `satellite_name`, `satellite_org`, `satellite_token` (or `authorization: Bearer`).
+    """Read the metadata `satellite_name`, `satellite_org`, `satellite_token` and `authorization: Bearer`.
 
-    Raises MetadataError if one is missing, repeated or malformed, or if two tokens differ.
+    Raises MetadataError if one is repeated or malformed, if only half of the name is given, or if two tokens differ.
     """
     method = _one(headers, b":method")
     path = _one(headers, b":path")
     if method != b"POST" or path is None or not path.startswith(b"/"):
         raise MetadataError("this is no gRPC request: it must be POST /package.Service/Method")
     org, name = (_name(headers, key) for key in (b"satellite_org", b"satellite_name"))
+    if (org is None) is not (name is None):
+        raise MetadataError(f"the metadata {'satellite_org' if org is None else 'satellite_name'} is missing")
+    satellite = None if org is None or name is None else (org, name)
+    return RouteRequest(path.decode("latin-1"), satellite, _token(headers))
+
+
+def _token(headers: HeaderList) -> str | None:
     token = _one(headers, b"satellite_token")
     authorization = _one(headers, b"authorization")
     if authorization is not None and authorization.lower().startswith(BEARER):
@@ -43,8 +52,8 @@ def parse_request(headers: HeaderList) -> RouteRequest:
             raise MetadataError("satellite_token and authorization carry different tokens")
         token = bearer
     if token is not None and (len(token) > TOKEN_BYTES or not token.isascii()):
-        raise MetadataError("satellite_token is too long or not ASCII")
-    return RouteRequest(path.decode("latin-1"), org, name, None if token is None else token.decode())
+        raise MetadataError("the token is too long or not ASCII")
+    return None if token is None else token.decode()
 
 
 def _one(headers: HeaderList, key: bytes) -> bytes | None:
@@ -54,10 +63,10 @@ def _one(headers: HeaderList, key: bytes) -> bytes | None:
     return values[0] if values else None
 
 
-def _name(headers: HeaderList, key: bytes) -> str:
+def _name(headers: HeaderList, key: bytes) -> str | None:
     value = _one(headers, key)
     if value is None:
-        raise MetadataError(f"the metadata {key.decode()} is missing")
+        return None
     if not NAME.fullmatch(value):
         raise MetadataError(f"{key.decode()} is malformed: letters, digits, '.', '_' and '-', 64 at most")
     return value.decode()

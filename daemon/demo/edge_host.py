@@ -153,6 +153,10 @@ class EdgeHost:
                 raise TimeoutError(f"no {message!r} in the log after {deadline_s:g} s")
             time.sleep(0.02)
 
+    def count_messages(self, message: str, satellite: str) -> int:
+        """How often the daemon has logged `message` about the satellite so far."""
+        return sum(r.get("message") == message and r.get("satellite") == f"{ORG}/{satellite}" for r in self.records())
+
     def records(self) -> Iterator[dict[str, object]]:
         """Every complete line of the daemon's log so far."""
         for line in self.log_path.read_text().splitlines():

@@ -7,10 +7,10 @@ import socket
 
 import trio
 
+from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.edge.session import Edge, Session
 from bentpipe.daemon.edge.transport import Transport
-from bentpipe.native.tls import TlsServerContext
 
 log = logging.getLogger("bentpipe.edge")
 
@@ -78,10 +78,10 @@ class Connections:
 class Listener:
     """One listening socket; takes it."""
 
-    def __init__(self, sock: socket.socket, tls: TlsServerContext | None, edge: Edge, connections: Connections) -> None:
+    def __init__(self, sock: socket.socket, port: Port, edge: Edge, connections: Connections) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self.tls = tls
+        self.port = port
         """For the connections to come; those that are open keep theirs."""
         self._edge = edge
         self._connections = connections
@@ -124,7 +124,7 @@ class Listener:
     async def _serve(self, sock: socket.socket, host: str, peer: str) -> None:
         spliced = False
         try:
-            spliced = await Session(self._edge, Transport(sock), self.tls, peer).run(
+            spliced = await Session(self._edge, Transport(sock), self.port, peer).run(
                 lambda: self._connections.leave(host)
             )
         finally:

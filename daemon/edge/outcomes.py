@@ -10,6 +10,8 @@ class Outcome(enum.Enum):
 
     SPLICED = "spliced"
     REFUSED = "refused"
+    ANSWERED = "answered"
+    """Asked for a service of the daemon's own, and never for a satellite."""
     PROBE = "probe"
     """Closed by the peer before a request: a load balancer's health check. Not an error."""
     CLIENT_GONE = "client-gone"
@@ -42,6 +44,8 @@ class Counters:
     """By gRPC status name."""
     malformed: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     """By the greeting's limit or RFC 9113 error code."""
+    answers: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    """What the daemon answered itself, by method and result ("Check SERVING", "Check NOT_FOUND")."""
 
 
 class Gone(Exception):

@@ -5,12 +5,13 @@ that may be cancelled and a read that cannot block, so a cancelled reader never 
 """
 
 import contextlib
+import select
 import socket
 
 import trio
 
 from bentpipe.native.engine import Leg
-from bentpipe.native.tls import TlsConnection, TlsError, WantRead, WantWrite
+from bentpipe.native.tls import TlsConnection, TlsError, TlsTruncated, WantRead, WantWrite
 
 RECEIVE_BYTES = 16 * 1024
 """One read: the size of a TLS record and of HTTP/2's default frame, so that neither is split without need."""
@@ -34,8 +35,13 @@ class TransportError(Exception):
     """The connection broke; `str()` has the kernel's or OpenSSL's words."""
 
 
-class Truncated(TransportError):
-    """TLS ended by FIN without close_notify (RFC 8446 §6.1): what came may not be all that was sent."""
+class PeerLeft(TransportError):
+    """The peer went away: by RST, or out of TLS without close_notify (RFC 8446 §6.1). Health checks do both."""
+
+
+def _broken(error: TlsError | OSError) -> TransportError:
+    kind = PeerLeft if isinstance(error, TlsTruncated | ConnectionError) else TransportError
+    return kind(str(error))
 
 
 def tune_socket(sock: socket.socket) -> None:
@@ -82,7 +88,7 @@ class Transport:
             except WantWrite:
                 await trio.lowlevel.wait_writable(self._sock)
             except (TlsError, OSError) as exc:
-                raise TransportError(str(exc)) from exc
+                raise _broken(exc) from exc
 
     async def peek_byte(self) -> bytes:
         """Wait for the first byte and return it without consuming it; b"" if the peer closed first."""
@@ -93,7 +99,7 @@ class Transport:
             except BlockingIOError:
                 continue
             except OSError as exc:
-                raise TransportError(str(exc)) from exc
+                raise _broken(exc) from exc
 
     def receive_nowait(self, max_bytes: int = RECEIVE_BYTES) -> bytes | None:
         """Read what is there: b"" at the end of the stream, None if nothing is there yet."""
@@ -103,7 +109,7 @@ class Transport:
             # WantWrite on a read (a KeyUpdate's answer that does not fit) is rare; the next write flushes it.
             return None
         except (TlsError, OSError) as exc:
-            raise TransportError(str(exc)) from exc
+            raise _broken(exc) from exc
 
     async def wait_readable(self) -> None:
         """Wait until `receive_nowait` is worth calling again; cancelling it loses nothing."""
@@ -120,6 +126,18 @@ class Transport:
                 return data
             await self.wait_readable()
 
+    async def wait_hangup(self) -> None:
+        """Wait until the peer has ended or reset the connection, whatever lies unread before that.
+
+        Readability cannot tell while bytes are left in the socket on purpose; EPOLLRDHUP can (epoll_ctl(2)).
+        """
+        with select.epoll() as watch:
+            watch.register(self._sock, select.EPOLLRDHUP)
+            try:
+                await trio.lowlevel.wait_readable(watch.fileno())
+            finally:
+                trio.lowlevel.notify_closing(watch.fileno())
+
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         """Write what fits and return how much; 0 if nothing does.
 
@@ -130,7 +148,7 @@ class Transport:
         except (BlockingIOError, WantRead, WantWrite):
             return 0
         except (TlsError, OSError) as exc:
-            raise TransportError(str(exc)) from exc
+            raise _broken(exc) from exc
 
     async def wait_writable(self) -> None:
         """Wait until `send_nowait` is worth calling again."""

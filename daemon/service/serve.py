@@ -17,7 +17,10 @@ from bentpipe.config.load import load_config
 from bentpipe.config.model import Config, ListenerSection
 from bentpipe.daemon.edge.admission import Admission
 from bentpipe.daemon.edge.handoff import HandOff
+from bentpipe.daemon.edge.health import HealthBoard
+from bentpipe.daemon.edge.identity import Certificates, Identities
 from bentpipe.daemon.edge.listener import Connections, Listener, bind
+from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Counters
 from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S, Edge
 from bentpipe.daemon.fleet.fleet import Fleet
@@ -49,6 +52,7 @@ class Daemon:
     handoff: HandOff
     recorder: Recorder | None
     """None if no ledger is kept."""
+    health: HealthBoard
     reload_certificates: Callable[[], None]
     """Read the listeners' certificates again; what cannot be read is logged, and the old ones stay."""
     drain: trio.Event
@@ -117,7 +121,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
     Raises OSError (a port is taken) or TlsError (a bad certificate) before anything is started.
     """
     ktls = _ktls(config)
-    tls = [server_tls(section, ktls) for section in config.listener]
+    ports = [_port(section, ktls) for section in config.listener]
     satellite_tls = {
         SatelliteKey(section.org, section.name): (
             TlsClientContext(ca=section.tls.ca, certificate=section.tls.certificate, key=section.tls.key),
@@ -148,13 +152,16 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
 
     def observe(transition: Transition) -> None:
         _log_transition(transition)
+        health.change()
         if recorder is not None:
             recorder.record_nowait(transition)
 
     fleet = Fleet(config.satellite, provider, observe, max_held=config.limits.max_held_per_satellite)
+    health = HealthBoard(fleet)
     edge = Edge(
         fleet=fleet,
-        admission=Admission(config.token),
+        identities=Identities(Admission(config.token), Certificates(config.certificate)),
+        health=health,
         handoff=handoff,
         counters=Counters(),
         satellite_tls=satellite_tls,
@@ -162,9 +169,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
     )
     connections = Connections(config.limits.max_connections, config.limits.max_connections_per_address)
     listeners = [
-        Listener(sock, context, edge, connections)
-        for context, opened in zip(tls, sockets, strict=True)
-        for sock in opened
+        Listener(sock, port, edge, connections) for port, opened in zip(ports, sockets, strict=True) for sock in opened
     ]
     owners = [section for section, opened in zip(config.listener, sockets, strict=True) for _ in opened]
 
@@ -172,7 +177,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         sd.notify_reloading()
         for listener, section in zip(listeners, owners, strict=True):
             try:
-                listener.tls = server_tls(section, ktls)
+                listener.port = _port(section, ktls)
             except TlsError as exc:
                 log.error("certificate not reloaded", extra={"fields": {"error": str(exc)}})
             else:
@@ -186,6 +191,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         engine,
         handoff,
         recorder,
+        health,
         reload_certificates,
         trio.Event(),
     )
@@ -219,6 +225,7 @@ async def _serve_until_drained(
             accepting.cancel_scope.cancel()
         sd.notify("STOPPING=1")
         log.info("draining", extra={"fields": {"spliced": daemon.handoff.live}})
+        daemon.health.drain()
         daemon.fleet.drain()
         with trio.move_on_after(config.daemon.drain_deadline_s):
             await daemon.handoff.wait_none()
@@ -239,16 +246,16 @@ def _ktls(config: Config) -> Ktls:
     return usable
 
 
-def server_tls(section: ListenerSection, ktls: Ktls) -> TlsServerContext | None:
-    """Read a listener's certificates; None if it is plaintext. Raises TlsError, naming the file."""
+def _port(section: ListenerSection, ktls: Ktls) -> Port:
+    """Read a listener's certificates. Raises TlsError, naming the file."""
     if section.tls is None:
-        return None
+        return Port()
     context = TlsServerContext(section.tls.certificate, section.tls.key, client_ca=section.tls.client_ca)
     if ktls:
         context.enable_ktls()
     for more in section.tls.more:
         context.add(TlsServerContext(more.certificate, more.key))
-    return context
+    return Port(context, section.tls.satellite_domain)
 
 
 def _open_sockets(config: Config) -> list[list[socket.socket]]:

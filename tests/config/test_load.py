@@ -91,3 +91,26 @@ command = ["true", "{port}"]
     with pytest.raises(ConfigErrors) as error:
         load_config(path)
     assert [problem.where for problem in error.value.problems] == ["prices.satellite.acme/*"]
+
+
+def test_certificates(tmp_path: Path) -> None:
+    path = tmp_path / "bentpipe.toml"
+    certificate = '[[certificate]]\nname = "{}"\n{}\ngrants = ["acme/*"]\n'
+    shown = 'san = "DNS:a"', 'san = "DNS:a"', 'san = "CN:a"', 'san = "DNS:a"\nfingerprint = "sha256:00"', ""
+    path.write_text(
+        '[[listener]]\naddress = ":0"\n' + "".join(certificate.format(f"c{i}", s) for i, s in enumerate(shown))
+    )
+    with pytest.raises(ConfigErrors) as error:
+        load_config(path)
+    assert {problem.where for problem in error.value.problems} == {f"certificate[{i}]" for i in (2, 3, 4)}
+    path.write_text(
+        '[[listener]]\naddress = ":0"\n' + "".join(certificate.format(f"c{i}", s) for i, s in enumerate(shown[:2]))
+    )
+    with pytest.raises(ConfigErrors) as error:
+        load_config(path)
+    assert {problem.where for problem in error.value.problems} == {
+        "certificate",
+        "certificate[0].grants",
+        "certificate[1]",
+        "certificate[1].grants",
+    }

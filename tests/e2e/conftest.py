@@ -1,52 +1,134 @@
 """A real `bentpipe serve` in a process of its own, with satellites on two gRPC stacks."""
 
+import collections
+import contextlib
+import functools
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
+import trustme
 
+from bentpipe.config.load import load_config
 from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
+from bentpipe.daemon.service.serve import Daemon, serve
 
 PEERS = Path(__file__).parent.parent / "peers"
 sys.path.insert(0, str(PEERS))
 
-from clients import CLIENTS, Client  # noqa: E402 - the peers' folder is no package
+from clients import Client  # noqa: E402 - the peers' folder is no package
+from in_process import write_config  # noqa: E402
+from kinds import CLIENTS, SERVER_KINDS, or_skip, satellite_command  # noqa: E402
 
-GRPCLIB = (sys.executable, "-P", str(PEERS / "grpclib_satellite.py"), "{port}")
+SLOW_SATELLITES = 40
+"""Of each kind; they cost nothing until somebody wakes them."""
+NGHTTPD = ("nghttpd", "--no-tls", "--echo-upload", "-a", "127.0.0.1")
+
+SLOW = ("--boot", "0.6")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def edge() -> Iterator[EdgeHost]:
-    """An edge host that puts nothing to sleep by itself."""
-    satellites = [
-        DemoSatellite("grpcio"),
-        DemoSatellite("grpclib", command=GRPCLIB),
-        *(DemoSatellite(f"slow{number}", ("--boot", "1.5")) for number in range(8)),
-        *(DemoSatellite(f"slow-grpclib{number}", command=(*GRPCLIB, "--boot", "1.5")) for number in range(8)),
-        DemoSatellite("broken", ("--fail",)),
-    ]
+    """An edge host that puts nothing to sleep by itself: a satellite of each kind, and many that take a while to boot."""
+    satellites = [DemoSatellite("broken", ("--fail",))]
+    for kind in SERVER_KINDS:
+        command = satellite_command(kind)
+        if command is not None:
+            satellites += [DemoSatellite(kind, command=command)]
+            satellites += [DemoSatellite(f"slow-{kind}-{n}", SLOW, command) for n in range(SLOW_SATELLITES)]
+    go = satellite_command("grpc-go")
+    strict = satellite_command("strict")
+    if go is not None and strict is not None:
+        satellites += [
+            DemoSatellite("small-table", ("--header-table", "64"), go),
+            DemoSatellite("no-table", ("--header-table", "0", *SLOW), go),
+            DemoSatellite("short-lived", ("--max-age", "300ms"), go),
+            DemoSatellite("strict", (), strict),
+            *(DemoSatellite(f"slow-strict-{n}", SLOW, strict) for n in range(SLOW_SATELLITES)),
+        ]
+    if shutil.which("nghttpd"):
+        satellites += [
+            DemoSatellite("nghttpd", command=(*NGHTTPD, "{port}")),
+            *(
+                DemoSatellite(
+                    f"slow-nghttpd-{n}", command=("sh", "-c", f'sleep 0.6; exec {" ".join(NGHTTPD)} "$0"', "{port}")
+                )
+                for n in range(SLOW_SATELLITES)
+            ),
+        ]
     with EdgeHost(satellites, sleep_after_s=600) as host:
         yield host
 
 
+@pytest.fixture(scope="session")
+def _slow_names() -> dict[str, Iterator[int]]:
+    return collections.defaultdict(lambda: iter(range(SLOW_SATELLITES)))
+
+
 @pytest.fixture
-def connect(edge: EdgeHost) -> Iterator[Callable[..., Client]]:
-    """`connect(kind, satellite, token=None, extra=())`: a client of its own connection, closed at the end."""
+def asleep(_slow_names: dict[str, Iterator[int]]) -> Callable[[str], str]:
+    """`asleep(kind)`: the name of a satellite that nobody has woken yet and that takes a while to boot."""
+    return lambda kind: f"slow-{kind}-{next(_slow_names[kind])}"
+
+
+Connect = Callable[..., Client]
+
+
+@contextlib.contextmanager
+def connecting(edge: EdgeHost) -> Iterator[Connect]:
     opened: list[Client] = []
 
     def open_client(
         kind: str, satellite: str, token: str | None = None, extra: tuple[tuple[str, str], ...] = ()
     ) -> Client:
+        if satellite in SERVER_KINDS and satellite_command(satellite) is None:
+            pytest.skip(f"no satellite of kind {satellite} can be had here")
         metadata = (
             ("satellite_name", satellite),
             ("satellite_org", ORG),
             ("satellite_token", edge.token if token is None else token),
             *extra,
         )
-        opened.append(CLIENTS[kind](edge.port, edge.ca_pem, metadata))
+        opened.append(or_skip(CLIENTS[kind], edge.port, edge.ca_pem, metadata))
         return opened[-1]
 
     yield open_client
     for client in opened:
         client.close()
+
+
+@pytest.fixture
+def connect(edge: EdgeHost) -> Iterator[Connect]:
+    """`connect(kind, satellite, token=None, extra=())`: a client of its own connection, closed at the end."""
+    with connecting(edge) as connect:
+        yield connect
+
+
+@pytest.fixture(scope="module")
+def connected(edge: EdgeHost) -> Iterator[Connect]:
+    """`connected(kind, satellite)`: the one client of its kind to that satellite, shared by the module's cases."""
+    with connecting(edge) as connect:
+        yield functools.cache(connect)
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def client_authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path, authority: trustme.CA, client_authority: trustme.CA) -> AsyncIterator[Daemon]:
+    """A daemon inside the test's own process, with a short greeting deadline."""
+    path = write_config(tmp_path, authority, client_authority, limits='greeting_deadline = "1s"')
+    async with trio.open_nursery() as nursery:
+        running = await nursery.start(serve, load_config(path))
+        yield running
+        running.drain.set()

@@ -1,12 +1,14 @@
 """Two real gRPC clients behind one small face: every case runs on grpcio (C-core) and on grpclib (h2, asyncio)."""
 
 import asyncio
+import hashlib
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
 import grpc
 from grpclib.client import Channel, StreamStreamMethod, StreamUnaryMethod, UnaryStreamMethod, UnaryUnaryMethod
+from grpclib.config import Configuration
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
@@ -31,17 +33,33 @@ class Client(Protocol):
     def unary(self, method: str, message: bytes, *, timeout_s: float = TIMEOUT_S) -> bytes: ...
     def concurrent(self, method: str, messages: Sequence[bytes]) -> list[bytes]: ...
     def upload(self, chunks: Sequence[bytes]) -> bytes: ...
-    def download(self, size_bytes: int) -> bytes: ...
+    def download(self, size_bytes: int) -> int: ...
     def chat(self, messages: Sequence[bytes]) -> list[bytes]: ...
+    def bulk(self, size_bytes: int, chunk_bytes: int) -> tuple[bytes, bytes]: ...
     def cancelled(self, method: str, message: bytes, after_s: float) -> None: ...
     def close(self) -> None: ...
+
+
+def _chunks(size_bytes: int, chunk_bytes: int, digest) -> Iterator[bytes]:
+    """Bytes that are not all the same, in messages; each is hashed when it is taken."""
+    pattern = bytes((i * 31 >> 3) & 0xFF for i in range(chunk_bytes))
+    for at in range(0, size_bytes, chunk_bytes):
+        message = pattern[: size_bytes - at]
+        digest.update(message)
+        yield message
 
 
 class GrpcioClient:
     """grpcio: the C-core stack that Python, Ruby, PHP and C++ clients share."""
 
-    def __init__(self, port: int, ca_pem: bytes | None, metadata: Metadata) -> None:
+    def __init__(self, port: int, ca_pem: bytes | None, metadata: Metadata, keepalive_s: float = 0) -> None:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_metadata_size", 1 << 16)]
+        if keepalive_s:
+            options += [
+                ("grpc.keepalive_time_ms", int(keepalive_s * 1000)),
+                ("grpc.keepalive_timeout_ms", 2000),
+                ("grpc.http2.max_pings_without_data", 0),
+            ]
         target = f"localhost:{port}" if ca_pem else f"127.0.0.1:{port}"
         self._channel = (
             grpc.secure_channel(target, grpc.ssl_channel_credentials(ca_pem), options=options)
@@ -69,13 +87,24 @@ class GrpcioClient:
             )
         )
 
-    def download(self, size_bytes: int) -> bytes:
+    def download(self, size_bytes: int) -> int:
         call = self._channel.unary_stream(f"/{SERVICE}/Download")
-        return self._run(lambda: b"".join(call(b"%d" % size_bytes, metadata=self._metadata, timeout=TIMEOUT_S)))
+        return self._run(lambda: sum(map(len, call(b"%d" % size_bytes, metadata=self._metadata, timeout=TIMEOUT_S))))
 
     def chat(self, messages: Sequence[bytes]) -> list[bytes]:
         call = self._channel.stream_stream(f"/{SERVICE}/Chat")
         return self._run(lambda: list(call(iter(messages), metadata=self._metadata, timeout=TIMEOUT_S)))
+
+    def bulk(self, size_bytes: int, chunk_bytes: int) -> tuple[bytes, bytes]:
+        sent, came = hashlib.sha256(), hashlib.sha256()
+
+        def run() -> None:
+            call = self._channel.stream_stream(f"/{SERVICE}/Chat")
+            for message in call(_chunks(size_bytes, chunk_bytes, sent), metadata=self._metadata, timeout=4 * TIMEOUT_S):
+                came.update(message)
+
+        self._run(run)
+        return sent.digest(), came.digest()
 
     def cancelled(self, method: str, message: bytes, after_s: float) -> None:
         call = self._channel.unary_unary(f"/{SERVICE}/{method}").future(message, metadata=self._metadata)
@@ -112,21 +141,22 @@ class BytesCodec(CodecBase):
 class GrpclibClient:
     """grpclib: pure Python on the h2 library, in an event loop of its own."""
 
-    def __init__(self, port: int, ca_pem: bytes | None, metadata: Metadata) -> None:
+    def __init__(self, port: int, ca_pem: bytes | None, metadata: Metadata, keepalive_s: float = 0) -> None:
+        config = Configuration(_keepalive_time=keepalive_s) if keepalive_s else None
         context = None
         if ca_pem:
             context = ssl.create_default_context(cadata=ca_pem.decode())
             context.set_alpn_protocols(["h2"])
         self._loop = asyncio.new_event_loop()
         self._metadata = list(metadata)
-        self._where = ("localhost" if ca_pem else "127.0.0.1", port, context)
+        self._where = ("localhost" if ca_pem else "127.0.0.1", port, context, config)
         self._channel: Channel | None = None
 
     def _run(self, call: Callable[[Channel], Awaitable]):
         async def run():
             if self._channel is None:
-                host, port, context = self._where
-                self._channel = Channel(host, port, ssl=context, codec=BytesCodec())
+                host, port, context, config = self._where
+                self._channel = Channel(host, port, ssl=context, codec=BytesCodec(), config=config)
             return await call(self._channel)
 
         try:
@@ -158,10 +188,10 @@ class GrpclibClient:
             )
         )
 
-    def download(self, size_bytes: int) -> bytes:
-        async def download(channel: Channel) -> bytes:
+    def download(self, size_bytes: int) -> int:
+        async def download(channel: Channel) -> int:
             call = UnaryStreamMethod(channel, f"/{SERVICE}/Download", bytes, bytes)
-            return b"".join(await call(b"%d" % size_bytes, timeout=TIMEOUT_S, metadata=self._metadata))
+            return sum(map(len, await call(b"%d" % size_bytes, timeout=TIMEOUT_S, metadata=self._metadata)))
 
         return self._run(download)
 
@@ -178,6 +208,27 @@ class GrpclibClient:
             return answers
 
         return self._run(chat)
+
+    def bulk(self, size_bytes: int, chunk_bytes: int) -> tuple[bytes, bytes]:
+        sent, came = hashlib.sha256(), hashlib.sha256()
+
+        async def bulk(channel: Channel) -> None:
+            call = StreamStreamMethod(channel, f"/{SERVICE}/Chat", bytes, bytes)
+            async with call.open(timeout=4 * TIMEOUT_S, metadata=self._metadata) as stream:
+
+                async def send() -> None:
+                    for message in _chunks(size_bytes, chunk_bytes, sent):
+                        await stream.send_message(message)
+                    await stream.end()
+
+                await stream.send_request()
+                sender = asyncio.ensure_future(send())
+                async for message in stream:
+                    came.update(message)
+                await sender
+
+        self._run(bulk)
+        return sent.digest(), came.digest()
 
     def cancelled(self, method: str, message: bytes, after_s: float) -> None:
         async def cancel(channel: Channel) -> None:
@@ -199,6 +250,3 @@ class GrpclibClient:
             self._channel.close()
             self._loop.run_until_complete(asyncio.wait_for(closed(), TIMEOUT_S))
         self._loop.close()
-
-
-CLIENTS: dict[str, type[GrpcioClient] | type[GrpclibClient]] = {"grpcio": GrpcioClient, "grpclib": GrpclibClient}

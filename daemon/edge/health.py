@@ -1,0 +1,166 @@
+"""grpc.health.v1.Health: what the daemon says of itself and, to those who may use them, of satellites. Wakes nobody.
+
+Service "" is the daemon, or the satellite that the request's metadata or server name ask for; "ORG/NAME" is a satellite.
+A satellite needs the same proof as for using it, and "unknown" and "not yours" stay one answer. One that sleeps is
+SERVING: whoever calls it will be answered.
+"""
+
+import dataclasses
+
+import trio
+
+from bentpipe.daemon.edge.identity import Identities, TlsIdentity
+from bentpipe.daemon.errors import BentpipeError, InvalidMetadata, NoSuchSatellite
+from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.model import SatelliteKey, SatelliteState
+from bentpipe.proto.answering import Answering, Call
+from bentpipe.proto.grpc_status import GrpcStatus
+from bentpipe.proto.health import SERVICE_PATH, HealthError, ServingStatus, decode_request, encode_response
+from bentpipe.proto.request import MetadataError, parse_request
+
+USABLE = {
+    SatelliteState.OPERATIONAL,
+    SatelliteState.SLEEP,
+    SatelliteState.STARTING,
+    SatelliteState.STOPPING,
+    SatelliteState.UPDATING,
+}
+NOT_GRPC = b"This is grpc.health.v1.Health: POST, content-type application/grpc.\n"
+HTTP_METHOD_NOT_ALLOWED, HTTP_UNSUPPORTED_MEDIA_TYPE = 405, 415
+
+Subject = SatelliteKey | None
+"""A satellite, or the daemon itself."""
+
+
+class HealthBoard:
+    """What is known of the health of everything, and an event for each time that it may have changed."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._draining = False
+        self._changed = trio.Event()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the daemon takes nobody in any more."""
+        return self._draining
+
+    @property
+    def changed(self) -> trio.Event:
+        """Set at the next change; a new one each time."""
+        return self._changed
+
+    def drain(self) -> None:
+        """From now on nothing is serving."""
+        self._draining = True
+        self.change()
+
+    def change(self) -> None:
+        """Tell everybody to look again."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def status(self, subject: Subject) -> ServingStatus:
+        """The status now. Raises NoSuchSatellite."""
+        state = None if subject is None else self._fleet.get(subject).state
+        if self._draining:
+            return ServingStatus.NOT_SERVING
+        if state is SatelliteState.UNKNOWN:
+            return ServingStatus.UNKNOWN
+        return ServingStatus.SERVING if state is None or state in USABLE else ServingStatus.NOT_SERVING
+
+
+@dataclasses.dataclass(slots=True)
+class _Watch:
+    subject: Subject
+    last: ServingStatus | None = None
+
+
+class HealthService:
+    """The calls of one connection."""
+
+    def __init__(
+        self, board: HealthBoard, identities: Identities, answering: Answering, tls: TlsIdentity, domain: str | None
+    ) -> None:
+        self._board = board
+        self._identities = identities
+        self._answering = answering
+        self._tls = tls
+        self._domain = domain
+        self._watches: dict[int, _Watch] = {}
+
+    @property
+    def watching(self) -> bool:
+        """Whether anybody waits for changes."""
+        return bool(self._watches)
+
+    def end(self, stream_id: int) -> None:
+        """Forget a call that the client gave up."""
+        self._watches.pop(stream_id, None)
+
+    def handle(self, call: Call) -> str:
+        """Answer a call. Returns its method and result, for the counters."""
+        fields = dict(call.headers)
+        path = fields.get(b":path", b"").decode("latin-1")
+        if fields.get(b":method") != b"POST":
+            self._answering.send_text(call.stream_id, HTTP_METHOD_NOT_ALLOWED, NOT_GRPC)
+            return "HTTP 405"
+        if not fields.get(b"content-type", b"").startswith(b"application/grpc"):
+            self._answering.send_text(call.stream_id, HTTP_UNSUPPORTED_MEDIA_TYPE, NOT_GRPC)
+            return "HTTP 415"
+        method = path.removeprefix(SERVICE_PATH)
+        if not path.startswith(SERVICE_PATH) or method not in ("Check", "Watch"):
+            words = "this connection began with the daemon's own services, and this is none of them"
+            self._answering.finish(call.stream_id, GrpcStatus.UNIMPLEMENTED, words)
+            return "UNIMPLEMENTED"
+        try:
+            return f"{method} {self._answer(call, watch=method == 'Watch')}"
+        except BentpipeError as exc:
+            self._answering.finish(call.stream_id, exc.status, exc.peer_hint)
+            return f"{method} {exc.status.name}"
+
+    def _answer(self, call: Call, *, watch: bool) -> str:
+        try:
+            subject = self._subject(call)
+            status = self._board.status(subject)
+        except NoSuchSatellite:
+            # The protocol has Watch wait for services that may yet come to be.
+            if not watch:
+                raise
+            self._answering.send_message(call.stream_id, encode_response(ServingStatus.SERVICE_UNKNOWN))
+            return ServingStatus.SERVICE_UNKNOWN.name
+        if watch:
+            self._watches[call.stream_id] = _Watch(subject)
+            self.publish()
+        else:
+            self._answering.send_message(call.stream_id, encode_response(status))
+            self._answering.finish(call.stream_id, GrpcStatus.OK)
+        return status.name
+
+    def _subject(self, call: Call) -> Subject:
+        """Say whose health is asked for, by somebody who may know. Raises BentpipeError."""
+        try:
+            service = decode_request(call.body)
+            request = parse_request(call.headers)
+        except (HealthError, MetadataError) as exc:
+            raise InvalidMetadata(str(exc)) from exc
+        org, slash, name = service.partition("/")
+        if service and not slash:
+            raise NoSuchSatellite(f"unknown service {service!r}", peer_hint="unknown service")
+        if service and request.satellite is not None and request.satellite != (org, name):
+            raise InvalidMetadata("the service and the metadata are for different satellites")
+        if service:
+            request = dataclasses.replace(request, satellite=(org, name))
+        if not self._identities.names_satellite(request, self._tls, self._domain):
+            return None
+        claim = self._identities.identify(request, self._tls, self._domain)
+        self._identities.authorize(claim)
+        return claim.key
+
+    def publish(self) -> None:
+        """Send what changed to whoever watches; one whose windows are full gets the newest later."""
+        for stream_id, watch in self._watches.items():
+            status = self._board.status(watch.subject)
+            if status is not watch.last and not self._answering.unsent(stream_id):
+                watch.last = status
+                self._answering.send_message(stream_id, encode_response(status))

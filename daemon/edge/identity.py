@@ -1,0 +1,149 @@
+"""Who is asking, and for which satellite. Pure: a request, a server name and a certificate in, a claim out.
+
+Two questions, each with two sources, and the sources of one question never overrule each other:
+
+    which satellite?  metadata `satellite_org` + `satellite_name`  |  SNI `NAME.ORG.<satellite_domain>`
+    who asks?         `satellite_token` or `authorization: Bearer` |  a client certificate that [[certificate]] maps
+
+Rules. Any destination goes with any proof. At least one of each is needed. If both destinations are given they must be
+the same satellite. Every proof that is shown must hold and must grant the satellite: a bad token beside a good
+certificate is refused, never passed over. A certificate that no entry maps is no proof; it opened the TLS port, no more.
+One that two entries map is refused: nobody could say which of the two it stands for.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+
+from cryptography import x509
+
+from bentpipe.config.model import CertificateSection
+from bentpipe.daemon.edge.admission import Admission, Grant, Principal
+from bentpipe.daemon.errors import InvalidMetadata, Unauthenticated
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.proto.request import RouteRequest
+
+NO_DESTINATION = "the metadata satellite_org and satellite_name are missing"
+OTHER_DESTINATION = "the metadata and the TLS server name are for different satellites"
+NO_PROOF = "the satellite_token is missing, and no client certificate that is known here was shown"
+AMBIGUOUS = "the client certificate stands for more than one principal"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TlsIdentity:
+    """What the client's side of the TLS handshake said; both None on a plaintext port."""
+
+    server_name: str | None = None
+    certificate_der: bytes | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Claim:
+    """A satellite, and everybody whom the proofs stand for: each of them must be allowed to use it."""
+
+    key: SatelliteKey
+    principals: tuple[Principal, ...]
+
+    @property
+    def who(self) -> str:
+        """The principals' names, for logs."""
+        return "+".join(sorted({principal.name for principal in self.principals}))
+
+
+def parse_server_name(server_name: str | None, domain: str | None) -> SatelliteKey | None:
+    """Read `NAME.ORG.<domain>`. None if it is another name: the port may well have one of its own.
+
+    DNS ignores case and clients send what they like, so the satellite's own name must be in lower case, without a dot.
+    """
+    if server_name is None or domain is None:
+        return None
+    labels, dot, rest = server_name.lower().removesuffix(".").partition("." + domain)
+    name, middle, org = labels.partition(".")
+    if not dot or rest or not middle or not name or not org or "." in org:
+        return None
+    return SatelliteKey(org, name)
+
+
+class Certificates:
+    """The table of client certificates: fingerprints and subject alternative names. Their chains OpenSSL has verified."""
+
+    def __init__(self, sections: Iterable[CertificateSection]) -> None:
+        self._principals = {
+            section.fingerprint or _normal(section.san or ""): Principal(
+                section.name, tuple(map(Grant.parse, section.grants))
+            )
+            for section in sections
+        }
+
+    def find(self, der: bytes) -> Principal | None:
+        """Find the principal that a certificate stands for. Raises Unauthenticated if there are several."""
+        if not self._principals:
+            return None
+        shown = {"sha256:" + hashlib.sha256(der).hexdigest(), *subject_names(der)}
+        found = [self._principals[name] for name in shown if name in self._principals]
+        if len(found) > 1:
+            raise Unauthenticated(AMBIGUOUS)
+        return found[0] if found else None
+
+
+def subject_names(der: bytes) -> set[str]:
+    """The subject alternative names as the configuration writes them: `DNS:…`, `URI:…`, `EMAIL:…` (RFC 5280 §4.2.1.6).
+
+    The common name is not read: RFC 6125 §6.4.4 has it deprecated, and CAs check it least.
+    """
+    try:
+        names = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return set()
+    kinds = (("DNS:", x509.DNSName), ("URI:", x509.UniformResourceIdentifier), ("EMAIL:", x509.RFC822Name))
+    return {_normal(prefix + name.value) for name in names.value for prefix, kind in kinds if isinstance(name, kind)}
+
+
+def _normal(name: str) -> str:
+    """DNS names compare without case; the other kinds as they stand, which can only refuse too much."""
+    return name.lower().replace("dns:", "DNS:", 1) if name.startswith("DNS:") else name
+
+
+class Identities:
+    """Puts the sources together."""
+
+    def __init__(self, admission: Admission, certificates: Certificates) -> None:
+        self._admission = admission
+        self._certificates = certificates
+
+    def identify(self, request: RouteRequest, tls: TlsIdentity, domain: str | None) -> Claim:
+        """Say which satellite is asked for, and by whom. Raises InvalidMetadata, Unauthenticated."""
+        return Claim(self.destination(request, tls, domain), self.principals(request, tls))
+
+    def names_satellite(self, request: RouteRequest, tls: TlsIdentity, domain: str | None) -> bool:
+        """Whether the request is for any satellite at all."""
+        return request.satellite is not None or parse_server_name(tls.server_name, domain) is not None
+
+    def destination(self, request: RouteRequest, tls: TlsIdentity, domain: str | None) -> SatelliteKey:
+        """Say which satellite is asked for. Raises InvalidMetadata."""
+        by_name = parse_server_name(tls.server_name, domain)
+        by_metadata = None if request.satellite is None else SatelliteKey(*request.satellite)
+        if by_name is not None and by_metadata is not None and by_name != by_metadata:
+            raise InvalidMetadata(OTHER_DESTINATION)
+        key = by_metadata or by_name
+        if key is None:
+            raise InvalidMetadata(NO_DESTINATION)
+        return key
+
+    def principals(self, request: RouteRequest, tls: TlsIdentity) -> tuple[Principal, ...]:
+        """Check every proof that is shown. Raises Unauthenticated."""
+        found: list[Principal] = []
+        if request.token is not None:
+            found.append(self._admission.authenticate(request.token))
+        if tls.certificate_der is not None:
+            principal = self._certificates.find(tls.certificate_der)
+            if principal is not None:
+                found.append(principal)
+        if not found:
+            raise Unauthenticated(NO_PROOF)
+        return tuple(found)
+
+    def authorize(self, claim: Claim) -> None:
+        """Check that everybody in the claim may use the satellite. Raises NoSuchSatellite."""
+        for principal in claim.principals:
+            self._admission.authorize(principal, claim.key)

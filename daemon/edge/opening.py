@@ -1,0 +1,102 @@
+"""From accept to the first complete request: what the port speaks, TLS, greeting. Whoever is no gRPC client leaves here.
+
+A peer that goes away before its request is complete is a probe, however it goes: load balancers connect and close,
+reset, break off the TLS handshake, or send an HTTP/2 preface and nothing else. That is counted and no error.
+"""
+
+import dataclasses
+import logging
+
+import trio
+
+from bentpipe.daemon.edge.caller import Caller
+from bentpipe.daemon.edge.identity import TlsIdentity
+from bentpipe.daemon.edge.outcomes import Gone, Outcome
+from bentpipe.daemon.edge.transport import PeerLeft, TransportError
+from bentpipe.native.tls import TlsConnection, TlsServerContext
+from bentpipe.proto.events import NotHttp2, PeerKind, RequestHeaders
+from bentpipe.proto.refusal import HTTP1_ANSWER, TLS_ALERT, Responder
+
+log = logging.getLogger("bentpipe.edge")
+
+WRONG_PORT_DEADLINE_S = 5.0
+"""To tell somebody that this is not the port they think."""
+
+TLS_RECORD_HANDSHAKE = b"\x16"
+"""First byte of every TLS connection (RFC 8446 §5.1, ContentType handshake)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Port:
+    """What a listener speaks: TLS or not, and below which domain its server names are satellites."""
+
+    tls: TlsServerContext | None = None
+    satellite_domain: str | None = None
+
+
+async def read_request(caller: Caller, port: Port) -> tuple[RequestHeaders, TlsIdentity]:
+    """Take the client to the end of its first header block. Raises GreetingError, TransportError, Gone."""
+    try:
+        identity = await _start_tls(caller, port.tls)
+        return await _greet(caller), identity
+    except PeerLeft as exc:
+        raise Gone(Outcome.PROBE) from exc
+
+
+async def _start_tls(caller: Caller, context: TlsServerContext | None) -> TlsIdentity:
+    if context is None:
+        return TlsIdentity()
+    client = caller.transport
+    first = await client.peek_byte()
+    if not first:
+        raise Gone(Outcome.PROBE)
+    if first != TLS_RECORD_HANDSHAKE:
+        with trio.move_on_after(WRONG_PORT_DEADLINE_S):
+            await client.send_all(Responder.wrong_port("this port speaks TLS"))
+            await client.close_gracefully()
+        raise Gone(Outcome.PLAIN_ON_TLS_PORT)
+    tls = TlsConnection(context, client.fileno)
+    try:
+        await client.start_tls(tls)
+    except PeerLeft:
+        raise
+    except TransportError as exc:
+        log.info("TLS handshake failed", extra={"fields": {"peer": caller.peer, "error": str(exc)}})
+        raise Gone(Outcome.TLS_FAILED) from exc
+    return TlsIdentity(tls.server_name, tls.peer_certificate_der)
+
+
+async def _greet(caller: Caller) -> RequestHeaders:
+    received = False
+    while True:
+        data = caller.transport.receive_nowait()
+        if data is None:
+            if received:
+                caller.greeting.end_of_first_flight()
+                await caller.flush()
+            await caller.transport.wait_readable()
+            continue
+        if not data:
+            raise Gone(Outcome.PROBE)
+        received = True
+        for event in caller.greeting.receive_data(data, trio.current_time()):
+            match event:
+                case RequestHeaders():
+                    return event
+                case NotHttp2(kind=kind):
+                    await _not_http2(caller, kind)
+                case _:
+                    pass
+        await caller.flush()
+
+
+async def _not_http2(caller: Caller, kind: PeerKind) -> None:
+    answer = {PeerKind.HTTP1: HTTP1_ANSWER, PeerKind.TLS: TLS_ALERT, PeerKind.OTHER: b""}[kind]
+    outcome = {
+        PeerKind.HTTP1: Outcome.HTTP1,
+        PeerKind.TLS: Outcome.TLS_ON_PLAIN_PORT,
+        PeerKind.OTHER: Outcome.NOT_HTTP2,
+    }[kind]
+    await caller.transport.send_all(answer)
+    await caller.transport.close_gracefully()
+    raise Gone(outcome)

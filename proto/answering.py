@@ -1,0 +1,211 @@
+"""An HTTP/2 connection that the daemon answers itself, from its first byte to its last, on the h2 library. Sans-IO.
+
+It is fed the greeting's transcript and then whatever comes; h2 speaks for itself (SETTINGS, ACKs, windows). Answers wait
+here for the client's windows, a bounded few bytes a stream. What the client breaks ends in GreetingError, with h2's
+GOAWAY ready to be sent.
+"""
+
+import dataclasses
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import h2.settings
+
+from bentpipe.proto import limits
+from bentpipe.proto.errors import ErrorCode, GreetingError
+from bentpipe.proto.events import HeaderList
+from bentpipe.proto.grpc_status import GrpcStatus, encode_grpc_message
+
+CONTENT_TYPE = (b"content-type", b"application/grpc")
+
+Field = tuple[bytes, bytes]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """A complete request."""
+
+    stream_id: int
+    headers: HeaderList
+    body: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CallEnded:
+    """The client gave a stream up."""
+
+    stream_id: int
+
+
+@dataclasses.dataclass(slots=True)
+class _Stream:
+    headers: HeaderList
+    body: bytearray = dataclasses.field(default_factory=bytearray)
+    request_ended: bool = False
+    answered: bool = False
+    unsent: bytearray = dataclasses.field(default_factory=bytearray)
+    trailers: list[Field] | None = None
+    ending: bool = False
+
+
+class Answering:
+    """One connection, our side of it."""
+
+    def __init__(self) -> None:
+        self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
+        self._h2.local_settings = h2.settings.Settings(
+            client=False,
+            initial_values={
+                h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: limits.ANSWERED_STREAMS,
+                h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: limits.HEADER_LIST_BYTES,
+            },
+        )
+        self._h2.initiate_connection()
+        self._streams: dict[int, _Stream] = {}
+        self._tokens = float(limits.ANSWERED_BURST)
+        self._at_s = 0.0
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the client said GOAWAY."""
+        return self._ended
+
+    @property
+    def last_stream(self) -> int:
+        """The highest stream that the client opened; 0 if none."""
+        return self._h2.highest_inbound_stream_id
+
+    def data_to_send(self) -> bytes:
+        """Take what there is to say."""
+        return self._h2.data_to_send()
+
+    def receive_data(self, data: bytes, now_s: float) -> list[Call | CallEnded]:
+        """Read on. Raises GreetingError; `data_to_send` then has the GOAWAY."""
+        self._tokens = min(
+            float(limits.ANSWERED_BURST), self._tokens + max(0.0, now_s - self._at_s) * limits.ANSWERED_PER_S
+        )
+        self._at_s = now_s
+        out: list[Call | CallEnded] = []
+        try:
+            for event in self._h2.receive_data(data):
+                self._event(event, out)
+        except h2.exceptions.ProtocolError as exc:
+            raise GreetingError(ErrorCode(exc.error_code), str(exc)) from exc
+        return out
+
+    def _event(self, event: h2.events.Event, out: list[Call | CallEnded]) -> None:
+        match event:
+            case h2.events.RequestReceived(stream_id=stream_id, headers=headers):
+                self._pay()
+                self._streams[stream_id] = _Stream(tuple((bytes(n), bytes(v)) for n, v in headers))
+            case h2.events.DataReceived(stream_id=stream_id, data=data, flow_controlled_length=size):
+                if not data:
+                    self._pay()
+                if size:
+                    self._h2.acknowledge_received_data(size, stream_id)
+                stream = self._streams.get(stream_id)
+                if stream is not None and not stream.ending:
+                    stream.body += data
+                    if len(stream.body) > limits.ANSWERED_MESSAGE_BYTES:
+                        self.finish(stream_id, GrpcStatus.RESOURCE_EXHAUSTED, "over the limit ANSWERED_MESSAGE_BYTES")
+            case h2.events.StreamEnded(stream_id=stream_id):
+                stream = self._streams.get(stream_id)
+                if stream is not None:
+                    stream.request_ended = True
+                    if not stream.ending:
+                        out.append(Call(stream_id, stream.headers, bytes(stream.body)))
+            case h2.events.StreamReset(stream_id=stream_id):
+                self._pay()
+                if self._streams.pop(stream_id, None) is not None:
+                    out.append(CallEnded(stream_id))
+            case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
+                self._pay()
+                for stream_id in list(self._streams):
+                    self._push(stream_id)
+            case h2.events.PingReceived() | h2.events.PriorityUpdated() | h2.events.UnknownFrameReceived():
+                self._pay()
+            case h2.events.ConnectionTerminated():
+                self._ended = True
+            case _:
+                pass
+
+    def _pay(self) -> None:
+        self._tokens -= 1
+        if self._tokens < 0:
+            self.close(ErrorCode.ENHANCE_YOUR_CALM)
+            raise GreetingError(ErrorCode.ENHANCE_YOUR_CALM, "over the limit ANSWERED_PER_S", "ANSWERED_PER_S")
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    def unsent(self, stream_id: int) -> bool:
+        """Whether an answer still waits for the client's windows."""
+        stream = self._streams.get(stream_id)
+        return stream is not None and bool(stream.unsent)
+
+    def send_message(self, stream_id: int, message: bytes) -> None:
+        """Send one length-prefixed message. Like all answers, nothing happens if the stream is gone."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.ending:
+            return
+        if not stream.answered:
+            stream.answered = True
+            self._h2.send_headers(stream_id, [(b":status", b"200"), CONTENT_TYPE])
+        stream.unsent += message
+        self._push(stream_id)
+
+    def finish(self, stream_id: int, status: GrpcStatus, message: str = "") -> None:
+        """End a call with its status: in trailers, or alone if nothing was answered (gRPC Trailers-Only)."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.ending:
+            return
+        trailers: list[Field] = [(b"grpc-status", b"%d" % status)]
+        if message:
+            trailers.append((b"grpc-message", encode_grpc_message(message)))
+        stream.trailers = trailers if stream.answered else [(b":status", b"200"), CONTENT_TYPE, *trailers]
+        stream.answered = stream.ending = True
+        self._push(stream_id)
+
+    def send_text(self, stream_id: int, http_status: int, text: bytes) -> None:
+        """Answer in plain HTTP what is no gRPC request."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.ending:
+            return
+        stream.answered = stream.ending = True
+        self._h2.send_headers(
+            stream_id,
+            [
+                (b":status", b"%d" % http_status),
+                (b"content-type", b"text/plain"),
+                (b"content-length", b"%d" % len(text)),
+            ],
+        )
+        stream.unsent += text
+        self._push(stream_id)
+
+    def close(self, error_code: ErrorCode = ErrorCode.NO_ERROR) -> None:
+        """Say GOAWAY; no more answers after that."""
+        self._streams.clear()
+        self._ended = True
+        self._h2.close_connection(int(error_code), last_stream_id=self.last_stream)
+
+    def _push(self, stream_id: int) -> None:
+        stream = self._streams[stream_id]
+        while stream.unsent:
+            room = min(self._h2.local_flow_control_window(stream_id), self._h2.max_outbound_frame_size)
+            if room <= 0:
+                return
+            part = bytes(stream.unsent[:room])
+            del stream.unsent[:room]
+            last = stream.ending and stream.trailers is None and not stream.unsent
+            self._h2.send_data(stream_id, part, end_stream=last)
+        if not stream.ending:
+            return
+        if stream.trailers is not None:
+            self._h2.send_headers(stream_id, stream.trailers, end_stream=True)
+        if not stream.request_ended:
+            # The rest of the request is not awaited (RFC 9113 §8.1).
+            self._h2.reset_stream(stream_id, int(ErrorCode.NO_ERROR))
+        del self._streams[stream_id]

@@ -1,0 +1,60 @@
+"""grpc.health.v1 on the wire: its two messages in protobuf, and gRPC's length prefix (doc/health-checking.md)."""
+
+import enum
+
+SERVICE_PATH = "/grpc.health.v1.Health/"
+PREFIX_BYTES = 5
+"""gRPC's Length-Prefixed-Message: a compressed flag and four bytes of length (doc/PROTOCOL-HTTP2.md)."""
+SERVICE_FIELD = 0x0A
+"""HealthCheckRequest.service: field 1, length-delimited."""
+STATUS_FIELD = 0x08
+"""HealthCheckResponse.status: field 1, varint."""
+
+
+class ServingStatus(enum.IntEnum):
+    """HealthCheckResponse.ServingStatus."""
+
+    UNKNOWN = 0
+    SERVING = 1
+    NOT_SERVING = 2
+    SERVICE_UNKNOWN = 3
+
+
+class HealthError(Exception):
+    """The request is not one HealthCheckRequest; `str()` is for the client."""
+
+
+def encode_response(status: ServingStatus) -> bytes:
+    """One message, with its prefix. Zero is a default, which protobuf leaves out."""
+    message = bytes((STATUS_FIELD, status)) if status else b""
+    return b"\0" + len(message).to_bytes(4) + message
+
+
+def decode_request(body: bytes) -> str:
+    """Read the name of the service from the one message of a request. Raises HealthError."""
+    if len(body) < PREFIX_BYTES or len(body) - PREFIX_BYTES != int.from_bytes(body[1:PREFIX_BYTES]):
+        raise HealthError("the request must be exactly one message")
+    if body[0]:
+        raise HealthError("the message is compressed, and no compression was agreed on")
+    rest, service = body[PREFIX_BYTES:], b""
+    while rest:
+        # Any other field is one of a later version, whose meaning we could not honour.
+        if rest[0] != SERVICE_FIELD:
+            raise HealthError("the message is no HealthCheckRequest")
+        length, rest = _varint(rest[1:])
+        if length > len(rest):
+            raise HealthError("the message is cut off")
+        service, rest = rest[:length], rest[length:]
+    try:
+        return service.decode()
+    except UnicodeDecodeError as exc:
+        raise HealthError("the name of the service is not UTF-8") from exc
+
+
+def _varint(data: bytes) -> tuple[int, bytes]:
+    value = 0
+    for at, byte in enumerate(data[:4]):
+        value |= (byte & 0x7F) << 7 * at
+        if not byte & 0x80:
+            return value, data[at + 1 :]
+    raise HealthError("the message is cut off")

@@ -1,0 +1,165 @@
+"""Every combination of the sources: who may be combined with what, and that nothing weak overrules anything."""
+
+import datetime
+import hashlib
+import itertools
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from bentpipe.config.model import CertificateSection, TokenSection
+from bentpipe.daemon.edge.admission import Admission
+from bentpipe.daemon.edge.identity import Certificates, Identities, TlsIdentity, parse_server_name, subject_names
+from bentpipe.daemon.errors import BentpipeError, InvalidMetadata, NoSuchSatellite, Unauthenticated
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.proto.request import MetadataError, RouteRequest, parse_request
+
+DOMAIN = "sat.example"
+ONE, TWO = SatelliteKey("acme", "one"), SatelliteKey("acme", "two")
+
+
+def certificate(*names: x509.GeneralName) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ci.example")])
+    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now)
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+KNOWN = certificate(x509.DNSName("CI.example"))
+PINNED = certificate(x509.DNSName("laptop.example"))
+BOTH = certificate(x509.DNSName("ci.example"), x509.RFC822Name("dev@example.com"))
+STRANGER = certificate(x509.DNSName("stranger.example"))
+
+
+def hashed(secret: bytes) -> str:
+    return "sha256:" + hashlib.sha256(secret).hexdigest()
+
+
+@pytest.fixture
+def identities() -> Identities:
+    tokens = [
+        TokenSection(name="all", hash=hashed(b"all"), grants=("acme/*",)),
+        TokenSection(name="two-only", hash=hashed(b"two"), grants=("acme/two",)),
+    ]
+    certificates = [
+        CertificateSection(name="ci", san="DNS:ci.example", grants=("acme/one",)),
+        CertificateSection(name="dev", san="EMAIL:dev@example.com", grants=("acme/*",)),
+        CertificateSection(name="laptop", fingerprint=hashed(PINNED), grants=("acme/*",)),
+    ]
+    return Identities(Admission(tokens), Certificates(certificates))
+
+
+def outcome(
+    identities: Identities, metadata: SatelliteKey | None, sni: str | None, token: str | None, der: bytes | None
+) -> SatelliteKey | type[BentpipeError]:
+    request = RouteRequest("/s/m", None if metadata is None else (metadata.org, metadata.name), token)
+    try:
+        claim = identities.identify(request, TlsIdentity(sni, der), DOMAIN)
+        identities.authorize(claim)
+    except BentpipeError as exc:
+        return type(exc)
+    return claim.key
+
+
+DESTINATIONS = {
+    (None, None): InvalidMetadata,
+    (None, "edge.example"): InvalidMetadata,
+    (ONE, None): ONE,
+    (ONE, "edge.example"): ONE,
+    (None, "one.acme.sat.example"): ONE,
+    (ONE, "one.acme.sat.example"): ONE,
+    (TWO, "one.acme.sat.example"): InvalidMetadata,
+}
+PROOFS = {
+    (None, None): Unauthenticated,
+    (None, STRANGER): Unauthenticated,
+    (None, KNOWN): ONE,
+    (None, PINNED): ONE,
+    (None, BOTH): Unauthenticated,
+    ("all", None): ONE,
+    ("all", STRANGER): ONE,
+    ("all", KNOWN): ONE,
+    ("two", None): NoSuchSatellite,
+    ("two", KNOWN): NoSuchSatellite,
+    ("wrong", None): Unauthenticated,
+    ("wrong", KNOWN): Unauthenticated,
+    ("wrong", PINNED): Unauthenticated,
+    ("", KNOWN): Unauthenticated,
+}
+
+
+@pytest.mark.parametrize(("destination", "proof"), [*itertools.product(DESTINATIONS, PROOFS)])
+def test_every_combination(
+    identities: Identities, destination: tuple[SatelliteKey | None, str | None], proof: tuple[str | None, bytes | None]
+) -> None:
+    expected = DESTINATIONS[destination]
+    if expected is ONE:
+        expected = PROOFS[proof]
+    assert outcome(identities, *destination, *proof) == expected
+
+
+def test_a_certificate_for_one_satellite_does_not_reach_another(identities: Identities) -> None:
+    assert outcome(identities, TWO, None, None, KNOWN) is NoSuchSatellite
+    assert outcome(identities, TWO, None, "all", KNOWN) is NoSuchSatellite
+
+
+def test_the_claim_names_everybody(identities: Identities) -> None:
+    claim = identities.identify(RouteRequest("/s/m", ("acme", "one"), "all"), TlsIdentity(None, KNOWN), None)
+    assert claim.who == "all+ci"
+
+
+@pytest.mark.parametrize(
+    ("server_name", "key"),
+    [
+        ("one.acme.sat.example", ONE),
+        ("One.ACME.Sat.Example.", ONE),
+        ("acme.sat.example", None),
+        ("a.one.acme.sat.example", None),
+        ("sat.example", None),
+        ("one.acme.sat.example.evil.example", None),
+        ("one.acmesat.example", None),
+        (".acme.sat.example", None),
+        ("one..sat.example", None),
+        (None, None),
+    ],
+)
+def test_server_names(server_name: str | None, key: SatelliteKey | None) -> None:
+    assert parse_server_name(server_name, DOMAIN) == key
+    assert parse_server_name(server_name, None) is None
+
+
+@pytest.mark.parametrize("der", [b"", b"\x30\x82", certificate()])
+def test_a_certificate_without_names_has_none(der: bytes) -> None:
+    assert subject_names(der) == set()
+
+
+def test_kinds_of_names() -> None:
+    der = certificate(x509.DNSName("A.example"), x509.UniformResourceIdentifier("spiffe://A"), x509.RFC822Name("D@e.f"))
+    assert subject_names(der) == {"DNS:a.example", "URI:spiffe://A", "EMAIL:D@e.f"}
+
+
+def test_bearer_is_read_as_the_token() -> None:
+    headers = ((b":method", b"POST"), (b":path", b"/s/m"))
+    assert parse_request((*headers, (b"authorization", b"Bearer t"))).token == "t"
+    assert parse_request((*headers, (b"authorization", b"bearer t"), (b"satellite_token", b"t"))).token == "t"
+    assert parse_request((*headers, (b"authorization", b"Basic dDp0"))).token is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ((b"authorization", b"Bearer a"), (b"satellite_token", b"b")),
+        ((b"authorization", b"Bearer a"), (b"authorization", b"Bearer a")),
+        ((b"satellite_name", b"one"),),
+        ((b"satellite_org", b"acme"),),
+        ((b"satellite_token", "é".encode()),),
+    ],
+)
+def test_metadata_that_cannot_be_used(fields: tuple[tuple[bytes, bytes], ...]) -> None:
+    with pytest.raises(MetadataError):
+        parse_request(((b":method", b"POST"), (b":path", b"/s/m"), *fields))

@@ -1,0 +1,237 @@
+"""curl, h2load and a scripted client, which send HEADERS without waiting for SETTINGS, to servers strict about ACKs.
+
+The ACK of the SETTINGS that we spoke must never reach a satellite, which did not send them: nghttpd and Go's net/http end
+the connection over it, as the first test shows of them.
+"""
+
+import hashlib
+import re
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import hpack
+import pytest
+
+from bentpipe.daemon.demo.edge_host import ORG, EdgeHost
+
+from builds import Missing, program
+from in_process import EMPTY_SETTINGS, PREFACE, frames_of
+from kinds import satellite_command
+
+SETTINGS_ACK = b"\x00\x00\x00\x04\x01\x00\x00\x00\x00"
+DATA, HEADERS, SETTINGS, GOAWAY = 0, 1, 4, 7
+STRICT = ["nghttpd", "strict"]
+NGHTTPD = ("nghttpd", "--no-tls", "--echo-upload", "-a", "127.0.0.1", "{port}")
+DEADLINE_S = 30.0
+
+
+def needed(name: str) -> str:
+    try:
+        return program(name)
+    except Missing as exc:
+        pytest.skip(str(exc))
+
+
+def strict_command(kind: str) -> tuple[str, ...]:
+    if kind == "nghttpd":
+        needed("nghttpd")
+        return NGHTTPD
+    command = satellite_command(kind)
+    if command is None:
+        pytest.skip("the Go peer cannot be built here")
+    return command
+
+
+def fields(edge: EdgeHost, satellite: str) -> list[tuple[str, str]]:
+    return [("satellite_name", satellite), ("satellite_org", ORG), ("satellite_token", edge.token)]
+
+
+def flags(edge: EdgeHost, satellite: str) -> list[str]:
+    return [part for name, value in fields(edge, satellite) for part in ("-H", f"{name}: {value}")]
+
+
+def request_block(path: str, extra: list[tuple[str, str]]) -> bytes:
+    pseudo = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "edge")]
+    return hpack.Encoder().encode([*pseudo, *extra])
+
+
+def frame(kind: int, flags_: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3) + bytes((kind, flags_)) + stream.to_bytes(4) + payload
+
+
+class Scripted:
+    """A client that says what the test says, frame by frame."""
+
+    def __init__(self, port: int, edge: EdgeHost | None = None) -> None:
+        self._sock = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S)
+        if edge is not None:
+            context = ssl.create_default_context(cadata=edge.ca_pem.decode())
+            context.set_alpn_protocols(["h2"])
+            self._sock = context.wrap_socket(self._sock, server_hostname="localhost")
+        self._received = b""
+
+    def __enter__(self) -> "Scripted":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._sock.close()
+
+    def send(self, *parts: bytes) -> None:
+        self._sock.sendall(b"".join(parts))
+
+    def until(self, kind: int, count: int = 1) -> list[tuple[int, int, int, bytes]]:
+        """Read on to the `count`th frame of a kind since the start. Returns all frames; fails if the stream ends."""
+        while sum(f[0] == kind for f in self.frames()) < count:
+            data = self._sock.recv(1 << 16)
+            assert data, f"ended after {self.frames()}"
+            self._received += data
+        return self.frames()
+
+    def frames(self) -> list[tuple[int, int, int, bytes]]:
+        """Every complete frame so far."""
+        found = frames_of(self._received)
+        used = sum(9 + len(f[3]) for f in found)
+        return found if used <= len(self._received) else found[:-1]
+
+
+@pytest.mark.parametrize("kind", STRICT)
+def test_these_servers_do_punish_an_ack_that_they_did_not_ask_for(kind: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [part.replace("{port}", str(port)) for part in strict_command(kind)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(3000):
+                try:
+                    client = Scripted(port)
+                    break
+                except ConnectionRefusedError:
+                    continue
+            with client:
+                client.send(PREFACE, EMPTY_SETTINGS, SETTINGS_ACK, SETTINGS_ACK)
+                client.until(GOAWAY)
+        finally:
+            server.kill()
+
+
+@pytest.mark.parametrize("kind", STRICT)
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("ack", ["before", "with", "after-answer"])
+def test_the_ack_is_taken_out_wherever_it_comes(
+    edge: EdgeHost, asleep: Callable[[str], str], kind: str, held: bool, ack: str
+) -> None:
+    strict_command(kind)
+    block = request_block("/echo", fields(edge, asleep(kind) if held else kind))
+    first = frame(HEADERS, 4, 1, block) + frame(DATA, 1, 1, b"first")
+    second = frame(HEADERS, 4, 3, request_block("/echo", [])) + frame(DATA, 1, 3, b"second")
+    with Scripted(edge.port, edge) as client:
+        client.send(PREFACE, EMPTY_SETTINGS)
+        assert client.until(SETTINGS)[0] == (SETTINGS, 0, 0, b""), "ours are empty"
+        if ack == "before":
+            client.send(SETTINGS_ACK, first)
+        elif ack == "with":
+            client.send(first, SETTINGS_ACK)
+        else:
+            client.send(first)
+            client.until(DATA)
+            client.send(SETTINGS_ACK)
+        # The satellite's own SETTINGS, and the ACK that they are owed.
+        client.until(SETTINGS, 2)
+        client.send(SETTINGS_ACK, second)
+        while True:
+            bodies = {s: b"".join(p for k, _, t, p in client.frames() if (k, t) == (DATA, s)) for s in (1, 3)}
+            if bodies == {1: b"first", 3: b"second"}:
+                break
+            client.until(DATA, sum(k == DATA for k, *_ in client.frames()) + 1)
+        assert GOAWAY not in {kind for kind, *_ in client.frames()}
+
+
+@pytest.mark.parametrize("kind", STRICT)
+@pytest.mark.parametrize("held", [False, True])
+def test_curl(edge: EdgeHost, asleep: Callable[[str], str], tmp_path: Path, kind: str, held: bool) -> None:
+    strict_command(kind)
+    (tmp_path / "ca.pem").write_bytes(edge.ca_pem)
+    body = bytes(range(256)) * 4000
+    (tmp_path / "body").write_bytes(body)
+    done = subprocess.run(
+        [
+            needed("curl"),
+            "-sS",
+            "--http2",
+            "--cacert",
+            tmp_path / "ca.pem",
+            "--data-binary",
+            f"@{tmp_path / 'body'}",
+            *flags(edge, asleep(kind) if held else kind),
+            "-w",
+            "%{stderr}%{http_version} %{http_code}",
+            f"https://localhost:{edge.port}/echo",
+        ],
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert done.stderr.decode() == "2 200"
+    assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(body).digest()
+
+
+@pytest.mark.parametrize("kind", ["grpcio", "grpclib", "grpc-go"])
+def test_curl_speaks_grpc(edge: EdgeHost, tmp_path: Path, kind: str) -> None:
+    if satellite_command(kind) is None:
+        pytest.skip("the Go peer cannot be built here")
+    (tmp_path / "ca.pem").write_bytes(edge.ca_pem)
+    message = b"\0\0\0\0\5hello"
+    done = subprocess.run(
+        [
+            needed("curl"),
+            "-sS",
+            "--http2",
+            "--cacert",
+            tmp_path / "ca.pem",
+            "--data-binary",
+            "@-",
+            *flags(edge, kind),
+            "-H",
+            "content-type: application/grpc",
+            "-H",
+            "te: trailers",
+            f"https://localhost:{edge.port}/bentpipe.demo.Satellite/Echo",
+        ],
+        input=message,
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert done.stdout == message
+
+
+@pytest.mark.parametrize("kind", STRICT)
+@pytest.mark.parametrize("held", [False, True])
+def test_h2load(edge: EdgeHost, asleep: Callable[[str], str], tmp_path: Path, kind: str, held: bool) -> None:
+    strict_command(kind)
+    (tmp_path / "body").write_bytes(b"x" * 1000)
+    done = subprocess.run(
+        [
+            needed("h2load"),
+            "-n",
+            "2000",
+            "-c",
+            "10",
+            "-m",
+            "10",
+            "-d",
+            tmp_path / "body",
+            *flags(edge, asleep(kind) if held else kind),
+            f"https://localhost:{edge.port}/echo",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", done.stdout)
+    assert counts is not None
+    assert counts.groups() == ("2000", "0", "0"), done.stdout

@@ -1,0 +1,55 @@
+"""The clients and the satellites of the matrix, by name. Those that cannot be had here skip their tests, and say why."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from builds import Missing, go_peer, js_client
+from child_clients import go_client, node_client
+from clients import Client, GrpcioClient, GrpclibClient
+
+HERE = Path(__file__).parent
+
+CLIENTS: dict[str, Callable[..., Client]] = {
+    "grpcio": GrpcioClient,
+    "grpclib": GrpclibClient,
+    "grpc-go": go_client,
+    "grpc-js": node_client,
+}
+CLIENT_KINDS = list(CLIENTS)
+SERVER_KINDS = ["grpcio", "grpclib", "grpc-go"]
+
+
+def or_skip(make: Callable[..., Client], *arguments: object, **options: object) -> Client:
+    """Call `make`, or skip the test with the reason why the peer is missing."""
+    try:
+        return make(*arguments, **options)
+    except Missing as exc:
+        pytest.skip(str(exc))
+
+
+def satellite_command(kind: str) -> tuple[str, ...] | None:
+    """The command line of a satellite, None if it cannot be had here."""
+    try:
+        return {
+            "grpcio": lambda: (sys.executable, "-P", "-m", "bentpipe.daemon.demo.satellite", "{port}"),
+            "grpclib": lambda: (sys.executable, "-P", str(HERE / "grpclib_satellite.py"), "{port}"),
+            "grpc-go": lambda: (go_peer(), "server", "{port}"),
+            "strict": lambda: (go_peer(), "strict", "{port}"),
+        }[kind]()
+    except Missing:
+        return None
+
+
+def available_clients() -> list[str]:
+    """The clients that can be had here."""
+    found = ["grpcio", "grpclib"]
+    for kind, build in (("grpc-go", go_peer), ("grpc-js", js_client)):
+        try:
+            build()
+        except Missing:
+            continue
+        found.append(kind)
+    return found
