@@ -116,7 +116,10 @@ bool bp__direction_in_flight(const struct direction *direction);
 void bp__fail(bp_splice *splice, enum leg_id leg, int result);
 
 /* splice.c */
-void bp__splice_run(struct bp_thread *thread, bp_splice *splice);
+/* Pumps the directions in the mask (bit 0: from the client), then looks what follows for the splice. */
+#define FROM(leg) (1u << (leg))
+#define BOTH (FROM(CLIENT) | FROM(SATELLITE))
+void bp__splice_run(struct bp_thread *thread, bp_splice *splice, unsigned directions);
 void bp__splice_adopt(struct bp_thread *thread, bp_splice *splice);
 void bp__splice_event(struct bp_thread *thread, bp_splice *splice, enum leg_id leg, uint32_t events);
 void bp__splice_end(struct bp_thread *thread, bp_splice *splice, enum bp_reason reason, int error);

@@ -258,5 +258,9 @@ enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
             return PUMP_FAILED;
         }
         consider_stream(t, d, from, to, (size_t)got);
+        /* A short read has emptied the socket: epoll, which is level-triggered, tells of more and of FIN. (OpenSSL may
+         * hold more itself, so TLS is read until it wants more.) */
+        if (!from->tls && !d->streaming && (size_t)got < SCRATCH_BYTES)
+            return PUMP_BLOCKED;
     }
 }

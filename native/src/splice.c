@@ -70,9 +70,11 @@ static void end_broken(struct bp_thread *t, bp_splice *s) {
     bp__splice_end(t, s, (enum bp_reason)reason, error);
 }
 
-void bp__splice_run(struct bp_thread *t, bp_splice *s) {
+void bp__splice_run(struct bp_thread *t, bp_splice *s, unsigned directions) {
     bool more = false;
     for (int id = CLIENT; id <= SATELLITE; id++) {
+        if (!(directions & FROM(id)))
+            continue;
         enum pump_result r = bp__pump(t, s, (enum leg_id)id);
         if (r == PUMP_FAILED) {
             end_broken(t, s);
@@ -104,7 +106,7 @@ void bp__splice_run(struct bp_thread *t, bp_splice *s) {
 void bp__splice_event(struct bp_thread *t, bp_splice *s, enum leg_id id, uint32_t events) {
     if (atomic_load_explicit(&s->reason, memory_order_relaxed) != BP_LIVE)
         return;
-    const struct direction *out = &s->direction[id];
+    const struct direction *out = &s->direction[id], *in = &s->direction[1 - id]; /* from, and to, this leg */
     bool reads = !out->eof && !bp__direction_in_flight(out);
     /* A broken leg that nobody reads now would be reported again and again: end it here. One that is read reports its
      * error by the read, behind the last bytes. */
@@ -116,7 +118,13 @@ void bp__splice_event(struct bp_thread *t, bp_splice *s, enum leg_id id, uint32_
         end_broken(t, s);
         return;
     }
-    bp__splice_run(t, s);
+    /* A system call that an event does not ask for is a third of the price of a small message. */
+    unsigned directions = 0;
+    if (events & (EPOLLIN | EPOLLHUP | EPOLLERR))
+        directions |= FROM(id) | (in->write_wants_read ? FROM(1 - id) : 0);
+    if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
+        directions |= FROM(1 - id) | (out->read_wants_write ? FROM(id) : 0);
+    bp__splice_run(t, s, directions);
 }
 
 void bp__splice_adopt(struct bp_thread *t, bp_splice *s) {
@@ -126,7 +134,7 @@ void bp__splice_adopt(struct bp_thread *t, bp_splice *s) {
         t->splices->previous = s;
     t->splices = s;
     atomic_store(&s->last_activity_ms, t->now_ms);
-    bp__splice_run(t, s);
+    bp__splice_run(t, s, BOTH);
 }
 
 static bool unacknowledged(int fd) {
@@ -184,7 +192,7 @@ void bp__splice_tick(struct bp_thread *t, bp_splice *s) {
     uint64_t last_ms = atomic_load_explicit(&s->last_activity_ms, memory_order_relaxed);
     if (s->direction[CLIENT].starved || s->direction[SATELLITE].starved) {
         s->direction[CLIENT].starved = s->direction[SATELLITE].starved = false;
-        bp__splice_run(t, s);
+        bp__splice_run(t, s, BOTH);
         if (atomic_load_explicit(&s->reason, memory_order_relaxed) != BP_LIVE)
             return;
     }

@@ -65,7 +65,7 @@ static void take_mailbox(struct bp_thread *t, struct grave *grave) {
             bp__splice_end(t, s, BP_ABORTED, 0);
         } else if (atomic_load(&s->give_back) && !s->giving_back) {
             s->giving_back = true;
-            bp__splice_run(t, s);
+            bp__splice_run(t, s, BOTH);
         }
         if (ended(s))
             bury(grave, s);
@@ -80,7 +80,7 @@ static void run_ready(struct bp_thread *t, struct grave *grave) {
         bp_splice *next = s->ready_next;
         s->ready = false;
         if (!ended(s)) {
-            bp__splice_run(t, s);
+            bp__splice_run(t, s, BOTH);
             if (ended(s))
                 bury(grave, s);
         }

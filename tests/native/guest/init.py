@@ -37,7 +37,8 @@ def main() -> None:
     try:
         mount("proc", "/proc")
         mount("sysfs", "/sys")
-        mount("tmpfs", "/tmp")
+        (folder / "tmp").mkdir(exist_ok=True)
+        mount("tmpfs", str(folder / "tmp"))  # not over /tmp: the project may be in it
         for module in os.environ["GUEST_MODULES"].split(","):
             load(module)
         with socket.socket() as sock:
@@ -46,7 +47,12 @@ def main() -> None:
             done = subprocess.run(
                 [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", *os.environ["GUEST_TESTS"].split(",")],
                 cwd=os.environ["GUEST_ROOT"],
-                env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/tmp", "BENTPIPE_GUEST": "1"},
+                env={
+                    "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",
+                    "HOME": str(folder / "tmp"),
+                    "TMPDIR": str(folder / "tmp"),
+                    "BENTPIPE_GUEST": "1",
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

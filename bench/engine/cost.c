@@ -1,0 +1,128 @@
+/* What one message through the engine costs its thread, without anything of HTTP/2 or Python: MODE SIZE COUNT KIND.
+ *
+ * KIND `echo`: a message goes to the satellite and one of the same size comes back, COUNT times.
+ * KIND `stream`: COUNT messages go one way, as fast as the reader takes them.
+ * Prints: microseconds of the engine thread's CPU per message, wall microseconds per message, spliced share.
+ */
+#include "bp.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+static void die(const char *what) {
+    perror(what);
+    exit(1);
+}
+
+static void pair(int ends[2]) {
+    struct sockaddr_in name = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t bytes = sizeof name;
+    int listener = socket(AF_INET, SOCK_STREAM, 0), on = 1;
+    if (bind(listener, (struct sockaddr *)&name, bytes) || listen(listener, 1) ||
+        getsockname(listener, (struct sockaddr *)&name, &bytes))
+        die("listen");
+    ends[0] = socket(AF_INET, SOCK_STREAM, 0);
+    if (connect(ends[0], (struct sockaddr *)&name, bytes) || (ends[1] = accept(listener, NULL, NULL)) < 0)
+        die("connect");
+    setsockopt(ends[0], IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    close(listener);
+}
+
+static void put(int fd, const char *data, size_t bytes) {
+    while (bytes) {
+        ssize_t n = send(fd, data, bytes, MSG_NOSIGNAL);
+        if (n <= 0)
+            die("send");
+        data += n;
+        bytes -= (size_t)n;
+    }
+}
+
+static void take(int fd, char *data, size_t bytes) {
+    while (bytes) {
+        ssize_t n = recv(fd, data, bytes, 0);
+        if (n <= 0)
+            die("recv");
+        bytes -= (size_t)n;
+    }
+}
+
+struct work {
+    int fd;
+    size_t bytes;
+    unsigned long count;
+};
+
+static void *send_stream(void *argument) {
+    const struct work *work = argument;
+    char *data = calloc(1, work->bytes);
+    for (unsigned long i = 0; i < work->count; i++)
+        put(work->fd, data, work->bytes);
+    free(data);
+    return NULL;
+}
+
+static uint64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+int main(int argc, char **argv) {
+    if (argc != 5)
+        die("usage: cost off|auto|always SIZE COUNT echo|stream");
+    struct bp_options options = {.threads = 1,
+                                 .splice = strcmp(argv[1], "off") == 0    ? BP_SPLICE_OFF
+                                           : strcmp(argv[1], "auto") == 0 ? BP_SPLICE_AUTO
+                                                                          : BP_SPLICE_ALWAYS};
+    size_t bytes = strtoul(argv[2], NULL, 10);
+    unsigned long count = strtoul(argv[3], NULL, 10);
+    int client[2], satellite[2];
+    bp_engine *engine;
+    bp_splice *splice;
+    char *data = calloc(1, bytes);
+    struct bp_statistics statistics;
+    uint64_t cpu_before, cpu_after;
+    pair(client);
+    pair(satellite);
+    if (!data || bp_engine_new(&options, &engine) < 0 ||
+        bp_engine_splice(engine, client[1], NULL, satellite[1], NULL, &splice) < 0 ||
+        bp_engine_thread_cpu_ns(engine, 0, &cpu_before) < 0)
+        die("engine");
+    uint64_t start = now_ns();
+    if (strcmp(argv[4], "echo") == 0) {
+        for (unsigned long i = 0; i < count; i++) {
+            put(client[0], data, bytes);
+            take(satellite[0], data, bytes);
+            put(satellite[0], data, bytes);
+            take(client[0], data, bytes);
+        }
+    } else {
+        struct work work = {client[0], bytes, count};
+        pthread_t sender;
+        pthread_create(&sender, NULL, send_stream, &work);
+        for (unsigned long i = 0; i < count; i++)
+            take(satellite[0], data, bytes);
+        pthread_join(sender, NULL);
+    }
+    uint64_t took = now_ns() - start;
+    if (bp_engine_thread_cpu_ns(engine, 0, &cpu_after) < 0)
+        die("cpu");
+    bp_engine_statistics(engine, &statistics);
+    printf("%.3f %.3f %.3f\n", (double)(cpu_after - cpu_before) / 1e3 / (double)count,
+           (double)took / 1e3 / (double)count,
+           (double)statistics.spliced_bytes / (double)(statistics.spliced_bytes + statistics.copied_bytes));
+    bp_engine_free(engine);
+    close(client[0]);
+    close(satellite[0]);
+    free(data);
+    return 0;
+}

@@ -1,0 +1,77 @@
+"""What a message costs the engine's thread by copy and by splice, at each size: the ground of the pump's thresholds.
+
+    python -P bench/engine_cost.py                    modes off, auto and always, interleaved
+    python -P bench/engine_cost.py --against REV      this tree and another revision, mode auto, interleaved
+
+Prints medians of ROUNDS interleaved repetitions; CPU is the engine thread's own (getrusage would add the load's).
+"""
+
+import argparse
+import statistics
+import subprocess
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = ROOT / "bench" / "engine" / "cost.c"
+FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2")
+ROUNDS = 7
+ECHO_SIZES = (128, 1024, 4096, 16384)
+STREAM_SIZES = (1024, 4096, 16384, 65536, 1 << 20)
+STREAM_BYTES = 400_000_000
+ECHO_COUNT = 10_000
+
+
+def build(native: Path, output: Path) -> Path:
+    """Compile the measuring program with the engine's sources in `native`."""
+    sources = [str(path) for path in sorted((native / "src").glob("*.c"))]
+    include = f"-I{native / 'include'}"
+    libraries = ["-lssl", "-lcrypto", "-lpthread"]
+    subprocess.run(["gcc", *FLAGS, include, str(PROGRAM), *sources, *libraries, "-o", str(output)], check=True)
+    return output
+
+
+def at_revision(revision: str, folder: Path) -> Path:
+    """The folder native/ as it is in `revision`."""
+    archive = subprocess.run(["git", "archive", revision, "native"], cwd=ROOT, check=True, capture_output=True).stdout
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
+    return folder / "native"
+
+
+def measure(program: Path, mode: str, size: int, kind: str) -> tuple[float, float, float]:
+    """One run. Returns CPU and wall microseconds per message, and the spliced share."""
+    count = ECHO_COUNT if kind == "echo" else max(1, min(200_000, STREAM_BYTES // size))
+    arguments = [str(program), mode, str(size), str(count), kind]
+    done = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    cpu_us, wall_us, spliced = (float(each) for each in done.stdout.split())
+    return cpu_us, wall_us, spliced
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description="cost of a message on the engine's thread")
+    parser.add_argument("--against", help="a git revision")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        here = build(ROOT / "native", Path(folder) / "here")
+        variants = {mode: (here, mode) for mode in ("off", "auto", "always")}
+        if arguments.against:
+            there = build(at_revision(arguments.against, Path(folder)), Path(folder) / "there")
+            variants = {"here": (here, "auto"), arguments.against: (there, "auto")}
+        cases = [("echo", size) for size in ECHO_SIZES] + [("stream", size) for size in STREAM_SIZES]
+        print("| case | " + " | ".join(f"{name}: CPU us (wall us, spliced)" for name in variants) + " |")
+        print("| --- |" + " ---: |" * len(variants))
+        for kind, size in cases:
+            seen: dict[str, list[tuple[float, float, float]]] = {name: [] for name in variants}
+            for _ in range(ROUNDS):
+                for name, (program, mode) in variants.items():
+                    seen[name].append(measure(program, mode, size, kind))
+            cells = [
+                "{:.2f} ({:.2f}, {:.0%})".format(*(statistics.median(column) for column in zip(*runs, strict=True)))
+                for runs in seen.values()
+            ]
+            print(f"| {kind} {size} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
