@@ -23,6 +23,13 @@ sanitize: setup
 soak: setup peers
 	$(BIN)/pytest -m slow
 
+# The greeting, for FUZZ_S seconds; what it finds stays in build/fuzz and is where the next run begins.
+FUZZ_S ?= 600
+fuzz: setup
+	mkdir -p build/fuzz
+	$(BIN)/python -P tests/fuzz/fuzz_greeting.py -max_total_time=$(FUZZ_S) -max_len=8192 -artifact_prefix=build/fuzz/ \
+	    build/fuzz tests/corpus
+
 # The matrix' peers in Go and JavaScript; what cannot be built is said, and its tests are skipped.
 peers: setup
 	$(BIN)/python -P tests/peers/builds.py

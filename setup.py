@@ -23,6 +23,7 @@ PACKAGES = {
 PICTURE = ["pillow>=10.1"]
 TEST = [
     *PICTURE,
+    'atheris>=2.3; platform_machine == "x86_64" and python_version < "3.14"',
     "grpcio>=1.60",
     "grpclib>=0.4.7",
     "hypothesis>=6.100",

@@ -335,7 +335,8 @@ def _decode(block: bytes) -> HeaderList:
     except hpack.OversizedHeaderListError as exc:
         raise _over("HEADER_LIST_BYTES") from exc
     except hpack.HPACKError as exc:
-        raise GreetingError(ErrorCode.COMPRESSION_ERROR, str(exc)) from exc
+        # hpack's own words can hold an address in our memory, and these go to the client.
+        raise GreetingError(ErrorCode.COMPRESSION_ERROR, "the header block cannot be decoded") from exc
     if len(fields) > limits.HEADER_FIELDS:
         raise _over("HEADER_FIELDS")
     return fields

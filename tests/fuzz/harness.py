@@ -1,0 +1,84 @@
+"""What is fuzzed, without the fuzzer: one input, every parser of the wire that a stranger reaches, and what must hold.
+
+Only GreetingError may come out; nothing is kept that did not come; no limit of memory is passed; how the bytes are cut
+does not matter.
+"""
+
+import contextlib
+
+from bentpipe.proto import limits
+from bentpipe.proto.answering import Answering, Call
+from bentpipe.proto.errors import GreetingError
+from bentpipe.proto.events import NotHttp2, RequestHeaders
+from bentpipe.proto.frames import EMPTY_SETTINGS, PREFACE
+from bentpipe.proto.greeting import Greeting
+from bentpipe.proto.grpc_status import GrpcStatus
+from bentpipe.proto.health import HealthError, decode_request
+from bentpipe.proto.refusal import Responder
+from bentpipe.proto.request import MetadataError, parse_request
+
+READ_BYTES = 16 * 1024
+"""As much as the edge reads at once, by which memory may pass a limit."""
+
+
+def greet(flights: list[bytes], size: int) -> tuple[list[object], str, bytes]:
+    """Feed flights in pieces of `size`. Returns the events, how it ended, and what we said."""
+    greeting = Greeting()
+    events: list[object] = []
+    said, end = b"", "open"
+    try:
+        for flight in flights:
+            for at in range(0, len(flight), size):
+                if NotHttp2 not in map(type, events):  # the edge reads no further either
+                    events += greeting.receive_data(flight[at : at + size], 0.0)
+                    said += greeting.data_to_send()
+            greeting.end_of_first_flight()
+    except GreetingError as exc:
+        # What came before the error in one piece is not told: the connection ends either way.
+        end, events = str(exc), []
+        Responder(greeting).goaway(exc)
+    else:
+        Responder(greeting).refuse(GrpcStatus.UNAVAILABLE, "fuzzed")
+        sent = b"".join(flights)
+        kept = greeting.take_all()
+        assert len(kept) <= len(sent)
+        assert len(kept) <= limits.TRANSCRIPT_BYTES + READ_BYTES
+        if greeting.awaiting_ack:
+            greeting.ack_filter().receive_data(b"")
+    for event in events:
+        if isinstance(event, RequestHeaders):
+            assert sum(len(n) + len(v) + 32 for n, v in event.headers) <= limits.HEADER_LIST_BYTES
+            with contextlib.suppress(MetadataError):
+                parse_request(event.headers)
+    return events, end, said + greeting.data_to_send()
+
+
+def answer(data: bytes) -> None:
+    """Feed a connection that we answer ourselves."""
+    answering = Answering()
+    try:
+        for call in answering.receive_data(data, 0.0):
+            if isinstance(call, Call):
+                try:
+                    decode_request(call.body)
+                except HealthError:
+                    answering.finish(call.stream_id, GrpcStatus.INVALID_ARGUMENT)
+                answering.send_text(call.stream_id, 405, b"no")
+    except GreetingError:
+        pass
+    answering.data_to_send()
+
+
+def one_input(data: bytes) -> None:
+    """What the fuzzer calls. The first byte chooses the cut and whether the preface is given for free."""
+    if not data:
+        return
+    choice, rest = data[0], data[1 : 1 + READ_BYTES]
+    if choice & 1:
+        rest = PREFACE + EMPTY_SETTINGS + rest
+    cut = len(rest) * (choice >> 2) // 64
+    flights = [rest[:cut], rest[cut:]]
+    whole = greet(flights, READ_BYTES)
+    if choice & 2:
+        assert greet(flights, 1 + (choice >> 4)) == whole, "how the bytes are cut made a difference"
+    answer(rest)
