@@ -13,7 +13,7 @@ from bench.session import Session, run_load
 
 QUESTION = "added_latency"
 TITLE = "Added latency of a unary call on a warm connection"
-SHOWN = ("p50_us", "p99_us", "p99.9_us", "cpu_us_per_request")
+SHOWN = ("p50_us", "p99_us", "p99.9_us", "cpu_us_per_request", "user_us_per_request")
 KNEE_CONNECTIONS = 64
 
 
@@ -80,6 +80,7 @@ def _measure(session: Session, peer: Peer, case: Case, rate: float) -> None:
         "p99_us": result.quantile_us(0.99),
         "p99.9_us": result.quantile_us(0.999),
         "cpu_us_per_request": done.per_request_us(),
+        "user_us_per_request": done.cpu.user_s / max(done.report.answered, 1) * 1e6,
         "rate": phase.rate,
         "failed": float(result.failed),
     }

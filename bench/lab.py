@@ -5,6 +5,7 @@ itself, one worker each, so that its CPU seconds and its knee are those of one c
 """
 
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -90,6 +91,8 @@ class Lab:
 
     def __enter__(self) -> Self:
         build_programs()
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self.directory = Path(tempfile.mkdtemp(prefix="bentpipe-bench-"))
         # Workers that give up root (nginx) still read their files.
         self.directory.chmod(0o755)

@@ -15,7 +15,15 @@ from bench.environment import describe
 from bench.lab import BENCH, Lab
 from bench.session import FULL, QUICK, Session
 
-QUESTIONS = ("added_latency",)
+QUESTIONS = (
+    "added_latency",
+    "cost_of_bytes",
+    "new_connections",
+    "idle_connections",
+    "wakes",
+    "control_plane_noise",
+    "overload",
+)
 
 
 def main() -> None:

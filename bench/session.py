@@ -29,8 +29,8 @@ class Effort:
     repetitions: int
 
 
-QUICK = Effort(quick=True, seconds=0.5, repetitions=2)
-FULL = Effort(quick=False, seconds=1.2, repetitions=3)
+QUICK = Effort(quick=True, seconds=0.2, repetitions=3)
+FULL = Effort(quick=False, seconds=0.8, repetitions=3)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,28 +10,39 @@ from collections.abc import Iterable
 from pathlib import Path
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-SETTLE_S = 1.0
+SETTLE_S = 0.5
 """Before memory is read: what was freed by RCU and per-core caches has then come back."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cpu:
-    """CPU seconds."""
+    """CPU seconds: the scheduler's exact count, shared out between user and system as the clock tick sampled them."""
 
-    user_s: float
-    system_s: float
+    total_s: float
+    user_sampled_s: float
+    system_sampled_s: float
 
     @property
-    def total_s(self) -> float:
-        """Both."""
-        return self.user_s + self.system_s
+    def user_s(self) -> float:
+        """In the process's own code."""
+        sampled = self.user_sampled_s + self.system_sampled_s
+        return self.total_s * (self.user_sampled_s / sampled if sampled else 0.5)
+
+    @property
+    def system_s(self) -> float:
+        """In the kernel."""
+        return self.total_s - self.user_s
 
     def __sub__(self, other: "Cpu") -> "Cpu":
-        return Cpu(self.user_s - other.user_s, self.system_s - other.system_s)
+        return Cpu(
+            self.total_s - other.total_s,
+            self.user_sampled_s - other.user_sampled_s,
+            self.system_sampled_s - other.system_sampled_s,
+        )
 
 
 def cpu_used(pids: Iterable[int]) -> Cpu:
-    """CPU used so far by these processes: split by the clock tick's samples, summed by the scheduler's exact count."""
+    """CPU used so far by these processes and their threads."""
     user = system = exact = 0.0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -39,9 +50,7 @@ def cpu_used(pids: Iterable[int]) -> Cpu:
         system += int(fields[12]) * TICK_S
         for task in Path(f"/proc/{pid}/task").iterdir():
             exact += int((task / "schedstat").read_text().split()[0]) / 1e9
-    sampled = user + system
-    share = user / sampled if sampled else 0.5
-    return Cpu(exact * share, exact * (1 - share))
+    return Cpu(exact, user, system)
 
 
 def resident_bytes(pids: Iterable[int]) -> int:

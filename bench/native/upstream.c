@@ -1,7 +1,7 @@
 /* The upstream of every measurement: an HTTP/2 gRPC server of one thread that decodes nothing but frames.
  *
  * `upstream PORT [--cpu N] [--boot SECONDS] [--mark FILE] [--tls CHAIN_AND_KEY]`. With --mark it writes the moment when it listens
- * (CLOCK_MONOTONIC, ns) to FILE. Commands stand in the requests' bodies: see wire.h.
+ * (CLOCK_MONOTONIC, ns) to the end of FILE. Commands stand in the requests' bodies: see wire.h.
  */
 #include "upstream.h"
 
@@ -131,7 +131,7 @@ int main(int argc, char **argv)
         return 1;
     }
     if (mark) {
-        FILE *file = fopen(mark, "w");
+        FILE *file = fopen(mark, "a");
         if (file) {
             fprintf(file, "%llu\n", (unsigned long long)now_ns());
             fclose(file);
