@@ -8,7 +8,7 @@ C_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Wshadow -Werro
 PACKAGES := daemon native config proto
 BENCH_PYTHON := PYTHONPATH=build/bench $(BIN)/python -P
 
-.PHONY: demo test check format lock bench bench-quick setup clean
+.PHONY: demo test check format lock bench bench-quick bench-report bench-compare setup clean
 
 demo: setup
 	$(BIN)/bentpipe demo
@@ -61,6 +61,14 @@ lock:
 # The figures, beside HAProxy, nginx and Envoy; what cannot be had is said in the results. BENCH_ARGS: see bench/run.py.
 bench bench-quick: setup build/stamp.bench
 	$(BENCH_PYTHON) -m bench.run $(if $(filter bench-quick,$@),--quick) $(BENCH_ARGS)
+	$(BENCH_PYTHON) -m bench.report
+
+bench-report: setup
+	$(BENCH_PYTHON) -m bench.report
+
+# The Python parts of this tree against those of another revision, interleaved, with a rank test.
+bench-compare: setup
+	$(BENCH_PYTHON) -m bench.compare $(BASE)
 
 build/stamp.bench: bench/system-packages
 	bash bench/system-packages
