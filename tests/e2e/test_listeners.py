@@ -1,7 +1,9 @@
 """Every way in: IPv4, IPv6, both at once, plaintext h2c, sockets and watchdog of the service manager."""
 
 import contextlib
+import dataclasses
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -60,10 +62,21 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
     made.close()
 
 
+@dataclasses.dataclass
+class Running:
+    """The daemon, and the lines of its log; complete once it has ended."""
+
+    process: subprocess.Popen[str]
+    words: list[str]
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+
 @contextlib.contextmanager
 def serving(
     folder: Path, manager: Manager, listener: str, fd: int | None = None, **environment: str
-) -> Iterator[subprocess.Popen[str]]:
+) -> Iterator[Running]:
     config = folder / "bentpipe.toml"
     config.write_text(CONFIG.format(listener=listener))
     command = [*SERVE, str(config)]
@@ -83,7 +96,7 @@ def serving(
     reader.start()
     try:
         manager.wait("READY=1")
-        yield process
+        yield Running(process, words)
     finally:
         process.terminate()
         code = process.wait(60)
@@ -160,6 +173,19 @@ def test_certificates_are_read_again_on_sighup_and_a_bad_one_changes_nothing(tmp
         credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
         with grpc.secure_channel(f"ipv4:127.0.0.1:{port}", credentials) as channel:
             assert channel.unary_unary("/bentpipe.demo.Satellite/Echo")(b"x", metadata=METADATA, timeout=30) == b"x"
+
+
+def test_every_end_is_counted_and_told_on_sigusr1(tmp_path: Path, manager: Manager) -> None:
+    port = free_port("127.0.0.1")
+    with serving(tmp_path, manager, f'address = "127.0.0.1:{port}"') as process:
+        echo(f"ipv4:127.0.0.1:{port}")
+        process.send_signal(signal.SIGUSR1)
+    told = [json.loads(line) for line in process.words if "statistics" in line]
+    assert len(told) == 2, "on the signal, and at the end of the drain"
+    assert told[0]["accepted"] == 1
+    assert told[-1]["outcomes"] == {"spliced": 1}
+    assert sum(told[-1]["splice_ends"].values()) == 1
+    assert told[-1]["engine"]["copied_bytes"] > 0
 
 
 def test_the_watchdog_is_fed_and_the_end_announced(tmp_path: Path, manager: Manager) -> None:

@@ -6,8 +6,10 @@ The tests of kTLS need a kernel with TLS; where there is none they are skipped h
 import hashlib
 import os
 import select
+import shutil
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -244,3 +246,64 @@ def test_the_switch_turns_it_off(authority: Authority) -> None:
     assert wire.kernel is Ktls.NONE
     assert wire.transfer(wire.satellite, wire.client) == 0
     wire.close()
+
+
+@pytest.mark.parametrize("ktls", [Ktls.NONE, pytest.param(USABLE, marks=needs_ktls)], ids=["userspace", "kernel"])
+@pytest.mark.parametrize("update", ["k", "K"], ids=["own key", "both keys"])
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl program, the client that updates its keys")
+def test_a_key_update_is_followed_or_ends_the_connection_in_words(
+    authority: Authority, update: str, ktls: Ktls
+) -> None:
+    """RFC 8446 §4.6.3. Userspace follows it; a kernel that cannot re-key must not go on with wrong bytes."""
+    server = TlsServerContext(*authority.issue("localhost"))
+    if ktls:
+        server.enable_ktls()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = subprocess.Popen(
+            ["openssl", "s_client", "-connect", f"127.0.0.1:{listener.getsockname()[1]}", "-tls1_3", "-no_ign_eof"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        far, _ = listener.accept()
+    assert client.stdin
+    assert client.stdout
+    far.setblocking(False)
+    tls = TlsConnection(server, far.fileno())
+    complete(tls.do_handshake, far)
+    engine = Engine(EngineOptions(threads=1, ktls=ktls))
+    satellite, near = pair()
+    engine.splice(Leg(far.detach(), tls), Leg(near.detach(), None))
+
+    def say(words: str) -> None:
+        assert client.stdin
+        client.stdin.write(words.encode())
+        client.stdin.flush()
+
+    say("before\n")
+    assert satellite.recv(100) == b"before\n"
+    say(f"{update}\n")
+    assert client.stderr
+    assert any(line == b"KEYUPDATE\n" for line in client.stderr), "a command is a read of its own: wait for it"
+    for number in range(3):
+        answer = f"answer {number}\n".encode()
+        say(f"after {number}\n")
+        received = satellite.recv(100)
+        if not received:
+            assert ktls, "userspace TLS must follow"
+            assert ended(engine).reason in (EndReason.CLIENT_TLS_ERROR, EndReason.CLIENT_RESET)
+            break
+        assert received == f"after {number}\n".encode()
+        satellite.sendall(answer)
+        for line in client.stdout:
+            if line == answer:
+                break
+        else:
+            assert ktls, "userspace TLS must follow"
+            break
+    for pipe in (client.stdin, client.stdout, client.stderr):
+        pipe.close()
+    client.terminate()
+    client.wait()
+    satellite.close()
+    engine.close()

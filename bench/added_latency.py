@@ -1,0 +1,88 @@
+"""Added latency: what a proxy adds to a small call on a warm connection, at rates that every native peer can carry.
+
+Open loop: latency counts from the moment when a call was meant to be sent. The rates are shares of the knee, the lowest
+closed-loop throughput of the native peers, so that all are asked the same and none is saturated; the Python proxy is
+asked the same and may be. What is published is the difference to `direct` at the same rate.
+"""
+
+import dataclasses
+
+from bench.load import LoadSpec, Phase
+from bench.peers.base import WIRES, Peer, Wire
+from bench.session import Session, run_load
+
+QUESTION = "added_latency"
+TITLE = "Added latency of a unary call on a warm connection"
+SHOWN = ("p50_us", "p99_us", "p99.9_us", "cpu_us_per_request", "user_us_per_request")
+KNEE_CONNECTIONS = 64
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Case:
+    """One table row."""
+
+    wire: Wire
+    echo_bytes: int
+    connections: int
+    percent: int
+
+
+FULL_CASES = [
+    Case(wire, echo_bytes, connections, percent)
+    for wire in WIRES
+    for echo_bytes, connections, percents in (
+        (128, 1, (10, 30, 50, 70)),
+        (128, 64, (10, 30, 50, 70)),
+        (4096, 64, (10, 50)),
+    )
+    for percent in percents
+]
+QUICK_CASES = [Case(wire, 128, *rest) for wire in WIRES for rest in ((1, 10), (64, 50))]
+
+
+def run(session: Session) -> None:
+    """Find the knees, then measure."""
+    cases = QUICK_CASES if session.effort.quick else FULL_CASES
+    with session.running() as peers:
+        knees = {key: _knee(session, peers, *key) for key in sorted({(case.wire, case.echo_bytes) for case in cases})}
+
+        def measure(peer: Peer, case: Case) -> None:
+            if case.wire in peer.wires:
+                _measure(session, peer, case, knees[case.wire, case.echo_bytes] * case.percent / 100)
+
+        session.interleave(peers, cases, measure)
+
+
+def _knee(session: Session, peers: list[Peer], wire: Wire, echo_bytes: int) -> float:
+    rates = []
+    for peer in peers:
+        if wire not in peer.wires or peer.kind in ("limit", "python"):
+            continue
+        spec = LoadSpec(
+            "closed", (Phase(0, session.effort.seconds),), connections=KNEE_CONNECTIONS, echo_bytes=echo_bytes
+        )
+        report = run_load(session.lab, peer, wire, spec).report
+        rates.append(report.answered / report.elapsed_s)
+        case = {"wire": wire, "bytes": echo_bytes}
+        session.record("knee", peer.name, {**case}, {"requests_per_s": rates[-1], "failed": report.failed})
+    return min(rates, default=1000.0)
+
+
+def _measure(session: Session, peer: Peer, case: Case, rate: float) -> None:
+    phase = Phase(round(rate, 1), session.effort.seconds)
+    spec = LoadSpec(
+        "rate", (phase,), connections=case.connections, echo_bytes=case.echo_bytes, seed=len(session.samples)
+    )
+    done = run_load(session.lab, peer, case.wire, spec)
+    result = done.report.phases[0]
+    values = {
+        "p50_us": result.quantile_us(0.5),
+        "p99_us": result.quantile_us(0.99),
+        "p99.9_us": result.quantile_us(0.999),
+        "cpu_us_per_request": done.per_request_us(),
+        "user_us_per_request": done.cpu.user_s / max(done.report.answered, 1) * 1e6,
+        "rate": phase.rate,
+        "failed": float(result.failed),
+    }
+    row = {"wire": case.wire, "bytes": case.echo_bytes, "connections": case.connections, "load": f"{case.percent} %"}
+    session.record(QUESTION, peer.name, {**row}, values, {"latency_ns": result.latency})

@@ -1,0 +1,143 @@
+"""What must be true, computed from results: one line a claim, whichever way it falls."""
+
+import dataclasses
+import statistics
+from collections.abc import Iterator
+from typing import Literal
+
+from bench.peers.base import WIRES, Wire
+from bench.peers.catalogue import L7_NAMES
+from bench.results import Results
+from bench.session import CaseValue
+
+Case = dict[str, CaseValue]
+LATENCY, BYTES, NEW, IDLE = "added_latency", "cost_of_bytes", "new_connections", "idle_connections"
+OURS, TCP, PYTHON = "bentpipe", "haproxy tcp", "python uvloop"
+FIRST_REQUEST_MS = 20.0
+FLOOR_KIB = 0.1
+FLOOR_US = 10.0
+"""Two runs of the same thing differ by as much on a quiet machine: an added latency below it counts as this."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Claim:
+    """A figure and the limit it must keep; `low` and `high` are its range over cases."""
+
+    number: int
+    text: str
+    figure: float
+    low: float
+    high: float
+    side: Literal["at most", "at least"]
+    limit: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the median does."""
+        return self.figure <= self.limit if self.side == "at most" else self.figure >= self.limit
+
+
+def _claim(
+    number: int, text: str, figures: list[float], side: Literal["at most", "at least"], limit: float
+) -> Iterator[Claim]:
+    if figures:
+        yield Claim(number, text, statistics.median(figures), min(figures), max(figures), side, limit)
+
+
+def all_claims(results: Results) -> list[Claim]:
+    """Every claim for which there are samples."""
+    return [
+        *_latency(results),
+        *_bytes(results),
+        *_new_connections(results),
+        *_idle(results),
+        *_python(results),
+    ]
+
+
+def _added(results: Results, peer: str, value: str, case: Case) -> float | None:
+    proxied = results.median(LATENCY, peer, value, case)
+    direct = results.median(LATENCY, "direct", value, case)
+    return None if proxied is None or direct is None else max(proxied - direct, FLOOR_US)
+
+
+def _latency(results: Results) -> Iterator[Claim]:
+    for wire in WIRES:
+        cases = [dict(case) for case in results.cases(LATENCY) if dict(case)["wire"] == wire]
+        for value, name in (("p50_us", "p50"), ("p99_us", "p99")):
+            to_tcp, to_l7 = [], []
+            for case in cases:
+                ours, tcp = (_added(results, peer, value, case) for peer in (OURS, TCP))
+                best = min((x for x in (_added(results, p, value, case) for p in L7_NAMES) if x), default=None)
+                if ours is not None and tcp is not None:
+                    to_tcp.append(ours / tcp)
+                if ours is not None and best is not None:
+                    to_l7.append(ours / best)
+            yield from _claim(1, f"added latency, {name}, {wire}: to HAProxy mode tcp", to_tcp, "at most", 1.0)
+            yield from _claim(1, f"added latency, {name}, {wire}: to the best L7 peer", to_l7, "at most", 0.5)
+
+
+def _ratios(results: Results, question: str, value: str, wire: Wire, peers: tuple[str, ...]) -> list[float]:
+    """Ours to the least of `peers`, case by case."""
+    found = []
+    for key in results.cases(question):
+        case = dict(key)
+        ours = results.median(question, OURS, value, case)
+        others = [results.median(question, peer, value, case) for peer in peers]
+        known = [other for other in others if other]
+        if case.get("wire") == wire and ours is not None and known:
+            found.append(ours / min(known))
+    return found
+
+
+def _bytes(results: Results) -> Iterator[Claim]:
+    for wire, peers, name, limit in (
+        ("plain", (TCP,), "HAProxy mode tcp without splice", 1.0),
+        ("plain", L7_NAMES, "the best L7 peer", 0.5),
+        ("tls", L7_NAMES, "the best L7 peer", 0.8),
+    ):
+        ratios = _ratios(results, BYTES, "cpu_s_per_gb", "tls" if wire == "tls" else "plain", peers)
+        yield from _claim(2, f"CPU seconds per GB, {wire}: to {name}", ratios, "at most", limit)
+
+
+def _new_connections(results: Results) -> Iterator[Claim]:
+    case: Case = {"wire": "tls", "resumption": "no"}
+    for value, name in (("connections_per_s", "as measured"), ("per_core_second", "per second of CPU")):
+        ours, envoy = (results.median(NEW, peer, value, case) for peer in (OURS, "envoy"))
+        ratio = [ours / envoy] if ours and envoy else []
+        yield from _claim(3, f"new TLS connections, {name}: to Envoy", ratio, "at least", 1 / 3)
+    waits = results.values(NEW, OURS, "half_rate_p99_ms", case)
+    yield from _claim(3, "p99 of the first request at half the rate, in ms", waits, "at most", FIRST_REQUEST_MS)
+
+
+def _idle(results: Results) -> Iterator[Claim]:
+    for wire in WIRES:
+        for peer in (TCP, "haproxy http"):
+            whole, process = [], []
+            for key in results.cases(IDLE):
+                case = dict(key)
+                ours, theirs = _memory(results, OURS, case), _memory(results, peer, case)
+                if case["wire"] == wire and ours is not None and theirs is not None:
+                    process.append(ours[0] / max(theirs[0], FLOOR_KIB))
+                    whole.append(max(sum(ours), FLOOR_KIB) / max(sum(theirs), FLOOR_KIB))
+            text = f"memory per idle connection, {wire}"
+            yield from _claim(4, f"{text}, with the kernel's: to {peer}", whole, "at most", 1.0)
+            yield from _claim(4, f"{text}, the process alone: to {peer}", process, "at most", 1.0)
+
+
+def _memory(results: Results, peer: str, case: Case) -> tuple[float, float] | None:
+    process = results.median(IDLE, peer, "process_kib", case)
+    kernel = results.median(IDLE, peer, "kernel_kib", case)
+    return None if process is None or kernel is None else (process, kernel)
+
+
+def _python(results: Results) -> Iterator[Claim]:
+    for wire in WIRES:
+        for question, value, name in (
+            (LATENCY, "cpu_us_per_request", "CPU per request"),
+            (LATENCY, "user_us_per_request", "user CPU per request"),
+            (BYTES, "cpu_s_per_gb", "CPU per GB"),
+            (BYTES, "user_s_per_gb", "user CPU per GB"),
+        ):
+            ratios = [1 / ratio for ratio in _ratios(results, question, value, wire, (PYTHON,)) if ratio]
+            yield from _claim(5, f"{name}, {wire}: the Python proxy's to ours", ratios, "at least", 5.0)

@@ -1,0 +1,93 @@
+"""Cost of bytes: what moving a gigabyte costs a proxy, in time, CPU seconds and system calls, up and down.
+
+Streams of 64 KiB messages, each end checking every byte. CPU is the proxy's own, user and system; system calls are
+counted in runs of their own, since counting them slows the proxy down. Where the kernel has no TLS, bentpipe's TLS path
+is OpenSSL on the engine's thread: the results' environment says which it was (`ktls`).
+"""
+
+import dataclasses
+from typing import Literal
+
+from bench.lab import LabError
+from bench.load import LoadSpec, Phase
+from bench.peers.base import WIRES, Peer, Wire
+from bench.peers.catalogue import all_peers
+from bench.peers.ours import Bentpipe
+from bench.session import Session, run_load
+from bench.usage import SyscallCount
+
+QUESTION = "cost_of_bytes"
+TITLE = "Cost of bytes"
+SHOWN = ("cpu_s_per_gb", "user_s_per_gb", "system_s_per_gb", "gb_per_s", "syscalls_per_gb")
+STREAM_MESSAGES = 256
+"""Of 64 KiB: a stream of 16 MiB, then the next one on the same connection."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Case:
+    """One table row."""
+
+    wire: Wire
+    task: Literal["download", "upload"]
+    connections: int
+
+    def row(self) -> dict[str, str | int | float]:
+        """How the results name it."""
+        return {"wire": self.wire, "direction": self.task, "connections": self.connections}
+
+
+TASKS: tuple[Literal["download", "upload"], ...] = ("download", "upload")
+QUICK_CASES = [Case(wire, task, 1) for wire in WIRES for task in TASKS]
+FULL_CASES = [Case(wire, task, connections) for wire in WIRES for task in TASKS for connections in (1, 8)]
+
+
+def run(session: Session) -> None:
+    """Measure the clocks, then the system calls."""
+    cases = QUICK_CASES if session.effort.quick else FULL_CASES
+    peers = [peer for peer in all_peers() if peer.name != "direct again"]
+    with session.running([*peers, Bentpipe("off"), Bentpipe("always")]) as peers:
+
+        def measure(peer: Peer, case: Case) -> None:
+            if case.wire in peer.wires:
+                _measure(session, peer, case)
+
+        session.interleave(peers, cases, measure)
+        reason = SyscallCount.missing()
+        if reason is not None:
+            session.absent["system calls"] = reason
+            return
+        for case in QUICK_CASES[:1] if session.effort.quick else QUICK_CASES:
+            for peer in peers:
+                if case.wire in peer.wires and peer.kind != "limit":
+                    _count(session, peer, case)
+
+
+def _spec(session: Session, case: Case) -> LoadSpec:
+    phases = (Phase(0, session.effort.seconds),)
+    return LoadSpec("closed", phases, connections=case.connections, task=case.task, messages=STREAM_MESSAGES)
+
+
+def _measure(session: Session, peer: Peer, case: Case) -> None:
+    done = run_load(session.lab, peer, case.wire, _spec(session, case))
+    gigabytes = max(done.report.moved_bytes, 1) / 1e9
+    values = {
+        "gb_per_s": gigabytes / done.report.elapsed_s,
+        "cpu_s_per_gb": done.cpu.total_s / gigabytes,
+        "user_s_per_gb": done.cpu.user_s / gigabytes,
+        "system_s_per_gb": done.cpu.system_s / gigabytes,
+        "failed": float(done.report.failed),
+    }
+    session.record(QUESTION, peer.name, case.row(), values)
+
+
+def _count(session: Session, peer: Peer, case: Case) -> None:
+    try:
+        with peer.load(session.lab, case.wire, _spec(session, case)) as load:
+            count = SyscallCount(peer.pids())
+            report = load.run()
+            calls = count.stop()
+    except LabError as exc:
+        session.absent[f"{peer.name}, system calls"] = str(exc)
+        return
+    gigabytes = max(report.moved_bytes, 1) / 1e9
+    session.record(QUESTION, peer.name, case.row(), {"syscalls_per_gb": sum(calls.values()) / gigabytes})

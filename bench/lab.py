@@ -1,0 +1,169 @@
+"""The place where everything is measured: built tools, one certificate, free ports, the upstream, a folder that goes.
+
+Two cores are all that is assumed: load generator and upstream share LOAD_CPU, and whatever is measured has PROXY_CPU for
+itself, one worker each, so that its CPU seconds and its knee are those of one core.
+"""
+
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import trustme
+
+BENCH = Path(__file__).resolve().parent
+BUILD = BENCH.parent / "build" / "bench"
+CPUS = sorted(os.sched_getaffinity(0))
+LOAD_CPU = CPUS[0]
+PROXY_CPU = CPUS[-1]
+ORG = "acme"
+SATELLITE = "bench"
+START_DEADLINE_S = 20.0
+STOP_DEADLINE_S = 10.0
+C_FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wshadow"]
+PROGRAMS = {
+    "upstream": ["wire.c", "link.c", "upstream.c", "upstream_stream.c"],
+    "load": [
+        "wire.c",
+        "link.c",
+        "client.c",
+        "client_open.c",
+        "client_message.c",
+        "histogram.c",
+        "options.c",
+        "load.c",
+    ],
+}
+
+
+class LabError(Exception):
+    """Something needed for a measurement could not be had; `str()` says what."""
+
+
+def build_programs() -> None:
+    """Compile the load generator and the upstream if they are older than their sources. Raises LabError."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    newest = max(path.stat().st_mtime for path in (BENCH / "native").iterdir())
+    for name, sources in PROGRAMS.items():
+        program = BUILD / name
+        if program.exists() and program.stat().st_mtime > newest:
+            continue
+        files = [str(BENCH / "native" / source) for source in sources]
+        result = subprocess.run(
+            ["gcc", *C_FLAGS, "-o", f"{program}.new", *files, "-lssl", "-lcrypto", "-lm"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            raise LabError(f"{name} does not compile:\n{result.stderr}")
+        Path(f"{program}.new").rename(program)
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on, outside the range that clients' ports come from."""
+    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in range(free_port_next[0], first_ephemeral):
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        free_port_next[0] = port + 1
+        return port
+    raise LabError("no free port is left")
+
+
+free_port_next = [20_000 + os.getpid() % 8_000]
+"""Where the next search begins: two labs on one machine rarely meet."""
+
+
+class Lab:
+    """Owns the folder, the certificate and the upstreams. Starts and ends every process of a measurement."""
+
+    def __enter__(self) -> Self:
+        build_programs()
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self.directory = Path(tempfile.mkdtemp(prefix="bentpipe-bench-"))
+        # Workers that give up root (nginx) still read their files.
+        self.directory.chmod(0o755)
+        authority = trustme.CA()
+        identity = authority.issue_cert("localhost", "127.0.0.1")
+        self.ca = self.directory / "ca.pem"
+        authority.cert_pem.write_to_path(str(self.ca))
+        self.certificate = self.directory / "cert.pem"
+        self.certificate.write_bytes(b"".join(blob.bytes() for blob in identity.cert_chain_pems))
+        self.key = self.directory / "key.pem"
+        identity.private_key_pem.write_to_path(str(self.key))
+        self.identity = self.directory / "identity.pem"
+        self.identity.write_bytes(self.certificate.read_bytes() + self.key.read_bytes())
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.upstream_port = free_port()
+        self.upstream = self.start("upstream", self.upstream_command(self.upstream_port), self.upstream_port)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for process in reversed(self._processes):
+            self.stop(process)
+        shutil.rmtree(self.directory)
+
+    def upstream_command(self, port: int | str, *arguments: str) -> list[str]:
+        """The upstream's argv; `port` may be a placeholder."""
+        return [str(BUILD / "upstream"), str(port), "--cpu", str(LOAD_CPU), *arguments]
+
+    def start(
+        self, name: str, command: Sequence[str], port: int | None, *, pass_fd: int | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a process and wait until it listens on `port`. Raises LabError with its last words."""
+        log_path = self.directory / f"{name}-{len(self._processes)}.log"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                pass_fds=() if pass_fd is None else (pass_fd,),
+                env={**os.environ, "HOME": str(self.directory)},
+            )
+        self._processes.append(process)
+        deadline = time.monotonic() + START_DEADLINE_S
+        while port is not None and not _accepts(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                self.stop(process)
+                raise LabError(f"{name} did not start: {log_path.read_text(errors='replace')[-600:]}")
+            time.sleep(0.02)
+        return process
+
+    def stop(self, process: subprocess.Popen[bytes]) -> None:
+        """End a process that `start` made."""
+        if process in self._processes:
+            self._processes.remove(process)
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(STOP_DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def pinned(command: Sequence[str]) -> list[str]:
+    """`command` on the core that what is measured has for itself."""
+    return ["taskset", "--cpu-list", str(PROXY_CPU), *command]
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,214 @@
+"""Runs the native load generator and reads its report. What its options mean stands in native/load.c."""
+
+import dataclasses
+import json
+import selectors
+import subprocess
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Literal, Self, cast
+
+from hdrh.histogram import HdrHistogram
+
+from bench.lab import BUILD, LOAD_CPU, LabError
+
+LOWEST_NS, HIGHEST_NS, DIGITS = 1, 300_000_000_000, 3
+"""The layout of native/histogram.h."""
+GRACE_S = 90.0
+"""On top of its phases: opening connections and draining."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Phase:
+    """So many requests a second (0: as many as the mode allows) for so long."""
+
+    rate: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """What to ask for; `port` and TLS come from the peer."""
+
+    mode: Literal["rate", "closed", "connect", "idle"]
+    phases: tuple[Phase, ...] = (Phase(0, 1),)
+    connections: int = 1
+    streams: int = 1
+    task: Literal["echo", "download", "upload"] = "echo"
+    echo_bytes: int = 128
+    messages: int = 1024
+    message_bytes: int = 65536
+    count: int = 0
+    drain_s: float = 5.0
+    seed: int = 1
+    wait_settings: bool = False
+    resume: bool = False
+    satellites: str = "bench"
+    satellite_count: int = 0
+    source_addresses: int = 1
+
+    def arguments(self) -> list[str]:
+        """The generator's own options."""
+        fields = dataclasses.asdict(self)
+        fields["phases"] = ",".join(f"{phase.rate!r}:{phase.seconds!r}" for phase in self.phases)
+        fields["drain"] = fields.pop("drain_s")
+        return [
+            word
+            for name, value in fields.items()
+            for word in (f"--{name.replace('_', '-')}", str(int(value) if isinstance(value, bool) else value))
+        ]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PhaseReport:
+    """What became of one phase's requests."""
+
+    rate: float
+    seconds: float
+    sent: int
+    outcomes: dict[str, int]
+    latency: HdrHistogram
+
+    @property
+    def answered(self) -> int:
+        """Requests whose answer came and had the right bytes."""
+        return self.outcomes["answered"]
+
+    @property
+    def failed(self) -> int:
+        """All the others."""
+        return self.sent - self.answered
+
+    def quantile_us(self, quantile: float) -> float:
+        """The latency of this quantile (0.99) in microseconds."""
+        return float(self.latency.get_value_at_percentile(quantile * 100)) / 1e3
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadReport:
+    """One run."""
+
+    phases: tuple[PhaseReport, ...]
+    lateness: HdrHistogram
+    elapsed_s: float
+    moved_bytes: int
+    resumed: int
+    begin_ns: int
+    first_answer_ns: int
+    last_answer_ns: int
+    cpu_s: float
+
+    @property
+    def answered(self) -> int:
+        """Over all phases."""
+        return sum(phase.answered for phase in self.phases)
+
+    @property
+    def failed(self) -> int:
+        """Over all phases."""
+        return sum(phase.failed for phase in self.phases)
+
+
+class Load:
+    """One process of the generator: warm when entered, measured by `run`, its connections open until left."""
+
+    def __init__(self, port: int, tls_ca: str | None, token: str, spec: LoadSpec) -> None:
+        self._spec = spec
+        self._command = [str(BUILD / "load"), "--port", str(port), "--cpu", str(LOAD_CPU), "--token", token]
+        self._command += [*(("--tls", tls_ca) if tls_ca else ()), *spec.arguments()]
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            self._line(GRACE_S)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._process.kill()
+        self._process.communicate()
+
+    def begin(self) -> None:
+        """Let it run; `report` collects."""
+        stdin = self._process.stdin
+        if stdin is not None:
+            stdin.write("\n")
+            stdin.flush()
+
+    def report(self) -> LoadReport:
+        """Wait for the end of the run. Raises LabError."""
+        return read_report(self._line(sum(p.seconds for p in self._spec.phases) + self._spec.drain_s + GRACE_S))
+
+    def run(self) -> LoadReport:
+        """Begin and report."""
+        self.begin()
+        return self.report()
+
+    def _line(self, deadline_s: float) -> str:
+        stdout = self._process.stdout
+        if stdout is None:
+            raise LabError("the load generator has no output")
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            if not selector.select(deadline_s):
+                self._process.kill()
+                raise LabError(f"the load generator said nothing for {deadline_s:g} s")
+        line = stdout.readline()
+        if not line:
+            _, words = self._process.communicate()
+            raise LabError(f"the load generator failed: {words.strip()}")
+        return line
+
+
+def read_report(line: str) -> LoadReport:
+    """Read the generator's one line of JSON."""
+    raw = json.loads(line)
+    phases = tuple(
+        PhaseReport(
+            float(phase["rate"]),
+            float(phase["seconds"]),
+            int(phase["sent"]),
+            {str(name): int(count) for name, count in phase["outcomes"].items()},
+            histogram_of(phase["latency_ns"]),
+        )
+        for phase in raw["phases"]
+    )
+    return LoadReport(
+        phases,
+        histogram_of(raw["lateness_ns"]),
+        float(raw["elapsed_s"]),
+        int(raw["moved_bytes"]),
+        int(raw["resumed"]),
+        int(raw["begin_ns"]),
+        int(raw["first_answer_ns"]),
+        int(raw["last_answer_ns"]),
+        float(raw["cpu_s"]),
+    )
+
+
+def histogram_of(counts: Sequence[Sequence[int]]) -> HdrHistogram:
+    """Fill an HdrHistogram from pairs of value (ns) and count."""
+    histogram = HdrHistogram(LOWEST_NS, HIGHEST_NS, DIGITS)
+    for value, count in counts:
+        histogram.record_value(value, count)
+    return histogram
+
+
+def encode(histogram: HdrHistogram) -> str:
+    """HdrHistogram's own compressed form, which its tools in every language read."""
+    return cast(bytes, histogram.encode()).decode()
+
+
+def merge(histograms: Sequence[HdrHistogram]) -> HdrHistogram:
+    """Add them up."""
+    whole = HdrHistogram(LOWEST_NS, HIGHEST_NS, DIGITS)
+    for histogram in histograms:
+        whole.add(histogram)
+    return whole

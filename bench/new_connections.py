@@ -1,0 +1,78 @@
+"""New connections: TLS handshake, first request and its answer, close; how many a second, and how long one takes.
+
+First closed loop, for the rate; then open loop at half of that rate, for the latency from the intended time of
+connecting. The client waits for the server's SETTINGS before its request, as grpc-go does, which is the dearest greeting
+that bentpipe has: two round trips. `per_core_second` is what a second of the peer's CPU is good for: the rate that its
+core could carry if the load generator's were not the limit.
+"""
+
+import dataclasses
+
+from bench.load import LoadSpec, Phase
+from bench.peers.base import Peer, Wire
+from bench.peers.ours import Bentpipe
+from bench.session import Session, run_load
+
+QUESTION = "new_connections"
+TITLE = "New connections"
+SHOWN = ("connections_per_s", "per_core_second", "half_rate_p50_ms", "half_rate_p99_ms", "resumed_share")
+WORKERS = 16
+POOL = 2000
+"""Connections that the open loop may have under way."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Case:
+    """One table row."""
+
+    wire: Wire
+    resume: bool
+
+
+CASES = [Case("tls", resume=False), Case("tls", resume=True), Case("plain", resume=False)]
+
+
+def run(session: Session) -> None:
+    """Measure every peer."""
+    with session.running() as peers:
+
+        def measure(peer: Peer, case: Case) -> None:
+            if case.wire in peer.wires:
+                _measure(session, peer, case)
+
+        session.interleave(peers, CASES, measure)
+
+
+def _measure(session: Session, peer: Peer, case: Case) -> None:
+    spec = LoadSpec(
+        "connect",
+        (Phase(0, session.effort.seconds),),
+        connections=WORKERS,
+        wait_settings=True,
+        resume=case.resume,
+        source_addresses=16,
+    )
+    threads = peer.thread_cpu_s() if isinstance(peer, Bentpipe) else {}
+    done = run_load(session.lab, peer, case.wire, spec)
+    answered = max(done.report.answered, 1)
+    rate = answered / done.report.elapsed_s
+    cpu_s = done.cpu.total_s / answered
+    values = {
+        "connections_per_s": rate,
+        "cpu_us_per_connection": cpu_s * 1e6,
+        "user_us_per_connection": done.cpu.user_s / answered * 1e6,
+        "resumed_share": done.report.resumed / answered,
+        "failed": float(done.report.failed),
+    }
+    if cpu_s:
+        values["per_core_second"] = 1 / cpu_s
+    if isinstance(peer, Bentpipe):
+        now = peer.thread_cpu_s()
+        values |= {f"{name}_us_per_connection": (now[name] - threads[name]) / answered * 1e6 for name in now}
+    half = dataclasses.replace(spec, connections=POOL, phases=(Phase(round(rate / 2, 1), session.effort.seconds),))
+    phase = run_load(session.lab, peer, case.wire, half).report.phases[0]
+    values["half_rate_p50_ms"] = phase.quantile_us(0.5) / 1e3
+    values["half_rate_p99_ms"] = phase.quantile_us(0.99) / 1e3
+    values["half_rate_failed"] = float(phase.failed)
+    row = {"wire": case.wire, "resumption": "offered" if case.resume else "no"}
+    session.record(QUESTION, peer.name, {**row}, values, {"half_rate_ns": phase.latency})

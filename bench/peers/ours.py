@@ -1,0 +1,64 @@
+"""bentpipe itself: the real daemon in a process of its own, with the lab's upstream program as its satellites."""
+
+import hashlib
+import json
+import secrets
+import sys
+from pathlib import Path
+from typing import Literal
+
+from bench.lab import SATELLITE, Lab
+from bench.peers.base import Peer
+
+NEVER = "24h"
+
+
+class Bentpipe(Peer):
+    """The daemon; `splice` chooses the engine's mode."""
+
+    def __init__(self, splice: Literal["auto", "off", "always"] = "auto") -> None:
+        name = "bentpipe" if splice == "auto" else f"bentpipe {splice}"
+        super().__init__(name, "bentpipe", f"greeting, admission, hand-off to the engine (splice = {splice})")
+        self._splice = splice
+        self.satellites: list[tuple[str, tuple[str, ...]]] = [(SATELLITE, ())]
+        """Names, and further arguments of the upstream that each one runs."""
+        self.sleep_after = NEVER
+        self.log_level = "warning"
+
+    def start(self, lab: Lab) -> None:
+        """Write the configuration and serve; the satellites sleep until the first client."""
+        self.choose_ports()
+        self.token = "bp_" + secrets.token_hex(32)
+        satellites = [
+            self.write_config(
+                lab,
+                "bentpipe_satellite.toml",
+                name=name,
+                sleep_after=self.sleep_after,
+                command=json.dumps(lab.upstream_command("{port}", *arguments)),
+            ).read_text()
+            for name, arguments in self.satellites
+        ]
+        config = self.write_config(
+            lab,
+            "bentpipe.toml",
+            splice=self._splice,
+            log_level=self.log_level,
+            token_hash=hashlib.sha256(self.token.encode()).hexdigest(),
+            satellites="\n".join(satellites),
+        )
+        command = [sys.executable, "-P", "-m", "bentpipe.daemon.service.cli", "serve", "--config", str(config)]
+        self.run_pinned(lab, command)
+
+    def is_worker(self, pid: int) -> bool:
+        """Its children are satellites."""
+        return False
+
+    def thread_cpu_s(self) -> dict[str, float]:
+        """CPU seconds so far of the control plane ("trio") and of the engine."""
+        used = {"trio": 0.0, "engine": 0.0}
+        pid = self.processes[0].pid
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            name = "trio" if task.name == str(pid) else "engine"
+            used[name] += int((task / "schedstat").read_text().split()[0]) / 1e9
+        return used

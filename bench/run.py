@@ -1,0 +1,61 @@
+"""Runs the bench: `make bench`, `make bench-quick`, or `python -m bench.run [--quick] [--only PEER] [QUESTION ...]`.
+
+Writes results/full.json or results/quick.json; `bench.report` makes the table and the pictures from it.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+import time
+from types import ModuleType
+
+from bench.environment import describe
+from bench.lab import BENCH, Lab
+from bench.session import FULL, QUICK, Session
+
+QUESTIONS = (
+    "added_latency",
+    "cost_of_bytes",
+    "new_connections",
+    "idle_connections",
+    "wakes",
+    "control_plane_noise",
+    "overload",
+)
+
+
+def main() -> None:
+    """Measure what was asked for and write the results."""
+    parser = argparse.ArgumentParser(description="bentpipe beside what a user would pick instead")
+    parser.add_argument("questions", nargs="*", choices=[*QUESTIONS, []], help="all, if none is named")
+    parser.add_argument("--quick", action="store_true", help="fewer cases, shorter: to see that all of it works")
+    parser.add_argument("--only", action="append", default=[], help="a peer's name; again for more")
+    parser.add_argument("--output", default=None, help="a name for the results instead of full or quick")
+    arguments = parser.parse_args()
+    questions: list[ModuleType] = [
+        importlib.import_module(f"bench.{name}") for name in arguments.questions or QUESTIONS
+    ]
+    results: dict[str, object] = {"environment": describe(), "quick": arguments.quick}
+    seconds: dict[str, float] = {}
+    with Lab() as lab:
+        session = Session(lab, QUICK if arguments.quick else FULL, frozenset(arguments.only))
+        for question in questions:
+            start = time.monotonic()
+            question.run(session)
+            seconds[question.QUESTION] = round(time.monotonic() - start, 1)
+    results |= {
+        "seconds": seconds,
+        "absent": session.absent,
+        "samples": [dataclasses.asdict(sample) for sample in session.samples],
+    }
+    name = arguments.output or ("quick" if arguments.quick else "full")
+    path = BENCH / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"{path.relative_to(BENCH.parent)}: {len(session.samples)} samples, {seconds}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

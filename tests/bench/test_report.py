@@ -1,0 +1,66 @@
+"""Results as they are written can be read back, judged and drawn."""
+
+import json
+import xml.etree.ElementTree as ET
+
+from bench.claims import all_claims
+from bench.compare import table
+from bench.load import encode, histogram_of
+from bench.results import Results
+from bench.stats import Summary
+from bench.svg import Bars, draw_bars, draw_curves
+
+
+def write_results(folder, added):
+    case = {"wire": "plain", "bytes": 128, "connections": 64, "load": "50 %"}
+    samples = [
+        {
+            "question": "added_latency",
+            "peer": peer,
+            "case": case,
+            "values": {"p50_us": 50.0 + us + repetition, "p99_us": 100.0 + 2 * us},
+            "histograms": {"latency_ns": encode(histogram_of([(50_000, 10)]))},
+        }
+        for peer, us in added.items()
+        for repetition in (0, 1, 2)
+    ]
+    path = folder / "r.json"
+    path.write_text(json.dumps({"environment": {}, "absent": {}, "seconds": {}, "samples": samples}))
+    return Results(path), case
+
+
+def test_claims_compare_what_each_adds_to_direct(tmp_path):
+    results, _ = write_results(tmp_path, {"direct": 0, "bentpipe": 40, "haproxy tcp": 50, "envoy": 200, "nginx": 60})
+    claims = {claim.text: claim for claim in all_claims(results)}
+    to_tcp = claims["added latency, p50, plain: to HAProxy mode tcp"]
+    assert (to_tcp.figure, to_tcp.holds) == (40 / 50, True)
+    to_best = claims["added latency, p50, plain: to the best L7 peer"]
+    assert (to_best.figure, to_best.holds) == (40 / 60, False)
+
+
+def test_repetitions_are_summed_up_and_histograms_added(tmp_path):
+    results, case = write_results(tmp_path, {"direct": 0})
+    assert results.summary("added_latency", "direct", "p50_us", case) == Summary(51.0, 50.0, 52.0, 3)
+    histogram = results.histogram("added_latency", "direct", "latency_ns", {"wire": "plain"})
+    assert histogram is not None
+    assert histogram.get_total_count() == 30
+    assert results.summary("added_latency", "direct", "p50_us", {"wire": "tls"}) is None
+
+
+def test_pictures_are_well_formed():
+    rows = [Bars("bentpipe", (Summary(1, 0.5, 2, 3), None)), Bars("a & b", (Summary(3, 3, 3, 1), Summary(2, 1, 4, 3)))]
+    bars = ET.fromstring(draw_bars("bars < & >", "µs", ["plain", "tls"], rows))
+    assert len(bars.findall(".//{*}path")) == 3
+    curves = ET.fromstring(draw_curves("curves", [("direct", [(0.0, 50.0), (0.999, 900.0)])]))
+    assert len(curves.findall(".//{*}polyline")) == 1
+
+
+def test_comparison_says_what_can_be_told_from_noise():
+    base = {"same": [1.0, 1.1, 1.2] * 5, "slower": [1.0, 1.1, 1.2] * 5, "gone": [1.0]}
+    here = {"same": [1.0, 1.1, 1.2] * 5, "slower": [2.0, 2.1, 2.2] * 5}
+    lines = table(base, here)
+    assert len(lines) == 3
+    assert lines[1].split()[0] == "same"
+    assert lines[1].endswith("no difference seen")
+    assert lines[2].split()[0] == "slower"
+    assert lines[2].endswith("  slower")
