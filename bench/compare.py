@@ -22,7 +22,11 @@ ROOT = BENCH.parent
 FOLDERS = ("daemon", "native", "config", "proto")
 ROUNDS = 8
 SURE = 0.01
-BUILD_NATIVE = "import runpy, sys; runpy.run_path('native/_build.py')['ffi'].compile(tmpdir=sys.argv[1])"
+WHERE = """
+import bentpipe.native._engine as engine, bentpipe.proto.greeting as greeting, bentpipe.daemon.edge.admission as admission
+print(engine.__file__, greeting.__file__, admission.__file__, sep="\\n")
+"""
+BUILD_NATIVE = ("setup.py", "-q", "build_ext", "--inplace")
 
 
 def main() -> None:
@@ -37,6 +41,7 @@ def main() -> None:
         _run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(tree)])
     _run(["git", "-C", str(ROOT), "worktree", "add", "--detach", str(tree), arguments.base])
     try:
+        _run([sys.executable, "-P", *BUILD_NATIVE], cwd=tree)
         trees = {"base": _links("base", tree), "here": _links("here", ROOT)}
         figures: dict[str, dict[str, list[float]]] = {name: {} for name in trees}
         for number in range(arguments.rounds):
@@ -63,14 +68,18 @@ def table(base: dict[str, list[float]], here: dict[str, list[float]]) -> list[st
 
 
 def _links(name: str, tree: Path) -> Path:
-    """A folder for PYTHONPATH where `bentpipe` is `tree`, with its engine built."""
+    """A folder for PYTHONPATH where `bentpipe` is `tree`."""
     farm = BUILD / f"path-{name}"
     shutil.rmtree(farm, ignore_errors=True)
     (farm / "bentpipe").mkdir(parents=True)
     for folder in FOLDERS:
         (farm / "bentpipe" / folder).symlink_to(tree / folder)
     (farm / "bench").symlink_to(BENCH)
-    _run([sys.executable, "-P", "-c", BUILD_NATIVE, str(farm)], cwd=tree)
+    # An editable install would quietly stand in for a folder that is not found.
+    where = _run([sys.executable, "-P", "-c", WHERE], environment={**os.environ, "PYTHONPATH": str(farm)})
+    strangers = [line for line in where.splitlines() if not Path(line).resolve().is_relative_to(tree.resolve())]
+    if strangers:
+        raise LabError(f"{name} would be measured with {strangers}")
     return farm
 
 
@@ -92,10 +101,11 @@ def _measure(path: Path) -> dict[str, list[float]]:
         return {benchmark.get_name(): list(benchmark.get_values()) for benchmark in suite.get_benchmarks()}
 
 
-def _run(command: list[str], *, cwd: Path | None = None, environment: dict[str, str] | None = None) -> None:
+def _run(command: list[str], *, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         raise LabError(f"{' '.join(command)}:\n{result.stdout}{result.stderr}")
+    return result.stdout
 
 
 if __name__ == "__main__":
