@@ -109,6 +109,10 @@ class ProviderRetryable(ProviderError):
     retryable = True
 
 
+class ProviderThrottled(ProviderRetryable):
+    """Too many calls: the same call may work later, and every call less helps."""
+
+
 class ProviderCapacity(ProviderError):
     """The cloud has no such machine to give now: try again in minutes."""
 
@@ -120,11 +124,19 @@ class MachineNotFound(ProviderError):
 
 
 class ProviderPermanent(ProviderError):
-    """Permission or configuration: nothing changes until somebody acts."""
+    """Configuration, or what the machine is: nothing changes until somebody acts."""
+
+
+class ProviderPermission(ProviderPermanent):
+    """We may not do that, or the provider may not on our behalf."""
 
 
 class SleepModeRefused(ProviderError):
     """The machine cannot sleep in the asked-for way (for example hibernate); another way may work."""
+
+
+class SleepTooEarly(ProviderRetryable):
+    """The machine has not run long enough to be put to sleep (EC2: about two minutes); later it works."""
 
 
 class StoreError(BentpipeError):

@@ -62,6 +62,16 @@ class MachineState(enum.Enum):
     TERMINATED = "terminated"
 
 
+class Fault(enum.Enum):
+    """Why a machine that was started did not come up, if the provider says so."""
+
+    CAPACITY = "capacity"
+    """None to be had now: worth another attempt in minutes."""
+    PERMISSION = "permission"
+    """Forbidden (EC2: a KMS grant is missing): nothing changes until somebody acts."""
+    OTHER = "other"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Machine:
     """One look at a machine. `address` is None unless it is RUNNING; `reason` is the provider's own words."""
@@ -70,6 +80,12 @@ class Machine:
     state: MachineState
     address: Address | None = None
     reason: str = ""
+    fault: Fault | None = None
+    """Set while it is STOPPED or TERMINATED because it could not come up."""
+    can_hibernate: bool = True
+    """Whether hibernating it is worth an attempt."""
+    asleep_since: float | None = None
+    """time.time() seconds at which it fell asleep, as far as the provider knows; None if it is not asleep."""
 
 
 class WakePhase(enum.Enum):

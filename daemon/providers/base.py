@@ -28,13 +28,29 @@ class Provider(Protocol):
         """Begin to start or resume the machine; returns once the provider has accepted, not when it runs.
 
         On a machine that is PENDING or RUNNING already it does nothing. On one that is STOPPING it raises
-        ProviderRetryable.
+        ProviderRetryable, on one that is TERMINATED MachineNotFound.
         """
         ...
 
-    async def stop(self, machine_id: MachineId, mode: SleepMode) -> None:
-        """Begin to put the machine to sleep; returns once accepted. Raises SleepModeRefused.
+    async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
+        """Begin to put the machine to sleep; returns once accepted. Raises SleepModeRefused, SleepTooEarly.
 
-        On a machine that is STOPPING, STOPPED or HIBERNATED already it does nothing.
+        On a machine that is STOPPING, STOPPED or HIBERNATED already it does nothing. With `force` one that is stuck in
+        STOPPING is cut off: what it kept in memory is lost.
+        """
+        ...
+
+    async def launch(self, machine_id: MachineId, token: str) -> None:
+        """Begin to create the machine as the configuration says; returns once accepted. It then comes up by itself.
+
+        However often it is called, one token (64 ASCII characters at most) makes one machine. On a machine that exists
+        it does nothing. Raises ProviderPermanent if the configuration does not say how to create it.
+        """
+        ...
+
+    async def terminate(self, machine_id: MachineId) -> None:
+        """Begin to destroy the machine and all that it kept; returns once accepted. On one that is gone it does nothing.
+
+        Raises ProviderPermission for a machine that is not marked as ours.
         """
         ...

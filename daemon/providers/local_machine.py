@@ -10,6 +10,7 @@ by `process`, synchronously; what takes time runs in tasks that end with the pro
      │                ▼                 │        cannot be frozen      │ (thaw: to RUNNING)│
      └──────────── STOPPING ◀───────────┘                              │                   │
      └───────────── the leader dies, in any state: all of it is killed and reaped ─────────┘
+  destroyed, it ends as TERMINATED instead of STOPPED, and only being created anew leads out of that
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from pathlib import Path
 import trio
 
 from bentpipe.config.model import ProcessSection
-from bentpipe.daemon.errors import ProviderRetryable, SleepModeRefused
+from bentpipe.daemon.errors import MachineNotFound, ProviderRetryable, SleepModeRefused
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState
 from bentpipe.daemon.providers.cgroup import wait_until
 from bentpipe.daemon.providers.containment import Containment
@@ -39,6 +40,9 @@ FREEZE_DEADLINE_S = 5.0
 
 KILL_DEADLINE_S = 5.0
 """From SIGKILL to the end of the last process; one in an uninterruptible wait is given up, loudly."""
+
+
+DESTROYED = "destroyed"
 
 
 @dataclasses.dataclass(slots=True)
@@ -74,6 +78,7 @@ class LocalMachine:
         self.look = Machine(machine_id, MachineState.STOPPED)
         self.log_file = None if log_dir is None else log_dir / f"{machine_id.replace('/', ':')}.log"
         self._life: Life | None = None
+        self._destroyed = False
         self._changed = trio.Event()
 
     @property
@@ -103,10 +108,35 @@ class LocalMachine:
                 except OSError as error:
                     raise ProviderRetryable(f"cannot thaw: {error}") from error
                 self._show(MachineState.RUNNING, self._life.address)
+            case MachineState.TERMINATED:
+                raise MachineNotFound("it was destroyed")
             case _:
-                self._life = spawn()
-                self._show(MachineState.PENDING)
-                nursery.start_soon(self._run_life, self._life, name=f"process {self.look.machine_id}")
+                self._begin(nursery, spawn)
+
+    def recreate_nowait(self, nursery: trio.Nursery, spawn: Callable[[], Life]) -> None:
+        """Begin anew after `destroy_nowait`; does nothing if it exists. Raises what `spawn` raises, ProviderRetryable."""
+        if self.look.state is MachineState.TERMINATED:
+            self._begin(nursery, spawn)
+            self._destroyed = False
+        elif self._destroyed:
+            raise ProviderRetryable("it is being destroyed")
+
+    def destroy_nowait(self) -> None:
+        """End the process and let nobody start it again."""
+        self._destroyed = True
+        self.end_nowait()
+        if self._life is None and self.look.state is not MachineState.TERMINATED:
+            self._show(MachineState.TERMINATED, reason=DESTROYED)
+
+    def kill_nowait(self) -> None:
+        """Give what was asked to end no more grace."""
+        if self._life is not None and self._life.ending.is_set() and not self._life.dead:
+            self._life.containment.kill()
+
+    def _begin(self, nursery: trio.Nursery, spawn: Callable[[], Life]) -> None:
+        self._life = spawn()
+        self._show(MachineState.PENDING)
+        nursery.start_soon(self._run_life, self._life, name=f"process {self.look.machine_id}")
 
     def end_nowait(self) -> None:
         """Ask the process to end, whatever the state; does nothing if it has been asked or there is none.
@@ -215,7 +245,10 @@ class LocalMachine:
         life.output.finish()
         status = life.child.reap()
         self._life = None
-        self._show(MachineState.STOPPED, reason=self._reason(life, status))
+        if self._destroyed:
+            self._show(MachineState.TERMINATED, reason=DESTROYED)
+        else:
+            self._show(MachineState.STOPPED, reason=self._reason(life, status))
         life.ended.set()
 
     def _reason(self, life: Life, status: int) -> str:

@@ -116,13 +116,30 @@ class ProcessProvider:
         machine = self._machine(machine_id)
         machine.begin_nowait(self._tasks(), lambda: self._spawn(machine_id, machine))
 
-    async def stop(self, machine_id: MachineId, mode: SleepMode) -> None:
-        """Freeze the machine's process, or ask it to end. Raises MachineNotFound, SleepModeRefused, ProviderRetryable.
+    async def launch(self, machine_id: MachineId, token: str) -> None:
+        """Spawn the process of a machine that was destroyed; a configured machine exists without being launched.
 
-        A freeze is waited for, a few milliseconds, because only then it is known whether it is refused.
+        Raises MachineNotFound, ProviderPermanent, ProviderRetryable.
         """
         await trio.lowlevel.checkpoint()
         machine = self._machine(machine_id)
+        machine.recreate_nowait(self._tasks(), lambda: self._spawn(machine_id, machine))
+
+    async def terminate(self, machine_id: MachineId) -> None:
+        """Ask the machine's process to end, for good: it is TERMINATED once nothing of it is left."""
+        await trio.lowlevel.checkpoint()
+        self._machine(machine_id).destroy_nowait()
+
+    async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
+        """Freeze the machine's process, or ask it to end. Raises MachineNotFound, SleepModeRefused, ProviderRetryable.
+
+        A freeze is waited for, a few milliseconds, because only then it is known whether it is refused. `force` does not
+        wait for the grace of a process that was asked to end.
+        """
+        await trio.lowlevel.checkpoint()
+        machine = self._machine(machine_id)
+        if force and machine.look.state is MachineState.STOPPING:
+            machine.kill_nowait()
         if machine.look.state not in (MachineState.PENDING, MachineState.RUNNING):
             return
         match mode:

@@ -202,3 +202,24 @@ class ProviderContract:
             await harness.provider.stop(harness.good, SleepMode.HIBERNATE)
         await harness.provider.stop(harness.good, SleepMode.HIBERNATE)
         await wait_state(harness.provider, harness.good, MachineState.HIBERNATED)
+
+    async def test_a_forced_stop_ends_a_machine_that_is_stuck(self, harness: Harness) -> None:
+        await start(harness.provider, harness.slow_to_stop)
+        await harness.provider.stop(harness.slow_to_stop, SleepMode.STOP)
+        await wait_state(harness.provider, harness.slow_to_stop, MachineState.STOPPING)
+        await harness.provider.stop(harness.slow_to_stop, SleepMode.STOP, force=True)
+        await wait_state(harness.provider, harness.slow_to_stop, MachineState.STOPPED)
+
+    async def test_a_terminated_machine_is_gone_until_it_is_launched(self, harness: Harness) -> None:
+        look = await start(harness.provider, harness.good)
+        await harness.provider.terminate(harness.good)
+        await harness.provider.terminate(harness.good)
+        with trio.fail_after(DEADLINE_S):
+            while look.state is not MachineState.TERMINATED:
+                look = await harness.provider.wait_changed(look)
+        with pytest.raises(MachineNotFound):
+            await harness.provider.start(harness.good)
+        await harness.provider.launch(harness.good, "second")
+        await harness.provider.launch(harness.good, "second")
+        look = await wait_state(harness.provider, harness.good, MachineState.RUNNING)
+        assert await harness.memory(address_of(look))
