@@ -39,7 +39,7 @@ class DemoSatellite:
 class EdgeHost:
     """Runs the daemon on a free port with TLS, in a temporary folder that goes with it.
 
-    The log is JSON lines in `log_path`.
+    The log is JSON lines in `log_path`. `more_config` is TOML for the end of its configuration.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class EdgeHost:
         sleep_after_s: float,
         drain_deadline_s: float = 20,
         ledger: Path | None = None,
+        more_config: str = "",
     ) -> None:
         self._drain_deadline_s = drain_deadline_s
         self._directory = Path(tempfile.mkdtemp(prefix="bentpipe-demo-"))
@@ -63,7 +64,7 @@ class EdgeHost:
         key.touch(mode=0o600)
         key.write_bytes(certificate.private_key_pem.bytes())
         self.config_path = self._directory / "bentpipe.toml"
-        self.config_path.write_text(self._config(satellites, sleep_after_s))
+        self.config_path.write_text(self._config(satellites, sleep_after_s) + more_config)
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
 
@@ -104,10 +105,9 @@ class EdgeHost:
     def _wait_listening(self) -> None:
         deadline = time.monotonic() + START_DEADLINE_S
         while time.monotonic() < deadline:
-            for record in self.records():
-                if record.get("message") == "listening":
-                    self.port = int(str(record["port"]))
-                    return
+            if self.ports:
+                self.port = self.ports[0]
+                return
             if self._process is None or self._process.poll() is not None:
                 break
             time.sleep(0.02)
@@ -138,6 +138,11 @@ class EdgeHost:
     def pid(self) -> int:
         """The daemon's process id."""
         return self._running.pid
+
+    @property
+    def ports(self) -> list[int]:
+        """The listeners' ports as far as they are open, in the configuration's order."""
+        return [int(str(r["port"])) for r in self.records() if r.get("message") == "listening"]
 
     @property
     def _running(self) -> subprocess.Popen[bytes]:
