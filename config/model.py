@@ -12,10 +12,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from bentpipe.config.units import parse_address, parse_duration_s
+from bentpipe.config.units import parse_address, parse_duration_s, parse_size_bytes
 
 DurationS = Annotated[float, BeforeValidator(parse_duration_s)]
 """Seconds; in the file a string with a unit ("90s", "30m", "1h30m") or a bare number of seconds."""
+
+SizeBytes = Annotated[int, BeforeValidator(parse_size_bytes)]
+"""Bytes; in the file a string with a unit ("512KiB", "256MiB") or a bare number of bytes."""
 
 ListenAddress = Annotated[tuple[str, int], BeforeValidator(parse_address)]
 """(IP address, port) from "127.0.0.1:8372", "[::1]:8372" or ":8372" (all addresses, both families)."""
@@ -87,6 +90,9 @@ class LimitsSection(Section):
     max_connections: int = Field(default=10_000, ge=1)
     max_connections_per_address: int = Field(default=2_000, ge=1)
     max_held_per_satellite: int = Field(default=5_000, ge=1)
+    held_bytes: SizeBytes = Field(default=256 << 20, ge=0)
+    """What all clients together may have said before their hand-off. Past it whoever brings more than a few KiB is
+    refused; a client alone is bounded by proto/limits.py."""
     greeting_deadline_s: DurationS = Field(default=10.0, gt=0, alias="greeting_deadline")
     """From accept to the first complete request, TLS handshake included."""
 

@@ -16,6 +16,7 @@ from bentpipe.daemon.edge.handoff import HandOff, Splice
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.edge.in_place import InPlace, is_ours
+from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.opening import Port, read_request
 from bentpipe.daemon.edge.outcomes import Counters, Gone, Outcome
 from bentpipe.daemon.edge.replay import relay_until_ack
@@ -27,8 +28,9 @@ from bentpipe.daemon.model import SatelliteKey
 from bentpipe.native.tls import TlsClientContext
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import RequestHeaders
-from bentpipe.proto.refusal import Responder
+from bentpipe.proto.refusal import PIECE_BYTES, TOO_LATE, Refusal, goaway
 from bentpipe.proto.request import MetadataError, parse_request
+from bentpipe.proto.states import State
 
 log = logging.getLogger("bentpipe.edge")
 
@@ -38,6 +40,10 @@ without it there is no splice."""
 
 REFUSAL_DEADLINE_S = 5.0
 """To send a refusal and let the client read it."""
+
+HoldEnd = BentpipeError | GreetingError | TransportError | Gone
+HOLD_ENDS = (BentpipeError, GreetingError, TransportError, Gone)
+"""What can end a hold, on either side of it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class Edge:
     health: HealthBoard
     handoff: HandOff
     counters: Counters
+    memory: Memory
     satellite_tls: dict[SatelliteKey, tuple[TlsClientContext, str | None]]
     greeting_deadline_s: float
 
@@ -58,7 +65,7 @@ class Session:
 
     def __init__(self, edge: Edge, client: Transport, port: Port, peer: str) -> None:
         self._edge = edge
-        self._caller = Caller(client, peer)
+        self._caller = Caller(client, peer, edge.memory)
         self._client = client
         self._port = port
         self._peer = peer
@@ -78,6 +85,7 @@ class Session:
             outcome = Outcome.CRASHED
         finally:
             self._client.close()
+            self._caller.forget()
         self._edge.counters.ended[outcome] += 1
         return outcome is Outcome.SPLICED
 
@@ -86,7 +94,7 @@ class Session:
             with trio.move_on_after(self._edge.greeting_deadline_s) as deadline:
                 headers, identity = await read_request(self._caller, self._port)
             if deadline.cancelled_caught:
-                return Outcome.DEADLINE
+                return await self._too_late()
             if is_ours(headers):
                 domain = self._port.satellite_domain
                 edge = self._edge
@@ -111,7 +119,7 @@ class Session:
 
     async def _hold(self, claim: Claim, satellite: Satellite) -> Outcome:
         """Wait for the satellite with the client in hand, then splice them. Raises BentpipeError, GreetingError, Gone."""
-        failure: BentpipeError | GreetingError | TransportError | Gone | None = None
+        failure: HoldEnd | None = None
         async with trio.open_nursery() as nursery:
             watch = trio.CancelScope()
             watched = trio.Event()
@@ -121,7 +129,7 @@ class Session:
                 try:
                     with watch:
                         await self._caller.read_while_held()
-                except (GreetingError, TransportError, Gone) as exc:
+                except HOLD_ENDS as exc:
                     failure = exc
                     nursery.cancel_scope.cancel()
                 watched.set()
@@ -141,7 +149,7 @@ class Session:
                         lease.keep()
                     finally:
                         target.close()
-            except (BentpipeError, GreetingError, TransportError, Gone) as exc:
+            except HOLD_ENDS as exc:
                 failure = exc
             nursery.cancel_scope.cancel()
         if failure is not None:
@@ -177,15 +185,35 @@ class Session:
             "refused",
             extra={"fields": {"peer": self._peer, "status": error.status.name, "error": str(error)}},
         )
-        self._edge.counters.refusals[error.status.name] += 1
-        await self._say(Responder(self._caller.greeting).refuse(error.status, error.peer_hint))
-        return Outcome.REFUSED
+        refusal = Refusal()
+        said = self._caller.take_all()
+        outcome = Outcome.REFUSED
+        try:
+            for at in range(0, len(said), PIECE_BYTES):
+                refusal.receive_data(said[at : at + PIECE_BYTES])
+                await trio.lowlevel.checkpoint()
+            refusal.refuse(error.status, error.peer_hint)
+            self._edge.counters.refusals[error.status.name] += 1
+        except GreetingError as exc:
+            # h2 reads what the greeting leaves to the satellite; its GOAWAY then takes the refusal's place.
+            self._count_malformed(exc)
+            outcome = Outcome.MALFORMED
+        await self._say(refusal.data_to_send())
+        return outcome
 
     async def _malformed(self, error: GreetingError) -> Outcome:
+        self._count_malformed(error)
+        await self._say(goaway(error.error_code, error.message, self._caller.greeting.last_stream))
+        return Outcome.MALFORMED
+
+    def _count_malformed(self, error: GreetingError) -> None:
         log.info("malformed", extra={"fields": {"peer": self._peer, "error": str(error)}})
         self._edge.counters.malformed[error.limit or error.error_code.name] += 1
-        await self._say(Responder(self._caller.greeting).goaway(error))
-        return Outcome.MALFORMED
+
+    async def _too_late(self) -> Outcome:
+        if self._caller.greeting.state not in (State.PREFACE, State.ENDED):
+            await self._say(TOO_LATE)
+        return Outcome.DEADLINE
 
     async def _say(self, words: bytes) -> None:
         with trio.move_on_after(REFUSAL_DEADLINE_S):

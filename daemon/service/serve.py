@@ -20,6 +20,7 @@ from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.identity import Certificates, Identities
 from bentpipe.daemon.edge.listener import Connections, Listener, bind
+from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Counters
 from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S, Edge
@@ -188,6 +189,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         health=health,
         handoff=handoff,
         counters=Counters(),
+        memory=Memory(config.limits.held_bytes),
         satellite_tls=satellite_tls,
         greeting_deadline_s=config.limits.greeting_deadline_s,
     )
