@@ -48,10 +48,12 @@ class EdgeHost:
         *,
         sleep_after_s: float,
         drain_deadline_s: float = 20,
+        wake_deadline_s: float = 30,
         ledger: Path | None = None,
         more_config: str = "",
     ) -> None:
         self._drain_deadline_s = drain_deadline_s
+        self._wake_deadline_s = wake_deadline_s
         self._directory = Path(tempfile.mkdtemp(prefix="bentpipe-demo-"))
         self._ledger = ledger or self._directory / "ledger.sqlite"
         self.token = "bp_" + secrets.token_hex(32)
@@ -81,7 +83,7 @@ class EdgeHost:
             command = [*satellite.command, *satellite.arguments]
             lines += [
                 f'[[satellite]]\norg = "{ORG}"\nname = "{satellite.name}"\nsleep_after = "{sleep_after_s}s"',
-                'min_awake = "0s"\nwake_deadline = "30s"\nretry_after = "1s"\n[satellite.process]',
+                f'min_awake = "0s"\nwake_deadline = "{self._wake_deadline_s}s"\nretry_after = "1s"\n[satellite.process]',
                 f'command = {json.dumps(command)}\nstop_grace = "3s"',
             ]
         return "\n".join(lines) + "\n"

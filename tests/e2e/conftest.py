@@ -21,12 +21,11 @@ sys.path.insert(0, str(PEERS))
 
 from clients import Client  # noqa: E402 - the peers' folder is no package
 from in_process import write_config  # noqa: E402
-from kinds import CLIENTS, SERVER_KINDS, or_skip, satellite_command  # noqa: E402
+from kinds import CLIENTS, SERVER_KINDS, TABLE_SIZES, or_skip, satellite_command  # noqa: E402
 
 SLOW_SATELLITES = 40
 """Of each kind; they cost nothing until somebody wakes them."""
 NGHTTPD = ("nghttpd", "--no-tls", "--echo-upload", "-a", "127.0.0.1")
-
 SLOW = ("--boot", "0.6")
 
 
@@ -52,6 +51,10 @@ def edge() -> Iterator[EdgeHost]:
     if shutil.which("nghttpd"):
         satellites += [
             DemoSatellite("nghttpd", command=(*NGHTTPD, "{port}")),
+            *(
+                DemoSatellite(f"nghttpd-{size}", command=(*NGHTTPD, f"--header-table-size={size}", "{port}"))
+                for size in TABLE_SIZES
+            ),
             *(
                 DemoSatellite(
                     f"slow-nghttpd-{n}", command=("sh", "-c", f'sleep 0.6; exec {" ".join(NGHTTPD)} "$0"', "{port}")

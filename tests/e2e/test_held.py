@@ -128,7 +128,7 @@ def test_satellite_that_says_goaway(connect: Connect, edge: EdgeHost, client_kin
 @pytest.mark.parametrize("hold_s", [4, pytest.param(30, marks=pytest.mark.slow)])
 def test_keepalive_while_held(hold_s: int) -> None:
     """The clients' PINGs are answered: they would give the connection up otherwise. grpc-go's are 10 s apart at least."""
-    with EdgeHost([DemoSatellite("sat", ("--boot", str(hold_s)))], sleep_after_s=600) as host:
+    with EdgeHost([DemoSatellite("sat", ("--boot", str(hold_s)))], sleep_after_s=600, wake_deadline_s=90) as host:
         metadata = (("satellite_name", "sat"), ("satellite_org", ORG), ("satellite_token", host.token))
         keepalive_s = 5 if hold_s > 5 else 0.7
         opened = [

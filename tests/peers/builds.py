@@ -60,7 +60,7 @@ def _go_build(name: str, *packages: str) -> Path:
     """Build packages of tests/peers/NAME, whose go.mod and go.sum pin them. Returns the output's folder; raises Missing."""
     go = program("go")
     source = HERE / name
-    folder, done = _stamped(name, [*source.glob("*.go"), source / "go.mod", source / "go.sum"])
+    folder, done = _stamped(name, [*source.rglob("*.go"), source / "go.mod", source / "go.sum"])
     if not done:
         folder.mkdir(parents=True, exist_ok=True)
         _run(

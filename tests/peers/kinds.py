@@ -20,6 +20,8 @@ CLIENTS: dict[str, Callable[..., Client]] = {
 }
 CLIENT_KINDS = list(CLIENTS)
 SERVER_KINDS = ["grpcio", "grpclib", "grpc-go"]
+TABLE_SIZES = (0, 64, 65_536)
+"""What some nghttpd say as SETTINGS_HEADER_TABLE_SIZE, instead of the initial 4,096."""
 
 
 def or_skip(make: Callable[..., Client], *arguments: object, **options: object) -> Client:

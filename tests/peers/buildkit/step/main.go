@@ -14,14 +14,22 @@ import (
 )
 
 const lineBytes = 128
+const burstLines = 512
 
 func main() {
-	roles := map[string]func(string) error{"sum": sum, "silence": silence, "talk": talk}
-	if len(os.Args) < 3 || roles[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: step sum FILE | silence SECONDS | talk BYTES   (further arguments are for `ps`)")
-		os.Exit(2)
+	args := append(os.Args[1:], "", "", "")
+	var err error
+	switch args[0] {
+	case "sum":
+		err = sum(args[1])
+	case "silence":
+		err = silence(args[1])
+	case "talk":
+		err = talk(args[1], args[2])
+	default:
+		err = fmt.Errorf("usage: step sum FILE | silence SECONDS | talk BYTES SECONDS   (what follows is for `ps`)")
 	}
-	if err := roles[os.Args[1]](os.Args[2]); err != nil {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -51,14 +59,23 @@ func silence(seconds string) error {
 	return nil
 }
 
-// talk prints numbered lines, that many bytes in all.
-func talk(bytes string) error {
+// talk prints numbered lines, that many bytes in all, evenly over that many seconds.
+func talk(bytes, seconds string) error {
 	size, err := strconv.Atoi(bytes)
 	if err != nil {
 		return err
 	}
-	out := bufio.NewWriterSize(os.Stdout, 1<<16)
-	for number := 0; number < size/lineBytes; number++ {
+	duration, err := strconv.ParseFloat(seconds, 64)
+	if err != nil {
+		return err
+	}
+	lines, began := size/lineBytes, time.Now()
+	out := bufio.NewWriterSize(os.Stdout, burstLines*lineBytes)
+	for number := 0; number < lines; number++ {
+		if number%burstLines == 0 {
+			due := time.Duration(duration * float64(time.Second) * float64(number) / float64(lines))
+			time.Sleep(time.Until(began.Add(due)))
+		}
 		line := fmt.Sprintf("%d ", number)
 		if _, err := out.WriteString(line + strings.Repeat("x", lineBytes-1-len(line)) + "\n"); err != nil {
 			return err
