@@ -1,6 +1,7 @@
 """A real BuildKit behind a real daemon: buildkitd is the satellite, buildctl the client, and each build runs a container."""
 
 import hashlib
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +24,8 @@ def host() -> Iterator[BuildKitHost]:
         programs = buildkit()
     except Missing as exc:
         pytest.skip(str(exc))
-    with BuildKitHost(
-        programs, [BuildSatellite("cold"), BuildSatellite("builder"), BuildSatellite("sleeper", sleep_after_s=1)]
-    ) as running:
+    names = ("cold", "builder", "mortal")
+    with BuildKitHost(programs, [*map(BuildSatellite, names), BuildSatellite("sleeper", sleep_after_s=1)]) as running:
         yield running
 
 
@@ -75,6 +75,19 @@ def test_a_client_that_goes_takes_its_build_with_it(host: BuildKitHost, number: 
         assert build.wait().code != 0
     with host.build("builder", ("silence", "0")) as build:
         done(build)
+
+
+def test_a_satellite_that_dies_takes_its_builds_with_it(host: BuildKitHost) -> None:
+    """No container is left behind, the client is told, and the next build starts the satellite again."""
+    with host.build("mortal", ("silence", "3600")) as build:
+        build.wait_running()
+        [pid] = host.daemon_pids("mortal")
+        os.kill(pid, signal.SIGKILL)
+        build.wait_gone(GONE_DEADLINE_S)
+        assert build.wait().code != 0
+    with host.build("mortal", ("silence", "0")) as build:
+        done(build)
+    assert host.edge.starts("mortal") == 2
 
 
 def test_hibernated_between_builds(host: BuildKitHost) -> None:

@@ -29,6 +29,10 @@ START_DEADLINE_S = 10.0
 BUILD_DEADLINE_S = 90.0
 POLL_S = 0.02
 
+CONTAINED = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""buildkitd's containers leave the satellite's cgroup, since their cgroups are absolute paths. In a PID namespace of the
+satellite's they die with it all the same, and their mounts go with its mount namespace."""
+
 BUILDKITD = ("--oci-worker-net", "host", "--containerd-worker", "false", "--oci-worker-snapshotter", "native")
 """Needs neither a network, CNI plug-ins, containerd nor overlayfs."""
 
@@ -152,7 +156,7 @@ class BuildKitHost:
             f'[[certificate]]\nname = "builder"\nsan = "EMAIL:{CLIENT}"\ngrants = ["{ORG}/*"]',
         ]
         for satellite in satellites:
-            command = [self._programs.buildkitd, "--addr", "tcp://127.0.0.1:{port}"]
+            command = [*CONTAINED, self._programs.buildkitd, "--addr", "tcp://127.0.0.1:{port}"]
             command += [
                 "--root",
                 str(self.root(satellite.name)),
