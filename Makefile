@@ -22,7 +22,7 @@ sanitize: setup
 
 # What takes half a minute or more a test.
 soak: setup peers
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -o faulthandler_timeout=900
 
 # The greeting, for FUZZ_S seconds; what it finds stays in build/fuzz and is where the next run begins.
 FUZZ_S ?= 600

@@ -1,6 +1,7 @@
 """Connects to a satellite that is said to be awake. "Running" is not "listening": refusals are retried to a deadline."""
 
 import socket
+from collections.abc import Callable
 
 import trio
 
@@ -20,8 +21,13 @@ RETRY_S = 0.03
 """Between refused attempts; tens of milliseconds, since a held client feels each of them."""
 
 
-async def dial(address: Address, tls: TlsClientContext | None, server_name: str | None) -> Transport:
-    """Connect, and complete the TLS handshake if `tls` is given. Raises DialFailed with the last attempt's reason."""
+async def dial(
+    address: Address, tls: TlsClientContext | None, server_name: str | None, is_awake: Callable[[], bool]
+) -> Transport | None:
+    """Connect, and complete the TLS handshake if `tls` is given. Raises DialFailed with the last attempt's reason.
+
+    Returns None if an attempt has failed and the satellite is no longer awake: nobody will answer there any more.
+    """
     reason = "no attempt ended"
     with trio.move_on_after(DIAL_DEADLINE_S):
         while True:
@@ -32,6 +38,8 @@ async def dial(address: Address, tls: TlsClientContext | None, server_name: str 
                     reason = str(exc)
             if attempt.cancelled_caught:
                 reason = f"no answer in {ATTEMPT_S:g} s"
+            if not is_awake():
+                return None
             await trio.sleep(RETRY_S)
     raise DialFailed(f"{address}: {reason}", peer_hint=f"the satellite is awake but could not be reached: {reason}")
 

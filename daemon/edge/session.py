@@ -6,7 +6,7 @@ error is told to the client, logged and dropped.
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -21,10 +21,10 @@ from bentpipe.daemon.edge.opening import Port, read_request
 from bentpipe.daemon.edge.outcomes import Counters, Gone, Outcome
 from bentpipe.daemon.edge.replay import relay_until_ack
 from bentpipe.daemon.edge.transport import Transport, TransportError
-from bentpipe.daemon.errors import BentpipeError, InvalidMetadata
+from bentpipe.daemon.errors import BentpipeError, DialFailed, InvalidMetadata
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.satellite import Lease, Satellite
-from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.native.tls import TlsClientContext
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import RequestHeaders
@@ -37,6 +37,9 @@ log = logging.getLogger("bentpipe.edge")
 REPLAY_DEADLINE_S = 10.0
 """How long replay may take, and the ACK of our SETTINGS may be missing: it would break the satellite's connection, so
 without it there is no splice."""
+
+DEATHS_PER_HOLD = 2
+"""How many deaths between lease and dial a held client waits through; each further lease wakes the satellite again."""
 
 REFUSAL_DEADLINE_S = 5.0
 """To send a refusal and let the client read it."""
@@ -135,20 +138,17 @@ class Session:
                 watched.set()
 
             nursery.start_soon(watch_client)
+
+            async def stop_watching() -> None:
+                watch.cancel()
+                await watched.wait()
+
             try:
-                async with satellite.lease(claim.who) as lease:
-                    tls, server_name = self._edge.satellite_tls.get(claim.key, (None, None))
-                    target = await self._dial(satellite, lease, tls, server_name)
-                    try:
-                        watch.cancel()
-                        await watched.wait()
-                        await self._replay(target)
-                        self._edge.handoff.hand_off(
-                            self._client, target, Splice(claim.key, claim.who, self._peer, lease, self._on_splice_end)
-                        )
-                        lease.keep()
-                    finally:
-                        target.close()
+                for _ in range(DEATHS_PER_HOLD + 1):
+                    if await self._splice(claim, satellite, stop_watching):
+                        break
+                else:
+                    raise DialFailed("it keeps dying", peer_hint="the satellite dies as soon as it is awake")
             except HOLD_ENDS as exc:
                 failure = exc
             nursery.cancel_scope.cancel()
@@ -157,11 +157,27 @@ class Session:
         log.info("spliced", extra={"fields": {"satellite": str(claim.key), "principal": claim.who, "peer": self._peer}})
         return Outcome.SPLICED
 
-    async def _dial(
-        self, satellite: Satellite, lease: Lease, tls: TlsClientContext | None, server_name: str | None
-    ) -> Transport:
+    async def _splice(self, claim: Claim, satellite: Satellite, stop_watching: Callable[[], Awaitable[None]]) -> bool:
+        """Lease, dial, replay, hand off. Returns False if the satellite died before it could be reached."""
+        async with satellite.lease(claim.who) as lease:
+            target = await self._dial(claim, satellite, lease)
+            if target is None:
+                return False
+            try:
+                await stop_watching()
+                await self._replay(target)
+                self._edge.handoff.hand_off(
+                    self._client, target, Splice(claim.key, claim.who, self._peer, lease, self._on_splice_end)
+                )
+                lease.keep()
+            finally:
+                target.close()
+        return True
+
+    async def _dial(self, claim: Claim, satellite: Satellite, lease: Lease) -> Transport | None:
+        tls, server_name = self._edge.satellite_tls.get(claim.key, (None, None))
         try:
-            return await dial(lease.address, tls, server_name)
+            return await dial(lease.address, tls, server_name, lambda: satellite.state is SatelliteState.OPERATIONAL)
         except BentpipeError:
             satellite.report_unreachable()
             raise
