@@ -95,7 +95,7 @@ class BuildKit:
 @functools.cache
 def buildkit() -> BuildKit:
     """BuildKit as its satellites run it. Raises Missing, also where it could not run a container."""
-    runc = program("runc")
+    runc, _ = program("runc"), program("unshare")
     if os.geteuid() != 0:
         raise Missing("buildkitd with runc needs root")
     names = "github.com/moby/buildkit/cmd/buildkitd", "github.com/moby/buildkit/cmd/buildctl"
