@@ -38,13 +38,17 @@ def edge() -> Iterator[EdgeHost]:
         if command is not None:
             satellites += [DemoSatellite(kind, command=command)]
             satellites += [DemoSatellite(f"slow-{kind}-{n}", SLOW, command) for n in range(SLOW_SATELLITES)]
-    go = satellite_command("grpc-go")
+    for kind, age in (("grpcio-settings", "300"), ("grpc-go", "300ms")):
+        command = satellite_command(kind)
+        if command is not None:
+            satellites += [
+                DemoSatellite(f"small-table-{kind}", ("--header-table", "64"), command),
+                DemoSatellite(f"no-table-{kind}", ("--header-table", "0", *SLOW), command),
+                DemoSatellite(f"short-lived-{kind}", ("--max-age", age), command),
+            ]
     strict = satellite_command("strict")
-    if go is not None and strict is not None:
+    if strict is not None:
         satellites += [
-            DemoSatellite("small-table", ("--header-table", "64"), go),
-            DemoSatellite("no-table", ("--header-table", "0", *SLOW), go),
-            DemoSatellite("short-lived", ("--max-age", "300ms"), go),
             DemoSatellite("strict", (), strict),
             *(DemoSatellite(f"slow-strict-{n}", SLOW, strict) for n in range(SLOW_SATELLITES)),
         ]

@@ -10,9 +10,8 @@ from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.model import SatelliteState
 
 from cases import CASES, DEADLINE_EXCEEDED, GIVE_UP_S, bulk
-from child_clients import go_client
 from clients import CallError, Client
-from kinds import CLIENT_KINDS, CLIENTS, SERVER_KINDS, available_clients, or_skip, satellite_command
+from kinds import CLIENT_KINDS, CLIENTS, SERVER_KINDS, available_clients, satellite_command
 
 Connect = Callable[..., Client]
 
@@ -94,29 +93,39 @@ def test_metadata_that_needs_continuation(connect_all: Callable[..., dict[Pair, 
     all_at_once(connect_all((("x-large", "Zq" * 10_000),), held=held), twice)
 
 
+settings_servers = pytest.mark.parametrize("server_kind", ["grpcio-settings", "grpc-go"])
+
+
+def satellite_with(settings: str, server_kind: str) -> str:
+    if satellite_command(server_kind) is None:
+        pytest.skip(f"no satellite of kind {server_kind} can be had here")
+    return f"{settings}-{server_kind}"
+
+
 @clients
-@pytest.mark.parametrize("satellite", ["small-table", "no-table"])
+@settings_servers
+@pytest.mark.parametrize("settings", ["small-table", "no-table"])
 def test_satellite_with_another_header_table(
-    connect: Connect, edge: EdgeHost, client_kind: str, satellite: str
+    connect: Connect, client_kind: str, server_kind: str, settings: str
 ) -> None:
     """The satellite's SETTINGS_HEADER_TABLE_SIZE reaches the client, whose next block changes its table (RFC 7541 §4.2)."""
-    or_skip(go_client, edge.port, None, ()).close()
-    client = connect(client_kind, satellite)
+    client = connect(client_kind, satellite_with(settings, server_kind))
     messages = [b"%d" % number for number in range(10)]
     assert [client.unary("Echo", message) for message in messages] == messages
 
 
 @clients
-def test_satellite_that_says_goaway(connect: Connect, edge: EdgeHost, client_kind: str) -> None:
+@settings_servers
+def test_satellite_that_says_goaway(connect: Connect, edge: EdgeHost, client_kind: str, server_kind: str) -> None:
     """GOAWAY passes through as it is: the client opens its next connection, and no call is lost.
 
     But by grpclib: it gives up what is in flight at a GOAWAY, without bentpipe just the same (0.4.9).
     """
-    or_skip(go_client, edge.port, None, ()).close()
-    client = connect(client_kind, "short-lived")
-    ended = edge.count_messages("connection ended", "short-lived")
+    satellite = satellite_with("short-lived", server_kind)
+    client = connect(client_kind, satellite)
+    ended = edge.count_messages("connection ended", satellite)
     deadline = time.monotonic() + 20
-    while edge.count_messages("connection ended", "short-lived") < ended + 2:
+    while edge.count_messages("connection ended", satellite) < ended + 2:
         try:
             assert client.unary("Echo", b"x") == b"x"
         except CallError:

@@ -168,33 +168,35 @@ def test_the_ack_is_taken_out_wherever_it_comes(
         assert GOAWAY not in {kind for kind, *_ in client.frames()}
 
 
+def curl(edge: EdgeHost, satellite: str, folder: Path, body: bytes, *options: str) -> None:
+    """POST a body that is echoed; what comes back must be it."""
+    (folder / "ca.pem").write_bytes(edge.ca_pem)
+    (folder / "body").write_bytes(body)
+    command = [needed("curl"), "-sS", "--http2", "--cacert", folder / "ca.pem", "--data-binary", f"@{folder / 'body'}"]
+    command += [*flags(edge, satellite), *options, "-H", "expect:", "-o", folder / "echo"]
+    command += ["-w", "%{http_version} %{http_code}", f"https://localhost:{edge.port}/echo"]
+    done = subprocess.run(command, capture_output=True, timeout=DEADLINE_S, check=True)
+    assert done.stdout == b"2 200", done.stderr
+    assert hashlib.sha256((folder / "echo").read_bytes()).digest() == hashlib.sha256(body).digest()
+
+
 @pytest.mark.parametrize("kind", STRICT)
 @pytest.mark.parametrize("held", [False, True])
-def test_curl(edge: EdgeHost, asleep: Callable[[str], str], tmp_path: Path, kind: str, held: bool) -> None:
+@pytest.mark.parametrize("size_bytes", [1 << 20, pytest.param(100_000_001, marks=pytest.mark.slow)])
+def test_curl(
+    edge: EdgeHost, asleep: Callable[[str], str], tmp_path: Path, kind: str, held: bool, size_bytes: int
+) -> None:
     strict_command(kind)
-    (tmp_path / "ca.pem").write_bytes(edge.ca_pem)
-    body = bytes(range(256)) * 4000
-    (tmp_path / "body").write_bytes(body)
-    done = subprocess.run(
-        [
-            needed("curl"),
-            "-sS",
-            "--http2",
-            "--cacert",
-            tmp_path / "ca.pem",
-            "--data-binary",
-            f"@{tmp_path / 'body'}",
-            *flags(edge, asleep(kind) if held else kind),
-            "-w",
-            "%{stderr}%{http_version} %{http_code}",
-            f"https://localhost:{edge.port}/echo",
-        ],
-        capture_output=True,
-        timeout=DEADLINE_S,
-        check=True,
-    )
-    assert done.stderr.decode() == "2 200"
-    assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(body).digest()
+    curl(edge, asleep(kind) if held else kind, tmp_path, (bytes(range(251)) * (size_bytes // 251 + 1))[:size_bytes])
+
+
+@pytest.mark.parametrize("kind", STRICT)
+@pytest.mark.parametrize("held", [False, True])
+def test_curl_with_a_header_block_over_one_frame(
+    edge: EdgeHost, asleep: Callable[[str], str], tmp_path: Path, kind: str, held: bool
+) -> None:
+    strict_command(kind)
+    curl(edge, asleep(kind) if held else kind, tmp_path, b"body", "-H", f"x-large: {'Zq' * 10_000}")
 
 
 @grpc_servers

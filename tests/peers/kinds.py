@@ -37,6 +37,7 @@ def satellite_command(kind: str) -> tuple[str, ...] | None:
     try:
         return {
             "grpcio": lambda: (sys.executable, "-P", "-m", "bentpipe.daemon.demo.satellite", "{port}"),
+            "grpcio-settings": lambda: (sys.executable, "-P", str(HERE / "grpcio_satellite.py"), "{port}"),
             "grpclib": lambda: (sys.executable, "-P", str(HERE / "grpclib_satellite.py"), "{port}"),
             "grpc-go": lambda: (go_peer(), "server", "{port}"),
             "strict": lambda: (go_peer(), "strict", "{port}"),
