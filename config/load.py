@@ -135,6 +135,9 @@ def _unknown_names(config: Config) -> Iterator[ConfigProblem]:
         for grant in grants:
             if grant.partition("/")[0] not in orgs:
                 yield ConfigProblem(where, f"{grant!r} is for an org that has no satellite")
+    for org in config.budget.org:
+        if org not in orgs:
+            yield ConfigProblem(f"budget.org.{org}", "an org that has no satellite")
     names = {f"{satellite.org}/{name}" for satellite in config.satellite for name in (satellite.name, "*")}
     for priced in config.prices.satellite if config.prices else ():
         if priced not in names:

@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from bentpipe.config.units import parse_address, parse_duration_s
+from bentpipe.config.units import parse_address, parse_duration_s, parse_hours, parse_weekdays
 
 DurationS = Annotated[float, BeforeValidator(parse_duration_s)]
 """Seconds; in the file a string with a unit ("90s", "30m", "1h30m") or a bare number of seconds."""
@@ -87,6 +88,8 @@ class LimitsSection(Section):
     max_connections: int = Field(default=10_000, ge=1)
     max_connections_per_address: int = Field(default=2_000, ge=1)
     max_held_per_satellite: int = Field(default=5_000, ge=1)
+    max_held: int = Field(default=10_000, ge=1)
+    """Clients held for satellites, in all."""
     greeting_deadline_s: DurationS = Field(default=10.0, gt=0, alias="greeting_deadline")
     """From accept to the first complete request, TLS handshake included."""
 
@@ -181,6 +184,30 @@ class SatelliteTlsSection(Section):
     """Name to verify; by default the satellite's host."""
 
 
+class KeepAwakeSection(Section):
+    """Hours in which a satellite does not sleep, and at whose beginning it is woken."""
+
+    weekdays: Annotated[frozenset[int], BeforeValidator(parse_weekdays)] = Field(alias="days")
+    """0 is Monday; in the file "mon-fri", "sat,sun". A span over midnight belongs to the day on which it begins."""
+    window: Annotated[tuple[int, int], BeforeValidator(parse_hours)] = Field(alias="hours")
+    """Minutes past midnight; in the file "08:00-18:00", or "22:00-06:00" for a night."""
+    zone: str = "UTC"
+    """As in the IANA time zone database: "Europe/Vienna"."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            ZoneInfo(self.zone)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
+            raise ValueError(f"{self.zone!r} is no time zone that this system knows") from exc
+        return self
+
+    @property
+    def time_zone(self) -> ZoneInfo:
+        """The time zone."""
+        return ZoneInfo(self.zone)
+
+
 class SatelliteSection(Section):
     """One satellite."""
 
@@ -199,13 +226,37 @@ class SatelliteSection(Section):
     hold_limit_s: DurationS = Field(default=600.0, gt=0, alias="hold_limit")
     """The longest one client is held, whatever the wake does."""
     retry_after_s: DurationS = Field(default=5.0, ge=0, alias="retry_after")
-    """How long a failed wake is remembered and replayed to new-comers before the next attempt."""
+    """How long a failed wake is remembered and replayed to new-comers before the next attempt; doubles with every
+    failure in a row. A lack of capacity is remembered for minutes, what only people can mend until SIGHUP."""
+    launch: bool = False
+    """Create the machine when it does not exist, where the provider can."""
+    keep_awake: tuple[KeepAwakeSection, ...] = ()
 
     @model_validator(mode="after")
     def _provider_section(self) -> Self:
         if self.provider == "process" and self.process is None:
             raise ValueError("provider 'process' needs a [satellite.process] section")
         return self
+
+
+class BudgetSection(Section):
+    """How many satellites may be awake at once. To wake one more, the one idle for longest is put to sleep; if all are
+    in use, those who come wait in order."""
+
+    max_awake: int | None = Field(default=None, ge=1)
+    """In all; none: as many as there are."""
+    max_awake_per_org: int | None = Field(default=None, ge=1)
+    org: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Limits of single orgs, instead of `max_awake_per_org`."""
+
+    def of(self, org: str) -> int | None:
+        """The org's limit."""
+        return self.org.get(org, self.max_awake_per_org)
+
+    @property
+    def limits_anything(self) -> bool:
+        """Whether there is any limit."""
+        return self.max_awake is not None or self.max_awake_per_org is not None or bool(self.org)
 
 
 class StoreSection(Section):
@@ -254,6 +305,7 @@ class Config(Section):
     listener: tuple[ListenerSection, ...] = Field(min_length=1)
     limits: LimitsSection = Field(default_factory=LimitsSection)
     engine: EngineSection = Field(default_factory=EngineSection)
+    budget: BudgetSection = Field(default_factory=BudgetSection)
     store: StoreSection = Field(default_factory=StoreSection)
     prices: PricesSection | None = None
     token: tuple[TokenSection, ...] = ()

@@ -180,7 +180,14 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         if recorder is not None:
             recorder.record_nowait(transition)
 
-    fleet = Fleet(config.satellite, provider, observe, max_held=config.limits.max_held_per_satellite)
+    fleet = Fleet(
+        config.satellite,
+        provider,
+        observe,
+        max_held=config.limits.max_held_per_satellite,
+        max_held_in_all=config.limits.max_held,
+        budget=config.budget,
+    )
     health = HealthBoard(fleet)
     edge = Edge(
         fleet=fleet,
@@ -206,6 +213,8 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
                 log.error("certificate not reloaded", extra={"fields": {"error": str(exc)}})
             else:
                 log.info("certificate reloaded", extra={"fields": {"listener": ":".join(map(str, listener.address))}})
+        # Whoever sends SIGHUP has done something: what only people can mend may be mended.
+        fleet.reset()
         sd.notify("READY=1")
 
     daemon = Daemon(
