@@ -192,6 +192,23 @@ class AnyInterleaving(RuleBasedStateMachine):
         else:
             self.feed(StopDone(made) if isinstance(call, Stop) else StartDone(made))
 
+    @rule(clients=st.integers(0, 2), ages=st.booleans())
+    def bring_up(self, clients: int, ages: bool) -> None:
+        """The straight way to OPERATIONAL, which blind steps seldom find."""
+        for _ in range(clients):
+            self.arrive(float("inf"), crowded=False)
+        self.feed(PlaceGranted())
+        while self.calls:
+            self.call_returns(None, withdrawn=False)
+        self.feed(Seen(look(M.RUNNING)))
+        self.feed(Ready())
+        if ages:
+            self.clock(RULES.min_awake_s)
+
+    @rule()
+    def evict(self) -> None:
+        self.feed(Evict())
+
     @rule()
     def port_listens(self) -> None:
         self.feed(Ready())
@@ -204,7 +221,6 @@ class AnyInterleaving(RuleBasedStateMachine):
                 KeepAwake(False),
                 Renew(),
                 PlaceGranted(),
-                Evict(),
                 Reset(),
                 *map(Witnessed, Resume),
             ]
