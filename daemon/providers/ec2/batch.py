@@ -17,9 +17,9 @@ WINDOW_S = 0.03
 """How long the first waits for others: nothing beside the 16 s of a start, enough for a herd."""
 BATCH = 100
 """Instances a call. EC2 takes more (its resource buckets hold 1,000), but all of them share one failure."""
-EXTRA_CALLS = 16
-"""Calls to find the bad ones of a batch: enough for two or three among a hundred. What is left then shares the last
-failure, and comes back by itself with the fleet's next attempt."""
+SPLITTING_CALLS = 16
+"""After so many calls of a batch no part is split any more: enough to find two or three bad ones among a hundred. A part
+that fails then fails as a whole, and as something that may work later, for most of it are not to blame."""
 
 OF_ONE = frozenset(
     {
@@ -103,10 +103,11 @@ class Batcher:
             try:
                 changes = await self._send(part, calls == 0)
             except Ec2Failure as failure:
-                failed, again = split(part, failure) if calls < EXTRA_CALLS else (part, [])
+                failed, again = split(part, failure) if calls < SPLITTING_CALLS else (part, [])
                 parts.extend(again)
+                named = failure.named(failed)
                 for each in failed:
-                    _settle(batch[each], failure)
+                    _settle(batch[each], failure if len(failed) == 1 or each in named else shared(failure))
             else:
                 for each in part:
                     _settle(batch[each], changes[each])
@@ -123,6 +124,13 @@ def split(part: list[str], failure: Ec2Failure) -> tuple[list[str], list[list[st
         return named, [rest] if rest else []
     middle = len(part) // 2
     return [], [part[:middle], part[middle:]]
+
+
+def shared(failure: Ec2Failure) -> Ec2Failure:
+    """The failure of a call for several, as each of them gets it: what may be another's fault is not held against it."""
+    if failure.verdict not in OF_ONE or failure.verdict is Verdict.CAPACITY:
+        return failure
+    return Ec2Failure(failure.api, failure.code, failure.words, Verdict.RETRYABLE)
 
 
 def _settle(wanted: _Wanted, outcome: Change | Ec2Failure) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Callable, Mapping
 
-import pytest
 import trio
 from ec2_emulator.control import Control
 from provider_contract import DEADLINE_S
@@ -18,19 +17,6 @@ FLEET = "test"
 TEMPLATE = "builder"
 NO_LIMITS = {name: {"burst": 1e6, "per_s": 1e6} for name in ("describe", "start", "stop", "launch", "terminate")}
 LOOK_AGAIN_S = 0.005
-
-
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As boto3 finds them, and none of the host's own."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "AKIDONE",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_CONFIG_FILE": "/dev/null",
-        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
 
 
 def tags_of(satellite: str, fleet: str = FLEET) -> dict[str, str]:

@@ -5,20 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 from ec2_emulator.clock import ScaledClock
 from ec2_emulator.server import Emulator
-from emulated_ec2 import (
-    SATELLITES,
-    TEMPLATE,
-    Ec2Harness,
-    credentials,
-    ec2_section,
-    machine,
-    machine_id,
-    running,
-    set_up,
-)
+from emulated_ec2 import SATELLITES, TEMPLATE, Ec2Harness, ec2_section, machine, machine_id, running, set_up
 from provider_contract import ProviderContract
-
-__all__ = ["credentials"]
 
 SPEED = 300.0
 
