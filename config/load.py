@@ -109,6 +109,11 @@ def _duplicates(config: Config) -> Iterator[ConfigProblem]:
     seen: dict[tuple[str, object], str] = {}
     named: list[tuple[str, tuple[str, object]]] = [
         *((f"satellite[{i}]", ("satellite", f"{s.org}/{s.name}")) for i, s in enumerate(config.satellite)),
+        *(
+            (f"satellite[{i}].ec2.instance_id", ("instance", s.ec2.instance_id))
+            for i, s in enumerate(config.satellite)
+            if s.ec2 is not None and s.ec2.instance_id is not None
+        ),
         *((f"token[{i}].name", ("token", t.name)) for i, t in enumerate(config.token)),
         *((f"token[{i}].hash", ("hash", t.hash)) for i, t in enumerate(config.token)),
         *((f"certificate[{i}].name", ("certificate", c.name)) for i, c in enumerate(config.certificate)),

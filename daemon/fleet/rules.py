@@ -90,7 +90,7 @@ def rules_of(section: SatelliteSection, max_waiters: int, *, budgeted: bool = Fa
         hold_limit_s=section.hold_limit_s,
         retry_after_s=section.retry_after_s,
         max_waiters=max_waiters,
-        launch=section.launch,
+        launch=section.launches,
         budgeted=budgeted,
     )
 
