@@ -326,6 +326,30 @@ async def test_who_comes_while_it_falls_asleep_waits_and_wakes_it(bed: Bed, cloc
     assert bed.satellite.leases == 1
 
 
+async def test_who_comes_in_the_moment_of_the_decision_calls_it_off(clock: trio.testing.MockClock) -> None:
+    """Client and stop call become runnable in one step of the scheduler, which takes them in any order."""
+    outcomes = set()
+    for _ in range(30):
+        async with open_bed() as bed:
+            (scope,) = bed.come()
+            await bed.settle()
+            await bed.wake()
+            scope.cancel()
+            await bed.settle()
+
+            def observe(transition: Transition, bed: Bed = bed) -> None:
+                if transition.after is SatelliteState.STOPPING:
+                    bed.come()
+
+            bed.satellite._observer = observe
+            clock.jump(RULES.sleep_after_s)
+            await bed.settle()
+            stopped = bed.provider.calls[-1] == "hibernate acme.m"
+            assert (bed.satellite.waiting, bed.satellite.leases) == ((1, 0) if stopped else (0, 1))
+            outcomes.add(stopped)
+    assert outcomes == {True, False}
+
+
 async def test_a_refused_hibernation_becomes_a_stop(bed: Bed, clock: trio.testing.MockClock) -> None:
     await to_sleep(bed, clock)
     await bed.provider.answer(SleepModeRefused("this type cannot hibernate"))
