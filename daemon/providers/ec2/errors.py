@@ -12,6 +12,7 @@ import re
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError, PartialCredentialsError
 
 from bentpipe.daemon.errors import (
+    LaunchTokenSpent,
     MachineNotFound,
     ProviderCapacity,
     ProviderError,
@@ -36,6 +37,7 @@ class Verdict(enum.Enum):
     NO_HIBERNATION = "the machine cannot hibernate"
     TOO_EARLY = "the machine cannot hibernate yet"
     MISMATCH = "a launch was repeated with other parameters"
+    SPENT = "the machine that was launched is gone"
     PERMANENT = "the cloud refuses the request"
 
 
@@ -49,7 +51,6 @@ VERDICTS = {
     "RequestTimeout": Verdict.RETRYABLE,
     "RequestTimeoutException": Verdict.RETRYABLE,
     "RequestExpired": Verdict.RETRYABLE,
-    "IdempotentInstanceTerminated": Verdict.PERMANENT,
     # [E]; an instance that is stopping cannot be started, nor one that is pending stopped [S: openshift/hive#1206].
     "IncorrectInstanceState": Verdict.WRONG_STATE,
     "IncorrectState": Verdict.WRONG_STATE,
@@ -94,6 +95,7 @@ VERDICTS = {
     "UnsupportedHibernationConfiguration": Verdict.NO_HIBERNATION,
     # [E]
     "IdempotentParameterMismatch": Verdict.MISMATCH,
+    "IdempotentInstanceTerminated": Verdict.SPENT,
 }
 """By AWS's code. What is not here: transient if its HTTP status is 5xx [E], else permanent."""
 
@@ -137,6 +139,7 @@ ERRORS: dict[Verdict, type[ProviderError]] = {
     Verdict.NO_HIBERNATION: SleepModeRefused,
     Verdict.TOO_EARLY: SleepTooEarly,
     Verdict.MISMATCH: ProviderPermanent,
+    Verdict.SPENT: LaunchTokenSpent,
     Verdict.PERMANENT: ProviderPermanent,
 }
 

@@ -13,6 +13,7 @@ import trio
 
 from bentpipe.config.model import Ec2Section
 from bentpipe.daemon.errors import (
+    LaunchTokenSpent,
     MachineNotFound,
     ProviderError,
     ProviderPermanent,
@@ -126,8 +127,8 @@ class Ec2Provider:
     async def launch(self, machine_id: MachineId, token: str) -> None:
         """RunInstances by the launch template of the configuration, with `token` as its client token.
 
-        Raises ProviderPermanent (no template, or the token was for something else), ProviderCapacity, and what EC2
-        answers otherwise.
+        Raises ProviderPermanent (no template, or the token was for something else), LaunchTokenSpent, ProviderCapacity,
+        and what EC2 answers otherwise.
         """
         entry = self._entry(machine_id)
         look = await self._poller.refresh(entry)
@@ -140,7 +141,7 @@ class Ec2Provider:
             raise self._error(entry, failure) from failure
         seen = sight(instance, entry.machine.section)
         if seen.state is MachineState.TERMINATED:
-            raise ProviderPermanent(f"token {token} has launched {seen.instance_id}, which is terminated: use another")
+            raise LaunchTokenSpent(f"token {token} has launched {seen.instance_id}, which is terminated: use another")
         self._poller.launched(entry, seen)
 
     async def terminate(self, machine_id: MachineId) -> None:

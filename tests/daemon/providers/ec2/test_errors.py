@@ -34,6 +34,7 @@ def answer(code: str, message: str, status: int = 400) -> ClientError:
         ("InvalidInstanceID.NotFound", errors.MachineNotFound),
         ("UnsupportedHibernationConfiguration", errors.SleepModeRefused),
         ("IdempotentParameterMismatch", errors.ProviderPermanent),
+        ("IdempotentInstanceTerminated", errors.LaunchTokenSpent),
         ("InvalidParameterValue", errors.ProviderPermanent),
         ("InvalidLaunchTemplateName.NotFoundException", errors.ProviderPermanent),
         ("UnsupportedOperation", errors.ProviderPermanent),
@@ -49,7 +50,7 @@ def test_what_the_fleet_gets(code: str, error: type[errors.ProviderError]) -> No
 
 def test_every_verdict_has_an_error_and_is_used() -> None:
     assert set(ERRORS) == set(Verdict)
-    assert set(VERDICTS.values()) | {Verdict.TOO_EARLY} == set(Verdict)
+    assert set(VERDICTS.values()) | {Verdict.TOO_EARLY, Verdict.PERMANENT} == set(Verdict)
 
 
 def test_too_early_is_known_by_its_words() -> None:
