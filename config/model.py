@@ -97,6 +97,13 @@ class LimitsSection(Section):
     """From accept to the first complete request, TLS handshake included."""
 
 
+class MetricsSection(Section):
+    """Where Prometheus may scrape. Anybody who can connect may read."""
+
+    address: ListenAddress | None = None
+    """None: nowhere."""
+
+
 class EngineSection(Section):
     """The data plane's threads."""
 
@@ -260,6 +267,7 @@ class Config(Section):
     listener: tuple[ListenerSection, ...] = Field(min_length=1)
     limits: LimitsSection = Field(default_factory=LimitsSection)
     engine: EngineSection = Field(default_factory=EngineSection)
+    metrics: MetricsSection = Field(default_factory=MetricsSection)
     store: StoreSection = Field(default_factory=StoreSection)
     prices: PricesSection | None = None
     token: tuple[TokenSection, ...] = ()

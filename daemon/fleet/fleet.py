@@ -41,6 +41,11 @@ class Fleet:
         except KeyError:
             raise NoSuchSatellite(f"unknown satellite {key}", peer_hint="no such satellite, or not yours") from None
 
+    @property
+    def satellites(self) -> tuple[Satellite, ...]:
+        """All of them, in the order of the configuration."""
+        return tuple(self._satellites.values())
+
     def drain(self) -> None:
         """Refuse everybody who waits or comes."""
         for satellite in self._satellites.values():

@@ -37,6 +37,7 @@ from bentpipe.daemon.fleet.machine import (
     WaiterId,
 )
 from bentpipe.daemon.fleet.readiness import wait_listening
+from bentpipe.daemon.fleet.usher import Usher, UsheredEvent
 from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.model import (
     Address,
@@ -80,11 +81,11 @@ class Lease:
 
 
 class _Waiter:
-    def __init__(self, who: str, since: float) -> None:
+    def __init__(self, who: str, since: float, done: UsheredEvent) -> None:
         self.who = who
         self.since = since
         self.held = False
-        self.done = trio.Event()
+        self.done = done
         self.lease: Lease | None = None
         self.error: BentpipeError | None = None
 
@@ -121,6 +122,7 @@ class Satellite:
         self._waiters: dict[WaiterId, _Waiter] = {}
         self._book = WakeBook()
         self._ids = itertools.count()
+        self._usher = Usher()
         self._nursery: trio.Nursery | None = None
         self._probe = trio.CancelScope()
         self._deadline_moved = trio.Event()
@@ -147,7 +149,7 @@ class Satellite:
         `who` is the principal, for the books. Cancelling the wait gives the place back at once; the wake goes on.
         """
         waiter_id = WaiterId(next(self._ids))
-        waiter = self._waiters[waiter_id] = _Waiter(who, trio.current_time())
+        waiter = self._waiters[waiter_id] = _Waiter(who, trio.current_time(), self._usher.event())
         self._feed(Arrived(waiter_id))
         waiter.held = not waiter.done.is_set()
         try:
