@@ -1,8 +1,9 @@
-"""Thousands of raw HTTP/2 clients in one process, each a socket and a few bytes: they speak h2c and make one call."""
+"""Thousands of raw HTTP/2 clients in one process, each a socket and a few bytes: they make one call, or stop before it."""
 
 import dataclasses
 import select
 import socket
+import ssl
 import time
 from collections.abc import Callable
 
@@ -13,8 +14,6 @@ EMPTY_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 SETTINGS_ACK = b"\x00\x00\x00\x04\x01\x00\x00\x00\x00"
 END_STREAM, END_HEADERS = 0x1, 0x4
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
-PLACES = 4000
-"""Connecting at once; the backlog of the daemon's listener is 4,096."""
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -52,6 +51,8 @@ def call(satellite: str, token: str, message: bytes = b"") -> bytes:
 class Member:
     sock: socket.socket
     unsent: bytes
+    shaken: bool = True
+    """Whether TLS, if there is any, is ready."""
     received: bytearray = dataclasses.field(default_factory=bytearray)
     ended: bool = False
 
@@ -72,37 +73,50 @@ class Crowd:
         for member in self.members.values():
             member.sock.close()
 
-    def join(self, count: int, opening: bytes) -> None:
+    def join(
+        self, count: int, opening: bytes, *, address: tuple[str, int] | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         """Begin so many connections that say `opening`; an empty one says nothing at all."""
         for number in range(count):
             sock = socket.socket()
+            if tls is not None:
+                sock.connect(address or self._address)
+                sock = tls.wrap_socket(sock, server_hostname="localhost", do_handshake_on_connect=False)
             sock.setblocking(False)
-            sock.connect_ex(self._address)
-            self.members[sock.fileno()] = Member(sock, opening)
+            if tls is None:
+                sock.connect_ex(address or self._address)
+            self.members[sock.fileno()] = Member(sock, opening, shaken=tls is None)
             self._epoll.register(sock, select.EPOLLIN | select.EPOLLOUT)
             if number % 100 == 99:
                 self.turn(0)
 
-    def turn(self, timeout_s: float = 0.1) -> None:
-        for fd, _ in self._epoll.poll(timeout_s):
-            member = self.members[fd]
+    def turn(self, timeout_s: float = 0.1) -> list[Member]:
+        """Do what can be done, after waiting for it at most so long. Returns whom it concerned."""
+        moved = [self.members[fd] for fd, _ in self._epoll.poll(timeout_s)]
+        for member in moved:
+            fd = member.sock.fileno()
             try:
+                if not member.shaken:
+                    member.sock.do_handshake()
+                    member.shaken = True
                 if member.unsent:
                     member.unsent = member.unsent[member.sock.send(member.unsent) :]
                 if not member.unsent:
                     self._epoll.modify(fd, select.EPOLLIN)
                 self._read(member)
-            except BlockingIOError:
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 pass
             except OSError:
                 self._end(member)
+        return moved
 
     def _read(self, member: Member) -> None:
-        data = member.sock.recv(1 << 16)
-        if data:
+        while True:
+            data = member.sock.recv(1 << 16)
+            if not data:
+                self._end(member)
+                return
             member.received += data
-        else:
-            self._end(member)
 
     def _end(self, member: Member) -> None:
         member.ended = True
@@ -111,10 +125,9 @@ class Crowd:
     def until(self, done: Callable[[Member], bool], deadline_s: float) -> int:
         """Go on until it is so for each. Returns for how many it is when the time is up."""
         deadline = time.monotonic() + deadline_s
-        left = list(self.members.values())
+        left = {id(member) for member in self.members.values() if not done(member)}
         while left and time.monotonic() < deadline:
-            self.turn()
-            left = [member for member in left if not done(member)]
+            left -= {id(member) for member in self.turn() if done(member)}
         return len(self.members) - len(left)
 
 
