@@ -13,10 +13,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from bentpipe.config.units import parse_address, parse_duration_s, parse_hours, parse_weekdays
+from bentpipe.config.units import parse_address, parse_duration_s, parse_hours, parse_size_bytes, parse_weekdays
 
 DurationS = Annotated[float, BeforeValidator(parse_duration_s)]
 """Seconds; in the file a string with a unit ("90s", "30m", "1h30m") or a bare number of seconds."""
+
+SizeBytes = Annotated[int, BeforeValidator(parse_size_bytes)]
+"""Bytes; in the file a string with a unit ("512KiB", "256MiB") or a bare number of bytes."""
 
 ListenAddress = Annotated[tuple[str, int], BeforeValidator(parse_address)]
 """(IP address, port) from "127.0.0.1:8372", "[::1]:8372" or ":8372" (all addresses, both families)."""
@@ -90,8 +93,18 @@ class LimitsSection(Section):
     max_held_per_satellite: int = Field(default=5_000, ge=1)
     max_held: int = Field(default=10_000, ge=1)
     """Clients held for satellites, in all."""
+    held_bytes: SizeBytes = Field(default=256 << 20, ge=0)
+    """What all clients together may have said before their hand-off. Past it whoever brings more than a few KiB is
+    refused; a client alone is bounded by proto/limits.py."""
     greeting_deadline_s: DurationS = Field(default=10.0, gt=0, alias="greeting_deadline")
     """From accept to the first complete request, TLS handshake included."""
+
+
+class MetricsSection(Section):
+    """Where Prometheus may scrape. Anybody who can connect may read."""
+
+    address: ListenAddress | None = None
+    """None: nowhere."""
 
 
 class EngineSection(Section):
@@ -373,6 +386,7 @@ class Config(Section):
     limits: LimitsSection = Field(default_factory=LimitsSection)
     engine: EngineSection = Field(default_factory=EngineSection)
     budget: BudgetSection = Field(default_factory=BudgetSection)
+    metrics: MetricsSection = Field(default_factory=MetricsSection)
     store: StoreSection = Field(default_factory=StoreSection)
     ec2: Ec2Section = Field(default_factory=Ec2Section)
     prices: PricesSection | None = None

@@ -1,4 +1,4 @@
-"""Parses what people write in a configuration: durations, addresses, days, hours. Raises ValueError, saying what fits."""
+"""Parses what people write in a configuration: durations, sizes, addresses, days, hours. ValueError says what fits."""
 
 import ipaddress
 import re
@@ -6,6 +6,8 @@ import re
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _WHOLE = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
+_SIZE = re.compile(r"(\d+)(KiB|MiB|GiB)")
+_UNITS_BYTES = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 MAX_PORT = 65535
 _WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _HOURS = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)")
@@ -19,6 +21,15 @@ def parse_duration_s(value: object) -> float:
     if isinstance(value, str) and _WHOLE.fullmatch(value):
         return sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(value))
     raise ValueError(f'{value!r} is no duration: expected "250ms", "90s", "30m", "1h30m" or a number of seconds')
+
+
+def parse_size_bytes(value: object) -> int:
+    """Bytes from "512KiB", "256MiB", "1GiB" or a bare number of bytes."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
+        return int(match[1]) * _UNITS_BYTES[match[2]]
+    raise ValueError(f'{value!r} is no size: expected "512KiB", "256MiB", "1GiB" or a number of bytes')
 
 
 def parse_address(value: object) -> tuple[str, int]:

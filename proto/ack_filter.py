@@ -3,16 +3,16 @@
 from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.frames import ACK, HEADER_BYTES, FrameType, parse_header
+from bentpipe.proto.states import check_shape
 
 
 class AckFilter:
     """Frames one direction. Keeps back an incomplete 9-byte header at most."""
 
     def __init__(self, pending: bytes = b"") -> None:
-        self._header = bytearray()
+        self._kept = bytearray(pending)
         self._left = 0
         self._done = False
-        self._first = pending
 
     @property
     def done(self) -> bool:
@@ -20,26 +20,26 @@ class AckFilter:
         return self._done
 
     def receive_data(self, data: bytes) -> bytes:
-        """Return what goes on. Raises GreetingError on a frame that is too large."""
-        data, self._first = self._first + data, b""
-        out = bytearray()
-        while data and not self._done:
-            if self._left:
-                out += data[: self._left]
-                data, self._left = data[self._left :], max(0, self._left - len(data))
-                continue
-            take = HEADER_BYTES - len(self._header)
-            self._header += data[:take]
-            data = data[take:]
-            if len(self._header) < HEADER_BYTES:
-                break
-            header = parse_header(self._header)
+        """Return what goes on. Raises GreetingError on a frame that is too large, or an ACK with a payload."""
+        if self._done:
+            return data
+        data, at, out = bytes(self._kept) + data, 0, bytearray()
+        self._kept.clear()
+        while True:
+            end = min(at + self._left, len(data))
+            out += data[at:end]
+            self._left -= end - at
+            at = end
+            if len(data) - at < HEADER_BYTES:
+                self._kept += data[at:]
+                return bytes(out)
+            header = parse_header(data[at : at + HEADER_BYTES])
             if header.length > limits.FRAME_BYTES:
                 raise GreetingError(ErrorCode.FRAME_SIZE_ERROR, f"frame of {header.length} bytes", "FRAME_BYTES")
             if header.type == FrameType.SETTINGS and header.flags & ACK:
+                check_shape(header)
                 self._done = True
-            else:
-                out += self._header
-                self._left = header.length
-            self._header.clear()
-        return bytes(out) + data if self._done else bytes(out)
+                return bytes(out) + data[at + HEADER_BYTES :]
+            out += data[at : at + HEADER_BYTES]
+            at += HEADER_BYTES
+            self._left = header.length

@@ -7,16 +7,14 @@ GOAWAY ready to be sent.
 
 import dataclasses
 
-import h2.config
-import h2.connection
 import h2.events
 import h2.exceptions
-import h2.settings
 
 from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.events import HeaderList
 from bentpipe.proto.grpc_status import GrpcStatus, encode_grpc_message
+from bentpipe.proto.refusal import server_connection
 
 CONTENT_TYPE = (b"content-type", b"application/grpc")
 
@@ -43,6 +41,7 @@ class CallEnded:
 class _Stream:
     headers: HeaderList
     body: bytearray = dataclasses.field(default_factory=bytearray)
+    too_long: bool = False
     request_ended: bool = False
     answered: bool = False
     unsent: bytearray = dataclasses.field(default_factory=bytearray)
@@ -54,15 +53,7 @@ class Answering:
     """One connection, our side of it."""
 
     def __init__(self) -> None:
-        self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
-        self._h2.local_settings = h2.settings.Settings(
-            client=False,
-            initial_values={
-                h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: limits.ANSWERED_STREAMS,
-                h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: limits.HEADER_LIST_BYTES,
-            },
-        )
-        self._h2.initiate_connection()
+        self._h2 = server_connection(limits.ANSWERED_STREAMS)
         self._streams: dict[int, _Stream] = {}
         self._tokens = float(limits.ANSWERED_BURST)
         self._at_s = 0.0
@@ -92,6 +83,12 @@ class Answering:
         try:
             for event in self._h2.receive_data(data):
                 self._event(event, out)
+            # Only now: h2 is ahead of its events, and a stream may have ended since the one that asked for an answer.
+            for stream_id, stream in list(self._streams.items()):
+                if stream.too_long and not stream.ending:
+                    self.finish(stream_id, GrpcStatus.RESOURCE_EXHAUSTED, "over the limit ANSWERED_MESSAGE_BYTES")
+                else:
+                    self._push(stream_id)
         except h2.exceptions.ProtocolError as exc:
             raise GreetingError(ErrorCode(exc.error_code), str(exc)) from exc
         return out
@@ -107,28 +104,33 @@ class Answering:
                 if size:
                     self._h2.acknowledge_received_data(size, stream_id)
                 stream = self._streams.get(stream_id)
-                if stream is not None and not stream.ending:
+                if stream is not None and not stream.ending and not stream.too_long:
                     stream.body += data
                     if len(stream.body) > limits.ANSWERED_MESSAGE_BYTES:
-                        self.finish(stream_id, GrpcStatus.RESOURCE_EXHAUSTED, "over the limit ANSWERED_MESSAGE_BYTES")
+                        stream.too_long = True
+                        stream.body.clear()
             case h2.events.StreamEnded(stream_id=stream_id):
                 stream = self._streams.get(stream_id)
                 if stream is not None:
                     stream.request_ended = True
-                    if not stream.ending:
+                    if not stream.ending and not stream.too_long:
                         out.append(Call(stream_id, stream.headers, bytes(stream.body)))
             case h2.events.StreamReset(stream_id=stream_id):
                 self._pay()
                 if self._streams.pop(stream_id, None) is not None:
                     out.append(CallEnded(stream_id))
-            case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
-                self._pay()
-                for stream_id in list(self._streams):
-                    self._push(stream_id)
-            case h2.events.PingReceived() | h2.events.PriorityUpdated() | h2.events.UnknownFrameReceived():
+            case (
+                h2.events.WindowUpdated()
+                | h2.events.RemoteSettingsChanged()
+                | h2.events.PingReceived()
+                | h2.events.PriorityUpdated()
+                | h2.events.UnknownFrameReceived()
+            ):
                 self._pay()
             case h2.events.ConnectionTerminated():
+                # h2 sends nothing on a connection whose client said GOAWAY.
                 self._ended = True
+                self._streams.clear()
             case _:
                 pass
 
@@ -163,7 +165,7 @@ class Answering:
             return
         trailers: list[Field] = [(b"grpc-status", b"%d" % status)]
         if message:
-            trailers.append((b"grpc-message", encode_grpc_message(message)))
+            trailers.append((b"grpc-message", encode_grpc_message(message, limits.STATUS_MESSAGE_BYTES)))
         stream.trailers = trailers if stream.answered else [(b":status", b"200"), CONTENT_TYPE, *trailers]
         stream.answered = stream.ending = True
         self._push(stream_id)

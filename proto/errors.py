@@ -1,4 +1,4 @@
-"""The one error that the greeting can raise."""
+"""The one error that the wire's readers can raise."""
 
 import enum
 
@@ -30,3 +30,8 @@ class GreetingError(Exception):
         self.error_code = error_code
         self.message = message
         self.limit = limit
+
+
+def over(limit: str) -> GreetingError:
+    """The error for what is over a limit of ours."""
+    return GreetingError(ErrorCode.ENHANCE_YOUR_CALM, f"over the limit {limit}", limit)

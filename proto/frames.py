@@ -50,8 +50,3 @@ def frame(kind: FrameType, flags: int, stream_id: int, payload: bytes = b"") -> 
 
 
 EMPTY_SETTINGS = frame(FrameType.SETTINGS, 0, 0)
-
-
-def goaway(last_stream_id: int, error_code: int, debug: str = "") -> bytes:
-    """Build a GOAWAY (RFC 9113 §6.8); `debug` is for people."""
-    return frame(FrameType.GOAWAY, 0, 0, last_stream_id.to_bytes(4) + error_code.to_bytes(4) + debug.encode())

@@ -29,8 +29,16 @@ class GrpcStatus(enum.IntEnum):
     UNAUTHENTICATED = 16
 
 
-def encode_grpc_message(message: str) -> bytes:
-    """Percent-encode a status message: UTF-8, every byte outside 0x20 to 0x7E, and "%", becomes %XX (PROTOCOL-HTTP2)."""
-    return b"".join(
-        bytes((byte,)) if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte for byte in message.encode()
-    )
+def encode_grpc_message(message: str, max_bytes: int) -> bytes:
+    """Percent-encode a status message: UTF-8, every byte outside 0x20 to 0x7E, and "%", becomes %XX (PROTOCOL-HTTP2).
+
+    Words that would be longer than `max_bytes` are cut off after a whole character.
+    """
+    words = bytearray()
+    for character in message:
+        code = character.encode(errors="replace")
+        encoded = b"".join(bytes((b,)) if 0x20 <= b <= 0x7E and b != 0x25 else b"%%%02X" % b for b in code)
+        if len(words) + len(encoded) > max_bytes:
+            break
+        words += encoded
+    return bytes(words)

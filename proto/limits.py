@@ -1,37 +1,65 @@
-"""Every bound of the greeting, with its reason. What is over a limit is refused by its name."""
+"""Every bound of what a client can make us keep or do before its hand-off, with its reason.
 
-TRANSCRIPT_BYTES = 256 << 10
-"""Kept while held: the 64 KiB that an empty SETTINGS lets a client send as DATA, header blocks of the streams it opens
-meanwhile, and frame headers. Past it we stop reading, and TCP pushes back."""
-GREETING_BYTES = 64 << 10
-"""Everything before the first header block is complete."""
-HEADER_BLOCK_BYTES = 32 << 10
-"""Compressed: metadata with a token of over 16 KiB does exist (JWTs), and comes as CONTINUATION."""
-HEADER_LIST_BYTES = 48 << 10
-"""Decoded, as RFC 9113 §6.5.2 counts (32 per field): an HPACK bomb ends here."""
-HEADER_FIELDS = 100
+What is over a limit ends the connection with GOAWAY(ENHANCE_YOUR_CALM) and the limit's name, unless said otherwise.
+"""
+
+# -- of every frame ----------------------------------------------------------------------------------------------------
+FRAME_BYTES = 16_384
+"""SETTINGS_MAX_FRAME_SIZE's initial value (RFC 9113 §6.5.2); we never announce another. Over it: FRAME_SIZE_ERROR."""
 CONTINUATION_FRAMES = 8
-"""nghttp2's bound; a flood of empty ones (CVE-2024-27316 and kin) ends here."""
+"""A header block; nghttp2's bound. A flood of empty ones (CVE-2024-27316 and kin) ends here."""
+HEADER_BLOCK_BYTES = 32 << 10
+"""Compressed. Metadata with a token of over 16 KiB do exist (JWTs) and come as CONTINUATION: 16 KiB would refuse them."""
 SETTINGS_FRAMES = 3
+"""The client's own: one opens the connection, and no client known to us changes its mind before it was answered."""
 SETTINGS_ENTRIES = 32
+"""A frame; nghttp2's bound. RFC 9113 defines six."""
+
+# -- until the first header block is complete --------------------------------------------------------------------------
+GREETING_BYTES = 64 << 10
+"""All bytes: of a stranger, so no more than a header block and what comes before it."""
+OPENING_FRAMES = 64
+"""WINDOW_UPDATE, PRIORITY, GOAWAY, PING ACK and unknown types. Real clients send one to six (nghttp2 used to send five
+PRIORITY); 64 leaves room for GREASE (RFC 9113 §5.5)."""
 PING_FRAMES = 10
-"""Before the header block."""
+"""Each makes us answer, and nobody has reason to ask before its first request."""
+HEADER_LIST_BYTES = 48 << 10
+"""Decoded, as RFC 9113 §6.5.2 counts (32 per field): an HPACK bomb ends here. Over HEADER_BLOCK_BYTES, since a large
+token can be Huffman coded to two thirds."""
+HEADER_FIELDS = 100
+"""Envoy's bound; a build's metadata have about 20."""
+TABLE_BYTES = 4_096
+"""SETTINGS_HEADER_TABLE_SIZE's initial value. Over it: COMPRESSION_ERROR."""
+
+# -- while held --------------------------------------------------------------------------------------------------------
+TRANSCRIPT_BYTES = 256 << 10
+"""Kept of one client: the 64 KiB that an empty SETTINGS lets it send as DATA, header blocks of the streams it opens
+meanwhile, and frame headers. Past it we stop reading, and TCP pushes back; nobody is refused."""
+WINDOW_BYTES = 65_535
+"""DATA: the connection's initial flow-control window (RFC 9113 §6.9.2); we never send WINDOW_UPDATE. Over it:
+FLOW_CONTROL_ERROR."""
+HELD_HEADERS = 1_000
+"""Header blocks: streams and trailers. We cannot announce a number of streams (it would outlive us), so grpcio opens as
+many as its caller asks for; servers mostly allow 100 to 250 at once."""
+RST_STREAM_FRAMES = 100
+"""Streams given up: calls with deadlines of seconds do that through a hold of minutes. Rapid reset (CVE-2023-44487)
+ends here, before the satellite sees any of it."""
+QUIET_FRAMES = 2_000
+"""WINDOW_UPDATE, PRIORITY, GOAWAY, PING ACK and unknown types: two for each stream that may be opened."""
+EMPTY_DATA_FRAMES = 1_000
+"""One for each stream that may be opened: gRPC clients end requests so. What is not empty, WINDOW_BYTES bounds."""
 PING_BURST = 10
 PING_PER_S = 2.0
-"""While held: real clients' keepalive is seconds apart (grpc-go: 10 s at least)."""
-RST_STREAM_FRAMES = 100
-"""While held: streams that a client gave up; 10 before the header block would do, nobody sends any there."""
-FRAME_BYTES = 16_384
-"""SETTINGS_MAX_FRAME_SIZE's initial value (RFC 9113 §6.5.2); we never announce another."""
-TABLE_BYTES = 4_096
-"""SETTINGS_HEADER_TABLE_SIZE's initial value."""
-WINDOW_BYTES = 65_535
-"""The connection's initial flow-control window (RFC 9113 §6.9.2); we never send WINDOW_UPDATE."""
+"""Real clients' keepalive is seconds apart (grpc-go: 10 s at least)."""
+
+# -- on a connection that we answer ourselves --------------------------------------------------------------------------
 ANSWERED_MESSAGE_BYTES = 4_096
-"""One request to a service of our own; a health check names one service."""
+"""One request to a service of our own; a health check names one service. Over it: RESOURCE_EXHAUSTED for that call."""
 ANSWERED_STREAMS = 100
-"""Open at once on a connection that we answer ourselves (RFC 9113 §5.1.2 advises no fewer)."""
+"""Open at once (RFC 9113 §5.1.2 advises no fewer)."""
 ANSWERED_BURST = 500
 ANSWERED_PER_S = 100.0
-"""Requests, resets, PINGs, SETTINGS, WINDOW_UPDATEs and empty DATA on such a connection: each makes us work, and a
-health check needs a handful. Rapid reset (CVE-2023-44487) and its kin end here."""
+"""Requests, resets, PINGs, SETTINGS, WINDOW_UPDATEs and empty DATA: each makes us work, and a health check needs a
+handful. Rapid reset and its kin end here."""
+STATUS_MESSAGE_BYTES = 4_096
+"""Of a grpc-message, percent-encoded: clients refuse header lists of over 8 KiB or so. The rest is cut off."""

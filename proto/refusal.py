@@ -1,21 +1,18 @@
-"""What the daemon says itself: proper gRPC refusals, GOAWAY, and words for those who are at the wrong port."""
+"""What the daemon says to those who go no further: gRPC refusals, GOAWAY, and words for those who are at the wrong port.
 
-import hpack
+HTTP/2 is said by the `h2` library: it is fed what the client said so far and so knows its streams, its header table and
+its windows. It acknowledges the client's SETTINGS, as it may: no satellite will ever see this connection.
+"""
 
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import h2.settings
+
+from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError
-from bentpipe.proto.frames import (
-    EMPTY_SETTINGS,
-    END_HEADERS,
-    END_STREAM,
-    FrameType,
-    frame,
-    goaway,
-)
-from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.grpc_status import GrpcStatus, encode_grpc_message
-
-MESSAGE_BYTES = 4096
-"""Of a status message; the frame that carries it stays far below 16,384 bytes."""
 
 _BODY = b"This port speaks gRPC over HTTP/2 (prior knowledge or ALPN h2) for satellites, not HTTP/1.1.\n"
 HTTP1_ANSWER = (
@@ -27,38 +24,91 @@ HTTP1_ANSWER = (
 TLS_ALERT = bytes.fromhex("15030100020228")
 """A fatal handshake_failure alert (RFC 8446 §6), in the clear: tells a TLS client that this port has no TLS."""
 
+PIECE_BYTES = 4 << 10
+"""What to feed at once: some 400 frames at worst, which h2 reads in about 10 ms."""
 
-class Responder:
-    """Answers in place of the satellite, on every stream that the client opened."""
 
-    def __init__(self, greeting: Greeting) -> None:
-        self._greeting = greeting
+def server_connection(max_streams: int) -> h2.connection.H2Connection:
+    """An h2 server that has said its SETTINGS, within our limits."""
+    made = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
+    made.local_settings = h2.settings.Settings(
+        client=False,
+        initial_values={
+            h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: max_streams,
+            h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: limits.HEADER_LIST_BYTES,
+        },
+    )
+    made.initiate_connection()
+    return made
 
-    def refuse(self, status: GrpcStatus, message: str) -> bytes:
-        """Trailers-only (gRPC PROTOCOL-HTTP2) on every open stream, then GOAWAY."""
-        encoder = hpack.Encoder()
-        words = encode_grpc_message(message)[:MESSAGE_BYTES]
-        out = b"" if self._greeting.settings_sent else EMPTY_SETTINGS
-        for stream_id in self._greeting.open_streams:
-            block = encoder.encode(
+
+class Refusal:
+    """Answers in place of the satellite, on every stream that the client opened and did not reset."""
+
+    def __init__(self) -> None:
+        # Streams were opened before anybody could name a limit: all that the greeting let pass are answered.
+        self._h2 = server_connection(limits.HELD_HEADERS)
+        self._unfinished: dict[int, bool] = {}
+        self._ended = False
+
+    def receive_data(self, data: bytes) -> None:
+        """Take what the client said, PIECE_BYTES at most. Raises GreetingError; `data_to_send` then has h2's GOAWAY."""
+        try:
+            for event in self._h2.receive_data(data):
+                match event:
+                    case h2.events.RequestReceived(stream_id=stream_id):
+                        self._unfinished[stream_id] = True
+                    case h2.events.StreamEnded(stream_id=stream_id) if stream_id in self._unfinished:
+                        self._unfinished[stream_id] = False
+                    case h2.events.StreamReset(stream_id=stream_id):
+                        self._unfinished.pop(stream_id, None)
+                    case h2.events.ConnectionTerminated():
+                        self._ended = True
+                    case _:
+                        pass
+        except h2.exceptions.ProtocolError as exc:
+            raise GreetingError(ErrorCode(exc.error_code), str(exc)) from exc
+
+    def refuse(self, status: GrpcStatus, message: str) -> None:
+        """Say trailers-only (gRPC PROTOCOL-HTTP2) on every open stream, then GOAWAY, which has the words if no stream is.
+
+        Nothing is said to a client that said GOAWAY: h2 sends nothing more then, and the client did not mean to stay.
+        """
+        if self._ended:
+            return
+        words = encode_grpc_message(message, limits.STATUS_MESSAGE_BYTES)
+        for stream_id, unfinished in self._unfinished.items():
+            self._h2.send_headers(
+                stream_id,
                 [
                     (b":status", b"200"),
                     (b"content-type", b"application/grpc"),
                     (b"grpc-status", b"%d" % status),
                     (b"grpc-message", words),
-                ]
+                ],
+                end_stream=True,
             )
-            out += frame(FrameType.HEADERS, END_HEADERS | END_STREAM, stream_id, block)
-            # The request's own end is not awaited (RFC 9113 §8.1).
-            out += frame(FrameType.RST_STREAM, 0, stream_id, ErrorCode.NO_ERROR.to_bytes(4))
-        return out + goaway(self._greeting.last_stream, ErrorCode.NO_ERROR)
+            if unfinished:
+                # The request's own end is not awaited (RFC 9113 §8.1).
+                self._h2.reset_stream(stream_id, int(ErrorCode.NO_ERROR))
+        debug = None if self._unfinished else message.encode()
+        self._unfinished.clear()
+        self._h2.close_connection(additional_data=debug, last_stream_id=self._h2.highest_inbound_stream_id)
 
-    def goaway(self, error: GreetingError) -> bytes:
-        """GOAWAY with the error's code and words (RFC 9113 §5.4.1)."""
-        start = b"" if self._greeting.settings_sent else EMPTY_SETTINGS
-        return start + goaway(self._greeting.last_stream, error.error_code, error.message)
+    def data_to_send(self) -> bytes:
+        """Take what there is to say."""
+        return self._h2.data_to_send()
 
-    @staticmethod
-    def wrong_port(words: str) -> bytes:
-        """Tell a plaintext HTTP/2 client of a TLS port why it is sent away."""
-        return EMPTY_SETTINGS + goaway(0, ErrorCode.PROTOCOL_ERROR, words)
+
+def goaway(error_code: ErrorCode, words: str, last_stream: int = 0) -> bytes:
+    """SETTINGS, which must come first or may come again, and GOAWAY with words for people (RFC 9113 §5.4.1, §6.8)."""
+    made = server_connection(limits.HELD_HEADERS)
+    made.close_connection(int(error_code), words.encode(), last_stream)
+    return made.data_to_send()
+
+
+TLS_WANTED = goaway(ErrorCode.PROTOCOL_ERROR, "this port speaks TLS")
+"""For a plaintext client of a TLS port."""
+
+TOO_LATE = goaway(ErrorCode.NO_ERROR, "no complete request before greeting_deadline")
+"""For whoever speaks HTTP/2 but did not ask for anything in time. Nothing was lost: a client may come again at once."""

@@ -5,20 +5,44 @@ Reads and writes on its behalf while it is held, so that its PINGs are answered 
 
 import trio
 
+from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.outcomes import Gone, Outcome
-from bentpipe.daemon.edge.transport import Transport
-from bentpipe.proto.events import GoAwayReceived
+from bentpipe.daemon.edge.transport import PeerLeft, Transport
+from bentpipe.proto.events import Event
 from bentpipe.proto.greeting import Greeting
 
 
 class Caller:
     """A client that has not been handed off."""
 
-    def __init__(self, transport: Transport, peer: str) -> None:
+    def __init__(self, transport: Transport, peer: str, memory: Memory) -> None:
         self.transport = transport
         self.greeting = Greeting()
         self.peer = peer
+        self._memory = memory
+        self._counted_bytes = 0
         self._outbox = bytearray()
+
+    def receive(self, data: bytes) -> list[Event]:
+        """Read on. Raises GreetingError; LimitReached if all clients together have said too much."""
+        events = self.greeting.receive_data(data, trio.current_time())
+        self._count(self.greeting.kept_bytes)
+        self._outbox += self.greeting.data_to_send()
+        return events
+
+    def take_all(self) -> bytes:
+        """Everything that it said; from now on the greeting has nothing."""
+        data = self.greeting.take_all()
+        self._count(0)
+        return data
+
+    def forget(self) -> None:
+        """Count it no more: it was handed off, or is gone."""
+        self._count(0)
+
+    def _count(self, kept_bytes: int) -> None:
+        before, self._counted_bytes = self._counted_bytes, kept_bytes
+        self._memory.change(before, kept_bytes)
 
     def send_outbox(self) -> None:
         """Send what fits."""
@@ -36,22 +60,25 @@ class Caller:
     async def read_while_held(self) -> None:
         """Keep the client's bytes and answer its PINGs until cancelled; a cancel falls on a wait, never on a read.
 
-        Raises Gone when it leaves, GreetingError, TransportError.
+        Raises Gone when it leaves, GreetingError, LimitReached, TransportError.
         """
-        while True:
-            self.send_outbox()
-            data = None if self.greeting.transcript_full else self.transport.receive_nowait()
-            if data is None:
-                if await self._wait_held():
-                    raise Gone(Outcome.CLIENT_GONE)
-                continue
-            if not data:
-                raise Gone(Outcome.CLIENT_GONE)
-            for event in self.greeting.receive_data(data, trio.current_time()):
-                if isinstance(event, GoAwayReceived):
-                    raise Gone(Outcome.CLIENT_GONE)
-            self._outbox += self.greeting.data_to_send()
-            await trio.lowlevel.checkpoint()
+        try:
+            while await self._read_some():
+                await trio.lowlevel.checkpoint()
+        except PeerLeft as exc:
+            raise Gone(Outcome.CLIENT_GONE) from exc
+        raise Gone(Outcome.CLIENT_GONE)
+
+    async def _read_some(self) -> bool:
+        """Read what there is, or wait for more. Returns whether the client is still there."""
+        self.send_outbox()
+        data = None if self.greeting.transcript_full else self.transport.receive_nowait()
+        if data is None:
+            return not await self._wait_held()
+        if not data:
+            return False
+        self.receive(data)
+        return not self.greeting.leaving
 
     async def _wait_held(self) -> bool:
         """Wait for input, or only for the end if the transcript is full; and for room if the outbox has bytes.

@@ -10,6 +10,7 @@ from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import RequestHeaders
 from bentpipe.proto.health import SERVICE_PATH
+from bentpipe.proto.refusal import PIECE_BYTES
 
 IDLE_S = 300.0
 """Without a word and without a Watch: load balancers check every few seconds to minutes, on a connection they keep."""
@@ -44,7 +45,7 @@ class InPlace:
     async def run(self) -> Outcome:
         """Answer until either side ends it. Raises TransportError, Gone."""
         try:
-            self._receive(self._caller.greeting.take_all())
+            await self._receive_opening(self._caller.take_all())
             while not self._answering.ended and not self._board.draining:
                 await self._flush()
                 data = self._caller.transport.receive_nowait()
@@ -64,6 +65,11 @@ class InPlace:
             self._answering.close()
         await self._goodbye()
         return Outcome.ANSWERED
+
+    async def _receive_opening(self, said: bytes) -> None:
+        for at in range(0, len(said), PIECE_BYTES):
+            self._receive(said[at : at + PIECE_BYTES])
+            await trio.lowlevel.checkpoint()
 
     def _receive(self, data: bytes) -> None:
         for event in self._answering.receive_data(data, trio.current_time()):

@@ -15,7 +15,7 @@ from bentpipe.daemon.edge.outcomes import Gone, Outcome
 from bentpipe.daemon.edge.transport import PeerLeft, TransportError
 from bentpipe.native.tls import TlsConnection, TlsServerContext
 from bentpipe.proto.events import NotHttp2, PeerKind, RequestHeaders
-from bentpipe.proto.refusal import HTTP1_ANSWER, TLS_ALERT, Responder
+from bentpipe.proto.refusal import HTTP1_ANSWER, TLS_ALERT, TLS_WANTED
 
 log = logging.getLogger("bentpipe.edge")
 
@@ -35,7 +35,7 @@ class Port:
 
 
 async def read_request(caller: Caller, port: Port) -> tuple[RequestHeaders, TlsIdentity]:
-    """Take the client to the end of its first header block. Raises GreetingError, TransportError, Gone."""
+    """Take the client to the end of its first header block. Raises GreetingError, LimitReached, TransportError, Gone."""
     try:
         identity = await _start_tls(caller, port.tls)
         return await _greet(caller), identity
@@ -52,7 +52,7 @@ async def _start_tls(caller: Caller, context: TlsServerContext | None) -> TlsIde
         raise Gone(Outcome.PROBE)
     if first != TLS_RECORD_HANDSHAKE:
         with trio.move_on_after(WRONG_PORT_DEADLINE_S):
-            await client.send_all(Responder.wrong_port("this port speaks TLS"))
+            await client.send_all(TLS_WANTED)
             await client.close_gracefully()
         raise Gone(Outcome.PLAIN_ON_TLS_PORT)
     tls = TlsConnection(context, client.fileno)
@@ -79,7 +79,7 @@ async def _greet(caller: Caller) -> RequestHeaders:
         if not data:
             raise Gone(Outcome.PROBE)
         received = True
-        for event in caller.greeting.receive_data(data, trio.current_time()):
+        for event in caller.receive(data):
             match event:
                 case RequestHeaders():
                     return event
@@ -87,6 +87,8 @@ async def _greet(caller: Caller) -> RequestHeaders:
                     await _not_http2(caller, kind)
                 case _:
                     pass
+        if caller.greeting.leaving:
+            raise Gone(Outcome.PROBE)
         await caller.flush()
 
 

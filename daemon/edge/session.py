@@ -16,6 +16,7 @@ from bentpipe.daemon.edge.handoff import HandOff, Splice
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.edge.in_place import InPlace, is_ours
+from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.opening import Port, read_request
 from bentpipe.daemon.edge.outcomes import Counters, Gone, Outcome
 from bentpipe.daemon.edge.replay import relay_until_ack
@@ -28,8 +29,9 @@ from bentpipe.daemon.model import SatelliteKey
 from bentpipe.native.tls import TlsClientContext
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import RequestHeaders
-from bentpipe.proto.refusal import Responder
+from bentpipe.proto.refusal import PIECE_BYTES, TOO_LATE, Refusal, goaway
 from bentpipe.proto.request import MetadataError, parse_request
+from bentpipe.proto.states import State
 
 log = logging.getLogger("bentpipe.edge")
 
@@ -39,6 +41,10 @@ without it there is no splice."""
 
 REFUSAL_DEADLINE_S = 5.0
 """To send a refusal and let the client read it."""
+
+HoldEnd = BentpipeError | GreetingError | TransportError | Gone
+HOLD_ENDS = (BentpipeError, GreetingError, TransportError, Gone)
+"""What can end a hold, on either side of it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class Edge:
     health: HealthBoard
     handoff: HandOff
     counters: Counters
+    memory: Memory
     satellite_tls: dict[SatelliteKey, tuple[TlsClientContext, str | None]]
     greeting_deadline_s: float
 
@@ -59,7 +66,7 @@ class Session:
 
     def __init__(self, edge: Edge, client: Transport, port: Port, peer: str) -> None:
         self._edge = edge
-        self._caller = Caller(client, peer)
+        self._caller = Caller(client, peer, edge.memory)
         self._client = client
         self._port = port
         self._peer = peer
@@ -79,6 +86,7 @@ class Session:
             outcome = Outcome.CRASHED
         finally:
             self._client.close()
+            self._caller.forget()
         self._edge.counters.ended[outcome] += 1
         return outcome is Outcome.SPLICED
 
@@ -87,7 +95,7 @@ class Session:
             with trio.move_on_after(self._edge.greeting_deadline_s) as deadline:
                 headers, identity = await read_request(self._caller, self._port)
             if deadline.cancelled_caught:
-                return Outcome.DEADLINE
+                return await self._too_late()
             if is_ours(headers):
                 domain = self._port.satellite_domain
                 edge = self._edge
@@ -112,7 +120,7 @@ class Session:
 
     async def _hold(self, claim: Claim, satellite: Satellite) -> Outcome:
         """Wait for the satellite with the client in hand, then splice them. Raises BentpipeError, GreetingError, Gone."""
-        failure: BentpipeError | GreetingError | TransportError | Gone | None = None
+        failure: HoldEnd | None = None
         async with trio.open_nursery() as nursery:
             watch = trio.CancelScope()
             watched = trio.Event()
@@ -122,7 +130,7 @@ class Session:
                 try:
                     with watch:
                         await self._caller.read_while_held()
-                except (GreetingError, TransportError, Gone) as exc:
+                except HOLD_ENDS as exc:
                     failure = exc
                     nursery.cancel_scope.cancel()
                 watched.set()
@@ -142,7 +150,7 @@ class Session:
                         lease.keep()
                     finally:
                         target.close()
-            except (BentpipeError, GreetingError, TransportError, Gone) as exc:
+            except HOLD_ENDS as exc:
                 failure = exc
             nursery.cancel_scope.cancel()
         if failure is not None:
@@ -160,16 +168,28 @@ class Session:
             raise
 
     async def _replay(self, target: Transport) -> None:
-        """Send the satellite what the client said so far. Raises TransportError, GreetingError; Gone at the deadline."""
+        """Send the satellite what the client said so far. Raises TransportError; Gone at the deadline and in the relay."""
         greeting = self._caller.greeting
         with trio.move_on_after(REPLAY_DEADLINE_S) as deadline:
             await self._caller.flush()
             await target.send_all(greeting.transcript_bytes)
             if greeting.awaiting_ack:
-                await relay_until_ack(self._client, target, greeting.ack_filter())
+                await self._relay(target)
         if deadline.cancelled_caught:
             log.info("the ACK of our SETTINGS never came", extra={"fields": {"peer": self._peer}})
             raise Gone(Outcome.DEADLINE)
+
+    async def _relay(self, target: Transport) -> None:
+        """From here on the client may have read a part of a frame of the satellite's: no word of ours may follow it."""
+        try:
+            await relay_until_ack(self._client, target, self._caller.greeting.ack_filter())
+        except GreetingError as exc:
+            self._count_malformed(exc)
+            raise Gone(Outcome.MALFORMED) from exc
+        except Gone:
+            # What the satellite said before it ended must still be read.
+            await self._client.close_gracefully()
+            raise
 
     # -- words to the client -----------------------------------------------------------------------------------------
 
@@ -178,15 +198,35 @@ class Session:
             "refused",
             extra={"fields": {"peer": self._peer, "status": error.status.name, "error": str(error)}},
         )
-        self._edge.counters.refusals[error.status.name] += 1
-        await self._say(Responder(self._caller.greeting).refuse(error.status, error.peer_hint))
-        return Outcome.REFUSED
+        refusal = Refusal()
+        said = self._caller.take_all()
+        outcome = Outcome.REFUSED
+        try:
+            for at in range(0, len(said), PIECE_BYTES):
+                refusal.receive_data(said[at : at + PIECE_BYTES])
+                await trio.lowlevel.checkpoint()
+            refusal.refuse(error.status, error.peer_hint)
+            self._edge.counters.refusals[error.status.name] += 1
+        except GreetingError as exc:
+            # h2 reads what the greeting leaves to the satellite; its GOAWAY then takes the refusal's place.
+            self._count_malformed(exc)
+            outcome = Outcome.MALFORMED
+        await self._say(refusal.data_to_send())
+        return outcome
 
     async def _malformed(self, error: GreetingError) -> Outcome:
+        self._count_malformed(error)
+        await self._say(goaway(error.error_code, error.message, self._caller.greeting.last_stream))
+        return Outcome.MALFORMED
+
+    def _count_malformed(self, error: GreetingError) -> None:
         log.info("malformed", extra={"fields": {"peer": self._peer, "error": str(error)}})
         self._edge.counters.malformed[error.limit or error.error_code.name] += 1
-        await self._say(Responder(self._caller.greeting).goaway(error))
-        return Outcome.MALFORMED
+
+    async def _too_late(self) -> Outcome:
+        if self._caller.greeting.state not in (State.PREFACE, State.ENDED):
+            await self._say(TOO_LATE)
+        return Outcome.DEADLINE
 
     async def _say(self, words: bytes) -> None:
         with trio.move_on_after(REFUSAL_DEADLINE_S):

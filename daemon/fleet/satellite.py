@@ -27,6 +27,7 @@ from bentpipe.daemon.fleet.readiness import wait_listening
 from bentpipe.daemon.fleet.resume import Memory, Witness
 from bentpipe.daemon.fleet.rules import Rules
 from bentpipe.daemon.fleet.traffic import WINDOW_S, TrafficWatch
+from bentpipe.daemon.fleet.usher import Usher, UsheredEvent
 from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.fleet.watching import run_calendar, run_watch
 from bentpipe.daemon.model import (
@@ -62,11 +63,11 @@ class Crowd:
 
 
 class _Waiter:
-    def __init__(self, who: str, since: float) -> None:
+    def __init__(self, who: str, since: float, done: UsheredEvent) -> None:
         self.who = who
         self.since = since
         self.held = False
-        self.done = trio.Event()
+        self.done = done
         self.lease: Lease | None = None
         self.error: BentpipeError | None = None
 
@@ -107,6 +108,7 @@ class Satellite:
         self._resume = Resume.UNKNOWN
         self._launch = (-1, "")
         self._ids = itertools.count()
+        self._usher = Usher()
         self._nursery: trio.Nursery | None = None
         self._probe = trio.CancelScope()
         self._deadline_moved = trio.Event()
@@ -134,7 +136,7 @@ class Satellite:
         Cancelling the wait gives the place back at once; the wake goes on.
         """
         waiter_id = WaiterId(next(self._ids))
-        waiter = self._waiters[waiter_id] = _Waiter(who, trio.current_time())
+        waiter = self._waiters[waiter_id] = _Waiter(who, trio.current_time(), self._usher.event())
         self._feed(msg.Arrived(waiter_id, patience_s, self._crowd.is_full))
         waiter.held = not waiter.done.is_set()
         try:

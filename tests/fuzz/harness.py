@@ -7,14 +7,15 @@ does not matter.
 import contextlib
 
 from bentpipe.proto import limits
+from bentpipe.proto.ack_filter import AckFilter
 from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import NotHttp2, RequestHeaders
-from bentpipe.proto.frames import EMPTY_SETTINGS, PREFACE
+from bentpipe.proto.frames import EMPTY_SETTINGS, HEADER_BYTES, PREFACE
 from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.grpc_status import GrpcStatus
 from bentpipe.proto.health import HealthError, decode_request
-from bentpipe.proto.refusal import Responder
+from bentpipe.proto.refusal import PIECE_BYTES, Refusal, goaway
 from bentpipe.proto.request import MetadataError, parse_request
 
 READ_BYTES = 16 * 1024
@@ -36,21 +37,43 @@ def greet(flights: list[bytes], size: int) -> tuple[list[object], str, bytes]:
     except GreetingError as exc:
         # What came before the error in one piece is not told: the connection ends either way.
         end, events = str(exc), []
-        Responder(greeting).goaway(exc)
+        goaway(exc.error_code, exc.message, greeting.last_stream)
     else:
-        Responder(greeting).refuse(GrpcStatus.UNAVAILABLE, "fuzzed")
-        sent = b"".join(flights)
-        kept = greeting.take_all()
-        assert len(kept) <= len(sent)
-        assert len(kept) <= limits.TRANSCRIPT_BYTES + READ_BYTES
+        assert greeting.kept_bytes <= min(len(b"".join(flights)), limits.TRANSCRIPT_BYTES + READ_BYTES)
         if greeting.awaiting_ack:
             greeting.ack_filter().receive_data(b"")
+        refuse(greeting.take_all())
     for event in events:
         if isinstance(event, RequestHeaders):
             assert sum(len(n) + len(v) + 32 for n, v in event.headers) <= limits.HEADER_LIST_BYTES
             with contextlib.suppress(MetadataError):
                 parse_request(event.headers)
     return events, end, said + greeting.data_to_send()
+
+
+def refuse(said: bytes) -> None:
+    """Refuse somebody who said this so far."""
+    refusal = Refusal()
+    try:
+        for at in range(0, len(said), PIECE_BYTES):
+            refusal.receive_data(said[at : at + PIECE_BYTES])
+        refusal.refuse(GrpcStatus.UNAVAILABLE, "fuzzed")
+    except GreetingError:
+        pass
+    refusal.data_to_send()
+
+
+def take_ack(data: bytes, size: int) -> tuple[bytes, bool, str]:
+    """Pass frames through the filter in pieces of `size`. Returns what went on, whether the ACK was found, the error."""
+    ack_filter = AckFilter()
+    out = b""
+    try:
+        for at in range(0, len(data), size):
+            out += ack_filter.receive_data(data[at : at + size])
+    except GreetingError as exc:
+        return b"", ack_filter.done, str(exc)
+    assert len(out) <= len(data) - HEADER_BYTES * ack_filter.done
+    return out, ack_filter.done, ""
 
 
 def answer(data: bytes) -> None:
@@ -70,10 +93,13 @@ def answer(data: bytes) -> None:
 
 
 def one_input(data: bytes) -> None:
-    """What the fuzzer calls. The first byte chooses the cut and whether the preface is given for free."""
+    """What the fuzzer calls. The last byte chooses the cut and whether the preface is given for free.
+
+    The last, so that a recorded opening is an input as it stands.
+    """
     if not data:
         return
-    choice, rest = data[0], data[1 : 1 + READ_BYTES]
+    choice, rest = data[-1], data[:-1][:READ_BYTES]
     if choice & 1:
         rest = PREFACE + EMPTY_SETTINGS + rest
     cut = len(rest) * (choice >> 2) // 64
@@ -81,4 +107,8 @@ def one_input(data: bytes) -> None:
     whole = greet(flights, READ_BYTES)
     if choice & 2:
         assert greet(flights, 1 + (choice >> 4)) == whole, "how the bytes are cut made a difference"
+    behind = rest.removeprefix(PREFACE)
+    assert take_ack(behind, 1 + (choice >> 4)) == take_ack(behind, READ_BYTES), (
+        "how the bytes are cut made a difference"
+    )
     answer(rest)

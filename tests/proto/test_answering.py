@@ -97,6 +97,33 @@ def test_a_call_that_is_given_up() -> None:
     assert pair.turn() == []
 
 
+@pytest.mark.parametrize("then", ["reset", "goaway", "window-update"])
+def test_what_is_too_long_and_what_follows_it_in_the_same_read(then: str) -> None:
+    """h2 is ahead of its events: an answer to the first must not break over the second."""
+    pair = Pair()
+    pair.client.send_headers(1, HEADERS)
+    pair.client.send_data(1, bytes(limits.ANSWERED_MESSAGE_BYTES + 1), end_stream=True)
+    if then == "reset":
+        pair.client.reset_stream(1)
+    elif then == "goaway":
+        pair.client.close_connection()
+    else:
+        pair.client.increment_flow_control_window(1)
+    calls = pair.ours.receive_data(pair.client.data_to_send(), 0.0)
+    assert calls == ([CallEnded(1)] if then == "reset" else [])
+    assert pair.ours.ended is (then == "goaway")
+
+
+def test_a_request_with_goaway_behind_it_breaks_nothing() -> None:
+    pair = Pair()
+    pair.client.send_headers(1, HEADERS, end_stream=True)
+    pair.client.close_connection()
+    [call] = pair.ours.receive_data(pair.client.data_to_send(), 0.0)
+    pair.ours.send_message(call.stream_id, MESSAGE)
+    pair.ours.finish(call.stream_id, GrpcStatus.OK)
+    assert pair.ours.ended
+
+
 REQUEST = h2.connection.H2Connection()
 REQUEST.initiate_connection()
 REQUEST.send_headers(1, HEADERS)

@@ -66,7 +66,6 @@ def test_the_transcript_is_all_but_what_was_ours(client: str) -> None:
         greeting.end_of_first_flight()
     ack = frame(FrameType.SETTINGS, ACK, 0)
     waits = client in WAIT_FOR_SETTINGS
-    assert greeting.settings_sent is waits
     assert greeting.data_to_send().startswith(EMPTY_SETTINGS) is waits
     assert second.count(ack) == waits
     pings = sum(len(f) for f in _pings(second))
@@ -105,4 +104,4 @@ def test_the_harness_on_mutated_clients(client: str, changes: list[tuple[int, in
     data = bytearray(b"".join(flights_of(client)))
     for at, byte in changes:
         data[at % len(data)] = byte
-    one_input(bytes((choice & ~1,)) + data)
+    one_input(data + bytes((choice & ~1,)))

@@ -1,0 +1,64 @@
+"""One header block: HEADERS and its CONTINUATIONs put together, bounded, and decoded if anybody wants to know (hpack)."""
+
+import hpack
+
+from bentpipe.proto import limits
+from bentpipe.proto.errors import ErrorCode, GreetingError, over
+from bentpipe.proto.events import HeaderList
+from bentpipe.proto.frames import END_STREAM, PADDED, PRIORITY_FLAG, FrameHeader
+
+PRIORITY_BYTES = 5
+"""Deprecated, but still sent (RFC 9113 §6.2)."""
+
+
+class HeaderBlock:
+    """Begins with HEADERS. Only a block that is `kept` can be decoded; of any other the size alone is remembered."""
+
+    def __init__(self, header: FrameHeader, payload: bytes, *, kept: bool) -> None:
+        self.stream_id = header.stream_id
+        self.end_stream = bool(header.flags & END_STREAM)
+        self.kept = kept
+        self._fragments = bytearray()
+        self._bytes = 0
+        self._continuations = 0
+        start, end = 0, len(payload)
+        if header.flags & PADDED:
+            start, end = 1, end - (payload[0] if payload else end + 1)
+        if header.flags & PRIORITY_FLAG:
+            start += PRIORITY_BYTES
+        if start > end:
+            raise GreetingError(ErrorCode.PROTOCOL_ERROR, "padding longer than the frame")
+        self._add(payload[start:end])
+
+    def extend(self, payload: bytes) -> None:
+        """Take a CONTINUATION. Raises GreetingError."""
+        self._continuations += 1
+        if self._continuations > limits.CONTINUATION_FRAMES:
+            raise over("CONTINUATION_FRAMES")
+        self._add(payload)
+
+    def _add(self, fragment: bytes) -> None:
+        self._bytes += len(fragment)
+        if self._bytes > limits.HEADER_BLOCK_BYTES:
+            raise over("HEADER_BLOCK_BYTES")
+        if self.kept:
+            self._fragments += fragment
+
+    def decode(self) -> HeaderList:
+        """Decode the connection's first block. Raises GreetingError."""
+        decoder = hpack.Decoder(max_header_list_size=limits.HEADER_LIST_BYTES)
+        decoder.max_allowed_table_size = limits.TABLE_BYTES
+        try:
+            fields = tuple(
+                (bytes(field[0]), bytes(field[1])) for field in decoder.decode(bytes(self._fragments), raw=True)
+            )
+        except hpack.OversizedHeaderListError as exc:
+            raise over("HEADER_LIST_BYTES") from exc
+        except hpack.InvalidTableSizeError as exc:
+            raise GreetingError(ErrorCode.COMPRESSION_ERROR, "over the limit TABLE_BYTES", "TABLE_BYTES") from exc
+        except hpack.HPACKError as exc:
+            # hpack's own words can hold an address in our memory, and these go to the client.
+            raise GreetingError(ErrorCode.COMPRESSION_ERROR, "the header block cannot be decoded") from exc
+        if len(fields) > limits.HEADER_FIELDS:
+            raise over("HEADER_FIELDS")
+        return fields

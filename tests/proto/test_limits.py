@@ -1,0 +1,244 @@
+"""Every limit of proto/limits.py: what is at it is taken, what is one past it is refused by its name."""
+
+import dataclasses
+
+import hpack
+import pytest
+
+from bentpipe.proto import limits
+from bentpipe.proto.answering import Answering, Call
+from bentpipe.proto.errors import ErrorCode, GreetingError
+from bentpipe.proto.events import RequestHeaders
+from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
+from bentpipe.proto.greeting import Greeting
+from bentpipe.proto.grpc_status import encode_grpc_message
+
+START = PREFACE + EMPTY_SETTINGS
+PING = frame(FrameType.PING, 0, 0, bytes(8))
+WINDOW_UPDATE = frame(FrameType.WINDOW_UPDATE, 0, 0, b"\0\0\0\1")
+PRIORITY = frame(FrameType.PRIORITY, 0, 3, b"\0\0\0\5\1")
+UNKNOWN = b"\0\0\1\xfa\0\0\0\0\0x"
+RST = frame(FrameType.RST_STREAM, 0, 1, bytes(4))
+POST = b"\x83"
+REQUEST = frame(FrameType.HEADERS, END_HEADERS, 1, POST)
+EMPTY_DATA = frame(FrameType.DATA, 0, 1)
+
+
+def block(content: bytes, stream: int = 1) -> bytes:
+    """HEADERS and as many CONTINUATIONs as it takes."""
+    parts = [content[at : at + limits.FRAME_BYTES] for at in range(0, len(content), limits.FRAME_BYTES)]
+    out = b""
+    for number, part in enumerate(parts):
+        kind = FrameType.CONTINUATION if number else FrameType.HEADERS
+        out += frame(kind, END_HEADERS if number == len(parts) - 1 else 0, stream, part)
+    return out
+
+
+def continuations(count: int) -> bytes:
+    last = frame(FrameType.CONTINUATION, END_HEADERS, 1)
+    return frame(FrameType.HEADERS, 0, 1, POST) + frame(FrameType.CONTINUATION, 0, 1) * (count - 1) + last
+
+
+def block_of(size: int) -> bytes:
+    """A header block of exactly so many bytes, without Huffman coding."""
+    overhead = len(hpack.Encoder().encode([("k", "")], huffman=False))
+    value = b"v" * (size - overhead - 3)  # its length takes three bytes more than that of nothing
+    made = hpack.Encoder().encode([(b"k", value)], huffman=False)
+    assert len(made) == size
+    return made
+
+
+def list_of(size: int) -> bytes:
+    """A header block that decodes to exactly so many bytes as RFC 9113 counts."""
+    return hpack.Encoder().encode([(b"k", b"a" * (size - 32 - 1))], huffman=True)
+
+
+def table_size(value: int) -> bytes:
+    """A dynamic table size update (RFC 7541 §6.3), which in a block comes first."""
+    rest = value - 31
+    return bytes((0x3F, 0x80 | rest & 0x7F, rest >> 7)) + POST
+
+
+def greeting_bytes(size: int) -> bytes:
+    """An opening that is so long when its header block is still not complete: three frames, and a part of a fourth."""
+    filler = b"\0\x40\0\xfa\0\0\0\0\0" + bytes(0x4000)
+    return (START + filler * 4)[:size]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    limit: str
+    at_limit: bytes
+    past_it: bytes
+    code: ErrorCode = ErrorCode.ENHANCE_YOUR_CALM
+
+    @classmethod
+    def count(cls, limit: str, before: bytes, each: bytes, already: int = 0) -> "Case":
+        number = getattr(limits, limit) - already
+        return cls(limit, before + each * number, before + each * (number + 1))
+
+
+HELD = START + REQUEST
+CASES = [
+    Case(
+        "FRAME_BYTES",
+        START + b"\0\x40\0\xfa\0\0\0\0\0" + bytes(limits.FRAME_BYTES),
+        START + b"\0\x40\1\xfa\0\0\0\0\0",
+        ErrorCode.FRAME_SIZE_ERROR,
+    ),
+    Case("CONTINUATION_FRAMES", START + continuations(8), START + continuations(9)),
+    Case("CONTINUATION_FRAMES", HELD + continuations(8), HELD + continuations(9)),
+    Case(
+        "HEADER_BLOCK_BYTES",
+        START + block(block_of(limits.HEADER_BLOCK_BYTES)),
+        START + block(block_of(limits.HEADER_BLOCK_BYTES + 1)),
+    ),
+    Case(
+        "HEADER_BLOCK_BYTES",
+        HELD + block(bytes(limits.HEADER_BLOCK_BYTES), 3),
+        HELD + block(bytes(limits.HEADER_BLOCK_BYTES + 1), 3),
+    ),
+    Case.count("SETTINGS_FRAMES", PREFACE, EMPTY_SETTINGS),
+    Case.count("SETTINGS_FRAMES", HELD, EMPTY_SETTINGS, already=1),
+    Case(
+        "SETTINGS_ENTRIES",
+        PREFACE + frame(FrameType.SETTINGS, 0, 0, bytes(6 * 32)),
+        PREFACE + frame(FrameType.SETTINGS, 0, 0, bytes(6 * 33)),
+    ),
+    Case("GREETING_BYTES", greeting_bytes(limits.GREETING_BYTES), greeting_bytes(limits.GREETING_BYTES + 1)),
+    Case.count("OPENING_FRAMES", START, WINDOW_UPDATE),
+    Case.count("OPENING_FRAMES", START, PRIORITY),
+    Case.count("OPENING_FRAMES", START, UNKNOWN),
+    Case.count("PING_FRAMES", START, PING),
+    Case(
+        "HEADER_LIST_BYTES",
+        START + block(list_of(limits.HEADER_LIST_BYTES)),
+        START + block(list_of(limits.HEADER_LIST_BYTES + 1)),
+    ),
+    Case("HEADER_FIELDS", START + block(POST * 100), START + block(POST * 101)),
+    Case("TABLE_BYTES", START + block(table_size(4096)), START + block(table_size(4097)), ErrorCode.COMPRESSION_ERROR),
+    Case(
+        "WINDOW_BYTES",
+        HELD + frame(FrameType.DATA, 0, 1, bytes(16_383)) * 4 + frame(FrameType.DATA, 0, 1, bytes(3)),
+        HELD + frame(FrameType.DATA, 0, 1, bytes(16_384)) * 4,
+        ErrorCode.FLOW_CONTROL_ERROR,
+    ),
+    Case.count("HELD_HEADERS", HELD, frame(FrameType.HEADERS, END_HEADERS, 3)),
+    Case.count("RST_STREAM_FRAMES", HELD, RST),
+    Case.count("QUIET_FRAMES", HELD, WINDOW_UPDATE),
+    Case.count("QUIET_FRAMES", HELD, PRIORITY),
+    Case.count("QUIET_FRAMES", HELD, UNKNOWN),
+    Case.count("EMPTY_DATA_FRAMES", HELD, EMPTY_DATA),
+    Case.count("PING_BURST", HELD, PING),
+]
+
+NAMED_OTHERWISE = {"PING_BURST": "PING_PER_S"}
+TESTED_BELOW = {
+    "TRANSCRIPT_BYTES",
+    "PING_PER_S",
+    "ANSWERED_MESSAGE_BYTES",
+    "ANSWERED_STREAMS",
+    "ANSWERED_BURST",
+    "ANSWERED_PER_S",
+    "STATUS_MESSAGE_BYTES",
+}
+
+
+def test_no_limit_is_forgotten() -> None:
+    assert {case.limit for case in CASES} | TESTED_BELOW == {name for name in vars(limits) if name.isupper()}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.limit)
+@pytest.mark.parametrize("size", [1 << 20, 4096, 7])
+def test_at_the_limit_and_past_it(case: Case, size: int) -> None:
+    greeting = Greeting()
+    for at in range(0, len(case.at_limit), size):
+        greeting.receive_data(case.at_limit[at : at + size], 0.0)
+
+    def past() -> None:
+        greeting = Greeting()
+        for at in range(0, len(case.past_it), size):
+            greeting.receive_data(case.past_it[at : at + size], 0.0)
+
+    with pytest.raises(GreetingError) as error:
+        past()
+    assert (error.value.limit, error.value.error_code) == (NAMED_OTHERWISE.get(case.limit, case.limit), case.code)
+
+
+def test_an_hpack_bomb_ends_at_the_list_not_at_the_memory() -> None:
+    """One entry of the dynamic table, referred to over and over (CVE-2016-6581): 4 KiB for each byte."""
+    bomb = hpack.Encoder().encode([(b"k", b"v" * 4000)], huffman=False) + b"\xbe" * 12_000
+    with pytest.raises(GreetingError) as error:
+        Greeting().receive_data(START + block(bomb), 0.0)
+    assert error.value.limit == "HEADER_LIST_BYTES"
+
+
+def test_a_full_transcript_refuses_nobody() -> None:
+    greeting = Greeting()
+    greeting.receive_data(HELD, 0.0)
+    stream = 3
+    while not greeting.transcript_full:
+        greeting.receive_data(block(bytes(16_000), stream), 0.0)
+        stream += 2
+    assert greeting.kept_bytes < limits.TRANSCRIPT_BYTES + 17_000
+
+
+def test_the_rate_of_pings_while_held_comes_back() -> None:
+    greeting = Greeting()
+    greeting.receive_data(HELD + PING * limits.PING_BURST, 0.0)
+    for second in range(1, 100):
+        greeting.receive_data(PING * int(limits.PING_PER_S), float(second))
+    with pytest.raises(GreetingError):
+        greeting.receive_data(PING * 3, 99.5)
+
+
+def test_only_what_may_be_answered_is_kept_of_the_words() -> None:
+    words = encode_grpc_message("ä" * 10_000, limits.STATUS_MESSAGE_BYTES)
+    assert words == b"%C3%A4" * (limits.STATUS_MESSAGE_BYTES // 6)
+
+
+HEALTH = hpack.Encoder().encode(
+    [(":method", "POST"), (":scheme", "http"), (":path", "/grpc.health.v1.Health/Check"), (":authority", "e")]
+)
+
+
+def answered(data: bytes, now_s: float = 0.0) -> list[object]:
+    return list(Answering().receive_data(START + data, now_s))
+
+
+@pytest.mark.parametrize("over_by", [0, 1])
+def test_messages_that_are_answered(over_by: int) -> None:
+    body = bytes(limits.ANSWERED_MESSAGE_BYTES + over_by)
+    calls = answered(frame(FrameType.HEADERS, END_HEADERS, 1, HEALTH) + frame(FrameType.DATA, END_STREAM, 1, body))
+    assert len(calls) == 1 - over_by
+
+
+def request(stream: int, flags: int) -> bytes:
+    # Without the dynamic table, so that each block stands for itself.
+    return frame(FrameType.HEADERS, END_HEADERS | flags, stream, HEALTH if stream == 1 else b"\x83\x86\xbf\xbe")
+
+
+def test_streams_that_are_answered() -> None:
+    requests = [request(stream, END_STREAM) for stream in range(1, 2 * limits.ANSWERED_STREAMS + 3, 2)]
+    assert [type(call) for call in answered(b"".join(requests[:-1]))] == [Call] * limits.ANSWERED_STREAMS
+    with pytest.raises(GreetingError):
+        answered(b"".join(requests))
+
+
+@pytest.mark.parametrize("over_by", [0, 1])
+def test_the_budget_of_an_answered_connection(over_by: int) -> None:
+    # The client's first SETTINGS cost as well.
+    count = limits.ANSWERED_BURST - 1 + over_by
+    if over_by:
+        with pytest.raises(GreetingError) as error:
+            answered(PING * count)
+        assert error.value.limit == "ANSWERED_PER_S"
+    else:
+        answered(PING * count)
+
+
+def test_the_first_request_is_read_at_every_limit() -> None:
+    for case in CASES:
+        if case.limit in ("CONTINUATION_FRAMES", "HEADER_BLOCK_BYTES", "HEADER_LIST_BYTES", "HEADER_FIELDS"):
+            greeting = Greeting()
+            assert any(isinstance(event, RequestHeaders) for event in greeting.receive_data(case.at_limit, 0.0))
