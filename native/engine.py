@@ -150,10 +150,10 @@ class Engine:
         self._live[splice_id] = _first(made)
         return splice_id
 
-    def take_ended(self) -> list[Ended]:
-        """Every splice that ended since the last call; never waits."""
-        ended = []
-        while (pointer := lib.bp_engine_take_ended(self._pointer)) != ffi.NULL:
+    def take_ended(self, at_most: int = 1 << 30) -> list[Ended]:
+        """Splices that ended and were not taken yet; never waits. `event_fd` says nothing again of any that are left."""
+        ended: list[Ended] = []
+        while len(ended) < at_most and (pointer := lib.bp_engine_take_ended(self._pointer)) != ffi.NULL:
             splice_id = SpliceId(address(pointer))
             counters = _c_counters(pointer)
             reason = EndReason(counters.reason)

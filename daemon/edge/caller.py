@@ -7,7 +7,7 @@ import trio
 
 from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.outcomes import Gone, Outcome
-from bentpipe.daemon.edge.transport import Transport
+from bentpipe.daemon.edge.transport import PeerLeft, Transport
 from bentpipe.proto.events import Event
 from bentpipe.proto.greeting import Greeting
 
@@ -62,19 +62,23 @@ class Caller:
 
         Raises Gone when it leaves, GreetingError, LimitReached, TransportError.
         """
-        while True:
-            self.send_outbox()
-            data = None if self.greeting.transcript_full else self.transport.receive_nowait()
-            if data is None:
-                if await self._wait_held():
-                    raise Gone(Outcome.CLIENT_GONE)
-                continue
-            if not data:
-                raise Gone(Outcome.CLIENT_GONE)
-            self.receive(data)
-            if self.greeting.leaving:
-                raise Gone(Outcome.CLIENT_GONE)
-            await trio.lowlevel.checkpoint()
+        try:
+            while await self._read_some():
+                await trio.lowlevel.checkpoint()
+        except PeerLeft as exc:
+            raise Gone(Outcome.CLIENT_GONE) from exc
+        raise Gone(Outcome.CLIENT_GONE)
+
+    async def _read_some(self) -> bool:
+        """Read what there is, or wait for more. Returns whether the client is still there."""
+        self.send_outbox()
+        data = None if self.greeting.transcript_full else self.transport.receive_nowait()
+        if data is None:
+            return not await self._wait_held()
+        if not data:
+            return False
+        self.receive(data)
+        return not self.greeting.leaving
 
     async def _wait_held(self) -> bool:
         """Wait for input, or only for the end if the transcript is full; and for room if the outbox has bytes.

@@ -59,6 +59,11 @@ class Connections:
         self._per_address: collections.Counter[str] = collections.Counter()
         self._total = 0
 
+    @property
+    def total(self) -> int:
+        """Open now."""
+        return self._total
+
     def admit(self, address: str) -> bool:
         """Count one more, unless a limit is reached."""
         if self._total >= self._max or self._per_address[address] >= self._max_per_address:

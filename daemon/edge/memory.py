@@ -9,6 +9,10 @@ FAIR_BYTES = 4 << 10
 """What a client may have kept though the limit is reached: an opening with its metadata and a small request. So whoever
 brings much is refused, not whoever comes next. In all, at most `limits.held_bytes` and this and one read a connection."""
 
+CLIENT_BYTES = 64 << 10
+"""What a held client may cost beside what it said: its tasks and objects, and OpenSSL's state. With this, the memory that
+all held clients take is bounded: `limits.held_bytes` and CLIENT_BYTES for each of `limits.max_connections`."""
+
 
 class Memory:
     """Counts the bytes."""

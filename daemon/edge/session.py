@@ -23,7 +23,8 @@ from bentpipe.daemon.edge.replay import relay_until_ack
 from bentpipe.daemon.edge.transport import Transport, TransportError
 from bentpipe.daemon.errors import BentpipeError, DialFailed, InvalidMetadata
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.fleet.satellite import Lease, Satellite
+from bentpipe.daemon.fleet.lease import Lease
+from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.native.tls import TlsClientContext
 from bentpipe.proto.errors import GreetingError
@@ -183,16 +184,28 @@ class Session:
             raise
 
     async def _replay(self, target: Transport) -> None:
-        """Send the satellite what the client said so far. Raises TransportError, GreetingError; Gone at the deadline."""
+        """Send the satellite what the client said so far. Raises TransportError; Gone at the deadline and in the relay."""
         greeting = self._caller.greeting
         with trio.move_on_after(REPLAY_DEADLINE_S) as deadline:
             await self._caller.flush()
             await target.send_all(greeting.transcript_bytes)
             if greeting.awaiting_ack:
-                await relay_until_ack(self._client, target, greeting.ack_filter())
+                await self._relay(target)
         if deadline.cancelled_caught:
             log.info("the ACK of our SETTINGS never came", extra={"fields": {"peer": self._peer}})
             raise Gone(Outcome.DEADLINE)
+
+    async def _relay(self, target: Transport) -> None:
+        """From here on the client may have read a part of a frame of the satellite's: no word of ours may follow it."""
+        try:
+            await relay_until_ack(self._client, target, self._caller.greeting.ack_filter())
+        except GreetingError as exc:
+            self._count_malformed(exc)
+            raise Gone(Outcome.MALFORMED) from exc
+        except Gone:
+            # What the satellite said before it ended must still be read.
+            await self._client.close_gracefully()
+            raise
 
     # -- words to the client -----------------------------------------------------------------------------------------
 

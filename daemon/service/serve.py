@@ -1,9 +1,10 @@
 """The composition root of the daemon: builds the parts, starts them in order, drains and stops them.
 
-The tree of tasks: serve > {provider > satellites' processes}, fleet > one nursery per satellite, hand-off,
+The tree of tasks: serve > {providers > satellites' processes, looks at EC2}, fleet > one nursery per satellite, hand-off,
 sessions > one task per connection until hand-off, listeners, recorder, watchdog, signals.
 """
 
+import collections
 import dataclasses
 import logging
 import signal
@@ -25,10 +26,13 @@ from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Counters
 from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S, Edge
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.model import MachineId, SatelliteKey, Transition
-from bentpipe.daemon.providers.process import ProcessProvider
+from bentpipe.daemon.model import SatelliteKey, SatelliteState, Transition
 from bentpipe.daemon.service import sd
+from bentpipe.daemon.service.garbage import run_garbage, set_up_garbage
 from bentpipe.daemon.service.log import set_up_logging
+from bentpipe.daemon.service.machines import providers_of
+from bentpipe.daemon.service.metrics import MetricsServer, make_registry
+from bentpipe.daemon.service.turns import TurnMeter
 from bentpipe.daemon.store.recorder import Recorder
 from bentpipe.daemon.store.sqlite import SqliteLedger
 from bentpipe.native.engine import Engine, EngineOptions, Ktls, ktls_self_test
@@ -54,6 +58,12 @@ class Daemon:
     recorder: Recorder | None
     """None if no ledger is kept."""
     health: HealthBoard
+    connections: Connections
+    memory: Memory
+    arrivals: collections.Counter[SatelliteState]
+    """How often satellites came into each state."""
+    turns: TurnMeter
+    metrics_addresses: tuple[tuple[str, int], ...]
     reload_certificates: Callable[[], None]
     """Read the listeners' certificates again; what cannot be read is logged, and the old ones stay."""
     drain: trio.Event
@@ -76,6 +86,8 @@ class Daemon:
                     "splice_ends": {reason.name.lower(): count for reason, count in self.handoff.ended.items()},
                     "engine": dataclasses.asdict(self.engine.statistics()),
                     "engine_cpu_s": [round(used_s, 3) for used_s in self.engine.thread_cpu_s()],
+                    "held_bytes": self.memory.used_bytes,
+                    "turns": dataclasses.asdict(self.turns.statistics()),
                     "ledger": dataclasses.asdict(self.recorder.statistics()) if self.recorder else None,
                 }
             },
@@ -86,6 +98,7 @@ def run_serve(config_path: Path) -> int:
     """Run the daemon until SIGTERM or SIGINT. Returns the exit code. Raises ConfigErrors, OSError, TlsError."""
     config = load_config(config_path)
     set_up_logging(config.daemon.log_format, config.daemon.log_level)
+    set_up_garbage()
     return trio.run(_run_with_signals, config)
 
 
@@ -106,6 +119,7 @@ async def _run_with_signals(config: Config) -> int:
             started = _Started()
             nursery.start_soon(run)
             nursery.start_soon(sd.run_watchdog)
+            nursery.start_soon(run_garbage)
             async for number in signals:
                 log.info("signal", extra={"fields": {"signal": signal.Signals(number).name}})
                 await started.wait()
@@ -155,7 +169,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         for section in config.satellite
         if section.tls is not None
     }
-    sockets = _open_sockets(config)
+    sockets, metrics_sockets = _open_sockets(config)
     engine = Engine(
         EngineOptions(
             threads=config.engine.threads,
@@ -165,23 +179,27 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
             half_closed_timeout_s=config.engine.half_closed_timeout_s,
         )
     )
-    provider = ProcessProvider(
-        {
-            MachineId(f"{section.org}.{section.name}"): section.process
-            for section in config.satellite
-            if section.process is not None
-        }
-    )
+    provider = providers_of(config)
     handoff = HandOff(engine)
     recorder = _recorder(config)
 
+    arrivals: collections.Counter[SatelliteState] = collections.Counter()
+
     def observe(transition: Transition) -> None:
         _log_transition(transition)
+        arrivals[transition.after] += 1
         health.change()
         if recorder is not None:
             recorder.record_nowait(transition)
 
-    fleet = Fleet(config.satellite, provider, observe, max_held=config.limits.max_held_per_satellite)
+    fleet = Fleet(
+        config.satellite,
+        provider,
+        observe,
+        max_held=config.limits.max_held_per_satellite,
+        max_held_in_all=config.limits.max_held,
+        budget=config.budget,
+    )
     health = HealthBoard(fleet)
     edge = Edge(
         fleet=fleet,
@@ -208,6 +226,8 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
                 log.error("certificate not reloaded", extra={"fields": {"error": str(exc)}})
             else:
                 log.info("certificate reloaded", extra={"fields": {"listener": ":".join(map(str, listener.address))}})
+        # Whoever sends SIGHUP has done something: what only people can mend may be mended.
+        fleet.reset()
         sd.notify("READY=1")
 
     daemon = Daemon(
@@ -218,9 +238,15 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         handoff,
         recorder,
         health,
+        connections,
+        edge.memory,
+        arrivals,
+        TurnMeter(),
+        tuple(sock.getsockname()[:2] for sock in metrics_sockets),
         reload_certificates,
         trio.Event(),
     )
+    trio.lowlevel.add_instrument(daemon.turns)
     try:
         async with trio.open_nursery() as nursery:
             if recorder is not None:
@@ -228,9 +254,11 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
             await nursery.start(provider.run)
             await nursery.start(fleet.run)
             nursery.start_soon(handoff.run_handoff)
+            nursery.start_soon(MetricsServer(metrics_sockets, make_registry(daemon)).run_metrics)
             cut = await _serve_until_drained(config, daemon, listeners, task_status)
             nursery.cancel_scope.cancel()
     finally:
+        trio.lowlevel.remove_instrument(daemon.turns)
         with trio.CancelScope(shield=True):
             await provider.aclose()
         engine.close()
@@ -246,6 +274,8 @@ async def _serve_until_drained(
                 accepting.start_soon(listener.run_listener, sessions)
             for host, port in daemon.addresses:
                 log.info("listening", extra={"fields": {"host": host, "port": port}})
+            for host, port in daemon.metrics_addresses:
+                log.info("metrics", extra={"fields": {"host": host, "port": port}})
             task_status.started(daemon)
             await daemon.drain.wait()
             accepting.cancel_scope.cancel()
@@ -285,8 +315,8 @@ def _port(section: ListenerSection, ktls: Ktls) -> Port:
     return Port(context, section.tls.satellite_domain)
 
 
-def _open_sockets(config: Config) -> list[list[socket.socket]]:
-    """Open each listener's sockets. Raises OSError, with none left open."""
+def _open_sockets(config: Config) -> tuple[list[list[socket.socket]], list[socket.socket]]:
+    """Open each listener's sockets, and those for metrics. Raises OSError, with none left open."""
     passed = sd.listen_sockets()
     opened: list[list[socket.socket]] = []
     try:
@@ -297,11 +327,12 @@ def _open_sockets(config: Config) -> list[list[socket.socket]]:
                 opened.append(passed[section.systemd])
             else:
                 raise OSError(f"listener: systemd passed no socket named {section.systemd!r}, only {sorted(passed)}")
+        metrics = bind(*config.metrics.address) if config.metrics.address is not None else []
     except OSError:
         for sock in (sock for group in opened for sock in group):
             sock.close()
         raise
-    return opened
+    return opened, metrics
 
 
 def _recorder(config: Config) -> Recorder | None:

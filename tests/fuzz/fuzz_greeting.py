@@ -1,4 +1,7 @@
-"""atheris on the greeting: `python -P fuzz_greeting.py [libFuzzer's options] NEW_CORPUS SEED_CORPUS`."""
+"""atheris on the greeting: `python -P fuzz_greeting.py [libFuzzer's options] NEW_CORPUS SEED_CORPUS`.
+
+The seeds are recorded openings in two flights, NAME.0 and NAME.1; put together they go into NEW_CORPUS first.
+"""
 
 import sys
 from pathlib import Path
@@ -10,8 +13,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 with atheris.instrument_imports(include=["bentpipe.proto", "hpack", "h2", "hyperframe"]):
     from harness import one_input
 
+WHOLE = b"\0"
+"""The harness' choice: uncut, with its own preface."""
+
 
 def main() -> None:
+    new, seeds = (Path(argument) for argument in sys.argv[-2:])
+    for first in seeds.glob("*.0"):
+        (new / first.stem).write_bytes(first.read_bytes() + first.with_suffix(".1").read_bytes() + WHOLE)
     atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()
 

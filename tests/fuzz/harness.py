@@ -93,10 +93,13 @@ def answer(data: bytes) -> None:
 
 
 def one_input(data: bytes) -> None:
-    """What the fuzzer calls. The first byte chooses the cut and whether the preface is given for free."""
+    """What the fuzzer calls. The last byte chooses the cut and whether the preface is given for free.
+
+    The last, so that a recorded opening is an input as it stands.
+    """
     if not data:
         return
-    choice, rest = data[0], data[1 : 1 + READ_BYTES]
+    choice, rest = data[-1], data[:-1][:READ_BYTES]
     if choice & 1:
         rest = PREFACE + EMPTY_SETTINGS + rest
     cut = len(rest) * (choice >> 2) // 64

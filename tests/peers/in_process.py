@@ -19,7 +19,9 @@ SATELLITE_DOMAIN = "sat.example"
 DEADLINE_S = 15.0
 
 
-def write_config(folder: Path, authority: trustme.CA, clients: trustme.CA, *, limits: str, boot_s: float = 0) -> Path:
+def write_config(
+    folder: Path, authority: trustme.CA, clients: trustme.CA, *, limits: str, boot_s: float = 0, sections: str = ""
+) -> Path:
     """Three ports (plain, TLS, TLS with client certificates) and the satellites acme/sat and acme/other."""
     server = authority.issue_cert("localhost", "127.0.0.1", f"*.acme.{SATELLITE_DOMAIN}")
     (folder / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
@@ -42,6 +44,7 @@ command = [
     )
     path = folder / "bentpipe.toml"
     path.write_text(f"""
+{sections}
 [limits]
 {limits}
 [[listener]]

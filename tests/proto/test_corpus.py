@@ -104,4 +104,4 @@ def test_the_harness_on_mutated_clients(client: str, changes: list[tuple[int, in
     data = bytearray(b"".join(flights_of(client)))
     for at, byte in changes:
         data[at % len(data)] = byte
-    one_input(bytes((choice & ~1,)) + data)
+    one_input(data + bytes((choice & ~1,)))

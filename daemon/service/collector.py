@@ -1,0 +1,154 @@
+"""What the daemon counts, as Prometheus metrics. Keeps no books: every scrape reads the counters where they are kept.
+
+Every label has a closed set of values, so that what strangers send can make no new series.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from bentpipe.daemon.edge.handoff import HandOff
+from bentpipe.daemon.edge.listener import Connections
+from bentpipe.daemon.edge.memory import Memory
+from bentpipe.daemon.edge.outcomes import Counters, Outcome
+from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.service.turns import TurnMeter
+from bentpipe.daemon.store.recorder import Recorder
+from bentpipe.native.engine import EndReason, Engine
+
+
+class Counting(Protocol):
+    """The parts of the daemon that count."""
+
+    @property
+    def counters(self) -> Counters: ...  # noqa: D102
+    @property
+    def connections(self) -> Connections: ...  # noqa: D102
+    @property
+    def memory(self) -> Memory: ...  # noqa: D102
+    @property
+    def handoff(self) -> HandOff: ...  # noqa: D102
+    @property
+    def engine(self) -> Engine: ...  # noqa: D102
+    @property
+    def fleet(self) -> Fleet: ...  # noqa: D102
+    @property
+    def arrivals(self) -> Mapping[SatelliteState, int]: ...  # noqa: D102
+    @property
+    def recorder(self) -> Recorder | None: ...  # noqa: D102
+    @property
+    def turns(self) -> TurnMeter: ...  # noqa: D102
+
+
+class DaemonCollector(Collector):
+    """Reads a daemon. Only the Trio thread may call it."""
+
+    def __init__(self, daemon: Counting) -> None:
+        self._daemon = daemon
+
+    def collect(self) -> Iterator[Metric]:
+        """Read everything now."""
+        yield from self._edge()
+        yield from self._engine()
+        yield from self._fleet()
+        yield from self._ledger()
+        yield from self._turns()
+
+    def _edge(self) -> Iterator[Metric]:
+        counters = self._daemon.counters
+        yield _counter("bentpipe_connections_accepted", "Connections accepted.", counters.accepted)
+        yield _counter("bentpipe_accept_errors", "Calls of accept that failed.", counters.accept_errors)
+        yield _gauge("bentpipe_connections", "Connections open now, spliced or not.", self._daemon.connections.total)
+        yield _by(
+            "bentpipe_connections_ended",
+            "Connections that left the control plane, by what became of them.",
+            "outcome",
+            {outcome.value: counters.ended[outcome] for outcome in Outcome},
+        )
+        yield _by("bentpipe_refusals", "Refusals, by gRPC status.", "status", counters.refusals)
+        yield _by(
+            "bentpipe_malformed", "GOAWAYs for broken frames, by limit or error code.", "rule", counters.malformed
+        )
+        yield _by("bentpipe_answers", "Calls that the daemon answered itself.", "answer", counters.answers)
+        yield _gauge(
+            "bentpipe_held_bytes",
+            "Bytes kept of what clients said before their hand-off; limits.held_bytes is its bound.",
+            self._daemon.memory.used_bytes,
+        )
+
+    def _engine(self) -> Iterator[Metric]:
+        engine = self._daemon.engine.statistics()
+        yield _gauge("bentpipe_splices", "Connections in the engine now.", self._daemon.handoff.live)
+        yield _by(
+            "bentpipe_splices_ended",
+            "Spliced connections that ended, by reason.",
+            "reason",
+            {reason.name.lower(): self._daemon.handoff.ended[reason] for reason in EndReason},
+        )
+        yield _by(
+            "bentpipe_engine_bytes",
+            "Bytes delivered, by how they went.",
+            "path",
+            {"splice": engine.spliced_bytes, "copy": engine.copied_bytes},
+        )
+        yield _gauge("bentpipe_engine_pipes", "Pipes open.", engine.pipes_open)
+        yield _counter("bentpipe_engine_pipe_fallbacks", "Times that no pipe was to be had.", engine.pipe_fallbacks)
+        yield _by(
+            "bentpipe_engine_cpu_seconds",
+            "CPU time of the engine's threads.",
+            "thread",
+            {str(number): used_s for number, used_s in enumerate(self._daemon.engine.thread_cpu_s())},
+        )
+
+    def _fleet(self) -> Iterator[Metric]:
+        states = dict.fromkeys((state.value for state in SatelliteState), 0)
+        waiting = leases = 0
+        for satellite in self._daemon.fleet.satellites:
+            states[satellite.state.value] += 1
+            waiting += satellite.waiting
+            leases += satellite.leases
+        satellites = GaugeMetricFamily("bentpipe_satellites", "Satellites, by state.", labels=["state"])
+        for state, count in states.items():
+            satellites.add_metric([state], count)
+        yield satellites
+        yield _gauge("bentpipe_waiters", "Clients held for satellites that are not operational yet.", waiting)
+        yield _gauge("bentpipe_leases", "Leases on satellites.", leases)
+        arrivals = {state.value: self._daemon.arrivals.get(state, 0) for state in SatelliteState}
+        yield _by("bentpipe_satellite_transitions", "Changes of state, by the state they led to.", "state", arrivals)
+        wakes = self._daemon.arrivals.get(SatelliteState.STARTING, 0)
+        yield _counter("bentpipe_wakes", "Wakes begun.", wakes)
+
+    def _ledger(self) -> Iterator[Metric]:
+        if self._daemon.recorder is None:
+            return
+        ledger = self._daemon.recorder.statistics()
+        yield _counter("bentpipe_ledger_recorded", "Changes written to the ledger.", ledger.recorded)
+        yield _counter("bentpipe_ledger_lost", "Changes that the ledger has as UNKNOWN.", ledger.lost)
+        yield _counter("bentpipe_ledger_failures", "Attempts to write that failed.", ledger.failures)
+        yield _gauge("bentpipe_ledger_queue", "Changes that wait to be written.", ledger.queued)
+
+    def _turns(self) -> Iterator[Metric]:
+        turns = self._daemon.turns.statistics()
+        yield _counter("bentpipe_turns", "Turns of the Trio thread.", turns.turns)
+        yield _counter("bentpipe_turns_busy_seconds", "Time in turns, not waiting.", turns.busy_s)
+        yield _counter("bentpipe_turns_long", "Turns of over 50 ms.", turns.long_turns)
+        yield _gauge("bentpipe_turns_longest_seconds", "The longest turn since the start.", turns.longest_s)
+        yield _gauge("bentpipe_turns_longest_cpu_seconds", "The most CPU time of one turn.", turns.longest_cpu_s)
+
+
+def _counter(name: str, words: str, value: float) -> Metric:
+    return CounterMetricFamily(name, words, value=value)
+
+
+def _gauge(name: str, words: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, words, value=value)
+
+
+def _by(name: str, words: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = CounterMetricFamily(name, words, labels=[label])
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family

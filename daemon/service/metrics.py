@@ -1,0 +1,103 @@
+"""Serves the metrics to Prometheus: `GET /metrics` over HTTP/1.1, one answer a connection, on a socket of its own.
+
+Owns: that socket, and a handful of short connections. Whoever can connect may read; so the address is a loopback one,
+unless the network is to be trusted.
+"""
+
+import importlib.metadata
+import socket
+from collections.abc import Sequence
+
+import trio
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from bentpipe.daemon.service.collector import Counting, DaemonCollector
+
+CONNECTIONS = 8
+"""At once: a scraper has one. What comes beyond is closed."""
+HEAD_BYTES = 8 << 10
+"""Of a request: Prometheus sends some 300."""
+DEADLINE_S = 5.0
+"""From accept to the end of the answer; Prometheus gives up after ten."""
+HEAD_END = b"\r\n\r\n"
+
+
+def make_registry(daemon: Counting) -> CollectorRegistry:
+    """The daemon's metrics, and those of its process."""
+    registry = CollectorRegistry()
+    registry.register(DaemonCollector(daemon))
+    ProcessCollector(registry=registry)
+    info = GaugeMetricFamily("bentpipe_info", "Always 1.", labels=["version"])
+    info.add_metric([importlib.metadata.version("bentpipe")], 1)
+    registry.register(_Constant(info))
+    return registry
+
+
+class _Constant:
+    def __init__(self, family: GaugeMetricFamily) -> None:
+        self._family = family
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        return [self._family]
+
+
+class MetricsServer:
+    """Answers scrapes."""
+
+    def __init__(self, sockets: Sequence[socket.socket], registry: CollectorRegistry) -> None:
+        self._listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
+        self._registry = registry
+        self._open = 0
+
+    async def run_metrics(self) -> None:
+        """Serve for ever."""
+        if self._listeners:
+            await trio.serve_listeners(self._serve, self._listeners)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            if self._open >= CONNECTIONS:
+                return
+            self._open += 1
+            try:
+                with trio.move_on_after(DEADLINE_S):
+                    head = await _read_head(stream)
+                    if head:
+                        await stream.send_all(self._answer(head))
+                        await stream.send_eof()
+                        # Until the scraper has read it all and closed.
+                        await stream.receive_some()
+            except trio.BrokenResourceError:
+                pass  # it went away, and will come again
+            finally:
+                self._open -= 1
+
+    def _answer(self, head: bytes) -> bytes:
+        method, _, rest = head.partition(b" ")
+        target, _, version = rest.partition(b"\r\n")[0].partition(b" ")
+        path = target.partition(b"?")[0]
+        if not version.startswith(b"HTTP/1.") or HEAD_END not in head:
+            return _response(b"400 Bad Request", b"This is HTTP/1.1.\n")
+        if method != b"GET":
+            return _response(b"405 Method Not Allowed", b"GET only.\n", b"Allow: GET\r\n")
+        if path != b"/metrics":
+            return _response(b"404 Not Found", b"The metrics are at /metrics.\n")
+        return _response(b"200 OK", generate_latest(self._registry), kind=CONTENT_TYPE_PLAIN_0_0_4.encode())
+
+
+async def _read_head(stream: trio.SocketStream) -> bytes:
+    """Read a request's head, or what there is of it at the end or at HEAD_BYTES."""
+    head = b""
+    while HEAD_END not in head and len(head) < HEAD_BYTES:
+        data = await stream.receive_some(HEAD_BYTES - len(head))
+        if not data:
+            break
+        head += data
+    return head
+
+
+def _response(status: bytes, body: bytes, more: bytes = b"", kind: bytes = b"text/plain; charset=utf-8") -> bytes:
+    fields = b"Content-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n" % (kind, len(body))
+    return b"HTTP/1.1 " + status + b"\r\n" + fields + more + b"\r\n" + body

@@ -1,0 +1,155 @@
+"""The metrics, scraped as Prometheus does and read by its client's own parser."""
+
+import http.client
+import re
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+from prometheus_client.parser import text_string_to_metric_families
+
+from bentpipe.config.load import load_config
+from bentpipe.daemon.edge.outcomes import Outcome
+from bentpipe.daemon.service.metrics import CONNECTIONS, HEAD_BYTES
+from bentpipe.daemon.service.serve import Daemon, serve
+
+from crowd import PREFACE, call
+from in_process import EMPTY_SETTINGS, PLAIN, TOKEN, counted, exchange, write_config
+
+Samples = dict[tuple[str, str], float]
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path, authority: trustme.CA, client_authority: trustme.CA) -> AsyncIterator[Daemon]:
+    sections = f'[metrics]\naddress = "127.0.0.1:0"\n[store]\npath = "{tmp_path / "ledger"}"'
+    path = write_config(
+        tmp_path, authority, client_authority, limits='greeting_deadline = "5s"', boot_s=0.1, sections=sections
+    )
+    async with trio.open_nursery() as nursery:
+        running = await nursery.start(serve, load_config(path))
+        yield running
+        running.handoff.abort_all()
+        running.drain.set()
+
+
+def request(daemon: Daemon, method: str = "GET", path: str = "/metrics") -> tuple[int, str, str]:
+    connection = http.client.HTTPConnection(*daemon.metrics_addresses[0], timeout=10)
+    connection.request(method, path)
+    answer = connection.getresponse()
+    return answer.status, answer.headers["content-type"], answer.read().decode()
+
+
+async def scrape(daemon: Daemon) -> Samples:
+    """Every sample by its name and its one label's value."""
+    status, kind, text = await trio.to_thread.run_sync(request, daemon)
+    assert status == 200
+    assert kind.startswith("text/plain; version=0.0.4")
+    return {
+        (sample.name, "".join(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_what_happens_is_counted(daemon: Daemon) -> None:
+    before = await scrape(daemon)
+    await exchange(daemon, PLAIN, call("sat", "bp_wrong"))
+    await exchange(daemon, PLAIN, PREFACE + EMPTY_SETTINGS + b"\0\0\1\0\0\0\0\0\1x")
+    await exchange(daemon, PLAIN, b"GET / HTTP/1.1\r\n\r\n")
+    await exchange(daemon, PLAIN, call("sat", TOKEN), close=True)
+    held = await trio.open_tcp_stream(*daemon.addresses[PLAIN])
+    async with held:
+        await held.send_all(call("sat", TOKEN))
+        await counted(daemon, Outcome.SPLICED)
+        with trio.fail_after(10):
+            while daemon.recorder is None or daemon.recorder.statistics().recorded < 3:
+                await trio.sleep(0.01)
+        after = await scrape(daemon)
+        assert after["bentpipe_splices", ""] == 1
+        assert after["bentpipe_leases", ""] == 1
+    grown = {key: after[key] - before.get(key, 0) for key in after}
+    expected = {
+        ("bentpipe_connections_accepted_total", ""): 5,
+        ("bentpipe_connections_ended_total", "refused"): 1,
+        ("bentpipe_connections_ended_total", "malformed"): 1,
+        ("bentpipe_connections_ended_total", "http1"): 1,
+        ("bentpipe_connections_ended_total", "spliced"): 1,
+        ("bentpipe_connections_ended_total", "client-gone"): 1,
+        ("bentpipe_refusals_total", "UNAUTHENTICATED"): 1,
+        ("bentpipe_malformed_total", "PROTOCOL_ERROR"): 1,
+        ("bentpipe_connections", ""): 1,
+        ("bentpipe_wakes_total", ""): 1,
+        ("bentpipe_satellite_transitions_total", "operational"): 1,
+        ("bentpipe_waiters", ""): 0,
+        ("bentpipe_held_bytes", ""): 0,
+    }
+    assert {key: grown[key] for key in expected} == expected
+    assert after["bentpipe_satellites", "operational"] == 1
+    assert after["bentpipe_satellites", "sleep"] == 2
+    assert after["bentpipe_ledger_recorded_total", ""] >= 3
+    assert after["process_resident_memory_bytes", ""] > 1 << 20
+    assert after["bentpipe_turns_total", ""] > before["bentpipe_turns_total", ""]
+    assert {("bentpipe_engine_bytes_total", "copy"), ("bentpipe_engine_cpu_seconds_total", "0")} <= set(after)
+
+
+async def test_a_series_is_there_before_anything_happened(daemon: Daemon) -> None:
+    """A rate over a series that begins at 1 misses the first."""
+    samples = await scrape(daemon)
+    assert {("bentpipe_connections_ended_total", outcome.value) for outcome in Outcome} <= set(samples)
+    assert ("bentpipe_splices_ended_total", "closed") in samples
+
+
+async def test_names_are_as_prometheus_wants_them_and_documented(daemon: Daemon) -> None:
+    _, _, text = await trio.to_thread.run_sync(request, daemon)
+    design = (Path(__file__).parents[2] / "DESIGN.md").read_text()
+    for family in text_string_to_metric_families(text):
+        assert family.documentation
+        if family.name.startswith("bentpipe_"):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            assert re.search(rf"`{name}[`{{]", design), f"{name} is not in DESIGN.md"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/", 404), ("POST", "/metrics", 405), ("GET", "/metrics?x=1", 200)]
+)
+async def test_other_requests(daemon: Daemon, method: str, path: str, status: int) -> None:
+    assert (await trio.to_thread.run_sync(request, daemon, method, path))[0] == status
+
+
+@pytest.mark.parametrize("sent", [b"nonsense\r\n\r\n", b"GET /metrics HTTP/1.1\r\nx: " + b"y" * HEAD_BYTES, PREFACE])
+async def test_no_http(daemon: Daemon, sent: bytes) -> None:
+    stream = await trio.open_tcp_stream(*daemon.metrics_addresses[0])
+    async with stream:
+        await stream.send_all(sent)
+        await stream.send_eof()
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_silent_connections_are_bounded_in_number(daemon: Daemon) -> None:
+    silent = [socket.create_connection(daemon.metrics_addresses[0]) for _ in range(CONNECTIONS)]
+    try:
+        stream = await trio.open_tcp_stream(*daemon.metrics_addresses[0])
+        async with stream:
+            with trio.fail_after(10):
+                assert await stream.receive_some() == b""
+    finally:
+        for sock in silent:
+            sock.close()
+    with trio.fail_after(10):
+        while True:
+            try:
+                await scrape(daemon)
+                break
+            except (OSError, http.client.HTTPException):
+                await trio.sleep(0.01)
+
+
+async def test_off_by_default(tmp_path: Path, authority: trustme.CA, client_authority: trustme.CA) -> None:
+    path = write_config(tmp_path, authority, client_authority, limits="")
+    async with trio.open_nursery() as nursery:
+        running = await nursery.start(serve, load_config(path))
+        assert running.metrics_addresses == ()
+        running.drain.set()

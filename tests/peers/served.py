@@ -1,0 +1,75 @@
+"""`bentpipe serve` in a process of its own, by a configuration with [metrics] and a log in JSON."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from prometheus_client.parser import text_string_to_metric_families
+
+DEADLINE_S = 30.0
+SECTIONS = '[daemon]\nlog_format = "json"\ndrain_deadline = "1s"\n[metrics]\naddress = "127.0.0.1:0"\n'
+
+
+class Served:
+    """The process; its ports are in the order of the configuration."""
+
+    def __init__(self, config: Path) -> None:
+        self._config = config
+        self._log_path = config.with_suffix(".log")
+        self.ports: list[int] = []
+        self._metrics_port = 0
+
+    def __enter__(self) -> Self:
+        with self._log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "bentpipe.daemon.service.cli", "serve", "--config", self._config],
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+        deadline = time.monotonic() + DEADLINE_S
+        while not self._metrics_port:
+            for record in self._records():
+                if record["message"] == "listening":
+                    self.ports.append(int(record["port"]))
+                elif record["message"] == "metrics":
+                    self._metrics_port = int(record["port"])
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(self._log_path.read_text())
+            time.sleep(0.02)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _records(self) -> list[dict[str, str]]:
+        lines = self._log_path.read_text().splitlines()
+        records = [json.loads(line) for line in lines if line.startswith("{")]
+        return records if any(record["message"] == "metrics" for record in records) else []
+
+    def scrape(self) -> dict[tuple[str, str], float]:
+        """Every metric's sample by its name and its one label's value."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=DEADLINE_S) as answer:
+            text = answer.read().decode()
+        return {
+            (sample.name, "".join(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    @property
+    def rss_bytes(self) -> int:
+        """Resident memory (proc(5), statm)."""
+        return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
