@@ -7,11 +7,13 @@ not tell whose port it is: a stranger on a fixed port would be taken for the sat
 import errno
 import ipaddress
 import os
+import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path
 
 from bentpipe.daemon.providers.containment import PROC
+from bentpipe.daemon.providers.sock_diag import Address, listening_inodes
 
 LISTEN = "0A"
 """TCP_LISTEN in the `st` column of /proc/net/tcp."""
@@ -30,19 +32,25 @@ def _listening_inodes(host: str, port: int) -> Iterator[str]:
     address = ipaddress.ip_address(host)
     any_v6 = ipaddress.IPv6Address("::")
     if isinstance(address, ipaddress.IPv4Address):
-        yield from _inodes_in("tcp", {address, ipaddress.IPv4Address("0.0.0.0")}, port)
+        yield from _inodes_in(socket.AF_INET, {address, ipaddress.IPv4Address("0.0.0.0")}, port)
         # A dual-stack socket takes IPv4 clients too (Go's and grpc's default).
-        yield from _inodes_in("tcp6", {ipaddress.IPv6Address(f"::ffff:{address}"), any_v6}, port)
+        yield from _inodes_in(socket.AF_INET6, {ipaddress.IPv6Address(f"::ffff:{address}"), any_v6}, port)
     else:
-        yield from _inodes_in("tcp6", {address, any_v6}, port)
+        yield from _inodes_in(socket.AF_INET6, {address, any_v6}, port)
 
 
-def _inodes_in(
-    table: str, addresses: set[ipaddress.IPv4Address] | set[ipaddress.IPv6Address], port: int
-) -> Iterator[str]:
-    wanted = {f"{_kernel_hex(address)}:{port:04X}" for address in addresses}
+def _inodes_in(family: socket.AddressFamily, addresses: Set[Address], port: int) -> Iterator[str]:
     try:
-        lines = (PROC / "self/net" / table).open(encoding="ascii")
+        listeners = list(listening_inodes(family, port))
+    except OSError:  # no sock_diag in this kernel, or no AF_NETLINK in this sandbox: dearer, and as true
+        listeners = list(listening_inodes_in_proc(family, port))
+    return (inode for address, inode in listeners if address in addresses)
+
+
+def listening_inodes_in_proc(family: socket.AddressFamily, port: int) -> Iterator[tuple[Address, str]]:
+    """The same as `listening_inodes`, from /proc/net/tcp."""
+    try:
+        lines = (PROC / "self/net" / ("tcp" if family == socket.AF_INET else "tcp6")).open(encoding="ascii")
     except FileNotFoundError:  # no IPv6 on this host
         return
     with lines:
@@ -52,15 +60,15 @@ def _inodes_in(
             # The kernel lists all listeners first. Beyond them come the connections, many thousands on an edge host.
             if fields[3] != LISTEN:
                 return
-            if fields[1] in wanted:
-                yield fields[9]
+            bound, _, bound_port = fields[1].partition(":")
+            if int(bound_port, 16) == port:
+                yield _address(bound), fields[9]
 
 
-def _kernel_hex(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """Write an address as /proc/net/tcp does: 32-bit words in the host's byte order."""
-    packed = address.packed
-    words = (packed[i : i + 4] for i in range(0, len(packed), 4))
-    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
+def _address(kernel_hex: str) -> Address:
+    """Read an address as /proc/net/tcp writes it: 32-bit words in the host's byte order."""
+    words = (kernel_hex[i : i + 8] for i in range(0, len(kernel_hex), 8))
+    return ipaddress.ip_address(b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words))
 
 
 def _own_one(inodes: set[str], pids: Callable[[], Iterable[int]]) -> bool:
