@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from types import ModuleType
+from typing import cast
 
 from bench.environment import describe
 from bench.lab import BENCH, Lab
@@ -23,7 +24,15 @@ QUESTIONS = (
     "wakes",
     "control_plane_noise",
     "overload",
+    "profile",
 )
+
+
+def as_text(results: dict[str, object]) -> str:
+    """JSON with a sample a line: small, and a difference between two files shows in lines."""
+    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in results.items() if name != "samples"]
+    samples = ",\n".join(json.dumps(sample) for sample in cast(list[object], results["samples"]))
+    return "{\n" + ",\n".join([*lines, f'"samples": [\n{samples}\n]']) + "\n}\n"
 
 
 def main() -> None:
@@ -53,7 +62,7 @@ def main() -> None:
     name = arguments.output or ("quick" if arguments.quick else "full")
     path = BENCH / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(as_text(results))
     print(f"{path.relative_to(BENCH.parent)}: {len(session.samples)} samples, {seconds}", file=sys.stderr)
 
 
