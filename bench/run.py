@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import cast
 
 from bench.environment import describe
-from bench.lab import BENCH, Lab
+from bench.lab import BENCH, LOAD_CPU, PROXY_CPU, Lab
 from bench.session import FULL, QUICK, Session
 
 QUESTIONS = (
@@ -42,13 +42,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer cases, shorter: to see that all of it works")
     parser.add_argument("--only", action="append", default=[], help="a peer's name; again for more")
     parser.add_argument("--output", default=None, help="a name for the results instead of full or quick")
+    parser.add_argument("--same-core", action="store_true", help="what is measured shares the load generator's core")
     arguments = parser.parse_args()
     questions: list[ModuleType] = [
         importlib.import_module(f"bench.{name}") for name in arguments.questions or QUESTIONS
     ]
-    results: dict[str, object] = {"environment": describe(), "quick": arguments.quick}
+    results: dict[str, object] = {"environment": describe(), "quick": arguments.quick, "same_core": arguments.same_core}
     seconds: dict[str, float] = {}
-    with Lab() as lab:
+    with Lab(LOAD_CPU if arguments.same_core else PROXY_CPU) as lab:
         session = Session(lab, QUICK if arguments.quick else FULL, frozenset(arguments.only))
         for question in questions:
             start = time.monotonic()

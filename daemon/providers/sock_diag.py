@@ -1,16 +1,16 @@
-"""Who listens on a port, asked of the kernel by netlink (sock_diag(7)): it walks the listeners and nothing else.
+"""Who listens, asked of the kernel by netlink (sock_diag(7)): it walks the listeners and nothing else.
 
 /proc/net/tcp has the same, but the kernel fills a page of it before it answers, and beyond the last listener that means
 walking the table of connections: 4 ms for an empty one on a machine with 24 GiB, and this is asked a hundred times a
 second for each satellite that boots. By netlink it takes 60 µs.
 """
 
-import ipaddress
 import socket
 import struct
 from collections.abc import Iterator
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Listening = tuple[int, bytes, str]
+"""A listener: port, address it is bound to (packed, as `ipaddress` has it), inode of its socket."""
 
 NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY = 4, 20
 NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
@@ -26,8 +26,8 @@ ANSWER = struct.Struct("=4x 2s 2x 16s 16x 12x 16x I")
 ANSWER_BYTES = 64 << 10
 
 
-def listening_inodes(family: socket.AddressFamily, port: int) -> Iterator[tuple[Address, str]]:
-    """Every listener on `port`: the address that it is bound to, and its socket's inode.
+def dump_listeners(family: socket.AddressFamily) -> Iterator[Listening]:
+    """Every listener of this network namespace.
 
     Raises OSError where the kernel has no sock_diag, or a sandbox no AF_NETLINK.
     """
@@ -46,7 +46,6 @@ def listening_inodes(family: socket.AddressFamily, port: int) -> Iterator[tuple[
                     code = -struct.unpack_from("=i", data, at + HEADER.size)[0]
                     raise OSError(code, "sock_diag")
                 bound_port, bound, inode = ANSWER.unpack_from(data, at + HEADER.size)
-                if int.from_bytes(bound_port, "big") == port:
-                    address = bound[:4] if family == socket.AF_INET else bound
-                    yield ipaddress.ip_address(address), str(inode)
+                address = bound[:4] if family == socket.AF_INET else bound
+                yield int.from_bytes(bound_port, "big"), address, str(inode)
                 at += (length + 3) & ~3  # NLMSG_ALIGN
