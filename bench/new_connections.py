@@ -3,11 +3,14 @@
 First closed loop, for the rate; then open loop at half of that rate, for the latency from the intended time of
 connecting. The client waits for the server's SETTINGS before its request, as grpc-go does, which is the dearest greeting
 that bentpipe has: two round trips. `per_core_second` is what a second of the peer's CPU is good for: the rate that its
-core could carry if the load generator's were not the limit.
+core could carry if the load generator's were not the limit. Where it goes in ours: the two threads, and `micro`, the parts
+in Python alone, by pyperf.
 """
 
 import dataclasses
 
+from bench.compare import run_micro
+from bench.lab import BUILD
 from bench.load import LoadSpec, Phase
 from bench.peers.base import Peer, Wire
 from bench.peers.catalogue import distinct_peers
@@ -16,7 +19,16 @@ from bench.session import Session, run_load
 
 QUESTION = "new_connections"
 TITLE = "New connections"
-SHOWN = ("connections_per_s", "per_core_second", "half_rate_p50_ms", "half_rate_p99_ms", "resumed_share")
+SHOWN = (
+    "connections_per_s",
+    "per_core_second",
+    "half_rate_p50_ms",
+    "half_rate_p99_ms",
+    "resumed_share",
+    "trio_us_per_connection",
+    "engine_us_per_connection",
+)
+MICRO = "micro"
 WORKERS = 16
 POOL = 2000
 """Connections that the open loop may have under way."""
@@ -42,6 +54,9 @@ def run(session: Session) -> None:
                 _measure(session, peer, case)
 
         session.interleave(peers, CASES[:2] if session.effort.quick else CASES, measure)
+    for part, seconds in run_micro(BUILD).items():
+        for value in seconds:
+            session.record(MICRO, "bentpipe", {"part": part}, {"us": value * 1e6})
 
 
 def _measure(session: Session, peer: Peer, case: Case) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench import added_latency, profile
+from bench import added_latency, new_connections, profile
 from bench.claims import PYTHONS, all_claims
 from bench.lab import BENCH, LabError
 from bench.results import Results
@@ -20,6 +20,8 @@ from bench.svg import Bars, draw_bars, draw_curves, number_words
 RESULTS = BENCH / "results"
 BEGIN, END = "<!-- made by bench/report.py: do not edit -->", "<!-- end -->"
 QUANTILES = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999]
+OURS = "bentpipe"
+MEANING = "Medians of the repetitions (lowest to highest); behind each peer's, ours in multiples of it."
 MIDDLE: dict[str, CaseValue] = {"bytes": 128, "connections": 64, "load": "50 %"}
 """The case that pictures show."""
 
@@ -98,11 +100,12 @@ def _claims(results: Results) -> list[str]:
 
 
 def _whole(results: Results) -> str:
-    lines = [f"# All figures of results/{results.name}.json", "", "Medians of the repetitions (lowest to highest).", ""]
+    lines = [f"# All figures of results/{results.name}.json", "", MEANING, ""]
     lines += _tables(results, added_latency.KNEE, "Knees: closed loop, 64 connections", ("requests_per_s",))
     for name in QUESTIONS:
         module = importlib.import_module(f"bench.{name}")
         lines += _tables(results, module.QUESTION, module.TITLE, module.SHOWN)
+    lines += _tables(results, new_connections.MICRO, "Parts of a new connection in Python, by pyperf", ("us",))
     return "\n".join(lines)
 
 
@@ -122,11 +125,11 @@ def _tables(results: Results, question: str, title: str, shown: Sequence[str]) -
 
 def _cell(results: Results, question: str, peer: str, value: str, case: Mapping[str, CaseValue]) -> str:
     found = results.summary(question, peer, value, case)
-    return (
-        ""
-        if found is None
-        else " ".join((number_words(found.median), f"({number_words(found.low)} to {number_words(found.high)})"))
-    )
+    if found is None:
+        return ""
+    words = f"{number_words(found.median)} ({number_words(found.low)} to {number_words(found.high)})"
+    ours = results.median(question, OURS, value, case)
+    return words if peer == OURS or ours is None or not found.median else f"{words} {ours / found.median:.2f}×"
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------------
@@ -201,7 +204,7 @@ def _python(results: Results, keep: Callable[[str, str], None]) -> None:
     for peer in PYTHONS:
         values: list[Summary | None] = []
         for case in series.values():
-            ours = results.median(profile.QUESTION, "bentpipe", "cpu", case)
+            ours = results.median(profile.QUESTION, OURS, "cpu", case)
             found = results.summary(profile.QUESTION, peer, "cpu", case)
             values.append(
                 Summary(found.median / ours, found.low / ours, found.high / ours, found.count)
