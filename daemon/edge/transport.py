@@ -93,11 +93,10 @@ class Transport:
     async def peek_byte(self) -> bytes:
         """Wait for the first byte and return it without consuming it; b"" if the peer closed first."""
         while True:
-            await trio.lowlevel.wait_readable(self._sock)
             try:
                 return self._sock.recv(1, socket.MSG_PEEK)
             except BlockingIOError:
-                continue
+                await trio.lowlevel.wait_readable(self._sock)
             except OSError as exc:
                 raise _broken(exc) from exc
 

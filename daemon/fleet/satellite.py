@@ -72,6 +72,15 @@ class _Waiter:
         self.error: BentpipeError | None = None
 
 
+def _lease_of(waiter: _Waiter) -> Lease:
+    """What the wait came to. Raises its error, anew for each waiter: many share one."""
+    if waiter.error is not None:
+        raise type(waiter.error)(str(waiter.error), peer_hint=waiter.error.peer_hint) from waiter.error
+    if waiter.lease is None:
+        raise AssertionError("done without lease or error")
+    return waiter.lease
+
+
 class Satellite:
     """One satellite; `run` is its owner task."""
 
@@ -150,15 +159,25 @@ class Satellite:
             if not waiter.done.is_set():
                 self._book.waited(trio.current_time() - waiter.since)
                 self._feed(msg.Departed(waiter_id))
-        if waiter.error is not None:
-            raise type(waiter.error)(str(waiter.error), peer_hint=waiter.error.peer_hint) from waiter.error
-        if waiter.lease is None:
-            raise AssertionError("done without lease or error")
+        lease = _lease_of(waiter)
         try:
-            yield waiter.lease
+            yield lease
         finally:
-            if not waiter.lease.kept:
-                waiter.lease.release()
+            if not lease.kept:
+                lease.release()
+
+    def lease_nowait(self, who: str = "") -> Lease | None:
+        """Lease an operational satellite without a wait; None if there has to be one. Raises as `lease` does.
+
+        The caller releases the lease, or keeps it.
+        """
+        if self.state is not SatelliteState.OPERATIONAL:
+            return None
+        waiter_id = WaiterId(next(self._ids))
+        waiter = self._waiters[waiter_id] = _Waiter(who, trio.current_time(), self._usher.event())
+        self._feed(msg.Arrived(waiter_id, float("inf"), self._crowd.is_full))
+        del self._waiters[waiter_id]
+        return _lease_of(waiter)
 
     def report_unreachable(self) -> None:
         """Tell that the granted address does not answer: the satellite is probed again before the next grant."""

@@ -407,3 +407,23 @@ async def test_a_kept_lease_outlives_its_client_and_is_given_back_once(bed: Bed)
     second.release()
     second.release()
     assert bed.satellite.leases == 1
+
+
+async def test_a_lease_without_a_wait_is_had_from_an_operational_satellite_only(bed: Bed) -> None:
+    assert bed.satellite.lease_nowait() is None
+    assert bed.provider.calls == []
+    bed.come()
+    await bed.settle()
+    assert bed.satellite.lease_nowait() is None
+    assert bed.satellite.waiting == 1
+    await bed.wake()
+    lease = bed.satellite.lease_nowait()
+    assert lease is not None
+    assert lease.address == bed.provider.address
+    assert bed.satellite.leases == 2
+    lease.release()
+    assert bed.satellite.leases == 1
+    bed.satellite.drain()
+    with pytest.raises(Draining):
+        bed.satellite.lease_nowait()
+    assert bed.satellite.leases == 1
