@@ -32,7 +32,8 @@ def describe_instances(cloud: Cloud, params: Params) -> Result:
         )
     if limit is not None and not 5 <= limit <= 1000:
         raise ApiError("InvalidParameterValue", f"Value ( {limit} ) for parameter maxResults is invalid.")
-    found = cloud.find(ids) if ids else list(cloud.visible())
+    known = cloud.find(ids) if ids else list(cloud.visible())
+    found = [each.view(cloud.clock.now()) for each in known]
     filters = [(each["Name"], strings(each, "Value")) for each in structures(params, "Filter")]
     if sum(len(values) for _, values in filters) > MAX_FILTER_VALUES:
         raise ApiError("FilterLimitExceeded", "The maximum number of filter values specified on a single call is 200")

@@ -81,6 +81,8 @@ class Timings:
     """From pending to stopped when the start fails after all."""
     unseen_s: float = 0.0
     """After RunInstances, DescribeInstances and the others do not know the id for so long."""
+    outdated_s: float = 0.0
+    """After StartInstances and StopInstances, DescribeInstances tells the state from before them for so long."""
     hibernatable_s: float = 120.0
     """From launch until a stop with Hibernate is accepted."""
 
@@ -147,6 +149,9 @@ class Instance:
     effective_starts: int = 0
     """Starts that led from STOPPED to PENDING."""
     slept_at: float | None = None
+    outdated: "Instance | None" = None
+    """What DescribeInstances tells until `outdated_until`."""
+    outdated_until: float = 0.0
     _due: float | None = None
     _next: State = State.STOPPED
     _next_reason: Reason | None = None
@@ -163,8 +168,13 @@ class Instance:
         self.state = State.PENDING
         self._plan_start(now, timings)
 
+    def view(self, now: float) -> "Instance":
+        """The instance as DescribeInstances tells it."""
+        return self.outdated if self.outdated is not None and now < self.outdated_until else self
+
     def begin_start(self, now: float, timings: Timings) -> None:
         """From STOPPED only; the caller has checked."""
+        self._age(now, timings)
         self.effective_starts += 1
         self.launched_at = now
         self.state = State.PENDING
@@ -176,6 +186,7 @@ class Instance:
 
     def begin_stop(self, now: float, timings: Timings, reason: Reason, *, force: bool) -> Memory | None:
         """From RUNNING or, forced, from STOPPING. `reason` says whether memory is to be kept."""
+        self._age(now, timings)
         was_hanging = self.state is State.STOPPING
         self.state = State.STOPPING
         self.transition_reason = f"User initiated ({_gmt(now)})" if reason is not INSIDE_SHUTDOWN else ""
@@ -234,6 +245,10 @@ class Instance:
     def state_element(self) -> dict[str, str | int]:
         code, name = self.state.value
         return {"code": code, "name": name}
+
+    def _age(self, now: float, timings: Timings) -> None:
+        self.outdated = dataclasses.replace(self, outdated=None) if timings.outdated_s else None
+        self.outdated_until = now + timings.outdated_s
 
     def _plan_start(self, now: float, timings: Timings) -> None:
         match self.script.on_start:

@@ -209,6 +209,16 @@ def test_an_address_can_change_with_a_start(ec2: Any, control: Control) -> None:
     assert look(ec2, instance_id)["PrivateIpAddress"] != before
 
 
+def test_descriptions_may_lag_behind(ec2: Any, control: Control) -> None:
+    control.set_timing(name="outdated_s", seconds=5)
+    instance_id = control.add_instance()
+    ec2.start_instances(InstanceIds=[instance_id])
+    control.advance(seconds=4)
+    assert look(ec2, instance_id)["State"]["Name"] == "stopped"
+    control.advance(seconds=1)
+    assert look(ec2, instance_id)["State"]["Name"] == "pending"
+
+
 def test_launching(ec2: Any, control: Control) -> None:
     control.set_timing(name="unseen_s", seconds=30)
     control.add_template(name="builder")
