@@ -40,7 +40,6 @@ sweep = "1s"
 [prices]
 awake_hour = 0.20
 always_hour = 0.01
-minimum = "60s"
 """
 """m7g.xlarge and its disk, roughly; the looks are as much quicker as the emulated time."""
 
@@ -169,19 +168,20 @@ def run_ec2_demo() -> int:
         satellites = [CloudSatellite(name, instances[name], port, CAPACITY_RETRY) for name in NAMES]
         settings = SETTINGS.format(url=cloud.url)
         with EdgeHost(satellites, sleep_after_s=SLEEP_AFTER_S, settings=settings, environment=CREDENTIALS) as host:
+            begun = time.monotonic()
             console.print(f"bentpipe serves TLS on localhost:{host.port}; {len(NAMES)} EC2 instances, all stopped;")
             console.print(f"emulated time runs {SPEED:g} times as fast: a start takes 16.5 s of it, a hibernation 30 s")
             code = play(host, console, NAMES, Ec2Story(host, cloud, instances, console).tell)
             if code == 0:
-                print_report(host, console)
+                print_report(host, console, time.monotonic() - begun)
             return code
 
 
-def print_report(host: EdgeHost, console: Console) -> None:
-    """Show what `bentpipe report` says of the ledger, and leave its picture."""
+def print_report(host: EdgeHost, console: Console, span_s: float) -> None:
+    """Show what `bentpipe report` says of the last `span_s` seconds, and leave its picture."""
     picture = Path(tempfile.gettempdir()) / "bentpipe-demo-ec2.svg"
     command = [sys.executable, "-P", "-m", "bentpipe.daemon.service.cli", "report"]
-    arguments = ["--config", str(host.config_path), "--since", "1h", "--svg", str(picture)]
+    arguments = ["--config", str(host.config_path), "--since", f"{span_s:.0f}s", "--svg", str(picture)]
     done = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
     console.print(f"\n[bold]bentpipe report[/bold]\n{done.stdout}")
     console.print(f"the report's picture: {picture}")
