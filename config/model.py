@@ -264,7 +264,9 @@ class SatelliteSection(Section):
     """The longest one client is held, whatever the wake does."""
     retry_after_s: DurationS = Field(default=5.0, ge=0, alias="retry_after")
     """How long a failed wake is remembered and replayed to new-comers before the next attempt; doubles with every
-    failure in a row. A lack of capacity is remembered for minutes, what only people can mend until SIGHUP."""
+    failure in a row. What only people can mend is remembered until SIGHUP."""
+    capacity_retry_after_s: DurationS = Field(default=180.0, ge=0, alias="capacity_retry_after")
+    """The same after "no such machine to be had now". Karpenter, too, leaves an exhausted offering alone for 3 minutes."""
     keep_awake: tuple[KeepAwakeSection, ...] = ()
 
     @property

@@ -65,7 +65,7 @@ class Core:
         self._actions: list[Action] = []
         self._metered = 0
         self._room = WaitingRoom(rules.hold_limit_s)
-        self._setbacks = Setbacks(rules.retry_after_s)
+        self._setbacks = Setbacks(rules.retry_after_s, rules.capacity_retry_s)
         self._sleep = SleepBook(rules)
         self._wake = Wake(0, 0, 0, came_up=False, measured=False)
         self._descent = Descent(None)

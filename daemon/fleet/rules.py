@@ -15,8 +15,8 @@ as the machine is stopping, which a look that is a second old may not show."""
 THROTTLE_FIRST_S, THROTTLE_MOST_S = 2.0, 30.0
 """Between calls that are throttled, doubling: every call less helps all others."""
 
-CAPACITY_FIRST_S, CAPACITY_MOST_S = 180.0, 1800.0
-"""After "no such machine to be had now", doubling. Karpenter, too, leaves an exhausted offering alone for 3 minutes."""
+CAPACITY_MOST_S = 1800.0
+"""Bound of `capacity_retry_after`, which doubles like `retry_after`."""
 
 FAILURE_MOST_S = 300.0
 """Bound of `retry_after`, which doubles with every wake that fails in a row."""
@@ -74,6 +74,7 @@ class Rules:
     hold_limit_s: float
     retry_after_s: float
     max_waiters: int
+    capacity_retry_s: float = 180.0
     launch: bool = False
     """A machine that does not exist is created."""
     budgeted: bool = False
@@ -90,6 +91,7 @@ def rules_of(section: SatelliteSection, max_waiters: int, *, budgeted: bool = Fa
         hold_limit_s=section.hold_limit_s,
         retry_after_s=section.retry_after_s,
         max_waiters=max_waiters,
+        capacity_retry_s=section.capacity_retry_after_s,
         launch=section.launches,
         budgeted=budgeted,
     )

@@ -18,7 +18,6 @@ from bentpipe.daemon.errors import (
     SatelliteUnusable,
 )
 from bentpipe.daemon.fleet.rules import (
-    CAPACITY_FIRST_S,
     CAPACITY_MOST_S,
     FAILURE_MOST_S,
     RETRY_START_S,
@@ -67,8 +66,9 @@ def verdict_on(error: ProviderError) -> Verdict:
 class Setbacks:
     """Remembers why the satellite cannot be had; times are seconds of one monotonic clock."""
 
-    def __init__(self, retry_after_s: float) -> None:
+    def __init__(self, retry_after_s: float, capacity_retry_s: float) -> None:
         self._retry_after_s = retry_after_s
+        self._capacity_retry_s = capacity_retry_s
         self._error: BentpipeError | None = None
         self._failures = 0
         self._throttled = 0
@@ -90,7 +90,7 @@ class Setbacks:
         if verdict is Verdict.TERMINAL:
             self.retry_at = math.inf
         elif verdict is Verdict.CAPACITY:
-            self.retry_at = now + backed_off(CAPACITY_FIRST_S, CAPACITY_MOST_S, self._failures)
+            self.retry_at = now + backed_off(self._capacity_retry_s, CAPACITY_MOST_S, self._failures)
         else:
             self.retry_at = now + backed_off(self._retry_after_s, FAILURE_MOST_S, self._failures)
         self._failures += 1

@@ -139,7 +139,7 @@ class BuildKitHost:
         ):
             self._pem(name).touch(mode=0o600)
             self._pem(name).write_bytes(b"".join(blob.bytes() for blob in blobs))
-        self.edge = EdgeHost([], sleep_after_s=600, more_config=self._config(satellites))
+        self.edge = EdgeHost([], sleep_after_s=600, settings=self._config(satellites))
 
     def _pem(self, name: str) -> Path:
         return self._folder / f"{name}.pem"

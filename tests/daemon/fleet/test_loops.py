@@ -54,7 +54,6 @@ from bentpipe.daemon.fleet.messages import (
 )
 from bentpipe.daemon.fleet.rules import (
     APPEAR_GRACE_S,
-    CAPACITY_FIRST_S,
     CAPACITY_MOST_S,
     CLOSE_QUIET_S,
     FAILURE_MOST_S,
@@ -192,7 +191,7 @@ def test_throttled_starts_come_later_every_time_and_nobody_is_told() -> None:
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_lack_of_capacity_is_remembered_longer_every_time(asynchronous: bool) -> None:
     life = Life()
-    expected_s = CAPACITY_FIRST_S
+    expected_s = RULES.capacity_retry_s
     for _ in range(6):
         assert Start() in life.come()
         if asynchronous:
@@ -583,7 +582,7 @@ def test_the_hours_to_be_awake_wake_it_and_keep_it_awake() -> None:
     assert Start() in life.feed(KeepAwake(True))
     life.start_fails(ProviderCapacity("none"))
     assert life.state is S.SLEEP
-    assert Start() in life.wait(CAPACITY_FIRST_S), "nobody has to come for another attempt"
+    assert Start() in life.wait(RULES.capacity_retry_s), "nobody has to come for another attempt"
     life.feed(StartDone(None))
     life.see(M.RUNNING)
     life.feed(Ready())

@@ -24,7 +24,7 @@ from bentpipe.daemon.errors import (
     WakeFailed,
 )
 from bentpipe.daemon.fleet.lease import Lease
-from bentpipe.daemon.fleet.rules import CAPACITY_FIRST_S, RETRY_START_S, Rules
+from bentpipe.daemon.fleet.rules import RETRY_START_S, Rules
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import (
     Address,
@@ -214,7 +214,7 @@ async def test_a_failure_goes_to_all_and_is_remembered_for_a_while(bed: Bed, clo
     await bed.settle()
     assert (str(bed.errors[-1]), bed.errors[-1].peer_hint) == (words + "80 s",) * 2
     assert bed.provider.calls == ["start acme.m"]
-    clock.jump(CAPACITY_FIRST_S - 100)
+    clock.jump(RULES.capacity_retry_s - 100)
     bed.come()
     await bed.settle()
     assert len(bed.errors) == 4
