@@ -14,12 +14,15 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import trustme
+
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ROOT / "bench" / "engine"
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2")
 ROUNDS = 7
 ECHO_SIZES = (128, 1024, 4096, 16384)
 STREAM_SIZES = (1024, 4096, 16384, 65536, 1 << 20)
+TLS_SIZES = (16384, 1 << 20)
 STREAM_BYTES = 400_000_000
 ECHO_COUNT = 10_000
 CROWDS = (("idle", 4000), ("stalled", 100), ("stalled", 1000))
@@ -45,10 +48,24 @@ def at_revision(revision: str, folder: Path) -> Path:
     return folder / "native"
 
 
+FILES: list[str] = []
+"""Certificate, key and authority, once they are made."""
+
+
+def make_certificate(folder: Path) -> None:
+    """Fill FILES."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    blobs = (issued.cert_chain_pems[0], issued.private_key_pem, authority.cert_pem)
+    for name, blob in zip(("cert", "key", "ca"), blobs, strict=True):
+        (folder / name).write_bytes(blob.bytes())
+        FILES.append(str(folder / name))
+
+
 def measure(program: Path, mode: str, size: int, kind: str) -> tuple[float, float, float]:
     """One run. Returns CPU and wall microseconds per message, and the spliced share."""
     count = ECHO_COUNT if kind == "echo" else max(1, min(200_000, STREAM_BYTES // size))
-    arguments = [str(program), mode, str(size), str(count), kind]
+    arguments = [str(program), mode, str(size), str(count), kind, *(FILES if kind.startswith("tls") else ())]
     done = subprocess.run(arguments, check=True, capture_output=True, text=True)
     cpu_us, wall_us, spliced = (float(each) for each in done.stdout.split())
     return cpu_us, wall_us, spliced
@@ -86,7 +103,9 @@ def main() -> None:
         if arguments.against:
             there = build(at_revision(arguments.against, Path(folder)), Path(folder) / "there")
             variants = {"here": (here, "auto"), arguments.against: (there, "auto")}
+        make_certificate(Path(folder))
         cases = [("echo", size) for size in ECHO_SIZES] + [("stream", size) for size in STREAM_SIZES]
+        cases += [(kind, size) for kind in ("tls-up", "tls-down") for size in TLS_SIZES]
         print("| case | " + " | ".join(f"{name}: CPU us (wall us, spliced)" for name in variants) + " |")
         print("| --- |" + " ---: |" * len(variants))
         for kind, size in cases:

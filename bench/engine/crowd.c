@@ -133,6 +133,8 @@ int main(int argc, char **argv) {
         die("start");
     struct wire busy = open_wire(engine), *crowd = calloc(count + 1, sizeof *crowd);
     int direct[2];
+    if (!crowd)
+        die("calloc");
     pair(direct);
     measure((struct wire){direct[0], direct[1]}, trips);
     measure(busy, trips);
