@@ -1,5 +1,5 @@
 /* TLS on a socket: contexts, handshake, read and write with plain results. The SSL* belongs to one thread at a time. */
-#include "bp.h"
+#include "internal.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -11,8 +11,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #define ERROR_BYTES 256
+#define READ_AHEAD_BYTES (64 << 10)
+#define ALERT_BYTES 2 /* RFC 8446 section 6 */
 
 struct bp_tls_ctx {
     SSL_CTX *ssl_ctx;
@@ -23,6 +26,10 @@ struct bp_tls_ctx {
 
 struct bp_tls {
     SSL *ssl;
+    int read_failure; /* what reads are told from now on: OpenSSL says it only once */
+    bool notified;    /* close_notify was sent */
+    int kernel;       /* enum bp_ktls, once hands were shaken */
+    struct ktls_out out;
     char error[ERROR_BYTES];
 };
 
@@ -249,51 +256,7 @@ truncated:
     return BP_TLS_TRUNCATED;
 }
 
-int bp_tls_handshake(bp_tls *tls) {
-    ERR_clear_error();
-    errno = 0;
-    int done = SSL_do_handshake(tls->ssl);
-    if (done == 1)
-        return 0;
-    int why = result(tls, done);
-    return why == 0 ? BP_TLS_TRUNCATED : why;
-}
-
-ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes) {
-    ERR_clear_error();
-    errno = 0;
-    int got = SSL_read(tls->ssl, buffer, bytes > INT_MAX ? INT_MAX : (int)bytes);
-    return got > 0 ? got : result(tls, got);
-}
-
-ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes) {
-    if (!bytes)
-        return 0;
-    ERR_clear_error();
-    errno = 0;
-    /* One record a call: given more, OpenSSL finishes a record that waited, goes on with the next, and tells of neither
-     * while that one waits. The counters would be behind what was delivered. */
-    int put = SSL_write(tls->ssl, data, bytes > SSL3_RT_MAX_PLAIN_LENGTH ? SSL3_RT_MAX_PLAIN_LENGTH : (int)bytes);
-    if (put > 0)
-        return put;
-    int why = result(tls, put);
-    return why == 0 ? -EPIPE : why;
-}
-
-int bp_tls_shutdown(bp_tls *tls) {
-    ERR_clear_error();
-    errno = 0;
-    int done = SSL_shutdown(tls->ssl);
-    if (done >= 0)
-        return 0;
-    return result(tls, done);
-}
-
-size_t bp_tls_pending(const bp_tls *tls) { return (size_t)SSL_pending(tls->ssl); }
-
-int bp_tls_has_pending(const bp_tls *tls) { return SSL_has_pending(tls->ssl); }
-
-int bp_tls_ktls(const bp_tls *tls) {
+static int find_ktls(const bp_tls *tls) {
     int kernel = 0;
 #ifdef SSL_OP_ENABLE_KTLS
     if (BIO_get_ktls_send(SSL_get_wbio(tls->ssl)))
@@ -305,6 +268,102 @@ int bp_tls_ktls(const bp_tls *tls) {
 #endif
     return kernel;
 }
+
+int bp_tls_handshake(bp_tls *tls) {
+    ERR_clear_error();
+    errno = 0;
+    int done = SSL_do_handshake(tls->ssl);
+    if (done != 1) {
+        int why = result(tls, done);
+        return why == 0 ? BP_TLS_TRUNCATED : why;
+    }
+    tls->kernel = find_ktls(tls);
+    if (tls->kernel & BP_KTLS_TX)
+        bp__ktls_out_begin(&tls->out, SSL_get_fd(tls->ssl));
+    /* One read(2) for several records, not two for each; OpenSSL frees the buffer when it is empty
+     * (SSL_MODE_RELEASE_BUFFERS). Not where the kernel decrypts: a read is one record there. */
+    if (!(tls->kernel & BP_KTLS_RX)) {
+        SSL_set_read_ahead(tls->ssl, 1);
+        SSL_set_default_read_buffer_len(tls->ssl, READ_AHEAD_BYTES);
+    }
+    return 0;
+}
+
+ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes) {
+    if (tls->read_failure)
+        return tls->read_failure;
+    ERR_clear_error();
+    errno = 0;
+    int got = SSL_read(tls->ssl, buffer, bytes > INT_MAX ? INT_MAX : (int)bytes);
+    if ((tls->kernel & BP_KTLS_TX) && SSL_get_key_update_type(tls->ssl) != SSL_KEY_UPDATE_NONE) {
+        snprintf(tls->error, sizeof tls->error, "the peer wants new keys (KeyUpdate), which the kernel's TLS cannot change");
+        return tls->read_failure = BP_TLS_ERROR;
+    }
+    if (got > 0)
+        return got;
+    int why = result(tls, got);
+    if (why < 0 && why != BP_TLS_WANT_READ && why != BP_TLS_WANT_WRITE && why != -ENOMEM && why != -ENOBUFS)
+        tls->read_failure = why;
+    return why;
+}
+
+/* OpenSSL gives the kernel the caller's own buffer, and goes back to it when a write is retried, whatever
+ * SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER says (openssl#21202): a moved one would be sent as it is by then. To the kernel's
+ * TLS a record's payload is all that a write is. */
+static ssize_t write_to_kernel(bp_tls *tls, const void *data, size_t bytes) {
+    ssize_t put;
+    do
+        put = send(SSL_get_fd(tls->ssl), data, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+    while (put < 0 && errno == EINTR);
+    if (put < 0 && errno == EAGAIN)
+        return BP_TLS_WANT_WRITE;
+    if (put < 0) {
+        int saved_errno = errno;
+        snprintf(tls->error, sizeof tls->error, "%s", strerror(saved_errno));
+        return -saved_errno;
+    }
+    tls->out.payload_bytes += (size_t)put;
+    return put;
+}
+
+ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes) {
+    if (!bytes)
+        return 0;
+    if (tls->kernel & BP_KTLS_TX)
+        return write_to_kernel(tls, data, bytes);
+    ERR_clear_error();
+    errno = 0;
+    /* One record a call: given more, OpenSSL finishes a record that waited, goes on with the next, and tells of neither
+     * while that one waits. The counters would be behind what was delivered. */
+    int put = SSL_write(tls->ssl, data, bytes > SSL3_RT_MAX_PLAIN_LENGTH ? SSL3_RT_MAX_PLAIN_LENGTH : (int)bytes);
+    if (put > 0)
+        return put;
+    int why = result(tls, put);
+    return why == 0 ? -EPIPE : why;
+}
+
+void bp__tls_spliced(bp_tls *tls, size_t bytes) { tls->out.payload_bytes += bytes; }
+
+int bp_tls_shutdown(bp_tls *tls) {
+    if (!tls->notified && !tls->read_failure) { /* behind a failure OpenSSL has sent its alert already */
+        ERR_clear_error();
+        errno = 0;
+        int done = SSL_shutdown(tls->ssl);
+        if (done < 0)
+            return result(tls, done);
+        tls->notified = true;
+        tls->out.payload_bytes += ALERT_BYTES;
+    }
+    if ((tls->kernel & BP_KTLS_TX) && !bp__ktls_out_drained(&tls->out, SSL_get_fd(tls->ssl)))
+        return BP_TLS_WANT_WRITE;
+    return 0;
+}
+
+int bp_tls_has_pending(const bp_tls *tls) {
+    return tls->read_failure || (SSL_get_shutdown(tls->ssl) & SSL_RECEIVED_SHUTDOWN) || SSL_has_pending(tls->ssl);
+}
+
+int bp_tls_ktls(const bp_tls *tls) { return tls->kernel; }
 
 const char *bp_tls_error(const bp_tls *tls) { return tls->error; }
 
