@@ -102,12 +102,17 @@ static ssize_t leg_write(struct direction *d, struct leg *leg, const char *data,
     return put == BP_TLS_WANT_READ || put == BP_TLS_WANT_WRITE ? -EAGAIN : put;
 }
 
+/* One thread writes, others only read: no locked instruction is needed. */
+static void count(_Atomic uint64_t *counter, size_t bytes) {
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + bytes, memory_order_relaxed);
+}
+
 static void delivered(struct bp_thread *t, bp_splice *s, struct direction *d, size_t bytes, bool spliced) {
-    atomic_fetch_add_explicit(&d->bytes, bytes, memory_order_relaxed);
+    count(&d->bytes, bytes);
     atomic_store_explicit(&s->last_activity_ms, t->now_ms, memory_order_relaxed);
-    atomic_fetch_add_explicit(spliced ? &t->spliced_bytes : &t->copied_bytes, bytes, memory_order_relaxed);
+    count(spliced ? &t->spliced_bytes : &t->copied_bytes, bytes);
     if (spliced)
-        atomic_fetch_add_explicit(&s->spliced_bytes, bytes, memory_order_relaxed);
+        count(&s->spliced_bytes, bytes);
 }
 
 /* Writes all of data, or keeps the rest in the stash. 0, or a failure of the destination. */
