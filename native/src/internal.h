@@ -16,7 +16,7 @@
 #define STREAM_READS 3            /* this many full reads in a row make a stream (HAProxy's CF_STREAMER_FAST) */
 #define QUIET_READS 3             /* this many small splices in a row end it */
 #define FULL_READ_BYTES (32u << 10)
-#define FULL_RECORD_BYTES (16u << 10) /* what a full read is on TLS: OpenSSL gives one record at a time */
+#define FULL_RECORD_BYTES (16u << 10) /* what a full read is where the kernel decrypts: it gives one record at a time */
 #define SMALL_READ_BYTES 4096     /* below, a pipe costs more than the copy it saves (HAProxy MIN_SPLICE_FORWARD) */
 #ifndef TICK_MS                   /* tests shorten it */
 #define TICK_MS 1000              /* granularity of the timeouts, and of the retry when the kernel lacks memory */
