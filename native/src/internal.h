@@ -117,6 +117,8 @@ bool bp__ktls_out_drained(const struct ktls_out *out, int fd); /* whether FIN an
 
 /* tls.c */
 void bp__tls_spliced(bp_tls *tls, size_t bytes); /* the kernel was given so many by splice(2) */
+/* Whether a read may find what the socket does not show: bytes (decrypted or not), or an end that was seen behind them. */
+bool bp__tls_has_pending(const bp_tls *tls);
 
 /* pipe_pool.c */
 bool bp__pipe_get(struct bp_thread *thread, int pipe[2]);

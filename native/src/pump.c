@@ -58,8 +58,8 @@ static ssize_t read_records(bp_tls *tls, char *buffer, bool *ret_more) {
     do {
         got = bp_tls_read(tls, buffer + filled, SCRATCH_BYTES - filled);
         filled += got > 0 ? (size_t)got : 0;
-    } while (got > 0 && filled < SCRATCH_BYTES && bp_tls_has_pending(tls));
-    *ret_more = got != BP_TLS_WANT_READ && bp_tls_has_pending(tls);
+    } while (got > 0 && filled < SCRATCH_BYTES && bp__tls_has_pending(tls));
+    *ret_more = got != BP_TLS_WANT_READ && bp__tls_has_pending(tls);
     return filled ? (ssize_t)filled : got;
 }
 
@@ -183,7 +183,7 @@ static void consider_stream(struct bp_thread *t, struct direction *d, const stru
     enum bp_splice_mode mode = t->engine->options.splice;
     if (mode == BP_SPLICE_OFF || d->no_splice || !from->splices_in || !to->splices_out)
         return;
-    if (from->tls && bp_tls_has_pending(from->tls))
+    if (from->tls && bp__tls_has_pending(from->tls))
         return; /* OpenSSL has a part of the stream, or its end, that the socket no longer has */
     size_t full = from->tls ? FULL_RECORD_BYTES : FULL_READ_BYTES;
     d->full_reads = got >= full ? (uint8_t)(d->full_reads + 1) : 0;

@@ -212,7 +212,7 @@ int bp_tls_shutdown(bp_tls *tls) {
     return 0;
 }
 
-int bp_tls_has_pending(const bp_tls *tls) {
+bool bp__tls_has_pending(const bp_tls *tls) {
     return tls->read_failure || (SSL_get_shutdown(tls->ssl) & SSL_RECEIVED_SHUTDOWN) || SSL_has_pending(tls->ssl);
 }
 
