@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-C_SOURCES := $(wildcard native/src/*.c bench/native/*.c)
-C_INPUTS := $(wildcard native/src/*.c) $(wildcard native/include/*.h native/*.h) native/_build.py
+C_SOURCES := $(wildcard native/src/*.c bench/native/*.c bench/engine/*.c)
+C_INPUTS := $(wildcard native/src/*.c) $(wildcard native/include/*.h native/src/*.h) native/_build.py
 C_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Wshadow -Werror -Inative/include
 PACKAGES := daemon native config proto
 BENCH_PYTHON := PYTHONPATH=build/bench $(BIN)/python -P

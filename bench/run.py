@@ -23,6 +23,7 @@ QUESTIONS = (
     "idle_connections",
     "wakes",
     "control_plane_noise",
+    "blocked_control_plane",
     "overload",
     "profile",
 )
