@@ -322,6 +322,8 @@ def test_slow_and_held_answers(ec2: Any, control: Control) -> None:
     control.hold(action="StartInstances")
     thread = threading.Thread(target=lambda: ec2.start_instances(InstanceIds=[instance_id]))
     thread.start()
+    while not control.held(action="StartInstances"):
+        pass
     assert look(ec2, instance_id)["State"]["Name"] == "stopped"
     control.release(action="StartInstances")
     thread.join(DEADLINE_S)

@@ -10,7 +10,7 @@ from provider_contract import DEADLINE_S
 
 from bentpipe.config.model import Ec2Section, SatelliteEc2Section
 from bentpipe.daemon.model import Address, MachineId
-from bentpipe.daemon.providers.ec2.poller import Ec2Machine
+from bentpipe.daemon.providers.ec2.entry import Ec2Machine
 from bentpipe.daemon.providers.ec2.provider import Ec2Provider
 
 FLEET = "test"
@@ -38,12 +38,13 @@ def machine_id(satellite: str) -> MachineId:
 
 @contextlib.asynccontextmanager
 async def running(section: Ec2Section, machines: Mapping[MachineId, Ec2Machine]) -> AsyncIterator[Ec2Provider]:
-    """Run a provider."""
+    """Run a provider, for a minute at most: a test that waits for ever fails."""
     provider = Ec2Provider(section, machines)
     async with trio.open_nursery() as nursery:
         await nursery.start(provider.run)
         try:
-            yield provider
+            with trio.fail_after(2 * DEADLINE_S):
+                yield provider
         finally:
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):

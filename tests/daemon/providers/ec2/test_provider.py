@@ -167,6 +167,8 @@ async def test_a_type_that_cannot_hibernate(emulator: Emulator, control: Control
     control.deny(action="DescribeInstanceTypes")
     async with one(emulator, instance_id=instance_id) as provider:
         assert (await provider.describe(ONE)).can_hibernate  # worth an attempt, if nobody says that it is not
+        await wait_for(lambda: len(control.calls(action="DescribeInstances")) >= 5)
+    assert [call.outcome for call in control.calls(action="DescribeInstanceTypes")] == ["ok", "UnauthorizedOperation"]
 
 
 async def test_hibernation_too_early(emulator: Emulator, control: Control) -> None:
@@ -213,17 +215,24 @@ async def test_what_ec2_says_late_is_passed_over(emulator: Emulator, control: Co
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(follow)
-            for act, seconds in ((provider.start, 17), (lambda one: provider.stop(one, HIBERNATE), 31)):
-                control.clear_calls()
+            for act, seconds, state in (
+                (provider.start, 17, MachineState.RUNNING),
+                (lambda one: provider.stop(one, HIBERNATE), 31, MachineState.HIBERNATED),
+                (provider.terminate, 10, MachineState.TERMINATED),
+            ):
                 await act(ONE)
+                control.clear_calls()
                 await wait_for(lambda: len(control.calls(action="DescribeInstances")) >= 3)
                 control.advance(seconds=seconds)
-                state = MachineState.RUNNING if seconds == 17 else MachineState.HIBERNATED
-                await wait_for(lambda state=state: state in looks)
+                await wait_for(lambda state=state: looks[-1] is state)
             nursery.cancel_scope.cancel()
-    first, *rest = [look for look in looks if look is not MachineState.STOPPED]
-    states = [MachineState.PENDING, MachineState.RUNNING, MachineState.STOPPING, MachineState.HIBERNATED]
-    assert [first, *rest] == states
+    assert [look for look in looks if look is not MachineState.STOPPED] == [
+        MachineState.PENDING,
+        MachineState.RUNNING,
+        MachineState.STOPPING,
+        MachineState.HIBERNATED,
+        MachineState.TERMINATED,
+    ]
     assert control.starts(instance_id=instance_id) == 1
 
 
@@ -319,6 +328,31 @@ async def test_what_is_not_marked_as_ours_is_never_terminated(
             await provider.terminate(ONE)
     assert control.state(instance_id=instance_id) == "running"
     assert control.calls(action="TerminateInstances") == []
+
+
+async def test_an_answer_from_before_our_call_is_passed_over(emulator: Emulator, control: Control) -> None:
+    control.add_instance(tags=tags_of("acme/one"), running=True)
+    async with one(emulator) as provider:
+        looks = [await provider.describe(ONE)]
+
+        async def follow() -> None:
+            while True:
+                looks.append(await provider.wait_changed(looks[-1]))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow)
+            control.hold(action="TerminateInstances")
+            async with trio.open_nursery() as terminating:
+                terminating.start_soon(provider.terminate, ONE)
+                await wait_for(lambda: control.held(action="TerminateInstances") == 1)
+                control.hold(action="DescribeInstances", after=True)
+                await wait_for(lambda: control.held(action="DescribeInstances") == 1)
+                control.release(action="TerminateInstances")
+            control.clear_calls()
+            control.release(action="DescribeInstances")
+            await wait_for(lambda: len(control.calls(action="DescribeInstances")) >= 3)
+            nursery.cancel_scope.cancel()
+    assert [look.state for look in looks] == [MachineState.RUNNING, MachineState.TERMINATED]
 
 
 # Trouble with the API
