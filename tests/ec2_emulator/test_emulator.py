@@ -237,6 +237,8 @@ def test_launching(ec2: Any, control: Control) -> None:
     assert len(ec2.describe_instances(Filters=by_token)["Reservations"]) == 1
     assert control.instance(instance["InstanceId"]).volume_tags == TAGS
     assert launch(ec2, ClientToken="second")["InstanceId"] != instance["InstanceId"]
+    ec2.terminate_instances(InstanceIds=[instance["InstanceId"]])
+    assert code_of(lambda: launch(ec2))[0] == "IdempotentInstanceTerminated"
 
 
 def test_launches_that_are_refused(ec2: Any, control: Control) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 import trio
 from ec2_emulator.control import Control
+from ec2_emulator.server import Emulator
 from provider_contract import DEADLINE_S
 
 from bentpipe.config.model import Ec2Section, SatelliteEc2Section
@@ -16,6 +17,7 @@ from bentpipe.daemon.providers.ec2.provider import Ec2Provider
 FLEET = "test"
 TEMPLATE = "builder"
 NO_LIMITS = {name: {"burst": 1e6, "per_s": 1e6} for name in ("describe", "start", "stop", "launch", "terminate")}
+ONE = MachineId("acme.one")
 LOOK_AGAIN_S = 0.005
 
 
@@ -49,6 +51,13 @@ async def running(section: Ec2Section, machines: Mapping[MachineId, Ec2Machine])
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
                 await provider.aclose()
+
+
+@contextlib.asynccontextmanager
+async def one(emulator: Emulator, **section: object) -> AsyncIterator[Ec2Provider]:
+    """A provider of the one machine acme/one."""
+    async with running(ec2_section(emulator.url), {ONE: machine("acme/one", **section)}) as provider:
+        yield provider
 
 
 async def wait_for(check: Callable[[], bool]) -> None:
