@@ -309,6 +309,28 @@ async def test_large_fleets_are_looked_at_in_pages_and_parts(
     assert {call.outcome for call in control.calls()} == {"ok"}
 
 
+@pytest.mark.parametrize("body", ["<html><p>Please log in</html>", "<html/>", ""])
+async def test_who_answers_is_not_always_ec2(emulator: Emulator, control: Control, body: str) -> None:
+    control.add_instance(tags=tags_of("acme/one"))
+    control.foreign(action="*", body=body, times=None)
+    async with one(emulator) as provider:
+        with pytest.raises(ProviderRetryable, match="Unintelligible"):
+            await provider.describe(ONE)
+        control.clear_faults()
+        await provider.describe(ONE)
+        for action in ("StartInstances", "DescribeInstances"):
+            control.foreign(action=action, body=body)
+        with pytest.raises(ProviderRetryable, match="Unintelligible"):
+            await provider.start(ONE)
+        await provider.start(ONE)
+
+
+async def test_an_endpoint_that_is_none(emulator: Emulator) -> None:
+    async with running(ec2_section("http://-/"), {ONE: machine("acme/one")}) as provider:
+        with pytest.raises(ProviderPermanent, match="endpoint"):
+            await provider.describe(ONE)
+
+
 async def test_waiters_outlast_an_outage(emulator: Emulator, control: Control) -> None:
     instance_id = control.add_instance(tags=tags_of("acme/one"))
     async with one(emulator) as provider:
