@@ -101,8 +101,11 @@ class Poller:
         self._next.wanted.add(entry.machine_id)
         self._next.begun.set()
 
-    def acted(self, entry: Entry, before: str, after: str) -> None:
+    def acted(self, instance_id: str, before: str, after: str) -> None:
         """A start or stop was accepted: EC2's words for the state before and after."""
+        entry = next((each for each in self._entries.values() if each.instance_id == instance_id), None)
+        if entry is None:  # it has become another instance in the meantime
+            return
         entry.acted_at = trio.current_time()
         if before != after:
             self._outdate(entry, before)

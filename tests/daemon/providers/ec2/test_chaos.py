@@ -135,7 +135,7 @@ async def run(steps: list[tuple[object, ...]]) -> None:
         assert sum(int(str(each["starts"])) for each in control.describe()) <= asked
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(steps=st.lists(STEP, max_size=12))
 @example(steps=[("describe",), ("others start",), ("launch", 1), ("others stop", False)])  # describe told the past
 def test_in_the_end_it_tells_the_truth(steps: list[tuple[object, ...]]) -> None:

@@ -251,6 +251,20 @@ async def test_an_answer_from_before_our_call_is_passed_over(emulator: Emulator,
     assert [look.state for look in looks] == [MachineState.RUNNING, MachineState.TERMINATED]
 
 
+async def test_a_start_whose_caller_has_left_is_noticed(emulator: Emulator, control: Control) -> None:
+    control.add_instance(tags=tags_of("acme/one"))
+    section = ec2_section(emulator.url, poll=60, sweep=60)
+    async with running(section, {ONE: machine("acme/one")}) as provider:
+        look = await provider.describe(ONE)
+        control.hold(action="StartInstances")
+        async with trio.open_nursery() as starting:
+            starting.start_soon(provider.start, ONE)
+            await wait_for(lambda: control.held(action="StartInstances") == 1)
+            starting.cancel_scope.cancel()
+        control.release(action="StartInstances")
+        assert (await provider.wait_changed(look)).state is MachineState.PENDING
+
+
 # Trouble with the API
 
 
