@@ -146,7 +146,7 @@ class Session:
 
             try:
                 for _ in range(DEATHS_PER_HOLD + 1):
-                    if await self._splice(claim, satellite, stop_watching):
+                    if await self._lease_and_splice(claim, satellite, stop_watching):
                         break
                 else:
                     raise DialFailed("it keeps dying", peer_hint="the satellite dies as soon as it is awake")
@@ -158,7 +158,9 @@ class Session:
         log.info("spliced", extra={"fields": {"satellite": str(claim.key), "principal": claim.who, "peer": self._peer}})
         return Outcome.SPLICED
 
-    async def _splice(self, claim: Claim, satellite: Satellite, stop_watching: Callable[[], Awaitable[None]]) -> bool:
+    async def _lease_and_splice(
+        self, claim: Claim, satellite: Satellite, stop_watching: Callable[[], Awaitable[None]]
+    ) -> bool:
         """Lease, dial, replay, hand off. Returns False if the satellite died before it could be reached."""
         async with satellite.lease(claim.who) as lease:
             target = await self._dial(claim, satellite, lease)

@@ -1,4 +1,4 @@
-"""Dialling a satellite: refusals are retried, until it is no longer awake."""
+"""Dialling a satellite that may die: refusals are retried until it is no longer awake."""
 
 import socket
 
