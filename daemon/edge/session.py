@@ -169,7 +169,7 @@ class Session:
 
             try:
                 for _ in range(DEATHS_PER_HOLD + 1):
-                    if await self._splice_when_awake(claim, satellite, stop_watching):
+                    if await self._lease_and_splice(claim, satellite, stop_watching):
                         break
                 else:
                     raise DialFailed("it keeps dying", peer_hint="the satellite dies as soon as it is awake")
@@ -180,7 +180,7 @@ class Session:
             raise failure
         return Outcome.SPLICED
 
-    async def _splice_when_awake(
+    async def _lease_and_splice(
         self, claim: Claim, satellite: Satellite, stop_watching: Callable[[], Awaitable[None]]
     ) -> bool:
         """Lease, dial, splice. Returns False if the satellite died before it could be reached."""

@@ -56,7 +56,7 @@ def trailers_only_errors(client: Client) -> None:
 def deadline(client: Client) -> None:
     with pytest.raises(CallError) as error:
         client.unary("Sleep", b"20", timeout_s=GIVE_UP_S)
-    assert error.value.code == DEADLINE_EXCEEDED
+    assert error.value.code == DEADLINE_EXCEEDED, error.value
     assert client.unary("Echo", b"the connection lives") == b"the connection lives"
 
 

@@ -1,17 +1,14 @@
-"""One attempt or many, against real sockets: what answers, what refuses, what keeps silent, what has died."""
+"""One attempt or many, against real sockets: what answers, what refuses, what keeps silent."""
 
 import contextlib
 import socket
 
 import pytest
-import trio
 
 from bentpipe.daemon.edge import dial as dialling
 from bentpipe.daemon.edge.dial import dial, dial_at_once
 from bentpipe.daemon.errors import DialFailed
 from bentpipe.daemon.model import Address
-
-DEADLINE_S = 10.0
 
 
 def always() -> bool:
@@ -54,30 +51,3 @@ async def test_a_port_that_keeps_silent_ends_the_first_attempt_in_time(monkeypat
             filler.setblocking(False)
             filler.connect_ex(full.getsockname())
         assert await dial_at_once(Address("127.0.0.1", full.getsockname()[1]), None, None) is None
-
-
-async def test_a_satellite_that_begins_to_listen_is_reached() -> None:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        looks = 0
-
-        def is_awake() -> bool:
-            nonlocal looks
-            looks += 1
-            if looks == 2:
-                server.listen()
-            return True
-
-        with trio.fail_after(DEADLINE_S):
-            target = await dial(Address(*server.getsockname()), None, None, is_awake)
-        assert looks == 2
-        assert target is not None
-        target.close()
-
-
-async def test_a_satellite_that_died_is_given_up_at_once() -> None:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        looks = iter((True, True, False))
-        with trio.fail_after(DEADLINE_S):
-            assert await dial(Address(*server.getsockname()), None, None, lambda: next(looks)) is None
