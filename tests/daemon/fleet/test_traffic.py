@@ -1,7 +1,9 @@
-"""Health checks are no use of a satellite; anything more is."""
+"""Keepalives and health checks are no use of a satellite; anything more is."""
+
+import pytest
 
 from bentpipe.daemon.fleet.lease import Lease
-from bentpipe.daemon.fleet.traffic import QUIET_BYTES_AT_ONCE, QUIET_BYTES_PER_WINDOW, WINDOW_S, TrafficWatch
+from bentpipe.daemon.fleet.traffic import QUIET_BYTES_PER_WINDOW, WINDOW_S, TrafficWatch
 from bentpipe.daemon.model import Address
 
 
@@ -24,17 +26,35 @@ def watched(watch: TrafficWatch) -> tuple[Pipe, Lease]:
     return pipe, lease
 
 
-def test_health_checks_every_five_seconds_are_quiet_however_the_looks_fall() -> None:
-    for looks_s in (0.5, 3.0, 5.0, 60.0):
-        watch = TrafficWatch()
-        pipe, _ = watched(watch)
-        next_look = looks_s
-        for check in range(200):
-            now = 5.0 * check
-            while next_look <= now:
-                assert not watch.look(next_look)
-                next_look += looks_s
-            pipe.moved += 1000
+LOOKS_S = (0.5, 3.0, 5.0, 60.0, 90.0)
+
+
+def used_windows(moved_bytes: int, every_s: float, looks_s: float) -> int:
+    """How many looks find a connection used that moves so much, so often, for a quarter of an hour."""
+    watch = TrafficWatch()
+    pipe, _ = watched(watch)
+    found = 0
+    next_look = looks_s
+    for number in range(int(900 / every_s)):
+        while next_look <= every_s * number:
+            found += watch.look(next_look)
+            next_look += looks_s
+        pipe.moved += moved_bytes
+    return found
+
+
+@pytest.mark.parametrize("looks_s", LOOKS_S)
+@pytest.mark.parametrize(("moved_bytes", "every_s"), [(34, 5.0), (150, 10.0)], ids=["keepalive", "health check"])
+def test_keepalives_and_health_checks_are_quiet_however_the_looks_fall(
+    moved_bytes: int, every_s: float, looks_s: float
+) -> None:
+    assert used_windows(moved_bytes, every_s, looks_s) == 0
+
+
+@pytest.mark.parametrize("looks_s", LOOKS_S)
+def test_a_build_that_says_nothing_is_a_use_however_the_looks_fall(looks_s: float) -> None:
+    """214 bytes up and 187 down every 5 s: what a silent RUN was seen to move."""
+    assert used_windows(214 + 187, 5.0, looks_s) >= 900 // max(looks_s, WINDOW_S) - 1
 
 
 def test_a_build_that_says_little_is_a_use() -> None:
@@ -50,7 +70,7 @@ def test_what_begins_at_the_last_moment_is_seen() -> None:
     watch = TrafficWatch()
     pipe, _ = watched(watch)
     watch.look(WINDOW_S)
-    pipe.moved += QUIET_BYTES_AT_ONCE + 1
+    pipe.moved += QUIET_BYTES_PER_WINDOW + 1
     assert watch.look(WINDOW_S + 0.5)
 
 
