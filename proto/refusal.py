@@ -42,6 +42,14 @@ def server_connection(max_streams: int) -> h2.connection.H2Connection:
     return made
 
 
+def dispose(connection: h2.connection.H2Connection) -> None:
+    """Let it go now. It refers to itself (its table of frame handlers), so that only a full collection would find it.
+
+    A crowd that is refused at once makes a thousand objects each: the collector would stop everybody for its sake.
+    """
+    vars(connection).clear()
+
+
 class Refusal:
     """Answers in place of the satellite, on every stream that the client opened and did not reset."""
 
@@ -52,7 +60,7 @@ class Refusal:
         self._ended = False
 
     def receive_data(self, data: bytes) -> None:
-        """Take what the client said, PIECE_BYTES at most. Raises GreetingError; `data_to_send` then has h2's GOAWAY."""
+        """Take what the client said, PIECE_BYTES at most. Raises GreetingError; `close` then has h2's GOAWAY."""
         try:
             for event in self._h2.receive_data(data):
                 match event:
@@ -95,16 +103,20 @@ class Refusal:
         self._unfinished.clear()
         self._h2.close_connection(additional_data=debug, last_stream_id=self._h2.highest_inbound_stream_id)
 
-    def data_to_send(self) -> bytes:
-        """Take what there is to say."""
-        return self._h2.data_to_send()
+    def close(self) -> bytes:
+        """Take what there is to say; the object is then of no more use."""
+        words = self._h2.data_to_send()
+        dispose(self._h2)
+        return words
 
 
 def goaway(error_code: ErrorCode, words: str, last_stream: int = 0) -> bytes:
     """SETTINGS, which must come first or may come again, and GOAWAY with words for people (RFC 9113 §5.4.1, §6.8)."""
     made = server_connection(limits.HELD_HEADERS)
     made.close_connection(int(error_code), words.encode(), last_stream)
-    return made.data_to_send()
+    said = made.data_to_send()
+    dispose(made)
+    return said
 
 
 TLS_WANTED = goaway(ErrorCode.PROTOCOL_ERROR, "this port speaks TLS")

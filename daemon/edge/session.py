@@ -152,8 +152,13 @@ class Session:
             except HOLD_ENDS as exc:
                 failure = exc
             nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            failure = (
+                None  # or its traceback would keep this frame, and all that hangs on it, until the next collection
+            )
         log.info("spliced", extra={"fields": {"satellite": str(claim.key), "principal": claim.who, "peer": self._peer}})
         return Outcome.SPLICED
 
@@ -197,21 +202,25 @@ class Session:
             "refused",
             extra={"fields": {"peer": self._peer, "status": error.status.name, "error": str(error)}},
         )
+        words, outcome = await self._refusal(error)
+        await self._say(words)
+        return outcome
+
+    async def _refusal(self, error: BentpipeError) -> tuple[bytes, Outcome]:
+        """Put it in h2's words, to whatever the client said so far."""
         refusal = Refusal()
         said = self._caller.take_all()
-        outcome = Outcome.REFUSED
         try:
             for at in range(0, len(said), PIECE_BYTES):
                 refusal.receive_data(said[at : at + PIECE_BYTES])
                 await trio.lowlevel.checkpoint()
             refusal.refuse(error.status, error.peer_hint)
-            self._edge.counters.refusals[error.status.name] += 1
         except GreetingError as exc:
             # h2 reads what the greeting leaves to the satellite; its GOAWAY then takes the refusal's place.
             self._count_malformed(exc)
-            outcome = Outcome.MALFORMED
-        await self._say(refusal.data_to_send())
-        return outcome
+            return refusal.close(), Outcome.MALFORMED
+        self._edge.counters.refusals[error.status.name] += 1
+        return refusal.close(), Outcome.REFUSED
 
     async def _malformed(self, error: GreetingError) -> Outcome:
         self._count_malformed(error)

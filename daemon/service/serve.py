@@ -45,6 +45,9 @@ EXIT_CONFIG = 2
 EXIT_CUT = 3
 """Drained, but connections were cut at the drain deadline."""
 
+REFUSAL_EACH_S = 0.005
+"""What is allowed for each client that is refused at the drain: a crowd is refused a few at a time."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Daemon:
@@ -285,7 +288,8 @@ async def _serve_until_drained(
         cut = daemon.handoff.abort_all()
         await daemon.handoff.wait_none()
         # Refusals still have to be read by their clients.
-        sessions.cancel_scope.deadline = trio.current_time() + REFUSAL_DEADLINE_S
+        each_s = REFUSAL_EACH_S * len(sessions.child_tasks)
+        sessions.cancel_scope.deadline = trio.current_time() + REFUSAL_DEADLINE_S + each_s
     daemon.log_statistics()
     log.info("drained", extra={"fields": {"cut": cut}})
     return cut

@@ -60,7 +60,7 @@ def refuse(said: bytes) -> None:
         refusal.refuse(GrpcStatus.UNAVAILABLE, "fuzzed")
     except GreetingError:
         pass
-    refusal.data_to_send()
+    refusal.close()
 
 
 def take_ack(data: bytes, size: int) -> tuple[bytes, bool, str]:

@@ -32,7 +32,7 @@ def refuse(said: bytes, message: str = "not now") -> bytes:
     for at in range(0, len(said), PIECE_BYTES):
         refusal.receive_data(said[at : at + PIECE_BYTES])
     refusal.refuse(GrpcStatus.UNAVAILABLE, message)
-    return refusal.data_to_send()
+    return refusal.close()
 
 
 def answered(events: list[h2.events.Event]) -> dict[int, tuple[str, str]]:
@@ -120,7 +120,7 @@ def test_what_the_greeting_let_pass_and_h2_does_not_ends_in_its_goaway() -> None
     refusal = Refusal()
     with pytest.raises(GreetingError):
         refusal.receive_data(PREFACE + EMPTY_SETTINGS + frame(FrameType.WINDOW_UPDATE, 0, 0, bytes(4)))
-    events = client().receive_data(refusal.data_to_send())
+    events = client().receive_data(refusal.close())
     assert any(isinstance(event, h2.events.ConnectionTerminated) for event in events)
 
 
