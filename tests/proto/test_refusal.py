@@ -1,6 +1,7 @@
 """Refusals by the h2 library, read by h2 clients: every open stream is answered, whatever they sent before."""
 
 import contextlib
+import gc
 
 import h2.config
 import h2.connection
@@ -122,6 +123,22 @@ def test_what_the_greeting_let_pass_and_h2_does_not_ends_in_its_goaway() -> None
         refusal.receive_data(PREFACE + EMPTY_SETTINGS + frame(FrameType.WINDOW_UPDATE, 0, 0, bytes(4)))
     events = client().receive_data(refusal.close())
     assert any(isinstance(event, h2.events.ConnectionTerminated) for event in events)
+
+
+def test_a_refusal_leaves_no_garbage() -> None:
+    """The collector would have to find it, a thousand objects each, just when a crowd is refused."""
+    made = client()
+    made.send_headers(1, HEADERS)
+    said = made.data_to_send()
+    refuse(said)
+    gc.collect()
+    gc.disable()
+    try:
+        refuse(said)
+        goaway(ErrorCode.NO_ERROR, "words")
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 @given(st.binary(max_size=300))
