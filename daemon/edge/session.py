@@ -214,7 +214,8 @@ class Session:
             for at in range(0, len(said), PIECE_BYTES):
                 refusal.receive_data(said[at : at + PIECE_BYTES])
                 await trio.lowlevel.checkpoint()
-            refusal.refuse(error.status, error.peer_hint)
+            while refusal.refuse_some(error.status, error.peer_hint):
+                await trio.lowlevel.checkpoint()
         except GreetingError as exc:
             # h2 reads what the greeting leaves to the satellite; its GOAWAY then takes the refusal's place.
             self._count_malformed(exc)

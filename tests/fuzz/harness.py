@@ -57,7 +57,8 @@ def refuse(said: bytes) -> None:
     try:
         for at in range(0, len(said), PIECE_BYTES):
             refusal.receive_data(said[at : at + PIECE_BYTES])
-        refusal.refuse(GrpcStatus.UNAVAILABLE, "fuzzed")
+        while refusal.refuse_some(GrpcStatus.UNAVAILABLE, "fuzzed"):
+            pass
     except GreetingError:
         pass
     refusal.close()

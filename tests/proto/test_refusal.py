@@ -32,7 +32,8 @@ def refuse(said: bytes, message: str = "not now") -> bytes:
     refusal = Refusal()
     for at in range(0, len(said), PIECE_BYTES):
         refusal.receive_data(said[at : at + PIECE_BYTES])
-    refusal.refuse(GrpcStatus.UNAVAILABLE, message)
+    while refusal.refuse_some(GrpcStatus.UNAVAILABLE, message):
+        pass
     return refusal.close()
 
 
@@ -47,9 +48,9 @@ def answered(events: list[h2.events.Event]) -> dict[int, tuple[str, str]]:
 
 def test_as_many_streams_as_may_be_held_are_all_answered() -> None:
     made = client()
-    made.remote_settings[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS] = limits.HELD_HEADERS
+    made.remote_settings[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS] = 1 + limits.HELD_HEADERS
     made.remote_settings.acknowledge()
-    streams = list(range(1, 2 * limits.HELD_HEADERS, 2))
+    streams = list(range(1, 2 * limits.HELD_HEADERS + 2, 2))
     for stream_id in streams:
         made.send_headers(stream_id, HEADERS, end_stream=stream_id % 4 == 1)
     events = made.receive_data(refuse(made.data_to_send()))
