@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-C_SOURCES := $(wildcard native/src/*.c bench/native/*.c)
-C_INPUTS := $(wildcard native/src/*.c) $(wildcard native/include/*.h native/*.h) native/_build.py
+C_SOURCES := $(wildcard native/src/*.c bench/native/*.c bench/engine/*.c)
+C_INPUTS := $(wildcard native/src/*.c) $(wildcard native/include/*.h native/src/*.h) native/_build.py
 C_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Wshadow -Werror -Inative/include
 PACKAGES := daemon native config proto
 BENCH_PYTHON := PYTHONPATH=build/bench $(BIN)/python -P
@@ -22,7 +22,7 @@ sanitize: setup
 
 # What takes half a minute or more a test.
 soak: setup peers
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -o faulthandler_timeout=900
 
 # The greeting, for FUZZ_S seconds; what it finds stays in build/fuzz and is where the next run begins.
 FUZZ_S ?= 600
@@ -31,8 +31,10 @@ fuzz: setup
 	$(BIN)/python -P tests/fuzz/fuzz_greeting.py -max_total_time=$(FUZZ_S) -max_len=8192 -artifact_prefix=build/fuzz/ \
 	    build/fuzz tests/corpus
 
-# The matrix' peers in Go and JavaScript; what cannot be built is said, and its tests are skipped.
+# The tests' peers: a distribution's, then those built from Go and JavaScript (BuildKit: minutes, once). What cannot be had
+# is said, and its tests are skipped.
 peers: setup
+	bash tests/peers/system-packages
 	$(BIN)/python -P tests/peers/builds.py
 
 check: setup

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Literal
 
+from bench import profile
 from bench.peers.base import WIRES, Wire
 from bench.peers.catalogue import L7_NAMES
 from bench.results import Results
@@ -12,7 +13,9 @@ from bench.session import CaseValue
 
 Case = dict[str, CaseValue]
 LATENCY, BYTES, NEW, IDLE = "added_latency", "cost_of_bytes", "new_connections", "idle_connections"
-OURS, TCP, PYTHON = "bentpipe", "haproxy tcp", "python uvloop"
+WAKES = "wakes"
+OURS, TCP = "bentpipe", "haproxy tcp"
+PYTHONS = {"python obvious": "the obvious Python proxy's", "python uvloop": "the leanest Python proxy's"}
 FIRST_REQUEST_MS = 20.0
 FLOOR_KIB = 0.1
 FLOOR_US = 10.0
@@ -52,6 +55,7 @@ def all_claims(results: Results) -> list[Claim]:
         *_new_connections(results),
         *_idle(results),
         *_python(results),
+        *_wakes(results),
     ]
 
 
@@ -132,12 +136,23 @@ def _memory(results: Results, peer: str, case: Case) -> tuple[float, float] | No
 
 
 def _python(results: Results) -> Iterator[Claim]:
-    for wire in WIRES:
-        for question, value, name in (
-            (LATENCY, "cpu_us_per_request", "CPU per request"),
-            (LATENCY, "user_us_per_request", "user CPU per request"),
-            (BYTES, "cpu_s_per_gb", "CPU per GB"),
-            (BYTES, "user_s_per_gb", "user CPU per GB"),
-        ):
-            ratios = [1 / ratio for ratio in _ratios(results, question, value, wire, (PYTHON,)) if ratio]
-            yield from _claim(5, f"{name}, {wire}: the Python proxy's to ours", ratios, "at least", 5.0)
+    for peer, whose in PYTHONS.items():
+        for wire in WIRES:
+            for work in profile.WORKS:
+                case: Case = {"wire": wire, "work": work}
+                for part, title in (("cpu", "CPU"), ("user", "CPU in the program")):
+                    ours, theirs = (results.median(profile.QUESTION, who, part, case) for who in (OURS, peer))
+                    ratio = [theirs / ours] if ours and theirs else []
+                    yield from _claim(5, f"{title} per {work}, {wire}: {whose} to ours", ratio, "at least", 5.0)
+
+
+def _wakes(results: Results) -> Iterator[Claim]:
+    """Issue 5's: between "the port listens" and the client's answer, with satellites woken one after the other."""
+    for value, name, limit in (("delay_p50_ms", "p50", 30.0), ("delay_p99_ms", "p99", 100.0)):
+        delays = [
+            delay
+            for key in results.cases(WAKES)
+            if dict(key).get("per_second")
+            for delay in results.values(WAKES, OURS, value, dict(key))
+        ]
+        yield from _claim(6, f"port listens to client answered, {name}, in ms", delays, "at most", limit)

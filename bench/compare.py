@@ -46,7 +46,7 @@ def main() -> None:
         figures: dict[str, dict[str, list[float]]] = {name: {} for name in trees}
         for number in range(arguments.rounds):
             for name in sorted(trees, reverse=bool(number % 2)):
-                for what, values in _measure(trees[name]).items():
+                for what, values in run_micro(trees[name]).items():
                     figures[name].setdefault(what, []).extend(values)
                 print(f"round {number + 1} of {arguments.rounds}: {name}", file=sys.stderr)
     finally:
@@ -83,8 +83,8 @@ def _links(name: str, tree: Path) -> Path:
     return farm
 
 
-def _measure(path: Path) -> dict[str, list[float]]:
-    """One short run of bench.micro: every value that pyperf took, by benchmark, in seconds."""
+def run_micro(path: Path) -> dict[str, list[float]]:
+    """A short run of bench.micro with `path` as PYTHONPATH: seconds, by benchmark. Raises LabError."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "out.json"
         options = [

@@ -87,7 +87,13 @@ free_port_next = [20_000 + os.getpid() % 8_000]
 
 
 class Lab:
-    """Owns the folder, the certificate and the upstreams. Starts and ends every process of a measurement."""
+    """Owns the folder, the certificate and the upstreams. Starts and ends every process of a measurement.
+
+    `proxy_cpu` is the core of what is measured; LOAD_CPU shows what a proxy costs without another core to wake up.
+    """
+
+    def __init__(self, proxy_cpu: int = PROXY_CPU) -> None:
+        self._proxy_cpu = proxy_cpu
 
     def __enter__(self) -> Self:
         build_programs()
@@ -146,6 +152,10 @@ class Lab:
             time.sleep(0.02)
         return process
 
+    def pinned(self, command: Sequence[str]) -> list[str]:
+        """`command` on the core that what is measured has for itself."""
+        return ["taskset", "--cpu-list", str(self._proxy_cpu), *command]
+
     def stop(self, process: subprocess.Popen[bytes]) -> None:
         """End a process that `start` made."""
         if process in self._processes:
@@ -157,11 +167,6 @@ class Lab:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def pinned(command: Sequence[str]) -> list[str]:
-    """`command` on the core that what is measured has for itself."""
-    return ["taskset", "--cpu-list", str(PROXY_CPU), *command]
 
 
 def _accepts(port: int) -> bool:

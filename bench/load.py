@@ -14,6 +14,13 @@ from bench.lab import BUILD, LOAD_CPU, LabError
 
 LOWEST_NS, HIGHEST_NS, DIGITS = 1, 300_000_000_000, 3
 """The layout of native/histogram.h."""
+KEPT_LOWEST_NS, KEPT_DIGITS = 1000, 2
+"""The layout of what results keep."""
+QUANTILES = (0.5, 0.99, 0.999)
+BEYOND = 5
+"""The 99th percentile of twenty answers is their worst one, which is the machine's and nobody's figure."""
+ENOUGH = 600
+"""Requests that a sample should have for its p99 to be one."""
 GRACE_S = 90.0
 """On top of its phases: opening connections and draining."""
 
@@ -41,7 +48,9 @@ class LoadSpec:
     count: int = 0
     drain_s: float = 5.0
     seed: int = 1
-    wait_settings: bool = False
+    wait_settings: bool = True
+    """Send no request before the server's SETTINGS, as grpc-go. A bentpipe connection is then spliced when it is warm: to
+    a client that speaks first, it relays in Python until the ACK of its own SETTINGS has come."""
     resume: bool = False
     satellites: str = "bench"
     satellite_count: int = 0
@@ -79,6 +88,14 @@ class PhaseReport:
         """All the others."""
         return self.sent - self.answered
 
+    def quantiles_us(self) -> dict[str, float]:
+        """p50_us, p99_us and p99.9_us; only those beyond which there are BEYOND answers or more."""
+        return {
+            f"p{quantile * 100:g}_us": self.quantile_us(quantile)
+            for quantile in QUANTILES
+            if self.answered * (1 - quantile) >= BEYOND
+        }
+
     def quantile_us(self, quantile: float) -> float:
         """The latency of this quantile (0.99) in microseconds."""
         return float(self.latency.get_value_at_percentile(quantile * 100)) / 1e3
@@ -97,6 +114,8 @@ class LoadReport:
     first_answer_ns: int
     last_answer_ns: int
     cpu_s: float
+    answers_ns: tuple[int, ...]
+    """In connect mode with a count: when the answer to each request came (CLOCK_MONOTONIC), by its number; 0: never."""
 
     @property
     def answered(self) -> int:
@@ -190,6 +209,7 @@ def read_report(line: str) -> LoadReport:
         int(raw["first_answer_ns"]),
         int(raw["last_answer_ns"]),
         float(raw["cpu_s"]),
+        tuple(map(int, raw["answers_ns"])),
     )
 
 
@@ -202,8 +222,13 @@ def histogram_of(counts: Sequence[Sequence[int]]) -> HdrHistogram:
 
 
 def encode(histogram: HdrHistogram) -> str:
-    """HdrHistogram's own compressed form, which its tools in every language read."""
-    return cast(bytes, histogram.encode()).decode()
+    """HdrHistogram's own compressed form, which its tools in every language read; in two digits of a microsecond or more.
+
+    What is kept in the repository is a third of what was measured, and no picture or quantile of it moves by a percent.
+    """
+    kept = HdrHistogram(KEPT_LOWEST_NS, HIGHEST_NS, KEPT_DIGITS)
+    kept.add(histogram)
+    return cast(bytes, kept.encode()).decode()
 
 
 def merge(histograms: Sequence[HdrHistogram]) -> HdrHistogram:

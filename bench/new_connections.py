@@ -3,19 +3,32 @@
 First closed loop, for the rate; then open loop at half of that rate, for the latency from the intended time of
 connecting. The client waits for the server's SETTINGS before its request, as grpc-go does, which is the dearest greeting
 that bentpipe has: two round trips. `per_core_second` is what a second of the peer's CPU is good for: the rate that its
-core could carry if the load generator's were not the limit.
+core could carry if the load generator's were not the limit. Where it goes in ours: the two threads, and `micro`, the parts
+in Python alone, by pyperf.
 """
 
 import dataclasses
 
+from bench.compare import run_micro
+from bench.lab import BUILD
 from bench.load import LoadSpec, Phase
 from bench.peers.base import Peer, Wire
+from bench.peers.catalogue import distinct_peers
 from bench.peers.ours import Bentpipe
 from bench.session import Session, run_load
 
 QUESTION = "new_connections"
 TITLE = "New connections"
-SHOWN = ("connections_per_s", "per_core_second", "half_rate_p50_ms", "half_rate_p99_ms", "resumed_share")
+SHOWN = (
+    "connections_per_s",
+    "per_core_second",
+    "half_rate_p50_ms",
+    "half_rate_p99_ms",
+    "resumed_share",
+    "trio_us_per_connection",
+    "engine_us_per_connection",
+)
+MICRO = "micro"
 WORKERS = 16
 POOL = 2000
 """Connections that the open loop may have under way."""
@@ -34,13 +47,16 @@ CASES = [Case("tls", resume=False), Case("tls", resume=True), Case("plain", resu
 
 def run(session: Session) -> None:
     """Measure every peer."""
-    with session.running() as peers:
+    with session.running(distinct_peers()) as peers:
 
         def measure(peer: Peer, case: Case) -> None:
             if case.wire in peer.wires:
                 _measure(session, peer, case)
 
-        session.interleave(peers, CASES, measure)
+        session.interleave(peers, CASES[:2] if session.effort.quick else CASES, measure)
+    for part, seconds in run_micro(BUILD).items():
+        for value in seconds:
+            session.record(MICRO, "bentpipe", {"part": part}, {"us": value * 1e6})
 
 
 def _measure(session: Session, peer: Peer, case: Case) -> None:
@@ -48,7 +64,6 @@ def _measure(session: Session, peer: Peer, case: Case) -> None:
         "connect",
         (Phase(0, session.effort.seconds),),
         connections=WORKERS,
-        wait_settings=True,
         resume=case.resume,
         source_addresses=16,
     )
@@ -69,10 +84,10 @@ def _measure(session: Session, peer: Peer, case: Case) -> None:
     if isinstance(peer, Bentpipe):
         now = peer.thread_cpu_s()
         values |= {f"{name}_us_per_connection": (now[name] - threads[name]) / answered * 1e6 for name in now}
-    half = dataclasses.replace(spec, connections=POOL, phases=(Phase(round(rate / 2, 1), session.effort.seconds),))
+    phases = (Phase(round(rate / 2, 1), session.effort.seconds_at(rate / 2)),)
+    half = dataclasses.replace(spec, connections=POOL, phases=phases)
     phase = run_load(session.lab, peer, case.wire, half).report.phases[0]
-    values["half_rate_p50_ms"] = phase.quantile_us(0.5) / 1e3
-    values["half_rate_p99_ms"] = phase.quantile_us(0.99) / 1e3
+    values |= {f"half_rate_{name.removesuffix('us')}ms": us / 1e3 for name, us in phase.quantiles_us().items()}
     values["half_rate_failed"] = float(phase.failed)
     row = {"wire": case.wire, "resumption": "offered" if case.resume else "no"}
     session.record(QUESTION, peer.name, {**row}, values, {"half_rate_ns": phase.latency})

@@ -1,40 +1,45 @@
 """Overload: twice the knee, then back. What breaks, and whether it comes back.
 
-Each peer is given its own knee: half of it, twice it, a quarter while the backlog drains, half again. Latency counts from
+Each peer is given its own knee: half of it, twice it, a tenth while the backlog drains, half again. Latency counts from
 the intended time, so the backlog of the overload is in its figures; `after_over_before` is whether it left anything
-behind.
+behind. bentpipe is overloaded for five seconds like all, and for a minute.
 """
 
 from bench.load import LoadSpec, Phase
 from bench.peers.base import Peer
+from bench.peers.catalogue import distinct_peers
 from bench.session import Session, run_load
 
 QUESTION = "overload"
 TITLE = "Overload: twice the knee, and back"
 SHOWN = ("knee_per_s", "over_answered_share", "before_p99_us", "after_p99_us", "after_over_before", "failed")
 CONNECTIONS = 64
-ALIKE = ("haproxy tcp splice", "socket-proxyd")
-"""Small calls tell them from `haproxy tcp` in nothing that matters here."""
-DRAIN = 3
-"""How many times as long as the overload its backlog may take."""
+DRAIN = 1.25
+"""How many times as long as the overload its backlog may take: at twice the knee it is as much work as the overload."""
+AROUND_S = 2.0
+"""Before and after."""
+MINUTE_S, SHORT_S, QUICK_S = 60.0, 5.0, 0.4
+FOR_A_MINUTE = ("bentpipe",)
 
 
 def run(session: Session) -> None:
     """Measure every peer on its own."""
-    with session.running() as peers:
+    with session.running(distinct_peers()) as peers:
 
         def measure(peer: Peer, seconds: float) -> None:
-            if peer.kind != "limit" and peer.name not in ALIKE:
+            if peer.kind != "limit" and (seconds < MINUTE_S or peer.name in FOR_A_MINUTE):
                 _measure(session, peer, seconds)
 
-        session.interleave(peers, [session.effort.seconds * (1 if session.effort.quick else 4)], measure)
+        lengths = [QUICK_S] if session.effort.quick else [SHORT_S, MINUTE_S]
+        session.interleave(peers, lengths, measure, repetitions=1)
 
 
 def _measure(session: Session, peer: Peer, seconds: float) -> None:
     closed = LoadSpec("closed", (Phase(0, session.effort.seconds),), connections=CONNECTIONS)
     found = run_load(session.lab, peer, "plain", closed).report
     knee = max(found.answered / found.elapsed_s, 100.0)
-    shares = ((0.5, seconds), (2, seconds), (0.25, DRAIN * seconds), (0.5, seconds))
+    around_s = min(AROUND_S, seconds)
+    shares = ((0.5, around_s), (2, seconds), (0.1, DRAIN * seconds), (0.5, around_s))
     phases = tuple(Phase(round(knee * share, 1), length) for share, length in shares)
     spec = LoadSpec("rate", phases, connections=CONNECTIONS, drain_s=DRAIN * seconds)
     before, over, _, after = run_load(session.lab, peer, "plain", spec).report.phases

@@ -5,19 +5,23 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench.claims import all_claims
+from bench import added_latency, new_connections, profile
+from bench.claims import PYTHONS, all_claims
 from bench.lab import BENCH, LabError
 from bench.results import Results
 from bench.run import QUESTIONS
 from bench.session import CaseValue
+from bench.stats import Summary
 from bench.svg import Bars, draw_bars, draw_curves, number_words
 
 RESULTS = BENCH / "results"
 BEGIN, END = "<!-- made by bench/report.py: do not edit -->", "<!-- end -->"
 QUANTILES = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999]
+OURS = "bentpipe"
+MEANING = "Medians of the repetitions (lowest to highest); behind each peer's, ours in multiples of it."
 MIDDLE: dict[str, CaseValue] = {"bytes": 128, "connections": 64, "load": "50 %"}
 """The case that pictures show."""
 
@@ -50,6 +54,7 @@ def _summary(results: Results, pictures: list[Path]) -> str:
             "figures lean. It settles nothing."
         )
     lines += ["", *_environment(results), "", "### What must be true", "", *_claims(results), ""]
+    lines += ["### Where requests and gigabytes go", "", *profile.tables(results)]
     for path in pictures:
         lines.append(f"![{path.stem.replace('-', ' ')}](results/{path.name})\n")
     return "\n".join(lines) + "\n"
@@ -95,31 +100,36 @@ def _claims(results: Results) -> list[str]:
 
 
 def _whole(results: Results) -> str:
-    lines = [f"# All figures of results/{results.name}.json", "", "Medians of the repetitions (lowest to highest).", ""]
+    lines = [f"# All figures of results/{results.name}.json", "", MEANING, ""]
+    lines += _tables(results, added_latency.KNEE, "Knees: closed loop, 64 connections", ("requests_per_s",))
     for name in QUESTIONS:
         module = importlib.import_module(f"bench.{name}")
-        cases, peers = results.cases(module.QUESTION), results.peers(module.QUESTION)
-        if not cases:
-            continue
-        lines += [f"## {module.TITLE}", ""]
-        for value in module.SHOWN:
-            lines += [f"**{value}**", "", f"| case | {' | '.join(peers)} |", "| --- |" + " ---: |" * len(peers)]
-            for key in cases:
-                cells = [_cell(results, module.QUESTION, peer, value, dict(key)) for peer in peers]
-                if any(cells):
-                    words = ", ".join(f"{part} {what}" for part, what in key)
-                    lines.append(f"| {words} | {' | '.join(cells)} |")
-            lines.append("")
+        lines += _tables(results, module.QUESTION, module.TITLE, module.SHOWN)
+    lines += _tables(results, new_connections.MICRO, "Parts of a new connection in Python, by pyperf", ("us",))
     return "\n".join(lines)
+
+
+def _tables(results: Results, question: str, title: str, shown: Sequence[str]) -> list[str]:
+    cases, peers = results.cases(question), results.peers(question)
+    lines = [f"## {title}", ""] if cases else []
+    for value in shown if cases else ():
+        lines += [f"**{value}**", "", f"| case | {' | '.join(peers)} |", "| --- |" + " ---: |" * len(peers)]
+        for key in cases:
+            cells = [_cell(results, question, peer, value, dict(key)) for peer in peers]
+            if any(cells):
+                words = ", ".join(f"{part} {what}" for part, what in key)
+                lines.append(f"| {words} | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
 
 
 def _cell(results: Results, question: str, peer: str, value: str, case: Mapping[str, CaseValue]) -> str:
     found = results.summary(question, peer, value, case)
-    return (
-        ""
-        if found is None
-        else " ".join((number_words(found.median), f"({number_words(found.low)} to {number_words(found.high)})"))
-    )
+    if found is None:
+        return ""
+    words = f"{number_words(found.median)} ({number_words(found.low)} to {number_words(found.high)})"
+    ours = results.median(question, OURS, value, case)
+    return words if peer == OURS or ours is None or not found.median else f"{words} {ours / found.median:.2f}×"
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------------
@@ -181,7 +191,29 @@ def _draw(results: Results) -> list[Path]:
         "overload",
         {"before": ("before_p99_us", {}), "after": ("after_p99_us", {})},
     )
+    _python(results, keep)
     return drawn
+
+
+def _python(results: Results, keep: Callable[[str, str], None]) -> None:
+    """The reason for the engine: what Python's proxies cost, in multiples of what ours does."""
+    series: dict[str, dict[str, CaseValue]] = {
+        f"{work}, {wire}": {"wire": wire, "work": work} for work in ("request", "GB down") for wire in ("plain", "tls")
+    }
+    rows = []
+    for peer in PYTHONS:
+        values: list[Summary | None] = []
+        for case in series.values():
+            ours = results.median(profile.QUESTION, OURS, "cpu", case)
+            found = results.summary(profile.QUESTION, peer, "cpu", case)
+            values.append(
+                Summary(found.median / ours, found.low / ours, found.high / ours, found.count)
+                if ours and found is not None
+                else None
+            )
+        rows.append(Bars(peer, tuple(values)))
+    if any(value for row in rows for value in row.values):
+        keep("python", draw_bars("CPU of a Python proxy, in multiples of bentpipe's", "×", list(series), rows))
 
 
 def _spectrum(results: Results, keep: Callable[[str, str], None]) -> None:

@@ -47,6 +47,17 @@ class Results:
             and case.items() <= sample.case.items()
         ]
 
+    def values_by_name(self, question: str, peer: str, prefix: str, case: Mapping[str, CaseValue]) -> dict[str, float]:
+        """The medians of all values whose names begin with `prefix`, by the rest of the name."""
+        names = {
+            name
+            for sample in self.samples
+            if sample.question == question and sample.peer == peer and case.items() <= sample.case.items()
+            for name in sample.values
+            if name.startswith(prefix)
+        }
+        return {name.removeprefix(prefix): self.median(question, peer, name, case) or 0.0 for name in names}
+
     def summary(self, question: str, peer: str, value: str, case: Mapping[str, CaseValue]) -> Summary | None:
         """The median of the repetitions; None if there are none."""
         values = self.values(question, peer, value, case)
@@ -76,6 +87,7 @@ PEER_ORDER = (
     "bentpipe",
     "bentpipe off",
     "bentpipe always",
+    "bentpipe stalled",
     "haproxy tcp",
     "haproxy tcp splice",
     "socket-proxyd",
@@ -83,4 +95,5 @@ PEER_ORDER = (
     "envoy",
     "nginx",
     "python uvloop",
+    "python obvious",
 )

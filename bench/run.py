@@ -10,9 +10,10 @@ import json
 import sys
 import time
 from types import ModuleType
+from typing import cast
 
 from bench.environment import describe
-from bench.lab import BENCH, Lab
+from bench.lab import BENCH, LOAD_CPU, PROXY_CPU, Lab
 from bench.session import FULL, QUICK, Session
 
 QUESTIONS = (
@@ -22,8 +23,17 @@ QUESTIONS = (
     "idle_connections",
     "wakes",
     "control_plane_noise",
+    "blocked_control_plane",
     "overload",
+    "profile",
 )
+
+
+def as_text(results: dict[str, object]) -> str:
+    """JSON with a sample a line: small, and a difference between two files shows in lines."""
+    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in results.items() if name != "samples"]
+    samples = ",\n".join(json.dumps(sample) for sample in cast(list[object], results["samples"]))
+    return "{\n" + ",\n".join([*lines, f'"samples": [\n{samples}\n]']) + "\n}\n"
 
 
 def main() -> None:
@@ -33,13 +43,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer cases, shorter: to see that all of it works")
     parser.add_argument("--only", action="append", default=[], help="a peer's name; again for more")
     parser.add_argument("--output", default=None, help="a name for the results instead of full or quick")
+    parser.add_argument("--same-core", action="store_true", help="what is measured shares the load generator's core")
     arguments = parser.parse_args()
     questions: list[ModuleType] = [
         importlib.import_module(f"bench.{name}") for name in arguments.questions or QUESTIONS
     ]
-    results: dict[str, object] = {"environment": describe(), "quick": arguments.quick}
+    results: dict[str, object] = {"environment": describe(), "quick": arguments.quick, "same_core": arguments.same_core}
     seconds: dict[str, float] = {}
-    with Lab() as lab:
+    with Lab(LOAD_CPU if arguments.same_core else PROXY_CPU) as lab:
         session = Session(lab, QUICK if arguments.quick else FULL, frozenset(arguments.only))
         for question in questions:
             start = time.monotonic()
@@ -53,7 +64,7 @@ def main() -> None:
     name = arguments.output or ("quick" if arguments.quick else "full")
     path = BENCH / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(as_text(results))
     print(f"{path.relative_to(BENCH.parent)}: {len(session.samples)} samples, {seconds}", file=sys.stderr)
 
 

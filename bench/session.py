@@ -11,7 +11,7 @@ from typing import TypeVar
 from hdrh.histogram import HdrHistogram
 
 from bench.lab import Lab, LabError
-from bench.load import LoadReport, LoadSpec, encode
+from bench.load import ENOUGH, LoadReport, LoadSpec, encode
 from bench.peers.base import Peer, Wire
 from bench.peers.catalogue import all_peers
 from bench.usage import Cpu, cpu_used
@@ -28,9 +28,16 @@ class Effort:
     seconds: float
     repetitions: int
 
+    def seconds_at(self, rate: float) -> float:
+        """How long to measure at a low rate so that p99 means something; STRETCH times as long as others at most."""
+        return round(min(max(self.seconds, ENOUGH / rate), STRETCH * self.seconds), 3)
 
-QUICK = Effort(quick=True, seconds=0.2, repetitions=3)
-FULL = Effort(quick=False, seconds=0.8, repetitions=3)
+
+STRETCH = 4
+DIGITS = 5
+"""Of a value that is kept: none is truer than that."""
+QUICK = Effort(quick=True, seconds=0.2, repetitions=2)
+FULL = Effort(quick=False, seconds=0.4, repetitions=3)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,7 +72,8 @@ class Session:
     ) -> None:
         """Keep a sample and show it."""
         encoded = {name: encode(histogram) for name, histogram in (histograms or {}).items()}
-        self.samples.append(Sample(question, peer, case, values, encoded))
+        kept = {name: float(f"{value:.{DIGITS}g}") for name, value in values.items()}
+        self.samples.append(Sample(question, peer, case, kept, encoded))
         shown = " ".join(f"{name}={value:.4g}" for name, value in values.items())
         print(f"{question} {peer:<20} {' '.join(map(str, case.values()))}: {shown}", file=sys.stderr, flush=True)
 
@@ -96,13 +104,20 @@ class Session:
             return str(exc)
         return None
 
-    def interleave(self, peers: Sequence[Peer], cases: Sequence[CaseT], measure: Callable[[Peer, CaseT], None]) -> None:
+    def interleave(
+        self,
+        peers: Sequence[Peer],
+        cases: Sequence[CaseT],
+        measure: Callable[[Peer, CaseT], None],
+        *,
+        repetitions: int | None = None,
+    ) -> None:
         """Call `measure` for every peer and case, repetition by repetition, in a new order each: slow drifts of the
 
         machine fall on all alike. A measurement that fails is said and left out.
         """
         shuffle = random.Random(1)
-        for _ in range(self.effort.repetitions):
+        for _ in range(self.effort.repetitions if repetitions is None else repetitions):
             pairs = [(peer, case) for case in cases for peer in peers]
             shuffle.shuffle(pairs)
             for peer, case in pairs:

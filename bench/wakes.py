@@ -1,33 +1,41 @@
 """Wakes: the daemon's own delay between a satellite's "port listens" and its client's first answer; herds and crowds.
 
 The satellite is the upstream, told to wait before it listens and to note when it did. Everything after that note is
-bentpipe's: noticing, dialling, replaying, the hand-off, for a herd all of its clients. A herd must start its satellite
-exactly once (`starts`).
+bentpipe's: noticing, dialling, replaying, the hand-off, for a herd all of its clients. Every client counts: `delay` is
+from its satellite's note to its own answer. A herd must start its satellite exactly once (`starts`).
 """
 
 import dataclasses
+from pathlib import Path
 
-from bench.load import LoadSpec, Phase
+from hdrh.histogram import HdrHistogram
+
+from bench.load import HIGHEST_NS, KEPT_DIGITS, KEPT_LOWEST_NS, LoadSpec, Phase
 from bench.peers.ours import Bentpipe
 from bench.session import Session
 
 QUESTION = "wakes"
 TITLE = "Wakes"
-SHOWN = ("listen_to_first_ms", "listen_to_last_ms", "starts", "failed")
+SHOWN = ("delay_p50_ms", "delay_p99_ms", "delay_max_ms", "listen_to_first_ms", "listen_to_last_ms", "starts", "failed")
 BOOT_S = 0.5
 DEADLINE_S = 40.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """So many clients, spread over so many satellites, at once."""
+    """So many clients over so many satellites; at once (0) or so many a second."""
 
     clients: int
     satellites: int
+    per_second: float = 0
 
 
-QUICK_CASES = [Case(1, 1), Case(200, 1), Case(30, 30)]
-FULL_CASES = [Case(1, 1), Case(10, 1), Case(100, 1), Case(1000, 1), Case(5000, 1), Case(300, 300)]
+QUICK_CASES = [Case(1, 1), Case(200, 1), Case(30, 30), Case(20, 20, 10)]
+FULL_CASES = [
+    *(Case(clients, 1) for clients in (1, 10, 100, 1000, 5000)),
+    Case(300, 300),
+    Case(200, 200, 20),
+]
 
 
 def run(session: Session) -> None:
@@ -38,7 +46,7 @@ def run(session: Session) -> None:
 
 
 def _measure(session: Session, case: Case, repetition: int) -> None:
-    folder = session.lab.directory / f"marks-{case.clients}-{case.satellites}-{repetition}"
+    folder = session.lab.directory / f"marks-{case.clients}-{case.satellites}-{case.per_second}-{repetition}"
     folder.mkdir()
     peer = Bentpipe()
     peer.satellites = [
@@ -47,28 +55,41 @@ def _measure(session: Session, case: Case, repetition: int) -> None:
     ]
     spec = LoadSpec(
         "connect",
-        (Phase(0, 1.0),),
+        (Phase(case.per_second, 1.0 if not case.per_second else 3 * case.clients / case.per_second),),
         connections=case.clients,
         count=case.clients,
         satellites="sat%d",
         satellite_count=case.satellites,
-        wait_settings=True,
         drain_s=DEADLINE_S,
+        seed=repetition + 1,
     )
     with session.running([peer]) as started:
         for running in started:
             with running.load(session.lab, "plain", spec) as load:
                 report = load.run()
-            marks = [[int(line) for line in path.read_text().split()] for path in folder.iterdir()]
-            listening = [mark[0] for mark in marks if mark]
+            marks = {int(path.name): _listened_ns(path) for path in folder.iterdir()}
+            listening = [moments[0] for moments in marks.values() if moments]
             if not listening:
                 session.absent[f"wake of {case.satellites}"] = "no satellite came to listen"
                 return
+            delays = HdrHistogram(KEPT_LOWEST_NS, HIGHEST_NS, KEPT_DIGITS)
+            for number, answer_ns in enumerate(report.answers_ns):
+                moments = marks.get(number % case.satellites)
+                if answer_ns and moments:
+                    delays.record_value(answer_ns - moments[0])
             values = {
+                "delay_p50_ms": delays.get_value_at_percentile(50) / 1e6,
+                "delay_p99_ms": delays.get_value_at_percentile(99) / 1e6,
+                "delay_max_ms": delays.get_max_value() / 1e6,
                 "listen_to_first_ms": (report.first_answer_ns - min(listening)) / 1e6,
                 "listen_to_last_ms": (report.last_answer_ns - max(listening)) / 1e6,
                 "begin_to_last_ms": (report.last_answer_ns - report.begin_ns) / 1e6,
-                "starts": sum(map(len, marks)) / case.satellites,
+                "starts": sum(map(len, marks.values())) / case.satellites,
                 "failed": float(report.failed),
             }
-            session.record(QUESTION, peer.name, dataclasses.asdict(case), values)
+            session.record(QUESTION, peer.name, dataclasses.asdict(case), values, {"delay_ns": delays})
+
+
+def _listened_ns(path: Path) -> list[int]:
+    """The moments that a satellite noted."""
+    return [int(line) for line in path.read_text().split()]

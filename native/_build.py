@@ -24,7 +24,7 @@ ffi.set_source(
     "bentpipe.native._engine",
     '#include "bp.h"',
     sources=sorted(str(path) for path in (HERE / "src").glob("*.c")),
-    depends=[str(HERE / "include" / "bp.h"), str(HERE / "src" / "internal.h")],
+    depends=sorted(str(path) for folder in ("include", "src") for path in (HERE / folder).glob("*.h")),
     include_dirs=[str(HERE / "include")],
     libraries=["ssl", "crypto"],
     extra_compile_args=FLAGS,

@@ -129,7 +129,7 @@ class TlsConnection:
         return self._check(lib.bp_tls_write(self._live(), ffi.from_buffer(data), len(data)))
 
     def shutdown(self) -> None:
-        """Send close_notify. Raises WantWrite, TlsError, OSError."""
+        """Send close_notify. Raises WantWrite while closing the socket would lose bytes, TlsError, OSError."""
         self._check(lib.bp_tls_shutdown(self._live()))
 
     def close(self) -> None:
@@ -149,11 +149,6 @@ class TlsConnection:
     def pointer(self) -> Pointer:
         """The bp_tls, still owned by this object."""
         return self._live()
-
-    @property
-    def pending_bytes(self) -> int:
-        """Decrypted bytes that a read returns without the socket being readable."""
-        return lib.bp_tls_pending(self._live())
 
     @property
     def alpn(self) -> str | None:

@@ -30,6 +30,7 @@ from bentpipe.proto.frames import (
     parse_header,
 )
 from bentpipe.proto.header_block import HeaderBlock
+from bentpipe.proto.payloads import ConnectionWindow, check_settings, unpadded
 from bentpipe.proto.preface import recognise
 from bentpipe.proto.states import (
     COUNTED,
@@ -61,6 +62,7 @@ class Greeting:
         self._failing = False
         self._counts: dict[str, int] = {}
         self._data_bytes = 0
+        self._window = ConnectionWindow()
         self._ping_tokens = float(limits.PING_BURST)
         self._ping_at_s = 0.0
 
@@ -230,10 +232,9 @@ class Greeting:
                 if seen is Input.CONTINUATION:
                     self._end_block(self._block, events)
             case Input.DATA:
-                self._data(header)
+                self._data(header, payload)
             case Input.RST_STREAM:
-                if header.stream_id > self._last_stream:
-                    raise _protocol("RST_STREAM on an idle stream")
+                self._check_opened(header)
                 self._open.discard(header.stream_id)
                 events.append(StreamReset(header.stream_id, int.from_bytes(payload)))
             case Input.GOAWAY:
@@ -241,9 +242,19 @@ class Greeting:
                 self._going_away = True
                 self._failing = self._failing or error_code != ErrorCode.NO_ERROR
                 events.append(GoAwayReceived(error_code))
+            case Input.SETTINGS:
+                check_settings(payload)
+            case Input.QUIET if header.type == FrameType.WINDOW_UPDATE:
+                if header.stream_id:
+                    self._check_opened(header)
+                self._window.update(header.stream_id, payload)
             case _:
-                pass  # SETTINGS and the quiet frames are the satellite's
+                pass  # the other quiet frames are the satellite's alone
         return True
+
+    def _check_opened(self, header: FrameHeader) -> None:
+        if header.stream_id > self._last_stream or not header.stream_id % 2:
+            raise _protocol(f"{FrameType(header.type).name} on an idle stream")
 
     def _open_stream(self, stream_id: int) -> None:
         if not stream_id % 2:
@@ -257,9 +268,9 @@ class Greeting:
         if block.kept:
             events.append(RequestHeaders(block.stream_id, block.decode(), block.end_stream))
 
-    def _data(self, header: FrameHeader) -> None:
-        if header.stream_id > self._last_stream or not header.stream_id % 2:
-            raise _protocol("DATA on an idle stream")
+    def _data(self, header: FrameHeader, payload: bytes) -> None:
+        self._check_opened(header)
+        unpadded(header, payload)
         if not header.length:
             self._count_name("EMPTY_DATA_FRAMES")
         self._data_bytes += header.length

@@ -5,7 +5,8 @@ import hpack
 from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError, over
 from bentpipe.proto.events import HeaderList
-from bentpipe.proto.frames import END_STREAM, PADDED, PRIORITY_FLAG, FrameHeader
+from bentpipe.proto.frames import END_STREAM, PRIORITY_FLAG, FrameHeader
+from bentpipe.proto.payloads import unpadded
 
 PRIORITY_BYTES = 5
 """Deprecated, but still sent (RFC 9113 §6.2)."""
@@ -21,14 +22,11 @@ class HeaderBlock:
         self._fragments = bytearray()
         self._bytes = 0
         self._continuations = 0
-        start, end = 0, len(payload)
-        if header.flags & PADDED:
-            start, end = 1, end - (payload[0] if payload else end + 1)
-        if header.flags & PRIORITY_FLAG:
-            start += PRIORITY_BYTES
-        if start > end:
-            raise GreetingError(ErrorCode.PROTOCOL_ERROR, "padding longer than the frame")
-        self._add(payload[start:end])
+        content = unpadded(header, payload)
+        start = PRIORITY_BYTES if header.flags & PRIORITY_FLAG else 0
+        if start > len(content):
+            raise GreetingError(ErrorCode.FRAME_SIZE_ERROR, f"HEADERS of {header.length} bytes")
+        self._add(content[start:])
 
     def extend(self, payload: bytes) -> None:
         """Take a CONTINUATION. Raises GreetingError."""

@@ -51,7 +51,7 @@ class Input(enum.Enum):
     RST_STREAM = enum.auto()
     PUSH_PROMISE = enum.auto()
     QUIET = enum.auto()
-    """WINDOW_UPDATE, PRIORITY, PING ACK and unknown types: the satellite's business alone (RFC 9113 §5.5)."""
+    """WINDOW_UPDATE, PRIORITY, PING ACK and unknown types (RFC 9113 §5.5): the satellite's business."""
 
 
 S, I = State, Input  # noqa: E741 - the table reads better so

@@ -1,7 +1,8 @@
-/* What one message through the engine costs its thread, without anything of HTTP/2 or Python: MODE SIZE COUNT KIND.
+/* What one message through the engine costs its thread, without anything of HTTP/2 or Python: MODE SIZE COUNT KIND [CERTIFICATE KEY CA].
  *
  * KIND `echo`: a message goes to the satellite and one of the same size comes back, COUNT times.
  * KIND `stream`: COUNT messages go one way, as fast as the reader takes them.
+ * KIND `tls-up`, `tls-down`: the same stream, with TLS on the client's leg.
  * Prints: microseconds of the engine thread's CPU per message, wall microseconds per message, spliced share.
  */
 #include "bp.h"
@@ -57,6 +58,7 @@ static void take(int fd, char *data, size_t bytes) {
 
 struct work {
     int fd;
+    bp_tls *tls; /* of the peer, on a blocking socket; or NULL */
     size_t bytes;
     unsigned long count;
 };
@@ -65,8 +67,30 @@ static void *send_stream(void *argument) {
     const struct work *work = argument;
     char *data = calloc(1, work->bytes);
     for (unsigned long i = 0; i < work->count; i++)
-        put(work->fd, data, work->bytes);
+        if (!work->tls)
+            put(work->fd, data, work->bytes);
+        else
+            for (size_t at = 0; at < work->bytes;) {
+                ssize_t n = bp_tls_write(work->tls, data + at, work->bytes - at);
+                if (n <= 0)
+                    die("bp_tls_write");
+                at += (size_t)n;
+            }
     free(data);
+    return NULL;
+}
+
+static bp_tls *tls_on(bp_tls_ctx *ctx, int fd) {
+    char error[256];
+    bp_tls *tls = bp_tls_new(ctx, fd, NULL, error, sizeof error);
+    if (!tls)
+        die(error);
+    return tls;
+}
+
+static void *shake(void *tls) {
+    if (bp_tls_handshake(tls) < 0)
+        die("handshake");
     return NULL;
 }
 
@@ -77,8 +101,8 @@ static uint64_t now_ns(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 5)
-        die("usage: cost off|auto|always SIZE COUNT echo|stream");
+    if (argc != 5 && argc != 8)
+        die("usage: cost off|auto|always SIZE COUNT echo|stream|tls-up|tls-down [CERTIFICATE KEY CA]");
     struct bp_options options = {.threads = 1,
                                  .splice = strcmp(argv[1], "off") == 0    ? BP_SPLICE_OFF
                                            : strcmp(argv[1], "auto") == 0 ? BP_SPLICE_AUTO
@@ -93,8 +117,22 @@ int main(int argc, char **argv) {
     uint64_t cpu_before, cpu_after;
     pair(client);
     pair(satellite);
+    bp_tls *client_tls = NULL, *near_tls = NULL;
+    if (argc == 8) {
+        char error[256];
+        pthread_t other;
+        bp_tls_ctx *server = bp_tls_ctx_server(argv[5], argv[6], NULL, error, sizeof error);
+        bp_tls_ctx *trusting = bp_tls_ctx_client(argv[7], NULL, NULL, error, sizeof error);
+        if (!server || !trusting)
+            die(error);
+        client_tls = tls_on(trusting, client[0]);
+        near_tls = tls_on(server, client[1]);
+        pthread_create(&other, NULL, shake, client_tls);
+        shake(near_tls);
+        pthread_join(other, NULL);
+    }
     if (!data || bp_engine_new(&options, &engine) < 0 ||
-        bp_engine_splice(engine, client[1], NULL, satellite[1], NULL, &splice) < 0 ||
+        bp_engine_splice(engine, client[1], near_tls, satellite[1], NULL, &splice) < 0 ||
         bp_engine_thread_cpu_ns(engine, 0, &cpu_before) < 0)
         die("engine");
     uint64_t start = now_ns();
@@ -106,10 +144,17 @@ int main(int argc, char **argv) {
             take(client[0], data, bytes);
         }
     } else {
-        struct work work = {client[0], bytes, count};
+        int down = strcmp(argv[4], "tls-down") == 0;
+        struct work work = {down ? satellite[0] : client[0], down ? NULL : client_tls, bytes, count};
         pthread_t sender;
         pthread_create(&sender, NULL, send_stream, &work);
-        for (unsigned long i = 0; i < count; i++)
+        for (size_t left = bytes * count; left && down;) {
+            ssize_t n = bp_tls_read(client_tls, data, bytes < left ? bytes : left);
+            if (n <= 0)
+                die("bp_tls_read");
+            left -= (size_t)n;
+        }
+        for (unsigned long i = 0; i < count && !down; i++)
             take(satellite[0], data, bytes);
         pthread_join(sender, NULL);
     }

@@ -111,6 +111,8 @@ static void answered(struct client *client, const struct request *request, enum 
         if (!report.first_answer_ns)
             report.first_answer_ns = now;
         report.last_answer_ns = now;
+        if (report.answers_ns && client->number < options.count)
+            report.answers_ns[client->number] = now;
         report.resumed += options.mode == CONNECT && client_resumed(client);
     }
     if (options.mode == CONNECT) {
@@ -279,6 +281,8 @@ int main(int argc, char **argv)
         clients[i].message_bytes = options.message_bytes;
         idle_clients[idle_count++] = &clients[options.connections - 1 - i];
     }
+    if (options.mode == CONNECT && options.count && !(report.answers_ns = calloc(options.count, sizeof(uint64_t))))
+        return 1;
     if (options.mode != CONNECT)
         open_connections();
     puts("ready");

@@ -125,10 +125,13 @@ void report_print(const struct options *options, const struct report *report)
     printf("],\"lateness_ns\":");
     histogram_print(&report->lateness, stdout);
     printf(",\"elapsed_s\":%.9f,\"moved_bytes\":%llu,\"resumed\":%llu,\"lost_connects\":%llu,\"begin_ns\":%llu,"
-           "\"first_answer_ns\":%llu,\"last_answer_ns\":%llu,\"cpu_s\":%.6f}\n",
+           "\"first_answer_ns\":%llu,\"last_answer_ns\":%llu,\"cpu_s\":%.6f,\"answers_ns\":[",
            (double)(report->end_ns - report->begin_ns) / 1e9, (unsigned long long)report->moved_bytes,
            (unsigned long long)report->resumed, (unsigned long long)report->refused_connects,
            (unsigned long long)report->begin_ns, (unsigned long long)report->first_answer_ns,
            (unsigned long long)report->last_answer_ns, report->cpu_s);
+    for (uint64_t i = 0; report->answers_ns && i < options->count; i++)
+        printf("%s%llu", i ? "," : "", (unsigned long long)report->answers_ns[i]);
+    puts("]}");
     fflush(stdout);
 }

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Literal
 
-from bench.lab import ORG, SATELLITE, Lab, free_port, pinned
+from bench.lab import ORG, SATELLITE, Lab, free_port
 from bench.load import Load, LoadSpec
 
 Wire = Literal["plain", "tls"]
@@ -60,7 +60,7 @@ class Peer:
 
     def run_pinned(self, lab: Lab, command: list[str], *, pass_fd: int | None = None) -> None:
         """Start the peer's own process on its core and wait for its ports."""
-        self.processes.append(lab.start(self.name, pinned(command), self.ports["plain"], pass_fd=pass_fd))
+        self.processes.append(lab.start(self.name, lab.pinned(command), self.ports["plain"], pass_fd=pass_fd))
 
     def choose_ports(self) -> None:
         """A fresh port for each wire."""

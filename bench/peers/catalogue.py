@@ -1,7 +1,7 @@
 """All peers, in the order in which tables show them."""
 
 from bench.peers.base import Direct, Peer
-from bench.peers.others import Envoy, HaproxyHttp, HaproxyTcp, Nginx, PythonProxy, SocketProxyd
+from bench.peers.others import Envoy, HaproxyHttp, HaproxyTcp, Nginx, SocketProxyd, python_obvious, python_uvloop
 from bench.peers.ours import Bentpipe
 
 
@@ -17,8 +17,14 @@ def all_peers() -> list[Peer]:
         HaproxyHttp(),
         Envoy(),
         Nginx(),
-        PythonProxy(),
+        python_uvloop(),
+        python_obvious(),
     ]
+
+
+def distinct_peers() -> list[Peer]:
+    """Those that differ where neither streams nor noise are asked about: a second `direct` and the pure splicers go."""
+    return [peer for peer in all_peers() if peer.name not in ("direct again", "haproxy tcp splice", "socket-proxyd")]
 
 
 L7_NAMES = ("haproxy http", "envoy", "nginx")

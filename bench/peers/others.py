@@ -111,12 +111,11 @@ class SocketProxyd(Peer):
 
 
 class PythonProxy(Peer):
-    """Our job the obvious way: greet, then copy bytes both ways, on uvloop."""
+    """Our job in Python on uvloop, in either of two ways."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "python uvloop", "python", "bentpipe's own greeting, then asyncio protocols on uvloop copy bytes"
-        )
+    def __init__(self, script: str, name: str, about: str) -> None:
+        super().__init__(name, "python", about)
+        self._script = script
 
     def missing(self) -> str | None:
         """It needs uvloop."""
@@ -125,11 +124,22 @@ class PythonProxy(Peer):
     def start(self, lab: Lab) -> None:
         """One process."""
         self.choose_ports()
-        command = [
-            sys.executable,
-            "-P",
-            str(HERE / "python_proxy.py"),
-            str(self.ports["plain"]),
-            str(self.ports["tls"]),
-        ]
-        self.run_pinned(lab, [*command, str(lab.identity), str(lab.upstream_port)])
+        ports = [str(self.ports[wire]) for wire in self.wires]
+        upstream = [str(lab.identity), str(lab.upstream_port), SATELLITE]
+        self.run_pinned(lab, [sys.executable, "-P", str(HERE / self._script), *ports, *upstream])
+
+
+def python_obvious() -> Peer:
+    """As a user would write it."""
+    return PythonProxy(
+        "python_obvious.py",
+        "python obvious",
+        "asyncio streams on uvloop, the h2 library on both legs, routes each request",
+    )
+
+
+def python_uvloop() -> Peer:
+    """The least that Python can do for a byte."""
+    return PythonProxy(
+        "python_proxy.py", "python uvloop", "bentpipe's own greeting, then asyncio protocols on uvloop copy bytes"
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.lab import SATELLITE, Lab
-from bench.peers.base import Peer
+from bench.peers.base import HERE, Peer
 
 NEVER = "24h"
 
@@ -22,6 +22,8 @@ class Bentpipe(Peer):
         self._splice = splice
         self.satellites: list[tuple[str, tuple[str, ...]]] = [(SATELLITE, ())]
         """Names, and further arguments of the upstream that each one runs."""
+        self.program = ["-m", "bentpipe.daemon.service.cli", "serve", "--config"]
+        """What is run with the configuration."""
         self.sleep_after = NEVER
         self.log_level = "warning"
 
@@ -47,8 +49,15 @@ class Bentpipe(Peer):
             token_hash=hashlib.sha256(self.token.encode()).hexdigest(),
             satellites="\n".join(satellites),
         )
-        command = [sys.executable, "-P", "-m", "bentpipe.daemon.service.cli", "serve", "--config", str(config)]
-        self.run_pinned(lab, command)
+        self.run_pinned(lab, [sys.executable, "-P", *self.program, str(config)])
+
+    @classmethod
+    def stalled(cls) -> "Bentpipe":
+        """One whose control plane stands still for 200 ms in every second."""
+        peer = cls()
+        peer.name = "bentpipe stalled"
+        peer.program = [str(HERE / "stalled_serve.py")]
+        return peer
 
     def is_worker(self, pid: int) -> bool:
         """Its children are satellites."""

@@ -1,4 +1,4 @@
-"""A Python proxy on uvloop that does our job the obvious way: `python_proxy.py PLAIN_PORT TLS_PORT PEM UPSTREAM_PORT`.
+"""The leanest Python proxy that does our job, on uvloop: `python_proxy.py PLAIN_PORT TLS_PORT PEM UPSTREAM_PORT _`.
 
 It reads the greeting with bentpipe's own parser, then two asyncio protocols hand bytes to each other's transports, with
 flow control. That is less work per byte than any proxy that goes on speaking HTTP/2, so it is the hardest one to beat.
@@ -95,7 +95,7 @@ class ClientLeg(Leg):
 
 async def main() -> None:
     """Listen until killed."""
-    plain_port, tls_port, identity, upstream_port = sys.argv[1:]
+    plain_port, tls_port, identity, upstream_port, _ = sys.argv[1:]
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(identity)
     tls.set_alpn_protocols(["h2"])

@@ -1,6 +1,8 @@
 """The demo's clients: grpcio over TLS, each channel a connection of its own, metadata as the Earthly CLI sends it."""
 
+import contextlib
 import hashlib
+import time
 from collections.abc import Iterator
 
 import grpc
@@ -69,6 +71,17 @@ class DemoClient:
             digest.update(chunk)
         trailers = dict(stream.trailing_metadata())
         return str(trailers["sha256"]), digest.hexdigest()
+
+
+def stampede(host: EdgeHost, satellite: str, count: int) -> tuple[int, float]:
+    """`count` clients at once, each on a connection of its own. Returns how many got their answer, and the seconds."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(DemoClient(host, satellite)) for _ in range(count)]
+        begun = time.monotonic()
+        calls = [client.echo_future(b"%d" % number) for number, client in enumerate(clients)]
+        answers = [call.result() for call in calls]
+        took_s = time.monotonic() - begun
+    return sum(answer == b"%d" % number for number, answer in enumerate(answers)), took_s
 
 
 def demo_block() -> bytes:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,22 +35,48 @@ class DemoSatellite:
     arguments: tuple[str, ...] = ()
     command: tuple[str, ...] = (sys.executable, "-P", "-m", "bentpipe.daemon.demo.satellite", "{port}")
 
+    def sections(self) -> str:
+        """Its provider's part of the configuration."""
+        command = json.dumps([*self.command, *self.arguments])
+        return f'[satellite.process]\ncommand = {command}\nstop_grace = "3s"'
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CloudSatellite:
+    """A satellite of the demo that is an EC2 instance; `settings` are further keys of its [[satellite]]."""
+
+    name: str
+    instance_id: str
+    port: int
+    settings: str = ""
+
+    def sections(self) -> str:
+        """Its provider's part of the configuration."""
+        own = f'instance_id = "{self.instance_id}"\nport = {self.port}'
+        return f'provider = "ec2"\n{self.settings}\n[satellite.ec2]\n{own}'
+
 
 class EdgeHost:
     """Runs the daemon on a free port with TLS, in a temporary folder that goes with it.
 
-    The log is JSON lines in `log_path`.
+    The log is JSON lines in `log_path`. `settings` are further sections of its configuration.
     """
 
     def __init__(
         self,
-        satellites: Sequence[DemoSatellite],
+        satellites: Sequence[DemoSatellite | CloudSatellite],
         *,
         sleep_after_s: float,
         drain_deadline_s: float = 20,
+        wake_deadline_s: float = 30,
         ledger: Path | None = None,
+        settings: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._drain_deadline_s = drain_deadline_s
+        self._wake_deadline_s = wake_deadline_s
+        self._settings = settings
+        self._environment = environment or {}
         self._directory = Path(tempfile.mkdtemp(prefix="bentpipe-demo-"))
         self._ledger = ledger or self._directory / "ledger.sqlite"
         self.token = "bp_" + secrets.token_hex(32)
@@ -67,7 +93,7 @@ class EdgeHost:
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
 
-    def _config(self, satellites: Sequence[DemoSatellite], sleep_after_s: float) -> str:
+    def _config(self, satellites: Sequence[DemoSatellite | CloudSatellite], sleep_after_s: float) -> str:
         lines = [
             f'[daemon]\nlog_format = "json"\ndrain_deadline = "{self._drain_deadline_s}s"',
             f'[store]\npath = "{self._ledger}"',
@@ -76,17 +102,16 @@ class EdgeHost:
             f'[[token]]\nname = "demo"\nhash = "sha256:{hashlib.sha256(self.token.encode()).hexdigest()}"',
             f'grants = ["{ORG}/*"]',
         ]
+        lines.append(self._settings)
         for satellite in satellites:
-            command = [*satellite.command, *satellite.arguments]
             lines += [
                 f'[[satellite]]\norg = "{ORG}"\nname = "{satellite.name}"\nsleep_after = "{sleep_after_s}s"',
-                'min_awake = "0s"\nwake_deadline = "30s"\nretry_after = "1s"\n[satellite.process]',
-                f'command = {json.dumps(command)}\nstop_grace = "3s"',
+                f'min_awake = "0s"\nwake_deadline = "{self._wake_deadline_s}s"\nretry_after = "1s"\n{satellite.sections()}',
             ]
         return "\n".join(lines) + "\n"
 
     def __enter__(self) -> Self:
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "bentpipe.daemon.service.cli", "serve", "--config", self.config_path],
@@ -104,10 +129,9 @@ class EdgeHost:
     def _wait_listening(self) -> None:
         deadline = time.monotonic() + START_DEADLINE_S
         while time.monotonic() < deadline:
-            for record in self.records():
-                if record.get("message") == "listening":
-                    self.port = int(str(record["port"]))
-                    return
+            if self.ports:
+                self.port = self.ports[0]
+                return
             if self._process is None or self._process.poll() is not None:
                 break
             time.sleep(0.02)
@@ -138,6 +162,11 @@ class EdgeHost:
     def pid(self) -> int:
         """The daemon's process id."""
         return self._running.pid
+
+    @property
+    def ports(self) -> list[int]:
+        """The listeners' ports as far as they are open, in the configuration's order."""
+        return [int(str(r["port"])) for r in self.records() if r.get("message") == "listening"]
 
     @property
     def _running(self) -> subprocess.Popen[bytes]:

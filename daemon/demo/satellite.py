@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grpc
 
@@ -68,14 +68,18 @@ def _fail(request: bytes, context: grpc.ServicerContext) -> bytes:
     raise AssertionError("abort raises")
 
 
-def make_server(address: str) -> grpc.Server:
-    """Build the server, bound to `address` ("host:port") but not started. Raises RuntimeError if the port is taken."""
+def make_server(address: str, options: Sequence[tuple[str, int]] = ()) -> grpc.Server:
+    """Build the server, bound to `address` ("host:port") but not started. Raises RuntimeError if the port is taken.
+
+    `options` are further channel arguments of grpcio.
+    """
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(WORKERS),
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0),
             ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+            *options,
         ],
     )
     handlers = {

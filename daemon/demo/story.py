@@ -1,15 +1,14 @@
 """The story that `bentpipe demo` tells: one act a promise, each checked; it ends with exit code 0 only if all held."""
 
-import contextlib
 import time
 from collections.abc import Callable
 
 import grpc
 from rich.console import Console
 
-from bentpipe.daemon.demo.client import DemoClient, demo_block
+from bentpipe.daemon.demo.client import DemoClient, demo_block, stampede
 from bentpipe.daemon.demo.edge_host import MAIN_THREAD, DemoSatellite, EdgeHost
-from bentpipe.daemon.demo.timeline import LEGEND, draw_timeline
+from bentpipe.daemon.demo.narrator import Narrator, PromiseBroken, play, timed_s, wide_console
 from bentpipe.daemon.model import SatelliteState
 
 HERD = 200
@@ -17,7 +16,6 @@ STREAM_BYTES = 1 << 30
 BOOT_S = 1.0
 SLEEP_AFTER_S = 4.0
 SLEEP_DEADLINE_S = 30.0
-COLUMNS = 80
 
 SATELLITES = (
     DemoSatellite("solo", ("--boot", str(BOOT_S))),
@@ -27,51 +25,31 @@ SATELLITES = (
 )
 
 
-class PromiseBroken(Exception):
-    """The demo saw something other than it should."""
-
-
-class Story:
+class Story(Narrator):
     """Tells the acts on one edge host."""
 
     def __init__(self, host: EdgeHost, console: Console) -> None:
+        super().__init__(console)
         self._host = host
-        self._console = console
 
     def tell(self) -> None:
         """Run every act in order. Raises PromiseBroken, grpc.RpcError."""
-        for act in (self.cold_wake, self.herd, self.stream, self.refusals, self.sleep_and_resume):
-            self._console.print(f"\n[bold]{(act.__doc__ or '').splitlines()[0]}[/bold]")
-            act()
-
-    def _say(self, words: str) -> None:
-        self._console.print(f"  {words}", highlight=False)
-
-    def _expect(self, promise: str, *, held: bool) -> None:
-        self._say(f"{'[green]held[/green]' if held else '[red]BROKEN[/red]'}  {promise}")
-        if not held:
-            raise PromiseBroken(promise)
+        self.tell_acts(self.cold_wake, self.herd, self.stream, self.refusals, self.sleep_and_resume)
 
     def cold_wake(self) -> None:
         """1. A cold wake: one client, its satellite asleep"""
         with DemoClient(self._host, "solo") as client:
-            cold_s = _timed(lambda: client.echo(b"hello"))
-            warm_s = min(_timed(lambda: client.echo(b"hello")) for _ in range(20))
-        self._say(f"first answer after {cold_s:.3f} s (the satellite takes {BOOT_S:g} s to boot, then starts grpcio)")
-        self._say(f"next answers on the spliced connection: {warm_s * 1000:.2f} ms (best of 20)")
-        self._expect("woken once", held=self._host.starts("solo") == 1)
+            cold_s = timed_s(lambda: client.echo(b"hello"))
+            warm_s = min(timed_s(lambda: client.echo(b"hello")) for _ in range(20))
+        self.say(f"first answer after {cold_s:.3f} s (the satellite takes {BOOT_S:g} s to boot, then starts grpcio)")
+        self.say(f"next answers on the spliced connection: {warm_s * 1000:.2f} ms (best of 20)")
+        self.expect("woken once", held=self._host.starts("solo") == 1)
 
     def herd(self) -> None:
         """2. A herd: 200 clients at once, each on a connection of its own, one sleeping satellite"""
-        with contextlib.ExitStack() as stack:
-            clients = [stack.enter_context(DemoClient(self._host, "herd")) for _ in range(HERD)]
-            begun = time.monotonic()
-            calls = [client.echo_future(b"%d" % number) for number, client in enumerate(clients)]
-            answers = [call.result() for call in calls]
-            took_s = time.monotonic() - begun
-        right = sum(answer == b"%d" % number for number, answer in enumerate(answers))
-        self._say(f"{right} right answers in {took_s:.3f} s, {self._host.starts('herd')} start")
-        self._expect(f"one start, {HERD} answers", held=right == HERD and self._host.starts("herd") == 1)
+        right, took_s = stampede(self._host, "herd", HERD)
+        self.say(f"{right} right answers in {took_s:.3f} s, {self._host.starts('herd')} start")
+        self.expect(f"one start, {HERD} answers", held=right == HERD and self._host.starts("herd") == 1)
 
     def stream(self) -> None:
         """3. 1 GiB up and 1 GiB down over TLS"""
@@ -89,11 +67,11 @@ class Story:
                 took_s = time.monotonic() - begun
                 used = {name: s - before.get(name, 0.0) for name, s in self._host.cpu_s().items()}
                 engine_s = sum(s for name, s in used.items() if name.startswith("bp-engine"))
-                self._say(
+                self.say(
                     f"{way:4} {took_s:.1f} s, {STREAM_BYTES / took_s / 1e9:.2f} GB/s; "
                     f"CPU: Trio thread {used[MAIN_THREAD]:.2f} s, engine threads {engine_s:.2f} s"
                 )
-                self._expect(f"SHA-256 equal at both ends: {received[:16]}…", held=sent == received)
+                self.expect(f"SHA-256 equal at both ends: {received[:16]}…", held=sent == received)
 
     def refusals(self) -> None:
         """4. Refusals, as the client prints them"""
@@ -107,9 +85,9 @@ class Story:
                 try:
                     client.echo(b"hello")
                 except grpc.RpcError as exc:
-                    self._say(f"{what}:")
-                    self._say(f"  {exc.code()}: {exc.details()}")
-                    self._expect(f"{expected.name}", held=exc.code() is expected)
+                    self.say(f"{what}:")
+                    self.say(f"  {exc.code()}: {exc.details()}")
+                    self.expect(f"{expected.name}", held=exc.code() is expected)
                 else:
                     raise PromiseBroken(f"{what} was answered")
 
@@ -117,38 +95,17 @@ class Story:
         """5. Nobody there: the satellite goes to sleep, and resumes for the next client"""
         begun = time.monotonic()
         self._host.wait_state("solo", SatelliteState.SLEEP, SLEEP_DEADLINE_S)
-        self._say(f"asleep ({time.monotonic() - begun:.1f} s after this act began; sleep_after is {SLEEP_AFTER_S:g} s)")
+        self.say(f"asleep ({time.monotonic() - begun:.1f} s after this act began; sleep_after is {SLEEP_AFTER_S:g} s)")
         with DemoClient(self._host, "solo") as client:
-            resumed_s = _timed(lambda: client.echo(b"again"))
-        self._say(f"first answer after {resumed_s:.3f} s: resumed from memory, not booted")
-        self._expect("woken a second time, for this client", held=self._host.starts("solo") == 2)
+            resumed_s = timed_s(lambda: client.echo(b"again"))
+        self.say(f"first answer after {resumed_s:.3f} s: resumed from memory, not booted")
+        self.expect("woken a second time, for this client", held=self._host.starts("solo") == 2)
         self._host.wait_state("solo", SatelliteState.SLEEP, SLEEP_DEADLINE_S)
 
 
-def _timed(call: Callable[[], object]) -> float:
-    begun = time.monotonic()
-    call()
-    return time.monotonic() - begun
-
-
 def run_demo() -> int:
-    """Run the demo. Returns 0 if every promise held, else 1."""
-    console = Console(width=max(COLUMNS + 12, Console().width))
+    """Run the demo with local processes. Returns 0 if every promise held, else 1."""
+    console = wide_console()
     with EdgeHost(SATELLITES, sleep_after_s=SLEEP_AFTER_S) as host:
-        start = time.time()
         console.print(f"bentpipe serves TLS on localhost:{host.port}; {len(SATELLITES)} satellites, all asleep")
-        try:
-            Story(host, console).tell()
-        except (PromiseBroken, TimeoutError, grpc.RpcError) as exc:
-            console.print(
-                f"[red]the demo failed:[/red] {exc}\nthe daemon's log:\n{host.log_path.read_text()}", markup=True
-            )
-            return 1
-        changes = host.changes()
-        end = time.time()
-        code = host.stop()
-    console.print("\n[bold]Who slept when[/bold]")
-    for line in draw_timeline([s.name for s in SATELLITES], changes, start, end, COLUMNS):
-        console.print(line)
-    console.print(f"  {LEGEND}\nthe daemon drained and ended with exit code {code}")
-    return code
+        return play(host, console, [s.name for s in SATELLITES], Story(host, console).tell)

@@ -85,6 +85,10 @@ class Caller:
 
         Returns whether the client left.
         """
+        if not self._outbox and not self.greeting.transcript_full:
+            # Nearly always, and for as long as a wake takes: a herd of thousands waits without a nursery and its tasks.
+            await self.transport.wait_readable()
+            return False
         left = False
         async with trio.open_nursery() as nursery:
             if self._outbox:

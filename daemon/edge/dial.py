@@ -1,6 +1,9 @@
 """Connects to a satellite that is said to be awake. "Running" is not "listening": refusals are retried to a deadline."""
 
+import errno
+import os
 import socket
+from collections.abc import Callable
 
 import trio
 
@@ -19,9 +22,27 @@ two minutes."""
 RETRY_S = 0.03
 """Between refused attempts; tens of milliseconds, since a held client feels each of them."""
 
+AT_ONCE_S = 0.5
+"""The first attempt for a client that nobody watches yet: short enough that its PINGs and its leaving can wait."""
 
-async def dial(address: Address, tls: TlsClientContext | None, server_name: str | None) -> Transport:
-    """Connect, and complete the TLS handshake if `tls` is given. Raises DialFailed with the last attempt's reason."""
+
+async def dial_at_once(address: Address, tls: TlsClientContext | None, server_name: str | None) -> Transport | None:
+    """Try once, AT_ONCE_S at most. None if that fails: `dial` is then for finding out why."""
+    with trio.move_on_after(AT_ONCE_S):
+        try:
+            return await _attempt(address, tls, server_name)
+        except (OSError, TransportError):
+            return None
+    return None
+
+
+async def dial(
+    address: Address, tls: TlsClientContext | None, server_name: str | None, is_awake: Callable[[], bool]
+) -> Transport | None:
+    """Connect, and complete the TLS handshake if `tls` is given. Raises DialFailed with the last attempt's reason.
+
+    Returns None if an attempt has failed and the satellite is no longer awake: nobody will answer there any more.
+    """
     reason = "no attempt ended"
     with trio.move_on_after(DIAL_DEADLINE_S):
         while True:
@@ -32,22 +53,27 @@ async def dial(address: Address, tls: TlsClientContext | None, server_name: str 
                     reason = str(exc)
             if attempt.cancelled_caught:
                 reason = f"no answer in {ATTEMPT_S:g} s"
+            if not is_awake():
+                return None
             await trio.sleep(RETRY_S)
     raise DialFailed(f"{address}: {reason}", peer_hint=f"the satellite is awake but could not be reached: {reason}")
 
 
 async def _attempt(address: Address, tls: TlsClientContext | None, server_name: str | None) -> Transport:
-    family, kind, protocol, _, target = (
-        await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    )[0]
-    sock = trio.socket.socket(family, kind, protocol)
+    family, target = await _resolve(address)
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        await sock.connect(target)
-        plain = socket.socket(fileno=sock.detach())
+        sock.setblocking(False)
+        error = sock.connect_ex(target)
+        if error == errno.EINPROGRESS:
+            await trio.lowlevel.wait_writable(sock)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, os.strerror(error))
     except BaseException:
         sock.close()
         raise
-    transport = Transport(plain)
+    transport = Transport(sock)
     try:
         if tls is not None:
             await transport.start_tls(TlsConnection(tls, transport.fileno, server_name=server_name or address.host))
@@ -55,3 +81,14 @@ async def _attempt(address: Address, tls: TlsClientContext | None, server_name: 
         transport.close()
         raise
     return transport
+
+
+async def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str | int | bytes, ...]]:
+    """Find where to connect. An address in figures, as providers give it, is not asked about."""
+    try:
+        socket.inet_pton(socket.AF_INET, address.host)
+    except OSError:
+        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        family, _, _, _, target = found[0]
+        return family, target
+    return socket.AF_INET, (address.host, address.port)

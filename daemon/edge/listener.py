@@ -20,6 +20,9 @@ BACKLOG = 4096
 ACCEPT_BACKOFF_S = 0.1
 """Pause when descriptors or memory run out: accept would otherwise fail in a busy loop (accept(2), EMFILE)."""
 
+ACCEPT_BATCH = 16
+"""Connections taken in one turn: a storm costs one wait a batch, and the sessions under way still get their turns."""
+
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -102,29 +105,33 @@ class Listener:
         try:
             while True:
                 await trio.lowlevel.wait_readable(self._sock)
-                await self._accept(sessions)
+                for _ in range(ACCEPT_BATCH):
+                    if not await self._accept(sessions):
+                        break
         finally:
             trio.lowlevel.notify_closing(self._sock)
             self._sock.close()
 
-    async def _accept(self, sessions: trio.Nursery) -> None:
+    async def _accept(self, sessions: trio.Nursery) -> bool:
+        """Take one connection. Returns whether there was one."""
         try:
             sock, name = self._sock.accept()
         except BlockingIOError:
-            return
+            return False
         except OSError as exc:
             self._edge.counters.accept_errors += 1
             if exc.errno in EXHAUSTED:
                 log.warning("cannot accept", extra={"fields": {"error": str(exc)}})
                 await trio.sleep(ACCEPT_BACKOFF_S)
-            return
+            return False
         self._edge.counters.accepted += 1
         host = str(name[0]) if name else "unix"
         if not self._connections.admit(host):
             self._edge.counters.ended[Outcome.OVER_LIMIT] += 1
             sock.close()
-            return
+            return True
         sessions.start_soon(self._serve, sock, host, f"{host}:{name[1]}" if name else host)
+        return True
 
     async def _serve(self, sock: socket.socket, host: str, peer: str) -> None:
         spliced = False

@@ -23,6 +23,9 @@ yet (RFC 9112 §9.6; grpc-go waits as long for the same reason)."""
 LINGER_BYTES = 1 << 20
 """What is drained at most meanwhile."""
 
+GOODBYE_POLL_S = 0.01
+"""Between two looks at what the kernel's TLS still queues; nothing tells when that changes."""
+
 KEEPALIVE_IDLE_S = 60
 KEEPALIVE_INTERVAL_S = 10
 KEEPALIVE_PROBES = 6
@@ -65,6 +68,8 @@ class Transport:
         self._sock = sock
         self._tls: TlsConnection | None = None
         self._open = True
+        self._dry = True
+        """TLS: whether OpenSSL has nothing left that a read could return; it reads ahead of the record it is at."""
 
     @property
     def fileno(self) -> int:
@@ -82,6 +87,7 @@ class Transport:
         while True:
             try:
                 tls.do_handshake()
+                self._dry = False  # the first request may have come with the handshake's last bytes
                 return
             except WantRead:
                 await trio.lowlevel.wait_readable(self._sock)
@@ -93,19 +99,20 @@ class Transport:
     async def peek_byte(self) -> bytes:
         """Wait for the first byte and return it without consuming it; b"" if the peer closed first."""
         while True:
-            await trio.lowlevel.wait_readable(self._sock)
             try:
                 return self._sock.recv(1, socket.MSG_PEEK)
             except BlockingIOError:
-                continue
+                await trio.lowlevel.wait_readable(self._sock)
             except OSError as exc:
                 raise _broken(exc) from exc
 
     def receive_nowait(self, max_bytes: int = RECEIVE_BYTES) -> bytes | None:
         """Read what is there: b"" at the end of the stream, None if nothing is there yet."""
+        self._dry = False
         try:
             return self._sock.recv(max_bytes) if self._tls is None else self._tls.read(max_bytes)
         except (BlockingIOError, WantRead, WantWrite):
+            self._dry = True
             # WantWrite on a read (a KeyUpdate's answer that does not fit) is rare; the next write flushes it.
             return None
         except (TlsError, OSError) as exc:
@@ -113,7 +120,7 @@ class Transport:
 
     async def wait_readable(self) -> None:
         """Wait until `receive_nowait` is worth calling again; cancelling it loses nothing."""
-        if self._tls is None or not self._tls.pending_bytes:
+        if self._tls is None or self._dry:
             await trio.lowlevel.wait_readable(self._sock)
         else:
             await trio.lowlevel.checkpoint()
@@ -182,8 +189,7 @@ class Transport:
         """Half-close, drain what the peer still sends, close; bounded by LINGER_S. Never raises TransportError."""
         with contextlib.suppress(TransportError, OSError), trio.move_on_after(LINGER_S):
             if self._tls is not None:
-                with contextlib.suppress(WantRead, WantWrite, TlsError):
-                    self._tls.shutdown()
+                await self._say_goodbye(self._tls)
             self._sock.shutdown(socket.SHUT_WR)
             drained = 0
             while drained < LINGER_BYTES:
@@ -192,6 +198,17 @@ class Transport:
                     break
                 drained += len(data)
         self.close()
+
+    async def _say_goodbye(self, tls: TlsConnection) -> None:
+        """Send close_notify, and let the kernel's TLS, if it is that, pass on what FIN would overtake."""
+        with contextlib.suppress(WantRead, TlsError):
+            while True:
+                try:
+                    tls.shutdown()
+                    return
+                except WantWrite:
+                    await self.wait_writable()
+                    await trio.sleep(GOODBYE_POLL_S)
 
     def close(self) -> None:
         """Close at once; idempotent. With unread input the peer sees RST."""

@@ -6,43 +6,82 @@ not tell whose port it is: a stranger on a fixed port would be taken for the sat
 
 import errno
 import ipaddress
+import math
 import os
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from bentpipe.daemon.providers.containment import PROC
+from bentpipe.daemon.providers.sock_diag import Listening, dump_listeners
 
 LISTEN = "0A"
 """TCP_LISTEN in the `st` column of /proc/net/tcp."""
 
 
-def is_listening(host: str, port: int, pids: Callable[[], Iterable[int]]) -> bool:
-    """Say whether one of `pids()` listens on `port` so that a connection to the IP address `host` would reach it.
+FRESH_S = 0.005
+"""How old an answer of the kernel's may be: half of the pause between two questions about the same satellite."""
 
-    `pids` is called only if somebody listens there at all.
-    """
-    inodes = set(_listening_inodes(host, port))
-    return bool(inodes) and _own_one(inodes, pids)
+Table = dict[int, list[tuple[bytes, str]]]
+"""By port: addresses, packed, and sockets' inodes."""
 
 
-def _listening_inodes(host: str, port: int) -> Iterator[str]:
+class Listeners:
+    """The kernel's listeners, dumped once however many satellites boot at the same time."""
+
+    def __init__(self, fresh_s: float = FRESH_S) -> None:
+        self._fresh_s = fresh_s
+        self._dumped: dict[socket.AddressFamily, tuple[float, Table]] = {}
+
+    def is_listening(self, host: str, port: int, pids: Callable[[], Iterable[int]]) -> bool:
+        """Say whether one of `pids()` listens on `port` so that a connection to the IP address `host` would reach it.
+
+        `pids` is called only if somebody listens there at all.
+        """
+        inodes = {
+            inode
+            for family, addresses in _ways_to(host)
+            for address, inode in self._table(family).get(port, ())
+            if address in addresses
+        }
+        return bool(inodes) and _own_one(inodes, pids)
+
+    def _table(self, family: socket.AddressFamily) -> Table:
+        now = time.monotonic()
+        dumped_at, table = self._dumped.get(family, (-math.inf, {}))
+        if now - dumped_at > self._fresh_s:
+            table = {}
+            for port, address, inode in _dump(family):
+                table.setdefault(port, []).append((address, inode))
+            self._dumped[family] = now, table
+        return table
+
+
+def _ways_to(host: str) -> Iterator[tuple[socket.AddressFamily, set[bytes]]]:
+    """The addresses that take connections to `host`."""
     address = ipaddress.ip_address(host)
-    any_v6 = ipaddress.IPv6Address("::")
+    any_v6 = bytes(16)
     if isinstance(address, ipaddress.IPv4Address):
-        yield from _inodes_in("tcp", {address, ipaddress.IPv4Address("0.0.0.0")}, port)
+        yield socket.AF_INET, {address.packed, bytes(4)}
         # A dual-stack socket takes IPv4 clients too (Go's and grpc's default).
-        yield from _inodes_in("tcp6", {ipaddress.IPv6Address(f"::ffff:{address}"), any_v6}, port)
+        yield socket.AF_INET6, {ipaddress.IPv6Address(f"::ffff:{address}").packed, any_v6}
     else:
-        yield from _inodes_in("tcp6", {address, any_v6}, port)
+        yield socket.AF_INET6, {address.packed, any_v6}
 
 
-def _inodes_in(
-    table: str, addresses: set[ipaddress.IPv4Address] | set[ipaddress.IPv6Address], port: int
-) -> Iterator[str]:
-    wanted = {f"{_kernel_hex(address)}:{port:04X}" for address in addresses}
+def _dump(family: socket.AddressFamily) -> list[Listening]:
     try:
-        lines = (PROC / "self/net" / table).open(encoding="ascii")
+        return list(dump_listeners(family))
+    except OSError:  # no sock_diag in this kernel, or no AF_NETLINK in this sandbox: dearer, and as true
+        return list(read_listeners(family))
+
+
+def read_listeners(family: socket.AddressFamily) -> Iterator[Listening]:
+    """The same as `dump_listeners`, from /proc/net/tcp."""
+    try:
+        lines = (PROC / "self/net" / ("tcp" if family == socket.AF_INET else "tcp6")).open(encoding="ascii")
     except FileNotFoundError:  # no IPv6 on this host
         return
     with lines:
@@ -52,15 +91,10 @@ def _inodes_in(
             # The kernel lists all listeners first. Beyond them come the connections, many thousands on an edge host.
             if fields[3] != LISTEN:
                 return
-            if fields[1] in wanted:
-                yield fields[9]
-
-
-def _kernel_hex(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """Write an address as /proc/net/tcp does: 32-bit words in the host's byte order."""
-    packed = address.packed
-    words = (packed[i : i + 4] for i in range(0, len(packed), 4))
-    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
+            bound, _, port = fields[1].partition(":")
+            # 32-bit words in the host's byte order.
+            words = (int(bound[i : i + 8], 16) for i in range(0, len(bound), 8))
+            yield int(port, 16), b"".join(word.to_bytes(4, sys.byteorder) for word in words), fields[9]
 
 
 def _own_one(inodes: set[str], pids: Callable[[], Iterable[int]]) -> bool:

@@ -26,7 +26,7 @@ from bentpipe.daemon.errors import MachineNotFound, ProviderRetryable, SleepMode
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState
 from bentpipe.daemon.providers.cgroup import wait_until
 from bentpipe.daemon.providers.containment import Containment
-from bentpipe.daemon.providers.listening import is_listening
+from bentpipe.daemon.providers.listening import Listeners
 from bentpipe.daemon.providers.output import Output
 from bentpipe.daemon.providers.spawn import Child
 
@@ -73,10 +73,13 @@ class Life:
 class LocalMachine:
     """A machine and its process, if it has one."""
 
-    def __init__(self, machine_id: MachineId, section: ProcessSection, log_dir: Path | None) -> None:
+    def __init__(
+        self, machine_id: MachineId, section: ProcessSection, log_dir: Path | None, listeners: Listeners
+    ) -> None:
         self.section = section
         self.look = Machine(machine_id, MachineState.STOPPED)
         self.log_file = None if log_dir is None else log_dir / f"{machine_id.replace('/', ':')}.log"
+        self._listeners = listeners
         self._life: Life | None = None
         self._destroyed = False
         self._changed = trio.Event()
@@ -195,7 +198,7 @@ class LocalMachine:
         await self._bury(life)
 
     async def _watch_port(self, life: Life) -> None:
-        while not is_listening(life.address.host, life.address.port, life.containment.pids):
+        while not self._listeners.is_listening(life.address.host, life.address.port, life.containment.pids):
             await trio.sleep(LISTEN_POLL_S)
         if self.look.state is MachineState.PENDING:
             self._show(MachineState.RUNNING, life.address)

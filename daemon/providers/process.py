@@ -21,6 +21,7 @@ from bentpipe.daemon.errors import MachineNotFound, ProviderPermanent, ProviderR
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, SleepMode
 from bentpipe.daemon.providers.cgroup import CgroupTree, find_own_cgroup, sweep_stale
 from bentpipe.daemon.providers.containment import PROC, Isolation, Isolator, ProcessGroups
+from bentpipe.daemon.providers.listening import Listeners
 from bentpipe.daemon.providers.local_machine import Life, LocalMachine
 from bentpipe.daemon.providers.output import Output
 from bentpipe.daemon.providers.spawn import find_setpriv, pick_port, spawn
@@ -42,8 +43,9 @@ class ProcessProvider:
         *,
         isolation: Isolation | None = None,
     ) -> None:
+        listeners = Listeners()
         self._machines = {
-            machine_id: LocalMachine(machine_id, section, log_dir) for machine_id, section in specs.items()
+            machine_id: LocalMachine(machine_id, section, log_dir, listeners) for machine_id, section in specs.items()
         }
         self._wanted = isolation
         self._isolator: Isolator | None = None

@@ -99,11 +99,18 @@ def report(config_path: Path | None, since: str, as_json: bool, svg: Path | None
 
 
 @main.command()
-def demo() -> None:
+@click.option("--ec2", is_flag=True, help="With an emulator of EC2 as the cloud; needs the source tree.")
+def demo(ec2: bool) -> None:
     """Run the whole path on this machine, with real gRPC peers and no cloud; ends by itself."""
+    from bentpipe.daemon.demo.cloud import NoEmulator
+    from bentpipe.daemon.demo.ec2_story import run_ec2_demo
     from bentpipe.daemon.demo.story import run_demo
 
-    sys.exit(run_demo())
+    try:
+        sys.exit(run_ec2_demo() if ec2 else run_demo())
+    except NoEmulator as exc:
+        click.echo(str(exc), err=True)
+        sys.exit(EXIT_CONFIG)
 
 
 if __name__ == "__main__":

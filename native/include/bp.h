@@ -43,9 +43,9 @@ void bp_tls_free(bp_tls *tls);
 BP_MUST_CHECK int bp_tls_handshake(bp_tls *tls);
 BP_MUST_CHECK ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes); /* 0: close_notify */
 BP_MUST_CHECK ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes);
-BP_MUST_CHECK int bp_tls_shutdown(bp_tls *tls); /* sends close_notify */
-size_t bp_tls_pending(const bp_tls *tls);
-int bp_tls_has_pending(const bp_tls *tls); /* also bytes that are not decrypted yet */
+/* Sends close_notify. Until 0 is returned FIN or close(2) would lose bytes; BP_TLS_WANT_WRITE: call again when the socket
+ * is writable, and if that does not help after a while, since the kernel's TLS catches up by itself. */
+BP_MUST_CHECK int bp_tls_shutdown(bp_tls *tls);
 const char *bp_tls_error(const bp_tls *tls);
 /* Copies into text (NUL-terminated); return its length, 0 if there is none. */
 size_t bp_tls_alpn(const bp_tls *tls, char *text, size_t bytes);

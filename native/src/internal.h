@@ -16,7 +16,7 @@
 #define STREAM_READS 3            /* this many full reads in a row make a stream (HAProxy's CF_STREAMER_FAST) */
 #define QUIET_READS 3             /* this many small splices in a row end it */
 #define FULL_READ_BYTES (32u << 10)
-#define FULL_RECORD_BYTES (16u << 10) /* what a full read is on TLS: OpenSSL gives one record at a time */
+#define FULL_RECORD_BYTES (16u << 10) /* what a full read is where the kernel decrypts: it gives one record at a time */
 #define SMALL_READ_BYTES 4096     /* below, a pipe costs more than the copy it saves (HAProxy MIN_SPLICE_FORWARD) */
 #ifndef TICK_MS                   /* tests shorten it */
 #define TICK_MS 1000              /* granularity of the timeouts, and of the retry when the kernel lacks memory */
@@ -32,7 +32,7 @@ struct leg {
     bool registered;
     bool splices_in;  /* splice(2) may read from it: plain, or the kernel decrypts */
     bool splices_out; /* splice(2) may write to it: plain, or the kernel encrypts */
-    bool truncated; /* TLS: the peer sent FIN without close_notify, and OpenSSL neither reads nor writes any more */
+    bool truncated; /* TLS: the peer sent FIN without close_notify; a fatal alert went back, and nothing may follow it */
     uint8_t id; /* enum leg_id: tells the leg from an epoll pointer */
 };
 
@@ -53,6 +53,7 @@ struct direction {
     bool read_wants_write;    /* TLS: a read waits for the source to be writable */
     bool write_wants_read;    /* TLS: a write waits for the destination to be readable */
     uint8_t full_reads, small_reads;
+    uint8_t tells;          /* how often the end was told to a destination that was not ready for FIN */
     _Atomic uint64_t bytes; /* delivered */
 };
 
@@ -102,6 +103,22 @@ struct bp_engine {
     bp_splice **ended_tail;
     bool closed;
 };
+
+/* ktls_out.c */
+struct ktls_out {
+    bool counts; /* the kernel tells what it takes to count */
+    unsigned overhead; /* of a record, in bytes */
+    uint64_t payload_bytes, records_before, tcp_before;
+};
+
+/* From now on all payload is counted in out->payload_bytes by who sends it; to be called while nothing is queued. */
+void bp__ktls_out_begin(struct ktls_out *out, int fd);
+bool bp__ktls_out_drained(const struct ktls_out *out, int fd); /* whether FIN and close(2) lose nothing now */
+
+/* tls.c */
+void bp__tls_spliced(bp_tls *tls, size_t bytes); /* the kernel was given so many by splice(2) */
+/* Whether a read may find what the socket does not show: bytes (decrypted or not), or an end that was seen behind them. */
+bool bp__tls_has_pending(const bp_tls *tls);
 
 /* pipe_pool.c */
 bool bp__pipe_get(struct bp_thread *thread, int pipe[2]);

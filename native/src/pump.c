@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 
 #define SPLICE_BYTES (1u << 20)
+#define TELLS 16 /* how often an end is told as soon as the destination is writable; then once a tick */
 
 bool bp__direction_in_flight(const struct direction *d) { return d->in_pipe || d->stash_bytes; }
 
@@ -49,17 +50,32 @@ static void note_truncation(bp_splice *s, struct leg *leg) {
         s->truncated = truncated_reason((enum leg_id)leg->id);
 }
 
-/* Reads from a leg: > 0, 0 at EOF, -EAGAIN, or another failure. */
-static ssize_t leg_read(bp_splice *s, struct direction *d, struct leg *leg, char *buffer) {
+/* As many records as OpenSSL has and the buffer takes, so that what they carried goes on by one call. An end behind them
+ * is told by the next read. */
+static ssize_t read_records(bp_tls *tls, char *buffer, bool *ret_more) {
+    size_t filled = 0;
+    ssize_t got;
+    do {
+        got = bp_tls_read(tls, buffer + filled, SCRATCH_BYTES - filled);
+        filled += got > 0 ? (size_t)got : 0;
+    } while (got > 0 && filled < SCRATCH_BYTES && bp__tls_has_pending(tls));
+    *ret_more = got != BP_TLS_WANT_READ && bp__tls_has_pending(tls);
+    return filled ? (ssize_t)filled : got;
+}
+
+/* Reads from a leg: > 0, 0 at EOF, -EAGAIN, or another failure. more: whether the leg may have more that epoll, which is
+ * level-triggered, does not tell of; a short read has emptied the socket. */
+static ssize_t leg_read(bp_splice *s, struct direction *d, struct leg *leg, char *buffer, bool *ret_more) {
     ssize_t got;
     if (!leg->tls) {
         do
             got = recv(leg->fd, buffer, SCRATCH_BYTES, MSG_DONTWAIT);
         while (got < 0 && errno == EINTR);
+        *ret_more = got == SCRATCH_BYTES;
         return got < 0 ? -errno : got;
     }
     d->read_wants_write = false;
-    got = bp_tls_read(leg->tls, buffer, SCRATCH_BYTES);
+    got = read_records(leg->tls, buffer, ret_more);
     if (got == BP_TLS_TRUNCATED) {
         note_truncation(s, leg);
         return 0;
@@ -71,6 +87,8 @@ static ssize_t leg_read(bp_splice *s, struct direction *d, struct leg *leg, char
 
 static ssize_t leg_write(struct direction *d, struct leg *leg, const char *data, size_t bytes) {
     ssize_t put;
+    if (leg->truncated)
+        return BP_TLS_TRUNCATED;
     if (!leg->tls) {
         do
             put = send(leg->fd, data, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -84,12 +102,17 @@ static ssize_t leg_write(struct direction *d, struct leg *leg, const char *data,
     return put == BP_TLS_WANT_READ || put == BP_TLS_WANT_WRITE ? -EAGAIN : put;
 }
 
+/* One thread writes, others only read: no locked instruction is needed. */
+static void count(_Atomic uint64_t *counter, size_t bytes) {
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + bytes, memory_order_relaxed);
+}
+
 static void delivered(struct bp_thread *t, bp_splice *s, struct direction *d, size_t bytes, bool spliced) {
-    atomic_fetch_add_explicit(&d->bytes, bytes, memory_order_relaxed);
+    count(&d->bytes, bytes);
     atomic_store_explicit(&s->last_activity_ms, t->now_ms, memory_order_relaxed);
-    atomic_fetch_add_explicit(spliced ? &t->spliced_bytes : &t->copied_bytes, bytes, memory_order_relaxed);
+    count(spliced ? &t->spliced_bytes : &t->copied_bytes, bytes);
     if (spliced)
-        atomic_fetch_add_explicit(&s->spliced_bytes, bytes, memory_order_relaxed);
+        count(&s->spliced_bytes, bytes);
 }
 
 /* Writes all of data, or keeps the rest in the stash. 0, or a failure of the destination. */
@@ -132,6 +155,8 @@ static int flush(struct bp_thread *t, bp_splice *s, struct direction *d, struct 
         }
     }
     while (d->in_pipe) {
+        if (to->truncated)
+            return BP_TLS_TRUNCATED;
         ssize_t put = splice(d->pipe[0], NULL, to->fd, NULL, d->in_pipe, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
         if (put < 0 && errno == EINTR)
             continue;
@@ -139,6 +164,8 @@ static int flush(struct bp_thread *t, bp_splice *s, struct direction *d, struct 
             return -errno;
         if (put == 0)
             return -EAGAIN; /* never seen for a pipe with data; wait rather than spin */
+        if (to->tls)
+            bp__tls_spliced(to->tls, (size_t)put);
         delivered(t, s, d, (size_t)put, true);
         d->in_pipe -= (size_t)put;
     }
@@ -156,8 +183,8 @@ static void consider_stream(struct bp_thread *t, struct direction *d, const stru
     enum bp_splice_mode mode = t->engine->options.splice;
     if (mode == BP_SPLICE_OFF || d->no_splice || !from->splices_in || !to->splices_out)
         return;
-    if (from->tls && bp_tls_has_pending(from->tls))
-        return; /* OpenSSL has a part of the stream that the socket no longer has */
+    if (from->tls && bp__tls_has_pending(from->tls))
+        return; /* OpenSSL has a part of the stream, or its end, that the socket no longer has */
     size_t full = from->tls ? FULL_RECORD_BYTES : FULL_READ_BYTES;
     d->full_reads = got >= full ? (uint8_t)(d->full_reads + 1) : 0;
     if ((d->full_reads >= STREAM_READS || mode == BP_SPLICE_ALWAYS) && !bp__direction_in_flight(d)) {
@@ -183,8 +210,12 @@ static ssize_t splice_in(struct direction *d, const struct leg *from) {
 static int tell(struct bp_thread *t, bp_splice *s, struct direction *d, const struct leg *to) {
     int sent = to->tls ? bp_tls_shutdown(to->tls) : 0;
     d->notify_waits = sent == BP_TLS_WANT_WRITE;
-    if (d->notify_waits)
+    if (d->notify_waits) {
+        /* Writable, and still not done: the kernel's TLS is about to pass on what it queued. Not to be asked for ever. */
+        d->starved = d->tells >= TELLS;
+        d->tells += !d->starved;
         return -EAGAIN;
+    }
     if (sent < 0)
         return sent;
     (void)shutdown(to->fd, SHUT_WR); /* an error here is the leg's own: its reads will tell */
@@ -224,7 +255,8 @@ enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
             return PUMP_BLOCKED;
         if (moved >= TURN_BYTES)
             return PUMP_MORE;
-        ssize_t got = d->streaming ? splice_in(d, from) : leg_read(s, d, from, t->scratch);
+        bool more = true;
+        ssize_t got = d->streaming ? splice_in(d, from) : leg_read(s, d, from, t->scratch, &more);
         if (got == -EAGAIN) {
             if (d->streaming && t->engine->options.splice != BP_SPLICE_ALWAYS && d->small_reads)
                 leave_stream(t, d);
@@ -258,9 +290,7 @@ enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
             return PUMP_FAILED;
         }
         consider_stream(t, d, from, to, (size_t)got);
-        /* A short read has emptied the socket: epoll, which is level-triggered, tells of more and of FIN. (OpenSSL may
-         * hold more itself, so TLS is read until it wants more.) */
-        if (!from->tls && !d->streaming && (size_t)got < SCRATCH_BYTES)
+        if (!more && !d->streaming)
             return PUMP_BLOCKED;
     }
 }

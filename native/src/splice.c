@@ -51,7 +51,7 @@ static int update_interest(struct bp_thread *t, bp_splice *s) {
             wanted |= out->read_wants_write ? EPOLLOUT : EPOLLIN;
         if (!in->starved && bp__direction_in_flight(in))
             wanted |= in->write_wants_read ? EPOLLIN : EPOLLOUT;
-        if (in->notify_waits)
+        if (in->notify_waits && !in->starved)
             wanted |= EPOLLOUT;
         /* A leg that is done both ways would report EPOLLHUP for ever. */
         int r = watch(t, &s->leg[id], wanted, !(out->eof && in->shut));

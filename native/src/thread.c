@@ -42,6 +42,7 @@ static void hand_out(struct bp_thread *t, struct grave *grave) {
     }
 }
 
+/* What others ask of this thread: splices to adopt, and requests. They write to wake_fd, behind having asked. */
 static void take_mailbox(struct bp_thread *t, struct grave *grave) {
     uint64_t ignored;
     ssize_t got = read(t->wake_fd, &ignored, sizeof ignored);
@@ -106,11 +107,14 @@ void *bp__thread_main(void *argument) {
     while (!atomic_load(&t->stop)) {
         int timeout_ms = t->ready ? 0 : t->splices ? TICK_MS : -1;
         int count = epoll_wait(t->epoll_fd, events, EVENTS, timeout_ms);
+        bool woken = false;
         t->now_ms = bp__now_ms();
         for (int i = 0; i < count; i++) {
             struct leg *leg = events[i].data.ptr;
-            if (!leg)
+            if (!leg) {
+                woken = true;
                 continue;
+            }
             struct leg *first = leg - leg->id;
             bp_splice *s = (bp_splice *)(void *)((char *)first - offsetof(bp_splice, leg));
             if (ended(s))
@@ -120,7 +124,8 @@ void *bp__thread_main(void *argument) {
                 bury(&grave, s);
         }
         run_ready(t, &grave);
-        take_mailbox(t, &grave);
+        if (woken)
+            take_mailbox(t, &grave);
         if (t->now_ms >= next_tick_ms) {
             next_tick_ms = t->now_ms + TICK_MS;
             tick(t, &grave);

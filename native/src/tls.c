@@ -1,176 +1,30 @@
-/* TLS on a socket: contexts, handshake, read and write with plain results. The SSL* belongs to one thread at a time. */
-#include "bp.h"
+/* TLS on a socket: handshake, read and write with plain results. The SSL* belongs to one thread at a time. */
+#include "tls.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <limits.h>
-#include <netinet/in.h>
-#include <arpa/inet.h>
 #include <openssl/err.h>
-#include <openssl/ssl.h>
 #include <openssl/x509v3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #define ERROR_BYTES 256
-
-struct bp_tls_ctx {
-    SSL_CTX *ssl_ctx;
-    int server;
-    SSL_CTX **named; /* further certificates, chosen by SNI; each holds a reference */
-    size_t named_count;
-};
+#define READ_AHEAD_BYTES (64 << 10)
+#define ALERT_BYTES 2 /* RFC 8446 section 6 */
 
 struct bp_tls {
     SSL *ssl;
+    int read_failure; /* what reads are told from now on: OpenSSL says it only once */
+    bool notified;    /* close_notify was sent */
+    int kernel;       /* enum bp_ktls, once hands were shaken */
+    struct ktls_out out;
     char error[ERROR_BYTES];
 };
 
 static const unsigned char ALPN_H2[] = "\x02h2";
-
-static void explain(const char *what, char *error, size_t bytes) {
-    unsigned long code = ERR_get_error();
-    char words[ERROR_BYTES];
-    if (code)
-        ERR_error_string_n(code, words, sizeof words);
-    else
-        snprintf(words, sizeof words, "unknown error");
-    snprintf(error, bytes, "%s: %s", what, words);
-    ERR_clear_error();
-}
-
-/* h2 if the client offers it, else http/1.1 so that it can be told in words what the port is, else nothing. */
-static int select_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_bytes, const unsigned char *in,
-                       unsigned in_bytes, void *arg) {
-    static const unsigned char ours[] = "\x02h2\x08http/1.1";
-    unsigned char *chosen = NULL;
-    (void)ssl;
-    (void)arg;
-    if (SSL_select_next_proto(&chosen, out_bytes, ours, sizeof ours - 1, in, in_bytes) != OPENSSL_NPN_NEGOTIATED)
-        return SSL_TLSEXT_ERR_NOACK;
-    *out = chosen;
-    return SSL_TLSEXT_ERR_OK;
-}
-
-static bp_tls_ctx *ctx_new(const SSL_METHOD *method, int server, char *error, size_t error_bytes) {
-    ERR_clear_error();
-    bp_tls_ctx *ctx = calloc(1, sizeof *ctx);
-    if (!ctx) {
-        snprintf(error, error_bytes, "out of memory");
-        return NULL;
-    }
-    ctx->server = server;
-    ctx->ssl_ctx = SSL_CTX_new(method);
-    if (!ctx->ssl_ctx || !SSL_CTX_set_min_proto_version(ctx->ssl_ctx, TLS1_2_VERSION)) {
-        explain("TLS context", error, error_bytes);
-        bp_tls_ctx_free(ctx);
-        return NULL;
-    }
-    /* No tickets: they would be records that nobody reads once the kernel or the engine owns the stream. */
-    SSL_CTX_set_options(ctx->ssl_ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_TICKET | SSL_OP_NO_COMPRESSION);
-    SSL_CTX_set_num_tickets(ctx->ssl_ctx, 0);
-    SSL_CTX_set_session_cache_mode(ctx->ssl_ctx, SSL_SESS_CACHE_OFF);
-    SSL_CTX_set_mode(ctx->ssl_ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE |
-                                       SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-    return ctx;
-}
-
-static int load_identity(bp_tls_ctx *ctx, const char *certificate, const char *key, char *error, size_t bytes) {
-    if (SSL_CTX_use_certificate_chain_file(ctx->ssl_ctx, certificate) != 1) {
-        explain(certificate, error, bytes);
-        return -1;
-    }
-    if (SSL_CTX_use_PrivateKey_file(ctx->ssl_ctx, key, SSL_FILETYPE_PEM) != 1 ||
-        SSL_CTX_check_private_key(ctx->ssl_ctx) != 1) {
-        explain(key, error, bytes);
-        return -1;
-    }
-    return 0;
-}
-
-static int load_authorities(bp_tls_ctx *ctx, const char *ca, char *error, size_t bytes) {
-    if (SSL_CTX_load_verify_locations(ctx->ssl_ctx, ca, NULL) == 1)
-        return 0;
-    explain(ca, error, bytes);
-    return -1;
-}
-
-bp_tls_ctx *bp_tls_ctx_server(const char *certificate, const char *key, const char *client_ca, char *error,
-                              size_t error_bytes) {
-    bp_tls_ctx *ctx = ctx_new(TLS_server_method(), 1, error, error_bytes);
-    if (!ctx)
-        return NULL;
-    SSL_CTX_set_alpn_select_cb(ctx->ssl_ctx, select_alpn, NULL);
-    if (load_identity(ctx, certificate, key, error, error_bytes) < 0 ||
-        (client_ca && load_authorities(ctx, client_ca, error, error_bytes) < 0)) {
-        bp_tls_ctx_free(ctx);
-        return NULL;
-    }
-    if (client_ca)
-        SSL_CTX_set_verify(ctx->ssl_ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
-    return ctx;
-}
-
-bp_tls_ctx *bp_tls_ctx_client(const char *ca, const char *certificate, const char *key, char *error,
-                              size_t error_bytes) {
-    bp_tls_ctx *ctx = ctx_new(TLS_client_method(), 0, error, error_bytes);
-    if (!ctx)
-        return NULL;
-    if (load_authorities(ctx, ca, error, error_bytes) < 0 ||
-        (certificate && key && load_identity(ctx, certificate, key, error, error_bytes) < 0)) {
-        bp_tls_ctx_free(ctx);
-        return NULL;
-    }
-    SSL_CTX_set_verify(ctx->ssl_ctx, SSL_VERIFY_PEER, NULL);
-    return ctx;
-}
-
-/* Keeps the context, and so the certificate, whose names (SAN; RFC 9525) match; the listener's own if none does. */
-static int select_certificate(SSL *ssl, int *alert, void *arg) {
-    const bp_tls_ctx *ctx = arg;
-    const char *name = SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name);
-    (void)alert;
-    if (!name)
-        return SSL_TLSEXT_ERR_NOACK;
-    if (X509_check_host(SSL_CTX_get0_certificate(ctx->ssl_ctx), name, 0, 0, NULL) == 1)
-        return SSL_TLSEXT_ERR_OK;
-    for (size_t i = 0; i < ctx->named_count; i++)
-        if (X509_check_host(SSL_CTX_get0_certificate(ctx->named[i]), name, 0, 0, NULL) == 1) {
-            SSL_set_SSL_CTX(ssl, ctx->named[i]);
-            break;
-        }
-    return SSL_TLSEXT_ERR_OK;
-}
-
-int bp_tls_ctx_add(bp_tls_ctx *ctx, const bp_tls_ctx *other) {
-    SSL_CTX **grown = realloc(ctx->named, (ctx->named_count + 1) * sizeof *grown);
-    if (!grown)
-        return -ENOMEM;
-    ctx->named = grown;
-    SSL_CTX_up_ref(other->ssl_ctx);
-    ctx->named[ctx->named_count++] = other->ssl_ctx;
-    SSL_CTX_set_tlsext_servername_callback(ctx->ssl_ctx, select_certificate);
-    SSL_CTX_set_tlsext_servername_arg(ctx->ssl_ctx, ctx);
-    return 0;
-}
-
-void bp_tls_ctx_enable_ktls(bp_tls_ctx *ctx) {
-#ifdef SSL_OP_ENABLE_KTLS
-    SSL_CTX_set_options(ctx->ssl_ctx, SSL_OP_ENABLE_KTLS);
-#else
-    (void)ctx;
-#endif
-}
-
-void bp_tls_ctx_free(bp_tls_ctx *ctx) {
-    if (!ctx)
-        return;
-    for (size_t i = 0; i < ctx->named_count; i++)
-        SSL_CTX_free(ctx->named[i]);
-    free(ctx->named);
-    SSL_CTX_free(ctx->ssl_ctx);
-    free(ctx);
-}
 
 static int prepare_client(SSL *ssl, const char *server_name) {
     unsigned char address[sizeof(struct in6_addr)];
@@ -193,11 +47,14 @@ bp_tls *bp_tls_new(bp_tls_ctx *ctx, int fd, const char *server_name, char *error
         return NULL;
     }
     tls->ssl = SSL_new(ctx->ssl_ctx);
-    if (!tls->ssl || SSL_set_fd(tls->ssl, fd) != 1 || (!ctx->server && prepare_client(tls->ssl, server_name) < 0)) {
-        explain("TLS connection", error, error_bytes);
+    BIO *bio = bp__tls_bio_new(fd);
+    if (!tls->ssl || !bio || (!ctx->server && prepare_client(tls->ssl, server_name) < 0)) {
+        bp__tls_explain("TLS connection", error, error_bytes);
+        BIO_free(bio);
         bp_tls_free(tls);
         return NULL;
     }
+    SSL_set_bio(tls->ssl, bio, bio);
     if (ctx->server)
         SSL_set_accept_state(tls->ssl);
     else
@@ -241,7 +98,7 @@ static int result(bp_tls *tls, int returned) {
         snprintf(tls->error, sizeof tls->error, "certificate: %s", X509_verify_cert_error_string(verified));
         ERR_clear_error();
     } else
-        explain("TLS", tls->error, sizeof tls->error);
+        bp__tls_explain("TLS", tls->error, sizeof tls->error);
     return BP_TLS_ERROR;
 truncated:
     snprintf(tls->error, sizeof tls->error, "the peer ended the connection without close_notify");
@@ -249,51 +106,7 @@ truncated:
     return BP_TLS_TRUNCATED;
 }
 
-int bp_tls_handshake(bp_tls *tls) {
-    ERR_clear_error();
-    errno = 0;
-    int done = SSL_do_handshake(tls->ssl);
-    if (done == 1)
-        return 0;
-    int why = result(tls, done);
-    return why == 0 ? BP_TLS_TRUNCATED : why;
-}
-
-ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes) {
-    ERR_clear_error();
-    errno = 0;
-    int got = SSL_read(tls->ssl, buffer, bytes > INT_MAX ? INT_MAX : (int)bytes);
-    return got > 0 ? got : result(tls, got);
-}
-
-ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes) {
-    if (!bytes)
-        return 0;
-    ERR_clear_error();
-    errno = 0;
-    /* One record a call: given more, OpenSSL finishes a record that waited, goes on with the next, and tells of neither
-     * while that one waits. The counters would be behind what was delivered. */
-    int put = SSL_write(tls->ssl, data, bytes > SSL3_RT_MAX_PLAIN_LENGTH ? SSL3_RT_MAX_PLAIN_LENGTH : (int)bytes);
-    if (put > 0)
-        return put;
-    int why = result(tls, put);
-    return why == 0 ? -EPIPE : why;
-}
-
-int bp_tls_shutdown(bp_tls *tls) {
-    ERR_clear_error();
-    errno = 0;
-    int done = SSL_shutdown(tls->ssl);
-    if (done >= 0)
-        return 0;
-    return result(tls, done);
-}
-
-size_t bp_tls_pending(const bp_tls *tls) { return (size_t)SSL_pending(tls->ssl); }
-
-int bp_tls_has_pending(const bp_tls *tls) { return SSL_has_pending(tls->ssl); }
-
-int bp_tls_ktls(const bp_tls *tls) {
+static int find_ktls(const bp_tls *tls) {
     int kernel = 0;
 #ifdef SSL_OP_ENABLE_KTLS
     if (BIO_get_ktls_send(SSL_get_wbio(tls->ssl)))
@@ -305,6 +118,105 @@ int bp_tls_ktls(const bp_tls *tls) {
 #endif
     return kernel;
 }
+
+int bp_tls_handshake(bp_tls *tls) {
+    ERR_clear_error();
+    errno = 0;
+    int done = SSL_do_handshake(tls->ssl);
+    if (done != 1) {
+        int why = result(tls, done);
+        return why == 0 ? BP_TLS_TRUNCATED : why;
+    }
+    tls->kernel = find_ktls(tls);
+    if (tls->kernel & BP_KTLS_TX)
+        bp__ktls_out_begin(&tls->out, SSL_get_fd(tls->ssl));
+    /* One read(2) for several records, not two for each; OpenSSL frees the buffer when it is empty
+     * (SSL_MODE_RELEASE_BUFFERS). Not where the kernel decrypts: a read is one record there. */
+    if (!(tls->kernel & BP_KTLS_RX)) {
+        SSL_set_read_ahead(tls->ssl, 1);
+        SSL_set_default_read_buffer_len(tls->ssl, READ_AHEAD_BYTES);
+    }
+    return 0;
+}
+
+ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes) {
+    if (tls->read_failure)
+        return tls->read_failure;
+    ERR_clear_error();
+    errno = 0;
+    int got = SSL_read(tls->ssl, buffer, bytes > INT_MAX ? INT_MAX : (int)bytes);
+    if ((tls->kernel & BP_KTLS_TX) && SSL_get_key_update_type(tls->ssl) != SSL_KEY_UPDATE_NONE) {
+        snprintf(tls->error, sizeof tls->error, "the peer wants new keys (KeyUpdate), which the kernel's TLS cannot change");
+        return tls->read_failure = BP_TLS_ERROR;
+    }
+    if (got > 0)
+        return got;
+    int why = result(tls, got);
+    if (why < 0 && why != BP_TLS_WANT_READ && why != BP_TLS_WANT_WRITE && why != -ENOMEM && why != -ENOBUFS)
+        tls->read_failure = why;
+    return why;
+}
+
+/* OpenSSL gives the kernel the caller's own buffer, and goes back to it when a write is retried, whatever
+ * SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER says (openssl#21202): a moved one would be sent as it is by then. To the kernel's
+ * TLS a record's payload is all that a write is. */
+static ssize_t write_to_kernel(bp_tls *tls, const void *data, size_t bytes) {
+    ssize_t put;
+    do
+        put = send(SSL_get_fd(tls->ssl), data, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+    while (put < 0 && errno == EINTR);
+    if (put < 0 && errno == EAGAIN)
+        return BP_TLS_WANT_WRITE;
+    if (put < 0) {
+        int saved_errno = errno;
+        snprintf(tls->error, sizeof tls->error, "%s", strerror(saved_errno));
+        return -saved_errno;
+    }
+    tls->out.payload_bytes += (size_t)put;
+    return put;
+}
+
+ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes) {
+    if (!bytes)
+        return 0;
+    if (tls->kernel & BP_KTLS_TX)
+        return write_to_kernel(tls, data, bytes);
+    ERR_clear_error();
+    errno = 0;
+    /* One record a call: given more, OpenSSL finishes a record that waited, goes on with the next, and tells of neither
+     * while that one waits. The counters would be behind what was delivered. */
+    bool more = bytes > SSL3_RT_MAX_PLAIN_LENGTH;
+    bp__tls_bio_more(more);
+    int put = SSL_write(tls->ssl, data, more ? SSL3_RT_MAX_PLAIN_LENGTH : (int)bytes);
+    bp__tls_bio_more(false);
+    if (put > 0)
+        return put;
+    int why = result(tls, put);
+    return why == 0 ? -EPIPE : why;
+}
+
+void bp__tls_spliced(bp_tls *tls, size_t bytes) { tls->out.payload_bytes += bytes; }
+
+int bp_tls_shutdown(bp_tls *tls) {
+    if (!tls->notified && !tls->read_failure) { /* behind a failure OpenSSL has sent its alert already */
+        ERR_clear_error();
+        errno = 0;
+        int done = SSL_shutdown(tls->ssl);
+        if (done < 0)
+            return result(tls, done);
+        tls->notified = true;
+        tls->out.payload_bytes += ALERT_BYTES;
+    }
+    if ((tls->kernel & BP_KTLS_TX) && !bp__ktls_out_drained(&tls->out, SSL_get_fd(tls->ssl)))
+        return BP_TLS_WANT_WRITE;
+    return 0;
+}
+
+bool bp__tls_has_pending(const bp_tls *tls) {
+    return tls->read_failure || (SSL_get_shutdown(tls->ssl) & SSL_RECEIVED_SHUTDOWN) || SSL_has_pending(tls->ssl);
+}
+
+int bp_tls_ktls(const bp_tls *tls) { return tls->kernel; }
 
 const char *bp_tls_error(const bp_tls *tls) { return tls->error; }
 

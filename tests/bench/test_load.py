@@ -1,5 +1,6 @@
 """The load generator and the upstream: right answers, every kind of wrong one noticed, latency from the intended time."""
 
+import dataclasses
 import socket
 import threading
 import time
@@ -8,7 +9,7 @@ import pytest
 from hdrh.histogram import HdrHistogram
 
 from bench.lab import Lab, free_port
-from bench.load import Load, LoadSpec, Phase, encode, merge
+from bench.load import Load, LoadSpec, Phase, PhaseReport, encode, histogram_of, merge
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,8 @@ def relay(lab):
         LoadSpec("closed", (Phase(0, 0.2),), connections=4, streams=300),
         LoadSpec("closed", (Phase(0, 0.2),), task="download", messages=50),
         LoadSpec("closed", (Phase(0, 0.2),), task="upload", messages=50),
-        LoadSpec("connect", (Phase(0, 0.2),), connections=4, wait_settings=True, resume=True),
-        LoadSpec("connect", (Phase(200, 0.2),), connections=50),
+        LoadSpec("connect", (Phase(0, 0.2),), connections=4, resume=True),
+        LoadSpec("connect", (Phase(200, 0.2),), connections=50, wait_settings=False),
         LoadSpec("connect", (Phase(0, 5),), connections=40, count=40),
     ],
     ids=lambda spec: f"{spec.mode}-{spec.task}-{spec.phases[0].rate}-{spec.echo_bytes}",
@@ -106,7 +107,9 @@ def test_every_answer_is_right(lab, tls_port, spec, tls):
     assert report.answered > 0
     assert sum(phase.latency.get_total_count() for phase in report.phases) == report.answered
     if spec.count:
-        assert report.answered == spec.count
+        assert report.answered == spec.count == len(report.answers_ns)
+        assert report.first_answer_ns == min(report.answers_ns)
+        assert report.last_answer_ns == max(report.answers_ns)
     if spec.task != "echo":
         assert report.moved_bytes == report.answered * spec.messages * (spec.message_bytes + 5)
     if spec.resume and tls:
@@ -145,9 +148,22 @@ def test_a_stall_is_charged_to_every_request_that_it_delayed(lab, relay):
     assert phase.quantile_us(0.99) > 400_000
 
 
+def test_a_quantile_needs_answers_beyond_it():
+    phase = PhaseReport(1.0, 1.0, 600, {"answered": 600}, histogram_of([(1_000_000, 600)]))
+    assert set(phase.quantiles_us()) == {"p50_us", "p99_us"}
+    assert set(dataclasses.replace(phase, outcomes={"answered": 499}).quantiles_us()) == {"p50_us"}
+    assert set(dataclasses.replace(phase, outcomes={"answered": 5000}).quantiles_us()) == {
+        "p50_us",
+        "p99_us",
+        "p99.9_us",
+    }
+
+
 def test_histograms_travel_and_add_up():
     one, two = HdrHistogram(1, 10**9, 3), HdrHistogram(1, 10**9, 3)
     one.record_value(1000, 3)
     two.record_value(2000, 5)
     assert merge([one, two]).get_total_count() == 8
-    assert HdrHistogram.decode(encode(one)).get_total_count() == 3
+    kept = HdrHistogram.decode(encode(histogram_of([(1_234_567, 3)])))
+    assert kept.get_total_count() == 3
+    assert kept.get_value_at_percentile(50) == pytest.approx(1_234_567, rel=0.01)

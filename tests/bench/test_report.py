@@ -6,7 +6,9 @@ import xml.etree.ElementTree as ET
 from bench.claims import all_claims
 from bench.compare import table
 from bench.load import encode, histogram_of
+from bench.profile import tables
 from bench.results import Results
+from bench.run import as_text
 from bench.stats import Summary
 from bench.svg import Bars, draw_bars, draw_curves
 
@@ -45,6 +47,38 @@ def test_repetitions_are_summed_up_and_histograms_added(tmp_path):
     assert histogram is not None
     assert histogram.get_total_count() == 30
     assert results.summary("added_latency", "direct", "p50_us", {"wire": "tls"}) is None
+
+
+def test_results_are_written_small_and_read_back(tmp_path):
+    samples = [
+        {"question": "wakes", "peer": "bentpipe", "case": {"clients": n}, "values": {}, "histograms": {}}
+        for n in (1, 2)
+    ]
+    path = tmp_path / "r.json"
+    path.write_text(as_text({"environment": {"cores": 2}, "absent": {}, "seconds": {}, "samples": samples}))
+    assert len(path.read_text().splitlines()) == 2 + 3 + 1 + len(samples) + 1
+    assert [sample.case for sample in Results(path).samples] == [{"clients": 1}, {"clients": 2}]
+
+
+def test_a_profile_says_where_it_goes(tmp_path):
+    path = tmp_path / "r.json"
+    case = {"wire": "plain", "work": "request"}
+    samples = [
+        {"question": "profile", "peer": peer, "case": case, "values": values, "histograms": {}}
+        for peer, values in (
+            ("bentpipe", {"cpu": 20.0, "user": 5.0, "system": 15.0}),
+            ("bentpipe", {"calls": 5.03, "call read": 3.0, "call write": 2.0, "call futex": 0.03}),
+            ("python obvious", {"cpu": 160.0, "user": 120.0, "system": 40.0}),
+        )
+    ]
+    path.write_text(as_text({"environment": {}, "absent": {}, "seconds": {}, "samples": samples}))
+    results = Results(path)
+    lines = list(tables(results))
+    assert "| bentpipe | 5 µs | 15 µs | 5: read 3, write 2 |" in lines
+    assert "| python obvious | 120 µs | 40 µs | not counted |" in lines
+    claims = {claim.text: claim for claim in all_claims(results)}
+    whole = claims["CPU per request, plain: the obvious Python proxy's to ours"]
+    assert (whole.number, whole.figure, whole.holds) == (5, 8.0, True)
 
 
 def test_pictures_are_well_formed():

@@ -21,12 +21,11 @@ sys.path.insert(0, str(PEERS))
 
 from clients import Client  # noqa: E402 - the peers' folder is no package
 from in_process import write_config  # noqa: E402
-from kinds import CLIENTS, SERVER_KINDS, or_skip, satellite_command  # noqa: E402
+from kinds import CLIENTS, SERVER_KINDS, TABLE_SIZES, or_skip, satellite_command  # noqa: E402
 
 SLOW_SATELLITES = 40
 """Of each kind; they cost nothing until somebody wakes them."""
 NGHTTPD = ("nghttpd", "--no-tls", "--echo-upload", "-a", "127.0.0.1")
-
 SLOW = ("--boot", "0.6")
 
 
@@ -39,19 +38,27 @@ def edge() -> Iterator[EdgeHost]:
         if command is not None:
             satellites += [DemoSatellite(kind, command=command)]
             satellites += [DemoSatellite(f"slow-{kind}-{n}", SLOW, command) for n in range(SLOW_SATELLITES)]
-    go = satellite_command("grpc-go")
+    for kind, age in (("grpcio-settings", "300"), ("grpc-go", "300ms")):
+        command = satellite_command(kind)
+        if command is not None:
+            satellites += [
+                DemoSatellite(f"small-table-{kind}", ("--header-table", "64"), command),
+                DemoSatellite(f"no-table-{kind}", ("--header-table", "0", *SLOW), command),
+                DemoSatellite(f"short-lived-{kind}", ("--max-age", age), command),
+            ]
     strict = satellite_command("strict")
-    if go is not None and strict is not None:
+    if strict is not None:
         satellites += [
-            DemoSatellite("small-table", ("--header-table", "64"), go),
-            DemoSatellite("no-table", ("--header-table", "0", *SLOW), go),
-            DemoSatellite("short-lived", ("--max-age", "300ms"), go),
             DemoSatellite("strict", (), strict),
             *(DemoSatellite(f"slow-strict-{n}", SLOW, strict) for n in range(SLOW_SATELLITES)),
         ]
     if shutil.which("nghttpd"):
         satellites += [
             DemoSatellite("nghttpd", command=(*NGHTTPD, "{port}")),
+            *(
+                DemoSatellite(f"nghttpd-{size}", command=(*NGHTTPD, f"--header-table-size={size}", "{port}"))
+                for size in TABLE_SIZES
+            ),
             *(
                 DemoSatellite(
                     f"slow-nghttpd-{n}", command=("sh", "-c", f'sleep 0.6; exec {" ".join(NGHTTPD)} "$0"', "{port}")

@@ -4,12 +4,14 @@ The ACK of the SETTINGS that we spoke must never reach a satellite, which did no
 the connection over it, as the first test shows of them.
 """
 
+import contextlib
 import hashlib
 import re
 import socket
 import ssl
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hpack
@@ -18,14 +20,20 @@ import pytest
 from bentpipe.daemon.demo.edge_host import ORG, EdgeHost
 
 from builds import Missing, program
+from clients import SERVICE, CallError, Client
 from in_process import EMPTY_SETTINGS, PREFACE, frames_of
-from kinds import satellite_command
+from kinds import CLIENT_KINDS, CLIENTS, SERVER_KINDS, TABLE_SIZES, or_skip, satellite_command
 
 SETTINGS_ACK = b"\x00\x00\x00\x04\x01\x00\x00\x00\x00"
 DATA, HEADERS, SETTINGS, GOAWAY = 0, 1, 4, 7
 STRICT = ["nghttpd", "strict"]
 NGHTTPD = ("nghttpd", "--no-tls", "--echo-upload", "-a", "127.0.0.1", "{port}")
 DEADLINE_S = 30.0
+
+ECHO = f"/{SERVICE}/Echo"
+GRPC_MESSAGE = b"\0\0\0\0\5hello"
+GRPC_FIELDS = ("-H", "content-type: application/grpc", "-H", "te: trailers")
+grpc_servers = pytest.mark.parametrize("kind", SERVER_KINDS)
 
 
 def needed(name: str) -> str:
@@ -39,6 +47,10 @@ def strict_command(kind: str) -> tuple[str, ...]:
     if kind == "nghttpd":
         needed("nghttpd")
         return NGHTTPD
+    return grpc_command(kind)
+
+
+def grpc_command(kind: str) -> tuple[str, ...]:
     command = satellite_command(kind)
     if command is None:
         pytest.skip("the Go peer cannot be built here")
@@ -97,24 +109,31 @@ class Scripted:
         return found if used <= len(self._received) else found[:-1]
 
 
-@pytest.mark.parametrize("kind", STRICT)
-def test_these_servers_do_punish_an_ack_that_they_did_not_ask_for(kind: str) -> None:
+@contextlib.contextmanager
+def serving(command: tuple[str, ...]) -> Iterator[int]:
+    """Run a server without bentpipe, for comparison. Yields its port, on which it listens."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [part.replace("{port}", str(port)) for part in strict_command(kind)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    argv = [part.replace("{port}", str(port)) for part in command]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            for _ in range(3000):
-                try:
-                    client = Scripted(port)
+            deadline = time.monotonic() + DEADLINE_S
+            while True:
+                with contextlib.suppress(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", port)).close()
                     break
-                except ConnectionRefusedError:
-                    continue
-            with client:
-                client.send(PREFACE, EMPTY_SETTINGS, SETTINGS_ACK, SETTINGS_ACK)
-                client.until(GOAWAY)
+                assert time.monotonic() < deadline, "it does not listen"
+                time.sleep(0.01)
+            yield port
         finally:
             server.kill()
+
+
+@pytest.mark.parametrize("kind", STRICT)
+def test_these_servers_do_punish_an_ack_that_they_did_not_ask_for(kind: str) -> None:
+    with serving(strict_command(kind)) as port, Scripted(port) as client:
+        client.send(PREFACE, EMPTY_SETTINGS, SETTINGS_ACK, SETTINGS_ACK)
+        client.until(GOAWAY)
 
 
 @pytest.mark.parametrize("kind", STRICT)
@@ -149,63 +168,59 @@ def test_the_ack_is_taken_out_wherever_it_comes(
         assert GOAWAY not in {kind for kind, *_ in client.frames()}
 
 
+def curl(edge: EdgeHost, satellite: str, folder: Path, body: bytes, *options: str) -> None:
+    """POST a body that is echoed; what comes back must be it."""
+    (folder / "ca.pem").write_bytes(edge.ca_pem)
+    (folder / "body").write_bytes(body)
+    command = [needed("curl"), "-sS", "--http2", "--cacert", folder / "ca.pem", "--data-binary", f"@{folder / 'body'}"]
+    command += [*flags(edge, satellite), *options, "-H", "expect:", "-o", folder / "echo"]
+    command += ["-w", "%{http_version} %{http_code}", f"https://localhost:{edge.port}/echo"]
+    done = subprocess.run(command, capture_output=True, timeout=DEADLINE_S, check=True)
+    assert done.stdout == b"2 200", done.stderr
+    assert hashlib.sha256((folder / "echo").read_bytes()).digest() == hashlib.sha256(body).digest()
+
+
 @pytest.mark.parametrize("kind", STRICT)
 @pytest.mark.parametrize("held", [False, True])
-def test_curl(edge: EdgeHost, asleep: Callable[[str], str], tmp_path: Path, kind: str, held: bool) -> None:
+@pytest.mark.parametrize("size_bytes", [1 << 20, pytest.param(100_000_001, marks=pytest.mark.slow)])
+def test_curl(
+    edge: EdgeHost, asleep: Callable[[str], str], tmp_path: Path, kind: str, held: bool, size_bytes: int
+) -> None:
     strict_command(kind)
-    (tmp_path / "ca.pem").write_bytes(edge.ca_pem)
-    body = bytes(range(256)) * 4000
-    (tmp_path / "body").write_bytes(body)
-    done = subprocess.run(
-        [
-            needed("curl"),
-            "-sS",
-            "--http2",
-            "--cacert",
-            tmp_path / "ca.pem",
-            "--data-binary",
-            f"@{tmp_path / 'body'}",
-            *flags(edge, asleep(kind) if held else kind),
-            "-w",
-            "%{stderr}%{http_version} %{http_code}",
-            f"https://localhost:{edge.port}/echo",
-        ],
-        capture_output=True,
-        timeout=DEADLINE_S,
-        check=True,
-    )
-    assert done.stderr.decode() == "2 200"
-    assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(body).digest()
+    curl(edge, asleep(kind) if held else kind, tmp_path, (bytes(range(251)) * (size_bytes // 251 + 1))[:size_bytes])
 
 
-@pytest.mark.parametrize("kind", ["grpcio", "grpclib", "grpc-go"])
-def test_curl_speaks_grpc(edge: EdgeHost, tmp_path: Path, kind: str) -> None:
-    if satellite_command(kind) is None:
-        pytest.skip("the Go peer cannot be built here")
+@pytest.mark.parametrize("kind", STRICT)
+@pytest.mark.parametrize("held", [False, True])
+def test_curl_with_a_header_block_over_one_frame(
+    edge: EdgeHost, asleep: Callable[[str], str], tmp_path: Path, kind: str, held: bool
+) -> None:
+    strict_command(kind)
+    curl(edge, asleep(kind) if held else kind, tmp_path, b"body", "-H", f"x-large: {'Zq' * 10_000}")
+
+
+@grpc_servers
+@pytest.mark.parametrize("held", [False, True])
+def test_curl_speaks_grpc(edge: EdgeHost, asleep: Callable[[str], str], tmp_path: Path, kind: str, held: bool) -> None:
+    grpc_command(kind)
     (tmp_path / "ca.pem").write_bytes(edge.ca_pem)
-    message = b"\0\0\0\0\5hello"
-    done = subprocess.run(
-        [
-            needed("curl"),
-            "-sS",
-            "--http2",
-            "--cacert",
-            tmp_path / "ca.pem",
-            "--data-binary",
-            "@-",
-            *flags(edge, kind),
-            "-H",
-            "content-type: application/grpc",
-            "-H",
-            "te: trailers",
-            f"https://localhost:{edge.port}/bentpipe.demo.Satellite/Echo",
-        ],
-        input=message,
-        capture_output=True,
-        timeout=DEADLINE_S,
-        check=True,
-    )
-    assert done.stdout == message
+    command = [needed("curl"), "-sS", "--http2", "--cacert", tmp_path / "ca.pem", "--data-binary", "@-", *GRPC_FIELDS]
+    command += [*flags(edge, asleep(kind) if held else kind), f"https://localhost:{edge.port}{ECHO}"]
+    done = subprocess.run(command, input=GRPC_MESSAGE, capture_output=True, timeout=DEADLINE_S, check=True)
+    assert done.stdout == GRPC_MESSAGE
+
+
+def h2load(edge: EdgeHost, satellite: str, path: str, body: Path, requests: int, *options: str) -> None:
+    """POST a body that is echoed, ten at once on each of ten connections; every answer must be 200 and as long as it."""
+    command = [needed("h2load"), "-n", str(requests), "-c", "10", "-m", "10", "-d", body, *options]
+    command += [*flags(edge, satellite), f"https://localhost:{edge.port}{path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
+    counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", done.stdout)
+    echoed = re.search(r"\((\d+)\) data", done.stdout)
+    assert counts is not None, done.stdout
+    assert echoed is not None, done.stdout
+    assert counts.groups() == (str(requests), "0", "0"), done.stdout
+    assert int(echoed[1]) == requests * body.stat().st_size
 
 
 @pytest.mark.parametrize("kind", STRICT)
@@ -213,25 +228,44 @@ def test_curl_speaks_grpc(edge: EdgeHost, tmp_path: Path, kind: str) -> None:
 def test_h2load(edge: EdgeHost, asleep: Callable[[str], str], tmp_path: Path, kind: str, held: bool) -> None:
     strict_command(kind)
     (tmp_path / "body").write_bytes(b"x" * 1000)
-    done = subprocess.run(
-        [
-            needed("h2load"),
-            "-n",
-            "2000",
-            "-c",
-            "10",
-            "-m",
-            "10",
-            "-d",
-            tmp_path / "body",
-            *flags(edge, asleep(kind) if held else kind),
-            f"https://localhost:{edge.port}/echo",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=True,
-    )
-    counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", done.stdout)
-    assert counts is not None
-    assert counts.groups() == ("2000", "0", "0"), done.stdout
+    h2load(edge, asleep(kind) if held else kind, "/echo", tmp_path / "body", 2000)
+
+
+@grpc_servers
+@pytest.mark.parametrize("held", [False, True])
+def test_h2load_speaks_grpc(
+    edge: EdgeHost, asleep: Callable[[str], str], tmp_path: Path, kind: str, held: bool
+) -> None:
+    grpc_command(kind)
+    (tmp_path / "body").write_bytes(GRPC_MESSAGE)
+    h2load(edge, asleep(kind) if held else kind, ECHO, tmp_path / "body", 500, *GRPC_FIELDS)
+
+
+@pytest.mark.parametrize("own_bytes", [0, 65_536])
+@pytest.mark.parametrize("satellite_bytes", TABLE_SIZES)
+def test_header_tables_of_other_sizes(edge: EdgeHost, tmp_path: Path, own_bytes: int, satellite_bytes: int) -> None:
+    """Each end's SETTINGS_HEADER_TABLE_SIZE reaches the other, which changes its table in a later block (RFC 7541 §4.2)."""
+    needed("nghttpd")
+    (tmp_path / "body").write_bytes(b"x")
+    sizes = (f"--header-table-size={own_bytes}", "--encoder-header-table-size=65536")
+    h2load(edge, f"nghttpd-{satellite_bytes}", "/echo", tmp_path / "body", 200, *sizes)
+
+
+@pytest.mark.parametrize("client_kind", CLIENT_KINDS)
+@pytest.mark.parametrize("held", [False, True])
+def test_grpc_client_of_a_server_that_speaks_none(
+    edge: EdgeHost, connect: Callable[..., Client], asleep: Callable[[str], str], client_kind: str, held: bool
+) -> None:
+    """nghttpd echoes without a grpc-status: a client says of that what it says of nghttpd itself."""
+    with (
+        serving(strict_command("nghttpd")) as port,
+        contextlib.closing(or_skip(CLIENTS[client_kind], port, None, ())) as client,
+    ):
+        direct = failure(client)
+    assert failure(connect(client_kind, asleep("nghttpd") if held else "nghttpd")) == direct
+
+
+def failure(client: Client) -> tuple[int, str]:
+    with pytest.raises(CallError) as error:
+        client.unary("Echo", b"hello")
+    return error.value.code, error.value.details

@@ -44,15 +44,18 @@ class End:
 class Driver:
     """The program, fed line by line."""
 
-    def __init__(self, arguments: list[str | Path]) -> None:
+    def __init__(self, arguments: list[str | Path], openssl_conf: Path | None) -> None:
         self._arguments = arguments
+        self._environment = os.environ | ({} if openssl_conf is None else {"OPENSSL_CONF": str(openssl_conf)})
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, *lines: str) -> list[str]:
         """Send lines; the last one must be one that answers. Returns the answers to all that do."""
         if self._process is None:
             pipe = subprocess.PIPE
-            self._process = subprocess.Popen(self._arguments, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+            self._process = subprocess.Popen(
+                self._arguments, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=self._environment
+            )
         wanted = sum(line.startswith(("end", "check", "short")) for line in lines)
         process = self._process
         assert process.stdin
@@ -75,6 +78,11 @@ class Driver:
             assert (process.returncode, words) == (0, ""), words
             assert expected == 0
 
+    @property
+    def mode(self) -> str:
+        """When it splices, and whether the kernel does TLS."""
+        return str(self._arguments[1])
+
     def baseline(self) -> tuple[int, int]:
         """Check that nothing is left. Returns (descriptors without those of pooled pipes, bytes spliced so far)."""
         _, live, fds, pipes, spliced = self.ask("check")[0].split()
@@ -86,12 +94,26 @@ IN_GUEST = "BENTPIPE_GUEST" in os.environ
 """Under another kernel, which has TLS and is too slow for sanitizers: see test_guest.py."""
 
 
+TLS12_CONF = """openssl_conf = all
+[all]
+ssl_conf = ssl
+[ssl]
+system_default = limits
+[limits]
+MaxProtocol = TLSv1.2
+"""
+"""OpenSSL before 3.2 gives the kernel no receiving direction of TLS 1.3."""
+
+GUEST_MODES = ["always+ktls", "auto+ktls", "always+ktls+rx"]
+"""The last: TLS 1.2, and the kernel's receiving direction is spliced whatever the self-test says of one-slot pipes."""
+
+
 @pytest.fixture(scope="module", params=["none"] if IN_GUEST else ["address,undefined", "thread"])
 def sanitizer(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module", params=["always+ktls"] if IN_GUEST else ["off", "auto", "always"])
+@pytest.fixture(scope="module", params=GUEST_MODES if IN_GUEST else ["off", "auto", "always"])
 def driver(
     request: pytest.FixtureRequest, sanitizer: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Driver]:
@@ -102,7 +124,9 @@ def driver(
     (folder / "cert.pem").write_bytes(certificate.cert_chain_pems[0].bytes())
     (folder / "key.pem").write_bytes(certificate.private_key_pem.bytes())
     files = [folder / name for name in ("cert.pem", "key.pem", "ca.pem")]
-    made = Driver([build_driver(sanitizer), request.param, *files])
+    conf = folder / "openssl.cnf"
+    conf.write_text(TLS12_CONF)
+    made = Driver([build_driver(sanitizer), request.param, *files], conf if "+rx" in request.param else None)
     yield made
     made.close()
 
@@ -186,7 +210,9 @@ def judge(tls: tuple[bool, bool], script: list[str], end: End, memory_faults: bo
 )
 def test_any_schedule_ends_as_the_model_says(driver, connections, order, calls, memory, tiny, seed) -> None:
     fds, _ = driver.baseline()
-    (_, *_), lines = driver.ask("check"), [f"faults {calls} {memory} {int(tiny)} {seed}"]
+    # Into a pipe of one slot such a kernel drops bytes, so here the shim must not pass one off as full-sized.
+    tiny = tiny and "+rx" not in driver.mode
+    lines = [f"faults {calls} {memory} {int(tiny)} {seed}"]
     pending = []
     for index, (tls, window, script) in enumerate(connections):
         lines.append(f"open {index} {int(tls[0])} {int(tls[1])} {window}")
@@ -208,7 +234,7 @@ def test_a_stream_is_spliced_unless_that_is_off(driver: Driver) -> None:
     transfer = [line for _ in range(20) for line in ("send 0 0 500000", "recv 0 1 500000")]
     driver.ask("faults 0 0 0 1", "open 0 0 0 0", *transfer, "end 0")
     _, after = driver.baseline()
-    assert (after > before) == (driver._arguments[1] != "off")
+    assert (after > before) == (driver.mode != "off")
 
 
 def test_many_short_connections_leave_nothing(driver: Driver) -> None:

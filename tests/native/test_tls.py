@@ -53,10 +53,17 @@ def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
 
 
-def pair() -> tuple[socket.socket, socket.socket]:
+def pair(window_bytes: int | None = None) -> tuple[socket.socket, socket.socket]:
+    """Connect; with a window, `near` takes no more than that unread, and `far` keeps no more unsent."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        near = socket.create_connection(server.getsockname(), timeout=DEADLINE_S)
+        near = socket.socket()
+        if window_bytes is not None:
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window_bytes)
+        near.settimeout(DEADLINE_S)
+        near.connect(server.getsockname())
         far, _ = server.accept()
+    if window_bytes is not None:
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, window_bytes)
     far.setblocking(False)
     return near, far
 
@@ -74,10 +81,10 @@ def complete(step: Callable[[], object], sock: socket.socket) -> None:
 
 
 def connect(
-    server: TlsServerContext, client: ssl.SSLContext, name: str
+    server: TlsServerContext, client: ssl.SSLContext, name: str, window_bytes: int | None = None
 ) -> tuple[ssl.SSLSocket, socket.socket, TlsConnection]:
     """Shake hands. Returns the client's socket, the server's and its TLS."""
-    near, far = pair()
+    near, far = pair(window_bytes)
     tls = TlsConnection(server, far.fileno())
     wrapped: list[ssl.SSLSocket | ssl.SSLError] = []
 
@@ -159,12 +166,14 @@ def test_files_that_do_not_fit_are_named(authority: Authority, tmp_path: Path) -
 class Spliced:
     """A TLS client, the engine, a plain satellite."""
 
-    def __init__(self, authority: Authority, version: ssl.TLSVersion, ktls: Ktls) -> None:
+    def __init__(
+        self, authority: Authority, version: ssl.TLSVersion, ktls: Ktls, window_bytes: int | None = None
+    ) -> None:
         server = TlsServerContext(*authority.issue("localhost"))
         if ktls:
             server.enable_ktls()
         self.engine = Engine(EngineOptions(threads=1, ktls=ktls))
-        self.client, near, tls = connect(server, authority.client(version), "localhost")
+        self.client, near, tls = connect(server, authority.client(version), "localhost", window_bytes)
         self.kernel = Ktls(tls.ktls)
         self.satellite, far = pair()
         self.id = self.engine.splice(Leg(near.detach(), tls), Leg(far.detach(), None))
@@ -198,6 +207,7 @@ class Spliced:
 
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+KERNEL_OR_NOT = [pytest.param(Ktls.NONE, id="userspace"), pytest.param(USABLE, id="kernel", marks=needs_ktls)]
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
@@ -214,13 +224,15 @@ def test_userspace_tls_carries_a_stream_both_ways(authority: Authority, version:
 
 
 @needs_ktls
+@pytest.mark.parametrize("allowed", [USABLE, Ktls.TX | Ktls.RX], ids=["as the self-test says", "both ways"])
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
-def test_the_kernels_tls_is_spliced(authority: Authority, version: ssl.TLSVersion) -> None:
-    wire = Spliced(authority, version, USABLE)
+def test_the_kernels_tls_is_spliced(authority: Authority, version: ssl.TLSVersion, allowed: Ktls) -> None:
+    """The self-test may refuse to receive, for what this kernel does to pipes of one slot; the engine's have sixteen."""
+    wire = Spliced(authority, version, allowed)
     down = wire.transfer(wire.satellite, wire.client)
     up = wire.transfer(wire.client, wire.satellite)
-    assert (down > STREAM_BYTES // 2) == bool(wire.kernel & USABLE & Ktls.TX)
-    assert (up > STREAM_BYTES // 2) == bool(wire.kernel & USABLE & Ktls.RX)
+    assert (down > STREAM_BYTES // 2) == bool(wire.kernel & allowed & Ktls.TX)
+    assert (up > STREAM_BYTES // 2) == bool(wire.kernel & allowed & Ktls.RX)
     assert wire.kernel & Ktls.TX, "OpenSSL gives the sending direction to this kernel"
     wire.satellite.shutdown(socket.SHUT_WR)
     assert wire.client.recv(1) == b"", "close_notify, not an error of ssl"
@@ -240,6 +252,24 @@ def test_a_cut_is_told_from_an_end_with_the_kernels_tls_too(authority: Authority
     wire.close()
 
 
+@pytest.mark.parametrize("ktls", KERNEL_OR_NOT)
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+def test_a_slow_reader_gets_all_and_then_the_end(authority: Authority, version: ssl.TLSVersion, ktls: Ktls) -> None:
+    """The kernel's TLS queues records that TCP has no room for; FIN must not overtake them, nor may close drop them."""
+    for size in (16_139, 480_333):
+        wire = Spliced(authority, version, ktls, window_bytes=4096)
+        data = os.urandom(size)
+        wire.satellite.sendall(data)
+        wire.satellite.shutdown(socket.SHUT_WR)
+        received = bytearray()
+        while chunk := wire.client.recv(1000):
+            received += chunk
+        assert received == data
+        wire.client.unwrap().close()  # its own end, by close_notify; all of ours was read
+        assert ended(wire.engine).reason is EndReason.CLOSED
+        wire.close()
+
+
 @needs_ktls
 def test_the_switch_turns_it_off(authority: Authority) -> None:
     wire = Spliced(authority, ssl.TLSVersion.TLSv1_3, Ktls.NONE)
@@ -248,7 +278,7 @@ def test_the_switch_turns_it_off(authority: Authority) -> None:
     wire.close()
 
 
-@pytest.mark.parametrize("ktls", [Ktls.NONE, pytest.param(USABLE, marks=needs_ktls)], ids=["userspace", "kernel"])
+@pytest.mark.parametrize("ktls", KERNEL_OR_NOT)
 @pytest.mark.parametrize("update", ["k", "K"], ids=["own key", "both keys"])
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl program, the client that updates its keys")
 def test_a_key_update_is_followed_or_ends_the_connection_in_words(
@@ -288,10 +318,13 @@ def test_a_key_update_is_followed_or_ends_the_connection_in_words(
     for number in range(3):
         answer = f"answer {number}\n".encode()
         say(f"after {number}\n")
-        received = satellite.recv(100)
+        try:
+            received = satellite.recv(100)
+        except ConnectionResetError:
+            received = b""
         if not received:
             assert ktls, "userspace TLS must follow"
-            assert ended(engine).reason in (EndReason.CLIENT_TLS_ERROR, EndReason.CLIENT_RESET)
+            assert ended(engine).reason is EndReason.CLIENT_TLS_ERROR
             break
         assert received == f"after {number}\n".encode()
         satellite.sendall(answer)
@@ -299,8 +332,7 @@ def test_a_key_update_is_followed_or_ends_the_connection_in_words(
             if line == answer:
                 break
         else:
-            assert ktls, "userspace TLS must follow"
-            break
+            pytest.fail("what the satellite says must go on with the keys that the client has, or not at all")
     for pipe in (client.stdin, client.stdout, client.stderr):
         pipe.close()
     client.terminate()

@@ -20,6 +20,8 @@ CLIENTS: dict[str, Callable[..., Client]] = {
 }
 CLIENT_KINDS = list(CLIENTS)
 SERVER_KINDS = ["grpcio", "grpclib", "grpc-go"]
+TABLE_SIZES = (0, 64, 65_536)
+"""What some nghttpd say as SETTINGS_HEADER_TABLE_SIZE, instead of the initial 4,096."""
 
 
 def or_skip(make: Callable[..., Client], *arguments: object, **options: object) -> Client:
@@ -35,6 +37,7 @@ def satellite_command(kind: str) -> tuple[str, ...] | None:
     try:
         return {
             "grpcio": lambda: (sys.executable, "-P", "-m", "bentpipe.daemon.demo.satellite", "{port}"),
+            "grpcio-settings": lambda: (sys.executable, "-P", str(HERE / "grpcio_satellite.py"), "{port}"),
             "grpclib": lambda: (sys.executable, "-P", str(HERE / "grpclib_satellite.py"), "{port}"),
             "grpc-go": lambda: (go_peer(), "server", "{port}"),
             "strict": lambda: (go_peer(), "strict", "{port}"),

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import hpack
 import pytest
 import trio
+import trio.testing
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.edge.handoff import Splice
@@ -78,7 +79,10 @@ async def daemon(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Daemon]:
 
 
 async def connect(daemon: Daemon, count: int) -> list[int]:
-    """Open connections, return once every one of them is spliced. Bare descriptors: a client's objects would be counted."""
+    """Open connections, return once every one of them is spliced, and the tasks that did it are gone.
+
+    Bare descriptors: a client's objects would be counted.
+    """
     wanted = daemon.handoff.live + count
     streams = [await trio.open_tcp_stream(*daemon.addresses[0]) for _ in range(count)]
     for stream in streams:
@@ -86,6 +90,7 @@ async def connect(daemon: Daemon, count: int) -> list[int]:
     with trio.fail_after(DEADLINE_S):
         while daemon.handoff.live < wanted:
             await trio.sleep(0.01)
+        await trio.testing.wait_all_tasks_blocked()
     return [stream.socket.detach() for stream in streams]
 
 

@@ -2,10 +2,30 @@
 
 import os
 import socket
+from collections.abc import Callable, Iterable
 
 import pytest
 
-from bentpipe.daemon.providers.listening import is_listening
+from bentpipe.daemon.providers import listening
+from bentpipe.daemon.providers.listening import Listeners, read_listeners
+from bentpipe.daemon.providers.sock_diag import dump_listeners
+
+
+def refuse(*_: object) -> list[object]:
+    raise OSError("no netlink")
+
+
+@pytest.fixture(autouse=True, params=["sock_diag", "proc"])
+def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either of the two sources."""
+    if request.param == "proc":
+        monkeypatch.setattr(listening, "dump_listeners", refuse)
+    else:
+        monkeypatch.setattr(listening, "read_listeners", refuse)
+
+
+def is_listening(host: str, port: int, pids: Callable[[], Iterable[int]]) -> bool:
+    return Listeners(fresh_s=-1).is_listening(host, port, pids)
 
 
 def own() -> list[int]:
@@ -48,3 +68,26 @@ def test_a_connection_on_the_port_does_not_count() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         port = client.getsockname()[1]
         assert not is_listening("127.0.0.1", port, own)
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_both_sources_say_the_same(family: socket.AddressFamily, host: str) -> None:
+    with socket.create_server((host, 0), family=family) as server:
+        port = server.getsockname()[1]
+        found = [listener for listener in dump_listeners(family) if listener[0] == port]
+        assert found == [listener for listener in read_listeners(family) if listener[0] == port]
+        assert found == [(port, socket.inet_pton(family, host), str(os.fstat(server.fileno()).st_ino))]
+
+
+def test_many_questions_are_one_dump(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[socket.AddressFamily] = []
+
+    def dump(family: socket.AddressFamily) -> list[object]:
+        asked.append(family)
+        return []
+
+    monkeypatch.setattr(listening, "_dump", dump)
+    listeners = Listeners(fresh_s=60)
+    for port in range(1, 300):
+        assert not listeners.is_listening("127.0.0.1", port, own)
+    assert asked == [socket.AF_INET, socket.AF_INET6]

@@ -52,6 +52,8 @@ def main() -> None:
                     "HOME": str(folder / "tmp"),
                     "TMPDIR": str(folder / "tmp"),
                     "BENTPIPE_GUEST": "1",
+                    "BENTPIPE_EXAMPLES": os.environ["GUEST_EXAMPLES"],
+                    "BENTPIPE_SHORT_CONNECTIONS": "200",
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -1,0 +1,51 @@
+"""Who listens, asked of the kernel by netlink (sock_diag(7)): it walks the listeners and nothing else.
+
+/proc/net/tcp has the same, but the kernel fills a page of it before it answers, and beyond the last listener that means
+walking the table of connections: 4 ms for an empty one on a machine with 24 GiB, and this is asked a hundred times a
+second for each satellite that boots. By netlink it takes 60 µs.
+"""
+
+import socket
+import struct
+from collections.abc import Iterator
+
+Listening = tuple[int, bytes, str]
+"""A listener: port, address it is bound to (packed, as `ipaddress` has it), inode of its socket."""
+
+NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY = 4, 20
+NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+TCP_LISTEN = 10
+
+HEADER = struct.Struct("=IHHII")
+"""struct nlmsghdr: length, type, flags, sequence, port id."""
+REQUEST = struct.Struct("=BBBBI48x")
+"""struct inet_diag_req_v2: family, protocol, extensions, padding, mask of states, socket id (any)."""
+ANSWER = struct.Struct("=4x 2s 2x 16s 16x 12x 16x I")
+"""struct inet_diag_msg: the id's source port and address, and the inode behind expiry, queues and uid."""
+ANSWER_BYTES = 64 << 10
+
+
+def dump_listeners(family: socket.AddressFamily) -> Iterator[Listening]:
+    """Every listener of this network namespace.
+
+    Raises OSError where the kernel has no sock_diag, or a sandbox no AF_NETLINK.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as netlink:
+        body = REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 1 << TCP_LISTEN)
+        flags = NLM_F_REQUEST | NLM_F_DUMP
+        netlink.send(HEADER.pack(HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, flags, 0, 0) + body)
+        while True:
+            data = netlink.recv(ANSWER_BYTES)  # a dump is answered as it is read: this never waits
+            at = 0
+            while at < len(data):
+                length, kind, _, _, _ = HEADER.unpack_from(data, at)
+                if kind == NLMSG_DONE:
+                    return
+                if kind == NLMSG_ERROR:
+                    code = -struct.unpack_from("=i", data, at + HEADER.size)[0]
+                    raise OSError(code, "sock_diag")
+                bound_port, bound, inode = ANSWER.unpack_from(data, at + HEADER.size)
+                address = bound[:4] if family == socket.AF_INET else bound
+                yield int.from_bytes(bound_port, "big"), address, str(inode)
+                at += (length + 3) & ~3  # NLMSG_ALIGN

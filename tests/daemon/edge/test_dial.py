@@ -1,0 +1,83 @@
+"""One attempt or many, against real sockets: what answers, what refuses, what keeps silent, what has died."""
+
+import contextlib
+import socket
+
+import pytest
+import trio
+
+from bentpipe.daemon.edge import dial as dialling
+from bentpipe.daemon.edge.dial import dial, dial_at_once
+from bentpipe.daemon.errors import DialFailed
+from bentpipe.daemon.model import Address
+
+DEADLINE_S = 10.0
+
+
+def always() -> bool:
+    return True
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+async def test_a_port_that_listens_is_reached_at_once(host: str) -> None:
+    family, _, _, _, name = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    with socket.create_server((name[0], 0), family=family) as server:
+        address = Address(host, server.getsockname()[1])
+        transport = await dial_at_once(address, None, None)
+        assert transport is not None
+        server.accept()[0].close()
+        assert await transport.receive_some() == b""
+        transport.close()
+
+
+async def test_a_port_that_refuses_ends_the_first_attempt_and_dial_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialling, "DIAL_DEADLINE_S", 0.2)
+    with socket.socket() as unheard:  # bound and not listening: the port is nobody else's
+        unheard.bind(("127.0.0.1", 0))
+        address = Address("127.0.0.1", unheard.getsockname()[1])
+        assert await dial_at_once(address, None, None) is None
+        with pytest.raises(DialFailed, match="Connection refused"):
+            await dial(address, None, None, always)
+        unheard.listen()
+        target = await dial(address, None, None, always)
+        assert target is not None
+        target.close()
+
+
+async def test_a_port_that_keeps_silent_ends_the_first_attempt_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialling, "AT_ONCE_S", 0.05)
+    with socket.socket() as full, contextlib.ExitStack() as crowd:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(3):  # beyond its backlog the kernel drops SYNs
+            filler = crowd.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        assert await dial_at_once(Address("127.0.0.1", full.getsockname()[1]), None, None) is None
+
+
+async def test_a_satellite_that_begins_to_listen_is_reached() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        looks = 0
+
+        def is_awake() -> bool:
+            nonlocal looks
+            looks += 1
+            if looks == 2:
+                server.listen()
+            return True
+
+        with trio.fail_after(DEADLINE_S):
+            target = await dial(Address(*server.getsockname()), None, None, is_awake)
+        assert looks == 2
+        assert target is not None
+        target.close()
+
+
+async def test_a_satellite_that_died_is_given_up_at_once() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        looks = iter((True, True, False))
+        with trio.fail_after(DEADLINE_S):
+            assert await dial(Address(*server.getsockname()), None, None, lambda: next(looks)) is None

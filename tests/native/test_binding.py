@@ -1,0 +1,45 @@
+"""The binding says what include/bp.h says: the same functions, and the same numbers behind the same names."""
+
+import inspect
+import re
+from pathlib import Path
+
+from bentpipe.native import tls
+from bentpipe.native.engine import EndReason, Ktls
+from bentpipe.native.lib import Lib
+
+HEADER = (Path(__file__).parents[2] / "native" / "include" / "bp.h").read_text()
+CODE = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
+
+
+def constants(name: str) -> dict[str, int]:
+    """Names and values of an enum; what has no value of its own counts on."""
+    [body] = re.findall(rf"enum {name} {{(.*?)}}", CODE, flags=re.DOTALL)
+    found: dict[str, int] = {}
+    for entry in filter(None, (part.strip() for part in body.split(","))):
+        word, _, value = (part.strip() for part in entry.partition("="))
+        found[word] = int(value) if value else max(found.values(), default=-1) + 1
+    return found
+
+
+def test_every_function_is_bound() -> None:
+    declared = set(re.findall(r"\b(bp_\w+)\(", CODE))
+    bound = {name for name, _ in inspect.getmembers(Lib, inspect.isfunction) if name.startswith("bp_")}
+    assert bound == declared
+
+
+def test_end_reasons_are_those_of_the_engine() -> None:
+    reasons = constants("bp_reason")
+    last, live = reasons.pop("BP_REASONS"), reasons.pop("BP_LIVE")
+    assert {f"BP_{reason.name}": reason.value for reason in EndReason} == reasons
+    assert (live, last) == (0, len(EndReason) + 1)
+
+
+def test_results_and_flags_are_those_of_the_engine() -> None:
+    assert constants("bp_tls_result") == {
+        "BP_TLS_WANT_READ": tls.WANT_READ,
+        "BP_TLS_WANT_WRITE": tls.WANT_WRITE,
+        "BP_TLS_TRUNCATED": tls.TRUNCATED,
+        "BP_TLS_ERROR": tls.FAILED,
+    }
+    assert constants("bp_ktls") == {"BP_KTLS_TX": Ktls.TX, "BP_KTLS_RX": Ktls.RX}
