@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from bentpipe.daemon.edge.caller import Caller
+from bentpipe.daemon.edge.deadlines import Deadlines
 from bentpipe.daemon.edge.dial import dial, dial_at_once
 from bentpipe.daemon.edge.handoff import HandOff, Splice
 from bentpipe.daemon.edge.health import HealthBoard
@@ -61,7 +62,8 @@ class Edge:
     counters: Counters
     memory: Memory
     satellite_tls: dict[SatelliteKey, tuple[TlsClientContext, str | None]]
-    greeting_deadline_s: float
+    greetings: Deadlines
+    """From accept to the first complete request."""
 
 
 class Session:
@@ -95,7 +97,7 @@ class Session:
 
     async def _serve(self) -> Outcome:
         try:
-            with trio.move_on_after(self._edge.greeting_deadline_s) as deadline:
+            with self._edge.greetings.scope() as deadline:
                 headers, identity = await read_request(self._caller, self._port)
             if deadline.cancelled_caught:
                 return await self._too_late()

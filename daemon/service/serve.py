@@ -17,6 +17,7 @@ import trio
 from bentpipe.config.load import load_config
 from bentpipe.config.model import Config, ListenerSection
 from bentpipe.daemon.edge.admission import Admission
+from bentpipe.daemon.edge.deadlines import Deadlines
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.identity import Certificates, Identities
@@ -212,7 +213,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         counters=Counters(),
         memory=Memory(config.limits.held_bytes),
         satellite_tls=satellite_tls,
-        greeting_deadline_s=config.limits.greeting_deadline_s,
+        greetings=Deadlines(config.limits.greeting_deadline_s),
     )
     connections = Connections(config.limits.max_connections, config.limits.max_connections_per_address)
     listeners = [
@@ -257,6 +258,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
             await nursery.start(provider.run)
             await nursery.start(fleet.run)
             nursery.start_soon(handoff.run_handoff)
+            nursery.start_soon(edge.greetings.run_deadlines)
             nursery.start_soon(MetricsServer(metrics_sockets, make_registry(daemon)).run_metrics)
             cut = await _serve_until_drained(config, daemon, listeners, task_status)
             nursery.cancel_scope.cancel()
