@@ -27,6 +27,9 @@ TLS_ALERT = bytes.fromhex("15030100020228")
 PIECE_BYTES = 4 << 10
 """What to feed at once: some 400 frames at worst, which h2 reads in about 10 ms."""
 
+STREAMS_AT_ONCE = 64
+"""To answer at once, in some 5 ms."""
+
 
 def server_connection(max_streams: int) -> h2.connection.H2Connection:
     """An h2 server that has said its SETTINGS, within our limits."""
@@ -42,17 +45,26 @@ def server_connection(max_streams: int) -> h2.connection.H2Connection:
     return made
 
 
+def dispose(connection: h2.connection.H2Connection) -> None:
+    """Let it go now. It refers to itself (its table of frame handlers), so that only a full collection would find it.
+
+    A crowd that is refused at once makes a thousand objects each: the collector would stop everybody for its sake.
+    """
+    vars(connection).clear()
+
+
 class Refusal:
     """Answers in place of the satellite, on every stream that the client opened and did not reset."""
 
     def __init__(self) -> None:
         # Streams were opened before anybody could name a limit: all that the greeting let pass are answered.
-        self._h2 = server_connection(limits.HELD_HEADERS)
+        self._h2 = server_connection(1 + limits.HELD_HEADERS)
         self._unfinished: dict[int, bool] = {}
+        self._answered = False
         self._ended = False
 
     def receive_data(self, data: bytes) -> None:
-        """Take what the client said, PIECE_BYTES at most. Raises GreetingError; `data_to_send` then has h2's GOAWAY."""
+        """Take what the client said, PIECE_BYTES at most. Raises GreetingError; `close` then has h2's GOAWAY."""
         try:
             for event in self._h2.receive_data(data):
                 match event:
@@ -69,42 +81,47 @@ class Refusal:
         except h2.exceptions.ProtocolError as exc:
             raise GreetingError(ErrorCode(exc.error_code), str(exc)) from exc
 
-    def refuse(self, status: GrpcStatus, message: str) -> None:
-        """Say trailers-only (gRPC PROTOCOL-HTTP2) on every open stream, then GOAWAY, which has the words if no stream is.
+    def refuse_some(self, status: GrpcStatus, message: str) -> bool:
+        """Say trailers-only (gRPC PROTOCOL-HTTP2) on STREAMS_AT_ONCE open streams. Returns whether more are left.
 
-        Nothing is said to a client that said GOAWAY: h2 sends nothing more then, and the client did not mean to stay.
+        With the last of them goes GOAWAY, which has the words if no stream was open. Nothing is said to a client that
+        said GOAWAY: h2 sends nothing more then, and the client did not mean to stay.
         """
         if self._ended:
-            return
+            return False
         words = encode_grpc_message(message, limits.STATUS_MESSAGE_BYTES)
-        for stream_id, unfinished in self._unfinished.items():
-            self._h2.send_headers(
-                stream_id,
-                [
-                    (b":status", b"200"),
-                    (b"content-type", b"application/grpc"),
-                    (b"grpc-status", b"%d" % status),
-                    (b"grpc-message", words),
-                ],
-                end_stream=True,
-            )
-            if unfinished:
+        for stream_id in list(self._unfinished)[:STREAMS_AT_ONCE]:
+            fields = [
+                (b":status", b"200"),
+                (b"content-type", b"application/grpc"),
+                (b"grpc-status", b"%d" % status),
+                (b"grpc-message", words),
+            ]
+            self._h2.send_headers(stream_id, fields, end_stream=True)
+            if self._unfinished.pop(stream_id):
                 # The request's own end is not awaited (RFC 9113 §8.1).
                 self._h2.reset_stream(stream_id, int(ErrorCode.NO_ERROR))
-        debug = None if self._unfinished else message.encode()
-        self._unfinished.clear()
+            self._answered = True
+        if self._unfinished:
+            return True
+        debug = None if self._answered else message.encode()
         self._h2.close_connection(additional_data=debug, last_stream_id=self._h2.highest_inbound_stream_id)
+        return False
 
-    def data_to_send(self) -> bytes:
-        """Take what there is to say."""
-        return self._h2.data_to_send()
+    def close(self) -> bytes:
+        """Take what there is to say; the object is then of no more use."""
+        words = self._h2.data_to_send()
+        dispose(self._h2)
+        return words
 
 
 def goaway(error_code: ErrorCode, words: str, last_stream: int = 0) -> bytes:
     """SETTINGS, which must come first or may come again, and GOAWAY with words for people (RFC 9113 §5.4.1, §6.8)."""
-    made = server_connection(limits.HELD_HEADERS)
+    made = server_connection(1 + limits.HELD_HEADERS)
     made.close_connection(int(error_code), words.encode(), last_stream)
-    return made.data_to_send()
+    said = made.data_to_send()
+    dispose(made)
+    return said
 
 
 TLS_WANTED = goaway(ErrorCode.PROTOCOL_ERROR, "this port speaks TLS")

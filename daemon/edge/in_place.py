@@ -45,7 +45,7 @@ class InPlace:
     async def run(self) -> Outcome:
         """Answer until either side ends it. Raises TransportError, Gone."""
         try:
-            await self._receive_opening(self._caller.take_all())
+            await self._receive(self._caller.take_all())
             while not self._answering.ended and not self._board.draining:
                 await self._flush()
                 data = self._caller.transport.receive_nowait()
@@ -54,8 +54,7 @@ class InPlace:
                 if data == b"":
                     return Outcome.ANSWERED
                 if data:
-                    self._receive(data)
-                    await trio.lowlevel.checkpoint()
+                    await self._receive(data)
         except GreetingError as exc:
             self._counters.malformed[exc.limit or exc.error_code.name] += 1
             await self._goodbye()
@@ -66,18 +65,15 @@ class InPlace:
         await self._goodbye()
         return Outcome.ANSWERED
 
-    async def _receive_opening(self, said: bytes) -> None:
-        for at in range(0, len(said), PIECE_BYTES):
-            self._receive(said[at : at + PIECE_BYTES])
+    async def _receive(self, data: bytes) -> None:
+        for at in range(0, len(data), PIECE_BYTES):
+            for event in self._answering.receive_data(data[at : at + PIECE_BYTES], trio.current_time()):
+                if isinstance(event, Call):
+                    self._counters.answers[self._health.handle(event)] += 1
+                else:
+                    self._health.end(event.stream_id)
+            self._health.publish()
             await trio.lowlevel.checkpoint()
-
-    def _receive(self, data: bytes) -> None:
-        for event in self._answering.receive_data(data, trio.current_time()):
-            if isinstance(event, Call):
-                self._counters.answers[self._health.handle(event)] += 1
-            else:
-                self._health.end(event.stream_id)
-        self._health.publish()
 
     async def _wait(self) -> bool:
         """Wait for input or for news. Returns False if there was neither for too long."""

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from bentpipe.daemon.edge.caller import Caller
+from bentpipe.daemon.edge.deadlines import Deadlines
 from bentpipe.daemon.edge.dial import dial, dial_at_once
 from bentpipe.daemon.edge.handoff import HandOff, Splice
 from bentpipe.daemon.edge.health import HealthBoard
@@ -61,7 +62,8 @@ class Edge:
     counters: Counters
     memory: Memory
     satellite_tls: dict[SatelliteKey, tuple[TlsClientContext, str | None]]
-    greeting_deadline_s: float
+    greetings: Deadlines
+    """From accept to the first complete request."""
 
 
 class Session:
@@ -95,7 +97,7 @@ class Session:
 
     async def _serve(self) -> Outcome:
         try:
-            with trio.move_on_after(self._edge.greeting_deadline_s) as deadline:
+            with self._edge.greetings.scope() as deadline:
                 headers, identity = await read_request(self._caller, self._port)
             if deadline.cancelled_caught:
                 return await self._too_late()
@@ -176,9 +178,13 @@ class Session:
             except HOLD_ENDS as exc:
                 failure = exc
             nursery.cancel_scope.cancel()
-        if failure is not None:
+        if failure is None:
+            return Outcome.SPLICED
+        try:
             raise failure
-        return Outcome.SPLICED
+        finally:
+            # Or its traceback would keep this frame, and all that hangs on it, until the next collection.
+            failure = None
 
     async def _lease_and_splice(
         self, claim: Claim, satellite: Satellite, stop_watching: Callable[[], Awaitable[None]]
@@ -245,21 +251,26 @@ class Session:
             "refused",
             extra={"fields": {"peer": self._peer, "status": error.status.name, "error": str(error)}},
         )
+        words, outcome = await self._refusal(error)
+        await self._say(words)
+        return outcome
+
+    async def _refusal(self, error: BentpipeError) -> tuple[bytes, Outcome]:
+        """Put it in h2's words, to whatever the client said so far."""
         refusal = Refusal()
         said = self._caller.take_all()
-        outcome = Outcome.REFUSED
         try:
             for at in range(0, len(said), PIECE_BYTES):
                 refusal.receive_data(said[at : at + PIECE_BYTES])
                 await trio.lowlevel.checkpoint()
-            refusal.refuse(error.status, error.peer_hint)
-            self._edge.counters.refusals[error.status.name] += 1
+            while refusal.refuse_some(error.status, error.peer_hint):
+                await trio.lowlevel.checkpoint()
         except GreetingError as exc:
             # h2 reads what the greeting leaves to the satellite; its GOAWAY then takes the refusal's place.
             self._count_malformed(exc)
-            outcome = Outcome.MALFORMED
-        await self._say(refusal.data_to_send())
-        return outcome
+            return refusal.close(), Outcome.MALFORMED
+        self._edge.counters.refusals[error.status.name] += 1
+        return refusal.close(), Outcome.REFUSED
 
     async def _malformed(self, error: GreetingError) -> Outcome:
         self._count_malformed(error)

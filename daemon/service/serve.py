@@ -17,6 +17,7 @@ import trio
 from bentpipe.config.load import load_config
 from bentpipe.config.model import Config, ListenerSection
 from bentpipe.daemon.edge.admission import Admission
+from bentpipe.daemon.edge.deadlines import Deadlines
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.identity import Certificates, Identities
@@ -44,6 +45,9 @@ EXIT_OK = 0
 EXIT_CONFIG = 2
 EXIT_CUT = 3
 """Drained, but connections were cut at the drain deadline."""
+
+REFUSAL_EACH_S = 0.005
+"""What is allowed for each client that is refused at the drain: a crowd is refused a few at a time."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -209,7 +213,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         counters=Counters(),
         memory=Memory(config.limits.held_bytes),
         satellite_tls=satellite_tls,
-        greeting_deadline_s=config.limits.greeting_deadline_s,
+        greetings=Deadlines(config.limits.greeting_deadline_s),
     )
     connections = Connections(config.limits.max_connections, config.limits.max_connections_per_address)
     listeners = [
@@ -254,6 +258,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
             await nursery.start(provider.run)
             await nursery.start(fleet.run)
             nursery.start_soon(handoff.run_handoff)
+            nursery.start_soon(edge.greetings.run_deadlines)
             nursery.start_soon(MetricsServer(metrics_sockets, make_registry(daemon)).run_metrics)
             cut = await _serve_until_drained(config, daemon, listeners, task_status)
             nursery.cancel_scope.cancel()
@@ -288,7 +293,8 @@ async def _serve_until_drained(
         cut = daemon.handoff.abort_all()
         await daemon.handoff.wait_none()
         # Refusals still have to be read by their clients.
-        sessions.cancel_scope.deadline = trio.current_time() + REFUSAL_DEADLINE_S
+        each_s = REFUSAL_EACH_S * len(sessions.child_tasks)
+        sessions.cancel_scope.deadline = trio.current_time() + REFUSAL_DEADLINE_S + each_s
     daemon.log_statistics()
     log.info("drained", extra={"fields": {"cut": cut}})
     return cut

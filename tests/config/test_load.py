@@ -18,6 +18,8 @@ def test_the_sample_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     path.write_text(SAMPLE.read_text().replace("/etc/bentpipe", str(tmp_path)))
     config = load_config(path)
     assert config.satellite[0].sleep_after_s == 1800
+    assert config.limits.held_bytes == 256 << 20
+    assert config.metrics.address == ("127.0.0.1", 9100)
     assert config.listener[0].address == ("", 8372)
     assert config.store.ledger_path({"STATE_DIRECTORY": "/elsewhere"}) == Path("/var/lib/bentpipe/ledger.sqlite")
     assert config.prices is not None

@@ -57,10 +57,11 @@ def refuse(said: bytes) -> None:
     try:
         for at in range(0, len(said), PIECE_BYTES):
             refusal.receive_data(said[at : at + PIECE_BYTES])
-        refusal.refuse(GrpcStatus.UNAVAILABLE, "fuzzed")
+        while refusal.refuse_some(GrpcStatus.UNAVAILABLE, "fuzzed"):
+            pass
     except GreetingError:
         pass
-    refusal.data_to_send()
+    refusal.close()
 
 
 def take_ack(data: bytes, size: int) -> tuple[bytes, bool, str]:

@@ -171,8 +171,9 @@ def test_a_real_client_reads_our_refusal(spoke_before: bool) -> None:
         greeting.receive_data(made.data_to_send(), 0.0)
     refusal = Refusal()
     refusal.receive_data(greeting.take_all())
-    refusal.refuse(GrpcStatus.NOT_FOUND, "no such satellite: ä")
-    events = made.receive_data(refusal.data_to_send())
+    while refusal.refuse_some(GrpcStatus.NOT_FOUND, "no such satellite: ä"):
+        pass
+    events = made.receive_data(refusal.close())
     [response] = [e for e in events if isinstance(e, h2.events.ResponseReceived)]
     assert ("grpc-status", "5") in response.headers
     assert ("grpc-message", "no such satellite: %C3%A4") in response.headers
