@@ -15,7 +15,7 @@ from pathlib import Path
 import trio
 
 from bentpipe.config.load import load_config
-from bentpipe.config.model import Config, ListenerSection
+from bentpipe.config.model import Config, ListenerSection, SatelliteTlsSection
 from bentpipe.daemon.edge.admission import Admission
 from bentpipe.daemon.edge.deadlines import Deadlines
 from bentpipe.daemon.edge.handoff import HandOff
@@ -167,7 +167,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
     ports = [_port(section, ktls) for section in config.listener]
     satellite_tls = {
         SatelliteKey(section.org, section.name): (
-            TlsClientContext(ca=section.tls.ca, certificate=section.tls.certificate, key=section.tls.key),
+            _trust(section.tls, ktls),
             section.tls.server_name,
         )
         for section in config.satellite
@@ -307,6 +307,14 @@ def _ktls(config: Config) -> Ktls:
     usable, words = ktls_self_test()
     log.info("kTLS", extra={"fields": {"spliced": str(usable), "found": words}})
     return usable
+
+
+def _trust(section: SatelliteTlsSection, ktls: Ktls) -> TlsClientContext:
+    """What a satellite is trusted by. Raises TlsError, naming the file."""
+    context = TlsClientContext(ca=section.ca, certificate=section.certificate, key=section.key)
+    if ktls:
+        context.enable_ktls()
+    return context
 
 
 def _port(section: ListenerSection, ktls: Ktls) -> Port:

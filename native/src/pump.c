@@ -244,7 +244,9 @@ enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
             return PUMP_BLOCKED; /* not an end: once its error was read, a broken socket reads as EOF */
         if (d->eof) {
             int told = tell(t, s, d, to);
-            if (told == 0 || told == -EAGAIN)
+            if (starves(told))
+                d->starved = true;
+            if (told == 0 || told == -EAGAIN || d->starved)
                 return PUMP_BLOCKED;
             bp__fail(s, (enum leg_id)(1 - id), told);
             return PUMP_FAILED;

@@ -5,6 +5,9 @@
  *   both directions ended     -> close both, CLOSED (or *_TRUNCATED if a TLS peer gave no close_notify)
  *   RST or error on one leg   -> what it said before goes to the other, then RST; behind bytes that the other's peer
  *                                has not acknowledged yet, FIN, since a RST would destroy them; *_RESET, *_TIMEOUT
+ *                                (a silent peer is an error too: keepalive and TCP_USER_TIMEOUT, set in engine.c)
+ *   close_notify              -> as FIN; to a leg whose TLS is the kernel's FIN waits until its records are with TCP
+ *   KeyUpdate for the kernel  -> *_TLS_ERROR, as a record that does not decrypt
  *   TLS FIN, no close_notify  -> as FIN, but the way back is dead: what still comes for it ends both, *_TRUNCATED
  *   no memory for a moment    -> that direction is quiet until the next tick; none to keep what was read: NO_MEMORY
  *   one ended, other silent   -> RST both after half_closed_timeout

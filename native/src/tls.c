@@ -106,6 +106,15 @@ truncated:
     return BP_TLS_TRUNCATED;
 }
 
+/* The same for a write. Behind the peer's close_notify SSL_get_error tells of that, not of the write that failed. */
+static int write_result(bp_tls *tls, int returned) {
+    int saved_errno = errno;
+    int why = result(tls, returned);
+    if (why)
+        return why;
+    return saved_errno ? -saved_errno : -EPIPE;
+}
+
 static int find_ktls(const bp_tls *tls) {
     int kernel = 0;
 #ifdef SSL_OP_ENABLE_KTLS
@@ -189,10 +198,7 @@ ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes) {
     bp__tls_bio_more(more);
     int put = SSL_write(tls->ssl, data, more ? SSL3_RT_MAX_PLAIN_LENGTH : (int)bytes);
     bp__tls_bio_more(false);
-    if (put > 0)
-        return put;
-    int why = result(tls, put);
-    return why == 0 ? -EPIPE : why;
+    return put > 0 ? put : write_result(tls, put);
 }
 
 void bp__tls_spliced(bp_tls *tls, size_t bytes) { tls->out.payload_bytes += bytes; }
@@ -203,7 +209,7 @@ int bp_tls_shutdown(bp_tls *tls) {
         errno = 0;
         int done = SSL_shutdown(tls->ssl);
         if (done < 0)
-            return result(tls, done);
+            return write_result(tls, done);
         tls->notified = true;
         tls->out.payload_bytes += ALERT_BYTES;
     }

@@ -1,8 +1,9 @@
-/* OpenSSL's socket BIO, except that a write may say that another follows at once.
+/* OpenSSL's socket BIO, but by send(2) and recv(2): no SIGPIPE, and a write may say that another follows at once.
  *
- * A record is a write(2) of its own, and so would be a segment of its own and the receiver's work for it. With MSG_MORE
+ * A record is a write of its own, and so would be a segment of its own and the receiver's work for it. With MSG_MORE
  * (tcp(7)) TCP waits for the rest, which the caller has in hand: it says `more` only then. Should that next write find no
  * room, what is held back goes with the one that follows when there is.
+ * Where the kernel does the records OpenSSL's own calls are needed, since they carry control messages.
  */
 #include "tls.h"
 
@@ -14,19 +15,32 @@ static BIO_METHOD *method; /* for the life of the process, as OpenSSL's own are 
 static _Thread_local bool more_follows;
 
 static int write_socket(BIO *bio, const char *data, int bytes) {
-    if (!more_follows)
+    if (BIO_get_ktls_send(bio))
         return BIO_meth_get_write(BIO_s_socket())(bio, data, bytes);
-    ssize_t put = send((int)BIO_get_fd(bio, NULL), data, (size_t)bytes, MSG_NOSIGNAL | MSG_MORE);
+    int flags = MSG_NOSIGNAL | (more_follows ? MSG_MORE : 0);
+    ssize_t put = send((int)BIO_get_fd(bio, NULL), data, (size_t)bytes, flags);
     BIO_clear_retry_flags(bio);
     if (put < 0 && BIO_sock_should_retry((int)put))
         BIO_set_retry_write(bio);
     return (int)put;
 }
 
+static int read_socket(BIO *bio, char *data, int bytes) {
+    if (BIO_get_ktls_recv(bio))
+        return BIO_meth_get_read(BIO_s_socket())(bio, data, bytes);
+    ssize_t got = recv((int)BIO_get_fd(bio, NULL), data, (size_t)bytes, 0);
+    BIO_clear_retry_flags(bio);
+    if (got < 0 && BIO_sock_should_retry((int)got))
+        BIO_set_retry_read(bio);
+    if (got == 0)
+        BIO_set_flags(bio, BIO_FLAGS_IN_EOF);
+    return (int)got;
+}
+
 static void make_method(void) {
     const BIO_METHOD *socket = BIO_s_socket();
     BIO_METHOD *made = BIO_meth_new(BIO_TYPE_SOCKET, "socket that may have more to say");
-    if (made && BIO_meth_set_write(made, write_socket) && BIO_meth_set_read(made, BIO_meth_get_read(socket)) &&
+    if (made && BIO_meth_set_write(made, write_socket) && BIO_meth_set_read(made, read_socket) &&
         BIO_meth_set_puts(made, BIO_meth_get_puts(socket)) && BIO_meth_set_ctrl(made, BIO_meth_get_ctrl(socket)) &&
         BIO_meth_set_create(made, BIO_meth_get_create(socket)) &&
         BIO_meth_set_destroy(made, BIO_meth_get_destroy(socket)))

@@ -339,3 +339,42 @@ def test_a_key_update_is_followed_or_ends_the_connection_in_words(
     client.wait()
     satellite.close()
     engine.close()
+
+
+@pytest.mark.parametrize("ktls", KERNEL_OR_NOT)
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl program, the client that renegotiates")
+def test_renegotiation_is_refused(authority: Authority, ktls: Ktls) -> None:
+    """TLS 1.2's way to make a server work for nothing (CVE-2011-1473), and to change who is talking."""
+    server = TlsServerContext(*authority.issue("localhost"))
+    if ktls:
+        server.enable_ktls()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = subprocess.Popen(
+            ["openssl", "s_client", "-connect", f"127.0.0.1:{listener.getsockname()[1]}", "-tls1_2"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        far, _ = listener.accept()
+    far.setblocking(False)
+    tls = TlsConnection(server, far.fileno())
+    complete(tls.do_handshake, far)
+    engine = Engine(EngineOptions(threads=1, ktls=ktls))
+    satellite, near = pair()
+    engine.splice(Leg(far.detach(), tls), Leg(near.detach(), None))
+    assert client.stdin
+    client.stdin.write(b"before\n")
+    client.stdin.flush()
+    assert satellite.recv(100) == b"before\n"
+    client.stdin.write(b"R\n")
+    client.stdin.flush()
+    assert client.stderr
+    words = client.stderr.read()
+    assert b"RENEGOTIATING" in words
+    assert b"no renegotiation" in words, words
+    client.stdin.close()
+    client.stderr.close()
+    assert client.wait() != 0
+    assert ended(engine).reason in (EndReason.CLIENT_TRUNCATED, EndReason.CLIENT_TLS_ERROR, EndReason.CLIENT_RESET)
+    satellite.close()
+    engine.close()

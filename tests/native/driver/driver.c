@@ -3,7 +3,7 @@
  *   faults CALLS MEMORY TINY SEED   open I CLIENT_TLS SATELLITE_TLS WINDOW   send I SIDE BYTES    recv I SIDE BYTES
  *   fin I SIDE                      cut I SIDE (FIN without close_notify)    rst I SIDE           abort I
  *   pause MICROSECONDS              end I (FIN where still open, read to the end, wait for the engine)
- *   short COUNT (so many connections of one small message)                   check
+ *   short COUNT (so many connections of one small message, some with TLS)    check
  * SIDE is 0 for the client, 1 for the satellite. `end` answers with a line, and so does `check`; a wrong byte or a
  * connection that never ends is said on stderr and ends the program with 1.
  */
@@ -29,6 +29,7 @@
 #define STUCK_S 60
 #define SEND_WAIT_MS 20
 #define RECV_WAIT_MS 5
+#define TLS_EVERY 8
 
 enum ending { OPEN, CLEAN, RESET, TRUNCATED, OWN };
 
@@ -305,7 +306,7 @@ static void check(void) {
 static void run_short(unsigned count) {
     for (unsigned i = 0; i < count; i++) {
         struct connection *c = &connections[0];
-        open_connection(c, false, false, 0);
+        open_connection(c, i % TLS_EVERY == 1, i % TLS_EVERY == 3, 0); /* one leg of a quarter: handshakes take time */
         send_bytes(&c->peer[0], 0, 100);
         send_bytes(&c->peer[1], 1, 100);
         end_connection(0, true);
