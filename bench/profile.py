@@ -23,6 +23,8 @@ TITLE = "Profile: where requests and gigabytes go"
 SHOWN = ("cpu", "user", "system", "calls")
 RATE = 2000.0
 """Small calls a second: half of what the slowest peer can."""
+COUNTED_RATE = 300.0
+"""Under strace: a call for each request as without it, where a peer that falls behind would read several at once."""
 CONNECTIONS = 16
 STREAM_MESSAGES = 256
 CALL = "call "
@@ -56,7 +58,7 @@ def run(session: Session) -> None:
 
         def measure(peer: Peer, case: Case) -> None:
             if case.wire in peer.wires:
-                done = run_load(session.lab, peer, case.wire, _spec(session, case))
+                done = run_load(session.lab, peer, case.wire, _spec(session, case, RATE))
                 units = _units(case, done.report)
                 cpu = done.cpu
                 values = {"cpu": cpu.total_s / units, "user": cpu.user_s / units, "system": cpu.system_s / units}
@@ -75,11 +77,11 @@ def run(session: Session) -> None:
         session.interleave(started, CASES, count, repetitions=1)
 
 
-def _spec(session: Session, case: Case) -> LoadSpec:
+def _spec(session: Session, case: Case, rate: float) -> LoadSpec:
     seconds = session.effort.seconds
     match case.work:
         case "request":
-            return LoadSpec("rate", (Phase(RATE, LONG * seconds),), connections=CONNECTIONS)
+            return LoadSpec("rate", (Phase(rate, LONG * seconds),), connections=CONNECTIONS)
         case "GB down":
             return LoadSpec("closed", (Phase(0, seconds),), task="download", messages=STREAM_MESSAGES)
 
@@ -90,7 +92,7 @@ def _units(case: Case, report: LoadReport) -> float:
 
 
 def _count(session: Session, peer: Peer, case: Case) -> None:
-    with peer.load(session.lab, case.wire, _spec(session, case)) as load:
+    with peer.load(session.lab, case.wire, _spec(session, case, COUNTED_RATE)) as load:
         count = SyscallCount(peer.pids())
         try:
             report = load.run()

@@ -75,7 +75,8 @@ int link_handshake(struct link *link); /* 0, -EAGAIN (events are set), -EPROTO *
 void link_watch(struct link *link, int epoll_fd, uint32_t events, void *owner);
 void link_close(struct link *link);
 
-void pin_to_cpu(int cpu); /* -1: wherever the kernel likes */
+/* -1: wherever the kernel likes. As root also before other sessions' programs (sched(7), autogroup), as all of the bench. */
+void pin_to_cpu(int cpu);
 uint64_t now_ns(void);
 
 #endif
