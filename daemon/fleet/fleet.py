@@ -1,5 +1,7 @@
 """All satellites of the configuration, each with a task and a nursery of its own, and the awake budget over them."""
 
+import collections
+import dataclasses
 from collections.abc import Callable, Iterable
 
 import trio
@@ -22,6 +24,19 @@ def machine_id_of(section: SatelliteSection) -> MachineId:
 def limits_of(section: BudgetSection) -> Limits:
     """Take the budget's limits out of the configuration."""
     return Limits(section.max_awake, section.max_awake_per_org, tuple(section.org.items()))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FleetStatistics:
+    """Counts since the start, and what is now: satellites by state, clients waiting, leases, satellites in the queue."""
+
+    wakes: int
+    resumes: dict[str, int]
+    lessons: dict[str, int]
+    states: dict[str, int]
+    waiting: int
+    leases: int
+    queued: int
 
 
 class Fleet:
@@ -70,6 +85,21 @@ class Fleet:
     def satellites(self) -> tuple[Satellite, ...]:
         """All of them, in the order of the configuration."""
         return tuple(self._satellites.values())
+
+    def statistics(self) -> FleetStatistics:
+        """A look at all satellites."""
+        resumes = sum((each.resumes for each in self.satellites), collections.Counter())
+        lessons = sum((each.lessons for each in self.satellites), collections.Counter())
+        states = collections.Counter(each.state for each in self.satellites)
+        return FleetStatistics(
+            sum(each.wakes for each in self.satellites),
+            {resume.value: count for resume, count in resumes.items()},
+            {lesson.name.lower(): count for lesson, count in lessons.items()},
+            {state.value: count for state, count in states.items()},
+            sum(each.waiting for each in self.satellites),
+            sum(each.leases for each in self.satellites),
+            len(self.budget.queue) if self.budget is not None else 0,
+        )
 
     def reset(self) -> None:
         """Somebody has acted: forget every failure that only people can mend, and what was learned of machines."""

@@ -122,6 +122,11 @@ class Satellite:
         return self._machine.leases
 
     @property
+    def wakes(self) -> int:
+        """Wakes begun for clients, and to keep it awake by the hour."""
+        return self._machine.wakes
+
+    @property
     def waiting(self) -> int:
         """Clients waiting now."""
         return self._machine.waiting

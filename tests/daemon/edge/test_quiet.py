@@ -14,7 +14,7 @@ import trustme
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.fleet.traffic import QUIET_BYTES_PER_WINDOW
-from bentpipe.daemon.model import SatelliteKey, SatelliteState
+from bentpipe.daemon.model import Resume, SatelliteKey, SatelliteState
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.native.engine import EndReason
 from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
@@ -145,3 +145,21 @@ async def test_a_connection_in_use_keeps_its_satellite_awake(tmp_path: Path) -> 
         assert 40 * MESSAGE_BYTES > QUIET_BYTES_PER_WINDOW
         assert satellite.leases == 1
         await stream.aclose()
+
+
+async def test_a_resume_is_proved_by_what_the_satellite_says_of_itself(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    async with running(tmp_path, authority) as daemon:
+        satellite = daemon.fleet.get(KEY)
+        for found in (Resume.COLD, Resume.RESUMED):
+            stream = await connect(daemon, PLAIN, authority)
+            with trio.fail_after(DEADLINE_S):
+                while not satellite.resumes[found]:
+                    await trio.sleep(0.01)
+            await read_to_end(stream)
+            await stream.aclose()
+            with trio.fail_after(DEADLINE_S):
+                while satellite.state is not SatelliteState.SLEEP:
+                    await trio.sleep(0.01)
+        assert satellite.resumes == {Resume.COLD: 1, Resume.RESUMED: 1}
+        assert not satellite.lessons

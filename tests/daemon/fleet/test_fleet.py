@@ -145,6 +145,10 @@ async def test_who_needs_not_wait_is_let_in_however_many_wait(autojump_clock: Mo
     await wait_all_tasks_blocked()
     assert bed.served == ["a", "a"]
     assert bed.refused == []
+    found = bed.fleet.statistics()
+    assert (found.wakes, found.waiting, found.leases, found.queued) == (2, 1, 0, 0)
+    assert found.states == {"operational": 1, "starting": 1, "sleep": 2}
+    assert found.resumes == {"unknown": 1}
 
 
 async def test_a_fleet_starts_though_its_provider_does_not_answer(
