@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pytest
 import trio
 from ec2_emulator.control import Control
 from ec2_emulator.server import Emulator
@@ -14,6 +15,7 @@ from emulated_ec2 import TEMPLATE, ec2_section, tags_of
 
 from bentpipe.config.model import BudgetSection, Ec2Section, SatelliteSection
 from bentpipe.daemon.errors import BentpipeError, StoreError
+from bentpipe.daemon.fleet import descending, satellite, setbacks, sleeping, waiting, waking
 from bentpipe.daemon.fleet.fleet import Fleet, machine_id_of
 from bentpipe.daemon.model import Address, SatelliteKey, Transition
 from bentpipe.daemon.providers.ec2.poller import Ec2Machine
@@ -24,6 +26,21 @@ from bentpipe.daemon.store.sqlite import SqliteLedger
 
 SPEED = 100.0
 LISTEN_POLL_S = 0.005
+FAST = {
+    setbacks: (
+        "CAPACITY_FIRST_S",
+        "CAPACITY_MOST_S",
+        "FAILURE_MOST_S",
+        "RETRY_START_S",
+        "THROTTLE_FIRST_S",
+        "THROTTLE_MOST_S",
+    ),
+    sleeping: ("TOO_EARLY_S", "SLEEP_RETRY_FIRST_S", "SLEEP_RETRY_MOST_S"),
+    waking: ("APPEAR_GRACE_S", "START_GRACE_S"),
+    descending: ("STUCK_STOPPING_S", "UNHEEDED_STOP_S", "CLOSE_QUIET_S"),
+    waiting: ("HOLD_FLOOR_S",),
+}
+"""The loops' fixed times run as fast as the emulator's clock."""
 
 
 def section(name: str, *, launch: bool = False, **more: object) -> SatelliteSection:
@@ -42,6 +59,14 @@ async def wait_port(control: Control, address: Address) -> None:
             ):
                 return
         await trio.sleep(LISTEN_POLL_S)
+
+
+def speed_up(monkeypatch: pytest.MonkeyPatch, control: Control) -> None:
+    """Let the loops run as fast as the emulator, and its instances have ports that listen."""
+    for owner, names in FAST.items():
+        for name in names:
+            monkeypatch.setattr(owner, name, getattr(owner, name) / SPEED)
+    monkeypatch.setattr(satellite, "wait_listening", lambda address: wait_port(control, address))
 
 
 class _MortalLedger(SqliteLedger):
