@@ -85,7 +85,7 @@ class Satellite:
         keep_awake: Sequence[KeepAwakeSection] = (),
         witness: Witness | None = None,
         crowd: Crowd | None = None,
-        on_step: Callable[[], None] = lambda: None,
+        on_step: Callable[["Satellite"], None] = lambda satellite: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`on_step` is called after every step of the machine; `wall` is time.time, but for tests."""
@@ -247,7 +247,7 @@ class Satellite:
             self._book.phase_ended(WakePhase.BOOT, now)
         self._deadline_moved.set()
         self._deadline_moved = trio.Event()
-        self._on_step()
+        self._on_step(self)
 
     def _carry_out(self, action: Action, now: float) -> None:
         match action:
