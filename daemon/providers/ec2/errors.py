@@ -9,7 +9,21 @@ code and what it means, never AWS's text: that names accounts, roles and other p
 import enum
 import re
 
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    MetadataRetrievalError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.parsers import ResponseParserError
 
 from bentpipe.daemon.errors import (
     LaunchTokenSpent,
@@ -106,6 +120,8 @@ INSTANCE_ID = re.compile(r"\bi-[0-9a-f]+\b")
 
 UNANSWERED = "Unanswered"
 """Our own code for calls that got no answer: no connection, a broken one, or a timeout."""
+UNINTELLIGIBLE = "Unintelligible"
+"""Our own code for an answer that is not EC2's."""
 
 
 class Ec2Failure(Exception):
@@ -144,18 +160,31 @@ ERRORS: dict[Verdict, type[ProviderError]] = {
 }
 
 
-def failure_of(api: str, exc: ClientError | BotoCoreError) -> Ec2Failure:
-    """Read what boto3 raised."""
-    if isinstance(exc, ClientError):
-        error = exc.response.get("Error", {})
-        status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        code, words = error.get("Code", str(status)), error.get("Message", "")
-        return Ec2Failure(api, code, words, verdict_of(code, words, status))
-    if isinstance(exc, NoCredentialsError | PartialCredentialsError):
-        return Ec2Failure(api, type(exc).__name__, str(exc), Verdict.PERMISSION)
-    if isinstance(exc, NoRegionError):
-        return Ec2Failure(api, "NoRegion", f"{exc} Set `region` in [ec2].", Verdict.PERMANENT)
-    return Ec2Failure(api, UNANSWERED, f"{type(exc).__name__}: {exc}", Verdict.RETRYABLE)
+FOREIGN = (ClientError, BotoCoreError, ResponseParserError, LookupError, ValueError)
+"""All that a call can raise. The last two: answers that lack what EC2's have (a proxy's page, say), and an endpoint that
+botocore finds invalid."""
+
+
+def failure_of(api: str, exc: Exception) -> Ec2Failure:
+    """Read what a call has raised: one of FOREIGN."""
+    code, words = type(exc).__name__, str(exc)
+    match exc:
+        case ClientError():
+            error = exc.response.get("Error", {})
+            status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            code, words = error.get("Code", str(status)), error.get("Message", "")
+            verdict = verdict_of(code, words, status)
+        case HTTPClientError() | BotoConnectionError() | MetadataRetrievalError() | CredentialRetrievalError():
+            code, words, verdict = UNANSWERED, f"{code}: {words}", Verdict.RETRYABLE
+        case ResponseParserError() | LookupError():
+            code, words, verdict = UNINTELLIGIBLE, f"{code}: {words}", Verdict.RETRYABLE
+        case NoCredentialsError() | PartialCredentialsError() | ProfileNotFound() | SSOError() | TokenRetrievalError():
+            verdict = Verdict.PERMISSION
+        case NoRegionError():
+            words, verdict = f"{words} Set `region` in [ec2].", Verdict.PERMANENT
+        case _:  # parameters, endpoint, configuration
+            verdict = Verdict.PERMANENT
+    return Ec2Failure(api, code, words, verdict)
 
 
 def verdict_of(code: str, words: str, http_status: int) -> Verdict:
