@@ -26,7 +26,7 @@ from bentpipe.daemon.fleet.messages import Action, Input, Lesson, WaiterId
 from bentpipe.daemon.fleet.readiness import wait_listening
 from bentpipe.daemon.fleet.resume import Memory, Witness
 from bentpipe.daemon.fleet.rules import Rules
-from bentpipe.daemon.fleet.traffic import WINDOW_S, TrafficWatch
+from bentpipe.daemon.fleet.traffic import LOOKS, WINDOW_S, TrafficWatch
 from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.fleet.watching import run_calendar, run_watch
 from bentpipe.daemon.model import (
@@ -103,6 +103,7 @@ class Satellite:
         self._waiters: dict[WaiterId, _Waiter] = {}
         self._book = WakeBook()
         self._traffic = TrafficWatch()
+        self._sleep_after_s = rules.sleep_after_s
         self._memory = Memory(key, witness)
         self._resume = Resume.UNKNOWN
         self._launch = (-1, "")
@@ -219,8 +220,10 @@ class Satellite:
             self._feed(msg.Tick())
 
     async def _run_meters(self) -> None:
+        # Not only at the end of a short `sleep_after`, when what happened in it cannot be told from what came before.
+        window_s = min(WINDOW_S, self._sleep_after_s / LOOKS)
         while True:
-            await trio.sleep(WINDOW_S)
+            await trio.sleep(window_s)
             self._read_meters()
 
     def _read_meters(self) -> None:

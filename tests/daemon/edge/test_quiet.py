@@ -13,10 +13,11 @@ import trio
 import trustme
 
 from bentpipe.config.model import Config
+from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.fleet.traffic import QUIET_BYTES_PER_WINDOW
 from bentpipe.daemon.model import Resume, SatelliteKey, SatelliteState
 from bentpipe.daemon.service.serve import Daemon, serve
-from bentpipe.native.engine import EndReason
+from bentpipe.native.engine import EndReason, Engine, EngineOptions, SpliceId
 from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
 
 TOKEN = "bp_quiet"
@@ -163,3 +164,12 @@ async def test_a_resume_is_proved_by_what_the_satellite_says_of_itself(tmp_path:
                     await trio.sleep(0.01)
         assert satellite.resumes == {Resume.COLD: 1, Resume.RESUMED: 1}
         assert not satellite.lessons
+
+
+@pytest.mark.parametrize("cut", [False, True])
+async def test_a_connection_that_has_just_ended_by_itself_need_not_be_ended(cut: bool) -> None:
+    engine = Engine(EngineOptions(threads=1))
+    try:
+        HandOff(engine).end_quiet(SpliceId(1), cut=cut)
+    finally:
+        engine.close()
