@@ -28,7 +28,9 @@ class Descending(Waking):
 
     @property
     def _sleep_at(self) -> float:
-        return self._sleep.evictable_at if self._renewing and not self.leases else self._sleep.sleep_at
+        if self.leases:
+            return max(self._sleep.sleep_at, self._sleep.idle_since + self._rules.quiet_window_s)
+        return self._sleep.evictable_at if self._renewing else self._sleep.sleep_at
 
     def _begin_idle_sleep(self, now: float) -> None:
         if self._renewing and not self.leases:

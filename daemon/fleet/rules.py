@@ -51,6 +51,10 @@ nothing and the next start is a clean one."""
 CLOSE_QUIET_S = 5.0
 """For quiet connections to end in good order before a sleep; then they are cut."""
 
+QUIET_WINDOW_S = 60.0
+"""Over which the bytes of open connections are counted. However short `sleep_after` is, so long at least is looked before
+they are called quiet: in a few seconds the most silent build moves nothing (DESIGN.md, "BuildKit")."""
+
 RENEW_AFTER_S = 50 * 86400.0
 """EC2 keeps a hibernated machine for 60 days at most: before that it is woken, and stopped plainly."""
 
@@ -75,6 +79,7 @@ class Rules:
     retry_after_s: float
     max_waiters: int
     capacity_retry_s: float = 180.0
+    quiet_window_s: float = QUIET_WINDOW_S
     launch: bool = False
     """A machine that does not exist is created."""
     budgeted: bool = False
@@ -92,6 +97,7 @@ def rules_of(section: SatelliteSection, max_waiters: int, *, budgeted: bool = Fa
         retry_after_s=section.retry_after_s,
         max_waiters=max_waiters,
         capacity_retry_s=section.capacity_retry_after_s,
+        quiet_window_s=QUIET_WINDOW_S,
         launch=section.launches,
         budgeted=budgeted,
     )

@@ -26,7 +26,7 @@ from bentpipe.daemon.fleet.messages import Action, Input, Lesson, WaiterId
 from bentpipe.daemon.fleet.readiness import wait_listening
 from bentpipe.daemon.fleet.resume import Memory, Witness
 from bentpipe.daemon.fleet.rules import Rules
-from bentpipe.daemon.fleet.traffic import WINDOW_S, TrafficWatch
+from bentpipe.daemon.fleet.traffic import TrafficWatch
 from bentpipe.daemon.fleet.usher import Usher, UsheredEvent
 from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.fleet.watching import run_calendar, run_watch
@@ -95,7 +95,7 @@ class Satellite:
         keep_awake: Sequence[KeepAwakeSection] = (),
         witness: Witness | None = None,
         crowd: Crowd | None = None,
-        on_step: Callable[[], None] = lambda: None,
+        on_step: Callable[["Satellite"], None] = lambda satellite: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`on_step` is called after every step of the machine; `wall` is time.time, but for tests."""
@@ -112,7 +112,8 @@ class Satellite:
         self._wall = wall
         self._waiters: dict[WaiterId, _Waiter] = {}
         self._book = WakeBook()
-        self._traffic = TrafficWatch()
+        self._traffic = TrafficWatch(rules.quiet_window_s)
+        self._quiet_window_s = rules.quiet_window_s
         self._memory = Memory(key, witness)
         self._resume = Resume.UNKNOWN
         self._launch = (-1, "")
@@ -131,6 +132,11 @@ class Satellite:
     def leases(self) -> int:
         """Leases held now."""
         return self._machine.leases
+
+    @property
+    def wakes(self) -> int:
+        """Wakes begun for clients, and to keep it awake by the hour."""
+        return self._machine.wakes
 
     @property
     def waiting(self) -> int:
@@ -236,7 +242,7 @@ class Satellite:
 
     async def _run_meters(self) -> None:
         while True:
-            await trio.sleep(WINDOW_S)
+            await trio.sleep(self._quiet_window_s)
             self._read_meters()
 
     def _read_meters(self) -> None:
@@ -263,7 +269,7 @@ class Satellite:
             self._book.phase_ended(WakePhase.BOOT, now)
         self._deadline_moved.set()
         self._deadline_moved = trio.Event()
-        self._on_step()
+        self._on_step(self)
 
     def _carry_out(self, action: Action, now: float) -> None:
         match action:

@@ -6,17 +6,19 @@ Measured (buildctl and buildkitd v0.26.3): 2.6 kB a minute up and 2.2 kB down, i
 
 from bentpipe.daemon.fleet.lease import Lease, Meter
 
-WINDOW_S = 60.0
-"""Over which bytes are counted; a look may come sooner."""
 QUIET_BYTES_PER_WINDOW = 1 << 10
-"""Both directions of one connection: a PING and its ACK are 34 bytes, so that a client's keepalive every 5 s is 408, and
-a balancer's grpc.health.v1 Check every 10 s some 900. A quarter of what the most silent build moves."""
+"""Both directions of one connection, in a minute: a PING and its ACK are 34 bytes, so that a client's keepalive every 5 s
+is 408, and a balancer's grpc.health.v1 Check every 10 s some 900. A quarter of what the most silent build moves."""
 
 
 class TrafficWatch:
-    """The metered leases of one satellite; times are seconds of one monotonic clock."""
+    """The metered leases of one satellite; times are seconds of one monotonic clock.
 
-    def __init__(self) -> None:
+    Bytes are counted over `window_s`; a look may come sooner.
+    """
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
         self._moved: dict[Lease, tuple[Meter, int]] = {}
         self._began_at = 0.0
 
@@ -34,12 +36,12 @@ class TrafficWatch:
 
     def look(self, now: float) -> bool:
         """Read the meters. Returns whether any has moved more than keepalives do since the window began."""
-        windows = max(1.0, (now - self._began_at) / WINDOW_S)
+        windows = max(1.0, (now - self._began_at) / self._window_s)
         readings = {lease: (meter, meter.moved_bytes()) for lease, (meter, _) in self._moved.items()}
         used = any(
             moved - self._moved[lease][1] > windows * QUIET_BYTES_PER_WINDOW for lease, (_, moved) in readings.items()
         )
-        if used or now - self._began_at >= WINDOW_S:
+        if used or now - self._began_at >= self._window_s:
             self._moved = readings
             self._began_at = now
         return used

@@ -26,6 +26,7 @@ from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Counters
 from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S, Edge
+from bentpipe.daemon.edge.witness import SatelliteWitness
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey, SatelliteState, Transition
 from bentpipe.daemon.service import sd
@@ -83,6 +84,7 @@ class Daemon:
                     "accepted": counters.accepted,
                     "accept_errors": counters.accept_errors,
                     "spliced": self.handoff.live,
+                    "fleet": dataclasses.asdict(self.fleet.statistics()),
                     "outcomes": {outcome.value: count for outcome, count in counters.ended.items()},
                     "refusals": dict(counters.refusals),
                     "malformed": dict(counters.malformed),
@@ -203,6 +205,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         max_held=config.limits.max_held_per_satellite,
         max_held_in_all=config.limits.max_held,
         budget=config.budget,
+        witness=SatelliteWitness(satellite_tls).ask,
     )
     health = HealthBoard(fleet)
     edge = Edge(

@@ -90,7 +90,7 @@ async def connect(daemon: Daemon, count: int) -> list[int]:
     with trio.fail_after(DEADLINE_S):
         while daemon.handoff.live < wanted:
             await trio.sleep(0.01)
-        await trio.testing.wait_all_tasks_blocked()
+    await trio.testing.wait_all_tasks_blocked()  # the last session ends a step after its hand-off
     return [stream.socket.detach() for stream in streams]
 
 

@@ -36,6 +36,7 @@ from bentpipe.daemon.fleet.messages import (
     Metered,
     Moved,
     PlaceGranted,
+    Probe,
     Ready,
     Released,
     Renew,
@@ -49,6 +50,7 @@ from bentpipe.daemon.fleet.messages import (
     StopWithdrawn,
     Tick,
     Traffic,
+    Unreachable,
     WaiterId,
     Witnessed,
 )
@@ -310,6 +312,29 @@ def test_a_changed_address_is_probed_before_anybody_is_sent_there(states: tuple[
     assert granted == [new] * len(states)
 
 
+def test_an_address_that_does_not_answer_is_probed_before_the_next_grant() -> None:
+    life = Life()
+    life.wake()
+    assert Probe(ADDRESS) in life.feed(Unreachable())
+    assert life.come() == []
+    assert [type(action) for action in life.feed(Ready())] == [Moved, Grant]
+    life.see(M.STOPPED)
+    assert life.feed(Unreachable()) == [], "that is known already"
+
+
+def test_a_start_that_comes_back_when_others_were_quicker_changes_nothing() -> None:
+    life = Life()
+    life.come()
+    life.see(M.PENDING)
+    assert life.start_fails(ProviderPermission("too late to matter")) == []
+    life.see(M.STOPPING)
+    life.see(M.STOPPED)
+    life.come()
+    life.see(M.TERMINATED)
+    assert life.feed(StartDone(None)) == []
+    assert life.state is S.FAILED
+
+
 # -- creating ----------------------------------------------------------------------------------------------------------
 
 LAUNCHING = dataclasses.replace(RULES, launch=True)
@@ -338,6 +363,19 @@ def test_not_found_is_tolerated_for_a_while_after_a_launch() -> None:
     assert "never appeared" in str(failed)
     life.wait(RULES.retry_after_s)
     assert Launch(1) in life.come(), "what was launched is lost: the next one is another"
+
+
+def test_a_launch_that_is_overdue_has_its_time_to_appear_first() -> None:
+    life = Life(M.TERMINATED, dataclasses.replace(LAUNCHING, wake_deadline_s=60))
+    life.come()
+    life.wait(59)
+    life.feed(StartDone(None))
+    assert len(errors(life.wait(1))) == 1
+    assert life.state is S.CREATING
+    life.wait(APPEAR_GRACE_S)
+    assert life.state is S.SLEEP
+    life.wait(2 * RULES.retry_after_s)
+    assert Launch(1) in life.come()
 
 
 def test_a_launch_that_was_throttled_is_the_same_launch_when_it_is_repeated() -> None:
@@ -495,6 +533,26 @@ def test_stuck_in_stopping_it_is_cut_off_if_we_stopped_it_or_somebody_waits(ours
         assert force in life.wait(1)
 
 
+def test_a_stop_that_fails_while_the_machine_goes_down_all_the_same() -> None:
+    life = Life()
+    life.fall_asleep()
+    life.see(M.STOPPING)
+    life.feed(StopDone(ProviderRetryable("no answer")))
+    assert life.state is S.STOPPING
+    assert life.come() == []
+    assert Start() in life.see(M.HIBERNATED)
+
+
+def test_a_freeze_that_is_undone_leads_back_by_a_probe() -> None:
+    life = Life()
+    life.fall_asleep()
+    life.see(M.STOPPING)
+    life.see(M.RUNNING)
+    assert life.state is S.STOPPING, "our call has not come back"
+    assert Probe(ADDRESS) in life.feed(StopDone(ProviderRetryable("it would not freeze")))
+    assert life.state is S.STARTING
+
+
 def test_a_stop_that_is_accepted_and_not_heeded() -> None:
     life = Life()
     life.fall_asleep()
@@ -556,6 +614,14 @@ def test_quiet_connections_keep_nobody_awake_and_are_ended_before_the_stop() -> 
     assert Stop(SleepMode.HIBERNATE) not in done
     assert life.wait(CLOSE_QUIET_S) == [EndQuiet(cut=True)]
     assert life.feed(Released(metered=True)) == [Stop(SleepMode.HIBERNATE)]
+
+
+def test_a_short_sleep_after_calls_no_connection_quiet_before_a_window_is_over() -> None:
+    life = Life(rules=dataclasses.replace(RULES, sleep_after_s=5, min_awake_s=0))
+    life.wake()
+    life.feed(Metered())
+    assert EndQuiet() not in life.wait(RULES.quiet_window_s - 1)
+    assert EndQuiet() in life.wait(1)
 
 
 def test_who_comes_while_quiet_connections_end_is_let_in_at_once() -> None:

@@ -3,7 +3,8 @@
 import pytest
 
 from bentpipe.daemon.fleet.lease import Lease
-from bentpipe.daemon.fleet.traffic import QUIET_BYTES_PER_WINDOW, WINDOW_S, TrafficWatch
+from bentpipe.daemon.fleet.rules import QUIET_WINDOW_S
+from bentpipe.daemon.fleet.traffic import QUIET_BYTES_PER_WINDOW, TrafficWatch
 from bentpipe.daemon.model import Address
 
 
@@ -26,12 +27,13 @@ def watched(watch: TrafficWatch) -> tuple[Pipe, Lease]:
     return pipe, lease
 
 
+WINDOW_S = QUIET_WINDOW_S
 LOOKS_S = (0.5, 3.0, 5.0, 60.0, 90.0)
 
 
 def used_windows(moved_bytes: int, every_s: float, looks_s: float) -> int:
     """How many looks find a connection used that moves so much, so often, for a quarter of an hour."""
-    watch = TrafficWatch()
+    watch = TrafficWatch(WINDOW_S)
     pipe, _ = watched(watch)
     found = 0
     next_look = looks_s
@@ -58,7 +60,7 @@ def test_a_build_that_says_nothing_is_a_use_however_the_looks_fall(looks_s: floa
 
 
 def test_a_build_that_says_little_is_a_use() -> None:
-    watch = TrafficWatch()
+    watch = TrafficWatch(WINDOW_S)
     pipe, _ = watched(watch)
     assert not watch.look(WINDOW_S)
     pipe.moved += QUIET_BYTES_PER_WINDOW + 1
@@ -67,7 +69,7 @@ def test_a_build_that_says_little_is_a_use() -> None:
 
 
 def test_what_begins_at_the_last_moment_is_seen() -> None:
-    watch = TrafficWatch()
+    watch = TrafficWatch(WINDOW_S)
     pipe, _ = watched(watch)
     watch.look(WINDOW_S)
     pipe.moved += QUIET_BYTES_PER_WINDOW + 1
@@ -75,7 +77,7 @@ def test_what_begins_at_the_last_moment_is_seen() -> None:
 
 
 def test_one_in_use_is_enough_and_those_released_do_not_count() -> None:
-    watch = TrafficWatch()
+    watch = TrafficWatch(WINDOW_S)
     _, quiet_lease = watched(watch)
     busy, busy_lease = watched(watch)
     busy.moved += 10 * QUIET_BYTES_PER_WINDOW
@@ -90,7 +92,7 @@ def test_one_in_use_is_enough_and_those_released_do_not_count() -> None:
 
 
 def test_all_are_ended() -> None:
-    watch = TrafficWatch()
+    watch = TrafficWatch(WINDOW_S)
     pipes = [watched(watch)[0] for _ in range(3)]
     assert watch.end_all(cut=False) == 3
     assert watch.end_all(cut=True) == 3
@@ -98,7 +100,7 @@ def test_all_are_ended() -> None:
 
 
 def test_a_lease_is_measured_once_and_not_after_its_end() -> None:
-    watch = TrafficWatch()
+    watch = TrafficWatch(WINDOW_S)
     _, lease = watched(watch)
     lease.measure(Pipe())
     assert len(watch) == 1
