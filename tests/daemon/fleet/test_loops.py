@@ -464,6 +464,16 @@ def test_a_refused_hibernation_is_a_stop_and_is_said_once() -> None:
     assert lessons(life.actions) == []
 
 
+def test_what_was_learned_of_a_machine_goes_with_it() -> None:
+    life = Life(rules=LAUNCHING)
+    life.fall_asleep()
+    life.feed(StopDone(SleepModeRefused("UnsupportedHibernationConfiguration")))
+    life.feed(StopDone(None))
+    life.see(M.STOPPED)
+    life.see(M.TERMINATED)
+    assert life.fall_asleep().mode is SleepMode.HIBERNATE
+
+
 def test_a_machine_that_cannot_hibernate_is_not_asked_to() -> None:
     life = Life()
     life.see(M.STOPPED, can_hibernate=False)
