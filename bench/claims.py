@@ -19,7 +19,8 @@ PYTHONS = {"python obvious": "the obvious Python proxy's", "python uvloop": "the
 FIRST_REQUEST_MS = 20.0
 FLOOR_KIB = 0.1
 FLOOR_US = 10.0
-"""Two runs of the same thing differ by as much on a quiet machine: an added latency below it counts as this."""
+"""Two runs of the same thing differ by as much on a quiet machine. Ours below it counts as this; a case where a peer's is
+below it says nothing, since `direct` was as slow as a proxy."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,7 +63,10 @@ def all_claims(results: Results) -> list[Claim]:
 def _added(results: Results, peer: str, value: str, case: Case) -> float | None:
     proxied = results.median(LATENCY, peer, value, case)
     direct = results.median(LATENCY, "direct", value, case)
-    return None if proxied is None or direct is None else max(proxied - direct, FLOOR_US)
+    if proxied is None or direct is None:
+        return None
+    added = proxied - direct
+    return max(added, FLOOR_US) if peer == OURS or added >= FLOOR_US else None
 
 
 def _latency(results: Results) -> Iterator[Claim]:

@@ -40,6 +40,13 @@ def test_claims_compare_what_each_adds_to_direct(tmp_path):
     assert (to_best.figure, to_best.holds) == (40 / 60, False)
 
 
+def test_a_case_where_direct_is_as_slow_as_a_peer_judges_nobody(tmp_path):
+    results, _ = write_results(tmp_path, {"direct": 50, "bentpipe": 90, "haproxy tcp": 40, "envoy": 130})
+    claims = {claim.text: claim for claim in all_claims(results)}
+    assert "added latency, p50, plain: to HAProxy mode tcp" not in claims
+    assert claims["added latency, p50, plain: to the best L7 peer"].figure == 40 / 80
+
+
 def test_repetitions_are_summed_up_and_histograms_added(tmp_path):
     results, case = write_results(tmp_path, {"direct": 0})
     assert results.summary("added_latency", "direct", "p50_us", case) == Summary(51.0, 50.0, 52.0, 3)
