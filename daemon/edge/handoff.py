@@ -7,6 +7,7 @@ is alive for a spliced connection but one entry of a dict.
 import collections
 import dataclasses
 import logging
+import os
 from collections.abc import Callable
 
 import trio
@@ -77,6 +78,7 @@ class HandOff:
                     "reason": ended.reason.name.lower(),
                     "up_bytes": ended.counters.client_to_satellite_bytes,
                     "down_bytes": ended.counters.satellite_to_client_bytes,
+                    **({"error": os.strerror(ended.error)} if ended.error else {}),
                 }
             },
         )
