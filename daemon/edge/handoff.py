@@ -125,6 +125,7 @@ class HandOff:
                     "reason": "quiet" if quiet else ended.reason.name.lower(),
                     "up_bytes": ended.counters.client_to_satellite_bytes,
                     "down_bytes": ended.counters.satellite_to_client_bytes,
+                    **({"error": os.strerror(ended.error)} if ended.error else {}),
                 }
             },
         )
