@@ -101,6 +101,10 @@ def alive() -> Counter[type]:
 
 async def test_nothing_of_the_greeting_outlives_the_hand_off(daemon: Daemon) -> None:
     fds = await connect(daemon, 1)  # what is made once is made now
+    with trio.fail_after(DEADLINE_S):
+        while not daemon.fleet.statistics().resumes:  # the woken satellite is asked over a connection of its own
+            await trio.sleep(0.01)
+    await trio.testing.wait_all_tasks_blocked()
     tasks = trio.lowlevel.current_statistics().tasks_living
     before = alive()
     tracemalloc.start()
