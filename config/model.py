@@ -146,7 +146,9 @@ class CertificateSection(Section):
 def _check_grants(grants: tuple[str, ...]) -> None:
     for grant in grants:
         org, slash, name = grant.partition("/")
-        if not slash or not re.match(NAME_PATTERN, org) or not re.match(NAME_PATTERN, name.removesuffix("*") or "x"):
+        # A prefix need be no name by itself: "b-*" is what begins one.
+        name = f"{name.removesuffix('*')}x" if name.endswith("*") else name
+        if not slash or not re.match(NAME_PATTERN, org) or not re.match(NAME_PATTERN, name):
             raise ValueError(f"grant {grant!r}: expected ORG/NAME, ORG/PREFIX* or ORG/*")
 
 

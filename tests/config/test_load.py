@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bentpipe.config.load import ConfigErrors, load_config
-from bentpipe.config.model import StoreSection
+from bentpipe.config.model import StoreSection, TokenSection
 
 SAMPLE = Path(__file__).parents[2] / "config" / "sample.toml"
 
@@ -114,3 +114,14 @@ def test_certificates(tmp_path: Path) -> None:
         "certificate[1]",
         "certificate[1].grants",
     }
+
+
+@pytest.mark.parametrize("grant", ["acme/x", "acme/*", "acme/b*", "acme/b-*"])
+def test_grants_that_are_some(grant: str) -> None:
+    assert TokenSection(name="ci", hash="sha256:" + "0" * 64, grants=(grant,)).grants == (grant,)
+
+
+@pytest.mark.parametrize("grant", ["acme", "acme/", "/x", "acme/b-", "acme/*x", "acme/**", "acme/-*", "acme/a/b"])
+def test_grants_that_are_none(grant: str) -> None:
+    with pytest.raises(ValueError, match="expected ORG/NAME"):
+        TokenSection(name="ci", hash="sha256:" + "0" * 64, grants=(grant,))
