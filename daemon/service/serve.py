@@ -28,8 +28,9 @@ from bentpipe.daemon.model import MachineId, SatelliteKey, Transition
 from bentpipe.daemon.providers.process import ProcessProvider
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.log import set_up_logging
+from bentpipe.daemon.service.stores import open_ledger, open_registry
+from bentpipe.daemon.service.tokens import run_token_refresh
 from bentpipe.daemon.store.recorder import Recorder
-from bentpipe.daemon.store.sqlite import SqliteLedger
 from bentpipe.native.engine import Engine, EngineOptions, Ktls, ktls_self_test
 from bentpipe.native.tls import TlsClientContext, TlsError, TlsServerContext
 
@@ -173,6 +174,8 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
     )
     handoff = HandOff(engine)
     recorder = _recorder(config)
+    registry = open_registry(config.store)
+    admission = Admission(config.token)
 
     def observe(transition: Transition) -> None:
         _log_transition(transition)
@@ -184,7 +187,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
     health = HealthBoard(fleet)
     edge = Edge(
         fleet=fleet,
-        identities=Identities(Admission(config.token), Certificates(config.certificate)),
+        identities=Identities(admission, Certificates(config.certificate)),
         health=health,
         handoff=handoff,
         counters=Counters(),
@@ -223,6 +226,8 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         async with trio.open_nursery() as nursery:
             if recorder is not None:
                 nursery.start_soon(recorder.run_recorder)
+            if registry is not None:
+                await nursery.start(run_token_refresh, registry, admission)
             await nursery.start(provider.run)
             await nursery.start(fleet.run)
             nursery.start_soon(handoff.run_handoff)
@@ -303,10 +308,10 @@ def _open_sockets(config: Config) -> list[list[socket.socket]]:
 
 
 def _recorder(config: Config) -> Recorder | None:
-    path = config.store.ledger_path()
-    if path is None:
+    ledger = open_ledger(config.store)
+    if ledger is None:
         return None
-    return Recorder(SqliteLedger(path), [SatelliteKey(section.org, section.name) for section in config.satellite])
+    return Recorder(ledger, [SatelliteKey(section.org, section.name) for section in config.satellite])
 
 
 def _log_transition(transition: Transition) -> None:
