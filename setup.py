@@ -13,6 +13,7 @@ PACKAGES = {
     "bentpipe.daemon.edge": "daemon/edge",
     "bentpipe.daemon.fleet": "daemon/fleet",
     "bentpipe.daemon.providers": "daemon/providers",
+    "bentpipe.daemon.providers.ec2": "daemon/providers/ec2",
     "bentpipe.daemon.report": "daemon/report",
     "bentpipe.daemon.service": "daemon/service",
     "bentpipe.daemon.store": "daemon/store",

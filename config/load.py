@@ -109,6 +109,11 @@ def _duplicates(config: Config) -> Iterator[ConfigProblem]:
     seen: dict[tuple[str, object], str] = {}
     named: list[tuple[str, tuple[str, object]]] = [
         *((f"satellite[{i}]", ("satellite", f"{s.org}/{s.name}")) for i, s in enumerate(config.satellite)),
+        *(
+            (f"satellite[{i}].ec2.instance_id", ("instance", s.ec2.instance_id))
+            for i, s in enumerate(config.satellite)
+            if s.ec2 is not None and s.ec2.instance_id is not None
+        ),
         *((f"token[{i}].name", ("token", t.name)) for i, t in enumerate(config.token)),
         *((f"token[{i}].hash", ("hash", t.hash)) for i, t in enumerate(config.token)),
         *((f"certificate[{i}].name", ("certificate", c.name)) for i, c in enumerate(config.certificate)),
@@ -135,6 +140,9 @@ def _unknown_names(config: Config) -> Iterator[ConfigProblem]:
         for grant in grants:
             if grant.partition("/")[0] not in orgs:
                 yield ConfigProblem(where, f"{grant!r} is for an org that has no satellite")
+    for org in config.budget.org:
+        if org not in orgs:
+            yield ConfigProblem(f"budget.org.{org}", "an org that has no satellite")
     names = {f"{satellite.org}/{name}" for satellite in config.satellite for name in (satellite.name, "*")}
     for priced in config.prices.satellite if config.prices else ():
         if priced not in names:

@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from bentpipe.config.units import parse_address, parse_duration_s
+from bentpipe.config.units import parse_address, parse_duration_s, parse_hours, parse_weekdays
 
 DurationS = Annotated[float, BeforeValidator(parse_duration_s)]
 """Seconds; in the file a string with a unit ("90s", "30m", "1h30m") or a bare number of seconds."""
@@ -87,6 +88,8 @@ class LimitsSection(Section):
     max_connections: int = Field(default=10_000, ge=1)
     max_connections_per_address: int = Field(default=2_000, ge=1)
     max_held_per_satellite: int = Field(default=5_000, ge=1)
+    max_held: int = Field(default=10_000, ge=1)
+    """Clients held for satellites, in all."""
     greeting_deadline_s: DurationS = Field(default=10.0, gt=0, alias="greeting_deadline")
     """From accept to the first complete request, TLS handshake included."""
 
@@ -173,6 +176,29 @@ class ProcessSection(Section):
         return self
 
 
+class SatelliteEc2Section(Section):
+    """A satellite that is an EC2 instance: a given one, one that is launched from a template, or one found by tags."""
+
+    instance_id: str | None = Field(default=None, pattern=r"^i-[0-9a-f]{8,17}$")
+    """Without it the instance is the one with the tags `bentpipe:fleet` and `bentpipe:satellite` = "ORG/NAME"."""
+    launch_template: str | None = Field(default=None, min_length=1)
+    """Id (lt-…) or name: how to launch the satellite when there is no such instance."""
+    launch_template_version: str = Field(default="$Default", pattern=r"^(\$Default|\$Latest|[1-9][0-9]*)$")
+    instance_type: str | None = Field(default=None, pattern=r"^[a-z0-9-]+\.[a-z0-9-]+$")
+    """By default the template's."""
+    hibernation: bool = True
+    """Launch it so that it can hibernate, if its type can. EC2 never lets that be changed later."""
+    port: int = Field(default=8372, ge=1, le=65535)
+    address: Literal["private", "public", "ipv6"] = "private"
+    """Private addresses stay the same over a sleep; a public one changes with every start unless it is elastic."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.instance_id is not None and self.launch_template is not None:
+            raise ValueError("give instance_id or launch_template, not both")
+        return self
+
+
 class SatelliteTlsSection(Section):
     """TLS from the daemon to a satellite."""
 
@@ -183,13 +209,38 @@ class SatelliteTlsSection(Section):
     """Name to verify; by default the satellite's host."""
 
 
+class KeepAwakeSection(Section):
+    """Hours in which a satellite does not sleep, and at whose beginning it is woken."""
+
+    weekdays: Annotated[frozenset[int], BeforeValidator(parse_weekdays)] = Field(alias="days")
+    """0 is Monday; in the file "mon-fri", "sat,sun". A span over midnight belongs to the day on which it begins."""
+    window: Annotated[tuple[int, int], BeforeValidator(parse_hours)] = Field(alias="hours")
+    """Minutes past midnight; in the file "08:00-18:00", or "22:00-06:00" for a night."""
+    zone: str = "UTC"
+    """As in the IANA time zone database: "Europe/Vienna"."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            ZoneInfo(self.zone)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
+            raise ValueError(f"{self.zone!r} is no time zone that this system knows") from exc
+        return self
+
+    @property
+    def time_zone(self) -> ZoneInfo:
+        """The time zone."""
+        return ZoneInfo(self.zone)
+
+
 class SatelliteSection(Section):
     """One satellite."""
 
     org: Name
     name: Name
-    provider: Literal["process"] = "process"
+    provider: Literal["process", "ec2"] = "process"
     process: ProcessSection | None = None
+    ec2: SatelliteEc2Section | None = None
     tls: SatelliteTlsSection | None = None
     """Without it the daemon speaks plaintext to the satellite."""
     sleep_mode: Literal["hibernate", "stop"] = "hibernate"
@@ -201,13 +252,80 @@ class SatelliteSection(Section):
     hold_limit_s: DurationS = Field(default=600.0, gt=0, alias="hold_limit")
     """The longest one client is held, whatever the wake does."""
     retry_after_s: DurationS = Field(default=5.0, ge=0, alias="retry_after")
-    """How long a failed wake is remembered and replayed to new-comers before the next attempt."""
+    """How long a failed wake is remembered and replayed to new-comers before the next attempt; doubles with every
+    failure in a row. A lack of capacity is remembered for minutes, what only people can mend until SIGHUP."""
+    keep_awake: tuple[KeepAwakeSection, ...] = ()
+
+    @property
+    def launches(self) -> bool:
+        """Whether the machine is created when somebody wants it and it does not exist."""
+        return self.ec2 is not None and self.ec2.launch_template is not None
 
     @model_validator(mode="after")
     def _provider_section(self) -> Self:
-        if self.provider == "process" and self.process is None:
-            raise ValueError("provider 'process' needs a [satellite.process] section")
+        for name, section in (("process", self.process), ("ec2", self.ec2)):
+            if self.provider == name and section is None:
+                raise ValueError(f"provider {name!r} needs a [satellite.{name}] section")
+            if self.provider != name and section is not None:
+                raise ValueError(f"provider {self.provider!r} has no use for a [satellite.{name}] section")
         return self
+
+
+class BudgetSection(Section):
+    """How many satellites may be awake at once. To wake one more, the one idle for longest is put to sleep; if all are
+    in use, those who come wait in order."""
+
+    max_awake: int | None = Field(default=None, ge=1)
+    """In all; none: as many as there are."""
+    max_awake_per_org: int | None = Field(default=None, ge=1)
+    org: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Limits of single orgs, instead of `max_awake_per_org`."""
+
+    def of(self, org: str) -> int | None:
+        """The org's limit."""
+        return self.org.get(org, self.max_awake_per_org)
+
+    @property
+    def limits_anything(self) -> bool:
+        """Whether there is any limit."""
+        return self.max_awake is not None or self.max_awake_per_org is not None or bool(self.org)
+
+
+class RateSection(Section):
+    """A token bucket: how many calls at once, and how many a second in the long run."""
+
+    burst: float = Field(ge=1)
+    per_s: float = Field(gt=0)
+
+
+class Ec2RatesSection(Section):
+    """Calls of EC2's API that one daemon makes at most.
+
+    Half of what AWS grants an account in a region ("Request throttling for the Amazon EC2 API"), because the buckets are
+    shared with everything else in the account. Many satellites are started by one call, so that a low rate is enough.
+    """
+
+    describe: RateSection = RateSection(burst=50, per_s=10)
+    start: RateSection = RateSection(burst=2, per_s=1)
+    stop: RateSection = RateSection(burst=25, per_s=2.5)
+    launch: RateSection = RateSection(burst=2, per_s=1)
+    terminate: RateSection = RateSection(burst=25, per_s=2.5)
+
+
+class Ec2Section(Section):
+    """The provider `ec2`. Credentials are found as boto3 finds them (environment, files, instance role)."""
+
+    region: str | None = Field(default=None, pattern=r"^[a-z0-9-]+$")
+    """By default as boto3 finds it."""
+    endpoint: str | None = Field(default=None, pattern=r"^https?://\S+$")
+    """Another endpoint than the region's own (a VPC endpoint, an emulator)."""
+    fleet: Name = "default"
+    """Value of the tag `bentpipe:fleet` on the instances that are ours; daemons that share satellites share it."""
+    poll_s: DurationS = Field(default=1.5, gt=0, alias="poll")
+    """Between looks at machines that are starting or stopping: one call for all of them."""
+    sweep_s: DurationS = Field(default=60.0, gt=0, alias="sweep")
+    """Between looks at all others: how long what is done to them behind our back may go unnoticed."""
+    rates: Ec2RatesSection = Ec2RatesSection()
 
 
 class StoreSection(Section):
@@ -256,7 +374,9 @@ class Config(Section):
     listener: tuple[ListenerSection, ...] = Field(min_length=1)
     limits: LimitsSection = Field(default_factory=LimitsSection)
     engine: EngineSection = Field(default_factory=EngineSection)
+    budget: BudgetSection = Field(default_factory=BudgetSection)
     store: StoreSection = Field(default_factory=StoreSection)
+    ec2: Ec2Section = Field(default_factory=Ec2Section)
     prices: PricesSection | None = None
     token: tuple[TokenSection, ...] = ()
     certificate: tuple[CertificateSection, ...] = ()

@@ -1,4 +1,4 @@
-"""Parses what people write in a configuration: durations and listening addresses. Raises ValueError, saying what fits."""
+"""Parses what people write in a configuration: durations, addresses, days, hours. Raises ValueError, saying what fits."""
 
 import ipaddress
 import re
@@ -7,6 +7,9 @@ _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _WHOLE = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 MAX_PORT = 65535
+_WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_HOURS = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)")
+_HOUR_MINUTES, _DAY_MINUTES = 60, 24 * 60
 
 
 def parse_duration_s(value: object) -> float:
@@ -36,3 +39,30 @@ def parse_address(value: object) -> tuple[str, int]:
         if (version == 6) is not bracketed:
             raise ValueError(words)
     return host, int(port)
+
+
+def parse_weekdays(value: object) -> frozenset[int]:
+    """Weekdays, 0 for Monday, from "mon-fri", "sat,sun" or "fri-mon,wed"."""
+    if isinstance(value, frozenset):
+        return value
+    days: set[int] = set()
+    for part in value.split(",") if isinstance(value, str) else [""]:
+        first, dash, last = part.strip().partition("-")
+        if first not in _WEEKDAYS or (dash and last not in _WEEKDAYS):
+            raise ValueError(f'{value!r} is no list of weekdays: expected "mon-fri", "sat,sun" or the like')
+        begin, end = _WEEKDAYS.index(first), _WEEKDAYS.index(last or first)
+        days.update((begin + offset) % 7 for offset in range((end - begin) % 7 + 1))
+    return frozenset(days)
+
+
+def parse_hours(value: object) -> tuple[int, int]:
+    """Minutes past midnight of beginning and end, from "08:00-18:30" or "22:00-06:00" (over midnight)."""
+    words = f'{value!r} is no span of hours: expected "08:00-18:30", at most to "24:00"'
+    match = _HOURS.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(words)
+    hours = [int(number) for number in match.groups()]
+    begin, end = (hour * _HOUR_MINUTES + minute for hour, minute in (hours[:2], hours[2:]))
+    if max(hours[1], hours[3]) >= _HOUR_MINUTES or begin >= _DAY_MINUTES or end > _DAY_MINUTES:
+        raise ValueError(words)
+    return begin, end

@@ -99,6 +99,16 @@ class WakePhase(enum.Enum):
     """Until its port accepts connections."""
 
 
+class Resume(enum.Enum):
+    """What a wake found of the memory that the machine had before it slept."""
+
+    RESUMED = "resumed"
+    COLD = "cold"
+    """It has booted anew."""
+    UNKNOWN = "unknown"
+    """The satellite does not say."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Waits:
     """Clients that were held for a satellite and got it, were refused or left: how many, and how long they waited."""
@@ -115,8 +125,8 @@ NO_WAITS = Waits()
 class Transition:
     """A satellite's change of state: `at` is time.time() seconds, `cause` a short text for people.
 
-    `who` is the principal whose coming led to the new state, if there is one. `phases` (in seconds) and `waits` are
-    about the state that was left.
+    `who` is the principal whose coming led to the new state, if there is one. `phases` (in seconds), `waits` and
+    `resume` are about the state that was left: what OPERATIONAL was woken to is known only when it has begun.
     """
 
     key: SatelliteKey
@@ -127,3 +137,4 @@ class Transition:
     who: str = ""
     phases: tuple[tuple[WakePhase, float], ...] = ()
     waits: Waits = NO_WAITS
+    resume: Resume = Resume.UNKNOWN

@@ -7,12 +7,13 @@ is alive for a spliced connection but one entry of a dict.
 import collections
 import dataclasses
 import logging
+import os
 from collections.abc import Callable
 
 import trio
 
 from bentpipe.daemon.edge.transport import Transport
-from bentpipe.daemon.fleet.satellite import Lease
+from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.native.engine import Ended, EndReason, Engine, SpliceId
 
@@ -30,12 +31,27 @@ class Splice:
     on_end: Callable[[], None]
 
 
+class _SpliceMeter:
+    """What the satellite's lease may know and do of its connection: see `daemon/fleet/lease.py`."""
+
+    def __init__(self, handoff: "HandOff", splice_id: SpliceId) -> None:
+        self._handoff = handoff
+        self._splice_id = splice_id
+
+    def moved_bytes(self) -> int:
+        return self._handoff.moved_bytes(self._splice_id)
+
+    def end(self, *, cut: bool) -> None:
+        self._handoff.end_quiet(self._splice_id, cut=cut)
+
+
 class HandOff:
     """Gives connections to the engine and takes their ends back."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._live: dict[SpliceId, Splice] = {}
+        self._quiet: set[SpliceId] = set()
         self._changed = trio.Event()
         self.ended: collections.Counter[EndReason] = collections.Counter()
         """How spliced connections ended since the start."""
@@ -54,6 +70,26 @@ class HandOff:
         client.detached()
         satellite.detached()
         self._live[splice_id] = splice
+        splice.lease.measure(_SpliceMeter(self, splice_id))
+
+    def moved_bytes(self, splice_id: SpliceId) -> int:
+        """Bytes that a live splice has moved, both directions added."""
+        counters = self._engine.counters(splice_id)
+        return counters.client_to_satellite_bytes + counters.satellite_to_client_bytes
+
+    def end_quiet(self, splice_id: SpliceId, *, cut: bool) -> None:
+        """End a live splice because its satellite will sleep: by FIN on both legs, or by RST.
+
+        FIN takes the sockets back from the engine, which it cannot do with TLS connections: those are reset.
+        """
+        self._quiet.add(splice_id)
+        if not cut:
+            try:
+                self._engine.give_back(splice_id)
+            except OSError:
+                cut = True
+        if cut:
+            self._engine.abort(splice_id)
 
     async def run_handoff(self) -> None:
         """Collect ends for ever."""
@@ -64,6 +100,10 @@ class HandOff:
 
     def _end(self, ended: Ended) -> None:
         splice = self._live.pop(ended.splice_id)
+        quiet = ended.splice_id in self._quiet
+        self._quiet.discard(ended.splice_id)
+        for fd in ended.sockets or ():
+            os.close(fd)
         splice.lease.release()
         splice.on_end()
         self.ended[ended.reason] += 1
@@ -74,7 +114,7 @@ class HandOff:
                     "satellite": str(splice.key),
                     "principal": splice.principal,
                     "peer": splice.peer,
-                    "reason": ended.reason.name.lower(),
+                    "reason": "quiet" if quiet else ended.reason.name.lower(),
                     "up_bytes": ended.counters.client_to_satellite_bytes,
                     "down_bytes": ended.counters.satellite_to_client_bytes,
                 }

@@ -22,7 +22,8 @@ from bentpipe.daemon.edge.replay import relay_until_ack
 from bentpipe.daemon.edge.transport import Transport, TransportError
 from bentpipe.daemon.errors import BentpipeError, InvalidMetadata
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.fleet.satellite import Lease, Satellite
+from bentpipe.daemon.fleet.lease import Lease
+from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.native.tls import TlsClientContext
 from bentpipe.proto.errors import GreetingError

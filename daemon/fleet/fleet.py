@@ -1,12 +1,15 @@
-"""All satellites of the configuration, each with a task and a nursery of its own."""
+"""All satellites of the configuration, each with a task and a nursery of its own, and the awake budget over them."""
 
 from collections.abc import Callable, Iterable
 
 import trio
 
-from bentpipe.config.model import SatelliteSection
+from bentpipe.config.model import BudgetSection, SatelliteSection
 from bentpipe.daemon.errors import NoSuchSatellite
-from bentpipe.daemon.fleet.satellite import Satellite, rules_of
+from bentpipe.daemon.fleet.budget import Holder, Limits, Request, plan
+from bentpipe.daemon.fleet.resume import Witness
+from bentpipe.daemon.fleet.rules import rules_of
+from bentpipe.daemon.fleet.satellite import Crowd, Satellite
 from bentpipe.daemon.model import MachineId, SatelliteKey, Transition
 from bentpipe.daemon.providers.base import Provider
 
@@ -14,6 +17,11 @@ from bentpipe.daemon.providers.base import Provider
 def machine_id_of(section: SatelliteSection) -> MachineId:
     """The id by which the provider knows the satellite's machine."""
     return MachineId(f"{section.org}.{section.name}")
+
+
+def limits_of(section: BudgetSection) -> Limits:
+    """Take the budget's limits out of the configuration."""
+    return Limits(section.max_awake, section.max_awake_per_org, tuple(section.org.items()))
 
 
 class Fleet:
@@ -26,13 +34,30 @@ class Fleet:
         observer: Callable[[Transition], None],
         *,
         max_held: int,
+        max_held_in_all: int | None = None,
+        budget: BudgetSection | None = None,
+        witness: Witness | None = None,
     ) -> None:
+        """`max_held` is for each satellite, `max_held_in_all` for all of them; `witness` says what a wake woke to."""
+        budgeted = budget is not None and budget.limits_anything
+        self.budget = Budget(limits_of(budget)) if budget is not None and budgeted else None
+        crowd = Crowd(max_held_in_all)
         self._satellites = {
             (key := SatelliteKey(section.org, section.name)): Satellite(
-                key, rules_of(section, max_held), provider, machine_id_of(section), observer
+                key,
+                rules_of(section, max_held, budgeted=budgeted),
+                provider,
+                machine_id_of(section),
+                observer,
+                keep_awake=section.keep_awake,
+                witness=witness,
+                crowd=crowd,
+                on_step=self.budget.settle if self.budget else lambda: None,
             )
             for section in sections
         }
+        if self.budget is not None:
+            self.budget.manage(self._satellites)
 
     def get(self, key: SatelliteKey) -> Satellite:
         """Find a satellite. Raises NoSuchSatellite, in the words of one that is somebody else's."""
@@ -41,14 +66,87 @@ class Fleet:
         except KeyError:
             raise NoSuchSatellite(f"unknown satellite {key}", peer_hint="no such satellite, or not yours") from None
 
+    @property
+    def satellites(self) -> tuple[Satellite, ...]:
+        """All of them, in the order of the configuration."""
+        return tuple(self._satellites.values())
+
+    def reset(self) -> None:
+        """Somebody has acted: forget every failure that only people can mend, and what was learned of machines."""
+        for satellite in self.satellites:
+            satellite.reset()
+
     def drain(self) -> None:
         """Refuse everybody who waits or comes."""
-        for satellite in self._satellites.values():
+        for satellite in self.satellites:
             satellite.drain()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run every satellite for ever. A bug in one ends the daemon: systemd restarts it from the provider's truth."""
         async with trio.open_nursery() as nursery:
-            for satellite in self._satellites.values():
-                await nursery.start(satellite.run)
+            # All at once: a provider looks at many machines as quickly as at one.
+            async with trio.open_nursery() as starting:
+                for satellite in self.satellites:
+                    starting.start_soon(nursery.start, satellite.run)
+            if self.budget is not None:
+                nursery.start_soon(self.budget.run_clock)
             task_status.started()
+
+
+class Budget:
+    """Carries out the awake budget's plans. Settled synchronously, after every step of any satellite."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._satellites: dict[SatelliteKey, Satellite] = {}
+        self._queue: dict[SatelliteKey, None] = {}
+        self._settling = False
+        self._again_at = float("inf")
+        self._moved = trio.Event()
+
+    def manage(self, satellites: dict[SatelliteKey, Satellite]) -> None:
+        """Take over, before any of them runs."""
+        self._satellites = satellites
+
+    @property
+    def queue(self) -> tuple[SatelliteKey, ...]:
+        """Who waits for a place, first come first."""
+        return tuple(self._queue)
+
+    def settle(self) -> None:
+        """Grant and evict until there is nothing to be done. What it does makes satellites step, which calls it again."""
+        if self._settling:
+            return
+        self._settling = True
+        try:
+            while self._settle_once():
+                pass
+        finally:
+            self._settling = False
+
+    def _settle_once(self) -> bool:
+        places = {key: satellite.place() for key, satellite in self._satellites.items()}
+        requests = {key: place for key, place in places.items() if isinstance(place, Request)}
+        # A dict keeps the order of first coming; who asks no more loses its turn.
+        self._queue = {key: None for key in (*self._queue, *requests) if key in requests}
+        self._again_at = float("inf")
+        if not self._queue:
+            return False
+        holders = [place for place in places.values() if isinstance(place, Holder)]
+        planned = plan(self.limits, holders, [requests[key] for key in self._queue], trio.current_time())
+        done = [self._satellites[key].evict() for key in planned.evictions]
+        done += [self._satellites[key].grant_place() for key in planned.grants]
+        if planned.again_at is not None:
+            self._again_at = planned.again_at
+            self._moved.set()
+            self._moved = trio.Event()
+        return any(done)
+
+    async def run_clock(self) -> None:
+        """Settle when an idle satellite becomes old enough to be evicted, for ever."""
+        while True:
+            moved = self._moved
+            with trio.move_on_at(self._again_at):
+                await moved.wait()
+                continue
+            self.settle()

@@ -1,293 +1,187 @@
 """The life of one satellite as a pure state machine: inputs and the time go in, actions come out.
 
-    UNKNOWN ─▶ SLEEP ─▶ STARTING ─▶ OPERATIONAL ─▶ STOPPING ─▶ SLEEP
-                 ▲          │ failed     │ died         │ somebody came
-                 └──────────┴────────────┘              └──▶ STARTING
-    and from anywhere: the machine is gone ─▶ FAILED ─▶ (it is seen again) ─▶ any of the above
+The states and their tables are in `states`, what goes in and out in `messages`; `waking` and `descending` are its two
+ways, `setbacks`, `sleeping` and `waiting` its memory of failures, of sleeps, and of those who wait. Rules:
 
-Rules. At most one provider call is under way (`busy`). A lease is granted in OPERATIONAL only. Sleep is decided in the
-same step that moves to STOPPING, with no lease and no waiter. A wake outlives its clients. A failed wake is told to all
-waiters at once and remembered until `retry_at`, so that a herd does not hammer a broken machine. The provider is the
-truth about the machine: what others do to it arrives as `Seen` like everything else.
+- At most one provider call is under way (`busy`). A lease is granted in OPERATIONAL only.
+- Sleep is decided in the same step that moves to STOPPING, with no waiter and no lease but quiet ones, which are then
+  ended; the stop call is made when the last of them is gone, and called off if somebody comes before.
+- A wake outlives its clients. A failed one is told to all waiters at once and remembered.
+- The provider is the truth about the machine: what others do to it arrives as `Seen` like everything else.
 """
 
-import dataclasses
-import enum
-from typing import NewType
+import math
+from typing import assert_never
 
-from bentpipe.daemon.errors import (
-    BentpipeError,
-    Draining,
-    LimitReached,
-    ProviderError,
-    ProviderRetryable,
-    SatelliteUnusable,
-    SleepModeRefused,
-    WakeFailed,
-)
-from bentpipe.daemon.model import Address, Machine, MachineState, SatelliteState, SleepMode
-
-WaiterId = NewType("WaiterId", int)
+from bentpipe.daemon.errors import Draining, LimitReached, SatelliteUnusable, WakeFailed
+from bentpipe.daemon.fleet import messages as msg
+from bentpipe.daemon.fleet.core import WAKING
+from bentpipe.daemon.fleet.descending import Descending
+from bentpipe.daemon.fleet.messages import Action, Input, SleepReason
+from bentpipe.daemon.fleet.rules import UNREADY_ROUNDS
+from bentpipe.daemon.fleet.states import ASLEEP, SIGHTS, Sight
+from bentpipe.daemon.model import Machine, MachineState, SatelliteState, SleepMode
 
 S = SatelliteState
 M = MachineState
-
-TRANSITIONS: dict[SatelliteState, frozenset[SatelliteState]] = {
-    S.UNKNOWN: frozenset({S.SLEEP, S.STARTING, S.STOPPING, S.FAILED}),
-    S.SLEEP: frozenset({S.STARTING, S.STOPPING, S.FAILED}),
-    S.STARTING: frozenset({S.OPERATIONAL, S.SLEEP, S.STOPPING, S.FAILED}),
-    S.OPERATIONAL: frozenset({S.STOPPING, S.SLEEP, S.STARTING, S.FAILED}),
-    S.STOPPING: frozenset({S.SLEEP, S.STARTING, S.FAILED}),
-    S.FAILED: frozenset({S.SLEEP, S.STARTING, S.STOPPING}),
-}
-"""Every legal change of state; `_move` refuses any other."""
-
-ASLEEP = (M.STOPPED, M.HIBERNATED)
-RETRY_START_S = 1.0
-"""Between attempts to start while the provider says that it may work a moment later."""
+DRAINING = "the edge host is shutting down; try again in a moment"
 
 
-class SleepReason(enum.Enum):
-    """Why the satellite is put to sleep."""
-
-    IDLE = "idle"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Rules:
-    """The satellite's section of the configuration, as the machine needs it; all times in seconds."""
-
-    sleep_mode: SleepMode
-    sleep_after_s: float
-    min_awake_s: float
-    wake_deadline_s: float
-    hold_limit_s: float
-    retry_after_s: float
-    max_waiters: int
-
-
-# -- inputs ------------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Arrived:
-    """Somebody wants the satellite."""
-
-    waiter: WaiterId
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Departed:
-    """A waiter left before it was granted."""
-
-    waiter: WaiterId
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Released:
-    """A lease ended."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Seen:
-    """The provider's newest look at the machine."""
-
-    machine: Machine
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class StartDone:
-    """The start call came back."""
-
-    error: ProviderError | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class StopDone:
-    """The stop call came back."""
-
-    error: ProviderError | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ready:
-    """The machine's port listens."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Unreachable:
-    """A client's connection could not be dialled though the satellite is operational."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Drain:
-    """The daemon takes nobody in any more."""
-
-
-Input = Arrived | Departed | Released | Seen | StartDone | StopDone | Ready | Unreachable | Tick | Drain
-
-# -- actions -----------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Start:
-    """Call the provider's start."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stop:
-    """Call the provider's stop."""
-
-    mode: SleepMode
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Probe:
-    """Begin to look whether the port listens; ends a probe that is under way."""
-
-    address: Address
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class EndProbe:
-    """Look no more."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Grant:
-    """The waiter has a lease."""
-
-    waiter: WaiterId
-    address: Address
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Fail:
-    """The waiter gets the error."""
-
-    waiter: WaiterId
-    error: BentpipeError
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Moved:
-    """The state has changed: for logs and books."""
-
-    before: SatelliteState
-    after: SatelliteState
-    cause: str
-
-
-Action = Start | Stop | Probe | EndProbe | Grant | Fail | Moved
-
-
-class SatelliteMachine:
+class SatelliteMachine(Descending):
     """State of one satellite. `handle` is the only way to change it; times are seconds of one monotonic clock."""
 
-    def __init__(self, rules: Rules) -> None:
-        self._rules = rules
-        self._actions: list[Action] = []
-        self.state = S.UNKNOWN
-        self.machine: Machine | None = None
-        self.busy = False
-        self.waiters: dict[WaiterId, float] = {}
-        self.leases = 0
-        self.wakes = 0
-        self.error: BentpipeError | None = None
-        self._retry_at = 0.0
-        self._wake_by = 0.0
-        self._start_at = 0.0
-        self._came_up = False
-        self._probing = False
-        self._idle_since = 0.0
-        self._awake_since = 0.0
-        self._mode = rules.sleep_mode
-        self._draining = False
+    # -- what the awake budget asks -----------------------------------------------------------------------------------
 
-    def next_deadline(self) -> float | None:
-        """When to send the next Tick at the latest."""
-        times = list(self.waiters.values())
-        if self.state is S.STARTING:
-            times.append(self._wake_by)
-            if not self.busy and self.machine is not None and self.machine.state in ASLEEP:
-                times.append(self._start_at)
-        if self._may_sleep():
-            times.append(self._sleep_at())
-        return min(times, default=None)
+    @property
+    def holds_place(self) -> bool:
+        """Whether it counts as awake: it is, or may be, or a call that may wake it is under way."""
+        return self.state not in (S.SLEEP, S.FAILED) or self.busy
+
+    def wants_place(self, now: float) -> bool:
+        """Whether it would begin to wake if the awake budget had a place for it."""
+        return self._rules.budgeted and self.state is S.SLEEP and not self.busy and self._wanted(now)
+
+    @property
+    def kept_awake(self) -> bool:
+        """Whether these are hours in which it is to be awake."""
+        return self._keep_awake
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when nobody has used it; None if somebody does, or it is not up."""
+        return self._sleep.idle_since if self._unused and not self.leases else None
+
+    @property
+    def evictable_at(self) -> float:
+        """From when on it may be evicted, if `idle_since` is not None."""
+        return self._sleep.evictable_at
+
+    # -- inputs ------------------------------------------------------------------------------------------------------
 
     def handle(self, event: Input, now: float) -> list[Action]:
         """Take one input. Returns what to do, in order."""
         self._actions = []
+        self._setbacks.lapse(now)
         match event:
-            case Arrived(waiter):
-                self._arrived(waiter, now)
-            case Departed(waiter):
-                self.waiters.pop(waiter, None)
-            case Released():
+            case msg.Arrived():
+                self._arrived(event, now)
+            case msg.Departed(waiter):
+                self._room.leave(waiter)
+            case msg.Metered():
+                self._metered += 1
+            case msg.Released(metered):
                 self.leases -= 1
-                self._idle_since = now
-            case Seen(machine):
+                self._metered -= metered
+                if self.state is not S.STOPPING:
+                    self._sleep.used(now)
+            case msg.Traffic():
+                self._sleep.used(now)
+            case msg.Seen(machine):
                 self._seen(machine, now)
-            case StartDone(error):
+            case msg.StartDone(error):
                 self.busy = False
                 self._start_done(error, now)
-            case StopDone(error):
+            case msg.StopDone(error):
                 self.busy = False
                 self._stop_done(error, now)
-            case Ready():
+            case msg.StopWithdrawn():
+                self.busy = False
+                self._sleep.used(now)
+                if self.state is S.STOPPING:
+                    self._call_off("somebody came", now)
+            case msg.Ready():
                 self._ready(now)
-            case Unreachable():
+            case msg.Witnessed(resume):
+                self._actions += self._sleep.witnessed(resume)
+            case msg.Unreachable():
                 if self.state is S.OPERATIONAL:
                     self._begin_wake("could not be reached", now)
-            case Tick():
+            case msg.KeepAwake(wanted):
+                self._keep_awake = wanted
+            case msg.Renew():
+                self._renewing = self.state is S.SLEEP and self._is(M.HIBERNATED)
+            case msg.PlaceGranted():
+                if self.wants_place(now):
+                    self._begin_asked_wake(now)
+            case msg.Evict():
+                if self.idle_since is not None and now >= self.evictable_at:
+                    self._begin_sleep(SleepReason.EVICTED, now)
+            case msg.Reset():
+                self._reset()
+            case msg.Tick():
                 pass
-            case Drain():
+            case msg.Drain():
                 self._draining = True
-                self._fail_all(Draining("the edge host is shutting down; try again in a moment"))
+                self._fail_all(Draining(DRAINING))
+            case _:
+                assert_never(event)
         self._expire(now)
         self._progress(now)
         return self._actions
 
+    def next_deadline(self) -> float | None:
+        """When to send the next Tick at the latest."""
+        times = [self._room.first_until]
+        if self.state in WAKING:
+            times.append(self._wake.by)
+            if not self.busy and not self._wake.came_up:
+                times.append(self._wake.call_at)
+                if self.state is S.CREATING:
+                    times.append(self._wake.settle_by or math.inf)
+        elif self.state is S.STOPPING:
+            times.append(self._descent_deadline)
+        elif self.state is S.SLEEP and self._keep_awake and not self._draining:
+            times.append(self._setbacks.retry_at or math.inf)
+        elif self._may_sleep:
+            times.append(self._sleep_at)
+        first = min(times)
+        return None if first == math.inf else first
+
+    def _progress(self, now: float) -> None:
+        """Do what follows from the state and the time."""
+        if self.state is S.SLEEP and self._wanted(now) and not self._rules.budgeted:
+            self._begin_asked_wake(now)
+        if self.state in WAKING and now >= self._wake.by:
+            self._overdue(now)
+            if self._wake.rounds >= UNREADY_ROUNDS and self._is(M.RUNNING) and not self.busy and not self.leases:
+                self._begin_sleep(SleepReason.UNREADY, now, SleepMode.STOP)
+        if self.state in WAKING:
+            self._progress_wake(now)
+        if self._may_sleep and now >= self._sleep_at:
+            self._begin_idle_sleep(now)
+        if self.state is S.STOPPING:
+            self._progress_descent(now)
+
     # -- clients -----------------------------------------------------------------------------------------------------
 
-    def _arrived(self, waiter: WaiterId, now: float) -> None:
-        error: BentpipeError | None = None
+    def _arrived(self, event: msg.Arrived, now: float) -> None:
         if self._draining:
-            error = Draining("the edge host is shutting down; try again in a moment")
-        elif self.state is S.FAILED:
-            reason = self.machine.reason if self.machine else ""
-            error = SatelliteUnusable(f"the satellite's machine is gone {reason}".rstrip())
-        elif self.state is not S.OPERATIONAL and self.error is not None and now < self._retry_at:
-            error = self.error
-        elif self.state is not S.OPERATIONAL and len(self.waiters) >= self._rules.max_waiters:
-            error = LimitReached(f"{len(self.waiters)} clients wait for this satellite already")
-        if error is not None:
-            self._actions.append(Fail(waiter, error))
+            self._fail(event.waiter, Draining(DRAINING))
         elif self.state is S.OPERATIONAL:
-            self._grant(waiter)
+            self._grant(event.waiter, now)
+        elif self.state is S.FAILED:
+            self._fail(event.waiter, self._setbacks.replay(now) or self._gone())
+        elif not self._up and (error := self._setbacks.replay(now)) is not None:
+            self._fail(event.waiter, error)
+        elif self.waiting >= self._rules.max_waiters:
+            self._fail(event.waiter, LimitReached(f"{self.waiting} clients wait for this satellite already"))
+        elif event.crowded:
+            self._fail(event.waiter, LimitReached("too many clients wait for satellites already"))
         else:
-            self.waiters[waiter] = now + self._rules.hold_limit_s
-
-    def _grant(self, waiter: WaiterId) -> None:
-        if self.machine is None or self.machine.address is None:
-            raise AssertionError("operational without an address")
-        self.leases += 1
-        self._actions.append(Grant(waiter, self.machine.address))
-
-    def _fail_all(self, error: BentpipeError) -> None:
-        self._actions += [Fail(waiter, error) for waiter in self.waiters]
-        self.waiters.clear()
+            self._room.enter(event.waiter, now, event.patience_s)
 
     def _expire(self, now: float) -> None:
-        for waiter in [waiter for waiter, until in self.waiters.items() if until <= now]:
-            del self.waiters[waiter]
-            held = f"the satellite was not ready after {self._rules.hold_limit_s:g} s"
-            self._actions.append(Fail(waiter, WakeFailed(held)))
+        queued = self.wants_place(now)
+        for waiter, waited_s in self._room.expired(now):
+            if queued:
+                words = f"in {waited_s:.0f} s no place became free among the satellites that may be awake at once"
+                self._fail(waiter, LimitReached(words))
+            else:
+                self._fail(waiter, WakeFailed(f"the satellite was not ready after {waited_s:.0f} s"))
+
+    def _gone(self) -> SatelliteUnusable:
+        reason = self.machine.reason if self.machine is not None else ""
+        return SatelliteUnusable(f"the satellite's machine is gone {reason}".rstrip())
 
     # -- the machine -------------------------------------------------------------------------------------------------
 
@@ -296,111 +190,52 @@ class SatelliteMachine:
         moved_away = before is not None and before.address != machine.address
         if self._probing and (machine.state is not M.RUNNING or moved_away):
             self._end_probe()
-        if machine.state in (M.PENDING, M.RUNNING):
-            self._came_up = True
-        match machine.state:
-            case M.TERMINATED:
-                if self.state is not S.FAILED:
-                    self._move(S.FAILED, machine.reason or "terminated")
-                self._fail_all(SatelliteUnusable(f"the satellite's machine is gone {machine.reason}".rstrip()))
-            case M.STOPPING:
-                if self.state is not S.STOPPING:
-                    self._move(S.STOPPING, machine.reason or "stopped by others")
-            case M.STOPPED | M.HIBERNATED:
-                if self.state is S.STARTING and self._came_up:
-                    self._wake_failed(WakeFailed(f"the satellite stopped while starting: {machine.reason}"), now)
-                elif self.state not in (S.STARTING, S.SLEEP):
-                    self._move(S.SLEEP, machine.reason or machine.state.value)
-            case M.PENDING | M.RUNNING:
-                # While our own stop call is under way the machine is seen running for a little longer.
-                if self.state in (S.UNKNOWN, S.SLEEP, S.FAILED):
-                    self._begin_wake("started by others", now)
-                elif self.state is S.OPERATIONAL and (machine.state is M.PENDING or moved_away):
+        sight = SIGHTS[self.state][machine.state]
+        match sight:
+            case Sight.NOTHING | Sight.RISEN:
+                pass  # what RISEN means depends on our call: `_progress_descent`
+            case Sight.ROSE:
+                self._setbacks.forgive()
+                others = "found up" if self.state is S.UNKNOWN else "started by others"
+                self._begin_wake("an earlier start took effect" if self.busy else others, now)
+            case Sight.COMING:
+                self._wake.came_up = True
+            case Sight.LOOKS_UP:
+                if moved_away:
                     self._begin_wake("restarted by others", now)
+            case Sight.RESTARTED:
+                self._begin_wake("restarted by others", now)
+            case Sight.FALLING:
+                self._fall(machine, now)
+            case Sight.DROPPED:
+                self._drop(now)
+            case Sight.DOWN:
+                if self._wake.came_up:
+                    self._came_down(machine, now)
+            case Sight.ASLEEP:
+                self._fell_asleep(machine)
+            case Sight.STILL_ASLEEP:
+                if self._setbacks.retry_at != math.inf:
+                    self._fell_asleep(machine)
+            case Sight.VANISHED:
+                self._wake.came_up = False
+                if machine.fault is not None:
+                    self._lost(machine, now)
+            case Sight.GONE:
+                self._machine_gone(machine, existed=before is not None and before.state is not M.TERMINATED)
+            case _:
+                assert_never(sight)
 
-    def _begin_wake(self, cause: str, now: float) -> None:
-        self._wake_by = now + self._rules.wake_deadline_s
-        self._start_at = now
-        self._came_up = self.machine is not None and self.machine.state in (M.PENDING, M.RUNNING)
-        self._move(S.STARTING, cause)
+    def _machine_gone(self, machine: Machine, *, existed: bool) -> None:
+        self._generation += existed
+        if not self._rules.launch:
+            self._fail_all(self._gone())
+            self._move(S.FAILED, machine.reason or "terminated")
+        elif self.state is not S.SLEEP:
+            self._move(S.SLEEP, machine.reason or "there is no machine yet")
 
-    def _wake_failed(self, error: BentpipeError, now: float) -> None:
-        self.error = error
-        self._retry_at = now + self._rules.retry_after_s
-        self._end_probe()
-        self._move(S.SLEEP, f"wake failed: {error}")
-        self._fail_all(error)
-
-    def _start_done(self, error: ProviderError | None, now: float) -> None:
-        if self.state is not S.STARTING or error is None:
-            return
-        if isinstance(error, ProviderRetryable):
-            self._start_at = now + RETRY_START_S
-        else:
-            self._wake_failed(error, now)
-
-    def _stop_done(self, error: ProviderError | None, now: float) -> None:
-        if error is None or self.state is not S.STOPPING:
-            return
-        if isinstance(error, SleepModeRefused) and self._mode is SleepMode.HIBERNATE:
-            self._mode = SleepMode.STOP
-            if not self.waiters and not self._draining:
-                self._stop()
-                return
-        self._idle_since = now
-        self._begin_wake(f"sleep refused: {error}", now)
-
-    def _ready(self, now: float) -> None:
-        if self.state is not S.STARTING or not self._probing:
-            return
-        self._probing = False
-        self.error = None
-        self._idle_since = self._awake_since = now
-        self._move(S.OPERATIONAL, "ready")
-        for waiter in list(self.waiters):
-            self._grant(waiter)
-        self.waiters.clear()
-
-    # -- what follows from the state ---------------------------------------------------------------------------------
-
-    def _progress(self, now: float) -> None:
-        if self.state is S.SLEEP and self.waiters:
-            self.wakes += 1
-            self._begin_wake("a client came", now)
-        if self.state is S.STARTING and self.machine is not None:
-            if now >= self._wake_by:
-                waited = f"not ready after {self._rules.wake_deadline_s:g} s"
-                self._wake_failed(WakeFailed(f"the satellite was {waited}"), now)
-            elif self.machine.state in ASLEEP and not self.busy and not self._came_up and now >= self._start_at:
-                self.busy = True
-                self._start_at = self._wake_by
-                self._actions.append(Start())
-            elif self.machine.state is M.RUNNING and self.machine.address is not None and not self._probing:
-                self._probing = True
-                self._actions.append(Probe(self.machine.address))
-        if self._may_sleep() and now >= self._sleep_at():
-            self._move(S.STOPPING, SleepReason.IDLE.value)
-            self._stop()
-
-    def _may_sleep(self) -> bool:
-        return self.state is S.OPERATIONAL and not self.leases and not self.waiters and not self.busy
-
-    def _sleep_at(self) -> float:
-        return max(self._idle_since + self._rules.sleep_after_s, self._awake_since + self._rules.min_awake_s)
-
-    def _stop(self) -> None:
-        self.busy = True
-        self._actions.append(Stop(self._mode))
-
-    def _end_probe(self) -> None:
-        if self._probing:
-            self._probing = False
-            self._actions.append(EndProbe())
-
-    def _move(self, after: SatelliteState, cause: str) -> None:
-        if after not in TRANSITIONS[self.state]:
-            raise AssertionError(f"{self.state.name} to {after.name}: {cause}")
-        self._actions.append(Moved(self.state, after, cause))
-        if after is not S.STARTING:
-            self._end_probe()
-        self.state = after
+    def _reset(self) -> None:
+        self._setbacks.clear()
+        self._sleep.reset()
+        if self.state is S.FAILED and (self._is(*ASLEEP) or (self._rules.launch and self._is(M.TERMINATED))):
+            self._move(S.SLEEP, "to be tried again")

@@ -3,46 +3,36 @@
 Inputs are handed to the machine synchronously, on the Trio thread: between a decision and its state nothing can slip in.
 """
 
+import collections
 import contextlib
+import dataclasses
+import hashlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import assert_never
 
 import trio
 
-from bentpipe.config.model import SatelliteSection
-from bentpipe.daemon.errors import BentpipeError, MachineNotFound, ProviderError
-from bentpipe.daemon.fleet.machine import (
-    Arrived,
-    Departed,
-    Drain,
-    EndProbe,
-    Fail,
-    Grant,
-    Input,
-    Moved,
-    Probe,
-    Ready,
-    Released,
-    Rules,
-    SatelliteMachine,
-    Seen,
-    Start,
-    StartDone,
-    Stop,
-    StopDone,
-    Tick,
-    Unreachable,
-    WaiterId,
-)
+from bentpipe.config.model import KeepAwakeSection
+from bentpipe.daemon.errors import BentpipeError, ProviderError
+from bentpipe.daemon.fleet import messages as msg
+from bentpipe.daemon.fleet.budget import Holder, Request
+from bentpipe.daemon.fleet.core import WAKING
+from bentpipe.daemon.fleet.lease import Lease
+from bentpipe.daemon.fleet.machine import SatelliteMachine
+from bentpipe.daemon.fleet.messages import Action, Input, Lesson, WaiterId
 from bentpipe.daemon.fleet.readiness import wait_listening
+from bentpipe.daemon.fleet.resume import Memory, Witness
+from bentpipe.daemon.fleet.rules import Rules
+from bentpipe.daemon.fleet.traffic import WINDOW_S, TrafficWatch
 from bentpipe.daemon.fleet.wake_book import WakeBook
+from bentpipe.daemon.fleet.watching import run_calendar, run_watch
 from bentpipe.daemon.model import (
     Address,
-    Machine,
     MachineId,
-    MachineState,
+    Resume,
     SatelliteKey,
     SatelliteState,
     SleepMode,
@@ -53,30 +43,22 @@ from bentpipe.daemon.providers.base import Provider
 
 log = logging.getLogger("bentpipe.fleet")
 
+LAUNCH_PERIOD_S = 3600.0
+"""Launches of one generation within one such period of the wall clock are one launch, a restart of the daemon between
+them included: within it a machine that was launched and cannot be seen yet is not launched twice."""
 
-class Lease:
-    """The right to use an operational satellite; while it lives the satellite does not sleep."""
 
-    def __init__(self, address: Address, release: Callable[[], None]) -> None:
-        self.address = address
-        self._release = release
-        self._live = True
-        self._kept = False
+@dataclasses.dataclass(slots=True)
+class Crowd:
+    """How many clients are held for satellites, in all, and how many may be."""
 
-    def keep(self) -> None:
-        """Let the lease outlive its context manager: whoever keeps it calls `release`."""
-        self._kept = True
+    limit: int | None = None
+    held: int = 0
 
     @property
-    def kept(self) -> bool:
-        """Whether `keep` was called."""
-        return self._kept
-
-    def release(self) -> None:
-        """Give it back; idempotent."""
-        if self._live:
-            self._live = False
-            self._release()
+    def is_full(self) -> bool:
+        """Whether one more is too many."""
+        return self.limit is not None and self.held >= self.limit
 
 
 class _Waiter:
@@ -89,19 +71,6 @@ class _Waiter:
         self.error: BentpipeError | None = None
 
 
-def rules_of(section: SatelliteSection, max_waiters: int) -> Rules:
-    """Take the machine's rules out of the configuration."""
-    return Rules(
-        sleep_mode=SleepMode(section.sleep_mode),
-        sleep_after_s=section.sleep_after_s,
-        min_awake_s=section.min_awake_s,
-        wake_deadline_s=section.wake_deadline_s,
-        hold_limit_s=section.hold_limit_s,
-        retry_after_s=section.retry_after_s,
-        max_waiters=max_waiters,
-    )
-
-
 class Satellite:
     """One satellite; `run` is its owner task."""
 
@@ -112,14 +81,31 @@ class Satellite:
         provider: Provider,
         machine_id: MachineId,
         observer: Callable[[Transition], None],
+        *,
+        keep_awake: Sequence[KeepAwakeSection] = (),
+        witness: Witness | None = None,
+        crowd: Crowd | None = None,
+        on_step: Callable[[], None] = lambda: None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
+        """`on_step` is called after every step of the machine; `wall` is time.time, but for tests."""
         self.key = key
         self._machine = SatelliteMachine(rules)
+        self.lessons: collections.Counter[Lesson] = collections.Counter()
+        self.resumes: collections.Counter[Resume] = collections.Counter()
         self._provider = provider
         self._machine_id = machine_id
         self._observer = observer
+        self._keep_awake = keep_awake
+        self._crowd = crowd or Crowd()
+        self._on_step = on_step
+        self._wall = wall
         self._waiters: dict[WaiterId, _Waiter] = {}
         self._book = WakeBook()
+        self._traffic = TrafficWatch()
+        self._memory = Memory(key, witness)
+        self._resume = Resume.UNKNOWN
+        self._launch = (-1, "")
         self._ids = itertools.count()
         self._nursery: trio.Nursery | None = None
         self._probe = trio.CancelScope()
@@ -138,17 +124,18 @@ class Satellite:
     @property
     def waiting(self) -> int:
         """Clients waiting now."""
-        return len(self._machine.waiters)
+        return self._machine.waiting
 
     @contextlib.asynccontextmanager
-    async def lease(self, who: str = "") -> AsyncIterator[Lease]:
+    async def lease(self, who: str = "", patience_s: float = float("inf")) -> AsyncIterator[Lease]:
         """Wait until the satellite is operational. Raises WakeFailed, SatelliteUnusable, LimitReached, Draining, ….
 
-        `who` is the principal, for the books. Cancelling the wait gives the place back at once; the wake goes on.
+        `who` is the principal, for the books; `patience_s` is how long the client itself would wait, if it says so.
+        Cancelling the wait gives the place back at once; the wake goes on.
         """
         waiter_id = WaiterId(next(self._ids))
         waiter = self._waiters[waiter_id] = _Waiter(who, trio.current_time())
-        self._feed(Arrived(waiter_id))
+        self._feed(msg.Arrived(waiter_id, patience_s, self._crowd.is_full))
         waiter.held = not waiter.done.is_set()
         try:
             await waiter.done.wait()
@@ -160,7 +147,7 @@ class Satellite:
             self._waiters.pop(waiter_id, None)
             if not waiter.done.is_set():
                 self._book.waited(trio.current_time() - waiter.since)
-                self._feed(Departed(waiter_id))
+                self._feed(msg.Departed(waiter_id))
         if waiter.error is not None:
             raise type(waiter.error)(str(waiter.error), peer_hint=waiter.error.peer_hint) from waiter.error
         if waiter.lease is None:
@@ -173,32 +160,47 @@ class Satellite:
 
     def report_unreachable(self) -> None:
         """Tell that the granted address does not answer: the satellite is probed again before the next grant."""
-        self._feed(Unreachable())
+        self._feed(msg.Unreachable())
+
+    def reset(self) -> None:
+        """Somebody has acted: failures that only people can mend, and lessons, are forgotten."""
+        self._feed(msg.Reset())
 
     def drain(self) -> None:
         """Refuse waiters and new-comers."""
-        self._feed(Drain())
+        self._feed(msg.Drain())
+
+    # -- the awake budget --------------------------------------------------------------------------------------------
+
+    def place(self) -> Holder | Request | None:
+        """What it is to the awake budget: it holds a place, asks for one, or neither."""
+        machine = self._machine
+        if machine.holds_place:
+            leaving = machine.state is SatelliteState.STOPPING
+            return Holder(self.key, machine.idle_since, machine.evictable_at, machine.kept_awake, leaving)
+        return Request(self.key, upkeep=not machine.waiting) if machine.wants_place(trio.current_time()) else None
+
+    def grant_place(self) -> bool:
+        """The awake budget lets it wake. Returns whether it does."""
+        self._feed(msg.PlaceGranted())
+        return self._machine.holds_place
+
+    def evict(self) -> bool:
+        """The awake budget needs its place. Returns whether it gives it up."""
+        self._feed(msg.Evict())
+        return self.state is SatelliteState.STOPPING
+
+    # -- tasks ---------------------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the satellite for ever."""
+        """Own the satellite for ever. Started once it knows how its machine is, or that nobody can say."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            machine = await self._describe()
-            self._feed(Seen(machine))
-            nursery.start_soon(self._watch, machine)
+            await nursery.start(run_watch, self._provider, self._machine_id, self._feed)
+            nursery.start_soon(run_calendar, self._keep_awake, self._wall, lambda: self._machine.machine, self._feed)
+            nursery.start_soon(self._run_meters)
             task_status.started()
             await self._run_clock()
-
-    async def _describe(self) -> Machine:
-        try:
-            return await self._provider.describe(self._machine_id)
-        except MachineNotFound as exc:
-            return Machine(self._machine_id, MachineState.TERMINATED, reason=str(exc))
-
-    async def _watch(self, seen: Machine) -> None:
-        while True:
-            seen = await self._provider.wait_changed(seen)
-            self._feed(Seen(seen))
 
     async def _run_clock(self) -> None:
         while True:
@@ -207,54 +209,100 @@ class Satellite:
             with trio.move_on_at(float("inf") if deadline is None else deadline):
                 await moved.wait()
                 continue
-            self._feed(Tick())
+            # The last moment before a sleep is decided: the same step reads the meters and acts on them.
+            self._read_meters()
+            self._feed(msg.Tick())
+
+    async def _run_meters(self) -> None:
+        while True:
+            await trio.sleep(WINDOW_S)
+            self._read_meters()
+
+    def _read_meters(self) -> None:
+        if self._traffic.look(trio.current_time()):
+            self._feed(msg.Traffic())
+
+    # -- the machine's inputs and actions ------------------------------------------------------------------------------
 
     def _feed(self, event: Input) -> None:
+        """Hand an input to the machine and do what it says."""
         now = trio.current_time()
-        if isinstance(event, StartDone) and event.error is None:
+        if isinstance(event, msg.StartDone) and event.error is None:
             self._book.phase_ended(WakePhase.START, now)
-        moves: list[Moved] = []
-        probed = False
-        for action in self._machine.handle(event, now):
-            match action:
-                case Grant(waiter, address):
-                    self._waiters[waiter].lease = Lease(address, lambda: self._feed(Released()))
-                    self._end_wait(self._waiters[waiter], now)
-                case Fail(waiter, error):
-                    self._waiters[waiter].error = error
-                    self._end_wait(self._waiters[waiter], now)
-                case Moved():
-                    moves.append(action)
-                case Start():
-                    self._spawn(self._start)
-                case Stop(mode):
-                    self._spawn(self._stop, mode)
-                case Probe(address):
-                    probed = True
-                    self._probe = trio.CancelScope()
-                    self._spawn(self._run_probe, address, self._probe)
-                case EndProbe():
-                    self._probe.cancel()
+        held_before = self._machine.waiting
+        actions = self._machine.handle(event, now)
+        self._crowd.held += self._machine.waiting - held_before
+        for action in actions:
+            self._carry_out(action, now)
         # Told last, so that waits which end with a change count for the state that is left.
-        for moved in moves:
-            self._tell(moved, now)
-        if probed:
+        for action in actions:
+            if isinstance(action, msg.Moved):
+                self._tell(action, now)
+        if any(isinstance(action, msg.Probe) for action in actions):
             self._book.phase_ended(WakePhase.BOOT, now)
         self._deadline_moved.set()
         self._deadline_moved = trio.Event()
+        self._on_step()
+
+    def _carry_out(self, action: Action, now: float) -> None:
+        match action:
+            case msg.Grant(waiter, address):
+                self._waiters[waiter].lease = Lease(address, self._released, self._metered)
+                self._end_wait(self._waiters[waiter], now)
+            case msg.Fail(waiter, error):
+                self._waiters[waiter].error = error
+                self._end_wait(self._waiters[waiter], now)
+            case msg.Start():
+                self._memory.start_asked(now)
+                self._spawn(self._start)
+            case msg.Launch(generation):
+                self._spawn(self._create, self._launch_token(generation))
+            case msg.Stop(mode, force):
+                self._spawn(self._stop, mode, force)
+            case msg.EndQuiet(cut):
+                ended = self._traffic.end_all(cut=cut)
+                self._log("quiet connections ended", {"connections": ended, "cut": cut})
+            case msg.Probe(address):
+                self._probe = trio.CancelScope()
+                self._spawn(self._run_probe, address, self._probe)
+            case msg.EndProbe():
+                self._probe.cancel()
+            case msg.Learned(lesson, words):
+                self.lessons[lesson] += 1
+                self._log("learned of a machine", {"lesson": lesson.value, "words": words}, logging.WARNING)
+            case msg.Moved():
+                pass  # told last: see `_feed`
+            case _:
+                assert_never(action)
 
     def _end_wait(self, waiter: _Waiter, now: float) -> None:
         if waiter.held:
             self._book.waited(now - waiter.since)
         waiter.done.set()
 
-    def _tell(self, moved: Moved, now: float) -> None:
+    def _metered(self, lease: Lease) -> None:
+        self._traffic.add(lease)
+        self._feed(msg.Metered())
+
+    def _released(self, lease: Lease) -> None:
+        self._traffic.remove(lease)
+        self._feed(msg.Released(metered=lease.meter is not None))
+
+    def _tell(self, moved: msg.Moved, now: float) -> None:
         phases, waits = self._book.take(moved.before, moved.after, now)
         who = ""
-        if moved.after is SatelliteState.STARTING:
+        if moved.after in WAKING:
             self._book.began(now)
             who = next((waiter.who for waiter in self._waiters.values() if not waiter.done.is_set()), "")
-        self._observer(Transition(self.key, moved.before, moved.after, time.time(), moved.cause, who, phases, waits))
+        resume, self._resume = self._resume, Resume.UNKNOWN
+        self._observer(
+            Transition(self.key, moved.before, moved.after, self._wall(), moved.cause, who, phases, waits, resume)
+        )
+
+    def _log(self, message: str, fields: dict[str, object], level: int = logging.INFO) -> None:
+        log.log(level, message, extra={"fields": {"satellite": str(self.key), **fields}})
+
+    # -- what takes time -----------------------------------------------------------------------------------------------
 
     def _spawn(self, task: Callable[..., Awaitable[object]], *arguments: object) -> None:
         if self._nursery is None:
@@ -265,20 +313,46 @@ class Satellite:
         try:
             await self._provider.start(self._machine_id)
         except ProviderError as exc:
-            self._feed(StartDone(exc))
+            self._feed(msg.StartDone(exc))
         else:
-            self._feed(StartDone(None))
+            self._feed(msg.StartDone(None))
 
-    async def _stop(self, mode: SleepMode) -> None:
+    async def _create(self, token: str) -> None:
         try:
-            await self._provider.stop(self._machine_id, mode)
+            await self._provider.launch(self._machine_id, token)
         except ProviderError as exc:
-            log.warning("sleep refused", extra={"fields": {"satellite": str(self.key), "error": str(exc)}})
-            self._feed(StopDone(exc))
+            self._feed(msg.StartDone(exc))
         else:
-            self._feed(StopDone(None))
+            self._feed(msg.StartDone(None))
+
+    def _launch_token(self, generation: int) -> str:
+        """One token for each machine that there is to be: the same for repeated calls, another after a loss."""
+        if self._launch[0] != generation:
+            period = int(self._wall() // LAUNCH_PERIOD_S)
+            self._launch = (generation, hashlib.sha256(f"{self.key} {period} {generation}".encode()).hexdigest())
+        return self._launch[1]
+
+    async def _stop(self, mode: SleepMode, force: bool) -> None:
+        if self.waiting and not force:
+            # Since the decision somebody came: this is the last moment at which that changes anything.
+            self._feed(msg.StopWithdrawn())
+            return
+        try:
+            await self._provider.stop(self._machine_id, mode, force=force)
+        except ProviderError as exc:
+            self._log("sleep refused", {"error": str(exc)}, logging.WARNING)
+            self._feed(msg.StopDone(exc))
+        else:
+            self._feed(msg.StopDone(None))
 
     async def _run_probe(self, address: Address, scope: trio.CancelScope) -> None:
         with scope:
             await wait_listening(address)
-            self._feed(Ready())
+            self._feed(msg.Ready())
+            # Those who waited are on their way; what follows is for the books.
+            found = await self._memory.examine(address)
+            if scope is self._probe and self.state is SatelliteState.OPERATIONAL:
+                self._resume = found
+                self.resumes[found] += 1
+                self._log("woken", {"memory": found.value})
+                self._feed(msg.Witnessed(found))

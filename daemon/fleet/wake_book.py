@@ -36,7 +36,7 @@ class WakeBook:
         leaves nothing to the next: phases never add up to more than the wake.
         """
         phases: list[tuple[WakePhase, float]] = []
-        if before is SatelliteState.STARTING:
+        if before in (SatelliteState.CREATING, SatelliteState.STARTING):
             if after is SatelliteState.OPERATIONAL:
                 self.phase_ended(WakePhase.LISTEN, now)
             last = self._began

@@ -1,6 +1,6 @@
 """The composition root of the daemon: builds the parts, starts them in order, drains and stops them.
 
-The tree of tasks: serve > {provider > satellites' processes}, fleet > one nursery per satellite, hand-off,
+The tree of tasks: serve > {providers > satellites' processes, looks at EC2}, fleet > one nursery per satellite, hand-off,
 sessions > one task per connection until hand-off, listeners, recorder, watchdog, signals.
 """
 
@@ -24,10 +24,10 @@ from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Counters
 from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S, Edge
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.model import MachineId, SatelliteKey, Transition
-from bentpipe.daemon.providers.process import ProcessProvider
+from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.log import set_up_logging
+from bentpipe.daemon.service.machines import providers_of
 from bentpipe.daemon.service.stores import open_ledger, open_registry
 from bentpipe.daemon.service.tokens import run_token_refresh
 from bentpipe.daemon.store.recorder import Recorder
@@ -165,13 +165,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
             half_closed_timeout_s=config.engine.half_closed_timeout_s,
         )
     )
-    provider = ProcessProvider(
-        {
-            MachineId(f"{section.org}.{section.name}"): section.process
-            for section in config.satellite
-            if section.process is not None
-        }
-    )
+    provider = providers_of(config)
     handoff = HandOff(engine)
     recorder = _recorder(config)
     registry = open_registry(config.store)
@@ -183,7 +177,14 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         if recorder is not None:
             recorder.record_nowait(transition)
 
-    fleet = Fleet(config.satellite, provider, observe, max_held=config.limits.max_held_per_satellite)
+    fleet = Fleet(
+        config.satellite,
+        provider,
+        observe,
+        max_held=config.limits.max_held_per_satellite,
+        max_held_in_all=config.limits.max_held,
+        budget=config.budget,
+    )
     health = HealthBoard(fleet)
     edge = Edge(
         fleet=fleet,
@@ -209,6 +210,8 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
                 log.error("certificate not reloaded", extra={"fields": {"error": str(exc)}})
             else:
                 log.info("certificate reloaded", extra={"fields": {"listener": ":".join(map(str, listener.address))}})
+        # Whoever sends SIGHUP has done something: what only people can mend may be mended.
+        fleet.reset()
         sd.notify("READY=1")
 
     daemon = Daemon(

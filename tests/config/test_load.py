@@ -25,6 +25,65 @@ def test_the_sample_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert config.prices.of("other", "builder").awake_hour == 0.77
 
 
+def test_every_mistake_about_ec2_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bentpipe.toml"
+    satellite = '[[satellite]]\norg = "acme"\nprovider = "ec2"\n'
+    path.write_text(f"""
+[[listener]]
+address = ":1"
+[ec2]
+endpoint = "nowhere"
+poll = 0
+[ec2.rates]
+start = {{ burst = 0, per_s = -1 }}
+{satellite}
+name = "a"
+[satellite.ec2]
+instance_id = "lt-1"
+port = 0
+address = "both"
+launch_template_version = "newest"
+{satellite}
+name = "b"
+{satellite}
+name = "c"
+[satellite.ec2]
+instance_id = "i-0123456789abcdef0"
+launch_template = "builder"
+{satellite}
+name = "d"
+[satellite.process]
+command = ["true", "{{port}}"]
+[satellite.ec2]
+""")
+    with pytest.raises(ConfigErrors) as error:
+        load_config(path)
+    assert {problem.where for problem in error.value.problems} == {
+        "ec2.endpoint",
+        "ec2.poll",
+        "ec2.rates.start.burst",
+        "ec2.rates.start.per_s",
+        "satellite[0].ec2.instance_id",
+        "satellite[0].ec2.port",
+        "satellite[0].ec2.address",
+        "satellite[0].ec2.launch_template_version",
+        "satellite[1]",
+        "satellite[2].ec2",
+        "satellite[3]",
+    }
+
+
+def test_an_instance_is_one_satellite(tmp_path: Path) -> None:
+    path = tmp_path / "bentpipe.toml"
+    one = (
+        '[[satellite]]\norg = "acme"\nname = "{}"\nprovider = "ec2"\n'
+        '[satellite.ec2]\ninstance_id = "i-0123456789abcdef0"\n'
+    )
+    path.write_text('[[listener]]\naddress = ":1"\n' + one.format("a") + one.format("b"))
+    with pytest.raises(ConfigErrors, match=r"satellite\[1\]\.ec2\.instance_id: the same as satellite\[0\]"):
+        load_config(path)
+
+
 def test_the_ledger_is_kept_where_the_service_manager_says_or_not_at_all() -> None:
     assert StoreSection().ledger_path({"STATE_DIRECTORY": "/var/lib/bentpipe"}) == Path(
         "/var/lib/bentpipe/ledger.sqlite"

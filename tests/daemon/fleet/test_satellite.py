@@ -16,14 +16,16 @@ from bentpipe.daemon.errors import (
     BentpipeError,
     Draining,
     LimitReached,
-    ProviderPermanent,
+    ProviderCapacity,
+    ProviderPermission,
     ProviderRetryable,
     SatelliteUnusable,
     SleepModeRefused,
     WakeFailed,
 )
-from bentpipe.daemon.fleet.machine import RETRY_START_S, Rules
-from bentpipe.daemon.fleet.satellite import Lease, Satellite
+from bentpipe.daemon.fleet.lease import Lease
+from bentpipe.daemon.fleet.rules import CAPACITY_FIRST_S, RETRY_START_S, Rules
+from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import (
     Address,
     Machine,
@@ -79,8 +81,14 @@ class ScriptedProvider:
     async def start(self, machine_id: MachineId) -> None:
         await self._call(f"start {machine_id}")
 
-    async def stop(self, machine_id: MachineId, mode: SleepMode) -> None:
-        await self._call(f"{mode.value} {machine_id}")
+    async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
+        await self._call(f"{'force' if force else mode.value} {machine_id}")
+
+    async def launch(self, machine_id: MachineId, token: str) -> None:
+        await self._call(f"launch {machine_id}")
+
+    async def terminate(self, machine_id: MachineId) -> None:
+        await self._call(f"terminate {machine_id}")
 
     async def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -197,17 +205,37 @@ async def test_a_client_cancelled_in_the_moment_of_its_grant_leaves_no_lease(bed
 async def test_a_failure_goes_to_all_and_is_remembered_for_a_while(bed: Bed, clock: trio.testing.MockClock) -> None:
     bed.come(3)
     await bed.settle()
-    await bed.provider.answer(ProviderPermanent("no permission to start"))
-    assert [str(error) for error in bed.errors] == ["no permission to start"] * 3
+    await bed.provider.answer(ProviderCapacity("no m7g.large to be had"))
+    words = "no m7g.large to be had; the next attempt is possible in "
+    assert [str(error) for error in bed.errors] == [words + "180 s"] * 3
     assert len({id(error) for error in bed.errors}) == 3, "one exception object in several tasks"
+    clock.jump(100)
     bed.come()
     await bed.settle()
-    assert len(bed.errors) == 4
+    assert (str(bed.errors[-1]), bed.errors[-1].peer_hint) == (words + "80 s",) * 2
     assert bed.provider.calls == ["start acme.m"]
-    clock.jump(RULES.retry_after_s)
+    clock.jump(CAPACITY_FIRST_S - 100)
     bed.come()
     await bed.settle()
     assert len(bed.errors) == 4
+    assert bed.provider.calls == ["start acme.m"] * 2
+
+
+async def test_what_only_people_can_mend_is_not_tried_again_until_they_have(
+    bed: Bed, clock: trio.testing.MockClock
+) -> None:
+    bed.come()
+    await bed.settle()
+    await bed.provider.answer(ProviderPermission("no permission to start"))
+    clock.jump(1e6)
+    bed.come()
+    await bed.settle()
+    assert [(type(error), str(error)) for error in bed.errors] == [(SatelliteUnusable, "no permission to start")] * 2
+    assert bed.satellite.state is SatelliteState.FAILED
+    bed.satellite.reset()
+    assert bed.satellite.state is SatelliteState.SLEEP
+    bed.come()
+    await bed.settle()
     assert bed.provider.calls == ["start acme.m"] * 2
 
 
@@ -296,6 +324,30 @@ async def test_who_comes_while_it_falls_asleep_waits_and_wakes_it(bed: Bed, cloc
     assert bed.provider.calls[-1] == "start acme.m"
     await bed.wake()
     assert bed.satellite.leases == 1
+
+
+async def test_who_comes_in_the_moment_of_the_decision_calls_it_off(clock: trio.testing.MockClock) -> None:
+    """Client and stop call become runnable in one step of the scheduler, which takes them in any order."""
+    outcomes = set()
+    for _ in range(30):
+        async with open_bed() as bed:
+            (scope,) = bed.come()
+            await bed.settle()
+            await bed.wake()
+            scope.cancel()
+            await bed.settle()
+
+            def observe(transition: Transition, bed: Bed = bed) -> None:
+                if transition.after is SatelliteState.STOPPING:
+                    bed.come()
+
+            bed.satellite._observer = observe
+            clock.jump(RULES.sleep_after_s)
+            await bed.settle()
+            stopped = bed.provider.calls[-1] == "hibernate acme.m"
+            assert (bed.satellite.waiting, bed.satellite.leases) == ((1, 0) if stopped else (0, 1))
+            outcomes.add(stopped)
+    assert outcomes == {True, False}
 
 
 async def test_a_refused_hibernation_becomes_a_stop(bed: Bed, clock: trio.testing.MockClock) -> None:

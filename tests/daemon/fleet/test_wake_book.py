@@ -4,9 +4,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from bentpipe.daemon.errors import ProviderPermanent
+from bentpipe.daemon.errors import ProviderPermanent, SatelliteUnusable
 from bentpipe.daemon.fleet import satellite as module
-from bentpipe.daemon.fleet.machine import Rules
+from bentpipe.daemon.fleet.rules import Rules
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.model import (
@@ -80,8 +80,14 @@ class SlowProvider:
             raise ProviderPermanent("no such key")
         self.become(MachineState.PENDING)
 
-    async def stop(self, machine_id: MachineId, mode: SleepMode) -> None:
+    async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
         self.become(MachineState.STOPPED)
+
+    async def launch(self, machine_id: MachineId, token: str) -> None:
+        raise ProviderPermanent("no way to create it")
+
+    async def terminate(self, machine_id: MachineId) -> None:
+        self.become(MachineState.TERMINATED)
 
 
 async def test_a_satellite_tells_who_woke_it_and_what_each_phase_took(
@@ -131,9 +137,9 @@ async def test_a_wake_that_failed_kept_its_clients_waiting_too(
     satellite = Satellite(SatelliteKey("acme", "a"), RULES, provider, ID, told.append)
     await nursery.start(satellite.run)
     for _ in range(2):
-        with pytest.raises(ProviderPermanent):
+        with pytest.raises(SatelliteUnusable):
             async with satellite.lease("alice"):
                 raise AssertionError("unreachable")
-    assert [transition.after for transition in told] == [S.SLEEP, S.STARTING, S.SLEEP]
+    assert [transition.after for transition in told] == [S.SLEEP, S.STARTING, S.FAILED]
     assert told[-1].phases == ()
     assert (told[-1].waits.clients, round(told[-1].waits.total_s, 3)) == (1, 2)

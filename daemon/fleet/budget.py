@@ -1,0 +1,125 @@
+"""The awake budget: who may wake, and who must sleep for that. Pure, and the only place where it is decided.
+
+The fleet is a cache of awake satellites, and the least recently used idle one is given up first. Rules:
+
+- A place is held from the moment of the grant until the satellite is seen asleep. Grants never exceed a limit; what
+  others start counts too, and may.
+- Whoever asked first is served first. One that only its own org's limit holds up holds up nobody else, and keeps its
+  turn: no place that it could use goes to a later one.
+- Clients come before upkeep (hours to be awake, renewals), and upkeep evicts nobody.
+- Nobody with a lease is evicted, nor before its minimum awake time. Those kept awake for the hours go last.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from bentpipe.daemon.model import SatelliteKey
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """How many may be awake: in all, and in each org (those not in `by_org`: `per_org`); None is no limit."""
+
+    fleet: int | None = None
+    per_org: int | None = None
+    by_org: tuple[tuple[str, int], ...] = ()
+
+    def of(self, org: str) -> float:
+        """The org's limit."""
+        limit = dict(self.by_org).get(org, self.per_org)
+        return math.inf if limit is None else limit
+
+    @property
+    def total(self) -> float:
+        """The limit of all."""
+        return math.inf if self.fleet is None else self.fleet
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Holder:
+    """A satellite that has a place."""
+
+    key: SatelliteKey
+    idle_since: float | None = None
+    """None: in use, or on its way up or down."""
+    evictable_at: float = 0.0
+    kept_awake: bool = False
+    leaving: bool = False
+    """On its way down: its place will be free."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """A satellite that would wake."""
+
+    key: SatelliteKey
+    upkeep: bool = False
+    """Nobody waits for it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now, and when to plan again if nothing happens before."""
+
+    grants: tuple[SatelliteKey, ...] = ()
+    evictions: tuple[SatelliteKey, ...] = ()
+    again_at: float | None = None
+
+
+class _Count:
+    """Places taken, in all and by org, against the limits."""
+
+    def __init__(self, limits: Limits, keys: Sequence[SatelliteKey]) -> None:
+        self._limits = limits
+        self._total = len(keys)
+        self._by_org = collections.Counter(key.org for key in keys)
+
+    def org_is_full(self, org: str) -> bool:
+        return self._by_org[org] >= self._limits.of(org)
+
+    def has_room(self, org: str) -> bool:
+        return self._total < self._limits.total and not self.org_is_full(org)
+
+    def take(self, org: str) -> None:
+        self._total += 1
+        self._by_org[org] += 1
+
+    def give(self, org: str) -> None:
+        self._total -= 1
+        self._by_org[org] -= 1
+
+
+def plan(limits: Limits, holders: Sequence[Holder], requests: Sequence[Request], now: float) -> Plan:
+    """Decide. `requests` are in the order of their coming; `now` is of the clock of the holders' times."""
+    taken = _Count(limits, [holder.key for holder in holders])
+    # The same count as it will be: without those on their way down, with everybody who was promised a place.
+    coming = _Count(limits, [holder.key for holder in holders if not holder.leaving])
+    idle = sorted(
+        (holder for holder in holders if holder.idle_since is not None and not holder.leaving),
+        key=lambda holder: (holder.kept_awake, holder.idle_since, holder.key),
+    )
+    grants: list[SatelliteKey] = []
+    evictions: list[SatelliteKey] = []
+    again_at = math.inf
+    for request in sorted(requests, key=lambda request: request.upkeep):
+        org = request.key.org
+        if not coming.has_room(org) and not request.upkeep:
+            # Whoever's leaving makes room for this one: of its own org if that is full, else anybody.
+            fitting = [holder for holder in idle if holder.key.org == org or not coming.org_is_full(org)]
+            ripe = next((holder for holder in fitting if holder.evictable_at <= now), None)
+            if ripe is None:
+                again_at = min([again_at, *(holder.evictable_at for holder in fitting)])
+                continue
+            idle.remove(ripe)
+            evictions.append(ripe.key)
+            coming.give(ripe.key.org)
+        if not coming.has_room(org):
+            continue
+        coming.take(org)
+        # Without room now it waits for a place that becomes free; what is free is then none that it could use.
+        if taken.has_room(org):
+            taken.take(org)
+            grants.append(request.key)
+    return Plan(tuple(grants), tuple(evictions), None if again_at == math.inf else again_at)

@@ -1,0 +1,245 @@
+"""What goes into the satellite's machine and what comes out: frozen values, no behaviour."""
+
+import dataclasses
+import enum
+from typing import NewType
+
+from bentpipe.daemon.errors import BentpipeError, ProviderError
+from bentpipe.daemon.model import Address, Machine, Resume, SatelliteState, SleepMode
+
+WaiterId = NewType("WaiterId", int)
+
+
+class SleepReason(enum.Enum):
+    """Why the satellite is put to sleep."""
+
+    IDLE = "idle"
+    EVICTED = "idle, and another satellite needs its place"
+    RENEWED = "woken only to be stopped plainly"
+    UNREADY = "it runs but never became ready"
+
+
+class Lesson(enum.Enum):
+    """What was learned of a machine that changes how it will be treated; counted and logged."""
+
+    CANNOT_HIBERNATE = "cannot hibernate: it is stopped instead"
+    HIBERNATE_REFUSED = "hibernation was refused: it is stopped instead"
+    FELL_BACK = "it stopped though it was to hibernate"
+    COLD_RESUME = "it hibernated but came back without its memory"
+    FORCED = "it was stuck in stopping and was cut off"
+
+
+# -- inputs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arrived:
+    """Somebody wants the satellite and has so many seconds. `crowded`: too many wait for satellites in all."""
+
+    waiter: WaiterId
+    patience_s: float = float("inf")
+    crowded: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Departed:
+    """A waiter left before it was granted."""
+
+    waiter: WaiterId
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Metered:
+    """A lease's traffic can be read from now on, and the lease can be ended."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Released:
+    """A lease ended."""
+
+    metered: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Traffic:
+    """A metered lease has moved more than health checks do."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Seen:
+    """The provider's newest look at the machine."""
+
+    machine: Machine
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StartDone:
+    """The start or launch call came back."""
+
+    error: ProviderError | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StopDone:
+    """The stop call came back."""
+
+    error: ProviderError | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StopWithdrawn:
+    """The stop call was not made: at the last moment somebody wanted the satellite."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ready:
+    """The machine's port listens."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Witnessed:
+    """Whether the machine that became ready has kept its memory."""
+
+    resume: Resume
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unreachable:
+    """A client's connection could not be dialled though the satellite is operational."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KeepAwake:
+    """The hours in which it is to be awake begin or end."""
+
+    wanted: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Renew:
+    """It has been hibernated for nearly as long as the provider allows."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlaceGranted:
+    """The awake budget has a place for it, now."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Evict:
+    """The awake budget needs its place."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reset:
+    """The operator has acted, or the configuration was read again: forget failures and lessons."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Drain:
+    """The daemon takes nobody in any more."""
+
+
+Input = (
+    Arrived
+    | Departed
+    | Metered
+    | Released
+    | Traffic
+    | Seen
+    | StartDone
+    | StopDone
+    | StopWithdrawn
+    | Ready
+    | Witnessed
+    | Unreachable
+    | KeepAwake
+    | Renew
+    | PlaceGranted
+    | Evict
+    | Reset
+    | Tick
+    | Drain
+)
+
+# -- actions -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Start:
+    """Call the provider's start."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Launch:
+    """Call the provider's launch; `generation` is one more after every machine that was lost."""
+
+    generation: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stop:
+    """Call the provider's stop."""
+
+    mode: SleepMode
+    force: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EndQuiet:
+    """End the metered leases, in good order or (`cut`) at once; their Released are waited for."""
+
+    cut: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Probe:
+    """Begin to look whether the port listens; ends a probe that is under way."""
+
+    address: Address
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EndProbe:
+    """Look no more."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Grant:
+    """The waiter has a lease."""
+
+    waiter: WaiterId
+    address: Address
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fail:
+    """The waiter gets the error."""
+
+    waiter: WaiterId
+    error: BentpipeError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Moved:
+    """The state has changed: for logs and books."""
+
+    before: SatelliteState
+    after: SatelliteState
+    cause: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Learned:
+    """Something about this machine is worth an operator's attention."""
+
+    lesson: Lesson
+    words: str
+
+
+Action = Start | Launch | Stop | EndQuiet | Probe | EndProbe | Grant | Fail | Moved | Learned

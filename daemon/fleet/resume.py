@@ -1,0 +1,67 @@
+"""Whether a wake was a true resume: measured, never assumed. A provider can only say what it was asked to do.
+
+The satellite may offer its kernel's boot id, which is kept over a resume and new at every boot, or its uptime. Who asks
+it is no business of the fleet: a `Witness` is passed in.
+"""
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from bentpipe.daemon.model import Address, Resume, SatelliteKey
+
+WITNESS_DEADLINE_S = 10.0
+"""For the satellite's answer. Clients do not wait for it."""
+UPTIME_SLACK_S = 2.0
+"""A machine that has been up for longer than this before it was asked to start was not booted for it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a satellite says of its kernel; either may be missing."""
+
+    boot_id: str = ""
+    uptime_s: float | None = None
+
+
+Witness = Callable[[SatelliteKey, Address], Awaitable[Evidence | None]]
+"""Asks a satellite that is ready; None if it offers nothing or cannot be asked. Must not raise an Exception. Cancelled
+after WITNESS_DEADLINE_S."""
+
+
+def judge(before: Evidence | None, after: Evidence | None, since_start_s: float | None) -> Resume:
+    """Compare what it said when it was last awake with what it says now, so long after we had it started (if we had)."""
+    if after is None:
+        return Resume.UNKNOWN
+    if before is not None and before.boot_id and after.boot_id:
+        return Resume.RESUMED if before.boot_id == after.boot_id else Resume.COLD
+    if after.uptime_s is None or since_start_s is None:
+        return Resume.UNKNOWN
+    return Resume.RESUMED if after.uptime_s > since_start_s + UPTIME_SLACK_S else Resume.COLD
+
+
+class Memory:
+    """What one satellite has said of itself, from one wake to the next; times are trio.current_time() seconds."""
+
+    def __init__(self, key: SatelliteKey, witness: Witness | None) -> None:
+        self._key = key
+        self._witness = witness
+        self._last: Evidence | None = None
+        self._asked_at: float | None = None
+
+    def start_asked(self, now: float) -> None:
+        """We have it started, from sleep."""
+        self._asked_at = now
+
+    async def examine(self, address: Address) -> Resume:
+        """Ask a satellite that has just become ready. Takes WITNESS_DEADLINE_S at most; never raises."""
+        asked_at, self._asked_at = self._asked_at, None
+        evidence: Evidence | None = None
+        if self._witness is not None:
+            with trio.move_on_after(WITNESS_DEADLINE_S):
+                evidence = await self._witness(self._key, address)
+        since_start_s = None if asked_at is None else trio.current_time() - asked_at
+        found = judge(self._last, evidence, since_start_s)
+        self._last = evidence or self._last
+        return found

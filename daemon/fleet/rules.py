@@ -1,0 +1,101 @@
+"""What the satellite's machine goes by: its section of the configuration, and the fixed times of the loops, with reasons.
+
+All times are in seconds.
+"""
+
+import dataclasses
+
+from bentpipe.config.model import SatelliteSection
+from bentpipe.daemon.model import SleepMode
+
+RETRY_START_S = 1.0
+"""Between attempts to start while the provider says that it may work a moment later: EC2 refuses a start for as long
+as the machine is stopping, which a look that is a second old may not show."""
+
+THROTTLE_FIRST_S, THROTTLE_MOST_S = 2.0, 30.0
+"""Between calls that are throttled, doubling: every call less helps all others."""
+
+CAPACITY_FIRST_S, CAPACITY_MOST_S = 180.0, 1800.0
+"""After "no such machine to be had now", doubling. Karpenter, too, leaves an exhausted offering alone for 3 minutes."""
+
+FAILURE_MOST_S = 300.0
+"""Bound of `retry_after`, which doubles with every wake that fails in a row."""
+
+APPEAR_GRACE_S = 120.0
+"""A launched machine may not be found for this long: EC2 is known for a minute of it."""
+
+START_GRACE_S = 30.0
+"""A start that was accepted may not be seen for this long; until then the machine is not called asleep."""
+
+STUCK_STOPPING_S = 600.0
+"""A machine that is stopping for longer is cut off, if we stopped it or somebody waits for it. A hibernation of a large
+machine takes minutes, and cutting it off loses its memory."""
+
+UNHEEDED_STOP_S = 60.0
+"""A machine that still runs this long after a stop was accepted is taken as awake again."""
+
+TOO_EARLY_S = 120.0
+"""Until the next attempt if it has not run long enough to hibernate: EC2 wants about two minutes."""
+
+SLEEP_RETRY_FIRST_S, SLEEP_RETRY_MOST_S = 60.0, 900.0
+"""After a stop that failed otherwise, doubling; meanwhile the satellite serves."""
+
+VAIN_HIBERNATIONS = 2
+"""Hibernations in a row that kept nothing (stopped instead, or booted cold) until plain stops are used: they are
+quicker, and a hibernation is billed until it is done."""
+
+UNREADY_ROUNDS = 2
+"""Wake deadlines that may pass while the machine runs and its port does not listen; then it is stopped, so that it costs
+nothing and the next start is a clean one."""
+
+CLOSE_QUIET_S = 5.0
+"""For quiet connections to end in good order before a sleep; then they are cut."""
+
+RENEW_AFTER_S = 50 * 86400.0
+"""EC2 keeps a hibernated machine for 60 days at most: before that it is woken, and stopped plainly."""
+
+HOLD_FACTOR, HOLD_FLOOR_S = 3.5, 120.0
+"""A client is held for so many times the usual wake (Cloud Run's factor), but not for less than the floor: a wake can
+begin with a minute in which the machine is still falling asleep."""
+
+
+LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S = 1.0, 30.0
+"""Between attempts to look at a machine while the provider cannot say, doubling; what was seen last is believed."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rules:
+    """The satellite's section of the configuration, as the machine needs it."""
+
+    sleep_mode: SleepMode
+    sleep_after_s: float
+    min_awake_s: float
+    wake_deadline_s: float
+    hold_limit_s: float
+    retry_after_s: float
+    max_waiters: int
+    launch: bool = False
+    """A machine that does not exist is created."""
+    budgeted: bool = False
+    """A wake needs a place in the awake budget first."""
+
+
+def rules_of(section: SatelliteSection, max_waiters: int, *, budgeted: bool = False) -> Rules:
+    """Take the machine's rules out of the configuration."""
+    return Rules(
+        sleep_mode=SleepMode(section.sleep_mode),
+        sleep_after_s=section.sleep_after_s,
+        min_awake_s=section.min_awake_s,
+        wake_deadline_s=section.wake_deadline_s,
+        hold_limit_s=section.hold_limit_s,
+        retry_after_s=section.retry_after_s,
+        max_waiters=max_waiters,
+        launch=section.launches,
+        budgeted=budgeted,
+    )
+
+
+def backed_off(first_s: float, most_s: float, before: int) -> float:
+    """The wait after the (`before` + 1)-th failure in a row: doubling from `first_s`, `most_s` at most."""
+    # The exponent is bounded because floats are not.
+    return float(min(first_s * 2 ** min(before, 30), max(first_s, most_s)))

@@ -1,0 +1,86 @@
+"""The two tasks that tell a satellite's machine what goes on outside: the provider's looks, and the wall clock."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import trio
+
+from bentpipe.config.model import KeepAwakeSection
+from bentpipe.daemon.errors import MachineNotFound, ProviderError
+from bentpipe.daemon.fleet.messages import KeepAwake, Renew, Seen
+from bentpipe.daemon.fleet.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, RENEW_AFTER_S, backed_off
+from bentpipe.daemon.fleet.schedule import is_kept_awake, next_change
+from bentpipe.daemon.model import Machine, MachineId, MachineState
+from bentpipe.daemon.providers.base import Provider
+
+log = logging.getLogger("bentpipe.fleet")
+
+CALENDAR_S = 60.0
+"""The calendar is looked at this often at least: the wall clock may be set."""
+RENEWAL_S = 3600.0
+"""The same for a satellite without hours: only its hibernation can grow too old, and that by days."""
+
+
+async def run_watch(
+    provider: Provider,
+    machine_id: MachineId,
+    feed: Callable[[Seen], None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Feed every look at the machine, for ever; started with the first one, or with the first failure to get it.
+
+    While the provider cannot say how the machine is, what was seen last is believed.
+    """
+    seen: Machine | None = None
+    failures = 0
+    started = False
+    while True:
+        try:
+            seen = await _first_look(provider, machine_id) if seen is None else await provider.wait_changed(seen)
+        except ProviderError as exc:
+            if not failures:
+                log.warning("cannot see a machine", extra={"fields": {"machine": machine_id, "error": str(exc)}})
+            failures += 1
+        else:
+            failures = 0
+            feed(Seen(seen))
+        if not started:
+            started = True
+            task_status.started()
+        if failures:
+            await trio.sleep(backed_off(LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, failures - 1))
+
+
+async def _first_look(provider: Provider, machine_id: MachineId) -> Machine:
+    try:
+        return await provider.describe(machine_id)
+    except MachineNotFound as exc:
+        return Machine(machine_id, MachineState.TERMINATED, reason=str(exc))
+
+
+async def run_calendar(
+    sections: Sequence[KeepAwakeSection],
+    wall: Callable[[], float],
+    look: Callable[[], Machine | None],
+    feed: Callable[[KeepAwake | Renew], None],
+) -> None:
+    """Feed what the wall clock (time.time() seconds) brings, for ever."""
+    kept = False
+    while True:
+        now = wall()
+        wanted = is_kept_awake(sections, now)
+        if wanted is not kept:
+            kept = wanted
+            feed(KeepAwake(kept))
+        if _is_due_for_renewal(look(), now):
+            feed(Renew())
+        # The change itself may be missed by a rounding: then it is seen a moment later.
+        until_change_s = max(next_change(sections, now) - now, 0.001)
+        await trio.sleep(min(until_change_s, CALENDAR_S if sections else RENEWAL_S))
+
+
+def _is_due_for_renewal(machine: Machine | None, now: float) -> bool:
+    if machine is None or machine.state is not MachineState.HIBERNATED or machine.asleep_since is None:
+        return False
+    return now >= machine.asleep_since + RENEW_AFTER_S

@@ -1,0 +1,138 @@
+"""Merges the starts (or stops) that come within a short window into one call, and finds the bad apple if it fails.
+
+EC2 does such a call for all of its instances or for none. So when one fails for a reason that may lie in one of them,
+those that AWS names are taken out and the rest is sent again; if it names none, the batch is halved. Each call is paid
+for with a token, and a batch has a bounded number of them.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from bentpipe.daemon.providers.ec2.errors import Ec2Failure, Verdict
+
+WINDOW_S = 0.03
+"""How long the first waits for others: nothing beside the 16 s of a start, enough for a herd."""
+BATCH = 100
+"""Instances a call. EC2 takes more (its resource buckets hold 1,000), but all of them share one failure."""
+SPLITTING_CALLS = 16
+"""After so many calls of a batch no part is split any more: enough to find two or three bad ones among a hundred. A part
+that fails then fails as a whole, and as something that may work later, for most of it are not to blame."""
+
+OF_ONE = frozenset(
+    {
+        Verdict.WRONG_STATE,
+        Verdict.NOT_FOUND,
+        Verdict.NO_HIBERNATION,
+        Verdict.TOO_EARLY,
+        Verdict.CAPACITY,
+        Verdict.PERMISSION,  # policies often allow by the instance's tags
+        Verdict.PERMANENT,
+    }
+)
+"""Failures that may be one instance's alone."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Change:
+    """What a call did to an instance: EC2's words for its state before and after."""
+
+    before: str
+    after: str
+
+
+@dataclasses.dataclass(slots=True)
+class _Wanted:
+    waiters: int = 0
+    done: trio.Event = dataclasses.field(default_factory=trio.Event)
+    outcome: Change | Ec2Failure | None = None
+
+
+class Batcher:
+    """One kind of call. `take_turn` waits for a token; `send` uses it if `turn_taken`, else takes one of its own."""
+
+    def __init__(
+        self,
+        take_turn: Callable[[], Awaitable[None]],
+        send: Callable[[Sequence[str], bool], Awaitable[dict[str, Change]]],
+    ) -> None:
+        self._take_turn = take_turn
+        self._send = send
+        self._pending: dict[str, _Wanted] = {}
+        self._came = trio.Event()
+
+    async def add(self, instance_id: str) -> Change:
+        """Have the instance be part of the next call. Raises Ec2Failure.
+
+        Who is cancelled before the call has begun takes the wish back, unless somebody else has it too.
+        """
+        wanted = self._pending.setdefault(instance_id, _Wanted())
+        wanted.waiters += 1
+        self._came.set()
+        try:
+            await wanted.done.wait()
+        finally:
+            wanted.waiters -= 1
+            if not wanted.waiters and self._pending.get(instance_id) is wanted:
+                del self._pending[instance_id]
+        if isinstance(wanted.outcome, Change):
+            return wanted.outcome
+        if wanted.outcome is None:
+            raise AssertionError("done without an outcome")
+        raise wanted.outcome
+
+    async def run_batches(self) -> None:
+        """Make the calls, for ever."""
+        while True:
+            await self._came.wait()
+            await trio.sleep(WINDOW_S)
+            await self._take_turn()
+            batch = {each: self._pending.pop(each) for each in list(self._pending)[:BATCH]}
+            if not self._pending:
+                self._came = trio.Event()
+            if batch:
+                await self._send_batch(batch)
+
+    async def _send_batch(self, batch: dict[str, _Wanted]) -> None:
+        parts = deque([list(batch)])
+        calls = 0
+        while parts:
+            part = parts.popleft()
+            try:
+                changes = await self._send(part, calls == 0)
+            except Ec2Failure as failure:
+                failed, again = split(part, failure) if calls < SPLITTING_CALLS else (part, [])
+                parts.extend(again)
+                named = failure.named(failed)
+                for each in failed:
+                    _settle(batch[each], failure if len(failed) == 1 or each in named else shared(failure))
+            else:
+                for each in part:
+                    _settle(batch[each], changes[each])
+            calls += 1
+
+
+def split(part: list[str], failure: Ec2Failure) -> tuple[list[str], list[list[str]]]:
+    """Say which ids have failed for good, and which are to be sent again, in which calls."""
+    if failure.verdict not in OF_ONE or len(part) == 1:
+        return part, []
+    named = failure.named(part)
+    if named:
+        rest = [each for each in part if each not in named]
+        return named, [rest] if rest else []
+    middle = len(part) // 2
+    return [], [part[:middle], part[middle:]]
+
+
+def shared(failure: Ec2Failure) -> Ec2Failure:
+    """The failure of a call for several, as each of them gets it: what may be another's fault is not held against it."""
+    if failure.verdict not in OF_ONE or failure.verdict is Verdict.CAPACITY:
+        return failure
+    return Ec2Failure(failure.api, failure.code, failure.words, Verdict.RETRYABLE)
+
+
+def _settle(wanted: _Wanted, outcome: Change | Ec2Failure) -> None:
+    wanted.outcome = outcome
+    wanted.done.set()

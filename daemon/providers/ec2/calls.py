@@ -1,0 +1,236 @@
+"""Every call of EC2's API: boto3 in a few worker threads, each API under its own limiter, failures read, calls counted.
+
+Knows nothing of satellites. One policy of repetition: a call that got no answer is made once more here, since all of
+them are idempotent (RunInstances by its token); all else is for the fleet, which knows what it is worth. boto3's own
+retries are off: they would go round the limiters.
+"""
+
+import collections
+import enum
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import boto3
+import trio
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from bentpipe.config.model import Ec2Section
+from bentpipe.daemon.providers.ec2.errors import UNANSWERED, Verdict, failure_of
+from bentpipe.daemon.providers.ec2.limiter import Limiter
+
+if TYPE_CHECKING:  # types-boto3 is for the type checker alone
+    from types_boto3_ec2 import EC2Client
+    from types_boto3_ec2.literals import InstanceTypeType
+    from types_boto3_ec2.type_defs import (
+        FilterTypeDef,
+        InstanceStateChangeTypeDef,
+        InstanceTypeDef,
+        ResponseLaunchTemplateDataTypeDef,
+        RunInstancesRequestTypeDef,
+    )
+
+T = TypeVar("T")
+
+THREADS = 4
+"""Describe, start, stop and launch can each be under way; more would only wait for tokens."""
+CONNECT_TIMEOUT_S = 3.0
+READ_TIMEOUT_S = 10.0
+"""An answer takes 0.1 to 1 s. boto3's 60 s would hold a poll, and all who wait for it, that long."""
+ATTEMPTS = 2
+PAGE = 1000
+"""The most that DescribeInstances gives at once."""
+IDS_PER_DESCRIBE = 190
+"""EC2 takes 200 filter values a call; a few are for other filters. Filters and not InstanceIds: one id that EC2 does not
+know yet, or any more, fails a whole call by ids."""
+LIVING = ("pending", "running", "stopping", "stopped")
+
+
+class Api(enum.Enum):
+    """The APIs that are called, by EC2's names."""
+
+    DESCRIBE = "DescribeInstances"
+    TYPES = "DescribeInstanceTypes"
+    TEMPLATE = "DescribeLaunchTemplateVersions"
+    IMAGES = "DescribeImages"
+    START = "StartInstances"
+    STOP = "StopInstances"
+    LAUNCH = "RunInstances"
+    TERMINATE = "TerminateInstances"
+
+
+class Ec2Calls:
+    """Makes calls. Every method raises Ec2Failure and nothing else."""
+
+    def __init__(self, section: Ec2Section) -> None:
+        self._section = section
+        self._client: EC2Client | None = None
+        self._creating = trio.Lock()
+        self._threads = trio.CapacityLimiter(THREADS)
+        rates = section.rates
+        self._limiters = {
+            Api.DESCRIBE: Limiter(rates.describe),
+            # They have buckets of their own at AWS, and are rare here.
+            Api.TYPES: Limiter(rates.describe),
+            Api.TEMPLATE: Limiter(rates.describe),
+            Api.IMAGES: Limiter(rates.describe),
+            Api.START: Limiter(rates.start),
+            Api.STOP: Limiter(rates.stop),
+            Api.LAUNCH: Limiter(rates.launch),
+            Api.TERMINATE: Limiter(rates.terminate),
+        }
+        self.counts: collections.Counter[tuple[Api, str]] = collections.Counter()
+        """Calls by API and AWS's code ("ok" if there was none)."""
+
+    async def take_turn(self, api: Api) -> None:
+        """Wait until a call may be made, for who gathers in the meantime what the call is for (then `turn_taken`)."""
+        await self._limiters[api].take()
+
+    async def describe(self, instance_ids: Sequence[str]) -> "list[InstanceTypeDef]":
+        """Look at instances by their ids; what EC2 does not know is left out."""
+        found = []
+        for start in range(0, len(instance_ids), IDS_PER_DESCRIBE):
+            part = instance_ids[start : start + IDS_PER_DESCRIBE]
+            found += await self._describe([{"Name": "instance-id", "Values": part}])
+        return found
+
+    async def find(self, tags: Sequence[tuple[str, Sequence[str]]]) -> "list[InstanceTypeDef]":
+        """Look for living instances by tags; of the last tag there may be many values."""
+        *few, (last, values) = tags
+        found = []
+        for start in range(0, len(values), IDS_PER_DESCRIBE):
+            filters: list[FilterTypeDef] = [{"Name": f"tag:{name}", "Values": each} for name, each in few]
+            filters.append({"Name": f"tag:{last}", "Values": values[start : start + IDS_PER_DESCRIBE]})
+            filters.append({"Name": "instance-state-name", "Values": LIVING})
+            found += await self._describe(filters)
+        return found
+
+    async def find_launched(self, token: str) -> "list[InstanceTypeDef]":
+        """Look for what a launch with this token has made."""
+        return await self._describe([{"Name": "client-token", "Values": [token]}])
+
+    async def start(
+        self, instance_ids: Sequence[str], *, turn_taken: bool = False
+    ) -> "list[InstanceStateChangeTypeDef]":
+        """Start instances, all or none of them."""
+        return await self._call(
+            Api.START,
+            lambda client: client.start_instances(InstanceIds=instance_ids)["StartingInstances"],
+            turn_taken=turn_taken,
+        )
+
+    async def stop(
+        self, instance_ids: Sequence[str], *, hibernate: bool, force: bool, turn_taken: bool = False
+    ) -> "list[InstanceStateChangeTypeDef]":
+        """Stop instances, all or none of them."""
+        return await self._call(
+            Api.STOP,
+            lambda client: client.stop_instances(InstanceIds=instance_ids, Hibernate=hibernate, Force=force)[
+                "StoppingInstances"
+            ],
+            turn_taken=turn_taken,
+        )
+
+    async def terminate(self, instance_id: str) -> None:
+        """Terminate one instance."""
+        await self._call(Api.TERMINATE, lambda client: client.terminate_instances(InstanceIds=[instance_id]))
+
+    async def launch(self, request: "RunInstancesRequestTypeDef") -> "InstanceTypeDef":
+        """Launch one instance, or get the one that the same token has launched."""
+        return await self._call(Api.LAUNCH, lambda client: client.run_instances(**request)["Instances"][0])
+
+    async def hibernation_of(self, types: Iterable[str]) -> dict[str, bool]:
+        """Say for each instance type whether it can hibernate."""
+        asked = cast("list[InstanceTypeType]", sorted(types))  # AWS's list is longer than any copy of it
+        found = await self._call(
+            Api.TYPES, lambda client: client.describe_instance_types(InstanceTypes=asked)["InstanceTypes"]
+        )
+        return {each["InstanceType"]: each.get("HibernationSupported", False) for each in found}
+
+    async def template(self, name_or_id: str, version: str) -> "ResponseLaunchTemplateDataTypeDef":
+        """Read a launch template."""
+
+        def read(client: "EC2Client") -> "ResponseLaunchTemplateDataTypeDef":
+            if name_or_id.startswith("lt-"):
+                answer = client.describe_launch_template_versions(
+                    LaunchTemplateId=name_or_id, Versions=[version], ResolveAlias=True
+                )
+            else:
+                answer = client.describe_launch_template_versions(
+                    LaunchTemplateName=name_or_id, Versions=[version], ResolveAlias=True
+                )
+            return answer["LaunchTemplateVersions"][0]["LaunchTemplateData"]
+
+        return await self._call(Api.TEMPLATE, read)
+
+    async def root_device(self, image_id: str) -> str:
+        """Say what an image calls its root volume; "" if EC2 does not say."""
+        images = await self._call(Api.IMAGES, lambda client: client.describe_images(ImageIds=[image_id])["Images"])
+        return images[0].get("RootDeviceName", "") if images else ""
+
+    async def _describe(self, filters: "Sequence[FilterTypeDef]") -> "list[InstanceTypeDef]":
+        found: list[InstanceTypeDef] = []
+        token = ""
+        while True:
+            page, token = await self._call(Api.DESCRIBE, functools.partial(_page, filters=filters, token=token))
+            found += page
+            if not token:
+                return found
+
+    async def _call(self, api: Api, call: "Callable[[EC2Client], T]", *, turn_taken: bool = False) -> T:
+        for attempt in range(1, ATTEMPTS + 1):
+            if attempt > 1 or not turn_taken:
+                await self._limiters[api].take()
+            try:
+                client = await self._connected()
+                result = await trio.to_thread.run_sync(call, client, limiter=self._threads, abandon_on_cancel=True)
+            except (ClientError, BotoCoreError) as exc:
+                failure = failure_of(api.value, exc)
+                self.counts[api, failure.code] += 1
+                if failure.verdict is Verdict.THROTTLED:
+                    self._limiters[api].throttled()
+                if failure.code == UNANSWERED and attempt < ATTEMPTS:
+                    continue
+                raise failure from exc
+            else:
+                self.counts[api, "ok"] += 1
+                self._limiters[api].answered()
+                return result
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _connected(self) -> "EC2Client":
+        """The one client. Made in a thread: it reads a megabyte of EC2's model."""
+        async with self._creating:
+            if self._client is None:
+                self._client = await trio.to_thread.run_sync(self._create, limiter=self._threads)
+            return self._client
+
+    def _create(self) -> "EC2Client":
+        config = Config(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            retries={"mode": "standard", "total_max_attempts": 1},
+            max_pool_connections=THREADS,
+            user_agent_extra="bentpipe",
+        )
+        session = boto3.Session()
+        return session.client(
+            "ec2", region_name=self._section.region, endpoint_url=self._section.endpoint, config=config
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            self._client.close()
+
+
+def _page(
+    client: "EC2Client", *, filters: "Sequence[FilterTypeDef]", token: str
+) -> "tuple[list[InstanceTypeDef], str]":
+    if token:
+        answer = client.describe_instances(Filters=filters, MaxResults=PAGE, NextToken=token)
+    else:
+        answer = client.describe_instances(Filters=filters, MaxResults=PAGE)
+    found = [instance for reservation in answer["Reservations"] for instance in reservation.get("Instances", ())]
+    return found, answer.get("NextToken", "")

@@ -1,0 +1,164 @@
+"""What EC2's errors mean to us: one table from AWS's codes to what the wake and sleep loops do about them.
+
+Sources of the table: [E] "Error codes for the Amazon EC2 API" (AWS), [T] AWS's pages on troubleshooting launch and
+hibernation, [B] botocore's list of what is transient or throttled (botocore/retries/standard.py), [S] seen in the wild,
+in the issues of tools that start and stop instances. AWS's own words are kept, for the operator. A client is told the
+code and what it means, never AWS's text: that names accounts, roles and other people's instances.
+"""
+
+import enum
+import re
+
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError, PartialCredentialsError
+
+from bentpipe.daemon.errors import (
+    MachineNotFound,
+    ProviderCapacity,
+    ProviderError,
+    ProviderPermanent,
+    ProviderPermission,
+    ProviderRetryable,
+    ProviderThrottled,
+    SleepModeRefused,
+    SleepTooEarly,
+)
+
+
+class Verdict(enum.Enum):
+    """What is to be done about an error."""
+
+    RETRYABLE = "passing trouble at the cloud"
+    WRONG_STATE = "the machine is between two states"
+    THROTTLED = "too many calls to the cloud"
+    CAPACITY = "the cloud has no such machine to give now"
+    PERMISSION = "the cloud forbids it"
+    NOT_FOUND = "no such machine"
+    NO_HIBERNATION = "the machine cannot hibernate"
+    TOO_EARLY = "the machine cannot hibernate yet"
+    MISMATCH = "a launch was repeated with other parameters"
+    PERMANENT = "the cloud refuses the request"
+
+
+VERDICTS = {
+    # [B], [E]: nothing of it is the caller's fault.
+    "InternalError": Verdict.RETRYABLE,
+    "InternalFailure": Verdict.RETRYABLE,
+    "ServiceUnavailable": Verdict.RETRYABLE,
+    "Unavailable": Verdict.RETRYABLE,
+    "ServerInternal": Verdict.RETRYABLE,
+    "RequestTimeout": Verdict.RETRYABLE,
+    "RequestTimeoutException": Verdict.RETRYABLE,
+    "RequestExpired": Verdict.RETRYABLE,
+    "IdempotentInstanceTerminated": Verdict.PERMANENT,
+    # [E]; an instance that is stopping cannot be started, nor one that is pending stopped [S: openshift/hive#1206].
+    "IncorrectInstanceState": Verdict.WRONG_STATE,
+    "IncorrectState": Verdict.WRONG_STATE,
+    "ConcurrentModification": Verdict.RETRYABLE,
+    # [B]
+    "RequestLimitExceeded": Verdict.THROTTLED,
+    "Throttling": Verdict.THROTTLED,
+    "ThrottlingException": Verdict.THROTTLED,
+    "EC2ThrottledException": Verdict.THROTTLED,
+    "BandwidthLimitExceeded": Verdict.THROTTLED,
+    "SlowDown": Verdict.THROTTLED,
+    # [E], and Karpenter's list of what cannot be had now: worth another attempt in minutes.
+    "InsufficientInstanceCapacity": Verdict.CAPACITY,
+    "InsufficientHostCapacity": Verdict.CAPACITY,
+    "InsufficientReservedInstanceCapacity": Verdict.CAPACITY,
+    "InsufficientCapacityOnOutpost": Verdict.CAPACITY,
+    "InsufficientAddressCapacity": Verdict.CAPACITY,
+    "InsufficientFreeAddressesInSubnet": Verdict.CAPACITY,
+    "InsufficientVolumeCapacity": Verdict.CAPACITY,
+    "InstanceLimitExceeded": Verdict.CAPACITY,
+    "VcpuLimitExceeded": Verdict.CAPACITY,
+    "MaxSpotInstanceCountExceeded": Verdict.CAPACITY,
+    "SpotMaxPriceTooLow": Verdict.CAPACITY,
+    "VolumeLimitExceeded": Verdict.CAPACITY,
+    # [E]: nothing changes until somebody acts.
+    "UnauthorizedOperation": Verdict.PERMISSION,
+    "AuthFailure": Verdict.PERMISSION,
+    "Blocked": Verdict.PERMISSION,
+    "OptInRequired": Verdict.PERMISSION,
+    "PendingVerification": Verdict.PERMISSION,
+    "SignatureDoesNotMatch": Verdict.PERMISSION,
+    "InvalidClientTokenId": Verdict.PERMISSION,
+    "ExpiredToken": Verdict.PERMISSION,
+    "MissingAuthenticationToken": Verdict.PERMISSION,
+    "AccessDenied": Verdict.PERMISSION,
+    "AccessDeniedException": Verdict.PERMISSION,
+    "OperationNotPermitted": Verdict.PERMISSION,
+    # [E]
+    "InvalidInstanceID.NotFound": Verdict.NOT_FOUND,
+    "InvalidInstanceID.Malformed": Verdict.NOT_FOUND,
+    # [T]; [S: instance-scheduler-on-aws#510]
+    "UnsupportedHibernationConfiguration": Verdict.NO_HIBERNATION,
+    # [E]
+    "IdempotentParameterMismatch": Verdict.MISMATCH,
+}
+"""By AWS's code. What is not here: transient if its HTTP status is 5xx [E], else permanent."""
+
+UNREADY = re.compile(r"not ready to hibernate", re.IGNORECASE)
+"""EC2's words, under the code UnsupportedOperation, in the first two minutes after launch [T, S]."""
+
+INSTANCE_ID = re.compile(r"\bi-[0-9a-f]+\b")
+
+UNANSWERED = "Unanswered"
+"""Our own code for calls that got no answer: no connection, a broken one, or a timeout."""
+
+
+class Ec2Failure(Exception):
+    """A call failed: AWS's code, AWS's words, and what they mean. Stays inside this package."""
+
+    def __init__(self, api: str, code: str, words: str, verdict: Verdict) -> None:
+        super().__init__(f"{api}: {code}: {words}")
+        self.api = api
+        self.code = code
+        self.words = words
+        self.verdict = verdict
+
+    def named(self, instance_ids: list[str]) -> list[str]:
+        """Those of `instance_ids` that AWS's words name."""
+        names = set(INSTANCE_ID.findall(self.words))
+        return [each for each in instance_ids if each in names]
+
+    def to_error(self) -> ProviderError:
+        """The error for the fleet."""
+        hint = f"{self.verdict.value} ({self.code})"
+        return ERRORS[self.verdict](str(self), peer_hint=hint)
+
+
+ERRORS: dict[Verdict, type[ProviderError]] = {
+    Verdict.RETRYABLE: ProviderRetryable,
+    Verdict.WRONG_STATE: ProviderRetryable,
+    Verdict.THROTTLED: ProviderThrottled,
+    Verdict.CAPACITY: ProviderCapacity,
+    Verdict.PERMISSION: ProviderPermission,
+    Verdict.NOT_FOUND: MachineNotFound,
+    Verdict.NO_HIBERNATION: SleepModeRefused,
+    Verdict.TOO_EARLY: SleepTooEarly,
+    Verdict.MISMATCH: ProviderPermanent,
+    Verdict.PERMANENT: ProviderPermanent,
+}
+
+
+def failure_of(api: str, exc: ClientError | BotoCoreError) -> Ec2Failure:
+    """Read what boto3 raised."""
+    if isinstance(exc, ClientError):
+        error = exc.response.get("Error", {})
+        status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code, words = error.get("Code", str(status)), error.get("Message", "")
+        return Ec2Failure(api, code, words, verdict_of(code, words, status))
+    if isinstance(exc, NoCredentialsError | PartialCredentialsError):
+        return Ec2Failure(api, type(exc).__name__, str(exc), Verdict.PERMISSION)
+    if isinstance(exc, NoRegionError):
+        return Ec2Failure(api, "NoRegion", f"{exc} Set `region` in [ec2].", Verdict.PERMANENT)
+    return Ec2Failure(api, UNANSWERED, f"{type(exc).__name__}: {exc}", Verdict.RETRYABLE)
+
+
+def verdict_of(code: str, words: str, http_status: int) -> Verdict:
+    """Decide by the table, and for what is not in it by the HTTP status."""
+    if code == "UnsupportedOperation" and UNREADY.search(words):
+        return Verdict.TOO_EARLY
+    if (found := VERDICTS.get(code)) is not None:
+        return found
+    return Verdict.RETRYABLE if http_status >= 500 else Verdict.PERMANENT

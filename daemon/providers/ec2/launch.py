@@ -1,0 +1,89 @@
+"""How an instance is launched: the template of the configuration, and what we insist on. Pure."""
+
+from typing import TYPE_CHECKING, cast
+
+from bentpipe.config.model import SatelliteEc2Section
+from bentpipe.daemon.providers.ec2.looks import FLEET_TAG, SATELLITE_TAG
+
+if TYPE_CHECKING:
+    from types_boto3_ec2.literals import InstanceTypeType
+    from types_boto3_ec2.type_defs import (
+        BlockDeviceMappingTypeDef,
+        EbsBlockDeviceTypeDef,
+        LaunchTemplateSpecificationTypeDef,
+        ResponseLaunchTemplateDataTypeDef,
+        RunInstancesRequestTypeDef,
+        TagTypeDef,
+    )
+
+METADATA_HOPS = 1
+"""So that builds in bridged containers do not reach the instance's credentials."""
+
+
+def launch_request(
+    section: SatelliteEc2Section,
+    *,
+    template: str,
+    data: "ResponseLaunchTemplateDataTypeDef",
+    root_device: str,
+    hibernation: bool,
+    token: str,
+    fleet: str,
+    satellite: str,
+) -> "RunInstancesRequestTypeDef":
+    """Ask for one instance by the template `template`, whose content is `data`.
+
+    We insist on: IMDSv2, an encrypted root (hibernation demands it), a shutdown from inside that stops and does not
+    terminate, and our tags on the instance and its volumes. Everything else is the template's.
+    """
+    tags: list[TagTypeDef] = [{"Key": FLEET_TAG, "Value": fleet}, {"Key": SATELLITE_TAG, "Value": satellite}]
+    specification: LaunchTemplateSpecificationTypeDef = {"Version": section.launch_template_version}
+    if template.startswith("lt-"):
+        specification["LaunchTemplateId"] = template
+    else:
+        specification["LaunchTemplateName"] = template
+    request: RunInstancesRequestTypeDef = {
+        "MinCount": 1,
+        "MaxCount": 1,
+        "ClientToken": token,
+        "LaunchTemplate": specification,
+        "MetadataOptions": {
+            "HttpEndpoint": "enabled",
+            "HttpTokens": "required",
+            "HttpPutResponseHopLimit": METADATA_HOPS,
+        },
+        "BlockDeviceMappings": [_encrypted_root(data, root_device)],
+        "HibernationOptions": {"Configured": hibernation},
+        "InstanceInitiatedShutdownBehavior": "stop",
+        "TagSpecifications": [
+            {"ResourceType": "instance", "Tags": tags},
+            {"ResourceType": "volume", "Tags": tags},
+        ],
+    }
+    if section.instance_type is not None:
+        # AWS's list of types is longer than any copy of it.
+        request["InstanceType"] = cast("InstanceTypeType", section.instance_type)
+    return request
+
+
+def _encrypted_root(data: "ResponseLaunchTemplateDataTypeDef", root_device: str) -> "BlockDeviceMappingTypeDef":
+    """The template's own root volume, encrypted. A mapping in the request replaces the template's of that device."""
+    ebs: EbsBlockDeviceTypeDef = {"Encrypted": True, "DeleteOnTermination": True}
+    for mapping in data.get("BlockDeviceMappings", ()):
+        if mapping.get("DeviceName") == root_device:
+            old = mapping.get("Ebs", {})
+            if "KmsKeyId" in old:
+                ebs["KmsKeyId"] = old["KmsKeyId"]
+            if "SnapshotId" in old:
+                ebs["SnapshotId"] = old["SnapshotId"]
+            if "VolumeSize" in old:
+                ebs["VolumeSize"] = old["VolumeSize"]
+            if "VolumeType" in old:
+                ebs["VolumeType"] = old["VolumeType"]
+            if "Iops" in old:
+                ebs["Iops"] = old["Iops"]
+            if "Throughput" in old:
+                ebs["Throughput"] = old["Throughput"]
+            if "DeleteOnTermination" in old:
+                ebs["DeleteOnTermination"] = old["DeleteOnTermination"]
+    return {"DeviceName": root_device, "Ebs": ebs}

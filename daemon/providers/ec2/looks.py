@@ -1,0 +1,139 @@
+"""What an instance's description says of a machine. Pure.
+
+An instance that is shutting down is TERMINATED at once: nothing leads back, it can be told to do nothing any more, and
+its successor need not wait for it.
+"""
+
+import dataclasses
+import datetime
+import re
+from typing import TYPE_CHECKING, assert_never
+
+from bentpipe.config.model import SatelliteEc2Section
+from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState
+
+if TYPE_CHECKING:
+    from types_boto3_ec2.type_defs import InstanceTypeDef
+
+FLEET_TAG = "bentpipe:fleet"
+SATELLITE_TAG = "bentpipe:satellite"
+
+HIBERNATED = "Client.UserInitiatedHibernate"
+
+FAULTS = {
+    "Server.InsufficientInstanceCapacity": Fault.CAPACITY,
+    "Server.SpotInstanceShutdown": Fault.CAPACITY,
+    "Server.SpotInstanceTermination": Fault.CAPACITY,
+    # Nearly always a volume whose key we may not use: kms:CreateGrant is missing, for us or for the instance.
+    "Client.InternalError": Fault.PERMISSION,
+    "Client.InvalidSnapshot.NotFound": Fault.OTHER,
+    "Client.VolumeLimitExceeded": Fault.OTHER,
+    "Server.InternalError": Fault.OTHER,
+}
+"""By StateReason.Code (botocore's model of EC2 lists them); what is not here came up, and was stopped by somebody."""
+
+STOPPED_AT = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)")
+"""In StateTransitionReason: "User initiated (2026-01-31 12:00:00 GMT)". Often empty, and for people: it may change."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sighting:
+    """One description of an instance, as far as it matters here."""
+
+    instance_id: str
+    raw_state: str
+    """EC2's word for it."""
+    state: MachineState
+    instance_type: str
+    launched_at: float
+    """time.time() seconds of its newest start."""
+    hibernation: bool
+    """Launched so that it can hibernate."""
+    tags: dict[str, str]
+    host: str
+    """The address of the configured kind; "" if it has none now."""
+    reason_code: str
+    reason: str
+    asleep_since: float | None
+
+
+def sight(instance: "InstanceTypeDef", section: SatelliteEc2Section) -> Sighting:
+    """Read a description."""
+    raw_state = instance["State"]["Name"]
+    state_reason = instance.get("StateReason", {})
+    code, transition = state_reason.get("Code", ""), instance.get("StateTransitionReason", "")
+    state = state_of(raw_state, code)
+    asleep = state in (MachineState.STOPPED, MachineState.HIBERNATED)
+    return Sighting(
+        instance_id=instance["InstanceId"],
+        raw_state=raw_state,
+        state=state,
+        instance_type=instance.get("InstanceType", ""),
+        launched_at=instance["LaunchTime"].timestamp(),
+        hibernation=instance.get("HibernationOptions", {}).get("Configured", False),
+        tags={tag["Key"]: tag["Value"] for tag in instance.get("Tags", ())},
+        host=_host(instance, section),
+        reason_code=code,
+        reason=" ".join(filter(None, (state_reason.get("Message", code), transition))),
+        asleep_since=stopped_at(transition) if asleep else None,
+    )
+
+
+def state_of(raw_state: str, reason_code: str) -> MachineState:
+    """EC2's word for a state, and its reason, in our words."""
+    match raw_state:
+        case "pending":
+            return MachineState.PENDING
+        case "running":
+            return MachineState.RUNNING
+        case "stopping":
+            return MachineState.STOPPING
+        case "stopped":
+            return MachineState.HIBERNATED if reason_code == HIBERNATED else MachineState.STOPPED
+        case _:  # shutting-down, terminated
+            return MachineState.TERMINATED
+
+
+def look_of(machine_id: MachineId, seen: Sighting, section: SatelliteEc2Section, *, type_hibernates: bool) -> Machine:
+    """The machine as the fleet sees it."""
+    can_hibernate = seen.hibernation and type_hibernates
+    match seen.state:
+        case MachineState.RUNNING if not seen.host:
+            # It comes a moment after the state. If it never comes, the reason is what a failed wake is explained by.
+            words = f"it runs, but has no {section.address} address"
+            return Machine(machine_id, MachineState.PENDING, reason=words, can_hibernate=can_hibernate)
+        case MachineState.RUNNING:
+            address = Address(seen.host, section.port)
+            return Machine(machine_id, MachineState.RUNNING, address, can_hibernate=can_hibernate)
+        case MachineState.PENDING | MachineState.STOPPING:
+            return Machine(machine_id, seen.state, can_hibernate=can_hibernate)
+        case MachineState.STOPPED | MachineState.HIBERNATED | MachineState.TERMINATED:
+            return Machine(
+                machine_id,
+                seen.state,
+                reason=seen.reason or seen.raw_state,
+                fault=FAULTS.get(seen.reason_code),
+                can_hibernate=can_hibernate,
+                asleep_since=seen.asleep_since,
+            )
+        case _:
+            assert_never(seen.state)
+
+
+def stopped_at(transition_reason: str) -> float | None:
+    """time.time() seconds at which it was told to stop, if EC2 says so."""
+    found = STOPPED_AT.search(transition_reason)
+    if found is None:
+        return None
+    at = datetime.datetime.strptime(found.group(1), "%Y-%m-%d %H:%M:%S")
+    return at.replace(tzinfo=datetime.UTC).timestamp()
+
+
+def _host(instance: "InstanceTypeDef", section: SatelliteEc2Section) -> str:
+    match section.address:
+        case "private":
+            return instance.get("PrivateIpAddress", "")
+        case "public":
+            return instance.get("PublicIpAddress", "")
+        case "ipv6":
+            return instance.get("Ipv6Address", "")

@@ -1,0 +1,301 @@
+"""Knows how every machine is: one task that looks at EC2 for all who want to know, and tells who waits for a change.
+
+Looks are taken in rounds, one after the other, so that an older answer never overwrites a newer one. What is wanted
+while a round is under way is the next round's. Machines that are starting or stopping are wanted every `poll`, all of
+them in one call; the others every `sweep`.
+
+EC2 is eventually consistent: for a while after a call it may tell the state from before it, and know nothing of an
+instance that it has just launched. Both are known by the times below, and passed over.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping
+
+import trio
+
+from bentpipe.config.model import Ec2Section, SatelliteEc2Section
+from bentpipe.daemon.errors import MachineNotFound, ProviderRetryable
+from bentpipe.daemon.model import Machine, MachineId, MachineState
+from bentpipe.daemon.providers.ec2.calls import Ec2Calls
+from bentpipe.daemon.providers.ec2.errors import Ec2Failure
+from bentpipe.daemon.providers.ec2.looks import FLEET_TAG, SATELLITE_TAG, Sighting, look_of, sight, state_of
+
+log = logging.getLogger("bentpipe.providers.ec2")
+
+GATHER_S = 0.01
+"""How long a round waits for others who want to know: at the start that is the whole fleet."""
+FRESH_S = 0.5
+"""A look that is not older, and not older than our own newest call, is as good as another one."""
+UNSEEN_GRACE_S = 90.0
+"""After a launch EC2 may not know the new id; seconds are usual, others' tools had to allow a minute."""
+OUTDATED_GRACE_S = 10.0
+"""After a start or stop EC2 may tell the state from before it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ec2Machine:
+    """What the configuration says of a machine. `satellite` is ORG/NAME, its tag's value."""
+
+    satellite: str
+    section: SatelliteEc2Section
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Outdated:
+    """What EC2 said before our newest call: the same words for a while after it mean nothing."""
+
+    raw_state: str
+    launched_at: float
+    until: float
+
+
+@dataclasses.dataclass(slots=True)
+class Entry:
+    """One machine. `look` is None as long as EC2 is not known to know it; times are trio's."""
+
+    machine_id: MachineId
+    machine: Ec2Machine
+    instance_id: str | None
+    look: Machine | None = None
+    seen: Sighting | None = None
+    asked: bool = False
+    """EC2 has been asked, and has answered."""
+    looked_at: float = float("-inf")
+    acted_at: float = float("-inf")
+    visible_by: float = float("-inf")
+    outdated: _Outdated | None = None
+    changed: trio.Event = dataclasses.field(default_factory=trio.Event)
+
+    @property
+    def lost(self) -> bool:
+        """It has no instance: one is to be looked for by tags."""
+        gone = self.look is not None and self.look.state is MachineState.TERMINATED
+        return self.instance_id is None or (gone and self.machine.section.instance_id is None)
+
+    def shown(self) -> Machine | None:
+        """What a waiter is to see; None if it is not known yet."""
+        if self.look is None and self.asked:
+            return Machine(self.machine_id, MachineState.TERMINATED, reason="EC2 knows no such instance")
+        return self.look
+
+    def show(self, look: Machine | None) -> None:
+        """Set the look, and tell who waits."""
+        before, self.look = self.shown(), look
+        self.asked = True
+        if self.shown() != before:
+            self.changed.set()
+            self.changed = trio.Event()
+
+
+@dataclasses.dataclass(slots=True)
+class _Round:
+    wanted: set[MachineId] = dataclasses.field(default_factory=set)
+    begun: trio.Event = dataclasses.field(default_factory=trio.Event)
+    done: trio.Event = dataclasses.field(default_factory=trio.Event)
+    failure: Ec2Failure | None = None
+
+
+class Poller:
+    """Looks at the machines. `run_poller` must run."""
+
+    def __init__(self, section: Ec2Section, machines: Mapping[MachineId, Ec2Machine], calls: Ec2Calls) -> None:
+        self._section = section
+        self._calls = calls
+        self._entries = {
+            machine_id: Entry(machine_id, machine, machine.section.instance_id)
+            for machine_id, machine in machines.items()
+        }
+        self._by_satellite = {each.machine.satellite: each for each in self._entries.values()}
+        self._types: dict[str, bool] = {}
+        self._next = _Round()
+        self._failing = False
+
+    def entry(self, machine_id: MachineId) -> Entry:
+        """Find what is known of a configured machine. Raises MachineNotFound."""
+        try:
+            return self._entries[machine_id]
+        except KeyError:
+            raise MachineNotFound(f"no EC2 instance is configured as {machine_id}") from None
+
+    async def refresh(self, entry: Entry) -> Machine | None:
+        """Look at the machine now, together with whoever else wants to know. Raises ProviderError."""
+        this = self._next
+        self.want(entry)
+        await this.done.wait()
+        if this.failure is not None:
+            raise this.failure.to_error() from this.failure
+        return entry.look
+
+    async def describe(self, entry: Entry) -> Machine:
+        """Look at the machine, unless that has just been done. Raises ProviderError."""
+        if entry.looked_at <= max(entry.acted_at, trio.current_time() - FRESH_S):
+            await self.refresh(entry)
+        else:
+            await trio.lowlevel.checkpoint()
+        if entry.look is None:
+            how = entry.instance_id or f"{SATELLITE_TAG}={entry.machine.satellite}"
+            raise MachineNotFound(f"EC2 knows no instance {how}", peer_hint="EC2 knows no such instance")
+        return entry.look
+
+    async def wait_changed(self, seen: Machine) -> Machine:
+        """Return as soon as the machine is not as `seen`. What is not configured is TERMINATED."""
+        await trio.lowlevel.checkpoint()
+        entry = self._entries.get(seen.machine_id)
+        if entry is None:
+            gone = Machine(seen.machine_id, MachineState.TERMINATED)
+            return gone if seen != gone else await trio.sleep_forever()
+        if not entry.asked:
+            self.want(entry)
+        while (look := entry.shown()) is None or look == seen:
+            await entry.changed.wait()
+        return look
+
+    def want(self, entry: Entry) -> None:
+        """Have the machine looked at in the next round."""
+        self._next.wanted.add(entry.machine_id)
+        self._next.begun.set()
+
+    def acted(self, entry: Entry, before: str, after: str) -> None:
+        """A start or stop was accepted: EC2's words for the state before and after."""
+        entry.acted_at = trio.current_time()
+        if before != after:
+            launched_at = entry.seen.launched_at if entry.seen is not None else float("nan")
+            entry.outdated = _Outdated(before, launched_at, entry.acted_at + OUTDATED_GRACE_S)
+            can_hibernate = entry.look is None or entry.look.can_hibernate
+            entry.show(Machine(entry.machine_id, state_of(after, ""), can_hibernate=can_hibernate))
+        self.want(entry)
+
+    def terminated(self, entry: Entry) -> None:
+        """A termination was accepted."""
+        entry.acted_at = trio.current_time()
+        entry.show(Machine(entry.machine_id, MachineState.TERMINATED, reason="terminated by bentpipe"))
+        self.want(entry)
+
+    def launched(self, entry: Entry, seen: Sighting) -> None:
+        """The machine has become another instance."""
+        entry.acted_at = trio.current_time()
+        entry.visible_by = entry.acted_at + UNSEEN_GRACE_S
+        entry.outdated = None
+        entry.instance_id, entry.seen = seen.instance_id, seen
+        self._show(entry, seen)
+        self.want(entry)
+
+    async def run_poller(self) -> None:
+        """Take rounds for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_clock, self._section.poll_s, True)
+            nursery.start_soon(self._run_clock, self._section.sweep_s, False)
+            while True:
+                await self._next.begun.wait()
+                await trio.sleep(GATHER_S)
+                this, self._next = self._next, _Round()
+                try:
+                    await self._look(this.wanted)
+                except Ec2Failure as failure:
+                    this.failure = failure
+                self._tell_failing(this.failure)
+                this.done.set()
+
+    async def type_hibernates(self, instance_type: str) -> bool:
+        """Say whether a type can hibernate. Raises Ec2Failure."""
+        if instance_type not in self._types:
+            self._types |= await self._calls.hibernation_of([instance_type])
+        return self._types.get(instance_type, False)
+
+    async def _run_clock(self, period_s: float, only_moving: bool) -> None:
+        while True:
+            await trio.sleep(period_s)
+            for entry in self._entries.values():
+                moving = entry.look is not None and entry.look.state in (MachineState.PENDING, MachineState.STOPPING)
+                if moving or not only_moving:
+                    self.want(entry)
+
+    async def _look(self, wanted: Iterable[MachineId]) -> None:
+        began = trio.current_time()
+        entries = [each for each in self._entries.values() if each.machine_id in set(wanted) or not each.asked]
+        lost = {each.machine.satellite: each for each in entries if each.lost}
+        known = {each.instance_id: each for each in entries if not each.lost and each.instance_id is not None}
+        found: list[tuple[Entry, Sighting]] = []
+        for instance in await self._calls.describe(list(known)):
+            entry = known[instance["InstanceId"]]
+            found.append((entry, sight(instance, entry.machine.section)))
+        if lost:
+            tags = ((FLEET_TAG, [self._section.fleet]), (SATELLITE_TAG, list(lost)))
+            candidates: dict[str, list[Sighting]] = {}
+            for instance in await self._calls.find(tags):
+                satellite = next(tag["Value"] for tag in instance["Tags"] if tag["Key"] == SATELLITE_TAG)
+                seen = sight(instance, lost[satellite].machine.section)
+                candidates.setdefault(satellite, []).append(seen)
+            found += [(lost[satellite], _choose(satellite, seen)) for satellite, seen in candidates.items()]
+        await self._learn_types({seen.instance_type for _, seen in found})
+        for entry, seen in found:
+            self._take(entry, seen, began)
+        answered = {entry.machine_id for entry, _ in found}
+        for entry in entries:
+            if entry.machine_id not in answered:
+                self._miss(entry, began)
+
+    def _take(self, entry: Entry, seen: Sighting, began: float) -> None:
+        """Believe what EC2 says, unless it is from before our newest call."""
+        if began < entry.acted_at:
+            self.want(entry)
+            return
+        entry.looked_at = began
+        old = entry.outdated
+        if (
+            old is not None
+            and (seen.raw_state, seen.launched_at) == (old.raw_state, old.launched_at)
+            and began < old.until
+        ):
+            return
+        entry.outdated = None
+        entry.instance_id, entry.seen = seen.instance_id, seen
+        self._show(entry, seen)
+
+    def _miss(self, entry: Entry, began: float) -> None:
+        """EC2 does not know it."""
+        if began < max(entry.acted_at, entry.visible_by):
+            return
+        entry.looked_at = began
+        if entry.look is None:
+            entry.show(None)
+        elif entry.look.state is not MachineState.TERMINATED:
+            words = f"EC2 does not know {entry.instance_id} any more"
+            entry.show(Machine(entry.machine_id, MachineState.TERMINATED, reason=words))
+
+    def _show(self, entry: Entry, seen: Sighting) -> None:
+        type_hibernates = self._types.get(seen.instance_type, True)
+        entry.show(look_of(entry.machine_id, seen, entry.machine.section, type_hibernates=type_hibernates))
+
+    async def _learn_types(self, types: set[str]) -> None:
+        """Ask what the types can. Without an answer they are taken for able: a refusal will tell."""
+        unknown = types - self._types.keys()
+        if not unknown:
+            return
+        try:
+            self._types |= await self._calls.hibernation_of(unknown)
+        except Ec2Failure as failure:
+            log.warning("cannot ask what instance types can", extra={"fields": {"error": str(failure)}})
+
+    def _tell_failing(self, failure: Ec2Failure | None) -> None:
+        """Log the first failure of a series, and its end."""
+        if failure is not None and not self._failing:
+            log.warning("cannot look at machines", extra={"fields": {"error": str(failure)}})
+        elif failure is None and self._failing:
+            log.info("can look at machines again")
+        self._failing = failure is not None
+
+
+def _choose(satellite: str, candidates: list[Sighting]) -> Sighting:
+    """Of several instances with a satellite's tags take one that is awake, else the one with the least id."""
+    if len(candidates) > 1:
+        ids = " ".join(sorted(each.instance_id for each in candidates))
+        log.error("several instances have one satellite's tags", extra={"fields": {"satellite": satellite, "ids": ids}})
+    awake = (MachineState.RUNNING, MachineState.PENDING)
+    return min(candidates, key=lambda each: (each.state not in awake, each.instance_id))
+
+
+def not_running() -> ProviderRetryable:
+    """What every call raises before `run`, and after it."""
+    return ProviderRetryable("the EC2 provider is not running")

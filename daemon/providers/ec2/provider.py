@@ -1,0 +1,257 @@
+"""The provider `ec2`: carries out the contract of `base` by EC2's API.
+
+Owns: what the contract's calls mean in EC2's terms. How machines are is `poller`'s, how calls are merged `batch`'s, how
+they are made `calls`'s. Keeps nothing that outlives the daemon: instances are found again by their id or their tags.
+Used by the fleet through `base.Provider`; run by the service.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from bentpipe.config.model import Ec2Section
+from bentpipe.daemon.errors import (
+    MachineNotFound,
+    ProviderError,
+    ProviderPermanent,
+    ProviderPermission,
+    ProviderRetryable,
+    SleepTooEarly,
+)
+from bentpipe.daemon.model import Machine, MachineId, MachineState, SleepMode
+from bentpipe.daemon.providers.ec2.batch import Batcher, Change
+from bentpipe.daemon.providers.ec2.calls import Api, Ec2Calls
+from bentpipe.daemon.providers.ec2.errors import Ec2Failure, Verdict
+from bentpipe.daemon.providers.ec2.launch import launch_request
+from bentpipe.daemon.providers.ec2.looks import FLEET_TAG, SATELLITE_TAG, sight
+from bentpipe.daemon.providers.ec2.poller import Ec2Machine, Entry, Poller, not_running
+
+if TYPE_CHECKING:
+    from types_boto3_ec2.type_defs import InstanceStateChangeTypeDef, InstanceTypeDef, RunInstancesRequestTypeDef
+
+YOUNG_S = 300.0
+"""EC2 refuses to hibernate for about two minutes after a launch, in words that are not documented: within this time a
+refusal by state is taken for that one, and tried again."""
+
+ASLEEP = (MachineState.STOPPING, MachineState.STOPPED, MachineState.HIBERNATED)
+
+
+class Ec2Provider:
+    """Starts, watches and stops EC2 instances. `run` must run while any other method is used."""
+
+    def __init__(self, section: Ec2Section, machines: Mapping[MachineId, Ec2Machine]) -> None:
+        self._fleet = section.fleet
+        self._calls = Ec2Calls(section)
+        self._poller = Poller(section, machines, self._calls)
+        self._starts = Batcher(lambda: self._calls.take_turn(Api.START), self._send_start)
+        self._stops = {
+            kind: Batcher(lambda: self._calls.take_turn(Api.STOP), _StopCall(self._calls, *kind).send)
+            for kind in ((False, False), (True, False), (False, True))
+        }
+        """By (hibernate, force)."""
+        self._running = False
+
+    @property
+    def call_counts(self) -> Mapping[tuple[str, str], int]:
+        """How many calls were made, by API and AWS's error code ("ok" if there was none)."""
+        return {(api.value, code): count for (api, code), count in self._calls.counts.items()}
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look at the machines and make the merged calls, until cancelled. Instances go on without us."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._poller.run_poller)
+            for batcher in (self._starts, *self._stops.values()):
+                nursery.start_soon(batcher.run_batches)
+            self._running = True
+            try:
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._running = False
+
+    async def aclose(self) -> None:
+        """Close the connections. Nothing is stopped."""
+        await trio.lowlevel.checkpoint()
+        self._calls.close()
+
+    async def describe(self, machine_id: MachineId) -> Machine:
+        """Say how the machine is now. Raises MachineNotFound, and what EC2 answers otherwise."""
+        entry = self._entry(machine_id)
+        return await self._poller.describe(entry)
+
+    async def wait_changed(self, seen: Machine) -> Machine:
+        """Return as soon as a look at the machine differs from `seen`. While EC2 does not answer, nothing changes."""
+        return await self._poller.wait_changed(seen)
+
+    async def start(self, machine_id: MachineId) -> None:
+        """StartInstances, together with whoever else is started now.
+
+        Raises MachineNotFound, ProviderRetryable (it is stopping), ProviderCapacity, and what EC2 answers otherwise.
+        """
+        entry = self._entry(machine_id)
+        instance_id = await self._instance_id(entry)
+        try:
+            change = await self._starts.add(instance_id)
+        except Ec2Failure as failure:
+            if failure.verdict is Verdict.WRONG_STATE:
+                look = await self._poller.refresh(entry)
+                if look is not None and look.state in (MachineState.PENDING, MachineState.RUNNING):
+                    return
+            raise self._error(entry, failure) from failure
+        self._poller.acted(entry, change.before, change.after)
+
+    async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
+        """StopInstances, together with whoever else is stopped now. A forced stop is never a hibernation.
+
+        Raises MachineNotFound, SleepModeRefused, SleepTooEarly, ProviderRetryable (it is pending), and what EC2 answers
+        otherwise.
+        """
+        entry = self._entry(machine_id)
+        instance_id = await self._instance_id(entry)
+        hibernate = mode is SleepMode.HIBERNATE and not force
+        try:
+            change = await self._stops[hibernate, force].add(instance_id)
+        except Ec2Failure as failure:
+            if failure.verdict in (Verdict.WRONG_STATE, Verdict.NO_HIBERNATION, Verdict.TOO_EARLY):
+                look = await self._poller.refresh(entry)
+                if look is not None and look.state in ASLEEP:
+                    return
+                if hibernate and failure.verdict is Verdict.WRONG_STATE and _is_young(entry):
+                    raise SleepTooEarly(str(failure), peer_hint=Verdict.TOO_EARLY.value) from failure
+            raise self._error(entry, failure) from failure
+        self._poller.acted(entry, change.before, change.after)
+
+    async def launch(self, machine_id: MachineId, token: str) -> None:
+        """RunInstances by the launch template of the configuration, with `token` as its client token.
+
+        Raises ProviderPermanent (no template, or the token was for something else), ProviderCapacity, and what EC2
+        answers otherwise.
+        """
+        entry = self._entry(machine_id)
+        look = await self._poller.refresh(entry)
+        if look is not None and look.state is not MachineState.TERMINATED:
+            return
+        try:
+            request = await self._launch_request(entry, token)
+            instance = await self._launch(request, token)
+        except Ec2Failure as failure:
+            raise self._error(entry, failure) from failure
+        seen = sight(instance, entry.machine.section)
+        if seen.state is MachineState.TERMINATED:
+            raise ProviderPermanent(f"token {token} has launched {seen.instance_id}, which is terminated: use another")
+        self._poller.launched(entry, seen)
+
+    async def terminate(self, machine_id: MachineId) -> None:
+        """TerminateInstances, if the instance bears our fleet's and the satellite's tags.
+
+        Raises ProviderPermission if it does not, and what EC2 answers otherwise.
+        """
+        entry = self._entry(machine_id)
+        look = await self._poller.refresh(entry)
+        if look is None or look.state is MachineState.TERMINATED or entry.seen is None or entry.instance_id is None:
+            return
+        ours = {FLEET_TAG: self._fleet, SATELLITE_TAG: entry.machine.satellite}
+        if not ours.items() <= entry.seen.tags.items():
+            words = " ".join(f"{key}={value}" for key, value in ours.items())
+            raise ProviderPermission(
+                f"{entry.instance_id} is not terminated: it does not have the tags {words}",
+                peer_hint="the instance is not marked as ours",
+            )
+        try:
+            await self._calls.terminate(entry.instance_id)
+        except Ec2Failure as failure:
+            if failure.verdict is not Verdict.NOT_FOUND:
+                raise failure.to_error() from failure
+        self._poller.terminated(entry)
+
+    def _entry(self, machine_id: MachineId) -> Entry:
+        entry = self._poller.entry(machine_id)
+        if not self._running:
+            raise not_running()
+        return entry
+
+    async def _instance_id(self, entry: Entry) -> str:
+        """The machine's instance, looked for if it is not known. Raises MachineNotFound."""
+        if entry.lost or not entry.asked:
+            await self._poller.refresh(entry)
+        else:
+            await trio.lowlevel.checkpoint()
+        gone = entry.look is None or entry.look.state is MachineState.TERMINATED
+        if entry.instance_id is None or gone:
+            reason = "" if entry.look is None else entry.look.reason
+            raise MachineNotFound(f"{entry.machine.satellite} has no instance {reason}".rstrip())
+        return entry.instance_id
+
+    def _error(self, entry: Entry, failure: Ec2Failure) -> ProviderError:
+        """The fleet's error, by what is known of the machine beside it."""
+        gone = entry.look is not None and entry.look.state is MachineState.TERMINATED
+        if failure.verdict is Verdict.WRONG_STATE and gone:
+            return MachineNotFound(str(failure), peer_hint=Verdict.NOT_FOUND.value)
+        if failure.verdict is Verdict.NOT_FOUND:
+            self._poller.want(entry)
+            if trio.current_time() < entry.visible_by:
+                return ProviderRetryable(str(failure), peer_hint="the machine has just been launched")
+        return failure.to_error()
+
+    async def _launch_request(self, entry: Entry, token: str) -> "RunInstancesRequestTypeDef":
+        section = entry.machine.section
+        template = section.launch_template
+        if template is None:
+            raise ProviderPermanent(f"{entry.machine.satellite} has no launch_template in [satellite.ec2]")
+        data = await self._calls.template(template, section.launch_template_version)
+        image_id, instance_type = data.get("ImageId", ""), section.instance_type or data.get("InstanceType", "")
+        if not image_id or not instance_type:
+            raise ProviderPermanent(f"launch template {template} names no image, or no type (set instance_type)")
+        root_device = await self._calls.root_device(image_id)
+        if not root_device:
+            raise ProviderPermanent(f"EC2 does not say what the root volume of {image_id} is called")
+        return launch_request(
+            section,
+            template=template,
+            data=data,
+            root_device=root_device,
+            hibernation=section.hibernation and await self._poller.type_hibernates(instance_type),
+            token=token,
+            fleet=self._fleet,
+            satellite=entry.machine.satellite,
+        )
+
+    async def _launch(self, request: "RunInstancesRequestTypeDef", token: str) -> "InstanceTypeDef":
+        """Launch. If the same token was used with another configuration, take what it has made."""
+        try:
+            return await self._calls.launch(request)
+        except Ec2Failure as failure:
+            if failure.verdict is not Verdict.MISMATCH:
+                raise
+            found = await self._calls.find_launched(token)
+            if not found:
+                raise
+            return found[0]
+
+    async def _send_start(self, instance_ids: Sequence[str], turn_taken: bool) -> dict[str, Change]:
+        return _changes(await self._calls.start(instance_ids, turn_taken=turn_taken))
+
+
+class _StopCall:
+    """StopInstances with fixed flags."""
+
+    def __init__(self, calls: Ec2Calls, hibernate: bool, force: bool) -> None:
+        self._calls = calls
+        self._hibernate = hibernate
+        self._force = force
+
+    async def send(self, instance_ids: Sequence[str], turn_taken: bool) -> dict[str, Change]:
+        """Make the call. Raises Ec2Failure."""
+        return _changes(
+            await self._calls.stop(instance_ids, hibernate=self._hibernate, force=self._force, turn_taken=turn_taken)
+        )
+
+
+def _changes(changes: "Sequence[InstanceStateChangeTypeDef]") -> dict[str, Change]:
+    return {each["InstanceId"]: Change(each["PreviousState"]["Name"], each["CurrentState"]["Name"]) for each in changes}
+
+
+def _is_young(entry: Entry) -> bool:
+    return entry.seen is not None and time.time() - entry.seen.launched_at < YOUNG_S

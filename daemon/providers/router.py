@@ -1,0 +1,81 @@
+"""Several providers as one: each machine's calls go to the provider that it is configured with.
+
+Owns: which machine is whose, and that the providers run and end together. Built by the service, used by the fleet.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import trio
+
+from bentpipe.daemon.errors import MachineNotFound
+from bentpipe.daemon.model import Machine, MachineId, MachineState, SleepMode
+from bentpipe.daemon.providers.base import Provider
+
+
+class RunnableProvider(Provider, Protocol):
+    """A provider with a life of its own, which the service begins and ends."""
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Do what the other methods need; until cancelled."""
+        ...
+
+    async def aclose(self) -> None:
+        """End what must not outlive the daemon."""
+        ...
+
+
+class Providers:
+    """Implements `Provider` over several. One instance may serve many machines."""
+
+    def __init__(self, routes: Mapping[MachineId, RunnableProvider]) -> None:
+        self._routes = dict(routes)
+        self._all = list(dict.fromkeys(routes.values()))
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run all of them, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for provider in self._all:
+                await nursery.start(provider.run)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def aclose(self) -> None:
+        """Close all of them, at once."""
+        async with trio.open_nursery() as nursery:
+            for provider in self._all:
+                nursery.start_soon(provider.aclose)
+
+    async def describe(self, machine_id: MachineId) -> Machine:
+        """See `Provider`; so for all below."""
+        return await self._of(machine_id).describe(machine_id)
+
+    async def wait_changed(self, seen: Machine) -> Machine:
+        """Return what its provider says; a machine that is nobody's is TERMINATED."""
+        if (provider := self._routes.get(seen.machine_id)) is not None:
+            return await provider.wait_changed(seen)
+        gone = Machine(seen.machine_id, MachineState.TERMINATED)
+        await trio.lowlevel.checkpoint()
+        return gone if seen != gone else await trio.sleep_forever()
+
+    async def start(self, machine_id: MachineId) -> None:
+        """Begin to start or resume the machine."""
+        await self._of(machine_id).start(machine_id)
+
+    async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
+        """Begin to put the machine to sleep."""
+        await self._of(machine_id).stop(machine_id, mode, force=force)
+
+    async def launch(self, machine_id: MachineId, token: str) -> None:
+        """Begin to create the machine."""
+        await self._of(machine_id).launch(machine_id, token)
+
+    async def terminate(self, machine_id: MachineId) -> None:
+        """Begin to destroy the machine."""
+        await self._of(machine_id).terminate(machine_id)
+
+    def _of(self, machine_id: MachineId) -> RunnableProvider:
+        try:
+            return self._routes[machine_id]
+        except KeyError:
+            raise MachineNotFound(f"no machine is configured as {machine_id}") from None

@@ -1,0 +1,27 @@
+"""Builds the providers that the configuration asks for, and says which satellite's machine is whose. Starts nothing."""
+
+from bentpipe.config.model import Config
+from bentpipe.daemon.fleet.fleet import machine_id_of
+from bentpipe.daemon.model import MachineId
+from bentpipe.daemon.providers.process import ProcessProvider
+from bentpipe.daemon.providers.router import Providers, RunnableProvider
+
+
+def providers_of(config: Config) -> Providers:
+    """One provider of each kind that is used."""
+    routes: dict[MachineId, RunnableProvider] = {}
+    processes = {machine_id_of(each): each.process for each in config.satellite if each.process is not None}
+    if processes:
+        routes |= dict.fromkeys(processes, ProcessProvider(processes))
+    if any(each.ec2 is not None for each in config.satellite):
+        # Here, because boto3 takes a third of a second and 50 MB that a daemon without EC2 should not pay for.
+        from bentpipe.daemon.providers.ec2.poller import Ec2Machine
+        from bentpipe.daemon.providers.ec2.provider import Ec2Provider
+
+        machines = {
+            machine_id_of(each): Ec2Machine(f"{each.org}/{each.name}", each.ec2)
+            for each in config.satellite
+            if each.ec2 is not None
+        }
+        routes |= dict.fromkeys(machines, Ec2Provider(config.ec2, machines))
+    return Providers(routes)

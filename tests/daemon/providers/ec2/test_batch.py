@@ -1,0 +1,146 @@
+"""Merged calls, and how the bad ones among them are found; `send` is the region of one's imagination."""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from bentpipe.daemon.providers.ec2.batch import BATCH, SPLITTING_CALLS, Batcher, Change, split
+from bentpipe.daemon.providers.ec2.errors import Ec2Failure, Verdict
+
+OK = Change("stopped", "pending")
+
+
+class Region:
+    """Fails calls as EC2 does: as a whole, for the first bad instance, by name or not."""
+
+    def __init__(self, bad: dict[str, Verdict], *, names: bool) -> None:
+        self.bad = bad
+        self.names = names
+        self.calls: list[list[str]] = []
+        self.turns = 0
+        self.gate = trio.Event()
+        self.gate.set()
+
+    async def take_turn(self) -> None:
+        await self.gate.wait()
+        self.turns += 1
+
+    async def send(self, ids: Sequence[str], turn_taken: bool) -> dict[str, Change]:
+        if not turn_taken:
+            await self.take_turn()
+        self.calls.append(list(ids))
+        await trio.sleep(0.1)
+        for each in ids:
+            if each in self.bad:
+                raise Ec2Failure("StartInstances", "Bad", each if self.names else "one of them", self.bad[each])
+        return dict.fromkeys(ids, OK)
+
+
+@contextlib.asynccontextmanager
+async def batching(region: Region) -> AsyncIterator[Batcher]:
+    batcher = Batcher(region.take_turn, region.send)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(batcher.run_batches)
+        yield batcher
+        nursery.cancel_scope.cancel()
+
+
+async def add_all(batcher: Batcher, ids: Sequence[str]) -> dict[str, Change | Verdict]:
+    outcomes: dict[str, Change | Verdict] = {}
+
+    async def add(each: str) -> None:
+        try:
+            outcomes[each] = await batcher.add(each)
+        except Ec2Failure as failure:
+            outcomes[each] = failure.verdict
+
+    async with trio.open_nursery() as nursery:
+        for each in ids:
+            nursery.start_soon(add, each)
+    return outcomes
+
+
+def ids_of(count: int) -> list[str]:
+    return [f"i-{n:017x}" for n in range(count)]
+
+
+async def test_what_comes_together_is_one_call(autojump_clock: MockClock) -> None:
+    region, ids = Region({}, names=False), ids_of(40)
+    async with batching(region) as batcher:
+        assert await add_all(batcher, ids + ids) == dict.fromkeys(ids, OK)
+    assert [sorted(call) for call in region.calls] == [ids]
+    assert region.turns == 1
+
+
+async def test_more_than_fit_are_more_calls(autojump_clock: MockClock) -> None:
+    region, ids = Region({}, names=False), ids_of(2 * BATCH + 1)
+    async with batching(region) as batcher:
+        await add_all(batcher, ids)
+    assert [len(call) for call in region.calls] == [BATCH, BATCH, 1]
+    assert region.turns == 3
+
+
+@pytest.mark.parametrize("names", [False, True])
+async def test_a_bad_one_fails_alone(autojump_clock: MockClock, names: bool) -> None:
+    ids = ids_of(BATCH)
+    region = Region({ids[7]: Verdict.NOT_FOUND}, names=names)
+    async with batching(region) as batcher:
+        outcomes = await add_all(batcher, ids)
+    assert outcomes.pop(ids[7]) is Verdict.NOT_FOUND
+    assert set(outcomes.values()) == {OK}
+    assert len(region.calls) <= (2 if names else SPLITTING_CALLS)
+    assert region.turns == len(region.calls)
+
+
+async def test_what_is_everybodys_fails_everybody_at_once(autojump_clock: MockClock) -> None:
+    ids = ids_of(30)
+    region = Region({ids[0]: Verdict.THROTTLED}, names=False)
+    async with batching(region) as batcher:
+        assert set((await add_all(batcher, ids)).values()) == {Verdict.THROTTLED}
+    assert len(region.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("verdict", "outcome"), [(Verdict.CAPACITY, Verdict.CAPACITY), (Verdict.NOT_FOUND, Verdict.RETRYABLE)]
+)
+async def test_the_search_is_bounded(autojump_clock: MockClock, verdict: Verdict, outcome: Verdict) -> None:
+    ids = ids_of(BATCH)
+    region = Region(dict.fromkeys(ids, verdict), names=False)
+    async with batching(region) as batcher:
+        assert await add_all(batcher, ids) == dict.fromkeys(ids, outcome)
+    assert len(region.calls) <= 2 * SPLITTING_CALLS + 1
+
+
+async def test_a_wish_is_taken_back_before_its_call(autojump_clock: MockClock) -> None:
+    region, (first, second) = Region({}, names=False), ids_of(2)
+    region.gate = trio.Event()
+    async with batching(region) as batcher:
+        with trio.move_on_after(5):
+            await batcher.add(first)
+        with trio.move_on_after(5):
+            await add_all(batcher, [first, second])
+        region.gate.set()
+        assert await batcher.add(second) == OK
+        assert region.calls == [[second]]
+        with trio.move_on_after(0.05):  # after the window, while the call is under way
+            await batcher.add(first)
+        await trio.sleep(1)
+        assert region.calls == [[second], [first]]
+
+
+@given(
+    count=st.integers(1, 40),
+    verdict=st.sampled_from(Verdict),
+    words=st.sets(st.integers(0, 50), max_size=4),
+)
+def test_splitting_loses_and_doubles_nobody(count: int, verdict: Verdict, words: set[int]) -> None:
+    part = ids_of(count)
+    failure = Ec2Failure("StartInstances", "Bad", " ".join(f"i-{n:017x}" for n in words), verdict)
+    failed, again = split(part, failure)
+    assert sorted(failed + [each for one in again for each in one]) == part
+    assert all(0 < len(one) < len(part) for one in again)

@@ -1,0 +1,83 @@
+"""The table of EC2's errors: every code has one meaning, the words are kept, and clients are told none of them."""
+
+import pytest
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    NoCredentialsError,
+    NoRegionError,
+    ReadTimeoutError,
+)
+
+from bentpipe.daemon import errors
+from bentpipe.daemon.providers.ec2.errors import ERRORS, UNANSWERED, VERDICTS, Verdict, failure_of, verdict_of
+
+
+def answer(code: str, message: str, status: int = 400) -> ClientError:
+    response = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(response, "StartInstances")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("RequestLimitExceeded", errors.ProviderThrottled),
+        ("InsufficientInstanceCapacity", errors.ProviderCapacity),
+        ("VcpuLimitExceeded", errors.ProviderCapacity),
+        ("InsufficientFreeAddressesInSubnet", errors.ProviderCapacity),
+        ("IncorrectInstanceState", errors.ProviderRetryable),
+        ("InternalError", errors.ProviderRetryable),
+        ("Unavailable", errors.ProviderRetryable),
+        ("UnauthorizedOperation", errors.ProviderPermission),
+        ("AuthFailure", errors.ProviderPermission),
+        ("InvalidInstanceID.NotFound", errors.MachineNotFound),
+        ("UnsupportedHibernationConfiguration", errors.SleepModeRefused),
+        ("IdempotentParameterMismatch", errors.ProviderPermanent),
+        ("InvalidParameterValue", errors.ProviderPermanent),
+        ("InvalidLaunchTemplateName.NotFoundException", errors.ProviderPermanent),
+        ("UnsupportedOperation", errors.ProviderPermanent),
+    ],
+)
+def test_what_the_fleet_gets(code: str, error: type[errors.ProviderError]) -> None:
+    found = failure_of("StartInstances", answer(code, "words of 123456789012")).to_error()
+    assert type(found) is error
+    assert str(found) == f"StartInstances: {code}: words of 123456789012"
+    assert code in found.peer_hint
+    assert "123456789012" not in found.peer_hint
+
+
+def test_every_verdict_has_an_error_and_is_used() -> None:
+    assert set(ERRORS) == set(Verdict)
+    assert set(VERDICTS.values()) | {Verdict.TOO_EARLY} == set(Verdict)
+
+
+def test_too_early_is_known_by_its_words() -> None:
+    words = "Instance i-0123456789abcdef0 is not ready to hibernate yet, retry in a few minutes."
+    assert verdict_of("UnsupportedOperation", words, 400) is Verdict.TOO_EARLY
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict"), [(500, Verdict.RETRYABLE), (503, Verdict.RETRYABLE), (400, Verdict.PERMANENT)]
+)
+def test_unknown_codes_go_by_their_status(status: int, verdict: Verdict) -> None:
+    assert verdict_of("Nonsense", "", status) is verdict
+
+
+@pytest.mark.parametrize(
+    ("exc", "code", "verdict"),
+    [
+        (NoCredentialsError(), "NoCredentialsError", Verdict.PERMISSION),
+        (NoRegionError(), "NoRegion", Verdict.PERMANENT),
+        (ConnectTimeoutError(endpoint_url="https://x"), UNANSWERED, Verdict.RETRYABLE),
+        (ReadTimeoutError(endpoint_url="https://x"), UNANSWERED, Verdict.RETRYABLE),
+    ],
+)
+def test_what_is_no_answer_of_aws(exc: BotoCoreError, code: str, verdict: Verdict) -> None:
+    failure = failure_of("StartInstances", exc)
+    assert (failure.code, failure.verdict) == (code, verdict)
+
+
+def test_the_named_are_whole_ids() -> None:
+    failure = failure_of("StopInstances", answer("IncorrectInstanceState", "The instance 'i-0123456789abcdef0' is not"))
+    assert failure.named(["i-01234567", "i-0123456789abcdef0"]) == ["i-0123456789abcdef0"]

@@ -1,0 +1,47 @@
+"""The provider that the fleet's own tests run on keeps the contract."""
+
+import dataclasses
+
+import pytest
+from fakes.memory_provider import FakeMachine, MemoryProvider, OnStart
+from provider_contract import ProviderContract
+
+from bentpipe.daemon.model import Address, MachineId, MachineState
+
+
+@dataclasses.dataclass
+class MemoryHarness:
+    provider: MemoryProvider
+    good = MachineId("good")
+    slow_to_stop = MachineId("deaf")
+    unstartable = MachineId("forbidden")
+    short_lived = MachineId("keyless")
+    unknown = MachineId("unknown")
+
+    async def memory(self, address: Address) -> str:
+        (found,) = (machine.memory for machine in self.provider.machines.values() if machine.address == address)
+        return found
+
+    async def kill(self, machine_id: MachineId) -> None:
+        machine: FakeMachine = self.provider.machines[machine_id]
+        if machine.state is MachineState.HIBERNATED:
+            self.provider.others_terminate(machine)
+        else:
+            machine.memory = ""
+            machine.become(MachineState.STOPPED, "killed")
+
+
+class TestMemoryProvider(ProviderContract):
+    @pytest.fixture
+    def harness(self) -> MemoryHarness:
+        provider = MemoryProvider()
+        for number, (name, habits) in enumerate(
+            {
+                "good": {},
+                "deaf": {"stop_hangs": True},
+                "forbidden": {"forbidden": True},
+                "keyless": {"on_start": OnStart.NO_KEY},
+            }.items()
+        ):
+            provider.add(name, address=Address(f"192.0.2.{number}", 8372), **habits)
+        return MemoryHarness(provider)

@@ -1,0 +1,38 @@
+"""What the tests of the emulator, and those that use it, share: boto3 clients, and its hand over HTTP."""
+
+import json
+import socket
+import urllib.request
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+DEADLINE_S = 20.0
+TAGS = {"bentpipe:fleet": "test", "bentpipe:satellite": "acme/one"}
+
+
+def client_of(url: str, key: str = "AKIDONE") -> Any:
+    return boto3.client(
+        "ec2",
+        endpoint_url=url,
+        region_name="eu-central-1",
+        aws_access_key_id=key,
+        aws_secret_access_key="x",
+        config=Config(retries={"total_max_attempts": 1, "mode": "standard"}, connect_timeout=5, read_timeout=20),
+    )
+
+
+def look(ec2: Any, instance_id: str) -> dict[str, Any]:
+    answer = ec2.describe_instances(InstanceIds=[instance_id])
+    return answer["Reservations"][0]["Instances"][0]
+
+
+def post(url: str, **body: object) -> Any:
+    with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=DEADLINE_S) as answer:
+        return json.load(answer)["result"]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
