@@ -158,9 +158,12 @@ class SharedCoordination:
                 others = row.stays - {self._life.stay}
                 dead = await self._life.dead_among(others)
                 if dead != others:
+                    with contextlib.suppress(StoreError):  # then the next sign of life tries again
+                        await self._settle_one(turn.key, Use.LEAVING)
                     hosts = ", ".join(sorted(stay.partition("/")[0] for stay in others - dead))
                     raise InUse(f"{turn.key} is in use at {hosts}")
                 await self._rows.leave(turn.key, dead)
+            del self._uses[turn.key]
 
     async def _enter_row(self, key: SatelliteKey) -> str | None:
         """Enter as soon as the row is open. Returns the stay that has entered; None if the store fails."""

@@ -17,14 +17,12 @@ from bentpipe.daemon.store.base import (
     Change,
     Interval,
     Stamp,
+    storable,
 )
 from bentpipe.daemon.store.schema import transaction
 from bentpipe.daemon.store.sqlite_file import SqliteFile
 
 T = TypeVar("T")
-
-CAUSE_CHARS = 500
-"""Longest cause that is kept: some are a provider's own words."""
 
 _UNWATCHED = (SatelliteState.UNKNOWN.value, SatelliteState.OFFLINE.value)
 
@@ -212,11 +210,6 @@ class _Books:
                VALUES (?, ?, ?, ?, ?, ?, ?)""",
             (
                 *(satellite, state.value, wall_us, at.boot_us, at.boot_id),
-                *(_storable(cause), change.who if change else ""),
+                *(storable(cause), change.who if change else ""),
             ),
         )
-
-
-def _storable(text: str) -> str:
-    """What a provider says may hold half a surrogate pair, which SQLite refuses."""
-    return text[:CAUSE_CHARS].encode(errors="replace").decode()
