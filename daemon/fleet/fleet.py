@@ -12,6 +12,7 @@ from bentpipe.daemon.fleet.rules import rules_of
 from bentpipe.daemon.fleet.satellite import Crowd, Satellite
 from bentpipe.daemon.model import MachineId, SatelliteKey, Transition
 from bentpipe.daemon.providers.base import Provider
+from bentpipe.daemon.store.coordination import Coordination
 
 
 def machine_id_of(section: SatelliteSection) -> MachineId:
@@ -37,6 +38,7 @@ class Fleet:
         max_held_in_all: int | None = None,
         budget: BudgetSection | None = None,
         witness: Witness | None = None,
+        coordination: Coordination | None = None,
     ) -> None:
         """`max_held` is for each satellite, `max_held_in_all` for all of them; `witness` says what a wake woke to."""
         budgeted = budget is not None and budget.limits_anything
@@ -52,6 +54,7 @@ class Fleet:
                 keep_awake=section.keep_awake,
                 witness=witness,
                 crowd=crowd,
+                coordination=coordination,
                 on_step=self.budget.settle if self.budget else lambda: None,
             )
             for section in sections

@@ -109,6 +109,21 @@ def token_revoke(config_path: Path, name: str) -> None:
         run_token_revoke(config_path, name)
 
 
+@main.group()
+def store() -> None:
+    """Prepare the store."""
+
+
+@store.command("init")
+@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says which table.")
+def store_init(config_path: Path) -> None:
+    """Make the DynamoDB table that the hosts of a fleet share, if it is not there."""
+    from bentpipe.daemon.service.stores import run_store_init
+
+    with _telling_mistakes():
+        run_store_init(config_path)
+
+
 @contextlib.contextmanager
 def _telling_mistakes() -> Iterator[None]:
     """End with what is wrong, in words, and EXIT_CONFIG."""

@@ -28,7 +28,7 @@ from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.log import set_up_logging
 from bentpipe.daemon.service.machines import providers_of
-from bentpipe.daemon.service.stores import open_ledger, open_registry
+from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.daemon.service.tokens import run_token_refresh
 from bentpipe.daemon.store.recorder import Recorder
 from bentpipe.native.engine import Engine, EngineOptions, Ktls, ktls_self_test
@@ -167,8 +167,8 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
     )
     provider = providers_of(config)
     handoff = HandOff(engine)
-    recorder = _recorder(config)
-    registry = open_registry(config.store)
+    stores = open_stores(config.store)
+    recorder = _recorder(config, stores)
     admission = Admission(config.token)
 
     def observe(transition: Transition) -> None:
@@ -184,6 +184,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         max_held=config.limits.max_held_per_satellite,
         max_held_in_all=config.limits.max_held,
         budget=config.budget,
+        coordination=stores.coordination,
     )
     health = HealthBoard(fleet)
     edge = Edge(
@@ -229,8 +230,9 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         async with trio.open_nursery() as nursery:
             if recorder is not None:
                 nursery.start_soon(recorder.run_recorder)
-            if registry is not None:
-                await nursery.start(run_token_refresh, registry, admission)
+            if stores.registry is not None:
+                await nursery.start(run_token_refresh, stores.registry, admission)
+            await nursery.start(stores.coordination.run)
             await nursery.start(provider.run)
             await nursery.start(fleet.run)
             nursery.start_soon(handoff.run_handoff)
@@ -310,11 +312,10 @@ def _open_sockets(config: Config) -> list[list[socket.socket]]:
     return opened
 
 
-def _recorder(config: Config) -> Recorder | None:
-    ledger = open_ledger(config.store)
-    if ledger is None:
+def _recorder(config: Config, stores: Stores) -> Recorder | None:
+    if stores.ledger is None:
         return None
-    return Recorder(ledger, [SatelliteKey(section.org, section.name) for section in config.satellite])
+    return Recorder(stores.ledger, [SatelliteKey(section.org, section.name) for section in config.satellite])
 
 
 def _log_transition(transition: Transition) -> None:

@@ -13,7 +13,7 @@ from bentpipe.config.load import load_config
 from bentpipe.config.model import Config, TokenSection
 from bentpipe.daemon.edge.admission import Admission
 from bentpipe.daemon.errors import StoreError, StoreUnusable
-from bentpipe.daemon.service.stores import open_registry
+from bentpipe.daemon.service.stores import open_stores
 from bentpipe.daemon.service.token import hash_token, new_token
 from bentpipe.daemon.store.registry import Registry, StoreConflict, StoredToken
 
@@ -99,7 +99,7 @@ def run_token_revoke(config_path: Path, name: str) -> None:
 
 
 async def _with_registry(config: Config, use: Callable[[Registry], Awaitable[None]]) -> None:
-    registry = open_registry(config.store)
+    registry = open_stores(config.store).registry
     if registry is None:
         raise StoreUnusable("no store: [store] in the configuration says where one is kept")
     try:
