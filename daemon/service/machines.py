@@ -15,7 +15,7 @@ def providers_of(config: Config) -> Providers:
         routes |= dict.fromkeys(processes, ProcessProvider(processes))
     if any(each.ec2 is not None for each in config.satellite):
         # Here, because boto3 takes a third of a second and 50 MB that a daemon without EC2 should not pay for.
-        from bentpipe.daemon.providers.ec2.poller import Ec2Machine
+        from bentpipe.daemon.providers.ec2.entry import Ec2Machine
         from bentpipe.daemon.providers.ec2.provider import Ec2Provider
 
         machines = {

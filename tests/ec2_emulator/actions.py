@@ -97,7 +97,13 @@ def run_instances(cloud: Cloud, params: Params) -> Result:
                 "The client token you have provided is associated with a resource that has been created using "
                 "different parameters.",
             )
-        return _reservation([cloud.instances[each] for each in earlier.instance_ids])
+        made = [cloud.instances[each] for each in earlier.instance_ids if each in cloud.instances]
+        if not made or made[0].state in (State.SHUTTING_DOWN, State.TERMINATED):
+            raise ApiError(
+                "IdempotentInstanceTerminated",
+                "The client token you have provided is associated with an instance that has been terminated.",
+            )
+        return _reservation(made)
     template = _template(cloud, params, "LaunchTemplate.")
     instance_type = params.get("InstanceType", template.instance_type)
     hibernation = flag(params, "HibernationOptions.Configured")

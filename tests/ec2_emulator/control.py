@@ -149,9 +149,13 @@ class Control:
         """Wait for so many real seconds before anything is done."""
         self.cloud.faults.add(Fault(action, times, delay_s=delay_s))
 
-    def hold(self, *, action: str) -> None:
-        """Let calls of an action wait until `release`."""
-        self.cloud.faults.hold(action)
+    def hold(self, *, action: str, after: bool = False) -> None:
+        """Let calls of an action wait until `release`: before anything is done, or `after` it, with the answer."""
+        self.cloud.faults.hold(action, after=after)
+
+    def held(self, *, action: str) -> int:
+        """How many calls of an action wait now."""
+        return self.cloud.faults.held(action)
 
     def release(self, *, action: str) -> None:
         self.cloud.faults.release(action)

@@ -29,13 +29,19 @@ class Fault:
         return self.times != 0 and self.action in ("*", action) and right_instance
 
 
+@dataclasses.dataclass(slots=True)
+class _Gate:
+    opened: threading.Event = dataclasses.field(default_factory=threading.Event)
+    waiting: int = 0
+
+
 class Faults:
     """The script, and calls that are held until they are let go. One lock of its own: held calls wait outside it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._script: list[Fault] = []
-        self._held: dict[str, threading.Event] = {}
+        self._held: dict[tuple[str, bool], _Gate] = {}
 
     def add(self, fault: Fault) -> None:
         with self._lock:
@@ -45,21 +51,30 @@ class Faults:
         with self._lock:
             self._script.clear()
             for gate in self._held.values():
-                gate.set()
+                gate.opened.set()
             self._held.clear()
 
-    def hold(self, action: str) -> None:
+    def hold(self, action: str, *, after: bool) -> None:
         with self._lock:
-            self._held.setdefault(action, threading.Event())
+            self._held.setdefault((action, after), _Gate())
 
     def release(self, action: str) -> None:
         with self._lock:
-            if gate := self._held.pop(action, None):
-                gate.set()
+            for after in (False, True):
+                if gate := self._held.pop((action, after), None):
+                    gate.opened.set()
 
-    def wait_released(self, action: str) -> None:
-        if gate := self._held.get(action):
-            gate.wait()
+    def held(self, action: str) -> int:
+        """How many calls wait to be released."""
+        return sum(gate.waiting for (held, _), gate in self._held.items() if held == action)
+
+    def wait_released(self, action: str, *, after: bool) -> None:
+        with self._lock:
+            gate = self._held.get((action, after))
+            if gate is not None:
+                gate.waiting += 1
+        if gate is not None:
+            gate.opened.wait()
 
     def take(self, action: str, instance_ids: Collection[str]) -> Fault | None:
         with self._lock:

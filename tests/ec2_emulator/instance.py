@@ -82,7 +82,7 @@ class Timings:
     unseen_s: float = 0.0
     """After RunInstances, DescribeInstances and the others do not know the id for so long."""
     outdated_s: float = 0.0
-    """After StartInstances and StopInstances, DescribeInstances tells the state from before them for so long."""
+    """After a call that changed its state, DescribeInstances tells the state from before them for so long."""
     hibernatable_s: float = 120.0
     """From launch until a stop with Hibernate is accepted."""
 
@@ -208,6 +208,7 @@ class Instance:
         return None if self._keeps_memory or was_hanging else Memory.LOST
 
     def begin_terminate(self, now: float, timings: Timings) -> Memory:
+        self._age(now, timings)
         self.state = State.SHUTTING_DOWN
         self.reason = USER_SHUTDOWN
         self.transition_reason = f"User initiated ({_gmt(now)})"

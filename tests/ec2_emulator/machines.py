@@ -22,7 +22,7 @@ class Machines:
 
     def __init__(self, command: Sequence[str], port: int) -> None:
         self._command = tuple(command)
-        self._port = port
+        self.port = port
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ec2 machines", daemon=True)
@@ -58,7 +58,7 @@ class Machines:
 
     def _boot(self, instance_id: str, host: str) -> None:
         self._kill(instance_id)
-        names = {"{host}": host, "{port}": str(self._port), "{instance_id}": instance_id}
+        names = {"{host}": host, "{port}": str(self.port), "{instance_id}": instance_id}
         argv = []
         for argument in self._command:
             for name, value in names.items():

@@ -30,6 +30,7 @@ def handle(cloud: Cloud, params: Params, principal: str) -> tuple[int, bytes]:
                 after = cloud.instances[instance_id].state.label
                 if before.get(instance_id) != after:
                     changes.append((instance_id, before.get(instance_id, ""), after))
+        cloud.faults.wait_released(action, after=True)
         if fault is not None and fault.reset_after:
             raise Reset
     except ApiError as error:
@@ -51,7 +52,7 @@ def _before(cloud: Cloud, action: str, params: Params, ids: tuple[str, ...]) -> 
     if action not in ACTIONS:
         raise ApiError("InvalidAction", f"The action {action} is not valid for this web service.")
     check_known(action, params, ACTIONS[action].parameters)
-    cloud.faults.wait_released(action)
+    cloud.faults.wait_released(action, after=False)
     paginated = not action.startswith("Describe") or set(params) > {"Action", "Version"}
     with cloud.lock:
         cloud.limits.check(action, max(1, len(ids)), paginated=paginated)

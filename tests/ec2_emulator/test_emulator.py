@@ -237,6 +237,8 @@ def test_launching(ec2: Any, control: Control) -> None:
     assert len(ec2.describe_instances(Filters=by_token)["Reservations"]) == 1
     assert control.instance(instance["InstanceId"]).volume_tags == TAGS
     assert launch(ec2, ClientToken="second")["InstanceId"] != instance["InstanceId"]
+    ec2.terminate_instances(InstanceIds=[instance["InstanceId"]])
+    assert code_of(lambda: launch(ec2))[0] == "IdempotentInstanceTerminated"
 
 
 def test_launches_that_are_refused(ec2: Any, control: Control) -> None:
@@ -322,6 +324,8 @@ def test_slow_and_held_answers(ec2: Any, control: Control) -> None:
     control.hold(action="StartInstances")
     thread = threading.Thread(target=lambda: ec2.start_instances(InstanceIds=[instance_id]))
     thread.start()
+    while not control.held(action="StartInstances"):
+        pass
     assert look(ec2, instance_id)["State"]["Name"] == "stopped"
     control.release(action="StartInstances")
     thread.join(DEADLINE_S)

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping
 
 import trio
 
-from bentpipe.config.model import Ec2Section, SatelliteEc2Section
-from bentpipe.daemon.errors import MachineNotFound, ProviderRetryable
+from bentpipe.config.model import Ec2Section
+from bentpipe.daemon.errors import MachineNotFound
 from bentpipe.daemon.model import Machine, MachineId, MachineState
 from bentpipe.daemon.providers.ec2.calls import Ec2Calls
+from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry, Outdated
 from bentpipe.daemon.providers.ec2.errors import Ec2Failure
 from bentpipe.daemon.providers.ec2.looks import FLEET_TAG, SATELLITE_TAG, Sighting, look_of, sight, state_of
 
@@ -31,61 +32,8 @@ UNSEEN_GRACE_S = 90.0
 """After a launch EC2 may not know the new id; seconds are usual, others' tools had to allow a minute."""
 OUTDATED_GRACE_S = 10.0
 """After a start or stop EC2 may tell the state from before it."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ec2Machine:
-    """What the configuration says of a machine. `satellite` is ORG/NAME, its tag's value."""
-
-    satellite: str
-    section: SatelliteEc2Section
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Outdated:
-    """What EC2 said before our newest call: the same words for a while after it mean nothing."""
-
-    raw_state: str
-    launched_at: float
-    until: float
-
-
-@dataclasses.dataclass(slots=True)
-class Entry:
-    """One machine. `look` is None as long as EC2 is not known to know it; times are trio's."""
-
-    machine_id: MachineId
-    machine: Ec2Machine
-    instance_id: str | None
-    look: Machine | None = None
-    seen: Sighting | None = None
-    asked: bool = False
-    """EC2 has been asked, and has answered."""
-    looked_at: float = float("-inf")
-    acted_at: float = float("-inf")
-    visible_by: float = float("-inf")
-    outdated: _Outdated | None = None
-    changed: trio.Event = dataclasses.field(default_factory=trio.Event)
-
-    @property
-    def lost(self) -> bool:
-        """It has no instance: one is to be looked for by tags."""
-        gone = self.look is not None and self.look.state is MachineState.TERMINATED
-        return self.instance_id is None or (gone and self.machine.section.instance_id is None)
-
-    def shown(self) -> Machine | None:
-        """What a waiter is to see; None if it is not known yet."""
-        if self.look is None and self.asked:
-            return Machine(self.machine_id, MachineState.TERMINATED, reason="EC2 knows no such instance")
-        return self.look
-
-    def show(self, look: Machine | None) -> None:
-        """Set the look, and tell who waits."""
-        before, self.look = self.shown(), look
-        self.asked = True
-        if self.shown() != before:
-            self.changed.set()
-            self.changed = trio.Event()
+TYPES_RETRY_S = 600.0
+"""After it could not be asked what instance types can (a policy may forbid it): the answer is a nicety."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -108,6 +56,7 @@ class Poller:
         }
         self._by_satellite = {each.machine.satellite: each for each in self._entries.values()}
         self._types: dict[str, bool] = {}
+        self._types_retry_at = float("-inf")
         self._next = _Round()
         self._failing = False
 
@@ -160,8 +109,7 @@ class Poller:
         """A start or stop was accepted: EC2's words for the state before and after."""
         entry.acted_at = trio.current_time()
         if before != after:
-            launched_at = entry.seen.launched_at if entry.seen is not None else float("nan")
-            entry.outdated = _Outdated(before, launched_at, entry.acted_at + OUTDATED_GRACE_S)
+            self._outdate(entry, before)
             can_hibernate = entry.look is None or entry.look.can_hibernate
             entry.show(Machine(entry.machine_id, state_of(after, ""), can_hibernate=can_hibernate))
         self.want(entry)
@@ -169,6 +117,8 @@ class Poller:
     def terminated(self, entry: Entry) -> None:
         """A termination was accepted."""
         entry.acted_at = trio.current_time()
+        if entry.seen is not None:
+            self._outdate(entry, entry.seen.raw_state)
         entry.show(Machine(entry.machine_id, MachineState.TERMINATED, reason="terminated by bentpipe"))
         self.want(entry)
 
@@ -242,16 +192,15 @@ class Poller:
             self.want(entry)
             return
         entry.looked_at = began
-        old = entry.outdated
-        if (
-            old is not None
-            and (seen.raw_state, seen.launched_at) == (old.raw_state, old.launched_at)
-            and began < old.until
-        ):
+        if entry.outdated is not None and entry.outdated.fits(seen, began):
             return
         entry.outdated = None
         entry.instance_id, entry.seen = seen.instance_id, seen
         self._show(entry, seen)
+
+    def _outdate(self, entry: Entry, before: str) -> None:
+        launched_at = entry.seen.launched_at if entry.seen is not None else float("nan")
+        entry.outdated = Outdated(entry.instance_id, before, launched_at, entry.acted_at + OUTDATED_GRACE_S)
 
     def _miss(self, entry: Entry, began: float) -> None:
         """EC2 does not know it."""
@@ -271,11 +220,12 @@ class Poller:
     async def _learn_types(self, types: set[str]) -> None:
         """Ask what the types can. Without an answer they are taken for able: a refusal will tell."""
         unknown = types - self._types.keys()
-        if not unknown:
+        if not unknown or trio.current_time() < self._types_retry_at:
             return
         try:
             self._types |= await self._calls.hibernation_of(unknown)
         except Ec2Failure as failure:
+            self._types_retry_at = trio.current_time() + TYPES_RETRY_S
             log.warning("cannot ask what instance types can", extra={"fields": {"error": str(failure)}})
 
     def _tell_failing(self, failure: Ec2Failure | None) -> None:
@@ -294,8 +244,3 @@ def _choose(satellite: str, candidates: list[Sighting]) -> Sighting:
         log.error("several instances have one satellite's tags", extra={"fields": {"satellite": satellite, "ids": ids}})
     awake = (MachineState.RUNNING, MachineState.PENDING)
     return min(candidates, key=lambda each: (each.state not in awake, each.instance_id))
-
-
-def not_running() -> ProviderRetryable:
-    """What every call raises before `run`, and after it."""
-    return ProviderRetryable("the EC2 provider is not running")

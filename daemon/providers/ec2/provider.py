@@ -23,10 +23,11 @@ from bentpipe.daemon.errors import (
 from bentpipe.daemon.model import Machine, MachineId, MachineState, SleepMode
 from bentpipe.daemon.providers.ec2.batch import Batcher, Change
 from bentpipe.daemon.providers.ec2.calls import Api, Ec2Calls
+from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry
 from bentpipe.daemon.providers.ec2.errors import Ec2Failure, Verdict
 from bentpipe.daemon.providers.ec2.launch import launch_request
 from bentpipe.daemon.providers.ec2.looks import FLEET_TAG, SATELLITE_TAG, sight
-from bentpipe.daemon.providers.ec2.poller import Ec2Machine, Entry, Poller, not_running
+from bentpipe.daemon.providers.ec2.poller import Poller
 
 if TYPE_CHECKING:
     from types_boto3_ec2.type_defs import InstanceStateChangeTypeDef, InstanceTypeDef, RunInstancesRequestTypeDef
@@ -169,7 +170,7 @@ class Ec2Provider:
     def _entry(self, machine_id: MachineId) -> Entry:
         entry = self._poller.entry(machine_id)
         if not self._running:
-            raise not_running()
+            raise ProviderRetryable("the EC2 provider is not running")
         return entry
 
     async def _instance_id(self, entry: Entry) -> str:

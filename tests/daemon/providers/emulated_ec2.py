@@ -6,16 +6,18 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 import trio
 from ec2_emulator.control import Control
+from ec2_emulator.server import Emulator
 from provider_contract import DEADLINE_S
 
 from bentpipe.config.model import Ec2Section, SatelliteEc2Section
 from bentpipe.daemon.model import Address, MachineId
-from bentpipe.daemon.providers.ec2.poller import Ec2Machine
+from bentpipe.daemon.providers.ec2.entry import Ec2Machine
 from bentpipe.daemon.providers.ec2.provider import Ec2Provider
 
 FLEET = "test"
 TEMPLATE = "builder"
 NO_LIMITS = {name: {"burst": 1e6, "per_s": 1e6} for name in ("describe", "start", "stop", "launch", "terminate")}
+ONE = MachineId("acme.one")
 LOOK_AGAIN_S = 0.005
 
 
@@ -38,16 +40,24 @@ def machine_id(satellite: str) -> MachineId:
 
 @contextlib.asynccontextmanager
 async def running(section: Ec2Section, machines: Mapping[MachineId, Ec2Machine]) -> AsyncIterator[Ec2Provider]:
-    """Run a provider."""
+    """Run a provider, for a minute at most: a test that waits for ever fails."""
     provider = Ec2Provider(section, machines)
     async with trio.open_nursery() as nursery:
         await nursery.start(provider.run)
         try:
-            yield provider
+            with trio.fail_after(2 * DEADLINE_S):
+                yield provider
         finally:
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
                 await provider.aclose()
+
+
+@contextlib.asynccontextmanager
+async def one(emulator: Emulator, **section: object) -> AsyncIterator[Ec2Provider]:
+    """A provider of the one machine acme/one."""
+    async with running(ec2_section(emulator.url), {ONE: machine("acme/one", **section)}) as provider:
+        yield provider
 
 
 async def wait_for(check: Callable[[], bool]) -> None:

@@ -1,13 +1,10 @@
 """What the EC2 provider does beyond the contract, over an emulator whose time stands still."""
 
-import contextlib
-from collections.abc import AsyncIterator
-
 import pytest
 import trio
 from ec2_emulator.control import Control
 from ec2_emulator.server import Emulator
-from emulated_ec2 import TEMPLATE, ec2_section, machine, machine_id, running, tags_of, wait_for
+from emulated_ec2 import ONE, ec2_section, machine, machine_id, one, running, tags_of, wait_for
 from provider_contract import DEADLINE_S, wait_state
 
 from bentpipe.daemon.errors import (
@@ -21,18 +18,11 @@ from bentpipe.daemon.errors import (
     SleepTooEarly,
 )
 from bentpipe.daemon.model import Fault, Machine, MachineState, SleepMode
-from bentpipe.daemon.providers.ec2 import poller
+from bentpipe.daemon.providers.ec2 import calls, poller
+from bentpipe.daemon.providers.ec2.errors import UNANSWERED
 from bentpipe.daemon.providers.ec2.provider import Ec2Provider
 
-ONE = machine_id("acme/one")
 HIBERNATE, STOP = SleepMode.HIBERNATE, SleepMode.STOP
-
-
-@contextlib.asynccontextmanager
-async def one(emulator: Emulator, **section: object) -> AsyncIterator[Ec2Provider]:
-    """A provider of the one machine acme/one."""
-    async with running(ec2_section(emulator.url), {ONE: machine("acme/one", **section)}) as provider:
-        yield provider
 
 
 async def awake(provider: Ec2Provider, control: Control, instance_id: str) -> Machine:
@@ -167,6 +157,8 @@ async def test_a_type_that_cannot_hibernate(emulator: Emulator, control: Control
     control.deny(action="DescribeInstanceTypes")
     async with one(emulator, instance_id=instance_id) as provider:
         assert (await provider.describe(ONE)).can_hibernate  # worth an attempt, if nobody says that it is not
+        await wait_for(lambda: len(control.calls(action="DescribeInstances")) >= 5)
+    assert [call.outcome for call in control.calls(action="DescribeInstanceTypes")] == ["ok", "UnauthorizedOperation"]
 
 
 async def test_hibernation_too_early(emulator: Emulator, control: Control) -> None:
@@ -213,112 +205,50 @@ async def test_what_ec2_says_late_is_passed_over(emulator: Emulator, control: Co
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(follow)
-            for act, seconds in ((provider.start, 17), (lambda one: provider.stop(one, HIBERNATE), 31)):
-                control.clear_calls()
+            for act, seconds, state in (
+                (provider.start, 17, MachineState.RUNNING),
+                (lambda one: provider.stop(one, HIBERNATE), 31, MachineState.HIBERNATED),
+                (provider.terminate, 10, MachineState.TERMINATED),
+            ):
                 await act(ONE)
+                control.clear_calls()
                 await wait_for(lambda: len(control.calls(action="DescribeInstances")) >= 3)
                 control.advance(seconds=seconds)
-                state = MachineState.RUNNING if seconds == 17 else MachineState.HIBERNATED
-                await wait_for(lambda state=state: state in looks)
+                await wait_for(lambda state=state: looks[-1] is state)
             nursery.cancel_scope.cancel()
-    first, *rest = [look for look in looks if look is not MachineState.STOPPED]
-    states = [MachineState.PENDING, MachineState.RUNNING, MachineState.STOPPING, MachineState.HIBERNATED]
-    assert [first, *rest] == states
+    assert [look for look in looks if look is not MachineState.STOPPED] == [
+        MachineState.PENDING,
+        MachineState.RUNNING,
+        MachineState.STOPPING,
+        MachineState.HIBERNATED,
+        MachineState.TERMINATED,
+    ]
     assert control.starts(instance_id=instance_id) == 1
 
 
-# Launch and termination
-
-
-async def test_a_launch(emulator: Emulator, control: Control) -> None:
-    control.add_template(name=TEMPLATE)
-    control.set_timing(name="unseen_s", seconds=30)
-    async with one(emulator, launch_template=TEMPLATE) as provider:
-        with pytest.raises(MachineNotFound):
-            await provider.describe(ONE)
-        await provider.launch(ONE, "token-1")
-        look = await provider.describe(ONE)
-        assert look.state is MachineState.PENDING
-        control.clear_calls()
-        await wait_for(lambda: len(control.calls(action="DescribeInstances")) >= 3)
-        assert await provider.describe(ONE) == look  # though EC2 does not know the id yet
-        with pytest.raises(ProviderRetryable, match="NotFound"):
-            await provider.start(ONE)
-        control.advance(seconds=31)
-        await wait_state(provider, ONE, MachineState.RUNNING)
-        await provider.launch(ONE, "token-2")
-    ((instance_id, instance),) = emulator.cloud.instances.items()
-    assert instance.tags == instance.volume_tags == tags_of("acme/one")
-    assert (instance.hibernation, instance.encrypted, instance.http_tokens) == (True, True, "required")
-    assert control.starts(instance_id=instance_id) == 0
-
-
-async def test_one_token_is_one_machine_even_if_the_answer_is_lost(emulator: Emulator, control: Control) -> None:
-    control.add_template(name=TEMPLATE)
-    control.reset(action="RunInstances", after=True)
-    async with one(emulator, launch_template=TEMPLATE) as provider:
-        await provider.launch(ONE, "token-1")
-    assert len(emulator.cloud.instances) == 1
-    assert [call.outcome for call in control.calls(action="RunInstances")] == ["reset", "ok"]
-
-
-async def test_a_token_that_was_used_with_another_configuration(emulator: Emulator, control: Control) -> None:
-    control.add_template(name=TEMPLATE)
-    control.set_timing(name="unseen_s", seconds=30)
-    async with one(emulator, launch_template=TEMPLATE) as provider:
-        await provider.launch(ONE, "token-1")
-    other = {"launch_template": TEMPLATE, "instance_type": "c7g.xlarge"}
-    async with one(emulator, **other) as provider:
-        with pytest.raises(ProviderPermanent, match="IdempotentParameterMismatch"):
-            await provider.launch(ONE, "token-1")
-    control.advance(seconds=31)
-    (instance_id,) = emulator.cloud.instances
-    control.instance(instance_id).tags.clear()
-    async with one(emulator, **other) as provider:
-        await provider.launch(ONE, "token-1")
-        assert (await provider.describe(ONE)).state is MachineState.RUNNING
-
-
-async def test_a_type_without_hibernation_is_launched_without(emulator: Emulator, control: Control) -> None:
-    template_id = control.add_template(name=TEMPLATE, instance_type="m7g.metal")
-    async with one(emulator, launch_template=template_id) as provider:
-        await provider.launch(ONE, "token-1")
-        assert not (await provider.describe(ONE)).can_hibernate
-    async with one(emulator, launch_template=template_id, instance_type="m7g.large", hibernation=False) as provider:
-        await provider.terminate(ONE)
-        await provider.launch(ONE, "token-2")
-    first, second = emulator.cloud.instances.values()
-    assert (first.instance_type, first.hibernation) == ("m7g.metal", False)
-    assert (second.instance_type, second.hibernation) == ("m7g.large", False)
-
-
-async def test_launches_that_fail(emulator: Emulator, control: Control) -> None:
+async def test_an_answer_from_before_our_call_is_passed_over(emulator: Emulator, control: Control) -> None:
+    control.add_instance(tags=tags_of("acme/one"), running=True)
     async with one(emulator) as provider:
-        with pytest.raises(ProviderPermanent, match="launch_template"):
-            await provider.launch(ONE, "token-1")
-    async with one(emulator, launch_template=TEMPLATE) as provider:
-        with pytest.raises(ProviderPermanent, match="InvalidLaunchTemplateName"):
-            await provider.launch(ONE, "token-1")
-        control.add_template(name=TEMPLATE)
-        control.fail(action="RunInstances", code="InsufficientInstanceCapacity", status=500)
-        with pytest.raises(ProviderCapacity):
-            await provider.launch(ONE, "token-1")
-        await provider.launch(ONE, "token-1")
-        await provider.terminate(ONE)
-        with pytest.raises(ProviderPermanent, match="use another"):
-            await provider.launch(ONE, "token-1")
+        looks = [await provider.describe(ONE)]
 
+        async def follow() -> None:
+            while True:
+                looks.append(await provider.wait_changed(looks[-1]))
 
-@pytest.mark.parametrize("tags", [{}, tags_of("acme/two"), tags_of("acme/one", fleet="other")])
-async def test_what_is_not_marked_as_ours_is_never_terminated(
-    emulator: Emulator, control: Control, tags: dict[str, str]
-) -> None:
-    instance_id = control.add_instance(tags=tags, running=True)
-    async with one(emulator, instance_id=instance_id) as provider:
-        with pytest.raises(ProviderPermission, match=instance_id):
-            await provider.terminate(ONE)
-    assert control.state(instance_id=instance_id) == "running"
-    assert control.calls(action="TerminateInstances") == []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow)
+            control.hold(action="TerminateInstances")
+            async with trio.open_nursery() as terminating:
+                terminating.start_soon(provider.terminate, ONE)
+                await wait_for(lambda: control.held(action="TerminateInstances") == 1)
+                control.hold(action="DescribeInstances", after=True)
+                await wait_for(lambda: control.held(action="DescribeInstances") == 1)
+                control.release(action="TerminateInstances")
+            control.clear_calls()
+            control.release(action="DescribeInstances")
+            await wait_for(lambda: len(control.calls(action="DescribeInstances")) >= 3)
+            nursery.cancel_scope.cancel()
+    assert [look.state for look in looks] == [MachineState.RUNNING, MachineState.TERMINATED]
 
 
 # Trouble with the API
@@ -349,6 +279,34 @@ async def test_a_broken_connection_is_tried_once_more(
         control.reset(action="DescribeInstances", times=None)
         with pytest.raises(ProviderRetryable, match="DescribeInstances"):
             await provider.describe(ONE)
+
+
+async def test_an_answer_that_does_not_come_is_asked_for_once_more(
+    emulator: Emulator, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "READ_TIMEOUT_S", 0.2)
+    instance_id = control.add_instance(tags=tags_of("acme/one"))
+    control.slow(action="StartInstances", delay_s=0.5)
+    async with one(emulator) as provider:
+        await provider.start(ONE)
+        assert provider.call_counts["StartInstances", UNANSWERED] == 1
+    assert control.starts(instance_id=instance_id) == 1
+
+
+async def test_large_fleets_are_looked_at_in_pages_and_parts(
+    emulator: Emulator, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "PAGE", 5)
+    monkeypatch.setattr(calls, "IDS_PER_DESCRIBE", 7)
+    satellites = [f"acme/n{n}" for n in range(12)]
+    for each in satellites:
+        control.add_instance(tags=tags_of(each))
+    async with running(ec2_section(emulator.url), {machine_id(each): machine(each) for each in satellites}) as provider:
+        for _ in range(2):  # by tags, then by ids
+            for each in satellites:
+                assert (await provider.describe(machine_id(each))).state is MachineState.STOPPED
+            await wait_for(lambda: len(control.calls(action="DescribeInstances")) >= 8)
+    assert {call.outcome for call in control.calls()} == {"ok"}
 
 
 async def test_waiters_outlast_an_outage(emulator: Emulator, control: Control) -> None:

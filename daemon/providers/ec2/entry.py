@@ -1,0 +1,70 @@
+"""What the poller knows of one machine, and who waits for a change of it. Makes no call."""
+
+import dataclasses
+
+import trio
+
+from bentpipe.config.model import SatelliteEc2Section
+from bentpipe.daemon.model import Machine, MachineId, MachineState
+from bentpipe.daemon.providers.ec2.looks import Sighting
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ec2Machine:
+    """What the configuration says of a machine. `satellite` is ORG/NAME, its tag's value."""
+
+    satellite: str
+    section: SatelliteEc2Section
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outdated:
+    """What EC2 said before our newest call: the same words for a while after it mean nothing."""
+
+    instance_id: str | None
+    raw_state: str
+    launched_at: float
+    until: float
+
+    def fits(self, seen: Sighting, began: float) -> bool:
+        """Whether a look that was asked for at `began` tells no more than that."""
+        same = (seen.instance_id, seen.raw_state, seen.launched_at)
+        return began < self.until and same == (self.instance_id, self.raw_state, self.launched_at)
+
+
+@dataclasses.dataclass(slots=True)
+class Entry:
+    """One machine. `look` is None as long as EC2 is not known to know it; times are trio's."""
+
+    machine_id: MachineId
+    machine: Ec2Machine
+    instance_id: str | None
+    look: Machine | None = None
+    seen: Sighting | None = None
+    asked: bool = False
+    """EC2 has been asked, and has answered."""
+    looked_at: float = float("-inf")
+    acted_at: float = float("-inf")
+    visible_by: float = float("-inf")
+    outdated: Outdated | None = None
+    changed: trio.Event = dataclasses.field(default_factory=trio.Event)
+
+    @property
+    def lost(self) -> bool:
+        """It has no instance: one is to be looked for by tags."""
+        gone = self.look is not None and self.look.state is MachineState.TERMINATED
+        return self.instance_id is None or (gone and self.machine.section.instance_id is None)
+
+    def shown(self) -> Machine | None:
+        """What a waiter is to see; None if it is not known yet."""
+        if self.look is None and self.asked:
+            return Machine(self.machine_id, MachineState.TERMINATED, reason="EC2 knows no such instance")
+        return self.look
+
+    def show(self, look: Machine | None) -> None:
+        """Set the look, and tell who waits."""
+        before, self.look = self.shown(), look
+        self.asked = True
+        if self.shown() != before:
+            self.changed.set()
+            self.changed = trio.Event()

@@ -1,0 +1,107 @@
+"""Launching and terminating instances, over an emulator whose time stands still."""
+
+import pytest
+from ec2_emulator.control import Control
+from ec2_emulator.server import Emulator
+from emulated_ec2 import ONE, TEMPLATE, one, tags_of, wait_for
+from provider_contract import wait_state
+
+from bentpipe.daemon.errors import (
+    MachineNotFound,
+    ProviderCapacity,
+    ProviderPermanent,
+    ProviderPermission,
+    ProviderRetryable,
+)
+from bentpipe.daemon.model import MachineState
+
+
+async def test_a_launch(emulator: Emulator, control: Control) -> None:
+    control.add_template(name=TEMPLATE)
+    control.set_timing(name="unseen_s", seconds=30)
+    async with one(emulator, launch_template=TEMPLATE) as provider:
+        with pytest.raises(MachineNotFound):
+            await provider.describe(ONE)
+        await provider.launch(ONE, "token-1")
+        look = await provider.describe(ONE)
+        assert look.state is MachineState.PENDING
+        control.clear_calls()
+        await wait_for(lambda: len(control.calls(action="DescribeInstances")) >= 3)
+        assert await provider.describe(ONE) == look  # though EC2 does not know the id yet
+        with pytest.raises(ProviderRetryable, match="NotFound"):
+            await provider.start(ONE)
+        control.advance(seconds=31)
+        await wait_state(provider, ONE, MachineState.RUNNING)
+        await provider.launch(ONE, "token-2")
+    ((instance_id, instance),) = emulator.cloud.instances.items()
+    assert instance.tags == instance.volume_tags == tags_of("acme/one")
+    assert (instance.hibernation, instance.encrypted, instance.http_tokens) == (True, True, "required")
+    assert control.starts(instance_id=instance_id) == 0
+
+
+async def test_one_token_is_one_machine_even_if_the_answer_is_lost(emulator: Emulator, control: Control) -> None:
+    control.add_template(name=TEMPLATE)
+    control.reset(action="RunInstances", after=True)
+    async with one(emulator, launch_template=TEMPLATE) as provider:
+        await provider.launch(ONE, "token-1")
+    assert len(emulator.cloud.instances) == 1
+    assert [call.outcome for call in control.calls(action="RunInstances")] == ["reset", "ok"]
+
+
+async def test_a_token_that_was_used_with_another_configuration(emulator: Emulator, control: Control) -> None:
+    control.add_template(name=TEMPLATE)
+    control.set_timing(name="unseen_s", seconds=30)
+    async with one(emulator, launch_template=TEMPLATE) as provider:
+        await provider.launch(ONE, "token-1")
+    other = {"launch_template": TEMPLATE, "instance_type": "c7g.xlarge"}
+    async with one(emulator, **other) as provider:
+        with pytest.raises(ProviderPermanent, match="IdempotentParameterMismatch"):
+            await provider.launch(ONE, "token-1")
+    control.advance(seconds=31)
+    (instance_id,) = emulator.cloud.instances
+    control.instance(instance_id).tags.clear()
+    async with one(emulator, **other) as provider:
+        await provider.launch(ONE, "token-1")
+        assert (await provider.describe(ONE)).state is MachineState.RUNNING
+
+
+async def test_a_type_without_hibernation_is_launched_without(emulator: Emulator, control: Control) -> None:
+    template_id = control.add_template(name=TEMPLATE, instance_type="m7g.metal")
+    async with one(emulator, launch_template=template_id) as provider:
+        await provider.launch(ONE, "token-1")
+        assert not (await provider.describe(ONE)).can_hibernate
+    async with one(emulator, launch_template=template_id, instance_type="m7g.large", hibernation=False) as provider:
+        await provider.terminate(ONE)
+        await provider.launch(ONE, "token-2")
+    first, second = emulator.cloud.instances.values()
+    assert (first.instance_type, first.hibernation) == ("m7g.metal", False)
+    assert (second.instance_type, second.hibernation) == ("m7g.large", False)
+
+
+async def test_launches_that_fail(emulator: Emulator, control: Control) -> None:
+    async with one(emulator) as provider:
+        with pytest.raises(ProviderPermanent, match="launch_template"):
+            await provider.launch(ONE, "token-1")
+    async with one(emulator, launch_template=TEMPLATE) as provider:
+        with pytest.raises(ProviderPermanent, match="InvalidLaunchTemplateName"):
+            await provider.launch(ONE, "token-1")
+        control.add_template(name=TEMPLATE)
+        control.fail(action="RunInstances", code="InsufficientInstanceCapacity", status=500)
+        with pytest.raises(ProviderCapacity):
+            await provider.launch(ONE, "token-1")
+        await provider.launch(ONE, "token-1")
+        await provider.terminate(ONE)
+        with pytest.raises(ProviderPermanent, match=r"use another|IdempotentInstanceTerminated"):
+            await provider.launch(ONE, "token-1")
+
+
+@pytest.mark.parametrize("tags", [{}, tags_of("acme/two"), tags_of("acme/one", fleet="other")])
+async def test_what_is_not_marked_as_ours_is_never_terminated(
+    emulator: Emulator, control: Control, tags: dict[str, str]
+) -> None:
+    instance_id = control.add_instance(tags=tags, running=True)
+    async with one(emulator, instance_id=instance_id) as provider:
+        with pytest.raises(ProviderPermission, match=instance_id):
+            await provider.terminate(ONE)
+    assert control.state(instance_id=instance_id) == "running"
+    assert control.calls(action="TerminateInstances") == []
