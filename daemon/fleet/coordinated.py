@@ -1,13 +1,13 @@
 """A provider that acts on a machine only in this host's turn, and puts it to sleep only if no host uses it.
 
 Stands between one satellite and the real provider; looks go straight through. What another host's doing means for the
-satellite comes back as the provider's errors do: a sleep that is not to be is ProviderRetryable.
+satellite comes back as the provider's errors do: a sleep that is not to be is SleepVetoed.
 """
 
 import logging
 from collections.abc import Callable
 
-from bentpipe.daemon.errors import ProviderRetryable, StoreError
+from bentpipe.daemon.errors import ProviderRetryable, SleepVetoed, StoreError
 from bentpipe.daemon.model import Machine, MachineId, MachineState, SatelliteKey, SleepMode
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.store.coordination import IN_USE_HERE, Coordination
@@ -53,7 +53,7 @@ class CoordinatedProvider:
         await self._provider.start(machine_id)
 
     async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
-        """See Provider. Raises ProviderRetryable too if somebody uses the satellite, or the store cannot be reached."""
+        """See Provider. Raises SleepVetoed too if somebody uses the satellite, or the store cannot be reached."""
         try:
             async with self._coordination.acting(self._key) as turn:
                 if force:
@@ -64,12 +64,12 @@ class CoordinatedProvider:
                 else:
                     await turn.close(self._is_used)
                     if self._is_used():
-                        raise ProviderRetryable(IN_USE_HERE)
+                        raise SleepVetoed(IN_USE_HERE)
                 if not turn.is_ours():
-                    raise ProviderRetryable(TURN_LOST)
+                    raise SleepVetoed(TURN_LOST)
                 await self._provider.stop(machine_id, mode, force=force)
         except StoreError as exc:
-            raise ProviderRetryable(str(exc)) from exc
+            raise SleepVetoed(str(exc)) from exc
 
     async def launch(self, machine_id: MachineId, token: str) -> None:
         """See Provider. Raises ProviderRetryable if the store cannot be reached: a launch costs, and is not repeated."""

@@ -142,11 +142,13 @@ class Satellite:
         `who` is the principal, for the books; `patience_s` is how long the client itself would wait, if it says so.
         Cancelling the wait gives the place back at once; the wake goes on.
         """
-        if not self._coordination.is_entered(self.key):
-            await self._enter()
+        since = trio.current_time()
+        await self._enter()
         waiter_id = WaiterId(next(self._ids))
-        waiter = self._waiters[waiter_id] = _Waiter(who, trio.current_time())
+        waiter = self._waiters[waiter_id] = _Waiter(who, since)
         self._feed(msg.Arrived(waiter_id, patience_s, self._crowd.is_full))
+        self._entering -= 1
+        self._leave_if_unused()  # it may have been refused at once
         waiter.held = not waiter.done.is_set()
         try:
             await waiter.done.wait()
@@ -170,13 +172,16 @@ class Satellite:
                 waiter.lease.release()
 
     async def _enter(self) -> None:
-        """Tell the other hosts that the satellite is wanted here. Raises ProviderError."""
+        """Tell the other hosts that the satellite is wanted here; counted until the machine knows. Raises ProviderError."""
         self._entering += 1
+        if self._coordination.is_entered(self.key):
+            return
         try:
             await self._coordination.enter(self.key, self._look)
-        finally:
+        except BaseException:
             self._entering -= 1
             self._leave_if_unused()
+            raise
 
     async def _look(self) -> None:
         try:

@@ -1,9 +1,6 @@
-"""moto's DynamoDB on a port of its own, with one request at a time: the service's writes are atomic, moto's are not.
+"""moto's DynamoDB on a port of its own, with one request at a time: the service's writes are atomic, moto's are not."""
 
-As a program it prints its address and serves until its standard input ends.
-"""
-
-import sys
+import io
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -23,13 +20,21 @@ class _Quiet(WSGIRequestHandler):
 
 
 class DynamoDbServer:
+    """`after(body)`, if set, is called with each request once it was carried out and before it is answered."""
+
     def __init__(self) -> None:
         application = DomainDispatcherApplication(create_backend_app)
         one_at_a_time = threading.Lock()
+        self.after: Callable[[bytes], None] | None = None
 
         def serialised(environment: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
+            body = environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
+            environment["wsgi.input"] = io.BytesIO(body)
             with one_at_a_time:
-                return list(application(environment, respond))
+                answer = list(application(environment, respond))
+                if self.after is not None:
+                    self.after(body)
+                return answer
 
         self._server = make_server("127.0.0.1", 0, serialised, threaded=True, request_handler=_Quiet)
         self._server.daemon_threads = True
@@ -49,9 +54,3 @@ class DynamoDbServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
-
-
-if __name__ == "__main__":
-    with DynamoDbServer() as server:
-        print(server.url, flush=True)
-        sys.stdin.read()
