@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 
 from bentpipe.daemon.errors import ProviderRetryable, SleepVetoed, StoreError
+from bentpipe.daemon.fleet.launches import Launches
 from bentpipe.daemon.model import Machine, MachineId, MachineState, SatelliteKey, SleepMode
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.store.coordination import IN_USE_HERE, Coordination
@@ -21,12 +22,18 @@ class CoordinatedProvider:
     """`Provider` for the machine of one satellite; `is_used` says whether anybody here uses it or wants to."""
 
     def __init__(
-        self, provider: Provider, coordination: Coordination, key: SatelliteKey, is_used: Callable[[], bool]
+        self,
+        provider: Provider,
+        coordination: Coordination,
+        key: SatelliteKey,
+        is_used: Callable[[], bool],
+        launches: Launches | None = None,
     ) -> None:
         self._provider = provider
         self._coordination = coordination
         self._key = key
         self._is_used = is_used
+        self._launches = launches
 
     async def describe(self, machine_id: MachineId) -> Machine:
         """See Provider."""
@@ -75,9 +82,13 @@ class CoordinatedProvider:
         """See Provider. Raises ProviderRetryable if the store cannot be reached: a launch costs, and is not repeated."""
         try:
             async with self._coordination.acting(self._key) as turn:
+                if self._launches is not None:
+                    token = await self._launches.begin(token)
                 if not turn.is_ours():
                     raise ProviderRetryable(TURN_LOST)
                 await self._provider.launch(machine_id, token)
+                if self._launches is not None:
+                    await self._launches.done(machine_id)
         except StoreError as exc:
             raise ProviderRetryable(str(exc)) from exc
 

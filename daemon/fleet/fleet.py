@@ -13,6 +13,7 @@ from bentpipe.daemon.fleet.satellite import Crowd, Satellite
 from bentpipe.daemon.model import MachineId, SatelliteKey, Transition
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.store.coordination import Coordination
+from bentpipe.daemon.store.registry import Registry
 
 
 def machine_id_of(section: SatelliteSection) -> MachineId:
@@ -39,6 +40,7 @@ class Fleet:
         budget: BudgetSection | None = None,
         witness: Witness | None = None,
         coordination: Coordination | None = None,
+        registry: Registry | None = None,
     ) -> None:
         """`max_held` is for each satellite, `max_held_in_all` for all of them; `witness` says what a wake woke to."""
         budgeted = budget is not None and budget.limits_anything
@@ -55,6 +57,7 @@ class Fleet:
                 witness=witness,
                 crowd=crowd,
                 coordination=coordination,
+                registry=registry,
                 on_step=self.budget.settle if self.budget else lambda: None,
             )
             for section in sections

@@ -21,6 +21,7 @@ from bentpipe.daemon.fleet import messages as msg
 from bentpipe.daemon.fleet.budget import Holder, Request
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
 from bentpipe.daemon.fleet.core import WAKING
+from bentpipe.daemon.fleet.launches import Launches
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.machine import SatelliteMachine
 from bentpipe.daemon.fleet.messages import Action, Input, Lesson, WaiterId
@@ -42,6 +43,7 @@ from bentpipe.daemon.model import (
 )
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.store.coordination import Coordination, LocalCoordination
+from bentpipe.daemon.store.registry import Registry
 
 log = logging.getLogger("bentpipe.fleet")
 
@@ -93,6 +95,7 @@ class Satellite:
         crowd: Crowd | None = None,
         on_step: Callable[[], None] = lambda: None,
         coordination: Coordination | None = None,
+        registry: Registry | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`on_step` is called after every step of the machine; `wall` is time.time, but for tests."""
@@ -102,7 +105,10 @@ class Satellite:
         self.resumes: collections.Counter[Resume] = collections.Counter()
         self._coordination = coordination or LocalCoordination()
         self._entering = 0
-        self._provider: Provider = CoordinatedProvider(provider, self._coordination, key, self._is_used)
+        self._provider: Provider = CoordinatedProvider(
+            *(provider, self._coordination, key, self._is_used),
+            launches=Launches(registry, key, wall=wall) if registry is not None else None,
+        )
         self._machine_id = machine_id
         self._observer = observer
         self._keep_awake = keep_awake

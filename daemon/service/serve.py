@@ -185,6 +185,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         max_held_in_all=config.limits.max_held,
         budget=config.budget,
         coordination=stores.coordination,
+        registry=stores.registry,
     )
     health = HealthBoard(fleet)
     edge = Edge(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import uuid
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
@@ -17,8 +16,24 @@ from typing import TYPE_CHECKING
 import trio
 
 from bentpipe.daemon.errors import StoreUnusable
-from bentpipe.daemon.model import NO_WAITS, SatelliteKey, SatelliteState, Waits, WakePhase
+from bentpipe.daemon.model import NO_WAITS, SatelliteKey, SatelliteState
 from bentpipe.daemon.store.base import ENDED_BADLY, NOT_CONFIGURED, STOPPED, Change, Interval, Stamp, storable
+from bentpipe.daemon.store.dynamodb.ledger_items import (
+    LIFE,
+    OPEN,
+    OPEN_END,
+    PAST_END,
+    Life,
+    Open,
+    books_pk,
+    interval_of,
+    life_item,
+    life_of,
+    open_item,
+    open_of,
+    past_item,
+    past_key,
+)
 from bentpipe.daemon.store.dynamodb.table import TRANSACTION_ITEMS, ConditionFailed, Table, number, text
 from bentpipe.daemon.store.merge import merge
 
@@ -27,38 +42,10 @@ if TYPE_CHECKING:
 
     from bentpipe.daemon.store.dynamodb.table import Item
 
-LIFE = "LIFE"
-OPEN = "OPEN#"
-PAST = "PAST#"
-AFTER = "$"
-"""The character that follows "#": the end of what begins with a prefix."""
-
 MOVES_LIMIT = (TRANSACTION_ITEMS - 1) // 2
 """Changes a transaction: each is an interval that ends and one that begins, and there is the host's life."""
 
 _UNWATCHED = (SatelliteState.UNKNOWN, SatelliteState.OFFLINE)
-
-
-@dataclasses.dataclass(slots=True)
-class _Life:
-    """The host's last sign of life, as it is or is to be in the table. `moves` counts intervals that ended."""
-
-    run: str
-    serial: int
-    stamp: Stamp
-    moves: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Open:
-    """A satellite's open interval; `since` is the number of the move that began it."""
-
-    key: SatelliteKey
-    state: SatelliteState
-    began: Stamp
-    cause: str
-    who: str
-    since: int
 
 
 class DynamoLedger:
@@ -78,7 +65,7 @@ class DynamoLedger:
             books = await _Books.read(self._table, self._host)
             had_life = books.life is not None
             if books.life is None:
-                books.life = _Life(self._run, 0, at, 0)
+                books.life = Life(self._run, 0, at, 0)
             predecessor, last = books.life.run, books.life.stamp
             books.life.run = self._run
             if had_life:
@@ -161,7 +148,7 @@ TAKEN_OVER = "another daemon keeps this ledger now"
 class _Books:
     """One host's open intervals and life, and what is still to be written of them."""
 
-    def __init__(self, table: Table, host: str, life: _Life | None, opened: dict[SatelliteKey, _Open]) -> None:
+    def __init__(self, table: Table, host: str, life: Life | None, opened: dict[SatelliteKey, Open]) -> None:
         self._table = table
         self._host = host
         self.life = life
@@ -172,11 +159,11 @@ class _Books:
     @classmethod
     async def read(cls, table: Table, host: str) -> _Books:
         life = await table.get(LIFE, host)
-        found = [_open_of(item) for item in await table.query(_pk(host), at_least=OPEN, below=OPEN[:-1] + AFTER)]
-        return cls(table, host, _life_of(life) if life else None, {each.key: each for each in found})
+        found = [open_of(item) for item in await table.query(books_pk(host), at_least=OPEN, below=OPEN_END)]
+        return cls(table, host, life_of(life) if life else None, {each.key: each for each in found})
 
     @property
-    def kept_life(self) -> _Life:
+    def kept_life(self) -> Life:
         if self.life is None:
             raise AssertionError("books that were not begun")
         return self.life
@@ -198,20 +185,20 @@ class _Books:
         past = self._moved.setdefault(key, [])
         if ends is not None:
             began_us = max(began_us, ends.began.wall_us)
-            past.append(_past_item(self._host, ends, began_us, ends.began.until_us(at), life.moves, change))
+            past.append(past_item(self._host, ends, began_us, ends.began.until_us(at), life.moves, change))
         who = change.who if change else ""
-        self.open[key] = _Open(
+        self.open[key] = Open(
             key, state, Stamp(began_us, at.boot_us, at.boot_id), storable(cause), storable(who), life.moves
         )
 
     async def write(self, run: str | None) -> None:
         """Write all that is to be written, if `run` keeps the books (None: nobody yet). Raises StoreUnusable, StoreError."""
         life = self.kept_life
-        own = _life_item(self._host, life)
+        own = life_item(self._host, life)
         parts: list[list[TransactWriteItemTypeDef]] = [[]]
         for key, past in self._moved.items():
             # What ends and what begins at the same moment are in one transaction.
-            puts = [self._put(item) for item in (*past, _open_item(self._host, self.open[key]))]
+            puts = [self._put(item) for item in (*past, open_item(self._host, self.open[key]))]
             if len(parts[-1]) + len(puts) >= TRANSACTION_ITEMS:
                 parts.append([])
             parts[-1] += puts
@@ -224,14 +211,12 @@ class _Books:
         """If the wall clock has stepped back, move what lies past `at` to it. Returns the last sign of life, moved too."""
         life = self.kept_life
         if life.stamp.wall_us > at.wall_us:
-            later = await self._table.query(
-                _pk(self._host), at_least=_past_key(at.wall_us + 1, 0), below=PAST[:-1] + AFTER
-            )
+            later = await self._table.query(books_pk(self._host), at_least=past_key(at.wall_us + 1, 0), below=PAST_END)
             for item in later:
                 moved = dict(item)
                 moved["from_us"] = {"N": str(min(number(item, "from_us"), at.wall_us))}
                 moved["to_us"] = {"N": str(at.wall_us)}
-                moved["sk"] = {"S": _past_key(at.wall_us, number(item, "number"))}
+                moved["sk"] = {"S": past_key(at.wall_us, number(item, "number"))}
                 deleted: TransactWriteItemTypeDef = {
                     "Delete": {"TableName": self._table.name, "Key": {"pk": item["pk"], "sk": item["sk"]}}
                 }
@@ -288,12 +273,12 @@ async def _read_chains(
     table: Table, life_item: Item, since_us: int, until_us: int
 ) -> dict[SatelliteKey, list[Interval]]:
     """One host's chains. What was open is read first: what ended since is not wanted twice."""
-    pk, life = _pk(text(life_item, "sk")), _life_of(life_item)
-    opened = {each.key: each for each in map(_open_of, await table.query(pk, at_least=OPEN, below=OPEN[:-1] + AFTER))}
-    past = await table.query(pk, at_least=_past_key(since_us, 0), below=PAST[:-1] + AFTER)
+    pk, life = books_pk(text(life_item, "sk")), life_of(life_item)
+    opened = {each.key: each for each in map(open_of, await table.query(pk, at_least=OPEN, below=OPEN_END))}
+    past = await table.query(pk, at_least=past_key(since_us, 0), below=PAST_END)
     chains: dict[SatelliteKey, list[Interval]] = collections.defaultdict(list)
     for item in sorted(past, key=lambda each: number(each, "number")):
-        interval = _interval_of(item)
+        interval = interval_of(item)
         is_since = number(item, "number") > opened[interval.key].since if interval.key in opened else True
         if interval.from_us <= until_us and not is_since:
             chains[interval.key].append(interval)
@@ -312,102 +297,3 @@ async def _read_chains(
 
 def _one_chain(chains: list[list[Interval]]) -> list[Interval]:
     return chains[0] if len(chains) == 1 else merge(chains)
-
-
-# -- items -----------------------------------------------------------------------------------------------------------
-
-
-def _pk(host: str) -> str:
-    return f"BOOKS#{host}"
-
-
-def _past_key(to_us: int, moves: int) -> str:
-    return f"{PAST}{to_us + (1 << 62):020d}#{moves:012d}"
-
-
-def _life_item(host: str, life: _Life) -> dict[str, AttributeValueTypeDef]:
-    return {
-        "pk": {"S": LIFE},
-        "sk": {"S": host},
-        "run": {"S": life.run},
-        "serial": {"N": str(life.serial)},
-        "moves": {"N": str(life.moves)},
-        **_stamp_item(life.stamp),
-    }
-
-
-def _life_of(item: Item) -> _Life:
-    return _Life(text(item, "run"), number(item, "serial"), _stamp_of(item), number(item, "moves"))
-
-
-def _open_item(host: str, each: _Open) -> dict[str, AttributeValueTypeDef]:
-    return {
-        "pk": {"S": _pk(host)},
-        "sk": {"S": f"{OPEN}{each.key}"},
-        **_common_item(each),
-        **_stamp_item(each.began),
-        "number": {"N": str(each.since)},
-    }
-
-
-def _open_of(item: Item) -> _Open:
-    return _Open(
-        *(_key_of(item), SatelliteState(text(item, "satellite_state")), _stamp_of(item)),
-        *(text(item, "cause"), text(item, "who"), number(item, "number")),
-    )
-
-
-def _past_item(
-    host: str, each: _Open, to_us: int, elapsed_us: int, moves: int, change: Change | None
-) -> dict[str, AttributeValueTypeDef]:
-    phases = {phase.value: round(seconds, 6) for phase, seconds in change.phases} if change else {}
-    waits = change.waits if change else NO_WAITS
-    return {
-        "pk": {"S": _pk(host)},
-        "sk": {"S": _past_key(to_us, moves)},
-        **_common_item(each),
-        "from_us": {"N": str(each.began.wall_us)},
-        "to_us": {"N": str(to_us)},
-        "elapsed_us": {"N": str(elapsed_us)},
-        "number": {"N": str(moves)},
-        "phases": {"S": json.dumps(phases)},
-        "waits": {"S": json.dumps([waits.clients, waits.total_s, waits.longest_s])},
-    }
-
-
-def _interval_of(item: Item) -> Interval:
-    return Interval(
-        _key_of(item),
-        SatelliteState(text(item, "satellite_state")),
-        *(number(item, "from_us"), number(item, "to_us"), number(item, "elapsed_us")),
-        *(text(item, "cause"), text(item, "who")),
-        tuple((WakePhase(phase), seconds) for phase, seconds in json.loads(text(item, "phases")).items()),
-        Waits(*json.loads(text(item, "waits"))),
-        is_open=False,
-    )
-
-
-def _common_item(each: _Open) -> dict[str, AttributeValueTypeDef]:
-    return {
-        "satellite": {"S": str(each.key)},
-        "satellite_state": {"S": each.state.value},
-        "cause": {"S": each.cause},
-        "who": {"S": each.who},
-    }
-
-
-def _key_of(item: Item) -> SatelliteKey:
-    org, _, name = text(item, "satellite").partition("/")
-    return SatelliteKey(org, name)
-
-
-def _stamp_item(stamp: Stamp) -> dict[str, AttributeValueTypeDef]:
-    return {
-        "wall_us": {"N": str(stamp.wall_us)},
-        "boot_us": {"N": str(stamp.boot_us)},
-        "boot_id": {"S": stamp.boot_id},
-    }
-
-
-def _stamp_of(item: Item) -> Stamp:
-    return Stamp(number(item, "wall_us"), number(item, "boot_us"), text(item, "boot_id"))

@@ -238,7 +238,10 @@ class SharedContract:
                 assert not turn.is_ours()
                 one.wire.cut = False
             async with one.coordination.acting(A) as turn:
-                await rows.take(A, owner="thief/1", seen=(await rows.read(A)).version, version="stolen")
+                stolen = False
+                while not stolen:  # it may be renewed in between
+                    seen = (await rows.read(A)).version
+                    stolen = (await rows.take(A, owner="thief/1", seen=seen, version="stolen")).done
                 with pytest.raises(InUse, match="acts on"):
                     await turn.close(unused)
                 assert not turn.is_ours()
