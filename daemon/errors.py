@@ -131,6 +131,10 @@ class ProviderPermission(ProviderPermanent):
     """We may not do that, or the provider may not on our behalf."""
 
 
+class LaunchTokenSpent(ProviderPermanent):
+    """The token has made a machine that is gone already: it takes another one to make another machine."""
+
+
 class SleepModeRefused(ProviderError):
     """The machine cannot sleep in the asked-for way (for example hibernate); another way may work."""
 

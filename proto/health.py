@@ -7,6 +7,8 @@ PREFIX_BYTES = 5
 """gRPC's Length-Prefixed-Message: a compressed flag and four bytes of length (doc/PROTOCOL-HTTP2.md)."""
 SERVICE_FIELD = 0x0A
 """HealthCheckRequest.service: field 1, length-delimited."""
+MAX_SERVICE_BYTES = 127
+"""Of a name that we ask for: its length then is one byte of varint."""
 STATUS_FIELD = 0x08
 """HealthCheckResponse.status: field 1, varint."""
 
@@ -27,6 +29,15 @@ class HealthError(Exception):
 def encode_response(status: ServingStatus) -> bytes:
     """One message, with its prefix. Zero is a default, which protobuf leaves out."""
     message = bytes((STATUS_FIELD, status)) if status else b""
+    return b"\0" + len(message).to_bytes(4) + message
+
+
+def encode_request(service: str) -> bytes:
+    """One message, with its prefix."""
+    name = service.encode()
+    if len(name) > MAX_SERVICE_BYTES:
+        raise ValueError("the name of the service is too long")
+    message = bytes((SERVICE_FIELD, len(name))) + name if name else b""
     return b"\0" + len(message).to_bytes(4) + message
 
 

@@ -4,7 +4,8 @@
 /bentpipe.demo.Satellite/, all with raw bytes as messages:
 Echo (unary), Upload (client streaming, answers the SHA-256 of all bytes), Download (server streaming, the request says
 how many bytes, the trailer `sha256` has their hash), Chat (bidirectional echo), Sleep (unary, the request says how many
-seconds), Fail (unary, ends with the status code of the request and details).
+seconds), Fail (unary, ends with the status code of the request and details). It answers grpc.health.v1's Check too, and
+offers the boot id and uptime that a satellite may (`daemon/edge/witness.py`): its process is its machine.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 
 import grpc
@@ -24,6 +26,10 @@ CHUNK_BYTES = 1 << 20
 """One message of Download: large enough that Python's share per byte is small."""
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_METADATA_BYTES = 64 << 10
+BOOT_ID = str(uuid.uuid4())
+STARTED_S = time.monotonic()
+HEALTHY = b"\x08\x01"
+"""HealthCheckResponse in protobuf: SERVING."""
 WORKERS = 256
 """Concurrent calls: each waits in a thread of grpcio's pool."""
 
@@ -68,6 +74,12 @@ def _fail(request: bytes, context: grpc.ServicerContext) -> bytes:
     raise AssertionError("abort raises")
 
 
+def _check(_request: bytes, context: grpc.ServicerContext) -> bytes:
+    uptime_s = time.monotonic() - STARTED_S
+    context.send_initial_metadata((("bentpipe-boot-id", BOOT_ID), ("bentpipe-uptime-s", f"{uptime_s:.3f}")))
+    return HEALTHY
+
+
 def make_server(address: str) -> grpc.Server:
     """Build the server, bound to `address` ("host:port") but not started. Raises RuntimeError if the port is taken."""
     server = grpc.server(
@@ -87,6 +99,8 @@ def make_server(address: str) -> grpc.Server:
         "Fail": grpc.unary_unary_rpc_method_handler(_fail),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    health = {"Check": grpc.unary_unary_rpc_method_handler(_check)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("grpc.health.v1.Health", health),))
     server.add_insecure_port(address)
     return server
 

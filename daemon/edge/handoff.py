@@ -5,6 +5,7 @@ is alive for a spliced connection but one entry of a dict.
 """
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import os
@@ -83,13 +84,15 @@ class HandOff:
         FIN takes the sockets back from the engine, which it cannot do with TLS connections: those are reset.
         """
         self._quiet.add(splice_id)
-        if not cut:
-            try:
-                self._engine.give_back(splice_id)
-            except OSError:
-                cut = True
-        if cut:
-            self._engine.abort(splice_id)
+        # An end that was taken with others, and is still to be told, is a KeyError: then there is nothing left to end.
+        with contextlib.suppress(KeyError):
+            if not cut:
+                try:
+                    self._engine.give_back(splice_id)
+                except OSError:
+                    cut = True
+            if cut:
+                self._engine.abort(splice_id)
 
     async def run_handoff(self) -> None:
         """Collect ends for ever."""

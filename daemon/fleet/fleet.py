@@ -1,5 +1,7 @@
 """All satellites of the configuration, each with a task and a nursery of its own, and the awake budget over them."""
 
+import collections
+import dataclasses
 from collections.abc import Callable, Iterable
 
 import trio
@@ -24,6 +26,19 @@ def machine_id_of(section: SatelliteSection) -> MachineId:
 def limits_of(section: BudgetSection) -> Limits:
     """Take the budget's limits out of the configuration."""
     return Limits(section.max_awake, section.max_awake_per_org, tuple(section.org.items()))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FleetStatistics:
+    """Counts since the start, and what is now: satellites by state, clients waiting, leases, satellites in the queue."""
+
+    wakes: int
+    resumes: dict[str, int]
+    lessons: dict[str, int]
+    states: dict[str, int]
+    waiting: int
+    leases: int
+    queued: int
 
 
 class Fleet:
@@ -58,7 +73,7 @@ class Fleet:
                 crowd=crowd,
                 coordination=coordination,
                 registry=registry,
-                on_step=self.budget.settle if self.budget else lambda: None,
+                on_step=self.budget.stepped if self.budget else lambda satellite: None,
             )
             for section in sections
         }
@@ -76,6 +91,21 @@ class Fleet:
     def satellites(self) -> tuple[Satellite, ...]:
         """All of them, in the order of the configuration."""
         return tuple(self._satellites.values())
+
+    def statistics(self) -> FleetStatistics:
+        """A look at all satellites."""
+        resumes = sum((each.resumes for each in self.satellites), collections.Counter())
+        lessons = sum((each.lessons for each in self.satellites), collections.Counter())
+        states = collections.Counter(each.state for each in self.satellites)
+        return FleetStatistics(
+            sum(each.wakes for each in self.satellites),
+            {resume.value: count for resume, count in resumes.items()},
+            {lesson.name.lower(): count for lesson, count in lessons.items()},
+            {state.value: count for state, count in states.items()},
+            sum(each.waiting for each in self.satellites),
+            sum(each.leases for each in self.satellites),
+            len(self.budget.queue) if self.budget is not None else 0,
+        )
 
     def reset(self) -> None:
         """Somebody has acted: forget every failure that only people can mend, and what was learned of machines."""
@@ -100,12 +130,13 @@ class Fleet:
 
 
 class Budget:
-    """Carries out the awake budget's plans. Settled synchronously, after every step of any satellite."""
+    """Carries out the awake budget's plans, in the same step in which a satellite gives reason for one."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._satellites: dict[SatelliteKey, Satellite] = {}
-        self._queue: dict[SatelliteKey, None] = {}
+        self._holders: dict[SatelliteKey, Holder] = {}
+        self._queue: dict[SatelliteKey, Request] = {}
         self._settling = False
         self._again_at = float("inf")
         self._moved = trio.Event()
@@ -113,14 +144,23 @@ class Budget:
     def manage(self, satellites: dict[SatelliteKey, Satellite]) -> None:
         """Take over, before any of them runs."""
         self._satellites = satellites
+        for satellite in satellites.values():
+            self._note(satellite)
 
     @property
     def queue(self) -> tuple[SatelliteKey, ...]:
         """Who waits for a place, first come first."""
         return tuple(self._queue)
 
-    def settle(self) -> None:
-        """Grant and evict until there is nothing to be done. What it does makes satellites step, which calls it again."""
+    def stepped(self, satellite: Satellite) -> None:
+        """A satellite may be something else to the budget than before: if so, grant and evict until all is settled.
+
+        What is done here makes satellites step, which calls this again.
+        """
+        if self._note(satellite):
+            self._settle()
+
+    def _settle(self) -> None:
         if self._settling:
             return
         self._settling = True
@@ -130,16 +170,27 @@ class Budget:
         finally:
             self._settling = False
 
+    def _note(self, satellite: Satellite) -> bool:
+        """Remember what the satellite is to the budget. Returns whether that is news."""
+        key, place = satellite.key, satellite.place()
+        before = self._holders.get(key) or self._queue.get(key)
+        if place == before:
+            return False
+        self._holders.pop(key, None)
+        if isinstance(place, Request):
+            self._queue[key] = place  # one that is in it keeps its turn
+            return True
+        self._queue.pop(key, None)
+        if place is not None:
+            self._holders[key] = place
+        return True
+
     def _settle_once(self) -> bool:
-        places = {key: satellite.place() for key, satellite in self._satellites.items()}
-        requests = {key: place for key, place in places.items() if isinstance(place, Request)}
-        # A dict keeps the order of first coming; who asks no more loses its turn.
-        self._queue = {key: None for key in (*self._queue, *requests) if key in requests}
         self._again_at = float("inf")
         if not self._queue:
             return False
-        holders = [place for place in places.values() if isinstance(place, Holder)]
-        planned = plan(self.limits, holders, [requests[key] for key in self._queue], trio.current_time())
+        holders, requests = list(self._holders.values()), list(self._queue.values())
+        planned = plan(self.limits, holders, requests, trio.current_time())
         done = [self._satellites[key].evict() for key in planned.evictions]
         done += [self._satellites[key].grant_place() for key in planned.grants]
         if planned.again_at is not None:
@@ -155,4 +206,4 @@ class Budget:
             with trio.move_on_at(self._again_at):
                 await moved.wait()
                 continue
-            self.settle()
+            self._settle()

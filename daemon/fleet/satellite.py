@@ -28,7 +28,7 @@ from bentpipe.daemon.fleet.messages import Action, Input, Lesson, WaiterId
 from bentpipe.daemon.fleet.readiness import wait_listening
 from bentpipe.daemon.fleet.resume import Memory, Witness
 from bentpipe.daemon.fleet.rules import Rules
-from bentpipe.daemon.fleet.traffic import WINDOW_S, TrafficWatch
+from bentpipe.daemon.fleet.traffic import LOOKS, WINDOW_S, TrafficWatch
 from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.fleet.watching import run_calendar, run_watch
 from bentpipe.daemon.model import (
@@ -93,9 +93,9 @@ class Satellite:
         keep_awake: Sequence[KeepAwakeSection] = (),
         witness: Witness | None = None,
         crowd: Crowd | None = None,
-        on_step: Callable[[], None] = lambda: None,
         coordination: Coordination | None = None,
         registry: Registry | None = None,
+        on_step: Callable[["Satellite"], None] = lambda satellite: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`on_step` is called after every step of the machine; `wall` is time.time, but for tests."""
@@ -118,6 +118,7 @@ class Satellite:
         self._waiters: dict[WaiterId, _Waiter] = {}
         self._book = WakeBook()
         self._traffic = TrafficWatch()
+        self._sleep_after_s = rules.sleep_after_s
         self._memory = Memory(key, witness)
         self._resume = Resume.UNKNOWN
         self._launch = (-1, "")
@@ -135,6 +136,11 @@ class Satellite:
     def leases(self) -> int:
         """Leases held now."""
         return self._machine.leases
+
+    @property
+    def wakes(self) -> int:
+        """Wakes begun for clients, and to keep it awake by the hour."""
+        return self._machine.wakes
 
     @property
     def waiting(self) -> int:
@@ -259,8 +265,10 @@ class Satellite:
             self._feed(msg.Tick())
 
     async def _run_meters(self) -> None:
+        # Not only at the end of a short `sleep_after`, when what happened in it cannot be told from what came before.
+        window_s = min(WINDOW_S, self._sleep_after_s / LOOKS)
         while True:
-            await trio.sleep(WINDOW_S)
+            await trio.sleep(window_s)
             self._read_meters()
 
     def _read_meters(self) -> None:
@@ -288,7 +296,7 @@ class Satellite:
         self._deadline_moved.set()
         self._deadline_moved = trio.Event()
         self._leave_if_unused()
-        self._on_step()
+        self._on_step(self)
 
     def _carry_out(self, action: Action, now: float) -> None:
         match action:

@@ -9,6 +9,7 @@ import math
 
 from bentpipe.daemon.errors import (
     BentpipeError,
+    LaunchTokenSpent,
     ProviderCapacity,
     ProviderError,
     ProviderPermanent,
@@ -33,6 +34,7 @@ class Verdict(enum.Enum):
 
     AGAIN = "the same call a moment later; nobody is told"
     THROTTLED = "the same call, later every time; nobody is told"
+    SPENT = "the same call a moment later, for another machine; nobody is told"
     CAPACITY = "this wake has failed; the next one in minutes"
     FAILED = "this wake has failed; the next one in seconds, later every time"
     TERMINAL = "nothing helps until somebody acts"
@@ -42,6 +44,7 @@ VERDICTS: tuple[tuple[type[ProviderError], Verdict], ...] = (
     (ProviderThrottled, Verdict.THROTTLED),
     (ProviderRetryable, Verdict.AGAIN),
     (ProviderCapacity, Verdict.CAPACITY),
+    (LaunchTokenSpent, Verdict.SPENT),
     (ProviderPermanent, Verdict.TERMINAL),
     (ProviderError, Verdict.FAILED),
 )
@@ -73,8 +76,8 @@ class Setbacks:
         """When the next attempt may be made; infinity if somebody must act first."""
 
     def next_call_at(self, verdict: Verdict, now: float) -> float:
-        """When the same call may be repeated: after AGAIN and THROTTLED."""
-        if verdict is Verdict.AGAIN:
+        """When the same call may be repeated: after AGAIN, SPENT and THROTTLED."""
+        if verdict is not Verdict.THROTTLED:
             return now + RETRY_START_S
         wait_s = backed_off(THROTTLE_FIRST_S, THROTTLE_MOST_S, self._throttled)
         self._throttled += 1

@@ -7,7 +7,9 @@ within a stream, and gRPC answers data with PINGs and WINDOW_UPDATEs) that is so
 from bentpipe.daemon.fleet.lease import Lease, Meter
 
 WINDOW_S = 60.0
-"""Between looks at the meters."""
+"""Between looks at the meters, at most."""
+LOOKS = 4
+"""Looks in a `sleep_after`, at least."""
 QUIET_BYTES_PER_WINDOW = 32 << 10
 """Both directions of one connection: a dozen health checks and keepalives, at well over a KiB each."""
 QUIET_BYTES_AT_ONCE = 2 << 10

@@ -68,7 +68,8 @@ class Waking(Core):
             self._wake.settle_by = now + (APPEAR_GRACE_S if self.state is S.CREATING else START_GRACE_S)
         elif not self._wake.came_up:
             verdict = verdict_on(error)
-            if verdict in (Verdict.AGAIN, Verdict.THROTTLED):
+            if verdict in (Verdict.AGAIN, Verdict.THROTTLED, Verdict.SPENT):
+                self._generation += verdict is Verdict.SPENT
                 self._wake.call_at = self._setbacks.next_call_at(verdict, now)
             else:
                 self._wake_failed(verdict, error, now)

@@ -44,7 +44,8 @@ class Provider(Protocol):
         """Begin to create the machine as the configuration says; returns once accepted. It then comes up by itself.
 
         However often it is called, one token (64 ASCII characters at most) makes one machine. On a machine that exists
-        it does nothing. Raises ProviderPermanent if the configuration does not say how to create it.
+        it does nothing. Raises ProviderPermanent if the configuration does not say how to create it, LaunchTokenSpent if
+        the token's machine is known to be gone.
         """
         ...
 

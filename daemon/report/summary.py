@@ -16,6 +16,7 @@ from bentpipe.daemon.store.base import Interval
 
 S = SatelliteState
 
+WAKING = (S.CREATING, S.STARTING)
 BILLED = frozenset({S.CREATING, S.STARTING, S.OPERATIONAL, S.STOPPING, S.UPDATING, S.DESTROYING})
 """A machine that hibernates is billed until it is down: AWS's pages disagree, so the dearer reading counts."""
 WATCHED = BILLED | {S.SLEEP}
@@ -152,7 +153,7 @@ def _tally(chain: Sequence[Interval], since_us: int, until_us: int) -> _Tally:
             tally.unknown_s += lasted_s
         if after is not None and since_us <= interval.to_us < until_us:
             tally.waits = _sum_waits(tally.waits, interval.waits)
-            if interval.state is S.STARTING and _is_ours(interval):
+            if interval.state in WAKING and after.state not in WAKING and _is_ours(interval):
                 _count_wake(tally, interval, after.state)
     return tally
 

@@ -23,6 +23,7 @@ from bentpipe.daemon.edge.listener import Connections, Listener, bind
 from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Counters
 from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S, Edge
+from bentpipe.daemon.edge.witness import SatelliteWitness
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.service import sd
@@ -69,6 +70,7 @@ class Daemon:
                     "accepted": counters.accepted,
                     "accept_errors": counters.accept_errors,
                     "spliced": self.handoff.live,
+                    "fleet": dataclasses.asdict(self.fleet.statistics()),
                     "outcomes": {outcome.value: count for outcome, count in counters.ended.items()},
                     "refusals": dict(counters.refusals),
                     "malformed": dict(counters.malformed),
@@ -186,6 +188,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         budget=config.budget,
         coordination=stores.coordination,
         registry=stores.registry,
+        witness=SatelliteWitness(satellite_tls).ask,
     )
     health = HealthBoard(fleet)
     edge = Edge(

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from bentpipe.config.load import ConfigErrors, load_config
-from bentpipe.config.model import StoreSection, TokenSection
+from bentpipe.config.model import KeepAwakeSection, StoreSection, TokenSection
+from bentpipe.config.units import parse_hours, parse_weekdays
 
 SAMPLE = Path(__file__).parents[2] / "config" / "sample.toml"
 
@@ -23,6 +24,102 @@ def test_the_sample_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert config.prices is not None
     assert config.prices.of("acme", "builder").awake_hour == 0.39
     assert config.prices.of("other", "builder").awake_hour == 0.77
+    assert (config.budget.max_awake, config.budget.of("acme"), config.budget.of("other")) == (20, 10, 5)
+    (hours,) = config.satellite[0].keep_awake
+    assert (sorted(hours.weekdays), hours.window, hours.time_zone.key) == (
+        [0, 1, 2, 3, 4],
+        (480, 1080),
+        "Europe/Vienna",
+    )
+    assert [each.launches for each in config.satellite] == [False, True]
+
+
+def test_every_mistake_about_being_awake_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bentpipe.toml"
+    path.write_text("""
+[[listener]]
+address = ":1"
+[limits]
+max_held = 0
+[budget]
+max_awake = 0
+max_awake_per_org = "many"
+[budget.org]
+acme = 0
+[[satellite]]
+org = "acme"
+name = "a"
+[satellite.process]
+command = ["true", "{port}"]
+[[satellite.keep_awake]]
+days = "monday"
+hours = "8-18"
+[[satellite.keep_awake]]
+days = "sat,fri-mon"
+hours = "00:00-24:01"
+zone = "Europe/Nowhere"
+[[satellite.keep_awake]]
+days = "mon"
+hours = "09:00-12:60"
+""")
+    with pytest.raises(ConfigErrors) as error:
+        load_config(path)
+    hours = "satellite[0].keep_awake"
+    assert [problem.where for problem in error.value.problems] == [
+        "budget.max_awake",
+        "budget.max_awake_per_org",
+        "budget.org.acme",
+        "limits.max_held",
+        f"{hours}[0].days",
+        f"{hours}[0].hours",
+        f"{hours}[1].hours",
+        f"{hours}[2].hours",
+    ]
+    path.write_text("""
+[[listener]]
+address = ":1"
+[budget.org]
+acne = 1
+[[satellite]]
+org = "acme"
+name = "a"
+[satellite.process]
+command = ["true", "{port}"]
+""")
+    with pytest.raises(ConfigErrors, match=r"budget\.org\.acne: an org that has no satellite"):
+        load_config(path)
+
+
+def test_a_time_zone_that_the_system_does_not_know() -> None:
+    with pytest.raises(ValueError, match="no time zone"):
+        KeepAwakeSection.model_validate({"days": "mon", "hours": "08:00-18:00", "zone": "Europe/Nowhere"})
+
+
+@pytest.mark.parametrize(
+    ("text", "days"),
+    [("mon-fri", {0, 1, 2, 3, 4}), ("sat, sun", {5, 6}), ("fri-mon,wed", {4, 5, 6, 0, 2}), ("tue", {1})],
+)
+def test_weekdays(text: str, days: set[int]) -> None:
+    assert parse_weekdays(text) == days
+
+
+@pytest.mark.parametrize("text", ["", "mon-", "-fri", "mon-fri-sat", "Mon", "mo", 1])
+def test_what_is_no_list_of_weekdays(text: object) -> None:
+    with pytest.raises(ValueError, match="weekdays"):
+        parse_weekdays(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"), [("08:00-18:30", (480, 1110)), ("22:00-06:00", (1320, 360)), ("00:00-24:00", (0, 1440))]
+)
+def test_hours(text: str, minutes: tuple[int, int]) -> None:
+    assert parse_hours(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["", "8:00-18:00", "08:00", "24:00-25:00", "08:60-09:00", "08:00-24:01", 8])
+def test_what_is_no_span_of_hours(text: object) -> None:
+    with pytest.raises(ValueError, match="hours"):
+        parse_hours(text)
 
 
 def test_every_mistake_about_ec2_at_once(tmp_path: Path) -> None:

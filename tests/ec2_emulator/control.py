@@ -145,6 +145,10 @@ class Control:
         """Break the connection: before anything is done, or `after` it was done."""
         self.cloud.faults.add(Fault(action, times, reset_before=not after, reset_after=after))
 
+    def foreign(self, *, action: str, body: str, times: int | None = 1) -> None:
+        """Answer with something that is not EC2's, as a captive proxy does."""
+        self.cloud.faults.add(Fault(action, times, foreign_body=body))
+
     def slow(self, *, action: str, delay_s: float, times: int | None = 1) -> None:
         """Wait for so many real seconds before anything is done."""
         self.cloud.faults.add(Fault(action, times, delay_s=delay_s))

@@ -21,6 +21,8 @@ class Fault:
     """The connection breaks, and nothing was done."""
     reset_after: bool = False
     """It was done, and the connection breaks before the answer."""
+    foreign_body: str | None = None
+    """Answered instead, with status 200: by something that is not EC2."""
     delay_s: float = 0.0
     """Real seconds before anything is done."""
 

@@ -20,6 +20,9 @@ def handle(cloud: Cloud, params: Params, principal: str) -> tuple[int, bytes]:
     outcome = "ok"
     try:
         fault = _before(cloud, action, params, ids)
+        if fault is not None and fault.foreign_body is not None:
+            outcome = "foreign"
+            return 200, fault.foreign_body.encode()
         with cloud.lock:
             cloud.settle()
             before = {each.instance_id: each.state.label for each in cloud.instances.values()}

@@ -39,7 +39,7 @@ def check_known(action: str, params: Params, known: frozenset[str]) -> None:
 
 def strings(params: Params, prefix: str) -> list[str]:
     """The list `prefix`.1, `prefix`.2 and so on, in its order."""
-    found = []
+    found: list[str] = []
     while (value := params.get(f"{prefix}.{len(found) + 1}")) is not None:
         found.append(value)
     return found

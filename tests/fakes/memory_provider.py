@@ -10,6 +10,7 @@ import itertools
 import trio
 
 from bentpipe.daemon.errors import (
+    LaunchTokenSpent,
     MachineNotFound,
     ProviderError,
     ProviderPermission,
@@ -147,7 +148,9 @@ class MemoryProvider:
 
     async def launch(self, machine_id: MachineId, token: str) -> None:
         machine = await self._call("launch", machine_id)
-        if machine.state is M.TERMINATED and token not in machine.tokens:
+        if machine.state is M.TERMINATED:
+            if token in machine.tokens:
+                raise LaunchTokenSpent("its machine is gone")
             machine.tokens.append(token)
             self._come_up(machine)
 

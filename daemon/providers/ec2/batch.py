@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from bentpipe.daemon.providers.ec2.errors import Ec2Failure, Verdict
+from bentpipe.daemon.providers.ec2.errors import UNINTELLIGIBLE, Ec2Failure, Verdict
 
 WINDOW_S = 0.03
 """How long the first waits for others: nothing beside the 16 s of a start, enough for a herd."""
@@ -20,6 +20,8 @@ BATCH = 100
 SPLITTING_CALLS = 16
 """After so many calls of a batch no part is split any more: enough to find two or three bad ones among a hundred. A part
 that fails then fails as a whole, and as something that may work later, for most of it are not to blame."""
+
+LEFT_OUT = ("EC2", UNINTELLIGIBLE, "the answer does not speak of the instance", Verdict.RETRYABLE)
 
 OF_ONE = frozenset(
     {
@@ -110,7 +112,7 @@ class Batcher:
                     _settle(batch[each], failure if len(failed) == 1 or each in named else shared(failure))
             else:
                 for each in part:
-                    _settle(batch[each], changes[each])
+                    _settle(batch[each], changes.get(each) or Ec2Failure(*LEFT_OUT))
             calls += 1
 
 

@@ -43,7 +43,6 @@ class Entry:
     seen: Sighting | None = None
     asked: bool = False
     """EC2 has been asked, and has answered."""
-    looked_at: float = float("-inf")
     acted_at: float = float("-inf")
     visible_by: float = float("-inf")
     outdated: Outdated | None = None

@@ -9,9 +9,24 @@ code and what it means, never AWS's text: that names accounts, roles and other p
 import enum
 import re
 
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    MetadataRetrievalError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.parsers import ResponseParserError
 
 from bentpipe.daemon.errors import (
+    LaunchTokenSpent,
     MachineNotFound,
     ProviderCapacity,
     ProviderError,
@@ -36,6 +51,7 @@ class Verdict(enum.Enum):
     NO_HIBERNATION = "the machine cannot hibernate"
     TOO_EARLY = "the machine cannot hibernate yet"
     MISMATCH = "a launch was repeated with other parameters"
+    SPENT = "the machine that was launched is gone"
     PERMANENT = "the cloud refuses the request"
 
 
@@ -49,7 +65,6 @@ VERDICTS = {
     "RequestTimeout": Verdict.RETRYABLE,
     "RequestTimeoutException": Verdict.RETRYABLE,
     "RequestExpired": Verdict.RETRYABLE,
-    "IdempotentInstanceTerminated": Verdict.PERMANENT,
     # [E]; an instance that is stopping cannot be started, nor one that is pending stopped [S: openshift/hive#1206].
     "IncorrectInstanceState": Verdict.WRONG_STATE,
     "IncorrectState": Verdict.WRONG_STATE,
@@ -94,6 +109,7 @@ VERDICTS = {
     "UnsupportedHibernationConfiguration": Verdict.NO_HIBERNATION,
     # [E]
     "IdempotentParameterMismatch": Verdict.MISMATCH,
+    "IdempotentInstanceTerminated": Verdict.SPENT,
 }
 """By AWS's code. What is not here: transient if its HTTP status is 5xx [E], else permanent."""
 
@@ -104,6 +120,8 @@ INSTANCE_ID = re.compile(r"\bi-[0-9a-f]+\b")
 
 UNANSWERED = "Unanswered"
 """Our own code for calls that got no answer: no connection, a broken one, or a timeout."""
+UNINTELLIGIBLE = "Unintelligible"
+"""Our own code for an answer that is not EC2's."""
 
 
 class Ec2Failure(Exception):
@@ -137,22 +155,36 @@ ERRORS: dict[Verdict, type[ProviderError]] = {
     Verdict.NO_HIBERNATION: SleepModeRefused,
     Verdict.TOO_EARLY: SleepTooEarly,
     Verdict.MISMATCH: ProviderPermanent,
+    Verdict.SPENT: LaunchTokenSpent,
     Verdict.PERMANENT: ProviderPermanent,
 }
 
 
-def failure_of(api: str, exc: ClientError | BotoCoreError) -> Ec2Failure:
-    """Read what boto3 raised."""
-    if isinstance(exc, ClientError):
-        error = exc.response.get("Error", {})
-        status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        code, words = error.get("Code", str(status)), error.get("Message", "")
-        return Ec2Failure(api, code, words, verdict_of(code, words, status))
-    if isinstance(exc, NoCredentialsError | PartialCredentialsError):
-        return Ec2Failure(api, type(exc).__name__, str(exc), Verdict.PERMISSION)
-    if isinstance(exc, NoRegionError):
-        return Ec2Failure(api, "NoRegion", f"{exc} Set `region` in [ec2].", Verdict.PERMANENT)
-    return Ec2Failure(api, UNANSWERED, f"{type(exc).__name__}: {exc}", Verdict.RETRYABLE)
+FOREIGN = (ClientError, BotoCoreError, ResponseParserError, LookupError, ValueError)
+"""All that a call can raise. The last two: answers that lack what EC2's have (a proxy's page, say), and an endpoint that
+botocore finds invalid."""
+
+
+def failure_of(api: str, exc: Exception) -> Ec2Failure:
+    """Read what a call has raised: one of FOREIGN."""
+    code, words = type(exc).__name__, str(exc)
+    match exc:
+        case ClientError():
+            error = exc.response.get("Error", {})
+            status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            code, words = error.get("Code", str(status)), error.get("Message", "")
+            verdict = verdict_of(code, words, status)
+        case HTTPClientError() | BotoConnectionError() | MetadataRetrievalError() | CredentialRetrievalError():
+            code, words, verdict = UNANSWERED, f"{code}: {words}", Verdict.RETRYABLE
+        case ResponseParserError() | LookupError():
+            code, words, verdict = UNINTELLIGIBLE, f"{code}: {words}", Verdict.RETRYABLE
+        case NoCredentialsError() | PartialCredentialsError() | ProfileNotFound() | SSOError() | TokenRetrievalError():
+            verdict = Verdict.PERMISSION
+        case NoRegionError():
+            words, verdict = f"{words} Set `region` in [ec2].", Verdict.PERMANENT
+        case _:  # parameters, endpoint, configuration
+            verdict = Verdict.PERMANENT
+    return Ec2Failure(api, code, words, verdict)
 
 
 def verdict_of(code: str, words: str, http_status: int) -> Verdict:

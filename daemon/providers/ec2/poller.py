@@ -10,7 +10,7 @@ instance that it has just launched. Both are known by the times below, and passe
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 
 import trio
 
@@ -26,14 +26,14 @@ log = logging.getLogger("bentpipe.providers.ec2")
 
 GATHER_S = 0.01
 """How long a round waits for others who want to know: at the start that is the whole fleet."""
-FRESH_S = 0.5
-"""A look that is not older, and not older than our own newest call, is as good as another one."""
 UNSEEN_GRACE_S = 90.0
 """After a launch EC2 may not know the new id; seconds are usual, others' tools had to allow a minute."""
 OUTDATED_GRACE_S = 10.0
 """After a start or stop EC2 may tell the state from before it."""
 TYPES_RETRY_S = 600.0
 """After it could not be asked what instance types can (a policy may forbid it): the answer is a nicety."""
+
+MOVING = (MachineState.PENDING, MachineState.STOPPING)
 
 
 @dataclasses.dataclass(slots=True)
@@ -54,7 +54,6 @@ class Poller:
             machine_id: Entry(machine_id, machine, machine.section.instance_id)
             for machine_id, machine in machines.items()
         }
-        self._by_satellite = {each.machine.satellite: each for each in self._entries.values()}
         self._types: dict[str, bool] = {}
         self._types_retry_at = float("-inf")
         self._next = _Round()
@@ -77,15 +76,12 @@ class Poller:
         return entry.look
 
     async def describe(self, entry: Entry) -> Machine:
-        """Look at the machine, unless that has just been done. Raises ProviderError."""
-        if entry.looked_at <= max(entry.acted_at, trio.current_time() - FRESH_S):
-            await self.refresh(entry)
-        else:
-            await trio.lowlevel.checkpoint()
-        if entry.look is None:
+        """Look at the machine as `refresh` does. Raises MachineNotFound too."""
+        look = await self.refresh(entry)
+        if look is None:
             how = entry.instance_id or f"{SATELLITE_TAG}={entry.machine.satellite}"
             raise MachineNotFound(f"EC2 knows no instance {how}", peer_hint="EC2 knows no such instance")
-        return entry.look
+        return look
 
     async def wait_changed(self, seen: Machine) -> Machine:
         """Return as soon as the machine is not as `seen`. What is not configured is TERMINATED."""
@@ -105,13 +101,18 @@ class Poller:
         self._next.wanted.add(entry.machine_id)
         self._next.begun.set()
 
-    def acted(self, entry: Entry, before: str, after: str) -> None:
+    def acted(self, instance_id: str, before: str, after: str) -> None:
         """A start or stop was accepted: EC2's words for the state before and after."""
+        entry = next((each for each in self._entries.values() if each.instance_id == instance_id), None)
+        if entry is None:  # it has become another instance in the meantime
+            return
         entry.acted_at = trio.current_time()
         if before != after:
             self._outdate(entry, before)
-            can_hibernate = entry.look is None or entry.look.can_hibernate
-            entry.show(Machine(entry.machine_id, state_of(after, ""), can_hibernate=can_hibernate))
+            state = state_of(after, "")
+            if state in MOVING:
+                can_hibernate = entry.look is None or entry.look.can_hibernate
+                entry.show(Machine(entry.machine_id, state, can_hibernate=can_hibernate))
         self.want(entry)
 
     def terminated(self, entry: Entry) -> None:
@@ -157,26 +158,25 @@ class Poller:
         while True:
             await trio.sleep(period_s)
             for entry in self._entries.values():
-                moving = entry.look is not None and entry.look.state in (MachineState.PENDING, MachineState.STOPPING)
-                if moving or not only_moving:
+                if not only_moving or (entry.look is not None and entry.look.state in MOVING):
                     self.want(entry)
 
-    async def _look(self, wanted: Iterable[MachineId]) -> None:
+    async def _look(self, wanted: Set[MachineId]) -> None:
         began = trio.current_time()
-        entries = [each for each in self._entries.values() if each.machine_id in set(wanted) or not each.asked]
+        entries = [each for each in self._entries.values() if each.machine_id in wanted or not each.asked]
         lost = {each.machine.satellite: each for each in entries if each.lost}
         known = {each.instance_id: each for each in entries if not each.lost and each.instance_id is not None}
         found: list[tuple[Entry, Sighting]] = []
         for instance in await self._calls.describe(list(known)):
-            entry = known[instance["InstanceId"]]
-            found.append((entry, sight(instance, entry.machine.section)))
+            if (entry := known.get(instance["InstanceId"])) is not None:
+                found.append((entry, sight(instance, entry.machine.section)))
         if lost:
             tags = ((FLEET_TAG, [self._section.fleet]), (SATELLITE_TAG, list(lost)))
             candidates: dict[str, list[Sighting]] = {}
             for instance in await self._calls.find(tags):
-                satellite = next(tag["Value"] for tag in instance["Tags"] if tag["Key"] == SATELLITE_TAG)
-                seen = sight(instance, lost[satellite].machine.section)
-                candidates.setdefault(satellite, []).append(seen)
+                satellite = next((tag["Value"] for tag in instance["Tags"] if tag["Key"] == SATELLITE_TAG), "")
+                if (entry := lost.get(satellite)) is not None:
+                    candidates.setdefault(satellite, []).append(sight(instance, entry.machine.section))
             found += [(lost[satellite], _choose(satellite, seen)) for satellite, seen in candidates.items()]
         await self._learn_types({seen.instance_type for _, seen in found})
         for entry, seen in found:
@@ -191,7 +191,6 @@ class Poller:
         if began < entry.acted_at:
             self.want(entry)
             return
-        entry.looked_at = began
         if entry.outdated is not None and entry.outdated.fits(seen, began):
             return
         entry.outdated = None
@@ -206,7 +205,6 @@ class Poller:
         """EC2 does not know it."""
         if began < max(entry.acted_at, entry.visible_by):
             return
-        entry.looked_at = began
         if entry.look is None:
             entry.show(None)
         elif entry.look.state is not MachineState.TERMINATED:

@@ -5,6 +5,7 @@ they are made `calls`'s. Keeps nothing that outlives the daemon: instances are f
 Used by the fleet through `base.Provider`; run by the service.
 """
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import trio
 
 from bentpipe.config.model import Ec2Section
 from bentpipe.daemon.errors import (
+    LaunchTokenSpent,
     MachineNotFound,
     ProviderError,
     ProviderPermanent,
@@ -48,7 +50,7 @@ class Ec2Provider:
         self._poller = Poller(section, machines, self._calls)
         self._starts = Batcher(lambda: self._calls.take_turn(Api.START), self._send_start)
         self._stops = {
-            kind: Batcher(lambda: self._calls.take_turn(Api.STOP), _StopCall(self._calls, *kind).send)
+            kind: Batcher(lambda: self._calls.take_turn(Api.STOP), functools.partial(self._send_stop, *kind))
             for kind in ((False, False), (True, False), (False, True))
         }
         """By (hibernate, force)."""
@@ -94,14 +96,13 @@ class Ec2Provider:
         entry = self._entry(machine_id)
         instance_id = await self._instance_id(entry)
         try:
-            change = await self._starts.add(instance_id)
+            await self._starts.add(instance_id)
         except Ec2Failure as failure:
             if failure.verdict is Verdict.WRONG_STATE:
                 look = await self._poller.refresh(entry)
                 if look is not None and look.state in (MachineState.PENDING, MachineState.RUNNING):
                     return
             raise self._error(entry, failure) from failure
-        self._poller.acted(entry, change.before, change.after)
 
     async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
         """StopInstances, together with whoever else is stopped now. A forced stop is never a hibernation.
@@ -113,7 +114,7 @@ class Ec2Provider:
         instance_id = await self._instance_id(entry)
         hibernate = mode is SleepMode.HIBERNATE and not force
         try:
-            change = await self._stops[hibernate, force].add(instance_id)
+            await self._stops[hibernate, force].add(instance_id)
         except Ec2Failure as failure:
             if failure.verdict in (Verdict.WRONG_STATE, Verdict.NO_HIBERNATION, Verdict.TOO_EARLY):
                 look = await self._poller.refresh(entry)
@@ -122,13 +123,12 @@ class Ec2Provider:
                 if hibernate and failure.verdict is Verdict.WRONG_STATE and _is_young(entry):
                     raise SleepTooEarly(str(failure), peer_hint=Verdict.TOO_EARLY.value) from failure
             raise self._error(entry, failure) from failure
-        self._poller.acted(entry, change.before, change.after)
 
     async def launch(self, machine_id: MachineId, token: str) -> None:
         """RunInstances by the launch template of the configuration, with `token` as its client token.
 
-        Raises ProviderPermanent (no template, or the token was for something else), ProviderCapacity, and what EC2
-        answers otherwise.
+        Raises ProviderPermanent (no template, or the token was for something else), LaunchTokenSpent, ProviderCapacity,
+        and what EC2 answers otherwise.
         """
         entry = self._entry(machine_id)
         look = await self._poller.refresh(entry)
@@ -141,7 +141,7 @@ class Ec2Provider:
             raise self._error(entry, failure) from failure
         seen = sight(instance, entry.machine.section)
         if seen.state is MachineState.TERMINATED:
-            raise ProviderPermanent(f"token {token} has launched {seen.instance_id}, which is terminated: use another")
+            raise LaunchTokenSpent(f"token {token} has launched {seen.instance_id}, which is terminated: use another")
         self._poller.launched(entry, seen)
 
     async def terminate(self, machine_id: MachineId) -> None:
@@ -163,8 +163,9 @@ class Ec2Provider:
         try:
             await self._calls.terminate(entry.instance_id)
         except Ec2Failure as failure:
-            if failure.verdict is not Verdict.NOT_FOUND:
-                raise failure.to_error() from failure
+            error = self._error(entry, failure)
+            if not isinstance(error, MachineNotFound):
+                raise error from failure
         self._poller.terminated(entry)
 
     def _entry(self, machine_id: MachineId) -> Entry:
@@ -232,26 +233,23 @@ class Ec2Provider:
             return found[0]
 
     async def _send_start(self, instance_ids: Sequence[str], turn_taken: bool) -> dict[str, Change]:
-        return _changes(await self._calls.start(instance_ids, turn_taken=turn_taken))
+        return self._accepted(await self._calls.start(instance_ids, turn_taken=turn_taken))
 
-
-class _StopCall:
-    """StopInstances with fixed flags."""
-
-    def __init__(self, calls: Ec2Calls, hibernate: bool, force: bool) -> None:
-        self._calls = calls
-        self._hibernate = hibernate
-        self._force = force
-
-    async def send(self, instance_ids: Sequence[str], turn_taken: bool) -> dict[str, Change]:
-        """Make the call. Raises Ec2Failure."""
-        return _changes(
-            await self._calls.stop(instance_ids, hibernate=self._hibernate, force=self._force, turn_taken=turn_taken)
+    async def _send_stop(
+        self, hibernate: bool, force: bool, instance_ids: Sequence[str], turn_taken: bool
+    ) -> dict[str, Change]:
+        return self._accepted(
+            await self._calls.stop(instance_ids, hibernate=hibernate, force=force, turn_taken=turn_taken)
         )
 
-
-def _changes(changes: "Sequence[InstanceStateChangeTypeDef]") -> dict[str, Change]:
-    return {each["InstanceId"]: Change(each["PreviousState"]["Name"], each["CurrentState"]["Name"]) for each in changes}
+    def _accepted(self, changes: "Sequence[InstanceStateChangeTypeDef]") -> dict[str, Change]:
+        """Tell the poller, here and not where the call was asked for: whoever asked may have left since."""
+        found = {
+            each["InstanceId"]: Change(each["PreviousState"]["Name"], each["CurrentState"]["Name"]) for each in changes
+        }
+        for instance_id, change in found.items():
+            self._poller.acted(instance_id, change.before, change.after)
+        return found
 
 
 def _is_young(entry: Entry) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import hpack
 import pytest
 import trio
+import trio.testing
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.edge.handoff import Splice
@@ -86,6 +87,7 @@ async def connect(daemon: Daemon, count: int) -> list[int]:
     with trio.fail_after(DEADLINE_S):
         while daemon.handoff.live < wanted:
             await trio.sleep(0.01)
+    await trio.testing.wait_all_tasks_blocked()  # the last session ends a step after its hand-off
     return [stream.socket.detach() for stream in streams]
 
 

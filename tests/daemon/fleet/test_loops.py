@@ -6,6 +6,7 @@ import pytest
 
 from bentpipe.daemon.errors import (
     BentpipeError,
+    LaunchTokenSpent,
     LimitReached,
     MachineNotFound,
     ProviderCapacity,
@@ -345,6 +346,15 @@ def test_a_launch_that_was_throttled_is_the_same_launch_when_it_is_repeated() ->
     life.come()
     life.start_fails(ProviderThrottled("RequestLimitExceeded"))
     assert life.wait(THROTTLE_FIRST_S) == [Launch(0)]
+
+
+def test_a_token_whose_machine_is_gone_gives_way_to_another() -> None:
+    """As when the daemon was restarted, and does not know how many machines it has launched."""
+    life = Life(M.TERMINATED, LAUNCHING)
+    assert Launch(0) in life.come()
+    for generation in (1, 2):
+        assert life.start_fails(LaunchTokenSpent("i-1 is terminated")) == []
+        assert life.wait(RETRY_START_S) == [Launch(generation)]
 
 
 def test_a_launched_machine_that_dies_says_why_at_once() -> None:

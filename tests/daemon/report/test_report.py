@@ -56,6 +56,14 @@ DAY = chain("a", (S.SLEEP, 9), (S.STARTING, 0.01), (S.OPERATIONAL, 2.97), (S.STO
 PRICES = PricesSection(awake_hour=1.0, always_hour=0.1)
 
 
+def test_a_launch_is_a_wake_and_counts_once() -> None:
+    states = (S.SLEEP, S.CREATING, S.STARTING, S.OPERATIONAL, S.SLEEP, S.CREATING, S.OPERATIONAL, S.SLEEP, S.CREATING)
+    launched = chain("a", *((state, 0.1) for state in (*states, S.SLEEP)))
+    launched = [dataclasses.replace(each, who="ci" if each.state is S.CREATING else each.who) for each in launched]
+    (line,) = summarise(launched, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, PRICES).satellites
+    assert (line.wakes, line.failed_wakes) == (2, 1)
+
+
 def test_a_day_adds_up() -> None:
     report = summarise(DAY, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, PRICES)
     (line,) = report.satellites

@@ -23,6 +23,7 @@ class Region:
         self.names = names
         self.calls: list[list[str]] = []
         self.turns = 0
+        self.silent_on = ""
         self.gate = trio.Event()
         self.gate.set()
 
@@ -38,7 +39,7 @@ class Region:
         for each in ids:
             if each in self.bad:
                 raise Ec2Failure("StartInstances", "Bad", each if self.names else "one of them", self.bad[each])
-        return dict.fromkeys(ids, OK)
+        return dict.fromkeys(set(ids) - {self.silent_on}, OK)
 
 
 @contextlib.asynccontextmanager
@@ -103,6 +104,14 @@ async def test_what_is_everybodys_fails_everybody_at_once(autojump_clock: MockCl
     async with batching(region) as batcher:
         assert set((await add_all(batcher, ids)).values()) == {Verdict.THROTTLED}
     assert len(region.calls) == 1
+
+
+async def test_who_is_left_out_of_the_answer_is_told_so(autojump_clock: MockClock) -> None:
+    ids = ids_of(3)
+    region = Region({}, names=False)
+    region.silent_on = ids[1]
+    async with batching(region) as batcher:
+        assert await add_all(batcher, ids) == {ids[0]: OK, ids[1]: Verdict.RETRYABLE, ids[2]: OK}
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,27 @@
 
 import pytest
 from botocore.exceptions import (
-    BotoCoreError,
     ClientError,
     ConnectTimeoutError,
+    CredentialRetrievalError,
     NoCredentialsError,
     NoRegionError,
+    ParamValidationError,
+    ProfileNotFound,
     ReadTimeoutError,
 )
+from botocore.parsers import ResponseParserError
 
 from bentpipe.daemon import errors
-from bentpipe.daemon.providers.ec2.errors import ERRORS, UNANSWERED, VERDICTS, Verdict, failure_of, verdict_of
+from bentpipe.daemon.providers.ec2.errors import (
+    ERRORS,
+    UNANSWERED,
+    UNINTELLIGIBLE,
+    VERDICTS,
+    Verdict,
+    failure_of,
+    verdict_of,
+)
 
 
 def answer(code: str, message: str, status: int = 400) -> ClientError:
@@ -34,6 +45,7 @@ def answer(code: str, message: str, status: int = 400) -> ClientError:
         ("InvalidInstanceID.NotFound", errors.MachineNotFound),
         ("UnsupportedHibernationConfiguration", errors.SleepModeRefused),
         ("IdempotentParameterMismatch", errors.ProviderPermanent),
+        ("IdempotentInstanceTerminated", errors.LaunchTokenSpent),
         ("InvalidParameterValue", errors.ProviderPermanent),
         ("InvalidLaunchTemplateName.NotFoundException", errors.ProviderPermanent),
         ("UnsupportedOperation", errors.ProviderPermanent),
@@ -49,7 +61,7 @@ def test_what_the_fleet_gets(code: str, error: type[errors.ProviderError]) -> No
 
 def test_every_verdict_has_an_error_and_is_used() -> None:
     assert set(ERRORS) == set(Verdict)
-    assert set(VERDICTS.values()) | {Verdict.TOO_EARLY} == set(Verdict)
+    assert set(VERDICTS.values()) | {Verdict.TOO_EARLY, Verdict.PERMANENT} == set(Verdict)
 
 
 def test_too_early_is_known_by_its_words() -> None:
@@ -68,12 +80,18 @@ def test_unknown_codes_go_by_their_status(status: int, verdict: Verdict) -> None
     ("exc", "code", "verdict"),
     [
         (NoCredentialsError(), "NoCredentialsError", Verdict.PERMISSION),
-        (NoRegionError(), "NoRegion", Verdict.PERMANENT),
+        (NoRegionError(), "NoRegionError", Verdict.PERMANENT),
+        (ProfileNotFound(profile="x"), "ProfileNotFound", Verdict.PERMISSION),
+        (ParamValidationError(report="x"), "ParamValidationError", Verdict.PERMANENT),
+        (ValueError("Invalid endpoint: x"), "ValueError", Verdict.PERMANENT),
+        (CredentialRetrievalError(provider="x", error_msg="x"), UNANSWERED, Verdict.RETRYABLE),
+        (ResponseParserError("x"), UNINTELLIGIBLE, Verdict.RETRYABLE),
+        (KeyError("Reservations"), UNINTELLIGIBLE, Verdict.RETRYABLE),
         (ConnectTimeoutError(endpoint_url="https://x"), UNANSWERED, Verdict.RETRYABLE),
         (ReadTimeoutError(endpoint_url="https://x"), UNANSWERED, Verdict.RETRYABLE),
     ],
 )
-def test_what_is_no_answer_of_aws(exc: BotoCoreError, code: str, verdict: Verdict) -> None:
+def test_what_is_no_answer_of_aws(exc: Exception, code: str, verdict: Verdict) -> None:
     failure = failure_of("StartInstances", exc)
     assert (failure.code, failure.verdict) == (code, verdict)
 

@@ -30,6 +30,9 @@ async def test_a_launch(emulator: Emulator, control: Control) -> None:
         assert await provider.describe(ONE) == look  # though EC2 does not know the id yet
         with pytest.raises(ProviderRetryable, match="NotFound"):
             await provider.start(ONE)
+        with pytest.raises(ProviderRetryable, match="NotFound"):
+            await provider.terminate(ONE)
+        assert await provider.describe(ONE) == look
         control.advance(seconds=31)
         await wait_state(provider, ONE, MachineState.RUNNING)
         await provider.launch(ONE, "token-2")

@@ -18,7 +18,7 @@ from bentpipe.daemon.errors import (
     SleepTooEarly,
 )
 from bentpipe.daemon.model import Fault, Machine, MachineState, SleepMode
-from bentpipe.daemon.providers.ec2 import calls, poller
+from bentpipe.daemon.providers.ec2 import calls
 from bentpipe.daemon.providers.ec2.errors import UNANSWERED
 from bentpipe.daemon.providers.ec2.provider import Ec2Provider
 
@@ -251,6 +251,20 @@ async def test_an_answer_from_before_our_call_is_passed_over(emulator: Emulator,
     assert [look.state for look in looks] == [MachineState.RUNNING, MachineState.TERMINATED]
 
 
+async def test_a_start_whose_caller_has_left_is_noticed(emulator: Emulator, control: Control) -> None:
+    control.add_instance(tags=tags_of("acme/one"))
+    section = ec2_section(emulator.url, poll=60, sweep=60)
+    async with running(section, {ONE: machine("acme/one")}) as provider:
+        look = await provider.describe(ONE)
+        control.hold(action="StartInstances")
+        async with trio.open_nursery() as starting:
+            starting.start_soon(provider.start, ONE)
+            await wait_for(lambda: control.held(action="StartInstances") == 1)
+            starting.cancel_scope.cancel()
+        control.release(action="StartInstances")
+        assert (await provider.wait_changed(look)).state is MachineState.PENDING
+
+
 # Trouble with the API
 
 
@@ -267,10 +281,7 @@ async def test_a_refused_call_is_not_repeated_at_once(emulator: Emulator, contro
 
 
 @pytest.mark.parametrize("after", [False, True])
-async def test_a_broken_connection_is_tried_once_more(
-    emulator: Emulator, control: Control, after: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(poller, "FRESH_S", 0.0)
+async def test_a_broken_connection_is_tried_once_more(emulator: Emulator, control: Control, after: bool) -> None:
     instance_id = control.add_instance(tags=tags_of("acme/one"))
     async with one(emulator) as provider:
         control.reset(action="StartInstances", after=after)
@@ -307,6 +318,28 @@ async def test_large_fleets_are_looked_at_in_pages_and_parts(
                 assert (await provider.describe(machine_id(each))).state is MachineState.STOPPED
             await wait_for(lambda: len(control.calls(action="DescribeInstances")) >= 8)
     assert {call.outcome for call in control.calls()} == {"ok"}
+
+
+@pytest.mark.parametrize("body", ["<html><p>Please log in</html>", "<html/>", ""])
+async def test_who_answers_is_not_always_ec2(emulator: Emulator, control: Control, body: str) -> None:
+    control.add_instance(tags=tags_of("acme/one"))
+    control.foreign(action="*", body=body, times=None)
+    async with one(emulator) as provider:
+        with pytest.raises(ProviderRetryable, match="Unintelligible"):
+            await provider.describe(ONE)
+        control.clear_faults()
+        await provider.describe(ONE)
+        for action in ("StartInstances", "DescribeInstances"):
+            control.foreign(action=action, body=body)
+        with pytest.raises(ProviderRetryable, match="Unintelligible"):
+            await provider.start(ONE)
+        await provider.start(ONE)
+
+
+async def test_an_endpoint_that_is_none(emulator: Emulator) -> None:
+    async with running(ec2_section("http://-/"), {ONE: machine("acme/one")}) as provider:
+        with pytest.raises(ProviderPermanent, match="endpoint"):
+            await provider.describe(ONE)
 
 
 async def test_waiters_outlast_an_outage(emulator: Emulator, control: Control) -> None:

@@ -1,0 +1,65 @@
+"""One unary gRPC call of our own, on a connection of its own, on the h2 library. Sans-IO.
+
+For questions to a satellite, which may be any server: whatever it answers that is no such answer is an AnswerError.
+"""
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+
+from bentpipe.proto.events import HeaderList
+
+MAX_ANSWER_BYTES = 64 << 10
+"""All that a server may send on such a connection: some frames, two header blocks, a message of a few bytes."""
+
+
+class AnswerError(Exception):
+    """The other side does not speak HTTP/2, breaks it, or sends too much."""
+
+
+class Asking:
+    """A call from its first byte to its last."""
+
+    def __init__(self, path: str, body: bytes, *, authority: str = "localhost") -> None:
+        self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding=None))
+        self._received_bytes = 0
+        self.headers: HeaderList = ()
+        """What came so far: the answer's header fields, then its trailers."""
+        self.ended = False
+        """Whether the answer is complete, or given up by the other side."""
+        self._h2.initiate_connection()
+        self._h2.send_headers(
+            1,
+            [
+                (b":method", b"POST"),
+                (b":scheme", b"http"),
+                (b":path", path.encode()),
+                (b":authority", authority.encode()),
+                (b"content-type", b"application/grpc"),
+                (b"te", b"trailers"),
+            ],
+        )
+        self._h2.send_data(1, body, end_stream=True)
+
+    def data_to_send(self) -> bytes:
+        """What is to be sent now."""
+        return self._h2.data_to_send()
+
+    def receive_data(self, data: bytes) -> None:
+        """Take what was received. Raises AnswerError."""
+        self._received_bytes += len(data)
+        if self._received_bytes > MAX_ANSWER_BYTES:
+            raise AnswerError(f"more than {MAX_ANSWER_BYTES} bytes")
+        try:
+            events = self._h2.receive_data(data)
+        except h2.exceptions.ProtocolError as exc:
+            raise AnswerError(str(exc)) from exc
+        for event in events:
+            match event:
+                case h2.events.ResponseReceived() | h2.events.TrailersReceived():
+                    self.headers += tuple((bytes(name), bytes(value)) for name, value in event.headers or ())
+                case h2.events.StreamEnded() | h2.events.StreamReset() | h2.events.ConnectionTerminated():
+                    self.ended = True
+                case _:
+                    pass  # frames of the connection, which h2 answers; the message itself is not needed

@@ -1,0 +1,30 @@
+"""The EC2 emulator's bed, which lives beside the providers' tests, and credentials for boto3."""
+
+import functools
+import sys
+from pathlib import Path
+
+import botocore.loaders
+import botocore.session
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "providers")]
+pytest.register_assert_rewrite("emulated_fleet", "emulated_ec2", "provider_contract")
+
+shared_loader = functools.cache(botocore.loaders.create_loader)
+
+
+@pytest.fixture
+def aws_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As boto3 finds them, and none of the host's own. EC2's model is read once, not half a second for each client."""
+    monkeypatch.setattr(botocore.session, "create_loader", shared_loader)
+    for name in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "AKIDONE",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
