@@ -227,7 +227,9 @@ class SatelliteMachine(Descending):
                 assert_never(sight)
 
     def _machine_gone(self, machine: Machine, *, existed: bool) -> None:
-        self._generation += existed
+        if existed:
+            self._generation += 1
+            self._sleep.reset()  # what was learned was about that machine
         if not self._rules.launch:
             self._fail_all(self._gone())
             self._move(S.FAILED, machine.reason or "terminated")

@@ -36,6 +36,7 @@ from bentpipe.daemon.fleet.messages import (
     Metered,
     Moved,
     PlaceGranted,
+    Probe,
     Ready,
     Released,
     Renew,
@@ -49,6 +50,7 @@ from bentpipe.daemon.fleet.messages import (
     StopWithdrawn,
     Tick,
     Traffic,
+    Unreachable,
     WaiterId,
     Witnessed,
 )
@@ -311,6 +313,29 @@ def test_a_changed_address_is_probed_before_anybody_is_sent_there(states: tuple[
     assert granted == [new] * len(states)
 
 
+def test_an_address_that_does_not_answer_is_probed_before_the_next_grant() -> None:
+    life = Life()
+    life.wake()
+    assert Probe(ADDRESS) in life.feed(Unreachable())
+    assert life.come() == []
+    assert [type(action) for action in life.feed(Ready())] == [Moved, Grant]
+    life.see(M.STOPPED)
+    assert life.feed(Unreachable()) == [], "that is known already"
+
+
+def test_a_start_that_comes_back_when_others_were_quicker_changes_nothing() -> None:
+    life = Life()
+    life.come()
+    life.see(M.PENDING)
+    assert life.start_fails(ProviderPermission("too late to matter")) == []
+    life.see(M.STOPPING)
+    life.see(M.STOPPED)
+    life.come()
+    life.see(M.TERMINATED)
+    assert life.feed(StartDone(None)) == []
+    assert life.state is S.FAILED
+
+
 # -- creating ----------------------------------------------------------------------------------------------------------
 
 LAUNCHING = dataclasses.replace(RULES, launch=True)
@@ -339,6 +364,19 @@ def test_not_found_is_tolerated_for_a_while_after_a_launch() -> None:
     assert "never appeared" in str(failed)
     life.wait(RULES.retry_after_s)
     assert Launch(1) in life.come(), "what was launched is lost: the next one is another"
+
+
+def test_a_launch_that_is_overdue_has_its_time_to_appear_first() -> None:
+    life = Life(M.TERMINATED, dataclasses.replace(LAUNCHING, wake_deadline_s=60))
+    life.come()
+    life.wait(59)
+    life.feed(StartDone(None))
+    assert len(errors(life.wait(1))) == 1
+    assert life.state is S.CREATING
+    life.wait(APPEAR_GRACE_S)
+    assert life.state is S.SLEEP
+    life.wait(2 * RULES.retry_after_s)
+    assert Launch(1) in life.come()
 
 
 def test_a_launch_that_was_throttled_is_the_same_launch_when_it_is_repeated() -> None:
@@ -427,6 +465,16 @@ def test_a_refused_hibernation_is_a_stop_and_is_said_once() -> None:
     assert lessons(life.actions) == []
 
 
+def test_what_was_learned_of_a_machine_goes_with_it() -> None:
+    life = Life(rules=LAUNCHING)
+    life.fall_asleep()
+    life.feed(StopDone(SleepModeRefused("UnsupportedHibernationConfiguration")))
+    life.feed(StopDone(None))
+    life.see(M.STOPPED)
+    life.see(M.TERMINATED)
+    assert life.fall_asleep().mode is SleepMode.HIBERNATE
+
+
 def test_a_machine_that_cannot_hibernate_is_not_asked_to() -> None:
     life = Life()
     life.see(M.STOPPED, can_hibernate=False)
@@ -494,6 +542,26 @@ def test_stuck_in_stopping_it_is_cut_off_if_we_stopped_it_or_somebody_waits(ours
         life.feed(StopDone(None))
         assert force not in life.wait(STUCK_STOPPING_S - 1)
         assert force in life.wait(1)
+
+
+def test_a_stop_that_fails_while_the_machine_goes_down_all_the_same() -> None:
+    life = Life()
+    life.fall_asleep()
+    life.see(M.STOPPING)
+    life.feed(StopDone(ProviderRetryable("no answer")))
+    assert life.state is S.STOPPING
+    assert life.come() == []
+    assert Start() in life.see(M.HIBERNATED)
+
+
+def test_a_freeze_that_is_undone_leads_back_by_a_probe() -> None:
+    life = Life()
+    life.fall_asleep()
+    life.see(M.STOPPING)
+    life.see(M.RUNNING)
+    assert life.state is S.STOPPING, "our call has not come back"
+    assert Probe(ADDRESS) in life.feed(StopDone(ProviderRetryable("it would not freeze")))
+    assert life.state is S.STARTING
 
 
 def test_a_stop_that_is_accepted_and_not_heeded() -> None:
