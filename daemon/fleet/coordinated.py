@@ -74,7 +74,10 @@ class CoordinatedProvider:
                         raise SleepVetoed(IN_USE_HERE)
                 if not turn.is_ours():
                     raise SleepVetoed(TURN_LOST)
-                await self._provider.stop(machine_id, mode, force=force)
+                with turn.while_ours() as scope:
+                    await self._provider.stop(machine_id, mode, force=force)
+                if scope.cancelled_caught:
+                    raise SleepVetoed(TURN_LOST)
         except StoreError as exc:
             raise SleepVetoed(str(exc)) from exc
 

@@ -40,6 +40,10 @@ class Turn(Protocol):
         """Whether a call to the provider that is sent in this very moment is sent by the only host that may."""
         ...
 
+    def while_ours(self) -> trio.CancelScope:
+        """A scope, to be entered once, that is cancelled when the turn is ours no more: for calls that may queue."""
+        ...
+
     async def close(self, is_used: Callable[[], bool]) -> None:
         """Let nobody enter until the turn ends, this host included. Raises InUse, StoreError.
 
@@ -105,6 +109,10 @@ class LocalCoordination:
     def is_ours(self) -> bool:
         """See Turn."""
         return True
+
+    def while_ours(self) -> trio.CancelScope:
+        """See Turn."""
+        return trio.CancelScope()
 
     async def close(self, is_used: Callable[[], bool]) -> None:
         """See Turn."""

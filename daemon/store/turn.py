@@ -76,11 +76,23 @@ class SharedTurn:
         self._clock = clock
         self._close = close
         self._over = False
+        self._scope = trio.CancelScope()
         self._one_step = trio.Lock()
 
     def is_ours(self) -> bool:
         """See Turn."""
         return not self._over and self._clock() - self._sent < self._window_s
+
+    def while_ours(self) -> trio.CancelScope:
+        """See Turn."""
+        self._scope = trio.CancelScope()
+        self._bound()
+        return self._scope
+
+    def _bound(self) -> None:
+        self._scope.deadline = trio.current_time() + self._sent + self._window_s - self._clock()
+        if self._over:
+            self._scope.cancel()
 
     async def renew(self) -> None:
         """Keep it. Raises StoreError."""
@@ -125,4 +137,5 @@ class SharedTurn:
                 self._version, self._sent = version, sent
             elif written.row.version != self._version:
                 self._over = True
+            self._bound()
             return written

@@ -250,6 +250,20 @@ class SharedContract:
             async with two.coordination.acting(A) as turn:
                 assert turn.is_ours()
 
+    async def test_what_queues_is_taken_back_when_the_turn_is_lost_and_not_before(self, rows: Rows) -> None:
+        async with hosts(rows, "one") as (one,), one.coordination.acting(A) as turn:
+            with turn.while_ours() as scope:
+                before = (await rows.read(A)).version
+                for _ in range(3):  # renewed, it goes on
+                    with trio.fail_after(PATIENCE_S):
+                        while (await rows.read(A)).version == before:
+                            await trio.sleep(0.01)
+                    before = (await rows.read(A)).version
+                one.wire.cut = True
+                await trio.sleep_forever()
+            assert scope.cancelled_caught
+            one.wire.cut = False
+
     async def test_an_answer_that_was_lost_is_no_lost_turn(self, rows: Rows) -> None:
         async with hosts(rows, "one") as (one,):
             async with one.coordination.acting(A) as turn:
