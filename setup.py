@@ -17,6 +17,7 @@ PACKAGES = {
     "bentpipe.daemon.report": "daemon/report",
     "bentpipe.daemon.service": "daemon/service",
     "bentpipe.daemon.store": "daemon/store",
+    "bentpipe.daemon.store.dynamodb": "daemon/store/dynamodb",
     "bentpipe.native": "native",
     "bentpipe.proto": "proto",
 }

@@ -162,7 +162,9 @@ class CertificateSection(Section):
 def _check_grants(grants: tuple[str, ...]) -> None:
     for grant in grants:
         org, slash, name = grant.partition("/")
-        if not slash or not re.match(NAME_PATTERN, org) or not re.match(NAME_PATTERN, name.removesuffix("*") or "x"):
+        # A prefix need be no name by itself: "b-*" is what begins one.
+        name = f"{name.removesuffix('*')}x" if name.endswith("*") else name
+        if not slash or not re.match(NAME_PATTERN, org) or not re.match(NAME_PATTERN, name):
             raise ValueError(f"grant {grant!r}: expected ORG/NAME, ORG/PREFIX* or ORG/*")
 
 
@@ -342,15 +344,37 @@ class Ec2Section(Section):
 
 
 class StoreSection(Section):
-    """Where the ledger of the satellites' states is kept; `bentpipe report` reads it."""
+    """Where the ledger, the registry and, with DynamoDB, what several hosts agree by are kept."""
 
-    kind: Literal["sqlite", "none"] = "sqlite"
+    kind: Literal["sqlite", "dynamodb", "none"] = "sqlite"
     path: Path | None = None
-    """By default LEDGER_NAME in the service's state directory; without one (not under systemd) no ledger is kept."""
+    """By default LEDGER_NAME in the service's state directory; without one (not under systemd) nothing is kept."""
+    table: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{3,255}$")
+    """The DynamoDB table that all hosts of the fleet share; `bentpipe store init` makes it."""
+    region: str | None = None
+    """By default as boto3 finds it, like the credentials."""
+    endpoint: str | None = None
+    host: Name | None = None
+    """This host's name in the books, and to the others; by default the machine's. No other host may have it."""
+    lease_s: DurationS = Field(default=15.0, ge=0.1, alias="lease")
+    """A host that was acting on a satellite and died is replaced after this long."""
+    host_expiry_s: DurationS = Field(default=120.0, ge=0.1, alias="host_expiry")
+    """What a dead host had in use may sleep after this long; so may what one uses that cannot reach the store."""
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        shared = {"table", "region", "endpoint", "host", "lease_s", "host_expiry_s"}
+        misplaced = self.model_fields_set & (shared if self.kind != "dynamodb" else {"path"})
+        if misplaced:
+            names = ", ".join(sorted(name.removesuffix("_s") for name in misplaced))
+            raise ValueError(f"kind {self.kind!r} has no use for {names}")
+        if self.kind == "dynamodb" and self.table is None:
+            raise ValueError("kind 'dynamodb' needs a table")
+        return self
 
     def ledger_path(self, environment: Mapping[str, str] = os.environ) -> Path | None:
-        """The ledger's file; None if none is kept."""
-        if self.kind == "none":
+        """The SQLite file; None if there is none."""
+        if self.kind != "sqlite":
             return None
         # systemd.exec(5): a list of folders, ours has one.
         directory = environment.get("STATE_DIRECTORY", "").partition(":")[0]

@@ -143,6 +143,10 @@ class SleepTooEarly(ProviderRetryable):
     """The machine has not run long enough to be put to sleep (EC2: about two minutes); later it works."""
 
 
+class SleepVetoed(ProviderRetryable):
+    """Somebody uses the machine, here or on another host, or nobody can tell: it is as if it had been used just now."""
+
+
 class StoreError(BentpipeError):
     """The store could not be read or written. Never a client's concern: books stand behind routing."""
 

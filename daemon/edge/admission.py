@@ -1,4 +1,4 @@
-"""Who may use which satellite. Pure: tokens in, principals out; stores nothing but the configuration's hashes.
+"""Who may use which satellite. Pure: tokens in, principals out; knows hashes only, the configuration's and the store's.
 
 Constant time: every stored hash is compared for every request, so neither the time nor the answer tells which tokens
 exist. Tokens carry 256 random bits, so a plain SHA-256 is enough: there is nothing to guess.
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from bentpipe.config.model import TokenSection
 from bentpipe.daemon.errors import NoSuchSatellite, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.store.registry import StoredToken
 
 TOKEN_WORDS = "the satellite_token is missing or not valid"
 SATELLITE_WORDS = "no such satellite, or not yours"
@@ -48,19 +49,18 @@ class Admission:
     """The table of tokens."""
 
     def __init__(self, tokens: Iterable[TokenSection]) -> None:
-        self._tokens = [
-            (
-                bytes.fromhex(token.hash.removeprefix("sha256:")),
-                Principal(token.name, tuple(map(Grant.parse, token.grants))),
-            )
-            for token in tokens
-        ]
+        self._configured = [_entry(token.name, token.hash, token.grants) for token in tokens]
+        self._stored: list[tuple[bytes, Principal]] = []
+
+    def replace_stored(self, tokens: Iterable[StoredToken]) -> None:
+        """Know the store's tokens as they are now. If one is the configuration's too, the configuration's counts."""
+        self._stored = [_entry(token.name, token.token_hash, token.grants) for token in tokens]
 
     def authenticate(self, token: str | None) -> Principal:
         """Find the token's principal. Raises Unauthenticated."""
         digest = hashlib.sha256((token or "").encode()).digest()
         found: Principal | None = None
-        for stored, principal in self._tokens:
+        for stored, principal in (*self._stored, *self._configured):
             if hmac.compare_digest(stored, digest):
                 found = principal
         if found is None or not token:
@@ -71,3 +71,7 @@ class Admission:
         """Check that the principal may use the satellite. Raises NoSuchSatellite, as for one that does not exist."""
         if not any(grant.covers(key) for grant in principal.grants):
             raise NoSuchSatellite(f"{principal.name} may not use {key}", peer_hint=SATELLITE_WORDS)
+
+
+def _entry(name: str, token_hash: str, grants: Iterable[str]) -> tuple[bytes, Principal]:
+    return bytes.fromhex(token_hash.removeprefix("sha256:")), Principal(name, tuple(map(Grant.parse, grants)))

@@ -2,7 +2,7 @@
 
 import math
 
-from bentpipe.daemon.errors import ProviderError, SleepModeRefused
+from bentpipe.daemon.errors import ProviderError, SleepModeRefused, SleepVetoed
 from bentpipe.daemon.fleet import messages as msg
 from bentpipe.daemon.fleet.core import Descent
 from bentpipe.daemon.fleet.messages import Lesson, SleepReason
@@ -79,7 +79,10 @@ class Descending(Waking):
             self._actions.append(self._sleep.refused(error))
             self._descent = Descent(SleepMode.STOP, pending=True, cut_at=now + CLOSE_QUIET_S)
         else:
-            self._sleep.failed(error, now)
+            if isinstance(error, SleepVetoed):
+                self._sleep.used(now)
+            else:
+                self._sleep.failed(error, now)
             self._call_off(f"sleep refused: {error}", now)
 
     def _call_off(self, cause: str, now: float) -> None:

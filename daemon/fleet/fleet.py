@@ -14,6 +14,8 @@ from bentpipe.daemon.fleet.rules import rules_of
 from bentpipe.daemon.fleet.satellite import Crowd, Satellite
 from bentpipe.daemon.model import MachineId, SatelliteKey, Transition
 from bentpipe.daemon.providers.base import Provider
+from bentpipe.daemon.store.coordination import Coordination
+from bentpipe.daemon.store.registry import Registry
 
 
 def machine_id_of(section: SatelliteSection) -> MachineId:
@@ -52,6 +54,8 @@ class Fleet:
         max_held_in_all: int | None = None,
         budget: BudgetSection | None = None,
         witness: Witness | None = None,
+        coordination: Coordination | None = None,
+        registry: Registry | None = None,
     ) -> None:
         """`max_held` is for each satellite, `max_held_in_all` for all of them; `witness` says what a wake woke to."""
         budgeted = budget is not None and budget.limits_anything
@@ -67,6 +71,8 @@ class Fleet:
                 keep_awake=section.keep_awake,
                 witness=witness,
                 crowd=crowd,
+                coordination=coordination,
+                registry=registry,
                 on_step=self.budget.stepped if self.budget else lambda satellite: None,
             )
             for section in sections

@@ -16,10 +16,12 @@ from typing import assert_never
 import trio
 
 from bentpipe.config.model import KeepAwakeSection
-from bentpipe.daemon.errors import BentpipeError, ProviderError
+from bentpipe.daemon.errors import BentpipeError, MachineNotFound, ProviderError
 from bentpipe.daemon.fleet import messages as msg
 from bentpipe.daemon.fleet.budget import Holder, Request
+from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
 from bentpipe.daemon.fleet.core import WAKING
+from bentpipe.daemon.fleet.launches import Launches
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.machine import SatelliteMachine
 from bentpipe.daemon.fleet.messages import Action, Input, Lesson, WaiterId
@@ -41,12 +43,18 @@ from bentpipe.daemon.model import (
     WakePhase,
 )
 from bentpipe.daemon.providers.base import Provider
+from bentpipe.daemon.store.coordination import Coordination, LocalCoordination
+from bentpipe.daemon.store.registry import Registry
 
 log = logging.getLogger("bentpipe.fleet")
 
 LAUNCH_PERIOD_S = 3600.0
 """Launches of one generation within one such period of the wall clock are one launch, a restart of the daemon between
 them included: within it a machine that was launched and cannot be seen yet is not launched twice."""
+
+
+IN_REACH = frozenset({SatelliteState.OPERATIONAL, SatelliteState.STOPPING, *WAKING})
+"""While it is awake it stays in use, to the other hosts, until this one finds it idle: then it asks to put it to sleep."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -95,6 +103,8 @@ class Satellite:
         keep_awake: Sequence[KeepAwakeSection] = (),
         witness: Witness | None = None,
         crowd: Crowd | None = None,
+        coordination: Coordination | None = None,
+        registry: Registry | None = None,
         on_step: Callable[["Satellite"], None] = lambda satellite: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -103,7 +113,12 @@ class Satellite:
         self._machine = SatelliteMachine(rules)
         self.lessons: collections.Counter[Lesson] = collections.Counter()
         self.resumes: collections.Counter[Resume] = collections.Counter()
-        self._provider = provider
+        self._coordination = coordination or LocalCoordination()
+        self._entering = 0
+        self._provider: Provider = CoordinatedProvider(
+            *(provider, self._coordination, key, self._is_used),
+            launches=Launches(registry, key, wall=wall) if registry is not None else None,
+        )
         self._machine_id = machine_id
         self._observer = observer
         self._keep_awake = keep_awake
@@ -150,9 +165,13 @@ class Satellite:
         `who` is the principal, for the books; `patience_s` is how long the client itself would wait, if it says so.
         Cancelling the wait gives the place back at once; the wake goes on.
         """
+        since = trio.current_time()
+        await self._enter()
         waiter_id = WaiterId(next(self._ids))
-        waiter = self._waiters[waiter_id] = _Waiter(who, trio.current_time(), self._usher.event())
+        waiter = self._waiters[waiter_id] = _Waiter(who, since, self._usher.event())
         self._feed(msg.Arrived(waiter_id, patience_s, self._crowd.is_full))
+        self._entering -= 1
+        self._leave_if_unused()  # it may have been refused at once
         waiter.held = not waiter.done.is_set()
         try:
             await waiter.done.wait()
@@ -177,13 +196,39 @@ class Satellite:
 
         The caller releases the lease, or keeps it.
         """
-        if self.state is not SatelliteState.OPERATIONAL:
+        if self.state is not SatelliteState.OPERATIONAL or not self._coordination.is_entered(self.key):
             return None
         waiter_id = WaiterId(next(self._ids))
         waiter = self._waiters[waiter_id] = _Waiter(who, trio.current_time(), self._usher.event())
         self._feed(msg.Arrived(waiter_id, float("inf"), self._crowd.is_full))
         del self._waiters[waiter_id]
         return _lease_of(waiter)
+
+    async def _enter(self) -> None:
+        """Tell the other hosts that the satellite is wanted here; counted until the machine knows. Raises ProviderError."""
+        self._entering += 1
+        if self._coordination.is_entered(self.key):
+            return
+        try:
+            await self._coordination.enter(self.key, self._look)
+        except BaseException:
+            self._entering -= 1
+            self._leave_if_unused()
+            raise
+
+    async def _look(self) -> None:
+        try:
+            machine = await self._provider.describe(self._machine_id)
+        except MachineNotFound:
+            return  # the watch knows for how long a machine may be missing
+        self._feed(msg.Seen(machine))
+
+    def _is_used(self) -> bool:
+        return bool(self._entering or self._machine.leases or self._machine.waiting)
+
+    def _leave_if_unused(self) -> None:
+        if self._machine.state not in IN_REACH and not self._is_used():
+            self._coordination.leave_nowait(self.key)
 
     def report_unreachable(self) -> None:
         """Tell that the granted address does not answer: the satellite is probed again before the next grant."""
@@ -269,6 +314,7 @@ class Satellite:
             self._book.phase_ended(WakePhase.BOOT, now)
         self._deadline_moved.set()
         self._deadline_moved = trio.Event()
+        self._leave_if_unused()
         self._on_step(self)
 
     def _carry_out(self, action: Action, now: float) -> None:

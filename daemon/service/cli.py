@@ -1,7 +1,9 @@
 """The command line. Parses arguments, calls one function a command, and turns its result into words and an exit code."""
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -53,7 +55,7 @@ def check(config_path: Path) -> None:
 
 @main.group()
 def token() -> None:
-    """Make tokens."""
+    """Make tokens, for the configuration or in the store."""
 
 
 @token.command("new")
@@ -72,6 +74,70 @@ def token_new(name: str, grants: tuple[str, ...]) -> None:
     click.echo(f"grants = {json.dumps(section.grants)}")
 
 
+@token.command("add")
+@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
+@click.option("--name", required=True, help="What logs call whoever shows the token.")
+@click.option(
+    "--grant", "grants", multiple=True, required=True, help="ORG/NAME, ORG/PREFIX* or ORG/*; may be repeated."
+)
+def token_add(config_path: Path, name: str, grants: tuple[str, ...]) -> None:
+    """Make a token, print it once and keep its hash in the store; running daemons take it without a restart."""
+    from bentpipe.daemon.service.tokens import run_token_add
+
+    with _telling_mistakes():
+        run_token_add(config_path, name, grants)
+
+
+@token.command("list")
+@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
+def token_list(config_path: Path) -> None:
+    """Print the name, source and grants of every token: the configuration's and the store's."""
+    from bentpipe.daemon.service.tokens import run_token_list
+
+    with _telling_mistakes():
+        run_token_list(config_path)
+
+
+@token.command("revoke")
+@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
+@click.argument("name")
+def token_revoke(config_path: Path, name: str) -> None:
+    """Forget a token of the store; those who have shown it already keep their connections."""
+    from bentpipe.daemon.service.tokens import run_token_revoke
+
+    with _telling_mistakes():
+        run_token_revoke(config_path, name)
+
+
+@main.group()
+def store() -> None:
+    """Prepare the store."""
+
+
+@store.command("init")
+@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says which table.")
+def store_init(config_path: Path) -> None:
+    """Make the DynamoDB table that the hosts of a fleet share, if it is not there."""
+    from bentpipe.daemon.service.stores import run_store_init
+
+    with _telling_mistakes():
+        run_store_init(config_path)
+
+
+@contextlib.contextmanager
+def _telling_mistakes() -> Iterator[None]:
+    """End with what is wrong, in words, and EXIT_CONFIG."""
+    from bentpipe.daemon.errors import BentpipeError
+
+    try:
+        yield
+    except ValidationError as exc:
+        raise click.UsageError("; ".join(str(error["msg"]) for error in exc.errors())) from exc
+    except (ConfigErrors, BentpipeError, OSError, ValueError) as exc:
+        click.echo(str(exc), err=True)
+        sys.exit(EXIT_CONFIG)
+
+
 @main.command()
 def doctor() -> None:
     """Say what this machine has and lacks, one line each, with the remedy."""
@@ -88,14 +154,10 @@ def doctor() -> None:
 @click.option("--png", type=CONFIG_PATH, help="The same as PNG; needs Pillow.")
 def report(config_path: Path | None, since: str, as_json: bool, svg: Path | None, png: Path | None) -> None:
     """Say who was awake for how long, what it cost and saved, and how long wakes took."""
-    from bentpipe.daemon.errors import BentpipeError
     from bentpipe.daemon.service.report import run_report
 
-    try:
+    with _telling_mistakes():
         run_report(config_path, since, as_json=as_json, svg=svg, png=png)
-    except (ConfigErrors, BentpipeError, OSError, ValueError) as exc:
-        click.echo(str(exc), err=True)
-        sys.exit(EXIT_CONFIG)
 
 
 @main.command()

@@ -10,19 +10,15 @@ import rich.console
 import trio
 
 from bentpipe.config.load import load_config
-from bentpipe.config.model import LEDGER_NAME, StoreSection
+from bentpipe.config.model import StoreSection
 from bentpipe.config.units import parse_duration_s
-from bentpipe.daemon.errors import StoreUnusable
 from bentpipe.daemon.report.picture import draw
 from bentpipe.daemon.report.png import find_pillow, to_png
 from bentpipe.daemon.report.summary import summarise
 from bentpipe.daemon.report.svg import to_svg
 from bentpipe.daemon.report.table import to_json, to_tables
+from bentpipe.daemon.service.stores import open_ledger_to_read
 from bentpipe.daemon.store.base import Interval
-from bentpipe.daemon.store.sqlite import SqliteLedger
-
-SERVICE_LEDGER = Path("/var/lib/bentpipe") / LEDGER_NAME
-"""Where the unit's StateDirectory= puts it; an operator's shell has no STATE_DIRECTORY."""
 
 PIPE_COLUMNS = 200
 """No terminal, no width to fit into: nothing is cut for a file or a pipe."""
@@ -71,10 +67,7 @@ def run_report(config_path: Path | None, since: str, *, as_json: bool, svg: Path
 
 
 async def _read(section: StoreSection, since_us: int, until_us: int) -> list[Interval]:
-    path = section.ledger_path() or SERVICE_LEDGER
-    if section.kind == "none" or not path.exists():
-        raise StoreUnusable(f"no ledger at {path}; [store] path in the configuration says where one is kept")
-    ledger = SqliteLedger(path, read_only=True)
+    ledger = open_ledger_to_read(section)
     try:
         return await ledger.intervals(since_us, until_us)
     finally:

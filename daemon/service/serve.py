@@ -34,9 +34,10 @@ from bentpipe.daemon.service.garbage import run_garbage, set_up_garbage
 from bentpipe.daemon.service.log import set_up_logging
 from bentpipe.daemon.service.machines import providers_of
 from bentpipe.daemon.service.metrics import MetricsServer, make_registry
+from bentpipe.daemon.service.stores import Stores, open_stores
+from bentpipe.daemon.service.tokens import run_token_refresh
 from bentpipe.daemon.service.turns import TurnMeter
 from bentpipe.daemon.store.recorder import Recorder
-from bentpipe.daemon.store.sqlite import SqliteLedger
 from bentpipe.native.engine import Engine, EngineOptions, Ktls, ktls_self_test
 from bentpipe.native.tls import TlsClientContext, TlsError, TlsServerContext
 
@@ -187,7 +188,9 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
     )
     provider = providers_of(config)
     handoff = HandOff(engine)
-    recorder = _recorder(config)
+    stores = open_stores(config.store)
+    recorder = _recorder(config, stores)
+    admission = Admission(config.token)
 
     arrivals: collections.Counter[SatelliteState] = collections.Counter()
 
@@ -205,12 +208,14 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         max_held=config.limits.max_held_per_satellite,
         max_held_in_all=config.limits.max_held,
         budget=config.budget,
+        coordination=stores.coordination,
+        registry=stores.registry,
         witness=SatelliteWitness(satellite_tls).ask,
     )
     health = HealthBoard(fleet)
     edge = Edge(
         fleet=fleet,
-        identities=Identities(Admission(config.token), Certificates(config.certificate)),
+        identities=Identities(admission, Certificates(config.certificate)),
         health=health,
         handoff=handoff,
         counters=Counters(),
@@ -258,6 +263,9 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         async with trio.open_nursery() as nursery:
             if recorder is not None:
                 nursery.start_soon(recorder.run_recorder)
+            if stores.registry is not None:
+                await nursery.start(run_token_refresh, stores.registry, admission)
+            await nursery.start(stores.coordination.run)
             await nursery.start(provider.run)
             await nursery.start(fleet.run)
             nursery.start_soon(handoff.run_handoff)
@@ -352,11 +360,10 @@ def _open_sockets(config: Config) -> tuple[list[list[socket.socket]], list[socke
     return opened, metrics
 
 
-def _recorder(config: Config) -> Recorder | None:
-    path = config.store.ledger_path()
-    if path is None:
+def _recorder(config: Config, stores: Stores) -> Recorder | None:
+    if stores.ledger is None:
         return None
-    return Recorder(SqliteLedger(path), [SatelliteKey(section.org, section.name) for section in config.satellite])
+    return Recorder(stores.ledger, [SatelliteKey(section.org, section.name) for section in config.satellite])
 
 
 def _log_transition(transition: Transition) -> None:

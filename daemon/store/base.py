@@ -10,7 +10,9 @@ The ledger is a chain of intervals per satellite. Its laws, which `tests/daemon/
 5. Who called `begin` last keeps the books: a daemon that was taken over gets StoreUnusable and writes nothing more.
 6. A change is recorded once: serial numbers make it harmless to repeat a call that failed half-way.
 
-Calls are atomic: whatever kills the process or cancels the call, each is in the ledger wholly or not at all.
+Changes are atomic: whatever kills the process or cancels the call, each is in the ledger wholly or not at all, and so
+is a beginning of those that were to be recorded. Where several hosts share a fleet, each keeps books of its own under
+these laws, and who reads gets one chain a satellite (see `merge`).
 """
 
 import dataclasses
@@ -25,6 +27,13 @@ from bentpipe.daemon.model import NO_WAITS, SatelliteKey, SatelliteState, Waits,
 STOPPED = "the daemon stopped"
 ENDED_BADLY = "the daemon was gone without a word"
 NOT_CONFIGURED = "not in the configuration"
+CAUSE_CHARS = 500
+"""Longest cause that is kept: some are a provider's own words."""
+
+
+def storable(words: str) -> str:
+    """What a provider says may hold half a surrogate pair, which no store takes."""
+    return words[:CAUSE_CHARS].encode(errors="replace").decode()
 
 
 def _read_boot_id() -> str:
@@ -103,7 +112,7 @@ class Ledger(Protocol):
         ...
 
     async def record(self, changes: Sequence[Change]) -> None:
-        """Write changes, in their order; all of them or none. Those already recorded are passed over."""
+        """Write changes, in their order. If it fails some may be written; those already recorded are passed over."""
         ...
 
     async def beat(self, at: Stamp) -> None:

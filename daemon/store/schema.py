@@ -1,4 +1,4 @@
-"""The ledger's tables in SQLite and the way from every older version to the newest. Blocking; knows no intervals.
+"""The store's tables in SQLite and the way from every older version to the newest. Blocking; knows no intervals.
 
 A migration that was released is never changed: the next one follows it. Each is one transaction with its version, so
 that a crash leaves the file as it was before or after it.
@@ -44,8 +44,27 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             boot_id TEXT NOT NULL
         ) STRICT""",
     ),
+    (
+        """CREATE TABLE token (
+            name TEXT PRIMARY KEY,
+            hash TEXT NOT NULL UNIQUE,
+            grants TEXT NOT NULL,
+            created_us INTEGER NOT NULL
+        ) STRICT""",
+        """CREATE TABLE registration (
+            org TEXT NOT NULL,
+            name TEXT NOT NULL,
+            owner TEXT NOT NULL,
+            generation INTEGER NOT NULL CHECK (generation > 0),
+            machine TEXT,
+            created_us INTEGER NOT NULL,
+            forgotten INTEGER NOT NULL CHECK (forgotten IN (FALSE, TRUE)),
+            PRIMARY KEY (org, name)
+        ) STRICT""",
+    ),
 )
-"""`interval` is the ledger, its row without `to_us` the open one; `life` the keeper of the books and its last sign."""
+"""`interval` is the ledger, its row without `to_us` the open one; `life` the keeper of the books and its last sign.
+`token` and `registration` are the registry; `grants` is a list in JSON."""
 
 
 def version_of(connection: sqlite3.Connection) -> int:

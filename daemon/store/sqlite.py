@@ -1,8 +1,4 @@
-"""The ledger in one SQLite file: the default, for one daemon.
-
-Every blocking call runs in a thread, one at a time, so that the connection is never shared. It is opened by the first
-call that needs it and dropped after an error, so that the next call begins afresh.
-"""
+"""The ledger in one SQLite file: the default, for one daemon."""
 
 import contextlib
 import json
@@ -12,9 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import trio
-
-from bentpipe.daemon.errors import StoreError, StoreUnusable
+from bentpipe.daemon.errors import StoreUnusable
 from bentpipe.daemon.model import NO_WAITS, SatelliteKey, SatelliteState, Waits, WakePhase
 from bentpipe.daemon.store.base import (
     ENDED_BADLY,
@@ -23,17 +17,13 @@ from bentpipe.daemon.store.base import (
     Change,
     Interval,
     Stamp,
+    storable,
 )
-from bentpipe.daemon.store.schema import migrate, transaction, version_of
+from bentpipe.daemon.store.schema import transaction
+from bentpipe.daemon.store.sqlite_file import SqliteFile
 
 T = TypeVar("T")
 
-CAUSE_CHARS = 500
-"""Longest cause that is kept: some are a provider's own words."""
-BUSY_TIMEOUT_S = 5.0
-"""For a lock of another process: readers hold none in WAL mode, so only a backup or a second daemon."""
-
-_HOPELESS = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _UNWATCHED = (SatelliteState.UNKNOWN.value, SatelliteState.OFFLINE.value)
 
 
@@ -41,11 +31,8 @@ class SqliteLedger:
     """`Ledger` in the file at `path`, which is made if need be; with `read_only` for `intervals` alone."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self._path = path
-        self._read_only = read_only
+        self._file = SqliteFile(path, read_only=read_only)
         self._run = str(uuid.uuid4())
-        self._connection: sqlite3.Connection | None = None
-        self._one_at_a_time = trio.CapacityLimiter(1)
 
     async def begin(self, keys: Collection[SatelliteKey], at: Stamp) -> None:
         """See Ledger."""
@@ -69,50 +56,10 @@ class SqliteLedger:
 
     async def aclose(self) -> None:
         """See Ledger."""
-        await trio.to_thread.run_sync(self._drop, limiter=self._one_at_a_time)
+        await self._file.aclose()
 
     async def _call(self, use: Callable[["_Books"], T]) -> T:
-        return await trio.to_thread.run_sync(self._use, use, limiter=self._one_at_a_time)
-
-    def _use(self, use: Callable[["_Books"], T]) -> T:
-        try:
-            if self._connection is None:
-                self._connection = self._open()
-            return use(_Books(self._connection, self._run))
-        except StoreError:
-            self._drop()
-            raise
-        except (sqlite3.Error, OSError) as exc:
-            self._drop()
-            hopeless = isinstance(exc, sqlite3.Error) and getattr(exc, "sqlite_errorcode", 0) & 0xFF in _HOPELESS
-            raise (StoreUnusable if hopeless else StoreError)(f"{self._path}: {exc}") from exc
-
-    def _open(self) -> sqlite3.Connection:
-        mode = "ro" if self._read_only else "rwc"
-        if not self._read_only:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(
-            f"{self._path.absolute().as_uri()}?mode={mode}",
-            uri=True,
-            timeout=BUSY_TIMEOUT_S,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        try:
-            if not self._read_only:
-                migrate(connection)
-            elif not version_of(connection):
-                raise StoreUnusable(f"{self._path}: no ledger yet")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
+        return await self._file.call(lambda connection: use(_Books(connection, self._run)))
 
 
 class _Books:
@@ -263,11 +210,6 @@ class _Books:
                VALUES (?, ?, ?, ?, ?, ?, ?)""",
             (
                 *(satellite, state.value, wall_us, at.boot_us, at.boot_id),
-                *(_storable(cause), change.who if change else ""),
+                *(storable(cause), change.who if change else ""),
             ),
         )
-
-
-def _storable(text: str) -> str:
-    """What a provider says may hold half a surrogate pair, which SQLite refuses."""
-    return text[:CAUSE_CHARS].encode(errors="replace").decode()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bentpipe.config.load import ConfigErrors, load_config
-from bentpipe.config.model import KeepAwakeSection, StoreSection
+from bentpipe.config.model import KeepAwakeSection, StoreSection, TokenSection
 from bentpipe.config.units import parse_hours, parse_weekdays
 
 SAMPLE = Path(__file__).parents[2] / "config" / "sample.toml"
@@ -191,6 +191,28 @@ def test_the_ledger_is_kept_where_the_service_manager_says_or_not_at_all() -> No
     assert StoreSection(kind="none", path=Path("x")).ledger_path({"STATE_DIRECTORY": "/var/lib/bentpipe"}) is None
 
 
+def test_a_store_that_is_shared() -> None:
+    section = StoreSection.model_validate({"kind": "dynamodb", "table": "bentpipe", "lease": "1s", "host_expiry": "3s"})
+    assert (section.lease_s, section.host_expiry_s) == (1, 3)
+    assert section.ledger_path({"STATE_DIRECTORY": "/var/lib/bentpipe"}) is None
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"kind": "dynamodb"}, "needs a table"),
+        ({"kind": "dynamodb", "table": "bentpipe", "path": "x"}, "no use for path"),
+        ({"kind": "sqlite", "table": "bentpipe", "lease": "3s"}, "no use for lease, table"),
+        ({"kind": "none", "host": "edge"}, "no use for host"),
+        ({"kind": "dynamodb", "table": "a b"}, "pattern"),
+        ({"kind": "dynamodb", "table": "bentpipe", "lease": 0}, "greater than"),
+    ],
+)
+def test_a_store_with_keys_of_another_kind(section: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        StoreSection.model_validate(section)
+
+
 def test_who_only_reads_needs_no_keys(tmp_path: Path) -> None:
     path = tmp_path / "bentpipe.toml"
     path.write_text(SAMPLE.read_text().replace("/etc/bentpipe", str(tmp_path / "absent")))
@@ -272,3 +294,14 @@ def test_certificates(tmp_path: Path) -> None:
         "certificate[1]",
         "certificate[1].grants",
     }
+
+
+@pytest.mark.parametrize("grant", ["acme/x", "acme/*", "acme/b*", "acme/b-*"])
+def test_grants_that_are_some(grant: str) -> None:
+    assert TokenSection(name="ci", hash="sha256:" + "0" * 64, grants=(grant,)).grants == (grant,)
+
+
+@pytest.mark.parametrize("grant", ["acme", "acme/", "/x", "acme/b-", "acme/*x", "acme/**", "acme/-*", "acme/a/b"])
+def test_grants_that_are_none(grant: str) -> None:
+    with pytest.raises(ValueError, match="expected ORG/NAME"):
+        TokenSection(name="ci", hash="sha256:" + "0" * 64, grants=(grant,))

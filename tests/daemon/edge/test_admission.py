@@ -6,6 +6,7 @@ from bentpipe.config.model import TokenSection
 from bentpipe.daemon.edge.admission import Admission, Grant
 from bentpipe.daemon.errors import NoSuchSatellite, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.store.registry import StoredToken
 
 
 def token(name: str, secret: str, *grants: str) -> TokenSection:
@@ -49,3 +50,23 @@ def test_foreign_satellites_do_not_exist() -> None:
     with pytest.raises(NoSuchSatellite) as error:
         admission.authorize(admission.authenticate("s1"), SatelliteKey("secret-org", "secret-name"))
     assert "secret" not in error.value.peer_hint
+
+
+def test_the_stores_tokens_come_and_go_and_the_configurations_stay() -> None:
+    admission = Admission([token("one", "s1", "acme/*")])
+    for grants, stored in (("acme/x", True), ("acme/y", True), ("", False)):
+        section = token("two", "s2", grants or "acme/z")
+        admission.replace_stored([StoredToken(section.name, section.hash, section.grants, 0)] if stored else [])
+        if stored:
+            assert [Grant.parse(grants)] == list(admission.authenticate("s2").grants)
+        else:
+            with pytest.raises(Unauthenticated):
+                admission.authenticate("s2")
+        assert admission.authenticate("s1").name == "one"
+
+
+def test_the_configurations_token_counts_before_the_stores_of_the_same_hash() -> None:
+    admission = Admission([token("one", "s1", "acme/x")])
+    section = token("wider", "s1", "acme/*")
+    admission.replace_stored([StoredToken(section.name, section.hash, section.grants, 0)])
+    assert admission.authenticate("s1").name == "one"

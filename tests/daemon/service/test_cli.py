@@ -94,3 +94,34 @@ def test_doctor_has_one_line_for_each_thing() -> None:
     assert names == ["kernel", "OpenSSL", "kTLS", "pipe-user-pages-soft", "nofile", "cgroup", "clock"], done.stdout
     assert done.returncode in (0, 1)
     assert done.stderr == ""
+
+
+def test_tokens_of_the_store_are_added_listed_and_revoked(good: Path, tmp_path: Path) -> None:
+    configured = run("token", "new", "--name", "fixed", "--grant", "acme/*").stdout.partition("configuration:\n")[2]
+    good.write_text(GOOD + configured + f'[store]\npath = "{tmp_path / "ledger.sqlite"}"\n')
+    added = run("token", "add", "--config", good, "--name", "ci", "--grant", "acme/ci", "--grant", "acme/b-*")
+    assert (added.returncode, added.stderr) == (0, "")
+    secret = added.stdout.split()[-1]
+    assert secret.startswith("bp_")
+    listed = run("token", "list", "--config", good)
+    assert listed.stdout == 'fixed\tconfiguration\t["acme/*"]\nci\tstore\t["acme/ci", "acme/b-*"]\n'
+    assert secret not in listed.stdout
+    for name, words in (("ci", "already"), ("fixed", "already")):
+        again = run("token", "add", "--config", good, "--name", name, "--grant", "acme/*")
+        assert again.returncode == 2
+        assert words in again.stderr
+    wrong = run("token", "revoke", "--config", good, "fixed")
+    assert wrong.returncode == 2
+    assert f"it is in {good}" in wrong.stderr
+    assert run("token", "revoke", "--config", good, "ci").returncode == 0
+    assert run("token", "list", "--config", good).stdout.count("\n") == 1
+
+
+def test_tokens_need_a_store_and_a_grant_that_is_one(good: Path, tmp_path: Path) -> None:
+    nowhere = run("token", "add", "--config", good, "--name", "ci", "--grant", "acme/*")
+    assert nowhere.returncode == 2
+    assert "no store" in nowhere.stderr
+    good.write_text(GOOD + f'[store]\npath = "{tmp_path / "ledger.sqlite"}"\n')
+    wrong = run("token", "add", "--config", good, "--name", "ci", "--grant", "acme")
+    assert wrong.returncode == 2
+    assert "expected ORG/NAME" in wrong.stderr

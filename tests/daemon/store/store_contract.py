@@ -81,6 +81,17 @@ def check_laws(intervals: list[Interval], now_us: int | None = None) -> None:
     assert len(keys) == len(set(keys))
 
 
+MOVES = st.lists(
+    st.one_of(
+        st.tuples(st.just("move"), st.sampled_from([A, B, C]), st.sampled_from(SatelliteState)),
+        st.tuples(st.just("advance"), st.sampled_from([0.001, 1.0, 3600.0])),
+        st.tuples(st.just("step"), st.sampled_from([-1e9, -3600.0, -0.01, 0.01, 3600.0, 1e9])),
+        st.tuples(st.sampled_from(["beat", "crash", "restart", "reboot", "forget"])),
+    ),
+    max_size=30,
+)
+
+
 class LedgerContract:
     async def begun(self, ledger: Ledger, clock: Clock, *keys: SatelliteKey) -> Writer:
         await ledger.begin(keys, clock.now())
@@ -221,18 +232,11 @@ class LedgerContract:
         await writer.ledger.aclose()
 
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(
-        st.lists(
-            st.one_of(
-                st.tuples(st.just("move"), st.sampled_from([A, B, C]), st.sampled_from(SatelliteState)),
-                st.tuples(st.just("advance"), st.sampled_from([0.001, 1.0, 3600.0])),
-                st.tuples(st.just("step"), st.sampled_from([-1e9, -3600.0, -0.01, 0.01, 3600.0, 1e9])),
-                st.tuples(st.sampled_from(["beat", "crash", "restart", "reboot", "forget"])),
-            ),
-            max_size=30,
-        )
-    )
+    @given(MOVES)
     def test_no_overlaps_no_holes_nothing_lost(self, shelf: Shelf, moves: list[tuple]) -> None:
+        self.play(shelf, moves)
+
+    def play(self, shelf: Shelf, moves: list[tuple]) -> None:
         self.examples = getattr(self, "examples", 0) + 1
         trio.run(self._play, shelf, f"any-{id(self)}-{self.examples}", moves)
 

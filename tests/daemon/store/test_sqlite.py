@@ -1,4 +1,4 @@
-"""The SQLite ledger: the contract, kill -9, and files of all sorts."""
+"""The SQLite ledger and registry: their contracts, kill -9, and files of all sorts."""
 
 import random
 import signal
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from ledger_child import KEYS
+from registry_contract import Registries, RegistryContract
 from store_contract import ALWAYS, A, Clock, LedgerContract, Shelf, Writer, check_laws
 
 from bentpipe.daemon.errors import StoreError, StoreUnusable
@@ -16,6 +17,7 @@ from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.store import schema
 from bentpipe.daemon.store.base import ENDED_BADLY, Stamp
 from bentpipe.daemon.store.sqlite import SqliteLedger
+from bentpipe.daemon.store.sqlite_registry import SqliteRegistry
 
 KILLS = 12
 
@@ -25,8 +27,17 @@ def shelf(tmp_path: Path) -> Shelf:
     return lambda name: SqliteLedger(tmp_path / "books" / f"{name}.sqlite")
 
 
+@pytest.fixture
+def registries(tmp_path: Path) -> Registries:
+    return lambda name: SqliteRegistry(tmp_path / "books" / f"{name}.sqlite")
+
+
 class TestContract(LedgerContract):
     """The suite that every ledger passes."""
+
+
+class TestRegistry(RegistryContract):
+    """The suite that every registry passes."""
 
 
 async def test_kill_9_loses_nothing_that_was_confirmed(tmp_path: Path) -> None:
@@ -52,6 +63,60 @@ async def test_kill_9_loses_nothing_that_was_confirmed(tmp_path: Path) -> None:
         assert confirmed <= len(recorded) <= confirmed + len(KEYS) * kill
         confirmed = len(recorded)
         assert sum(interval.cause == ENDED_BADLY for interval in found) == len(KEYS) * (kill - 1)
+
+
+async def test_kill_9_loses_no_token_and_no_generation(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    chance = random.Random(5)
+    confirmed: set[str] = set()
+    generation = 0
+    for kill in range(1, KILLS + 1):
+        with subprocess.Popen(
+            [sys.executable, "-P", Path(__file__).parent / "registry_child.py", path, str(kill)],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as child:
+            assert child.stdout is not None
+            lines = [child.stdout.readline() for _ in range(chance.randrange(1, 40))]
+            child.send_signal(signal.SIGKILL)
+            lines += [line for line in child.stdout if line.endswith("\n")]
+        confirmed |= {line.split()[0] for line in lines}
+        registry = SqliteRegistry(path)
+        names = {token.name for token in await registry.tokens()}
+        (satellite,) = await registry.satellites()
+        await registry.aclose()
+        assert confirmed <= names
+        assert len(names - confirmed) <= kill
+        last = int(lines[-1].split()[1])
+        assert generation < last <= satellite.generation <= last + 1
+        assert satellite.machine_id == (f"i-{satellite.generation}" if satellite.machine_id else None)
+        generation = satellite.generation
+
+
+async def test_a_file_of_version_1_keeps_its_books_and_gets_a_registry(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript((Path(__file__).parent / "version_1.sql").read_text())
+    connection.close()
+    reader = SqliteLedger(path, read_only=True)
+    before = await reader.intervals(*ALWAYS)
+    assert [interval.state.value for interval in before] == ["sleep", "starting", "operational"]
+    assert before[1].waits.clients == 3
+    registry = SqliteRegistry(path)
+    assert await registry.tokens() == await registry.satellites() == ()
+    await registry.begin_generation(A, after=0, owner="ci", at_us=1)
+    assert await reader.intervals(*ALWAYS) == before
+    await registry.aclose()
+    await reader.aclose()
+    clock = Clock()
+    clock.advance(100)
+    writer = Writer(SqliteLedger(path), clock)
+    await writer.ledger.begin([A], clock.now())
+    found = await writer.ledger.intervals(*ALWAYS)
+    check_laws(found, clock.wall_us)
+    assert found[:2] == before[:2]
+    assert [(interval.state.value, interval.cause) for interval in found[3:]] == [("unknown", ENDED_BADLY)]
+    await writer.ledger.aclose()
 
 
 async def test_a_reader_beside_the_writer(tmp_path: Path, shelf: Shelf) -> None:
@@ -118,5 +183,5 @@ async def test_an_older_file_is_brought_forward_or_left_as_it_was(
                 await again.ledger.begin([A], clock.now())
         await again.ledger.aclose()
     monkeypatch.setattr(schema, "MIGRATIONS", known)
-    with pytest.raises(StoreUnusable, match="version 2"):
+    with pytest.raises(StoreUnusable, match="version 3"):
         await shelf("old").begin([A], clock.now())

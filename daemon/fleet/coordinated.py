@@ -1,0 +1,107 @@
+"""A provider that acts on a machine only in this host's turn, and puts it to sleep only if no host uses it.
+
+Stands between one satellite and the real provider; looks go straight through. What another host's doing means for the
+satellite comes back as the provider's errors do: a sleep that is not to be is SleepVetoed.
+"""
+
+import logging
+from collections.abc import Callable
+
+from bentpipe.daemon.errors import ProviderRetryable, SleepVetoed, StoreError
+from bentpipe.daemon.fleet.launches import Launches
+from bentpipe.daemon.model import Machine, MachineId, MachineState, SatelliteKey, SleepMode
+from bentpipe.daemon.providers.base import Provider
+from bentpipe.daemon.store.coordination import IN_USE_HERE, Coordination
+
+log = logging.getLogger("bentpipe.fleet")
+
+TURN_LOST = "this host was held up for so long that another may be acting on the satellite now"
+
+
+class CoordinatedProvider:
+    """`Provider` for the machine of one satellite; `is_used` says whether anybody here uses it or wants to."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        coordination: Coordination,
+        key: SatelliteKey,
+        is_used: Callable[[], bool],
+        launches: Launches | None = None,
+    ) -> None:
+        self._provider = provider
+        self._coordination = coordination
+        self._key = key
+        self._is_used = is_used
+        self._launches = launches
+
+    async def describe(self, machine_id: MachineId) -> Machine:
+        """See Provider."""
+        return await self._provider.describe(machine_id)
+
+    async def wait_changed(self, seen: Machine) -> Machine:
+        """See Provider."""
+        return await self._provider.wait_changed(seen)
+
+    async def start(self, machine_id: MachineId) -> None:
+        """See Provider. Without the store it is done out of turn: two starts are one."""
+        try:
+            async with self._coordination.acting(self._key) as turn:
+                if not turn.alone:
+                    seen = await self._provider.describe(machine_id)
+                    if seen.state in (MachineState.PENDING, MachineState.RUNNING):
+                        return  # whoever had the turn before has started it
+                    if not turn.is_ours():
+                        raise ProviderRetryable(TURN_LOST)
+                await self._provider.start(machine_id)
+                return
+        except StoreError as exc:
+            log.warning("started out of turn", extra={"fields": {"satellite": str(self._key), "error": str(exc)}})
+        await self._provider.start(machine_id)
+
+    async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
+        """See Provider. Raises SleepVetoed too if somebody uses the satellite, or the store cannot be reached."""
+        try:
+            async with self._coordination.acting(self._key) as turn:
+                if force:
+                    # Nobody can use what is stopping: whoever waits for it wants it to come to an end.
+                    seen = await self._provider.describe(machine_id)
+                    if seen.state is not MachineState.STOPPING:
+                        return
+                else:
+                    await turn.close(self._is_used)
+                    if self._is_used():
+                        raise SleepVetoed(IN_USE_HERE)
+                if not turn.is_ours():
+                    raise SleepVetoed(TURN_LOST)
+                with turn.while_ours() as scope:
+                    await self._provider.stop(machine_id, mode, force=force)
+                if scope.cancelled_caught:
+                    raise SleepVetoed(TURN_LOST)
+        except StoreError as exc:
+            raise SleepVetoed(str(exc)) from exc
+
+    async def launch(self, machine_id: MachineId, token: str) -> None:
+        """See Provider. Raises ProviderRetryable if the store cannot be reached: a launch costs, and is not repeated."""
+        try:
+            async with self._coordination.acting(self._key) as turn:
+                if self._launches is not None:
+                    token = await self._launches.begin(token)
+                if not turn.is_ours():
+                    raise ProviderRetryable(TURN_LOST)
+                await self._provider.launch(machine_id, token)
+                if self._launches is not None:
+                    await self._launches.done(machine_id)
+        except StoreError as exc:
+            raise ProviderRetryable(str(exc)) from exc
+
+    async def terminate(self, machine_id: MachineId) -> None:
+        """See Provider. Raises ProviderRetryable too, as `stop` does."""
+        try:
+            async with self._coordination.acting(self._key) as turn:
+                await turn.close(self._is_used)
+                if not turn.is_ours():
+                    raise ProviderRetryable(TURN_LOST)
+                await self._provider.terminate(machine_id)
+        except StoreError as exc:
+            raise ProviderRetryable(str(exc)) from exc

@@ -1,0 +1,82 @@
+"""Opens the stores that [store] asks for; nothing is touched before the first call."""
+
+import dataclasses
+import socket
+from pathlib import Path
+
+import click
+import trio
+
+from bentpipe.config.load import load_config
+from bentpipe.config.model import LEDGER_NAME, StoreSection
+from bentpipe.daemon.errors import StoreUnusable
+from bentpipe.daemon.store.base import Ledger
+from bentpipe.daemon.store.coordination import Coordination, LocalCoordination
+from bentpipe.daemon.store.registry import Registry
+from bentpipe.daemon.store.shared import SharedCoordination
+from bentpipe.daemon.store.sqlite import SqliteLedger
+from bentpipe.daemon.store.sqlite_registry import SqliteRegistry
+
+SERVICE_LEDGER = Path("/var/lib/bentpipe") / LEDGER_NAME
+"""Where the unit's StateDirectory= puts it; an operator's shell has no STATE_DIRECTORY."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stores:
+    """What the daemon keeps, and by what it agrees with other hosts. None: not kept."""
+
+    ledger: Ledger | None
+    registry: Registry | None
+    coordination: Coordination
+
+
+def open_stores(section: StoreSection) -> Stores:
+    """All of them, to read and write."""
+    if section.kind == "dynamodb":
+        return _open_dynamodb(section)
+    path = section.ledger_path()
+    if path is None:
+        return Stores(None, None, LocalCoordination())
+    return Stores(SqliteLedger(path), SqliteRegistry(path), LocalCoordination())
+
+
+def open_ledger_to_read(section: StoreSection) -> Ledger:
+    """The ledger to read, beside a running daemon or without one. Raises StoreUnusable if there is none."""
+    if section.kind == "dynamodb":
+        ledger = _open_dynamodb(section).ledger
+        if ledger is not None:
+            return ledger
+    path = section.ledger_path() or SERVICE_LEDGER
+    if section.kind == "none" or not path.exists():
+        raise StoreUnusable(f"no ledger at {path}; [store] path in the configuration says where one is kept")
+    return SqliteLedger(path, read_only=True)
+
+
+def run_store_init(config_path: Path) -> None:
+    """Make the table that [store] names. Raises ConfigErrors, StoreError."""
+    section = load_config(config_path, check_files=False).store
+    if section.kind != "dynamodb":
+        raise StoreUnusable(f"[store] kind {section.kind!r} needs no preparation")
+    from bentpipe.daemon.store.dynamodb.table import Table
+
+    table = Table(section.table or "", region=section.region, endpoint=section.endpoint)
+    made = trio.run(table.create)
+    click.echo(f"table {section.table}: {'made' if made else 'was there already'}")
+
+
+def _open_dynamodb(section: StoreSection) -> Stores:
+    # Here, because boto3 takes a third of a second and 50 MB that a daemon without it should not pay for.
+    from bentpipe.daemon.store.dynamodb.ledger import DynamoLedger
+    from bentpipe.daemon.store.dynamodb.registry import DynamoRegistry
+    from bentpipe.daemon.store.dynamodb.rows import DynamoRows
+    from bentpipe.daemon.store.dynamodb.table import Table
+
+    def table() -> Table:
+        # Each with threads of its own: books that are slow to be written must not hold up a client.
+        return Table(section.table or "", region=section.region, endpoint=section.endpoint)
+
+    host = section.host or socket.gethostname()
+    coordination = SharedCoordination(
+        DynamoRows(table()), host, lease_s=section.lease_s, host_expiry_s=section.host_expiry_s
+    )
+    return Stores(DynamoLedger(table(), host), DynamoRegistry(table()), coordination)

@@ -1,0 +1,108 @@
+"""Tokens of the store: the commands that write them, and the task that brings them to a running daemon."""
+
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import click
+import trio
+
+from bentpipe.config.load import load_config
+from bentpipe.config.model import Config, TokenSection
+from bentpipe.daemon.edge.admission import Admission
+from bentpipe.daemon.errors import StoreError, StoreUnusable
+from bentpipe.daemon.service.stores import open_stores
+from bentpipe.daemon.service.token import hash_token, new_token
+from bentpipe.daemon.store.registry import Registry, StoreConflict, StoredToken
+
+log = logging.getLogger("bentpipe.store")
+
+TOKEN_REFRESH_S = 2.0
+"""Between looks at the store's tokens: this long, at most, one that was added is refused, or one revoked is taken."""
+
+
+async def run_token_refresh(
+    registry: Registry, admission: Admission, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Keep the admission's table as the store has it; started after the first look.
+
+    While the store fails, the tokens last known are taken.
+    """
+    failing, looked = "", False
+    try:
+        while True:
+            try:
+                admission.replace_stored(await registry.tokens())
+            except StoreError as exc:
+                if str(exc) != failing:
+                    log.error("tokens cannot be read", extra={"fields": {"error": str(exc)}})
+                failing = str(exc)
+            else:
+                if failing:
+                    log.warning("tokens can be read again")
+                failing = ""
+            if not looked:
+                looked = True
+                task_status.started()
+            await trio.sleep(TOKEN_REFRESH_S)
+    finally:
+        with trio.CancelScope(shield=True):
+            await registry.aclose()
+
+
+def run_token_add(config_path: Path, name: str, grants: tuple[str, ...]) -> None:
+    """Make a token, keep its hash in the store and print it. Raises ConfigErrors, StoreError, pydantic's errors."""
+    config = load_config(config_path, check_files=False)
+    made = new_token()
+    section = TokenSection(name=name, hash=hash_token(made), grants=grants)
+    if any(token.name == name for token in config.token):
+        raise StoreConflict(f"there is a token {name!r} already, in {config_path}")
+    stored = StoredToken(section.name, section.hash, section.grants, time.time_ns() // 1000)
+
+    async def add(registry: Registry) -> None:
+        await registry.add_token(stored)
+
+    trio.run(_with_registry, config, add)
+    click.echo(f"token (shown once; give it to the client as satellite_token):\n  {made}")
+
+
+def run_token_list(config_path: Path) -> None:
+    """Print every token's name, source and grants. Raises ConfigErrors, StoreError."""
+    config = load_config(config_path, check_files=False)
+    stored: tuple[StoredToken, ...] = ()
+
+    async def read(registry: Registry) -> None:
+        nonlocal stored
+        stored = await registry.tokens()
+
+    trio.run(_with_registry, config, read)
+    for name, source, grants in (
+        *((token.name, "configuration", token.grants) for token in config.token),
+        *((token.name, "store", token.grants) for token in stored),
+    ):
+        click.echo(f"{name}\t{source}\t{json.dumps(grants)}")
+
+
+def run_token_revoke(config_path: Path, name: str) -> None:
+    """Forget a token of the store. Raises ConfigErrors, StoreError."""
+    config = load_config(config_path, check_files=False)
+
+    async def revoke(registry: Registry) -> None:
+        if not await registry.revoke_token(name):
+            where = f"; it is in {config_path}" if any(token.name == name for token in config.token) else ""
+            raise StoreConflict(f"the store has no token {name!r}{where}")
+
+    trio.run(_with_registry, config, revoke)
+    click.echo(f"revoked; running daemons refuse it within {TOKEN_REFRESH_S:g} s")
+
+
+async def _with_registry(config: Config, use: Callable[[Registry], Awaitable[None]]) -> None:
+    registry = open_stores(config.store).registry
+    if registry is None:
+        raise StoreUnusable("no store: [store] in the configuration says where one is kept")
+    try:
+        await use(registry)
+    finally:
+        await registry.aclose()

@@ -1,0 +1,1 @@
+"""The store in one DynamoDB table, for hosts that share a fleet."""

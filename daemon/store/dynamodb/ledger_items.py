@@ -1,0 +1,148 @@
+"""What the ledger's items hold: the host's life, its open intervals, and those that are past. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+from bentpipe.daemon.model import NO_WAITS, SatelliteKey, SatelliteState, Waits, WakePhase
+from bentpipe.daemon.store.base import Change, Interval, Stamp
+from bentpipe.daemon.store.dynamodb.table import number, text
+
+if TYPE_CHECKING:
+    from types_boto3_dynamodb.type_defs import AttributeValueTypeDef
+
+    from bentpipe.daemon.store.dynamodb.table import Item
+
+LIFE = "LIFE"
+OPEN = "OPEN#"
+PAST = "PAST#"
+OPEN_END, PAST_END = "OPEN$", "PAST$"
+"""The character after "#" is "$": where the sort keys with the prefix end."""
+
+
+@dataclasses.dataclass(slots=True)
+class Life:
+    """The host's last sign of life, as it is or is to be in the table. `moves` counts intervals that ended."""
+
+    run: str
+    serial: int
+    stamp: Stamp
+    moves: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Open:
+    """A satellite's open interval; `since` is the number of the move that began it."""
+
+    key: SatelliteKey
+    state: SatelliteState
+    began: Stamp
+    cause: str
+    who: str
+    since: int
+
+
+def books_pk(host: str) -> str:
+    """Partition of a host's intervals."""
+    return f"BOOKS#{host}"
+
+
+def past_key(to_us: int, moves: int) -> str:
+    """Sort key of a past interval: by its end, shifted so that no moment is negative, then by the number of its end."""
+    return f"{PAST}{to_us + (1 << 62):020d}#{moves:012d}"
+
+
+def life_item(host: str, life: Life) -> dict[str, AttributeValueTypeDef]:
+    """A host's life."""
+    return {
+        "pk": {"S": LIFE},
+        "sk": {"S": host},
+        "run": {"S": life.run},
+        "serial": {"N": str(life.serial)},
+        "moves": {"N": str(life.moves)},
+        **_stamp_item(life.stamp),
+    }
+
+
+def life_of(item: Item) -> Life:
+    """Read what `life_item` made."""
+    return Life(text(item, "run"), number(item, "serial"), _stamp_of(item), number(item, "moves"))
+
+
+def open_item(host: str, each: Open) -> dict[str, AttributeValueTypeDef]:
+    """A satellite's open interval."""
+    return {
+        "pk": {"S": books_pk(host)},
+        "sk": {"S": f"{OPEN}{each.key}"},
+        **_common_item(each),
+        **_stamp_item(each.began),
+        "number": {"N": str(each.since)},
+    }
+
+
+def open_of(item: Item) -> Open:
+    """Read what `open_item` made."""
+    return Open(
+        *(_key_of(item), SatelliteState(text(item, "satellite_state")), _stamp_of(item)),
+        *(text(item, "cause"), text(item, "who"), number(item, "number")),
+    )
+
+
+def past_item(
+    host: str, each: Open, to_us: int, elapsed_us: int, moves: int, change: Change | None
+) -> dict[str, AttributeValueTypeDef]:
+    """The interval `each`, which ends now, and what `change` says of it."""
+    phases = {phase.value: round(seconds, 6) for phase, seconds in change.phases} if change else {}
+    waits = change.waits if change else NO_WAITS
+    return {
+        "pk": {"S": books_pk(host)},
+        "sk": {"S": past_key(to_us, moves)},
+        **_common_item(each),
+        "from_us": {"N": str(each.began.wall_us)},
+        "to_us": {"N": str(to_us)},
+        "elapsed_us": {"N": str(elapsed_us)},
+        "number": {"N": str(moves)},
+        "phases": {"S": json.dumps(phases)},
+        "waits": {"S": json.dumps([waits.clients, waits.total_s, waits.longest_s])},
+    }
+
+
+def interval_of(item: Item) -> Interval:
+    """Read what `past_item` made."""
+    return Interval(
+        _key_of(item),
+        SatelliteState(text(item, "satellite_state")),
+        *(number(item, "from_us"), number(item, "to_us"), number(item, "elapsed_us")),
+        *(text(item, "cause"), text(item, "who")),
+        tuple((WakePhase(phase), seconds) for phase, seconds in json.loads(text(item, "phases")).items()),
+        Waits(*json.loads(text(item, "waits"))),
+        is_open=False,
+    )
+
+
+def _common_item(each: Open) -> dict[str, AttributeValueTypeDef]:
+    return {
+        "satellite": {"S": str(each.key)},
+        "satellite_state": {"S": each.state.value},
+        "cause": {"S": each.cause},
+        "who": {"S": each.who},
+    }
+
+
+def _key_of(item: Item) -> SatelliteKey:
+    org, _, name = text(item, "satellite").partition("/")
+    return SatelliteKey(org, name)
+
+
+def _stamp_item(stamp: Stamp) -> dict[str, AttributeValueTypeDef]:
+    return {
+        "wall_us": {"N": str(stamp.wall_us)},
+        "boot_us": {"N": str(stamp.boot_us)},
+        "boot_id": {"S": stamp.boot_id},
+    }
+
+
+def _stamp_of(item: Item) -> Stamp:
+    return Stamp(number(item, "wall_us"), number(item, "boot_us"), text(item, "boot_id"))

@@ -1,0 +1,250 @@
+"""One DynamoDB table, by boto3 in a few threads: its calls, their deadlines and repeats, and its errors as ours.
+
+Every item has a partition key `pk` and a sort key `sk`; what stands in them, and who writes it:
+
+    pk                 sk                          what
+    SATELLITE          ORG/NAME                    registry: owner, generation, machine
+    TOKEN              NAME                        registry: a token's hash and grants
+    TOKEN-HASH         sha256:…                    registry: whose hash that is, so that it is there once
+    ROW#ORG/NAME       ROW                         coordination: turn, epoch, closing, who has entered
+    STAY               HOST/…                      coordination: a host's stay and its newest version
+    LIFE               HOST                        ledger: the run that keeps a host's books, its last sign of life
+    BOOKS#HOST         OPEN#ORG/NAME               ledger: the open interval of a satellite as the host saw it
+    BOOKS#HOST         PAST#END#NUMBER             ledger: closed intervals by their end, in microseconds
+
+Every call can be repeated: what it writes is the same, and its condition holds for the outcome too. Reads are
+consistent. Items hold the low-level form of the service ({"S": …}), which `text`, `number` and `strings` read.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import boto3
+import botocore.config
+import botocore.exceptions
+import trio
+
+from bentpipe.daemon.errors import StoreError, StoreUnusable
+
+if TYPE_CHECKING:
+    from types_boto3_dynamodb.client import DynamoDBClient
+    from types_boto3_dynamodb.type_defs import AttributeValueTypeDef, TransactWriteItemTypeDef
+
+    Item = Mapping[str, AttributeValueTypeDef]
+
+T = TypeVar("T")
+
+THREADS = 8
+"""Calls at once; the service answers in some ms, and what is done in a hurry is a few calls."""
+CONNECT_TIMEOUT_S = 1.0
+READ_TIMEOUT_S = 2.0
+"""The service answers within tens of ms; beyond these a held client is better served by rule 5 of the coordination."""
+ATTEMPTS = 3
+RETRY_S = 0.05
+"""Before the second attempt, doubled for each further one, half of it by chance."""
+TRANSACTION_ITEMS = 25
+"""Of 100 that the service takes: small ones are quick, and fewer are written again when one fails."""
+
+_PASSING = {
+    "InternalServerError",
+    "ProvisionedThroughputExceededException",
+    "RequestLimitExceeded",
+    "ServiceUnavailable",
+    "ThrottlingException",
+    "TransactionConflictException",
+    "TransactionInProgressException",
+}
+_FAILED_CONDITION = "ConditionalCheckFailedException"
+_CANCELLED = "TransactionCanceledException"
+
+
+class ConditionFailed(Exception):
+    """The write's condition did not hold; `item` is what is there."""
+
+    def __init__(self, item: Item) -> None:
+        super().__init__("the condition did not hold")
+        self.item = item
+
+
+class Table:
+    """Made without I/O; boto3 finds region and credentials in its own way where they are not given."""
+
+    def __init__(self, name: str, *, region: str | None, endpoint: str | None) -> None:
+        self.name = name
+        self._region = region
+        self._endpoint = endpoint
+        self._client: DynamoDBClient | None = None
+        self._limiter = trio.CapacityLimiter(THREADS)
+
+    async def get(self, pk: str, sk: str) -> Item:
+        """The item; an empty one if there is none. Raises StoreError."""
+        found = await self._call(
+            lambda client: client.get_item(TableName=self.name, Key=_key(pk, sk), ConsistentRead=True)
+        )
+        return found.get("Item", {})
+
+    async def query(self, pk: str, *, at_least: str = "\0", below: str = "\U0010ffff") -> list[Item]:
+        """All items of a partition whose sort keys lie in the span, in their order. Raises StoreError."""
+        found: list[Item] = []
+        start: dict[str, AttributeValueTypeDef] = {}
+        while True:
+            page = await self._call(
+                lambda client, start=start: client.query(  # type: ignore[misc]
+                    TableName=self.name,
+                    KeyConditionExpression="pk = :pk AND sk BETWEEN :low AND :high",
+                    ExpressionAttributeValues={":pk": {"S": pk}, ":low": {"S": at_least}, ":high": {"S": below}},
+                    ConsistentRead=True,
+                    **({"ExclusiveStartKey": start} if start else {}),
+                )
+            )
+            found += page["Items"]
+            start = page.get("LastEvaluatedKey", {})
+            if not start:
+                return found
+
+    async def update(
+        self, pk: str, sk: str, change: str, values: Item, *, condition: str | None = None, names: Sequence[str] = ()
+    ) -> Item:
+        """Change an item, or make it. `names` are used in the expressions as #name. Returns it as it is then.
+
+        Raises ConditionFailed, StoreError.
+        """
+        optional: dict[str, object] = {}
+        if condition is not None:
+            optional |= {"ConditionExpression": condition, "ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
+        if values:
+            optional["ExpressionAttributeValues"] = values
+        if names:
+            optional["ExpressionAttributeNames"] = {f"#{name}": name for name in names}
+        done = await self._call(
+            lambda client: client.update_item(
+                TableName=self.name,
+                Key=_key(pk, sk),
+                UpdateExpression=change,
+                ReturnValues="ALL_NEW",
+                **optional,  # type: ignore[arg-type]
+            )
+        )
+        return done.get("Attributes", {})
+
+    async def delete(self, pk: str, sk: str, *, condition: str | None = None, values: Item | None = None) -> None:
+        """Delete an item, if it is there. Raises ConditionFailed, StoreError."""
+        optional: dict[str, object] = {}
+        if condition is not None:
+            optional = {
+                "ConditionExpression": condition,
+                "ExpressionAttributeValues": values or {},
+                "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+            }
+        await self._call(
+            lambda client: client.delete_item(TableName=self.name, Key=_key(pk, sk), **optional)  # type: ignore[arg-type]
+        )
+
+    async def transact(self, writes: Sequence[TransactWriteItemTypeDef]) -> None:
+        """All of them or none. Raises ConditionFailed with the item of the first that failed, StoreError."""
+        await self._call(lambda client: client.transact_write_items(TransactItems=writes))
+
+    async def create(self) -> bool:
+        """Make the table, billed by request, and wait until it can be used. Returns False if it was there already."""
+        return await self._call(self._create)
+
+    def create_now(self) -> bool:
+        """As `create`, blocking: for commands and tests."""
+        return self._use(self._create)
+
+    def _create(self, client: DynamoDBClient) -> bool:
+        try:
+            client.create_table(
+                TableName=self.name,
+                BillingMode="PAY_PER_REQUEST",
+                AttributeDefinitions=[
+                    {"AttributeName": "pk", "AttributeType": "S"},
+                    {"AttributeName": "sk", "AttributeType": "S"},
+                ],
+                KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
+            )
+        except client.exceptions.ResourceInUseException:
+            return False
+        client.get_waiter("table_exists").wait(TableName=self.name, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+        return True
+
+    async def _call(self, use: Callable[[DynamoDBClient], T]) -> T:
+        """Call in a thread; what passes is tried again here and nowhere else."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return await trio.to_thread.run_sync(self._use, use, limiter=self._limiter)
+            except StoreUnusable:
+                raise
+            except StoreError:
+                if attempt + 1 == ATTEMPTS:
+                    raise
+                await trio.sleep(RETRY_S * 2**attempt * random.uniform(0.5, 1.0))
+        raise AssertionError("an attempt neither succeeds nor fails")
+
+    def _use(self, use: Callable[[DynamoDBClient], T]) -> T:
+        try:
+            if self._client is None:
+                self._client = self._connect()
+            return use(self._client)
+        except botocore.exceptions.ClientError as exc:
+            raise self._typed(exc) from exc
+        except botocore.exceptions.BotoCoreError as exc:
+            passing = isinstance(exc, (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError))
+            raise (StoreError if passing else StoreUnusable)(f"DynamoDB table {self.name}: {exc}") from exc
+
+    def _connect(self) -> DynamoDBClient:
+        return boto3.session.Session().client(
+            "dynamodb",
+            region_name=self._region,
+            endpoint_url=self._endpoint,
+            config=botocore.config.Config(
+                connect_timeout=CONNECT_TIMEOUT_S,
+                read_timeout=READ_TIMEOUT_S,
+                max_pool_connections=THREADS,
+                retries={"total_max_attempts": 1},
+            ),
+        )
+
+    def _typed(self, exc: botocore.exceptions.ClientError) -> Exception:
+        error = exc.response.get("Error", {})
+        code, words = error.get("Code", ""), f"DynamoDB table {self.name}: {exc}"
+        if code == _FAILED_CONDITION:
+            return ConditionFailed(_item(exc.response.get("Item")))
+        if code == _CANCELLED:
+            reasons = exc.response.get("CancellationReasons", [])
+            for reason in reasons:
+                if reason.get("Code") == "ConditionalCheckFailed":
+                    return ConditionFailed(_item(reason.get("Item")))
+            codes = {str(reason.get("Code")) for reason in reasons} - {"None"}
+            passing = codes <= {"TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"}
+            return (StoreError if passing else StoreUnusable)(words)
+        if code == "ResourceNotFoundException":
+            return StoreUnusable(f"there is no DynamoDB table {self.name}: `bentpipe store init` makes it")
+        status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return (StoreError if code in _PASSING or status >= 500 else StoreUnusable)(words)
+
+
+def text(item: Item, name: str) -> str:
+    """A string attribute; "" if there is none."""
+    return item.get(name, {}).get("S", "")
+
+
+def number(item: Item, name: str) -> int:
+    """A whole number; 0 if there is none."""
+    return int(item.get(name, {}).get("N", "0"))
+
+
+def strings(item: Item, name: str) -> frozenset[str]:
+    """A set of strings; an empty one if there is none."""
+    return frozenset(item.get(name, {}).get("SS", ()))
+
+
+def _item(found: object) -> Item:
+    return found if isinstance(found, dict) else {}
+
+
+def _key(pk: str, sk: str) -> dict[str, AttributeValueTypeDef]:
+    return {"pk": {"S": pk}, "sk": {"S": sk}}

@@ -1,0 +1,89 @@
+"""The contract of the registry: what is known of satellites, their owners and tokens, but stands in no configuration.
+
+It holds hashes of tokens, never a token. Its laws, which `tests/daemon/store/registry_contract.py` has as tests:
+
+1. A name stands for one token and a hash for one name; what is revoked is gone, and its name is free again.
+2. A satellite's machine is known by its generation. Who wants the next one names the one it knows: of all who do, one
+   makes it, and the others are told which it is. So one launch is one machine, whoever else wants it too.
+3. Generations only rise, and one that was forgotten is not used again.
+"""
+
+import dataclasses
+import hashlib
+from typing import Protocol
+
+from bentpipe.daemon.errors import StoreError
+from bentpipe.daemon.model import MachineId, SatelliteKey
+
+
+class StoreConflict(StoreError):
+    """What was to be written contradicts what is there: a name that is taken, a generation that is over."""
+
+    retryable = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class StoredToken:
+    """A token's name, its hash (`sha256:` and 64 hex digits) and its grants, in the form of the configuration."""
+
+    name: str
+    token_hash: str
+    grants: tuple[str, ...]
+    created_us: int
+    """Microseconds since the epoch."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Registration:
+    """What is kept of one satellite."""
+
+    key: SatelliteKey
+    owner: str
+    """The principal whose it is; "" if it is the configuration's."""
+    generation: int
+    """Counts its machines, from 1."""
+    machine_id: MachineId | None
+    """None until the provider has named the machine of this generation."""
+    created_us: int
+    """Microseconds since the epoch at which this generation was begun."""
+
+
+def launch_token(registration: Registration) -> str:
+    """64 hex digits that are the same for one generation wherever it is launched (EC2's ClientToken)."""
+    return hashlib.sha256(f"{registration.key} {registration.generation}".encode()).hexdigest()
+
+
+class Registry(Protocol):
+    """Every method raises StoreError."""
+
+    async def tokens(self) -> tuple[StoredToken, ...]:
+        """All tokens, by name."""
+        ...
+
+    async def add_token(self, token: StoredToken) -> None:
+        """Keep a token. Raises StoreConflict if its name or its hash is there already."""
+        ...
+
+    async def revoke_token(self, name: str) -> bool:
+        """Forget a token. Returns whether there was one of that name."""
+        ...
+
+    async def satellites(self) -> tuple[Registration, ...]:
+        """All satellites, by key."""
+        ...
+
+    async def begin_generation(self, key: SatelliteKey, *, after: int, owner: str, at_us: int) -> Registration:
+        """Begin the generation that follows `after` (0: none yet). Returns the satellite's newest, ours or another's."""
+        ...
+
+    async def set_machine(self, key: SatelliteKey, generation: int, machine_id: MachineId) -> None:
+        """Note which machine the generation is. Raises StoreConflict if it is over."""
+        ...
+
+    async def forget(self, key: SatelliteKey) -> None:
+        """The satellite is no more; of its generations only the number is kept."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give up what is held open; nothing may be called afterwards."""
+        ...

@@ -1,0 +1,80 @@
+"""One SQLite file, opened and used in threads, one call at a time, so that its connection is never shared.
+
+It is opened by the first call that needs it and dropped after an error, so that the next call begins afresh.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from bentpipe.daemon.errors import StoreError, StoreUnusable
+from bentpipe.daemon.store.schema import migrate, version_of
+
+T = TypeVar("T")
+
+BUSY_TIMEOUT_S = 5.0
+"""For a lock of another process: readers hold none in WAL mode, so only a backup, `bentpipe token` or a second daemon."""
+
+_HOPELESS = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+class SqliteFile:
+    """The file at `path`, which is made if need be, or must be there with `read_only`."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self._path = path
+        self._read_only = read_only
+        self._connection: sqlite3.Connection | None = None
+        self._one_at_a_time = trio.CapacityLimiter(1)
+
+    async def call(self, use: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `use` in a thread. Raises StoreError, StoreUnusable."""
+        return await trio.to_thread.run_sync(self._use, use, limiter=self._one_at_a_time)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await trio.to_thread.run_sync(self._drop, limiter=self._one_at_a_time)
+
+    def _use(self, use: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            if self._connection is None:
+                self._connection = self._open()
+            return use(self._connection)
+        except StoreError:
+            self._drop()
+            raise
+        except (sqlite3.Error, OSError) as exc:
+            self._drop()
+            hopeless = isinstance(exc, sqlite3.Error) and getattr(exc, "sqlite_errorcode", 0) & 0xFF in _HOPELESS
+            raise (StoreUnusable if hopeless else StoreError)(f"{self._path}: {exc}") from exc
+
+    def _open(self) -> sqlite3.Connection:
+        mode = "ro" if self._read_only else "rwc"
+        if not self._read_only:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            if not self._read_only:
+                migrate(connection)
+            elif not version_of(connection):
+                raise StoreUnusable(f"{self._path}: no ledger yet")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()

@@ -1,0 +1,105 @@
+"""The registry in the ledger's SQLite file: see `registry.Registry`."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+from bentpipe.daemon.model import MachineId, SatelliteKey
+from bentpipe.daemon.store.registry import Registration, StoreConflict, StoredToken
+from bentpipe.daemon.store.schema import transaction
+from bentpipe.daemon.store.sqlite_file import SqliteFile
+
+
+class SqliteRegistry:
+    """`Registry` in the file at `path`, which is made if need be."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = SqliteFile(path)
+
+    async def tokens(self) -> tuple[StoredToken, ...]:
+        """See Registry."""
+        rows = await self._file.call(
+            lambda db: db.execute("SELECT name, hash, grants, created_us FROM token ORDER BY name").fetchall()
+        )
+        return tuple(
+            StoredToken(name, digest, tuple(json.loads(grants)), at_us) for name, digest, grants, at_us in rows
+        )
+
+    async def add_token(self, token: StoredToken) -> None:
+        """See Registry."""
+        row = (token.name, token.token_hash, json.dumps(token.grants), token.created_us)
+
+        def add(db: sqlite3.Connection) -> None:
+            with transaction(db):
+                if db.execute("SELECT 1 FROM token WHERE name = ? OR hash = ?", row[:2]).fetchone() is not None:
+                    raise StoreConflict(f"there is a token {token.name!r} already")
+                db.execute("INSERT INTO token VALUES (?, ?, ?, ?)", row)
+
+        await self._file.call(add)
+
+    async def revoke_token(self, name: str) -> bool:
+        """See Registry."""
+        return await self._file.call(
+            lambda db: db.execute("DELETE FROM token WHERE name = ?", (name,)).rowcount > 0,
+        )
+
+    async def satellites(self) -> tuple[Registration, ...]:
+        """See Registry."""
+        return await self._file.call(
+            lambda db: tuple(_read(db, "WHERE NOT forgotten ORDER BY org, name", ())),
+        )
+
+    async def begin_generation(self, key: SatelliteKey, *, after: int, owner: str, at_us: int) -> Registration:
+        """See Registry."""
+
+        def begin(db: sqlite3.Connection) -> Registration:
+            with transaction(db):
+                db.execute(
+                    """INSERT INTO registration VALUES (?, ?, ?, ?, NULL, ?, FALSE) ON CONFLICT DO UPDATE
+                       SET owner = excluded.owner, generation = registration.generation + 1, machine = NULL,
+                           created_us = excluded.created_us, forgotten = FALSE
+                       WHERE forgotten OR generation = ?""",
+                    (key.org, key.name, owner, after + 1, at_us, after),
+                )
+                (newest,) = _read(db, "WHERE org = ? AND name = ?", (key.org, key.name))
+            return newest
+
+        return await self._file.call(begin)
+
+    async def set_machine(self, key: SatelliteKey, generation: int, machine_id: MachineId) -> None:
+        """See Registry."""
+
+        def note(db: sqlite3.Connection) -> None:
+            done = db.execute(
+                "UPDATE registration SET machine = ? WHERE org = ? AND name = ? AND generation = ? AND NOT forgotten",
+                (machine_id, key.org, key.name, generation),
+            )
+            if not done.rowcount:
+                raise StoreConflict(f"generation {generation} of {key} is over")
+
+        await self._file.call(note)
+
+    async def forget(self, key: SatelliteKey) -> None:
+        """See Registry."""
+        await self._file.call(
+            lambda db: db.execute(
+                "UPDATE registration SET forgotten = TRUE, machine = NULL WHERE org = ? AND name = ?",
+                (key.org, key.name),
+            ),
+        )
+
+    async def aclose(self) -> None:
+        """See Registry."""
+        await self._file.aclose()
+
+
+def _read(db: sqlite3.Connection, where: str, arguments: tuple[str, ...]) -> list[Registration]:
+    rows = db.execute(
+        f"SELECT org, name, owner, generation, machine, created_us FROM registration {where}", arguments
+    ).fetchall()
+    return [
+        Registration(
+            SatelliteKey(org, name), owner, generation, None if machine is None else MachineId(machine), created_us
+        )
+        for org, name, owner, generation, machine, created_us in rows
+    ]

@@ -1,0 +1,56 @@
+"""moto's DynamoDB on a port of its own, with one request at a time: the service's writes are atomic, moto's are not."""
+
+import io
+import threading
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+
+class _Quiet(WSGIRequestHandler):
+    """HTTP/1.1, so that connections are kept as the service keeps them; logs nothing."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log(self, type: str, message: str, *args: Any) -> None:
+        pass
+
+
+class DynamoDbServer:
+    """`after(body)`, if set, is called with each request once it was carried out and before it is answered."""
+
+    def __init__(self) -> None:
+        application = DomainDispatcherApplication(create_backend_app)
+        one_at_a_time = threading.Lock()
+        self.after: Callable[[bytes], None] | None = None
+
+        def serialised(environment: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
+            body = environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
+            environment["wsgi.input"] = io.BytesIO(body)
+            with one_at_a_time:
+                answer = list(application(environment, respond))
+                if self.after is not None:
+                    self.after(body)
+                return answer
+
+        self._server = make_server("127.0.0.1", 0, serialised, threaded=True, request_handler=_Quiet)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="dynamodb")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
