@@ -4,7 +4,6 @@ import collections
 import contextlib
 import functools
 import shutil
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -16,12 +15,9 @@ from bentpipe.config.load import load_config
 from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.service.serve import Daemon, serve
 
-PEERS = Path(__file__).parent.parent / "peers"
-sys.path.insert(0, str(PEERS))
-
-from clients import Client  # noqa: E402 - the peers' folder is no package
-from in_process import write_config  # noqa: E402
-from kinds import CLIENTS, SERVER_KINDS, TABLE_SIZES, or_skip, satellite_command  # noqa: E402
+from clients import Client
+from in_process import write_config
+from kinds import CLIENTS, SERVER_KINDS, TABLE_SIZES, or_skip, satellite_command
 
 SLOW_SATELLITES = 40
 """Of each kind; they cost nothing until somebody wakes them."""

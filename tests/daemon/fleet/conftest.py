@@ -1,15 +1,10 @@
-"""The EC2 emulator's bed, which lives beside the providers' tests, and credentials for boto3."""
+"""Credentials for boto3."""
 
 import functools
-import sys
-from pathlib import Path
 
 import botocore.loaders
 import botocore.session
 import pytest
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "providers")]
-pytest.register_assert_rewrite("emulated_fleet", "emulated_ec2", "provider_contract")
 
 shared_loader = functools.cache(botocore.loaders.create_loader)
 

@@ -4,12 +4,12 @@ import contextlib
 import dataclasses
 import itertools
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 import pytest
 import trio
+from coordination_contract import EXPIRY_S, LEASE_S, CutRows
+from memory_rows import MemoryRows
 
 from bentpipe.daemon.errors import ProviderRetryable, SleepVetoed, StoreError
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
@@ -17,11 +17,6 @@ from bentpipe.daemon.fleet.rules import Rules
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, SatelliteKey, SatelliteState, SleepMode
 from bentpipe.daemon.store.shared import SharedCoordination
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "store"))
-
-from coordination_contract import EXPIRY_S, LEASE_S, CutRows
-from memory_rows import MemoryRows
 
 S, M = SatelliteState, MachineState
 KEY = SatelliteKey("acme", "m")
