@@ -168,7 +168,7 @@ class SatelliteMachine(Descending):
         elif event.crowded:
             self._fail(event.waiter, LimitReached("too many clients wait for satellites already"))
         else:
-            self._room.enter(event.waiter, now, event.patience_s)
+            self._room.enter(event.waiter, now)
 
     def _expire(self, now: float) -> None:
         queued = self.wants_place(now)

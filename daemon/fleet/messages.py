@@ -34,10 +34,9 @@ class Lesson(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Arrived:
-    """Somebody wants the satellite and has so many seconds. `crowded`: too many wait for satellites in all."""
+    """Somebody wants the satellite. `crowded`: too many wait for satellites in all."""
 
     waiter: WaiterId
-    patience_s: float = float("inf")
     crowded: bool = False
 
 

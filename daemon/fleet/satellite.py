@@ -159,17 +159,18 @@ class Satellite:
         return self._machine.waiting
 
     @contextlib.asynccontextmanager
-    async def lease(self, who: str = "", patience_s: float = float("inf")) -> AsyncIterator[Lease]:
+    async def lease(self, who: str = "") -> AsyncIterator[Lease]:
         """Wait until the satellite is operational. Raises WakeFailed, SatelliteUnusable, LimitReached, Draining, ….
 
-        `who` is the principal, for the books; `patience_s` is how long the client itself would wait, if it says so.
-        Cancelling the wait gives the place back at once; the wake goes on.
+        `who` is the principal, for the books. How long a client itself would wait (grpc-timeout) is its own affair: it is
+        its first request's, and others may share the connection. Cancelling the wait gives the place back at once; the
+        wake goes on.
         """
         since = trio.current_time()
         await self._enter()
         waiter_id = WaiterId(next(self._ids))
         waiter = self._waiters[waiter_id] = _Waiter(who, since, self._usher.event())
-        self._feed(msg.Arrived(waiter_id, patience_s, self._crowd.is_full))
+        self._feed(msg.Arrived(waiter_id, self._crowd.is_full))
         self._entering -= 1
         self._leave_if_unused()  # it may have been refused at once
         waiter.held = not waiter.done.is_set()
@@ -200,7 +201,7 @@ class Satellite:
             return None
         waiter_id = WaiterId(next(self._ids))
         waiter = self._waiters[waiter_id] = _Waiter(who, trio.current_time(), self._usher.event())
-        self._feed(msg.Arrived(waiter_id, float("inf"), self._crowd.is_full))
+        self._feed(msg.Arrived(waiter_id, self._crowd.is_full))
         del self._waiters[waiter_id]
         return _lease_of(waiter)
 

@@ -52,9 +52,9 @@ class WaitingRoom:
             return self._hold_limit_s
         return min(self._hold_limit_s, max(HOLD_FACTOR * self._usual_wake_s, HOLD_FLOOR_S))
 
-    def enter(self, waiter: WaiterId, now: float, patience_s: float) -> None:
-        """Somebody waits, and would for `patience_s`."""
-        place = _Place(now, now + min(patience_s, self._hold_limit_s))
+    def enter(self, waiter: WaiterId, now: float) -> None:
+        """Somebody waits."""
+        place = _Place(now, now + self._hold_limit_s)
         self._places[waiter] = place
         self._first_until = min(self._first_until, self._until(place))
 

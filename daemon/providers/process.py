@@ -60,6 +60,11 @@ class ProcessProvider:
         """Which kind is in use; None before `run` has started."""
         return None if self._isolator is None else self._isolator.isolation
 
+    @property
+    def call_counts(self) -> Mapping[tuple[str, str], int]:
+        """None: there is no API to call."""
+        return {}
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the machines' tasks until `aclose`. Cancelled, it stops every process first, as `aclose` does.
 

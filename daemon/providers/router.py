@@ -24,6 +24,11 @@ class RunnableProvider(Provider, Protocol):
         """End what must not outlive the daemon."""
         ...
 
+    @property
+    def call_counts(self) -> Mapping[tuple[str, str], int]:
+        """How many calls of a cloud's API were made, by API and error code ("ok" if there was none)."""
+        ...
+
 
 class Providers:
     """Implements `Provider` over several. One instance may serve many machines."""
@@ -45,6 +50,11 @@ class Providers:
         async with trio.open_nursery() as nursery:
             for provider in self._all:
                 nursery.start_soon(provider.aclose)
+
+    @property
+    def call_counts(self) -> Mapping[tuple[str, str], int]:
+        """All of theirs."""
+        return {key: count for provider in self._all for key, count in provider.call_counts.items()}
 
     async def describe(self, machine_id: MachineId) -> Machine:
         """See `Provider`; so for all below."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from bentpipe.config.model import PricesSection
-from bentpipe.daemon.model import NO_WAITS, SatelliteState, Waits, WakePhase
+from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteState, Waits, WakePhase
 from bentpipe.daemon.store.base import Interval
 
 S = SatelliteState
@@ -57,6 +57,8 @@ class Summary:
     wake: dict[str, Spread]
     waits: Waits
     woken_by: dict[str, int]
+    resumes: dict[str, int]
+    """Wakes by what they found of the machine's memory: resumed, cold (booted anew), or unknown."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class _Tally:
     durations: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     waits: Waits = NO_WAITS
     woken_by: Counter[str] = dataclasses.field(default_factory=Counter)
+    resumes: Counter[Resume] = dataclasses.field(default_factory=Counter)
 
     def add(self, other: "_Tally") -> None:
         self.awake_s += other.awake_s
@@ -94,6 +97,7 @@ class _Tally:
             self.durations.setdefault(name, []).extend(durations)
         self.waits = _sum_waits(self.waits, other.waits)
         self.woken_by += other.woken_by
+        self.resumes += other.resumes
 
 
 def spread_of(durations: Iterable[float]) -> Spread:
@@ -154,7 +158,7 @@ def _tally(chain: Sequence[Interval], since_us: int, until_us: int) -> _Tally:
         if after is not None and since_us <= interval.to_us < until_us:
             tally.waits = _sum_waits(tally.waits, interval.waits)
             if interval.state in WAKING and after.state not in WAKING and _is_ours(interval):
-                _count_wake(tally, interval, after.state)
+                _count_wake(tally, interval, after)
     return tally
 
 
@@ -163,14 +167,15 @@ def _is_ours(waking: Interval) -> bool:
     return bool(waking.who or waking.waits.clients or WakePhase.START in dict(waking.phases))
 
 
-def _count_wake(tally: _Tally, waking: Interval, after: SatelliteState) -> None:
-    if after is S.UNKNOWN:
+def _count_wake(tally: _Tally, waking: Interval, after: Interval) -> None:
+    if after.state is S.UNKNOWN:
         return  # nobody saw its end
     if waking.who:
         tally.woken_by[waking.who] += 1
-    if after is not S.OPERATIONAL:
+    if after.state is not S.OPERATIONAL:
         tally.failed += 1
         return
+    tally.resumes[after.resume] += 1
     tally.durations.setdefault(TOTAL, []).append(waking.elapsed_us / 1e6)
     for phase, seconds in waking.phases:
         tally.durations.setdefault(phase.value, []).append(seconds)
@@ -199,6 +204,7 @@ def _summary(name: str, tally: _Tally, *, priced: bool) -> Summary:
         {name: spread_of(tally.durations.get(name, ())) for name in (TOTAL, *(phase.value for phase in WakePhase))},
         tally.waits,
         dict(tally.woken_by.most_common()),
+        {resume.value: tally.resumes[resume] for resume in Resume},
     )
 
 

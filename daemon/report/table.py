@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
+from bentpipe.daemon.model import Resume
 from bentpipe.daemon.report.summary import Report, Spread, Summary
 
 
@@ -57,13 +58,14 @@ def _hours(report: Report, groups: Sequence[Sequence[Summary]]) -> Table:
 def _wakes(groups: Sequence[Sequence[Summary]]) -> Table:
     table = _table("wakes, and the clients that were held")
     table.add_column("satellite", overflow="fold")
-    for heading in ("wakes", "failed", "clients", "waited s", "longest s"):
+    for heading in ("wakes", "failed", "resumed", "booted", "clients", "waited s", "longest s"):
         table.add_column(heading, justify="right")
     for group in groups:
         for line in group:
             waits = line.waits
             held = (str(waits.clients), f"{waits.total_s:.1f}", f"{waits.longest_s:.1f}")
-            table.add_row(line.name, str(line.wakes), str(line.failed_wakes), *held)
+            found = (line.resumes[resume.value] for resume in (Resume.RESUMED, Resume.COLD))
+            table.add_row(line.name, str(line.wakes), str(line.failed_wakes), *map(str, found), *held)
         table.add_section()
     return table
 

@@ -1,6 +1,6 @@
 """What the daemon counts, as Prometheus metrics. Keeps no books: every scrape reads the counters where they are kept.
 
-Every label has a closed set of values, so that what strangers send can make no new series.
+No label has values that strangers could send: they are states, limits and codes of ours, or the cloud's error codes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,9 @@ from bentpipe.daemon.edge.listener import Connections
 from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.outcomes import Counters, Outcome
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.fleet.messages import Lesson
+from bentpipe.daemon.model import Resume, SatelliteState
+from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.turns import TurnMeter
 from bentpipe.daemon.store.recorder import Recorder
 from bentpipe.native.engine import EndReason, Engine
@@ -35,6 +37,8 @@ class Counting(Protocol):
     def engine(self) -> Engine: ...  # noqa: D102
     @property
     def fleet(self) -> Fleet: ...  # noqa: D102
+    @property
+    def provider(self) -> Providers: ...  # noqa: D102
     @property
     def arrivals(self) -> Mapping[SatelliteState, int]: ...  # noqa: D102
     @property
@@ -104,22 +108,27 @@ class DaemonCollector(Collector):
         )
 
     def _fleet(self) -> Iterator[Metric]:
-        states = dict.fromkeys((state.value for state in SatelliteState), 0)
-        waiting = leases = 0
-        for satellite in self._daemon.fleet.satellites:
-            states[satellite.state.value] += 1
-            waiting += satellite.waiting
-            leases += satellite.leases
+        fleet = self._daemon.fleet.statistics()
         satellites = GaugeMetricFamily("bentpipe_satellites", "Satellites, by state.", labels=["state"])
-        for state, count in states.items():
-            satellites.add_metric([state], count)
+        for state in SatelliteState:
+            satellites.add_metric([state.value], fleet.states.get(state.value, 0))
         yield satellites
-        yield _gauge("bentpipe_waiters", "Clients held for satellites that are not operational yet.", waiting)
-        yield _gauge("bentpipe_leases", "Leases on satellites.", leases)
+        yield _gauge("bentpipe_waiters", "Clients held for satellites that are not operational yet.", fleet.waiting)
+        yield _gauge("bentpipe_leases", "Leases on satellites.", fleet.leases)
+        yield _gauge("bentpipe_budget_queue", "Satellites that wait for a place in the awake budget.", fleet.queued)
+        resumes = {resume.value: fleet.resumes.get(resume.value, 0) for resume in Resume}
+        yield _by("bentpipe_resumes", "Wakes, by whether memory was kept.", "resume", resumes)
+        lessons = {lesson.name.lower(): fleet.lessons.get(lesson.name.lower(), 0) for lesson in Lesson}
+        yield _by("bentpipe_lessons", "What machines taught about their sleep.", "lesson", lessons)
         arrivals = {state.value: self._daemon.arrivals.get(state, 0) for state in SatelliteState}
         yield _by("bentpipe_satellite_transitions", "Changes of state, by the state they led to.", "state", arrivals)
-        wakes = self._daemon.arrivals.get(SatelliteState.STARTING, 0)
-        yield _counter("bentpipe_wakes", "Wakes begun.", wakes)
+        yield _counter("bentpipe_wakes", "Wakes begun.", fleet.wakes)
+        calls = CounterMetricFamily(
+            "bentpipe_provider_calls", "Calls of the cloud's API, by its error code.", labels=["api", "code"]
+        )
+        for (api, code), count in self._daemon.provider.call_counts.items():
+            calls.add_metric([api, code], count)
+        yield calls
 
     def _ledger(self) -> Iterator[Metric]:
         if self._daemon.recorder is None:

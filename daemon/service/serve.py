@@ -29,6 +29,7 @@ from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S, Edge
 from bentpipe.daemon.edge.witness import SatelliteWitness
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey, SatelliteState, Transition
+from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.garbage import run_garbage, set_up_garbage
 from bentpipe.daemon.service.log import set_up_logging
@@ -59,6 +60,7 @@ class Daemon:
     addresses: tuple[tuple[str, int], ...]
     counters: Counters
     fleet: Fleet
+    provider: Providers
     engine: Engine
     handoff: HandOff
     recorder: Recorder | None
@@ -86,6 +88,7 @@ class Daemon:
                     "accept_errors": counters.accept_errors,
                     "spliced": self.handoff.live,
                     "fleet": dataclasses.asdict(self.fleet.statistics()),
+                    "provider_calls": {" ".join(key): count for key, count in self.provider.call_counts.items()},
                     "outcomes": {outcome.value: count for outcome, count in counters.ended.items()},
                     "refusals": dict(counters.refusals),
                     "malformed": dict(counters.malformed),
@@ -246,6 +249,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         tuple(listener.address for listener in listeners),
         edge.counters,
         fleet,
+        provider,
         engine,
         handoff,
         recorder,

@@ -22,7 +22,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
-from bentpipe.daemon.model import NO_WAITS, SatelliteKey, SatelliteState, Waits, WakePhase
+from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits, WakePhase
 
 STOPPED = "the daemon stopped"
 ENDED_BADLY = "the daemon was gone without a word"
@@ -71,7 +71,8 @@ class Stamp:
 class Change:
     """A satellite's new state. `serial` rises with every change of one run of the daemon.
 
-    `phases` and `waits` belong to the interval that ends with this change, `cause` and `who` to the one that begins.
+    `phases`, `waits` and `resume` belong to the interval that ends with this change, `cause` and `who` to the one that
+    begins.
     """
 
     serial: int
@@ -82,6 +83,7 @@ class Change:
     who: str = ""
     phases: tuple[tuple[WakePhase, float], ...] = ()
     waits: Waits = NO_WAITS
+    resume: Resume = Resume.UNKNOWN
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class Interval:
     phases: tuple[tuple[WakePhase, float], ...]
     waits: Waits
     is_open: bool
+    resume: Resume = Resume.UNKNOWN
+    """Of OPERATIONAL: what the wake before it found of the machine's memory."""
 
 
 class Ledger(Protocol):

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 
-from bentpipe.daemon.model import NO_WAITS, SatelliteKey, SatelliteState, Waits
+from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits
 from bentpipe.daemon.store.base import Interval
 
 S = SatelliteState
@@ -57,6 +57,7 @@ def _begun(leading: Sequence[Interval], from_us: int, to_us: int) -> Interval:
         elapsed_us=_share_us(first, from_us, to_us),
         waits=NO_WAITS,
         is_open=False,
+        resume=_resume_of(*leading),
     )
 
 
@@ -70,7 +71,13 @@ def _joined(before: Interval, leading: Sequence[Interval], to_us: int) -> Interv
         cause=told.cause,
         who=told.who,
         phases=told.phases,
+        resume=_resume_of(before, *leading),
     )
+
+
+def _resume_of(*intervals: Interval) -> Resume:
+    """What any host has found out; they asked the same machine."""
+    return next((each.resume for each in intervals if each.resume is not Resume.UNKNOWN), Resume.UNKNOWN)
 
 
 def _share_us(interval: Interval, from_us: int, to_us: int) -> int:

@@ -87,6 +87,7 @@ class Recorder:
             transition.who,
             transition.phases,
             transition.waits,
+            transition.resume,
         )
         if not self._missed and len(self._queue) < self._queue_limit:
             self._queue.append(change)

@@ -62,9 +62,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (org, name)
         ) STRICT""",
     ),
+    ("ALTER TABLE interval ADD COLUMN resume TEXT NOT NULL DEFAULT 'unknown'",),
 )
 """`interval` is the ledger, its row without `to_us` the open one; `life` the keeper of the books and its last sign.
 `token` and `registration` are the registry; `grants` is a list in JSON."""
+
+
+RESUME_VERSION = 3
+"""From which on `interval` has `resume`."""
 
 
 def version_of(connection: sqlite3.Connection) -> int:

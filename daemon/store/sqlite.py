@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bentpipe.daemon.errors import StoreUnusable
-from bentpipe.daemon.model import NO_WAITS, SatelliteKey, SatelliteState, Waits, WakePhase
+from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits, WakePhase
 from bentpipe.daemon.store.base import (
     ENDED_BADLY,
     NOT_CONFIGURED,
@@ -19,7 +19,7 @@ from bentpipe.daemon.store.base import (
     Stamp,
     storable,
 )
-from bentpipe.daemon.store.schema import transaction
+from bentpipe.daemon.store.schema import RESUME_VERSION, transaction, version_of
 from bentpipe.daemon.store.sqlite_file import SqliteFile
 
 T = TypeVar("T")
@@ -115,9 +115,11 @@ class _Books:
             self._live(at)
 
     def intervals(self, since_us: int, until_us: int) -> list[Interval]:
+        # A reader takes an older file as it is.
+        resume = "resume" if version_of(self._connection) >= RESUME_VERSION else f"'{Resume.UNKNOWN.value}'"
         rows = self._execute(
-            """SELECT org, name, state, from_us, from_boot_us, from_boot_id, to_us, elapsed_us, cause, who, phases,
-                      clients, waited_s, waited_longest_s, life.wall_us, life.boot_us, life.boot_id
+            f"""SELECT org, name, state, from_us, from_boot_us, from_boot_id, to_us, elapsed_us, cause, who, phases,
+                      clients, waited_s, waited_longest_s, {resume}, life.wall_us, life.boot_us, life.boot_id
                FROM interval JOIN satellite ON satellite.id = interval.satellite JOIN life
                WHERE from_us <= :until AND ifnull(to_us, max(from_us, life.wall_us)) >= :since
                ORDER BY org, name, interval.id""",
@@ -128,7 +130,7 @@ class _Books:
     @staticmethod
     def _interval(row: tuple) -> Interval:  # type: ignore[type-arg]
         org, name, state, from_us, boot_us, boot_id, to_us, elapsed_us, cause, who, phases, *rest = row
-        clients, waited_s, longest_s, *life = rest
+        clients, waited_s, longest_s, resume, *life = rest
         is_open = to_us is None
         if is_open:
             last = Stamp(*life)
@@ -145,6 +147,7 @@ class _Books:
             tuple((WakePhase(phase), seconds) for phase, seconds in json.loads(phases).items()),
             Waits(clients, waited_s, longest_s),
             is_open,
+            Resume(resume),
         )
 
     @contextlib.contextmanager
@@ -197,12 +200,13 @@ class _Books:
             wall_us = max(wall_us, began.wall_us)
             phases = {phase.value: round(seconds, 6) for phase, seconds in change.phases} if change else {}
             waits = change.waits if change else NO_WAITS
+            resume = change.resume if change else Resume.UNKNOWN
             self._execute(
                 """UPDATE interval SET to_us = ?, elapsed_us = ?, phases = ?, clients = ?, waited_s = ?,
-                   waited_longest_s = ? WHERE id = ?""",
+                   waited_longest_s = ?, resume = ? WHERE id = ?""",
                 (
                     *(wall_us, began.until_us(at), json.dumps(phases)),
-                    *(waits.clients, waits.total_s, waits.longest_s, row[0]),
+                    *(waits.clients, waits.total_s, waits.longest_s, resume.value, row[0]),
                 ),
             )
         self._execute(

@@ -104,4 +104,7 @@ async def test_a_satellite_in_the_cloud(emulator: Emulator, tmp_path: Path) -> N
             await call(daemon)
         assert error.value.code == grpc.StatusCode.UNAVAILABLE.value[0]
         assert "InsufficientInstanceCapacity" in error.value.details
+        calls = daemon.provider.call_counts
+        assert calls["StartInstances", "ok"] == 2
+        assert calls["StartInstances", "InsufficientInstanceCapacity"] >= 1
         assert control.starts(instance_id=instance_id) == 2

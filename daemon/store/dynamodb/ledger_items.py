@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from bentpipe.daemon.model import NO_WAITS, SatelliteKey, SatelliteState, Waits, WakePhase
+from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits, WakePhase
 from bentpipe.daemon.store.base import Change, Interval, Stamp
 from bentpipe.daemon.store.dynamodb.table import number, text
 
@@ -96,6 +96,7 @@ def past_item(
     """The interval `each`, which ends now, and what `change` says of it."""
     phases = {phase.value: round(seconds, 6) for phase, seconds in change.phases} if change else {}
     waits = change.waits if change else NO_WAITS
+    resume = change.resume if change else Resume.UNKNOWN
     return {
         "pk": {"S": books_pk(host)},
         "sk": {"S": past_key(to_us, moves)},
@@ -106,6 +107,7 @@ def past_item(
         "number": {"N": str(moves)},
         "phases": {"S": json.dumps(phases)},
         "waits": {"S": json.dumps([waits.clients, waits.total_s, waits.longest_s])},
+        "resume": {"S": resume.value},
     }
 
 
@@ -119,6 +121,7 @@ def interval_of(item: Item) -> Interval:
         tuple((WakePhase(phase), seconds) for phase, seconds in json.loads(text(item, "phases")).items()),
         Waits(*json.loads(text(item, "waits"))),
         is_open=False,
+        resume=Resume(text(item, "resume")),
     )
 
 

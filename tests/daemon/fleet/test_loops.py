@@ -86,6 +86,7 @@ RULES = Rules(
     retry_after_s=5,
     max_waiters=1000,
 )
+BUDGETED = dataclasses.replace(RULES, budgeted=True)
 ADDRESS = Address("10.0.0.1", 8372)
 
 
@@ -107,9 +108,9 @@ class Life:
         self.actions = self.machine.handle(event, self.now)
         return self.actions
 
-    def come(self, patience_s: float = float("inf")) -> list[Action]:
+    def come(self) -> list[Action]:
         self.waiters += 1
-        return self.feed(Arrived(WaiterId(self.waiters), patience_s))
+        return self.feed(Arrived(WaiterId(self.waiters)))
 
     def see(self, state: MachineState, *, address: Address = ADDRESS, **more: object) -> list[Action]:
         machine = Machine(MachineId("m"), state, address if state is M.RUNNING else None)
@@ -695,19 +696,18 @@ def test_clients_are_held_by_what_wakes_usually_take() -> None:
     assert held_s() == pytest.approx(HOLD_FACTOR * 44)
 
 
-def test_nobody_is_held_for_longer_than_it_waits() -> None:
-    life = Life()
-    life.come(patience_s=7)
+def test_each_is_held_from_its_own_coming() -> None:
+    life = Life(rules=BUDGETED)  # so that no wake begins, whose deadline would be the first
     life.come()
-    life.wait(6.9)
+    life.wait(7)
+    life.come()
+    life.wait(RULES.hold_limit_s - 7.1)
     assert life.machine.waiting == 2
     life.wait(0.2)
     assert life.machine.waiting == 1
 
 
 # -- the awake budget --------------------------------------------------------------------------------------------------
-
-BUDGETED = dataclasses.replace(RULES, budgeted=True)
 
 
 def test_with_a_budget_it_wakes_only_when_it_has_a_place() -> None:
@@ -720,8 +720,8 @@ def test_with_a_budget_it_wakes_only_when_it_has_a_place() -> None:
 
 def test_a_place_that_nobody_wants_any_more_is_not_taken() -> None:
     life = Life(rules=BUDGETED)
-    life.come(patience_s=5)
-    (told,) = errors(life.wait(5))
+    life.come()
+    (told,) = errors(life.wait(RULES.hold_limit_s))
     assert isinstance(told, LimitReached)
     assert "no place" in str(told)
     assert life.feed(PlaceGranted()) == []

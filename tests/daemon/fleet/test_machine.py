@@ -143,10 +143,10 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.satellite = SatelliteMachine(self.rules)
         self.feed(Seen(look(state)))
 
-    @rule(patience_s=st.sampled_from([0.5, 20.0, float("inf")]), crowded=st.booleans())
-    def arrive(self, patience_s: float, crowded: bool) -> None:
+    @rule(crowded=st.booleans())
+    def arrive(self, crowded: bool) -> None:
         self.next_waiter += 1
-        self.feed(Arrived(WaiterId(self.next_waiter), patience_s, crowded))
+        self.feed(Arrived(WaiterId(self.next_waiter), crowded))
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -196,7 +196,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     def bring_up(self, clients: int, ages: bool) -> None:
         """The straight way to OPERATIONAL, which blind steps seldom find."""
         for _ in range(clients):
-            self.arrive(float("inf"), crowded=False)
+            self.arrive(crowded=False)
         self.feed(PlaceGranted())
         while self.calls:
             self.call_returns(None, withdrawn=False)

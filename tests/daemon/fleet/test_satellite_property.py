@@ -137,9 +137,9 @@ class World:
         return Evidence(self.machine.memory)
 
     async def client(self, client: Client, patience_s: float, stay_s: float, spliced: bool, deaf: bool) -> None:
-        with client.scope:
+        with client.scope, trio.move_on_after(patience_s):
             try:
-                async with self.satellite.lease("somebody", patience_s) as lease:
+                async with self.satellite.lease("somebody") as lease:
                     if spliced:
                         splice = Splice(self.nursery, lease, deaf)
                         lease.keep()

@@ -11,7 +11,7 @@ import trio
 from click.testing import CliRunner
 
 from bentpipe.config.model import PricesSection
-from bentpipe.daemon.model import NO_WAITS, SatelliteKey, SatelliteState, Waits, WakePhase
+from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits, WakePhase
 from bentpipe.daemon.report.picture import COLUMNS, LOOKS, Label, Look, Rect, draw
 from bentpipe.daemon.report.summary import spread_of, summarise
 from bentpipe.daemon.report.svg import to_svg
@@ -54,6 +54,15 @@ def chain(name: str, *stretches: tuple[SatelliteState, float], who: str = "ci") 
 
 DAY = chain("a", (S.SLEEP, 9), (S.STARTING, 0.01), (S.OPERATIONAL, 2.97), (S.STOPPING, 0.02), (S.SLEEP, 12))
 PRICES = PricesSection(awake_hour=1.0, always_hour=0.1)
+
+
+def test_what_the_wakes_found_of_the_memory() -> None:
+    states = (S.STARTING, S.OPERATIONAL, S.SLEEP) * 3
+    wakes = chain("a", *((state, 1) for state in states))
+    found = iter((Resume.RESUMED, Resume.COLD, Resume.RESUMED))
+    told = [dataclasses.replace(each, resume=next(found)) if each.state is S.OPERATIONAL else each for each in wakes]
+    report = summarise(told, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, None)
+    assert report.everything.resumes == {"resumed": 2, "cold": 1, "unknown": 0}
 
 
 def test_a_launch_is_a_wake_and_counts_once() -> None:

@@ -14,7 +14,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 
 from bentpipe.daemon.errors import StoreUnusable
-from bentpipe.daemon.model import SatelliteKey, SatelliteState, Waits, WakePhase
+from bentpipe.daemon.model import Resume, SatelliteKey, SatelliteState, Waits, WakePhase
 from bentpipe.daemon.store.base import ENDED_BADLY, NOT_CONFIGURED, STOPPED, Change, Interval, Ledger, Stamp
 
 S = SatelliteState
@@ -109,10 +109,19 @@ class LedgerContract:
         ready = writer.change(A, S.OPERATIONAL, "ready")
         await writer.ledger.record([dataclasses.replace(ready, phases=phases, waits=Waits(3, 30.0, 12.0))])
         clock.advance(50)
+        await writer.ledger.record([dataclasses.replace(writer.change(A, S.STOPPING, "idle"), resume=Resume.RESUMED)])
+        clock.advance(5)
         await writer.ledger.beat(clock.now())
         found = await writer.ledger.intervals(*ALWAYS)
         check_laws(found, clock.wall_us)
-        assert seconds(found) == [("unknown", 1), ("sleep", 100), ("starting", 12), ("operational", 50)]
+        assert seconds(found) == [
+            ("unknown", 1),
+            ("sleep", 100),
+            ("starting", 12),
+            ("operational", 50),
+            ("stopping", 5),
+        ]
+        assert [interval.resume for interval in found] == [*[Resume.UNKNOWN] * 3, Resume.RESUMED, Resume.UNKNOWN]
         waking = found[2]
         assert (waking.who, waking.cause, waking.phases) == ("ci", "a client came", phases)
         assert waking.waits == Waits(3, 30.0, 12.0)

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import given
 from store_contract import A
 
-from bentpipe.daemon.model import SatelliteState, Waits, WakePhase
+from bentpipe.daemon.model import Resume, SatelliteState, Waits, WakePhase
 from bentpipe.daemon.store.base import Interval
 from bentpipe.daemon.store.merge import PRECEDENCE, merge
 
@@ -51,7 +51,7 @@ def test_who_woke_it_is_remembered_whoever_saw_it_first() -> None:
     theirs = [
         interval(S.SLEEP, 0, 10),
         interval(S.STARTING, 10, 21, cause="started by others"),
-        interval(S.OPERATIONAL, 21, 30),
+        interval(S.OPERATIONAL, 21, 30, resume=Resume.RESUMED),
     ]
     ours = [
         interval(S.SLEEP, 0, 11),
@@ -68,6 +68,7 @@ def test_who_woke_it_is_remembered_whoever_saw_it_first() -> None:
         *("ci", "a client came", phases),
         2,
     )
+    assert merged[2].resume is Resume.RESUMED
 
 
 def test_a_host_that_came_later_and_one_that_was_never_there() -> None:

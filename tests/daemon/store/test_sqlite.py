@@ -183,5 +183,5 @@ async def test_an_older_file_is_brought_forward_or_left_as_it_was(
                 await again.ledger.begin([A], clock.now())
         await again.ledger.aclose()
     monkeypatch.setattr(schema, "MIGRATIONS", known)
-    with pytest.raises(StoreUnusable, match="version 3"):
+    with pytest.raises(StoreUnusable, match=f"version {len(known) + 1}"):
         await shelf("old").begin([A], clock.now())
