@@ -42,8 +42,9 @@ def _run(command: list[str], folder: Path, **environment: str) -> None:
 
 
 def _stamped(name: str, sources: list[Path]) -> tuple[Path, bool]:
-    """The output's folder, named for the sources' hash, and whether it is there already."""
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sorted(sources))).hexdigest()[:16]
+    """The output's folder, named for the hash of the sources and of this recipe, and whether it is there already."""
+    inputs = [Path(__file__), *sorted(sources)]
+    digest = hashlib.sha256(b"".join(each.read_bytes() for each in inputs)).hexdigest()[:16]
     folder = OUT / f"{name}-{digest}"
     return folder, (folder / "done").exists()
 
