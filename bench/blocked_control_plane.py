@@ -3,7 +3,8 @@
 `blocked`: Trio's thread alone is stopped from outside for 200 ms, again and again (ptrace(2) stops one thread, not its
 process). `handshakes`: TLS clients come at 1,000 a second, more than it can greet. If bytes needed Python, p99.9 under
 `blocked` would be 200 ms; it must be that of `calm`. `handshakes` takes the core that the engine's thread shares with
-Trio here, and the machine's other core with its clients: how much that costs is in control_plane_noise, beside peers.
+Trio here, and the machine's other core with its clients. `handshakes elsewhere` is the control: the same storm, on the same
+core, at another daemon. What `handshakes` costs beyond that would be Python's doing.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import dataclasses
 import os
 import threading
 from collections.abc import Iterator
+from typing import Literal
 
 from bench.lab import LabError
 from bench.load import LoadSpec, Phase
@@ -37,10 +39,15 @@ class Case:
 
     name: str
     blocked: bool = False
-    handshakes: bool = False
+    handshakes: Literal["", "here", "elsewhere"] = ""
 
 
-CASES = [Case("calm"), Case("blocked", blocked=True), Case("handshakes", handshakes=True)]
+CASES = [
+    Case("calm"),
+    Case("blocked", blocked=True),
+    Case("handshakes", handshakes="here"),
+    Case("handshakes elsewhere", handshakes="elsewhere"),
+]
 
 
 @contextlib.contextmanager
@@ -75,11 +82,14 @@ def blocked(thread_id: int, stops: list[int]) -> Iterator[None]:
 
 def run(session: Session) -> None:
     """Every case, interleaved."""
-    with session.running([Bentpipe()]) as peers:
-        session.interleave(peers, CASES, lambda peer, case: _measure(session, peer, case))
+    other = Bentpipe()
+    other.name = f"{other.name} beside"
+    with session.running([Bentpipe(), other]) as peers:
+        if len(peers) == 2:
+            session.interleave(peers[:1], CASES, lambda peer, case: _measure(session, peer, other, case))
 
 
-def _measure(session: Session, peer: Peer, case: Case) -> None:
+def _measure(session: Session, peer: Peer, other: Peer, case: Case) -> None:
     seconds = session.effort.seconds * 5
     stops: list[int] = []
     calls = dataclasses.replace(CALLS, phases=(Phase(CALLS.phases[0].rate, seconds),))
@@ -88,7 +98,8 @@ def _measure(session: Session, peer: Peer, case: Case) -> None:
     )
     with contextlib.ExitStack() as stack:
         load = stack.enter_context(peer.load(session.lab, "plain", calls))
-        storm = stack.enter_context(peer.load(session.lab, "tls", storm_spec)) if case.handshakes else None
+        target = other if case.handshakes == "elsewhere" else peer
+        storm = stack.enter_context(target.load(session.lab, "tls", storm_spec)) if case.handshakes else None
         if case.blocked:
             stack.enter_context(blocked(peer.pids()[0], stops))
         if storm is not None:
