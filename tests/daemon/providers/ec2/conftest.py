@@ -1,32 +1,16 @@
-"""Credentials for boto3, an emulator whose time stands still, and its hand."""
+"""Credentials for every test, an emulator whose time stands still, and its hand."""
 
-import functools
 from collections.abc import Iterator
 
-import botocore.loaders
-import botocore.session
 import pytest
 from ec2_emulator.clock import ManualClock
 from ec2_emulator.control import Control
 from ec2_emulator.server import Emulator
 
-shared_loader = functools.cache(botocore.loaders.create_loader)
-
 
 @pytest.fixture(autouse=True)
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As boto3 finds them, and none of the host's own. EC2's model is read once, not half a second for each test."""
-    monkeypatch.setattr(botocore.session, "create_loader", shared_loader)
-    for name in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "AKIDONE",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_CONFIG_FILE": "/dev/null",
-        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
+def _credentials(aws_credentials: None) -> None:
+    """For every test here."""
 
 
 @pytest.fixture
