@@ -24,6 +24,8 @@ from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFA
 TOKEN = "bp_quiet"
 KEY = SatelliteKey("acme", "s")
 SLEEP_AFTER_S = 1.0
+IN_USE_SLEEP_AFTER_S = 5.0
+"""Far longer than a busy machine makes this process stand still: while it does, nobody uses the connection."""
 DEADLINE_S = 30.0
 PLAIN, TLS = 0, 1
 MESSAGE_BYTES = 8 << 10
@@ -59,7 +61,7 @@ def _short_window(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, authority: trustme.CA) -> AsyncIterator[Daemon]:
+async def running(folder: Path, authority: trustme.CA, sleep_after_s: float = SLEEP_AFTER_S) -> AsyncIterator[Daemon]:
     certificate = authority.issue_cert("localhost")
     (folder / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
     (folder / "key.pem").write_bytes(certificate.private_key_pem.bytes())
@@ -74,7 +76,7 @@ async def running(folder: Path, authority: trustme.CA) -> AsyncIterator[Daemon]:
                 {
                     "org": KEY.org,
                     "name": KEY.name,
-                    "sleep_after": SLEEP_AFTER_S,
+                    "sleep_after": sleep_after_s,
                     "min_awake": 0,
                     "process": {
                         "command": [sys.executable, "-P", "-m", "bentpipe.daemon.demo.satellite", "{port}"],
@@ -141,13 +143,13 @@ async def test_a_quiet_connection_ends_and_its_satellite_sleeps(
 
 async def test_a_connection_in_use_keeps_its_satellite_awake(tmp_path: Path) -> None:
     authority = trustme.CA()
-    async with running(tmp_path, authority) as daemon:
+    async with running(tmp_path, authority, IN_USE_SLEEP_AFTER_S) as daemon:
         stream = await connect(daemon, PLAIN, authority)
         satellite = daemon.fleet.get(KEY)
         with trio.fail_after(DEADLINE_S):
             for number in range(1, 40):
                 await stream.send_all(call(2 * number + 1))
-                await trio.sleep(SLEEP_AFTER_S / 10)
+                await trio.sleep(IN_USE_SLEEP_AFTER_S / 30)
                 assert satellite.state is SatelliteState.OPERATIONAL
         assert 40 * MESSAGE_BYTES > QUIET_BYTES_PER_WINDOW
         assert satellite.leases == 1
