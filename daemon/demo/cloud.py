@@ -15,6 +15,8 @@ from typing import Self
 
 from pydantic import TypeAdapter
 
+from bentpipe.daemon.demo.edge_host import end_process
+
 PROGRAM = Path(__file__).resolve().parents[2] / "tests" / "ec2_emulator" / "main.py"
 ANSWER_DEADLINE_S = 30.0
 STOP_DEADLINE_S = 10.0
@@ -74,12 +76,7 @@ class EmulatedCloud:
     ) -> None:
         if self._process is None:
             return
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_process(self._process, STOP_DEADLINE_S)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()

@@ -3,12 +3,12 @@
 Emulated time runs faster than ours by `SPEED`; what the acts print is our own time.
 """
 
+import functools
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -52,6 +52,8 @@ class Ec2Story(Narrator):
         self._host = host
         self._cloud = cloud
         self._instances = instances
+        self._pids: dict[str, int | None] = {}
+        """Processes behind instances when they were put to sleep."""
 
     def tell(self) -> None:
         """Run every act in order. Raises PromiseBroken, grpc.RpcError."""
@@ -86,8 +88,7 @@ class Ec2Story(Narrator):
             client.echo(b"wake up")
         self._pids = {name: self._cloud.look(self._instances[name]).pid for name in ("solo", "plain")}
         for name, reason in (("solo", "Client.UserInitiatedHibernate"), ("plain", "Client.UserInitiatedShutdown")):
-            seen: list[str] = []
-            self._follow(name, seen, lambda name=name: self._asleep(name))  # type: ignore[misc]
+            seen = self._follow_to_sleep(name)
             self.say(f"{name}: EC2 said: {', '.join(seen)}")
             self.expect(f"{name} is asleep by {reason}", held=seen[-1] == f"stopped ({reason})")
 
@@ -95,7 +96,7 @@ class Ec2Story(Narrator):
         """4. They come back: one from memory, one from disk"""
         for name, kept in (("solo", True), ("plain", False)):
             with DemoClient(self._host, name) as client:
-                took_s = timed_s(lambda client=client: client.echo(b"again"))  # type: ignore[misc]
+                took_s = timed_s(functools.partial(client.echo, b"again"))
             same = self._cloud.look(self._instances[name]).pid == self._pids[name]
             self.say(f"{name}: first answer after {took_s:.2f} s, from {'the same' if same else 'another'} process")
             self.expect(f"{name} {'kept its memory' if kept else 'has booted'}", held=same is kept)
@@ -139,24 +140,23 @@ class Ec2Story(Narrator):
     def _starts(self, name: str) -> int:
         return self._cloud.start_calls(self._instances[name])
 
-    def _asleep(self, name: str) -> bool:
-        own = [change.state for change in self._host.changes() if change.satellite == name]
-        return own[-1] is SatelliteState.SLEEP
-
     def _note(self, name: str, seen: list[str]) -> None:
         look = self._cloud.look(self._instances[name])
         words = f"{look.state} ({look.reason})" if look.state == "stopped" else look.state
         if not seen or seen[-1] != words:
             seen.append(words)
 
-    def _follow(self, name: str, seen: list[str], done: Callable[[], bool]) -> None:
+    def _follow_to_sleep(self, name: str) -> list[str]:
+        """What EC2 says of the instance until its satellite is asleep. Raises TimeoutError."""
+        seen: list[str] = []
         deadline = time.monotonic() + SLEEP_DEADLINE_S
-        while not done():
+        while self._host.state_of(name) is not SatelliteState.SLEEP:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{name} did not get there in {SLEEP_DEADLINE_S:g} s: {seen}")
+                raise TimeoutError(f"{name} did not fall asleep in {SLEEP_DEADLINE_S:g} s: {seen}")
             self._note(name, seen)
             time.sleep(LOOK_S)
         self._note(name, seen)
+        return seen
 
 
 def run_ec2_demo() -> int:

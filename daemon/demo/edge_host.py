@@ -56,6 +56,18 @@ class CloudSatellite:
         return f'provider = "ec2"\n{self.settings}\n[satellite.ec2]\n{own}'
 
 
+def end_process(process: subprocess.Popen[bytes], deadline_s: float) -> None:
+    """Ask a process to end, and kill it if it has not after `deadline_s`; does nothing to one that has ended."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(deadline_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 class EdgeHost:
     """Runs the daemon on a free port with TLS, in a temporary folder that goes with it.
 
@@ -140,13 +152,8 @@ class EdgeHost:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_DEADLINE_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        if self._process is not None:
+            end_process(self._process, STOP_DEADLINE_S)
         shutil.rmtree(self._directory)
 
     def stop(self) -> int:
@@ -200,12 +207,15 @@ class EdgeHost:
             if r.get("message") == "satellite"
         ]
 
+    def state_of(self, satellite: str) -> SatelliteState | None:
+        """The satellite's last logged state; None if there is none yet."""
+        return next((change.state for change in reversed(self.changes()) if change.satellite == satellite), None)
+
     def wait_state(self, satellite: str, state: SatelliteState, deadline_s: float) -> None:
         """Wait until the satellite's last logged state is `state`. Raises TimeoutError."""
         deadline = time.monotonic() + deadline_s
         while time.monotonic() < deadline:
-            own = [change.state for change in self.changes() if change.satellite == satellite]
-            if own and own[-1] is state:
+            if self.state_of(satellite) is state:
                 return
             time.sleep(0.05)
         raise TimeoutError(f"{satellite} did not become {state.value} in {deadline_s:g} s")
