@@ -19,7 +19,6 @@ S = SatelliteState
 WAKING = (S.CREATING, S.STARTING)
 BILLED = frozenset({S.CREATING, S.STARTING, S.OPERATIONAL, S.STOPPING, S.UPDATING, S.DESTROYING})
 """A machine that hibernates is billed until it is down: AWS's pages disagree, so the dearer reading counts."""
-WATCHED = BILLED | {S.SLEEP}
 HOUR_S = 3600.0
 TOTAL = "total"
 
