@@ -17,6 +17,7 @@ from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.messages import Lesson
 from bentpipe.daemon.model import Resume, SatelliteState
 from bentpipe.daemon.providers.router import Providers
+from bentpipe.daemon.service.log_handler import log_statistics
 from bentpipe.daemon.service.turns import TurnMeter
 from bentpipe.daemon.store.recorder import Recorder
 from bentpipe.native.engine import EndReason, Engine
@@ -60,6 +61,7 @@ class DaemonCollector(Collector):
         yield from self._fleet()
         yield from self._ledger()
         yield from self._turns()
+        yield from self._log()
 
     def _edge(self) -> Iterator[Metric]:
         counters = self._daemon.counters
@@ -146,6 +148,18 @@ class DaemonCollector(Collector):
         yield _counter("bentpipe_turns_long", "Turns of over 50 ms.", turns.long_turns)
         yield _gauge("bentpipe_turns_longest_seconds", "The longest turn since the start.", turns.longest_s)
         yield _gauge("bentpipe_turns_longest_cpu_seconds", "The most CPU time of one turn.", turns.longest_cpu_s)
+
+    @staticmethod
+    def _log() -> Iterator[Metric]:
+        lines = log_statistics()
+        yield _counter("bentpipe_log_lines", "Lines written to the log.", lines.written)
+        yield _counter(
+            "bentpipe_log_dropped", "Lines that nobody read in time, or that could not be written.", lines.dropped
+        )
+        yield _counter(
+            "bentpipe_log_withheld", "Lines of one kind that were too many, told as a count.", lines.withheld
+        )
+        yield _gauge("bentpipe_log_queue", "Lines that wait to be written.", lines.queued)
 
 
 def _counter(name: str, words: str, value: float) -> Metric:

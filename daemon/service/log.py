@@ -1,16 +1,38 @@
-"""Log lines, for people or as JSON, from records that carry `extra={"fields": {...}}`. Never logs a token."""
+"""Log lines, for people or as JSON, from records that carry `extra={"fields": {...}}`. Never logs a token.
+
+Lines are one line each and bounded: what a peer, a library or a cloud says is cut, and cannot forge another line.
+"""
 
 import json
 import logging
-import sys
 import time
-from collections.abc import Mapping
-from typing import Literal
+
+from bentpipe.daemon.logs import fields_of, kind_of
+
+MESSAGE_CHARS = 2_000
+FIELD_CHARS = 2_000
+LIMITED_FIELD_CHARS = 300
+"""Of each field of a line that anybody can cause."""
+TRACEBACK_CHARS = 8_000
+"""Its end: the innermost frames, and the error."""
+CUT = "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _fields(record: logging.LogRecord) -> Mapping[str, object]:
-    fields = record.__dict__.get("fields", {})
-    return fields if isinstance(fields, Mapping) else {}
+def _cut(text: str, chars: int) -> str:
+    return text if len(text) <= chars else text[:chars] + CUT
+
+
+def _text(value: object, chars: int) -> str:
+    return _cut(str(value), chars)
+
+
+def _field_chars(record: logging.LogRecord) -> int:
+    return FIELD_CHARS if kind_of(record) is None else LIMITED_FIELD_CHARS
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    text = formatter.formatException(record.exc_info) if record.exc_info else ""
+    return text if len(text) <= TRACEBACK_CHARS else CUT + text[-TRACEBACK_CHARS:]
 
 
 class TextFormatter(logging.Formatter):
@@ -19,9 +41,11 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Render one record on one line, its traceback (if any) behind it."""
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        words = " ".join(f"{key}={_quoted(str(value))}" for key, value in _fields(record).items())
-        line = f"{at}.{int(record.msecs):03d}Z {record.levelname} {record.name}: {record.getMessage()} {words}".rstrip()
-        return line + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+        chars = _field_chars(record)
+        words = " ".join(f"{key}={_quoted(_text(value, chars))}" for key, value in fields_of(record).items())
+        message = _cut(record.getMessage(), MESSAGE_CHARS).replace("\n", " ")
+        line = f"{at}.{int(record.msecs):03d}Z {record.levelname} {record.name}: {message} {words}".rstrip()
+        return line + ("\n" + _traceback(self, record) if record.exc_info else "")
 
 
 def _quoted(text: str) -> str:
@@ -34,23 +58,15 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one record."""
+        chars = _field_chars(record)
         line: dict[str, object] = {
             "time": round(record.created, 6),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
-            **_fields(record),
+            "message": _cut(record.getMessage(), MESSAGE_CHARS),
         }
+        for key, value in fields_of(record).items():
+            line.setdefault(key, _cut(value, chars) if isinstance(value, str) else value)
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
-def set_up_logging(log_format: Literal["text", "json"], level: str) -> None:
-    """Send the daemon's log to standard error, where systemd's journal picks it up."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    root = logging.getLogger("bentpipe")
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    root.propagate = False
+            line["traceback"] = _traceback(self, record)
+        return json.dumps(line, default=lambda value: _text(value, chars))

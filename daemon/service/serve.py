@@ -32,7 +32,7 @@ from bentpipe.daemon.model import SatelliteKey, SatelliteState, Transition
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.garbage import run_garbage, set_up_garbage
-from bentpipe.daemon.service.log import set_up_logging
+from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors, log_statistics
 from bentpipe.daemon.service.machines import providers_of
 from bentpipe.daemon.service.metrics import MetricsServer, make_registry
 from bentpipe.daemon.service.stores import Stores, open_stores
@@ -45,6 +45,8 @@ from bentpipe.native.tls import TlsClientContext, TlsError, TlsServerContext
 log = logging.getLogger("bentpipe")
 
 EXIT_OK = 0
+EXIT_CRASHED = 1
+"""A bug of ours; the log has its traceback."""
 EXIT_CONFIG = 2
 EXIT_CUT = 3
 """Drained, but connections were cut at the drain deadline."""
@@ -97,6 +99,7 @@ class Daemon:
                     "engine": dataclasses.asdict(self.engine.statistics()),
                     "engine_cpu_s": [round(used_s, 3) for used_s in self.engine.thread_cpu_s()],
                     "held_bytes": self.memory.used_bytes,
+                    "log": dataclasses.asdict(log_statistics()),
                     "turns": dataclasses.asdict(self.turns.statistics()),
                     "ledger": dataclasses.asdict(self.recorder.statistics()) if self.recorder else None,
                 }
@@ -107,9 +110,16 @@ class Daemon:
 def run_serve(config_path: Path) -> int:
     """Run the daemon until SIGTERM or SIGINT. Returns the exit code. Raises ConfigErrors, OSError, TlsError."""
     config = load_config(config_path)
-    set_up_logging(config.daemon.log_format, config.daemon.log_level)
-    set_up_garbage()
-    return trio.run(_run_with_signals, config)
+    fill_standard_descriptors()
+    with daemon_log(config.daemon.log_format, config.daemon.log_level):
+        set_up_garbage()
+        try:
+            return trio.run(_run_with_signals, config)
+        except (OSError, TlsError):
+            raise  # it could not start: for the command line to say
+        except Exception:
+            log.critical("the daemon crashed", exc_info=True)
+            return EXIT_CRASHED
 
 
 async def _run_with_signals(config: Config) -> int:
