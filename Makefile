@@ -13,8 +13,11 @@ BENCH_PYTHON := PYTHONPATH=build/bench $(BIN)/python -P
 demo: setup
 	$(BIN)/bentpipe demo
 
+# The tests wait more than they compute, so more of them run than there are cores. A file stays in one process: its fixtures
+# are made once.
+TEST_PROCESSES ?= 4
 test: setup peers
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 
 # The engine under ASan+UBSan and TSan, and in the guest that has kTLS, for about an hour; `make test` has a bounded run of
 # the same. Leaks are LSan's to find, after 100,000 connections.
@@ -61,11 +64,11 @@ build/stamp.system: .ci/system-packages
 
 build/stamp.venv: requirements.lock build/stamp.system
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	touch $@
 
 build/stamp.native: build/stamp.venv setup.py $(C_INPUTS)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
 # Type checkers do not see the import hook of an editable install: give them the namespace as links. bench/ is never
@@ -78,8 +81,8 @@ build/stamp.types: Makefile
 
 # Pins, with hashes, everything that setup.py's ranges and extras allow.
 lock:
-	$(BIN)/pip install --quiet pip-tools
-	$(BIN)/pip-compile --quiet --all-extras --all-build-deps --generate-hashes --allow-unsafe --strip-extras \
+	$(BIN)/python -m pip install --quiet pip-tools
+	$(BIN)/python -m piptools compile --quiet --all-extras --all-build-deps --generate-hashes --allow-unsafe --strip-extras \
 	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file requirements.lock setup.py
 
 # The figures, beside HAProxy, nginx and Envoy; what cannot be had is said in the results. BENCH_ARGS: see bench/run.py.

@@ -33,6 +33,7 @@ TEST = [
     "psutil>=5.9",
     "pytest>=8",
     "pytest-trio>=0.8",
+    "pytest-xdist>=3.5",
     "trustme>=1.1",
 ]
 CHECK = [
