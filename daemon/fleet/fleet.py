@@ -12,15 +12,11 @@ from bentpipe.daemon.fleet.budget import Holder, Limits, Request, plan
 from bentpipe.daemon.fleet.resume import Witness
 from bentpipe.daemon.fleet.rules import rules_of
 from bentpipe.daemon.fleet.satellite import Crowd, Satellite
-from bentpipe.daemon.model import MachineId, SatelliteKey, Transition
+from bentpipe.daemon.ids import machine_id_of
+from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.store.coordination import Coordination
 from bentpipe.daemon.store.registry import Registry
-
-
-def machine_id_of(section: SatelliteSection) -> MachineId:
-    """The id by which the provider knows the satellite's machine."""
-    return MachineId(f"{section.org}.{section.name}")
 
 
 def limits_of(section: BudgetSection) -> Limits:
@@ -66,7 +62,7 @@ class Fleet:
                 key,
                 rules_of(section, max_held, budgeted=budgeted),
                 provider,
-                machine_id_of(section),
+                machine_id_of(key),
                 observer,
                 keep_awake=section.keep_awake,
                 witness=witness,

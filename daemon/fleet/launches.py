@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 
 from bentpipe.daemon.errors import StoreError
+from bentpipe.daemon.ids import launch_token
 from bentpipe.daemon.model import MachineId, SatelliteKey
-from bentpipe.daemon.store.registry import Registration, Registry, launch_token
+from bentpipe.daemon.store.registry import Registration, Registry
 
 SETTLED_S = 3600.0
 """A machine of a generation younger than this may be there and not be seen yet: another daemon's launch of it is ours."""
@@ -41,7 +42,7 @@ class Launches:
             await self._begin_another(self._registration.generation, asked)
         if self._registration is None:
             raise AssertionError("no generation was begun")
-        return launch_token(self._registration)
+        return launch_token(self._key, generation=self._registration.generation)
 
     async def done(self, machine_id: MachineId) -> None:
         """The launch was accepted. The books of it may fail: the generation is what counts."""

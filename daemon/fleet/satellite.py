@@ -6,7 +6,6 @@ Inputs are handed to the machine synchronously, on the Trio thread: between a de
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import logging
 import time
@@ -32,6 +31,7 @@ from bentpipe.daemon.fleet.traffic import TrafficWatch
 from bentpipe.daemon.fleet.usher import Usher, UsheredEvent
 from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.fleet.watching import run_calendar, run_watch
+from bentpipe.daemon.ids import launch_token
 from bentpipe.daemon.model import (
     Address,
     MachineId,
@@ -403,7 +403,7 @@ class Satellite:
         """One token for each machine that there is to be: the same for repeated calls, another after a loss."""
         if self._launch[0] != generation:
             period = int(self._wall() // LAUNCH_PERIOD_S)
-            self._launch = (generation, hashlib.sha256(f"{self.key} {period} {generation}".encode()).hexdigest())
+            self._launch = (generation, launch_token(self.key, generation=generation, period=period))
         return self._launch[1]
 
     async def _stop(self, mode: SleepMode, force: bool) -> None:

@@ -13,10 +13,10 @@ import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from urllib.parse import quote
 
 import trio
 
+from bentpipe.daemon.ids import folder_name
 from bentpipe.daemon.model import MachineId
 from bentpipe.daemon.providers.containment import Isolation, signal_group
 
@@ -194,11 +194,6 @@ class CgroupTree:
         if done.returncode:
             raise PermissionError(f"cannot move a process into {trial}: {done.stderr.decode(errors='replace').strip()}")
         trial.rmdir()
-
-
-def folder_name(machine_id: MachineId) -> str:
-    """Name a machine's cgroup: different for different ids, never with a slash, and like the id where it can be."""
-    return quote(machine_id, safe="/").replace("/", ":")  # quote turns a colon of the id's own into %3A
 
 
 def _children(folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ import trio
 
 from bentpipe.config.model import ProcessSection
 from bentpipe.daemon.errors import MachineNotFound, ProviderRetryable, SleepModeRefused
+from bentpipe.daemon.ids import folder_name
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState
 from bentpipe.daemon.providers.cgroup import wait_until
 from bentpipe.daemon.providers.containment import Containment
@@ -78,7 +79,7 @@ class LocalMachine:
     ) -> None:
         self.section = section
         self.look = Machine(machine_id, MachineState.STOPPED)
-        self.log_file = None if log_dir is None else log_dir / f"{machine_id.replace('/', ':')}.log"
+        self.log_file = None if log_dir is None else log_dir / f"{folder_name(machine_id)}.log"
         self._listeners = listeners
         self._life: Life | None = None
         self._destroyed = False

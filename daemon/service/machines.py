@@ -1,8 +1,8 @@
 """Builds the providers that the configuration asks for, and says which satellite's machine is whose. Starts nothing."""
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.fleet.fleet import machine_id_of
-from bentpipe.daemon.model import MachineId
+from bentpipe.daemon.ids import machine_id_of, satellite_tag
+from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.providers.process import ProcessProvider
 from bentpipe.daemon.providers.router import Providers, RunnableProvider
 
@@ -10,7 +10,9 @@ from bentpipe.daemon.providers.router import Providers, RunnableProvider
 def providers_of(config: Config) -> Providers:
     """One provider of each kind that is used."""
     routes: dict[MachineId, RunnableProvider] = {}
-    processes = {machine_id_of(each): each.process for each in config.satellite if each.process is not None}
+    keys = [SatelliteKey(each.org, each.name) for each in config.satellite]
+    sections = list(zip(keys, config.satellite, strict=True))
+    processes = {machine_id_of(key): each.process for key, each in sections if each.process is not None}
     if processes:
         routes |= dict.fromkeys(processes, ProcessProvider(processes))
     if any(each.ec2 is not None for each in config.satellite):
@@ -19,8 +21,8 @@ def providers_of(config: Config) -> Providers:
         from bentpipe.daemon.providers.ec2.provider import Ec2Provider
 
         machines = {
-            machine_id_of(each): Ec2Machine(f"{each.org}/{each.name}", each.ec2)
-            for each in config.satellite
+            machine_id_of(key): Ec2Machine(satellite_tag(key), each.ec2)
+            for key, each in sections
             if each.ec2 is not None
         }
         routes |= dict.fromkeys(machines, Ec2Provider(config.ec2, machines))

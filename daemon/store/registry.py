@@ -9,7 +9,6 @@ It holds hashes of tokens, never a token. Its laws, which `tests/daemon/store/re
 """
 
 import dataclasses
-import hashlib
 from typing import Protocol
 
 from bentpipe.daemon.errors import StoreError
@@ -46,11 +45,6 @@ class Registration:
     """None until the provider has named the machine of this generation."""
     created_us: int
     """Microseconds since the epoch at which this generation was begun."""
-
-
-def launch_token(registration: Registration) -> str:
-    """64 hex digits that are the same for one generation wherever it is launched (EC2's ClientToken)."""
-    return hashlib.sha256(f"{registration.key} {registration.generation}".encode()).hexdigest()
 
 
 class Registry(Protocol):

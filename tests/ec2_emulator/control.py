@@ -109,8 +109,13 @@ class Control:
         on_stop: str | OnStop | None = None,
         on_hibernate: str | OnHibernate | None = None,
         new_address: bool = False,
+        address: str | None = None,
     ) -> None:
-        """Say how an instance behaves from now on; what is None stays. `new_address` is for its next start."""
+        """Say how an instance behaves from now on; what is None stays.
+
+        `new_address` and `address` are for its next start: another that nobody has had, or a given one, which in a real
+        subnet may have been a terminated instance's a moment ago.
+        """
         with self.cloud.lock:
             instance = self.instance(instance_id)
             if on_start is not None:
@@ -121,6 +126,18 @@ class Control:
                 instance.script.on_hibernate = OnHibernate(on_hibernate)
             if new_address:
                 instance.next_private_ip = self.cloud.addresses.give()
+            if address is not None:
+                instance.next_private_ip = address
+
+    def tag(self, *, instance_id: str, tags: Mapping[str, str | None]) -> None:
+        """Change an instance's tags, as the console does; None takes one away."""
+        with self.cloud.lock:
+            found = self.instance(instance_id).tags
+            for key, value in tags.items():
+                if value is None:
+                    found.pop(key, None)
+                else:
+                    found[key] = value
 
     def fail(
         self,

@@ -22,6 +22,7 @@ from bentpipe.daemon.errors import (
     ProviderRetryable,
     SleepTooEarly,
 )
+from bentpipe.daemon.ids import client_token
 from bentpipe.daemon.model import Machine, MachineId, MachineState, SleepMode
 from bentpipe.daemon.providers.ec2.batch import Batcher, Change
 from bentpipe.daemon.providers.ec2.calls import Api, Ec2Calls
@@ -136,7 +137,7 @@ class Ec2Provider:
             return
         try:
             request = await self._launch_request(entry, token)
-            instance = await self._launch(request, token)
+            instance = await self._launch(request)
         except Ec2Failure as failure:
             raise self._error(entry, failure) from failure
         seen = sight(instance, entry.machine.section)
@@ -215,19 +216,19 @@ class Ec2Provider:
             data=data,
             root_device=root_device,
             hibernation=section.hibernation and await self._poller.type_hibernates(instance_type),
-            token=token,
+            token=client_token(self._fleet, entry.machine.satellite, token),
             fleet=self._fleet,
             satellite=entry.machine.satellite,
         )
 
-    async def _launch(self, request: "RunInstancesRequestTypeDef", token: str) -> "InstanceTypeDef":
+    async def _launch(self, request: "RunInstancesRequestTypeDef") -> "InstanceTypeDef":
         """Launch. If the same token was used with another configuration, take what it has made."""
         try:
             return await self._calls.launch(request)
         except Ec2Failure as failure:
             if failure.verdict is not Verdict.MISMATCH:
                 raise
-            found = await self._calls.find_launched(token)
+            found = await self._calls.find_launched(request["ClientToken"])
             if not found:
                 raise
             return found[0]

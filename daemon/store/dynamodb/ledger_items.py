@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
+from bentpipe.daemon.ids import open_interval_key
 from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits, WakePhase
 from bentpipe.daemon.store.base import Change, Interval, Stamp
 from bentpipe.daemon.store.dynamodb.table import number, text
@@ -75,7 +76,7 @@ def open_item(host: str, each: Open) -> dict[str, AttributeValueTypeDef]:
     """A satellite's open interval."""
     return {
         "pk": {"S": books_pk(host)},
-        "sk": {"S": f"{OPEN}{each.key}"},
+        "sk": {"S": open_interval_key(each.key)},
         **_common_item(each),
         **_stamp_item(each.began),
         "number": {"N": str(each.since)},

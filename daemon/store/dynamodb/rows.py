@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bentpipe.daemon.ids import row_key
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.store.dynamodb.table import ConditionFailed, Table, number, strings, text
 from bentpipe.daemon.store.rows import Row, Written
@@ -26,7 +27,7 @@ class DynamoRows:
 
     async def read(self, key: SatelliteKey) -> Row:
         """See Rows."""
-        return _row(await self._table.get(_pk(key), SK))
+        return _row(await self._table.get(row_key(key), SK))
 
     async def take(self, key: SatelliteKey, *, owner: str, seen: str, version: str) -> Written:
         """See Rows."""
@@ -69,7 +70,7 @@ class DynamoRows:
 
     async def leave(self, key: SatelliteKey, stays: frozenset[str]) -> None:
         """See Rows."""
-        await self._table.update(_pk(key), SK, "DELETE stays :stays", {":stays": {"SS": sorted(stays)}})
+        await self._table.update(row_key(key), SK, "DELETE stays :stays", {":stays": {"SS": sorted(stays)}})
 
     async def begin_stay(self, stay: str, version: str) -> None:
         """See Rows."""
@@ -100,14 +101,10 @@ class DynamoRows:
     async def _step(self, key: SatelliteKey, change: str, values: Item, condition: str, version: str | None) -> Written:
         """A step that makes the row's version `version`: if it is that already, an earlier attempt has done it."""
         try:
-            return Written(True, _row(await self._table.update(_pk(key), SK, change, values, condition=condition)))
+            return Written(True, _row(await self._table.update(row_key(key), SK, change, values, condition=condition)))
         except ConditionFailed as exc:
             row = _row(exc.item)
             return Written(version is not None and row.version == version, row)
-
-
-def _pk(key: SatelliteKey) -> str:
-    return f"ROW#{key}"
 
 
 def _row(item: Item) -> Row:

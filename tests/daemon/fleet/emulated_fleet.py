@@ -16,7 +16,8 @@ from emulated_ec2 import TEMPLATE, ec2_section, tags_of
 from bentpipe.config.model import BudgetSection, Ec2Section, SatelliteSection
 from bentpipe.daemon.errors import BentpipeError, StoreError
 from bentpipe.daemon.fleet import descending, satellite, setbacks, sleeping, waiting, waking
-from bentpipe.daemon.fleet.fleet import Fleet, machine_id_of
+from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.ids import machine_id_of
 from bentpipe.daemon.model import Address, SatelliteKey, Transition
 from bentpipe.daemon.providers.ec2.poller import Ec2Machine
 from bentpipe.daemon.providers.ec2.provider import Ec2Provider
@@ -135,7 +136,7 @@ class Bed:
         provider = Ec2Provider(
             ec2,
             {
-                machine_id_of(each): Ec2Machine(f"{each.org}/{each.name}", each.ec2)
+                machine_id_of(SatelliteKey(each.org, each.name)): Ec2Machine(f"{each.org}/{each.name}", each.ec2)
                 for each in self.sections
                 if each.ec2
             },

@@ -10,8 +10,7 @@ import pytest
 import trio
 from local_processes import CHILD, isolation_or_skip, living, wait_for
 
-from bentpipe.daemon.model import MachineId
-from bentpipe.daemon.providers.cgroup import CgroupTree, find_own_cgroup, folder_name, sweep_stale
+from bentpipe.daemon.providers.cgroup import CgroupTree, find_own_cgroup, sweep_stale
 from bentpipe.daemon.providers.containment import Isolation, ProcessGroup
 
 UNIFIED = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
@@ -39,14 +38,6 @@ V1 = "32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu"
 )
 def test_own_cgroup(mountinfo: str, own: str, found: str | None) -> None:
     assert find_own_cgroup(mountinfo, own) == (None if found is None else Path(found))
-
-
-def test_folder_names_differ_as_ids_do() -> None:
-    ids = ["a/b", "a.b", "a:b", "a%3Ab", "a%b", "a b", "a/b/c", "a.b/c", "a/b.c"]
-    names = [folder_name(MachineId(each)) for each in ids]
-    assert len(set(names)) == len(ids)
-    assert not any("/" in name for name in names)
-    assert names[0] == "a:b"
 
 
 DOOMED_DAEMON = """

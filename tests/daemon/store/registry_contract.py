@@ -11,7 +11,7 @@ import trio
 from store_contract import A, B
 
 from bentpipe.daemon.model import MachineId
-from bentpipe.daemon.store.registry import Registration, Registry, StoreConflict, StoredToken, launch_token
+from bentpipe.daemon.store.registry import Registration, Registry, StoreConflict, StoredToken
 
 Registries = Callable[[str], Registry]
 
@@ -106,13 +106,3 @@ class RegistryContract:
         assert found[0].generation == 2
         for registry in opened:
             await registry.aclose()
-
-    def test_a_launch_token_is_one_generations_own(self) -> None:
-        tokens = {
-            launch_token(Registration(key, owner, number, None, at))
-            for key in (A, B)
-            for number in (1, 2)
-            for owner, at in (("a", 1), ("b", 2))
-        }
-        assert len(tokens) == 4
-        assert {len(token) for token in tokens} == {64}

@@ -1,0 +1,85 @@
+"""Every id that is joined from parts: machine ids, tags, tokens, table keys, folder and file names. Pure.
+
+Each is injective: other parts never give the same id. An id that two satellites shared would hand one tenant's machine,
+row or process to the other. Names of orgs, satellites and fleets may hold dots, dashes and underscores, but neither slash
+nor tilde: so a slash joins them, or what else joins them is replaced in the parts; what must be short is hashed over
+parts whose ends are marked.
+
+A new id is made here, and enters `JOINED`: `tests/daemon/test_ids.py` walks the list, and refuses other places that join.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from urllib.parse import quote
+
+from bentpipe.daemon.model import MachineId, SatelliteKey
+
+
+def satellite_tag(key: SatelliteKey) -> str:
+    """Value of the tag `bentpipe:satellite`, and a satellite's name in books and logs: ORG/NAME."""
+    return str(key)
+
+
+def machine_id_of(key: SatelliteKey) -> MachineId:
+    """The id by which providers know the satellite's machine: ORG.NAME, with "~" for each dot inside either.
+
+    Names without dots keep the id that they had before dots were replaced.
+    """
+    return MachineId(".".join(part.replace(".", "~") for part in (key.org, key.name)))
+
+
+def folder_name(machine_id: MachineId) -> str:
+    """A machine's cgroup, or the name of its log file: without a slash, and like the id where it can be."""
+    return quote(machine_id, safe="/").replace("/", ":")  # quote turns a colon of the id's own into %3A
+
+
+def row_key(key: SatelliteKey) -> str:
+    """DynamoDB's partition of a satellite's row."""
+    return f"ROW#{key}"
+
+
+def open_interval_key(key: SatelliteKey) -> str:
+    """DynamoDB's sort key of a satellite's open interval, in the books of one host."""
+    return f"OPEN#{key}"
+
+
+def launch_token(key: SatelliteKey, *, generation: int, period: int | None = None) -> str:
+    """64 hex digits for one machine of a satellite, the same however often it is launched.
+
+    `generation` counts the satellite's machines, in the registry or (then with a `period` of the wall clock) in one
+    daemon's life.
+    """
+    return _digest("launch", key.org, key.name, generation, period)
+
+
+def client_token(fleet: str, satellite: str, token: str) -> str:
+    """EC2's ClientToken of a launch, 64 hex digits (EC2 takes 64 ASCII characters, and scopes them by account and region).
+
+    EC2 answers a token that it knows with the instance that the token has made. So the fleet is in it: two fleets of one
+    account may have satellites of the same name. `satellite` is the tag's value, `token` the launch's own.
+    """
+    return _digest("ec2", fleet, satellite, token)
+
+
+def _digest(*parts: str | int | None) -> str:
+    """SHA-256 of the parts as JSON, where "a b", "c" is not "a", "b c", nor 1 "1"."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+JOINED: dict[str, Callable[[str, SatelliteKey, int, int | None], tuple[object, str]]] = {
+    "satellite tag": lambda fleet, key, generation, period: (key, satellite_tag(key)),
+    "machine id": lambda fleet, key, generation, period: (key, machine_id_of(key)),
+    "folder": lambda fleet, key, generation, period: (key, folder_name(machine_id_of(key))),
+    "row": lambda fleet, key, generation, period: (key, row_key(key)),
+    "open interval": lambda fleet, key, generation, period: (key, open_interval_key(key)),
+    "launch token": lambda fleet, key, generation, period: (
+        (key, generation, period),
+        launch_token(key, generation=generation, period=period),
+    ),
+    "client token": lambda fleet, key, generation, period: (
+        (fleet, key, generation, period),
+        client_token(fleet, satellite_tag(key), launch_token(key, generation=generation, period=period)),
+    ),
+}
+"""By kind: from a fleet, a satellite, a generation and a period to those of them that the id stands for, and the id."""
