@@ -13,7 +13,15 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from bentpipe.config.units import parse_address, parse_duration_s, parse_hours, parse_size_bytes, parse_weekdays
+from bentpipe.config.units import (
+    Network,
+    parse_address,
+    parse_duration_s,
+    parse_hours,
+    parse_networks,
+    parse_size_bytes,
+    parse_weekdays,
+)
 
 DurationS = Annotated[float, BeforeValidator(parse_duration_s)]
 """Seconds; in the file a string with a unit ("90s", "30m", "1h30m") or a bare number of seconds."""
@@ -69,6 +77,13 @@ class ServerTlsSection(KeyPairSection):
     """If set, the TLS server name `NAME.ORG.<satellite_domain>` asks for a satellite, as the metadata do."""
 
 
+class ProxyProtocolSection(Section):
+    """Load balancers before a listener that say by the PROXY protocol, version 1 or 2, who their clients are."""
+
+    networks: Annotated[tuple[Network, ...], BeforeValidator(parse_networks)] = Field(alias="from")
+    """Peers that are believed, and must send the header. It is refused from all others, whose own address counts."""
+
+
 class ListenerSection(Section):
     """One way in: an address of our own, or sockets handed over by systemd."""
 
@@ -77,6 +92,7 @@ class ListenerSection(Section):
     """FileDescriptorName= of the socket unit; every socket of that name is served."""
     tls: ServerTlsSection | None = None
     """Without it the listener speaks plaintext h2c (prior knowledge)."""
+    proxy_protocol: ProxyProtocolSection | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -3,6 +3,8 @@
 import ipaddress
 import re
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _WHOLE = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
@@ -50,6 +52,26 @@ def parse_address(value: object) -> tuple[str, int]:
         if (version == 6) is not bracketed:
             raise ValueError(words)
     return host, int(port)
+
+
+def parse_networks(value: object) -> tuple[Network, ...]:
+    """IP networks from ["10.0.0.0/8", "fd00::/8", "192.0.2.1"]."""
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(f'{value!r} is no list of networks: expected ["10.0.0.0/8", "fd00::/8"] or the like')
+    return tuple(each if isinstance(each, Network) else _parse_network(each) for each in value)
+
+
+def _parse_network(text: object) -> Network:
+    words = f'{text!r} is no network: expected "10.0.0.0/8", "fd00::/8" or an address'
+    if not isinstance(text, str):
+        raise ValueError(words)
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError as exc:
+        raise ValueError(f"{words} ({exc})") from exc
+    if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:
+        raise ValueError(f"{text!r} is IPv4 written as IPv6: write the IPv4 network")
+    return network
 
 
 def parse_weekdays(value: object) -> frozenset[int]:

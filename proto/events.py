@@ -10,6 +10,8 @@ class PeerKind(enum.Enum):
     """Who it is that does not speak HTTP/2."""
 
     HTTP1 = "http1"
+    PROXY = "proxy"
+    """A header of the PROXY protocol, where none is expected."""
     TLS = "tls"
     OTHER = "other"
 

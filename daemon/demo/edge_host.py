@@ -140,8 +140,9 @@ class EdgeHost:
 
     def _wait_listening(self) -> None:
         deadline = time.monotonic() + START_DEADLINE_S
+        listeners = self.config_path.read_text().count("[[listener]]")
         while time.monotonic() < deadline:
-            if self.ports:
+            if len(self.ports) == listeners:
                 self.port = self.ports[0]
                 return
             if self._process is None or self._process.poll() is not None:

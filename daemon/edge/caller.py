@@ -5,6 +5,7 @@ Reads and writes on its behalf while it is held, so that its PINGs are answered 
 
 import trio
 
+from bentpipe.daemon.edge.arrival import Arrival
 from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.outcomes import Gone, Outcome
 from bentpipe.daemon.edge.transport import PeerLeft, Transport
@@ -15,13 +16,18 @@ from bentpipe.proto.greeting import Greeting
 class Caller:
     """A client that has not been handed off."""
 
-    def __init__(self, transport: Transport, peer: str, memory: Memory) -> None:
+    def __init__(self, transport: Transport, arrival: Arrival, memory: Memory) -> None:
         self.transport = transport
         self.greeting = Greeting()
-        self.peer = peer
+        self.arrival = arrival
         self._memory = memory
         self._counted_bytes = 0
         self._outbox = bytearray()
+
+    @property
+    def peer(self) -> str:
+        """Its address, for the logs."""
+        return self.arrival.peer
 
     def receive(self, data: bytes) -> list[Event]:
         """Read on. Raises GreetingError; LimitReached if all clients together have said too much."""

@@ -1,12 +1,12 @@
 """The ways in: sockets of our own or from systemd, accept with limits, one session task per connection."""
 
-import collections
 import errno
 import logging
 import socket
 
 import trio
 
+from bentpipe.daemon.edge.arrival import Arrival, Connections
 from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.edge.session import Edge, Session
@@ -53,36 +53,6 @@ def _listen(family: socket.AddressFamily, host: str, port: int, *, v6only: bool)
     return sock
 
 
-class Connections:
-    """Counts what is open, in all and per address: every accepted connection until its splice ends."""
-
-    def __init__(self, max_connections: int, max_per_address: int) -> None:
-        self._max = max_connections
-        self._max_per_address = max_per_address
-        self._per_address: collections.Counter[str] = collections.Counter()
-        self._total = 0
-
-    @property
-    def total(self) -> int:
-        """Open now."""
-        return self._total
-
-    def admit(self, address: str) -> bool:
-        """Count one more, unless a limit is reached."""
-        if self._total >= self._max or self._per_address[address] >= self._max_per_address:
-            return False
-        self._total += 1
-        self._per_address[address] += 1
-        return True
-
-    def leave(self, address: str) -> None:
-        """Count one less."""
-        self._total -= 1
-        self._per_address[address] -= 1
-        if not self._per_address[address]:
-            del self._per_address[address]
-
-
 class Listener:
     """One listening socket; takes it."""
 
@@ -125,20 +95,18 @@ class Listener:
                 await trio.sleep(ACCEPT_BACKOFF_S)
             return False
         self._edge.counters.accepted += 1
-        host = str(name[0]) if name else "unix"
-        if not self._connections.admit(host):
+        arrival = Arrival(self._connections, (str(name[0]), name[1]) if name else None, self.port.proxies)
+        if not arrival.enter():
             self._edge.counters.ended[Outcome.OVER_LIMIT] += 1
             sock.close()
             return True
-        sessions.start_soon(self._serve, sock, host, f"{host}:{name[1]}" if name else host)
+        sessions.start_soon(self._serve, sock, arrival)
         return True
 
-    async def _serve(self, sock: socket.socket, host: str, peer: str) -> None:
+    async def _serve(self, sock: socket.socket, arrival: Arrival) -> None:
         spliced = False
         try:
-            spliced = await Session(self._edge, Transport(sock), self.port, peer).run(
-                lambda: self._connections.leave(host)
-            )
+            spliced = await Session(self._edge, Transport(sock), self.port, arrival).run(arrival.leave)
         finally:
             if not spliced:
-                self._connections.leave(host)
+                arrival.leave()

@@ -9,12 +9,14 @@ import logging
 
 import trio
 
+from bentpipe.daemon.edge.arrival import Proxies, read_origin
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.edge.outcomes import Gone, Outcome
 from bentpipe.daemon.edge.transport import PeerLeft, TransportError
 from bentpipe.native.tls import TlsConnection, TlsServerContext
 from bentpipe.proto.events import NotHttp2, PeerKind, RequestHeaders
+from bentpipe.proto.proxy_protocol import PREFIXES
 from bentpipe.proto.refusal import HTTP1_ANSWER, TLS_ALERT, TLS_WANTED
 
 log = logging.getLogger("bentpipe.edge")
@@ -25,18 +27,22 @@ WRONG_PORT_DEADLINE_S = 5.0
 TLS_RECORD_HANDSHAKE = b"\x16"
 """First byte of every TLS connection (RFC 8446 §5.1, ContentType handshake)."""
 
+LONGEST_PREFIX_BYTES = max(map(len, PREFIXES))
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Port:
-    """What a listener speaks: TLS or not, and below which domain its server names are satellites."""
+    """What a listener speaks: TLS or not, below which domain its server names are satellites, behind which proxies."""
 
     tls: TlsServerContext | None = None
     satellite_domain: str | None = None
+    proxies: Proxies = dataclasses.field(default_factory=Proxies)
 
 
 async def read_request(caller: Caller, port: Port) -> tuple[RequestHeaders, TlsIdentity]:
     """Take the client to the end of its first header block. Raises GreetingError, LimitReached, TransportError, Gone."""
     try:
+        await read_origin(caller.transport, caller.arrival)
         identity = await _start_tls(caller, port.tls)
         return await _greet(caller), identity
     except PeerLeft as exc:
@@ -47,10 +53,12 @@ async def _start_tls(caller: Caller, context: TlsServerContext | None) -> TlsIde
     if context is None:
         return TlsIdentity()
     client = caller.transport
-    first = await client.peek_byte()
+    first = await client.peek(1)
     if not first:
         raise Gone(Outcome.PROBE)
     if first != TLS_RECORD_HANDSHAKE:
+        if (await client.peek(LONGEST_PREFIX_BYTES)).startswith(PREFIXES):
+            await _not_http2(caller, PeerKind.PROXY)
         with trio.move_on_after(WRONG_PORT_DEADLINE_S):
             await client.send_all(TLS_WANTED)
             await client.close_gracefully()
@@ -93,10 +101,15 @@ async def _greet(caller: Caller) -> RequestHeaders:
 
 
 async def _not_http2(caller: Caller, kind: PeerKind) -> None:
-    answer = {PeerKind.HTTP1: HTTP1_ANSWER, PeerKind.TLS: TLS_ALERT, PeerKind.OTHER: b""}[kind]
+    if kind is PeerKind.PROXY:
+        log.info(
+            "PROXY header of a peer that proxy_protocol.from does not name", extra={"fields": {"peer": caller.peer}}
+        )
+    answer = {PeerKind.HTTP1: HTTP1_ANSWER, PeerKind.TLS: TLS_ALERT, PeerKind.PROXY: b"", PeerKind.OTHER: b""}[kind]
     outcome = {
         PeerKind.HTTP1: Outcome.HTTP1,
         PeerKind.TLS: Outcome.TLS_ON_PLAIN_PORT,
+        PeerKind.PROXY: Outcome.UNTRUSTED_PROXY_HEADER,
         PeerKind.OTHER: Outcome.NOT_HTTP2,
     }[kind]
     await caller.transport.send_all(answer)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from bentpipe.daemon.edge.arrival import Arrival
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.deadlines import Deadlines
 from bentpipe.daemon.edge.dial import dial, dial_at_once
@@ -69,12 +70,15 @@ class Edge:
 class Session:
     """One accepted connection; `run` takes it to its end and never raises an Exception."""
 
-    def __init__(self, edge: Edge, client: Transport, port: Port, peer: str) -> None:
+    def __init__(self, edge: Edge, client: Transport, port: Port, arrival: Arrival) -> None:
         self._edge = edge
-        self._caller = Caller(client, peer, edge.memory)
+        self._caller = Caller(client, arrival, edge.memory)
         self._client = client
         self._port = port
-        self._peer = peer
+
+    @property
+    def _peer(self) -> str:
+        return self._caller.peer
 
     async def run(self, on_splice_end: Callable[[], None]) -> bool:
         """Serve the connection and count its outcome; True if it was spliced: `on_splice_end` is then called later."""

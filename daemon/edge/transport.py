@@ -96,11 +96,11 @@ class Transport:
             except (TlsError, OSError) as exc:
                 raise _broken(exc) from exc
 
-    async def peek_byte(self) -> bytes:
-        """Wait for the first byte and return it without consuming it; b"" if the peer closed first."""
+    async def peek(self, max_bytes: int) -> bytes:
+        """Wait for bytes of the socket's own and return them without consuming them; b"" if the peer closed first."""
         while True:
             try:
-                return self._sock.recv(1, socket.MSG_PEEK)
+                return self._sock.recv(max_bytes, socket.MSG_PEEK)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._sock)
             except OSError as exc:

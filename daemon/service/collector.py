@@ -9,8 +9,8 @@ from typing import Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from bentpipe.daemon.edge.arrival import Connections
 from bentpipe.daemon.edge.handoff import HandOff
-from bentpipe.daemon.edge.listener import Connections
 from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.outcomes import Counters, Outcome
 from bentpipe.daemon.fleet.fleet import Fleet

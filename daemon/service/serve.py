@@ -17,11 +17,12 @@ import trio
 from bentpipe.config.load import load_config
 from bentpipe.config.model import Config, ListenerSection, SatelliteTlsSection
 from bentpipe.daemon.edge.admission import Admission
+from bentpipe.daemon.edge.arrival import Connections, Proxies
 from bentpipe.daemon.edge.deadlines import Deadlines
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.identity import Certificates, Identities
-from bentpipe.daemon.edge.listener import Connections, Listener, bind
+from bentpipe.daemon.edge.listener import Listener, bind
 from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Counters
@@ -344,14 +345,15 @@ def _trust(section: SatelliteTlsSection, ktls: Ktls) -> TlsClientContext:
 
 def _port(section: ListenerSection, ktls: Ktls) -> Port:
     """Read a listener's certificates. Raises TlsError, naming the file."""
+    proxies = Proxies(section.proxy_protocol.networks if section.proxy_protocol is not None else ())
     if section.tls is None:
-        return Port()
+        return Port(proxies=proxies)
     context = TlsServerContext(section.tls.certificate, section.tls.key, client_ca=section.tls.client_ca)
     if ktls:
         context.enable_ktls()
     for more in section.tls.more:
         context.add(TlsServerContext(more.certificate, more.key))
-    return Port(context, section.tls.satellite_domain)
+    return Port(context, section.tls.satellite_domain, proxies)
 
 
 def _open_sockets(config: Config) -> tuple[list[list[socket.socket]], list[socket.socket]]:

@@ -305,3 +305,42 @@ def test_grants_that_are_some(grant: str) -> None:
 def test_grants_that_are_none(grant: str) -> None:
     with pytest.raises(ValueError, match="expected ORG/NAME"):
         TokenSection(name="ci", hash="sha256:" + "0" * 64, grants=(grant,))
+
+
+def proxied(tmp_path: Path, networks: str) -> tuple[str, ...]:
+    path = tmp_path / "bentpipe.toml"
+    path.write_text(f'[[listener]]\naddress = ":1"\nproxy_protocol = {networks}\n')
+    section = load_config(path).listener[0].proxy_protocol
+    assert section is not None
+    return tuple(map(str, section.networks))
+
+
+def test_the_proxies_before_a_listener(tmp_path: Path) -> None:
+    assert proxied(tmp_path, '{ from = ["10.0.0.0/8", "fd00::/8", "192.0.2.1", "2001:db8::1"] }') == (
+        "10.0.0.0/8",
+        "fd00::/8",
+        "192.0.2.1/32",
+        "2001:db8::1/128",
+    )
+
+
+@pytest.mark.parametrize(
+    ("networks", "where", "words"),
+    [
+        ("{}", "listener[0].proxy_protocol.from", "missing"),
+        ("{ from = [] }", "listener[0].proxy_protocol.from", "expected"),
+        ('{ from = "10.0.0.0/8" }', "listener[0].proxy_protocol.from", "no list of networks"),
+        ('{ from = ["10.0.0.1/8"] }', "listener[0].proxy_protocol.from", "has host bits set"),
+        ('{ from = ["lb.example.com"] }', "listener[0].proxy_protocol.from", "no network"),
+        ("{ from = [10] }", "listener[0].proxy_protocol.from", "no network"),
+        ('{ from = ["::ffff:10.0.0.0/104"] }', "listener[0].proxy_protocol.from", "write the IPv4 network"),
+        ('{ from = ["10.0.0.0/8"], version = 2 }', "listener[0].proxy_protocol.version", "unknown key"),
+        ("true", "listener[0].proxy_protocol", ""),
+    ],
+)
+def test_mistakes_about_proxies(tmp_path: Path, networks: str, where: str, words: str) -> None:
+    with pytest.raises(ConfigErrors) as error:
+        proxied(tmp_path, networks)
+    [problem] = error.value.problems
+    assert problem.where == where
+    assert words in problem.message
