@@ -47,6 +47,14 @@ class Unauthenticated(Refused):
     status = GrpcStatus.UNAUTHENTICATED
 
 
+class TokensUnknown(BentpipeError):
+    """A token that the configuration does not have, and the store, which may have it, has not answered yet."""
+
+    source = Source.OPERATOR
+    status = GrpcStatus.UNAVAILABLE
+    retryable = True
+
+
 class NoSuchSatellite(Refused):
     """Unknown satellite or one of somebody else: one answer for both, so that names cannot be probed."""
 

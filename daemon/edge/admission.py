@@ -10,11 +10,12 @@ import hmac
 from collections.abc import Iterable
 
 from bentpipe.config.model import TokenSection
-from bentpipe.daemon.errors import NoSuchSatellite, Unauthenticated
+from bentpipe.daemon.errors import NoSuchSatellite, TokensUnknown, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.store.registry import StoredToken
 
 TOKEN_WORDS = "the satellite_token is missing or not valid"
+UNKNOWN_WORDS = "the token cannot be checked at this moment; try again"
 SATELLITE_WORDS = "no such satellite, or not yours"
 
 
@@ -51,18 +52,26 @@ class Admission:
     def __init__(self, tokens: Iterable[TokenSection]) -> None:
         self._configured = [_entry(token.name, token.hash, token.grants) for token in tokens]
         self._stored: list[tuple[bytes, Principal]] = []
+        self._expecting = False
+
+    def expect_stored(self) -> None:
+        """There are tokens in a store that have yet to be read: until then nobody can say that a token is not one."""
+        self._expecting = True
 
     def replace_stored(self, tokens: Iterable[StoredToken]) -> None:
         """Know the store's tokens as they are now. If one is the configuration's too, the configuration's counts."""
+        self._expecting = False
         self._stored = [_entry(token.name, token.token_hash, token.grants) for token in tokens]
 
     def authenticate(self, token: str | None) -> Principal:
-        """Find the token's principal. Raises Unauthenticated."""
+        """Find the token's principal. Raises Unauthenticated; TokensUnknown while the store has not been read."""
         digest = hashlib.sha256((token or "").encode()).digest()
         found: Principal | None = None
         for stored, principal in (*self._stored, *self._configured):
             if hmac.compare_digest(stored, digest):
                 found = principal
+        if found is None and token and self._expecting:
+            raise TokensUnknown("the store's tokens have not been read yet", peer_hint=UNKNOWN_WORDS)
         if found is None or not token:
             raise Unauthenticated(TOKEN_WORDS)
         return found

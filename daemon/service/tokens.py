@@ -22,34 +22,49 @@ log = logging.getLogger("bentpipe.store")
 TOKEN_REFRESH_S = 2.0
 """Between looks at the store's tokens: this long, at most, one that was added is refused, or one revoked is taken."""
 
+FIRST_LOOK_S = 5.0
+"""How long the start waits for the store's tokens: then the configuration's serve, and the store's when it answers."""
+CLOSE_DEADLINE_S = 5.0
+"""For closing the registry at the end."""
+
 
 async def run_token_refresh(
     registry: Registry, admission: Admission, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Keep the admission's table as the store has it; started after the first look.
+    """Keep the admission's table as the store has it; started after the first look, or FIRST_LOOK_S without it.
 
-    While the store fails, the tokens last known are taken.
+    While the store fails, the tokens last known are taken; the first look is caught up with.
     """
-    failing, looked = "", False
+    admission.expect_stored()
+    looked = trio.Event()
     try:
-        while True:
-            try:
-                admission.replace_stored(await registry.tokens())
-            except StoreError as exc:
-                if str(exc) != failing:
-                    log.error("tokens cannot be read", extra={"fields": {"error": str(exc)}})
-                failing = str(exc)
-            else:
-                if failing:
-                    log.warning("tokens can be read again")
-                failing = ""
-            if not looked:
-                looked = True
-                task_status.started()
-            await trio.sleep(TOKEN_REFRESH_S)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_refresh, registry, admission, looked)
+            with trio.move_on_after(FIRST_LOOK_S) as first:
+                await looked.wait()
+            if first.cancelled_caught:
+                log.error("tokens of the store are not known yet", extra={"fields": {"waited_s": FIRST_LOOK_S}})
+            task_status.started()
     finally:
-        with trio.CancelScope(shield=True):
+        with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
             await registry.aclose()
+
+
+async def _refresh(registry: Registry, admission: Admission, looked: trio.Event) -> None:
+    failing = ""
+    while True:
+        try:
+            admission.replace_stored(await registry.tokens())
+        except StoreError as exc:
+            if str(exc) != failing:
+                log.error("tokens cannot be read", extra={"fields": {"error": str(exc)}})
+            failing = str(exc)
+        else:
+            if failing:
+                log.warning("tokens can be read again")
+            failing = ""
+        looked.set()
+        await trio.sleep(TOKEN_REFRESH_S)
 
 
 def run_token_add(config_path: Path, name: str, grants: tuple[str, ...]) -> None:

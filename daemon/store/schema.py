@@ -85,13 +85,13 @@ def version_of(connection: sqlite3.Connection) -> int:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the file to the newest version. Raises StoreUnusable, sqlite3.Error."""
-    version_of(connection)
+    """Bring the file to the newest version; one that is at it needs no lock. Raises StoreUnusable, sqlite3.Error."""
+    found = version_of(connection)
     connection.execute("PRAGMA journal_mode = WAL")
     # The default in WAL mode could lose closed intervals to a power cut; our writes are few.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
-    for number, statements in enumerate(MIGRATIONS, start=1):
+    for number, statements in enumerate(MIGRATIONS[found:], start=found + 1):
         with transaction(connection):
             if version_of(connection) >= number:
                 continue

@@ -26,6 +26,8 @@ POLLS = 20
 """In a lease, by whoever waits for it to end."""
 POLL_LIMIT_S = 0.5
 """Between looks at most: a held client feels it."""
+START_DEADLINE_S = 5.0
+"""For the first sign of life: a daemon starts without the store, and catches up with it."""
 CLOSE_DEADLINE_S = 5.0
 """For giving everything back at the end; what is not given back expires."""
 
@@ -193,7 +195,10 @@ class SharedCoordination:
         """See Coordination."""
         try:
             async with trio.open_nursery() as nursery:
-                await self._try_beat()
+                with trio.move_on_after(START_DEADLINE_S) as first:
+                    await self._try_beat()
+                if first.cancelled_caught:
+                    self._fails(StoreError(f"no answer within {START_DEADLINE_S:g} s"))
                 task_status.started()
                 nursery.start_soon(self._run_beats)
                 nursery.start_soon(self._run_settling)

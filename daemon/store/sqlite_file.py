@@ -1,9 +1,14 @@
 """One SQLite file, opened and used in threads, one call at a time, so that its connection is never shared.
 
 It is opened by the first call that needs it and dropped after an error, so that the next call begins afresh.
+
+A call that hangs (a disk that does not answer) is given up after CALL_DEADLINE_S. It keeps its thread, and with it the
+connection: the calls after it wait for their own time, until the disk answers. It may still do its work then, before
+theirs, so every call must be one that can be repeated.
 """
 
 import contextlib
+import math
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +24,11 @@ T = TypeVar("T")
 BUSY_TIMEOUT_S = 5.0
 """For a lock of another process: readers hold none in WAL mode, so only a backup, `bentpipe token` or a second daemon."""
 
+CALL_DEADLINE_S = 10.0
+"""For a call and its way through the queue: the busy timeout, and as much for a disk that is slow."""
+CLOSE_DEADLINE_S = 2.0
+"""For closing the connection: a daemon whose disk hangs ends without."""
+
 _HOPELESS = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -29,15 +39,20 @@ class SqliteFile:
         self._path = path
         self._read_only = read_only
         self._connection: sqlite3.Connection | None = None
+        # A reader is a command line, whose user decides how long it may take.
+        self._deadline_s = math.inf if read_only else CALL_DEADLINE_S
         self._one_at_a_time = trio.CapacityLimiter(1)
 
     async def call(self, use: Callable[[sqlite3.Connection], T]) -> T:
         """Run `use` in a thread. Raises StoreError, StoreUnusable."""
-        return await trio.to_thread.run_sync(self._use, use, limiter=self._one_at_a_time)
+        with trio.move_on_after(self._deadline_s):
+            return await trio.to_thread.run_sync(self._use, use, limiter=self._one_at_a_time, abandon_on_cancel=True)
+        raise StoreError(f"{self._path}: no answer within {self._deadline_s:g} s: the disk hangs")
 
     async def aclose(self) -> None:
-        """Close the connection."""
-        await trio.to_thread.run_sync(self._drop, limiter=self._one_at_a_time)
+        """Close the connection, if its disk lets us."""
+        with trio.move_on_after(CLOSE_DEADLINE_S):
+            await trio.to_thread.run_sync(self._drop, limiter=self._one_at_a_time, abandon_on_cancel=True)
 
     def _use(self, use: Callable[[sqlite3.Connection], T]) -> T:
         try:

@@ -42,6 +42,9 @@ THREADS = 8
 CONNECT_TIMEOUT_S = 1.0
 READ_TIMEOUT_S = 2.0
 """The service answers within tens of ms; beyond these a held client is better served by rule 5 of the coordination."""
+CALL_DEADLINE_S = 5.0
+"""For a call with its repeats. boto3's own timeouts do not cover name look-ups, credentials, or a service that sends a
+byte a second: a thread in one of those is left behind."""
 ATTEMPTS = 3
 RETRY_S = 0.05
 """Before the second attempt, doubled for each further one, half of it by chance."""
@@ -149,7 +152,7 @@ class Table:
 
     async def create(self) -> bool:
         """Make the table, billed by request, and wait until it can be used. Returns False if it was there already."""
-        return await self._call(self._create)
+        return await trio.to_thread.run_sync(self._use, self._create)
 
     def create_now(self) -> bool:
         """As `create`, blocking: for commands and tests."""
@@ -172,10 +175,15 @@ class Table:
         return True
 
     async def _call(self, use: Callable[[DynamoDBClient], T]) -> T:
-        """Call in a thread; what passes is tried again here and nowhere else."""
+        """Call in a thread; what passes is tried again here and nowhere else. Raises StoreError, ConditionFailed."""
+        with trio.move_on_after(CALL_DEADLINE_S):
+            return await self._repeat(use)
+        raise StoreError(f"DynamoDB table {self.name}: no answer within {CALL_DEADLINE_S:g} s")
+
+    async def _repeat(self, use: Callable[[DynamoDBClient], T]) -> T:
         for attempt in range(ATTEMPTS):
             try:
-                return await trio.to_thread.run_sync(self._use, use, limiter=self._limiter)
+                return await trio.to_thread.run_sync(self._use, use, limiter=self._limiter, abandon_on_cancel=True)
             except StoreUnusable:
                 raise
             except StoreError:

@@ -1,0 +1,180 @@
+"""The disk under the store does not answer, or another process holds the file: routing, start and end go on without."""
+
+import contextlib
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
+from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.service.tokens import FIRST_LOOK_S, TOKEN_REFRESH_S
+from bentpipe.daemon.store.sqlite_file import CALL_DEADLINE_S
+from bentpipe.proto.grpc_status import GrpcStatus
+
+from clients import CallError, GrpcioClient
+
+PROGRAM = Path(sys.executable).with_name("bentpipe")
+SLACK_S = 15.0
+END_S = 25.0
+"""The drain, the last words of ledger and registry, and a slow machine; systemd would wait for 90 s."""
+
+HANGING_DISK = """
+# Python runs this at its start: every use of SQLite waits while the flag is there, as read(2) of a hung disk does.
+import os, sqlite3, time
+
+def wait():
+    while os.path.exists(os.environ["HANG_FLAG"]):
+        time.sleep(0.05)
+
+class Hanging(sqlite3.Connection):
+    def execute(self, *arguments):
+        wait()
+        return super().execute(*arguments)
+
+    def executescript(self, *arguments):
+        wait()
+        return super().executescript(*arguments)
+
+connect = sqlite3.connect
+
+def hanging_connect(*arguments, **options):
+    wait()
+    return connect(*arguments, factory=Hanging, **options)
+
+sqlite3.connect = hanging_connect
+"""
+
+
+class Disk:
+    """Hangs the daemon's store, and lets it go on."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "sitecustomize.py").write_text(HANGING_DISK)
+        self._flag = folder / "hang"
+        self.ledger = folder / "ledger.sqlite"
+        self.environment = {"PYTHONPATH": str(folder), "HANG_FLAG": str(self._flag)}
+
+    def hang(self) -> None:
+        self._flag.touch()
+
+    def go_on(self) -> None:
+        self._flag.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    return Disk(tmp_path)
+
+
+def host(disk: Disk) -> EdgeHost:
+    return EdgeHost(
+        [DemoSatellite("one"), DemoSatellite("two")],
+        sleep_after_s=600,
+        drain_deadline_s=1,
+        ledger=disk.ledger,
+        environment=disk.environment,
+    )
+
+
+def add_token(edge: EdgeHost) -> str:
+    command = [PROGRAM, "token", "add", "--config", edge.config_path, "--name", "ci", "--grant", f"{ORG}/*"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()[-1]
+
+
+def answer(edge: EdgeHost, satellite: str, token: str) -> GrpcStatus:
+    metadata = (("satellite_name", satellite), ("satellite_org", ORG), ("satellite_token", token))
+    client = GrpcioClient(edge.port, edge.ca_pem, metadata)
+    try:
+        client.unary("Echo", b"hello")
+    except CallError as exc:
+        return GrpcStatus(exc.code)
+    finally:
+        client.close()
+    return GrpcStatus.OK
+
+
+def wait_answer(edge: EdgeHost, token: str, wanted: GrpcStatus, deadline_s: float) -> None:
+    deadline = time.monotonic() + deadline_s
+    while answer(edge, "one", token) is not wanted:
+        if time.monotonic() > deadline:
+            pytest.fail(f"{wanted} did not come")
+        time.sleep(0.1)
+
+
+def ends_in_time(edge: EdgeHost) -> None:
+    began = time.monotonic()
+    assert edge.stop() == 0
+    assert time.monotonic() - began < END_S
+
+
+def test_a_disk_that_hangs_at_the_start(disk: Disk) -> None:
+    edge = host(disk)
+    stored = add_token(edge)
+    disk.hang()
+    began = time.monotonic()
+    with edge:
+        assert time.monotonic() - began < FIRST_LOOK_S + SLACK_S
+        assert answer(edge, "one", edge.token) is GrpcStatus.OK
+        # It may be a good one: nobody knows yet.
+        assert answer(edge, "one", stored) is GrpcStatus.UNAVAILABLE
+        disk.go_on()
+        wait_answer(edge, stored, GrpcStatus.OK, TOKEN_REFRESH_S + SLACK_S)
+        assert answer(edge, "one", "bp_wrong") is GrpcStatus.UNAUTHENTICATED
+        ends_in_time(edge)
+        assert states(disk) >= {SatelliteState.OPERATIONAL.value}
+
+
+def test_a_disk_that_hangs_while_the_daemon_runs(disk: Disk) -> None:
+    with host(disk) as edge:
+        stored = add_token(edge)
+        wait_answer(edge, stored, GrpcStatus.OK, TOKEN_REFRESH_S + SLACK_S)
+        disk.hang()
+        assert answer(edge, "two", stored) is GrpcStatus.OK
+        edge.wait_message("ledger fails", CALL_DEADLINE_S + SLACK_S)
+        edge.wait_message("tokens cannot be read", CALL_DEADLINE_S + SLACK_S)
+        assert answer(edge, "two", stored) is GrpcStatus.OK
+        disk.go_on()
+        edge.wait_message("ledger works again", SLACK_S)
+        ends_in_time(edge)
+        assert states(disk, "two") >= {SatelliteState.OPERATIONAL.value}
+
+
+def test_a_disk_that_hangs_at_the_end(disk: Disk) -> None:
+    with host(disk) as edge:
+        assert answer(edge, "one", edge.token) is GrpcStatus.OK
+        disk.hang()
+        ends_in_time(edge)
+
+
+def test_a_file_that_another_process_holds(disk: Disk) -> None:
+    edge = host(disk)
+    stored = add_token(edge)
+    with locked(disk.ledger):
+        began = time.monotonic()
+        with edge:
+            assert time.monotonic() - began < FIRST_LOOK_S + SLACK_S
+            assert answer(edge, "one", edge.token) is GrpcStatus.OK
+            assert answer(edge, "one", stored) is GrpcStatus.OK  # readers need no lock
+            ends_in_time(edge)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+def states(disk: Disk, satellite: str = "one") -> set[str]:
+    """Those of which the ledger has an interval."""
+    with contextlib.closing(sqlite3.connect(disk.ledger)) as ledger:
+        rows = ledger.execute(
+            "SELECT DISTINCT state FROM interval JOIN satellite ON satellite.id = interval.satellite WHERE name = ?",
+            (satellite,),
+        ).fetchall()
+    return {state for (state,) in rows}
