@@ -69,6 +69,8 @@ class Fault(enum.Enum):
     """None to be had now: worth another attempt in minutes."""
     PERMISSION = "permission"
     """Forbidden (EC2: a KMS grant is missing): nothing changes until somebody acts."""
+    FOREIGN = "foreign"
+    """It is there, and is marked as another's: nothing changes until somebody acts."""
     OTHER = "other"
 
 

@@ -20,7 +20,7 @@ from bentpipe.daemon.fleet.descending import Descending
 from bentpipe.daemon.fleet.messages import Action, Input, SleepReason
 from bentpipe.daemon.fleet.rules import UNREADY_ROUNDS
 from bentpipe.daemon.fleet.states import ASLEEP, SIGHTS, Sight
-from bentpipe.daemon.model import Machine, MachineState, SatelliteState, SleepMode
+from bentpipe.daemon.model import Fault, Machine, MachineState, SatelliteState, SleepMode
 
 S = SatelliteState
 M = MachineState
@@ -230,7 +230,8 @@ class SatelliteMachine(Descending):
         if existed:
             self._generation += 1
             self._sleep.reset()  # what was learned was about that machine
-        if not self._rules.launch:
+        # One that is marked as another's is there still: people say what it is, before a second one is paid for.
+        if not self._rules.launch or machine.fault is Fault.FOREIGN:
             self._fail_all(self._gone())
             self._move(S.FAILED, machine.reason or "terminated")
         elif self.state is not S.SLEEP:

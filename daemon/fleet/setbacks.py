@@ -52,6 +52,7 @@ VERDICTS: tuple[tuple[type[ProviderError], Verdict], ...] = (
 FAULTS: dict[Fault | None, Verdict] = {
     Fault.CAPACITY: Verdict.CAPACITY,
     Fault.PERMISSION: Verdict.TERMINAL,
+    Fault.FOREIGN: Verdict.TERMINAL,
     Fault.OTHER: Verdict.FAILED,
     None: Verdict.FAILED,
 }

@@ -6,7 +6,7 @@ import trio
 
 from bentpipe.config.model import SatelliteEc2Section
 from bentpipe.daemon.model import Machine, MachineId, MachineState
-from bentpipe.daemon.providers.ec2.looks import Sighting
+from bentpipe.daemon.providers.ec2.looks import Mark, Sighting
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Entry:
 
     machine_id: MachineId
     machine: Ec2Machine
+    mark: Mark
     instance_id: str | None
     look: Machine | None = None
     seen: Sighting | None = None
@@ -46,6 +47,10 @@ class Entry:
     acted_at: float = float("-inf")
     visible_by: float = float("-inf")
     outdated: Outdated | None = None
+    objection: str = ""
+    """Why its instance is not used, by its tags."""
+    rivals: tuple[str, ...] = ()
+    """Other living instances with the satellite's tags."""
     changed: trio.Event = dataclasses.field(default_factory=trio.Event)
 
     @property

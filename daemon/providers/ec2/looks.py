@@ -57,6 +57,30 @@ class Sighting:
     asleep_since: float | None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mark:
+    """The tags by which an instance is one satellite's. One that is `given` by its id may lack them, but not contradict."""
+
+    fleet: str
+    satellite: str
+    given: bool
+
+    @property
+    def words(self) -> str:
+        """Both tags, for people."""
+        return f"{FLEET_TAG}={self.fleet} {SATELLITE_TAG}={self.satellite}"
+
+    def objection(self, seen: "Sighting") -> str:
+        """Why the instance is not the satellite's, for the operator; "" if it is."""
+        wanted = {FLEET_TAG: self.fleet, SATELLITE_TAG: self.satellite}
+        found = {key: value for key, value in seen.tags.items() if key in wanted}
+        if found == wanted or (self.given and found.items() <= wanted.items()):
+            return ""
+        has = " ".join(f"{key}={value}" for key, value in sorted(found.items())) or "neither of our tags"
+        mend = "give the satellite another instance_id" if self.given else "send SIGHUP, and it is launched anew"
+        return f"{seen.instance_id} has {has} and not {self.words}, so it is not used: mend its tags, or {mend}"
+
+
 def sight(instance: "InstanceTypeDef", section: SatelliteEc2Section) -> Sighting:
     """Read a description."""
     raw_state = instance["State"]["Name"]
@@ -92,6 +116,12 @@ def state_of(raw_state: str, reason_code: str) -> MachineState:
             return MachineState.HIBERNATED if reason_code == HIBERNATED else MachineState.STOPPED
         case _:  # shutting-down, terminated
             return MachineState.TERMINATED
+
+
+def foreign_look_of(machine_id: MachineId, seen: Sighting) -> Machine:
+    """The machine, if its instance is marked as another's. Clients read the reason, so that it names nobody else."""
+    words = f"{seen.instance_id} is not marked as this satellite's"
+    return Machine(machine_id, MachineState.TERMINATED, reason=words, fault=Fault.FOREIGN)
 
 
 def look_of(machine_id: MachineId, seen: Sighting, section: SatelliteEc2Section, *, type_hibernates: bool) -> Machine:

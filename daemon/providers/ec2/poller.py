@@ -20,7 +20,16 @@ from bentpipe.daemon.model import Machine, MachineId, MachineState
 from bentpipe.daemon.providers.ec2.calls import Ec2Calls
 from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry, Outdated
 from bentpipe.daemon.providers.ec2.errors import Ec2Failure
-from bentpipe.daemon.providers.ec2.looks import FLEET_TAG, SATELLITE_TAG, Sighting, look_of, sight, state_of
+from bentpipe.daemon.providers.ec2.looks import (
+    FLEET_TAG,
+    SATELLITE_TAG,
+    Mark,
+    Sighting,
+    foreign_look_of,
+    look_of,
+    sight,
+    state_of,
+)
 
 log = logging.getLogger("bentpipe.providers.ec2")
 
@@ -39,6 +48,8 @@ MOVING = (MachineState.PENDING, MachineState.STOPPING)
 @dataclasses.dataclass(slots=True)
 class _Round:
     wanted: set[MachineId] = dataclasses.field(default_factory=set)
+    sweeping: bool = False
+    """Look by tags too, for what is found by them: others may have the same tags."""
     begun: trio.Event = dataclasses.field(default_factory=trio.Event)
     done: trio.Event = dataclasses.field(default_factory=trio.Event)
     failure: Ec2Failure | None = None
@@ -51,7 +62,7 @@ class Poller:
         self._section = section
         self._calls = calls
         self._entries = {
-            machine_id: Entry(machine_id, machine, machine.section.instance_id)
+            machine_id: Entry(machine_id, machine, _mark(section.fleet, machine), machine.section.instance_id)
             for machine_id, machine in machines.items()
         }
         self._types: dict[str, bool] = {}
@@ -142,7 +153,7 @@ class Poller:
                 await trio.sleep(GATHER_S)
                 this, self._next = self._next, _Round()
                 try:
-                    await self._look(this.wanted)
+                    await self._look(this.wanted, sweeping=this.sweeping)
                 except Ec2Failure as failure:
                     this.failure = failure
                 self._tell_failing(this.failure)
@@ -160,24 +171,19 @@ class Poller:
             for entry in self._entries.values():
                 if not only_moving or (entry.look is not None and entry.look.state in MOVING):
                     self.want(entry)
+            self._next.sweeping |= not only_moving
 
-    async def _look(self, wanted: Set[MachineId]) -> None:
+    async def _look(self, wanted: Set[MachineId], *, sweeping: bool) -> None:
         began = trio.current_time()
         entries = [each for each in self._entries.values() if each.machine_id in wanted or not each.asked]
-        lost = {each.machine.satellite: each for each in entries if each.lost}
+        sought = {each.machine.satellite: each for each in entries if each.lost or (sweeping and not each.mark.given)}
         known = {each.instance_id: each for each in entries if not each.lost and each.instance_id is not None}
         found: list[tuple[Entry, Sighting]] = []
         for instance in await self._calls.describe(list(known)):
             if (entry := known.get(instance["InstanceId"])) is not None:
                 found.append((entry, sight(instance, entry.machine.section)))
-        if lost:
-            tags = ((FLEET_TAG, [self._section.fleet]), (SATELLITE_TAG, list(lost)))
-            candidates: dict[str, list[Sighting]] = {}
-            for instance in await self._calls.find(tags):
-                satellite = next((tag["Value"] for tag in instance["Tags"] if tag["Key"] == SATELLITE_TAG), "")
-                if (entry := lost.get(satellite)) is not None:
-                    candidates.setdefault(satellite, []).append(sight(instance, entry.machine.section))
-            found += [(lost[satellite], _choose(satellite, seen)) for satellite, seen in candidates.items()]
+        if sought:
+            found += await self._find(sought)
         await self._learn_types({seen.instance_type for _, seen in found})
         for entry, seen in found:
             self._take(entry, seen, began)
@@ -185,6 +191,24 @@ class Poller:
         for entry in entries:
             if entry.machine_id not in answered:
                 self._miss(entry, began)
+
+    async def _find(self, sought: Mapping[str, Entry]) -> list[tuple[Entry, Sighting]]:
+        """Look for satellites' instances by tags. Returns those of the satellites that have none."""
+        tags = ((FLEET_TAG, [self._section.fleet]), (SATELLITE_TAG, list(sought)))
+        candidates: dict[str, list[Sighting]] = {satellite: [] for satellite in sought}
+        for instance in await self._calls.find(tags):
+            satellite = next((tag["Value"] for tag in instance["Tags"] if tag["Key"] == SATELLITE_TAG), "")
+            if (entry := sought.get(satellite)) is not None:
+                candidates[satellite].append(sight(instance, entry.machine.section))
+        chosen: list[tuple[Entry, Sighting]] = []
+        for satellite, seen in candidates.items():
+            entry = sought[satellite]
+            if entry.lost and seen:
+                chosen.append((entry, _choose(seen)))
+                _note_rivals(entry, seen, chosen[-1][1].instance_id)
+            elif not entry.lost:
+                _note_rivals(entry, seen, entry.instance_id)
+        return chosen
 
     def _take(self, entry: Entry, seen: Sighting, began: float) -> None:
         """Believe what EC2 says, unless it is from before our newest call."""
@@ -212,6 +236,16 @@ class Poller:
             entry.show(Machine(entry.machine_id, MachineState.TERMINATED, reason=words))
 
     def _show(self, entry: Entry, seen: Sighting) -> None:
+        objection = "" if seen.state is MachineState.TERMINATED else entry.mark.objection(seen)
+        if objection and objection != entry.objection:
+            log.error(
+                "an instance is not used",
+                extra={"fields": {"satellite": entry.machine.satellite, "reason": objection}},
+            )
+        entry.objection = objection
+        if objection:
+            entry.show(foreign_look_of(entry.machine_id, seen))
+            return
         type_hibernates = self._types.get(seen.instance_type, True)
         entry.show(look_of(entry.machine_id, seen, entry.machine.section, type_hibernates=type_hibernates))
 
@@ -235,10 +269,23 @@ class Poller:
         self._failing = failure is not None
 
 
-def _choose(satellite: str, candidates: list[Sighting]) -> Sighting:
-    """Of several instances with a satellite's tags take one that is awake, else the one with the least id."""
-    if len(candidates) > 1:
-        ids = " ".join(sorted(each.instance_id for each in candidates))
-        log.error("several instances have one satellite's tags", extra={"fields": {"satellite": satellite, "ids": ids}})
+def _mark(fleet: str, machine: Ec2Machine) -> Mark:
+    return Mark(fleet, machine.satellite, given=machine.section.instance_id is not None)
+
+
+def _choose(candidates: list[Sighting]) -> Sighting:
+    """Of several instances with a satellite's tags take one that is awake, else the one with the least id.
+
+    What was taken is kept for as long as it lives and has the tags.
+    """
     awake = (MachineState.RUNNING, MachineState.PENDING)
     return min(candidates, key=lambda each: (each.state not in awake, each.instance_id))
+
+
+def _note_rivals(entry: Entry, seen: list[Sighting], taken: str | None) -> None:
+    """Tell the operator of instances that have the same tags as the one that is used, whenever they are others."""
+    rivals = tuple(sorted(each.instance_id for each in seen if each.instance_id != taken))
+    if rivals and rivals != entry.rivals:
+        fields = {"satellite": entry.machine.satellite, "used": taken, "unused": " ".join(rivals)}
+        log.error("several instances have one satellite's tags", extra={"fields": fields})
+    entry.rivals = rivals

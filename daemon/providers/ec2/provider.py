@@ -5,6 +5,7 @@ they are made `calls`'s. Keeps nothing that outlives the daemon: instances are f
 Used by the fleet through `base.Provider`; run by the service.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
@@ -29,11 +30,11 @@ from bentpipe.daemon.providers.ec2.calls import Api, Ec2Calls
 from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry
 from bentpipe.daemon.providers.ec2.errors import Ec2Failure, Verdict
 from bentpipe.daemon.providers.ec2.launch import launch_request
-from bentpipe.daemon.providers.ec2.looks import FLEET_TAG, SATELLITE_TAG, sight
+from bentpipe.daemon.providers.ec2.looks import Sighting, sight
 from bentpipe.daemon.providers.ec2.poller import Poller
 
 if TYPE_CHECKING:
-    from types_boto3_ec2.type_defs import InstanceStateChangeTypeDef, InstanceTypeDef, RunInstancesRequestTypeDef
+    from types_boto3_ec2.type_defs import InstanceStateChangeTypeDef, RunInstancesRequestTypeDef
 
 YOUNG_S = 300.0
 """EC2 refuses to hibernate for about two minutes after a launch, in words that are not documented: within this time a
@@ -112,6 +113,7 @@ class Ec2Provider:
         otherwise.
         """
         entry = self._entry(machine_id)
+        await self._poller.refresh(entry)  # its tags may have become another's since it was seen last
         instance_id = await self._instance_id(entry)
         hibernate = mode is SleepMode.HIBERNATE and not force
         try:
@@ -137,10 +139,9 @@ class Ec2Provider:
             return
         try:
             request = await self._launch_request(entry, token)
-            instance = await self._launch(request)
+            seen = await self._launch(entry, request)
         except Ec2Failure as failure:
             raise self._error(entry, failure) from failure
-        seen = sight(instance, entry.machine.section)
         if seen.state is MachineState.TERMINATED:
             raise LaunchTokenSpent(f"token {token} has launched {seen.instance_id}, which is terminated: use another")
         self._poller.launched(entry, seen)
@@ -152,13 +153,13 @@ class Ec2Provider:
         """
         entry = self._entry(machine_id)
         look = await self._poller.refresh(entry)
-        if look is None or look.state is MachineState.TERMINATED or entry.seen is None or entry.instance_id is None:
+        if look is None or entry.seen is None or entry.instance_id is None:
             return
-        ours = {FLEET_TAG: self._fleet, SATELLITE_TAG: entry.machine.satellite}
-        if not ours.items() <= entry.seen.tags.items():
-            words = " ".join(f"{key}={value}" for key, value in ours.items())
+        if look.state is MachineState.TERMINATED and not entry.objection:
+            return
+        if dataclasses.replace(entry.mark, given=False).objection(entry.seen):
             raise ProviderPermission(
-                f"{entry.instance_id} is not terminated: it does not have the tags {words}",
+                f"{entry.instance_id} is not terminated: it does not have the tags {entry.mark.words}",
                 peer_hint="the instance is not marked as ours",
             )
         try:
@@ -221,17 +222,29 @@ class Ec2Provider:
             satellite=entry.machine.satellite,
         )
 
-    async def _launch(self, request: "RunInstancesRequestTypeDef") -> "InstanceTypeDef":
-        """Launch. If the same token was used with another configuration, take what it has made."""
+    async def _launch(self, entry: Entry, request: "RunInstancesRequestTypeDef") -> Sighting:
+        """Launch, and take what came of it only if it is marked as the satellite's.
+
+        If the same token was used with another configuration, what it has made is taken. Raises Ec2Failure, and
+        ProviderPermission for what is marked as another's.
+        """
+        section = entry.machine.section
         try:
-            return await self._calls.launch(request)
+            found = [sight(await self._calls.launch(request), section)]
         except Ec2Failure as failure:
             if failure.verdict is not Verdict.MISMATCH:
                 raise
-            found = await self._calls.find_launched(request["ClientToken"])
+            found = [sight(each, section) for each in await self._calls.find_launched(request["ClientToken"])]
             if not found:
                 raise
-            return found[0]
+        for seen in found:
+            objection = entry.mark.objection(seen)
+            if not objection or seen.state is MachineState.TERMINATED:
+                return seen
+        raise ProviderPermission(
+            f"the launch's token has made an instance before: {objection}",
+            peer_hint="the launch has led to an instance that is not marked as this satellite's",
+        )
 
     async def _send_start(self, instance_ids: Sequence[str], turn_taken: bool) -> dict[str, Change]:
         return self._accepted(await self._calls.start(instance_ids, turn_taken=turn_taken))

@@ -1,9 +1,10 @@
 """Launching and terminating instances, over an emulator whose time stands still."""
 
 import pytest
+import trio
 from ec2_emulator.control import Control
 from ec2_emulator.server import Emulator
-from emulated_ec2 import ONE, TEMPLATE, one, tags_of, wait_for
+from emulated_ec2 import FLEET, ONE, TEMPLATE, ec2_section, machine, one, running, tags_of, wait_for
 from provider_contract import wait_state
 
 from bentpipe.daemon.errors import (
@@ -13,7 +14,7 @@ from bentpipe.daemon.errors import (
     ProviderPermission,
     ProviderRetryable,
 )
-from bentpipe.daemon.model import MachineState
+from bentpipe.daemon.model import MachineId, MachineState
 
 
 async def test_a_launch(emulator: Emulator, control: Control) -> None:
@@ -60,12 +61,54 @@ async def test_a_token_that_was_used_with_another_configuration(emulator: Emulat
     async with one(emulator, **other) as provider:
         with pytest.raises(ProviderPermanent, match="IdempotentParameterMismatch"):
             await provider.launch(ONE, "token-1")
-    control.advance(seconds=31)
-    (instance_id,) = emulator.cloud.instances
-    control.instance(instance_id).tags.clear()
+    # It becomes visible after the look by tags, and before the launch.
+    control.hold(action="RunInstances")
+    async with one(emulator, **other) as provider, trio.open_nursery() as nursery:
+        nursery.start_soon(provider.launch, ONE, "token-1")
+        await wait_for(lambda: control.held(action="RunInstances") == 1)
+        control.advance(seconds=31)
+        control.release(action="RunInstances")
     async with one(emulator, **other) as provider:
-        await provider.launch(ONE, "token-1")
         assert (await provider.describe(ONE)).state is MachineState.RUNNING
+    assert len(emulator.cloud.instances) == 1
+
+
+@pytest.mark.parametrize("other_type", [False, True])
+@pytest.mark.parametrize(
+    "tags", [{}, tags_of("acme/two"), tags_of("acme/one", fleet="staging"), {"bentpipe:fleet": FLEET}]
+)
+async def test_what_a_launch_gives_is_taken_only_with_our_tags(
+    emulator: Emulator, control: Control, tags: dict[str, str], other_type: bool
+) -> None:
+    """By RunInstances' answer, and after IdempotentParameterMismatch."""
+    control.add_template(name=TEMPLATE)
+    async with one(emulator, launch_template=TEMPLATE) as provider:
+        await provider.launch(ONE, "token-1")
+    (instance_id,) = emulator.cloud.instances
+    control.tag(instance_id=instance_id, tags={**dict.fromkeys(tags_of("acme/one")), **tags})
+    section = {"launch_template": TEMPLATE, **({"instance_type": "c7g.xlarge"} if other_type else {})}
+    async with one(emulator, **section) as provider:
+        with pytest.raises(ProviderPermission, match=instance_id) as refused:
+            await provider.launch(ONE, "token-1")
+        assert all(value in str(refused.value) for value in tags.values())
+        assert not any(value in refused.value.peer_hint for value in tags.values())
+        with pytest.raises(MachineNotFound):
+            await provider.describe(ONE)
+        await provider.launch(ONE, "token-2")
+        assert (await provider.describe(ONE)).state is MachineState.PENDING
+    assert len(emulator.cloud.instances) == 2
+
+
+async def test_two_fleets_and_two_satellites_have_launches_of_their_own(emulator: Emulator, control: Control) -> None:
+    """Whatever token they are given."""
+    control.add_template(name=TEMPLATE)
+    machines = {each: machine(f"acme/{each}", launch_template=TEMPLATE) for each in map(MachineId, ("one", "two"))}
+    for fleet in ("prod", "staging"):
+        async with running(ec2_section(emulator.url, fleet=fleet), machines) as provider:
+            for each in machines:
+                await provider.launch(each, "token-1")
+    found = [tuple(each.tags.values()) for each in emulator.cloud.instances.values()]
+    assert sorted(found) == [(fleet, f"acme/{each}") for fleet in ("prod", "staging") for each in machines]
 
 
 async def test_a_type_without_hibernation_is_launched_without(emulator: Emulator, control: Control) -> None:
