@@ -1,6 +1,7 @@
 """Connects to a satellite that is said to be awake. "Running" is not "listening": refusals are retried to a deadline."""
 
 import errno
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -10,7 +11,9 @@ import trio
 from bentpipe.daemon.edge.transport import Transport, TransportError
 from bentpipe.daemon.errors import DialFailed
 from bentpipe.daemon.model import Address
-from bentpipe.native.tls import TlsClientContext, TlsConnection
+from bentpipe.native.tls import TlsClientContext, TlsConnection, TlsError
+
+log = logging.getLogger("bentpipe.edge")
 
 DIAL_DEADLINE_S = 15.0
 """From the lease to a connection. The fleet saw the port listen a moment ago, so this covers a restart, not a boot."""
@@ -31,7 +34,8 @@ async def dial_at_once(address: Address, tls: TlsClientContext | None, server_na
     with trio.move_on_after(AT_ONCE_S):
         try:
             return await _attempt(address, tls, server_name)
-        except (OSError, TransportError):
+        except Exception as exc:
+            log.debug("dial failed", extra={"fields": {"address": str(address), "error": reason_of(exc)}})
             return None
     return None
 
@@ -49,14 +53,19 @@ async def dial(
             with trio.move_on_after(ATTEMPT_S) as attempt:
                 try:
                     return await _attempt(address, tls, server_name)
-                except (OSError, TransportError) as exc:
-                    reason = str(exc)
+                except Exception as exc:
+                    reason = reason_of(exc)
             if attempt.cancelled_caught:
                 reason = f"no answer in {ATTEMPT_S:g} s"
             if not is_awake():
                 return None
             await trio.sleep(RETRY_S)
     raise DialFailed(f"{address}: {reason}", peer_hint=f"the satellite is awake but could not be reached: {reason}")
+
+
+def reason_of(error: Exception) -> str:
+    """Why an attempt failed. Any exception counts: a name that no resolver takes, a TLS context, no descriptor left."""
+    return str(error) if isinstance(error, OSError | TransportError | TlsError) else f"{type(error).__name__}: {error}"
 
 
 async def _attempt(address: Address, tls: TlsClientContext | None, server_name: str | None) -> Transport:
@@ -73,7 +82,11 @@ async def _attempt(address: Address, tls: TlsClientContext | None, server_name: 
     except BaseException:
         sock.close()
         raise
-    transport = Transport(sock)
+    try:
+        transport = Transport(sock)
+    except BaseException:
+        sock.close()
+        raise
     try:
         if tls is not None:
             await transport.start_tls(TlsConnection(tls, transport.fileno, server_name=server_name or address.host))

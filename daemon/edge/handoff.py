@@ -16,6 +16,7 @@ import trio
 from bentpipe.daemon.edge.transport import Transport
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.tasks import Owner, contained
 from bentpipe.native.engine import Ended, EndReason, Engine, SpliceId
 
 log = logging.getLogger("bentpipe.edge")
@@ -74,7 +75,8 @@ class HandOff:
         client.detached()
         satellite.detached()
         self._live[splice_id] = splice
-        splice.lease.measure(_SpliceMeter(self, splice_id))
+        with contained(Owner("splice meter", splice.peer)):  # the engine has it: nothing may fail any more
+            splice.lease.measure(_SpliceMeter(self, splice_id))
 
     def moved_bytes(self, splice_id: SpliceId) -> int:
         """Bytes that a live splice has moved, both directions added."""
@@ -103,18 +105,26 @@ class HandOff:
             await trio.lowlevel.wait_readable(self._engine.event_fd)
             while some := self._engine.take_ended(ENDS_A_TURN):
                 for ended in some:
-                    self._end(ended)
+                    with contained(Owner("splice end")):
+                        self._end(ended)
                 await trio.lowlevel.checkpoint()
 
     def _end(self, ended: Ended) -> None:
         splice = self._live.pop(ended.splice_id)
         quiet = ended.splice_id in self._quiet
         self._quiet.discard(ended.splice_id)
-        for fd in ended.sockets or ():
-            os.close(fd)
-        splice.lease.release()
-        splice.on_end()
         self.ended[ended.reason] += 1
+        self._changed.set()
+        self._changed = trio.Event()
+        # Each of them whatever becomes of the others: a lease that stays would keep its satellite awake for ever.
+        owner = Owner("splice end", splice.peer)
+        for fd in ended.sockets or ():
+            with contained(owner):
+                os.close(fd)
+        with contained(owner):
+            splice.lease.release()
+        with contained(owner):
+            splice.on_end()
         log.info(
             "connection ended",
             extra={
@@ -129,8 +139,6 @@ class HandOff:
                 }
             },
         )
-        self._changed.set()
-        self._changed = trio.Event()
 
     async def wait_none(self) -> None:
         """Return when no connection is spliced."""

@@ -11,6 +11,7 @@ from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.edge.session import Edge, Session
 from bentpipe.daemon.edge.transport import Transport
+from bentpipe.daemon.tasks import Decision, Owner, run_owned
 
 log = logging.getLogger("bentpipe.edge")
 
@@ -18,12 +19,19 @@ BACKLOG = 4096
 """A herd of held builds that reconnects at once must not see its SYNs dropped; the kernel caps it at somaxconn."""
 
 ACCEPT_BACKOFF_S = 0.1
-"""Pause when descriptors or memory run out: accept would otherwise fail in a busy loop (accept(2), EMFILE)."""
+"""Pause when accept fails for want of descriptors or memory, or for anything else that lasts: it would fail in a busy loop
+(accept(2), EMFILE)."""
 
 ACCEPT_BATCH = 16
 """Connections taken in one turn: a storm costs one wait a batch, and the sessions under way still get their turns."""
 
-EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+NETWORK_ERRNOS = frozenset(
+    {
+        *(errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ETIMEDOUT),
+        *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET),
+    }
+)
+"""What accept says of one connection, which is then gone (accept(2)); after any other error it would say it again."""
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -63,6 +71,7 @@ class Listener:
         """For the connections to come; those that are open keep theirs."""
         self._edge = edge
         self._connections = connections
+        self._failing = ""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -73,14 +82,17 @@ class Listener:
     async def run_listener(self, sessions: trio.Nursery) -> None:
         """Accept for ever, each connection in a task of `sessions`; closes the socket when cancelled."""
         try:
-            while True:
-                await trio.lowlevel.wait_readable(self._sock)
-                for _ in range(ACCEPT_BATCH):
-                    if not await self._accept(sessions):
-                        break
+            await run_owned(Owner("listener", str(self.address)), self._accept_all, sessions)
         finally:
             trio.lowlevel.notify_closing(self._sock)
             self._sock.close()
+
+    async def _accept_all(self, sessions: trio.Nursery) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            for _ in range(ACCEPT_BATCH):
+                if not await self._accept(sessions):
+                    break
 
     async def _accept(self, sessions: trio.Nursery) -> bool:
         """Take one connection. Returns whether there was one."""
@@ -90,23 +102,36 @@ class Listener:
             return False
         except OSError as exc:
             self._edge.counters.accept_errors += 1
-            if exc.errno in EXHAUSTED:
-                log.warning("cannot accept", extra={"fields": {"error": str(exc)}})
+            if exc.errno not in NETWORK_ERRNOS:
+                self._tell_failing(str(exc))
                 await trio.sleep(ACCEPT_BACKOFF_S)
             return False
+        self._tell_failing("")
         self._edge.counters.accepted += 1
         arrival = Arrival(self._connections, (str(name[0]), name[1]) if name else None, self.port.proxies)
         if not arrival.enter():
             self._edge.counters.ended[Outcome.OVER_LIMIT] += 1
             sock.close()
             return True
-        sessions.start_soon(self._serve, sock, arrival)
+        owner = Owner("session", arrival.peer, Decision.GIVE_UP)
+        sessions.start_soon(run_owned, owner, self._serve, sock, arrival)
         return True
+
+    def _tell_failing(self, failing: str) -> None:
+        """Log the first failure of a series, and its end."""
+        if failing and failing != self._failing:
+            log.warning("cannot accept", extra={"fields": {"error": failing}})
+        elif self._failing and not failing:
+            log.info("can accept again")
+        self._failing = failing
 
     async def _serve(self, sock: socket.socket, arrival: Arrival) -> None:
         spliced = False
         try:
             spliced = await Session(self._edge, Transport(sock), self.port, arrival).run(arrival.leave)
+        except BaseException:
+            sock.close()
+            raise
         finally:
             if not spliced:
                 arrival.leave()

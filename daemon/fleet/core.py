@@ -75,6 +75,13 @@ class Core:
         self._renewing = False
         self._draining = False
 
+    def take_over(self, broken: "Core", *, leases: int, metered: int) -> None:
+        """Begin where another one of the same satellite has broken, with what is certain beside the leases."""
+        self.leases, self._metered = leases, metered
+        self.busy, self.wakes = broken.busy, broken.wakes
+        self._generation = broken._generation
+        self._draining, self._keep_awake = broken._draining, broken._keep_awake
+
     @property
     def waiters(self) -> tuple[WaiterId, ...]:
         """Who waits, first come first."""

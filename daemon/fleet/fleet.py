@@ -17,6 +17,7 @@ from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.store.coordination import Coordination
 from bentpipe.daemon.store.registry import Registry
+from bentpipe.daemon.tasks import Owner, run_owned, start_owned
 
 
 def limits_of(section: BudgetSection) -> Limits:
@@ -114,14 +115,16 @@ class Fleet:
             satellite.drain()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run every satellite for ever. A bug in one ends the daemon: systemd restarts it from the provider's truth."""
+        """Run every satellite for ever. One that fails is started again; the others do not notice."""
         async with trio.open_nursery() as nursery:
             # All at once: a provider looks at many machines as quickly as at one.
             async with trio.open_nursery() as starting:
                 for satellite in self.satellites:
-                    starting.start_soon(nursery.start, satellite.run)
+                    starting.start_soon(
+                        nursery.start, start_owned, Owner("satellite", str(satellite.key)), satellite.run
+                    )
             if self.budget is not None:
-                nursery.start_soon(self.budget.run_clock)
+                nursery.start_soon(run_owned, Owner("budget"), self.budget.run_clock)
             task_status.started()
 
 

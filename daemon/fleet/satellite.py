@@ -15,7 +15,7 @@ from typing import assert_never
 import trio
 
 from bentpipe.config.model import KeepAwakeSection
-from bentpipe.daemon.errors import BentpipeError, MachineNotFound, ProviderError
+from bentpipe.daemon.errors import BentpipeError, MachineNotFound, ProviderError, WakeFailed
 from bentpipe.daemon.fleet import messages as msg
 from bentpipe.daemon.fleet.budget import Holder, Request
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
@@ -26,11 +26,11 @@ from bentpipe.daemon.fleet.machine import SatelliteMachine
 from bentpipe.daemon.fleet.messages import Action, Input, Lesson, WaiterId
 from bentpipe.daemon.fleet.readiness import wait_listening
 from bentpipe.daemon.fleet.resume import Memory, Witness
-from bentpipe.daemon.fleet.rules import Rules
+from bentpipe.daemon.fleet.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, Rules, backed_off
 from bentpipe.daemon.fleet.traffic import TrafficWatch
 from bentpipe.daemon.fleet.usher import Usher, UsheredEvent
 from bentpipe.daemon.fleet.wake_book import WakeBook
-from bentpipe.daemon.fleet.watching import run_calendar, run_watch
+from bentpipe.daemon.fleet.watching import first_look, run_calendar, run_watch
 from bentpipe.daemon.ids import launch_token
 from bentpipe.daemon.model import (
     Address,
@@ -43,8 +43,10 @@ from bentpipe.daemon.model import (
     WakePhase,
 )
 from bentpipe.daemon.providers.base import Provider
+from bentpipe.daemon.providers.typed import TypedProvider
 from bentpipe.daemon.store.coordination import Coordination, LocalCoordination
 from bentpipe.daemon.store.registry import Registry
+from bentpipe.daemon.tasks import Decision, Owner, contained, note_failure, run_owned, start_owned
 
 log = logging.getLogger("bentpipe.fleet")
 
@@ -52,6 +54,8 @@ LAUNCH_PERIOD_S = 3600.0
 """Launches of one generation within one such period of the wall clock are one launch, a restart of the daemon between
 them included: within it a machine that was launched and cannot be seen yet is not launched twice."""
 
+
+BROKEN_WORDS = "the edge host has made a mistake with this satellite and begins anew; try again in a moment"
 
 IN_REACH = frozenset({SatelliteState.OPERATIONAL, SatelliteState.STOPPING, *WAKING})
 """While it is awake it stays in use, to the other hosts, until this one finds it idle: then it asks to put it to sleep."""
@@ -90,7 +94,7 @@ def _lease_of(waiter: _Waiter) -> Lease:
 
 
 class Satellite:
-    """One satellite; `run` is its owner task."""
+    """One satellite; `run` is its owner task. A failure of any part of it stays here: see `_broke`."""
 
     def __init__(
         self,
@@ -110,14 +114,22 @@ class Satellite:
     ) -> None:
         """`on_step` is called after every step of the machine; `wall` is time.time, but for tests."""
         self.key = key
+        self._rules = rules
         self._machine = SatelliteMachine(rules)
+        self._counted = 0
+        """Of the machine's waiters: how many the crowd has counted."""
+        self._granted = 0
+        """Leases that live."""
         self.lessons: collections.Counter[Lesson] = collections.Counter()
         self.resumes: collections.Counter[Resume] = collections.Counter()
         self._coordination = coordination or LocalCoordination()
         self._entering = 0
-        self._provider: Provider = CoordinatedProvider(
-            *(provider, self._coordination, key, self._is_used),
-            launches=Launches(registry, key, wall=wall) if registry is not None else None,
+        self._provider: Provider = TypedProvider(
+            CoordinatedProvider(
+                *(provider, self._coordination, key, self._is_used),
+                launches=Launches(registry, key, wall=wall) if registry is not None else None,
+            ),
+            str(key),
         )
         self._machine_id = machine_id
         self._observer = observer
@@ -131,6 +143,7 @@ class Satellite:
         self._quiet_window_s = rules.quiet_window_s
         self._memory = Memory(key, witness)
         self._resume = Resume.UNKNOWN
+        self._recovering = False
         self._launch = (-1, "")
         self._ids = itertools.count()
         self._usher = Usher()
@@ -269,11 +282,20 @@ class Satellite:
         """Own the satellite for ever. Started once it knows how its machine is, or that nobody can say."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await nursery.start(run_watch, self._provider, self._machine_id, self._feed)
-            nursery.start_soon(run_calendar, self._keep_awake, self._wall, lambda: self._machine.machine, self._feed)
-            nursery.start_soon(self._run_meters)
+            # Calls that an earlier nursery made have ended with it.
+            self._machine.busy = self._recovering = False
+            await nursery.start(
+                start_owned, self._owner("watch"), run_watch, self._provider, self._machine_id, self._feed
+            )
+            calendar = (self._keep_awake, self._wall, lambda: self._machine.machine, self._feed)
+            nursery.start_soon(run_owned, self._owner("calendar"), run_calendar, *calendar)
+            nursery.start_soon(run_owned, self._owner("meters"), self._run_meters)
+            nursery.start_soon(run_owned, self._owner("clock", self._broke), self._run_clock)
             task_status.started()
-            await self._run_clock()
+            await trio.sleep_forever()
+
+    def _owner(self, task: str, told: Callable[[Exception], None] | None = None) -> Owner:
+        return Owner(f"satellite {task}", str(self.key), told=told)
 
     async def _run_clock(self) -> None:
         while True:
@@ -298,13 +320,19 @@ class Satellite:
     # -- the machine's inputs and actions ------------------------------------------------------------------------------
 
     def _feed(self, event: Input) -> None:
-        """Hand an input to the machine and do what it says."""
+        """Hand an input to the machine and do what it says. Never raises an Exception: who feeds is not to blame."""
+        try:
+            self._step(event)
+        except Exception as exc:
+            note_failure(self._owner("step"), exc, "its machine begins anew")
+            self._broke(exc)
+
+    def _step(self, event: Input) -> None:
         now = trio.current_time()
         if isinstance(event, msg.StartDone) and event.error is None:
             self._book.phase_ended(WakePhase.START, now)
-        held_before = self._machine.waiting
         actions = self._machine.handle(event, now)
-        self._crowd.held += self._machine.waiting - held_before
+        self._count_held()
         for action in actions:
             self._carry_out(action, now)
         # Told last, so that waits which end with a change count for the state that is left.
@@ -313,15 +341,64 @@ class Satellite:
                 self._tell(action, now)
         if any(isinstance(action, msg.Probe) for action in actions):
             self._book.phase_ended(WakePhase.BOOT, now)
+        self._stepped()
+
+    def _stepped(self) -> None:
         self._deadline_moved.set()
         self._deadline_moved = trio.Event()
         self._leave_if_unused()
-        self._on_step(self)
+        with contained(self._owner("budget")):
+            self._on_step(self)
+
+    def _count_held(self) -> None:
+        self._crowd.held += self._machine.waiting - self._counted
+        self._counted = self._machine.waiting
+
+    def _broke(self, failure: Exception) -> None:
+        """The machine, or what carries out its actions, has failed in the middle of a step: nobody knows how it stands.
+
+        So it begins anew, UNKNOWN, with what is certain (leases that live, what is under way, that it drains), those who
+        wait are told, and the provider is asked how the machine is.
+        """
+        before, self._machine = self._machine, SatelliteMachine(self._rules)
+        self._machine.take_over(before, leases=self._granted, metered=len(self._traffic))
+        self._probe.cancel()
+        error = WakeFailed(f"{self.key}: {type(failure).__name__}: {failure}", peer_hint=BROKEN_WORDS)
+        now = trio.current_time()
+        for waiter in list(self._waiters.values()):
+            if not waiter.done.is_set():
+                waiter.error = error
+                self._end_wait(waiter, now)
+        self._count_held()
+        with contained(self._owner("step")):
+            if before.state is not SatelliteState.UNKNOWN:
+                self._tell(msg.Moved(before.state, SatelliteState.UNKNOWN, "a fault of the daemon's own"), now)
+            self._stepped()
+        if self._nursery is not None and not self._recovering:
+            self._recovering = True
+            self._nursery.start_soon(run_owned, self._owner("recovery"), self._recover)
+
+    def _call_broke(self, failure: Exception) -> None:
+        self._machine.busy = False
+        self._broke(failure)
+
+    async def _recover(self) -> None:
+        """Look at the machine once no call is under way that may change it, until there is a look to go on with."""
+        for failures in itertools.count():
+            await trio.sleep(backed_off(LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, failures))
+            if self._machine.busy:
+                continue
+            with contextlib.suppress(ProviderError):
+                seen = await first_look(self._provider, self._machine_id)
+                self._recovering = False
+                self._feed(msg.Seen(seen))
+                return
 
     def _carry_out(self, action: Action, now: float) -> None:
         match action:
             case msg.Grant(waiter, address):
                 self._waiters[waiter].lease = Lease(address, self._released, self._metered)
+                self._granted += 1
                 self._end_wait(self._waiters[waiter], now)
             case msg.Fail(waiter, error):
                 self._waiters[waiter].error = error
@@ -359,6 +436,7 @@ class Satellite:
         self._feed(msg.Metered())
 
     def _released(self, lease: Lease) -> None:
+        self._granted -= 1
         self._traffic.remove(lease)
         self._feed(msg.Released(metered=lease.meter is not None))
 
@@ -369,9 +447,9 @@ class Satellite:
             self._book.began(now)
             who = next((waiter.who for waiter in self._waiters.values() if not waiter.done.is_set()), "")
         resume, self._resume = self._resume, Resume.UNKNOWN
-        self._observer(
-            Transition(self.key, moved.before, moved.after, self._wall(), moved.cause, who, phases, waits, resume)
-        )
+        told = Transition(self.key, moved.before, moved.after, self._wall(), moved.cause, who, phases, waits, resume)
+        with contained(self._owner("observer")):
+            self._observer(told)
 
     def _log(self, message: str, fields: dict[str, object], level: int = logging.INFO) -> None:
         log.log(level, message, extra={"fields": {"satellite": str(self.key), **fields}})
@@ -381,7 +459,8 @@ class Satellite:
     def _spawn(self, task: Callable[..., Awaitable[object]], *arguments: object) -> None:
         if self._nursery is None:
             raise AssertionError("not running")
-        self._nursery.start_soon(task, *arguments)
+        owner = Owner("satellite call", str(self.key), Decision.GIVE_UP, told=self._call_broke)
+        self._nursery.start_soon(run_owned, owner, task, *arguments)
 
     async def _start(self) -> None:
         try:
@@ -421,12 +500,15 @@ class Satellite:
 
     async def _run_probe(self, address: Address, scope: trio.CancelScope) -> None:
         with scope:
-            await wait_listening(address)
-            self._feed(msg.Ready())
-            # Those who waited are on their way; what follows is for the books.
-            found = await self._memory.examine(address)
-            if scope is self._probe and self.state is SatelliteState.OPERATIONAL:
-                self._resume = found
-                self.resumes[found] += 1
-                self._log("woken", {"memory": found.value})
-                self._feed(msg.Witnessed(found))
+            await run_owned(self._owner("probe"), self._probe_once, address, scope)
+
+    async def _probe_once(self, address: Address, scope: trio.CancelScope) -> None:
+        await wait_listening(address)
+        self._feed(msg.Ready())
+        # Those who waited are on their way; what follows is for the books.
+        found = await self._memory.examine(address)
+        if scope is self._probe and self.state is SatelliteState.OPERATIONAL:
+            self._resume = found
+            self.resumes[found] += 1
+            self._log("woken", {"memory": found.value})
+            self._feed(msg.Witnessed(found))

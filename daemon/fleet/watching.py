@@ -37,7 +37,7 @@ async def run_watch(
     started = False
     while True:
         try:
-            seen = await _first_look(provider, machine_id) if seen is None else await provider.wait_changed(seen)
+            seen = await first_look(provider, machine_id) if seen is None else await provider.wait_changed(seen)
         except ProviderError as exc:
             if not failures:
                 log.warning("cannot see a machine", extra={"fields": {"machine": machine_id, "error": str(exc)}})
@@ -52,7 +52,8 @@ async def run_watch(
             await trio.sleep(backed_off(LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, failures - 1))
 
 
-async def _first_look(provider: Provider, machine_id: MachineId) -> Machine:
+async def first_look(provider: Provider, machine_id: MachineId) -> Machine:
+    """How the machine is now; one that there is not is TERMINATED. Raises ProviderError."""
     try:
         return await provider.describe(machine_id)
     except MachineNotFound as exc:
@@ -66,7 +67,7 @@ async def run_calendar(
     feed: Callable[[KeepAwake | Renew], None],
 ) -> None:
     """Feed what the wall clock (time.time() seconds) brings, for ever."""
-    kept = False
+    kept: bool | None = None  # nothing is known of what was fed before
     while True:
         now = wall()
         wanted = is_kept_awake(sections, now)

@@ -30,6 +30,7 @@ from bentpipe.daemon.providers.containment import Containment
 from bentpipe.daemon.providers.listening import Listeners
 from bentpipe.daemon.providers.output import Output
 from bentpipe.daemon.providers.spawn import Child
+from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 
 log = logging.getLogger("bentpipe.providers.process")
 
@@ -140,7 +141,10 @@ class LocalMachine:
     def _begin(self, nursery: trio.Nursery, spawn: Callable[[], Life]) -> None:
         self._life = spawn()
         self._show(MachineState.PENDING)
-        nursery.start_soon(self._run_life, self._life, name=f"process {self.look.machine_id}")
+        nursery.start_soon(run_owned, self._owner("life"), self._run_life, self._life)
+
+    def _owner(self, task: str, decision: Decision = Decision.RESTART) -> Owner:
+        return Owner(f"process {task}", self.look.machine_id, decision)
 
     def end_nowait(self) -> None:
         """Ask the process to end, whatever the state; does nothing if it has been asked or there is none.
@@ -166,7 +170,7 @@ class LocalMachine:
             raise SleepModeRefused(f"only a running machine can hibernate, this one is {self.look.state.value}")
         attempt = _Freeze(trio.Event())
         self._show(MachineState.STOPPING)
-        nursery.start_soon(self._freeze, self._life, attempt)
+        nursery.start_soon(run_owned, self._owner("freeze", Decision.GIVE_UP), self._freeze, self._life, attempt)
         await attempt.done.wait()
         if attempt.failure is not None:
             raise SleepModeRefused(attempt.failure)
@@ -190,9 +194,9 @@ class LocalMachine:
 
     async def _run_life(self, life: Life) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(life.output.run_reader)
-            nursery.start_soon(self._watch_port, life)
-            nursery.start_soon(self._enforce_grace, life)
+            nursery.start_soon(run_owned, self._owner("output"), life.output.run_reader)
+            nursery.start_soon(run_owned, self._owner("port"), self._watch_port, life)
+            nursery.start_soon(run_owned, self._owner("grace"), self._enforce_grace, life)
             await life.child.wait_exit()
             life.dead = True
             nursery.cancel_scope.cancel()
@@ -231,23 +235,28 @@ class LocalMachine:
                 await wait_until(lambda: life.dead or life.ending.is_set() or life.containment.is_frozen())
                 return None
             life.containment.thaw()
-        except OSError as error:
+        except Exception as error:
+            with contained(self._owner("thaw")):  # some of it may be frozen, and it is to serve
+                life.containment.thaw()
             return f"could not be frozen: {error}"
         return f"could not be frozen within {FREEZE_DEADLINE_S:g} s"
 
     async def _bury(self, life: Life) -> None:
         """Kill what the leader left behind, reap the leader last (see Containment), and say why it ended."""
-        try:
+        cleaning = self._owner("cleaning up")
+        with contained(cleaning):
             life.containment.kill()
+        with contained(cleaning):
             with trio.move_on_after(KILL_DEADLINE_S) as scope:
                 await wait_until(life.containment.is_empty)
             if scope.cancelled_caught:
                 self._log_trouble("processes outlive SIGKILL", str(life.containment.pids()))
             life.containment.remove()
-        except OSError as error:
-            self._log_trouble("cannot clean up behind a satellite", str(error))
-        life.output.finish()
-        status = life.child.reap()
+        with contained(cleaning):
+            life.output.finish()
+        status = 0
+        with contained(cleaning):
+            status = life.child.reap()
         self._life = None
         if self._destroyed:
             self._show(MachineState.TERMINATED, reason=DESTROYED)

@@ -53,9 +53,11 @@ class Output:
 
     def finish(self) -> None:
         """Read what the pipe holds (at most its capacity) and close it. Call once, with `run_reader` ended."""
-        with contextlib.suppress(BlockingIOError):
-            self._read_nowait()
-        os.close(self._fd)
+        try:
+            with contextlib.suppress(BlockingIOError):
+                self._read_nowait()
+        finally:
+            os.close(self._fd)
         if self._line:
             self._log_line(self._line)
 

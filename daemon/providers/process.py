@@ -11,6 +11,7 @@ give the daemon a cgroup (Delegate=yes).
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from bentpipe.daemon.providers.listening import Listeners
 from bentpipe.daemon.providers.local_machine import Life, LocalMachine
 from bentpipe.daemon.providers.output import Output
 from bentpipe.daemon.providers.spawn import find_setpriv, pick_port, spawn
+from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 
 log = logging.getLogger("bentpipe.providers.process")
 
@@ -70,6 +72,7 @@ class ProcessProvider:
 
         Raises OSError if the kind of isolation that was demanded is not to be had.
         """
+        self._closed, self._machines_scope = trio.Event(), trio.CancelScope(shield=True)  # it may be run again
         self._isolator = await open_isolator(self._wanted)
         try:
             self._die_with_parent = await find_setpriv()
@@ -87,7 +90,8 @@ class ProcessProvider:
                         await self._stop_all()
                     nursery.cancel_scope.cancel()
         finally:
-            self._isolator.close()
+            with contained(Owner("process cleaning up")):
+                self._isolator.close()
             self._closed.set()
 
     async def aclose(self) -> None:
@@ -184,7 +188,14 @@ class ProcessProvider:
         except BaseException:
             containment.remove()
             raise
-        return Life(child, containment, Output(machine_id, output_fd, machine.log_file), address)
+        try:
+            output = Output(machine_id, output_fd, machine.log_file)
+        except BaseException:
+            containment.kill()
+            child.reap()
+            os.close(output_fd)
+            raise
+        return Life(child, containment, output, address)
 
     async def _run_machines(self, task_status: trio.TaskStatus[None]) -> None:
         # Shielded: the tasks that see processes end must outlast a cancelled `run` until it has stopped them all.
@@ -199,7 +210,8 @@ class ProcessProvider:
         async with trio.open_nursery() as nursery:
             for machine in self._machines.values():
                 machine.end_nowait()
-                nursery.start_soon(machine.wait_ended)
+                owner = Owner("process end", machine.look.machine_id, Decision.GIVE_UP)
+                nursery.start_soon(run_owned, owner, machine.wait_ended)
         self._machines_scope.cancel()
 
 

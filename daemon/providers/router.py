@@ -11,6 +11,7 @@ import trio
 from bentpipe.daemon.errors import MachineNotFound
 from bentpipe.daemon.model import Machine, MachineId, MachineState, SleepMode
 from bentpipe.daemon.providers.base import Provider
+from bentpipe.daemon.tasks import Decision, Owner, run_owned, start_owned
 
 
 class RunnableProvider(Provider, Protocol):
@@ -38,10 +39,10 @@ class Providers:
         self._all = list(dict.fromkeys(routes.values()))
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run all of them, until cancelled."""
+        """Run all of them, until cancelled. One that fails is started again; meanwhile its calls fail, as passing."""
         async with trio.open_nursery() as nursery:
             for provider in self._all:
-                await nursery.start(provider.run)
+                await nursery.start(start_owned, Owner("provider", type(provider).__name__), provider.run)
             task_status.started()
             await trio.sleep_forever()
 
@@ -49,7 +50,8 @@ class Providers:
         """Close all of them, at once."""
         async with trio.open_nursery() as nursery:
             for provider in self._all:
-                nursery.start_soon(provider.aclose)
+                owner = Owner("provider close", type(provider).__name__, Decision.GIVE_UP)
+                nursery.start_soon(run_owned, owner, provider.aclose)
 
     @property
     def call_counts(self) -> Mapping[tuple[str, str], int]:

@@ -128,9 +128,11 @@ def spawn(
         raise _provider_error("cannot start", error) from error
     try:
         child = _spawn_with(containment.wrap((*die_with_parent, *command)), section.directory, environment, write_fd)
-    except OSError as error:
+    except BaseException as error:
         os.close(read_fd)
-        raise _provider_error("cannot start", error) from error
+        if isinstance(error, OSError):
+            raise _provider_error("cannot start", error) from error
+        raise
     finally:
         os.close(write_fd)
     containment.adopt(child.pid)
@@ -152,7 +154,7 @@ def _spawn_with(argv: tuple[str, ...], directory: Path | None, environment: dict
     )
     try:
         return Child(popen, os.pidfd_open(popen.pid))
-    except OSError:
+    except BaseException:
         popen.kill()
         popen.wait()
         raise

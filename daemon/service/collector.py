@@ -20,6 +20,7 @@ from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.log_handler import log_statistics
 from bentpipe.daemon.service.turns import TurnMeter
 from bentpipe.daemon.store.recorder import Recorder
+from bentpipe.daemon.tasks import Owner, contained, task_failures
 from bentpipe.native.engine import EndReason, Engine
 
 
@@ -56,12 +57,11 @@ class DaemonCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read everything now."""
-        yield from self._edge()
-        yield from self._engine()
-        yield from self._fleet()
-        yield from self._ledger()
-        yield from self._turns()
-        yield from self._log()
+        for part in (self._edge, self._engine, self._fleet, self._ledger, self._turns, self._log, self._tasks):
+            found: list[Metric] = []
+            with contained(Owner("metrics collector", part.__name__)):
+                found = list(part())
+            yield from found
 
     def _edge(self) -> Iterator[Metric]:
         counters = self._daemon.counters
@@ -140,6 +140,9 @@ class DaemonCollector(Collector):
         yield _counter("bentpipe_ledger_lost", "Changes that the ledger has as UNKNOWN.", ledger.lost)
         yield _counter("bentpipe_ledger_failures", "Attempts to write that failed.", ledger.failures)
         yield _gauge("bentpipe_ledger_queue", "Changes that wait to be written.", ledger.queued)
+
+    def _tasks(self) -> Iterator[Metric]:
+        yield _by("bentpipe_task_failures", "Failures of the daemon's own tasks, by task.", "task", task_failures())
 
     def _turns(self) -> Iterator[Metric]:
         turns = self._daemon.turns.statistics()

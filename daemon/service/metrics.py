@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from bentpipe.daemon.service.collector import Counting, DaemonCollector
+from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 
 CONNECTIONS = 8
 """At once: a scraper has one. What comes beyond is closed."""
@@ -52,9 +53,19 @@ class MetricsServer:
         self._open = 0
 
     async def run_metrics(self) -> None:
-        """Serve for ever."""
-        if self._listeners:
-            await trio.serve_listeners(self._serve, self._listeners)
+        """Serve for ever; closes the sockets when cancelled."""
+        try:
+            async with trio.open_nursery() as scrapes:
+                for listener in self._listeners:
+                    scrapes.start_soon(run_owned, Owner("metrics"), self._accept_all, listener, scrapes)
+        finally:
+            for listener in self._listeners:
+                listener.socket.close()
+
+    async def _accept_all(self, listener: trio.SocketListener, scrapes: trio.Nursery) -> None:
+        while True:
+            stream = await listener.accept()
+            scrapes.start_soon(run_owned, Owner("metrics scrape", decision=Decision.GIVE_UP), self._serve, stream)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
@@ -84,6 +95,11 @@ class MetricsServer:
             return _response(b"405 Method Not Allowed", b"GET only.\n", b"Allow: GET\r\n")
         if path != b"/metrics":
             return _response(b"404 Not Found", b"The metrics are at /metrics.\n")
+        with contained(Owner("metrics scrape")):
+            return self._metrics()
+        return _response(b"500 Internal Server Error", b"The metrics could not be read; the log says why.\n")
+
+    def _metrics(self) -> bytes:
         return _response(b"200 OK", generate_latest(self._registry), kind=CONTENT_TYPE_PLAIN_0_0_4.encode())
 
 

@@ -4,6 +4,8 @@ Sources: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3). Written here be
 documented protocol; nothing is linked.
 """
 
+import functools
+import logging
 import os
 import socket
 import time
@@ -14,16 +16,28 @@ import trio
 LISTEN_FDS_START = 3
 """First descriptor that systemd passes (sd_listen_fds(3))."""
 
+log = logging.getLogger("bentpipe")
+
 
 def notify(state: str, environment: Mapping[str, str] = os.environ) -> bool:
-    """Send `state` (for example "READY=1") to the service manager; False if there is none. Raises OSError."""
+    """Send `state` (for example "READY=1") to the service manager. False if there is none, or if it cannot be told."""
     target = environment.get("NOTIFY_SOCKET")
     if not target:
         return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.connect("\0" + target[1:] if target.startswith("@") else target)
-        sock.sendall(state.encode())
+    try:
+        _notify_socket().sendto(state.encode(), "\0" + target[1:] if target.startswith("@") else target)
+    except OSError as exc:  # a manager that restarts, or does not read: no reason to end what it watches
+        log.warning("systemd cannot be told", extra={"fields": {"state": state.partition("=")[0], "error": str(exc)}})
+        return False
     return True
+
+
+@functools.cache
+def _notify_socket() -> socket.socket:
+    """Opened once and kept: the watchdog is to be told also when no descriptor is left. Never blocks. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    sock.setblocking(False)
+    return sock
 
 
 def notify_reloading() -> None:

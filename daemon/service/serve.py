@@ -5,6 +5,7 @@ sessions > one task per connection until hand-off, listeners, recorder, watchdog
 """
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import signal
@@ -40,6 +41,7 @@ from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.daemon.service.tokens import run_token_refresh
 from bentpipe.daemon.service.turns import TurnMeter
 from bentpipe.daemon.store.recorder import Recorder
+from bentpipe.daemon.tasks import Owner, contained, run_owned, start_owned
 from bentpipe.native.engine import Engine, EngineOptions, Ktls, ktls_self_test
 from bentpipe.native.tls import TlsClientContext, TlsError, TlsServerContext
 
@@ -52,6 +54,8 @@ EXIT_CONFIG = 2
 EXIT_CUT = 3
 """Drained, but connections were cut at the drain deadline."""
 
+ABORT_DEADLINE_S = 5.0
+"""For the ends of connections that were cut: the engine has them within a millisecond."""
 REFUSAL_EACH_S = 0.005
 """What is allowed for each client that is refused at the drain: a crowd is refused a few at a time."""
 
@@ -124,6 +128,7 @@ def run_serve(config_path: Path) -> int:
 
 
 async def _run_with_signals(config: Config) -> int:
+    """The root. What `serve` itself raises ends the daemon, since it has no owner but this; nothing else can."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1) as signals:
         cut = 0
         cannot_start: OSError | TlsError | None = None
@@ -139,22 +144,31 @@ async def _run_with_signals(config: Config) -> int:
 
             started = _Started()
             nursery.start_soon(run)
-            nursery.start_soon(sd.run_watchdog)
-            nursery.start_soon(run_garbage)
+            nursery.start_soon(run_owned, Owner("watchdog"), sd.run_watchdog)
+            nursery.start_soon(run_owned, Owner("garbage"), run_garbage)
             async for number in signals:
-                log.info("signal", extra={"fields": {"signal": signal.Signals(number).name}})
-                await started.wait()
-                if started.daemon is None:
-                    continue
-                if number == signal.SIGHUP:
-                    started.daemon.reload_certificates()
-                elif number == signal.SIGUSR1:
-                    started.daemon.log_statistics()
-                else:
-                    started.daemon.drain.set()
+                name = signal.Signals(number).name
+                with contained(Owner("signal", name)):
+                    log.info("signal", extra={"fields": {"signal": name}})
+                    _act_on(signal.Signals(number), started.daemon, nursery.cancel_scope)
     if cannot_start is not None:
         raise cannot_start
     return EXIT_CUT if cut else EXIT_OK
+
+
+def _act_on(number: signal.Signals, daemon: Daemon | None, everything: trio.CancelScope) -> None:
+    """Do what a signal asks for. A daemon that has not started yet has nobody to drain: it ends at once."""
+    match number:
+        case signal.SIGHUP if daemon is not None:
+            daemon.reload_certificates()
+        case signal.SIGUSR1 if daemon is not None:
+            daemon.log_statistics()
+        case signal.SIGTERM | signal.SIGINT if daemon is not None:
+            daemon.drain.set()
+        case signal.SIGTERM | signal.SIGINT:
+            everything.cancel()
+        case _:
+            log.warning("not started yet: the signal is passed over", extra={"fields": {"signal": number.name}})
 
 
 class _Started(trio.TaskStatus[Daemon]):
@@ -162,17 +176,11 @@ class _Started(trio.TaskStatus[Daemon]):
 
     def __init__(self) -> None:
         self.daemon: Daemon | None = None
-        self._ready = trio.Event()
 
     def started(self, value: Daemon | None = None) -> None:
         """Called by `serve` once its ports are open."""
         self.daemon = value
-        self._ready.set()
         sd.notify("READY=1")
-
-    async def wait(self) -> None:
-        """Return when the daemon is ready."""
-        await self._ready.wait()
 
 
 async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED) -> int:
@@ -248,7 +256,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         for listener, section in zip(listeners, owners, strict=True):
             try:
                 listener.port = _port(section, ktls)
-            except TlsError as exc:
+            except Exception as exc:
                 log.error("certificate not reloaded", extra={"fields": {"error": str(exc)}})
             else:
                 log.info("certificate reloaded", extra={"fields": {"listener": ":".join(map(str, listener.address))}})
@@ -277,19 +285,21 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
     try:
         async with trio.open_nursery() as nursery:
             if recorder is not None:
-                nursery.start_soon(recorder.run_recorder)
+                nursery.start_soon(run_owned, Owner("recorder"), recorder.run_recorder)
             if stores.registry is not None:
-                await nursery.start(run_token_refresh, stores.registry, admission)
-            await nursery.start(stores.coordination.run)
-            await nursery.start(provider.run)
-            await nursery.start(fleet.run)
-            nursery.start_soon(handoff.run_handoff)
-            nursery.start_soon(edge.greetings.run_deadlines)
-            nursery.start_soon(MetricsServer(metrics_sockets, make_registry(daemon)).run_metrics)
+                await nursery.start(start_owned, Owner("tokens"), run_token_refresh, stores.registry, admission)
+            await nursery.start(start_owned, Owner("coordination"), stores.coordination.run)
+            await nursery.start(start_owned, Owner("providers"), provider.run)
+            await nursery.start(start_owned, Owner("fleet"), fleet.run)
+            nursery.start_soon(run_owned, Owner("hand-off"), handoff.run_handoff)
+            nursery.start_soon(run_owned, Owner("deadlines"), edge.greetings.run_deadlines)
+            metrics = MetricsServer(metrics_sockets, make_registry(daemon))
+            nursery.start_soon(run_owned, Owner("metrics"), metrics.run_metrics)
             cut = await _serve_until_drained(config, daemon, listeners, task_status)
             nursery.cancel_scope.cancel()
     finally:
-        trio.lowlevel.remove_instrument(daemon.turns)
+        with contextlib.suppress(KeyError):  # Trio has removed one that failed
+            trio.lowlevel.remove_instrument(daemon.turns)
         with trio.CancelScope(shield=True):
             await provider.aclose()
         engine.close()
@@ -302,7 +312,9 @@ async def _serve_until_drained(
     async with trio.open_nursery() as sessions:
         async with trio.open_nursery() as accepting:
             for listener in listeners:
-                accepting.start_soon(listener.run_listener, sessions)
+                accepting.start_soon(
+                    run_owned, Owner("listener", str(listener.address)), listener.run_listener, sessions
+                )
             for host, port in daemon.addresses:
                 log.info("listening", extra={"fields": {"host": host, "port": port}})
             for host, port in daemon.metrics_addresses:
@@ -317,7 +329,8 @@ async def _serve_until_drained(
         with trio.move_on_after(config.daemon.drain_deadline_s):
             await daemon.handoff.wait_none()
         cut = daemon.handoff.abort_all()
-        await daemon.handoff.wait_none()
+        with trio.move_on_after(ABORT_DEADLINE_S):
+            await daemon.handoff.wait_none()
         # Refusals still have to be read by their clients.
         each_s = REFUSAL_EACH_S * len(sessions.child_tasks)
         sessions.cancel_scope.deadline = trio.current_time() + REFUSAL_DEADLINE_S + each_s

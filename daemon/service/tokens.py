@@ -16,6 +16,7 @@ from bentpipe.daemon.errors import StoreError, StoreUnusable
 from bentpipe.daemon.service.stores import open_stores
 from bentpipe.daemon.service.token import hash_token, new_token
 from bentpipe.daemon.store.registry import Registry, StoreConflict, StoredToken
+from bentpipe.daemon.tasks import Owner, run_owned
 
 log = logging.getLogger("bentpipe.store")
 
@@ -39,7 +40,7 @@ async def run_token_refresh(
     looked = trio.Event()
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_refresh, registry, admission, looked)
+            nursery.start_soon(run_owned, Owner("token refresh"), _refresh, registry, admission, looked)
             with trio.move_on_after(FIRST_LOOK_S) as first:
                 await looked.wait()
             if first.cancelled_caught:

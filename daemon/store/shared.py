@@ -19,6 +19,7 @@ from bentpipe.daemon.store.coordination import IN_USE_HERE, InUse, Turn
 from bentpipe.daemon.store.host_life import HostLife
 from bentpipe.daemon.store.rows import Rows
 from bentpipe.daemon.store.turn import RENEWALS, SharedTurn, Watch, boot_clock
+from bentpipe.daemon.tasks import Decision, Owner, run_owned
 
 log = logging.getLogger("bentpipe.store")
 
@@ -200,9 +201,9 @@ class SharedCoordination:
                 if first.cancelled_caught:
                     self._fails(StoreError(f"no answer within {START_DEADLINE_S:g} s"))
                 task_status.started()
-                nursery.start_soon(self._run_beats)
-                nursery.start_soon(self._run_settling)
-                nursery.start_soon(self._run_renewals)
+                nursery.start_soon(run_owned, Owner("signs of life"), self._run_beats)
+                nursery.start_soon(run_owned, Owner("settling"), self._run_settling)
+                nursery.start_soon(run_owned, Owner("renewals"), self._run_renewals)
         finally:
             with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
                 await self._give_back()
@@ -227,7 +228,8 @@ class SharedCoordination:
             while True:
                 await trio.sleep(self._lease_s / RENEWALS)
                 for turn in self._turns:
-                    nursery.start_soon(self._renew, turn)
+                    owner = Owner("renewal", str(turn.key), Decision.GIVE_UP)
+                    nursery.start_soon(run_owned, owner, self._renew, turn)
 
     async def _renew(self, turn: SharedTurn) -> None:
         # What fails is renewed by the next, or it ends by itself.

@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from bentpipe.daemon.providers.ec2.errors import UNINTELLIGIBLE, Ec2Failure, Verdict
+from bentpipe.daemon.providers.ec2.errors import UNINTELLIGIBLE, Ec2Failure, Verdict, failure_of
+from bentpipe.daemon.tasks import Decision, Owner, note_failure
 
 WINDOW_S = 0.03
 """How long the first waits for others: nothing beside the 16 s of a start, enough for a herd."""
@@ -103,7 +104,7 @@ class Batcher:
         while parts:
             part = parts.popleft()
             try:
-                changes = await self._send(part, calls == 0)
+                changes = await self._answered(part, turn_taken=calls == 0)
             except Ec2Failure as failure:
                 failed, again = split(part, failure) if calls < SPLITTING_CALLS else (part, [])
                 parts.extend(again)
@@ -114,6 +115,16 @@ class Batcher:
                 for each in part:
                     _settle(batch[each], changes.get(each) or Ec2Failure(*LEFT_OUT))
             calls += 1
+
+    async def _answered(self, part: Sequence[str], *, turn_taken: bool) -> dict[str, Change]:
+        """Send. Raises Ec2Failure, whatever the answer is like: somebody waits for the outcome of each."""
+        try:
+            return await self._send(part, turn_taken)
+        except Ec2Failure:
+            raise
+        except Exception as exc:
+            note_failure(Owner("EC2 call", decision=Decision.GIVE_UP), exc)
+            raise failure_of("EC2", exc) from exc
 
 
 def split(part: list[str], failure: Ec2Failure) -> tuple[list[str], list[list[str]]]:

@@ -16,7 +16,7 @@ import trio
 from botocore.config import Config
 
 from bentpipe.config.model import Ec2Section
-from bentpipe.daemon.providers.ec2.errors import FOREIGN, UNANSWERED, Verdict, failure_of
+from bentpipe.daemon.providers.ec2.errors import UNANSWERED, Verdict, failure_of
 from bentpipe.daemon.providers.ec2.limiter import Limiter
 
 if TYPE_CHECKING:  # types-boto3 is for the type checker alone
@@ -184,7 +184,7 @@ class Ec2Calls:
             try:
                 client = await self._connected()
                 result = await trio.to_thread.run_sync(call, client, limiter=self._threads, abandon_on_cancel=True)
-            except FOREIGN as exc:
+            except Exception as exc:  # botocore lets through what files, programs and threads raise
                 failure = failure_of(api.value, exc)
                 self.counts[api, failure.code] += 1
                 if failure.verdict is Verdict.THROTTLED:

@@ -113,6 +113,9 @@ VERDICTS = {
 }
 """By AWS's code. What is not here: transient if its HTTP status is 5xx [E], else permanent."""
 
+INVALID_ENDPOINT = "Invalid endpoint"
+"""botocore's words, in a plain ValueError (botocore/args.py, botocore/regions.py)."""
+
 UNREADY = re.compile(r"not ready to hibernate", re.IGNORECASE)
 """EC2's words, under the code UnsupportedOperation, in the first two minutes after launch [T, S]."""
 
@@ -160,13 +163,13 @@ ERRORS: dict[Verdict, type[ProviderError]] = {
 }
 
 
-FOREIGN = (ClientError, BotoCoreError, ResponseParserError, LookupError, ValueError)
-"""All that a call can raise. The last two: answers that lack what EC2's have (a proxy's page, say), and an endpoint that
-botocore finds invalid."""
-
-
 def failure_of(api: str, exc: Exception) -> Ec2Failure:
-    """Read what a call has raised: one of FOREIGN."""
+    """Read what a call has raised, whatever it is.
+
+    Beside botocore's own: LookupError from answers that lack what EC2's have (a proxy's page, say), ValueError from what
+    is no JSON or no endpoint, OSError from files and programs that credentials come from, RuntimeError from botocore's
+    renewal of them and from threads that cannot be had; and what the next version raises.
+    """
     code, words = type(exc).__name__, str(exc)
     match exc:
         case ClientError():
@@ -182,8 +185,12 @@ def failure_of(api: str, exc: Exception) -> Ec2Failure:
             verdict = Verdict.PERMISSION
         case NoRegionError():
             words, verdict = f"{words} Set `region` in [ec2].", Verdict.PERMANENT
-        case _:  # parameters, endpoint, configuration
+        case BotoCoreError():  # parameters, configuration
             verdict = Verdict.PERMANENT
+        case ValueError() if words.startswith(INVALID_ENDPOINT):
+            verdict = Verdict.PERMANENT
+        case _:  # whatever else: it may pass, and is tried again
+            verdict = Verdict.RETRYABLE
     return Ec2Failure(api, code, words, verdict)
 
 

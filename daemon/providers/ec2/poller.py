@@ -17,9 +17,9 @@ import trio
 from bentpipe.config.model import Ec2Section
 from bentpipe.daemon.errors import MachineNotFound
 from bentpipe.daemon.model import Machine, MachineId, MachineState
-from bentpipe.daemon.providers.ec2.calls import Ec2Calls
+from bentpipe.daemon.providers.ec2.calls import Api, Ec2Calls
 from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry, Outdated
-from bentpipe.daemon.providers.ec2.errors import Ec2Failure
+from bentpipe.daemon.providers.ec2.errors import Ec2Failure, failure_of
 from bentpipe.daemon.providers.ec2.looks import (
     FLEET_TAG,
     SATELLITE_TAG,
@@ -30,6 +30,7 @@ from bentpipe.daemon.providers.ec2.looks import (
     sight,
     state_of,
 )
+from bentpipe.daemon.tasks import Decision, Owner, note_failure, run_owned
 
 log = logging.getLogger("bentpipe.providers.ec2")
 
@@ -146,8 +147,8 @@ class Poller:
     async def run_poller(self) -> None:
         """Take rounds for ever."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._run_clock, self._section.poll_s, True)
-            nursery.start_soon(self._run_clock, self._section.sweep_s, False)
+            nursery.start_soon(run_owned, Owner("EC2 clock"), self._run_clock, self._section.poll_s, True)
+            nursery.start_soon(run_owned, Owner("EC2 clock"), self._run_clock, self._section.sweep_s, False)
             while True:
                 await self._next.begun.wait()
                 await trio.sleep(GATHER_S)
@@ -156,8 +157,12 @@ class Poller:
                     await self._look(this.wanted, sweeping=this.sweeping)
                 except Ec2Failure as failure:
                     this.failure = failure
+                except Exception as exc:  # an answer that nobody has foreseen
+                    note_failure(Owner("EC2 look", decision=Decision.GIVE_UP), exc)
+                    this.failure = failure_of(Api.DESCRIBE.value, exc)
+                finally:
+                    this.done.set()
                 self._tell_failing(this.failure)
-                this.done.set()
 
     async def type_hibernates(self, instance_type: str) -> bool:
         """Say whether a type can hibernate. Raises Ec2Failure."""

@@ -32,6 +32,7 @@ from bentpipe.daemon.providers.ec2.errors import Ec2Failure, Verdict
 from bentpipe.daemon.providers.ec2.launch import launch_request
 from bentpipe.daemon.providers.ec2.looks import Sighting, sight
 from bentpipe.daemon.providers.ec2.poller import Poller
+from bentpipe.daemon.tasks import Owner, run_owned
 
 if TYPE_CHECKING:
     from types_boto3_ec2.type_defs import InstanceStateChangeTypeDef, RunInstancesRequestTypeDef
@@ -66,9 +67,9 @@ class Ec2Provider:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look at the machines and make the merged calls, until cancelled. Instances go on without us."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._poller.run_poller)
+            nursery.start_soon(run_owned, Owner("EC2 poller"), self._poller.run_poller)
             for batcher in (self._starts, *self._stops.values()):
-                nursery.start_soon(batcher.run_batches)
+                nursery.start_soon(run_owned, Owner("EC2 batches"), batcher.run_batches)
             self._running = True
             try:
                 task_status.started()

@@ -1,5 +1,7 @@
 """The table of EC2's errors: every code has one meaning, the words are kept, and clients are told none of them."""
 
+import json
+
 import pytest
 from botocore.exceptions import (
     ClientError,
@@ -76,6 +78,9 @@ def test_unknown_codes_go_by_their_status(status: int, verdict: Verdict) -> None
     assert verdict_of("Nonsense", "", status) is verdict
 
 
+STILL_EXPIRED = "Credentials were refreshed, but the refreshed credentials are still expired."
+
+
 @pytest.mark.parametrize(
     ("exc", "code", "verdict"),
     [
@@ -84,6 +89,17 @@ def test_unknown_codes_go_by_their_status(status: int, verdict: Verdict) -> None
         (ProfileNotFound(profile="x"), "ProfileNotFound", Verdict.PERMISSION),
         (ParamValidationError(report="x"), "ParamValidationError", Verdict.PERMANENT),
         (ValueError("Invalid endpoint: x"), "ValueError", Verdict.PERMANENT),
+        (ValueError("of a plug-in"), "ValueError", Verdict.RETRYABLE),
+        (json.JSONDecodeError("x", "", 0), "JSONDecodeError", Verdict.RETRYABLE),
+        (RuntimeError(STILL_EXPIRED), "RuntimeError", Verdict.RETRYABLE),
+        (
+            FileNotFoundError(2, "No such file or directory", "/nonexistent/tool"),
+            "FileNotFoundError",
+            Verdict.RETRYABLE,
+        ),
+        (OSError(24, "Too many open files"), "OSError", Verdict.RETRYABLE),
+        (MemoryError(), "MemoryError", Verdict.RETRYABLE),
+        (type("OfAPlugIn", (Exception,), {})("x"), "OfAPlugIn", Verdict.RETRYABLE),
         (CredentialRetrievalError(provider="x", error_msg="x"), UNANSWERED, Verdict.RETRYABLE),
         (ResponseParserError("x"), UNINTELLIGIBLE, Verdict.RETRYABLE),
         (KeyError("Reservations"), UNINTELLIGIBLE, Verdict.RETRYABLE),

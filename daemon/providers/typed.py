@@ -1,0 +1,63 @@
+"""Whatever a provider raises, as the contract of `base` has it: a ProviderError.
+
+The one place for that on the fleet's side. A provider converts what it knows (EC2's codes, a program that is missing);
+what nobody has foreseen (a plug-in's, a library's, the kernel's) becomes a passing failure here: it is told to the
+clients in words, logged with its traceback and tried again.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+from bentpipe.daemon.errors import ProviderError, ProviderRetryable
+from bentpipe.daemon.model import Machine, MachineId, SleepMode
+from bentpipe.daemon.providers.base import Provider
+from bentpipe.daemon.tasks import Owner, note_failure
+
+
+class TypedProvider:
+    """`Provider`, and a provider that raises anything; `subject` names the satellite in the log."""
+
+    def __init__(self, provider: Provider, subject: str) -> None:
+        self._provider = provider
+        self._subject = subject
+
+    async def describe(self, machine_id: MachineId) -> Machine:
+        """See Provider; so for all below."""
+        with self._typed("look at the machine"):
+            return await self._provider.describe(machine_id)
+
+    async def wait_changed(self, seen: Machine) -> Machine:
+        """Wait for another look."""
+        with self._typed("look at the machine"):
+            return await self._provider.wait_changed(seen)
+
+    async def start(self, machine_id: MachineId) -> None:
+        """Begin to start or resume the machine."""
+        with self._typed("start the machine"):
+            await self._provider.start(machine_id)
+
+    async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
+        """Begin to put the machine to sleep."""
+        with self._typed("stop the machine"):
+            await self._provider.stop(machine_id, mode, force=force)
+
+    async def launch(self, machine_id: MachineId, token: str) -> None:
+        """Begin to create the machine."""
+        with self._typed("launch the machine"):
+            await self._provider.launch(machine_id, token)
+
+    async def terminate(self, machine_id: MachineId) -> None:
+        """Begin to destroy the machine."""
+        with self._typed("terminate the machine"):
+            await self._provider.terminate(machine_id)
+
+    @contextlib.contextmanager
+    def _typed(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except ProviderError:
+            raise
+        except Exception as exc:
+            note_failure(Owner("provider call", self._subject), exc, "it counts as a passing failure of the provider")
+            kind = type(exc).__name__
+            raise ProviderRetryable(f"cannot {what}: {kind}: {exc}", peer_hint=f"cannot {what} ({kind})") from exc

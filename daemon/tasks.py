@@ -1,0 +1,163 @@
+"""Who owns a task, and what its failure means: every task of the daemon's tree runs in one of these three ways.
+
+A failure stays as small as its cause. So no exception of a part may reach the nursery in which its neighbours live, and
+whoever starts a task says what is to be done about it: `run_owned` for a task that goes on for ever or may be given up,
+`contained` for a step of one. Each failure is logged with its traceback and counted by the owner's name
+(`bentpipe_task_failures_total`). `tests/daemon/test_owners.py` finds tasks that nobody owns.
+
+What passes through: cancellation, KeyboardInterrupt, SystemExit. A nursery inside may raise them in one group with
+exceptions (something fails while it is being cancelled): then the exceptions are noted, and only the rest goes on.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import enum
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from types import TracebackType
+
+import trio
+
+log = logging.getLogger("bentpipe")
+
+FIRST_PAUSE_S, MOST_PAUSE_S = 0.1, 30.0
+"""Before a task is started again, doubling: what fails at once must not become a loop that fills log and core."""
+LEFT_OUT = "the step is left out"
+SOUND_S = 60.0
+"""A task that has run for so long has worked: its next failure is the first of a new series."""
+
+_failures: trio.lowlevel.RunVar[collections.Counter[str]] = trio.lowlevel.RunVar("bentpipe_task_failures")
+
+
+class Decision(enum.Enum):
+    """What an owner does about a failure of its task."""
+
+    RESTART = "it is started again"
+    GIVE_UP = "it is given up"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Owner:
+    """Who answers for a task. `told` is called with each failure, before anything else is done about it."""
+
+    task: str
+    """Names the kind of task in the log and in the metric: one of few, and never a stranger's word."""
+    subject: str = ""
+    """Which one of the kind: a satellite, a peer."""
+    decision: Decision = Decision.RESTART
+    told: Callable[[Exception], None] | None = None
+
+
+def task_failures() -> Mapping[str, int]:
+    """Failures since the beginning of this run of Trio, by the owner's name."""
+    return _counter()
+
+
+def _counter() -> collections.Counter[str]:
+    try:
+        return _failures.get()
+    except LookupError:
+        counter: collections.Counter[str] = collections.Counter()
+        _failures.set(counter)
+        return counter
+
+
+def note_failure(owner: Owner, failure: Exception, decision: str | None = None) -> None:
+    """Count a failure and log it; `decision` is what is done about it, by default the owner's own."""
+    _counter()[owner.task] += 1
+    fields = {"task": owner.task, "error": f"{type(failure).__name__}: {failure}"}
+    if owner.subject:
+        fields["subject"] = owner.subject
+    fields["decision"] = decision or owner.decision.value
+    with contextlib.suppress(Exception):  # a log that fails is no second failure
+        log.error("a task failed", extra={"fields": fields}, exc_info=failure)
+    if owner.told is not None:
+        with contained(Owner(owner.task, owner.subject)):
+            owner.told(failure)
+
+
+class contained:
+    """`with contained(owner):` runs a step. If it fails that is noted, and what stands behind the block goes on."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """Note an Exception; of a group only the rest goes on."""
+        if isinstance(error, Exception):
+            note_failure(self._owner, error, LEFT_OUT)
+            return True
+        if isinstance(error, BaseExceptionGroup):
+            _pass_on(self._owner, error, LEFT_OUT)
+        return False
+
+
+async def run_owned(owner: Owner, task: Callable[..., Awaitable[object]], *arguments: object) -> None:
+    """Run `task` until it returns or is cancelled, as `owner` decides. Raises no Exception."""
+    await _run(owner, lambda: task(*arguments))
+
+
+async def start_owned(
+    owner: Owner,
+    task: Callable[..., Awaitable[object]],
+    *arguments: object,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """As `run_owned`, for `nursery.start`: `task` takes a `task_status`.
+
+    If it fails before it has started, it counts as started all the same: nobody waits for the next attempts.
+    """
+    once = _StartedOnce(task_status)
+    await _run(owner, lambda: task(*arguments, task_status=once), once.started)
+    once.started()
+
+
+async def _run(
+    owner: Owner, attempt: Callable[[], Awaitable[object]], on_failure: Callable[[], None] = lambda: None
+) -> None:
+    pause_s = FIRST_PAUSE_S
+    while True:
+        began = trio.current_time()
+        try:
+            await attempt()
+            return
+        except Exception as exc:
+            note_failure(owner, exc)
+        except BaseExceptionGroup as group:
+            _pass_on(owner, group)
+        on_failure()
+        if owner.decision is Decision.GIVE_UP:
+            return
+        if trio.current_time() - began >= SOUND_S:
+            pause_s = FIRST_PAUSE_S
+        await trio.sleep(pause_s)
+        pause_s = min(2 * pause_s, MOST_PAUSE_S)
+
+
+def _pass_on(owner: Owner, group: BaseExceptionGroup[BaseException], decision: str | None = None) -> None:
+    """Note the exceptions of a group that has more than these, and raise the rest."""
+    exceptions, rest = group.split(Exception)
+    if isinstance(exceptions, ExceptionGroup):
+        note_failure(owner, exceptions, decision)
+    if rest is not None:
+        raise rest
+
+
+class _StartedOnce(trio.TaskStatus[None]):
+    """Passes on the first `started`: a task that is started again tells so again."""
+
+    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
+        self._task_status = task_status
+        self._done = False
+
+    def started(self, value: None = None) -> None:
+        """See trio.TaskStatus."""
+        if not self._done:
+            self._done = True
+            self._task_status.started()
