@@ -97,7 +97,7 @@ class SatelliteUnusable(BentpipeError):
 
 
 class DialFailed(BentpipeError):
-    """The satellite is awake but its address could not be reached before the deadline."""
+    """The satellite is awake, but its address could not be reached before the deadline or no HTTP/2 server answers there."""
 
     source = Source.SATELLITE
     status = GrpcStatus.UNAVAILABLE

@@ -1,9 +1,10 @@
 """The greeting: reads a client's first bytes as HTTP/2 until its first header block is complete, then keeps listening.
 
 Rules of this file: every byte is kept verbatim in the transcript, except what was meant for us (the ACK of our SETTINGS,
-PINGs that we answered); the first header block is decoded and no other; we say one EMPTY SETTINGS at most, and PING
-ACKs, nothing else, ever: any value we set would stay in force when the satellite's own SETTINGS omit it, and our ACK of
-the client's SETTINGS would be its second. The satellite reads the transcript from the same start state as we did.
+PINGs that we answered); the first header block is decoded and no other; we say one SETTINGS at most, and PING ACKs,
+nothing else, ever: our ACK of the client's SETTINGS would be its second. Where we did say SETTINGS, the satellite's own
+are the client's second, and must be changed for it: see proto/first_settings.py. The satellite reads the transcript
+from the same start state as we did.
 
 What may come when is proto/states.py's, every bound proto/limits.py's.
 """
@@ -19,9 +20,9 @@ from bentpipe.proto.events import (
     RequestHeaders,
     StreamReset,
 )
+from bentpipe.proto.first_settings import Announcement
 from bentpipe.proto.frames import (
     ACK,
-    EMPTY_SETTINGS,
     HEADER_BYTES,
     PREFACE,
     FrameHeader,
@@ -53,6 +54,7 @@ class Greeting:
         self._buffer = bytearray()
         self._transcript = bytearray()
         self._outbox = bytearray()
+        self._announced = Announcement()
         self._settings_sent = False
         self._acked = False
         self._block: HeaderBlock | None = None
@@ -74,6 +76,20 @@ class Greeting:
         return self._state
 
     @property
+    def spoke(self) -> bool:
+        """Whether the client has our SETTINGS, so that a satellite's would be its second."""
+        return self._settings_sent
+
+    @property
+    def announced(self) -> Announcement:
+        """What our SETTINGS say, if we say them."""
+        return self._announced
+
+    def announce(self, announced: Announcement) -> None:
+        """Say this in our SETTINGS, which were not said yet."""
+        self._announced = announced
+
+    @property
     def awaiting_ack(self) -> bool:
         """Whether the client still owes the ACK of our SETTINGS."""
         return self._settings_sent and not self._acked
@@ -82,6 +98,11 @@ class Greeting:
     def transcript_bytes(self) -> bytes:
         """What to replay: complete frames, and of an incomplete one what `ack_filter` need not see first."""
         return bytes(self._transcript if self.awaiting_ack else self._transcript + self._buffer)
+
+    @property
+    def complete_frames(self) -> bytes:
+        """The part of the transcript to which more is only ever added."""
+        return bytes(self._transcript)
 
     def take_all(self) -> bytes:
         """Everything that came, for somebody who goes on from here in our place; an ACK of our SETTINGS may follow.
@@ -292,7 +313,7 @@ class Greeting:
     def _send_settings(self) -> None:
         if not self._settings_sent:
             self._settings_sent = True
-            self._outbox += EMPTY_SETTINGS
+            self._outbox += self._announced.frame()
 
 
 def _protocol(message: str) -> GreetingError:

@@ -4,9 +4,10 @@ Straight line: opening, admission, lease (held), dial, replay, hand-off. This is
 error is told to the client, logged and dropped.
 """
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -18,11 +19,13 @@ from bentpipe.daemon.edge.handoff import HandOff, Splice
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.edge.in_place import InPlace, is_ours
+from bentpipe.daemon.edge.introduction import Introduction
 from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.opening import Port, read_request
 from bentpipe.daemon.edge.outcomes import Counters, Gone, Outcome
 from bentpipe.daemon.edge.replay import relay_until_ack
 from bentpipe.daemon.edge.transport import Transport, TransportError
+from bentpipe.daemon.edge.watch import StopWatching, watched
 from bentpipe.daemon.errors import BentpipeError, DialFailed, InvalidMetadata
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.lease import Lease
@@ -47,10 +50,6 @@ DEATHS_PER_HOLD = 2
 REFUSAL_DEADLINE_S = 5.0
 """To send a refusal and let the client read it."""
 
-HoldEnd = BentpipeError | GreetingError | TransportError | Gone
-HOLD_ENDS = (BentpipeError, GreetingError, TransportError, Gone)
-"""What can end a hold, on either side of it."""
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Edge:
@@ -65,6 +64,15 @@ class Edge:
     satellite_tls: dict[SatelliteKey, tuple[TlsClientContext, str | None]]
     greetings: Deadlines
     """From accept to the first complete request."""
+
+
+@contextlib.contextmanager
+def _reporting_unreachable(satellite: Satellite) -> Iterator[None]:
+    try:
+        yield
+    except DialFailed:
+        satellite.report_unreachable()
+        raise
 
 
 class Session:
@@ -142,7 +150,11 @@ class Session:
                 # This lease lasts as long as the other's wait: the satellite must not go to sleep in between.
                 return await self._held(claim, satellite)
             try:
-                await self._splice(claim, target, lease)
+                introduction = Introduction(self._caller, target)
+                with _reporting_unreachable(satellite):
+                    if not await introduction.make_at_once():
+                        await watched(self._caller, lambda _stop: introduction.make())
+                await self._splice(claim, target, introduction, lease)
             finally:
                 target.close()
         finally:
@@ -152,55 +164,31 @@ class Session:
 
     async def _held(self, claim: Claim, satellite: Satellite) -> Outcome:
         """Wait for the satellite with the client in hand, then splice them. Raises BentpipeError, GreetingError, Gone."""
-        failure: HoldEnd | None = None
-        async with trio.open_nursery() as nursery:
-            watch = trio.CancelScope()
-            watched = trio.Event()
 
-            async def watch_client() -> None:
-                nonlocal failure
-                try:
-                    with watch:
-                        await self._caller.read_while_held()
-                except HOLD_ENDS as exc:
-                    failure = exc
-                    nursery.cancel_scope.cancel()
-                watched.set()
+        async def wake_and_splice(stop_watching: StopWatching) -> None:
+            for _ in range(DEATHS_PER_HOLD + 1):
+                if await self._lease_and_splice(claim, satellite, stop_watching):
+                    return
+            raise DialFailed("it keeps dying", peer_hint="the satellite dies as soon as it is awake")
 
-            nursery.start_soon(watch_client)
+        await watched(self._caller, wake_and_splice)
+        return Outcome.SPLICED
 
-            async def stop_watching() -> None:
-                watch.cancel()
-                await watched.wait()
-
-            try:
-                for _ in range(DEATHS_PER_HOLD + 1):
-                    if await self._lease_and_splice(claim, satellite, stop_watching):
-                        break
-                else:
-                    raise DialFailed("it keeps dying", peer_hint="the satellite dies as soon as it is awake")
-            except HOLD_ENDS as exc:
-                failure = exc
-            nursery.cancel_scope.cancel()
-        if failure is None:
-            return Outcome.SPLICED
-        try:
-            raise failure
-        finally:
-            # Or its traceback would keep this frame, and all that hangs on it, until the next collection.
-            failure = None
-
-    async def _lease_and_splice(
-        self, claim: Claim, satellite: Satellite, stop_watching: Callable[[], Awaitable[None]]
-    ) -> bool:
+    async def _lease_and_splice(self, claim: Claim, satellite: Satellite, stop_watching: StopWatching) -> bool:
         """Lease, dial, splice. Returns False if the satellite died before it could be reached."""
         async with satellite.lease(claim.who) as lease:
-            target = await self._dial(claim, satellite, lease)
+            with _reporting_unreachable(satellite):
+                target = await self._dial(claim, satellite, lease)
             if target is None:
                 return False
             try:
-                await stop_watching()
-                await self._splice(claim, target, lease)
+                introduction = Introduction(self._caller, target)
+                with _reporting_unreachable(satellite):
+                    await introduction.make()
+                    await stop_watching()
+                    # A PING that came meanwhile may have made us speak.
+                    await introduction.make()
+                await self._splice(claim, target, introduction, lease)
             finally:
                 target.close()
         return True
@@ -210,26 +198,23 @@ class Session:
 
     async def _dial(self, claim: Claim, satellite: Satellite, lease: Lease) -> Transport | None:
         tls, server_name = self._satellite_tls(claim.key)
-        try:
-            return await dial(lease.address, tls, server_name, lambda: satellite.state is SatelliteState.OPERATIONAL)
-        except BentpipeError:
-            satellite.report_unreachable()
-            raise
+        return await dial(lease.address, tls, server_name, lambda: satellite.state is SatelliteState.OPERATIONAL)
 
-    async def _splice(self, claim: Claim, target: Transport, lease: Lease) -> None:
+    async def _splice(self, claim: Claim, target: Transport, introduction: Introduction, lease: Lease) -> None:
         """Replay and hand off; the lease is then the splice's."""
-        await self._replay(target)
+        await self._replay(target, introduction)
         splice = Splice(claim.key, claim.who, self._peer, lease, self._on_splice_end)
         self._edge.handoff.hand_off(self._client, target, splice)
         lease.keep()
         log.info("spliced", extra={"fields": {"satellite": str(claim.key), "principal": claim.who, "peer": self._peer}})
 
-    async def _replay(self, target: Transport) -> None:
-        """Send the satellite what the client said so far. Raises TransportError; Gone at the deadline and in the relay."""
+    async def _replay(self, target: Transport, introduction: Introduction) -> None:
+        """Send each side what the other said so far. Raises TransportError; Gone at the deadline and in the relay."""
         greeting = self._caller.greeting
         with trio.move_on_after(REPLAY_DEADLINE_S) as deadline:
             await self._caller.flush()
-            await target.send_all(greeting.transcript_bytes)
+            await self._client.send_all(introduction.words)
+            await target.send_all(memoryview(greeting.transcript_bytes)[introduction.sent_bytes :])
             if greeting.awaiting_ack:
                 await self._relay(target)
         if deadline.cancelled_caught:

@@ -1,7 +1,8 @@
-"""What is fuzzed, without the fuzzer: one input, every parser of the wire that a stranger reaches, and what must hold.
+"""What is fuzzed, without the fuzzer: one input, every parser of the wire that a stranger or a satellite reaches, and what
+must hold.
 
-Only GreetingError may come out; nothing is kept that did not come; no limit of memory is passed; how the bytes are cut
-does not matter.
+Only GreetingError (of a satellite: NoServer) may come out; nothing is kept that did not come; no limit of memory is
+passed; how the bytes are cut does not matter.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ from bentpipe.proto.ack_filter import AckFilter
 from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import NotHttp2, RequestHeaders
+from bentpipe.proto.first_settings import Announcement, FirstSettings, NoServer
 from bentpipe.proto.frames import EMPTY_SETTINGS, HEADER_BYTES, PREFACE
 from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.grpc_status import GrpcStatus
@@ -77,6 +79,21 @@ def take_ack(data: bytes, size: int) -> tuple[bytes, bool, str]:
     return out, ack_filter.done, ""
 
 
+def hear(data: bytes, size: int) -> tuple[bytes, Announcement | None, str]:
+    """Take a satellite's first bytes in pieces of `size`. Returns what went on, what its SETTINGS say, the error."""
+    first = FirstSettings(Announcement(1, 0))
+    out = b""
+    try:
+        for at in range(0, len(data), size):
+            out += first.receive_data(data[at : at + size])
+    except NoServer as exc:
+        assert not out
+        return b"", None, type(exc).__name__
+    assert len(out) <= len(data) + len(Announcement(1, 0).frame()) - HEADER_BYTES
+    assert out or first.heard is None
+    return out, first.heard, ""
+
+
 def answer(data: bytes) -> None:
     """Feed a connection that we answer ourselves."""
     answering = Answering()
@@ -112,4 +129,5 @@ def one_input(data: bytes) -> None:
     assert take_ack(behind, 1 + (choice >> 4)) == take_ack(behind, READ_BYTES), (
         "how the bytes are cut made a difference"
     )
+    assert hear(behind, 1 + (choice >> 4)) == hear(behind, READ_BYTES), "how the bytes are cut made a difference"
     answer(rest)

@@ -1,0 +1,88 @@
+"""Introduces a satellite to a client that had to hear SETTINGS before anybody knew its satellite.
+
+The satellite gets what the client said, and its first frame, which must be SETTINGS (RFC 9113 §3.4), is changed for the
+client: see proto/first_settings.py. Until it has come the client hears nothing of this satellite, so that it can still be
+refused in words. A client that heard nothing from us needs no introduction: the satellite's frames are its first.
+
+    said SETTINGS   ACK has come    before the hand-off
+    no              -               the transcript goes up; nothing else
+    yes             yes             the transcript goes up, the first frame comes down changed
+    yes             not yet         the same, then both ways are relayed until the ACK was taken out (replay.py)
+"""
+
+import trio
+
+from bentpipe.daemon.edge.caller import Caller
+from bentpipe.daemon.edge.transport import Transport, TransportError
+from bentpipe.daemon.errors import DialFailed
+from bentpipe.proto.first_settings import Announcement, FirstSettings, NoServer
+
+AT_ONCE_S = 0.5
+"""For the first frame while nobody watches the client: servers send it as soon as they accept."""
+
+FIRST_SETTINGS_DEADLINE_S = 60.0
+"""For the first frame, with the client watched. The port listens, but a machine that has just woken from hibernation may
+read its memory from disk for tens of seconds before it says a word."""
+
+SILENT = "the satellite is awake, but does not say a word"
+HUNG_UP = "the satellite is awake, but hung up before it said a word"
+NO_HTTP2 = "what listens at the satellite's address does not speak HTTP/2"
+
+
+class Introduction:
+    """One connection to a satellite, until its first frame has come."""
+
+    def __init__(self, caller: Caller, satellite: Transport) -> None:
+        self._caller = caller
+        self._satellite = satellite
+        self._first = FirstSettings(caller.greeting.announced)
+        self.sent_bytes = 0
+        """How much of the transcript the satellite has."""
+        self.words = b""
+        """What the satellite said, for the client."""
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return self.heard is not None or not self._caller.greeting.spoke
+
+    @property
+    def heard(self) -> Announcement | None:
+        """What the satellite's SETTINGS say; None if they did not have to be read."""
+        return self._first.heard
+
+    async def make_at_once(self) -> bool:
+        """Try for AT_ONCE_S. Returns whether it is done; raises DialFailed."""
+        if not self.done:
+            with trio.move_on_after(AT_ONCE_S):
+                await self._make()
+        return self.done
+
+    async def make(self) -> None:
+        """Go on until it is done. Raises DialFailed, at the latest after FIRST_SETTINGS_DEADLINE_S."""
+        if self.done:
+            return
+        with trio.move_on_after(FIRST_SETTINGS_DEADLINE_S):
+            await self._make()
+            return
+        raise DialFailed(f"no SETTINGS in {FIRST_SETTINGS_DEADLINE_S:g} s", peer_hint=SILENT)
+
+    async def _make(self) -> None:
+        """May be cancelled and called again: nothing is sent twice, and nothing that was read is lost."""
+        try:
+            unsent = memoryview(self._caller.greeting.complete_frames)[self.sent_bytes :]
+            while unsent:
+                sent = self._satellite.send_nowait(unsent)
+                self.sent_bytes += sent
+                unsent = unsent[sent:]
+                if not sent:
+                    await self._satellite.wait_writable()
+            while self.heard is None:
+                data = await self._satellite.receive_some()
+                if not data:
+                    raise DialFailed("it hung up before its SETTINGS", peer_hint=HUNG_UP)
+                self.words += self._first.receive_data(data)
+        except TransportError as exc:
+            raise DialFailed(f"before its SETTINGS: {exc}", peer_hint=HUNG_UP) from exc
+        except NoServer as exc:
+            raise DialFailed(str(exc), peer_hint=NO_HTTP2) from exc

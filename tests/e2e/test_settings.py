@@ -1,0 +1,120 @@
+"""Satellites with SETTINGS of every kind, and every client: what a satellite says first reaches its client as it is meant.
+
+Most clients hear our SETTINGS first, and the satellite's as their second (`proto/first_settings.py`).
+"""
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
+
+from cases import UNAVAILABLE
+from clients import CallError, Client
+from kinds import CLIENT_KINDS, CLIENTS, or_skip
+
+PROGRAM = Path(__file__).parents[1] / "peers" / "settings_satellite.py"
+COMMAND = (sys.executable, "-P", str(PROGRAM), "{port}")
+SLOW = ("--boot", "0.6")
+CALLS = 60
+"""At once: more than some satellites allow."""
+ALL_AT_ONCE = "1=0,3=1,4=0,5=16384,6=65536,8=1,9=1"
+SAID = "3=100,4=65536,9=1"
+FIRST = ("bytes", "late", "http1", "ping", "hangup")
+SETTINGS = {
+    "silent": "",
+    "priorities-0": "9=0",
+    "priorities-1": "9=1",
+    "priorities-twice": "9=1,3=100,9=1",
+    "streams-1": "3=1",
+    "streams-10": "3=10",
+    "streams-100": "3=100",
+    "window-0": "4=0",
+    "window-16k": "4=16384",
+    "window-64k": "4=65536",
+    "window-1m": "4=1048576",
+    "table-0": "1=0",
+    "table-64k": "1=65536",
+    "all": ALL_AT_ONCE,
+}
+SATELLITES = {
+    f"{name}-{enforce}": ("--settings", settings, "--enforce", enforce)
+    for name, settings in SETTINGS.items()
+    for enforce in ("ack",)
+}
+
+
+@pytest.fixture(scope="module")
+def edge() -> Iterator[EdgeHost]:
+    satellites = [DemoSatellite(name, arguments, COMMAND) for name, arguments in SATELLITES.items()]
+    satellites += [
+        DemoSatellite(f"slow-{name}-{number}", (*SLOW, *arguments), COMMAND)
+        for name, arguments in SATELLITES.items()
+        for number in range(len(CLIENT_KINDS))
+    ]
+    for first in FIRST:
+        satellites += [
+            DemoSatellite(first, ("--first", first, "--settings", SAID), COMMAND),
+            *(
+                DemoSatellite(f"slow-{first}-{kind}", (*SLOW, "--first", first, "--settings", SAID), COMMAND)
+                for kind in CLIENT_KINDS
+            ),
+        ]
+    with EdgeHost(satellites, sleep_after_s=600) as host:
+        yield host
+
+
+@pytest.fixture
+def connect(edge: EdgeHost) -> Iterator[Callable[[str, str], Client]]:
+    opened: list[Client] = []
+
+    def connect(kind: str, satellite: str) -> Client:
+        metadata = (("satellite_name", satellite), ("satellite_org", ORG), ("satellite_token", edge.token))
+        opened.append(or_skip(CLIENTS[kind], edge.port, edge.ca_pem, metadata))
+        return opened[-1]
+
+    yield connect
+    for client in opened:
+        client.close()
+
+
+_numbers = {name: itertools.count() for name in SATELLITES}
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["awake", "held"])
+@pytest.mark.parametrize("satellite", SATELLITES)
+@pytest.mark.parametrize("kind", CLIENT_KINDS)
+def test_every_call_succeeds(connect: Callable[[str, str], Client], kind: str, satellite: str, held: bool) -> None:
+    client = connect(kind, f"slow-{satellite}-{next(_numbers[satellite])}" if held else satellite)
+    messages = [b"%d" % number for number in range(CALLS)]
+    assert client.concurrent("Echo", messages) == messages
+    large = bytes(200_000)
+    assert client.unary("Echo", large) == large
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["awake", "held"])
+@pytest.mark.parametrize("first", ["bytes", "late"])
+@pytest.mark.parametrize("kind", ["grpcio", "grpc-go", "grpc-js"])
+def test_first_settings_that_take_their_time(
+    connect: Callable[[str, str], Client], kind: str, first: str, held: bool
+) -> None:
+    """In pieces, or later than anybody waits for without watching the client."""
+    client = connect(kind, f"slow-{first}-{kind}" if held else first)
+    assert client.unary("Echo", b"hello") == b"hello"
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["awake", "held"])
+@pytest.mark.parametrize(
+    ("first", "words"), [("http1", "does not speak HTTP/2"), ("ping", "does not speak HTTP/2"), ("hangup", "hung up")]
+)
+@pytest.mark.parametrize("kind", ["grpcio", "grpc-go"])
+def test_no_settings_are_named(
+    connect: Callable[[str, str], Client], kind: str, first: str, words: str, held: bool
+) -> None:
+    with pytest.raises(CallError) as error:
+        connect(kind, f"slow-{first}-{kind}" if held else first).unary("Echo", b"hello")
+    assert error.value.code == UNAVAILABLE
+    assert words in error.value.details
