@@ -33,6 +33,8 @@ class EndReason(enum.Enum):
     ENGINE_CLOSED = 13
     NO_MEMORY = 14
     GIVEN_BACK = 15
+    CLIENT_TLS_FLOOD = 16
+    SATELLITE_TLS_FLOOD = 17
 
 
 class Ktls(enum.IntFlag):
@@ -94,6 +96,25 @@ class EngineStatistics:
     pipe_fallbacks: int
     spliced_bytes: int
     copied_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ThreadTurns:
+    """One thread's turns, which are what it does between two waits; nobody on it is heard meanwhile."""
+
+    turns: int
+    long_turns: int
+    """Turns of over 50 ms."""
+    longest_s: float
+    running_s: float
+    """How long the turn at hand has lasted; 0 while the thread waits."""
+
+
+class _CTurns(Protocol):
+    turns: int
+    long_turns: int
+    longest_ns: int
+    running_ns: int
 
 
 class _CCounters(Protocol):
@@ -187,6 +208,16 @@ class Engine:
             check(lib.bp_engine_thread_cpu_ns(self._pointer, index, ret))
             used.append(cast(list[int], ret)[0] / 1e9)
         return tuple(used)
+
+    def thread_turns(self) -> tuple[ThreadTurns, ...]:
+        """Each thread's turns, read without stopping it."""
+        found = []
+        for index in range(lib.bp_engine_threads(self._pointer)):
+            ret = ffi.new("struct bp_turns *")
+            check(lib.bp_engine_thread_turns(self._pointer, index, ret))
+            c = cast(_CTurns, ret)
+            found.append(ThreadTurns(c.turns, c.long_turns, c.longest_ns / 1e9, c.running_ns / 1e9))
+        return tuple(found)
 
     def statistics(self) -> EngineStatistics:
         """A look at the counters of all threads."""

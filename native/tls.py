@@ -21,6 +21,11 @@ WANT_READ, WANT_WRITE, TRUNCATED, FAILED = -1001, -1002, -1003, -1004
 """enum bp_tls_result in include/bp.h."""
 
 
+CONTROL_FLOOD, HANDSHAKE_FLOOD = -1005, -1006
+LIMITS = {CONTROL_FLOOD: "TLS_CONTROL_RECORDS", HANDSHAKE_FLOOD: "TLS_HANDSHAKE_RECORDS"}
+"""Results that are a limit of src/tls_meter.c, and its name."""
+
+
 class WantRead(Exception):
     """The operation waits for the socket to be readable."""
 
@@ -35,6 +40,14 @@ class TlsError(Exception):
 
 class TlsTruncated(TlsError):
     """The connection ended without close_notify (RFC 8446 §6.1)."""
+
+
+class TlsFlood(TlsError):
+    """The peer sent too many records that carry nothing; `limit` names what it passed. It can still be written to."""
+
+    def __init__(self, words: str, limit: str) -> None:
+        super().__init__(words)
+        self.limit = limit
 
 
 class _Context:
@@ -110,16 +123,22 @@ class TlsConnection:
         words = ffi.string(lib.bp_tls_error(self._pointer)).decode(errors="replace")
         if result == TRUNCATED:
             raise TlsTruncated(words)
+        if result in LIMITS:
+            raise TlsFlood(words, LIMITS[result])
         if result == FAILED:
             raise TlsError(words)
         raise OSError(-result, os.strerror(-result))
 
     def do_handshake(self) -> None:
-        """Go on with the handshake. Raises WantRead, WantWrite, TlsError, OSError."""
+        """Go on with the handshake, for a bounded time. Raises WantRead, WantWrite, TlsError, OSError."""
         self._check(lib.bp_tls_handshake(self._live()))
 
     def read(self, max_bytes: int) -> bytes:
-        """Read up to `max_bytes`; b"" after close_notify. Raises WantRead, WantWrite, TlsTruncated, TlsError, OSError."""
+        """Read up to `max_bytes` of the records that are there; b"" after close_notify.
+
+        Works for a bounded time: after WantRead the socket may be readable still. Raises WantRead, WantWrite, TlsTruncated,
+        TlsFlood, TlsError, OSError.
+        """
         size = min(max_bytes, READ_BYTES)
         buffer = ffi.new("char[]", size)
         return bytes(ffi.buffer(buffer, size)[: self._check(lib.bp_tls_read(self._live(), buffer, size))])

@@ -11,8 +11,9 @@ import h2.events
 import h2.exceptions
 
 from bentpipe.proto import limits
-from bentpipe.proto.errors import ErrorCode, GreetingError
+from bentpipe.proto.errors import ErrorCode, GreetingError, over
 from bentpipe.proto.events import HeaderList
+from bentpipe.proto.frame_guard import FrameGuard
 from bentpipe.proto.grpc_status import GrpcStatus, encode_grpc_message
 from bentpipe.proto.refusal import server_connection
 
@@ -54,6 +55,7 @@ class Answering:
 
     def __init__(self) -> None:
         self._h2 = server_connection(limits.ANSWERED_STREAMS)
+        self._guard = FrameGuard(preface=True)
         self._streams: dict[int, _Stream] = {}
         self._tokens = float(limits.ANSWERED_BURST)
         self._at_s = 0.0
@@ -80,6 +82,7 @@ class Answering:
         )
         self._at_s = now_s
         out: list[Call | CallEnded] = []
+        self._pay(data)
         try:
             for event in self._h2.receive_data(data):
                 self._event(event, out)
@@ -96,11 +99,8 @@ class Answering:
     def _event(self, event: h2.events.Event, out: list[Call | CallEnded]) -> None:
         match event:
             case h2.events.RequestReceived(stream_id=stream_id, headers=headers):
-                self._pay()
                 self._streams[stream_id] = _Stream(tuple((bytes(n), bytes(v)) for n, v in headers))
             case h2.events.DataReceived(stream_id=stream_id, data=data, flow_controlled_length=size):
-                if not data:
-                    self._pay()
                 if size:
                     self._h2.acknowledge_received_data(size, stream_id)
                 stream = self._streams.get(stream_id)
@@ -116,17 +116,8 @@ class Answering:
                     if not stream.ending and not stream.too_long:
                         out.append(Call(stream_id, stream.headers, bytes(stream.body)))
             case h2.events.StreamReset(stream_id=stream_id):
-                self._pay()
                 if self._streams.pop(stream_id, None) is not None:
                     out.append(CallEnded(stream_id))
-            case (
-                h2.events.WindowUpdated()
-                | h2.events.RemoteSettingsChanged()
-                | h2.events.PingReceived()
-                | h2.events.PriorityUpdated()
-                | h2.events.UnknownFrameReceived()
-            ):
-                self._pay()
             case h2.events.ConnectionTerminated():
                 # h2 sends nothing on a connection whose client said GOAWAY.
                 self._ended = True
@@ -134,11 +125,15 @@ class Answering:
             case _:
                 pass
 
-    def _pay(self) -> None:
-        self._tokens -= 1
-        if self._tokens < 0:
-            self.close(ErrorCode.ENHANCE_YOUR_CALM)
-            raise GreetingError(ErrorCode.ENHANCE_YOUR_CALM, "over the limit ANSWERED_PER_S", "ANSWERED_PER_S")
+    def _pay(self, data: bytes) -> None:
+        """Take a token for each frame, before h2 works on it."""
+        try:
+            self._tokens -= self._guard.receive_data(data)
+            if self._tokens < 0:
+                raise over("ANSWERED_PER_S")
+        except GreetingError as exc:
+            self.close(exc.error_code)
+            raise
 
     # -- answers -----------------------------------------------------------------------------------------------------
 

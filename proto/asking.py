@@ -8,7 +8,10 @@ import h2.connection
 import h2.events
 import h2.exceptions
 
+from bentpipe.proto import limits
+from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import HeaderList
+from bentpipe.proto.frame_guard import FrameGuard
 
 MAX_ANSWER_BYTES = 64 << 10
 """All that a server may send on such a connection: some frames, two header blocks, a message of a few bytes."""
@@ -23,7 +26,8 @@ class Asking:
 
     def __init__(self, path: str, body: bytes, *, authority: str = "localhost") -> None:
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding=None))
-        self._received_bytes = 0
+        self._guard = FrameGuard(preface=False)
+        self._received_bytes = self._received_frames = 0
         self.headers: HeaderList = ()
         """What came so far: the answer's header fields, then its trailers."""
         self.ended = False
@@ -52,8 +56,11 @@ class Asking:
         if self._received_bytes > MAX_ANSWER_BYTES:
             raise AnswerError(f"more than {MAX_ANSWER_BYTES} bytes")
         try:
+            self._received_frames += self._guard.receive_data(data)
+            if self._received_frames > limits.ASKED_FRAMES:
+                raise AnswerError("over the limit ASKED_FRAMES")
             events = self._h2.receive_data(data)
-        except h2.exceptions.ProtocolError as exc:
+        except (h2.exceptions.ProtocolError, GreetingError) as exc:
             raise AnswerError(str(exc)) from exc
         for event in events:
             match event:

@@ -6,6 +6,7 @@ from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError, over
 from bentpipe.proto.events import HeaderList
 from bentpipe.proto.frames import END_STREAM, PRIORITY_FLAG, FrameHeader
+from bentpipe.proto.hpack_scan import check_block
 from bentpipe.proto.payloads import unpadded
 
 PRIORITY_BYTES = 5
@@ -42,8 +43,13 @@ class HeaderBlock:
         if self.kept:
             self._fragments += fragment
 
+    def check(self) -> None:
+        """Refuse a complete block that would cost more than it says. Raises GreetingError."""
+        check_block(self._fragments)
+
     def decode(self) -> HeaderList:
         """Decode the connection's first block. Raises GreetingError."""
+        self.check()
         decoder = hpack.Decoder(max_header_list_size=limits.HEADER_LIST_BYTES)
         decoder.max_allowed_table_size = limits.TABLE_BYTES
         try:
@@ -57,6 +63,4 @@ class HeaderBlock:
         except hpack.HPACKError as exc:
             # hpack's own words can hold an address in our memory, and these go to the client.
             raise GreetingError(ErrorCode.COMPRESSION_ERROR, "the header block cannot be decoded") from exc
-        if len(fields) > limits.HEADER_FIELDS:
-            raise over("HEADER_FIELDS")
         return fields

@@ -28,6 +28,10 @@ HEADER_LIST_BYTES = 48 << 10
 token can be Huffman coded to two thirds."""
 HEADER_FIELDS = 100
 """Envoy's bound; a build's metadata have about 20."""
+TABLE_SIZE_UPDATES = 2
+"""Of a block: the smallest size since the last one, and the last (RFC 7541 §4.2). Over it: COMPRESSION_ERROR."""
+HPACK_INTEGER_BYTES = 5
+"""Behind the prefix: 32 bits, more than any length or index here. Over it: COMPRESSION_ERROR (RFC 7541 §5.1)."""
 TABLE_BYTES = 4_096
 """SETTINGS_HEADER_TABLE_SIZE's initial value. Over it: COMPRESSION_ERROR."""
 
@@ -59,7 +63,9 @@ ANSWERED_STREAMS = 100
 """Open at once (RFC 9113 §5.1.2 advises no fewer)."""
 ANSWERED_BURST = 500
 ANSWERED_PER_S = 100.0
-"""Requests, resets, PINGs, SETTINGS, WINDOW_UPDATEs and empty DATA: each makes us work, and a health check needs a
-handful. Rapid reset and its kin end here."""
+"""Frames of any kind: each is some 50 us of work, and a health check needs a handful. Rapid reset and its kin end here, and
+messages in pieces of a byte."""
+ASKED_FRAMES = 64
+"""All that a satellite may say to a question of ours: SETTINGS and its ACK, windows, a PING, an answer in three frames."""
 STATUS_MESSAGE_BYTES = 4_096
 """Of a grpc-message, percent-encoded: clients refuse header lists of over 8 KiB or so. The rest is cut off."""

@@ -12,6 +12,7 @@ import h2.settings
 
 from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError
+from bentpipe.proto.frame_guard import FrameGuard
 from bentpipe.proto.grpc_status import GrpcStatus, encode_grpc_message
 
 _BODY = b"This port speaks gRPC over HTTP/2 (prior knowledge or ALPN h2) for satellites, not HTTP/1.1.\n"
@@ -59,12 +60,19 @@ class Refusal:
     def __init__(self) -> None:
         # Streams were opened before anybody could name a limit: all that the greeting let pass are answered.
         self._h2 = server_connection(1 + limits.HELD_HEADERS)
+        self._guard = FrameGuard(preface=True)
         self._unfinished: dict[int, bool] = {}
         self._answered = False
         self._ended = False
 
     def receive_data(self, data: bytes) -> None:
         """Take what the client said, PIECE_BYTES at most. Raises GreetingError; `close` then has h2's GOAWAY."""
+        try:
+            self._guard.receive_data(data)
+        except GreetingError as exc:
+            last_stream = self._h2.highest_inbound_stream_id
+            self._h2.close_connection(int(exc.error_code), exc.message.encode(), last_stream)
+            raise
         try:
             for event in self._h2.receive_data(data):
                 match event:

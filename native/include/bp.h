@@ -24,6 +24,9 @@ enum bp_tls_result { /* negative results of bp_tls_handshake/read/write/shutdown
     BP_TLS_WANT_WRITE = -1002,
     BP_TLS_TRUNCATED = -1003, /* FIN without close_notify */
     BP_TLS_ERROR = -1004,     /* bp_tls_error has OpenSSL's words */
+    /* The peer made us work for nothing; the connection reads no more, but can still be written to: */
+    BP_TLS_CONTROL_FLOOD = -1005,   /* over TLS_CONTROL_RECORDS of tls_meter.c */
+    BP_TLS_HANDSHAKE_FLOOD = -1006, /* over TLS_HANDSHAKE_RECORDS of it */
 };
 
 /* Both return NULL on failure, with a reason in error[error_bytes]. Paths are PEM files; the last two may be NULL. */
@@ -41,7 +44,9 @@ void bp_tls_ctx_enable_ktls(bp_tls_ctx *ctx);
 bp_tls *bp_tls_new(bp_tls_ctx *ctx, int fd, const char *server_name, char *error, size_t error_bytes);
 void bp_tls_free(bp_tls *tls);
 BP_MUST_CHECK int bp_tls_handshake(bp_tls *tls);
-BP_MUST_CHECK ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes); /* 0: close_notify */
+/* What several records have, if they are there already; 0: close_notify. It and bp_tls_handshake work for a bounded time:
+ * BP_TLS_WANT_READ may also say that the peer has had its share, and the socket is readable still. */
+BP_MUST_CHECK ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes);
 BP_MUST_CHECK ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes);
 /* Sends close_notify. Until 0 is returned FIN or close(2) would lose bytes; BP_TLS_WANT_WRITE: call again when the socket
  * is writable, and if that does not help after a while, since the kernel's TLS catches up by itself. */
@@ -85,6 +90,8 @@ enum bp_reason { /* why a connection ended */
     BP_ENGINE_CLOSED,
     BP_NO_MEMORY,
     BP_GIVEN_BACK,          /* by bp_splice_give_back; the sockets live on */
+    BP_CLIENT_TLS_FLOOD,    /* more KeyUpdates, tickets, alerts or empty records than TLS_CONTROL_RECORDS lets pass */
+    BP_SATELLITE_TLS_FLOOD,
     BP_REASONS
 };
 
@@ -113,6 +120,13 @@ struct bp_statistics {
     uint64_t copied_bytes;
 };
 
+struct bp_turns { /* of one thread; a turn is what it does between two waits */
+    uint64_t turns;
+    uint64_t long_turns; /* of over 50 ms */
+    uint64_t longest_ns;
+    uint64_t running_ns; /* how long the turn at hand has lasted; 0: the thread waits */
+};
+
 BP_MUST_CHECK int bp_engine_new(const struct bp_options *options, bp_engine **ret_engine);
 int bp_engine_event_fd(const bp_engine *engine); /* readable when bp_engine_take_ended has something */
 /* On success takes both fds and both tls (each may be NULL); on failure the caller keeps all of them. */
@@ -131,6 +145,8 @@ BP_MUST_CHECK int bp_splice_take_sockets(bp_splice *splice, int *ret_client_fd, 
 void bp_engine_statistics(bp_engine *engine, struct bp_statistics *ret);
 unsigned bp_engine_threads(const bp_engine *engine);
 BP_MUST_CHECK int bp_engine_thread_cpu_ns(const bp_engine *engine, unsigned index, uint64_t *ret_ns);
+/* Read without stopping the thread. */
+BP_MUST_CHECK int bp_engine_thread_turns(const bp_engine *engine, unsigned index, struct bp_turns *ret);
 /* Ends every splice and joins the threads; take_ended still works until bp_engine_free. */
 void bp_engine_close(bp_engine *engine);
 void bp_engine_free(bp_engine *engine); /* closes first; frees ended splices that nobody took */

@@ -35,6 +35,8 @@ static int thread_start(bp_engine *engine, unsigned index) {
     if (epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, t->wake_fd, &event) < 0)
         return -errno;
     t->now_ms = bp__now_ms();
+    t->turn_bytes = TURN_BYTES;
+    t->ready_tail = &t->ready;
     /* Signals are Python's: the engine's threads take none, and SIGPIPE (splice(2) has no MSG_NOSIGNAL) stays pending. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -238,6 +240,20 @@ int bp_engine_thread_cpu_ns(const bp_engine *engine, unsigned index, uint64_t *r
     if (clock_gettime(clock, &used) < 0)
         return -errno;
     *ret_ns = (uint64_t)used.tv_sec * 1000000000u + (uint64_t)used.tv_nsec;
+    return 0;
+}
+
+int bp_engine_thread_turns(const bp_engine *engine, unsigned index, struct bp_turns *ret) {
+    if (index >= engine->thread_count)
+        return -EINVAL;
+    const struct bp_thread *t = &engine->threads[index];
+    uint64_t began_ns = atomic_load_explicit(&t->turn_began_ns, memory_order_relaxed), now_ns = bp__now_ns();
+    *ret = (struct bp_turns){
+        .turns = atomic_load_explicit(&t->turns, memory_order_relaxed),
+        .long_turns = atomic_load_explicit(&t->long_turns, memory_order_relaxed),
+        .longest_ns = atomic_load_explicit(&t->longest_ns, memory_order_relaxed),
+        .running_ns = began_ns && now_ns > began_ns ? now_ns - began_ns : 0,
+    };
     return 0;
 }
 

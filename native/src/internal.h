@@ -10,6 +10,12 @@
 
 #define SCRATCH_BYTES (64u << 10) /* one read in copy mode; also what a direction may have to stash */
 #define TURN_BYTES (1u << 20)     /* most that one direction moves before the others on its thread have a turn */
+#define LOOP_BYTES (16u << 20)    /* and all directions together, in some 20 ms: where many are busy, each has less */
+#define STEP_COST 512             /* what a read of a few bytes, or a record of TLS, costs: as much as so many bytes */
+#define LAST_WORDS_BYTES (8u << 20) /* of a leg that broke: more than a socket's receive buffer holds (tcp_rmem) */
+#define READY_A_TURN 256          /* splices with more to do that go on in one turn; the others in the next */
+#define ENDS_A_TURN 256           /* splices that one turn ends for a timeout or on request, at some 20 us each */
+#define LONG_TURN_NS 50000000u    /* what no peer's input may make of a turn */
 #define PIPE_MIN_BYTES (64 << 10) /* smaller pipes (user past pipe-user-pages-soft) are not worth a splice */
 #define PIPE_POOL 64              /* idle pipes kept per thread */
 #define PIPE_MAX 512              /* pipes open per thread: 64 KiB each, 32 MiB of pages at the most */
@@ -85,8 +91,12 @@ struct bp_thread {
     bp_splice *mailbox;
     _Atomic bool stop, requests; /* requests: some splice has abort or give_back set */
     _Atomic uint64_t live, pipes_open, pipe_fallbacks, spliced_bytes, copied_bytes;
+    _Atomic uint64_t turn_began_ns; /* 0: waits */
+    _Atomic uint64_t turns, long_turns, longest_ns;
     bp_splice *splices; /* the rest belongs to the thread alone */
-    bp_splice *ready;
+    bp_splice *ready, **ready_tail; /* who has more to do, in the order of coming */
+    unsigned ready_count;
+    size_t turn_bytes; /* what a direction may move in this turn */
     uint64_t now_ms;
     int pool[PIPE_POOL][2];
     unsigned pooled;
@@ -116,6 +126,8 @@ void bp__ktls_out_begin(struct ktls_out *out, int fd);
 bool bp__ktls_out_drained(const struct ktls_out *out, int fd); /* whether FIN and close(2) lose nothing now */
 
 /* tls.c */
+/* What the peer has cost since this was last asked, in bytes: those that came, and STEP_COST for each record. */
+size_t bp__tls_cost(bp_tls *tls);
 void bp__tls_spliced(bp_tls *tls, size_t bytes); /* the kernel was given so many by splice(2) */
 /* Whether a read may find what the socket does not show: bytes (decrypted or not), or an end that was seen behind them. */
 bool bp__tls_has_pending(const bp_tls *tls);
@@ -143,7 +155,9 @@ void bp__splice_end(struct bp_thread *thread, bp_splice *splice, enum bp_reason 
 void bp__splice_tick(struct bp_thread *thread, bp_splice *splice);
 
 /* thread.c */
+uint64_t bp__now_ns(void);
 uint64_t bp__now_ms(void);
+void bp__ready(struct bp_thread *thread, bp_splice *splice); /* goes on in a turn to come */
 void *bp__thread_main(void *thread);
 
 /* engine.c */

@@ -26,7 +26,10 @@ void bp__fail(bp_splice *s, enum leg_id leg, int why) {
     static const int timeout[2] = {BP_CLIENT_TIMEOUT, BP_SATELLITE_TIMEOUT};
     static const int tls[2] = {BP_CLIENT_TLS_ERROR, BP_SATELLITE_TLS_ERROR};
     int reason = reset[leg];
-    if (why == BP_TLS_ERROR || why == BP_TLS_TRUNCATED || why == -EBADMSG) /* EBADMSG: the kernel could not decrypt */
+    static const int flood[2] = {BP_CLIENT_TLS_FLOOD, BP_SATELLITE_TLS_FLOOD};
+    if (why == BP_TLS_CONTROL_FLOOD || why == BP_TLS_HANDSHAKE_FLOOD)
+        reason = flood[leg];
+    else if (why == BP_TLS_ERROR || why == BP_TLS_TRUNCATED || why == -EBADMSG) /* EBADMSG: the kernel could not decrypt */
         reason = tls[leg];
     else if (why == -ETIMEDOUT || why == -EHOSTUNREACH || why == -ENETUNREACH)
         reason = timeout[leg];
@@ -50,19 +53,6 @@ static void note_truncation(bp_splice *s, struct leg *leg) {
         s->truncated = truncated_reason((enum leg_id)leg->id);
 }
 
-/* As many records as OpenSSL has and the buffer takes, so that what they carried goes on by one call. An end behind them
- * is told by the next read. */
-static ssize_t read_records(bp_tls *tls, char *buffer, bool *ret_more) {
-    size_t filled = 0;
-    ssize_t got;
-    do {
-        got = bp_tls_read(tls, buffer + filled, SCRATCH_BYTES - filled);
-        filled += got > 0 ? (size_t)got : 0;
-    } while (got > 0 && filled < SCRATCH_BYTES && bp__tls_has_pending(tls));
-    *ret_more = got != BP_TLS_WANT_READ && bp__tls_has_pending(tls);
-    return filled ? (ssize_t)filled : got;
-}
-
 /* Reads from a leg: > 0, 0 at EOF, -EAGAIN, or another failure. more: whether the leg may have more that epoll, which is
  * level-triggered, does not tell of; a short read has emptied the socket. */
 static ssize_t leg_read(bp_splice *s, struct direction *d, struct leg *leg, char *buffer, bool *ret_more) {
@@ -75,7 +65,8 @@ static ssize_t leg_read(bp_splice *s, struct direction *d, struct leg *leg, char
         return got < 0 ? -errno : got;
     }
     d->read_wants_write = false;
-    got = read_records(leg->tls, buffer, ret_more);
+    got = bp_tls_read(leg->tls, buffer, SCRATCH_BYTES);
+    *ret_more = got != BP_TLS_WANT_READ && bp__tls_has_pending(leg->tls);
     if (got == BP_TLS_TRUNCATED) {
         note_truncation(s, leg);
         return 0;
@@ -206,6 +197,12 @@ static ssize_t splice_in(struct direction *d, const struct leg *from) {
     return got;
 }
 
+/* What a read has cost, in bytes: more than it brought if that was little, or came in small records. */
+static size_t cost_of(const struct leg *from, const struct direction *d, size_t got) {
+    size_t cost = from->tls && !d->streaming ? bp__tls_cost(from->tls) : got;
+    return cost > STEP_COST ? cost : STEP_COST;
+}
+
 /* Tells the destination that its source has ended. 0, -EAGAIN if close_notify waits for room, or its failure. */
 static int tell(struct bp_thread *t, bp_splice *s, struct direction *d, const struct leg *to) {
     int sent = to->tls ? bp_tls_shutdown(to->tls) : 0;
@@ -228,7 +225,7 @@ static int tell(struct bp_thread *t, bp_splice *s, struct direction *d, const st
 enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
     struct leg *from = &s->leg[id], *to = &s->leg[1 - id];
     struct direction *d = &s->direction[id];
-    size_t moved = 0;
+    size_t cost = 0;
     if (d->shut)
         return PUMP_BLOCKED;
     for (;;) {
@@ -255,7 +252,7 @@ enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
             leave_stream(t, d);
         if (s->giving_back)
             return PUMP_BLOCKED;
-        if (moved >= TURN_BYTES)
+        if (cost >= t->turn_bytes)
             return PUMP_MORE;
         bool more = true;
         ssize_t got = d->streaming ? splice_in(d, from) : leg_read(s, d, from, t->scratch, &more);
@@ -283,7 +280,7 @@ enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
             d->eof = true;
             continue;
         }
-        moved += (size_t)got;
+        cost += cost_of(from, d, (size_t)got);
         if (d->streaming)
             continue;
         int written = write_or_stash(t, s, d, to, t->scratch, (size_t)got);

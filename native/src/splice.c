@@ -7,6 +7,7 @@
  *                                has not acknowledged yet, FIN, since a RST would destroy them; *_RESET, *_TIMEOUT
  *                                (a silent peer is an error too: keepalive and TCP_USER_TIMEOUT, set in engine.c)
  *   close_notify              -> as FIN; to a leg whose TLS is the kernel's FIN waits until its records are with TCP
+ *   records without data      -> over a rate *_TLS_FLOOD, which is RST to both (tls_meter.c)
  *   KeyUpdate for the kernel  -> *_TLS_ERROR, as a record that does not decrypt
  *   TLS FIN, no close_notify  -> as FIN, but the way back is dead: what still comes for it ends both, *_TRUNCATED
  *   no memory for a moment    -> that direction is quiet until the next tick; none to keep what was read: NO_MEMORY
@@ -56,6 +57,10 @@ static int update_interest(struct bp_thread *t, bp_splice *s) {
             wanted |= in->write_wants_read ? EPOLLIN : EPOLLOUT;
         if (in->notify_waits && !in->starved)
             wanted |= EPOLLOUT;
+        /* EPOLLHUP and EPOLLERR are reported whether wanted or not (epoll_ctl(2)), and the peer's FIN behind ours is a
+         * hang-up: while nothing can be done about it, by edge, or the thread would spin until something can. */
+        if (!wanted)
+            wanted = EPOLLET;
         /* A leg that is done both ways would report EPOLLHUP for ever. */
         int r = watch(t, &s->leg[id], wanted, !(out->eof && in->shut));
         if (r < 0)
@@ -64,11 +69,17 @@ static int update_interest(struct bp_thread *t, bp_splice *s) {
     return 0;
 }
 
-/* A leg has failed: hands its last words to the other leg, then ends. Its receive queue outlives the RST. */
+/* A leg has failed: hands its last words to the other leg, then ends. A dead leg's receive queue outlives the RST, and is
+ * all that there is of it. One that lives would go on and on: for one that floods us, or with no memory for what is said,
+ * there are no last words, for others they are bounded. */
 static void end_broken(struct bp_thread *t, bp_splice *s) {
     int reason = atomic_load(&s->reason), error = atomic_load(&s->error), broken = s->broken;
-    while (bp__pump(t, s, (enum leg_id)broken) == PUMP_MORE)
-        ;
+    if (reason != BP_NO_MEMORY && reason != BP_CLIENT_TLS_FLOOD && reason != BP_SATELLITE_TLS_FLOOD) {
+        size_t turn_bytes = t->turn_bytes;
+        t->turn_bytes = LAST_WORDS_BYTES;
+        (void)bp__pump(t, s, (enum leg_id)broken);
+        t->turn_bytes = turn_bytes;
+    }
     s->broken = broken; /* the first failure is the one to report */
     bp__splice_end(t, s, (enum bp_reason)reason, error);
 }
@@ -99,18 +110,15 @@ void bp__splice_run(struct bp_thread *t, bp_splice *s, unsigned directions) {
         bp__splice_end(t, s, BP_NO_MEMORY, -r);
         return;
     }
-    if (more && !s->ready) {
-        s->ready = true;
-        s->ready_next = t->ready;
-        t->ready = s;
-    }
+    if (more)
+        bp__ready(t, s);
 }
 
 void bp__splice_event(struct bp_thread *t, bp_splice *s, enum leg_id id, uint32_t events) {
     if (atomic_load_explicit(&s->reason, memory_order_relaxed) != BP_LIVE)
         return;
     const struct direction *out = &s->direction[id], *in = &s->direction[1 - id]; /* from, and to, this leg */
-    bool reads = !out->eof && !bp__direction_in_flight(out);
+    bool reads = !out->eof && !s->giving_back && !bp__direction_in_flight(out);
     /* A broken leg that nobody reads now would be reported again and again: end it here. One that is read reports its
      * error by the read, behind the last bytes. */
     if ((events & EPOLLERR) && !reads) {
@@ -137,7 +145,7 @@ void bp__splice_adopt(struct bp_thread *t, bp_splice *s) {
         t->splices->previous = s;
     t->splices = s;
     atomic_store(&s->last_activity_ms, t->now_ms);
-    bp__splice_run(t, s, BOTH);
+    bp__ready(t, s);
 }
 
 static bool unacknowledged(int fd) {
@@ -187,7 +195,6 @@ void bp__splice_end(struct bp_thread *t, bp_splice *s, enum bp_reason reason, in
     atomic_store(&s->reason, (int)reason);
     atomic_fetch_sub(&t->live, 1);
     /* One on the ready list, or with an event still in this batch, is handed out later: see thread.c. */
-    s->ready_next = s->ready ? s->ready_next : NULL;
 }
 
 void bp__splice_tick(struct bp_thread *t, bp_splice *s) {

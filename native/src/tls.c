@@ -11,18 +11,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#define ERROR_BYTES 256
 #define READ_AHEAD_BYTES (64 << 10)
 #define ALERT_BYTES 2 /* RFC 8446 section 6 */
-
-struct bp_tls {
-    SSL *ssl;
-    int read_failure; /* what reads are told from now on: OpenSSL says it only once */
-    bool notified;    /* close_notify was sent */
-    int kernel;       /* enum bp_ktls, once hands were shaken */
-    struct ktls_out out;
-    char error[ERROR_BYTES];
-};
 
 static const unsigned char ALPN_H2[] = "\x02h2";
 
@@ -55,6 +45,7 @@ bp_tls *bp_tls_new(bp_tls_ctx *ctx, int fd, const char *server_name, char *error
         return NULL;
     }
     SSL_set_bio(tls->ssl, bio, bio);
+    bp__tls_meter_attach(&tls->meter, tls->ssl);
     if (ctx->server)
         SSL_set_accept_state(tls->ssl);
     else
@@ -69,9 +60,26 @@ void bp_tls_free(bp_tls *tls) {
     free(tls);
 }
 
+static int flooded(bp_tls *tls, int over) {
+    snprintf(tls->error, sizeof tls->error, "%s", bp__tls_meter_words(over));
+    ERR_clear_error();
+    return tls->meter.over = tls->read_failure = over;
+}
+
+/* OpenSSL's own bounds of what carries nothing: empty records in a row, warnings in a row. */
+static bool openssl_gave_up(unsigned long error) {
+    int reason = ERR_GET_REASON(error);
+    return ERR_GET_LIB(error) == ERR_LIB_SSL &&
+           (reason == SSL_R_RECORD_TOO_SMALL || reason == SSL_R_TOO_MANY_WARN_ALERTS);
+}
+
 /* Turns a failed call into a result; must run before anything else touches errno or the error queue. */
 static int result(bp_tls *tls, int returned) {
     int saved_errno = errno;
+    if (tls->meter.over)
+        return flooded(tls, tls->meter.over);
+    if (openssl_gave_up(ERR_peek_error()))
+        return flooded(tls, BP_TLS_CONTROL_FLOOD);
     int why = SSL_get_error(tls->ssl, returned);
     switch (why) {
     case SSL_ERROR_WANT_READ:
@@ -129,13 +137,19 @@ static int find_ktls(const bp_tls *tls) {
 }
 
 int bp_tls_handshake(bp_tls *tls) {
+    if (tls->read_failure)
+        return tls->read_failure;
     ERR_clear_error();
+    bp__tls_meter_begin(&tls->meter);
+    bp__tls_bio_meter(&tls->meter);
     errno = 0;
     int done = SSL_do_handshake(tls->ssl);
+    bp__tls_bio_meter(NULL);
     if (done != 1) {
         int why = result(tls, done);
         return why == 0 ? BP_TLS_TRUNCATED : why;
     }
+    tls->meter.established = true;
     tls->kernel = find_ktls(tls);
     if (tls->kernel & BP_KTLS_TX)
         bp__ktls_out_begin(&tls->out, SSL_get_fd(tls->ssl));
@@ -148,12 +162,14 @@ int bp_tls_handshake(bp_tls *tls) {
     return 0;
 }
 
-ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes) {
+static ssize_t read_record(bp_tls *tls, char *buffer, size_t bytes) {
     if (tls->read_failure)
         return tls->read_failure;
     ERR_clear_error();
     errno = 0;
     int got = SSL_read(tls->ssl, buffer, bytes > INT_MAX ? INT_MAX : (int)bytes);
+    if (tls->meter.over)
+        return result(tls, got);
     if ((tls->kernel & BP_KTLS_TX) && SSL_get_key_update_type(tls->ssl) != SSL_KEY_UPDATE_NONE) {
         snprintf(tls->error, sizeof tls->error, "the peer wants new keys (KeyUpdate), which the kernel's TLS cannot change");
         return tls->read_failure = BP_TLS_ERROR;
@@ -164,6 +180,27 @@ ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes) {
     if (why < 0 && why != BP_TLS_WANT_READ && why != BP_TLS_WANT_WRITE && why != -ENOMEM && why != -ENOBUFS)
         tls->read_failure = why;
     return why;
+}
+
+/* As many records as there are and the buffer takes, so that what they carried goes on by one call. An end behind them is
+ * told by the next read. */
+ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes) {
+    size_t filled = 0;
+    ssize_t got;
+    bp__tls_meter_begin(&tls->meter);
+    bp__tls_bio_meter(&tls->meter);
+    do {
+        got = read_record(tls, (char *)buffer + filled, bytes - filled);
+        filled += got > 0 ? (size_t)got : 0;
+    } while (got > 0 && filled < bytes && tls->meter.records_left && bp__tls_has_pending(tls));
+    bp__tls_bio_meter(NULL);
+    return filled ? (ssize_t)filled : got;
+}
+
+size_t bp__tls_cost(bp_tls *tls) {
+    size_t cost = tls->meter.cost;
+    tls->meter.cost = 0;
+    return cost;
 }
 
 /* OpenSSL gives the kernel the caller's own buffer, and goes back to it when a write is retried, whatever
@@ -204,13 +241,17 @@ ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes) {
 void bp__tls_spliced(bp_tls *tls, size_t bytes) { tls->out.payload_bytes += bytes; }
 
 int bp_tls_shutdown(bp_tls *tls) {
-    if (!tls->notified && !tls->read_failure) { /* behind a failure OpenSSL has sent its alert already */
+    /* Behind a failure OpenSSL has sent its alert already; of a flood it knows nothing. */
+    if (!tls->meter.silent && (!tls->read_failure || tls->meter.over)) {
         ERR_clear_error();
         errno = 0;
-        int done = SSL_shutdown(tls->ssl);
+        /* The answer to a KeyUpdate may still wait for room, and SSL_shutdown(3) fails before it is sent. */
+        int done = SSL_in_init(tls->ssl) ? SSL_do_handshake(tls->ssl) : 1;
+        if (done == 1)
+            done = SSL_shutdown(tls->ssl);
         if (done < 0)
             return write_result(tls, done);
-        tls->notified = true;
+        tls->meter.silent = true;
         tls->out.payload_bytes += ALERT_BYTES;
     }
     if ((tls->kernel & BP_KTLS_TX) && !bp__ktls_out_drained(&tls->out, SSL_get_fd(tls->ssl)))

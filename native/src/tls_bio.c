@@ -3,6 +3,9 @@
  * A record is a write of its own, and so would be a segment of its own and the receiver's work for it. With MSG_MORE
  * (tcp(7)) TCP waits for the rest, which the caller has in hand: it says `more` only then. Should that next write find no
  * room, what is held back goes with the one that follows when there is.
+ * A read is refused when the peer has had its share of the call at hand (tls_meter.c), as if the socket were dry: what it
+ * sent stays there, and epoll, which is level-triggered, tells of it again. OpenSSL asks for bytes only when it has no
+ * whole record left, so nothing waits where epoll does not see it.
  * Where the kernel does the records OpenSSL's own calls are needed, since they carry control messages.
  */
 #include "tls.h"
@@ -13,8 +16,15 @@
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static BIO_METHOD *method; /* for the life of the process, as OpenSSL's own are */
 static _Thread_local bool more_follows;
+static _Thread_local struct tls_meter *meter;
 
 static int write_socket(BIO *bio, const char *data, int bytes) {
+    /* A KeyUpdate that asks for ours may come behind our close_notify. OpenSSL answers, although nobody reads that any
+     * more, and would take the failure to send it for the end of what the peer says. */
+    if (meter && meter->silent) {
+        BIO_clear_retry_flags(bio);
+        return bytes;
+    }
     if (BIO_get_ktls_send(bio))
         return BIO_meth_get_write(BIO_s_socket())(bio, data, bytes);
     int flags = MSG_NOSIGNAL | (more_follows ? MSG_MORE : 0);
@@ -26,9 +36,23 @@ static int write_socket(BIO *bio, const char *data, int bytes) {
 }
 
 static int read_socket(BIO *bio, char *data, int bytes) {
+    if (meter && (meter->over || !meter->reads_left || !meter->bytes_left)) {
+        BIO_clear_retry_flags(bio);
+        BIO_set_retry_read(bio);
+        return -1;
+    }
+    ssize_t got;
     if (BIO_get_ktls_recv(bio))
-        return BIO_meth_get_read(BIO_s_socket())(bio, data, bytes);
-    ssize_t got = recv((int)BIO_get_fd(bio, NULL), data, (size_t)bytes, 0);
+        got = BIO_meth_get_read(BIO_s_socket())(bio, data, bytes);
+    else
+        got = recv((int)BIO_get_fd(bio, NULL), data, (size_t)bytes, 0);
+    if (meter && got > 0) {
+        meter->reads_left--;
+        meter->bytes_left -= (size_t)got < meter->bytes_left ? (size_t)got : meter->bytes_left;
+        meter->cost += (size_t)got;
+    }
+    if (BIO_get_ktls_recv(bio))
+        return (int)got;
     BIO_clear_retry_flags(bio);
     if (got < 0 && BIO_sock_should_retry((int)got))
         BIO_set_retry_read(bio);
@@ -58,3 +82,5 @@ BIO *bp__tls_bio_new(int fd) {
 }
 
 void bp__tls_bio_more(bool follows) { more_follows = follows; }
+
+void bp__tls_bio_meter(struct tls_meter *of) { meter = of; }

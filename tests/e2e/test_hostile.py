@@ -65,7 +65,7 @@ QUIET = [
     frame(UNKNOWN, 0, 0, b"x"),
     frame(PING, 1, 0, bytes(8)),
 ]
-BOMB = hpack.Encoder().encode([(b"k", b"v" * 4000)], huffman=False) + b"\xbe" * 10_000
+BOMB = hpack.Encoder().encode([(b"k", b"v" * 4000)], huffman=False) + b"\xbe" * 50
 RESET = struct.pack("ii", 1, 0)
 PATIENCE_S = 15.0
 DRIP_S = 0.02

@@ -41,5 +41,9 @@ def test_results_and_flags_are_those_of_the_engine() -> None:
         "BP_TLS_WANT_WRITE": tls.WANT_WRITE,
         "BP_TLS_TRUNCATED": tls.TRUNCATED,
         "BP_TLS_ERROR": tls.FAILED,
+        "BP_TLS_CONTROL_FLOOD": tls.CONTROL_FLOOD,
+        "BP_TLS_HANDSHAKE_FLOOD": tls.HANDSHAKE_FLOOD,
     }
+    meter = (Path(__file__).parents[2] / "native" / "src" / "tls_meter.c").read_text()
+    assert all(f"#define {name} " in meter for name in tls.LIMITS.values())
     assert constants("bp_ktls") == {"BP_KTLS_TX": Ktls.TX, "BP_KTLS_RX": Ktls.RX}

@@ -1,15 +1,23 @@
 """The engine between real sockets: byte-exact both ways, every end with its reason, nothing left open."""
 
+import array
+import fcntl
 import os
 import select
 import socket
 import struct
+import termios
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from bentpipe.native.engine import Ended, EndReason, Engine, EngineOptions, Leg
+
+QUIET_S = 1.0
+QUIET_TURNS = 20
+"""Both threads have a tick a second."""
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -233,4 +241,58 @@ def test_a_given_back_connection_that_nobody_wants_is_closed(engine: Engine) -> 
     assert os.read(end.sockets[0], 100) == b"still open"
     for fd in end.sockets:
         os.close(fd)
+    wire.close()
+
+
+def fill(engine: Engine, wire: Wire) -> None:
+    """Send from the client until the engine holds what it cannot pass on; nothing is left on the client's side."""
+    sent, unsent = 0, array.array("i", [1])
+    while unsent[0] or engine.counters(wire.id).client_to_satellite_bytes == sent:
+        if not unsent[0]:
+            wire.client.sendall(bytes(1 << 15))
+            sent += 1 << 15
+        time.sleep(0.01)
+        fcntl.ioctl(wire.client, termios.TIOCOUTQ, unsent)
+
+
+def turns(engine: Engine) -> int:
+    return sum(each.turns for each in engine.thread_turns())
+
+
+def test_a_hang_up_behind_queued_data_does_not_keep_a_thread_busy(engine: Engine) -> None:
+    """The satellite has said FIN and reads nothing; the client's own FIN waits behind what the satellite does not read."""
+    wire = Wire(engine)
+    wire.satellite.shutdown(socket.SHUT_WR)
+    assert wire.client.recv(1) == b""
+    fill(engine, wire)
+    wire.client.shutdown(socket.SHUT_WR)
+    time.sleep(0.1)
+    before, cpu_s = turns(engine), sum(engine.thread_cpu_s())
+    time.sleep(QUIET_S)
+    assert turns(engine) - before <= QUIET_TURNS
+    assert sum(engine.thread_cpu_s()) - cpu_s < QUIET_S / 4
+    engine.abort(wire.id)
+    assert ended(engine).reason is EndReason.ABORTED
+    wire.close()
+
+
+def test_a_reset_of_a_leg_that_nobody_reads_is_noticed_at_once(engine: Engine) -> None:
+    """What it sent waits for the other, so it is not read; its end is not to wait for that."""
+    wire = Wire(engine)
+    fill(engine, wire)
+    reset(wire.client)
+    assert ended(engine).reason is EndReason.CLIENT_RESET
+    wire.close()
+
+
+def test_turns_are_counted_and_end(engine: Engine) -> None:
+    wire = Wire(engine)
+    wire.client.sendall(b"x")
+    assert wire.satellite.recv(1) == b"x"
+    time.sleep(0.1)
+    seen = engine.thread_turns()
+    assert len(seen) == 2
+    assert any(each.turns for each in seen)
+    assert all(each.running_s == 0 for each in seen)
+    assert max(each.longest_s for each in seen) > 0
     wire.close()

@@ -7,6 +7,7 @@ import pytest
 
 from bentpipe.proto import limits
 from bentpipe.proto.answering import Answering, Call
+from bentpipe.proto.asking import AnswerError, Asking
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.events import RequestHeaders
 from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
@@ -116,6 +117,18 @@ CASES = [
         START + block(list_of(limits.HEADER_LIST_BYTES + 1)),
     ),
     Case("HEADER_FIELDS", START + block(POST * 100), START + block(POST * 101)),
+    Case(
+        "TABLE_SIZE_UPDATES",
+        START + block(b"\x20\x3f\xe1\x1f" + POST),
+        START + block(b"\x20\x20\x3f\xe1\x1f" + POST),
+        ErrorCode.COMPRESSION_ERROR,
+    ),
+    Case(
+        "HPACK_INTEGER_BYTES",
+        START + block(b"\x3f" + b"\x80" * 4 + b"\0" + POST),
+        START + block(b"\x3f" + b"\x80" * 5 + b"\0" + POST),
+        ErrorCode.COMPRESSION_ERROR,
+    ),
     Case("TABLE_BYTES", START + block(table_size(4096)), START + block(table_size(4097)), ErrorCode.COMPRESSION_ERROR),
     Case(
         "WINDOW_BYTES",
@@ -140,6 +153,7 @@ TESTED_BELOW = {
     "ANSWERED_STREAMS",
     "ANSWERED_BURST",
     "ANSWERED_PER_S",
+    "ASKED_FRAMES",
     "STATUS_MESSAGE_BYTES",
 }
 
@@ -167,7 +181,7 @@ def test_at_the_limit_and_past_it(case: Case, size: int) -> None:
 
 def test_an_hpack_bomb_ends_at_the_list_not_at_the_memory() -> None:
     """One entry of the dynamic table, referred to over and over (CVE-2016-6581): 4 KiB for each byte."""
-    bomb = hpack.Encoder().encode([(b"k", b"v" * 4000)], huffman=False) + b"\xbe" * 12_000
+    bomb = hpack.Encoder().encode([(b"k", b"v" * 4000)], huffman=False) + b"\xbe" * 50
     with pytest.raises(GreetingError) as error:
         Greeting().receive_data(START + block(bomb), 0.0)
     assert error.value.limit == "HEADER_LIST_BYTES"
@@ -235,6 +249,17 @@ def test_the_budget_of_an_answered_connection(over_by: int) -> None:
         assert error.value.limit == "ANSWERED_PER_S"
     else:
         answered(PING * count)
+
+
+@pytest.mark.parametrize("over_by", [0, 1])
+def test_what_may_be_said_to_a_question_of_ours(over_by: int) -> None:
+    said = EMPTY_SETTINGS + PING * (limits.ASKED_FRAMES - 1 + over_by)
+    asking = Asking("/grpc.health.v1.Health/Check", b"")
+    if over_by:
+        with pytest.raises(AnswerError, match="ASKED_FRAMES"):
+            asking.receive_data(said)
+    else:
+        asking.receive_data(said)
 
 
 def test_the_first_request_is_read_at_every_limit() -> None:

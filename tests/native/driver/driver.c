@@ -2,6 +2,9 @@
  *
  *   faults CALLS MEMORY TINY SEED   open I CLIENT_TLS SATELLITE_TLS WINDOW   send I SIDE BYTES    recv I SIDE BYTES
  *   fin I SIDE                      cut I SIDE (FIN without close_notify)    rst I SIDE           abort I
+ *   update I SIDE (KeyUpdate, and the other side is to answer it, before what is sent next)
+ *   mallocs PER_MILLE (so many allocations fail)
+ *   flow I SIDE (from now on it sends, and the other side reads, as fast as they can)   unflow I (wait for the end)
  *   pause MICROSECONDS              end I (FIN where still open, read to the end, wait for the engine)
  *   short COUNT (so many connections of one small message, some with TLS)    check
  * SIDE is 0 for the client, 1 for the satellite. `end` answers with a line, and so does `check`; a wrong byte or a
@@ -9,12 +12,15 @@
  */
 #include "bp.h"
 #include "faults.h"
+#include "tls.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <openssl/err.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -27,6 +33,7 @@
 #define CONNECTIONS 8
 #define BUFFER_BYTES (64 << 10)
 #define STUCK_S 60
+#define FLOW_S 10
 #define SEND_WAIT_MS 20
 #define RECV_WAIT_MS 5
 #define TLS_EVERY 8
@@ -291,6 +298,68 @@ static void end_connection(int index, bool silent) {
            c->peer[1].ending, faults_of_malloc());
 }
 
+/* TLS 1.3 alone has it, and not while a write waits. */
+static void update_keys(struct peer *p) {
+    if (p->tls && !p->fin && !p->record_bytes && p->ending == OPEN && p->fd >= 0 &&
+        SSL_key_update(p->tls->ssl, SSL_KEY_UPDATE_REQUESTED) == 1)
+        (void)SSL_do_handshake(p->tls->ssl);
+    ERR_clear_error();
+}
+
+static struct {
+    pthread_t sender, receiver;
+    int from, to;
+} flow;
+
+static void *flow_out(void *ignored) {
+    static char zeros[BUFFER_BYTES];
+    struct pollfd writable = {.fd = flow.from, .events = POLLOUT};
+    (void)ignored;
+    faults_exempt_this_thread();
+    while (poll(&writable, 1, STUCK_S * 1000) > 0)
+        if (send(flow.from, zeros, sizeof zeros, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno != EAGAIN)
+            break;
+    return NULL;
+}
+
+static void *flow_in(void *ignored) {
+    static char taken[BUFFER_BYTES];
+    struct pollfd readable = {.fd = flow.to, .events = POLLIN};
+    ssize_t got = 1;
+    (void)ignored;
+    faults_exempt_this_thread();
+    while (got != 0 && poll(&readable, 1, STUCK_S * 1000) > 0) {
+        got = recv(flow.to, taken, sizeof taken, MSG_DONTWAIT);
+        if (got < 0 && errno != EAGAIN)
+            break;
+    }
+    return NULL;
+}
+
+static void start_flow(const struct connection *c, int side) {
+    flow.from = c->peer[side].fd;
+    flow.to = c->peer[1 - side].fd;
+    if (pthread_create(&flow.sender, NULL, flow_out, NULL) || pthread_create(&flow.receiver, NULL, flow_in, NULL))
+        die("pthread_create");
+}
+
+/* Waits for the engine to end it, although both sides go on. */
+static void end_flow(int index) {
+    struct connection *c = &connections[index];
+    uint64_t deadline_ms = now_ms() + FLOW_S * 1000;
+    for (collect(); !c->ended; collect()) {
+        struct pollfd wait = {.fd = bp_engine_event_fd(engine), .events = POLLIN};
+        if (now_ms() > deadline_ms)
+            die("a connection that failed goes on and on");
+        (void)poll(&wait, 1, 100);
+    }
+    pthread_join(flow.sender, NULL);
+    pthread_join(flow.receiver, NULL);
+    for (int side = 0; side < 2; side++)
+        drop(&c->peer[side], RESET);
+    printf("unflow %d\n", c->counters.reason);
+}
+
 static void check(void) {
     struct bp_statistics statistics;
     unsigned fds = 0;
@@ -328,6 +397,14 @@ static void run(const char *line) {
         send_bytes(&connections[i % CONNECTIONS].peer[side & 1], side & 1, n);
     else if (sscanf(line, "recv %d %d %lu", &i, &side, &n) == 3)
         receive_bytes(&connections[i % CONNECTIONS].peer[side & 1], side & 1, n);
+    else if (sscanf(line, "update %d %d", &i, &side) == 2)
+        update_keys(&connections[i % CONNECTIONS].peer[side & 1]);
+    else if (sscanf(line, "mallocs %lu", &n) == 1)
+        faults_set_malloc((unsigned)n);
+    else if (sscanf(line, "flow %d %d", &i, &side) == 2)
+        start_flow(&connections[i % CONNECTIONS], side & 1);
+    else if (sscanf(line, "unflow %d", &i) == 1)
+        end_flow(i % CONNECTIONS);
     else if (sscanf(line, "rst %d %d", &i, &side) == 2)
         reset(&connections[i % CONNECTIONS].peer[side & 1]);
     else if (sscanf(line, "fin %d %d", &i, &side) == 2 || sscanf(line, "cut %d %d", &i, &side) == 2) {

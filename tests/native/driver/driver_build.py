@@ -20,7 +20,7 @@ def build_driver(sanitizer: str) -> Path:
         return program
     program.parent.mkdir(exist_ok=True)
     wrap = "-Wl," + ",".join(f"--wrap={name}" for name in WRAPPED)
-    includes = (f"-I{NATIVE / 'include'}", f"-I{HERE}")
+    includes = (f"-I{NATIVE / 'include'}", f"-I{NATIVE / 'src'}", f"-I{HERE}")
     libraries = (wrap, "-lssl", "-lcrypto", "-lpthread")
     sanitize = () if sanitizer == "none" else (f"-fsanitize={sanitizer}",)
     subprocess.run(["gcc", *FLAGS, *sanitize, *includes, *sources, *libraries, "-o", program], check=True)

@@ -13,7 +13,7 @@
 #define USUAL_PIPE_BYTES 65536
 
 static _Thread_local bool exempt;
-static _Atomic unsigned calls, memory;
+static _Atomic unsigned calls, memory, allocations;
 static _Atomic bool tiny_pipes;
 static _Atomic unsigned long state = 1, mallocs;
 
@@ -25,6 +25,8 @@ void faults_set(struct faults wanted, unsigned seed) {
     atomic_store(&tiny_pipes, wanted.tiny_pipes);
     atomic_store(&state, seed * 2654435761ul + 1);
 }
+
+void faults_set_malloc(unsigned per_mille) { atomic_store(&allocations, per_mille); }
 
 unsigned long faults_of_malloc(void) { return atomic_load(&mallocs); }
 
@@ -107,7 +109,7 @@ int __wrap_fcntl(int fd, int command, ...) {
 void *__real_malloc(size_t bytes);
 void *__wrap_malloc(size_t bytes);
 void *__wrap_malloc(size_t bytes) {
-    if (hit(&memory)) {
+    if (hit(&memory) || hit(&allocations)) {
         atomic_fetch_add(&mallocs, 1);
         errno = ENOMEM;
         return NULL;

@@ -12,6 +12,7 @@ struct faults {
 
 void faults_exempt_this_thread(void);
 void faults_set(struct faults wanted, unsigned seed);
+void faults_set_malloc(unsigned per_mille); /* of allocations alone, beside `memory` */
 unsigned long faults_of_malloc(void); /* how many allocations failed on purpose */
 
 #endif
