@@ -74,6 +74,12 @@ class LimitReached(Refused):
     retryable = True
 
 
+class TlsWanted(Refused):
+    """It speaks HTTP/2 in the clear to a port that speaks TLS."""
+
+    status = GrpcStatus.FAILED_PRECONDITION
+
+
 class Draining(BentpipeError):
     """The daemon is shutting down and takes nobody in any more."""
 

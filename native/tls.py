@@ -73,7 +73,7 @@ class _Context:
 
 
 class TlsServerContext(_Context):
-    """A server's identity: TLS 1.2 or newer, ALPN h2, no tickets. Raises TlsError, naming the file."""
+    """A server's identity: TLS 1.3, or 1.2 with ECDHE and AEAD; ALPN h2, no tickets. Raises TlsError, naming the file."""
 
     def __init__(self, certificate: Path, key: Path, *, client_ca: Path | None = None) -> None:
         error = ffi.new("char[]", ERROR_BYTES)
@@ -83,7 +83,7 @@ class TlsServerContext(_Context):
         self._adopt(lib.bp_tls_ctx_server(*files, authorities, error, ERROR_BYTES), error)
 
     def add(self, other: "TlsServerContext") -> None:
-        """Show `other`'s certificate to clients that ask for a name of it (SNI). Raises OSError."""
+        """Show `other`'s certificate to clients that ask for a name of it (SNI); all else stays as it is. Raises OSError."""
         check(lib.bp_tls_ctx_add(self._pointer, other.pointer))
 
 

@@ -22,8 +22,17 @@ HTTP1_ANSWER = (
 )
 """RFC 9110 §15.5.22."""
 
-TLS_ALERT = bytes.fromhex("15030100020228")
-"""A fatal handshake_failure alert (RFC 8446 §6), in the clear: tells a TLS client that this port has no TLS."""
+_TLS_BODY = b"This port speaks TLS (gRPC over HTTP/2), and this request came without: use https.\n"
+HTTP1_TLS_WANTED = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
+    % (len(_TLS_BODY), _TLS_BODY)
+)
+"""For HTTP/1.1 in the clear on a port with TLS, as nginx has it."""
+
+TLS_ALERT = bytes.fromhex("15030100020246")
+"""A fatal protocol_version alert (RFC 8446 §6.2), in the clear: no version of TLS is spoken here. Clients show it, and try
+again as after any failed connect, a second later and then more seldom; handshake_failure would have people look for faults
+in certificates."""
 
 PIECE_BYTES = 4 << 10
 """What to feed at once: some 400 frames at worst, which h2 reads in about 10 ms."""
@@ -131,9 +140,6 @@ def goaway(error_code: ErrorCode, words: str, last_stream: int = 0) -> bytes:
     dispose(made)
     return said
 
-
-TLS_WANTED = goaway(ErrorCode.PROTOCOL_ERROR, "this port speaks TLS")
-"""For a plaintext client of a TLS port."""
 
 TOO_LATE = goaway(ErrorCode.NO_ERROR, "no complete request before greeting_deadline")
 """For whoever speaks HTTP/2 but did not ask for anything in time. Nothing was lost: a client may come again at once."""

@@ -21,6 +21,8 @@ class Caller:
         self.greeting = Greeting()
         self.arrival = arrival
         self._memory = memory
+        self.wants_tls = False
+        """Whether it speaks in the clear to a port with TLS: it is heard out, and refused."""
         self._counted_bytes = 0
         self._outbox = bytearray()
 

@@ -6,23 +6,22 @@ reset, break off the TLS handshake, or send an HTTP/2 preface and nothing else. 
 
 import dataclasses
 import logging
-
-import trio
+from typing import NoReturn
 
 from bentpipe.daemon.edge.arrival import Proxies, read_origin
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.edge.outcomes import Gone, Outcome
 from bentpipe.daemon.edge.transport import PeerLeft, TransportError
+from bentpipe.daemon.errors import TlsWanted
 from bentpipe.native.tls import TlsConnection, TlsServerContext
 from bentpipe.proto.events import NotHttp2, PeerKind, RequestHeaders
 from bentpipe.proto.proxy_protocol import PREFIXES
-from bentpipe.proto.refusal import HTTP1_ANSWER, TLS_ALERT, TLS_WANTED
+from bentpipe.proto.refusal import HTTP1_ANSWER, HTTP1_TLS_WANTED, TLS_ALERT
 
 log = logging.getLogger("bentpipe.edge")
 
-WRONG_PORT_DEADLINE_S = 5.0
-"""To tell somebody that this is not the port they think."""
+TLS_WANTED = "this port speaks TLS, and the client does not: let it connect with TLS"
 
 TLS_RECORD_HANDSHAKE = b"\x16"
 """First byte of every TLS connection (RFC 8446 §5.1, ContentType handshake)."""
@@ -40,11 +39,14 @@ class Port:
 
 
 async def read_request(caller: Caller, port: Port) -> tuple[RequestHeaders, TlsIdentity]:
-    """Take the client to the end of its first header block. Raises GreetingError, LimitReached, TransportError, Gone."""
+    """Take the client to the end of its first header block.
+
+    Raises GreetingError, LimitReached, TlsWanted, TransportError, Gone.
+    """
     try:
         await read_origin(caller.transport, caller.arrival)
         identity = await _start_tls(caller, port.tls)
-        return await _greet(caller), identity
+        return await _greet(caller, HTTP1_ANSWER), identity
     except PeerLeft as exc:
         raise Gone(Outcome.PROBE) from exc
 
@@ -58,11 +60,8 @@ async def _start_tls(caller: Caller, context: TlsServerContext | None) -> TlsIde
         raise Gone(Outcome.PROBE)
     if first != TLS_RECORD_HANDSHAKE:
         if (await client.peek(LONGEST_PREFIX_BYTES)).startswith(PREFIXES):
-            await _not_http2(caller, PeerKind.PROXY)
-        with trio.move_on_after(WRONG_PORT_DEADLINE_S):
-            await client.send_all(TLS_WANTED)
-            await client.close_gracefully()
-        raise Gone(Outcome.PLAIN_ON_TLS_PORT)
+            await _not_http2(caller, PeerKind.PROXY, b"")
+        await _refuse_plain(caller)
     tls = TlsConnection(context, client.fileno)
     try:
         await client.start_tls(tls)
@@ -74,7 +73,18 @@ async def _start_tls(caller: Caller, context: TlsServerContext | None) -> TlsIde
     return TlsIdentity(tls.server_name, tls.peer_certificate_der)
 
 
-async def _greet(caller: Caller) -> RequestHeaders:
+async def _refuse_plain(caller: Caller) -> NoReturn:
+    """Hear a client out that speaks in the clear to a port with TLS. Raises TlsWanted behind its request, Gone.
+
+    By a call's own answer: gRPC libraries show it, and wait with the next connection until somebody calls again. A GOAWAY
+    instead has them reconnect at once, 20 times a second.
+    """
+    caller.wants_tls = True
+    await _greet(caller, HTTP1_TLS_WANTED)
+    raise TlsWanted(TLS_WANTED)
+
+
+async def _greet(caller: Caller, http1_answer: bytes) -> RequestHeaders:
     received = False
     while True:
         data = caller.transport.receive_nowait()
@@ -92,7 +102,7 @@ async def _greet(caller: Caller) -> RequestHeaders:
                 case RequestHeaders():
                     return event
                 case NotHttp2(kind=kind):
-                    await _not_http2(caller, kind)
+                    await _not_http2(caller, kind, http1_answer)
                 case _:
                     pass
         if caller.greeting.leaving:
@@ -100,12 +110,12 @@ async def _greet(caller: Caller) -> RequestHeaders:
         await caller.flush()
 
 
-async def _not_http2(caller: Caller, kind: PeerKind) -> None:
+async def _not_http2(caller: Caller, kind: PeerKind, http1_answer: bytes) -> NoReturn:
     if kind is PeerKind.PROXY:
         log.info(
             "PROXY header of a peer that proxy_protocol.from does not name", extra={"fields": {"peer": caller.peer}}
         )
-    answer = {PeerKind.HTTP1: HTTP1_ANSWER, PeerKind.TLS: TLS_ALERT, PeerKind.PROXY: b"", PeerKind.OTHER: b""}[kind]
+    answer = {PeerKind.HTTP1: http1_answer, PeerKind.TLS: TLS_ALERT, PeerKind.PROXY: b"", PeerKind.OTHER: b""}[kind]
     outcome = {
         PeerKind.HTTP1: Outcome.HTTP1,
         PeerKind.TLS: Outcome.TLS_ON_PLAIN_PORT,

@@ -21,12 +21,12 @@ from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.edge.in_place import InPlace, is_ours
 from bentpipe.daemon.edge.introduction import Introduction
 from bentpipe.daemon.edge.memory import Memory
-from bentpipe.daemon.edge.opening import Port, read_request
+from bentpipe.daemon.edge.opening import TLS_WANTED, Port, read_request
 from bentpipe.daemon.edge.outcomes import Counters, Gone, Outcome
 from bentpipe.daemon.edge.replay import relay_until_ack
 from bentpipe.daemon.edge.transport import Transport, TransportError
 from bentpipe.daemon.edge.watch import StopWatching, watched
-from bentpipe.daemon.errors import BentpipeError, DialFailed, InvalidMetadata
+from bentpipe.daemon.errors import BentpipeError, DialFailed, InvalidMetadata, TlsWanted
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.satellite import Satellite
@@ -102,8 +102,9 @@ class Session:
             log.exception("session crashed", extra={"fields": {"peer": self._peer}})
             outcome = Outcome.CRASHED
         finally:
-            self._client.close()
             self._caller.forget()
+            # The one way out: whatever was said last is read, though more came than anybody wanted to know.
+            await self._client.close_gracefully()
         self._edge.counters.ended[outcome] += 1
         return outcome is Outcome.SPLICED
 
@@ -259,7 +260,7 @@ class Session:
             self._count_malformed(exc)
             return refusal.close(), Outcome.MALFORMED
         self._edge.counters.refusals[error.status.name] += 1
-        return refusal.close(), Outcome.REFUSED
+        return refusal.close(), Outcome.PLAIN_ON_TLS_PORT if isinstance(error, TlsWanted) else Outcome.REFUSED
 
     async def _malformed(self, error: GreetingError) -> Outcome:
         self._count_malformed(error)
@@ -271,6 +272,8 @@ class Session:
         self._edge.counters.malformed[error.limit or error.error_code.name] += 1
 
     async def _too_late(self) -> Outcome:
+        if self._caller.wants_tls and self._caller.greeting.state is not State.PREFACE:
+            return await self._refuse(TlsWanted(TLS_WANTED))
         if self._caller.greeting.state not in (State.PREFACE, State.ENDED):
             await self._say(TOO_LATE)
         return Outcome.DEADLINE

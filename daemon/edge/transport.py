@@ -68,6 +68,8 @@ class Transport:
         self._sock = sock
         self._tls: TlsConnection | None = None
         self._open = True
+        self._said = False
+        """Whether we have sent anything: words that an RST could still destroy."""
         self._dry = True
         """TLS: whether OpenSSL has nothing left that a read could return; it reads ahead of the record it is at."""
 
@@ -84,6 +86,7 @@ class Transport:
     async def start_tls(self, tls: TlsConnection) -> None:
         """Take `tls` (made for this socket) and complete its handshake."""
         self._tls = tls
+        self._said = True
         while True:
             try:
                 tls.do_handshake()
@@ -150,6 +153,7 @@ class Transport:
 
         After a partial write the next one must begin with the same bytes (SSL_write(3)).
         """
+        self._said = True
         try:
             return self._sock.send(data) if self._tls is None else self._tls.write(memoryview(data))
         except (BlockingIOError, WantRead, WantWrite):
@@ -186,18 +190,33 @@ class Transport:
         self._open = False
 
     async def close_gracefully(self) -> None:
-        """Half-close, drain what the peer still sends, close; bounded by LINGER_S. Never raises TransportError."""
-        with contextlib.suppress(TransportError, OSError), trio.move_on_after(LINGER_S):
-            if self._tls is not None:
-                await self._say_goodbye(self._tls)
-            self._sock.shutdown(socket.SHUT_WR)
-            drained = 0
-            while drained < LINGER_BYTES:
-                data = await self.receive_some()
-                if not data:
-                    break
-                drained += len(data)
-        self.close()
+        """Half-close, drain what the peer still sends, close; bounded by LINGER_S and LINGER_BYTES. Idempotent.
+
+        Never raises TransportError. If cancelled, or if nothing was ever said to the peer, it is closed at once.
+        """
+        try:
+            if self._open and self._said:
+                with contextlib.suppress(TransportError, OSError), trio.move_on_after(LINGER_S):
+                    if self._tls is not None:
+                        await self._say_goodbye(self._tls)
+                    self._sock.shutdown(socket.SHUT_WR)
+                    await self._drain()
+        finally:
+            self.close()
+
+    async def _drain(self) -> None:
+        """Read to the end of the stream, without a look at it: what cannot be decrypted is drained too."""
+        drained = 0
+        while drained < LINGER_BYTES:
+            try:
+                # With room for what the kernel's TLS says beside a record that is no data: it is stuck there otherwise.
+                size = len(self._sock.recvmsg(RECEIVE_BYTES, socket.CMSG_SPACE(1))[0])
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+                continue
+            if not size:
+                return
+            drained += size
 
     async def _say_goodbye(self, tls: TlsConnection) -> None:
         """Send close_notify, and let the kernel's TLS, if it is that, pass on what FIN would overtake."""
@@ -211,7 +230,7 @@ class Transport:
                     await trio.sleep(GOODBYE_POLL_S)
 
     def close(self) -> None:
-        """Close at once; idempotent. With unread input the peer sees RST."""
+        """Close at once; idempotent. With unread input the peer sees RST, and perhaps not our last words."""
         if not self._open:
             return
         self._open = False

@@ -35,7 +35,8 @@ bp_tls_ctx *bp_tls_ctx_server(const char *certificate, const char *key, const ch
 bp_tls_ctx *bp_tls_ctx_client(const char *ca, const char *certificate, const char *key, char *error,
                               size_t error_bytes);
 void bp_tls_ctx_free(bp_tls_ctx *ctx);
-/* A server shows other's certificate to clients that ask for one of its names (SNI); keeps a reference to other. */
+/* A server shows other's certificate to clients that ask for one of its names (SNI); keeps a reference to other. All else
+ * stays as ctx has it: client_ca, ALPN, kTLS, versions. */
 BP_MUST_CHECK int bp_tls_ctx_add(bp_tls_ctx *ctx, const bp_tls_ctx *other);
 /* From now on connections of ctx let the kernel do the records where kernel, OpenSSL and cipher can. */
 void bp_tls_ctx_enable_ktls(bp_tls_ctx *ctx);

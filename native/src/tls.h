@@ -9,7 +9,7 @@
 struct bp_tls_ctx {
     SSL_CTX *ssl_ctx;
     int server;
-    SSL_CTX **named; /* further certificates, chosen by SNI; each holds a reference */
+    SSL_CTX **named; /* hold further certificates, chosen by SNI; a reference each */
     size_t named_count;
 };
 

@@ -24,6 +24,10 @@ void bp__tls_explain(const char *what, char *error, size_t bytes) {
     ERR_clear_error();
 }
 
+/* Of TLS 1.2, what RFC 9113 section 9.2.2 leaves and everybody has: ephemeral keys and AEAD. Those of TLS 1.3 are all so.
+ * The others are in its Appendix A, or (DHE) take keys of a size that a peer chooses. */
+static const char TLS12_CIPHERS[] = "ECDHE+AESGCM:ECDHE+CHACHA20";
+
 /* h2 if the client offers it, else http/1.1 so that it can be told in words what the port is, else nothing. */
 static int select_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_bytes, const unsigned char *in,
                        unsigned in_bytes, void *arg) {
@@ -56,7 +60,7 @@ static bp_tls_ctx *ctx_new(const SSL_METHOD *method, int server, char *error, si
     ctx->server = server;
     ctx->ssl_ctx = SSL_CTX_new(method);
     if (!ctx->ssl_ctx || !SSL_CTX_set_min_proto_version(ctx->ssl_ctx, TLS1_2_VERSION) ||
-        !set_groups(ctx->ssl_ctx)) {
+        !SSL_CTX_set_cipher_list(ctx->ssl_ctx, TLS12_CIPHERS) || !set_groups(ctx->ssl_ctx)) {
         bp__tls_explain("TLS context", error, error_bytes);
         bp_tls_ctx_free(ctx);
         return NULL;
@@ -120,21 +124,30 @@ bp_tls_ctx *bp_tls_ctx_client(const char *ca, const char *certificate, const cha
     return ctx;
 }
 
-/* Keeps the context, and so the certificate, whose names (SAN; RFC 9525) match; the listener's own if none does. */
-static int select_certificate(SSL *ssl, int *alert, void *arg) {
+static bool names(const SSL_CTX *ssl_ctx, const char *name) {
+    return X509_check_host(SSL_CTX_get0_certificate(ssl_ctx), name, 0, 0, NULL) == 1;
+}
+
+/* Shows the certificate whose names (SAN; RFC 9525) match; the listener's own if none does.
+ *
+ * Only certificate, chain and key are changed. SSL_set_SSL_CTX would change whom a client's certificate is verified by,
+ * too, and whatever else OpenSSL looks up in the context: this way a connection is configured by one context alone. */
+static int show_certificate(SSL *ssl, void *arg) {
     const bp_tls_ctx *ctx = arg;
     const char *name = SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name);
-    (void)alert;
-    if (!name)
-        return SSL_TLSEXT_ERR_NOACK;
-    if (X509_check_host(SSL_CTX_get0_certificate(ctx->ssl_ctx), name, 0, 0, NULL) == 1)
-        return SSL_TLSEXT_ERR_OK;
-    for (size_t i = 0; i < ctx->named_count; i++)
-        if (X509_check_host(SSL_CTX_get0_certificate(ctx->named[i]), name, 0, 0, NULL) == 1) {
-            SSL_set_SSL_CTX(ssl, ctx->named[i]);
-            break;
-        }
-    return SSL_TLSEXT_ERR_OK;
+    if (!name || names(ctx->ssl_ctx, name))
+        return 1;
+    for (size_t i = 0; i < ctx->named_count; i++) {
+        SSL_CTX *named = ctx->named[i];
+        STACK_OF(X509) *chain = NULL;
+        if (!names(named, name))
+            continue;
+        /* The listener's own may have a key of another kind, and would stay beside it. */
+        SSL_certs_clear(ssl);
+        return SSL_CTX_get0_chain_certs(named, &chain) &&
+               SSL_use_cert_and_key(ssl, SSL_CTX_get0_certificate(named), SSL_CTX_get0_privatekey(named), chain, 1) == 1;
+    }
+    return 1;
 }
 
 int bp_tls_ctx_add(bp_tls_ctx *ctx, const bp_tls_ctx *other) {
@@ -144,8 +157,7 @@ int bp_tls_ctx_add(bp_tls_ctx *ctx, const bp_tls_ctx *other) {
     ctx->named = grown;
     SSL_CTX_up_ref(other->ssl_ctx);
     ctx->named[ctx->named_count++] = other->ssl_ctx;
-    SSL_CTX_set_tlsext_servername_callback(ctx->ssl_ctx, select_certificate);
-    SSL_CTX_set_tlsext_servername_arg(ctx->ssl_ctx, ctx);
+    SSL_CTX_set_cert_cb(ctx->ssl_ctx, show_certificate, ctx);
     return 0;
 }
 

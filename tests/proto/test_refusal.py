@@ -15,7 +15,7 @@ from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.frames import EMPTY_SETTINGS, PREFACE, FrameType, frame
 from bentpipe.proto.grpc_status import GrpcStatus
-from bentpipe.proto.refusal import PIECE_BYTES, TLS_WANTED, TOO_LATE, Refusal, goaway
+from bentpipe.proto.refusal import PIECE_BYTES, TOO_LATE, Refusal, goaway
 
 HEADERS = [(":method", "POST"), (":scheme", "https"), (":path", "/a.B/C"), (":authority", "edge"), ("te", "trailers")]
 
@@ -104,7 +104,6 @@ def test_nothing_is_said_to_a_client_that_said_goaway() -> None:
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        (TLS_WANTED, ErrorCode.PROTOCOL_ERROR),
         (TOO_LATE, ErrorCode.NO_ERROR),
         (goaway(ErrorCode.ENHANCE_YOUR_CALM, "over the limit X", 1), ErrorCode.ENHANCE_YOUR_CALM),
     ],
