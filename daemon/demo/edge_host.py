@@ -68,6 +68,11 @@ def end_process(process: subprocess.Popen[bytes], deadline_s: float) -> None:
         process.wait()
 
 
+def complete_lines(log_path: Path) -> list[str]:
+    """The lines of a log that is being written; whoever reads meanwhile may find the last one in part."""
+    return log_path.read_text().rpartition("\n")[0].splitlines()
+
+
 class EdgeHost:
     """Runs the daemon on a free port with TLS, in a temporary folder that goes with it.
 
@@ -196,7 +201,7 @@ class EdgeHost:
 
     def records(self) -> Iterator[dict[str, object]]:
         """Every complete line of the daemon's log so far."""
-        for line in self.log_path.read_text().splitlines():
+        for line in complete_lines(self.log_path):
             if line.startswith("{"):
                 yield json.loads(line)
 

@@ -26,6 +26,7 @@ from ec2_emulator.calling import free_port
 from ec2_emulator.clock import ScaledClock
 from ec2_emulator.server import Emulator
 
+from bentpipe.daemon.demo.edge_host import complete_lines
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.store.base import Interval
 from bentpipe.daemon.store.dynamodb.ledger import DynamoLedger
@@ -63,7 +64,7 @@ class Daemon:
     wire: CutWire
 
     def records(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in complete_lines(self.log) if line.startswith("{")]
 
     def said(self, message: str, **fields: str) -> bool:
         return any(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from bentpipe.daemon.demo.edge_host import complete_lines
 from bentpipe.daemon.model import SatelliteKey
 
 from clients import GrpcioClient
@@ -43,7 +44,7 @@ class EdgeDaemon:
     log: Path
 
     def records(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in complete_lines(self.log) if line.startswith("{")]
 
     def said(self, **fields: str) -> bool:
         return any(all(words in str(record.get(k)) for k, words in fields.items()) for record in self.records())

@@ -12,6 +12,8 @@ from typing import Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from bentpipe.daemon.demo.edge_host import complete_lines
+
 DEADLINE_S = 30.0
 SECTIONS = '[daemon]\nlog_format = "json"\ndrain_deadline = "1s"\n[metrics]\naddress = "127.0.0.1:0"\n'
 
@@ -55,8 +57,7 @@ class Served:
             self._process.wait()
 
     def _records(self) -> list[dict[str, str]]:
-        lines = self._log_path.read_text().splitlines()
-        records = [json.loads(line) for line in lines if line.startswith("{")]
+        records = [json.loads(line) for line in complete_lines(self._log_path) if line.startswith("{")]
         return records if any(record["message"] == "metrics" for record in records) else []
 
     def scrape(self) -> dict[tuple[str, str], float]:
