@@ -149,7 +149,7 @@ class TokenSection(Section):
     def _check(self) -> Self:
         if not TOKEN_HASH_PATTERN.match(self.hash):
             raise ValueError("hash must be sha256: and 64 lower-case hex digits, as `bentpipe token new` prints it")
-        _check_grants(self.grants)
+        check_grants(self.grants)
         return self
 
 
@@ -171,11 +171,12 @@ class CertificateSection(Section):
             raise ValueError("san must be DNS:…, URI:… or EMAIL:…")
         if self.fingerprint is not None and not TOKEN_HASH_PATTERN.match(self.fingerprint):
             raise ValueError("fingerprint must be sha256: and 64 lower-case hex digits")
-        _check_grants(self.grants)
+        check_grants(self.grants)
         return self
 
 
-def _check_grants(grants: tuple[str, ...]) -> None:
+def check_grants(grants: tuple[str, ...]) -> None:
+    """Check the form of each. Raises ValueError, naming the first that has none."""
     for grant in grants:
         org, slash, name = grant.partition("/")
         # A prefix need be no name by itself: "b-*" is what begins one.

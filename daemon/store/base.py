@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits, WakePhase
+from bentpipe.daemon.store.malformed import MalformedRow, number_of, text_of, whole_of
 
 STOPPED = "the daemon stopped"
 ENDED_BADLY = "the daemon was gone without a word"
@@ -65,6 +66,18 @@ class Stamp:
         if self.boot_id == later.boot_id:
             return max(0, later.boot_us - self.boot_us)
         return max(0, later.wall_us - self.wall_us)
+
+
+def stamp_of(wall_us: object, boot_us: object, boot_id: object) -> Stamp:
+    """Read a stamp's columns, whatever is in them. Raises MalformedRow."""
+    return Stamp(whole_of(wall_us, "wall_us"), whole_of(boot_us, "boot_us"), text_of(boot_id, "boot_id"))
+
+
+def phases_of(phases: object) -> tuple[tuple[WakePhase, float], ...]:
+    """Read phases by name, whatever they are. Raises MalformedRow, ValueError (no such phase)."""
+    if not isinstance(phases, dict):
+        raise MalformedRow("phases is no table")
+    return tuple((WakePhase(phase), number_of(seconds, "phases")) for phase, seconds in phases.items())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,13 +6,16 @@ It holds hashes of tokens, never a token. Its laws, which `tests/daemon/store/re
 2. A satellite's machine is known by its generation. Who wants the next one names the one it knows: of all who do, one
    makes it, and the others are told which it is. So one launch is one machine, whoever else wants it too.
 3. Generations only rise, and one that was forgotten is not used again.
+4. A row that cannot be read concerns nobody but its own token or satellite.
 """
 
 import dataclasses
 from typing import Protocol
 
+from bentpipe.config.model import TOKEN_HASH_PATTERN, check_grants
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.model import MachineId, SatelliteKey
+from bentpipe.daemon.store.malformed import MalformedRow, text_of, whole_of
 
 
 class StoreConflict(StoreError):
@@ -47,11 +50,43 @@ class Registration:
     """Microseconds since the epoch at which this generation was begun."""
 
 
+def stored_token(name: object, token_hash: object, grants: object, created_us: object) -> StoredToken:
+    """Read a token's columns, whatever is in them. Raises MalformedRow."""
+    hashed = text_of(token_hash, "hash")
+    if not text_of(name, "name"):
+        raise MalformedRow("name is empty")
+    if not TOKEN_HASH_PATTERN.fullmatch(hashed):
+        raise MalformedRow("hash is not sha256: and 64 lower-case hex digits")
+    if not isinstance(grants, (list, tuple)) or not grants:
+        raise MalformedRow("grants is no list with a grant in it")
+    checked = tuple(text_of(grant, "grants") for grant in grants)
+    try:
+        check_grants(checked)
+    except ValueError as exc:
+        raise MalformedRow(str(exc)) from exc
+    return StoredToken(text_of(name, "name"), hashed, checked, whole_of(created_us, "created_us"))
+
+
+def registration_of(
+    org: object, name: object, owner: object, generation: object, machine: object, created_us: object
+) -> Registration:
+    """Read a satellite's columns, whatever is in them. Raises MalformedRow."""
+    if whole_of(generation, "generation") < 1:
+        raise MalformedRow(f"generation is {generation}, and they begin with 1")
+    return Registration(
+        SatelliteKey(text_of(org, "org"), text_of(name, "name")),
+        text_of(owner, "owner"),
+        whole_of(generation, "generation"),
+        None if machine is None else MachineId(text_of(machine, "machine")),
+        whole_of(created_us, "created_us"),
+    )
+
+
 class Registry(Protocol):
     """Every method raises StoreError."""
 
     async def tokens(self) -> tuple[StoredToken, ...]:
-        """All tokens, by name."""
+        """All tokens, by name. A row that cannot be read is left out and told in the log: it grants nothing."""
         ...
 
     async def add_token(self, token: StoredToken) -> None:
@@ -63,11 +98,14 @@ class Registry(Protocol):
         ...
 
     async def satellites(self) -> tuple[Registration, ...]:
-        """All satellites, by key."""
+        """All satellites, by key. A row that cannot be read is left out and told in the log."""
         ...
 
     async def begin_generation(self, key: SatelliteKey, *, after: int, owner: str, at_us: int) -> Registration:
-        """Begin the generation that follows `after` (0: none yet). Returns the satellite's newest, ours or another's."""
+        """Begin the generation that follows `after` (0: none yet). Returns the satellite's newest, ours or another's.
+
+        Raises MalformedRow if the satellite's row cannot be read: a number that is guessed may launch a second machine.
+        """
         ...
 
     async def set_machine(self, key: SatelliteKey, generation: int, machine_id: MachineId) -> None:

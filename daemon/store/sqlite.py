@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bentpipe.daemon.errors import StoreUnusable
-from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits, WakePhase
+from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits
 from bentpipe.daemon.store.base import (
     ENDED_BADLY,
     NOT_CONFIGURED,
@@ -17,13 +17,17 @@ from bentpipe.daemon.store.base import (
     Change,
     Interval,
     Stamp,
+    phases_of,
+    stamp_of,
     storable,
 )
+from bentpipe.daemon.store.malformed import MalformedRows, number_of, text_of, whole_of
 from bentpipe.daemon.store.schema import RESUME_VERSION, transaction, version_of
 from bentpipe.daemon.store.sqlite_file import SqliteFile
 
 T = TypeVar("T")
 
+NO_STAMP = Stamp(0, 0, "")
 _UNWATCHED = (SatelliteState.UNKNOWN.value, SatelliteState.OFFLINE.value)
 
 
@@ -69,6 +73,7 @@ class _Books:
         self._connection = connection
         self._execute = connection.execute
         self._run = run
+        self._stamps = MalformedRows("ledger")
 
     def begin(self, keys: Collection[SatelliteKey], at: Stamp) -> None:
         with transaction(self._connection):
@@ -93,6 +98,7 @@ class _Books:
     def record(self, changes: Sequence[Change]) -> None:
         with self._keeping() as last:
             (serial,) = self._execute("SELECT serial FROM life").fetchone()
+            serial = serial if isinstance(serial, int) else 0
             for change in changes:
                 if change.serial <= serial:
                     continue
@@ -125,27 +131,30 @@ class _Books:
                ORDER BY org, name, interval.id""",
             {"since": since_us, "until": until_us},
         ).fetchall()
-        return [self._interval(row) for row in rows]
+        return MalformedRows("interval").read(rows, lambda row: (*row[:2], row[3]), self._interval)
 
     @staticmethod
     def _interval(row: tuple) -> Interval:  # type: ignore[type-arg]
+        """Read a row, whatever is in its columns. Raises MalformedRow, and anything else for what is no value of ours."""
         org, name, state, from_us, boot_us, boot_id, to_us, elapsed_us, cause, who, phases, *rest = row
         clients, waited_s, longest_s, resume, *life = rest
+        began = stamp_of(from_us, boot_us, boot_id)
         is_open = to_us is None
         if is_open:
-            last = Stamp(*life)
-            to_us = max(from_us, last.wall_us)
-            elapsed_us = Stamp(from_us, boot_us, boot_id).until_us(last)
+            last = stamp_of(*life)
+            to_us, elapsed_us = max(from_us, last.wall_us), began.until_us(last)
         return Interval(
-            SatelliteKey(org, name),
+            SatelliteKey(text_of(org, "org"), text_of(name, "name")),
             SatelliteState(state),
-            from_us,
-            to_us,
-            elapsed_us,
-            cause,
-            who,
-            tuple((WakePhase(phase), seconds) for phase, seconds in json.loads(phases).items()),
-            Waits(clients, waited_s, longest_s),
+            began.wall_us,
+            whole_of(to_us, "to_us"),
+            whole_of(elapsed_us, "elapsed_us"),
+            text_of(cause, "cause"),
+            text_of(who, "who"),
+            phases_of(json.loads(text_of(phases, "phases"))),
+            Waits(
+                whole_of(clients, "clients"), number_of(waited_s, "waited_s"), number_of(longest_s, "waited_longest_s")
+            ),
             is_open,
             Resume(resume),
         )
@@ -161,8 +170,11 @@ class _Books:
             yield last
 
     def _sign_of_life(self) -> Stamp | None:
+        """The last one; NO_STAMP if it cannot be read: then nobody knows until when anything was watched."""
         row = self._execute("SELECT wall_us, boot_us, boot_id FROM life").fetchone()
-        return None if row is None else Stamp(*row)
+        if row is None:
+            return None
+        return next(iter(self._stamps.read([row], lambda row: "life", lambda row: stamp_of(*row))), NO_STAMP)
 
     def _live(self, at: Stamp) -> None:
         self._execute("UPDATE life SET wall_us = ?, boot_us = ?, boot_id = ?", (at.wall_us, at.boot_us, at.boot_id))
@@ -188,6 +200,16 @@ class _Books:
         found = self._execute("SELECT id FROM satellite WHERE org = ? AND name = ?", (key.org, key.name)).fetchone()
         return int(found[0])
 
+    def _began(self, row: tuple, at: Stamp) -> Stamp:  # type: ignore[type-arg]
+        """When an open interval began. One that cannot be read is told, and becomes one of no length before `at`."""
+        for began in self._stamps.read([row], lambda row: row[0], lambda row: stamp_of(*row[1:])):
+            return began
+        self._execute(
+            "UPDATE interval SET from_us = ?, from_boot_us = ?, from_boot_id = ? WHERE id = ?",
+            (at.wall_us, at.boot_us, at.boot_id, row[0]),
+        )
+        return at
+
     def _move(self, satellite: int, state: SatelliteState, at: Stamp, cause: str, change: Change | None = None) -> None:
         """End the open interval, if there is one, and open the next at the same moment."""
         wall_us = at.wall_us
@@ -196,7 +218,7 @@ class _Books:
             (satellite,),
         ).fetchone()
         if row is not None:
-            began = Stamp(*row[1:])
+            began = self._began(row, at)
             wall_us = max(wall_us, began.wall_us)
             phases = {phase.value: round(seconds, 6) for phase, seconds in change.phases} if change else {}
             waits = change.waits if change else NO_WAITS

@@ -44,14 +44,21 @@ class SqliteFile:
         self._one_at_a_time = trio.CapacityLimiter(1)
 
     async def call(self, use: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `use` in a thread. Raises StoreError, StoreUnusable."""
+        """Run `use` in a thread. Raises StoreError, StoreUnusable, and nothing else."""
         with trio.move_on_after(self._deadline_s):
-            return await trio.to_thread.run_sync(self._use, use, limiter=self._one_at_a_time, abandon_on_cancel=True)
+            try:
+                return await trio.to_thread.run_sync(
+                    self._use, use, limiter=self._one_at_a_time, abandon_on_cancel=True
+                )
+            except StoreError:
+                raise
+            except Exception as exc:  # no thread to be had
+                raise StoreError(f"{self._path}: {type(exc).__name__}: {exc}") from exc
         raise StoreError(f"{self._path}: no answer within {self._deadline_s:g} s: the disk hangs")
 
     async def aclose(self) -> None:
         """Close the connection, if its disk lets us."""
-        with trio.move_on_after(CLOSE_DEADLINE_S):
+        with trio.move_on_after(CLOSE_DEADLINE_S), contextlib.suppress(Exception):
             await trio.to_thread.run_sync(self._drop, limiter=self._one_at_a_time, abandon_on_cancel=True)
 
     def _use(self, use: Callable[[sqlite3.Connection], T]) -> T:
@@ -62,10 +69,11 @@ class SqliteFile:
         except StoreError:
             self._drop()
             raise
-        except (sqlite3.Error, OSError) as exc:
+        except Exception as exc:
             self._drop()
             hopeless = isinstance(exc, sqlite3.Error) and getattr(exc, "sqlite_errorcode", 0) & 0xFF in _HOPELESS
-            raise (StoreUnusable if hopeless else StoreError)(f"{self._path}: {exc}") from exc
+            words = str(exc) if isinstance(exc, sqlite3.Error | OSError) else f"{type(exc).__name__}: {exc}"
+            raise (StoreUnusable if hopeless else StoreError)(f"{self._path}: {words}") from exc
 
     def _open(self) -> sqlite3.Connection:
         mode = "ro" if self._read_only else "rwc"
@@ -78,6 +86,7 @@ class SqliteFile:
             isolation_level=None,
             check_same_thread=False,
         )
+        connection.text_factory = _text
         try:
             if not self._read_only:
                 migrate(connection)
@@ -91,5 +100,13 @@ class SqliteFile:
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(Exception):
                 connection.close()
+
+
+def _text(raw: bytes) -> str | bytes:
+    """Text as it is stored. What is no UTF-8 stays bytes: it spoils its own row, and not the whole query."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw

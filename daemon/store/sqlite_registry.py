@@ -5,7 +5,14 @@ import sqlite3
 from pathlib import Path
 
 from bentpipe.daemon.model import MachineId, SatelliteKey
-from bentpipe.daemon.store.registry import Registration, StoreConflict, StoredToken
+from bentpipe.daemon.store.malformed import MalformedRows, text_of
+from bentpipe.daemon.store.registry import (
+    Registration,
+    StoreConflict,
+    StoredToken,
+    registration_of,
+    stored_token,
+)
 from bentpipe.daemon.store.schema import transaction
 from bentpipe.daemon.store.sqlite_file import SqliteFile
 
@@ -15,15 +22,14 @@ class SqliteRegistry:
 
     def __init__(self, path: Path) -> None:
         self._file = SqliteFile(path)
+        self._malformed_tokens, self._malformed = MalformedRows("token"), MalformedRows("registration")
 
     async def tokens(self) -> tuple[StoredToken, ...]:
         """See Registry."""
         rows = await self._file.call(
             lambda db: db.execute("SELECT name, hash, grants, created_us FROM token ORDER BY name").fetchall()
         )
-        return tuple(
-            StoredToken(name, digest, tuple(json.loads(grants)), at_us) for name, digest, grants, at_us in rows
-        )
+        return tuple(self._malformed_tokens.read(rows, lambda row: row[0], _token))
 
     async def add_token(self, token: StoredToken) -> None:
         """See Registry."""
@@ -45,9 +51,8 @@ class SqliteRegistry:
 
     async def satellites(self) -> tuple[Registration, ...]:
         """See Registry."""
-        return await self._file.call(
-            lambda db: tuple(_read(db, "WHERE NOT forgotten ORDER BY org, name", ())),
-        )
+        rows = await self._file.call(lambda db: _select(db, "WHERE NOT forgotten ORDER BY org, name", ()))
+        return tuple(self._malformed.read(rows, lambda row: row[:2], lambda row: registration_of(*row)))
 
     async def begin_generation(self, key: SatelliteKey, *, after: int, owner: str, at_us: int) -> Registration:
         """See Registry."""
@@ -61,8 +66,8 @@ class SqliteRegistry:
                        WHERE forgotten OR generation = ?""",
                     (key.org, key.name, owner, after + 1, at_us, after),
                 )
-                (newest,) = _read(db, "WHERE org = ? AND name = ?", (key.org, key.name))
-            return newest
+                (newest,) = _select(db, "WHERE org = ? AND name = ?", (key.org, key.name))
+                return registration_of(*newest)
 
         return await self._file.call(begin)
 
@@ -93,13 +98,14 @@ class SqliteRegistry:
         await self._file.aclose()
 
 
-def _read(db: sqlite3.Connection, where: str, arguments: tuple[str, ...]) -> list[Registration]:
-    rows = db.execute(
+def _token(row: tuple[object, ...]) -> StoredToken:
+    name, digest, grants, created_us = row
+    return stored_token(name, digest, json.loads(text_of(grants, "grants")), created_us)
+
+
+def _select(
+    db: sqlite3.Connection, where: str, arguments: tuple[str, ...]
+) -> list[tuple[object, object, object, object, object, object]]:
+    return db.execute(
         f"SELECT org, name, owner, generation, machine, created_us FROM registration {where}", arguments
     ).fetchall()
-    return [
-        Registration(
-            SatelliteKey(org, name), owner, generation, None if machine is None else MachineId(machine), created_us
-        )
-        for org, name, owner, generation, machine, created_us in rows
-    ]

@@ -12,7 +12,7 @@ INSIDE = {
     ("edge/caller.py", "self._cancel_after_writable"): "a wait inside a session",
     ("edge/in_place.py", "wait_readable"): "a wait inside a session",
     ("edge/replay.py", "self._downstream"): "the other direction, inside a session",
-    ("edge/session.py", "watch_client"): "inside a session",
+    ("edge/watch.py", "watch_client"): "inside a session",
     ("providers/process.py", "self._run_machines"): "sleeps in a nursery whose tasks are all owned",
     ("service/serve.py", "run"): "the root: what it raises ends the daemon, in words",
 }

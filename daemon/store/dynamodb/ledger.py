@@ -34,7 +34,8 @@ from bentpipe.daemon.store.dynamodb.ledger_items import (
     past_item,
     past_key,
 )
-from bentpipe.daemon.store.dynamodb.table import TRANSACTION_ITEMS, ConditionFailed, Table, number, text
+from bentpipe.daemon.store.dynamodb.table import TRANSACTION_ITEMS, ConditionFailed, Table, given_number, key_of, text
+from bentpipe.daemon.store.malformed import MalformedRows
 from bentpipe.daemon.store.merge import merge
 
 if TYPE_CHECKING:
@@ -159,7 +160,8 @@ class _Books:
     @classmethod
     async def read(cls, table: Table, host: str) -> _Books:
         life = await table.get(LIFE, host)
-        found = [open_of(item) for item in await table.query(books_pk(host), at_least=OPEN, below=OPEN_END)]
+        items = await table.query(books_pk(host), at_least=OPEN, below=OPEN_END)
+        found = MalformedRows("ledger").read(items, key_of, open_of)
         return cls(table, host, life_of(life) if life else None, {each.key: each for each in found})
 
     @property
@@ -212,11 +214,14 @@ class _Books:
         life = self.kept_life
         if life.stamp.wall_us > at.wall_us:
             later = await self._table.query(books_pk(self._host), at_least=past_key(at.wall_us + 1, 0), below=PAST_END)
-            for item in later:
+            readable = MalformedRows("ledger").read(
+                later, key_of, lambda item: (item, given_number(item, "from_us"), given_number(item, "number"))
+            )
+            for item, from_us, moves in readable:
                 moved = dict(item)
-                moved["from_us"] = {"N": str(min(number(item, "from_us"), at.wall_us))}
+                moved["from_us"] = {"N": str(min(from_us, at.wall_us))}
                 moved["to_us"] = {"N": str(at.wall_us)}
-                moved["sk"] = {"S": past_key(at.wall_us, number(item, "number"))}
+                moved["sk"] = {"S": past_key(at.wall_us, moves)}
                 deleted: TransactWriteItemTypeDef = {
                     "Delete": {"TableName": self._table.name, "Key": {"pk": item["pk"], "sk": item["sk"]}}
                 }
@@ -274,12 +279,14 @@ async def _read_chains(
 ) -> dict[SatelliteKey, list[Interval]]:
     """One host's chains. What was open is read first: what ended since is not wanted twice."""
     pk, life = books_pk(text(life_item, "sk")), life_of(life_item)
-    opened = {each.key: each for each in map(open_of, await table.query(pk, at_least=OPEN, below=OPEN_END))}
-    past = await table.query(pk, at_least=past_key(since_us, 0), below=PAST_END)
+    malformed = MalformedRows("ledger")
+    now_open = await table.query(pk, at_least=OPEN, below=OPEN_END)
+    opened = {each.key: each for each in malformed.read(now_open, key_of, open_of)}
+    items = await table.query(pk, at_least=past_key(since_us, 0), below=PAST_END)
+    past = malformed.read(items, key_of, lambda item: (given_number(item, "number"), interval_of(item)))
     chains: dict[SatelliteKey, list[Interval]] = collections.defaultdict(list)
-    for item in sorted(past, key=lambda each: number(each, "number")):
-        interval = interval_of(item)
-        is_since = number(item, "number") > opened[interval.key].since if interval.key in opened else True
+    for number, interval in sorted(past, key=lambda each: each[0]):
+        is_since = number > opened[interval.key].since if interval.key in opened else True
         if interval.from_us <= until_us and not is_since:
             chains[interval.key].append(interval)
     for each in opened.values():

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from bentpipe.daemon.ids import open_interval_key
-from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits, WakePhase
-from bentpipe.daemon.store.base import Change, Interval, Stamp
-from bentpipe.daemon.store.dynamodb.table import number, text
+from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits
+from bentpipe.daemon.store.base import Change, Interval, Stamp, phases_of
+from bentpipe.daemon.store.dynamodb.table import given, given_number, key_of, text
+from bentpipe.daemon.store.malformed import MalformedRow, MalformedRows, number_of, whole_of
 
 if TYPE_CHECKING:
     from types_boto3_dynamodb.type_defs import AttributeValueTypeDef
 
     from bentpipe.daemon.store.dynamodb.table import Item
+
+T = TypeVar("T")
 
 LIFE = "LIFE"
 OPEN = "OPEN#"
@@ -68,8 +72,18 @@ def life_item(host: str, life: Life) -> dict[str, AttributeValueTypeDef]:
 
 
 def life_of(item: Item) -> Life:
-    """Read what `life_item` made."""
-    return Life(text(item, "run"), number(item, "serial"), _stamp_of(item), number(item, "moves"))
+    """Read what `life_item` made. What cannot be read counts as nothing: whose books they are still holds."""
+    malformed = MalformedRows("ledger")
+
+    def read(parse: Callable[[Item], T], otherwise: T) -> T:
+        return next(iter(malformed.read([item], key_of, parse)), otherwise)
+
+    return Life(
+        text(item, "run"),
+        read(lambda item: given_number(item, "serial"), 0),
+        read(_stamp_of, Stamp(0, 0, "")),
+        read(lambda item: given_number(item, "moves"), 0),
+    )
 
 
 def open_item(host: str, each: Open) -> dict[str, AttributeValueTypeDef]:
@@ -87,7 +101,7 @@ def open_of(item: Item) -> Open:
     """Read what `open_item` made."""
     return Open(
         *(_key_of(item), SatelliteState(text(item, "satellite_state")), _stamp_of(item)),
-        *(text(item, "cause"), text(item, "who"), number(item, "number")),
+        *(text(item, "cause"), text(item, "who"), given_number(item, "number")),
     )
 
 
@@ -117,10 +131,10 @@ def interval_of(item: Item) -> Interval:
     return Interval(
         _key_of(item),
         SatelliteState(text(item, "satellite_state")),
-        *(number(item, "from_us"), number(item, "to_us"), number(item, "elapsed_us")),
+        *(given_number(item, "from_us"), given_number(item, "to_us"), given_number(item, "elapsed_us")),
         *(text(item, "cause"), text(item, "who")),
-        tuple((WakePhase(phase), seconds) for phase, seconds in json.loads(text(item, "phases")).items()),
-        Waits(*json.loads(text(item, "waits"))),
+        phases_of(json.loads(given(item, "phases"))),
+        _waits_of(json.loads(given(item, "waits"))),
         is_open=False,
         resume=Resume(text(item, "resume")),
     )
@@ -136,7 +150,7 @@ def _common_item(each: Open) -> dict[str, AttributeValueTypeDef]:
 
 
 def _key_of(item: Item) -> SatelliteKey:
-    org, _, name = text(item, "satellite").partition("/")
+    org, _, name = given(item, "satellite").partition("/")
     return SatelliteKey(org, name)
 
 
@@ -149,4 +163,11 @@ def _stamp_item(stamp: Stamp) -> dict[str, AttributeValueTypeDef]:
 
 
 def _stamp_of(item: Item) -> Stamp:
-    return Stamp(number(item, "wall_us"), number(item, "boot_us"), text(item, "boot_id"))
+    return Stamp(given_number(item, "wall_us"), given_number(item, "boot_us"), given(item, "boot_id"))
+
+
+def _waits_of(found: object) -> Waits:
+    if not isinstance(found, list) or len(found) != len(dataclasses.fields(Waits)):
+        raise MalformedRow(f"waits are none: {found!r}")
+    clients, total_s, longest_s = found
+    return Waits(whole_of(clients, "waits"), number_of(total_s, "waits"), number_of(longest_s, "waits"))

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from bentpipe.daemon.model import MachineId, SatelliteKey
-from bentpipe.daemon.store.dynamodb.table import ConditionFailed, Table, number, text
-from bentpipe.daemon.store.registry import Registration, StoreConflict, StoredToken
+from bentpipe.daemon.store.dynamodb.table import ConditionFailed, Table, given, given_number, key_of, text
+from bentpipe.daemon.store.malformed import MalformedRow, MalformedRows
+from bentpipe.daemon.store.registry import (
+    Registration,
+    StoreConflict,
+    StoredToken,
+    registration_of,
+    stored_token,
+)
 
 if TYPE_CHECKING:
     from bentpipe.daemon.store.dynamodb.table import Item
@@ -21,10 +29,11 @@ class DynamoRegistry:
 
     def __init__(self, table: Table) -> None:
         self._table = table
+        self._malformed_tokens, self._malformed = MalformedRows("token"), MalformedRows("registration")
 
     async def tokens(self) -> tuple[StoredToken, ...]:
         """See Registry."""
-        return tuple(_token(item) for item in await self._table.query(TOKEN))
+        return tuple(self._malformed_tokens.read(await self._table.query(TOKEN), key_of, _token))
 
     async def add_token(self, token: StoredToken) -> None:
         """See Registry."""
@@ -69,8 +78,13 @@ class DynamoRegistry:
         if not found:
             return False
         # Of the token that was found, and not of another that has taken its name meanwhile.
-        same = {":at": found["created_us"]}
-        condition = "attribute_not_exists(pk) OR created_us = :at"
+        # A row that lacks the time is malformed, and is to go as well.
+        same: Item = {":at": found.get("created_us", {"N": "0"})}
+        condition = "attribute_not_exists(pk) OR attribute_not_exists(created_us) OR created_us = :at"
+        rows = [(TOKEN, name)]
+        with contextlib.suppress(MalformedRow):  # by a malformed row nobody can tell whose the other one is
+            given_number(found, "created_us")
+            rows.append((TOKEN_HASH, given(found, "token_hash")))
         try:
             await self._table.transact(
                 [
@@ -82,7 +96,7 @@ class DynamoRegistry:
                             "ExpressionAttributeValues": same,
                         }
                     }
-                    for pk, sk in ((TOKEN, name), (TOKEN_HASH, text(found, "token_hash")))
+                    for pk, sk in rows
                 ]
             )
         except ConditionFailed as exc:
@@ -91,15 +105,15 @@ class DynamoRegistry:
 
     async def satellites(self) -> tuple[Registration, ...]:
         """See Registry."""
-        items = await self._table.query(SATELLITE)
-        return tuple(sorted((_registration(i) for i in items if "forgotten" not in i), key=lambda each: each.key))
+        items = [item for item in await self._table.query(SATELLITE) if "forgotten" not in item]
+        return tuple(sorted(self._malformed.read(items, key_of, _registration), key=lambda each: each.key))
 
     async def begin_generation(self, key: SatelliteKey, *, after: int, owner: str, at_us: int) -> Registration:
         """See Registry."""
         known = await self._table.get(SATELLITE, str(key))
-        if known and "forgotten" not in known and number(known, "generation") != after:
+        if known and "forgotten" not in known and given_number(known, "generation") != after:
             return _registration(known)
-        generation = number(known, "generation") + 1 if known else after + 1
+        generation = given_number(known, "generation") + 1 if known else after + 1
         seen = "generation = :seen" if known else "attribute_not_exists(generation)"
         values: Item = {
             ":generation": {"N": str(generation)},
@@ -137,17 +151,12 @@ class DynamoRegistry:
 
 
 def _token(item: Item) -> StoredToken:
-    grants = tuple(grant.get("S", "") for grant in item.get("grants", {}).get("L", ()))
-    return StoredToken(text(item, "sk"), text(item, "token_hash"), grants, number(item, "created_us"))
+    grants = [grant.get("S") for grant in item.get("grants", {}).get("L", ())]
+    return stored_token(text(item, "sk"), given(item, "token_hash"), grants, given_number(item, "created_us"))
 
 
 def _registration(item: Item) -> Registration:
     org, _, name = text(item, "sk").partition("/")
-    machine = text(item, "machine")
-    return Registration(
-        SatelliteKey(org, name),
-        text(item, "owned_by"),
-        number(item, "generation"),
-        MachineId(machine) if machine else None,
-        number(item, "created_us"),
-    )
+    machine = given(item, "machine") if "machine" in item else None
+    generation, created_us = given_number(item, "generation"), given_number(item, "created_us")
+    return registration_of(org, name, given(item, "owned_by"), generation, machine, created_us)

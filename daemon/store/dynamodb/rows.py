@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from bentpipe.daemon.ids import row_key
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.daemon.store.dynamodb.table import ConditionFailed, Table, number, strings, text
+from bentpipe.daemon.store.dynamodb.table import ConditionFailed, Table, given, key_of, number, strings, text
+from bentpipe.daemon.store.malformed import MalformedRow, MalformedRows
 from bentpipe.daemon.store.rows import Row, Written
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class DynamoRows:
 
     def __init__(self, table: Table) -> None:
         self._table = table
+        self._malformed = MalformedRows("stay")
 
     async def read(self, key: SatelliteKey) -> Row:
         """See Rows."""
@@ -88,7 +90,10 @@ class DynamoRows:
 
     async def stays(self) -> dict[str, str]:
         """See Rows."""
-        return {text(item, "sk"): text(item, "version") for item in await self._table.query(STAY)}
+        # One whose version cannot be read counts as alive, for ever: what it has entered is never put to sleep.
+        items = await self._table.query(STAY)
+        self._malformed.read(items, key_of, lambda item: given(item, "version"))
+        return {text(item, "sk"): text(item, "version") for item in items}
 
     async def bury(self, stay: str, seen: str) -> bool:
         """See Rows."""
@@ -108,6 +113,10 @@ class DynamoRows:
 
 
 def _row(item: Item) -> Row:
+    """Read a satellite's row. Raises MalformedRow: then nobody takes its turn, and it is not put to sleep."""
+    for name, kind in (("held_by", "S"), ("version", "S"), ("epoch", "N"), ("closing", "BOOL"), ("stays", "SS")):
+        if name in item and kind not in item[name]:
+            raise MalformedRow(f"{key_of(item)}: {name} is of another type: {item[name]}")
     return Row(
         text(item, "held_by"),
         text(item, "version"),

@@ -28,6 +28,7 @@ import botocore.exceptions
 import trio
 
 from bentpipe.daemon.errors import StoreError, StoreUnusable
+from bentpipe.daemon.store.malformed import WORDS_CHARS, MalformedRow
 
 if TYPE_CHECKING:
     from types_boto3_dynamodb.client import DynamoDBClient
@@ -184,11 +185,13 @@ class Table:
         for attempt in range(ATTEMPTS):
             try:
                 return await trio.to_thread.run_sync(self._use, use, limiter=self._limiter, abandon_on_cancel=True)
-            except StoreUnusable:
+            except (StoreUnusable, ConditionFailed):
                 raise
-            except StoreError:
+            except Exception as exc:  # beside StoreError: no thread to be had
                 if attempt + 1 == ATTEMPTS:
-                    raise
+                    if isinstance(exc, StoreError):
+                        raise
+                    raise StoreError(f"DynamoDB table {self.name}: {type(exc).__name__}: {exc}") from exc
                 await trio.sleep(RETRY_S * 2**attempt * random.uniform(0.5, 1.0))
         raise AssertionError("an attempt neither succeeds nor fails")
 
@@ -201,7 +204,12 @@ class Table:
             raise self._typed(exc) from exc
         except botocore.exceptions.BotoCoreError as exc:
             passing = isinstance(exc, (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError))
+            if not passing:
+                self._client = None  # it keeps the credentials and the region that it did not find
             raise (StoreError if passing else StoreUnusable)(f"DynamoDB table {self.name}: {exc}") from exc
+        except Exception as exc:  # botocore lets through what files, programs and threads raise
+            self._client = None
+            raise StoreError(f"DynamoDB table {self.name}: {type(exc).__name__}: {exc}") from exc
 
     def _connect(self) -> DynamoDBClient:
         return boto3.session.Session().client(
@@ -241,8 +249,33 @@ def text(item: Item, name: str) -> str:
 
 
 def number(item: Item, name: str) -> int:
-    """A whole number; 0 if there is none."""
-    return int(item.get(name, {}).get("N", "0"))
+    """A whole number; 0 if there is none. Raises MalformedRow if it is anything else."""
+    if name not in item:
+        return 0
+    try:
+        return int(item[name]["N"])
+    except (KeyError, ValueError) as exc:
+        raise MalformedRow(f"{name} is no whole number: {item[name]}"[:WORDS_CHARS]) from exc
+
+
+def given(item: Item, name: str) -> str:
+    """A string attribute that must be there. Raises MalformedRow."""
+    found = item.get(name, {})
+    if "S" not in found:
+        raise MalformedRow(f"{name} is no text: {found or 'it is missing'}"[:WORDS_CHARS])
+    return found["S"]
+
+
+def given_number(item: Item, name: str) -> int:
+    """A whole number that must be there. Raises MalformedRow."""
+    if name not in item:
+        raise MalformedRow(f"{name} is missing")
+    return number(item, name)
+
+
+def key_of(item: Item) -> str:
+    """An item's keys, for the log."""
+    return f"{text(item, 'pk')} {text(item, 'sk')}"
 
 
 def strings(item: Item, name: str) -> frozenset[str]:
