@@ -357,6 +357,10 @@ class Ec2Section(Section):
     """Between looks at machines that are starting or stopping: one call for all of them."""
     sweep_s: DurationS = Field(default=60.0, gt=0, alias="sweep")
     """Between looks at all others: how long what is done to them behind our back may go unnoticed."""
+    address_age_s: DurationS = Field(default=5.0, gt=0, alias="address_age")
+    """A client is let in only if the instance was looked at within this time. EC2 gives a terminated instance's private
+    address to another; from a look that says "running" to somebody else's port there are the rest of its life, its
+    shutting-down and the other's boot: longer than this, by what has been seen of them."""
     rates: Ec2RatesSection = Ec2RatesSection()
 
 

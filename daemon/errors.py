@@ -110,6 +110,14 @@ class DialFailed(BentpipeError):
     retryable = True
 
 
+class MachineUncertain(BentpipeError):
+    """The satellite is awake, but its address may be another machine's by now, and nobody can say."""
+
+    source = Source.PROVIDER
+    status = GrpcStatus.UNAVAILABLE
+    retryable = True
+
+
 class ProviderError(BentpipeError):
     """Base of what a provider can raise; the subclass decides what the wake loop does about it."""
 

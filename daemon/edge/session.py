@@ -183,6 +183,8 @@ class Session:
             if target is None:
                 return False
             try:
+                if not satellite.is_at(lease.address):
+                    return False  # it took so long to reach that its address may be another's by now
                 introduction = Introduction(self._caller, target)
                 with _reporting_unreachable(satellite):
                     await introduction.make()

@@ -43,6 +43,10 @@ class CoordinatedProvider:
         """See Provider."""
         return await self._provider.wait_changed(seen)
 
+    def vouches_nowait(self, look: Machine) -> bool:
+        """See Provider."""
+        return self._provider.vouches_nowait(look)
+
     async def start(self, machine_id: MachineId) -> None:
         """See Provider. Without the store it is done out of turn: two starts are one."""
         try:

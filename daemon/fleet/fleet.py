@@ -12,6 +12,7 @@ from bentpipe.daemon.fleet.budget import Holder, Limits, Request, plan
 from bentpipe.daemon.fleet.resume import Witness
 from bentpipe.daemon.fleet.rules import rules_of
 from bentpipe.daemon.fleet.satellite import Crowd, Satellite
+from bentpipe.daemon.fleet.whereabouts import Places
 from bentpipe.daemon.ids import machine_id_of
 from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.providers.base import Provider
@@ -51,13 +52,18 @@ class Fleet:
         max_held_in_all: int | None = None,
         budget: BudgetSection | None = None,
         witness: Witness | None = None,
+        places: Places | None = None,
         coordination: Coordination | None = None,
         registry: Registry | None = None,
     ) -> None:
-        """`max_held` is for each satellite, `max_held_in_all` for all of them; `witness` says what a wake woke to."""
+        """`max_held` is for each satellite, `max_held_in_all` for all of them; `witness` says what a wake woke to.
+
+        `places` says which satellites prove by TLS who they are.
+        """
         budgeted = budget is not None and budget.limits_anything
         self.budget = Budget(limits_of(budget)) if budget is not None and budgeted else None
         crowd = Crowd(max_held_in_all)
+        places = places or Places()
         self._satellites = {
             (key := SatelliteKey(section.org, section.name)): Satellite(
                 key,
@@ -68,6 +74,7 @@ class Fleet:
                 keep_awake=section.keep_awake,
                 witness=witness,
                 crowd=crowd,
+                places=places,
                 coordination=coordination,
                 registry=registry,
                 on_step=self.budget.stepped if self.budget else lambda satellite: None,

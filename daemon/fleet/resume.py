@@ -54,6 +54,15 @@ class Memory:
         """We have it started, from sleep."""
         self._asked_at = now
 
+    async def recognises(self, address: Address) -> bool:
+        """Whether what answers at `address` has the boot id that the satellite told when it was woken. Never raises."""
+        if self._witness is None or self._last is None or not self._last.boot_id:
+            return False
+        with trio.move_on_after(WITNESS_DEADLINE_S):
+            found = await self._witness(self._key, address)
+            return found is not None and found.boot_id == self._last.boot_id
+        return False
+
     async def examine(self, address: Address) -> Resume:
         """Ask a satellite that has just become ready. Takes WITNESS_DEADLINE_S at most; never raises."""
         asked_at, self._asked_at = self._asked_at, None

@@ -31,6 +31,7 @@ from bentpipe.daemon.fleet.traffic import TrafficWatch
 from bentpipe.daemon.fleet.usher import Usher, UsheredEvent
 from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.fleet.watching import first_look, run_calendar, run_watch
+from bentpipe.daemon.fleet.whereabouts import Means, Places, Whereabouts
 from bentpipe.daemon.ids import launch_token
 from bentpipe.daemon.model import (
     Address,
@@ -107,6 +108,7 @@ class Satellite:
         keep_awake: Sequence[KeepAwakeSection] = (),
         witness: Witness | None = None,
         crowd: Crowd | None = None,
+        places: Places | None = None,
         coordination: Coordination | None = None,
         registry: Registry | None = None,
         on_step: Callable[["Satellite"], None] = lambda satellite: None,
@@ -144,6 +146,14 @@ class Satellite:
         self._memory = Memory(key, witness)
         self._resume = Resume.UNKNOWN
         self._recovering = False
+        means = Means(
+            machine=lambda: self._machine.machine,
+            vouches=self._provider.vouches_nowait,
+            look=self._look,
+            recognises=self._memory.recognises,
+            unreachable=self.report_unreachable,
+        )
+        self._whereabouts = Whereabouts(key, places or Places(), means)
         self._launch = (-1, "")
         self._ids = itertools.count()
         self._usher = Usher()
@@ -212,6 +222,8 @@ class Satellite:
         """
         if self.state is not SatelliteState.OPERATIONAL or not self._coordination.is_entered(self.key):
             return None
+        if not self._whereabouts.is_certain():
+            return None
         waiter_id = WaiterId(next(self._ids))
         waiter = self._waiters[waiter_id] = _Waiter(who, trio.current_time(), self._usher.event())
         self._feed(msg.Arrived(waiter_id, self._crowd.is_full))
@@ -219,12 +231,16 @@ class Satellite:
         return _lease_of(waiter)
 
     async def _enter(self) -> None:
-        """Tell the other hosts that the satellite is wanted here; counted until the machine knows. Raises ProviderError."""
+        """Tell the other hosts that the satellite is wanted here; counted until the machine knows.
+
+        Raises ProviderError; MachineUncertain if it is up, and nobody can say whether it still has its address.
+        """
         self._entering += 1
-        if self._coordination.is_entered(self.key):
-            return
         try:
-            await self._coordination.enter(self.key, self._look)
+            if not self._coordination.is_entered(self.key):
+                await self._coordination.enter(self.key, self._look)
+            if self.state is SatelliteState.OPERATIONAL:
+                await self._whereabouts.make_certain(self._spawn_search)
         except BaseException:
             self._entering -= 1
             self._leave_if_unused()
@@ -244,9 +260,19 @@ class Satellite:
         if self._machine.state not in IN_REACH and not self._is_used():
             self._coordination.leave_nowait(self.key)
 
-    def report_unreachable(self) -> None:
-        """Tell that the granted address does not answer: the satellite is probed again before the next grant."""
+    def is_at(self, address: Address) -> bool:
+        """Whether its machine is known to have `address` at this moment."""
+        machine = self._machine.machine
+        return machine is not None and machine.address == address and self._whereabouts.is_certain()
+
+    def report_unreachable(self) -> bool:
+        """Tell that the granted address does not answer: the satellite is probed again before the next grant.
+
+        Returns False if it is being probed already.
+        """
+        was_granted = self.state is SatelliteState.OPERATIONAL
         self._feed(msg.Unreachable())
+        return was_granted
 
     def reset(self) -> None:
         """Somebody has acted: failures that only people can mend, and lessons, are forgotten."""
@@ -329,6 +355,8 @@ class Satellite:
 
     def _step(self, event: Input) -> None:
         now = trio.current_time()
+        if isinstance(event, msg.Seen):
+            self._whereabouts.note(event.machine)
         if isinstance(event, msg.StartDone) and event.error is None:
             self._book.phase_ended(WakePhase.START, now)
         actions = self._machine.handle(event, now)
@@ -462,6 +490,12 @@ class Satellite:
         owner = Owner("satellite call", str(self.key), Decision.GIVE_UP, told=self._call_broke)
         self._nursery.start_soon(run_owned, owner, task, *arguments)
 
+    def _spawn_search(self, search: Callable[[], Awaitable[None]]) -> None:
+        if self._nursery is None:
+            raise AssertionError("not running")
+        owner = Owner("address", str(self.key), Decision.GIVE_UP)
+        self._nursery.start_soon(run_owned, owner, search)
+
     async def _start(self) -> None:
         try:
             await self._provider.start(self._machine_id)
@@ -503,7 +537,7 @@ class Satellite:
             await run_owned(self._owner("probe"), self._probe_once, address, scope)
 
     async def _probe_once(self, address: Address, scope: trio.CancelScope) -> None:
-        await wait_listening(address)
+        await self._whereabouts.wait_certain(lambda: wait_listening(address), self._spawn_search)
         self._feed(msg.Ready())
         # Those who waited are on their way; what follows is for the books.
         found = await self._memory.examine(address)

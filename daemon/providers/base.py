@@ -24,6 +24,15 @@ class Provider(Protocol):
         """
         ...
 
+    def vouches_nowait(self, look: Machine) -> bool:
+        """Whether what answers at the look's address now is known to be this machine. No I/O that waits; never raises.
+
+        False if `look` is not the newest, has no address, or is too old for the provider to be sure that nobody else has
+        been given its address. For a moment after `describe` it is True of what that returned, unless the provider knows
+        of another that has the address.
+        """
+        ...
+
     async def start(self, machine_id: MachineId) -> None:
         """Begin to start or resume the machine; returns once the provider has accepted, not when it runs.
 

@@ -4,6 +4,7 @@ A trial connection would be a client of its own to the satellite: logged, counte
 not tell whose port it is: a stranger on a fixed port would be taken for the satellite and be sent its clients.
 """
 
+import enum
 import errno
 import ipaddress
 import math
@@ -28,6 +29,14 @@ Table = dict[int, list[tuple[bytes, str]]]
 """By port: addresses, packed, and sockets' inodes."""
 
 
+class Whose(enum.Enum):
+    """Whose a listener is."""
+
+    NOBODY = "nobody listens"
+    OURS = "one of the processes in question"
+    STRANGER = "none of them"
+
+
 class Listeners:
     """The kernel's listeners, dumped once however many satellites boot at the same time."""
 
@@ -40,13 +49,29 @@ class Listeners:
 
         `pids` is called only if somebody listens there at all.
         """
+        return self.whose(host, port, pids, set()) is Whose.OURS
+
+    def whose(self, host: str, port: int, pids: Callable[[], Iterable[int]], known: set[str]) -> "Whose":
+        """Say whose listener a connection to `host` and `port` would reach.
+
+        `known` holds inodes that were found to be those of `pids()`, and takes another one: a socket that still listens
+        has not changed hands, so that the processes' files are looked through once.
+        """
         inodes = {
             inode
             for family, addresses in _ways_to(host)
             for address, inode in self._table(family).get(port, ())
             if address in addresses
         }
-        return bool(inodes) and _own_one(inodes, pids)
+        if not inodes:
+            return Whose.NOBODY
+        if inodes <= known:
+            return Whose.OURS
+        if not _own_one(inodes, pids):
+            return Whose.STRANGER
+        known.clear()
+        known |= inodes
+        return Whose.OURS
 
     def _table(self, family: socket.AddressFamily) -> Table:
         now = time.monotonic()

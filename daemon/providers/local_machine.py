@@ -27,7 +27,7 @@ from bentpipe.daemon.ids import folder_name
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState
 from bentpipe.daemon.providers.cgroup import wait_until
 from bentpipe.daemon.providers.containment import Containment
-from bentpipe.daemon.providers.listening import Listeners
+from bentpipe.daemon.providers.listening import Listeners, Whose
 from bentpipe.daemon.providers.output import Output
 from bentpipe.daemon.providers.spawn import Child
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
@@ -63,6 +63,8 @@ class Life:
     containment: Containment
     output: Output
     address: Address
+    known_inodes: set[str] = dataclasses.field(default_factory=set)
+    """Of its listening sockets, once they were found to be its own."""
     ending: trio.Event = dataclasses.field(default_factory=trio.Event)
     """Set when it has been asked to end."""
     dead: bool = False
@@ -90,6 +92,14 @@ class LocalMachine:
     def port(self) -> int | None:
         """The port its process has been given, if there is a process."""
         return None if self._life is None else self._life.address.port
+
+    def has_port(self) -> bool:
+        """Whether it runs and no stranger listens on its port, as might once its own listener is gone."""
+        life = self._life
+        if life is None or life.dead or self.look.state is not MachineState.RUNNING:
+            return False
+        whose = self._listeners.whose(life.address.host, life.address.port, life.containment.pids, life.known_inodes)
+        return whose is not Whose.STRANGER
 
     async def wait_changed(self, seen: Machine) -> Machine:
         """Return the look as soon as it differs from `seen`."""

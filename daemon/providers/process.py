@@ -118,6 +118,11 @@ class ProcessProvider:
         await trio.lowlevel.checkpoint()
         return gone if seen != gone else await trio.sleep_forever()
 
+    def vouches_nowait(self, look: Machine) -> bool:
+        """Whether the machine is as seen, and nobody else listens on its port. One look at the kernel's listeners."""
+        machine = self._machines.get(look.machine_id)
+        return machine is not None and machine.look == look and machine.has_port()
+
     async def start(self, machine_id: MachineId) -> None:
         """Spawn or thaw the machine's process.
 

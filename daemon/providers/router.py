@@ -70,6 +70,11 @@ class Providers:
         await trio.lowlevel.checkpoint()
         return gone if seen != gone else await trio.sleep_forever()
 
+    def vouches_nowait(self, look: Machine) -> bool:
+        """Return what its provider says."""
+        provider = self._routes.get(look.machine_id)
+        return provider is not None and provider.vouches_nowait(look)
+
     async def start(self, machine_id: MachineId) -> None:
         """Begin to start or resume the machine."""
         await self._of(machine_id).start(machine_id)

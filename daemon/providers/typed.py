@@ -31,6 +31,14 @@ class TypedProvider:
         with self._typed("look at the machine"):
             return await self._provider.wait_changed(seen)
 
+    def vouches_nowait(self, look: Machine) -> bool:
+        """Ask for its word on a look; if it fails there is none."""
+        try:
+            return self._provider.vouches_nowait(look)
+        except Exception as exc:
+            note_failure(Owner("provider call", self._subject), exc, "the machine's address counts as uncertain")
+            return False
+
     async def start(self, machine_id: MachineId) -> None:
         """Begin to start or resume the machine."""
         with self._typed("start the machine"):

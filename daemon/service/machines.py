@@ -1,10 +1,24 @@
 """Builds the providers that the configuration asks for, and says which satellite's machine is whose. Starts nothing."""
 
+import collections
+
 from bentpipe.config.model import Config
+from bentpipe.daemon.fleet.whereabouts import Places
 from bentpipe.daemon.ids import machine_id_of, satellite_tag
 from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.providers.process import ProcessProvider
 from bentpipe.daemon.providers.router import Providers, RunnableProvider
+
+
+def places_of(config: Config) -> Places:
+    """Which satellites prove by TLS who they are: those with a server name that no other satellite in the file has."""
+    names = {
+        SatelliteKey(each.org, each.name): each.tls.server_name.lower()
+        for each in config.satellite
+        if each.tls is not None and each.tls.server_name is not None
+    }
+    counts = collections.Counter(names.values())
+    return Places(proven=frozenset(key for key, name in names.items() if counts[name] == 1))
 
 
 def providers_of(config: Config) -> Providers:

@@ -35,7 +35,7 @@ from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.garbage import run_garbage, set_up_garbage
 from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors, log_statistics
-from bentpipe.daemon.service.machines import providers_of
+from bentpipe.daemon.service.machines import places_of, providers_of
 from bentpipe.daemon.service.metrics import MetricsServer, make_registry
 from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.daemon.service.tokens import run_token_refresh
@@ -233,6 +233,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         coordination=stores.coordination,
         registry=stores.registry,
         witness=SatelliteWitness(satellite_tls).ask,
+        places=places_of(config),
     )
     health = HealthBoard(fleet)
     edge = Edge(

@@ -13,6 +13,7 @@ INSIDE = {
     ("edge/in_place.py", "wait_readable"): "a wait inside a session",
     ("edge/replay.py", "self._downstream"): "the other direction, inside a session",
     ("edge/watch.py", "watch_client"): "inside a session",
+    ("fleet/whereabouts.py", "look"): "a look inside a search, which is owned",
     ("providers/process.py", "self._run_machines"): "sleeps in a nursery whose tasks are all owned",
     ("service/serve.py", "run"): "the root: what it raises ends the daemon, in words",
 }

@@ -3,7 +3,9 @@
 Daemons are processes of their own, with the default settings (a sweep of 60 s among them) unless a case says otherwise.
 """
 
+import contextlib
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +17,10 @@ from edge_daemons import config_text, edge_daemon, token_of, wait
 
 from bentpipe.daemon.model import SatelliteKey
 
-from clients import CallError
+from clients import CallError, GrpcioClient
 
+AGE_S = 6.0
+"""Longer than a look at an instance vouches for its address (`address_age`)."""
 SPEED = 100.0
 """A start then takes 0.2 s."""
 NAMED = Path(__file__).parents[1] / "peers" / "named_satellite.py"
@@ -84,3 +88,104 @@ command = ["{sys.executable}", "-P", "{NAMED}", "{{host}}", "{{port}}", "{key}",
     for line in seen.read_text().splitlines():
         name, token = line.split()
         assert token == token_of(name.partition("/")[0])
+
+
+def told(seen: Path) -> set[tuple[str, str]]:
+    """Which machine was sent which token."""
+    lines = seen.read_text().splitlines() if seen.exists() else []
+    return {(name, token) for name, token in map(str.split, lines)}
+
+
+@pytest.mark.parametrize("daemons", [1, 2])
+def test_an_address_that_passes_to_another_tenants_machine(
+    cloud: Emulator, tmp_path: Path, seen: Path, daemons: int
+) -> None:
+    """By default settings: a sweep would notice after a minute. With two daemons neither knows of the other's satellite."""
+    other = SatelliteKey("globex", "builder")
+    ids = {key: cloud.control.add_instance(tags=tags_of(key)) for key in (BUILDER, other)}
+    configured = [(BUILDER, other)] if daemons == 1 else [(BUILDER,), (other,)]
+    configs = [
+        config_text({key: satellite(cloud) for key in keys}, sections=ec2_of(cloud, "prod")) for keys in configured
+    ]
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(edge_daemon(tmp_path, each, name=f"e{n}")) for n, each in enumerate(configs)]
+        first, last = running[0], running[-1]
+        assert first.ask(BUILDER.org, BUILDER.name) == ids[BUILDER]
+        address = cloud.control.instance(ids[BUILDER]).private_ip
+        cloud.control.others_terminate(instance_id=ids[BUILDER])
+        wait(lambda: cloud.control.state(instance_id=ids[BUILDER]) == "terminated", "it is gone")
+        cloud.control.script(instance_id=ids[other], address=address)
+        assert last.ask(other.org, other.name) == ids[other]
+        if daemons == 2:
+            time.sleep(AGE_S)
+        with pytest.raises(CallError, match=r"gone|no such"):
+            first.ask(BUILDER.org, BUILDER.name)
+        heir = cloud.control.add_instance(tags=tags_of(BUILDER), running=True)
+        wait(lambda: cloud.control.state(instance_id=heir) == "running", "it runs")
+        assert last.ask(other.org, other.name) == ids[other]
+    owners = {ids[key]: token_of(key.org) for key in ids}
+    assert all(owners[name] == token for name, token in told(seen))
+
+
+def test_an_awake_machine_that_becomes_anothers(cloud: Emulator, tmp_path: Path, seen: Path) -> None:
+    """Its tags change; new clients do not reach it, and it is not put to sleep under the other."""
+    instance_id = cloud.control.add_instance(tags=tags_of(BUILDER))
+    config = config_text({BUILDER: satellite(cloud, 'sleep_after = "8s"')}, sections=ec2_of(cloud, "prod"))
+    with edge_daemon(tmp_path, config) as daemon:
+        assert daemon.ask(BUILDER.org, BUILDER.name) == instance_id
+        cloud.control.tag(instance_id=instance_id, tags={"bentpipe:satellite": "globex/builder"})
+        time.sleep(AGE_S)
+        with pytest.raises(CallError) as refused:
+            daemon.ask(BUILDER.org, BUILDER.name)
+        assert "globex" not in refused.value.details
+        wait(lambda: daemon.said(message="an instance is not used", reason="bentpipe:satellite=globex/builder"), "why")
+        time.sleep(4)
+    assert cloud.control.state(instance_id=instance_id) == "running"
+    assert cloud.control.calls(action="StopInstances") == []
+
+
+def test_a_given_instance_of_anothers(cloud: Emulator, tmp_path: Path, seen: Path) -> None:
+    instance_id = cloud.control.add_instance(tags=tags_of(BUILDER, "staging"), running=True)
+    section = satellite(cloud, "", f'instance_id = "{instance_id}"')
+    with edge_daemon(tmp_path, config_text({BUILDER: section}, sections=ec2_of(cloud, "prod"))) as daemon:
+        with pytest.raises(CallError) as refused:
+            daemon.ask(BUILDER.org, BUILDER.name)
+        assert instance_id in refused.value.details
+        assert "staging" not in refused.value.details
+        wait(lambda: daemon.said(message="an instance is not used", reason="mend its tags, or give"), "what to do")
+    assert told(seen) == set()
+
+
+def test_an_awake_satellite_costs_no_look_a_connection(cloud: Emulator, tmp_path: Path) -> None:
+    cloud.control.add_instance(tags=tags_of(BUILDER))
+    with edge_daemon(tmp_path, config_text({BUILDER: satellite(cloud)}, sections=ec2_of(cloud, "prod"))) as daemon:
+        daemon.ask(BUILDER.org, BUILDER.name)
+        cloud.control.clear_calls()
+        began = time.monotonic()
+        for _ in range(100):
+            daemon.ask(BUILDER.org, BUILDER.name)
+        looks = len(cloud.control.calls(action="DescribeInstances"))
+        assert looks <= 2 + (time.monotonic() - began) / (AGE_S / 3)
+
+
+def test_while_the_cloud_does_not_answer_old_connections_go_on_and_new_ones_are_told(
+    cloud: Emulator, tmp_path: Path
+) -> None:
+    instance_id = cloud.control.add_instance(tags=tags_of(BUILDER))
+    with edge_daemon(tmp_path, config_text({BUILDER: satellite(cloud)}, sections=ec2_of(cloud, "prod"))) as daemon:
+        metadata = (
+            ("satellite_name", BUILDER.name),
+            ("satellite_org", BUILDER.org),
+            ("satellite_token", token_of(BUILDER.org)),
+        )
+        client = GrpcioClient(daemon.port, None, metadata)
+        assert client.unary("Echo", b"").decode() == instance_id
+        cloud.control.fail(action="DescribeInstances", code="InternalError", status=500, times=None)
+        time.sleep(AGE_S)
+        with pytest.raises(CallError, match=r"not certain.*InternalError"):
+            daemon.ask(BUILDER.org, BUILDER.name)
+        assert client.unary("Echo", b"").decode() == instance_id
+        cloud.control.clear_faults()
+        assert daemon.ask(BUILDER.org, BUILDER.name) == instance_id
+        client.close()
+    assert cloud.control.starts(instance_id=instance_id) == 1

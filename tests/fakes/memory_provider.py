@@ -54,11 +54,16 @@ class FakeMachine:
     on_hibernate: OnHibernate = OnHibernate.KEEP
     stop_hangs: bool = False
     forbidden: bool = False
+    vouched: bool = True
+    """Whether its address is certain without another look."""
     call_s: float = 0.0
     pending_s: float = 0.01
     stopping_s: float = 0.01
     errors: list[ProviderError] = dataclasses.field(default_factory=list)
     """Raised by the next calls, one each, after `call_s` and with nothing done."""
+    unlooked: ProviderError | None = None
+    """Raised by every look."""
+    looks: int = 0
     starts: int = 0
     """That led from sleep to PENDING."""
     tokens: list[str] = dataclasses.field(default_factory=list)
@@ -96,6 +101,8 @@ class MemoryProvider:
 
     def add(self, name: str, **habits: object) -> FakeMachine:
         machine = FakeMachine(MachineId(name))
+        # No two machines are at one address, unless a test says so.
+        machine.address = Address(f"192.0.2.{len(self.machines) % 250 + 1}", ADDRESS.port + len(self.machines) // 250)
         for habit, value in habits.items():
             setattr(machine, habit, value)
         self.machines[machine.machine_id] = machine
@@ -105,7 +112,11 @@ class MemoryProvider:
 
     async def describe(self, machine_id: MachineId) -> Machine:
         await trio.lowlevel.checkpoint()
-        return self._find(machine_id).look()
+        machine = self._find(machine_id)
+        machine.looks += 1
+        if machine.unlooked is not None:
+            raise machine.unlooked
+        return machine.look()
 
     async def wait_changed(self, seen: Machine) -> Machine:
         await trio.lowlevel.checkpoint()
@@ -117,6 +128,10 @@ class MemoryProvider:
             with trio.move_on_at(HANGS if machine.due is None else machine.due):
                 await machine.changed.wait()
         return look
+
+    def vouches_nowait(self, look: Machine) -> bool:
+        machine = self.machines.get(look.machine_id)
+        return machine is not None and machine.vouched and look.address is not None and machine.look() == look
 
     async def start(self, machine_id: MachineId) -> None:
         machine = await self._call("start", machine_id)

@@ -44,6 +44,10 @@ class Entry:
     seen: Sighting | None = None
     asked: bool = False
     """EC2 has been asked, and has answered."""
+    seen_at: float = float("-inf")
+    """When the newest look was asked for."""
+    relied_at: float = float("-inf")
+    """When somebody last wanted to know whether it still has its address."""
     acted_at: float = float("-inf")
     visible_by: float = float("-inf")
     outdated: Outdated | None = None
@@ -58,6 +62,11 @@ class Entry:
         """It has no instance: one is to be looked for by tags."""
         gone = self.look is not None and self.look.state is MachineState.TERMINATED
         return self.instance_id is None or (gone and self.machine.section.instance_id is None)
+
+    @property
+    def host(self) -> str:
+        """The address's host; "" if it has none now."""
+        return "" if self.look is None or self.look.address is None else self.look.address.host
 
     def shown(self) -> Machine | None:
         """What a waiter is to see; None if it is not known yet."""

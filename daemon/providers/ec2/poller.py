@@ -38,6 +38,8 @@ GATHER_S = 0.01
 """How long a round waits for others who want to know: at the start that is the whole fleet."""
 UNSEEN_GRACE_S = 90.0
 """After a launch EC2 may not know the new id; seconds are usual, others' tools had to allow a minute."""
+RELIED_S = 30.0
+"""For so long after a client came to a machine it is looked at ahead: builds come in bursts of connections."""
 OUTDATED_GRACE_S = 10.0
 """After a start or stop EC2 may tell the state from before it."""
 TYPES_RETRY_S = 600.0
@@ -108,6 +110,19 @@ class Poller:
             await entry.changed.wait()
         return look
 
+    def vouches(self, look: Machine) -> bool:
+        """Whether the machine is known to have the look's address now. It is kept known while it is asked for."""
+        entry = self._entries.get(look.machine_id)
+        if entry is None or look.address is None or entry.look != look:
+            return False
+        now = trio.current_time()
+        entry.relied_at = now
+        host = look.address.host
+        others = [each for each in self._entries.values() if each is not entry and each.host == host]
+        for each in others:
+            self.want(each)
+        return not others and now - entry.seen_at <= self._section.address_age_s
+
     def want(self, entry: Entry) -> None:
         """Have the machine looked at in the next round."""
         self._next.wanted.add(entry.machine_id)
@@ -149,6 +164,7 @@ class Poller:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_owned, Owner("EC2 clock"), self._run_clock, self._section.poll_s, True)
             nursery.start_soon(run_owned, Owner("EC2 clock"), self._run_clock, self._section.sweep_s, False)
+            nursery.start_soon(run_owned, Owner("EC2 clock"), self._run_address_clock)
             while True:
                 await self._next.begun.wait()
                 await trio.sleep(GATHER_S)
@@ -177,6 +193,16 @@ class Poller:
                 if not only_moving or (entry.look is not None and entry.look.state in MOVING):
                     self.want(entry)
             self._next.sweeping |= not only_moving
+
+    async def _run_address_clock(self) -> None:
+        """Look ahead at what is in use, so that its next client need not wait for a look."""
+        period_s = self._section.address_age_s / 2
+        while True:
+            await trio.sleep(period_s)
+            now = trio.current_time()
+            for entry in self._entries.values():
+                if entry.host and now - entry.relied_at < RELIED_S and now - entry.seen_at >= period_s:
+                    self.want(entry)
 
     async def _look(self, wanted: Set[MachineId], *, sweeping: bool) -> None:
         began = trio.current_time()
@@ -223,7 +249,7 @@ class Poller:
         if entry.outdated is not None and entry.outdated.fits(seen, began):
             return
         entry.outdated = None
-        entry.instance_id, entry.seen = seen.instance_id, seen
+        entry.instance_id, entry.seen, entry.seen_at = seen.instance_id, seen, began
         self._show(entry, seen)
 
     def _outdate(self, entry: Entry, before: str) -> None:

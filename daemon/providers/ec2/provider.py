@@ -91,6 +91,10 @@ class Ec2Provider:
         """Return as soon as a look at the machine differs from `seen`. While EC2 does not answer, nothing changes."""
         return await self._poller.wait_changed(seen)
 
+    def vouches_nowait(self, look: Machine) -> bool:
+        """Whether the instance was looked at so lately that EC2 cannot have given its address to another since."""
+        return self._poller.vouches(look)
+
     async def start(self, machine_id: MachineId) -> None:
         """StartInstances, together with whoever else is started now.
 

@@ -78,6 +78,9 @@ class ScriptedProvider:
             await self.changed.wait()
         return self.look
 
+    def vouches_nowait(self, look: Machine) -> bool:
+        return look == self.look
+
     async def start(self, machine_id: MachineId) -> None:
         await self._call(f"start {machine_id}")
 

@@ -4,6 +4,7 @@ A test module subclasses `ProviderContract` and gives a fixture `harness`, whose
 machines named in `Harness`. Waits are bounded by `DEADLINE_S`; nothing is judged by how long it took.
 """
 
+import dataclasses
 from typing import Protocol
 
 import pytest
@@ -177,6 +178,19 @@ class ProviderContract:
                 await harness.kill(harness.good)
         assert len(noticed) == 3
         assert all(look.reason for look in noticed)
+
+    async def test_only_the_newest_look_at_a_running_machine_is_vouched_for(self, harness: Harness) -> None:
+        asleep = await harness.provider.describe(harness.good)
+        assert not harness.provider.vouches_nowait(asleep)
+        await start(harness.provider, harness.good)
+        look = await harness.provider.describe(harness.good)
+        assert harness.provider.vouches_nowait(look)
+        elsewhere = dataclasses.replace(look, address=Address("192.0.2.1", 1))
+        assert not harness.provider.vouches_nowait(elsewhere)
+        assert not harness.provider.vouches_nowait(dataclasses.replace(look, machine_id=harness.unknown))
+        await harness.kill(harness.good)
+        await wait_state(harness.provider, harness.good, MachineState.STOPPED)
+        assert not harness.provider.vouches_nowait(look)
 
     async def test_a_waiter_that_gives_up_harms_nobody(self, harness: Harness) -> None:
         seen = await harness.provider.describe(harness.good)

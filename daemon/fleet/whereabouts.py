@@ -1,0 +1,244 @@
+"""Whether a satellite's machine is, at this moment, where it was last seen. Nobody is let in before that is certain.
+
+A cloud gives addresses out again: what was our machine's a minute ago may be another tenant's now, and would be sent our
+client's token. So an address is used only while
+
+- the provider vouches for it (EC2: it was looked at a few seconds ago; a process: it is what listens on its port), and
+- no other satellite of this daemon is believed to be there; if one is, both are looked at again.
+
+What is not certain is looked at, once for all who want to know. While the provider cannot say, the satellite itself may: by
+the boot id that it told when it was woken. A satellite whose TLS certificate bears a name of its own is certain always: the
+dial verifies it before anything is sent.
+"""
+
+import collections
+import dataclasses
+import functools
+import ipaddress
+import logging
+from collections.abc import Awaitable, Callable, Collection
+
+import trio
+
+from bentpipe.daemon.errors import MachineUncertain, ProviderError
+from bentpipe.daemon.model import Address, Machine, MachineState, SatelliteKey
+
+log = logging.getLogger("bentpipe.fleet")
+
+LOOK_AGAIN_S = 0.5
+"""Between looks that did not make it certain: a cloud may tell for some seconds what was so before."""
+CERTAIN_DEADLINE_S = 10.0
+"""How long it is looked at again before those who wait are refused; each client that comes later begins anew."""
+RECOGNISED_S = 5.0
+"""How long a boot id vouches for an address; as long as a look at EC2 does by default."""
+
+
+class Claims:
+    """Where this daemon's satellites are believed to be."""
+
+    def __init__(self) -> None:
+        self._places: dict[SatelliteKey, Address] = {}
+        self._there: dict[Address, set[SatelliteKey]] = collections.defaultdict(set)
+        self._looks: dict[SatelliteKey, Callable[[], Awaitable[None]]] = {}
+
+    def enter(self, key: SatelliteKey, look: Callable[[], Awaitable[None]]) -> None:
+        """Take part. `look` looks at the satellite's machine and notes where it is; raises ProviderError."""
+        self._looks[key] = look
+
+    def note(self, key: SatelliteKey, address: Address | None) -> None:
+        """The satellite's machine was seen at `address`, or nowhere."""
+        place = None if address is None else _normal(address)
+        if (before := self._places.get(key)) == place:
+            return
+        if before is not None:
+            self._there[before].discard(key)
+            if not self._there[before]:
+                del self._there[before]
+            del self._places[key]
+        if place is not None:
+            self._places[key] = place
+            self._there[place].add(key)
+
+    def rivals(self, key: SatelliteKey) -> frozenset[SatelliteKey]:
+        """The other satellites that are believed to be at the same address."""
+        place = self._places.get(key)
+        return frozenset() if place is None else frozenset(self._there[place] - {key})
+
+    async def look_at(self, keys: Collection[SatelliteKey]) -> None:
+        """Look at their machines, all at once. Raises ProviderError."""
+        failures: list[ProviderError] = []
+
+        async def look(key: SatelliteKey) -> None:
+            try:
+                await self._looks[key]()
+            except ProviderError as exc:
+                failures.append(exc)
+
+        async with trio.open_nursery() as nursery:
+            for key in keys:
+                nursery.start_soon(look, key)
+        if failures:
+            raise failures[0]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Places:
+    """What all satellites of a daemon share: their claims, and which of them prove themselves by TLS."""
+
+    claims: Claims = dataclasses.field(default_factory=Claims)
+    proven: frozenset[SatelliteKey] = frozenset()
+
+
+class _Search:
+    """Looks under way. Until they end well it is not certain, however they end."""
+
+    def __init__(self, key: SatelliteKey) -> None:
+        self.done = trio.Event()
+        self.error: MachineUncertain | None = _uncertain(key, Doubt("no look ended", "it could not be looked at"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Doubt:
+    """Why it is not certain: `words` for the operator, `hint` for clients, who hear of no other satellite."""
+
+    words: str
+    hint: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Means:
+    """What the whereabouts of one satellite's machine are known by."""
+
+    machine: Callable[[], Machine | None]
+    """What was last seen of it."""
+    vouches: Callable[[Machine], bool]
+    """The provider's word on that: see Provider.vouches_nowait."""
+    look: Callable[[], Awaitable[None]]
+    """Look anew. Raises ProviderError."""
+    recognises: Callable[[Address], Awaitable[bool]]
+    """Ask what answers at an address whether it is the machine that was woken. Never raises an Exception."""
+    unreachable: Callable[[], bool]
+    """What answers is not the machine: it is to be waited for. Returns False if it is waited for already."""
+
+
+class Whereabouts:
+    """Of one satellite's machine."""
+
+    def __init__(self, key: SatelliteKey, places: Places, means: Means) -> None:
+        self._key = key
+        self._claims = places.claims
+        self._proven = key in places.proven
+        self._means = means
+        self._search: _Search | None = None
+        self._recognised: tuple[Address, float] | None = None
+        self._claims.enter(key, means.look)
+
+    def note(self, machine: Machine) -> None:
+        """It was seen."""
+        self._claims.note(self._key, machine.address)
+
+    def is_certain(self) -> bool:
+        """Whether the machine has, now, the address at which it was last seen. No I/O, no wait."""
+        machine = self._means.machine()
+        if machine is None or machine.address is None:
+            return False
+        if self._proven:
+            return True
+        if self._claims.rivals(self._key):
+            return False
+        return self._means.vouches(machine) or self._was_recognised(machine.address)
+
+    async def make_certain(self, spawn: Callable[[Callable[[], Awaitable[None]]], None]) -> None:
+        """Look until it is certain where the machine is, or that it does not run. Raises MachineUncertain.
+
+        Whoever asks meanwhile joins; who leaves does not end it: it is a task of its own, which `spawn` starts.
+        """
+        if self.is_certain():
+            return
+        if self._search is None:
+            self._search = _Search(self._key)
+            spawn(functools.partial(self._run_search, self._search))
+        search = self._search
+        await search.done.wait()
+        if search.error is not None:
+            raise MachineUncertain(str(search.error), peer_hint=search.error.peer_hint) from search.error
+
+    async def wait_certain(
+        self, listening: Callable[[], Awaitable[None]], spawn: Callable[[Callable[[], Awaitable[None]]], None]
+    ) -> None:
+        """Return once `listening` has returned, and it is certain that it was this machine that listened."""
+        told = ""
+        while True:
+            await listening()
+            try:
+                await self.make_certain(spawn)
+            except MachineUncertain as exc:
+                if str(exc) != told:
+                    log.warning("not let in", extra={"fields": {"satellite": str(self._key), "error": str(exc)}})
+                told = str(exc)
+                await trio.sleep(LOOK_AGAIN_S)
+            else:
+                return
+
+    async def _run_search(self, search: _Search) -> None:
+        try:
+            with trio.move_on_after(CERTAIN_DEADLINE_S):
+                while (doubt := await self._look_once()) is not None:
+                    search.error = _uncertain(self._key, doubt)
+                    await trio.sleep(LOOK_AGAIN_S)
+                search.error = None
+        finally:
+            self._search = None
+            search.done.set()
+
+    async def _look_once(self) -> Doubt | None:
+        """Look. Returns None if nobody is in danger of reaching another machine: it is certain, or it is not up."""
+        try:
+            await self._claims.look_at([self._key, *self._claims.rivals(self._key)])
+        except ProviderError as exc:
+            if await self._recognise():
+                return None
+            return Doubt(f"its machine could not be looked at: {exc}", exc.peer_hint)
+        machine = self._means.machine()
+        if machine is None or machine.state is not MachineState.RUNNING or self.is_certain():
+            return None
+        if rivals := self._claims.rivals(self._key):
+            names = " ".join(map(str, sorted(rivals)))
+            return Doubt(f"{names} is said to be at {machine.address} too", "another machine is said to have it")
+        if self._means.unreachable():
+            return None
+        return Doubt(f"what answers at {machine.address} may not be its machine", "something else answers there")
+
+    async def _recognise(self) -> bool:
+        """The provider cannot be asked, so the satellite is."""
+        machine = self._means.machine()
+        if machine is None or machine.address is None or self._claims.rivals(self._key):
+            return False
+        asked_at = trio.current_time()
+        if not await self._means.recognises(machine.address):
+            return False
+        self._recognised = machine.address, asked_at
+        return True
+
+    def _was_recognised(self, address: Address) -> bool:
+        if self._recognised is None:
+            return False
+        there, at = self._recognised
+        return there == address and trio.current_time() - at <= RECOGNISED_S
+
+
+def _uncertain(key: SatelliteKey, doubt: Doubt) -> MachineUncertain:
+    return MachineUncertain(
+        f"{key} is awake and not used: {doubt.words}",
+        peer_hint=f"it is not certain that the satellite's address is still its own: {doubt.hint}",
+    )
+
+
+def _normal(address: Address) -> Address:
+    """One spelling of an address: IPv6 can be written in many ways, and holds IPv4."""
+    try:
+        host = ipaddress.ip_address(address.host)
+    except ValueError:
+        return Address(address.host.lower(), address.port)
+    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
+    return Address(str(mapped or host), address.port)
