@@ -11,6 +11,7 @@ import h2.exceptions
 from bentpipe.proto import limits
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import HeaderList
+from bentpipe.proto.first_settings import UNLIMITED_STREAMS, Announcement
 from bentpipe.proto.frame_guard import FrameGuard
 
 MAX_ANSWER_BYTES = 64 << 10
@@ -45,6 +46,12 @@ class Asking:
             ],
         )
         self._h2.send_data(1, body, end_stream=True)
+
+    @property
+    def announced(self) -> Announcement:
+        """What the other side's SETTINGS say so far."""
+        said = self._h2.remote_settings
+        return Announcement(min(said.max_concurrent_streams, UNLIMITED_STREAMS), said.initial_window_size)
 
     def data_to_send(self) -> bytes:
         """What is to be sent now."""

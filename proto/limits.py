@@ -37,14 +37,14 @@ TABLE_BYTES = 4_096
 
 # -- while held --------------------------------------------------------------------------------------------------------
 TRANSCRIPT_BYTES = 256 << 10
-"""Kept of one client: the 64 KiB that an empty SETTINGS lets it send as DATA, header blocks of the streams it opens
-meanwhile, and frame headers. Past it we stop reading, and TCP pushes back; nobody is refused."""
+"""Kept of one client: the 64 KiB that it may send as DATA unless our SETTINGS said less, header blocks of the streams it
+opens meanwhile, and frame headers. Past it we stop reading, and TCP pushes back; nobody is refused."""
 WINDOW_BYTES = 65_535
 """DATA: the connection's initial flow-control window (RFC 9113 §6.9.2); we never send WINDOW_UPDATE. Over it:
 FLOW_CONTROL_ERROR."""
 HELD_HEADERS = 1_000
-"""Header blocks: streams and trailers. We cannot announce a number of streams (it would outlive us), so grpcio opens as
-many as its caller asks for; servers mostly allow 100 to 250 at once."""
+"""Header blocks: streams and trailers. A client that asks before it has read any SETTINGS opens as many as its caller
+asks for; servers mostly allow 100 to 250 at once."""
 RST_STREAM_FRAMES = 100
 """Streams given up: calls with deadlines of seconds do that through a hold of minutes. Rapid reset (CVE-2023-44487)
 ends here, before the satellite sees any of it."""

@@ -8,9 +8,10 @@ import dataclasses
 import logging
 from typing import NoReturn
 
+from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.arrival import Proxies, read_origin
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.identity import TlsIdentity
+from bentpipe.daemon.edge.identity import TlsIdentity, parse_server_name
 from bentpipe.daemon.edge.outcomes import Gone, Outcome
 from bentpipe.daemon.edge.transport import PeerLeft, TransportError
 from bentpipe.daemon.errors import TlsWanted
@@ -38,7 +39,7 @@ class Port:
     proxies: Proxies = dataclasses.field(default_factory=Proxies)
 
 
-async def read_request(caller: Caller, port: Port) -> tuple[RequestHeaders, TlsIdentity]:
+async def read_request(caller: Caller, port: Port, announcements: Announcements) -> tuple[RequestHeaders, TlsIdentity]:
     """Take the client to the end of its first header block.
 
     Raises GreetingError, LimitReached, TlsWanted, TransportError, Gone.
@@ -46,6 +47,8 @@ async def read_request(caller: Caller, port: Port) -> tuple[RequestHeaders, TlsI
     try:
         await read_origin(caller.transport, caller.arrival)
         identity = await _start_tls(caller, port.tls)
+        asked = parse_server_name(identity.server_name, port.satellite_domain)
+        caller.greeting.announce(announcements.announce(asked))
         return await _greet(caller, HTTP1_ANSWER), identity
     except PeerLeft as exc:
         raise Gone(Outcome.PROBE) from exc

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import trio
 
+from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.arrival import Arrival
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.deadlines import Deadlines
@@ -64,6 +65,7 @@ class Edge:
     satellite_tls: dict[SatelliteKey, tuple[TlsClientContext, str | None]]
     greetings: Deadlines
     """From accept to the first complete request."""
+    announcements: Announcements
 
 
 @contextlib.contextmanager
@@ -111,7 +113,7 @@ class Session:
     async def _serve(self) -> Outcome:
         try:
             with self._edge.greetings.scope() as deadline:
-                headers, identity = await read_request(self._caller, self._port)
+                headers, identity = await read_request(self._caller, self._port, self._edge.announcements)
             if deadline.cancelled_caught:
                 return await self._too_late()
             if is_ours(headers):
@@ -205,6 +207,8 @@ class Session:
 
     async def _splice(self, claim: Claim, target: Transport, introduction: Introduction, lease: Lease) -> None:
         """Replay and hand off; the lease is then the splice's."""
+        if introduction.heard is not None:
+            self._edge.announcements.hear(claim.key, introduction.heard)
         await self._replay(target, introduction)
         splice = Splice(claim.key, claim.who, self._peer, lease, self._on_splice_end)
         self._edge.handoff.hand_off(self._client, target, splice)

@@ -7,7 +7,7 @@ that a satellite says here changes who may use it: at worst it is put to sleep i
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from bentpipe.daemon.edge.dial import dial_at_once
 from bentpipe.daemon.edge.transport import Transport
@@ -16,6 +16,7 @@ from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.native.tls import TlsClientContext
 from bentpipe.proto.asking import AnswerError, Asking
 from bentpipe.proto.events import HeaderList
+from bentpipe.proto.first_settings import Announcement
 from bentpipe.proto.health import SERVICE_PATH, encode_request
 
 log = logging.getLogger("bentpipe.edge")
@@ -26,10 +27,18 @@ BOOT_ID_CHARS = 64
 
 
 class SatelliteWitness:
-    """Asks over connections of its own, by the TLS that the satellites are configured with."""
+    """Asks over connections of its own, by the TLS that the satellites are configured with.
 
-    def __init__(self, satellite_tls: Mapping[SatelliteKey, tuple[TlsClientContext, str | None]]) -> None:
+    `hear` is told what a satellite's SETTINGS say, for the clients to come.
+    """
+
+    def __init__(
+        self,
+        satellite_tls: Mapping[SatelliteKey, tuple[TlsClientContext, str | None]],
+        hear: Callable[[SatelliteKey, Announcement], None],
+    ) -> None:
         self._satellite_tls = satellite_tls
+        self._hear = hear
 
     async def ask(self, key: SatelliteKey, address: Address) -> Evidence | None:
         """Ask. None if the satellite cannot be asked or says nothing; never raises an Exception."""
@@ -39,7 +48,9 @@ class SatelliteWitness:
             log.info("no witness", extra={"fields": {"satellite": str(key), "error": "it could not be reached"}})
             return None
         try:
-            return read_evidence(await _ask(transport))
+            asked = await _ask(transport)
+            self._hear(key, asked.announced)
+            return read_evidence(asked.headers)
         except Exception as exc:  # whatever it is: the books have one finding less
             log.info("no witness", extra={"fields": {"satellite": str(key), "error": str(exc)}})
             return None
@@ -47,7 +58,7 @@ class SatelliteWitness:
             transport.close()
 
 
-async def _ask(transport: Transport) -> HeaderList:
+async def _ask(transport: Transport) -> Asking:
     """Make the call. Raises TransportError, AnswerError."""
     asking = Asking(f"{SERVICE_PATH}Check", encode_request(""))
     await transport.send_all(asking.data_to_send())
@@ -57,7 +68,7 @@ async def _ask(transport: Transport) -> HeaderList:
             raise AnswerError("it hung up")
         asking.receive_data(data)
         await transport.send_all(asking.data_to_send())
-    return asking.headers
+    return asking
 
 
 def read_evidence(headers: HeaderList) -> Evidence | None:

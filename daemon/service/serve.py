@@ -18,6 +18,7 @@ import trio
 from bentpipe.config.load import load_config
 from bentpipe.config.model import Config, ListenerSection, SatelliteTlsSection
 from bentpipe.daemon.edge.admission import Admission
+from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.arrival import Connections, Proxies
 from bentpipe.daemon.edge.deadlines import Deadlines
 from bentpipe.daemon.edge.handoff import HandOff
@@ -223,6 +224,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         if recorder is not None:
             recorder.record_nowait(transition)
 
+    announcements = Announcements()
     fleet = Fleet(
         config.satellite,
         provider,
@@ -232,7 +234,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         budget=config.budget,
         coordination=stores.coordination,
         registry=stores.registry,
-        witness=SatelliteWitness(satellite_tls).ask,
+        witness=SatelliteWitness(satellite_tls, announcements.hear).ask,
         places=places_of(config),
     )
     health = HealthBoard(fleet)
@@ -245,6 +247,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         memory=Memory(config.limits.held_bytes),
         satellite_tls=satellite_tls,
         greetings=Deadlines(config.limits.greeting_deadline_s),
+        announcements=announcements,
     )
     connections = Connections(config.limits.max_connections, config.limits.max_connections_per_address)
     listeners = [

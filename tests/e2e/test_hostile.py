@@ -17,6 +17,7 @@ import trustme
 
 from bentpipe.config.load import load_config
 from bentpipe.daemon.edge import session
+from bentpipe.daemon.edge.announcements import LEAST
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.edge.transport import RECEIVE_BYTES
 from bentpipe.daemon.model import SatelliteKey
@@ -288,7 +289,7 @@ async def test_the_ack_of_our_settings_never_comes(daemon: Daemon, monkeypatch: 
     with trio.fail_after(PATIENCE_S):
         async with stream:
             await stream.send_all(START)
-            assert await stream.receive_some() == EMPTY_SETTINGS
+            assert await stream.receive_some() == LEAST.frame()
             await stream.send_all(request)
             with contextlib.suppress(trio.BrokenResourceError):
                 async for _ in stream:
@@ -302,7 +303,7 @@ async def test_broken_frames_while_the_ack_is_awaited(daemon: Daemon) -> None:
     with trio.fail_after(PATIENCE_S):
         async with stream:
             await stream.send_all(START)
-            assert await stream.receive_some() == EMPTY_SETTINGS
+            assert await stream.receive_some() == LEAST.frame()
             await stream.send_all(call("sat", TOKEN)[len(START) :])
             received = b""
             while not any(kind == HEADERS for kind, *_ in frames_of(received)):

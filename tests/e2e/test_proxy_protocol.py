@@ -144,7 +144,7 @@ def test_limits_are_each_clients_and_not_the_proxys(behind: Behind) -> None:
     def is_open(sock: socket.socket) -> bool:
         """Whether our SETTINGS come."""
         with contextlib.suppress(ConnectionError):
-            return sock.recv(9) == HELLO[-9:]
+            return sock.recv(9)[3:] == HELLO[-9:][3:]  # they are of any length
         return False
 
     before = behind.outcomes().get("over-limit", 0)

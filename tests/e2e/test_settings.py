@@ -3,6 +3,7 @@
 Most clients hear our SETTINGS first, and the satellite's as their second (`proto/first_settings.py`).
 """
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
+from bentpipe.daemon.model import SatelliteState
 
 from cases import UNAVAILABLE
 from clients import CallError, Client
@@ -18,6 +20,7 @@ from kinds import CLIENT_KINDS, CLIENTS, or_skip
 
 PROGRAM = Path(__file__).parents[1] / "peers" / "settings_satellite.py"
 COMMAND = (sys.executable, "-P", str(PROGRAM), "{port}")
+UNAUTHENTICATED = 16
 SLOW = ("--boot", "0.6")
 CALLS = 60
 """At once: more than some satellites allow."""
@@ -40,10 +43,13 @@ SETTINGS = {
     "table-64k": "1=65536",
     "all": ALL_AT_ONCE,
 }
+ASK_AT_ONCE = {"grpclib"}
+"""Clients that wait for nobody's SETTINGS, so that we say none: a satellite which refuses calls before they can know better
+refuses some of theirs without us too. Their first call comes alone."""
 SATELLITES = {
     f"{name}-{enforce}": ("--settings", settings, "--enforce", enforce)
     for name, settings in SETTINGS.items()
-    for enforce in ("ack",)
+    for enforce in ("ack", "now")
 }
 
 
@@ -89,6 +95,8 @@ _numbers = {name: itertools.count() for name in SATELLITES}
 @pytest.mark.parametrize("kind", CLIENT_KINDS)
 def test_every_call_succeeds(connect: Callable[[str, str], Client], kind: str, satellite: str, held: bool) -> None:
     client = connect(kind, f"slow-{satellite}-{next(_numbers[satellite])}" if held else satellite)
+    if kind in ASK_AT_ONCE:
+        assert client.unary("Echo", b"first") == b"first"
     messages = [b"%d" % number for number in range(CALLS)]
     assert client.concurrent("Echo", messages) == messages
     large = bytes(200_000)
@@ -118,3 +126,46 @@ def test_no_settings_are_named(
         connect(kind, f"slow-{first}-{kind}" if held else first).unary("Echo", b"hello")
     assert error.value.code == UNAVAILABLE
     assert words in error.value.details
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["awake", "held"])
+@pytest.mark.parametrize("enforce", ["ack", "now"])
+@pytest.mark.parametrize("settings", ["3=1", "3=10", "4=0", "4=16384", ALL_AT_ONCE])
+@pytest.mark.parametrize("kind", ["grpcio", "grpc-go", "grpc-js"])
+def test_the_first_client_since_the_start(kind: str, settings: str, enforce: str, held: bool) -> None:
+    """Nobody knows yet what the satellite says, and yet its client does not ask too much."""
+    arguments = ("--settings", settings, "--enforce", enforce)
+    with EdgeHost(
+        [DemoSatellite("sat", arguments if not held else (*SLOW, *arguments), COMMAND)], sleep_after_s=600
+    ) as edge:
+        metadata = (("satellite_name", "sat"), ("satellite_org", ORG), ("satellite_token", edge.token))
+        with contextlib.closing(or_skip(CLIENTS[kind], edge.port, edge.ca_pem, metadata)) as client:
+            messages = [b"%d" % number for number in range(CALLS)]
+            assert client.concurrent("Echo", messages) == messages
+
+
+@pytest.mark.parametrize("kind", ["grpcio", "grpc-go", "grpc-js"])
+def test_a_crowd_of_calls_is_refused_each(edge: EdgeHost, kind: str) -> None:
+    """Who may open one call at first gets all of them refused, be it on a connection each."""
+    metadata = (("satellite_name", "silent-ack"), ("satellite_org", ORG), ("satellite_token", "bp_wrong"))
+    with contextlib.closing(or_skip(CLIENTS[kind], edge.port, edge.ca_pem, metadata)) as client:
+        with pytest.raises(CallError) as error:
+            client.concurrent("Echo", [b"x"] * CALLS)
+        assert error.value.code == UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("kind", ["grpcio", "grpc-go", "grpc-js"])
+def test_settings_that_change_over_a_sleep(tmp_path: Path, kind: str) -> None:
+    """What is announced is what the satellite said when it last woke; what it says now is what its client gets."""
+    said = tmp_path / "settings"
+    arguments = ("--settings", f"@{said}", "--enforce", "ack")
+    with EdgeHost([DemoSatellite("sat", arguments, COMMAND)], sleep_after_s=0.3) as edge:
+        metadata = (("satellite_name", "sat"), ("satellite_org", ORG), ("satellite_token", edge.token))
+        for settings in ("3=10,4=16384", "", "9=1", "3=1,4=0,9=0", "4=1048576"):
+            said.write_text(settings)
+            with contextlib.closing(or_skip(CLIENTS[kind], edge.port, edge.ca_pem, metadata)) as client:
+                messages = [b"%d" % number for number in range(CALLS)]
+                assert client.concurrent("Echo", messages) == messages
+                large = bytes(200_000)
+                assert client.unary("Echo", large) == large
+            edge.wait_state("sat", SatelliteState.SLEEP, 15)
