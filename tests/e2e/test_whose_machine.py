@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 from ec2_emulator.calling import free_port
 from ec2_emulator.clock import ScaledClock
 from ec2_emulator.server import Emulator
@@ -35,7 +36,7 @@ def seen(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cloud(seen: Path) -> Iterator[Emulator]:
-    command = (sys.executable, "-P", str(NAMED), "{host}", "{port}", "{instance_id}", str(seen))
+    command = (sys.executable, "-P", str(NAMED), "{host}", "{port}", "{instance_id}", str(seen), str(seen.parent))
     with Emulator(ScaledClock(SPEED), machine_command=command, machine_port=free_port()) as emulator:
         yield emulator
 
@@ -189,3 +190,38 @@ def test_while_the_cloud_does_not_answer_old_connections_go_on_and_new_ones_are_
         assert daemon.ask(BUILDER.org, BUILDER.name) == instance_id
         client.close()
     assert cloud.control.starts(instance_id=instance_id) == 1
+
+
+def test_a_satellite_with_a_name_of_its_own_needs_no_look(cloud: Emulator, tmp_path: Path, seen: Path) -> None:
+    """Its certificate is verified before anything is sent. The two daemons know nothing of each other's satellites."""
+    other = SatelliteKey("globex", "builder")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    ids, configs = {}, {}
+    for key in (BUILDER, other):
+        ids[key] = cloud.control.add_instance(tags=tags_of(key))
+        name = f"{key.name}.{key.org}.internal"
+        authority.issue_cert(name).private_key_and_cert_chain_pem.write_to_path(tmp_path / f"{ids[key]}.pem")
+        tls = f'[satellite.tls]\nca = "{tmp_path / "ca.pem"}"\nserver_name = "{name}"'
+        configs[key] = config_text({key: satellite(cloud, "", tls)}, sections=ec2_of(cloud, "prod", sweep="1h"))
+    with (
+        edge_daemon(tmp_path, configs[BUILDER], name="one") as one,
+        edge_daemon(tmp_path, configs[other], name="two") as two,
+    ):
+        assert one.ask(BUILDER.org, BUILDER.name) == ids[BUILDER]
+        cloud.control.fail(action="DescribeInstances", code="InternalError", status=500, times=None)
+        time.sleep(AGE_S)
+        assert one.ask(BUILDER.org, BUILDER.name) == ids[BUILDER]  # EC2 is not asked
+        cloud.control.clear_faults()
+        address = cloud.control.instance(ids[BUILDER]).private_ip
+        cloud.control.others_terminate(instance_id=ids[BUILDER])
+        wait(lambda: cloud.control.state(instance_id=ids[BUILDER]) == "terminated", "it is gone")
+        cloud.control.script(instance_id=ids[other], address=address)
+        assert two.ask(other.org, other.name) == ids[other]
+        cloud.control.fail(action="DescribeInstances", code="InternalError", status=500, times=None)
+        with pytest.raises(CallError, match=r"(?i)certificate|hostname"):
+            one.ask(BUILDER.org, BUILDER.name)
+        cloud.control.clear_faults()
+        assert two.ask(other.org, other.name) == ids[other]
+    owners = {ids[key]: token_of(key.org) for key in ids}
+    assert told(seen) == {(name, token) for name, token in owners.items()}
