@@ -105,6 +105,7 @@ class LimitsSection(Section):
     """Bounds on what clients can take; each is answered with RESOURCE_EXHAUSTED or a closed connection."""
 
     max_connections: int = Field(default=10_000, ge=1)
+    """Where it is not given and fewer fit the descriptors of the process, as many as fit."""
     max_connections_per_address: int = Field(default=2_000, ge=1)
     max_held_per_satellite: int = Field(default=5_000, ge=1)
     max_held: int = Field(default=10_000, ge=1)

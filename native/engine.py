@@ -63,6 +63,8 @@ class EngineOptions:
     """What may be spliced to and from connections whose TLS is the kernel's: the answer of `ktls_self_test`."""
     idle_timeout_s: float = 0.0
     half_closed_timeout_s: float = 60.0
+    pipes: int = 0
+    """Pipes open at once, a thread, at most: two descriptors each, and what finds none is copied. 0: PIPES_A_THREAD."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,6 +128,9 @@ class _CCounters(Protocol):
     error: int
 
 
+PIPES_A_THREAD = 512
+"""PIPE_MAX in src/internal.h."""
+
 _MODES = {"off": 0, "auto": 1, "always": 2}
 
 
@@ -143,6 +148,7 @@ class Engine:
                 "ktls": int(options.ktls),
                 "idle_timeout_s": -int(-options.idle_timeout_s // 1),
                 "half_closed_timeout_s": -int(-options.half_closed_timeout_s // 1),
+                "pipes": options.pipes,
             },
         )
         made = ffi.new("bp_engine **")

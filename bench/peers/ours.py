@@ -9,8 +9,12 @@ from typing import Literal
 
 from bench.lab import SATELLITE, Lab
 from bench.peers.base import HERE, Peer
+from bentpipe.daemon.service.descriptors import CONNECTION_FDS, hard_limit
 
 NEVER = "24h"
+MOST_CONNECTIONS = 100_000
+SPARE_FILES = 1_900
+"""For pipes and all else that the daemon opens beside its connections."""
 
 
 class Bentpipe(Peer):
@@ -46,6 +50,7 @@ class Bentpipe(Peer):
             "bentpipe.toml",
             splice=self._splice,
             log_level=self.log_level,
+            max_connections=str(min(MOST_CONNECTIONS, (hard_limit() - SPARE_FILES) // CONNECTION_FDS)),
             token_hash=hashlib.sha256(self.token.encode()).hexdigest(),
             satellites="\n".join(satellites),
         )

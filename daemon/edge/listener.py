@@ -106,8 +106,14 @@ class Listener:
                 self._tell_failing(str(exc))
                 await trio.sleep(ACCEPT_BACKOFF_S)
             return False
-        self._tell_failing("")
         self._edge.counters.accepted += 1
+        if sock.fileno() >= self._edge.admit_below_fd:
+            sock.close()
+            self._edge.counters.ended[Outcome.OVER_LIMIT] += 1
+            self._tell_failing("only the descriptors that are kept in reserve are left")
+            await trio.sleep(ACCEPT_BACKOFF_S)
+            return False
+        self._tell_failing("")
         arrival = Arrival(self._connections, (str(name[0]), name[1]) if name else None, self.port.proxies)
         if not arrival.enter():
             self._edge.counters.ended[Outcome.OVER_LIMIT] += 1

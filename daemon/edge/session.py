@@ -66,6 +66,8 @@ class Edge:
     greetings: Deadlines
     """From accept to the first complete request."""
     announcements: Announcements
+    admit_below_fd: int = 1 << 30
+    """Connections whose descriptor is this or higher are closed: the rest is for the control plane."""
 
 
 @contextlib.contextmanager

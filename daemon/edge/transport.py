@@ -23,6 +23,10 @@ yet (RFC 9112 §9.6; grpc-go waits as long for the same reason)."""
 LINGER_BYTES = 1 << 20
 """What is drained at most meanwhile."""
 
+HANGUP_LOOK_S = 0.25
+"""Between two looks whether a client whose transcript is full is still there. There are few such: limits.held_bytes, by
+256 KiB each."""
+
 GOODBYE_POLL_S = 0.01
 """Between two looks at what the kernel's TLS still queues; nothing tells when that changes."""
 
@@ -139,14 +143,13 @@ class Transport:
     async def wait_hangup(self) -> None:
         """Wait until the peer has ended or reset the connection, whatever lies unread before that.
 
-        Readability cannot tell while bytes are left in the socket on purpose; EPOLLRDHUP can (epoll_ctl(2)).
+        Readability cannot tell while bytes are left in the socket on purpose; POLLRDHUP can (poll(2)). It is asked for
+        again and again, since Trio has no way to wait for it, and an epoll for each would be another descriptor a client.
         """
-        with select.epoll() as watch:
-            watch.register(self._sock, select.EPOLLRDHUP)
-            try:
-                await trio.lowlevel.wait_readable(watch.fileno())
-            finally:
-                trio.lowlevel.notify_closing(watch.fileno())
+        watch = select.poll()
+        watch.register(self._sock, select.POLLRDHUP)
+        while not watch.poll(0):
+            await trio.sleep(HANGUP_LOOK_S)
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         """Write what fits and return how much; 0 if nothing does.

@@ -45,10 +45,16 @@ def serve(config_path: Path) -> None:
 @click.argument("config_path", metavar="FILE", type=CONFIG_PATH)
 def check(config_path: Path) -> None:
     """Report every mistake in a configuration file at once; start nothing."""
+    from bentpipe.daemon.service.descriptors import TooFewDescriptors, hard_limit, share_out
+
     try:
         config = load_config(config_path)
+        share_out(config, hard_limit())
     except ConfigErrors as exc:
         click.echo(str(exc), err=True)
+        sys.exit(EXIT_CONFIG)
+    except TooFewDescriptors as exc:
+        click.echo(f"{config_path}: {exc}", err=True)
         sys.exit(EXIT_CONFIG)
     click.echo(f"{config_path}: fine: {len(config.listener)} listeners, {len(config.satellite)} satellites")
 

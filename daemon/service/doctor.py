@@ -5,17 +5,18 @@ import enum
 import os
 import platform
 import re
-import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
+from bentpipe.daemon.service.descriptors import hard_limit
 from bentpipe.native.engine import Ktls, ktls_self_test
 from bentpipe.native.tls import openssl_version
 
 NOFILE_WANTED = 65_536
-"""Two descriptors a spliced connection, two more while it streams: enough for ten thousand."""
+"""Two descriptors a connection, two for each pipe of the engine, and the daemon's own: enough for ten thousand connections
+and all the pipes of 40 threads."""
 PIPE_PAGES_WANTED = 16_384
 """The kernel's default: 64 MiB of pipes a user; below, streams fall back to copying early (pipe(7))."""
 
@@ -77,16 +78,11 @@ def check_pipe_pages(proc: Path = Path("/proc")) -> Finding:
 
 
 def check_nofile() -> Finding:
-    """Open descriptors allowed to this process."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < NOFILE_WANTED:
-        return Finding(
-            Verdict.WARN,
-            "nofile",
-            f"{soft} (hard {hard})",
-            f"set LimitNOFILE={NOFILE_WANTED} in the unit, or ulimit -n",
-        )
-    return Finding(Verdict.OK, "nofile", f"{soft} (hard {hard})")
+    """Open descriptors allowed to this process: the daemon raises its limit to the hard one."""
+    hard = hard_limit()
+    if hard < NOFILE_WANTED:
+        return Finding(Verdict.WARN, "nofile", str(hard), f"set LimitNOFILE={NOFILE_WANTED} in the unit, or ulimit -Hn")
+    return Finding(Verdict.OK, "nofile", str(hard))
 
 
 def check_cgroup(proc: Path = Path("/proc")) -> Finding:

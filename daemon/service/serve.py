@@ -34,6 +34,7 @@ from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey, SatelliteState, Transition
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service import sd
+from bentpipe.daemon.service.descriptors import raise_limit, share_out
 from bentpipe.daemon.service.garbage import run_garbage, set_up_garbage
 from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors, log_statistics
 from bentpipe.daemon.service.machines import places_of, providers_of
@@ -187,8 +188,9 @@ class _Started(trio.TaskStatus[Daemon]):
 async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED) -> int:
     """Serve until the daemon's `drain` is set, then drain. Returns how many connections were cut.
 
-    Raises OSError (a port is taken) or TlsError (a bad certificate) before anything is started.
+    Raises OSError (a port is taken, TooFewDescriptors) or TlsError (a bad certificate) before anything is started.
     """
+    descriptors = share_out(config, raise_limit())
     ktls = _ktls(config)
     ports = [_port(section, ktls) for section in config.listener]
     satellite_tls = {
@@ -203,12 +205,14 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
     engine = Engine(
         EngineOptions(
             threads=config.engine.threads,
-            splice=config.engine.splice,
+            splice=config.engine.splice if descriptors.pipes else "off",
+            pipes=descriptors.pipes,
             ktls=ktls,
             idle_timeout_s=config.engine.idle_timeout_s,
             half_closed_timeout_s=config.engine.half_closed_timeout_s,
         )
     )
+    log.info("descriptors", extra={"fields": dataclasses.asdict(descriptors)})
     provider = providers_of(config)
     handoff = HandOff(engine)
     stores = open_stores(config.store)
@@ -248,8 +252,9 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         satellite_tls=satellite_tls,
         greetings=Deadlines(config.limits.greeting_deadline_s),
         announcements=announcements,
+        admit_below_fd=descriptors.admit_below,
     )
-    connections = Connections(config.limits.max_connections, config.limits.max_connections_per_address)
+    connections = Connections(descriptors.connections, config.limits.max_connections_per_address)
     listeners = [
         Listener(sock, port, edge, connections) for port, opened in zip(ports, sockets, strict=True) for sock in opened
     ]

@@ -102,6 +102,7 @@ struct bp_options {
     int ktls; /* which of enum bp_ktls may be spliced: what bp_ktls_self_test returned, or 0 */
     uint32_t idle_timeout_s;        /* 0: none */
     uint32_t half_closed_timeout_s; /* 0: none */
+    uint32_t pipes;                 /* at most so many open at once, a thread; 0: PIPE_MAX, which more does not exceed */
 };
 
 struct bp_counters {

@@ -11,7 +11,9 @@ bool bp__pipe_get(struct bp_thread *thread, int pipe[2]) {
         pipe[1] = thread->pool[thread->pooled][1];
         return true;
     }
-    if (atomic_load_explicit(&thread->pipes_open, memory_order_relaxed) >= PIPE_MAX ||
+    unsigned wanted = thread->engine->options.pipes;
+    unsigned most = wanted && wanted < PIPE_MAX ? wanted : PIPE_MAX;
+    if (atomic_load_explicit(&thread->pipes_open, memory_order_relaxed) >= most ||
         pipe2(pipe, O_NONBLOCK | O_CLOEXEC) < 0) {
         pipe[0] = pipe[1] = -1;
     } else if (fcntl(pipe[1], F_GETPIPE_SZ) < PIPE_MIN_BYTES) {

@@ -30,7 +30,8 @@ command = ["sh", "-c", 'until [ -e "$0" ]; do sleep 0.05; done; exec "$1" -P -m 
 METADATA = (("satellite_org", "acme"), ("satellite_token", TOKEN))
 HELD_PLAIN, HELD_TLS, HELD_GRPCIO = 4_690, 300, 10
 HELD_BYTES = 64 << 20
-HALF_OPEN = 10_000
+HALF_OPEN = 9_000
+MAX_CONNECTIONS = 9_500
 DEADLINE_S = 12
 PATIENCE_S = 120
 
@@ -39,7 +40,7 @@ PATIENCE_S = 120
 def _enough_descriptors() -> Iterator[None]:
     """For both ends of every connection the daemon needs two, and this process one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = HALF_OPEN + 1_000
+    wanted = 2 * MAX_CONNECTIONS + 500
     if hard != resource.RLIM_INFINITY and hard < wanted:
         pytest.skip(f"{wanted} open files are needed, and the hard limit is {hard}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
@@ -56,7 +57,7 @@ def gate(tmp_path: Path) -> Path:
 @pytest.fixture
 def served(tmp_path: Path, authority: trustme.CA, client_authority: trustme.CA, gate: Path) -> Iterator[Served]:
     limits = (
-        "max_connections = 20000\nmax_connections_per_address = 20000\nmax_held_per_satellite = 10000\n"
+        f"max_connections = {MAX_CONNECTIONS}\nmax_connections_per_address = 20000\nmax_held_per_satellite = 10000\n"
         f'greeting_deadline = "{DEADLINE_S}s"\nheld_bytes = {HELD_BYTES}'
     )
     sections = SECTIONS + GATED.format(gate=gate, python=sys.executable)

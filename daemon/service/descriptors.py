@@ -1,0 +1,113 @@
+"""How many descriptors this process may open, and what they are for: connections, pipes, and a reserve for all else.
+
+The control plane opens some at any time: a look at the store, a satellite's process, a name to resolve, a call of the cloud.
+If clients took the last one the daemon would go on half dead. So what connections can take is bounded by the limit of the
+process (RLIMIT_NOFILE, which is raised to its hard limit) less the reserve; pipes get what is left, and without a pipe bytes
+are copied.
+"""
+
+import dataclasses
+import os
+import resource
+from pathlib import Path
+
+from bentpipe.config.model import Config
+from bentpipe.native.engine import PIPES_A_THREAD
+
+CONNECTION_FDS = 2
+"""A client's and its satellite's, from the dial to the splice's end."""
+PIPE_FDS = 2
+ENGINE_THREAD_FDS = 2
+"""Its epoll and its eventfd."""
+SATELLITE_FDS = 3
+"""Its process and its output, and a connection that looks whether it listens or asks it how it woke."""
+DYNAMODB_FDS = 48
+"""Three clients of eight threads, each with a connection and a name that is being resolved."""
+EC2_FDS = 12
+"""Four threads with theirs, and the instance's metadata service."""
+BASE_FDS = 128
+"""All else, twice: Python and Trio 10, SQLite 10, a spawn 8, scrapes 8, certificates, /proc, names, systemd 10."""
+PIPES_SHARE = 4
+"""Of what is free for connections and pipes a fourth is kept for pipes, where the file does not say how many connections."""
+FALLBACK_LIMIT = 1 << 20
+"""Where neither the limit nor the kernel says a number (proc(5), nr_open: the kernel's default)."""
+
+
+class TooFewDescriptors(OSError):
+    """The configured limits do not fit into the limit of the process."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Descriptors:
+    """How they are shared out."""
+
+    limit: int
+    connections: int
+    """How many there may be."""
+    pipes: int
+    """In each thread of the engine; 0: none."""
+    reserve: int
+
+    @property
+    def admit_below(self) -> int:
+        """The kernel gives the lowest free number (open(2)): from this one on the reserve would be touched."""
+        return self.limit - self.reserve
+
+
+def hard_limit() -> int:
+    """What RLIMIT_NOFILE can be raised to by this process."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        return hard
+    try:
+        return int(Path("/proc/sys/fs/nr_open").read_text())
+    except (OSError, ValueError):
+        return FALLBACK_LIMIT
+
+
+def raise_limit() -> int:
+    """Raise RLIMIT_NOFILE to its hard limit. Returns what it is then."""
+    hard = hard_limit()
+    soft, kernel_hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, kernel_hard))
+    except (OSError, ValueError):  # a sandbox may forbid it: then the soft limit is all there is
+        return soft
+    return hard
+
+
+def share_out(config: Config, limit: int) -> Descriptors:
+    """Say what `limit` descriptors are for. Raises TooFewDescriptors, in words for the operator."""
+    threads = config.engine.threads or os.cpu_count() or 1
+    reserve = (
+        BASE_FDS
+        + threads * ENGINE_THREAD_FDS
+        + len(config.listener)
+        + len(config.satellite) * SATELLITE_FDS
+        + (DYNAMODB_FDS if config.store.kind == "dynamodb" else 0)
+        + (EC2_FDS if any(each.ec2 is not None for each in config.satellite) else 0)
+    )
+    free = limit - reserve
+    wanted = config.limits.max_connections
+    pipes = threads * PIPES_A_THREAD * PIPE_FDS if config.engine.splice != "off" else 0
+    if "max_connections" in config.limits.model_fields_set:
+        fits = free // CONNECTION_FDS
+        if wanted > fits:
+            raise TooFewDescriptors(_words(limit, reserve, wanted, fits))
+        connections = wanted
+    else:
+        connections = min(wanted, (free - min(pipes, free // PIPES_SHARE)) // CONNECTION_FDS)
+        if connections < 1:
+            raise TooFewDescriptors(_words(limit, reserve, 1, 0))
+    left = max(free - connections * CONNECTION_FDS, 0)
+    return Descriptors(limit, connections, min(pipes, left) // (threads * PIPE_FDS), reserve)
+
+
+def _words(limit: int, reserve: int, wanted: int, fits: int) -> str:
+    needed = reserve + wanted * CONNECTION_FDS
+    what = (
+        f"limits.max_connections = {wanted} needs {needed} file descriptors ({CONNECTION_FDS} for each connection, and "
+        f"{reserve} for the daemon and its satellites), and this process may open {limit} (the hard limit of RLIMIT_NOFILE)"
+    )
+    less = f"set limits.max_connections to {fits} or less, or " if fits else ""
+    return f"{what}: {less}let it open more (LimitNOFILE={needed} in the unit, ulimit -Hn {needed} in a shell)"
