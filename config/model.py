@@ -124,6 +124,30 @@ class MetricsSection(Section):
     """None: nowhere."""
 
 
+SOCKET_NAME = "control.sock"
+SOCKET_PATH_BYTES = 107
+"""unix(7): sun_path has room for 108, the last of them zero."""
+
+
+class ControlSection(Section):
+    """The socket by which `bentpipe cut` and the like speak to the running daemon: for root and the daemon's own user."""
+
+    path: Path | None = None
+    """By default `control.sock` in systemd's RuntimeDirectory; without one there is none."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.path is not None and len(os.fsencode(self.path)) > SOCKET_PATH_BYTES:
+            raise ValueError(f"path has over {SOCKET_PATH_BYTES} bytes, too many for a socket")
+        return self
+
+    def socket_path(self, environment: Mapping[str, str] = os.environ) -> Path | None:
+        """The socket's path; None if there is to be none."""
+        # systemd.exec(5): a list of folders, ours has one.
+        directory = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+        return self.path or (Path(directory) / SOCKET_NAME if directory else None)
+
+
 class EngineSection(Section):
     """The data plane's threads."""
 
@@ -435,6 +459,7 @@ class Config(Section):
     engine: EngineSection = Field(default_factory=EngineSection)
     budget: BudgetSection = Field(default_factory=BudgetSection)
     metrics: MetricsSection = Field(default_factory=MetricsSection)
+    control: ControlSection = Field(default_factory=ControlSection)
     store: StoreSection = Field(default_factory=StoreSection)
     ec2: Ec2Section = Field(default_factory=Ec2Section)
     prices: PricesSection | None = None

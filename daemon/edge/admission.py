@@ -53,6 +53,8 @@ class Admission:
         self._configured = [_entry(token.name, token.hash, token.grants) for token in tokens]
         self._stored: list[tuple[bytes, Principal]] = []
         self._expecting = False
+        self.version = 0
+        """Another number whenever the table is another one: what it admitted need not be asked again."""
 
     def expect_stored(self) -> None:
         """There are tokens in a store that have yet to be read: until then nobody can say that a token is not one."""
@@ -60,8 +62,10 @@ class Admission:
 
     def replace_stored(self, tokens: Iterable[StoredToken]) -> None:
         """Know the store's tokens as they are now. If one is the configuration's too, the configuration's counts."""
-        self._expecting = False
-        self._stored = [_entry(token.name, token.token_hash, token.grants) for token in tokens]
+        stored = [_entry(token.name, token.token_hash, token.grants) for token in tokens]
+        if self._expecting or stored != self._stored:
+            self._stored, self._expecting = stored, False
+            self.version += 1
 
     def authenticate(self, token: str | None) -> Principal:
         """Find the token's principal. Raises Unauthenticated; TokensUnknown while the store has not been read."""

@@ -24,6 +24,8 @@ log = logging.getLogger("bentpipe.edge")
 ENDS_A_TURN = 64
 """At some 0.1 ms each. A satellite that dies ends thousands of connections at once, and others want to be heard."""
 
+CUT_WORDS = "cut by the operator"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Splice:
@@ -31,9 +33,14 @@ class Splice:
 
     key: SatelliteKey
     principal: str
+    """One name, or several joined by "+", which is in no name."""
     peer: str
     lease: Lease
     on_end: Callable[[], None]
+
+    def is_of(self, principal: str) -> bool:
+        """Whether this principal is among those in whose name it was opened."""
+        return principal in self.principal.split("+")
 
 
 class _SpliceMeter:
@@ -57,9 +64,12 @@ class HandOff:
         self._engine = engine
         self._live: dict[SpliceId, Splice] = {}
         self._quiet: set[SpliceId] = set()
+        self._cut: set[SpliceId] = set()
         self._changed = trio.Event()
         self.ended: collections.Counter[EndReason] = collections.Counter()
-        """How spliced connections ended since the start."""
+        """How spliced connections ended since the start, but for those that the operator cut."""
+        self.cut_by_operator = 0
+        """Those."""
 
     @property
     def live(self) -> int:
@@ -113,7 +123,13 @@ class HandOff:
         splice = self._live.pop(ended.splice_id)
         quiet = ended.splice_id in self._quiet
         self._quiet.discard(ended.splice_id)
-        self.ended[ended.reason] += 1
+        # One that ended by itself in the same moment ended by itself.
+        cut = ended.splice_id in self._cut and ended.reason is EndReason.ABORTED
+        self._cut.discard(ended.splice_id)
+        if cut:
+            self.cut_by_operator += 1
+        else:
+            self.ended[ended.reason] += 1
         self._changed.set()
         self._changed = trio.Event()
         # Each of them whatever becomes of the others: a lease that stays would keep its satellite awake for ever.
@@ -132,7 +148,7 @@ class HandOff:
                     "satellite": str(splice.key),
                     "principal": splice.principal,
                     "peer": splice.peer,
-                    "reason": "quiet" if quiet else ended.reason.name.lower(),
+                    "reason": CUT_WORDS if cut else "quiet" if quiet else ended.reason.name.lower(),
                     "up_bytes": ended.counters.client_to_satellite_bytes,
                     "down_bytes": ended.counters.satellite_to_client_bytes,
                     **({"error": os.strerror(ended.error)} if ended.error else {}),
@@ -145,8 +161,19 @@ class HandOff:
         while self._live:
             await self._changed.wait()
 
+    def cut(self, is_meant: Callable[[Splice], bool]) -> int:
+        """Cut those that are meant (RST on both legs), since the operator wants them to end. Returns how many."""
+        meant = [splice_id for splice_id, splice in self._live.items() if is_meant(splice)]
+        for splice_id in meant:
+            # An end that was taken with others, and is still to be told, is a KeyError: see `end_quiet`.
+            with contextlib.suppress(KeyError):
+                self._engine.abort(splice_id)
+                self._cut.add(splice_id)
+        return len(meant)
+
     def abort_all(self) -> int:
         """Cut every spliced connection (RST on both legs); their ends arrive by `run_handoff`. Returns how many."""
         for splice_id in self._live:
-            self._engine.abort(splice_id)
+            with contextlib.suppress(KeyError):
+                self._engine.abort(splice_id)
         return len(self._live)

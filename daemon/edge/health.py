@@ -9,7 +9,7 @@ import dataclasses
 
 import trio
 
-from bentpipe.daemon.edge.identity import Identities, TlsIdentity
+from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.errors import BentpipeError, InvalidMetadata, NoSuchSatellite
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
@@ -73,6 +73,8 @@ class HealthBoard:
 @dataclasses.dataclass(slots=True)
 class _Watch:
     subject: Subject
+    claim: Claim | None
+    """By which it may know; None for the daemon's own health."""
     last: ServingStatus | None = None
 
 
@@ -121,7 +123,8 @@ class HealthService:
 
     def _answer(self, call: Call, *, watch: bool) -> str:
         try:
-            subject = self._subject(call)
+            claim = self._claim(call)
+            subject = claim.key if claim is not None else None
             status = self._board.status(subject)
         except NoSuchSatellite:
             # The protocol has Watch wait for services that may yet come to be.
@@ -130,14 +133,14 @@ class HealthService:
             self._answering.send_message(call.stream_id, encode_response(ServingStatus.SERVICE_UNKNOWN))
             return ServingStatus.SERVICE_UNKNOWN.name
         if watch:
-            self._watches[call.stream_id] = _Watch(subject)
+            self._watches[call.stream_id] = _Watch(subject, claim)
             self.publish()
         else:
             self._answering.send_message(call.stream_id, encode_response(status))
             self._answering.finish(call.stream_id, GrpcStatus.OK)
         return status.name
 
-    def _subject(self, call: Call) -> Subject:
+    def _claim(self, call: Call) -> Claim | None:
         """Say whose health is asked for, by somebody who may know. Raises BentpipeError."""
         try:
             service = decode_request(call.body)
@@ -155,12 +158,19 @@ class HealthService:
             return None
         claim = self._identities.identify(request, self._tls, self._domain)
         self._identities.authorize(claim)
-        return claim.key
+        return claim
 
     def publish(self) -> None:
         """Send what changed to whoever watches; one whose windows are full gets the newest later."""
-        for stream_id, watch in self._watches.items():
-            status = self._board.status(watch.subject)
+        for stream_id, watch in list(self._watches.items()):
+            try:
+                if watch.claim is not None:
+                    self._identities.check_again(watch.claim)
+                status = self._board.status(watch.subject)
+            except BentpipeError as exc:  # it may not know any more
+                del self._watches[stream_id]
+                self._answering.finish(stream_id, exc.status, exc.peer_hint)
+                continue
             if status is not watch.last and not self._answering.unsent(stream_id):
                 watch.last = status
                 self._answering.send_message(stream_id, encode_response(status))

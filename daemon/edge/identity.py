@@ -43,6 +43,10 @@ class Claim:
 
     key: SatelliteKey
     principals: tuple[Principal, ...]
+    request: RouteRequest
+    tls: TlsIdentity
+    version: int
+    """Of the tables that the proofs were looked up in."""
 
     @property
     def who(self) -> str:
@@ -113,7 +117,14 @@ class Identities:
 
     def identify(self, request: RouteRequest, tls: TlsIdentity, domain: str | None) -> Claim:
         """Say which satellite is asked for, and by whom. Raises InvalidMetadata, Unauthenticated."""
-        return Claim(self.destination(request, tls, domain), self.principals(request, tls))
+        key = self.destination(request, tls, domain)
+        return Claim(key, self.principals(request, tls), request, tls, self._admission.version)
+
+    def check_again(self, claim: Claim) -> None:
+        """Check what was authorized a while ago by the tables as they are now. Raises Unauthenticated, NoSuchSatellite."""
+        if claim.version != self._admission.version:
+            now = dataclasses.replace(claim, principals=self.principals(claim.request, claim.tls))
+            self.authorize(now)
 
     def names_satellite(self, request: RouteRequest, tls: TlsIdentity, domain: str | None) -> bool:
         """Whether the request is for any satellite at all."""

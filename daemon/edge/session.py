@@ -182,6 +182,8 @@ class Session:
     async def _lease_and_splice(self, claim: Claim, satellite: Satellite, stop_watching: StopWatching) -> bool:
         """Lease, dial, splice. Returns False if the satellite died before it could be reached."""
         async with satellite.lease(claim.who) as lease:
+            # In the step of the grant: who was held may have lost its right meanwhile, and gets a newcomer's refusal.
+            self._edge.identities.check_again(claim)
             with _reporting_unreachable(satellite):
                 target = await self._dial(claim, satellite, lease)
             if target is None:
@@ -209,9 +211,17 @@ class Session:
 
     async def _splice(self, claim: Claim, target: Transport, introduction: Introduction, lease: Lease) -> None:
         """Replay and hand off; the lease is then the splice's."""
+        identities = self._edge.identities
+        identities.check_again(claim)
         if introduction.heard is not None:
             self._edge.announcements.hear(claim.key, introduction.heard)
         await self._replay(target, introduction)
+        try:
+            identities.check_again(claim)
+        except BentpipeError as exc:
+            # It has heard the satellite: no word of ours may follow.
+            log.info("revoked before the splice", extra={"fields": {"peer": self._peer, "error": str(exc)}})
+            raise Gone(Outcome.REFUSED) from exc
         splice = Splice(claim.key, claim.who, self._peer, lease, self._on_splice_end)
         self._edge.handoff.hand_off(self._client, target, splice)
         lease.keep()

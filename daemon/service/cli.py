@@ -106,13 +106,26 @@ def token_list(config_path: Path) -> None:
 
 @token.command("revoke")
 @click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
+@click.option("--cut", is_flag=True, help="Cut what was opened by it, too, on every host of the fleet.")
 @click.argument("name")
-def token_revoke(config_path: Path, name: str) -> None:
-    """Forget a token of the store; those who have shown it already keep their connections."""
+def token_revoke(config_path: Path, name: str, *, cut: bool) -> None:
+    """Forget a token of the store; without --cut those who have shown it already keep their connections."""
     from bentpipe.daemon.service.tokens import run_token_revoke
 
     with _telling_mistakes():
-        run_token_revoke(config_path, name)
+        run_token_revoke(config_path, name, cut=cut)
+
+
+@main.command()
+@click.option("--config", "config_path", type=CONFIG_PATH, help="Says where the daemon's socket is.")
+@click.option("--principal", help="All that were opened in the name of this token or certificate.")
+@click.option("--satellite", help="All to this satellite, ORG/NAME.")
+def cut(config_path: Path | None, principal: str | None, satellite: str | None) -> None:
+    """Cut live connections through the daemon of this host. Whoever may connect may do so again at once."""
+    from bentpipe.daemon.service.cutting import run_cut
+
+    with _telling_mistakes():
+        run_cut(config_path, principal, satellite)
 
 
 @main.group()

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from bentpipe.daemon.edge.arrival import Connections
-from bentpipe.daemon.edge.handoff import HandOff
+from bentpipe.daemon.edge.handoff import CUT_WORDS, HandOff
 from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.outcomes import Counters, Outcome
 from bentpipe.daemon.fleet.fleet import Fleet
@@ -92,7 +92,10 @@ class DaemonCollector(Collector):
             "bentpipe_splices_ended",
             "Spliced connections that ended, by reason.",
             "reason",
-            {reason.name.lower(): self._daemon.handoff.ended[reason] for reason in EndReason},
+            {
+                **{reason.name.lower(): self._daemon.handoff.ended[reason] for reason in EndReason},
+                CUT_WORDS: self._daemon.handoff.cut_by_operator,
+            },
         )
         yield _by(
             "bentpipe_engine_bytes",

@@ -34,6 +34,9 @@ from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey, SatelliteState, Transition
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service import sd
+from bentpipe.daemon.service.certificates import CertificateReload
+from bentpipe.daemon.service.control import ControlServer, open_control_socket
+from bentpipe.daemon.service.cutting import cut_principal, cut_verb
 from bentpipe.daemon.service.descriptors import raise_limit, share_out
 from bentpipe.daemon.service.garbage import run_garbage, set_up_garbage
 from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors, log_statistics
@@ -103,6 +106,7 @@ class Daemon:
                     "malformed": dict(counters.malformed),
                     "answers": dict(counters.answers),
                     "splice_ends": {reason.name.lower(): count for reason, count in self.handoff.ended.items()},
+                    "cut_by_operator": self.handoff.cut_by_operator,
                     "engine": dataclasses.asdict(self.engine.statistics()),
                     "engine_cpu_s": [round(used_s, 3) for used_s in self.engine.thread_cpu_s()],
                     "held_bytes": self.memory.used_bytes,
@@ -201,7 +205,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         for section in config.satellite
         if section.tls is not None
     }
-    sockets, metrics_sockets = _open_sockets(config)
+    sockets, metrics_sockets, control_socket = _open_sockets(config)
     engine = Engine(
         EngineOptions(
             threads=config.engine.threads,
@@ -259,19 +263,13 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         Listener(sock, port, edge, connections) for port, opened in zip(ports, sockets, strict=True) for sock in opened
     ]
     owners = [section for section, opened in zip(config.listener, sockets, strict=True) for _ in opened]
+    reload = CertificateReload(list(zip(listeners, owners, strict=True)), lambda section: _port(section, ktls))
+    control = ControlServer(control_socket, {"cut": cut_verb(handoff, fleet)}) if control_socket is not None else None
 
     def reload_certificates() -> None:
-        sd.notify_reloading()
-        for listener, section in zip(listeners, owners, strict=True):
-            try:
-                listener.port = _port(section, ktls)
-            except Exception as exc:
-                log.error("certificate not reloaded", extra={"fields": {"error": str(exc)}})
-            else:
-                log.info("certificate reloaded", extra={"fields": {"listener": ":".join(map(str, listener.address))}})
+        reload.ask()
         # Whoever sends SIGHUP has done something: what only people can mend may be mended.
         fleet.reset()
-        sd.notify("READY=1")
 
     daemon = Daemon(
         tuple(listener.address for listener in listeners),
@@ -296,17 +294,23 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
             if recorder is not None:
                 nursery.start_soon(run_owned, Owner("recorder"), recorder.run_recorder)
             if stores.registry is not None:
-                await nursery.start(start_owned, Owner("tokens"), run_token_refresh, stores.registry, admission)
+                tokens = (run_token_refresh, stores.registry, admission, cut_principal(handoff))
+                await nursery.start(start_owned, Owner("tokens"), *tokens)
             await nursery.start(start_owned, Owner("coordination"), stores.coordination.run)
             await nursery.start(start_owned, Owner("providers"), provider.run)
             await nursery.start(start_owned, Owner("fleet"), fleet.run)
             nursery.start_soon(run_owned, Owner("hand-off"), handoff.run_handoff)
             nursery.start_soon(run_owned, Owner("deadlines"), edge.greetings.run_deadlines)
+            nursery.start_soon(run_owned, Owner("certificates"), reload.run_reload)
+            if control is not None:
+                nursery.start_soon(run_owned, Owner("control"), control.run_control)
             metrics = MetricsServer(metrics_sockets, make_registry(daemon))
             nursery.start_soon(run_owned, Owner("metrics"), metrics.run_metrics)
             cut = await _serve_until_drained(config, daemon, listeners, task_status)
             nursery.cancel_scope.cancel()
     finally:
+        if control is not None:
+            control.close()
         with contextlib.suppress(KeyError):  # Trio has removed one that failed
             trio.lowlevel.remove_instrument(daemon.turns)
         with trio.CancelScope(shield=True):
@@ -378,10 +382,12 @@ def _port(section: ListenerSection, ktls: Ktls) -> Port:
     return Port(context, section.tls.satellite_domain, proxies)
 
 
-def _open_sockets(config: Config) -> tuple[list[list[socket.socket]], list[socket.socket]]:
-    """Open each listener's sockets, and those for metrics. Raises OSError, with none left open."""
+def _open_sockets(config: Config) -> tuple[list[list[socket.socket]], list[socket.socket], socket.socket | None]:
+    """Open each listener's sockets, those for metrics, and the control socket. Raises OSError, with none left open."""
     passed = sd.listen_sockets()
     opened: list[list[socket.socket]] = []
+    metrics: list[socket.socket] = []
+    control_path = config.control.socket_path()
     try:
         for section in config.listener:
             if section.address is not None:
@@ -390,12 +396,14 @@ def _open_sockets(config: Config) -> tuple[list[list[socket.socket]], list[socke
                 opened.append(passed[section.systemd])
             else:
                 raise OSError(f"listener: systemd passed no socket named {section.systemd!r}, only {sorted(passed)}")
-        metrics = bind(*config.metrics.address) if config.metrics.address is not None else []
+        if config.metrics.address is not None:
+            metrics = bind(*config.metrics.address)
+        control = open_control_socket(control_path) if control_path is not None else None
     except OSError:
-        for sock in (sock for group in opened for sock in group):
+        for sock in (sock for group in (*opened, metrics) for sock in group):
             sock.close()
         raise
-    return opened, metrics
+    return opened, metrics, control
 
 
 def _recorder(config: Config, stores: Stores) -> Recorder | None:

@@ -15,7 +15,7 @@ from bentpipe.daemon.edge.admission import Admission
 from bentpipe.daemon.errors import StoreError, StoreUnusable
 from bentpipe.daemon.service.stores import open_stores
 from bentpipe.daemon.service.token import hash_token, new_token
-from bentpipe.daemon.store.registry import Registry, StoreConflict, StoredToken
+from bentpipe.daemon.store.registry import Registry, StoreConflict, StoredCut, StoredToken
 from bentpipe.daemon.tasks import Owner, run_owned
 
 log = logging.getLogger("bentpipe.store")
@@ -30,17 +30,22 @@ CLOSE_DEADLINE_S = 5.0
 
 
 async def run_token_refresh(
-    registry: Registry, admission: Admission, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    registry: Registry,
+    admission: Admission,
+    cut: Callable[[str], None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Keep the admission's table as the store has it; started after the first look, or FIRST_LOOK_S without it.
 
-    While the store fails, the tokens last known are taken; the first look is caught up with.
+    While the store fails, the tokens last known are taken; the first look is caught up with. `cut` is told the names of
+    tokens that were revoked together with their connections.
     """
     admission.expect_stored()
     looked = trio.Event()
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_owned, Owner("token refresh"), _refresh, registry, admission, looked)
+            nursery.start_soon(run_owned, Owner("token refresh"), _refresh, registry, admission, cut, looked)
             with trio.move_on_after(FIRST_LOOK_S) as first:
                 await looked.wait()
             if first.cancelled_caught:
@@ -51,11 +56,18 @@ async def run_token_refresh(
             await registry.aclose()
 
 
-async def _refresh(registry: Registry, admission: Admission, looked: trio.Event) -> None:
+async def _refresh(registry: Registry, admission: Admission, cut: Callable[[str], None], looked: trio.Event) -> None:
     failing = ""
+    done: frozenset[StoredCut] | None = None
     while True:
         try:
+            # In this order: a token whose cut is known is then known to be revoked, and nobody comes back by it.
+            cuts = frozenset(await registry.cuts())
             admission.replace_stored(await registry.tokens())
+            # What was cut before this daemon knew any token of the store is no concern of its connections.
+            for each in sorted(cuts - (cuts if done is None else done)):
+                cut(each.name)
+            done = cuts
         except StoreError as exc:
             if str(exc) != failing:
                 log.error("tokens cannot be read", extra={"fields": {"error": str(exc)}})
@@ -101,17 +113,18 @@ def run_token_list(config_path: Path) -> None:
         click.echo(f"{name}\t{source}\t{json.dumps(grants)}")
 
 
-def run_token_revoke(config_path: Path, name: str) -> None:
+def run_token_revoke(config_path: Path, name: str, *, cut: bool) -> None:
     """Forget a token of the store. Raises ConfigErrors, StoreError."""
     config = load_config(config_path, check_files=False)
 
     async def revoke(registry: Registry) -> None:
-        if not await registry.revoke_token(name):
+        if not await registry.revoke_token(name, cut_at_us=time.time_ns() // 1000 if cut else None):
             where = f"; it is in {config_path}" if any(token.name == name for token in config.token) else ""
             raise StoreConflict(f"the store has no token {name!r}{where}")
 
     trio.run(_with_registry, config, revoke)
-    click.echo(f"revoked; running daemons refuse it within {TOKEN_REFRESH_S:g} s")
+    also = " and cut its connections" if cut else ""
+    click.echo(f"revoked; running daemons refuse it{also} within {TOKEN_REFRESH_S:g} s")
 
 
 async def _with_registry(config: Config, use: Callable[[Registry], Awaitable[None]]) -> None:

@@ -17,6 +17,9 @@ from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.store.malformed import MalformedRow, text_of, whole_of
 
+CUT_KEPT_S = 86_400.0
+"""A daemon that did not see the store for longer does not hear of a cut."""
+
 
 class StoreConflict(StoreError):
     """What was to be written contradicts what is there: a name that is taken, a generation that is over."""
@@ -33,6 +36,15 @@ class StoredToken:
     grants: tuple[str, ...]
     created_us: int
     """Microseconds since the epoch."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class StoredCut:
+    """A token was revoked, and what was opened by it is to be cut: told by every daemon to itself, once."""
+
+    name: str
+    at_us: int
+    """Microseconds since the epoch; tells two cuts of one name apart, no clocks are compared by it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,6 +79,11 @@ def stored_token(name: object, token_hash: object, grants: object, created_us: o
     return StoredToken(text_of(name, "name"), hashed, checked, whole_of(created_us, "created_us"))
 
 
+def stored_cut(name: object, at_us: object) -> StoredCut:
+    """Read a cut's columns, whatever is in them. Raises MalformedRow."""
+    return StoredCut(text_of(name, "name"), whole_of(at_us, "at_us"))
+
+
 def registration_of(
     org: object, name: object, owner: object, generation: object, machine: object, created_us: object
 ) -> Registration:
@@ -93,8 +110,15 @@ class Registry(Protocol):
         """Keep a token. Raises StoreConflict if its name or its hash is there already."""
         ...
 
-    async def revoke_token(self, name: str) -> bool:
-        """Forget a token. Returns whether there was one of that name."""
+    async def revoke_token(self, name: str, *, cut_at_us: int | None = None) -> bool:
+        """Forget a token, and in the same step note that its connections are to be cut, if `cut_at_us` says when.
+
+        Returns whether there was one of that name.
+        """
+        ...
+
+    async def cuts(self) -> tuple[StoredCut, ...]:
+        """The cuts of the last CUT_KEPT_S at least, the newest of each name."""
         ...
 
     async def satellites(self) -> tuple[Registration, ...]:

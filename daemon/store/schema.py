@@ -63,9 +63,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) STRICT""",
     ),
     ("ALTER TABLE interval ADD COLUMN resume TEXT NOT NULL DEFAULT 'unknown'",),
+    ("CREATE TABLE cut (name TEXT PRIMARY KEY, at_us INTEGER NOT NULL) STRICT",),
 )
 """`interval` is the ledger, its row without `to_us` the open one; `life` the keeper of the books and its last sign.
-`token` and `registration` are the registry; `grants` is a list in JSON."""
+`token` and `registration` are the registry; `grants` is a list in JSON, `cut` the tokens
+whose connections were cut with their revocation."""
 
 
 RESUME_VERSION = 3

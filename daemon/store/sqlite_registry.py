@@ -7,10 +7,13 @@ from pathlib import Path
 from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.store.malformed import MalformedRows, text_of
 from bentpipe.daemon.store.registry import (
+    CUT_KEPT_S,
     Registration,
     StoreConflict,
+    StoredCut,
     StoredToken,
     registration_of,
+    stored_cut,
     stored_token,
 )
 from bentpipe.daemon.store.schema import transaction
@@ -22,6 +25,7 @@ class SqliteRegistry:
 
     def __init__(self, path: Path) -> None:
         self._file = SqliteFile(path)
+        self._malformed_cuts = MalformedRows("cut")
         self._malformed_tokens, self._malformed = MalformedRows("token"), MalformedRows("registration")
 
     async def tokens(self) -> tuple[StoredToken, ...]:
@@ -43,11 +47,23 @@ class SqliteRegistry:
 
         await self._file.call(add)
 
-    async def revoke_token(self, name: str) -> bool:
+    async def revoke_token(self, name: str, *, cut_at_us: int | None = None) -> bool:
         """See Registry."""
-        return await self._file.call(
-            lambda db: db.execute("DELETE FROM token WHERE name = ?", (name,)).rowcount > 0,
-        )
+
+        def revoke(db: sqlite3.Connection) -> bool:
+            with transaction(db):
+                found = db.execute("DELETE FROM token WHERE name = ?", (name,)).rowcount > 0
+                if found and cut_at_us is not None:
+                    db.execute("DELETE FROM cut WHERE at_us < ?", (cut_at_us - int(CUT_KEPT_S * 1e6),))
+                    db.execute("INSERT OR REPLACE INTO cut VALUES (?, ?)", (name, cut_at_us))
+            return found
+
+        return await self._file.call(revoke)
+
+    async def cuts(self) -> tuple[StoredCut, ...]:
+        """See Registry."""
+        rows = await self._file.call(lambda db: db.execute("SELECT name, at_us FROM cut ORDER BY name").fetchall())
+        return tuple(self._malformed_cuts.read(rows, lambda row: row[0], lambda row: stored_cut(*row)))
 
     async def satellites(self) -> tuple[Registration, ...]:
         """See Registry."""

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,6 +174,27 @@ def test_certificates_are_read_again_on_sighup_and_a_bad_one_changes_nothing(tmp
         credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
         with grpc.secure_channel(f"ipv4:127.0.0.1:{port}", credentials) as channel:
             assert channel.unary_unary("/bentpipe.demo.Satellite/Echo")(b"x", metadata=METADATA, timeout=30) == b"x"
+
+
+def test_certificates_on_a_disk_that_hangs_hold_up_nobody(tmp_path: Path, manager: Manager) -> None:
+    """A pipe stands for it: open(2) waits for a writer that never comes."""
+    authority, port = trustme.CA(), free_port("127.0.0.1")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    issued = authority.issue_cert("127.0.0.1")
+    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    key.write_bytes(issued.private_key_pem.bytes())
+    listener = f'address = "127.0.0.1:{port}"\n[listener.tls]\ncertificate = "{certificate}"\nkey = "{key}"'
+    with serving(tmp_path, manager, listener) as process:
+        first = served_certificate(port)
+        certificate.unlink()
+        os.mkfifo(certificate)
+        for _ in range(3):
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.2)
+            assert served_certificate(port) == first
+        manager.wait("READY=1")
+        assert served_certificate(port) == first
+    assert any("certificate not reloaded" in line for line in process.words)
 
 
 def test_every_end_is_counted_and_told_on_sigusr1(tmp_path: Path, manager: Manager) -> None:

@@ -9,19 +9,25 @@ from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.store.dynamodb.table import ConditionFailed, Table, given, given_number, key_of, text
 from bentpipe.daemon.store.malformed import MalformedRow, MalformedRows
 from bentpipe.daemon.store.registry import (
+    CUT_KEPT_S,
     Registration,
     StoreConflict,
+    StoredCut,
     StoredToken,
     registration_of,
+    stored_cut,
     stored_token,
 )
 
 if TYPE_CHECKING:
+    from types_boto3_dynamodb.type_defs import TransactWriteItemTypeDef
+
     from bentpipe.daemon.store.dynamodb.table import Item
 
 SATELLITE = "SATELLITE"
 TOKEN = "TOKEN"
 TOKEN_HASH = "TOKEN-HASH"
+CUT = "CUT"
 
 
 class DynamoRegistry:
@@ -29,6 +35,7 @@ class DynamoRegistry:
 
     def __init__(self, table: Table) -> None:
         self._table = table
+        self._malformed_cuts = MalformedRows("cut")
         self._malformed_tokens, self._malformed = MalformedRows("token"), MalformedRows("registration")
 
     async def tokens(self) -> tuple[StoredToken, ...]:
@@ -72,7 +79,7 @@ class DynamoRegistry:
         except ConditionFailed as exc:
             raise StoreConflict(f"there is a token {token.name!r} already") from exc
 
-    async def revoke_token(self, name: str) -> bool:
+    async def revoke_token(self, name: str, *, cut_at_us: int | None = None) -> bool:
         """See Registry."""
         found = await self._table.get(TOKEN, name)
         if not found:
@@ -85,23 +92,38 @@ class DynamoRegistry:
         with contextlib.suppress(MalformedRow):  # by a malformed row nobody can tell whose the other one is
             given_number(found, "created_us")
             rows.append((TOKEN_HASH, given(found, "token_hash")))
+        writes: list[TransactWriteItemTypeDef] = [
+            {
+                "Delete": {
+                    "TableName": self._table.name,
+                    "Key": {"pk": {"S": pk}, "sk": {"S": sk}},
+                    "ConditionExpression": condition,
+                    "ExpressionAttributeValues": same,
+                }
+            }
+            for pk, sk in rows
+        ]
+        if cut_at_us is not None:
+            await self._forget_cuts(before_us=cut_at_us - int(CUT_KEPT_S * 1e6))
+            cut: Item = {"pk": {"S": CUT}, "sk": {"S": name}, "at_us": {"N": str(cut_at_us)}}
+            writes.append({"Put": {"TableName": self._table.name, "Item": cut}})
         try:
-            await self._table.transact(
-                [
-                    {
-                        "Delete": {
-                            "TableName": self._table.name,
-                            "Key": {"pk": {"S": pk}, "sk": {"S": sk}},
-                            "ConditionExpression": condition,
-                            "ExpressionAttributeValues": same,
-                        }
-                    }
-                    for pk, sk in rows
-                ]
-            )
+            await self._table.transact(writes)
         except ConditionFailed as exc:
             raise StoreConflict(f"another token has taken the name {name!r} meanwhile") from exc
         return True
+
+    async def cuts(self) -> tuple[StoredCut, ...]:
+        """See Registry."""
+        items = await self._table.query(CUT)
+        return tuple(
+            self._malformed.read(items, key_of, lambda i: stored_cut(given(i, "sk"), given_number(i, "at_us")))
+        )
+
+    async def _forget_cuts(self, *, before_us: int) -> None:
+        for cut in await self.cuts():
+            if cut.at_us < before_us:
+                await self._table.delete(CUT, cut.name)
 
     async def satellites(self) -> tuple[Registration, ...]:
         """See Registry."""

@@ -6,6 +6,7 @@ Every item has a partition key `pk` and a sort key `sk`; what stands in them, an
     SATELLITE          ORG/NAME                    registry: owner, generation, machine
     TOKEN              NAME                        registry: a token's hash and grants
     TOKEN-HASH         sha256:…                    registry: whose hash that is, so that it is there once
+    CUT                NAME                        registry: a revoked token whose connections are cut
     ROW#ORG/NAME       ROW                         coordination: turn, epoch, closing, who has entered
     STAY               HOST/…                      coordination: a host's stay and its newest version
     LIFE               HOST                        ledger: the run that keeps a host's books, its last sign of life

@@ -11,7 +11,7 @@ import trio
 from store_contract import A, B
 
 from bentpipe.daemon.model import MachineId
-from bentpipe.daemon.store.registry import Registration, Registry, StoreConflict, StoredToken
+from bentpipe.daemon.store.registry import CUT_KEPT_S, Registration, Registry, StoreConflict, StoredCut, StoredToken
 
 Registries = Callable[[str], Registry]
 
@@ -32,6 +32,26 @@ class RegistryContract:
         assert await reader.tokens() == (TWO,)
         await writer.add_token(ONE)
         assert await reader.tokens() == (ONE, TWO)
+        await writer.aclose()
+        await reader.aclose()
+
+    async def test_a_cut_is_noted_with_its_revocation(self, registries: Registries) -> None:
+        writer, reader = registries("cuts"), registries("cuts")
+        await writer.add_token(ONE)
+        await writer.add_token(TWO)
+        day_us = int(CUT_KEPT_S * 1e6)
+        assert not await writer.revoke_token("nobody", cut_at_us=1)
+        assert await writer.revoke_token(TWO.name)
+        assert await reader.cuts() == ()
+        assert await writer.revoke_token(ONE.name, cut_at_us=5)
+        assert (await reader.tokens(), await reader.cuts()) == ((), (StoredCut(ONE.name, 5),))
+        for token, at_us in ((ONE, 6), (TWO, day_us + 6)):
+            await writer.add_token(token)
+            assert await writer.revoke_token(token.name, cut_at_us=at_us)
+        assert await reader.cuts() == (StoredCut(ONE.name, 6), StoredCut(TWO.name, day_us + 6))
+        await writer.add_token(TWO)
+        assert await writer.revoke_token(TWO.name, cut_at_us=day_us + 7)
+        assert await reader.cuts() == (StoredCut(TWO.name, day_us + 7),)
         await writer.aclose()
         await reader.aclose()
 

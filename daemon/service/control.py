@@ -1,0 +1,173 @@
+"""The operator's way into a running daemon: a Unix socket, one request a connection, a line of JSON each way.
+
+    {"verb": "cut", "principal": "ci"}   ->   {"done": {"cut": 3}}   or   {"error": "words for people"}
+
+Owns: the socket and a handful of short connections. What a verb does is its own affair: `serve` gives the table. Who may
+ask is root and whoever the daemon runs as: the file's mode says so, and the kernel (unix(7), SO_PEERCRED) once more.
+"""
+
+import json
+import os
+import socket
+import stat
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import trio
+
+from bentpipe.daemon.errors import BentpipeError, Source
+from bentpipe.daemon.tasks import Owner, contained
+
+REQUEST_BYTES = 8 << 10
+ANSWER_BYTES = 4 << 20
+"""That the asking side takes: a list of thousands of satellites fits."""
+CLIENTS = 8
+"""At once; one beyond them waits in the socket's queue for its own time."""
+DEADLINE_S = 10.0
+"""From accept to the end of the answer."""
+CREDENTIALS = struct.Struct("3i")
+"""struct ucred of unix(7): process, user, group."""
+SERVICE_SOCKET = Path("/run/bentpipe/control.sock")
+"""Where the unit's RuntimeDirectory= puts it; an operator's shell has no RUNTIME_DIRECTORY."""
+
+Fields = Mapping[str, object]
+Verb = Callable[[Fields], Awaitable[Fields]]
+
+
+class ControlError(BentpipeError):
+    """The request cannot be done: its words are for the operator who made it."""
+
+    source = Source.OPERATOR
+
+
+def open_control_socket(path: Path) -> socket.socket:
+    """Listen at `path`, in place of a socket that a dead daemon left. Raises OSError, with words."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _make_room(path)
+        before = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(before)
+        sock.listen(CLIENTS)
+    except OSError as exc:
+        sock.close()
+        raise OSError(exc.errno, f"[control] path {path}: {exc.strerror}") from exc
+    return sock
+
+
+def _make_room(path: Path) -> None:
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(17, "there is a file that is no socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()  # nobody listens any more
+            return
+        except BlockingIOError:
+            pass
+    raise FileExistsError(98, "another daemon listens there")
+
+
+class ControlServer:
+    """Answers requests by a table of verbs; takes the socket and, at the end, its file."""
+
+    def __init__(self, sock: socket.socket, verbs: Mapping[str, Verb]) -> None:
+        self._sock = sock
+        self._verbs = verbs
+        self._places = trio.Semaphore(CLIENTS)
+
+    async def run_control(self) -> None:
+        """Serve for ever."""
+        # A copy: Trio closes what it serves, and this may be started again.
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._sock.dup()))
+        await trio.serve_listeners(self._serve, [listener])
+
+    def close(self) -> None:
+        """Close the socket and remove its file, unless that is another's by now."""
+        path = Path(str(self._sock.getsockname()))
+        self._sock.close()
+        with contained(Owner("control")):
+            _unlink_if_dead(path)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        with contained(Owner("control client")):
+            async with self._places, stream:
+                with trio.move_on_after(DEADLINE_S):
+                    try:
+                        await stream.send_all(await self._answer(stream))
+                    except trio.BrokenResourceError:
+                        return  # it went away: what it asked for is done all the same
+
+    async def _answer(self, stream: trio.SocketStream) -> bytes:
+        try:
+            _check_peer(stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+            answer: Fields = {"done": await self._do(await _read_line(stream))}
+        except ControlError as exc:
+            answer = {"error": str(exc)}
+        return json.dumps(answer).encode() + b"\n"
+
+    async def _do(self, line: bytes) -> Fields:
+        try:
+            request: object = json.loads(line)
+        except (ValueError, RecursionError) as exc:
+            raise ControlError(f"the request is not a line of JSON: {exc}") from exc
+        if not isinstance(request, dict):
+            raise ControlError("the request is no JSON object")
+        verb = self._verbs.get(str(request.pop("verb", "")))
+        if verb is None:
+            raise ControlError(f"unknown verb; this daemon knows {', '.join(sorted(self._verbs))}")
+        return await verb(request)
+
+
+def _unlink_if_dead(path: Path) -> None:
+    try:
+        _make_room(path)
+    except FileExistsError:
+        return  # the next daemon's
+
+
+def _check_peer(credentials: bytes) -> None:
+    _, user, _ = CREDENTIALS.unpack(credentials)
+    if user not in (0, os.geteuid()):
+        raise ControlError(f"user {user} may not ask this daemon: root may, and user {os.geteuid()}")
+
+
+async def _read_line(stream: trio.SocketStream) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        data = await stream.receive_some(REQUEST_BYTES)
+        if not data:
+            raise ControlError("the request has no end of line")
+        line += data
+        if len(line) > REQUEST_BYTES:
+            raise ControlError(f"the request has over {REQUEST_BYTES} bytes")
+    return line
+
+
+def ask(path: Path, verb: str, fields: Fields) -> dict[str, object]:
+    """Ask the daemon at `path`, and wait DEADLINE_S for each part of its answer. Raises ControlError."""
+    answer = b""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(DEADLINE_S)
+        try:
+            sock.connect(str(path))
+            sock.sendall(json.dumps({"verb": verb, **fields}).encode() + b"\n")
+            while len(answer) < ANSWER_BYTES and (data := sock.recv(65536)):
+                answer += data
+        except OSError as exc:
+            raise ControlError(f"no daemon answers at {path}: {exc.strerror or exc}") from exc
+    if not answer.endswith(b"\n"):
+        raise ControlError(f"the daemon at {path} gave no complete answer")
+    found: object = json.loads(answer)
+    if not isinstance(found, dict) or not isinstance(found.get("done"), dict):
+        raise ControlError(str(found["error"]) if isinstance(found, dict) and "error" in found else "no answer of ours")
+    done: dict[str, object] = found["done"]
+    return done

@@ -1,0 +1,61 @@
+"""Cutting live connections: the control socket's verb, and the command that asks for it."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from bentpipe.config.load import load_config
+from bentpipe.daemon.edge.handoff import HandOff, Splice
+from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.service.control import SERVICE_SOCKET, ControlError, Fields, Verb, ask
+
+log = logging.getLogger("bentpipe")
+
+
+def cut_verb(handoff: HandOff, fleet: Fleet) -> Verb:
+    """`{"principal": NAME}` or `{"satellite": "ORG/NAME"}`; answers `{"cut": N}`."""
+    known = {satellite.key for satellite in fleet.satellites}
+
+    async def cut(fields: Fields) -> Fields:
+        count = handoff.cut(_meant(fields, known))
+        log.warning("connections cut", extra={"fields": {**fields, "cut": count}})
+        return {"cut": count}
+
+    return cut
+
+
+def cut_principal(handoff: HandOff) -> Callable[[str], None]:
+    """For tokens that are revoked together with their connections."""
+
+    def cut(name: str) -> None:
+        count = handoff.cut(lambda splice: splice.is_of(name))
+        log.warning("connections of a revoked token cut", extra={"fields": {"principal": name, "cut": count}})
+
+    return cut
+
+
+def _meant(fields: Fields, known: set[SatelliteKey]) -> Callable[[Splice], bool]:
+    match dict(fields):
+        case {"principal": str(name), **rest} if not rest:
+            return lambda splice: splice.is_of(name)
+        case {"satellite": str(text), **rest} if not rest:
+            org, _, name = text.partition("/")
+            key = SatelliteKey(org, name)
+            if key not in known:
+                raise ControlError(f"no satellite {text!r} here: expected ORG/NAME of the configuration")
+            return lambda splice: splice.key == key
+        case _:
+            raise ControlError("cut takes one of principal and satellite, a string")
+
+
+def run_cut(config_path: Path | None, principal: str | None, satellite: str | None) -> None:
+    """Ask this host's daemon to cut, and say how many were. Raises ConfigErrors, ControlError."""
+    if (principal is None) == (satellite is None):
+        raise click.UsageError("give one of --principal and --satellite")
+    section = load_config(config_path, check_files=False).control if config_path is not None else None
+    path = (section.socket_path() if section is not None else None) or SERVICE_SOCKET
+    fields = {"principal": principal} if principal is not None else {"satellite": satellite}
+    click.echo(f"cut {ask(path, 'cut', fields)['cut']} connections")

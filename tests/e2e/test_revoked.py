@@ -1,0 +1,158 @@
+"""A token that is revoked: its held clients are refused as newcomers are, and its connections are cut if asked for."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
+from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S
+from bentpipe.proto.grpc_status import GrpcStatus
+
+from clients import CallError, GrpcioClient
+
+PROGRAM = Path(sys.executable).with_name("bentpipe")
+BOOT_S = 8.0
+"""Of the slow satellite: the revocation is known long before."""
+SLACK_S = 20.0
+
+
+@pytest.fixture
+def edge(tmp_path: Path) -> Iterator[EdgeHost]:
+    satellites = [DemoSatellite("slow", ("--boot", str(BOOT_S))), DemoSatellite("sat"), DemoSatellite("other")]
+    settings = f'[control]\npath = "{tmp_path / "control"}"'
+    with EdgeHost(satellites, sleep_after_s=600, drain_deadline_s=1, settings=settings) as host:
+        yield host
+
+
+def command(edge: EdgeHost, *arguments: str) -> str:
+    done = subprocess.run(
+        [PROGRAM, *arguments, "--config", edge.config_path], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def add_token(edge: EdgeHost, name: str, grant: str = f"{ORG}/*") -> str:
+    return command(edge, "token", "add", "--name", name, "--grant", grant).split()[-1]
+
+
+def client_of(edge: EdgeHost, satellite: str, token: str) -> GrpcioClient:
+    metadata = (("satellite_name", satellite), ("satellite_org", ORG), ("satellite_token", token))
+    return GrpcioClient(edge.port, edge.ca_pem, metadata)
+
+
+def outcome(client: GrpcioClient) -> tuple[GrpcStatus, str]:
+    try:
+        client.unary("Echo", b"hello", timeout_s=60)
+    except CallError as exc:
+        return GrpcStatus(exc.code), exc.details
+    return GrpcStatus.OK, ""
+
+
+def wait_taken(edge: EdgeHost, token: str) -> GrpcioClient:
+    """A client that the daemon has let in; its connection stays open."""
+    deadline = time.monotonic() + TOKEN_REFRESH_S + SLACK_S
+    while True:
+        client = client_of(edge, "sat", token)
+        if outcome(client)[0] is GrpcStatus.OK:
+            return client
+        client.close()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_client_that_is_held_while_its_token_is_revoked_is_refused(edge: EdgeHost) -> None:
+    token = add_token(edge, "ci")
+    wait_taken(edge, token).close()
+    held = client_of(edge, "slow", token)
+    found: list[tuple[GrpcStatus, str]] = []
+    thread = threading.Thread(target=lambda: found.append(outcome(held)))
+    thread.start()
+    time.sleep(0.5)
+    command(edge, "token", "revoke", "ci")
+    thread.join()
+    held.close()
+    newcomer = client_of(edge, "slow", token)
+    assert found == [outcome(newcomer)]
+    newcomer.close()
+    assert found[0][0] is GrpcStatus.UNAUTHENTICATED
+    assert edge.count_messages("spliced", "slow") == 0
+
+
+class Streaming:
+    """A call that goes on for as long as its connection."""
+
+    def __init__(self, edge: EdgeHost, satellite: str, token: str) -> None:
+        self._client = client_of(edge, satellite, token)
+        assert outcome(self._client)[0] is GrpcStatus.OK
+        self.ended = threading.Event()
+        self._thread = threading.Thread(target=self._call)
+        self._thread.start()
+
+    def _call(self) -> None:
+        try:
+            self._client.unary("Sleep", b"40000", timeout_s=60)
+        except CallError:
+            self.ended.set()
+
+    def close(self) -> None:
+        self._client.close()
+        self._thread.join()
+
+
+def test_a_principals_or_a_satellites_connections_are_cut_and_no_others(edge: EdgeHost) -> None:
+    tokens = {name: add_token(edge, name) for name in ("ci", "dev")}
+    for token in tokens.values():
+        wait_taken(edge, token).close()
+    opened = {(s, t): Streaming(edge, s, tokens[t]) for s in ("sat", "other") for t in tokens}
+    try:
+        assert command(edge, "cut", "--principal", "ci") == "cut 2 connections\n"
+        for satellite in ("sat", "other"):
+            assert opened[satellite, "ci"].ended.wait(10)
+        assert command(edge, "cut", "--satellite", f"{ORG}/sat") == "cut 1 connections\n"
+        assert opened["sat", "dev"].ended.wait(10)
+        assert not opened["other", "dev"].ended.wait(0.5)
+        assert command(edge, "cut", "--principal", "nobody") == "cut 0 connections\n"
+        reasons = [r["reason"] for r in edge.records() if r["message"] == "connection ended"]
+        assert reasons.count("cut by the operator") == 3
+        # It may come again at once: nothing was revoked.
+        assert outcome(opened["sat", "ci"]._client)[0] is GrpcStatus.OK
+    finally:
+        for each in opened.values():
+            each.close()
+
+
+def test_a_token_is_revoked_with_or_without_its_connections(edge: EdgeHost) -> None:
+    tokens = {name: add_token(edge, name) for name in ("kept", "cut")}
+    for token in tokens.values():
+        wait_taken(edge, token).close()
+    opened = {name: Streaming(edge, "sat", token) for name, token in tokens.items()}
+    try:
+        command(edge, "token", "revoke", "kept")
+        assert "cut its connections" in command(edge, "token", "revoke", "--cut", "cut")
+        assert opened["cut"].ended.wait(TOKEN_REFRESH_S + SLACK_S)
+        assert not opened["kept"].ended.wait(TOKEN_REFRESH_S)
+        for token in tokens.values():
+            newcomer = client_of(edge, "sat", token)
+            assert outcome(newcomer)[0] is GrpcStatus.UNAUTHENTICATED
+            newcomer.close()
+    finally:
+        for each in opened.values():
+            each.close()
+
+
+def test_what_cannot_be_cut_is_told(edge: EdgeHost) -> None:
+    def told(*arguments: str) -> str:
+        done = subprocess.run([PROGRAM, "cut", *arguments], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2
+        return done.stderr
+
+    assert "one of --principal and --satellite" in told("--config", str(edge.config_path))
+    assert "no satellite 'acme/nowhere'" in told("--config", str(edge.config_path), "--satellite", "acme/nowhere")
+    edge.stop()
+    assert "no daemon answers at" in told("--config", str(edge.config_path), "--principal", "ci")
