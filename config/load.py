@@ -117,7 +117,7 @@ def _duplicates(config: Config) -> Iterator[ConfigProblem]:
         *((f"token[{i}].name", ("token", t.name)) for i, t in enumerate(config.token)),
         *((f"token[{i}].hash", ("hash", t.hash)) for i, t in enumerate(config.token)),
         *((f"certificate[{i}].name", ("certificate", c.name)) for i, c in enumerate(config.certificate)),
-        *((f"certificate[{i}]", ("shown", c.fingerprint or c.san)) for i, c in enumerate(config.certificate)),
+        *((f"certificate[{i}]", ("shown", c.shown)) for i, c in enumerate(config.certificate)),
         *(
             (f"listener[{i}]", ("listener", listener.address or listener.systemd))
             for i, listener in enumerate(config.listener)

@@ -188,6 +188,12 @@ class CertificateSection(Section):
     """`sha256:` and 64 hex digits of the certificate as DER: this one certificate alone."""
     grants: tuple[str, ...] = Field(min_length=1)
 
+    @property
+    def shown(self) -> str:
+        """What a certificate must show, in one spelling: DNS names compare without case (RFC 4343)."""
+        shown = self.fingerprint or self.san or ""
+        return f"DNS:{shown[4:].lower()}" if shown.startswith("DNS:") else shown
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.san is None) == (self.fingerprint is None):

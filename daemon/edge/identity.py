@@ -73,10 +73,7 @@ class Certificates:
 
     def __init__(self, sections: Iterable[CertificateSection]) -> None:
         self._principals = {
-            section.fingerprint or _normal(section.san or ""): Principal(
-                section.name, tuple(map(Grant.parse, section.grants))
-            )
-            for section in sections
+            section.shown: Principal(section.name, tuple(map(Grant.parse, section.grants))) for section in sections
         }
 
     def find(self, der: bytes) -> Principal | None:

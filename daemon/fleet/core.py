@@ -14,6 +14,8 @@ from bentpipe.daemon.fleet.waiting import WaitingRoom
 from bentpipe.daemon.model import Machine, MachineState, SatelliteState, SleepMode
 
 WAKING = (SatelliteState.CREATING, SatelliteState.STARTING)
+IN_REACH = frozenset({SatelliteState.OPERATIONAL, SatelliteState.STOPPING, *WAKING})
+"""While it is awake it stays in use, to the other hosts, until this one finds it idle: then it asks to put it to sleep."""
 
 
 @dataclasses.dataclass(slots=True)

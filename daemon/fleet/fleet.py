@@ -11,7 +11,8 @@ from bentpipe.daemon.errors import NoSuchSatellite
 from bentpipe.daemon.fleet.budget import Holder, Limits, Request, plan
 from bentpipe.daemon.fleet.resume import Witness
 from bentpipe.daemon.fleet.rules import rules_of
-from bentpipe.daemon.fleet.satellite import Crowd, Satellite
+from bentpipe.daemon.fleet.satellite import Satellite
+from bentpipe.daemon.fleet.waiters import Crowd
 from bentpipe.daemon.fleet.whereabouts import Places
 from bentpipe.daemon.ids import machine_id_of
 from bentpipe.daemon.model import SatelliteKey, Transition

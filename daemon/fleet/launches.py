@@ -13,8 +13,28 @@ from bentpipe.daemon.ids import launch_token
 from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.store.registry import Registration, Registry
 
+PERIOD_S = 3600.0
+"""Launches of one generation within one such period of the wall clock are one launch, a restart of the daemon between
+them included: within it a machine that was launched and cannot be seen yet is not launched twice."""
+
 SETTLED_S = 3600.0
 """A machine of a generation younger than this may be there and not be seen yet: another daemon's launch of it is ours."""
+
+
+class LaunchNames:
+    """Of one satellite, without the registry: one token for each machine that there is to be."""
+
+    def __init__(self, key: SatelliteKey, wall: Callable[[], float]) -> None:
+        self._key = key
+        self._wall = wall
+        self._newest = (-1, "")
+
+    def of(self, generation: int) -> str:
+        """The same token for repeated calls, another after a loss."""
+        if self._newest[0] != generation:
+            period = int(self._wall() // PERIOD_S)
+            self._newest = (generation, launch_token(self._key, generation=generation, period=period))
+        return self._newest[1]
 
 
 class Launches:

@@ -5,7 +5,6 @@ Inputs are handed to the machine synchronously, on the Trio thread: between a de
 
 import collections
 import contextlib
-import dataclasses
 import itertools
 import logging
 import time
@@ -15,12 +14,12 @@ from typing import assert_never
 import trio
 
 from bentpipe.config.model import KeepAwakeSection
-from bentpipe.daemon.errors import BentpipeError, MachineNotFound, ProviderError, WakeFailed
+from bentpipe.daemon.errors import MachineNotFound, ProviderError, WakeFailed
 from bentpipe.daemon.fleet import messages as msg
 from bentpipe.daemon.fleet.budget import Holder, Request
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
-from bentpipe.daemon.fleet.core import WAKING
-from bentpipe.daemon.fleet.launches import Launches
+from bentpipe.daemon.fleet.core import IN_REACH, WAKING
+from bentpipe.daemon.fleet.launches import Launches, LaunchNames
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.machine import SatelliteMachine
 from bentpipe.daemon.fleet.messages import Action, Input, Lesson, WaiterId
@@ -28,11 +27,11 @@ from bentpipe.daemon.fleet.readiness import wait_listening
 from bentpipe.daemon.fleet.resume import Memory, Witness
 from bentpipe.daemon.fleet.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, Rules, backed_off
 from bentpipe.daemon.fleet.traffic import TrafficWatch
-from bentpipe.daemon.fleet.usher import Usher, UsheredEvent
+from bentpipe.daemon.fleet.usher import Usher
+from bentpipe.daemon.fleet.waiters import Crowd, Waiter, lease_of
 from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.fleet.watching import first_look, run_calendar, run_watch
 from bentpipe.daemon.fleet.whereabouts import Means, Places, Whereabouts
-from bentpipe.daemon.ids import launch_token
 from bentpipe.daemon.model import (
     Address,
     MachineId,
@@ -51,47 +50,7 @@ from bentpipe.daemon.tasks import Decision, Owner, contained, note_failure, run_
 
 log = logging.getLogger("bentpipe.fleet")
 
-LAUNCH_PERIOD_S = 3600.0
-"""Launches of one generation within one such period of the wall clock are one launch, a restart of the daemon between
-them included: within it a machine that was launched and cannot be seen yet is not launched twice."""
-
-
 BROKEN_WORDS = "the edge host has made a mistake with this satellite and begins anew; try again in a moment"
-
-IN_REACH = frozenset({SatelliteState.OPERATIONAL, SatelliteState.STOPPING, *WAKING})
-"""While it is awake it stays in use, to the other hosts, until this one finds it idle: then it asks to put it to sleep."""
-
-
-@dataclasses.dataclass(slots=True)
-class Crowd:
-    """How many clients are held for satellites, in all, and how many may be."""
-
-    limit: int | None = None
-    held: int = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether one more is too many."""
-        return self.limit is not None and self.held >= self.limit
-
-
-class _Waiter:
-    def __init__(self, who: str, since: float, done: UsheredEvent) -> None:
-        self.who = who
-        self.since = since
-        self.held = False
-        self.done = done
-        self.lease: Lease | None = None
-        self.error: BentpipeError | None = None
-
-
-def _lease_of(waiter: _Waiter) -> Lease:
-    """What the wait came to. Raises its error, anew for each waiter: many share one."""
-    if waiter.error is not None:
-        raise type(waiter.error)(str(waiter.error), peer_hint=waiter.error.peer_hint) from waiter.error
-    if waiter.lease is None:
-        raise AssertionError("done without lease or error")
-    return waiter.lease
 
 
 class Satellite:
@@ -139,7 +98,7 @@ class Satellite:
         self._crowd = crowd or Crowd()
         self._on_step = on_step
         self._wall = wall
-        self._waiters: dict[WaiterId, _Waiter] = {}
+        self._waiters: dict[WaiterId, Waiter] = {}
         self._book = WakeBook()
         self._traffic = TrafficWatch(rules.quiet_window_s)
         self._quiet_window_s = rules.quiet_window_s
@@ -154,7 +113,7 @@ class Satellite:
             unreachable=self.report_unreachable,
         )
         self._whereabouts = Whereabouts(key, places or Places(), means)
-        self._launch = (-1, "")
+        self._launch_names = LaunchNames(key, wall)
         self._ids = itertools.count()
         self._usher = Usher()
         self._nursery: trio.Nursery | None = None
@@ -192,7 +151,7 @@ class Satellite:
         since = trio.current_time()
         await self._enter()
         waiter_id = WaiterId(next(self._ids))
-        waiter = self._waiters[waiter_id] = _Waiter(who, since, self._usher.event())
+        waiter = self._waiters[waiter_id] = Waiter(who, since, self._usher.event())
         self._feed(msg.Arrived(waiter_id, self._crowd.is_full))
         self._entering -= 1
         self._leave_if_unused()  # it may have been refused at once
@@ -208,7 +167,7 @@ class Satellite:
             if not waiter.done.is_set():
                 self._book.waited(trio.current_time() - waiter.since)
                 self._feed(msg.Departed(waiter_id))
-        lease = _lease_of(waiter)
+        lease = lease_of(waiter)
         try:
             yield lease
         finally:
@@ -225,10 +184,10 @@ class Satellite:
         if not self._whereabouts.is_certain():
             return None
         waiter_id = WaiterId(next(self._ids))
-        waiter = self._waiters[waiter_id] = _Waiter(who, trio.current_time(), self._usher.event())
+        waiter = self._waiters[waiter_id] = Waiter(who, trio.current_time(), self._usher.event())
         self._feed(msg.Arrived(waiter_id, self._crowd.is_full))
         del self._waiters[waiter_id]
-        return _lease_of(waiter)
+        return lease_of(waiter)
 
     async def _enter(self) -> None:
         """Tell the other hosts that the satellite is wanted here; counted until the machine knows.
@@ -435,7 +394,7 @@ class Satellite:
                 self._memory.start_asked(now)
                 self._spawn(self._start)
             case msg.Launch(generation):
-                self._spawn(self._create, self._launch_token(generation))
+                self._spawn(self._create, self._launch_names.of(generation))
             case msg.Stop(mode, force):
                 self._spawn(self._stop, mode, force)
             case msg.EndQuiet(cut):
@@ -454,7 +413,7 @@ class Satellite:
             case _:
                 assert_never(action)
 
-    def _end_wait(self, waiter: _Waiter, now: float) -> None:
+    def _end_wait(self, waiter: Waiter, now: float) -> None:
         if waiter.held:
             self._book.waited(now - waiter.since)
         waiter.done.set()
@@ -511,13 +470,6 @@ class Satellite:
             self._feed(msg.StartDone(exc))
         else:
             self._feed(msg.StartDone(None))
-
-    def _launch_token(self, generation: int) -> str:
-        """One token for each machine that there is to be: the same for repeated calls, another after a loss."""
-        if self._launch[0] != generation:
-            period = int(self._wall() // LAUNCH_PERIOD_S)
-            self._launch = (generation, launch_token(self.key, generation=generation, period=period))
-        return self._launch[1]
 
     async def _stop(self, mode: SleepMode, force: bool) -> None:
         if self.waiting and not force:

@@ -183,6 +183,15 @@ def test_an_instance_is_one_satellite(tmp_path: Path) -> None:
         load_config(path)
 
 
+def test_certificates_that_only_case_tells_apart_are_one(tmp_path: Path) -> None:
+    path = tmp_path / "bentpipe.toml"
+    one = '[[certificate]]\nname = "{}"\nsan = "{}"\ngrants = ["acme/a"]\n'
+    both = one.format("a", "DNS:Dev.example") + one.format("b", "DNS:dev.example")
+    path.write_text(f'[[listener]]\naddress = ":1"\n{both}')
+    with pytest.raises(ConfigErrors, match=r"certificate\[1\]: the same as certificate\[0\]"):
+        load_config(path)
+
+
 def test_the_ledger_is_kept_where_the_service_manager_says_or_not_at_all() -> None:
     assert StoreSection().ledger_path({"STATE_DIRECTORY": "/var/lib/bentpipe"}) == Path(
         "/var/lib/bentpipe/ledger.sqlite"

@@ -133,6 +133,19 @@ def test_server_names(server_name: str | None, key: SatelliteKey | None) -> None
     assert parse_server_name(server_name, None) is None
 
 
+def test_names_that_only_case_tells_apart_are_two(identities: Identities) -> None:
+    """By metadata each is reached; by server name, which DNS has in lower case, only the one in lower case."""
+    upper, lower = SatelliteKey("Acme", "One"), SatelliteKey("acme", "one")
+    for key in (upper, lower):
+        request = RouteRequest("/s/m", (key.org, key.name), "all")
+        assert identities.destination(request, TlsIdentity(), DOMAIN) == key
+    for server_name in ("One.Acme.sat.example", "one.acme.sat.example"):
+        assert parse_server_name(server_name, DOMAIN) == lower
+        request = RouteRequest("/s/m", (upper.org, upper.name), "all")
+        with pytest.raises(InvalidMetadata):
+            identities.destination(request, TlsIdentity(server_name), DOMAIN)
+
+
 @pytest.mark.parametrize("der", [b"", b"\x30\x82", certificate()])
 def test_a_certificate_without_names_has_none(der: bytes) -> None:
     assert subject_names(der) == set()

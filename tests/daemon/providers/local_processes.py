@@ -105,6 +105,11 @@ async def open_harness(isolation: Isolation, folder: Path) -> AsyncIterator[Proc
         specs[MachineId(name)] = child_section(folder / name, *habits)
     (folder / "acme/impatient").mkdir()
     specs[MachineId("acme/impatient")] = child_section(folder / "acme/impatient", "deaf", "parent", grace_s=0.05)
+    (folder / "acme/keeper").mkdir()
+    kept = child_section(folder / "acme/keeper")
+    specs[MachineId("acme/keeper")] = kept.model_copy(
+        update={"command": ("/bin/sh", "-c", '"$@" & sleep 600', "sh", *kept.command), "stop_grace_s": 0.05}
+    )
     specs[MachineId("acme/unstartable")] = ProcessSection(command=("/no/such/program", "{port}"))
     harness = ProcessHarness(ProcessProvider(specs, isolation=isolation), folder)
     async with trio.open_nursery() as nursery:

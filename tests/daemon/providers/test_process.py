@@ -27,9 +27,12 @@ from bentpipe.daemon.model import MachineId, MachineState, SleepMode
 from bentpipe.daemon.providers import local_machine
 from bentpipe.daemon.providers.cgroup import Cgroup
 from bentpipe.daemon.providers.containment import Isolation, ProcessGroup
+from bentpipe.daemon.providers.listening import FRESH_S
 from bentpipe.daemon.providers.process import ProcessProvider
 
 PARENT = MachineId("acme/parent")
+KEEPER = MachineId("acme/keeper")
+"""Its leader outlives what listens."""
 
 
 @pytest.fixture(params=Isolation, ids=lambda isolation: isolation.name.lower())
@@ -276,3 +279,22 @@ async def test_output_goes_to_the_log_folder(tmp_path: Path) -> None:
         await wait_state(provider, machine_id, MachineState.STOPPED)
         await provider.aclose()
     assert (tmp_path / "acme:fail.log").read_bytes() == b"first line\nno such\x1b[31m thing\n"
+
+
+async def test_a_port_that_is_a_strangers_now_is_not_vouched_for(harness: ProcessHarness) -> None:
+    """The one that listened has died, the machine lives on, and somebody else has got its port."""
+    look = await start(harness.provider, KEEPER)
+    address = address_of(look)
+    assert harness.provider.vouches_nowait(look)
+    (listener,) = (pid for pid in harness.pids(KEEPER) if psutil.Process(pid).name().startswith("python"))
+    os.kill(listener, signal.SIGKILL)
+    await wait_for(lambda: not psutil.pid_exists(listener) or psutil.Process(listener).status() == psutil.STATUS_ZOMBIE)
+    await trio.sleep(2 * FRESH_S)
+    assert harness.provider.vouches_nowait(look)  # nobody listens: who dials reaches nobody
+    with socket.create_server((address.host, address.port)) as stranger:
+        await trio.sleep(2 * FRESH_S)
+        assert not harness.provider.vouches_nowait(look)
+        assert await harness.provider.describe(KEEPER) == look
+        stranger.close()
+    await trio.sleep(2 * FRESH_S)
+    assert harness.provider.vouches_nowait(look)

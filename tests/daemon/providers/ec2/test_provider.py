@@ -386,3 +386,36 @@ async def test_nothing_is_done_before_it_runs(emulator: Emulator) -> None:
         with pytest.raises(ProviderRetryable, match="not running"):
             await call(ONE)
     await provider.aclose()
+
+
+async def test_an_instance_is_vouched_for_until_its_look_is_old_or_another_has_its_host(
+    emulator: Emulator, control: Control
+) -> None:
+    """EC2 gives an instance a host of its own: another satellite there is wrong, though by another port."""
+    ids = [control.add_instance(tags=tags_of(f"acme/{each}")) for each in ("one", "two")]
+    machines = {ONE: machine("acme/one"), machine_id("acme/two"): machine("acme/two", port=9000)}
+    section = ec2_section(emulator.url, address_age=0.2, sweep=60)
+    async with running(section, machines) as provider:
+        looks = {}
+        for each, instance_id in zip(machines, ids, strict=True):
+            control.script(instance_id=instance_id, address="10.9.9.9")
+            await provider.start(each)
+            control.advance(seconds=60)
+            looks[each] = await wait_state(provider, each, MachineState.RUNNING)
+        for look in looks.values():
+            assert not provider.vouches_nowait(await provider.describe(look.machine_id))
+        control.others_terminate(instance_id=ids[1])
+        assert not provider.vouches_nowait(looks[ONE])  # which has the other looked at again
+        await wait_state(provider, machine_id("acme/two"), MachineState.TERMINATED)
+        await provider.describe(ONE)
+        assert provider.vouches_nowait(looks[ONE])
+        # It is looked at ahead for as long as somebody asks; while EC2 does not answer it grows old.
+        with trio.fail_after(DEADLINE_S):
+            for _ in range(10):
+                await trio.sleep(0.1)
+                assert provider.vouches_nowait(looks[ONE])
+        control.fail(action="DescribeInstances", code="InternalError", status=500, times=None)
+        await wait_for(lambda: not provider.vouches_nowait(looks[ONE]))
+        control.clear_faults()
+        await provider.describe(ONE)
+        assert provider.vouches_nowait(looks[ONE])

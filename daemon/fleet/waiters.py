@@ -1,0 +1,41 @@
+"""Clients that wait for a lease, as the satellite's tasks hold them: who they are, and what their wait came to."""
+
+import dataclasses
+
+from bentpipe.daemon.errors import BentpipeError
+from bentpipe.daemon.fleet.lease import Lease
+from bentpipe.daemon.fleet.usher import UsheredEvent
+
+
+@dataclasses.dataclass(slots=True)
+class Crowd:
+    """How many clients are held for satellites, in all, and how many may be."""
+
+    limit: int | None = None
+    held: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one more is too many."""
+        return self.limit is not None and self.held >= self.limit
+
+
+@dataclasses.dataclass(slots=True)
+class Waiter:
+    """One client. `done` is set once there is a lease or an error."""
+
+    who: str
+    since: float
+    done: UsheredEvent
+    held: bool = False
+    lease: Lease | None = None
+    error: BentpipeError | None = None
+
+
+def lease_of(waiter: Waiter) -> Lease:
+    """What the wait came to. Raises its error, anew for each waiter: many share one."""
+    if waiter.error is not None:
+        raise type(waiter.error)(str(waiter.error), peer_hint=waiter.error.peer_hint) from waiter.error
+    if waiter.lease is None:
+        raise AssertionError("done without lease or error")
+    return waiter.lease
