@@ -37,8 +37,8 @@ fuzz: setup
 	$(BIN)/python -P tests/fuzz/fuzz_greeting.py -max_total_time=$(FUZZ_S) -max_len=8192 -artifact_prefix=build/fuzz/ \
 	    build/fuzz tests/corpus
 
-# The tests' peers: a distribution's, then those built from Go and JavaScript (BuildKit: minutes, once). What cannot be had
-# is said, and its tests are skipped.
+# The tests' peers: a distribution's, then those built from Go, JavaScript, Rust and Java (BuildKit: minutes, once). What
+# cannot be had is said, and its tests are skipped.
 peers: setup
 	bash tests/peers/system-packages
 	$(BIN)/python -P tests/peers/builds.py

@@ -62,7 +62,7 @@ def edge() -> Iterator[EdgeHost]:
                 for n in range(SLOW_SATELLITES)
             ),
         ]
-    with EdgeHost(satellites, sleep_after_s=600) as host:
+    with EdgeHost(satellites, sleep_after_s=600, settings='[[listener]]\naddress = "127.0.0.1:0"\n') as host:
         yield host
 
 
@@ -85,7 +85,12 @@ def connecting(edge: EdgeHost) -> Iterator[Connect]:
     opened: list[Client] = []
 
     def open_client(
-        kind: str, satellite: str, token: str | None = None, extra: tuple[tuple[str, str], ...] = ()
+        kind: str,
+        satellite: str,
+        token: str | None = None,
+        extra: tuple[tuple[str, str], ...] = (),
+        *,
+        plain: bool = False,
     ) -> Client:
         if satellite in SERVER_KINDS and satellite_command(satellite) is None:
             pytest.skip(f"no satellite of kind {satellite} can be had here")
@@ -95,7 +100,8 @@ def connecting(edge: EdgeHost) -> Iterator[Connect]:
             ("satellite_token", edge.token if token is None else token),
             *extra,
         )
-        opened.append(or_skip(CLIENTS[kind], edge.port, edge.ca_pem, metadata))
+        port, ca_pem = (edge.ports[1], None) if plain else (edge.port, edge.ca_pem)
+        opened.append(or_skip(CLIENTS[kind], port, ca_pem, metadata))
         return opened[-1]
 
     yield open_client
@@ -105,7 +111,7 @@ def connecting(edge: EdgeHost) -> Iterator[Connect]:
 
 @pytest.fixture
 def connect(edge: EdgeHost) -> Iterator[Connect]:
-    """`connect(kind, satellite, token=None, extra=())`: a client of its own connection, closed at the end."""
+    """`connect(kind, satellite, token=None, extra=(), plain=False)`: a client of its own connection, closed at the end."""
     with connecting(edge) as connect:
         yield connect
 

@@ -154,6 +154,18 @@ def test_keepalive_while_held(hold_s: int) -> None:
 
 
 @clients
+def test_in_the_clear(connect: Connect, asleep: Callable[[str], str], client_kind: str) -> None:
+    """The same without TLS (h2c by prior knowledge): held, then awake, and refused in words."""
+    satellite = asleep("grpcio")
+    for _ in range(2):
+        client = connect(client_kind, satellite, plain=True)
+        for case in ("unary", "concurrent_streams", "bidirectional_streaming", "cancellation"):
+            CASES[case](client)
+    with pytest.raises(CallError, match="satellite_token"):
+        connect(client_kind, satellite, token="bp_wrong", plain=True).unary("Echo", b"hello")
+
+
+@clients
 @pytest.mark.parametrize(
     ("satellite", "token", "code", "words"),
     [

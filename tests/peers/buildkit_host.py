@@ -1,5 +1,5 @@
-"""An edge host whose satellites are real buildkitd, and buildctl as their client: SNI for the satellite, a certificate
-for the client."""
+"""An edge host whose satellites are real buildkitd, and buildctl and docker buildx as their clients: SNI for the satellite,
+a certificate for the client."""
 
 import contextlib
 import dataclasses
@@ -12,10 +12,10 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import trustme
 
@@ -35,6 +35,8 @@ satellite's they die with it all the same, and their mounts go with its mount na
 
 BUILDKITD = ("--oci-worker-net", "host", "--containerd-worker", "false", "--oci-worker-snapshotter", "native")
 """Needs neither a network, CNI plug-ins, containerd nor overlayfs."""
+
+Client = Literal["buildctl", "buildx"]
 
 STEP = re.compile(r"^#\d+ [\d.]+ (\d+) x+$", re.MULTILINE)
 """A line of `step talk` in buildctl's plain progress."""
@@ -75,12 +77,14 @@ def _pids(program: bytes, argument: bytes) -> list[int]:
 class Build:
     """A build under way: a buildctl of its own, with a context of its own that no other build shares a cache with."""
 
-    def __init__(self, command: Sequence[str], mark: str, log: Path) -> None:
+    def __init__(self, command: Sequence[str], mark: str, log: Path, environment: Mapping[str, str]) -> None:
         self.mark = mark
         """In the command line of every RUN of the build, and in no other's."""
         self._log = log
         with log.open("w") as output:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **environment}
+            )
 
     def step_pids(self) -> list[int]:
         """The processes of its RUN steps, anywhere on this machine."""
@@ -122,13 +126,15 @@ class Build:
 class BuildKitHost:
     """`with BuildKitHost(...) as host:` is a daemon with sleeping satellites; all that it began goes with it."""
 
-    def __init__(self, programs: BuildKit, satellites: Sequence[BuildSatellite]) -> None:
+    def __init__(self, programs: BuildKit, satellites: Sequence[BuildSatellite], buildx: str | None = None) -> None:
         self._programs = programs
+        self._buildx = buildx
         self._stack = contextlib.ExitStack()
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bentpipe-buildkit-")))
         authority, clients = trustme.CA(), trustme.CA()
         server = authority.issue_cert(f"*.{ORG}.{SATELLITE_DOMAIN}")
         client = clients.issue_cert(CLIENT)
+        stranger = clients.issue_cert("stranger@example.com")
         for name, blobs in (
             ("ca", [authority.cert_pem]),
             ("clients", [clients.cert_pem]),
@@ -136,6 +142,8 @@ class BuildKitHost:
             ("key", [server.private_key_pem]),
             ("client-cert", client.cert_chain_pems),
             ("client-key", [client.private_key_pem]),
+            ("stranger-cert", stranger.cert_chain_pems),
+            ("stranger-key", [stranger.private_key_pem]),
         ):
             self._pem(name).touch(mode=0o600)
             self._pem(name).write_bytes(b"".join(blob.bytes() for blob in blobs))
@@ -194,11 +202,16 @@ class BuildKitHost:
 
     @contextlib.contextmanager
     def build(
-        self, satellite: str, *steps: tuple[str, ...], data: bytes = b"", out: Path | None = None
+        self,
+        satellite: str,
+        *steps: tuple[str, ...],
+        data: bytes = b"",
+        out: Path | None = None,
+        client: Client = "buildctl",
     ) -> Iterator[Build]:
         """Begin a build FROM scratch that copies `data` to /data and runs `step` with each of `steps`' arguments.
 
-        `out`, if given, is a folder that takes the result's files.
+        `out`, if given, is a folder that takes the result's files. buildx must have been told of the satellite.
         """
         mark = secrets.token_hex(8)
         context = self._folder / mark
@@ -207,16 +220,58 @@ class BuildKitHost:
         (context / "data").write_bytes(data)
         runs = [f"RUN {json.dumps(['/step', *step, mark])}" for step in steps]
         (context / "Dockerfile").write_text("\n".join(["FROM scratch", "COPY step /step", "COPY data /data", *runs]))
-        command = [self._programs.buildctl, "--addr", f"tcp://127.0.0.1:{self.edge.ports[1]}"]
-        command += ["--tlsservername", f"{satellite}.{ORG}.{SATELLITE_DOMAIN}", "--tlscacert", str(self._pem("ca"))]
-        command += ["--tlscert", str(self._pem("client-cert")), "--tlskey", str(self._pem("client-key"))]
-        command += ["build", "--frontend", "dockerfile.v0", "--progress", "plain"]
-        command += ["--local", f"context={context}", "--local", f"dockerfile={context}"]
+        command = self._buildctl(satellite, context) if client == "buildctl" else self._buildx_build(satellite, context)
         if out is not None:
             command += ["--output", f"type=local,dest={out}"]
-        build = Build(command, mark, self._folder / f"{mark}.log")
+        build = Build(command, mark, self._folder / f"{mark}.log", self._environment)
         try:
             yield build
         finally:
             build.close()
             shutil.rmtree(context)
+
+    def _buildctl(self, satellite: str, context: Path) -> list[str]:
+        command = [self._programs.buildctl, "--addr", f"tcp://127.0.0.1:{self.edge.ports[1]}"]
+        command += ["--tlsservername", f"{satellite}.{ORG}.{SATELLITE_DOMAIN}", "--tlscacert", str(self._pem("ca"))]
+        command += ["--tlscert", str(self._pem("client-cert")), "--tlskey", str(self._pem("client-key"))]
+        command += ["build", "--frontend", "dockerfile.v0", "--progress", "plain"]
+        return [*command, "--local", f"context={context}", "--local", f"dockerfile={context}"]
+
+    def _buildx_build(self, satellite: str, context: Path) -> list[str]:
+        return [*self._buildx_command, "build", "--builder", satellite, "--progress", "plain", str(context)]
+
+    @property
+    def _buildx_command(self) -> list[str]:
+        if self._buildx is None:
+            raise RuntimeError("this host has no buildx")
+        return [self._buildx]
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        """buildx keeps its builders in a folder of its own; of Docker it reads the configuration alone."""
+        return {"BUILDX_CONFIG": str(self._folder / "buildx"), "DOCKER_CONFIG": str(self._folder / "docker")}
+
+    def buildx(self, *arguments: str, deadline_s: float = BUILD_DEADLINE_S) -> subprocess.CompletedProcess[str]:
+        """Run a command of docker buildx to its end. Raises subprocess.TimeoutExpired."""
+        return subprocess.run(
+            [*self._buildx_command, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=deadline_s,
+            check=False,
+            env={**os.environ, **self._environment},
+        )
+
+    def create_builder(self, name: str, satellite: str, *, known: bool = True) -> subprocess.CompletedProcess[str]:
+        """Tell buildx of a satellite, as README.md does; a client that is not `known` shows no certificate of ours."""
+        certificate = "client" if known else "stranger"
+        options = {
+            "cacert": self._pem("ca"),
+            "cert": self._pem(f"{certificate}-cert"),
+            "key": self._pem(f"{certificate}-key"),
+            "servername": f"{satellite}.{ORG}.{SATELLITE_DOMAIN}",
+        }
+        given = ",".join(f"{key}={value}" for key, value in options.items())
+        where = f"tcp://127.0.0.1:{self.edge.ports[1]}"
+        return self.buildx("create", "--name", name, "--driver", "remote", "--driver-opt", given, where)

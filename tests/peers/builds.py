@@ -78,6 +78,12 @@ def go_peer() -> str:
 
 
 @functools.cache
+def buildx() -> str:
+    """docker buildx, which needs no Docker for its driver `remote`. Raises Missing."""
+    return str(_go_build("buildx", "github.com/docker/buildx/cmd/buildx") / "buildx")
+
+
+@functools.cache
 def h2spec() -> str:
     """The conformance tests of summerwind/h2spec. Raises Missing."""
     return str(_go_build("h2spec", "github.com/summerwind/h2spec/cmd/h2spec") / "h2spec")
@@ -134,9 +140,48 @@ def js_client() -> tuple[str, str]:
     return node, str(folder / "client.js")
 
 
+@functools.cache
+def tonic_client() -> str:
+    """The Rust program of tests/peers/rust. Raises Missing."""
+    cargo = shutil.which("cargo") or shutil.which("cargo", path=str(Path.home() / ".cargo" / "bin"))
+    if cargo is None:
+        raise Missing("cargo is not installed")
+    source = HERE / "rust"
+    folder, done = _stamped("rust", [source / "Cargo.toml", source / "Cargo.lock", source / "src" / "main.rs"])
+    if not done:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The folder of the intermediate results is everybody's: another lock file need not build all of it again.
+        target = OUT / "rust-target"
+        _run([cargo, "build", "--release", "--locked", "--quiet", "--target-dir", str(target)], source)
+        shutil.copy(target / "release" / "client", folder)
+        (folder / "done").touch()
+    return str(folder / "client")
+
+
+@functools.cache
+def java_client() -> tuple[str, ...]:
+    """The command line of the Java program of tests/peers/java, its packages beside it. Raises Missing."""
+    java, maven = program("java"), program("mvn")
+    source = HERE / "java"
+    code = source / "src" / "main" / "java" / "Client.java"
+    folder, done = _stamped("java", [source / "pom.xml", code])
+    if not done:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        _run([maven, "--batch-mode", "--quiet", "compile", "dependency:copy-dependencies"], folder)
+        (folder / "done").touch()
+    # One of many on a small machine: little memory, and no time spent on optimizing.
+    options = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+    return java, *options, "-cp", f"{folder}/target/classes:{folder}/target/dependency/*", "Client"
+
+
+CLIENTS = {"grpc-go": go_peer, "grpc-js": js_client, "tonic": tonic_client, "grpc-java": java_client}
+"""The clients of the matrix that are built, by their names there."""
+OTHERS = {"h2spec": h2spec, "buildkit": buildkit, "buildx": buildx}
+
+
 def main() -> int:
     """Build everything, and say what there is."""
-    for name, build in (("go", go_peer), ("js", js_client), ("h2spec", h2spec), ("buildkit", buildkit)):
+    for name, build in (CLIENTS | OTHERS).items():
         try:
             build()
         except Missing as exc:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from builds import go_peer, js_client
+from builds import go_peer, java_client, js_client, tonic_client
 from clients import TIMEOUT_S, CallError, Metadata
 
 CANCELLED = 1
@@ -92,3 +92,13 @@ def go_client(port: int, ca_pem: bytes | None, metadata: Metadata, keepalive_s: 
 def node_client(port: int, ca_pem: bytes | None, metadata: Metadata, keepalive_s: float = 0) -> ChildClient:
     """@grpc/grpc-js. Raises builds.Missing."""
     return ChildClient(js_client(), port, ca_pem, metadata, keepalive_s)
+
+
+def rust_client(port: int, ca_pem: bytes | None, metadata: Metadata, keepalive_s: float = 0) -> ChildClient:
+    """tonic. Raises builds.Missing."""
+    return ChildClient((tonic_client(),), port, ca_pem, metadata, keepalive_s)
+
+
+def jvm_client(port: int, ca_pem: bytes | None, metadata: Metadata, keepalive_s: float = 0) -> ChildClient:
+    """grpc-java. Raises builds.Missing."""
+    return ChildClient(java_client(), port, ca_pem, metadata, keepalive_s)

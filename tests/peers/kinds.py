@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from builds import Missing, go_peer, js_client
-from child_clients import go_client, node_client
+from builds import CLIENTS as BUILT
+from builds import Missing, go_peer
+from child_clients import go_client, jvm_client, node_client, rust_client
 from clients import Client, GrpcioClient, GrpclibClient
 
 HERE = Path(__file__).parent
@@ -17,6 +18,8 @@ CLIENTS: dict[str, Callable[..., Client]] = {
     "grpclib": GrpclibClient,
     "grpc-go": go_client,
     "grpc-js": node_client,
+    "tonic": rust_client,
+    "grpc-java": jvm_client,
 }
 CLIENT_KINDS = list(CLIENTS)
 SERVER_KINDS = ["grpcio", "grpclib", "grpc-go"]
@@ -49,7 +52,7 @@ def satellite_command(kind: str) -> tuple[str, ...] | None:
 def available_clients() -> list[str]:
     """The clients that can be had here."""
     found = ["grpcio", "grpclib"]
-    for kind, build in (("grpc-go", go_peer), ("grpc-js", js_client)):
+    for kind, build in BUILT.items():
         try:
             build()
         except Missing:
