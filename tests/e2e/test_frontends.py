@@ -1,0 +1,214 @@
+"""Frontends and clients that speak HTTP/2 themselves, and two tenants at once: who puts both on one connection.
+
+A connection is one capability, admitted by its first request. What README.md ("Behind a proxy") says of each setting is
+shown here: those that mix tenants do so, or the test says that they are better now, and those that it recommends never do.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import grpc
+import pytest
+
+from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
+from bentpipe.daemon.demo.satellite import SERVICE
+
+from frontends import envoy, free_port, haproxy, nginx
+
+HERE = Path(__file__).parents[1] / "peers"
+TENANTS = ("red", "blue")
+CALLS = 40
+TIMEOUT_S = 20.0
+LOCAL_POOL = ("grpc.use_local_subchannel_pool", 1)
+
+Start = Callable[[Path, int, int], contextlib.AbstractContextManager[int]]
+"""(folder, port to listen on, the daemon's port)"""
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeHost]:
+    """Two tenants: each has a token for its own satellite and for no other."""
+    folder = tmp_path_factory.mktemp("tenants")
+    satellites, settings = [], '[[listener]]\naddress = "127.0.0.1:0"\n'
+    for name in TENANTS:
+        command = (
+            sys.executable,
+            "-P",
+            str(HERE / "named_satellite.py"),
+            "127.0.0.1",
+            "{port}",
+            name,
+            str(folder / name),
+        )
+        satellites.append(DemoSatellite(name, command=command))
+        digest = hashlib.sha256(f"bp_{name}".encode()).hexdigest()
+        settings += f'[[token]]\nname = "{name}"\nhash = "sha256:{digest}"\ngrants = ["{ORG}/{name}"]\n'
+    with EdgeHost(satellites, sleep_after_s=600, settings=settings) as host:
+        yield host
+
+
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """What came of all calls: how many were answered by the tenant's own satellite, by the other's, and failed."""
+
+    own: int = 0
+    mixed: int = 0
+    failures: tuple[str, ...] = ()
+
+
+def call(channel: grpc.Channel, tenant: str) -> str:
+    metadata = (("satellite_name", tenant), ("satellite_org", ORG), ("satellite_token", f"bp_{tenant}"))
+    return channel.unary_unary(f"/{SERVICE}/Echo")(b"who?", metadata=metadata, timeout=TIMEOUT_S).decode()
+
+
+def both_at_once(open_channel: Callable[[], grpc.Channel], ways: Sequence[str] = ("together", "in turn")) -> Tally:
+    """Two clients, each with a connection of its own to the frontend: calls of both at the same time, and one by one."""
+    answers: list[tuple[str, str]] = []
+    failures: list[str] = []
+    with contextlib.ExitStack() as stack:
+        channels = {tenant: stack.enter_context(open_channel()) for tenant in TENANTS}
+        start = threading.Barrier(2 * len(TENANTS))
+
+        def ask(tenant: str) -> None:
+            try:
+                answers.append((tenant, call(channels[tenant], tenant)))
+            except grpc.RpcError as exc:
+                failures.append(f"{exc.code().name}: {exc.details()}")
+
+        def many(tenant: str) -> None:
+            start.wait()
+            for _ in range(CALLS):
+                ask(tenant)
+
+        if "together" in ways:
+            with concurrent.futures.ThreadPoolExecutor(2 * len(TENANTS)) as pool:
+                list(pool.map(many, TENANTS * 2))
+        if "in turn" in ways:
+            for _ in range(CALLS):
+                for tenant in TENANTS:
+                    ask(tenant)
+    own = sum(asked == answered for asked, answered in answers)
+    return Tally(own, len(answers) - own, tuple(failures))
+
+
+def haproxy_with(server: str, backend: str = "", mode: str = "http", bind: str = " proto h2") -> Start:
+    def start(folder: Path, port: int, target: int) -> contextlib.AbstractContextManager[int]:
+        return haproxy(
+            folder,
+            f"listen edge\n    mode {mode}\n    bind 127.0.0.1:{port}{bind}\n    {backend}\n"
+            f"    server one 127.0.0.1:{target} {server}\n",
+            port,
+        )
+
+    return start
+
+
+def nginx_http(upstream: str) -> Start:
+    def start(folder: Path, port: int, target: int) -> contextlib.AbstractContextManager[int]:
+        http = (
+            f"upstream edge {{ server 127.0.0.1:{target}; {upstream} }}\n"
+            f"server {{ listen 127.0.0.1:{port} http2; location / {{ grpc_pass grpc://edge; }} }}"
+        )
+        return nginx(folder, port, http=http)
+
+    return start
+
+
+def nginx_stream(folder: Path, port: int, target: int) -> contextlib.AbstractContextManager[int]:
+    return nginx(folder, port, stream=f"server {{ listen 127.0.0.1:{port}; proxy_pass 127.0.0.1:{target}; }}")
+
+
+ENVOY = """
+static_resources:
+  listeners:
+    - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+      filter_chains:
+        - filters:
+            - name: envoy.filters.network.http_connection_manager
+              typed_config:
+                "@type": {types}.filters.network.http_connection_manager.v3.HttpConnectionManager
+                stat_prefix: edge
+                codec_type: HTTP2
+                route_config:
+                  virtual_hosts:
+                    - name: all
+                      domains: ["*"]
+                      routes: [{{match: {{prefix: /}}, route: {{cluster: edge, timeout: 0s}}}}]
+                http_filters:
+                  - name: envoy.filters.http.router
+                    typed_config: {{"@type": {types}.filters.http.router.v3.Router}}
+  clusters:
+    - name: edge
+      type: STATIC
+      {cluster}
+      typed_extension_protocol_options:
+        envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+          "@type": {types}.upstreams.http.v3.HttpProtocolOptions
+          explicit_http_config: {{http2_protocol_options: {{}}}}
+          {options}
+      load_assignment:
+        cluster_name: edge
+        endpoints:
+          - lb_endpoints:
+              - endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {target}}}}}}}
+"""
+
+
+def envoy_http(cluster: str = "", options: str = "") -> Start:
+    def start(folder: Path, port: int, target: int) -> contextlib.AbstractContextManager[int]:
+        types = "type.googleapis.com/envoy.extensions"
+        text = ENVOY.format(port=port, target=target, types=types, cluster=cluster, options=options)
+        return envoy(folder, text, port)
+
+    return start
+
+
+MIXES: dict[str, Start] = {
+    "haproxy mode http": haproxy_with("proto h2"),
+    "haproxy mode http, reuse always": haproxy_with("proto h2", "http-reuse always"),
+    "nginx with keepalive": nginx_http("keepalive 16;"),
+    "envoy": envoy_http(),
+}
+KEEPS_APART: dict[str, Start] = {
+    "haproxy mode tcp": haproxy_with("", mode="tcp", bind=""),
+    "haproxy mode http, reuse never": haproxy_with("proto h2", "http-reuse never"),
+    "nginx stream": nginx_stream,
+    "nginx without keepalive": nginx_http(""),
+    "envoy, a pool a client": envoy_http("connection_pool_per_downstream_connection: true"),
+    "envoy, a connection a request": envoy_http(
+        options="common_http_protocol_options: {max_requests_per_connection: 1}"
+    ),
+}
+
+
+def through(edge: EdgeHost, folder: Path, start: Start) -> Tally:
+    with start(folder, free_port(), edge.ports[1]) as port:
+        return both_at_once(lambda: grpc.insecure_channel(f"127.0.0.1:{port}", options=[LOCAL_POOL]))
+
+
+@pytest.mark.parametrize("frontend", MIXES)
+def test_by_default_both_tenants_are_on_one_connection(edge: EdgeHost, tmp_path: Path, frontend: str) -> None:
+    tally = through(edge, tmp_path, MIXES[frontend])
+    assert tally.mixed > 0, f"{frontend} mixes no more: README.md may recommend it ({tally})"
+
+
+@pytest.mark.parametrize("frontend", KEEPS_APART)
+def test_as_recommended_they_never_are(edge: EdgeHost, tmp_path: Path, frontend: str) -> None:
+    assert through(edge, tmp_path, KEEPS_APART[frontend]) == Tally(own=CALLS * 3 * len(TENANTS))
+
+
+def test_grpcios_channels_of_one_process_share_a_connection_unless_told_otherwise(edge: EdgeHost) -> None:
+    def shared() -> grpc.Channel:
+        return grpc.insecure_channel(f"127.0.0.1:{edge.ports[1]}")
+
+    def own() -> grpc.Channel:
+        return grpc.insecure_channel(f"127.0.0.1:{edge.ports[1]}", options=[LOCAL_POOL])
+
+    assert both_at_once(shared).mixed > 0, "grpcio shares no more: README.md need not say so"
+    assert both_at_once(own) == Tally(own=CALLS * 3 * len(TENANTS))
