@@ -15,7 +15,8 @@ from bentpipe.proto.errors import ErrorCode, GreetingError, over
 from bentpipe.proto.events import HeaderList
 from bentpipe.proto.frame_guard import FrameGuard
 from bentpipe.proto.grpc_status import GrpcStatus, encode_grpc_message
-from bentpipe.proto.refusal import server_connection
+from bentpipe.proto.refusal import BAD_REQUEST, server_connection
+from bentpipe.proto.wellformed import why_malformed, why_malformed_trailers
 
 CONTENT_TYPE = (b"content-type", b"application/grpc")
 
@@ -43,6 +44,7 @@ class _Stream:
     headers: HeaderList
     body: bytearray = dataclasses.field(default_factory=bytearray)
     too_long: bool = False
+    malformed: bool = False
     request_ended: bool = False
     answered: bool = False
     unsent: bytearray = dataclasses.field(default_factory=bytearray)
@@ -88,7 +90,9 @@ class Answering:
                 self._event(event, out)
             # Only now: h2 is ahead of its events, and a stream may have ended since the one that asked for an answer.
             for stream_id, stream in list(self._streams.items()):
-                if stream.too_long and not stream.ending:
+                if stream.malformed:
+                    self._end_malformed(stream_id)
+                elif stream.too_long and not stream.ending:
                     self.finish(stream_id, GrpcStatus.RESOURCE_EXHAUSTED, "over the limit ANSWERED_MESSAGE_BYTES")
                 else:
                     self._push(stream_id)
@@ -99,7 +103,12 @@ class Answering:
     def _event(self, event: h2.events.Event, out: list[Call | CallEnded]) -> None:
         match event:
             case h2.events.RequestReceived(stream_id=stream_id, headers=headers):
-                self._streams[stream_id] = _Stream(tuple((bytes(n), bytes(v)) for n, v in headers))
+                fields = tuple((bytes(n), bytes(v)) for n, v in headers)
+                self._streams[stream_id] = _Stream(fields, malformed=why_malformed(fields) is not None)
+            case h2.events.TrailersReceived(stream_id=stream_id, headers=headers):
+                stream = self._streams.get(stream_id)
+                if stream is not None and why_malformed_trailers(tuple((bytes(n), bytes(v)) for n, v in headers)):
+                    stream.malformed = True
             case h2.events.DataReceived(stream_id=stream_id, data=data, flow_controlled_length=size):
                 if size:
                     self._h2.acknowledge_received_data(size, stream_id)
@@ -113,7 +122,7 @@ class Answering:
                 stream = self._streams.get(stream_id)
                 if stream is not None:
                     stream.request_ended = True
-                    if not stream.ending and not stream.too_long:
+                    if not stream.ending and not stream.too_long and not stream.malformed:
                         out.append(Call(stream_id, stream.headers, bytes(stream.body)))
             case h2.events.StreamReset(stream_id=stream_id):
                 if self._streams.pop(stream_id, None) is not None:
@@ -181,6 +190,12 @@ class Answering:
         )
         stream.unsent += text
         self._push(stream_id)
+
+    def _end_malformed(self, stream_id: int) -> None:
+        """A stream error, of which a server may say more before it (RFC 9113 §8.1.1)."""
+        if not self._streams.pop(stream_id).answered:
+            self._h2.send_headers(stream_id, BAD_REQUEST)
+        self._h2.reset_stream(stream_id, int(ErrorCode.PROTOCOL_ERROR))
 
     def close(self, error_code: ErrorCode = ErrorCode.NO_ERROR) -> None:
         """Say GOAWAY; no more answers after that."""

@@ -12,8 +12,10 @@ import h2.settings
 
 from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError
+from bentpipe.proto.events import HeaderList
 from bentpipe.proto.frame_guard import FrameGuard
 from bentpipe.proto.grpc_status import GrpcStatus, encode_grpc_message
+from bentpipe.proto.wellformed import why_malformed
 
 _BODY = b"This port speaks gRPC over HTTP/2 (prior knowledge or ALPN h2) for satellites, not HTTP/1.1.\n"
 HTTP1_ANSWER = (
@@ -37,13 +39,18 @@ in certificates."""
 PIECE_BYTES = 4 << 10
 """What to feed at once: some 400 frames at worst, which h2 reads in about 10 ms."""
 
+BAD_REQUEST = [(b":status", b"400")]
+NO_METHOD = [(b":status", b"405")]
+
 STREAMS_AT_ONCE = 64
 """To answer at once, in some 5 ms."""
 
 
 def server_connection(max_streams: int) -> h2.connection.H2Connection:
-    """An h2 server that has said its SETTINGS, within our limits."""
-    made = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
+    """An h2 server that has said its SETTINGS, within our limits. It takes any fields: see proto/wellformed.py."""
+    made = h2.connection.H2Connection(
+        h2.config.H2Configuration(client_side=False, header_encoding=None, validate_inbound_headers=False)
+    )
     made.local_settings = h2.settings.Settings(
         client=False,
         initial_values={
@@ -71,6 +78,8 @@ class Refusal:
         self._h2 = server_connection(1 + limits.HELD_HEADERS)
         self._guard = FrameGuard(preface=True)
         self._unfinished: dict[int, bool] = {}
+        self._fields: dict[int, HeaderList] = {}
+        self._malformed: str | None = None
         self._answered = False
         self._ended = False
 
@@ -85,12 +94,14 @@ class Refusal:
         try:
             for event in self._h2.receive_data(data):
                 match event:
-                    case h2.events.RequestReceived(stream_id=stream_id):
+                    case h2.events.RequestReceived(stream_id=stream_id, headers=headers):
                         self._unfinished[stream_id] = True
+                        self._fields[stream_id] = tuple((bytes(n), bytes(v)) for n, v in headers)
                     case h2.events.StreamEnded(stream_id=stream_id) if stream_id in self._unfinished:
                         self._unfinished[stream_id] = False
                     case h2.events.StreamReset(stream_id=stream_id):
                         self._unfinished.pop(stream_id, None)
+                        self._fields.pop(stream_id, None)
                     case h2.events.ConnectionTerminated():
                         self._ended = True
                     case _:
@@ -106,24 +117,35 @@ class Refusal:
         """
         if self._ended:
             return False
-        words = encode_grpc_message(message, limits.STATUS_MESSAGE_BYTES)
+        words = [
+            (b":status", b"200"),
+            (b"content-type", b"application/grpc"),
+            (b"grpc-status", b"%d" % status),
+            (b"grpc-message", encode_grpc_message(message, limits.STATUS_MESSAGE_BYTES)),
+        ]
         for stream_id in list(self._unfinished)[:STREAMS_AT_ONCE]:
-            fields = [
-                (b":status", b"200"),
-                (b"content-type", b"application/grpc"),
-                (b"grpc-status", b"%d" % status),
-                (b"grpc-message", words),
-            ]
-            self._h2.send_headers(stream_id, fields, end_stream=True)
-            if self._unfinished.pop(stream_id):
-                # The request's own end is not awaited (RFC 9113 §8.1).
-                self._h2.reset_stream(stream_id, int(ErrorCode.NO_ERROR))
-            self._answered = True
+            self._refuse(stream_id, words)
         if self._unfinished:
             return True
-        debug = None if self._answered else message.encode()
+        debug = self._malformed.encode() if self._malformed else None if self._answered else message.encode()
         self._h2.close_connection(additional_data=debug, last_stream_id=self._h2.highest_inbound_stream_id)
         return False
+
+    def _refuse(self, stream_id: int, words: list[tuple[bytes, bytes]]) -> None:
+        fields = self._fields.pop(stream_id)
+        unfinished = self._unfinished.pop(stream_id)
+        if (malformed := why_malformed(fields)) is not None:
+            # A stream error, of which a server may say more before it (RFC 9113 §8.1.1).
+            self._malformed = malformed
+            self._h2.send_headers(stream_id, BAD_REQUEST)
+            self._h2.reset_stream(stream_id, int(ErrorCode.PROTOCOL_ERROR))
+            return
+        # To CONNECT, 200 would mean that the way is open (RFC 9110 §9.3.6).
+        self._h2.send_headers(stream_id, NO_METHOD if (b":method", b"CONNECT") in fields else words, end_stream=True)
+        if unfinished:
+            # The request's own end is not awaited (RFC 9113 §8.1).
+            self._h2.reset_stream(stream_id, int(ErrorCode.NO_ERROR))
+        self._answered = True
 
     def close(self) -> bytes:
         """Take what there is to say; the object is then of no more use."""

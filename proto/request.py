@@ -10,6 +10,7 @@ from bentpipe.proto.events import HeaderList
 
 NAME = re.compile(rb"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 """As in the configuration: what fits a DNS label, a metadata value and a cgroup's folder."""
+ORG_KEY, NAME_KEY, TOKEN_KEY = b"satellite_org", b"satellite_name", b"satellite_token"
 TOKEN_BYTES = 16 << 10
 BEARER = b"bearer "
 
@@ -30,26 +31,28 @@ class RouteRequest:
 def parse_request(headers: HeaderList) -> RouteRequest:
     """Read the metadata `satellite_name`, `satellite_org`, `satellite_token` and `authorization: Bearer`.
 
-    Raises MetadataError if one is repeated or malformed, if only half of the name is given, or if two tokens differ.
+    Each of the first three may be spelt with a dash instead: nginx and others drop fields with underscores unless told
+    otherwise. Raises MetadataError if one is repeated or malformed, if two spellings or two tokens differ, or if only half
+    of the name is given.
     """
     method = _one(headers, b":method")
     path = _one(headers, b":path")
     if method != b"POST" or path is None or not path.startswith(b"/"):
         raise MetadataError("this is no gRPC request: it must be POST /package.Service/Method")
-    org, name = (_name(headers, key) for key in (b"satellite_org", b"satellite_name"))
+    org, name = (_name(headers, key) for key in (ORG_KEY, NAME_KEY))
     if (org is None) is not (name is None):
-        raise MetadataError(f"the metadata {'satellite_org' if org is None else 'satellite_name'} is missing")
+        raise MetadataError(f"the metadata {both_spellings(ORG_KEY if org is None else NAME_KEY)} is missing")
     satellite = None if org is None or name is None else (org, name)
     return RouteRequest(path.decode("latin-1"), satellite, _token(headers))
 
 
 def _token(headers: HeaderList) -> str | None:
-    token = _one(headers, b"satellite_token")
+    token = _either(headers, TOKEN_KEY)
     authorization = _one(headers, b"authorization")
     if authorization is not None and authorization.lower().startswith(BEARER):
         bearer = authorization[len(BEARER) :].strip()
         if token is not None and token != bearer:
-            raise MetadataError("satellite_token and authorization carry different tokens")
+            raise MetadataError("satellite_token (or satellite-token) and authorization carry different tokens")
         token = bearer
     if token is not None and (len(token) > TOKEN_BYTES or not token.isascii()):
         raise MetadataError("the token is too long or not ASCII")
@@ -63,10 +66,28 @@ def _one(headers: HeaderList, key: bytes) -> bytes | None:
     return values[0] if values else None
 
 
+def _either(headers: HeaderList, key: bytes) -> bytes | None:
+    """The value of a key by either spelling."""
+    dashed = _dashed(key)
+    values = [value for value in (_one(headers, key), _one(headers, dashed)) if value is not None]
+    if len(set(values)) > 1:
+        raise MetadataError(f"{key.decode()} and {dashed.decode()} are both given, and differ")
+    return values[0] if values else None
+
+
+def _dashed(key: bytes) -> bytes:
+    return key.replace(b"_", b"-")
+
+
+def both_spellings(key: bytes) -> str:
+    """A key, for those who have to send it."""
+    return f"{key.decode()} (or {_dashed(key).decode()})"
+
+
 def _name(headers: HeaderList, key: bytes) -> str | None:
-    value = _one(headers, key)
+    value = _either(headers, key)
     if value is None:
         return None
     if not NAME.fullmatch(value):
-        raise MetadataError(f"{key.decode()} is malformed: letters, digits, '.', '_' and '-', 64 at most")
+        raise MetadataError(f"{both_spellings(key)} is malformed: letters, digits, '.', '_' and '-', 64 at most")
     return value.decode()

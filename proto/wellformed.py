@@ -1,7 +1,8 @@
 """Whether a request is well-formed, by RFC 9113 §8.1.1 to §8.5: one that is not ends its stream, never the connection.
 
 The `h2` library makes a connection error of it, and of what is no error: a request may leave out `:authority` and Host
-(§8.3.1), as load balancers' checks do. So its own validation is off, and this takes its place.
+(§8.3.1), as load balancers' checks do. So its own validation of fields is off, and this takes its place. What it says of
+content-length, and of trailers without END_STREAM, still ends the connection, as it may (§5.4.1).
 """
 
 import re
@@ -69,9 +70,6 @@ def _wrong_pseudo_fields(fields: HeaderList) -> str | None:
 
 
 def _wrong_meaning(fields: HeaderList) -> str | None:
-    """Fields that must agree: content-length with itself (RFC 9110 §8.6), Host with `:authority` (§8.3.1)."""
-    lengths = {value for name, value in fields if name == b"content-length"}
-    if len(lengths) > 1 or not all(value.isdigit() for value in lengths):
-        return "content-length is no number, or two"
+    """Host and `:authority` must be the same, if both are given (§8.3.1). Lengths of content are h2's to compare."""
     hosts = {value.lower() for name, value in fields if name in (b":authority", b"host")}
     return "host and :authority differ" if len(hosts) > 1 else None

@@ -13,8 +13,9 @@ from bentpipe.config.model import TokenSection
 from bentpipe.daemon.errors import NoSuchSatellite, TokensUnknown, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.store.registry import StoredToken
+from bentpipe.proto.request import TOKEN_KEY, both_spellings
 
-TOKEN_WORDS = "the satellite_token is missing or not valid"
+TOKEN_WORDS = f"the {both_spellings(TOKEN_KEY)} is missing or not valid"
 UNKNOWN_WORDS = "the token cannot be checked at this moment; try again"
 SATELLITE_WORDS = "no such satellite, or not yours"
 

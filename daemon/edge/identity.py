@@ -5,6 +5,8 @@ Two questions, each with two sources, and the sources of one question never over
     which satellite?  metadata `satellite_org` + `satellite_name`  |  SNI `NAME.ORG.<satellite_domain>`
     who asks?         `satellite_token` or `authorization: Bearer` |  a client certificate that [[certificate]] maps
 
+The three keys may be spelt with dashes, each for itself.
+
 Rules. Any destination goes with any proof. At least one of each is needed. If both destinations are given they must be
 the same satellite. Every proof that is shown must hold and must grant the satellite: a bad token beside a good
 certificate is refused, never passed over. A certificate that no entry maps is no proof; it opened the TLS port, no more.
@@ -21,11 +23,12 @@ from bentpipe.config.model import CertificateSection
 from bentpipe.daemon.edge.admission import Admission, Grant, Principal
 from bentpipe.daemon.errors import InvalidMetadata, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.proto.request import RouteRequest
+from bentpipe.proto.request import NAME_KEY, ORG_KEY, TOKEN_KEY, RouteRequest, both_spellings
 
-NO_DESTINATION = "the metadata satellite_org and satellite_name are missing"
+NO_DESTINATION = f"the metadata {both_spellings(ORG_KEY)} and {both_spellings(NAME_KEY)} are missing"
 OTHER_DESTINATION = "the metadata and the TLS server name are for different satellites"
-NO_PROOF = "the satellite_token is missing, and no client certificate that is known here was shown"
+NO_PROOF = f"the {both_spellings(TOKEN_KEY)} is missing, and no client certificate that is known here was shown"
+NOTHING = "the metadata satellite_org, satellite_name and satellite_token are missing (or the same with dashes)"
 AMBIGUOUS = "the client certificate stands for more than one principal"
 
 
@@ -114,6 +117,8 @@ class Identities:
 
     def identify(self, request: RouteRequest, tls: TlsIdentity, domain: str | None) -> Claim:
         """Say which satellite is asked for, and by whom. Raises InvalidMetadata, Unauthenticated."""
+        if request.token is None and tls.certificate_der is None and not self.names_satellite(request, tls, domain):
+            raise Unauthenticated(NOTHING)  # a stranger, who may not even know where this is
         key = self.destination(request, tls, domain)
         return Claim(key, self.principals(request, tls), request, tls, self._admission.version)
 

@@ -15,13 +15,17 @@ from bentpipe.proto.refusal import PIECE_BYTES
 IDLE_S = 300.0
 """Without a word and without a Watch: load balancers check every few seconds to minutes, on a connection they keep."""
 
+OURS = (SERVICE_PATH.encode(), b"/AWS.ALB/")
+"""Paths. AWS' Application Load Balancer checks gRPC targets by `/AWS.ALB/healthcheck`, a method that no server has, and by
+default takes UNIMPLEMENTED for health: so there is nothing to know of a satellite for the answer."""
+
 SEND_DEADLINE_S = 10.0
 """To take what we say; a client that does not read is let go."""
 
 
 def is_ours(headers: RequestHeaders) -> bool:
     """Whether the daemon answers this request itself."""
-    return dict(headers.headers).get(b":path", b"").startswith(SERVICE_PATH.encode())
+    return dict(headers.headers).get(b":path", b"").startswith(OURS)
 
 
 class InPlace:

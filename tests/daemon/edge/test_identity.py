@@ -98,6 +98,8 @@ def test_every_combination(
     identities: Identities, destination: tuple[SatelliteKey | None, str | None], proof: tuple[str | None, bytes | None]
 ) -> None:
     expected = DESTINATIONS[destination]
+    if proof == (None, None) and destination in ((None, None), (None, "edge.example")):
+        expected = Unauthenticated  # a stranger, who says nothing at all
     if expected is ONE:
         expected = PROOFS[proof]
     assert outcome(identities, *destination, *proof) == expected
@@ -161,6 +163,39 @@ def test_bearer_is_read_as_the_token() -> None:
     assert parse_request((*headers, (b"authorization", b"Bearer t"))).token == "t"
     assert parse_request((*headers, (b"authorization", b"bearer t"), (b"satellite_token", b"t"))).token == "t"
     assert parse_request((*headers, (b"authorization", b"Basic dDp0"))).token is None
+
+
+def spelt(fields: tuple[tuple[str, str], ...]) -> RouteRequest:
+    pairs = tuple((name.encode(), value.encode()) for name, value in fields)
+    return parse_request(((b":method", b"POST"), (b":path", b"/s/m"), *pairs))
+
+
+@pytest.mark.parametrize("org", [("satellite_org",), ("satellite-org",), ("satellite_org", "satellite-org")])
+@pytest.mark.parametrize("name", [("satellite_name",), ("satellite-name",), ("satellite-name", "satellite_name")])
+@pytest.mark.parametrize("token", [("satellite_token",), ("satellite-token",), ("satellite_token", "satellite-token")])
+def test_either_spelling_or_both(org: tuple[str, ...], name: tuple[str, ...], token: tuple[str, ...]) -> None:
+    given = [(key, value) for keys, value in ((org, "acme"), (name, "one"), (token, "t")) for key in keys]
+    assert spelt(tuple(given)) == RouteRequest("/s/m", ("acme", "one"), "t")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ((("satellite_org", "a"), ("satellite-org", "b"), ("satellite_name", "n")), "differ"),
+        ((("satellite_org", "a"), ("satellite-name", "n"), ("satellite_name", "m")), "differ"),
+        ((("satellite_token", "a"), ("satellite-token", "b")), "differ"),
+        ((("satellite-token", "a"), ("authorization", "Bearer b")), "different tokens"),
+        ((("satellite-org", "a"), ("satellite-org", "a"), ("satellite-name", "n")), "given 2 times"),
+        ((("satellite-token", "a"), ("satellite-token", "a")), "given 2 times"),
+        ((("satellite-org", "a"),), "satellite_name (or satellite-name) is missing"),
+        ((("satellite-name", "n"),), "satellite_org (or satellite-org) is missing"),
+        ((("satellite-org", "-a"), ("satellite-name", "n")), "malformed"),
+    ],
+)
+def test_spellings_that_cannot_be_used(fields: tuple[tuple[str, str], ...], words: str) -> None:
+    with pytest.raises(MetadataError) as error:
+        spelt(fields)
+    assert words in str(error.value)
 
 
 @pytest.mark.parametrize(
