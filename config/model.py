@@ -314,10 +314,13 @@ class SatelliteSection(Section):
     """The longest one client is held, whatever the wake does."""
     retry_after_s: DurationS = Field(default=5.0, ge=0, alias="retry_after")
     """How long a failed wake is remembered and replayed to new-comers before the next attempt; doubles with every
-    failure in a row. What only people can mend is remembered until SIGHUP."""
+    failure in a row, to 5 minutes at most. What people must mend is tried again likewise; SIGHUP forgets it at once."""
     capacity_retry_after_s: DurationS = Field(default=180.0, ge=0, alias="capacity_retry_after")
     """The same after "no such machine to be had now". Karpenter, too, leaves an exhausted offering alone for 3 minutes."""
     keep_awake: tuple[KeepAwakeSection, ...] = ()
+    quiet_connections: Literal["keep", "end"] = "keep"
+    """Whether open connections that move no more than keepalives and health checks keep it awake, or are ended for the
+    sake of its sleep. "end" can cut a call that is silent for longer than `sleep_after`."""
 
     @property
     def launches(self) -> bool:

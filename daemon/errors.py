@@ -146,7 +146,13 @@ class MachineNotFound(ProviderError):
 
 
 class ProviderPermanent(ProviderError):
-    """Configuration, or what the machine is: nothing changes until somebody acts."""
+    """Configuration, or what the machine is: people must act. They need not tell us: it is tried again now and then."""
+
+
+class ProviderRefused(ProviderError):
+    """The call was refused for a reason that nobody has foreseen: it may pass by itself, or people must act."""
+
+    retryable = True
 
 
 class ProviderPermission(ProviderPermanent):

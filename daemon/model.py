@@ -76,7 +76,7 @@ class Fault(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Machine:
-    """One look at a machine. `address` is None unless it is RUNNING; `reason` is the provider's own words."""
+    """One look at a machine. `address` is None unless it is RUNNING; `reason` is the provider's own words, for the log."""
 
     machine_id: MachineId
     state: MachineState
@@ -88,6 +88,8 @@ class Machine:
     """Whether hibernating it is worth an attempt."""
     asleep_since: float | None = None
     """time.time() seconds at which it fell asleep, as far as the provider knows; None if it is not asleep."""
+    hint: str = ""
+    """What those who may use the satellite may hear of `reason`: one printable line, bounded by the provider."""
 
 
 class WakePhase(enum.Enum):

@@ -4,19 +4,23 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable
 
 import trio
 
 from bentpipe.daemon.edge.transport import Transport, TransportError
 from bentpipe.daemon.errors import DialFailed
 from bentpipe.daemon.model import Address
+from bentpipe.daemon.tasks import Decision, Owner, run_owned
 from bentpipe.native.tls import TlsClientContext, TlsConnection, TlsError
 
 log = logging.getLogger("bentpipe.edge")
 
 DIAL_DEADLINE_S = 15.0
-"""From the lease to a connection. The fleet saw the port listen a moment ago, so this covers a restart, not a boot."""
+"""From the lease to a connection, TLS handshake included. The fleet saw the port listen a moment ago."""
+
+UNREACHABLE_S = 3.0
+"""For so long not even TCP connects, until the satellite counts as unreachable: it is then looked at and probed once for
+all who wait, and they go on waiting."""
 
 ATTEMPT_S = 2.0
 """One attempt: a machine whose address is stale swallows SYNs, and a fresh look at it must not wait for the kernel's
@@ -40,27 +44,62 @@ async def dial_at_once(address: Address, tls: TlsClientContext | None, server_na
     return None
 
 
-async def dial(
-    address: Address, tls: TlsClientContext | None, server_name: str | None, is_awake: Callable[[], bool]
-) -> Transport | None:
-    """Connect, and complete the TLS handshake if `tls` is given. Raises DialFailed with the last attempt's reason.
+class Unreachable(Exception):
+    """Not even TCP connects; `str()` is the last attempt's reason."""
 
-    Returns None if an attempt has failed and the satellite is no longer awake: nobody will answer there any more.
+
+async def dial(
+    address: Address, tls: TlsClientContext | None, server_name: str | None, over: trio.Event
+) -> Transport | None:
+    """Connect, and complete the TLS handshake if `tls` is given. Returns None once `over` is set: see Lease.
+
+    Raises Unreachable if TCP does not connect for UNREACHABLE_S, DialFailed if the satellite answers and then fails.
     """
+    made: Transport | None = None
+    failure: Unreachable | DialFailed | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+
+            async def end_if_over() -> None:
+                await over.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(run_owned, Owner("dial", str(address), Decision.GIVE_UP), end_if_over)
+            try:
+                made = await _dial(address, tls, server_name)
+            except (Unreachable, DialFailed) as exc:
+                failure = exc
+            nursery.cancel_scope.cancel()
+    except BaseException:
+        if made is not None:
+            made.close()
+        raise
+    if failure is None:
+        return made
+    try:
+        raise failure
+    finally:
+        failure = None  # or its traceback would keep this frame until the next collection
+
+
+async def _dial(address: Address, tls: TlsClientContext | None, server_name: str | None) -> Transport:
     reason = "no attempt ended"
+    unreachable_at = trio.current_time() + UNREACHABLE_S
     with trio.move_on_after(DIAL_DEADLINE_S):
         while True:
             with trio.move_on_after(ATTEMPT_S) as attempt:
                 try:
-                    return await _attempt(address, tls, server_name)
+                    transport = await _connect(address)
+                    unreachable_at = trio.current_time() + UNREACHABLE_S  # somebody answers there
+                    return await _secure(transport, address, tls, server_name)
                 except Exception as exc:
                     reason = reason_of(exc)
             if attempt.cancelled_caught:
                 reason = f"no answer in {ATTEMPT_S:g} s"
-            if not is_awake():
-                return None
+            if trio.current_time() >= unreachable_at:
+                raise Unreachable(f"{address}: {reason}")
             await trio.sleep(RETRY_S)
-    raise DialFailed(f"{address}: {reason}", peer_hint=f"the satellite is awake but could not be reached: {reason}")
+    raise DialFailed(f"{address}: {reason}", peer_hint=f"the satellite is awake but could not be used: {reason}")
 
 
 def reason_of(error: Exception) -> str:
@@ -69,6 +108,10 @@ def reason_of(error: Exception) -> str:
 
 
 async def _attempt(address: Address, tls: TlsClientContext | None, server_name: str | None) -> Transport:
+    return await _secure(await _connect(address), address, tls, server_name)
+
+
+async def _connect(address: Address) -> Transport:
     family, target = await _resolve(address)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -83,10 +126,15 @@ async def _attempt(address: Address, tls: TlsClientContext | None, server_name: 
         sock.close()
         raise
     try:
-        transport = Transport(sock)
+        return Transport(sock)
     except BaseException:
         sock.close()
         raise
+
+
+async def _secure(
+    transport: Transport, address: Address, tls: TlsClientContext | None, server_name: str | None
+) -> Transport:
     try:
         if tls is not None:
             await transport.start_tls(TlsConnection(tls, transport.fileno, server_name=server_name or address.host))

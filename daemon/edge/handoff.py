@@ -21,6 +21,10 @@ from bentpipe.native.engine import Ended, EndReason, Engine, SpliceId
 
 log = logging.getLogger("bentpipe.edge")
 
+SATELLITE_GONE = frozenset({EndReason.SATELLITE_RESET, EndReason.SATELLITE_TIMEOUT})
+"""Ends that a machine makes which was stopped, terminated or lost its address: it is looked at. A FIN is no such sign, as
+satellites end connections in good order every day."""
+
 ENDS_A_TURN = 64
 """At some 0.1 ms each. A satellite that dies ends thousands of connections at once, and others want to be heard."""
 
@@ -137,6 +141,9 @@ class HandOff:
         for fd in ended.sockets or ():
             with contained(owner):
                 os.close(fd)
+        if ended.reason in SATELLITE_GONE:
+            with contained(owner):
+                splice.lease.suspect()
         with contained(owner):
             splice.lease.release()
         with contained(owner):

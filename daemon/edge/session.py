@@ -15,7 +15,7 @@ from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.arrival import Arrival
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.deadlines import Deadlines
-from bentpipe.daemon.edge.dial import dial, dial_at_once
+from bentpipe.daemon.edge.dial import Unreachable, dial, dial_at_once
 from bentpipe.daemon.edge.handoff import HandOff, Splice
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
@@ -31,10 +31,11 @@ from bentpipe.daemon.errors import BentpipeError, DialFailed, InvalidMetadata, T
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.satellite import Satellite
-from bentpipe.daemon.model import SatelliteKey, SatelliteState
+from bentpipe.daemon.model import SatelliteKey
 from bentpipe.native.tls import TlsClientContext
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import RequestHeaders
+from bentpipe.proto.patience import tell_within_s
 from bentpipe.proto.refusal import PIECE_BYTES, TOO_LATE, Refusal, goaway
 from bentpipe.proto.request import MetadataError, parse_request
 from bentpipe.proto.states import State
@@ -87,6 +88,8 @@ class Session:
         self._caller = Caller(client, arrival, edge.memory)
         self._client = client
         self._port = port
+        self._held_since = self._tell_by = 0.0
+        """Set at admission: the client is held from then on, and until then it can still be told of a failure."""
 
     @property
     def _peer(self) -> str:
@@ -130,6 +133,8 @@ class Session:
             return await self._refuse(exc)
 
     def _admit(self, headers: RequestHeaders, identity: TlsIdentity) -> tuple[Claim, Satellite]:
+        self._held_since = trio.current_time()
+        self._tell_by = self._held_since + tell_within_s(headers.headers)
         try:
             request = parse_request(headers.headers)
         except MetadataError as exc:
@@ -152,6 +157,7 @@ class Session:
         try:
             target = await dial_at_once(lease.address, *self._satellite_tls(claim.key))
             if target is None:
+                satellite.suspect()
                 # This lease lasts as long as the other's wait: the satellite must not go to sleep in between.
                 return await self._held(claim, satellite)
             try:
@@ -174,14 +180,15 @@ class Session:
             for _ in range(DEATHS_PER_HOLD + 1):
                 if await self._lease_and_splice(claim, satellite, stop_watching):
                     return
-            raise DialFailed("it keeps dying", peer_hint="the satellite dies as soon as it is awake")
+            words = "the satellite answers when it is probed, but not its client"
+            raise DialFailed(words, peer_hint=f"{words}; it may die as soon as it is awake")
 
         await watched(self._caller, wake_and_splice)
         return Outcome.SPLICED
 
     async def _lease_and_splice(self, claim: Claim, satellite: Satellite, stop_watching: StopWatching) -> bool:
         """Lease, dial, splice. Returns False if the satellite died before it could be reached."""
-        async with satellite.lease(claim.who) as lease:
+        async with satellite.lease(claim.who, since=self._held_since, tell_by=self._tell_by) as lease:
             # In the step of the grant: who was held may have lost its right meanwhile, and gets a newcomer's refusal.
             self._edge.identities.check_again(claim)
             with _reporting_unreachable(satellite):
@@ -207,7 +214,14 @@ class Session:
 
     async def _dial(self, claim: Claim, satellite: Satellite, lease: Lease) -> Transport | None:
         tls, server_name = self._satellite_tls(claim.key)
-        return await dial(lease.address, tls, server_name, lambda: satellite.state is SatelliteState.OPERATIONAL)
+        try:
+            return await dial(lease.address, tls, server_name, lease.over)
+        except Unreachable as exc:
+            # Whoever waits goes on waiting: it is looked at, and started if others have stopped it.
+            fields = {"satellite": str(claim.key), "error": str(exc)}
+            log.warning("satellite could not be reached", extra={"fields": fields})
+            satellite.report_unreachable()
+            return None
 
     async def _splice(self, claim: Claim, target: Transport, introduction: Introduction, lease: Lease) -> None:
         """Replay and hand off; the lease is then the splice's."""

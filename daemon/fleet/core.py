@@ -5,6 +5,7 @@ import math
 
 from bentpipe.daemon.errors import BentpipeError
 from bentpipe.daemon.fleet import messages as msg
+from bentpipe.daemon.fleet.looking import LookPace, Trouble
 from bentpipe.daemon.fleet.messages import Action, WaiterId
 from bentpipe.daemon.fleet.rules import Rules
 from bentpipe.daemon.fleet.setbacks import Setbacks
@@ -52,6 +53,12 @@ class Descent:
     force_at: float = math.inf
 
 
+def about(kind: type[BentpipeError], words: str, machine: Machine | None) -> BentpipeError:
+    """Make an error of our words and what is known of the machine: to the log its reason, to clients its hint."""
+    reason, hint = ("", "") if machine is None else (machine.reason, machine.hint)
+    return kind(": ".join(filter(None, (words, reason))), peer_hint=": ".join(filter(None, (words, hint))))
+
+
 class Core:
     """State of one satellite; times are seconds of one monotonic clock."""
 
@@ -70,6 +77,14 @@ class Core:
         self._setbacks = Setbacks(rules.retry_after_s, rules.capacity_retry_s)
         self._sleep = SleepBook(rules)
         self._wake = Wake(0, 0, 0, came_up=False, measured=False)
+        self._stops = 0
+        """Since it was last ready: how often others have stopped it after a start of ours."""
+        self._start_trouble = Trouble()
+        self._look_trouble = Trouble()
+        self._pace = LookPace()
+        self._suspected = False
+        self._boots_until = 0.0
+        self._probe_words = ""
         self._descent = Descent(None)
         self._generation = 0
         self._probing = False
@@ -83,6 +98,10 @@ class Core:
         self.busy, self.wakes = broken.busy, broken.wakes
         self._generation = broken._generation
         self._draining, self._keep_awake = broken._draining, broken._keep_awake
+
+    def no_look_is_under_way(self) -> None:
+        """Looks that were asked for have ended with their tasks, and their ends will not be told."""
+        self._pace.under_way = False
 
     @property
     def waiters(self) -> tuple[WaiterId, ...]:
@@ -100,6 +119,11 @@ class Core:
     @property
     def _up(self) -> bool:
         return self._is(*UP)
+
+    @property
+    def _trouble(self) -> Trouble:
+        """What keeps the satellite from being had, as far as calls that failed tell."""
+        return self._start_trouble if self._start_trouble.error is not None else self._look_trouble
 
     def _fail(self, waiter: WaiterId, error: BentpipeError) -> None:
         self._actions.append(msg.Fail(waiter, error))
@@ -122,6 +146,7 @@ class Core:
             self._grant(waiter, now)
 
     def _end_probe(self) -> None:
+        self._probe_words = ""
         if self._probing:
             self._probing = False
             self._actions.append(msg.EndProbe())

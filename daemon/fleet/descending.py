@@ -2,11 +2,12 @@
 
 import math
 
-from bentpipe.daemon.errors import ProviderError, SleepModeRefused, SleepVetoed
+from bentpipe.daemon.errors import ProviderError, SleepModeRefused, SleepVetoed, WakeFailed
 from bentpipe.daemon.fleet import messages as msg
-from bentpipe.daemon.fleet.core import Descent
+from bentpipe.daemon.fleet.core import Descent, about
 from bentpipe.daemon.fleet.messages import Lesson, SleepReason
-from bentpipe.daemon.fleet.rules import CLOSE_QUIET_S, STUCK_STOPPING_S, UNHEEDED_STOP_S
+from bentpipe.daemon.fleet.rules import CLOSE_QUIET_S, STOPS_FORGIVEN, STUCK_STOPPING_S, UNHEEDED_STOP_S
+from bentpipe.daemon.fleet.setbacks import Verdict
 from bentpipe.daemon.fleet.waking import Waking
 from bentpipe.daemon.model import Machine, MachineState, SatelliteState, SleepMode
 
@@ -19,8 +20,9 @@ class Descending(Waking):
 
     @property
     def _unused(self) -> bool:
-        """Up, and no one to be seen but quiet connections."""
-        return self.state is S.OPERATIONAL and self.leases == self._metered and not self.busy
+        """Up, and no one to be seen but, if they do not count, quiet connections."""
+        quiet = self._metered if self._rules.ends_quiet else 0
+        return self.state is S.OPERATIONAL and self.leases == quiet and not self.busy
 
     @property
     def _may_sleep(self) -> bool:
@@ -42,7 +44,7 @@ class Descending(Waking):
         if self.machine is None:
             raise AssertionError("awake without a machine")
         if mode is None:
-            mode, learned = self._sleep.choose_mode(self.machine)
+            mode, learned = self._sleep.choose_mode(self.machine, now)
             self._actions += learned
         self._descent = Descent(mode, pending=True, cut_at=now + CLOSE_QUIET_S)
         self._move(S.STOPPING, reason.value)
@@ -51,6 +53,7 @@ class Descending(Waking):
 
     def _fall(self, machine: Machine, now: float) -> None:
         """Others stop it."""
+        self._stops += self._called
         self._descent = Descent(None, dropped=True, force_at=now + STUCK_STOPPING_S)
         self._move(S.STOPPING, machine.reason or "stopped by others")
 
@@ -61,12 +64,15 @@ class Descending(Waking):
             self._descent.dropped = True
             self._descent.force_at = now + STUCK_STOPPING_S
 
-    def _fell_asleep(self, machine: Machine) -> None:
+    def _fell_asleep(self, machine: Machine, now: float) -> None:
         asked = self._descent.mode if self.state is S.STOPPING else None
-        self._actions += self._sleep.fell_asleep(machine, asked)
+        self._actions += self._sleep.fell_asleep(machine, asked, now)
         if machine.state is M.STOPPED:
             self._renewing = False
         self._move(S.SLEEP, machine.reason or machine.state.value)
+        if asked is None and self._stops > STOPS_FORGIVEN:
+            words = f"the satellite was stopped {self._stops} times while starting"
+            self._give_up(Verdict.FAILED, about(WakeFailed, words, machine), now)
 
     def _stop_done(self, error: ProviderError | None, now: float) -> None:
         descent = self._descent
@@ -76,7 +82,7 @@ class Descending(Waking):
             descent.heed_by = now + UNHEEDED_STOP_S
             descent.force_at = now + STUCK_STOPPING_S
         elif isinstance(error, SleepModeRefused) and descent.mode is SleepMode.HIBERNATE:
-            self._actions.append(self._sleep.refused(error))
+            self._actions.append(self._sleep.refused(error, now))
             self._descent = Descent(SleepMode.STOP, pending=True, cut_at=now + CLOSE_QUIET_S)
         else:
             if isinstance(error, SleepVetoed):

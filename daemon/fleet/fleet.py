@@ -113,7 +113,7 @@ class Fleet:
         )
 
     def reset(self) -> None:
-        """Somebody has acted: forget every failure that only people can mend, and what was learned of machines."""
+        """Somebody has acted: forget every failure, and what was learned of machines."""
         for satellite in self.satellites:
             satellite.reset()
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Protocol
 
+import trio
+
 from bentpipe.daemon.model import Address
 
 
@@ -22,9 +24,19 @@ class Lease:
     """The right to use an operational satellite; while it lives the satellite does not sleep, unless it is quiet."""
 
     def __init__(
-        self, address: Address, release: Callable[["Lease"], None], metered: Callable[["Lease"], None]
+        self,
+        address: Address,
+        release: Callable[["Lease"], None],
+        metered: Callable[["Lease"], None],
+        *,
+        over: trio.Event | None = None,
+        suspect: Callable[[], None] = lambda: None,
     ) -> None:
+        """`over` is set once the satellite is not what it was at the grant: asleep, gone, elsewhere or unreachable."""
         self.address = address
+        self.over = trio.Event() if over is None else over
+        self.suspect = suspect
+        """Call it if something says that the machine is not what was last seen: it is then looked at."""
         self.meter: Meter | None = None
         self._release = release
         self._metered = metered

@@ -13,17 +13,19 @@ ways, `setbacks`, `sleeping` and `waiting` its memory of failures, of sleeps, an
 import math
 from typing import assert_never
 
-from bentpipe.daemon.errors import Draining, LimitReached, SatelliteUnusable, WakeFailed
+from bentpipe.daemon.errors import BentpipeError, Draining, LimitReached, ProviderError, SatelliteUnusable
 from bentpipe.daemon.fleet import messages as msg
-from bentpipe.daemon.fleet.core import WAKING
+from bentpipe.daemon.fleet.core import WAKING, about
 from bentpipe.daemon.fleet.descending import Descending
 from bentpipe.daemon.fleet.messages import Action, Input, SleepReason
-from bentpipe.daemon.fleet.rules import UNREADY_ROUNDS
-from bentpipe.daemon.fleet.states import ASLEEP, SIGHTS, Sight
+from bentpipe.daemon.fleet.rules import PATIENCE_S, UNREADY_ROUNDS
+from bentpipe.daemon.fleet.setbacks import Verdict, verdict_on
+from bentpipe.daemon.fleet.states import SIGHTS, Sight
 from bentpipe.daemon.model import Fault, Machine, MachineState, SatelliteState, SleepMode
 
 S = SatelliteState
 M = MachineState
+UNSEEN = "nobody can say how the satellite's machine is"
 DRAINING = "the edge host is shutting down; try again in a moment"
 
 
@@ -92,10 +94,19 @@ class SatelliteMachine(Descending):
             case msg.Ready():
                 self._ready(now)
             case msg.Witnessed(resume):
-                self._actions += self._sleep.witnessed(resume)
+                self._actions += self._sleep.witnessed(resume, now)
             case msg.Unreachable():
                 if self.state is S.OPERATIONAL:
+                    self._suspected = True
                     self._begin_wake("could not be reached", now)
+            case msg.Suspected():
+                self._suspected |= self.state is S.OPERATIONAL
+            case msg.Looked(error):
+                self._looked(error, now)
+            case msg.Unseen(error):
+                self._unseen(error, now)
+            case msg.ProbeFailed(words):
+                self._probe_words = words
             case msg.KeepAwake(wanted):
                 self._keep_awake = wanted
             case msg.Renew():
@@ -117,20 +128,26 @@ class SatelliteMachine(Descending):
                 assert_never(event)
         self._expire(now)
         self._progress(now)
+        if now >= self._look_at:
+            self._suspected = False
+            self._pace.begin()
+            self._actions.append(msg.Look())
         return self._actions
 
     def next_deadline(self) -> float | None:
         """When to send the next Tick at the latest."""
-        times = [self._room.first_until]
+        times = [self._room.first_until, self._look_at]
+        if self._reason_is_known:
+            times.append(self._room.first_tell)
         if self.state in WAKING:
-            times.append(self._wake.by)
+            times += [self._wake.by, self._patience_at]
             if not self.busy and not self._wake.came_up:
                 times.append(self._wake.call_at)
                 if self.state is S.CREATING:
                     times.append(self._wake.settle_by or math.inf)
         elif self.state is S.STOPPING:
             times.append(self._descent_deadline)
-        elif self.state is S.SLEEP and self._keep_awake and not self._draining:
+        elif (self.state is S.SLEEP and self._keep_awake and not self._draining) or self._is_blocked:
             times.append(self._setbacks.retry_at or math.inf)
         elif self._may_sleep:
             times.append(self._sleep_at)
@@ -139,6 +156,8 @@ class SatelliteMachine(Descending):
 
     def _progress(self, now: float) -> None:
         """Do what follows from the state and the time."""
+        if self._is_blocked and self._setbacks.replay(now) is None:
+            self._move(S.SLEEP, "it may be tried again")
         if self.state is S.SLEEP and self._wanted(now) and not self._rules.budgeted:
             self._begin_asked_wake(now)
         if self.state in WAKING and now >= self._wake.by:
@@ -159,41 +178,107 @@ class SatelliteMachine(Descending):
             self._fail(event.waiter, Draining(DRAINING))
         elif self.state is S.OPERATIONAL:
             self._grant(event.waiter, now)
-        elif self.state is S.FAILED:
-            self._fail(event.waiter, self._setbacks.replay(now) or self._gone())
-        elif not self._up and (error := self._setbacks.replay(now)) is not None:
+        elif (error := self._hopeless(now)) is not None:
             self._fail(event.waiter, error)
         elif self.waiting >= self._rules.max_waiters:
             self._fail(event.waiter, LimitReached(f"{self.waiting} clients wait for this satellite already"))
         elif event.crowded:
             self._fail(event.waiter, LimitReached("too many clients wait for satellites already"))
         else:
-            self._room.enter(event.waiter, now)
+            self._room.enter(event.waiter, now if event.since is None else event.since, event.tell_by)
+
+    def _hopeless(self, now: float) -> BentpipeError | None:
+        """Why there is no use in waiting now; None if there is. Whoever can have it looked at anew waits for that look."""
+        if self._can_look(now):
+            return None
+        if self._is_gone:
+            return self._gone()
+        if self.state is S.UNKNOWN and self._trouble.error is not None and self._is_told_at_once(now):
+            return self._last_reason(UNSEEN)
+        return None if self._up else self._setbacks.replay(now)
 
     def _expire(self, now: float) -> None:
+        if self._reason_is_known:
+            for waiter in self._room.untold(now):
+                self._fail(waiter, self._last_reason("the satellite is not ready"))
         queued = self.wants_place(now)
         for waiter, waited_s in self._room.expired(now):
             if queued:
                 words = f"in {waited_s:.0f} s no place became free among the satellites that may be awake at once"
                 self._fail(waiter, LimitReached(words))
             else:
-                self._fail(waiter, WakeFailed(f"the satellite was not ready after {waited_s:.0f} s"))
+                self._fail(waiter, self._not_ready(waited_s))
 
-    def _gone(self) -> SatelliteUnusable:
-        reason = self.machine.reason if self.machine is not None else ""
-        return SatelliteUnusable(f"the satellite's machine is gone {reason}".rstrip())
+    def _gone(self) -> BentpipeError:
+        return about(SatelliteUnusable, "the satellite's machine is gone", self.machine)
+
+    # -- looks that we ask for ---------------------------------------------------------------------------------------
+
+    @property
+    def _is_gone(self) -> bool:
+        """Failed since there is no machine, and none is launched: it is looked for when somebody wants it."""
+        machine = self.machine
+        if self.state is not S.FAILED or machine is None or machine.state is not M.TERMINATED:
+            return False
+        return not self._rules.launch or machine.fault is Fault.FOREIGN
+
+    @property
+    def _is_blocked(self) -> bool:
+        """Failed by what people must mend: after a time it may be tried again."""
+        return self.state is S.FAILED and not self._is_gone
+
+    @property
+    def _look_at(self) -> float:
+        """When to look at the machine ourselves; infinity if there is no reason to."""
+        unsettled = self._probing or (self._wake.settle_by > 0 and not self._wake.came_up)
+        if self._suspected or (self.waiting and (self.state is S.UNKNOWN or self._is_gone)):
+            return self._pace.next_at
+        if self.state in WAKING and not self.busy and unsettled:
+            return max(self._pace.next_at, self._boots_until)
+        return math.inf
+
+    def _can_look(self, now: float) -> bool:
+        """Whether somebody who comes now is worth another look at a machine that is not known, or gone."""
+        may_look = self._pace.under_way or now >= self._pace.next_at
+        return may_look and (self.state is S.UNKNOWN or self._is_gone)
+
+    def _is_told_at_once(self, now: float) -> bool:
+        """Whether those who wait for an unknown machine hear why nobody can see it: people must mend it, or it lasts."""
+        error = self._trouble.error
+        passing = isinstance(error, ProviderError) and verdict_on(error) in (Verdict.AGAIN, Verdict.THROTTLED)
+        return not passing or now >= self._trouble.since + PATIENCE_S
+
+    def _unseen(self, error: ProviderError, now: float) -> None:
+        self._look_trouble.failed(error, now)
+        if self.state is S.UNKNOWN and self._is_told_at_once(now):
+            self._fail_all(self._last_reason(UNSEEN))
+
+    def _looked(self, error: ProviderError | None, now: float) -> None:
+        self._pace.end(now)
+        if error is None:
+            self._look_trouble.worked()
+        else:
+            self._unseen(error, now)
+        if self._is_gone:
+            self._fail_all(self._gone())
 
     # -- the machine -------------------------------------------------------------------------------------------------
 
     def _seen(self, machine: Machine, now: float) -> None:
         before, self.machine = self.machine, machine
+        self._look_trouble.worked()
+        if before != machine:
+            self._pace.news(now)
         moved_away = before is not None and before.address != machine.address
         if self._probing and (machine.state is not M.RUNNING or moved_away):
             self._end_probe()
         sight = SIGHTS[self.state][machine.state]
         match sight:
-            case Sight.NOTHING | Sight.RISEN:
-                pass  # what RISEN means depends on our call: `_progress_descent`
+            case Sight.NOTHING:
+                if self.state is S.FAILED and before is not None and before.state is not M.TERMINATED:
+                    self._setbacks.forgive()  # it was about that machine
+            case Sight.RISEN:
+                pass  # what it means depends on our call: `_progress_descent`
             case Sight.ROSE:
                 self._setbacks.forgive()
                 others = "found up" if self.state is S.UNKNOWN else "started by others"
@@ -210,13 +295,13 @@ class SatelliteMachine(Descending):
             case Sight.DROPPED:
                 self._drop(now)
             case Sight.DOWN:
-                if self._wake.came_up:
-                    self._came_down(machine, now)
+                if self._wake.came_up and not self._came_down(machine, now):
+                    self._fell_asleep(machine, now)
             case Sight.ASLEEP:
-                self._fell_asleep(machine)
+                self._fell_asleep(machine, now)
             case Sight.STILL_ASLEEP:
-                if self._setbacks.retry_at != math.inf:
-                    self._fell_asleep(machine)
+                if self._setbacks.replay(now) is None:
+                    self._fell_asleep(machine, now)
             case Sight.VANISHED:
                 self._wake.came_up = False
                 if machine.fault is not None:
@@ -240,5 +325,5 @@ class SatelliteMachine(Descending):
     def _reset(self) -> None:
         self._setbacks.clear()
         self._sleep.reset()
-        if self.state is S.FAILED and (self._is(*ASLEEP) or (self._rules.launch and self._is(M.TERMINATED))):
-            self._move(S.SLEEP, "to be tried again")
+        self._start_trouble.worked()
+        self._look_trouble.worked()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import math
 from typing import NewType
 
 from bentpipe.daemon.errors import BentpipeError, ProviderError
@@ -34,10 +35,16 @@ class Lesson(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Arrived:
-    """Somebody wants the satellite. `crowded`: too many wait for satellites in all."""
+    """Somebody wants the satellite. `crowded`: too many wait for satellites in all.
+
+    `since` is when it began to wait, if that was earlier: it is held from then on. `tell_by` is the last moment at which
+    a reason for failure is still of use to it.
+    """
 
     waiter: WaiterId
     crowded: bool = False
+    since: float | None = None
+    tell_by: float = math.inf
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,7 +111,33 @@ class Witnessed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unreachable:
-    """A client's connection could not be dialled though the satellite is operational."""
+    """For a while no client's connection could be dialled though the satellite is operational."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Suspected:
+    """Something says that the machine may not be what was last seen: a failed attempt to dial, a broken splice."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Looked:
+    """The look that was asked for is over; what it saw came before as Seen. `error`: the provider could not say."""
+
+    error: ProviderError | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unseen:
+    """The provider's own watch cannot say how the machine is."""
+
+    error: ProviderError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProbeFailed:
+    """The port does not answer yet, in these words; told when they change."""
+
+    words: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -157,6 +190,10 @@ Input = (
     | Ready
     | Witnessed
     | Unreachable
+    | Suspected
+    | Looked
+    | Unseen
+    | ProbeFailed
     | KeepAwake
     | Renew
     | PlaceGranted
@@ -209,6 +246,11 @@ class EndProbe:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Look:
+    """Ask the provider how the machine is now; Looked follows."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Grant:
     """The waiter has a lease."""
 
@@ -241,4 +283,4 @@ class Learned:
     words: str
 
 
-Action = Start | Launch | Stop | EndQuiet | Probe | EndProbe | Grant | Fail | Moved | Learned
+Action = Start | Launch | Stop | EndQuiet | Probe | EndProbe | Look | Grant | Fail | Moved | Learned

@@ -19,7 +19,27 @@ CAPACITY_MOST_S = 1800.0
 """Bound of `capacity_retry_after`, which doubles like `retry_after`."""
 
 FAILURE_MOST_S = 300.0
-"""Bound of `retry_after`, which doubles with every wake that fails in a row."""
+"""Bound of `retry_after`, which doubles with every wake that fails in a row. No cause of failure is final: the slowest
+attempts are minutes apart."""
+
+BLOCKED_FIRST_S = 15.0
+"""The first wait after a failure that people must mend (a permission, a wrong template, missing credentials), doubling up
+to FAILURE_MOST_S: they may mend it at any moment, and need not tell us."""
+
+PATIENCE_S = 60.0
+"""For so long every call may fail, with passing trouble or throttling, until those who wait are told the reason. Most
+troubles of a cloud's API pass within it; a client that has less time itself is told before its own deadline."""
+
+LOOK_FIRST_S, LOOK_MOST_S = 1.0, 15.0
+"""Between looks at one machine that we ask for beside the provider's own rounds, doubling while they show nothing new: a
+port that stays broken must not cost a call a second."""
+
+BOOT_LOOK_S = 5.0
+"""For so long after a start, or since its machine runs, a satellite that is not ready yet is no reason to look: it boots."""
+
+STOPS_FORGIVEN = 1
+"""So often a machine that we have started may be stopped by others before it is ready, and is started again at once for
+those who wait. After that it counts as a failure: something stops it each time."""
 
 APPEAR_GRACE_S = 120.0
 """A launched machine may not be found for this long: EC2 is known for a minute of it."""
@@ -43,6 +63,10 @@ SLEEP_RETRY_FIRST_S, SLEEP_RETRY_MOST_S = 60.0, 900.0
 VAIN_HIBERNATIONS = 2
 """Hibernations in a row that kept nothing (stopped instead, or booted cold) until plain stops are used: they are
 quicker, and a hibernation is billed until it is done."""
+
+LESSON_S = 86_400.0
+"""After so long a lesson about hibernation is forgotten, and it is tried again: an image, a type or a policy may have
+been mended. A refusal once a day costs nothing."""
 
 UNREADY_ROUNDS = 2
 """Wake deadlines that may pass while the machine runs and its port does not listen; then it is stopped, so that it costs
@@ -84,6 +108,8 @@ class Rules:
     """A machine that does not exist is created."""
     budgeted: bool = False
     """A wake needs a place in the awake budget first."""
+    ends_quiet: bool = False
+    """Connections that move no more than keepalives do not keep it awake: they are ended."""
 
 
 def rules_of(section: SatelliteSection, max_waiters: int, *, budgeted: bool = False) -> Rules:
@@ -100,6 +126,7 @@ def rules_of(section: SatelliteSection, max_waiters: int, *, budgeted: bool = Fa
         quiet_window_s=QUIET_WINDOW_S,
         launch=section.launches,
         budgeted=budgeted,
+        ends_quiet=section.quiet_connections == "end",
     )
 
 

@@ -5,8 +5,10 @@ Inputs are handed to the machine synchronously, on the Trio thread: between a de
 
 import collections
 import contextlib
+import functools
 import itertools
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import assert_never
@@ -14,8 +16,9 @@ from typing import assert_never
 import trio
 
 from bentpipe.config.model import KeepAwakeSection
-from bentpipe.daemon.errors import MachineNotFound, ProviderError, WakeFailed
+from bentpipe.daemon.errors import ProviderError, WakeFailed
 from bentpipe.daemon.fleet import messages as msg
+from bentpipe.daemon.fleet.acting import Acting
 from bentpipe.daemon.fleet.budget import Holder, Request
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
 from bentpipe.daemon.fleet.core import IN_REACH, WAKING
@@ -38,7 +41,6 @@ from bentpipe.daemon.model import (
     Resume,
     SatelliteKey,
     SatelliteState,
-    SleepMode,
     Transition,
     WakePhase,
 )
@@ -93,6 +95,8 @@ class Satellite:
             str(key),
         )
         self._machine_id = machine_id
+        names = LaunchNames(key, wall)
+        self._acting = Acting(key, self._provider, machine_id, names, feed=self._feed, waiting=lambda: self.waiting)
         self._observer = observer
         self._keep_awake = keep_awake
         self._crowd = crowd or Crowd()
@@ -101,6 +105,8 @@ class Satellite:
         self._waiters: dict[WaiterId, Waiter] = {}
         self._book = WakeBook()
         self._traffic = TrafficWatch(rules.quiet_window_s)
+        self._ends_quiet = rules.ends_quiet
+        self._over = trio.Event()
         self._quiet_window_s = rules.quiet_window_s
         self._memory = Memory(key, witness)
         self._resume = Resume.UNKNOWN
@@ -108,12 +114,11 @@ class Satellite:
         means = Means(
             machine=lambda: self._machine.machine,
             vouches=self._provider.vouches_nowait,
-            look=self._look,
+            look=self._acting.look,
             recognises=self._memory.recognises,
             unreachable=self.report_unreachable,
         )
         self._whereabouts = Whereabouts(key, places or Places(), means)
-        self._launch_names = LaunchNames(key, wall)
         self._ids = itertools.count()
         self._usher = Usher()
         self._nursery: trio.Nursery | None = None
@@ -141,18 +146,21 @@ class Satellite:
         return self._machine.waiting
 
     @contextlib.asynccontextmanager
-    async def lease(self, who: str = "") -> AsyncIterator[Lease]:
+    async def lease(
+        self, who: str = "", *, since: float | None = None, tell_by: float = math.inf
+    ) -> AsyncIterator[Lease]:
         """Wait until the satellite is operational. Raises WakeFailed, SatelliteUnusable, LimitReached, Draining, ….
 
-        `who` is the principal, for the books. How long a client itself would wait (grpc-timeout) is its own affair: it is
-        its first request's, and others may share the connection. Cancelling the wait gives the place back at once; the
-        wake goes on.
+        `who` is the principal, for the books. The client is held `since` then (by default: now). How long it would wait
+        itself (grpc-timeout) does not bound the wait: it is its first request's, and others may share the connection. But
+        if every attempt to wake the satellite has failed, it is told why at `tell_by`, while it can still hear it.
+        Cancelling the wait gives the place back at once; the wake goes on.
         """
-        since = trio.current_time()
+        since = trio.current_time() if since is None else since
         await self._enter()
         waiter_id = WaiterId(next(self._ids))
-        waiter = self._waiters[waiter_id] = Waiter(who, since, self._usher.event())
-        self._feed(msg.Arrived(waiter_id, self._crowd.is_full))
+        waiter = self._waiters[waiter_id] = Waiter(who, trio.current_time(), self._usher.event())
+        self._feed(msg.Arrived(waiter_id, self._crowd.is_full, since, tell_by))
         self._entering -= 1
         self._leave_if_unused()  # it may have been refused at once
         waiter.held = not waiter.done.is_set()
@@ -197,20 +205,13 @@ class Satellite:
         self._entering += 1
         try:
             if not self._coordination.is_entered(self.key):
-                await self._coordination.enter(self.key, self._look)
+                await self._coordination.enter(self.key, self._acting.look)
             if self.state is SatelliteState.OPERATIONAL:
                 await self._whereabouts.make_certain(self._spawn_search)
         except BaseException:
             self._entering -= 1
             self._leave_if_unused()
             raise
-
-    async def _look(self) -> None:
-        try:
-            machine = await self._provider.describe(self._machine_id)
-        except MachineNotFound:
-            return  # the watch knows for how long a machine may be missing
-        self._feed(msg.Seen(machine))
 
     def _is_used(self) -> bool:
         return bool(self._entering or self._machine.leases or self._machine.waiting)
@@ -225,7 +226,7 @@ class Satellite:
         return machine is not None and machine.address == address and self._whereabouts.is_certain()
 
     def report_unreachable(self) -> bool:
-        """Tell that the granted address does not answer: the satellite is probed again before the next grant.
+        """Tell that the granted address does not answer: the satellite is looked at, and probed before the next grant.
 
         Returns False if it is being probed already.
         """
@@ -233,8 +234,12 @@ class Satellite:
         self._feed(msg.Unreachable())
         return was_granted
 
+    def suspect(self) -> None:
+        """Tell that the machine may not be what was last seen: it is looked at, at once unless that was just done."""
+        self._feed(msg.Suspected())
+
     def reset(self) -> None:
-        """Somebody has acted: failures that only people can mend, and lessons, are forgotten."""
+        """Somebody has acted: failures and lessons are forgotten at once."""
         self._feed(msg.Reset())
 
     def drain(self) -> None:
@@ -269,12 +274,13 @@ class Satellite:
             self._nursery = nursery
             # Calls that an earlier nursery made have ended with it.
             self._machine.busy = self._recovering = False
-            await nursery.start(
-                start_owned, self._owner("watch"), run_watch, self._provider, self._machine_id, self._feed
-            )
+            self._machine.no_look_is_under_way()
+            watch = (self._provider, self._machine_id, self._feed, self._acting.looks)
+            await nursery.start(start_owned, self._owner("watch"), run_watch, *watch)
             calendar = (self._keep_awake, self._wall, lambda: self._machine.machine, self._feed)
             nursery.start_soon(run_owned, self._owner("calendar"), run_calendar, *calendar)
-            nursery.start_soon(run_owned, self._owner("meters"), self._run_meters)
+            if self._ends_quiet:
+                nursery.start_soon(run_owned, self._owner("meters"), self._run_meters)
             nursery.start_soon(run_owned, self._owner("clock", self._broke), self._run_clock)
             task_status.started()
             await trio.sleep_forever()
@@ -350,6 +356,8 @@ class Satellite:
         before, self._machine = self._machine, SatelliteMachine(self._rules)
         self._machine.take_over(before, leases=self._granted, metered=len(self._traffic))
         self._probe.cancel()
+        self._over.set()
+        self._over = trio.Event()
         error = WakeFailed(f"{self.key}: {type(failure).__name__}: {failure}", peer_hint=BROKEN_WORDS)
         now = trio.current_time()
         for waiter in list(self._waiters.values()):
@@ -384,7 +392,9 @@ class Satellite:
     def _carry_out(self, action: Action, now: float) -> None:
         match action:
             case msg.Grant(waiter, address):
-                self._waiters[waiter].lease = Lease(address, self._released, self._metered)
+                self._waiters[waiter].lease = Lease(
+                    address, self._released, self._metered, over=self._over, suspect=self.suspect
+                )
                 self._granted += 1
                 self._end_wait(self._waiters[waiter], now)
             case msg.Fail(waiter, error):
@@ -392,11 +402,11 @@ class Satellite:
                 self._end_wait(self._waiters[waiter], now)
             case msg.Start():
                 self._memory.start_asked(now)
-                self._spawn(self._start)
+                self._spawn(self._acting.start)
             case msg.Launch(generation):
-                self._spawn(self._create, self._launch_names.of(generation))
+                self._spawn(self._acting.launch, generation)
             case msg.Stop(mode, force):
-                self._spawn(self._stop, mode, force)
+                self._spawn(self._acting.stop, mode, force)
             case msg.EndQuiet(cut):
                 ended = self._traffic.end_all(cut=cut)
                 self._log("quiet connections ended", {"connections": ended, "cut": cut})
@@ -405,11 +415,16 @@ class Satellite:
                 self._spawn(self._run_probe, address, self._probe)
             case msg.EndProbe():
                 self._probe.cancel()
+            case msg.Look():
+                self._spawn(self._acting.look_as_asked)
             case msg.Learned(lesson, words):
                 self.lessons[lesson] += 1
                 self._log("learned of a machine", {"lesson": lesson.value, "words": words}, logging.WARNING)
-            case msg.Moved():
-                pass  # told last: see `_feed`
+            case msg.Moved(before):
+                # It is told last, see `_feed`; but leases of what was operational are over before others are granted.
+                if before is SatelliteState.OPERATIONAL:
+                    self._over.set()
+                    self._over = trio.Event()
             case _:
                 assert_never(action)
 
@@ -419,13 +434,14 @@ class Satellite:
         waiter.done.set()
 
     def _metered(self, lease: Lease) -> None:
-        self._traffic.add(lease)
-        self._feed(msg.Metered())
+        if self._ends_quiet:
+            self._traffic.add(lease)
+            self._feed(msg.Metered())
 
     def _released(self, lease: Lease) -> None:
         self._granted -= 1
         self._traffic.remove(lease)
-        self._feed(msg.Released(metered=lease.meter is not None))
+        self._feed(msg.Released(metered=self._ends_quiet and lease.meter is not None))
 
     def _tell(self, moved: msg.Moved, now: float) -> None:
         phases, waits = self._book.take(moved.before, moved.after, now)
@@ -455,41 +471,13 @@ class Satellite:
         owner = Owner("address", str(self.key), Decision.GIVE_UP)
         self._nursery.start_soon(run_owned, owner, search)
 
-    async def _start(self) -> None:
-        try:
-            await self._provider.start(self._machine_id)
-        except ProviderError as exc:
-            self._feed(msg.StartDone(exc))
-        else:
-            self._feed(msg.StartDone(None))
-
-    async def _create(self, token: str) -> None:
-        try:
-            await self._provider.launch(self._machine_id, token)
-        except ProviderError as exc:
-            self._feed(msg.StartDone(exc))
-        else:
-            self._feed(msg.StartDone(None))
-
-    async def _stop(self, mode: SleepMode, force: bool) -> None:
-        if self.waiting and not force:
-            # Since the decision somebody came: this is the last moment at which that changes anything.
-            self._feed(msg.StopWithdrawn())
-            return
-        try:
-            await self._provider.stop(self._machine_id, mode, force=force)
-        except ProviderError as exc:
-            self._log("sleep refused", {"error": str(exc)}, logging.WARNING)
-            self._feed(msg.StopDone(exc))
-        else:
-            self._feed(msg.StopDone(None))
-
     async def _run_probe(self, address: Address, scope: trio.CancelScope) -> None:
         with scope:
             await run_owned(self._owner("probe"), self._probe_once, address, scope)
 
     async def _probe_once(self, address: Address, scope: trio.CancelScope) -> None:
-        await self._whereabouts.wait_certain(lambda: wait_listening(address), self._spawn_search)
+        listening = functools.partial(wait_listening, address, lambda words: self._feed(msg.ProbeFailed(words)))
+        await self._whereabouts.wait_certain(listening, self._spawn_search)
         self._feed(msg.Ready())
         # Those who waited are on their way; what follows is for the books.
         found = await self._memory.examine(address)

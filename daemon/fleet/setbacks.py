@@ -10,6 +10,7 @@ import math
 from bentpipe.daemon.errors import (
     BentpipeError,
     LaunchTokenSpent,
+    MachineNotFound,
     ProviderCapacity,
     ProviderError,
     ProviderPermanent,
@@ -18,6 +19,7 @@ from bentpipe.daemon.errors import (
     SatelliteUnusable,
 )
 from bentpipe.daemon.fleet.rules import (
+    BLOCKED_FIRST_S,
     CAPACITY_MOST_S,
     FAILURE_MOST_S,
     RETRY_START_S,
@@ -36,7 +38,7 @@ class Verdict(enum.Enum):
     SPENT = "the same call a moment later, for another machine; nobody is told"
     CAPACITY = "this wake has failed; the next one in minutes"
     FAILED = "this wake has failed; the next one in seconds, later every time"
-    TERMINAL = "nothing helps until somebody acts"
+    BLOCKED = "this wake has failed, and people must act; the next one in seconds, then minutes: they may have acted"
 
 
 VERDICTS: tuple[tuple[type[ProviderError], Verdict], ...] = (
@@ -44,15 +46,16 @@ VERDICTS: tuple[tuple[type[ProviderError], Verdict], ...] = (
     (ProviderRetryable, Verdict.AGAIN),
     (ProviderCapacity, Verdict.CAPACITY),
     (LaunchTokenSpent, Verdict.SPENT),
-    (ProviderPermanent, Verdict.TERMINAL),
+    (ProviderPermanent, Verdict.BLOCKED),
+    (MachineNotFound, Verdict.AGAIN),
     (ProviderError, Verdict.FAILED),
 )
-"""By the class of a call's error; the first that fits."""
+"""By the class of a call's error; the first that fits. What is not found is looked at: that look says what follows."""
 
 FAULTS: dict[Fault | None, Verdict] = {
     Fault.CAPACITY: Verdict.CAPACITY,
-    Fault.PERMISSION: Verdict.TERMINAL,
-    Fault.FOREIGN: Verdict.TERMINAL,
+    Fault.PERMISSION: Verdict.BLOCKED,
+    Fault.FOREIGN: Verdict.BLOCKED,
     Fault.OTHER: Verdict.FAILED,
     None: Verdict.FAILED,
 }
@@ -71,10 +74,11 @@ class Setbacks:
         self._retry_after_s = retry_after_s
         self._capacity_retry_s = capacity_retry_s
         self._error: BentpipeError | None = None
+        self._blocked = False
         self._failures = 0
         self._throttled = 0
         self.retry_at = 0.0
-        """When the next attempt may be made; infinity if somebody must act first."""
+        """When the next attempt may be made."""
 
     def next_call_at(self, verdict: Verdict, now: float) -> float:
         """When the same call may be repeated: after AGAIN, SPENT and THROTTLED."""
@@ -88,8 +92,9 @@ class Setbacks:
         """A wake has failed."""
         self._error = error
         self._throttled = 0
-        if verdict is Verdict.TERMINAL:
-            self.retry_at = math.inf
+        self._blocked = verdict is Verdict.BLOCKED
+        if self._blocked:
+            self.retry_at = now + backed_off(BLOCKED_FIRST_S, FAILURE_MOST_S, self._failures)
         elif verdict is Verdict.CAPACITY:
             self.retry_at = now + backed_off(self._capacity_retry_s, CAPACITY_MOST_S, self._failures)
         else:
@@ -100,10 +105,9 @@ class Setbacks:
         """Return the error for who asks now, with the time that is left; None if an attempt may be made."""
         if self._error is None or now >= self.retry_at:
             return None
-        if self.retry_at == math.inf:
-            return SatelliteUnusable(str(self._error), peer_hint=self._error.peer_hint)
         left = f"; the next attempt is possible in {math.ceil(self.retry_at - now)} s"
-        return type(self._error)(f"{self._error}{left}", peer_hint=self._error.peer_hint + left)
+        kind = SatelliteUnusable if self._blocked else type(self._error)
+        return kind(f"{self._error}{left}", peer_hint=self._error.peer_hint + left)
 
     def lapse(self, now: float) -> None:
         """Forget an error whose time is up."""

@@ -1,11 +1,13 @@
 """Those who wait for one satellite, and how long each is held: pure.
 
-A client is held for `HOLD_FACTOR` times the usual wake, `HOLD_FLOOR_S` at least, `hold_limit` at most, and never longer
-than it has itself. While the satellite waits for a place in the awake budget only the last two count.
+A client is held for `HOLD_FACTOR` times the usual wake, `HOLD_FLOOR_S` at least, `hold_limit` at most. While the
+satellite waits for a place in the awake budget only the last counts. How long a client would wait itself does not bound
+this; but if it is known why the satellite cannot be had, the client is told shortly before that time is up.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 from bentpipe.daemon.fleet.messages import WaiterId
 from bentpipe.daemon.fleet.rules import HOLD_FACTOR, HOLD_FLOOR_S
@@ -18,6 +20,7 @@ NEWEST_WEIGHT = 0.3
 class _Place:
     arrived: float
     until: float
+    tell_by: float
 
 
 class WaitingRoom:
@@ -31,6 +34,7 @@ class WaitingRoom:
         # Never later than the first time out, but perhaps earlier: a room of thousands is searched only when it is
         # reached, not at every coming and going.
         self._first_until = math.inf
+        self._first_tell = math.inf
 
     @property
     def waiters(self) -> tuple[WaiterId, ...]:
@@ -46,17 +50,23 @@ class WaitingRoom:
         return self._first_until
 
     @property
+    def first_tell(self) -> float:
+        """When to call `untold` at the latest, if there is a reason to tell."""
+        return self._first_tell
+
+    @property
     def hold_s(self) -> float:
         """How long a client is held from the beginning of the wake, or from its coming if that is later."""
         if self._usual_wake_s is None:
             return self._hold_limit_s
         return min(self._hold_limit_s, max(HOLD_FACTOR * self._usual_wake_s, HOLD_FLOOR_S))
 
-    def enter(self, waiter: WaiterId, now: float) -> None:
-        """Somebody waits."""
-        place = _Place(now, now + self._hold_limit_s)
+    def enter(self, waiter: WaiterId, since: float, tell_by: float = math.inf) -> None:
+        """Somebody waits, `since` then; until `tell_by` it would hear a reason for failure."""
+        place = _Place(since, since + self._hold_limit_s, tell_by)
         self._places[waiter] = place
         self._first_until = min(self._first_until, self._until(place))
+        self._first_tell = min(self._first_tell, tell_by)
 
     def leave(self, waiter: WaiterId) -> None:
         """Somebody waits no more; does nothing if it did not."""
@@ -66,7 +76,7 @@ class WaitingRoom:
         """Let everybody go. Returns who was there."""
         there = self.waiters
         self._places.clear()
-        self._first_until = math.inf
+        self._first_until = self._first_tell = math.inf
         return there
 
     def wake_begins(self, now: float) -> None:
@@ -88,10 +98,22 @@ class WaitingRoom:
         if now < self._first_until:
             return []
         gone = [(waiter, now - place.arrived) for waiter, place in self._places.items() if self._until(place) <= now]
-        for waiter, _ in gone:
+        self._let_go(waiter for waiter, _ in gone)
+        return gone
+
+    def untold(self, now: float) -> list[WaiterId]:
+        """There is a reason to tell: let those go who will not be there to hear it later."""
+        if now < self._first_tell:
+            return []
+        gone = [waiter for waiter, place in self._places.items() if place.tell_by <= now]
+        self._let_go(gone)
+        return gone
+
+    def _let_go(self, waiters: Iterable[WaiterId]) -> None:
+        for waiter in waiters:
             del self._places[waiter]
         self._first_until = min(map(self._until, self._places.values()), default=math.inf)
-        return gone
+        self._first_tell = min((place.tell_by for place in self._places.values()), default=math.inf)
 
     def _until(self, place: _Place) -> float:
         if self._wake_began is None:

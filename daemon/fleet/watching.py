@@ -1,19 +1,17 @@
 """The two tasks that tell a satellite's machine what goes on outside: the provider's looks, and the wall clock."""
 
-import logging
 from collections.abc import Callable, Sequence
 
 import trio
 
 from bentpipe.config.model import KeepAwakeSection
 from bentpipe.daemon.errors import MachineNotFound, ProviderError
-from bentpipe.daemon.fleet.messages import KeepAwake, Renew, Seen
+from bentpipe.daemon.fleet.messages import KeepAwake, Renew, Seen, Unseen
 from bentpipe.daemon.fleet.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, RENEW_AFTER_S, backed_off
 from bentpipe.daemon.fleet.schedule import is_kept_awake, next_change
 from bentpipe.daemon.model import Machine, MachineId, MachineState
 from bentpipe.daemon.providers.base import Provider
-
-log = logging.getLogger("bentpipe.fleet")
+from bentpipe.daemon.providers.series import Series
 
 CALENDAR_S = 60.0
 """The calendar is looked at this often at least: the wall clock may be set."""
@@ -24,7 +22,8 @@ RENEWAL_S = 3600.0
 async def run_watch(
     provider: Provider,
     machine_id: MachineId,
-    feed: Callable[[Seen], None],
+    feed: Callable[[Seen | Unseen], None],
+    series: Series,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -39,10 +38,11 @@ async def run_watch(
         try:
             seen = await first_look(provider, machine_id) if seen is None else await provider.wait_changed(seen)
         except ProviderError as exc:
-            if not failures:
-                log.warning("cannot see a machine", extra={"fields": {"machine": machine_id, "error": str(exc)}})
+            series.told(exc, trio.current_time())
             failures += 1
+            feed(Unseen(exc))
         else:
+            series.told(None, trio.current_time())
             failures = 0
             feed(Seen(seen))
         if not started:

@@ -51,18 +51,17 @@ class Listeners:
         """
         return self.whose(host, port, pids, set()) is Whose.OURS
 
+    def is_taken(self, host: str, port: int) -> bool:
+        """Say whether anybody listens on `port` so that a connection to `host` would reach them."""
+        return bool(self._listening(host, port))
+
     def whose(self, host: str, port: int, pids: Callable[[], Iterable[int]], known: set[str]) -> "Whose":
         """Say whose listener a connection to `host` and `port` would reach.
 
         `known` holds inodes that were found to be those of `pids()`, and takes another one: a socket that still listens
         has not changed hands, so that the processes' files are looked through once.
         """
-        inodes = {
-            inode
-            for family, addresses in _ways_to(host)
-            for address, inode in self._table(family).get(port, ())
-            if address in addresses
-        }
+        inodes = self._listening(host, port)
         if not inodes:
             return Whose.NOBODY
         if inodes <= known:
@@ -72,6 +71,14 @@ class Listeners:
         known.clear()
         known |= inodes
         return Whose.OURS
+
+    def _listening(self, host: str, port: int) -> set[str]:
+        return {
+            inode
+            for family, addresses in _ways_to(host)
+            for address, inode in self._table(family).get(port, ())
+            if address in addresses
+        }
 
     def _table(self, family: socket.AddressFamily) -> Table:
         now = time.monotonic()

@@ -24,7 +24,7 @@ import trio
 from bentpipe.config.model import ProcessSection
 from bentpipe.daemon.errors import MachineNotFound, ProviderRetryable, SleepModeRefused
 from bentpipe.daemon.ids import folder_name
-from bentpipe.daemon.model import Address, Machine, MachineId, MachineState
+from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState
 from bentpipe.daemon.providers.cgroup import wait_until
 from bentpipe.daemon.providers.containment import Containment
 from bentpipe.daemon.providers.listening import Listeners, Whose
@@ -36,6 +36,9 @@ log = logging.getLogger("bentpipe.providers.process")
 
 LISTEN_POLL_S = 0.01
 """Between looks at the kernel's list of listeners while a machine is PENDING; it has no way to announce one."""
+
+EXPLAIN_S = 1.0
+"""Between looks at why a machine is PENDING still: what it prints may change with every one of them."""
 
 FREEZE_DEADLINE_S = 5.0
 """Freezing takes a millisecond, unless a member sits in an uninterruptible wait; then hibernation is refused."""
@@ -72,6 +75,7 @@ class Life:
     ended: trio.Event = dataclasses.field(default_factory=trio.Event)
     """Set when nothing of it is left."""
     outlived_grace: bool = False
+    listened: bool = False
 
 
 class LocalMachine:
@@ -197,8 +201,11 @@ class LocalMachine:
             life.containment.kill()
             self._log_trouble("gave up on a satellite that does not die", f"leader {life.child.pid}")
 
-    def _show(self, state: MachineState, address: Address | None = None, reason: str = "") -> None:
-        self.look = Machine(self.look.machine_id, state, address, reason)
+    def _show(
+        self, state: MachineState, address: Address | None = None, reason: str = "", fault: Fault | None = None
+    ) -> None:
+        # Whoever may use the satellite may hear what it prints: so is every reason made here.
+        self.look = Machine(self.look.machine_id, state, address, reason, fault, hint=reason)
         self._changed.set()
         self._changed = trio.Event()
 
@@ -213,10 +220,29 @@ class LocalMachine:
         await self._bury(life)
 
     async def _watch_port(self, life: Life) -> None:
+        explain_at = trio.current_time() + EXPLAIN_S
         while not self._listeners.is_listening(life.address.host, life.address.port, life.containment.pids):
             await trio.sleep(LISTEN_POLL_S)
+            if trio.current_time() >= explain_at:
+                explain_at = trio.current_time() + EXPLAIN_S
+                self._explain(life)
+        life.listened = True
         if self.look.state is MachineState.PENDING:
             self._show(MachineState.RUNNING, life.address)
+
+    def _explain(self, life: Life) -> None:
+        """Say why it is PENDING still: who gives up waiting is told that."""
+        taken = self._listeners.is_taken(life.address.host, life.address.port)
+        port = life.address.port
+        words = (
+            f"another process than the satellite's listens on port {port}"
+            if taken
+            else f"nothing listens on port {port}"
+        )
+        printed = life.output.last_words()
+        words = f"{words}; the satellite printed: {printed}" if printed else f"{words}; the satellite printed nothing"
+        if self.look.state is MachineState.PENDING and self.look.reason != words:
+            self._show(MachineState.PENDING, reason=words)
 
     async def _enforce_grace(self, life: Life) -> None:
         await life.ending.wait()
@@ -271,7 +297,7 @@ class LocalMachine:
         if self._destroyed:
             self._show(MachineState.TERMINATED, reason=DESTROYED)
         else:
-            self._show(MachineState.STOPPED, reason=self._reason(life, status))
+            self._show(MachineState.STOPPED, reason=self._reason(life, status), fault=_fault(life, status))
         life.ended.set()
 
     def _reason(self, life: Life, status: int) -> str:
@@ -285,6 +311,12 @@ class LocalMachine:
 
     def _log_trouble(self, message: str, detail: str) -> None:
         log.error(message, extra={"fields": {"machine": self.look.machine_id, "detail": detail}})
+
+
+def _fault(life: Life, status: int) -> Fault | None:
+    """It could not come up if it ended before it ever listened, by itself: not asked to, and not killed by somebody."""
+    asked = life.ending.is_set() or -status in (signal.SIGTERM, signal.SIGKILL)
+    return None if asked or life.listened else Fault.OTHER
 
 
 def _signal_name(number: int) -> str:

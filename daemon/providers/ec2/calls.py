@@ -11,11 +11,10 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar, cast
 
-import boto3
 import trio
-from botocore.config import Config
 
 from bentpipe.config.model import Ec2Section
+from bentpipe.daemon.providers.ec2.client import ClientSource
 from bentpipe.daemon.providers.ec2.errors import UNANSWERED, Verdict, failure_of
 from bentpipe.daemon.providers.ec2.limiter import Limiter
 
@@ -34,9 +33,6 @@ T = TypeVar("T")
 
 THREADS = 4
 """Describe, start, stop and launch can each be under way; more would only wait for tokens."""
-CONNECT_TIMEOUT_S = 3.0
-READ_TIMEOUT_S = 10.0
-"""An answer takes 0.1 to 1 s. boto3's 60 s would hold a poll, and all who wait for it, that long."""
 ATTEMPTS = 2
 PAGE = 1000
 """The most that DescribeInstances gives at once."""
@@ -64,8 +60,7 @@ class Ec2Calls:
 
     def __init__(self, section: Ec2Section) -> None:
         self._section = section
-        self._client: EC2Client | None = None
-        self._creating = trio.Lock()
+        self._source = ClientSource(section, THREADS)
         self._threads = trio.CapacityLimiter(THREADS)
         rates = section.rates
         self._limiters = {
@@ -182,11 +177,13 @@ class Ec2Calls:
             if attempt > 1 or not turn_taken:
                 await self._limiters[api].take()
             try:
-                client = await self._connected()
+                client = await self._source.client(self._threads)
                 result = await trio.to_thread.run_sync(call, client, limiter=self._threads, abandon_on_cancel=True)
             except Exception as exc:  # botocore lets through what files, programs and threads raise
                 failure = failure_of(api.value, exc)
                 self.counts[api, failure.code] += 1
+                if failure.doubts_client:
+                    self._source.doubt()
                 if failure.verdict is Verdict.THROTTLED:
                     self._limiters[api].throttled()
                 if failure.code == UNANSWERED and attempt < ATTEMPTS:
@@ -195,33 +192,13 @@ class Ec2Calls:
             else:
                 self.counts[api, "ok"] += 1
                 self._limiters[api].answered()
+                self._source.trust()
                 return result
         raise AssertionError("the last attempt returns or raises")
 
-    async def _connected(self) -> "EC2Client":
-        """The one client. Made in a thread: it reads a megabyte of EC2's model."""
-        async with self._creating:
-            if self._client is None:
-                self._client = await trio.to_thread.run_sync(self._create, limiter=self._threads)
-            return self._client
-
-    def _create(self) -> "EC2Client":
-        config = Config(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=READ_TIMEOUT_S,
-            retries={"mode": "standard", "total_max_attempts": 1},
-            max_pool_connections=THREADS,
-            user_agent_extra="bentpipe",
-        )
-        session = boto3.Session()
-        return session.client(
-            "ec2", region_name=self._section.region, endpoint_url=self._section.endpoint, config=config
-        )
-
     def close(self) -> None:
         """Close the connections."""
-        if self._client is not None:
-            self._client.close()
+        self._source.close()
 
 
 def _page(

@@ -48,6 +48,10 @@ class Entry:
     """When the newest look was asked for."""
     relied_at: float = float("-inf")
     """When somebody last wanted to know whether it still has its address."""
+    lost_at: float = float("-inf")
+    """When it was last seen to become one that has no instance."""
+    mismatch: tuple[str, float] | None = None
+    """The newest launch token that was refused as used for something else, and since when."""
     acted_at: float = float("-inf")
     visible_by: float = float("-inf")
     outdated: Outdated | None = None
@@ -76,8 +80,11 @@ class Entry:
 
     def show(self, look: Machine | None) -> None:
         """Set the look, and tell who waits."""
+        was_lost = self.asked and self.lost
         before, self.look = self.shown(), look
         self.asked = True
+        if self.lost and not was_lost:
+            self.lost_at = trio.current_time()
         if self.shown() != before:
             self.changed.set()
             self.changed = trio.Event()

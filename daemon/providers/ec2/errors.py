@@ -32,6 +32,7 @@ from bentpipe.daemon.errors import (
     ProviderError,
     ProviderPermanent,
     ProviderPermission,
+    ProviderRefused,
     ProviderRetryable,
     ProviderThrottled,
     SleepModeRefused,
@@ -47,12 +48,14 @@ class Verdict(enum.Enum):
     THROTTLED = "too many calls to the cloud"
     CAPACITY = "the cloud has no such machine to give now"
     PERMISSION = "the cloud forbids it"
+    CREDENTIALS = "the cloud does not accept this edge host's credentials, or there are none"
     NOT_FOUND = "no such machine"
     NO_HIBERNATION = "the machine cannot hibernate"
     TOO_EARLY = "the machine cannot hibernate yet"
     MISMATCH = "a launch was repeated with other parameters"
     SPENT = "the machine that was launched is gone"
-    PERMANENT = "the cloud refuses the request"
+    PERMANENT = "the cloud refuses the request as it is configured"
+    UNKNOWN = "the cloud refuses the request"
 
 
 VERDICTS = {
@@ -64,10 +67,11 @@ VERDICTS = {
     "ServerInternal": Verdict.RETRYABLE,
     "RequestTimeout": Verdict.RETRYABLE,
     "RequestTimeoutException": Verdict.RETRYABLE,
-    "RequestExpired": Verdict.RETRYABLE,
     # [E]; an instance that is stopping cannot be started, nor one that is pending stopped [S: openshift/hive#1206].
     "IncorrectInstanceState": Verdict.WRONG_STATE,
     "IncorrectState": Verdict.WRONG_STATE,
+    # [E]: an interrupted Spot instance, for as long as its request is being changed [S: gitlab-runner, cloud-custodian].
+    "IncorrectSpotRequestState": Verdict.WRONG_STATE,
     "ConcurrentModification": Verdict.RETRYABLE,
     # [B]
     "RequestLimitExceeded": Verdict.THROTTLED,
@@ -89,19 +93,35 @@ VERDICTS = {
     "MaxSpotInstanceCountExceeded": Verdict.CAPACITY,
     "SpotMaxPriceTooLow": Verdict.CAPACITY,
     "VolumeLimitExceeded": Verdict.CAPACITY,
-    # [E]: nothing changes until somebody acts.
+    # [E] "ReservationCapacityExceeded": the targeted capacity reservation is full.
+    "ReservationCapacityExceeded": Verdict.CAPACITY,
+    # [T]: "Your requested instance type is not supported in your requested Availability Zone"; Karpenter takes it so too.
+    "Unsupported": Verdict.CAPACITY,
+    "UnfulfillableCapacity": Verdict.CAPACITY,
+    # [E]: people must act.
     "UnauthorizedOperation": Verdict.PERMISSION,
-    "AuthFailure": Verdict.PERMISSION,
     "Blocked": Verdict.PERMISSION,
     "OptInRequired": Verdict.PERMISSION,
     "PendingVerification": Verdict.PERMISSION,
-    "SignatureDoesNotMatch": Verdict.PERMISSION,
-    "InvalidClientTokenId": Verdict.PERMISSION,
-    "ExpiredToken": Verdict.PERMISSION,
-    "MissingAuthenticationToken": Verdict.PERMISSION,
     "AccessDenied": Verdict.PERMISSION,
     "AccessDeniedException": Verdict.PERMISSION,
     "OperationNotPermitted": Verdict.PERMISSION,
+    # [E], and "Common errors" of AWS's APIs: the credentials are old, unknown or not there, or the clock is wrong. Others
+    # may come with the next client.
+    "AuthFailure": Verdict.CREDENTIALS,
+    "ExpiredToken": Verdict.CREDENTIALS,
+    "ExpiredTokenException": Verdict.CREDENTIALS,
+    "RequestExpired": Verdict.CREDENTIALS,
+    "RequestInTheFuture": Verdict.CREDENTIALS,
+    "InvalidClientTokenId": Verdict.CREDENTIALS,
+    "UnrecognizedClientException": Verdict.CREDENTIALS,
+    "SignatureDoesNotMatch": Verdict.CREDENTIALS,
+    "InvalidSignatureException": Verdict.CREDENTIALS,
+    "IncompleteSignature": Verdict.CREDENTIALS,
+    "MissingAuthenticationToken": Verdict.CREDENTIALS,
+    "MissingAuthenticationTokenException": Verdict.CREDENTIALS,
+    # [E]
+    "UnsupportedOperation": Verdict.PERMANENT,
     # [E]
     "InvalidInstanceID.NotFound": Verdict.NOT_FOUND,
     "InvalidInstanceID.Malformed": Verdict.NOT_FOUND,
@@ -111,7 +131,18 @@ VERDICTS = {
     "IdempotentParameterMismatch": Verdict.MISMATCH,
     "IdempotentInstanceTerminated": Verdict.SPENT,
 }
-"""By AWS's code. What is not here: transient if its HTTP status is 5xx [E], else permanent."""
+"""By AWS's code. What is not here goes by FAMILIES, and then by its HTTP status."""
+
+FAMILIES = (
+    (re.compile(r"Throttl|TooManyRequests"), Verdict.THROTTLED),
+    (
+        re.compile(r"^Insufficient.*Capacity|(Limit|Quota|Capacity|Count)Exceeded$|^CapacityReservation"),
+        Verdict.CAPACITY,
+    ),
+    (re.compile(r"^(Invalid|Malformed|Missing|Unknown|NoSuch)|NotSupported"), Verdict.PERMANENT),
+)
+"""By how AWS names its codes [E]. Of what no family has, 5xx is transient [E]; the rest is tried again, ever more rarely:
+AWS adds codes, and one that nobody knows must not put a satellite out of service."""
 
 INVALID_ENDPOINT = "Invalid endpoint"
 """botocore's words, in a plain ValueError (botocore/args.py, botocore/regions.py)."""
@@ -130,12 +161,14 @@ UNINTELLIGIBLE = "Unintelligible"
 class Ec2Failure(Exception):
     """A call failed: AWS's code, AWS's words, and what they mean. Stays inside this package."""
 
-    def __init__(self, api: str, code: str, words: str, verdict: Verdict) -> None:
+    def __init__(self, api: str, code: str, words: str, verdict: Verdict, *, doubts_client: bool = False) -> None:
+        """`doubts_client`: another client, with credentials that are looked for anew, may do better."""
         super().__init__(f"{api}: {code}: {words}")
         self.api = api
         self.code = code
         self.words = words
         self.verdict = verdict
+        self.doubts_client = doubts_client or verdict is Verdict.CREDENTIALS
 
     def named(self, instance_ids: list[str]) -> list[str]:
         """Those of `instance_ids` that AWS's words name."""
@@ -154,12 +187,14 @@ ERRORS: dict[Verdict, type[ProviderError]] = {
     Verdict.THROTTLED: ProviderThrottled,
     Verdict.CAPACITY: ProviderCapacity,
     Verdict.PERMISSION: ProviderPermission,
+    Verdict.CREDENTIALS: ProviderPermission,
     Verdict.NOT_FOUND: MachineNotFound,
     Verdict.NO_HIBERNATION: SleepModeRefused,
     Verdict.TOO_EARLY: SleepTooEarly,
     Verdict.MISMATCH: ProviderPermanent,
     Verdict.SPENT: LaunchTokenSpent,
     Verdict.PERMANENT: ProviderPermanent,
+    Verdict.UNKNOWN: ProviderRefused,
 }
 
 
@@ -171,6 +206,7 @@ def failure_of(api: str, exc: Exception) -> Ec2Failure:
     renewal of them and from threads that cannot be had; and what the next version raises.
     """
     code, words = type(exc).__name__, str(exc)
+    doubts_client = not isinstance(exc, ClientError | HTTPClientError | BotoConnectionError)
     match exc:
         case ClientError():
             error = exc.response.get("Error", {})
@@ -182,7 +218,7 @@ def failure_of(api: str, exc: Exception) -> Ec2Failure:
         case ResponseParserError() | LookupError():
             code, words, verdict = UNINTELLIGIBLE, f"{code}: {words}", Verdict.RETRYABLE
         case NoCredentialsError() | PartialCredentialsError() | ProfileNotFound() | SSOError() | TokenRetrievalError():
-            verdict = Verdict.PERMISSION
+            verdict = Verdict.CREDENTIALS
         case NoRegionError():
             words, verdict = f"{words} Set `region` in [ec2].", Verdict.PERMANENT
         case BotoCoreError():  # parameters, configuration
@@ -191,13 +227,16 @@ def failure_of(api: str, exc: Exception) -> Ec2Failure:
             verdict = Verdict.PERMANENT
         case _:  # whatever else: it may pass, and is tried again
             verdict = Verdict.RETRYABLE
-    return Ec2Failure(api, code, words, verdict)
+    return Ec2Failure(api, code, words, verdict, doubts_client=doubts_client)
 
 
 def verdict_of(code: str, words: str, http_status: int) -> Verdict:
-    """Decide by the table, and for what is not in it by the HTTP status."""
+    """Decide by the table, then by the code's family, then by the HTTP status."""
     if code == "UnsupportedOperation" and UNREADY.search(words):
         return Verdict.TOO_EARLY
     if (found := VERDICTS.get(code)) is not None:
         return found
-    return Verdict.RETRYABLE if http_status >= 500 else Verdict.PERMANENT
+    family = next((verdict for names, verdict in FAMILIES if names.search(code)), None)
+    if family is not None:
+        return family
+    return Verdict.RETRYABLE if http_status >= 500 else Verdict.UNKNOWN

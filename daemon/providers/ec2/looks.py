@@ -27,10 +27,18 @@ FAULTS = {
     # Nearly always a volume whose key we may not use: kms:CreateGrant is missing, for us or for the instance.
     "Client.InternalError": Fault.PERMISSION,
     "Client.InvalidSnapshot.NotFound": Fault.OTHER,
-    "Client.VolumeLimitExceeded": Fault.OTHER,
+    "Client.VolumeLimitExceeded": Fault.CAPACITY,
     "Server.InternalError": Fault.OTHER,
 }
-"""By StateReason.Code (botocore's model of EC2 lists them); what is not here came up, and was stopped by somebody."""
+"""By StateReason.Code (botocore's model of EC2 lists them); what is neither here nor below was stopped by somebody."""
+FULL = re.compile(r"^(Client|Server)\.(Insufficient.*Capacity|.*LimitExceeded|Spot.*)")
+BROKEN = re.compile(r"^(Client|Server)\.(Invalid|Internal).*")
+FAULT_WORDS = {
+    Fault.CAPACITY: "the cloud has no such machine to give now",
+    Fault.PERMISSION: "the cloud may not use its disk or the disk's key",
+    Fault.OTHER: "the cloud could not bring it up",
+}
+"""What clients hear, beside the code: EC2's own message may name what is the operator's affair."""
 
 STOPPED_AT = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)")
 """In StateTransitionReason: "User initiated (2026-01-31 12:00:00 GMT)". Often empty, and for people: it may change."""
@@ -121,7 +129,7 @@ def state_of(raw_state: str, reason_code: str) -> MachineState:
 def foreign_look_of(machine_id: MachineId, seen: Sighting) -> Machine:
     """The machine, if its instance is marked as another's. Clients read the reason, so that it names nobody else."""
     words = f"{seen.instance_id} is not marked as this satellite's"
-    return Machine(machine_id, MachineState.TERMINATED, reason=words, fault=Fault.FOREIGN)
+    return Machine(machine_id, MachineState.TERMINATED, reason=words, fault=Fault.FOREIGN, hint=words)
 
 
 def look_of(machine_id: MachineId, seen: Sighting, section: SatelliteEc2Section, *, type_hibernates: bool) -> Machine:
@@ -131,7 +139,7 @@ def look_of(machine_id: MachineId, seen: Sighting, section: SatelliteEc2Section,
         case MachineState.RUNNING if not seen.host:
             # It comes a moment after the state. If it never comes, the reason is what a failed wake is explained by.
             words = f"it runs, but has no {section.address} address"
-            return Machine(machine_id, MachineState.PENDING, reason=words, can_hibernate=can_hibernate)
+            return Machine(machine_id, MachineState.PENDING, reason=words, hint=words, can_hibernate=can_hibernate)
         case MachineState.RUNNING:
             address = Address(seen.host, section.port)
             return Machine(machine_id, MachineState.RUNNING, address, can_hibernate=can_hibernate)
@@ -142,12 +150,28 @@ def look_of(machine_id: MachineId, seen: Sighting, section: SatelliteEc2Section,
                 machine_id,
                 seen.state,
                 reason=seen.reason or seen.raw_state,
-                fault=FAULTS.get(seen.reason_code),
+                fault=fault_of(seen.reason_code),
                 can_hibernate=can_hibernate,
                 asleep_since=seen.asleep_since,
+                hint=_hint(seen),
             )
         case _:
             assert_never(seen.state)
+
+
+def fault_of(reason_code: str) -> Fault | None:
+    """Why it did not come up, by StateReason.Code; None if it did, and was stopped by somebody."""
+    if reason_code in FAULTS:
+        return FAULTS[reason_code]
+    if FULL.match(reason_code):
+        return Fault.CAPACITY
+    return Fault.OTHER if BROKEN.match(reason_code) else None
+
+
+def _hint(seen: Sighting) -> str:
+    fault = fault_of(seen.reason_code)
+    words = FAULT_WORDS[fault] if fault is not None else seen.raw_state
+    return f"{words} ({seen.reason_code})" if seen.reason_code else words
 
 
 def stopped_at(transition_reason: str) -> float | None:

@@ -30,6 +30,7 @@ from bentpipe.daemon.providers.ec2.looks import (
     sight,
     state_of,
 )
+from bentpipe.daemon.providers.series import Series
 from bentpipe.daemon.tasks import Decision, Owner, note_failure, run_owned
 
 log = logging.getLogger("bentpipe.providers.ec2")
@@ -44,6 +45,9 @@ OUTDATED_GRACE_S = 10.0
 """After a start or stop EC2 may tell the state from before it."""
 TYPES_RETRY_S = 600.0
 """After it could not be asked what instance types can (a policy may forbid it): the answer is a nicety."""
+
+SEARCH_S, SEARCH_FOR_S = 5.0, 300.0
+"""Between looks by tags for the successor of a machine that has gone, and for how long; then it is the sweep's."""
 
 MOVING = (MachineState.PENDING, MachineState.STOPPING)
 
@@ -71,7 +75,7 @@ class Poller:
         self._types: dict[str, bool] = {}
         self._types_retry_at = float("-inf")
         self._next = _Round()
-        self._failing = False
+        self._series = Series(log, "look at machines", {})
 
     def entry(self, machine_id: MachineId) -> Entry:
         """Find what is known of a configured machine. Raises MachineNotFound."""
@@ -165,6 +169,7 @@ class Poller:
             nursery.start_soon(run_owned, Owner("EC2 clock"), self._run_clock, self._section.poll_s, True)
             nursery.start_soon(run_owned, Owner("EC2 clock"), self._run_clock, self._section.sweep_s, False)
             nursery.start_soon(run_owned, Owner("EC2 clock"), self._run_address_clock)
+            nursery.start_soon(run_owned, Owner("EC2 clock"), self._run_search)
             while True:
                 await self._next.begun.wait()
                 await trio.sleep(GATHER_S)
@@ -204,17 +209,36 @@ class Poller:
                 if entry.host and now - entry.relied_at < RELIED_S and now - entry.seen_at >= period_s:
                     self.want(entry)
 
+    async def _run_search(self) -> None:
+        """Look for the successors of machines that have just gone: an Auto Scaling group makes one within minutes."""
+        while True:
+            await trio.sleep(SEARCH_S)
+            now = trio.current_time()
+            for entry in self._entries.values():
+                if entry.lost and now < entry.lost_at + SEARCH_FOR_S:
+                    self.want(entry)
+
     async def _look(self, wanted: Set[MachineId], *, sweeping: bool) -> None:
         began = trio.current_time()
         entries = [each for each in self._entries.values() if each.machine_id in wanted or not each.asked]
         sought = {each.machine.satellite: each for each in entries if each.lost or (sweeping and not each.mark.given)}
         known = {each.instance_id: each for each in entries if not each.lost and each.instance_id is not None}
-        found: list[tuple[Entry, Sighting]] = []
+        by_id: dict[MachineId, Sighting] = {}
         for instance in await self._calls.describe(list(known)):
             if (entry := known.get(instance["InstanceId"])) is not None:
-                found.append((entry, sight(instance, entry.machine.section)))
+                by_id[entry.machine_id] = sight(instance, entry.machine.section)
+        # What is gone may have a successor already, which whoever waits need not wait for the next round to have.
+        gone = [each for each in known.values() if self._may_have_successor(each, by_id.get(each.machine_id), began)]
+        sought |= {each.machine.satellite: each for each in gone}
+        found: list[tuple[Entry, Sighting]] = []
         if sought:
-            found += await self._find(sought)
+            found += await self._find(sought, {each.machine_id for each in gone})
+        successors = {entry.machine_id for entry, _ in found}
+        found += [
+            (entry, by_id[entry.machine_id])
+            for entry in known.values()
+            if entry.machine_id in by_id and entry.machine_id not in successors
+        ]
         await self._learn_types({seen.instance_type for _, seen in found})
         for entry, seen in found:
             self._take(entry, seen, began)
@@ -223,8 +247,16 @@ class Poller:
             if entry.machine_id not in answered:
                 self._miss(entry, began)
 
-    async def _find(self, sought: Mapping[str, Entry]) -> list[tuple[Entry, Sighting]]:
-        """Look for satellites' instances by tags. Returns those of the satellites that have none."""
+    def _may_have_successor(self, entry: Entry, seen: Sighting | None, began: float) -> bool:
+        """Whether its instance is gone, so that another one may have its tags; one that was just launched may be unseen."""
+        if entry.mark.given:
+            return False
+        if seen is None:
+            return began >= max(entry.acted_at, entry.visible_by)
+        return seen.state is MachineState.TERMINATED or bool(entry.mark.objection(seen))
+
+    async def _find(self, sought: Mapping[str, Entry], gone: Set[MachineId]) -> list[tuple[Entry, Sighting]]:
+        """Look for satellites' instances by tags. Returns those of the satellites that have none, or whose is `gone`."""
         tags = ((FLEET_TAG, [self._section.fleet]), (SATELLITE_TAG, list(sought)))
         candidates: dict[str, list[Sighting]] = {satellite: [] for satellite in sought}
         for instance in await self._calls.find(tags):
@@ -234,10 +266,11 @@ class Poller:
         chosen: list[tuple[Entry, Sighting]] = []
         for satellite, seen in candidates.items():
             entry = sought[satellite]
-            if entry.lost and seen:
-                chosen.append((entry, _choose(seen)))
-                _note_rivals(entry, seen, chosen[-1][1].instance_id)
-            elif not entry.lost:
+            if entry.lost or entry.machine_id in gone:
+                if seen:
+                    chosen.append((entry, _choose(seen)))
+                    _note_rivals(entry, seen, chosen[-1][1].instance_id)
+            else:
                 _note_rivals(entry, seen, entry.instance_id)
         return chosen
 
@@ -264,7 +297,8 @@ class Poller:
             entry.show(None)
         elif entry.look.state is not MachineState.TERMINATED:
             words = f"EC2 does not know {entry.instance_id} any more"
-            entry.show(Machine(entry.machine_id, MachineState.TERMINATED, reason=words))
+            hint = "the cloud does not know its machine any more"
+            entry.show(Machine(entry.machine_id, MachineState.TERMINATED, reason=words, hint=hint))
 
     def _show(self, entry: Entry, seen: Sighting) -> None:
         objection = "" if seen.state is MachineState.TERMINATED else entry.mark.objection(seen)
@@ -292,12 +326,7 @@ class Poller:
             log.warning("cannot ask what instance types can", extra={"fields": {"error": str(failure)}})
 
     def _tell_failing(self, failure: Ec2Failure | None) -> None:
-        """Log the first failure of a series, and its end."""
-        if failure is not None and not self._failing:
-            log.warning("cannot look at machines", extra={"fields": {"error": str(failure)}})
-        elif failure is None and self._failing:
-            log.info("can look at machines again")
-        self._failing = failure is not None
+        self._series.told(None if failure is None else failure.to_error(), trio.current_time())
 
 
 def _mark(fleet: str, machine: Ec2Machine) -> Mark:

@@ -31,7 +31,7 @@ from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry
 from bentpipe.daemon.providers.ec2.errors import Ec2Failure, Verdict
 from bentpipe.daemon.providers.ec2.launch import launch_request
 from bentpipe.daemon.providers.ec2.looks import Sighting, sight
-from bentpipe.daemon.providers.ec2.poller import Poller
+from bentpipe.daemon.providers.ec2.poller import UNSEEN_GRACE_S, Poller
 from bentpipe.daemon.tasks import Owner, run_owned
 
 if TYPE_CHECKING:
@@ -105,10 +105,22 @@ class Ec2Provider:
         try:
             await self._starts.add(instance_id)
         except Ec2Failure as failure:
-            if failure.verdict is Verdict.WRONG_STATE:
-                look = await self._poller.refresh(entry)
-                if look is not None and look.state in (MachineState.PENDING, MachineState.RUNNING):
-                    return
+            if failure.verdict not in (Verdict.WRONG_STATE, Verdict.NOT_FOUND):
+                raise self._error(entry, failure) from failure
+            look = await self._poller.refresh(entry)
+            is_same = entry.instance_id == instance_id
+            is_up = look is not None and look.state in (MachineState.PENDING, MachineState.RUNNING)
+            if is_up and (not is_same or failure.verdict is Verdict.WRONG_STATE):
+                return
+            if is_same:
+                raise self._error(entry, failure) from failure
+            await self._start_successor(entry)
+
+    async def _start_successor(self, entry: Entry) -> None:
+        """Start the instance that has taken the place of one that is gone."""
+        try:
+            await self._starts.add(await self._instance_id(entry))
+        except Ec2Failure as failure:
             raise self._error(entry, failure) from failure
 
     async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
@@ -173,6 +185,9 @@ class Ec2Provider:
             error = self._error(entry, failure)
             if not isinstance(error, MachineNotFound):
                 raise error from failure
+            look = await self._poller.refresh(entry)
+            if look is not None and look.state is not MachineState.TERMINATED:
+                raise ProviderRetryable(str(failure), peer_hint=error.peer_hint) from failure
         self._poller.terminated(entry)
 
     def _entry(self, machine_id: MachineId) -> Entry:
@@ -190,7 +205,8 @@ class Ec2Provider:
         gone = entry.look is None or entry.look.state is MachineState.TERMINATED
         if entry.instance_id is None or gone:
             reason = "" if entry.look is None else entry.look.reason
-            raise MachineNotFound(f"{entry.machine.satellite} has no instance {reason}".rstrip())
+            words = f"{entry.machine.satellite} has no instance {reason}".rstrip()
+            raise MachineNotFound(words, peer_hint=Verdict.NOT_FOUND.value)
         return entry.instance_id
 
     def _error(self, entry: Entry, failure: Ec2Failure) -> ProviderError:
@@ -241,6 +257,7 @@ class Ec2Provider:
                 raise
             found = [sight(each, section) for each in await self._calls.find_launched(request["ClientToken"])]
             if not found:
+                self._judge_mismatch(entry, request["ClientToken"])
                 raise
         for seen in found:
             objection = entry.mark.objection(seen)
@@ -250,6 +267,17 @@ class Ec2Provider:
             f"the launch's token has made an instance before: {objection}",
             peer_hint="the launch has led to an instance that is not marked as this satellite's",
         )
+
+    def _judge_mismatch(self, entry: Entry, token: str) -> None:
+        """A token was used for another launch, and what that has made cannot be seen, or not yet.
+
+        Raises LaunchTokenSpent once it would long have been seen: with the same token no launch would ever work again.
+        """
+        now = trio.current_time()
+        if entry.mismatch is None or entry.mismatch[0] != token:
+            entry.mismatch = (token, now)
+        elif now >= entry.mismatch[1] + UNSEEN_GRACE_S:
+            raise LaunchTokenSpent(f"token {token} was used for another launch, of which nothing is left: use another")
 
     async def _send_start(self, instance_ids: Sequence[str], turn_taken: bool) -> dict[str, Change]:
         return self._accepted(await self._calls.start(instance_ids, turn_taken=turn_taken))

@@ -4,15 +4,11 @@ import contextlib
 import socket
 
 import pytest
+import trio
 
 from bentpipe.daemon.edge import dial as dialling
-from bentpipe.daemon.edge.dial import dial, dial_at_once
-from bentpipe.daemon.errors import DialFailed
+from bentpipe.daemon.edge.dial import Unreachable, dial, dial_at_once
 from bentpipe.daemon.model import Address
-
-
-def always() -> bool:
-    return True
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
@@ -28,15 +24,15 @@ async def test_a_port_that_listens_is_reached_at_once(host: str) -> None:
 
 
 async def test_a_port_that_refuses_ends_the_first_attempt_and_dial_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dialling, "DIAL_DEADLINE_S", 0.2)
+    monkeypatch.setattr(dialling, "UNREACHABLE_S", 0.2)
     with socket.socket() as unheard:  # bound and not listening: the port is nobody else's
         unheard.bind(("127.0.0.1", 0))
         address = Address("127.0.0.1", unheard.getsockname()[1])
         assert await dial_at_once(address, None, None) is None
-        with pytest.raises(DialFailed, match="Connection refused"):
-            await dial(address, None, None, always)
+        with pytest.raises(Unreachable, match="Connection refused"):
+            await dial(address, None, None, trio.Event())
         unheard.listen()
-        target = await dial(address, None, None, always)
+        target = await dial(address, None, None, trio.Event())
         assert target is not None
         target.close()
 

@@ -76,6 +76,7 @@ async def running(folder: Path, authority: trustme.CA, sleep_after_s: float = SL
                 {
                     "org": KEY.org,
                     "name": KEY.name,
+                    "quiet_connections": "end",
                     "sleep_after": sleep_after_s,
                     "min_awake": 0,
                     "process": {

@@ -68,7 +68,7 @@ def speed_up(monkeypatch: pytest.MonkeyPatch, control: Control) -> None:
     for owner, names in FAST.items():
         for name in names:
             monkeypatch.setattr(owner, name, getattr(owner, name) / SPEED)
-    monkeypatch.setattr(satellite, "wait_listening", lambda address: wait_port(control, address))
+    monkeypatch.setattr(satellite, "wait_listening", lambda address, tell: wait_port(control, address))
 
 
 class _MortalLedger(SqliteLedger):

@@ -1,6 +1,7 @@
 """Many satellites as one fleet: the awake budget as clients feel it, and limits that count for all."""
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -16,7 +17,7 @@ from bentpipe.daemon.errors import (
 )
 from bentpipe.daemon.fleet import satellite as module
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.model import Address, MachineState, SatelliteKey, SatelliteState, Transition
+from bentpipe.daemon.model import Address, MachineState, SatelliteKey, SatelliteState, SleepMode, Transition
 
 NAMES = ("a", "b", "c", "d")
 MIN_AWAKE_S = 30
@@ -60,7 +61,7 @@ class Bed:
 
 @pytest.fixture(autouse=True)
 def listening(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def listens(address: Address) -> None:
+    async def listens(address: Address, tell: Callable[[str], None]) -> None:
         await trio.sleep(1)
 
     monkeypatch.setattr(module, "wait_listening", listens)
@@ -214,7 +215,7 @@ async def test_the_hours_to_be_awake_by_the_wall_clock(autojump_clock: MockClock
 
 
 RULES = {
-    "sleep_mode": module.SleepMode.STOP,
+    "sleep_mode": SleepMode.STOP,
     "min_awake_s": 30.0,
     "wake_deadline_s": 60.0,
     "hold_limit_s": 90.0,
@@ -242,7 +243,7 @@ async def test_a_machine_hibernated_for_fifty_days_is_renewed(autojump_clock: Mo
     begun = trio.current_time()
     satellite = module.Satellite(
         SatelliteKey("acme", "a"),
-        module.Rules(**{**RULES, "sleep_after_s": 1800.0, "sleep_mode": module.SleepMode.HIBERNATE}),
+        module.Rules(**{**RULES, "sleep_after_s": 1800.0, "sleep_mode": SleepMode.HIBERNATE}),
         provider,
         machine.machine_id,
         told.append,

@@ -33,6 +33,8 @@ from bentpipe.daemon.fleet.messages import (
     Launch,
     Learned,
     Lesson,
+    Look,
+    Looked,
     Metered,
     Moved,
     PlaceGranted,
@@ -56,11 +58,14 @@ from bentpipe.daemon.fleet.messages import (
 )
 from bentpipe.daemon.fleet.rules import (
     APPEAR_GRACE_S,
+    BLOCKED_FIRST_S,
     CAPACITY_MOST_S,
     CLOSE_QUIET_S,
     FAILURE_MOST_S,
     HOLD_FACTOR,
     HOLD_FLOOR_S,
+    LESSON_S,
+    PATIENCE_S,
     RETRY_START_S,
     SLEEP_RETRY_FIRST_S,
     START_GRACE_S,
@@ -87,6 +92,7 @@ RULES = Rules(
     max_waiters=1000,
 )
 BUDGETED = dataclasses.replace(RULES, budgeted=True)
+ENDS_QUIET = dataclasses.replace(RULES, ends_quiet=True)
 ADDRESS = Address("10.0.0.1", 8372)
 
 
@@ -178,17 +184,25 @@ def test_a_start_is_repeated_every_second_until_a_stopping_machine_takes_it() ->
     assert life.wait(RETRY_START_S) == []
 
 
-def test_throttled_starts_come_later_every_time_and_nobody_is_told() -> None:
+def test_throttled_starts_come_later_every_time_and_nobody_is_told_for_a_minute() -> None:
     life = Life()
     life.come()
-    pauses = []
-    for _ in range(6):
+    began, pauses = life.now, []
+    for _ in range(5):
         assert life.start_fails(ProviderThrottled("RequestLimitExceeded")) == []
         begun = life.now
-        while Start() not in life.wait(1.0):
-            pass
+        done: list[Action] = []
+        while not done:
+            done = life.wait(1.0)
         pauses.append(life.now - begun)
-    assert pauses == [THROTTLE_FIRST_S, 4, 8, 16, THROTTLE_MOST_S, THROTTLE_MOST_S]
+        if Start() not in done:
+            break
+    assert pauses == [THROTTLE_FIRST_S, 4, 8, 16, PATIENCE_S - 30]
+    assert THROTTLE_MOST_S >= PATIENCE_S - 30
+    (told,) = errors(done)
+    assert life.now == began + PATIENCE_S
+    assert "for 60 s every attempt has failed; the last reason: RequestLimitExceeded; the next attempt" in str(told)
+    assert life.state is S.SLEEP
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -217,7 +231,7 @@ def test_a_lack_of_capacity_is_remembered_longer_every_time(asynchronous: bool) 
 
 
 @pytest.mark.parametrize("error", [ProviderPermission("kms:CreateGrant"), ProviderPermanent("Unsupported"), None])
-def test_what_only_people_can_mend_is_failed_until_they_have(error: ProviderError | None) -> None:
+def test_what_people_must_mend_is_failed_for_minutes_at_most(error: ProviderError | None) -> None:
     life = Life()
     life.come()
     if error is None:
@@ -229,14 +243,29 @@ def test_what_only_people_can_mend_is_failed_until_they_have(error: ProviderErro
         failed = life.start_fails(error)
     assert [type(told) for told in errors(failed)] == [SatelliteUnusable]
     assert life.state is S.FAILED
-    assert life.machine.next_deadline() is None
-    life.now += 1e6
-    assert [type(told) for told in errors(life.come())] == [SatelliteUnusable]
+    life.wait(BLOCKED_FIRST_S - 1)
+    (told,) = errors(life.come())
+    assert isinstance(told, SatelliteUnusable)
+    assert "the next attempt is possible in 1 s" in str(told)
     life.see(M.STOPPED, reason="seen again, and still asleep")
     assert life.state is S.FAILED
     life.feed(Reset())
     assert life.state is S.SLEEP
     assert Start() in life.come()
+
+
+def test_what_people_have_mended_is_had_again_without_a_word_to_the_daemon() -> None:
+    life = Life()
+    pauses = []
+    for _ in range(7):
+        assert Start() in life.come()
+        life.start_fails(ProviderPermission("not allowed"))
+        begun = life.now
+        while life.state is S.FAILED:
+            assert life.wait(1.0) in ([], [Moved(S.FAILED, S.SLEEP, "it may be tried again")])
+        pauses.append(life.now - begun)
+    assert pauses == [BLOCKED_FIRST_S, 30, 60, 120, 240, FAILURE_MOST_S, FAILURE_MOST_S]
+    life.wake()
 
 
 def test_if_others_start_what_had_failed_it_is_used_again() -> None:
@@ -249,28 +278,27 @@ def test_if_others_start_what_had_failed_it_is_used_again() -> None:
     assert [type(action) for action in life.feed(Ready())] == [Moved, Grant]
 
 
-def test_down_again_without_a_fault_is_tried_again_after_seconds_and_then_minutes() -> None:
+def test_down_again_by_a_fault_is_tried_again_after_seconds_and_then_minutes() -> None:
     life = Life()
     pauses = []
     for _ in range(9):
         assert Start() in life.come()
         life.feed(StartDone(None))
         life.see(M.PENDING)
-        (failed,) = errors(life.see(M.STOPPED, reason="User initiated"))
+        (failed,) = errors(life.see(M.STOPPED, fault=Fault.OTHER, reason="i-1 broke", hint="it broke"))
         assert isinstance(failed, WakeFailed)
-        assert "User initiated" in str(failed)
+        assert "i-1 broke" in str(failed)
+        assert failed.peer_hint.startswith("the satellite stopped while starting: it broke; the next attempt")
         pauses.append(float(str(failed).rpartition(" in ")[2].removesuffix(" s")))
         life.wait(pauses[-1])
     assert pauses == [5, 10, 20, 40, 80, 160, FAILURE_MOST_S, FAILURE_MOST_S, FAILURE_MOST_S]
 
 
-def test_a_start_of_a_machine_that_is_gone_fails_and_its_absence_is_seen() -> None:
+def test_a_start_of_a_machine_that_is_gone_is_looked_at_before_anybody_is_told() -> None:
     life = Life()
     life.come()
-    assert [type(told) for told in errors(life.start_fails(MachineNotFound("InvalidInstanceID.NotFound")))] == [
-        MachineNotFound
-    ]
-    life.see(M.TERMINATED)
+    assert life.start_fails(MachineNotFound("InvalidInstanceID.NotFound")) == [Look()]
+    assert [type(told) for told in errors(life.see(M.TERMINATED))] == [SatelliteUnusable]
     assert life.state is S.FAILED
 
 
@@ -316,7 +344,7 @@ def test_a_changed_address_is_probed_before_anybody_is_sent_there(states: tuple[
 def test_an_address_that_does_not_answer_is_probed_before_the_next_grant() -> None:
     life = Life()
     life.wake()
-    assert Probe(ADDRESS) in life.feed(Unreachable())
+    assert life.feed(Unreachable())[-2:] == [Probe(ADDRESS), Look()]
     assert life.come() == []
     assert [type(action) for action in life.feed(Ready())] == [Moved, Grant]
     life.see(M.STOPPED)
@@ -425,7 +453,9 @@ def test_terminated_by_others(launch: bool) -> None:
         assert Launch(1) in life.come()
     else:
         assert life.state is S.FAILED
-        assert [type(told) for told in errors(life.come())] == [SatelliteUnusable]
+        assert life.come() == [Look()], "there may be another one since"
+        assert [type(told) for told in errors(life.feed(Looked(None)))] == [SatelliteUnusable]
+        assert [type(told) for told in errors(life.come())] == [SatelliteUnusable], "that was a moment ago"
 
 
 # -- going to sleep ----------------------------------------------------------------------------------------------------
@@ -463,6 +493,10 @@ def test_a_refused_hibernation_is_a_stop_and_is_said_once() -> None:
     life.see(M.STOPPED)
     assert life.fall_asleep().mode is SleepMode.STOP
     assert lessons(life.actions) == []
+    life.feed(StopDone(None))
+    life.see(M.STOPPED)
+    life.wait(LESSON_S)
+    assert life.fall_asleep().mode is SleepMode.HIBERNATE, "it may have been mended since"
 
 
 def test_what_was_learned_of_a_machine_goes_with_it() -> None:
@@ -489,7 +523,8 @@ def test_a_machine_that_cannot_hibernate_is_not_asked_to() -> None:
 
 
 @pytest.mark.parametrize("cold", [False, True], ids=["fell back", "booted cold"])
-def test_hibernations_in_vain_are_counted_and_then_given_up_until_a_reset(cold: bool) -> None:
+@pytest.mark.parametrize("reset", [False, True], ids=["after a day", "after a reset"])
+def test_hibernations_in_vain_are_counted_and_then_given_up_for_a_day(cold: bool, reset: bool) -> None:
     life = Life()
     for _ in range(VAIN_HIBERNATIONS):
         assert life.fall_asleep().mode is SleepMode.HIBERNATE
@@ -504,7 +539,10 @@ def test_hibernations_in_vain_are_counted_and_then_given_up_until_a_reset(cold: 
     assert life.fall_asleep().mode is SleepMode.STOP
     life.feed(StopDone(None))
     life.see(M.STOPPED)
-    life.feed(Reset())
+    if reset:
+        life.feed(Reset())
+    else:
+        life.wait(LESSON_S)
     assert life.fall_asleep().mode is SleepMode.HIBERNATE
 
 
@@ -613,8 +651,19 @@ def test_who_uses_a_machine_that_is_being_renewed_makes_that_needless() -> None:
 # -- idleness ----------------------------------------------------------------------------------------------------------
 
 
-def test_quiet_connections_keep_nobody_awake_and_are_ended_before_the_stop() -> None:
+def test_a_connection_keeps_it_awake_whatever_it_moves() -> None:
     life = Life()
+    life.wake()
+    life.feed(Metered())
+    assert life.wait(100 * RULES.sleep_after_s) == []
+    life.feed(Evict())
+    assert life.state is S.OPERATIONAL
+    life.feed(Released(metered=True))
+    assert Stop(SleepMode.HIBERNATE) in life.wait(RULES.sleep_after_s)
+
+
+def test_quiet_connections_keep_nobody_awake_if_asked_for_and_are_ended_before_the_stop() -> None:
+    life = Life(rules=ENDS_QUIET)
     life.wake()
     life.feed(Metered())
     life.wait(RULES.sleep_after_s - 1)
@@ -628,7 +677,7 @@ def test_quiet_connections_keep_nobody_awake_and_are_ended_before_the_stop() -> 
 
 
 def test_a_short_sleep_after_calls_no_connection_quiet_before_a_window_is_over() -> None:
-    life = Life(rules=dataclasses.replace(RULES, sleep_after_s=5, min_awake_s=0))
+    life = Life(rules=dataclasses.replace(ENDS_QUIET, sleep_after_s=5, min_awake_s=0))
     life.wake()
     life.feed(Metered())
     assert EndQuiet() not in life.wait(RULES.quiet_window_s - 1)
@@ -636,7 +685,7 @@ def test_a_short_sleep_after_calls_no_connection_quiet_before_a_window_is_over()
 
 
 def test_who_comes_while_quiet_connections_end_is_let_in_at_once() -> None:
-    life = Life()
+    life = Life(rules=ENDS_QUIET)
     life.wake()
     life.feed(Metered())
     assert EndQuiet() in life.wait(RULES.sleep_after_s)
@@ -645,7 +694,7 @@ def test_who_comes_while_quiet_connections_end_is_let_in_at_once() -> None:
 
 
 def test_a_lease_that_is_not_spliced_yet_is_in_use() -> None:
-    life = Life()
+    life = Life(rules=ENDS_QUIET)
     life.wake()
     life.come()
     life.feed(Metered())

@@ -1,6 +1,7 @@
 """The satellite's machine under any interleaving of arrivals, departures, provider results, sightings and clock steps."""
 
 import dataclasses
+import math
 
 import hypothesis.strategies as st
 import pytest
@@ -28,10 +29,13 @@ from bentpipe.daemon.fleet.messages import (
     Input,
     KeepAwake,
     Launch,
+    Look,
+    Looked,
     Metered,
     Moved,
     PlaceGranted,
     Probe,
+    ProbeFailed,
     Ready,
     Released,
     Renew,
@@ -42,9 +46,11 @@ from bentpipe.daemon.fleet.messages import (
     Stop,
     StopDone,
     StopWithdrawn,
+    Suspected,
     Tick,
     Traffic,
     Unreachable,
+    Unseen,
     WaiterId,
     Witnessed,
 )
@@ -90,6 +96,8 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.waiting: set[WaiterId] = set()
         self.ended: set[WaiterId] = set()
         self.leases = 0
+        self.looking = False
+        self.looked_for: Looked | None = None
         self.metered = 0
         self.next_waiter = 0
 
@@ -114,6 +122,10 @@ class AnyInterleaving(RuleBasedStateMachine):
                     assert not self.waiting, "sleep under a waiter"
                 if isinstance(action, Launch):
                     assert self.rules.launch
+            case Look():
+                assert not self.looking, "two looks at once"
+                assert event is not self.looked_for, "a look that leads to another at once"
+                self.looking = True
             case EndQuiet():
                 assert self.leases == self.metered > 0, "a lease is ended that is not quiet"
                 assert not self.waiting
@@ -127,7 +139,7 @@ class AnyInterleaving(RuleBasedStateMachine):
             case Moved(before, after, cause):
                 assert cause
                 if (before, after) == (S.OPERATIONAL, S.STOPPING) and not isinstance(event, Seen):
-                    assert self.leases == self.metered
+                    assert self.leases == (self.metered if self.rules.ends_quiet else 0)
                     assert not isinstance(event, Evict) or not self.leases
             case _:
                 pass
@@ -137,16 +149,39 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.waiting.remove(waiter)
         self.ended.add(waiter)
 
-    @initialize(state=st.sampled_from(M), launch=st.booleans(), budgeted=st.booleans())
-    def first_look(self, state: MachineState, launch: bool, budgeted: bool) -> None:
-        self.rules = dataclasses.replace(RULES, launch=launch, budgeted=budgeted)
+    @initialize(
+        state=st.none() | st.sampled_from(M), launch=st.booleans(), budgeted=st.booleans(), ends_quiet=st.booleans()
+    )
+    def first_look(self, state: MachineState | None, launch: bool, budgeted: bool, ends_quiet: bool) -> None:
+        self.rules = dataclasses.replace(RULES, launch=launch, budgeted=budgeted, ends_quiet=ends_quiet)
         self.satellite = SatelliteMachine(self.rules)
-        self.feed(Seen(look(state)))
+        self.feed(Seen(look(state)) if state is not None else Unseen(ProviderRetryable("no answer")))
 
-    @rule(crowded=st.booleans())
-    def arrive(self, crowded: bool) -> None:
+    @rule(crowded=st.booleans(), waited_s=st.sampled_from([0.0, 50.0]), tell_s=st.sampled_from([1.0, 20.0, math.inf]))
+    def arrive(self, crowded: bool, waited_s: float, tell_s: float) -> None:
         self.next_waiter += 1
-        self.feed(Arrived(WaiterId(self.next_waiter), crowded))
+        self.feed(Arrived(WaiterId(self.next_waiter), crowded, self.now - waited_s, self.now + tell_s))
+
+    @precondition(lambda self: self.looking)
+    @rule(error=st.none() | st.sampled_from(ERRORS), state=st.none() | st.sampled_from(M))
+    def look_ends(self, error: type[ProviderError] | None, state: MachineState | None) -> None:
+        if error is None and state is not None:
+            self.feed(Seen(look(state)))
+        self.looking = False
+        self.looked_for = Looked(None if error is None else error("the provider's words"))
+        self.feed(self.looked_for)
+
+    @rule(
+        event=st.sampled_from(
+            [Suspected(), Unseen(ProviderRetryable("no answer")), Unseen(ProviderPermanent("no region"))]
+        )
+    )
+    def be_told(self, event: Input) -> None:
+        self.feed(event)
+
+    @rule()
+    def fail_probe(self) -> None:
+        self.feed(ProbeFailed("nothing listens on port 8372"))
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -196,7 +231,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     def bring_up(self, clients: int, ages: bool) -> None:
         """The straight way to OPERATIONAL, which blind steps seldom find."""
         for _ in range(clients):
-            self.arrive(crowded=False)
+            self.arrive(crowded=False, waited_s=0.0, tell_s=math.inf)
         self.feed(PlaceGranted())
         while self.calls:
             self.call_returns(None, withdrawn=False)
@@ -300,7 +335,7 @@ def test_start_waits_for_a_machine_that_is_stopping() -> None:
 
 def test_stopped_again_while_starting_fails_everybody_and_is_remembered() -> None:
     satellite = woken()
-    failed = [a for a in satellite.handle(Seen(look(MachineState.STOPPED)), 3) if isinstance(a, Fail)]
+    failed = [a for a in satellite.handle(Seen(look(MachineState.STOPPED, Fault.OTHER)), 3) if isinstance(a, Fail)]
     assert [fail.waiter for fail in failed] == [1]
     [again] = satellite.handle(Arrived(WaiterId(2)), 4)
     assert isinstance(again, Fail)

@@ -24,10 +24,11 @@ from bentpipe.daemon.errors import (
     WakeFailed,
 )
 from bentpipe.daemon.fleet.lease import Lease
-from bentpipe.daemon.fleet.rules import RETRY_START_S, Rules
+from bentpipe.daemon.fleet.rules import BLOCKED_FIRST_S, RETRY_START_S, Rules
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import (
     Address,
+    Fault,
     Machine,
     MachineId,
     MachineState,
@@ -59,8 +60,9 @@ class ScriptedProvider:
         self.calls: list[str] = []
         self.answers, self._asked = trio.open_memory_channel[BentpipeError | None](0)
 
-    def show(self, state: MachineState, reason: str = "") -> None:
-        self.look = Machine(MACHINE_ID, state, self.address if state is MachineState.RUNNING else None, reason)
+    def show(self, state: MachineState, reason: str = "", fault: Fault | None = None) -> None:
+        address = self.address if state is MachineState.RUNNING else None
+        self.look = Machine(MACHINE_ID, state, address, reason, fault)
         self.changed.set()
         self.changed = trio.Event()
 
@@ -224,18 +226,26 @@ async def test_a_failure_goes_to_all_and_is_remembered_for_a_while(bed: Bed, clo
     assert bed.provider.calls == ["start acme.m"] * 2
 
 
-async def test_what_only_people_can_mend_is_not_tried_again_until_they_have(
-    bed: Bed, clock: trio.testing.MockClock
+@pytest.mark.parametrize("mended", ["told", "not told"])
+async def test_what_people_must_mend_is_tried_again_when_they_say_so_and_by_itself(
+    bed: Bed, clock: trio.testing.MockClock, mended: str
 ) -> None:
     bed.come()
     await bed.settle()
     await bed.provider.answer(ProviderPermission("no permission to start"))
-    clock.jump(1e6)
+    clock.jump(BLOCKED_FIRST_S - 1)
     bed.come()
     await bed.settle()
-    assert [(type(error), str(error)) for error in bed.errors] == [(SatelliteUnusable, "no permission to start")] * 2
+    assert [(type(error), str(error)) for error in bed.errors] == [
+        (SatelliteUnusable, f"no permission to start; the next attempt is possible in {left_s:g} s")
+        for left_s in (BLOCKED_FIRST_S, 1)
+    ]
     assert bed.satellite.state is SatelliteState.FAILED
-    bed.satellite.reset()
+    if mended == "told":
+        bed.satellite.reset()
+    else:
+        clock.jump(1)
+        await bed.settle()
     assert bed.satellite.state is SatelliteState.SLEEP
     bed.come()
     await bed.settle()
@@ -259,7 +269,7 @@ async def test_a_machine_that_stops_while_starting_fails_the_wake_with_its_reaso
     await bed.settle()
     bed.provider.show(MachineState.PENDING)
     await bed.provider.answer()
-    bed.provider.show(MachineState.STOPPED, "Client.InternalError: key unusable")
+    bed.provider.show(MachineState.STOPPED, "Client.InternalError: key unusable", Fault.OTHER)
     await bed.settle()
     assert all("key unusable" in str(error) and isinstance(error, WakeFailed) for error in bed.errors)
     assert len(bed.errors) == 2

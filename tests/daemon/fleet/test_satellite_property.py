@@ -43,6 +43,7 @@ RULES = Rules(
     retry_after_s=5,
     max_waiters=5,
     launch=True,
+    ends_quiet=True,
 )
 WALL_S = 1_700_000_000.0
 LISTEN_S = 0.5
@@ -229,7 +230,15 @@ PLAIN_STEPS = st.one_of(
     st.builds(
         tell,
         st.sampled_from(
-            [msg.Reset(), msg.Unreachable(), msg.KeepAwake(True), msg.KeepAwake(False), msg.Evict(), msg.Renew()]
+            [
+                msg.Reset(),
+                msg.Unreachable(),
+                msg.Suspected(),
+                msg.KeepAwake(True),
+                msg.KeepAwake(False),
+                msg.Evict(),
+                msg.Renew(),
+            ]
         ),
     ),
 )
@@ -254,7 +263,7 @@ async def pause(clock: trio.testing.MockClock, length: float) -> None:
 
 
 async def tell_story(clock: trio.testing.MockClock, first: MachineState, story: list[tuple[Step, float]]) -> World:
-    async def listens(address: Address) -> None:
+    async def listens(address: Address, tell: Callable[[str], None]) -> None:
         await trio.sleep(LISTEN_S)
 
     with pytest.MonkeyPatch.context() as patch:

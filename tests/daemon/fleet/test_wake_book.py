@@ -1,5 +1,7 @@
 """What a wake took and who waited: the book alone, and as a satellite keeps it."""
 
+from collections.abc import Callable
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -96,7 +98,7 @@ class SlowProvider:
 async def test_a_satellite_tells_who_woke_it_and_what_each_phase_took(
     nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def listens_after_a_second(address: Address) -> None:
+    async def listens_after_a_second(address: Address, tell: Callable[[str], None]) -> None:
         await trio.sleep(1)
 
     monkeypatch.setattr(module, "wait_listening", listens_after_a_second)

@@ -1,7 +1,7 @@
 """Nobody is let in before it is certain that the satellite's machine is where it was last seen."""
 
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import trio
@@ -56,7 +56,7 @@ async def bed(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
     boot_ids: dict[Address, str] = {}
     probed: list[Address] = []
 
-    async def listens(address: Address) -> None:
+    async def listens(address: Address, tell: Callable[[str], None]) -> None:
         probed.append(address)
         await trio.sleep(0.1)
 

@@ -44,6 +44,25 @@ def answer(code: str, message: str, status: int = 400) -> ClientError:
         ("Unavailable", errors.ProviderRetryable),
         ("UnauthorizedOperation", errors.ProviderPermission),
         ("AuthFailure", errors.ProviderPermission),
+        ("ExpiredToken", errors.ProviderPermission),
+        ("SomethingNobodyKnows", errors.ProviderRefused),
+        ("IncorrectSpotRequestState", errors.ProviderRetryable),
+        *(
+            (code, errors.ProviderCapacity)
+            for code in (
+                "ReservationCapacityExceeded",
+                "InsufficientReservedInstanceCapacity",
+                "InsufficientSomethingNewCapacity",
+                "CapacityReservationSomethingNew",
+                "MaxSpotInstanceCountExceeded",
+                "MaxSpotFleetRequestCountExceeded",
+                "SpotMaxPriceTooLow",
+                "Unsupported",
+                "SomethingNewLimitExceeded",
+                "VolumeIOPSQuotaExceeded",
+            )
+        ),
+        ("SomethingNewThrottled", errors.ProviderThrottled),
         ("InvalidInstanceID.NotFound", errors.MachineNotFound),
         ("UnsupportedHibernationConfiguration", errors.SleepModeRefused),
         ("IdempotentParameterMismatch", errors.ProviderPermanent),
@@ -63,7 +82,7 @@ def test_what_the_fleet_gets(code: str, error: type[errors.ProviderError]) -> No
 
 def test_every_verdict_has_an_error_and_is_used() -> None:
     assert set(ERRORS) == set(Verdict)
-    assert set(VERDICTS.values()) | {Verdict.TOO_EARLY, Verdict.PERMANENT} == set(Verdict)
+    assert set(VERDICTS.values()) | {Verdict.TOO_EARLY, Verdict.UNKNOWN} == set(Verdict)
 
 
 def test_too_early_is_known_by_its_words() -> None:
@@ -72,7 +91,7 @@ def test_too_early_is_known_by_its_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "verdict"), [(500, Verdict.RETRYABLE), (503, Verdict.RETRYABLE), (400, Verdict.PERMANENT)]
+    ("status", "verdict"), [(500, Verdict.RETRYABLE), (503, Verdict.RETRYABLE), (400, Verdict.UNKNOWN)]
 )
 def test_unknown_codes_go_by_their_status(status: int, verdict: Verdict) -> None:
     assert verdict_of("Nonsense", "", status) is verdict
@@ -84,9 +103,9 @@ STILL_EXPIRED = "Credentials were refreshed, but the refreshed credentials are s
 @pytest.mark.parametrize(
     ("exc", "code", "verdict"),
     [
-        (NoCredentialsError(), "NoCredentialsError", Verdict.PERMISSION),
+        (NoCredentialsError(), "NoCredentialsError", Verdict.CREDENTIALS),
         (NoRegionError(), "NoRegionError", Verdict.PERMANENT),
-        (ProfileNotFound(profile="x"), "ProfileNotFound", Verdict.PERMISSION),
+        (ProfileNotFound(profile="x"), "ProfileNotFound", Verdict.CREDENTIALS),
         (ParamValidationError(report="x"), "ParamValidationError", Verdict.PERMANENT),
         (ValueError("Invalid endpoint: x"), "ValueError", Verdict.PERMANENT),
         (ValueError("of a plug-in"), "ValueError", Verdict.RETRYABLE),

@@ -18,7 +18,7 @@ from bentpipe.daemon.errors import (
     SleepTooEarly,
 )
 from bentpipe.daemon.model import Fault, Machine, MachineState, SleepMode
-from bentpipe.daemon.providers.ec2 import calls
+from bentpipe.daemon.providers.ec2 import calls, client
 from bentpipe.daemon.providers.ec2.errors import UNANSWERED
 from bentpipe.daemon.providers.ec2.provider import Ec2Provider
 
@@ -295,7 +295,7 @@ async def test_a_broken_connection_is_tried_once_more(emulator: Emulator, contro
 async def test_an_answer_that_does_not_come_is_asked_for_once_more(
     emulator: Emulator, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.2)
     instance_id = control.add_instance(tags=tags_of("acme/one"))
     control.slow(action="StartInstances", delay_s=0.5)
     async with one(emulator) as provider:

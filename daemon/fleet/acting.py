@@ -1,0 +1,94 @@
+"""The provider's calls that one satellite's machine asks for, each told to it when it has come back.
+
+A series of calls that fail is logged once, with the provider's own words: see `daemon/providers/series.py`.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from bentpipe.daemon.errors import MachineNotFound, ProviderError
+from bentpipe.daemon.fleet import messages as msg
+from bentpipe.daemon.fleet.launches import LaunchNames
+from bentpipe.daemon.fleet.messages import Input
+from bentpipe.daemon.model import MachineId, SatelliteKey, SleepMode
+from bentpipe.daemon.providers.base import Provider
+from bentpipe.daemon.providers.series import Series
+
+log = logging.getLogger("bentpipe.fleet")
+
+
+class Acting:
+    """`feed` takes what is told; `waiting` says how many clients wait."""
+
+    def __init__(
+        self,
+        key: SatelliteKey,
+        provider: Provider,
+        machine_id: MachineId,
+        names: LaunchNames,
+        *,
+        feed: Callable[[Input], None],
+        waiting: Callable[[], int],
+    ) -> None:
+        self._provider = provider
+        self._machine_id = machine_id
+        self._names = names
+        self._feed = feed
+        self._waiting = waiting
+        self._key = str(key)
+        fields = {"satellite": self._key}
+        self._starts = Series(log, "start a machine", fields)
+        self.looks = Series(log, "look at a machine", fields)
+
+    async def look(self) -> None:
+        """Look at the machine, and tell what is seen. Raises ProviderError.
+
+        What is not found is for the watch to tell, which knows for how long a machine may be missing.
+        """
+        try:
+            machine = await self._provider.describe(self._machine_id)
+        except MachineNotFound:
+            return
+        self._feed(msg.Seen(machine))
+
+    async def look_as_asked(self) -> None:
+        """Carry out a Look."""
+        error: ProviderError | None = None
+        try:
+            await self.look()
+        except ProviderError as exc:
+            error = exc
+        self.looks.told(error, trio.current_time())
+        self._feed(msg.Looked(error))
+
+    async def start(self) -> None:
+        """Carry out a Start."""
+        await self._bring_up(self._provider.start(self._machine_id))
+
+    async def launch(self, generation: int) -> None:
+        """Carry out a Launch."""
+        await self._bring_up(self._provider.launch(self._machine_id, self._names.of(generation)))
+
+    async def _bring_up(self, call: Awaitable[None]) -> None:
+        error: ProviderError | None = None
+        try:
+            await call
+        except ProviderError as exc:
+            error = exc
+        self._starts.told(error, trio.current_time())
+        self._feed(msg.StartDone(error))
+
+    async def stop(self, mode: SleepMode, force: bool) -> None:
+        """Carry out a Stop. Since it was decided somebody may have come: this is the last moment that changes anything."""
+        if self._waiting() and not force:
+            self._feed(msg.StopWithdrawn())
+            return
+        error: ProviderError | None = None
+        try:
+            await self._provider.stop(self._machine_id, mode, force=force)
+        except ProviderError as exc:
+            error = exc
+            log.warning("sleep refused", extra={"fields": {"satellite": self._key, "error": str(exc)}})
+        self._feed(msg.StopDone(error))

@@ -1,0 +1,80 @@
+"""boto3's client, and another one when its credentials are no good: boto3 looks for them once, when a client is made.
+
+Credentials come late (the instance metadata are slow after a boot), are written anew by others, or expire. So a client
+with which a call has failed for their sake is replaced before the next call, though not more often than NEW_CLIENT_S.
+"""
+
+from typing import TYPE_CHECKING
+
+import boto3
+import trio
+from botocore.config import Config
+
+from bentpipe.config.model import Ec2Section
+
+if TYPE_CHECKING:  # types-boto3 is for the type checker alone
+    from types_boto3_ec2 import EC2Client
+
+CONNECT_TIMEOUT_S = 3.0
+READ_TIMEOUT_S = 10.0
+"""An answer takes 0.1 to 1 s. boto3's 60 s would hold a poll, and all who wait for it, that long."""
+NEW_CLIENT_S = 5.0
+"""Between clients: to make one takes a tenth of a second of a core, and asks the instance metadata."""
+
+
+class ClientSource:
+    """Has the client to make the next call with."""
+
+    def __init__(self, section: Ec2Section, connections: int) -> None:
+        self._section = section
+        self._connections = connections
+        self._client: EC2Client | None = None
+        self._failure: Exception | None = None
+        self._made_at = float("-inf")
+        self._doubted = False
+        self._making = trio.Lock()
+
+    async def client(self, threads: trio.CapacityLimiter) -> "EC2Client":
+        """The client, made if need be, in a thread: it reads a megabyte of EC2's model. Raises whatever boto3 does."""
+        async with self._making:
+            due = trio.current_time() >= self._made_at + NEW_CLIENT_S
+            if due and (self._client is None or self._doubted):
+                self._failure = None
+                try:
+                    # One that is replaced is left to the calls that still use it.
+                    self._client = await trio.to_thread.run_sync(self._make, limiter=threads)
+                except Exception as exc:
+                    self._client, self._failure = None, exc
+                    raise
+                finally:
+                    self._made_at = trio.current_time()
+                    self._doubted = False
+            if self._client is None:
+                raise self._failure or AssertionError("neither a client nor the reason why there is none")
+            return self._client
+
+    def doubt(self) -> None:
+        """A call has failed, and for another client's credentials it might not have."""
+        self._doubted = True
+
+    def trust(self) -> None:
+        """A call has worked."""
+        self._doubted = False
+
+    def _make(self) -> "EC2Client":
+        config = Config(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            retries={"mode": "standard", "total_max_attempts": 1},
+            max_pool_connections=self._connections,
+            user_agent_extra="bentpipe",
+        )
+        session = boto3.Session()
+        return session.client(
+            "ec2", region_name=self._section.region, endpoint_url=self._section.endpoint, config=config
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            self._client.close()
