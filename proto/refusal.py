@@ -36,14 +36,14 @@ TLS_ALERT = bytes.fromhex("15030100020246")
 again as after any failed connect, a second later and then more seldom; handshake_failure would have people look for faults
 in certificates."""
 
-PIECE_BYTES = 4 << 10
-"""What to feed at once: some 400 frames at worst, which h2 reads in about 10 ms."""
+PIECE_BYTES = 1 << 10
+"""What to feed at once: 80 requests of a byte or so at worst, which h2 reads in about 5 ms."""
 
 BAD_REQUEST = [(b":status", b"400")]
 NO_METHOD = [(b":status", b"405")]
 
-STREAMS_AT_ONCE = 64
-"""To answer at once, in some 5 ms."""
+STREAMS_AT_ONCE = 16
+"""To answer at once, in some 2 ms."""
 
 
 def server_connection(max_streams: int) -> h2.connection.H2Connection:

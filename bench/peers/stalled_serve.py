@@ -5,6 +5,7 @@ The Trio thread sleeps, as in a blocking call that somebody forgot; a spliced st
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -15,8 +16,8 @@ from bentpipe.daemon.service.serve import run_serve
 STALL_S, PERIOD_S = 0.2, 1.0
 
 
-async def stall() -> None:
-    """Block the thread again and again."""
+async def stall(well: Callable[[], bool] = bool) -> None:
+    """Block the thread again and again, whether all is `well` or not."""
     while True:
         time.sleep(STALL_S)  # noqa: ASYNC251 - what is meant
         await trio.sleep(PERIOD_S - STALL_S)

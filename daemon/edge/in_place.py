@@ -6,6 +6,7 @@ from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.health import HealthBoard, HealthService
 from bentpipe.daemon.edge.identity import Identities, TlsIdentity
 from bentpipe.daemon.edge.outcomes import Counters, Gone, Outcome
+from bentpipe.daemon.edge.pacing import take_turn
 from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import RequestHeaders
@@ -71,13 +72,13 @@ class InPlace:
 
     async def _receive(self, data: bytes) -> None:
         for at in range(0, len(data), PIECE_BYTES):
+            await take_turn()
             for event in self._answering.receive_data(data[at : at + PIECE_BYTES], trio.current_time()):
                 if isinstance(event, Call):
                     self._counters.answers[self._health.handle(event)] += 1
                 else:
                     self._health.end(event.stream_id)
             self._health.publish()
-            await trio.lowlevel.checkpoint()
 
     async def _wait(self) -> bool:
         """Wait for input or for news. Returns False if there was neither for too long."""

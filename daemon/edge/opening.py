@@ -13,7 +13,7 @@ from bentpipe.daemon.edge.arrival import Proxies, read_origin
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity, parse_server_name
 from bentpipe.daemon.edge.outcomes import Gone, Outcome
-from bentpipe.daemon.edge.transport import PeerLeft, TransportError
+from bentpipe.daemon.edge.transport import OverLimit, PeerLeft, TransportError
 from bentpipe.daemon.errors import TlsWanted
 from bentpipe.native.tls import TlsConnection, TlsServerContext
 from bentpipe.proto.events import NotHttp2, PeerKind, RequestHeaders
@@ -72,7 +72,7 @@ async def _start_tls(caller: Caller, context: TlsServerContext | None) -> TlsIde
         raise
     except TransportError as exc:
         log.info("TLS handshake failed", extra={"fields": {"peer": caller.peer, "error": str(exc)}})
-        raise Gone(Outcome.TLS_FAILED) from exc
+        raise Gone(Outcome.TLS_FAILED, exc.limit if isinstance(exc, OverLimit) else None) from exc
     return TlsIdentity(tls.server_name, tls.peer_certificate_der)
 
 

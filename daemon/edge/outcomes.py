@@ -55,8 +55,9 @@ class Counters:
 
 
 class Gone(Exception):
-    """The connection is over and nothing is left to say; `outcome` is how it is counted."""
+    """The connection is over and nothing is left to say; `outcome` is how it is counted, `limit` what it passed, if any."""
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: Outcome, limit: str | None = None) -> None:
         super().__init__(outcome.value)
         self.outcome = outcome
+        self.limit = limit

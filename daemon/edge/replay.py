@@ -7,7 +7,7 @@ The satellite never saw our SETTINGS, and most servers end a connection on an AC
 import trio
 
 from bentpipe.daemon.edge.outcomes import Gone, Outcome
-from bentpipe.daemon.edge.transport import Transport, TransportError
+from bentpipe.daemon.edge.transport import OverLimit, Transport, TransportError
 from bentpipe.proto.ack_filter import AckFilter
 from bentpipe.proto.errors import GreetingError
 
@@ -58,6 +58,9 @@ class _Relay:
                     raise Gone(Outcome.BROKEN)
                 if data:
                     await self._client.send_all(data)
+        except OverLimit as exc:
+            self._failure = TransportError(f"the satellite: {exc}")  # OverLimit is what the client does
+            both.cancel()
         except (Gone, TransportError) as exc:
             self._failure = exc
             both.cancel()

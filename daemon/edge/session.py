@@ -24,8 +24,9 @@ from bentpipe.daemon.edge.introduction import Introduction
 from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.opening import TLS_WANTED, Port, read_request
 from bentpipe.daemon.edge.outcomes import Counters, Gone, Outcome
+from bentpipe.daemon.edge.pacing import take_turn
 from bentpipe.daemon.edge.replay import relay_until_ack
-from bentpipe.daemon.edge.transport import Transport, TransportError
+from bentpipe.daemon.edge.transport import OverLimit, Transport, TransportError
 from bentpipe.daemon.edge.watch import StopWatching, watched
 from bentpipe.daemon.errors import BentpipeError, DialFailed, InvalidMetadata, TlsWanted
 from bentpipe.daemon.fleet.fleet import Fleet
@@ -33,7 +34,7 @@ from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.native.tls import TlsClientContext
-from bentpipe.proto.errors import GreetingError
+from bentpipe.proto.errors import GreetingError, over
 from bentpipe.proto.events import RequestHeaders
 from bentpipe.proto.patience import tell_within_s
 from bentpipe.proto.refusal import PIECE_BYTES, TOO_LATE, Refusal, goaway
@@ -102,6 +103,8 @@ class Session:
             outcome = await self._serve()
         except Gone as exc:
             outcome = exc.outcome
+            if exc.limit is not None:
+                self._edge.counters.malformed[exc.limit] += 1
         except TransportError as exc:
             log.info("connection broke", extra={"fields": {"peer": self._peer, "error": str(exc)}})
             outcome = Outcome.BROKEN
@@ -129,6 +132,10 @@ class Session:
             return await self._hold(*self._admit(headers, identity))
         except GreetingError as exc:
             return await self._malformed(exc)
+        except OverLimit as exc:
+            with contextlib.suppress(TransportError):  # OpenSSL may have ended it by an alert of its own
+                await self._malformed(over(exc.limit))
+            return Outcome.MALFORMED
         except BentpipeError as exc:
             return await self._refuse(exc)
 
@@ -261,6 +268,9 @@ class Session:
         except GreetingError as exc:
             self._count_malformed(exc)
             raise Gone(Outcome.MALFORMED) from exc
+        except OverLimit as exc:
+            log.info("malformed", extra={"fields": {"peer": self._peer, "error": str(exc)}})
+            raise Gone(Outcome.MALFORMED, exc.limit) from exc
         except Gone:
             # What the satellite said before it ended must still be read.
             await self._client.close_gracefully()
@@ -283,10 +293,12 @@ class Session:
         said = self._caller.take_all()
         try:
             for at in range(0, len(said), PIECE_BYTES):
+                await take_turn()
                 refusal.receive_data(said[at : at + PIECE_BYTES])
-                await trio.lowlevel.checkpoint()
-            while refusal.refuse_some(error.status, error.peer_hint):
-                await trio.lowlevel.checkpoint()
+            more = True
+            while more:
+                await take_turn()
+                more = refusal.refuse_some(error.status, error.peer_hint)
         except GreetingError as exc:
             # h2 reads what the greeting leaves to the satellite; its GOAWAY then takes the refusal's place.
             self._count_malformed(exc)

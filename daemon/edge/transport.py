@@ -10,8 +10,9 @@ import socket
 
 import trio
 
+from bentpipe.daemon.edge.pacing import take_turn
 from bentpipe.native.engine import Leg
-from bentpipe.native.tls import TlsConnection, TlsError, TlsTruncated, WantRead, WantWrite
+from bentpipe.native.tls import TlsConnection, TlsError, TlsFlood, TlsTruncated, WantRead, WantWrite
 
 RECEIVE_BYTES = 16 * 1024
 """One read: the size of a TLS record and of HTTP/2's default frame, so that neither is split without need."""
@@ -26,6 +27,9 @@ LINGER_BYTES = 1 << 20
 HANGUP_LOOK_S = 0.25
 """Between two looks whether a client whose transcript is full is still there. There are few such: limits.held_bytes, by
 256 KiB each."""
+
+READS_A_TURN = 4
+"""What is read of one peer before others have a turn: 64 KiB, or fewer bytes if they come in small TLS records."""
 
 GOODBYE_POLL_S = 0.01
 """Between two looks at what the kernel's TLS still queues; nothing tells when that changes."""
@@ -42,11 +46,21 @@ class TransportError(Exception):
     """The connection broke; `str()` has the kernel's or OpenSSL's words."""
 
 
+class OverLimit(TransportError):
+    """The peer sent too much that carries nothing; `limit` names what it passed. It can be written to, but not read."""
+
+    def __init__(self, words: str, limit: str) -> None:
+        super().__init__(words)
+        self.limit = limit
+
+
 class PeerLeft(TransportError):
     """The peer went away: by RST, or out of TLS without close_notify (RFC 8446 §6.1). Health checks do both."""
 
 
 def _broken(error: TlsError | OSError) -> TransportError:
+    if isinstance(error, TlsFlood):
+        return OverLimit(str(error), error.limit)
     kind = PeerLeft if isinstance(error, TlsTruncated | ConnectionError) else TransportError
     return kind(str(error))
 
@@ -76,6 +90,8 @@ class Transport:
         """Whether we have sent anything: words that an RST could still destroy."""
         self._dry = True
         """TLS: whether OpenSSL has nothing left that a read could return; it reads ahead of the record it is at."""
+        self._reads = 0
+        self._resting = False
 
     @property
     def fileno(self) -> int:
@@ -92,6 +108,7 @@ class Transport:
         self._tls = tls
         self._said = True
         while True:
+            await take_turn()
             try:
                 tls.do_handshake()
                 self._dry = False  # the first request may have come with the handshake's last bytes
@@ -114,12 +131,21 @@ class Transport:
                 raise _broken(exc) from exc
 
     def receive_nowait(self, max_bytes: int = RECEIVE_BYTES) -> bytes | None:
-        """Read what is there: b"" at the end of the stream, None if nothing is there yet."""
+        """Read what is there: b"" at the end of the stream, None if nothing is there yet or the peer has had its turn.
+
+        After None `wait_readable` is to be awaited.
+        """
         self._dry = False
+        if self._reads == READS_A_TURN:
+            self._reads, self._resting = 0, True
+            return None
         try:
-            return self._sock.recv(max_bytes) if self._tls is None else self._tls.read(max_bytes)
+            data = self._sock.recv(max_bytes) if self._tls is None else self._tls.read(max_bytes)
+            self._reads += 1
+            return data
         except (BlockingIOError, WantRead, WantWrite):
             self._dry = True
+            self._reads = 0
             # WantWrite on a read (a KeyUpdate's answer that does not fit) is rare; the next write flushes it.
             return None
         except (TlsError, OSError) as exc:
@@ -127,10 +153,12 @@ class Transport:
 
     async def wait_readable(self) -> None:
         """Wait until `receive_nowait` is worth calling again; cancelling it loses nothing."""
-        if self._tls is None or self._dry:
+        if not self._resting and (self._tls is None or self._dry):
             await trio.lowlevel.wait_readable(self._sock)
         else:
             await trio.lowlevel.checkpoint()
+        self._resting = False
+        await take_turn()
 
     async def receive_some(self, max_bytes: int = RECEIVE_BYTES) -> bytes:
         """Read at least a byte; b"" at the end of the stream."""

@@ -112,6 +112,29 @@ class DaemonCollector(Collector):
             {str(number): used_s for number, used_s in enumerate(self._daemon.engine.thread_cpu_s())},
         )
 
+        turns = {str(number): each for number, each in enumerate(self._daemon.engine.thread_turns())}
+        label = "thread"
+        yield _by(
+            "bentpipe_engine_turns",
+            "Turns of the engine's threads.",
+            label,
+            {number: each.turns for number, each in turns.items()},
+        )
+        yield _by(
+            "bentpipe_engine_turns_long",
+            "Turns of over 50 ms.",
+            label,
+            {number: each.long_turns for number, each in turns.items()},
+        )
+        for name, words, values in (
+            ("longest", "The longest turn since the start.", {n: each.longest_s for n, each in turns.items()}),
+            ("running", "How long the turn at hand has lasted.", {n: each.running_s for n, each in turns.items()}),
+        ):
+            gauge = GaugeMetricFamily(f"bentpipe_engine_turn_{name}_seconds", words, labels=[label])
+            for number, seconds in values.items():
+                gauge.add_metric([number], seconds)
+            yield gauge
+
     def _fleet(self) -> Iterator[Metric]:
         fleet = self._daemon.fleet.statistics()
         satellites = GaugeMetricFamily("bentpipe_satellites", "Satellites, by state.", labels=["state"])

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -54,11 +54,15 @@ def watchdog_interval_s(environment: Mapping[str, str] = os.environ) -> float | 
     return int(usec) / 2e6
 
 
-async def run_watchdog() -> None:
-    """Ping the watchdog from the Trio thread for ever, so that a stuck loop is noticed; ends if there is no watchdog."""
+async def run_watchdog(well: Callable[[], bool] = lambda: True) -> None:
+    """Ping the watchdog from the Trio thread for ever while all is `well`, so that a stuck loop is noticed.
+
+    Ends if there is no watchdog.
+    """
     interval_s = watchdog_interval_s()
     while interval_s is not None:
-        notify("WATCHDOG=1")
+        if well():
+            notify("WATCHDOG=1")
         await trio.sleep(interval_s)
 
 

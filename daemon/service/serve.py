@@ -38,6 +38,7 @@ from bentpipe.daemon.service.certificates import CertificateReload
 from bentpipe.daemon.service.control import ControlServer, open_control_socket
 from bentpipe.daemon.service.cutting import cut_principal, cut_verb
 from bentpipe.daemon.service.descriptors import raise_limit, share_out
+from bentpipe.daemon.service.engine_watch import run_engine_watch, stuck_threads
 from bentpipe.daemon.service.garbage import run_garbage, set_up_garbage
 from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors, log_statistics
 from bentpipe.daemon.service.machines import places_of, providers_of
@@ -108,6 +109,7 @@ class Daemon:
                     "splice_ends": {reason.name.lower(): count for reason, count in self.handoff.ended.items()},
                     "cut_by_operator": self.handoff.cut_by_operator,
                     "engine": dataclasses.asdict(self.engine.statistics()),
+                    "engine_turns": [dataclasses.asdict(turns) for turns in self.engine.thread_turns()],
                     "engine_cpu_s": [round(used_s, 3) for used_s in self.engine.thread_cpu_s()],
                     "held_bytes": self.memory.used_bytes,
                     "log": dataclasses.asdict(log_statistics()),
@@ -150,7 +152,11 @@ async def _run_with_signals(config: Config) -> int:
 
             started = _Started()
             nursery.start_soon(run)
-            nursery.start_soon(run_owned, Owner("watchdog"), sd.run_watchdog)
+
+            def well() -> bool:
+                return started.daemon is None or not stuck_threads(started.daemon.engine)
+
+            nursery.start_soon(run_owned, Owner("watchdog"), sd.run_watchdog, well)
             nursery.start_soon(run_owned, Owner("garbage"), run_garbage)
             async for number in signals:
                 name = signal.Signals(number).name
@@ -300,6 +306,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
             await nursery.start(start_owned, Owner("providers"), provider.run)
             await nursery.start(start_owned, Owner("fleet"), fleet.run)
             nursery.start_soon(run_owned, Owner("hand-off"), handoff.run_handoff)
+            nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, engine)
             nursery.start_soon(run_owned, Owner("deadlines"), edge.greetings.run_deadlines)
             nursery.start_soon(run_owned, Owner("certificates"), reload.run_reload)
             if control is not None:

@@ -228,12 +228,15 @@ ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes) {
     if (tls->kernel & BP_KTLS_TX)
         return write_to_kernel(tls, data, bytes);
     ERR_clear_error();
+    bp__tls_meter_begin(&tls->meter);
     errno = 0;
     /* One record a call: given more, OpenSSL finishes a record that waited, goes on with the next, and tells of neither
      * while that one waits. The counters would be behind what was delivered. */
     bool more = bytes > SSL3_RT_MAX_PLAIN_LENGTH;
     bp__tls_bio_more(more);
+    bp__tls_bio_meter(&tls->meter); /* it reads nothing; should it, not without bounds */
     int put = SSL_write(tls->ssl, data, more ? SSL3_RT_MAX_PLAIN_LENGTH : (int)bytes);
+    bp__tls_bio_meter(NULL);
     bp__tls_bio_more(false);
     return put > 0 ? put : write_result(tls, put);
 }

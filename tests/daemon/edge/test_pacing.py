@@ -1,0 +1,124 @@
+"""Costly steps of many tasks are spread over turns: none is long, none waits for ever, and whoever leaves holds up nobody.
+
+The clock that measures a turn is the test's own, and steps say what they cost; so nothing here depends on the machine.
+"""
+
+import collections
+
+import pytest
+import trio
+
+from bentpipe.daemon.edge import pacing
+from bentpipe.daemon.edge.pacing import TURN_BUDGET_S, take_turn
+
+STEP_S = 0.001
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+
+class TurnLog(trio.abc.Instrument):
+    """What each turn cost by the clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began_s = clock.now_s
+        self.longest_s = 0.0
+        self.turns = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        self._began_s = self._clock.now_s
+        self.turns += 1
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.longest_s = max(self.longest_s, self._clock.now_s - self._began_s)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(pacing, "time", made)
+    return made
+
+
+async def test_a_thousand_steps_at_once_are_many_short_turns(clock: Clock) -> None:
+    turns = TurnLog(clock)
+    trio.lowlevel.add_instrument(turns)
+    done = collections.Counter[int]()
+
+    async def work(number: int) -> None:
+        for _ in range(3):
+            await take_turn()
+            clock.now_s += STEP_S
+            done[number] += 1
+
+    async with trio.open_nursery() as nursery:
+        for number in range(1000):
+            nursery.start_soon(work, number)
+    trio.lowlevel.remove_instrument(turns)
+    assert done == {number: 3 for number in range(1000)}
+    assert turns.longest_s <= TURN_BUDGET_S + 2 * STEP_S
+    assert turns.turns >= 3000 * STEP_S / turns.longest_s
+
+
+async def test_a_step_alone_does_not_wait(clock: Clock) -> None:
+    turns = TurnLog(clock)
+    trio.lowlevel.add_instrument(turns)
+    for _ in range(5):
+        await take_turn()
+        clock.now_s += STEP_S
+    trio.lowlevel.remove_instrument(turns)
+    assert turns.turns == 0
+
+
+async def test_some_go_on_however_busy_others_are(clock: Clock) -> None:
+    """Tasks that ask nobody use up every turn."""
+    done = 0
+
+    async def work() -> None:
+        nonlocal done
+        await take_turn()
+        clock.now_s += STEP_S
+        done += 1
+
+    async def hog() -> None:
+        while True:
+            clock.now_s += 2 * TURN_BUDGET_S
+            await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as hogs:
+            hogs.start_soon(hog)
+            await trio.lowlevel.checkpoint()
+            async with trio.open_nursery() as nursery:
+                for _ in range(50):
+                    nursery.start_soon(work)
+            hogs.cancel_scope.cancel()
+    assert done == 50
+
+
+async def test_who_is_cancelled_while_it_waits_holds_up_nobody(clock: Clock) -> None:
+    done: list[int] = []
+
+    async def work(number: int) -> None:
+        await take_turn()
+        clock.now_s += TURN_BUDGET_S
+        done.append(number)
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as leaving:
+                for number in range(20):
+                    leaving.start_soon(work, number)
+                await trio.lowlevel.checkpoint()
+                scope.cancel()
+        before = len(done)
+        for number in range(100, 120):
+            nursery.start_soon(work, number)
+    assert before < 20
+    assert sorted(done[before:]) == list(range(100, 120))
