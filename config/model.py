@@ -101,20 +101,62 @@ class ListenerSection(Section):
         return self
 
 
-class LimitsSection(Section):
-    """Bounds on what clients can take; each is answered with RESOURCE_EXHAUSTED or a closed connection."""
+STRANGERS_PART, STRANGERS_LEAST = 8, 8
+"""By default one connection in so many may be a stranger's, and so many at least."""
+STRANGER_BYTES = 64 << 10
+"""By default what strangers may hold, for each of their places: TLS, a task, and an opening of some KiB."""
 
-    max_connections: int = Field(default=10_000, ge=1)
-    """Where it is not given and fewer fit the descriptors of the process, as many as fit."""
+
+class LimitsSection(Section):
+    """Bounds on what clients can take. Each is answered in words where that is possible, counted and logged.
+
+    A stranger is a connection that has shown no token and no known certificate yet, or that only asks for health.
+    """
+
+    max_connections: int = Field(default=10_000, ge=2)
+    """In all: strangers, and those who have shown a token. Where it is not given and fewer fit the descriptors of the
+    process, as many as fit."""
+    max_strangers: int | None = Field(default=None, ge=1)
+    """Of these; by default an eighth. When they are taken the oldest of the most crowded address makes room."""
     max_connections_per_address: int = Field(default=2_000, ge=1)
+    """Strangers of one IPv4 address or one IPv6 /64. Who has shown a token is not counted by address."""
+    max_connections_per_principal: int | None = Field(default=None, ge=1)
+    """By default what others leave of the rest; a share of it is kept for each."""
+    max_connections_per_satellite: int | None = Field(default=None, ge=1)
     max_held_per_satellite: int = Field(default=5_000, ge=1)
     max_held: int = Field(default=10_000, ge=1)
     """Clients held for satellites, in all."""
+    max_held_per_principal: int | None = Field(default=None, ge=1)
+    """By default all that others do not want; who comes with less than a fair share is let in, and the newest of whoever
+    has most is refused in its place."""
     held_bytes: SizeBytes = Field(default=256 << 20, ge=0)
-    """What all clients together may have said before their hand-off. Past it whoever brings more than a few KiB is
-    refused; a client alone is bounded by proto/limits.py."""
+    """What all clients with a token together may have said before their hand-off. Past it whoever brings more than a few
+    KiB, and has its fair share already, is refused; a client alone is bounded by proto/limits.py."""
+    held_bytes_per_principal: SizeBytes | None = Field(default=None, ge=0)
+    stranger_bytes: SizeBytes | None = Field(default=None, ge=0)
+    """All memory that strangers may hold; by default 64 KiB for each of their places."""
+    stranger_age_s: DurationS = Field(default=600.0, gt=0, alias="stranger_age")
+    """How long a connection that only asks for health may last; its client is told to open another."""
     greeting_deadline_s: DurationS = Field(default=10.0, gt=0, alias="greeting_deadline")
     """From accept to the first complete request, TLS handshake included."""
+
+    @model_validator(mode="after")
+    def _leave_some(self) -> Self:
+        if self.places_for_strangers >= self.max_connections:
+            raise ValueError("max_strangers must be less than max_connections: nobody with a token could come in")
+        return self
+
+    @property
+    def places_for_strangers(self) -> int:
+        """`max_strangers`, or what it is by default."""
+        if self.max_strangers is not None:
+            return self.max_strangers
+        return min(max(self.max_connections // STRANGERS_PART, STRANGERS_LEAST), self.max_connections // 2)
+
+    @property
+    def bytes_for_strangers(self) -> int:
+        """`stranger_bytes`, or what it is by default."""
+        return self.places_for_strangers * STRANGER_BYTES if self.stranger_bytes is None else self.stranger_bytes
 
 
 class MetricsSection(Section):

@@ -14,9 +14,16 @@ from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError, over
 from bentpipe.proto.events import HeaderList
 from bentpipe.proto.frame_guard import FrameGuard
+from bentpipe.proto.frames import FrameType, frame
 from bentpipe.proto.grpc_status import GrpcStatus, encode_grpc_message
-from bentpipe.proto.refusal import BAD_REQUEST, server_connection
+from bentpipe.proto.refusal import BAD_REQUEST, dispose, server_connection
 from bentpipe.proto.wellformed import why_malformed, why_malformed_trailers
+
+ANSWERING_BYTES = 20 << 10
+"""What the library keeps of a connection beside its streams: measured 16 KiB, and the tables of header fields."""
+STREAM_BYTES, FIELD_BYTES = 1 << 10, 96
+"""What an open stream costs beside what was said on it (measured, with the fields of a health check, 1.4 KiB), and each of
+its header fields beside its own bytes."""
 
 CONTENT_TYPE = (b"content-type", b"application/grpc")
 
@@ -48,6 +55,7 @@ class _Stream:
     request_ended: bool = False
     answered: bool = False
     unsent: bytearray = dataclasses.field(default_factory=bytearray)
+    header_bytes: int = 0
     trailers: list[Field] | None = None
     ending: bool = False
 
@@ -62,6 +70,16 @@ class Answering:
         self._tokens = float(limits.ANSWERED_BURST)
         self._at_s = 0.0
         self._ended = False
+        self._announcement = b""
+
+    @property
+    def kept_bytes(self) -> int:
+        """The memory that the connection takes here."""
+        streams = sum(
+            STREAM_BYTES + stream.header_bytes + len(stream.body) + len(stream.unsent)
+            for stream in self._streams.values()
+        )
+        return ANSWERING_BYTES + streams
 
     @property
     def ended(self) -> bool:
@@ -75,7 +93,19 @@ class Answering:
 
     def data_to_send(self) -> bytes:
         """Take what there is to say."""
-        return self._h2.data_to_send()
+        said, self._announcement = self._announcement, b""
+        return self._h2.data_to_send() + said
+
+    def dispose(self) -> None:
+        """Let go of everything; the object is then of no more use."""
+        self._streams.clear()
+        dispose(self._h2)
+
+    def announce_end(self) -> None:
+        """Say GOAWAY for all streams to come (RFC 9113 §6.8, before a graceful shutdown); those under way go on."""
+        if not self._ended:
+            every_stream = (2**31 - 1).to_bytes(4)
+            self._announcement = frame(FrameType.GOAWAY, 0, 0, every_stream + int(ErrorCode.NO_ERROR).to_bytes(4))
 
     def receive_data(self, data: bytes, now_s: float) -> list[Call | CallEnded]:
         """Read on. Raises GreetingError; `data_to_send` then has the GOAWAY."""
@@ -104,7 +134,10 @@ class Answering:
         match event:
             case h2.events.RequestReceived(stream_id=stream_id, headers=headers):
                 fields = tuple((bytes(n), bytes(v)) for n, v in headers)
-                self._streams[stream_id] = _Stream(fields, malformed=why_malformed(fields) is not None)
+                size = sum(FIELD_BYTES + len(n) + len(v) for n, v in fields)
+                malformed = why_malformed(fields) is not None
+                self._streams[stream_id] = _Stream(fields, malformed=malformed, header_bytes=size)
+                self._bound()
             case h2.events.TrailersReceived(stream_id=stream_id, headers=headers):
                 stream = self._streams.get(stream_id)
                 if stream is not None and why_malformed_trailers(tuple((bytes(n), bytes(v)) for n, v in headers)):
@@ -124,6 +157,8 @@ class Answering:
                     stream.request_ended = True
                     if not stream.ending and not stream.too_long and not stream.malformed:
                         out.append(Call(stream_id, stream.headers, bytes(stream.body)))
+                    stream.headers, stream.header_bytes = (), 0
+                    stream.body.clear()
             case h2.events.StreamReset(stream_id=stream_id):
                 if self._streams.pop(stream_id, None) is not None:
                     out.append(CallEnded(stream_id))
@@ -133,6 +168,11 @@ class Answering:
                 self._streams.clear()
             case _:
                 pass
+
+    def _bound(self) -> None:
+        if self.kept_bytes > limits.ANSWERED_BYTES:
+            self.close(ErrorCode.ENHANCE_YOUR_CALM)
+            raise over("ANSWERED_BYTES")
 
     def _pay(self, data: bytes) -> None:
         """Take a token for each frame, before h2 works on it."""

@@ -61,6 +61,8 @@ ANSWERED_MESSAGE_BYTES = 4_096
 """One request to a service of our own; a health check names one service. Over it: RESOURCE_EXHAUSTED for that call."""
 ANSWERED_STREAMS = 100
 """Open at once (RFC 9113 §5.1.2 advises no fewer)."""
+ANSWERED_BYTES = 1 << 20
+"""Kept of one connection: a hundred calls at once with 8 KiB of metadata each. Strangers' share bounds all together."""
 ANSWERED_BURST = 500
 ANSWERED_PER_S = 100.0
 """Frames of any kind: each is some 50 us of work, and a health check needs a handful. Rapid reset and its kin end here, and

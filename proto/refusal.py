@@ -46,11 +46,15 @@ STREAMS_AT_ONCE = 16
 """To answer at once, in some 2 ms."""
 
 
+class _Server(h2.connection.H2Connection):
+    """An h2 connection that remembers of few closed streams how they ended: the library keeps 65,536, 10 MiB."""
+
+    MAX_CLOSED_STREAMS = 256
+
+
 def server_connection(max_streams: int) -> h2.connection.H2Connection:
     """An h2 server that has said its SETTINGS, within our limits. It takes any fields: see proto/wellformed.py."""
-    made = h2.connection.H2Connection(
-        h2.config.H2Configuration(client_side=False, header_encoding=None, validate_inbound_headers=False)
-    )
+    made = _Server(h2.config.H2Configuration(client_side=False, header_encoding=None, validate_inbound_headers=False))
     made.local_settings = h2.settings.Settings(
         client=False,
         initial_values={

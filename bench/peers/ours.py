@@ -45,12 +45,14 @@ class Bentpipe(Peer):
             ).read_text()
             for name, arguments in self.satellites
         ]
+        most = min(MOST_CONNECTIONS, (hard_limit() - SPARE_FILES) // CONNECTION_FDS)
         config = self.write_config(
             lab,
             "bentpipe.toml",
             splice=self._splice,
             log_level=self.log_level,
-            max_connections=str(min(MOST_CONNECTIONS, (hard_limit() - SPARE_FILES) // CONNECTION_FDS)),
+            max_connections=str(most),
+            max_strangers=str(most // 2),
             token_hash=hashlib.sha256(self.token.encode()).hexdigest(),
             satellites="\n".join(satellites),
         )

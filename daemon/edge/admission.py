@@ -56,6 +56,12 @@ class Admission:
         self._expecting = False
         self.version = 0
         """Another number whenever the table is another one: what it admitted need not be asked again."""
+        self.names: frozenset[str] = frozenset()
+        """Of all principals; another object after every change."""
+        self._name_all()
+
+    def _name_all(self) -> None:
+        self.names = frozenset(principal.name for _, principal in (*self._stored, *self._configured))
 
     def expect_stored(self) -> None:
         """There are tokens in a store that have yet to be read: until then nobody can say that a token is not one."""
@@ -67,6 +73,7 @@ class Admission:
         if self._expecting or stored != self._stored:
             self._stored, self._expecting = stored, False
             self.version += 1
+            self._name_all()
 
     def authenticate(self, token: str | None) -> Principal:
         """Find the token's principal. Raises Unauthenticated; TokensUnknown while the store has not been read."""

@@ -5,11 +5,11 @@ header is required: "the receiver MUST NOT try to guess whether the protocol hea
 doc/proxy-protocol.txt §2). From then on address, limits, logs and counts are the client's.
 """
 
-import collections
 import ipaddress
 import logging
 from collections.abc import Sequence
 
+from bentpipe.daemon.edge.accounts import Accounts
 from bentpipe.daemon.edge.outcomes import Gone, Outcome
 from bentpipe.daemon.edge.transport import Transport
 from bentpipe.daemon.logs import log_limited
@@ -40,87 +40,30 @@ class Proxies:
         return any(address in network for network in self._networks)
 
 
-class Connections:
-    """Counts what is open, in all and per address: every accepted connection until its splice ends."""
-
-    def __init__(self, max_connections: int, max_per_address: int) -> None:
-        self._max = max_connections
-        self._max_per_address = max_per_address
-        self._per_address: collections.Counter[str] = collections.Counter()
-        self._total = 0
-
-    @property
-    def total(self) -> int:
-        """Open now."""
-        return self._total
-
-    def enter(self) -> bool:
-        """Count one more in all, unless `max_connections` is reached."""
-        if self._total >= self._max:
-            return False
-        self._total += 1
-        return True
-
-    def enter_address(self, address: str) -> bool:
-        """Count one more of the address, unless `max_connections_per_address` is reached."""
-        if self._per_address[address] >= self._max_per_address:
-            return False
-        self._per_address[address] += 1
-        return True
-
-    def leave(self, address: str | None) -> None:
-        """Count one less, in all and of the address if it was counted there."""
-        self._total -= 1
-        if address is None:
-            return
-        self._per_address[address] -= 1
-        if not self._per_address[address]:
-            del self._per_address[address]
-
-
 class Arrival:
-    """One accepted connection's origin, and its place in the counts until `leave`."""
+    """One accepted connection's origin, and its place: on the account of the peer's address, or of whom its proxy says."""
 
-    def __init__(self, connections: Connections, name: tuple[str, int] | None, proxies: Proxies) -> None:
-        self._connections = connections
+    def __init__(self, accounts: Accounts, name: tuple[str, int] | None, proxies: Proxies) -> None:
         self._name = name
-        self._counted: str | None = None
         self.by_proxy = name is not None and proxies.cover(name[0])
         """Whether the peer is a proxy of ours, so that a header must say who the client is."""
+        # Until the header was read nobody knows whose it is: the proxy's own connections are not charged for it.
+        self.place = accounts.open(f"by {self._host}" if self.by_proxy else self._host)
+
+    @property
+    def _host(self) -> str:
+        return self._name[0] if self._name is not None else "unix"
 
     @property
     def peer(self) -> str:
         """The client for the logs: its own address, or what its proxy said."""
         return f"{self._name[0]}:{self._name[1]}" if self._name is not None else "unix"
 
-    def enter(self) -> bool:
-        """Take a place. Returns False if a limit is reached; nothing is then to be left.
-
-        A proxy's address is not counted: all its clients have it.
-        """
-        if not self._connections.enter():
-            return False
-        if self.by_proxy or self._enter_address():
-            return True
-        self.leave()
-        return False
-
-    def comes_from(self, source: tuple[str, int] | None) -> bool:
-        """Hear from a proxy who the client is; None for the proxy itself. Returns False if the client is over its limit."""
+    def comes_from(self, source: tuple[str, int] | None) -> None:
+        """Hear from a proxy who the client is; None for the proxy itself."""
         if source is not None:
             self._name = source
-        return self._enter_address()
-
-    def _enter_address(self) -> bool:
-        host = self._name[0] if self._name is not None else "unix"
-        if not self._connections.enter_address(host):
-            return False
-        self._counted = host
-        return True
-
-    def leave(self) -> None:
-        """Give the place back."""
-        self._connections.leave(self._counted)
+        self.place.readdress(self._host)
 
 
 async def read_origin(client: Transport, arrival: Arrival) -> None:
@@ -136,8 +79,7 @@ async def read_origin(client: Transport, arrival: Arrival) -> None:
         log_limited(log, "proxy header", "PROXY header refused", {"proxy": arrival.peer, "error": str(exc)})
         absent = exc.rule is ProxyRule.ABSENT
         raise Gone(Outcome.NO_PROXY_HEADER if absent else Outcome.BAD_PROXY_HEADER) from exc
-    if not arrival.comes_from(header.source):
-        raise Gone(Outcome.OVER_LIMIT)
+    arrival.comes_from(header.source)
 
 
 async def _read_header(client: Transport) -> ProxyHeader:

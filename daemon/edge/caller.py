@@ -6,7 +6,6 @@ Reads and writes on its behalf while it is held, so that its PINGs are answered 
 import trio
 
 from bentpipe.daemon.edge.arrival import Arrival
-from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.outcomes import Gone, Outcome
 from bentpipe.daemon.edge.transport import PeerLeft, Transport
 from bentpipe.proto.events import Event
@@ -16,14 +15,13 @@ from bentpipe.proto.greeting import Greeting
 class Caller:
     """A client that has not been handed off."""
 
-    def __init__(self, transport: Transport, arrival: Arrival, memory: Memory) -> None:
+    def __init__(self, transport: Transport, arrival: Arrival) -> None:
         self.transport = transport
         self.greeting = Greeting()
         self.arrival = arrival
-        self._memory = memory
+        self.place = arrival.place
         self.wants_tls = False
         """Whether it speaks in the clear to a port with TLS: it is heard out, and refused."""
-        self._counted_bytes = 0
         self._outbox = bytearray()
 
     @property
@@ -32,25 +30,15 @@ class Caller:
         return self.arrival.peer
 
     def receive(self, data: bytes) -> list[Event]:
-        """Read on. Raises GreetingError; LimitReached if all clients together have said too much."""
+        """Read on. Raises GreetingError; LimitReached if its principal's clients have said too much."""
         events = self.greeting.receive_data(data, trio.current_time())
-        self._count(self.greeting.kept_bytes)
         self._outbox += self.greeting.data_to_send()
+        self.place.keep(self.greeting.kept_bytes + len(self._outbox))
         return events
 
     def take_all(self) -> bytes:
-        """Everything that it said; from now on the greeting has nothing."""
-        data = self.greeting.take_all()
-        self._count(0)
-        return data
-
-    def forget(self) -> None:
-        """Count it no more: it was handed off, or is gone."""
-        self._count(0)
-
-    def _count(self, kept_bytes: int) -> None:
-        before, self._counted_bytes = self._counted_bytes, kept_bytes
-        self._memory.change(before, kept_bytes)
+        """Everything that it said; from now on the greeting has nothing, and whoever takes it counts it."""
+        return self.greeting.take_all()
 
     def send_outbox(self) -> None:
         """Send what fits."""

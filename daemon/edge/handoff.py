@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import trio
 
+from bentpipe.daemon.edge.accounts import Place
 from bentpipe.daemon.edge.transport import Transport
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.model import SatelliteKey
@@ -40,7 +41,7 @@ class Splice:
     """One name, or several joined by "+", which is in no name."""
     peer: str
     lease: Lease
-    on_end: Callable[[], None]
+    place: Place
 
     def is_of(self, principal: str) -> bool:
         """Whether this principal is among those in whose name it was opened."""
@@ -88,6 +89,7 @@ class HandOff:
         splice_id = self._engine.splice(client.detach(), satellite.detach())
         client.detached()
         satellite.detached()
+        splice.place.hand_off()
         self._live[splice_id] = splice
         with contained(Owner("splice meter", splice.peer)):  # the engine has it: nothing may fail any more
             splice.lease.measure(_SpliceMeter(self, splice_id))
@@ -147,7 +149,7 @@ class HandOff:
         with contained(owner):
             splice.lease.release()
         with contained(owner):
-            splice.on_end()
+            splice.place.release()
         log.info(
             "connection ended",
             extra={

@@ -6,6 +6,7 @@ SERVING: whoever calls it will be answered.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import trio
 
@@ -82,13 +83,21 @@ class HealthService:
     """The calls of one connection."""
 
     def __init__(
-        self, board: HealthBoard, identities: Identities, answering: Answering, tls: TlsIdentity, domain: str | None
+        self,
+        board: HealthBoard,
+        identities: Identities,
+        answering: Answering,
+        tls: TlsIdentity,
+        domain: str | None,
+        proved: Callable[[Claim], None] = lambda claim: None,
     ) -> None:
+        """`proved` is told of every call whose client may use the satellite that it asks for."""
         self._board = board
         self._identities = identities
         self._answering = answering
         self._tls = tls
         self._domain = domain
+        self._proved = proved
         self._watches: dict[int, _Watch] = {}
 
     @property
@@ -158,6 +167,7 @@ class HealthService:
             return None
         claim = self._identities.identify(request, self._tls, self._domain)
         self._identities.authorize(claim)
+        self._proved(claim)
         return claim
 
     def publish(self) -> None:

@@ -52,6 +52,11 @@ class Claim:
     """Of the tables that the proofs were looked up in."""
 
     @property
+    def payer(self) -> str:
+        """The principal whose account the connection is on: the token's, if one was shown."""
+        return self.principals[0].name
+
+    @property
     def who(self) -> str:
         """The principals' names, for logs."""
         return "+".join(sorted({principal.name for principal in self.principals}))
@@ -78,6 +83,11 @@ class Certificates:
         self._principals = {
             section.shown: Principal(section.name, tuple(map(Grant.parse, section.grants))) for section in sections
         }
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of all principals here."""
+        return frozenset(principal.name for principal in self._principals.values())
 
     def find(self, der: bytes) -> Principal | None:
         """Find the principal that a certificate stands for. Raises Unauthenticated if there are several."""
@@ -114,6 +124,15 @@ class Identities:
     def __init__(self, admission: Admission, certificates: Certificates) -> None:
         self._admission = admission
         self._certificates = certificates
+        self._counted: tuple[frozenset[str] | None, int] = (None, 0)
+
+    @property
+    def principal_count(self) -> int:
+        """How many principals there are; a token and a certificate of one name are one."""
+        known = self._admission.names
+        if known is not self._counted[0]:
+            self._counted = known, len(known | self._certificates.names)
+        return self._counted[1]
 
     def identify(self, request: RouteRequest, tls: TlsIdentity, domain: str | None) -> Claim:
         """Say which satellite is asked for, and by whom. Raises InvalidMetadata, Unauthenticated."""

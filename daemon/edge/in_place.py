@@ -1,12 +1,19 @@
 """Serves a connection that asked for the daemon's own services, to its end; it never reaches a satellite."""
 
+import contextlib
+import functools
+import math
+import random
+
 import trio
 
+from bentpipe.daemon.edge.accounts import Place
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.health import HealthBoard, HealthService
-from bentpipe.daemon.edge.identity import Identities, TlsIdentity
+from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.edge.outcomes import Counters, Gone, Outcome
 from bentpipe.daemon.edge.pacing import take_turn
+from bentpipe.daemon.errors import LimitReached
 from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import RequestHeaders
@@ -20,6 +27,12 @@ OURS = (SERVICE_PATH.encode(), b"/AWS.ALB/")
 """Paths. AWS' Application Load Balancer checks gRPC targets by `/AWS.ALB/healthcheck`, a method that no server has, and by
 default takes UNIMPLEMENTED for health: so there is nothing to know of a satellite for the answer."""
 
+AGE_GRACE_S = 5.0
+"""Between saying that a connection is too old and closing it: the client opens another for what it asks next."""
+
+AGE_JITTER = 0.1
+"""So much earlier or later, or those that came together would all come again together (grpc-go: the same)."""
+
 SEND_DEADLINE_S = 10.0
 """To take what we say; a client that does not read is let go."""
 
@@ -27,6 +40,12 @@ SEND_DEADLINE_S = 10.0
 def is_ours(headers: RequestHeaders) -> bool:
     """Whether the daemon answers this request itself."""
     return dict(headers.headers).get(b":path", b"").startswith(OURS)
+
+
+def _promote(place: Place, claim: Claim) -> None:
+    """Whoever may use a satellite is no stranger, if there is room on the principal's account."""
+    with contextlib.suppress(LimitReached):
+        place.promote(claim.payer, None)
 
 
 class InPlace:
@@ -45,13 +64,29 @@ class InPlace:
         self._board = board
         self._counters = counters
         self._answering = Answering()
-        self._health = HealthService(board, identities, self._answering, identity, domain)
+        self._health = HealthService(
+            board, identities, self._answering, identity, domain, functools.partial(_promote, caller.place)
+        )
+        self._ends_at = math.inf
+        self._aged = False
 
-    async def run(self) -> Outcome:
-        """Answer until either side ends it. Raises TransportError, Gone."""
+    @property
+    def last_stream(self) -> int:
+        """The highest stream that the client opened; 0 if none."""
+        return self._answering.last_stream
+
+    def dispose(self) -> None:
+        """Let go of what it keeps now, and not at some collection."""
+        self._answering.dispose()
+
+    async def run(self, age_s: float) -> Outcome:
+        """Answer until either side ends it, or it is older than `age_s`. Raises TransportError, Gone."""
+        self._ends_at = trio.current_time() + age_s * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
         try:
             await self._receive(self._caller.take_all())
             while not self._answering.ended and not self._board.draining:
+                if trio.current_time() >= self._ends_at and not self._age():
+                    break
                 await self._flush()
                 data = self._caller.transport.receive_nowait()
                 if data is None and not await self._wait():
@@ -79,11 +114,22 @@ class InPlace:
                 else:
                     self._health.end(event.stream_id)
             self._health.publish()
+            self._caller.place.keep(self._answering.kept_bytes)
+
+    def _age(self) -> bool:
+        """The connection is too old: say so, and some time later end it. Returns whether to go on."""
+        if self._aged:
+            return False
+        self._aged = True
+        self._ends_at = trio.current_time() + AGE_GRACE_S
+        self._answering.announce_end()
+        return True
 
     async def _wait(self) -> bool:
-        """Wait for input or for news. Returns False if there was neither for too long."""
+        """Wait for input, for news, or for its age. Returns False if there was none of them for too long."""
         changed = self._board.changed
-        with trio.move_on_after(float("inf") if self._health.watching else IDLE_S) as idle:
+        idle_at = math.inf if self._health.watching else trio.current_time() + IDLE_S
+        with trio.move_on_at(min(idle_at, self._ends_at)) as idle:
             async with trio.open_nursery() as nursery:
 
                 async def wait_readable() -> None:
@@ -94,7 +140,7 @@ class InPlace:
                 await changed.wait()
                 nursery.cancel_scope.cancel()
         self._health.publish()
-        return not idle.cancelled_caught
+        return not idle.cancelled_caught or trio.current_time() < idle_at
 
     async def _flush(self) -> None:
         with trio.move_on_after(SEND_DEADLINE_S) as deadline:

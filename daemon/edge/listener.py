@@ -1,4 +1,4 @@
-"""The ways in: sockets of our own or from systemd, accept with limits, one session task per connection."""
+"""The ways in: sockets of our own or from systemd, one session task per connection, each with a place on the accounts."""
 
 import errno
 import logging
@@ -6,7 +6,7 @@ import socket
 
 import trio
 
-from bentpipe.daemon.edge.arrival import Arrival, Connections
+from bentpipe.daemon.edge.arrival import Arrival
 from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.edge.session import Edge, Session
@@ -32,6 +32,9 @@ NETWORK_ERRNOS = frozenset(
     }
 )
 """What accept says of one connection, which is then gone (accept(2)); after any other error it would say it again."""
+
+PAUSE_S = 0.005
+"""Between two looks whether a stranger has left, while nobody may be put out for a newcomer: see `Accounts.pause_s`."""
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -64,13 +67,12 @@ def _listen(family: socket.AddressFamily, host: str, port: int, *, v6only: bool)
 class Listener:
     """One listening socket; takes it."""
 
-    def __init__(self, sock: socket.socket, port: Port, edge: Edge, connections: Connections) -> None:
+    def __init__(self, sock: socket.socket, port: Port, edge: Edge) -> None:
         sock.setblocking(False)
         self._sock = sock
         self.port = port
         """For the connections to come; those that are open keep theirs."""
         self._edge = edge
-        self._connections = connections
         self._failing = ""
 
     @property
@@ -96,6 +98,9 @@ class Listener:
 
     async def _accept(self, sessions: trio.Nursery) -> bool:
         """Take one connection. Returns whether there was one."""
+        accounts = self._edge.accounts
+        while (pause_s := accounts.pause_s()) > 0:
+            await trio.sleep(min(pause_s, PAUSE_S))
         try:
             sock, name = self._sock.accept()
         except BlockingIOError:
@@ -114,11 +119,7 @@ class Listener:
             await trio.sleep(ACCEPT_BACKOFF_S)
             return False
         self._tell_failing("")
-        arrival = Arrival(self._connections, (str(name[0]), name[1]) if name else None, self.port.proxies)
-        if not arrival.enter():
-            self._edge.counters.ended[Outcome.OVER_LIMIT] += 1
-            sock.close()
-            return True
+        arrival = Arrival(accounts, (str(name[0]), name[1]) if name else None, self.port.proxies)
         owner = Owner("session", arrival.peer, Decision.GIVE_UP)
         sessions.start_soon(run_owned, owner, self._serve, sock, arrival)
         return True
@@ -132,12 +133,10 @@ class Listener:
         self._failing = failing
 
     async def _serve(self, sock: socket.socket, arrival: Arrival) -> None:
-        spliced = False
         try:
-            spliced = await Session(self._edge, Transport(sock), self.port, arrival).run(arrival.leave)
+            session = Session(self._edge, Transport(sock), self.port, arrival)
         except BaseException:
             sock.close()
+            arrival.place.release()
             raise
-        finally:
-            if not spliced:
-                arrival.leave()
+        await session.run()

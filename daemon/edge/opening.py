@@ -12,6 +12,7 @@ from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.arrival import Proxies, read_origin
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity, parse_server_name
+from bentpipe.daemon.edge.memory import TLS_BYTES
 from bentpipe.daemon.edge.outcomes import Gone, Outcome
 from bentpipe.daemon.edge.transport import OverLimit, PeerLeft, TransportError
 from bentpipe.daemon.errors import TlsWanted
@@ -66,6 +67,7 @@ async def _start_tls(caller: Caller, context: TlsServerContext | None) -> TlsIde
             await _not_http2(caller, PeerKind.PROXY, b"")
         await _refuse_plain(caller)
     tls = TlsConnection(context, client.fileno)
+    caller.place.cost(TLS_BYTES)
     try:
         await client.start_tls(tls)
     except PeerLeft:

@@ -34,7 +34,7 @@ class Outcome(enum.Enum):
     BROKEN = "broken"
     """The connection broke under us, or a leg failed between lease and hand-off."""
     OVER_LIMIT = "over-limit"
-    """Closed at accept, or when a proxy had said who it is: max_connections or max_connections_per_address."""
+    """A stranger that made room for others: max_strangers, max_connections_per_address or stranger_bytes."""
     CRASHED = "crashed"
     """A bug of ours; the log has its traceback."""
 

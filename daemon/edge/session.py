@@ -7,10 +7,11 @@ error is told to the client, logged and dropped.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import trio
 
+from bentpipe.daemon.edge.accounts import Accounts
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.arrival import Arrival
 from bentpipe.daemon.edge.caller import Caller
@@ -21,7 +22,6 @@ from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.edge.in_place import InPlace, is_ours
 from bentpipe.daemon.edge.introduction import Introduction
-from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.opening import TLS_WANTED, Port, read_request
 from bentpipe.daemon.edge.outcomes import Counters, Gone, Outcome
 from bentpipe.daemon.edge.pacing import take_turn
@@ -34,7 +34,8 @@ from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.native.tls import TlsClientContext
-from bentpipe.proto.errors import GreetingError, over
+from bentpipe.proto.answering import ANSWERING_BYTES, STREAM_BYTES
+from bentpipe.proto.errors import ErrorCode, GreetingError, over
 from bentpipe.proto.events import RequestHeaders
 from bentpipe.proto.patience import tell_within_s
 from bentpipe.proto.refusal import PIECE_BYTES, TOO_LATE, Refusal, goaway
@@ -63,11 +64,13 @@ class Edge:
     health: HealthBoard
     handoff: HandOff
     counters: Counters
-    memory: Memory
+    accounts: Accounts
     satellite_tls: dict[SatelliteKey, tuple[TlsClientContext, str | None]]
     greetings: Deadlines
     """From accept to the first complete request."""
     announcements: Announcements
+    stranger_age_s: float
+    """How long a connection that the daemon answers itself may last."""
     admit_below_fd: int = 1 << 30
     """Connections whose descriptor is this or higher are closed: the rest is for the control plane."""
 
@@ -86,7 +89,9 @@ class Session:
 
     def __init__(self, edge: Edge, client: Transport, port: Port, arrival: Arrival) -> None:
         self._edge = edge
-        self._caller = Caller(client, arrival, edge.memory)
+        self._place = arrival.place
+        self._caller = Caller(client, arrival)
+        self._in_place: InPlace | None = None
         self._client = client
         self._port = port
         self._held_since = self._tell_by = 0.0
@@ -96,27 +101,38 @@ class Session:
     def _peer(self) -> str:
         return self._caller.peer
 
-    async def run(self, on_splice_end: Callable[[], None]) -> bool:
-        """Serve the connection and count its outcome; True if it was spliced: `on_splice_end` is then called later."""
-        self._on_splice_end = on_splice_end
+    async def run(self) -> None:
+        """Serve the connection and count its outcome. Its place is released, unless it was spliced: then by its end."""
+        outcome: Outcome | None = None
         try:
-            outcome = await self._serve()
+            with trio.CancelScope() as stay:
+                self._place.on_put_out(lambda words: stay.cancel())
+                outcome = await self._served()
+                # The one way out: whatever was said last is read, though more came than anybody wanted to know.
+                await self._client.close_gracefully()
+            if outcome is None:
+                outcome = self._put_out()
+        finally:
+            self._client.close()
+            if self._in_place is not None:
+                self._in_place.dispose()
+            if outcome is not Outcome.SPLICED:
+                self._place.release()
+        self._edge.counters.ended[outcome] += 1
+
+    async def _served(self) -> Outcome:
+        try:
+            return await self._serve()
         except Gone as exc:
-            outcome = exc.outcome
             if exc.limit is not None:
                 self._edge.counters.malformed[exc.limit] += 1
+            return exc.outcome
         except TransportError as exc:
             log.info("connection broke", extra={"fields": {"peer": self._peer, "error": str(exc)}})
-            outcome = Outcome.BROKEN
+            return Outcome.BROKEN
         except Exception:
             log.exception("session crashed", extra={"fields": {"peer": self._peer}})
-            outcome = Outcome.CRASHED
-        finally:
-            self._caller.forget()
-            # The one way out: whatever was said last is read, though more came than anybody wanted to know.
-            await self._client.close_gracefully()
-        self._edge.counters.ended[outcome] += 1
-        return outcome is Outcome.SPLICED
+            return Outcome.CRASHED
 
     async def _serve(self) -> Outcome:
         try:
@@ -127,8 +143,8 @@ class Session:
             if is_ours(headers):
                 domain = self._port.satellite_domain
                 edge = self._edge
-                in_place = InPlace(self._caller, edge.health, edge.identities, edge.counters, identity, domain)
-                return await in_place.run()
+                self._in_place = InPlace(self._caller, edge.health, edge.identities, edge.counters, identity, domain)
+                return await self._in_place.run(edge.stranger_age_s)
             return await self._hold(*self._admit(headers, identity))
         except GreetingError as exc:
             return await self._malformed(exc)
@@ -148,7 +164,9 @@ class Session:
             raise InvalidMetadata(str(exc)) from exc
         claim = self._edge.identities.identify(request, identity, self._port.satellite_domain)
         self._edge.identities.authorize(claim)
-        return claim, self._edge.fleet.get(claim.key)
+        satellite = self._edge.fleet.get(claim.key)
+        self._place.promote(claim.payer, claim.key)
+        return claim, satellite
 
     # -- held --------------------------------------------------------------------------------------------------------
 
@@ -195,7 +213,7 @@ class Session:
 
     async def _lease_and_splice(self, claim: Claim, satellite: Satellite, stop_watching: StopWatching) -> bool:
         """Lease, dial, splice. Returns False if the satellite died before it could be reached."""
-        async with satellite.lease(claim.who, since=self._held_since, tell_by=self._tell_by) as lease:
+        async with satellite.lease(claim.who, claim.payer, since=self._held_since, tell_by=self._tell_by) as lease:
             # In the step of the grant: who was held may have lost its right meanwhile, and gets a newcomer's refusal.
             self._edge.identities.check_again(claim)
             with _reporting_unreachable(satellite):
@@ -243,7 +261,7 @@ class Session:
             # It has heard the satellite: no word of ours may follow.
             log.info("revoked before the splice", extra={"fields": {"peer": self._peer, "error": str(exc)}})
             raise Gone(Outcome.REFUSED) from exc
-        splice = Splice(claim.key, claim.who, self._peer, lease, self._on_splice_end)
+        splice = Splice(claim.key, claim.who, self._peer, lease, self._place)
         self._edge.handoff.hand_off(self._client, target, splice)
         lease.keep()
         log.info("spliced", extra={"fields": {"satellite": str(claim.key), "principal": claim.who, "peer": self._peer}})
@@ -291,6 +309,7 @@ class Session:
         """Put it in h2's words, to whatever the client said so far."""
         refusal = Refusal()
         said = self._caller.take_all()
+        self._place.note(len(said) + ANSWERING_BYTES + STREAM_BYTES * len(self._caller.greeting.open_streams))
         try:
             for at in range(0, len(said), PIECE_BYTES):
                 await take_turn()
@@ -322,7 +341,17 @@ class Session:
             await self._say(TOO_LATE)
         return Outcome.DEADLINE
 
+    def _put_out(self) -> Outcome:
+        """Tell a stranger that it made room for others, as far as that needs no wait."""
+        last = self._caller.greeting.last_stream if self._in_place is None else self._in_place.last_stream
+        if self._caller.greeting.state not in (State.PREFACE, State.ENDED):
+            with contextlib.suppress(TransportError):
+                self._client.send_nowait(goaway(ErrorCode.NO_ERROR, self._place.put_out_words or "", last))
+                self._client.receive_nowait()  # closing over unread input would destroy what was said
+        return Outcome.OVER_LIMIT
+
     async def _say(self, words: bytes) -> None:
+        self._place.note(len(words))
         with trio.move_on_after(REFUSAL_DEADLINE_S):
             await self._caller.flush()
             await self._client.send_all(words)

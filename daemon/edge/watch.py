@@ -5,9 +5,10 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from bentpipe.daemon.edge.caller import Caller
+from bentpipe.daemon.edge.memory import HELD_BYTES
 from bentpipe.daemon.edge.outcomes import Gone
 from bentpipe.daemon.edge.transport import TransportError
-from bentpipe.daemon.errors import BentpipeError
+from bentpipe.daemon.errors import BentpipeError, LimitReached
 from bentpipe.proto.errors import GreetingError
 
 HoldEnd = BentpipeError | GreetingError | TransportError | Gone
@@ -19,6 +20,8 @@ StopWatching = Callable[[], Awaitable[None]]
 
 async def watched(caller: Caller, work: Callable[[StopWatching], Awaitable[None]]) -> None:
     """Run `work`, and watch the client until it is done or has called what it is given.
+
+    Until then the client can be let go for the sake of other principals' (see `accounts.py`).
 
     Raises BentpipeError, GreetingError, TransportError, Gone: what ended either of them.
     """
@@ -39,7 +42,16 @@ async def watched(caller: Caller, work: Callable[[StopWatching], Awaitable[None]
 
         nursery.start_soon(watch_client)
 
+        def give_way(words: str) -> None:
+            nonlocal failure
+            failure = LimitReached(words)
+            nursery.cancel_scope.cancel()
+
+        caller.place.on_put_out(give_way)
+        caller.place.cost(HELD_BYTES)
+
         async def stop_watching() -> None:
+            caller.place.on_put_out(None)
             watch.cancel()
             await ended.wait()
 
@@ -47,9 +59,11 @@ async def watched(caller: Caller, work: Callable[[StopWatching], Awaitable[None]
             await work(stop_watching)
         except HOLD_ENDS as exc:
             failure = exc
+        caller.place.on_put_out(None)
         nursery.cancel_scope.cancel()
     if failure is None:
         return
+    caller.place.cost(-HELD_BYTES)
     try:
         raise failure
     finally:

@@ -9,10 +9,10 @@ import trio
 from bentpipe.config.model import BudgetSection, SatelliteSection
 from bentpipe.daemon.errors import NoSuchSatellite
 from bentpipe.daemon.fleet.budget import Holder, Limits, Request, plan
+from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.resume import Witness
 from bentpipe.daemon.fleet.rules import rules_of
 from bentpipe.daemon.fleet.satellite import Satellite
-from bentpipe.daemon.fleet.waiters import Crowd
 from bentpipe.daemon.fleet.whereabouts import Places
 from bentpipe.daemon.ids import machine_id_of
 from bentpipe.daemon.model import SatelliteKey, Transition
@@ -51,19 +51,20 @@ class Fleet:
         *,
         max_held: int,
         max_held_in_all: int | None = None,
+        max_held_per_principal: int | None = None,
         budget: BudgetSection | None = None,
         witness: Witness | None = None,
         places: Places | None = None,
         coordination: Coordination | None = None,
         registry: Registry | None = None,
     ) -> None:
-        """`max_held` is for each satellite, `max_held_in_all` for all of them; `witness` says what a wake woke to.
+        """`max_held` is for each satellite, the others for all of them together; `witness` says what a wake woke to.
 
         `places` says which satellites prove by TLS who they are.
         """
         budgeted = budget is not None and budget.limits_anything
         self.budget = Budget(limits_of(budget)) if budget is not None and budgeted else None
-        crowd = Crowd(max_held_in_all)
+        self.crowd = Crowd(max_held_in_all, max_held_per_principal)
         places = places or Places()
         self._satellites = {
             (key := SatelliteKey(section.org, section.name)): Satellite(
@@ -74,7 +75,7 @@ class Fleet:
                 observer,
                 keep_awake=section.keep_awake,
                 witness=witness,
-                crowd=crowd,
+                crowd=self.crowd,
                 places=places,
                 coordination=coordination,
                 registry=registry,

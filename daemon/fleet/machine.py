@@ -180,10 +180,8 @@ class SatelliteMachine(Descending):
             self._grant(event.waiter, now)
         elif (error := self._hopeless(now)) is not None:
             self._fail(event.waiter, error)
-        elif self.waiting >= self._rules.max_waiters:
-            self._fail(event.waiter, LimitReached(f"{self.waiting} clients wait for this satellite already"))
         elif event.crowded:
-            self._fail(event.waiter, LimitReached("too many clients wait for satellites already"))
+            self._fail(event.waiter, LimitReached(event.words))
         else:
             self._room.enter(event.waiter, now if event.since is None else event.since, event.tell_by)
 

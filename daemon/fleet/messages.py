@@ -35,7 +35,7 @@ class Lesson(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Arrived:
-    """Somebody wants the satellite. `crowded`: too many wait for satellites in all.
+    """Somebody wants the satellite. `crowded`: it may not be held, since too many are; `words` say which.
 
     `since` is when it began to wait, if that was earlier: it is held from then on. `tell_by` is the last moment at which
     a reason for failure is still of use to it.
@@ -45,6 +45,7 @@ class Arrived:
     crowded: bool = False
     since: float | None = None
     tell_by: float = math.inf
+    words: str = "too many clients wait for satellites already"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -16,12 +16,13 @@ from typing import assert_never
 import trio
 
 from bentpipe.config.model import KeepAwakeSection
-from bentpipe.daemon.errors import ProviderError, WakeFailed
+from bentpipe.daemon.errors import LimitReached, ProviderError, WakeFailed
 from bentpipe.daemon.fleet import messages as msg
 from bentpipe.daemon.fleet.acting import Acting
 from bentpipe.daemon.fleet.budget import Holder, Request
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
 from bentpipe.daemon.fleet.core import IN_REACH, WAKING
+from bentpipe.daemon.fleet.crowd import Crowd, WaitingLine
 from bentpipe.daemon.fleet.launches import Launches, LaunchNames
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.machine import SatelliteMachine
@@ -31,7 +32,7 @@ from bentpipe.daemon.fleet.resume import Memory, Witness
 from bentpipe.daemon.fleet.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, Rules, backed_off
 from bentpipe.daemon.fleet.traffic import TrafficWatch
 from bentpipe.daemon.fleet.usher import Usher
-from bentpipe.daemon.fleet.waiters import Crowd, Waiter, lease_of
+from bentpipe.daemon.fleet.waiters import Waiter, lease_of
 from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.fleet.watching import first_look, run_calendar, run_watch
 from bentpipe.daemon.fleet.whereabouts import Means, Places, Whereabouts
@@ -79,8 +80,6 @@ class Satellite:
         self.key = key
         self._rules = rules
         self._machine = SatelliteMachine(rules)
-        self._counted = 0
-        """Of the machine's waiters: how many the crowd has counted."""
         self._granted = 0
         """Leases that live."""
         self.lessons: collections.Counter[Lesson] = collections.Counter()
@@ -99,7 +98,7 @@ class Satellite:
         self._acting = Acting(key, self._provider, machine_id, names, feed=self._feed, waiting=lambda: self.waiting)
         self._observer = observer
         self._keep_awake = keep_awake
-        self._crowd = crowd or Crowd()
+        self._line = WaitingLine(crowd or Crowd(), rules.max_waiters)
         self._on_step = on_step
         self._wall = wall
         self._waiters: dict[WaiterId, Waiter] = {}
@@ -147,23 +146,30 @@ class Satellite:
 
     @contextlib.asynccontextmanager
     async def lease(
-        self, who: str = "", *, since: float | None = None, tell_by: float = math.inf
+        self, who: str = "", payer: str | None = None, *, since: float | None = None, tell_by: float = math.inf
     ) -> AsyncIterator[Lease]:
         """Wait until the satellite is operational. Raises WakeFailed, SatelliteUnusable, LimitReached, Draining, ….
 
-        `who` is the principal, for the books. The client is held `since` then (by default: now). How long it would wait
-        itself (grpc-timeout) does not bound the wait: it is its first request's, and others may share the connection. But
-        if every attempt to wake the satellite has failed, it is told why at `tell_by`, while it can still hear it.
-        Cancelling the wait gives the place back at once; the wake goes on.
+        `who` is for the books; `payer` is the principal whose client is held, by default the same. The client is held
+        `since` then (by default: now). How long it would wait itself (grpc-timeout) does not bound the wait: it is its
+        first request's, and others may share the connection. But if every attempt to wake the satellite has failed, it is
+        told why at `tell_by`, while it can still hear it. Cancelling the wait gives the place back at once; the wake goes
+        on.
         """
         since = trio.current_time() if since is None else since
         await self._enter()
         waiter_id = WaiterId(next(self._ids))
         waiter = self._waiters[waiter_id] = Waiter(who, trio.current_time(), self._usher.event())
-        self._feed(msg.Arrived(waiter_id, self._crowd.is_full, since, tell_by))
+        payer = who if payer is None else payer
+        words = self._line.refusal(payer)
+        self._feed(msg.Arrived(waiter_id, words is not None, since, tell_by, words or ""))
         self._entering -= 1
         self._leave_if_unused()  # it may have been refused at once
         waiter.held = not waiter.done.is_set()
+        if waiter.held:
+            waiter.seat = self._line.take(payer, functools.partial(self._let_go, waiter_id))
+        elif words is not None and isinstance(waiter.error, LimitReached):
+            self._line.refused(words)
         try:
             await waiter.done.wait()
         except trio.Cancelled:
@@ -174,6 +180,7 @@ class Satellite:
             self._waiters.pop(waiter_id, None)
             if not waiter.done.is_set():
                 self._book.waited(trio.current_time() - waiter.since)
+                self._leave_line(waiter)
                 self._feed(msg.Departed(waiter_id))
         lease = lease_of(waiter)
         try:
@@ -193,7 +200,7 @@ class Satellite:
             return None
         waiter_id = WaiterId(next(self._ids))
         waiter = self._waiters[waiter_id] = Waiter(who, trio.current_time(), self._usher.event())
-        self._feed(msg.Arrived(waiter_id, self._crowd.is_full))
+        self._feed(msg.Arrived(waiter_id))
         del self._waiters[waiter_id]
         return lease_of(waiter)
 
@@ -325,7 +332,6 @@ class Satellite:
         if isinstance(event, msg.StartDone) and event.error is None:
             self._book.phase_ended(WakePhase.START, now)
         actions = self._machine.handle(event, now)
-        self._count_held()
         for action in actions:
             self._carry_out(action, now)
         # Told last, so that waits which end with a change count for the state that is left.
@@ -342,10 +348,6 @@ class Satellite:
         self._leave_if_unused()
         with contained(self._owner("budget")):
             self._on_step(self)
-
-    def _count_held(self) -> None:
-        self._crowd.held += self._machine.waiting - self._counted
-        self._counted = self._machine.waiting
 
     def _broke(self, failure: Exception) -> None:
         """The machine, or what carries out its actions, has failed in the middle of a step: nobody knows how it stands.
@@ -364,7 +366,6 @@ class Satellite:
             if not waiter.done.is_set():
                 waiter.error = error
                 self._end_wait(waiter, now)
-        self._count_held()
         with contained(self._owner("step")):
             if before.state is not SatelliteState.UNKNOWN:
                 self._tell(msg.Moved(before.state, SatelliteState.UNKNOWN, "a fault of the daemon's own"), now)
@@ -431,7 +432,20 @@ class Satellite:
     def _end_wait(self, waiter: Waiter, now: float) -> None:
         if waiter.held:
             self._book.waited(now - waiter.since)
+        self._leave_line(waiter)
         waiter.done.set()
+
+    def _leave_line(self, waiter: Waiter) -> None:
+        if waiter.seat is not None:
+            waiter.seat.release()
+            waiter.seat = None
+
+    def _let_go(self, waiter_id: WaiterId, error: LimitReached) -> None:
+        """A held client gives its place to another principal's."""
+        waiter = self._waiters[waiter_id]
+        waiter.error = error
+        self._feed(msg.Departed(waiter_id))
+        self._end_wait(waiter, trio.current_time())
 
     def _metered(self, lease: Lease) -> None:
         if self._ends_quiet:

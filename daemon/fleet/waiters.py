@@ -3,21 +3,9 @@
 import dataclasses
 
 from bentpipe.daemon.errors import BentpipeError
+from bentpipe.daemon.fleet.crowd import Seat
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.usher import UsheredEvent
-
-
-@dataclasses.dataclass(slots=True)
-class Crowd:
-    """How many clients are held for satellites, in all, and how many may be."""
-
-    limit: int | None = None
-    held: int = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether one more is too many."""
-        return self.limit is not None and self.held >= self.limit
 
 
 @dataclasses.dataclass(slots=True)
@@ -28,6 +16,7 @@ class Waiter:
     since: float
     done: UsheredEvent
     held: bool = False
+    seat: Seat | None = None
     lease: Lease | None = None
     error: BentpipeError | None = None
 

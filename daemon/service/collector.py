@@ -9,9 +9,8 @@ from typing import Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from bentpipe.daemon.edge.arrival import Connections
+from bentpipe.daemon.edge.accounts import Accounts, Kind
 from bentpipe.daemon.edge.handoff import CUT_WORDS, HandOff
-from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.outcomes import Counters, Outcome
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.messages import Lesson
@@ -30,9 +29,7 @@ class Counting(Protocol):
     @property
     def counters(self) -> Counters: ...  # noqa: D102
     @property
-    def connections(self) -> Connections: ...  # noqa: D102
-    @property
-    def memory(self) -> Memory: ...  # noqa: D102
+    def accounts(self) -> Accounts: ...  # noqa: D102
     @property
     def handoff(self) -> HandOff: ...  # noqa: D102
     @property
@@ -64,10 +61,10 @@ class DaemonCollector(Collector):
             yield from found
 
     def _edge(self) -> Iterator[Metric]:
-        counters = self._daemon.counters
+        counters, accounts = self._daemon.counters, self._daemon.accounts
         yield _counter("bentpipe_connections_accepted", "Connections accepted.", counters.accepted)
         yield _counter("bentpipe_accept_errors", "Calls of accept that failed.", counters.accept_errors)
-        yield _gauge("bentpipe_connections", "Connections open now, spliced or not.", self._daemon.connections.total)
+        yield _gauge("bentpipe_connections", "Connections open now, spliced or not.", accounts.total)
         yield _by(
             "bentpipe_connections_ended",
             "Connections that left the control plane, by what became of them.",
@@ -81,9 +78,23 @@ class DaemonCollector(Collector):
         yield _by("bentpipe_answers", "Calls that the daemon answered itself.", "answer", counters.answers)
         yield _gauge(
             "bentpipe_held_bytes",
-            "Bytes kept of what clients said before their hand-off; limits.held_bytes is its bound.",
-            self._daemon.memory.used_bytes,
+            "Memory that connections before their hand-off hold: what their clients said, and what they cost beside.",
+            accounts.held_bytes,
         )
+        yield _now(
+            "bentpipe_account_connections",
+            "Connections open now, by whose they are.",
+            "account",
+            {Kind.STRANGER.value: accounts.strangers, Kind.PRINCIPAL.value: accounts.admitted},
+        )
+        yield _now(
+            "bentpipe_account_bytes",
+            "The same memory as bentpipe_held_bytes, by whose it is.",
+            "account",
+            {Kind.STRANGER.value: accounts.stranger_bytes, Kind.PRINCIPAL.value: accounts.admitted_bytes},
+        )
+        reached = accounts.reached + self._daemon.fleet.crowd.reached
+        yield _by("bentpipe_limits_reached", "Clients refused or put out, by limit of [limits].", "limit", reached)
 
     def _engine(self) -> Iterator[Metric]:
         engine = self._daemon.engine.statistics()
@@ -197,6 +208,13 @@ def _counter(name: str, words: str, value: float) -> Metric:
 
 def _gauge(name: str, words: str, value: float) -> Metric:
     return GaugeMetricFamily(name, words, value=value)
+
+
+def _now(name: str, words: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, words, labels=[label])
+    for value, number in values.items():
+        family.add_metric([value], number)
+    return family
 
 
 def _by(name: str, words: str, label: str, values: Mapping[str, float]) -> Metric:

@@ -13,15 +13,20 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from bentpipe.daemon.edge.accounts import AccountLimits, Accounts
 from bentpipe.daemon.service.collector import Counting, DaemonCollector
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 
 CONNECTIONS = 8
-"""At once: a scraper has one. What comes beyond is closed."""
+"""At once: a scraper has one. For what comes beyond, the oldest of the most crowded address is closed: nobody can keep the
+scraper out by connecting before it."""
 HEAD_BYTES = 8 << 10
 """Of a request: Prometheus sends some 300."""
 DEADLINE_S = 5.0
 """From accept to the end of the answer; Prometheus gives up after ten."""
+LIMITS = AccountLimits(
+    strangers=CONNECTIONS, strangers_bytes=CONNECTIONS * (64 << 10), per_prefix=CONNECTIONS, admitted=0
+)
 HEAD_END = b"\r\n\r\n"
 
 
@@ -50,7 +55,7 @@ class MetricsServer:
     def __init__(self, sockets: Sequence[socket.socket], registry: CollectorRegistry) -> None:
         self._listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
         self._registry = registry
-        self._open = 0
+        self._accounts = Accounts(LIMITS, trio.current_time)
 
     async def run_metrics(self) -> None:
         """Serve for ever; closes the sockets when cancelled."""
@@ -69,11 +74,10 @@ class MetricsServer:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
-            if self._open >= CONNECTIONS:
-                return
-            self._open += 1
+            place = self._accounts.open(str(stream.socket.getpeername()[0]))
             try:
-                with trio.move_on_after(DEADLINE_S):
+                with trio.move_on_after(DEADLINE_S) as stay:
+                    place.on_put_out(lambda words: stay.cancel())
                     head = await _read_head(stream)
                     if head:
                         await stream.send_all(self._answer(head))
@@ -83,7 +87,7 @@ class MetricsServer:
             except trio.BrokenResourceError:
                 pass  # it went away, and will come again
             finally:
-                self._open -= 1
+                place.release()
 
     def _answer(self, head: bytes) -> bytes:
         method, _, rest = head.partition(b" ")

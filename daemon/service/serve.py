@@ -17,15 +17,15 @@ import trio
 
 from bentpipe.config.load import load_config
 from bentpipe.config.model import Config, ListenerSection, SatelliteTlsSection
+from bentpipe.daemon.edge.accounts import Accounts, account_limits_of
 from bentpipe.daemon.edge.admission import Admission
 from bentpipe.daemon.edge.announcements import Announcements
-from bentpipe.daemon.edge.arrival import Connections, Proxies
+from bentpipe.daemon.edge.arrival import Proxies
 from bentpipe.daemon.edge.deadlines import Deadlines
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.identity import Certificates, Identities
 from bentpipe.daemon.edge.listener import Listener, bind
-from bentpipe.daemon.edge.memory import Memory
 from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Counters
 from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S, Edge
@@ -79,8 +79,7 @@ class Daemon:
     recorder: Recorder | None
     """None if no ledger is kept."""
     health: HealthBoard
-    connections: Connections
-    memory: Memory
+    accounts: Accounts
     arrivals: collections.Counter[SatelliteState]
     """How often satellites came into each state."""
     turns: TurnMeter
@@ -111,7 +110,9 @@ class Daemon:
                     "engine": dataclasses.asdict(self.engine.statistics()),
                     "engine_turns": [dataclasses.asdict(turns) for turns in self.engine.thread_turns()],
                     "engine_cpu_s": [round(used_s, 3) for used_s in self.engine.thread_cpu_s()],
-                    "held_bytes": self.memory.used_bytes,
+                    "held_bytes": self.accounts.held_bytes,
+                    "strangers": self.accounts.strangers,
+                    "limits_reached": dict(self.accounts.reached + self.fleet.crowd.reached),
                     "log": dataclasses.asdict(log_statistics()),
                     "turns": dataclasses.asdict(self.turns.statistics()),
                     "ledger": dataclasses.asdict(self.recorder.statistics()) if self.recorder else None,
@@ -245,6 +246,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         observe,
         max_held=config.limits.max_held_per_satellite,
         max_held_in_all=config.limits.max_held,
+        max_held_per_principal=config.limits.max_held_per_principal,
         budget=config.budget,
         coordination=stores.coordination,
         registry=stores.registry,
@@ -252,22 +254,25 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         places=places_of(config),
     )
     health = HealthBoard(fleet)
+    identities = Identities(admission, Certificates(config.certificate))
     edge = Edge(
         fleet=fleet,
-        identities=Identities(admission, Certificates(config.certificate)),
+        identities=identities,
         health=health,
         handoff=handoff,
         counters=Counters(),
-        memory=Memory(config.limits.held_bytes),
+        accounts=Accounts(
+            account_limits_of(config.limits, descriptors.connections),
+            trio.current_time,
+            lambda: identities.principal_count,
+        ),
         satellite_tls=satellite_tls,
         greetings=Deadlines(config.limits.greeting_deadline_s),
         announcements=announcements,
+        stranger_age_s=config.limits.stranger_age_s,
         admit_below_fd=descriptors.admit_below,
     )
-    connections = Connections(descriptors.connections, config.limits.max_connections_per_address)
-    listeners = [
-        Listener(sock, port, edge, connections) for port, opened in zip(ports, sockets, strict=True) for sock in opened
-    ]
+    listeners = [Listener(sock, port, edge) for port, opened in zip(ports, sockets, strict=True) for sock in opened]
     owners = [section for section, opened in zip(config.listener, sockets, strict=True) for _ in opened]
     reload = CertificateReload(list(zip(listeners, owners, strict=True)), lambda section: _port(section, ktls))
     control = ControlServer(control_socket, {"cut": cut_verb(handoff, fleet)}) if control_socket is not None else None
@@ -286,8 +291,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         handoff,
         recorder,
         health,
-        connections,
-        edge.memory,
+        edge.accounts,
         arrivals,
         TurnMeter(),
         tuple(sock.getsockname()[:2] for sock in metrics_sockets),

@@ -91,7 +91,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @contextlib.contextmanager
-def edge_behind_proxies(folder: Path, max_per_address: int) -> Iterator[Behind]:
+def edge_behind_proxies(
+    folder: Path, max_per_address: int, greeting_deadline_s: float = GREETING_DEADLINE_S
+) -> Iterator[Behind]:
     """The satellite acme/sat and the three ports; certificates go to `folder`."""
     authority = trustme.CA()
     server = authority.issue_cert("localhost", "127.0.0.1")
@@ -99,7 +101,7 @@ def edge_behind_proxies(folder: Path, max_per_address: int) -> Iterator[Behind]:
     listener = f'[[listener]]\naddress = "127.0.0.1:0"\nproxy_protocol = {{ from = ["{PROXY_ADDRESS}", "fd00::/8"] }}\n'
     settings = (
         f"[limits]\nmax_connections_per_address = {max_per_address}\n"
-        f'greeting_deadline = "{GREETING_DEADLINE_S}s"\n{listener}{listener}[listener.tls]\n'
+        f'greeting_deadline = "{greeting_deadline_s}s"\n{listener}{listener}[listener.tls]\n'
         f'certificate = "{folder}/both.pem"\nkey = "{folder}/both.pem"\n'
     )
     with EdgeHost([DemoSatellite("sat")], sleep_after_s=600, settings=settings) as edge:

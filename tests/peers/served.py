@@ -60,6 +60,15 @@ class Served:
         records = [json.loads(line) for line in complete_lines(self._log_path) if line.startswith("{")]
         return records if any(record["message"] == "metrics" for record in records) else []
 
+    @property
+    def metrics_port(self) -> int:
+        """Where it may be scraped."""
+        return self._metrics_port
+
+    def log(self) -> str:
+        """What it has logged so far."""
+        return self._log_path.read_text()
+
     def scrape(self) -> dict[tuple[str, str], float]:
         """Every metric's sample by its name and its one label's value."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=DEADLINE_S) as answer:

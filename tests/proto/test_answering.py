@@ -191,3 +191,42 @@ def test_any_frames_raise_nothing_but_greeting_error(frames: list[bytes]) -> Non
             ours.send_message(call.stream_id, MESSAGE)
             ours.finish(call.stream_id, GrpcStatus.OK)
     ours.data_to_send()
+
+
+def test_what_is_kept_is_counted_and_bounded() -> None:
+    """Headers of unfinished requests, their bodies, and streams at all; nothing of it stays when they are over."""
+    pair = Pair()
+    pair.turn()
+    alone_bytes = pair.ours.kept_bytes
+    big = [*HEADERS, ("metadata", "x" * 12_000)]
+    pair.client.send_headers(1, big)
+    pair.client.send_data(1, b"y" * 3_000)
+    pair.turn()
+    assert pair.ours.kept_bytes - alone_bytes > 15_000
+    pair.client.end_stream(1)
+    pair.turn()
+    assert pair.ours.kept_bytes - alone_bytes < 2_000, "the request is the caller's now"
+    pair.ours.finish(1, GrpcStatus.OK)
+    assert pair.ours.kept_bytes == alone_bytes
+
+    def ask_on() -> None:
+        for number in range(100):
+            pair.client.send_headers(3 + 2 * number, big)
+            pair.turn()
+            assert pair.ours.kept_bytes <= limits.ANSWERED_BYTES
+
+    with pytest.raises(GreetingError) as error:
+        ask_on()
+    assert (error.value.error_code, error.value.limit) == (ErrorCode.ENHANCE_YOUR_CALM, "ANSWERED_BYTES")
+
+
+def test_an_end_that_is_announced_ends_no_stream() -> None:
+    pair = Pair()
+    pair.client.send_headers(1, HEADERS)
+    pair.client.send_data(1, b"request", end_stream=True)
+    pair.turn()
+    pair.ours.announce_end()
+    [ended] = [event for event in pair.turn() if isinstance(event, h2.events.ConnectionTerminated)]
+    assert (ended.error_code, ended.last_stream_id) == (ErrorCode.NO_ERROR, 2**31 - 1)
+    pair.ours.send_message(1, MESSAGE)
+    assert MESSAGE in pair.ours.data_to_send()

@@ -1,0 +1,384 @@
+"""Who holds what of the edge: every connection and every byte is on exactly one account, and each account has a limit.
+
+Pure bookkeeping; only the Trio thread calls it. A connection is one `Place`, from accept to its very end:
+
+    accept ──▶ stranger (its address prefix's) ──promote──▶ principal (and satellite)
+                  │ too many strangers                        │
+                  ▼                                           ▼
+                put out                                     released
+
+- A stranger has shown no proof yet, so it cannot be told from a caller with a token. The strangers' places are few, and
+  when they are taken a newcomer is let in all the same: the oldest of the most crowded prefix is put out. A caller with a
+  token needs a moment to show it, so nobody is put out for want of places before that moment: `pause_s` says how long not
+  to accept, and the kernel keeps who comes meanwhile.
+- Who has shown a token is on its principal's account, which no stranger and no other principal can fill (`shares.py`). A
+  claim with several proofs is charged to the first, the token's: a sum over all would count a place twice.
+- Bytes are what is really kept (`memory.py` has what is counted beside the client's own). Strangers' are bounded as
+  memory; principals' by what their clients said, since what they cost beside that is bounded by their number.
+"""
+
+import collections
+import dataclasses
+import enum
+import logging
+from collections.abc import Callable
+
+from bentpipe.config.model import LimitsSection
+from bentpipe.daemon.edge.memory import FAIR_BYTES, PLACE_BYTES
+from bentpipe.daemon.edge.strangers import Path, Strangers, prefix_of
+from bentpipe.daemon.errors import LimitReached
+from bentpipe.daemon.logs import log_limited
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.shares import Loan, Reserve
+
+log = logging.getLogger("bentpipe.edge")
+
+GRACE_S, GRACE_MOST_S = 1.0, 5.0
+"""Nobody is put out for want of places who is here for less: TLS and the opening take three round trips."""
+GRACE_FACTOR = 3.0
+"""Of the usual time from accept to a token, which grows when all are slow because there is much to do."""
+NEWEST_WEIGHT = 0.1
+"""Of the newest in the moving average."""
+STRANGER_BYTES = 128 << 10
+"""What a single stranger may always hold: its greeting (proto/limits.py), TLS, and its place."""
+
+
+class Kind(enum.Enum):
+    """Whose account a place is on."""
+
+    STRANGER = "stranger"
+    PRINCIPAL = "principal"
+    NONE = "none"
+    """Released, or put out."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AccountLimits:
+    """The configuration's limits as the accounts need them. Places and bytes."""
+
+    strangers: int
+    strangers_bytes: int
+    per_prefix: int
+    admitted: int
+    per_principal: int | None = None
+    per_satellite: int | None = None
+    said_bytes: int = 0
+    said_bytes_per_principal: int | None = None
+
+
+def account_limits_of(section: LimitsSection, connections: int) -> AccountLimits:
+    """Take the limits out of the configuration; `connections` is `max_connections`, or what the descriptors allow."""
+    section = section.model_copy(update={"max_connections": connections})
+    strangers = max(1, min(section.places_for_strangers, connections - 1))
+    return AccountLimits(
+        strangers=strangers,
+        strangers_bytes=section.bytes_for_strangers,
+        per_prefix=min(section.max_connections_per_address, strangers),
+        admitted=max(1, connections - strangers),
+        per_principal=section.max_connections_per_principal,
+        per_satellite=section.max_connections_per_satellite,
+        said_bytes=section.held_bytes,
+        said_bytes_per_principal=section.held_bytes_per_principal,
+    )
+
+
+class Place:
+    """One connection's place. Every method but `promote` and `keep` does nothing once it is released or put out."""
+
+    __slots__ = (
+        "_accounts",
+        "_on_end",
+        "cost_bytes",
+        "kind",
+        "path",
+        "principal",
+        "put_out_words",
+        "said_bytes",
+        "satellite",
+        "since",
+    )
+
+    def __init__(self, accounts: "Accounts", path: Path, now: float) -> None:
+        self._accounts = accounts
+        self._on_end: Callable[[str], None] | None = None
+        self.kind = Kind.NONE
+        self.path = path
+        self.since = now
+        self.principal = ""
+        self.satellite: SatelliteKey | None = None
+        self.cost_bytes = PLACE_BYTES
+        """What it costs beside what the client said."""
+        self.said_bytes = 0
+        """What is kept of what the client said, or of what is to be said to it."""
+        self.put_out_words: str | None = None
+        """Why it was put out, in words for its client; None if it was not."""
+
+    @property
+    def held_bytes(self) -> int:
+        """All it holds."""
+        return self.cost_bytes + self.said_bytes
+
+    @property
+    def can_end(self) -> bool:
+        """Whether it can be put out now."""
+        return self._on_end is not None
+
+    def on_put_out(self, end: Callable[[str], None] | None) -> None:
+        """Call `end` with the reason when it is put out: it has left its account then. None: it cannot be, for now.
+
+        A stranger always can be. Of an admitted one it is said when it can: while it is held and nothing went on yet.
+        """
+        self._on_end = end
+
+    def readdress(self, host: str) -> None:
+        """Another address counts, told by a proxy that is believed; the peer's own counts until then."""
+        self._accounts._readdress(self, prefix_of(host))
+
+    def promote(self, principal: str, satellite: SatelliteKey | None) -> None:
+        """Its client has shown a proof: from now on it is the principal's and no stranger. Raises LimitReached.
+
+        Once promoted it stays where it is. If it must not be promoted it is a stranger still.
+        """
+        self._accounts._promote(self, principal, satellite)
+
+    def keep(self, said_bytes: int) -> None:
+        """So much is kept now of what its client said. Raises LimitReached (and counts it still) if it must not grow.
+
+        A stranger is not refused but put out, if it is the one that holds most.
+        """
+        self._accounts._keep(self, said_bytes)
+
+    def note(self, said_bytes: int) -> None:
+        """Count so much, be it too much or not: for what is kept only to end the connection."""
+        self._accounts._note(self, said_bytes)
+
+    def cost(self, more_bytes: int) -> None:
+        """It costs so much more (or less)."""
+        self._accounts._cost(self, more_bytes)
+
+    def hand_off(self) -> None:
+        """Nothing of it is kept here any more; the place is, until `release`."""
+        self._on_end = None
+        self._accounts._note(self, 0)
+        self._accounts._cost(self, -self.cost_bytes)
+
+    def release(self) -> None:
+        """The connection is over; idempotent."""
+        self._accounts._release(self)
+
+
+class Accounts:
+    """All places. `clock` gives seconds of a monotonic clock, `principals` how many principals there are."""
+
+    def __init__(
+        self, limits: AccountLimits, clock: Callable[[], float], principals: Callable[[], int] = lambda: 1
+    ) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._principals = principals
+        self._strangers: Strangers[Place] = Strangers()
+        self._admitted = Reserve(limits.admitted, limits.per_principal)
+        self._satellites: dict[SatelliteKey, Reserve] = {}
+        self._said: Loan[Place] = Loan(limits.said_bytes, limits.said_bytes_per_principal)
+        self._admitted_bytes = 0
+        self._stranger_said = 0
+        self._usual_s = 0.0
+        self.reached: collections.Counter[str] = collections.Counter()
+        """How often a limit was, by its name: somebody was refused or put out."""
+
+    # -- what there is -----------------------------------------------------------------------------------------------
+
+    @property
+    def strangers(self) -> int:
+        """Connections without a proof."""
+        return len(self._strangers)
+
+    @property
+    def admitted(self) -> int:
+        """Connections with one, spliced or not."""
+        return self._admitted.total
+
+    @property
+    def total(self) -> int:
+        """Connections open now."""
+        return self.strangers + self.admitted
+
+    @property
+    def stranger_bytes(self) -> int:
+        """What strangers hold."""
+        return self._strangers.held_bytes
+
+    @property
+    def admitted_bytes(self) -> int:
+        """What principals' clients hold before their hand-off."""
+        return self._admitted_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """What all connections before their hand-off hold."""
+        return self.stranger_bytes + self.admitted_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """What is kept of what clients said: of `held_bytes` the part that they chose."""
+        return self._stranger_said + self._said.total
+
+    # -- strangers ---------------------------------------------------------------------------------------------------
+
+    @property
+    def grace_s(self) -> float:
+        """How long a stranger has to show its token before it may be put out for want of places."""
+        return min(max(GRACE_S, GRACE_FACTOR * self._usual_s), GRACE_MOST_S)
+
+    def pause_s(self) -> float:
+        """How long not to accept: all strangers' places are taken, and who would have to go has come just now."""
+        if len(self._strangers) < self._limits.strangers:
+            return 0.0
+        oldest = self._strangers.oldest_of_the_most_crowded()
+        return 0.0 if oldest is None else max(0.0, oldest.since + self.grace_s - self._clock())
+
+    def open(self, host: str) -> Place:
+        """A connection was accepted: it is a stranger, and another may have to go for it."""
+        place = Place(self, prefix_of(host), self._clock())
+        if len(self._strangers) >= self._limits.strangers:
+            self._put_out(self._strangers.oldest_of_the_most_crowded(), "max_strangers")
+        place.kind = Kind.STRANGER
+        self._enter(place)
+        return place
+
+    def _enter(self, place: Place) -> None:
+        oldest = self._strangers.oldest_of(place.path)
+        if (
+            oldest is not None
+            and self._strangers.count_of(place.path) >= self._limits.per_prefix
+            and oldest.since + self.grace_s <= self._clock()
+        ):
+            # Those who came within the grace are let be, and `max_strangers` bounds them: they may all have a token.
+            self._put_out(oldest, "max_connections_per_address")
+        self._strangers.add(place)
+        self._stranger_said += place.said_bytes
+        self._bound_bytes(place)
+
+    def _readdress(self, place: Place, path: Path) -> None:
+        if place.kind is Kind.STRANGER and place.path != path:
+            self._strangers.remove(place)
+            self._stranger_said -= place.said_bytes
+            place.path = path
+            self._enter(place)
+        elif place.kind is not Kind.STRANGER:
+            place.path = path
+
+    def put_out_oldest(self, why: str) -> bool:
+        """Put out the stranger that goes first, for the sake of something else that ran out (a name of a limit).
+
+        Returns whether there was one.
+        """
+        oldest = self._strangers.oldest_of_the_most_crowded()
+        self._put_out(oldest, why)
+        return oldest is not None
+
+    def _bound_bytes(self, place: Place) -> None:
+        limit, share = self._limits.strangers_bytes, self._limits.per_prefix / self._limits.strangers
+        most = max(int(limit * share), STRANGER_BYTES)
+        while self._strangers.bytes_of(place.path) > most:
+            self._put_out(self._strangers.most_expensive(place.path), "stranger_bytes")
+        while self._strangers.held_bytes > max(limit, STRANGER_BYTES):
+            self._put_out(self._strangers.most_expensive(), "stranger_bytes")
+
+    def _put_out(self, found: Place | None, limit: str) -> None:
+        if found is None:
+            return
+        words = f"limits.{limit} is reached, and this connection had to make room for others"
+        fields = {"limit": limit, "prefix": found.path[-1], "age_s": round(self._clock() - found.since, 1)}
+        log_limited(log, f"put out: {limit}", "put out", fields, logging.WARNING)
+        self.reached[limit] += 1
+        found.put_out_words = words
+        end, found._on_end = found._on_end, None
+        if found.kind is Kind.STRANGER:
+            self._release(found)
+        else:
+            self._note(found, 0)  # its place is its own until its client was told
+        if end is not None:
+            end(words)
+
+    # -- principals --------------------------------------------------------------------------------------------------
+
+    def _promote(self, place: Place, principal: str, satellite: SatelliteKey | None) -> None:
+        if place.kind is Kind.PRINCIPAL:
+            return
+        if place.kind is Kind.NONE:
+            raise LimitReached("promoted too late", peer_hint=place.put_out_words)
+        known = self._principals()
+        self._admitted.know(known)
+        limit = "max_connections" if self._limits.per_principal is None else "max_connections_per_principal"
+        self._check(self._admitted, limit, principal, self.admitted, "connections")
+        if satellite is not None and self._limits.per_satellite is not None:
+            reserve = self._satellites.setdefault(satellite, Reserve(self._limits.per_satellite))
+            reserve.know(known)
+            self._check(reserve, "max_connections_per_satellite", principal, reserve.total, "connections to it")
+            reserve.take(principal)
+            place.satellite = satellite
+        self._usual_s += NEWEST_WEIGHT * (self._clock() - place.since - self._usual_s)
+        self._strangers.remove(place)
+        self._stranger_said -= place.said_bytes
+        self._admitted.take(principal)
+        place.kind, place.principal = Kind.PRINCIPAL, principal
+        place.on_put_out(None)
+        said, place.said_bytes = place.said_bytes, 0
+        self._admitted_bytes += place.cost_bytes
+        self._keep(place, said)
+
+    def _check(self, reserve: Reserve, limit: str, principal: str, total: int, what: str) -> None:
+        words = reserve.refusal(principal)
+        if words is not None:
+            self.reached[limit] += 1
+            raise LimitReached(f"limits.{limit} is reached: {total} {what}, {words}", peer_hint=None)
+
+    # -- bytes -------------------------------------------------------------------------------------------------------
+
+    def _keep(self, place: Place, said_bytes: int) -> None:
+        more = said_bytes - place.said_bytes
+        words = None
+        if more > 0 and place.kind is Kind.PRINCIPAL and said_bytes > FAIR_BYTES:
+            words = self._said.refusal(place.principal, more)
+            while words is None and (found := self._said.excess(more, place.principal, lambda item: item.can_end)):
+                self._put_out(found, "held_bytes")
+        self._note(place, said_bytes)
+        if words is not None:
+            self.reached["held_bytes"] += 1
+            raise LimitReached(f"limits.held_bytes is used up: of its bytes {words}")
+        if more > 0 and place.kind is Kind.STRANGER:
+            self._bound_bytes(place)
+
+    def _note(self, place: Place, said_bytes: int) -> None:
+        more, place.said_bytes = said_bytes - place.said_bytes, said_bytes
+        if place.kind is Kind.STRANGER:
+            self._strangers.grew(place, more)
+            self._stranger_said += more
+        elif place.kind is Kind.PRINCIPAL:
+            self._said.change(place.principal, place, said_bytes)
+            self._admitted_bytes += more
+
+    def _cost(self, place: Place, more_bytes: int) -> None:
+        place.cost_bytes += more_bytes
+        if place.kind is Kind.STRANGER:
+            self._strangers.grew(place, more_bytes)
+            self._bound_bytes(place)
+        elif place.kind is Kind.PRINCIPAL:
+            self._admitted_bytes += more_bytes
+
+    def _release(self, place: Place) -> None:
+        kind, place._on_end = place.kind, None
+        if kind is Kind.STRANGER:
+            self._strangers.remove(place)
+            self._stranger_said -= place.said_bytes
+        elif kind is Kind.PRINCIPAL:
+            self._admitted_bytes -= place.held_bytes
+            self._said.change(place.principal, place, 0)
+            self._admitted.give_back(place.principal)
+            if place.satellite is not None:
+                reserve = self._satellites[place.satellite]
+                reserve.give_back(place.principal)
+                if not reserve.total:
+                    del self._satellites[place.satellite]
+        place.kind = Kind.NONE

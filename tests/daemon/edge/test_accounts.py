@@ -1,0 +1,211 @@
+"""The accounts by any sequence of comings and goings: nobody is refused for others, and nothing is counted twice."""
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from bentpipe.daemon.edge.accounts import (
+    GRACE_MOST_S,
+    GRACE_S,
+    STRANGER_BYTES,
+    AccountLimits,
+    Accounts,
+    Kind,
+    Place,
+)
+from bentpipe.daemon.edge.memory import FAIR_BYTES, PLACE_BYTES, TLS_BYTES
+from bentpipe.daemon.errors import LimitReached
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.shares import RESERVED_PART
+
+HOSTS = ["192.0.2.1", "192.0.2.2", "::ffff:192.0.2.1", "2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "2001:db8:1::1"]
+PRINCIPALS = ["ci", "dev", "laptop"]
+SATELLITES = [SatelliteKey("acme", "a"), SatelliteKey("acme", "b")]
+LIMITS = AccountLimits(
+    strangers=6,
+    strangers_bytes=600_000,
+    per_prefix=4,
+    admitted=24,
+    per_satellite=24,
+    said_bytes=200_000,
+)
+SHARE = LIMITS.admitted // RESERVED_PART // len(PRINCIPALS)
+
+
+class Comings(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.accounts = Accounts(LIMITS, lambda: self.now, lambda: len(PRINCIPALS))
+        self.places: list[Place] = []
+        self.told: list[str] = []
+
+    def live(self, kind: Kind) -> list[Place]:
+        return [place for place in self.places if place.kind is kind]
+
+    @rule(seconds=st.sampled_from([0.0, 0.1, GRACE_S, GRACE_MOST_S]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(host=st.sampled_from(HOSTS))
+    def come(self, host: str) -> None:
+        """Accept, after the pause that the listener makes."""
+        self.now += self.accounts.pause_s()
+        assert self.accounts.pause_s() == pytest.approx(0.0, abs=1e-6)
+        before = {id(place): place.since for place in self.live(Kind.STRANGER)}
+        place = self.accounts.open(host)
+        place.on_put_out(self.told.append)
+        self.places.append(place)
+        assert place.kind is Kind.STRANGER, "whoever comes is let in"
+        left = {id(each) for each in self.live(Kind.STRANGER)}
+        for gone, since in before.items():
+            assert gone in left or since + GRACE_S <= self.now + 1e-6, "and nobody put out who has just come"
+
+    @precondition(lambda self: self.live(Kind.STRANGER))
+    @rule(data=st.data(), principal=st.sampled_from(PRINCIPALS), satellite=st.none() | st.sampled_from(SATELLITES))
+    def promote(self, data: st.DataObject, principal: str, satellite: SatelliteKey | None) -> None:
+        place = data.draw(st.sampled_from(self.live(Kind.STRANGER)))
+        held = sum(each.principal == principal for each in self.live(Kind.PRINCIPAL))
+        try:
+            place.promote(principal, satellite)
+        except LimitReached:
+            # Also when what it said is too much: it is on the principal's account then, until it was told.
+            if place.kind is Kind.PRINCIPAL:
+                assert place.said_bytes > FAIR_BYTES
+                place.release()
+            else:
+                assert held >= max(SHARE, 1)
+        else:
+            assert place.kind is Kind.PRINCIPAL
+            place.on_put_out(self.told.append)  # it is held
+
+    @precondition(lambda self: self.live(Kind.PRINCIPAL))
+    @rule(data=st.data(), said=st.integers(0, 90_000))
+    def say(self, data: st.DataObject, said: int) -> None:
+        place = data.draw(st.sampled_from(self.live(Kind.PRINCIPAL)))
+        mine = sum(
+            each.said_bytes
+            for each in self.live(Kind.PRINCIPAL)
+            if each.principal == place.principal and each is not place
+        )
+        try:
+            place.keep(said)
+        except LimitReached:
+            assert said > FAIR_BYTES
+            assert mine + said > LIMITS.said_bytes // len(PRINCIPALS), "it had less than its fair share"
+            place.release()
+
+    @precondition(lambda self: self.live(Kind.STRANGER))
+    @rule(data=st.data(), said=st.integers(0, 150_000))
+    def say_as_a_stranger(self, data: st.DataObject, said: int) -> None:
+        data.draw(st.sampled_from(self.live(Kind.STRANGER))).keep(said)
+
+    @precondition(lambda self: self.places)
+    @rule(data=st.data(), host=st.sampled_from(HOSTS))
+    def readdress(self, data: st.DataObject, host: str) -> None:
+        data.draw(st.sampled_from(self.places)).readdress(host)
+
+    @precondition(lambda self: self.places)
+    @rule(data=st.data())
+    def shake_hands(self, data: st.DataObject) -> None:
+        place = data.draw(st.sampled_from(self.places))
+        if place.cost_bytes == PLACE_BYTES:
+            place.cost(TLS_BYTES)
+
+    @precondition(lambda self: self.live(Kind.PRINCIPAL))
+    @rule(data=st.data())
+    def hand_off(self, data: st.DataObject) -> None:
+        place = data.draw(st.sampled_from(self.live(Kind.PRINCIPAL)))
+        place.hand_off()
+        assert place.held_bytes == 0
+        assert place.kind is Kind.PRINCIPAL, "its place is taken until the splice ends"
+
+    @precondition(lambda self: self.places)
+    @rule(data=st.data(), times=st.integers(1, 2))
+    def release(self, data: st.DataObject, times: int) -> None:
+        place = data.draw(st.sampled_from(self.places))
+        for _ in range(times):
+            place.release()
+
+    @invariant()
+    def every_place_and_byte_is_on_one_account(self) -> None:
+        strangers, admitted = self.live(Kind.STRANGER), self.live(Kind.PRINCIPAL)
+        accounts = self.accounts
+        assert (accounts.strangers, accounts.admitted) == (len(strangers), len(admitted))
+        assert accounts.total == len(strangers) + len(admitted)
+        assert accounts.stranger_bytes == sum(place.held_bytes for place in strangers)
+        assert accounts.admitted_bytes == sum(place.held_bytes for place in admitted)
+        assert accounts.used_bytes == sum(place.said_bytes for place in strangers + admitted)
+
+    @invariant()
+    def all_of_it_is_bounded(self) -> None:
+        accounts = self.accounts
+        assert accounts.strangers <= LIMITS.strangers
+        assert accounts.stranger_bytes <= max(LIMITS.strangers_bytes, STRANGER_BYTES)
+        assert accounts.admitted <= LIMITS.admitted
+        most = LIMITS.said_bytes + FAIR_BYTES * len(self.live(Kind.PRINCIPAL))
+        assert sum(place.said_bytes for place in self.live(Kind.PRINCIPAL)) <= most
+
+    def teardown(self) -> None:
+        for place in self.places:
+            place.release()
+            place.release()
+        accounts = self.accounts
+        assert (accounts.total, accounts.held_bytes, accounts.used_bytes) == (0, 0, 0)
+        assert not accounts._satellites
+
+
+TestComings = Comings.TestCase
+
+
+def make(clock: list[float], **limits: int) -> Accounts:
+    return Accounts(
+        AccountLimits(**({"strangers": 3, "strangers_bytes": 1 << 30, "per_prefix": 3, "admitted": 9} | limits)),
+        lambda: clock[0],
+    )
+
+
+def test_the_oldest_of_the_most_crowded_prefix_makes_room() -> None:
+    now = [0.0]
+    accounts = make(now)
+    other, first, second = (accounts.open(host) for host in ("192.0.2.9", "192.0.2.1", "192.0.2.1"))
+    assert accounts.pause_s() == GRACE_S
+    now[0] = GRACE_S
+    assert accounts.pause_s() == 0
+    accounts.open("192.0.2.1")
+    assert (other.kind, first.kind, second.kind) == (Kind.STRANGER, Kind.NONE, Kind.STRANGER)
+    assert first.put_out_words is not None
+    assert "max_strangers" in first.put_out_words
+    assert accounts.reached == {"max_strangers": 1}
+
+
+def test_an_address_at_its_limit_makes_room_itself() -> None:
+    now = [0.0]
+    accounts = make(now, strangers=9, per_prefix=2)
+    places = [accounts.open("2001:db8::1") for _ in range(3)]
+    assert accounts.strangers == 3, "who has just come may have a token"
+    now[0] = GRACE_S
+    accounts.open("2001:db8::ffff")
+    assert places[0].kind is Kind.NONE
+    assert accounts.reached == {"max_connections_per_address": 1}
+
+
+def test_the_grace_grows_when_tokens_take_long_to_be_shown() -> None:
+    now = [0.0]
+    accounts = make(now)
+    for _ in range(100):
+        place = accounts.open("192.0.2.1")
+        now[0] += 1.2
+        place.promote("ci", None)
+        place.release()
+    assert accounts.grace_s == pytest.approx(3.6, abs=0.1)
+
+
+def test_who_holds_most_bytes_goes_and_not_who_comes() -> None:
+    now = [0.0]
+    accounts = make(now, strangers_bytes=STRANGER_BYTES)
+    places = [accounts.open(f"192.0.2.{number}") for number in range(2)]
+    places[0].keep(90_000)
+    places[1].keep(50_000)
+    assert [place.kind for place in places] == [Kind.NONE, Kind.STRANGER]
+    assert accounts.reached == {"stranger_bytes": 1}

@@ -1,0 +1,333 @@
+"""Strangers and principals that meet a limit at the same time, on a daemon in a process of its own: who gets in, who goes.
+
+What is measured is the daemon's resident memory against what its accounts say.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import hpack
+import pytest
+import trustme
+
+from clients import GrpcioClient
+from crowd import EMPTY_SETTINGS, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, Crowd, Member, call, frame, headers
+from in_process import PLAIN, TLS, TOKEN, frames_of, write_config
+from served import SECTIONS, Served
+
+OTHER_TOKEN = "bp_other"
+SECOND = f"""
+[[token]]
+name = "second"
+hash = "sha256:{hashlib.sha256(OTHER_TOKEN.encode()).hexdigest()}"
+grants = ["acme/*"]
+"""
+NEVER = """
+[[satellite]]
+org = "acme"
+name = "never"
+hold_limit = "10m"
+[satellite.process]
+command = ["sleep", "1000", "{port}"]
+stop_grace = "1s"
+"""
+HEALTH = "/grpc.health.v1.Health/Watch"
+CALM_S = 1.2
+"""Longer than the grace: whoever is here for so long may be asked to make room."""
+PATIENCE_S = 30.0
+
+Start = Callable[..., contextlib.AbstractContextManager[Served]]
+
+
+@pytest.fixture
+def start(tmp_path: Path, authority: trustme.CA, client_authority: trustme.CA) -> Start:
+    """`start(limits)`: a daemon with these limits, two tokens, and a satellite that never gets ready."""
+
+    def started(limits: str = "") -> Served:
+        sections = SECTIONS + SECOND + NEVER
+        return Served(write_config(tmp_path, authority, client_authority, limits=limits, sections=sections))
+
+    return started
+
+
+def health_request(stream: int, method: str = "Watch", more: tuple[tuple[str, str], ...] = (), *, end: bool) -> bytes:
+    """A health check's HEADERS; `end` also ends the request, with an empty message."""
+    fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", f"/grpc.health.v1.Health/{method}"),
+        (":authority", "edge"),
+        ("content-type", "application/grpc"),
+        *more,
+    ]
+    asked = frame(HEADERS, END_HEADERS, stream, hpack.Encoder().encode(fields, huffman=False))
+    return asked + (frame(0, END_STREAM, stream, bytes(5)) if end else b"")
+
+
+WATCH = PREFACE + EMPTY_SETTINGS + health_request(1, end=True)
+
+
+def echo(port: int, token: str = TOKEN, satellite: str = "sat") -> bytes:
+    metadata = (("satellite_org", "acme"), ("satellite_name", satellite), ("satellite_token", token))
+    client = GrpcioClient(port, None, metadata)
+    try:
+        return client.unary("Echo", b"hello", timeout_s=PATIENCE_S)
+    finally:
+        client.close()
+
+
+def answered_watch(member: Member) -> bool:
+    return any(kind == HEADERS for kind, *_ in frames_of(bytes(member.received)))
+
+
+def goaway_words(member: Member) -> bytes:
+    return b"".join(payload[8:] for kind, _, _, payload in frames_of(bytes(member.received)) if kind == GOAWAY)
+
+
+def held_until(served: Served, crowd: Crowd, name: str, value: float, label: str = "") -> dict[tuple[str, str], float]:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        crowd.turn(0.02)
+        samples = served.scrape()
+        if samples.get((name, label)) == value:
+            return samples
+        assert time.monotonic() < deadline, (name, samples.get((name, label)))
+
+
+@pytest.mark.parametrize("opening", [WATCH, PREFACE + EMPTY_SETTINGS, b""], ids=["watch", "greeting", "silent"])
+def test_strangers_at_every_place_keep_no_token_out(start: Start, opening: bytes) -> None:
+    """60 Watches used to hold every place of max_connections = 60, and callers were reset without a line."""
+    with start("max_connections = 60") as served, Crowd(("127.0.0.1", served.ports[PLAIN])) as crowd:
+        crowd.join(60, opening)
+        deadline = time.monotonic() + CALM_S
+        while time.monotonic() < deadline:
+            crowd.turn(0.02)
+        with concurrent.futures.ThreadPoolExecutor(20) as pool:
+            calls = [pool.submit(echo, served.ports[PLAIN]) for _ in range(20)]
+            while not all(each.done() for each in calls):
+                crowd.turn(0.02)
+        assert [each.result() for each in calls] == [b"hello"] * 20
+        for _ in range(20):
+            crowd.turn(0.02)
+        samples = served.scrape()
+        out = [member for member in crowd.members.values() if member.ended]
+        assert samples["bentpipe_account_connections", "stranger"] <= 60 // 8 + 1
+        assert len(out) >= 60 - 8
+        assert samples["bentpipe_limits_reached_total", "max_strangers"] >= 60 - 8
+        if opening:
+            assert sum(b"max_strangers" in goaway_words(member) for member in out) == len(out)
+        assert "max_strangers" in served.log()
+
+
+def test_a_crowd_with_tokens_comes_in_at_once_past_the_strangers(start: Start) -> None:
+    """The places before a token is shown are few; nobody of 40 who come in one moment is put out for the others."""
+    with start("max_connections = 80\nmax_connections_per_address = 2") as served:
+        echo(served.ports[PLAIN])
+        with Crowd(("127.0.0.1", served.ports[PLAIN])) as crowd:
+            crowd.join(40, call("never", TOKEN))
+            held_until(served, crowd, "bentpipe_waiters", 40)
+            assert not any(member.ended for member in crowd.members.values())
+
+
+@pytest.mark.parametrize(("limits", "bound_bytes"), [("", 48 << 20), ('stranger_bytes = "16MiB"', 16 << 20)])
+def test_unfinished_streams_in_place_are_counted_and_bounded(start: Start, limits: str, bound_bytes: int) -> None:
+    """40 connections with 100 unfinished streams each took 145 MiB, and held_bytes said 0."""
+    more = tuple((f"k{number}", "v" * 400) for number in range(80))
+    fields = hpack.Encoder().encode(
+        [(":method", "POST"), (":scheme", "http"), (":path", HEALTH), (":authority", "x"), *more], huffman=False
+    )
+
+    def stream(number: int) -> bytes:
+        parts = [fields[at : at + 16_000] for at in range(0, len(fields), 16_000)]
+        kinds = [HEADERS] + [9] * (len(parts) - 1)
+        return b"".join(
+            frame(kind, END_HEADERS if part is parts[-1] else 0, number, part)
+            for kind, part in zip(kinds, parts, strict=True)
+        )
+
+    with start(limits) as served, Crowd(("127.0.0.1", served.ports[PLAIN])) as crowd:
+        echo(served.ports[PLAIN])
+        before = served.rss_bytes
+        crowd.join(40, PREFACE + EMPTY_SETTINGS + b"".join(stream(2 * n + 1) for n in range(100)))
+        most_said, most_grown, deadline = 0.0, 0, time.monotonic() + 10
+        while time.monotonic() < deadline:
+            crowd.turn(0.02)
+            most_said = max(most_said, served.scrape()["bentpipe_held_bytes", ""])
+            most_grown = max(most_grown, served.rss_bytes - before)
+        print(f"\nheld_bytes {most_said / 2**20:.1f} MiB at most, memory grew by {most_grown / 2**20:.1f} MiB")
+        assert 0 < most_said <= bound_bytes
+        assert most_grown <= 2 * bound_bytes
+        assert echo(served.ports[PLAIN]) == b"hello"
+
+
+def test_one_token_cannot_fill_what_is_for_all(start: Start) -> None:
+    """max_held: the other principal is held, and the newest of the greedy one hears why it is not any more."""
+    with start("max_held = 10") as served, Crowd(("127.0.0.1", served.ports[PLAIN])) as crowd:
+        for count in (5, 10):
+            crowd.join(5, call("never", TOKEN))
+            held_until(served, crowd, "bentpipe_waiters", count)
+        greedy = list(crowd.members.values())
+        crowd.join(1, call("never", TOKEN))
+        held_until(served, crowd, "bentpipe_refusals_total", 1, "RESOURCE_EXHAUSTED")
+        crowd.join(5, call("never", OTHER_TOKEN))
+        samples = held_until(served, crowd, "bentpipe_limits_reached_total", 6, "max_held")
+        held_until(served, crowd, "bentpipe_waiters", 10)
+        others = [member for member in crowd.members.values() if member not in greedy][1:]
+        assert len(others) == 5
+        assert not any(member.ended for member in others)
+        deadline = time.monotonic() + PATIENCE_S
+        while sum(member.ended for member in greedy) < 5:
+            crowd.turn(0.02)
+            assert time.monotonic() < deadline
+        assert [member.ended for member in greedy] == [False] * 5 + [True] * 5, "the newest have gone"
+        for member in greedy[5:]:
+            [trailers] = [payload for kind, _, _, payload in frames_of(bytes(member.received)) if kind == HEADERS]
+            words = dict(hpack.Decoder().decode(trailers))
+            assert words["grpc-status"] == "8"
+            assert "limits.max_held" in words["grpc-message"]
+        assert samples["bentpipe_account_connections", "principal"] >= 10
+
+
+def test_one_token_cannot_fill_a_satellite_that_two_use(start: Start) -> None:
+    with start("max_held_per_satellite = 4") as served, Crowd(("127.0.0.1", served.ports[PLAIN])) as crowd:
+        crowd.join(4, call("never", TOKEN))
+        held_until(served, crowd, "bentpipe_waiters", 4)
+        crowd.join(2, call("never", OTHER_TOKEN))
+        held_until(served, crowd, "bentpipe_limits_reached_total", 2, "max_held_per_satellite")
+        held_until(served, crowd, "bentpipe_waiters", 4)
+        assert [member.ended for member in crowd.members.values()][4:] == [False] * 2
+
+
+def test_one_token_cannot_fill_max_connections(start: Start) -> None:
+    """Running builds are not cut for it: a share of the places is kept for each principal. The greedy one hears why."""
+    with start("max_connections = 60") as served, Crowd(("127.0.0.1", served.ports[PLAIN])) as crowd:
+        echo(served.ports[PLAIN])
+        crowd.join(60, call("sat", TOKEN))
+        deadline = time.monotonic() + PATIENCE_S
+        while served.scrape().get(("bentpipe_limits_reached_total", "max_connections"), 0) < 1:
+            crowd.turn(0.02)
+            assert time.monotonic() < deadline
+        assert echo(served.ports[PLAIN], OTHER_TOKEN) == b"hello"
+        samples = held_until(served, crowd, "bentpipe_account_connections", 0, "stranger")
+        assert samples["bentpipe_splices", ""] >= 40
+        refused = [member for member in crowd.members.values() if member.ended]
+        assert refused
+        for member in refused:
+            trailers = [payload for kind, _, _, payload in frames_of(bytes(member.received)) if kind == HEADERS]
+            assert "limits.max_connections" in dict(hpack.Decoder().decode(trailers[0]))["grpc-message"]
+
+
+def test_a_connection_for_health_has_an_age(start: Start) -> None:
+    """Its client is told by GOAWAY before it is closed, and what it asks meanwhile is answered."""
+    with start('stranger_age = "1s"') as served:
+        with socket.create_connection(("127.0.0.1", served.ports[PLAIN])) as sock:
+            sock.settimeout(PATIENCE_S)
+            sock.sendall(WATCH)
+            received = b""
+            while not any(kind == GOAWAY for kind, *_ in frames_of(received)):
+                received += sock.recv(1 << 16)
+            [first] = [payload for kind, _, _, payload in frames_of(received) if kind == GOAWAY]
+            assert first == (2**31 - 1).to_bytes(4) + bytes(4), "no stream is given up yet"
+            sock.sendall(health_request(3, "Check", end=True))
+            while not any(stream == 3 for _, _, stream, _ in frames_of(received)):
+                received += sock.recv(1 << 16)
+            while data := sock.recv(1 << 16):
+                received += data
+        assert sum(kind == GOAWAY for kind, *_ in frames_of(received)) == 2
+
+
+def test_a_health_check_with_a_token_is_no_stranger(start: Start) -> None:
+    token = (("satellite_token", TOKEN), ("satellite_org", "acme"), ("satellite_name", "sat"))
+    opening = PREFACE + EMPTY_SETTINGS + health_request(1, more=token, end=True)
+    with start("max_connections = 60") as served, Crowd(("127.0.0.1", served.ports[PLAIN])) as crowd:
+        crowd.join(20, opening)
+        assert crowd.until(answered_watch, PATIENCE_S) == 20
+        held_until(served, crowd, "bentpipe_account_connections", 20, "principal")
+        assert not any(member.ended for member in crowd.members.values())
+
+
+def test_nobody_keeps_the_scraper_out(start: Start) -> None:
+    with start() as served, Crowd(("127.0.0.1", served.metrics_port)) as crowd:
+        crowd.join(30, b"GET /metrics HTTP/1.1\r\n")
+        time.sleep(CALM_S)
+        for _ in range(3):
+            assert served.scrape()["bentpipe_connections", ""] == 0
+        for _ in range(20):
+            crowd.turn(0.02)
+        assert sum(not member.ended for member in crowd.members.values()) <= 8
+
+
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+COUNT = 400
+UNFINISHED = PREFACE + EMPTY_SETTINGS + b"".join(health_request(2 * n + 1, end=False) for n in range(20))
+HELD = call("never", TOKEN, b"x" * 1000)
+KINDS = {
+    "half-open": (PREFACE + EMPTY_SETTINGS, False, "bentpipe_connections"),
+    "half-open with TLS": (PREFACE + EMPTY_SETTINGS, True, "bentpipe_connections"),
+    "unfinished streams": (UNFINISHED, False, "bentpipe_connections"),
+    "held": (HELD, False, "bentpipe_waiters"),
+    "held with TLS": (HELD, True, "bentpipe_waiters"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_held_bytes_tell_the_truth_of_memory(start: Start, authority: trustme.CA, kind: str) -> None:
+    opening, tls, there = KINDS[kind]
+    limits = 'max_connections = 4000\nmax_strangers = 2000\ngreeting_deadline = "60s"'
+    with start(limits) as served:
+        port = served.ports[TLS if tls else PLAIN]
+        context = trusting(authority) if tls else None
+
+        def come(count: int) -> tuple[float, int]:
+            """Clients in that number: what the accounts say and what the process has when all are there."""
+            with Crowd(("127.0.0.1", port)) as crowd:
+                crowd.join(count, opening, tls=context)
+                held_until(served, crowd, there, count)
+                crowd.until(lambda member: member.shaken and not member.unsent, PATIENCE_S)
+                for _ in range(25):
+                    crowd.turn(0.02)
+                return served.scrape()["bentpipe_held_bytes", ""], served.rss_bytes
+
+        def nobody() -> None:
+            with Crowd(("127.0.0.1", port)) as crowd:
+                samples = held_until(served, crowd, "bentpipe_connections", 0)
+                assert samples["bentpipe_held_bytes", ""] == 0
+
+        come(50)  # what is made once is made now
+        nobody()
+        before = served.rss_bytes
+        said, seen = come(COUNT)
+        grown = seen - before
+        print(f"\n{kind}: {said / COUNT / 1024:.1f} KiB each counted, {grown / COUNT / 1024:.1f} seen")
+        assert grown / 2 <= said <= grown * 2
+        nobody()
+
+
+def test_refusals_that_nobody_reads_are_counted(start: Start) -> None:
+    """A stranger with many streams that reads nothing: its refusal waits for five seconds, on its account."""
+    opening = PREFACE + EMPTY_SETTINGS
+    streams = b"".join(frame(HEADERS, END_HEADERS, 2 * n + 1, headers("sat", "wrong")) for n in range(400))
+    with start() as served, contextlib.ExitStack() as stack:
+        for _ in range(20):
+            sock = stack.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            sock.connect(("127.0.0.1", served.ports[PLAIN]))
+            sock.sendall(opening + streams)
+        deadline = time.monotonic() + PATIENCE_S
+        while served.scrape().get(("bentpipe_refusals_total", "UNAUTHENTICATED"), 0) < 20:
+            assert time.monotonic() < deadline
+        samples = served.scrape()
+        assert samples["bentpipe_account_connections", "stranger"] == samples["bentpipe_connections", ""]
+        assert samples["bentpipe_held_bytes", ""] >= samples["bentpipe_connections", ""] * 12_000
