@@ -169,6 +169,7 @@ class Whereabouts:
         """Return once `listening` has returned, and it is certain that it was this machine that listened."""
         told = ""
         while True:
+            self.is_certain()  # tells the provider that somebody will want to know: it may look ahead while this boots
             await listening()
             try:
                 await self.make_certain(spawn)

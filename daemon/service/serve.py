@@ -307,6 +307,8 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
                 tokens = (run_token_refresh, stores.registry, admission, cut_principal(handoff))
                 await nursery.start(start_owned, Owner("tokens"), *tokens)
             await nursery.start(start_owned, Owner("coordination"), stores.coordination.run)
+            if stores.check_fleet is not None:
+                nursery.start_soon(run_owned, Owner("fleet check"), stores.check_fleet, config.ec2.fleet)
             await nursery.start(start_owned, Owner("providers"), provider.run)
             await nursery.start(start_owned, Owner("fleet"), fleet.run)
             nursery.start_soon(run_owned, Owner("hand-off"), handoff.run_handoff)

@@ -1,7 +1,9 @@
 """Opens the stores that [store] asks for; nothing is touched before the first call."""
 
 import dataclasses
+import functools
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import click
@@ -28,6 +30,8 @@ class Stores:
     ledger: Ledger | None
     registry: Registry | None
     coordination: Coordination
+    check_fleet: Callable[[str], Awaitable[None]] | None = None
+    """Tells the operator if hosts of another fleet than the given one use the same store."""
 
 
 def open_stores(section: StoreSection) -> Stores:
@@ -66,6 +70,7 @@ def run_store_init(config_path: Path) -> None:
 
 def _open_dynamodb(section: StoreSection) -> Stores:
     # Here, because boto3 takes a third of a second and 50 MB that a daemon without it should not pay for.
+    from bentpipe.daemon.store.dynamodb.fleets import run_fleet_check
     from bentpipe.daemon.store.dynamodb.ledger import DynamoLedger
     from bentpipe.daemon.store.dynamodb.registry import DynamoRegistry
     from bentpipe.daemon.store.dynamodb.rows import DynamoRows
@@ -79,4 +84,5 @@ def _open_dynamodb(section: StoreSection) -> Stores:
     coordination = SharedCoordination(
         DynamoRows(table()), host, lease_s=section.lease_s, host_expiry_s=section.host_expiry_s
     )
-    return Stores(DynamoLedger(table(), host), DynamoRegistry(table()), coordination)
+    check_fleet = functools.partial(run_fleet_check, table())
+    return Stores(DynamoLedger(table(), host), DynamoRegistry(table()), coordination, check_fleet)

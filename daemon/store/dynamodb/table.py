@@ -9,6 +9,7 @@ Every item has a partition key `pk` and a sort key `sk`; what stands in them, an
     CUT                NAME                        registry: a revoked token whose connections are cut
     ROW#ORG/NAME       ROW                         coordination: turn, epoch, closing, who has entered
     STAY               HOST/…                      coordination: a host's stay and its newest version
+    FLEET              NAME                        which fleets use the table: one, or the operator is told
     LIFE               HOST                        ledger: the run that keeps a host's books, its last sign of life
     BOOKS#HOST         OPEN#ORG/NAME               ledger: the open interval of a satellite as the host saw it
     BOOKS#HOST         PAST#END#NUMBER             ledger: closed intervals by their end, in microseconds

@@ -17,6 +17,7 @@ from bentpipe.daemon.errors import StoreError, StoreUnusable
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.store.coordination import Coordination
 from bentpipe.daemon.store.dynamodb import table as table_module
+from bentpipe.daemon.store.dynamodb.fleets import run_fleet_check
 from bentpipe.daemon.store.dynamodb.ledger import DynamoLedger
 from bentpipe.daemon.store.dynamodb.registry import DynamoRegistry
 from bentpipe.daemon.store.dynamodb.rows import DynamoRows
@@ -173,3 +174,13 @@ async def test_without_a_region_it_is_no_use_to_try_again(monkeypatch: pytest.Mo
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
     with trio.fail_after(30), pytest.raises(StoreUnusable, match="region"):
         await DynamoRegistry(Table("t", region=None, endpoint=None)).tokens()
+
+
+async def test_two_fleets_in_one_table_are_told(
+    tables: Callable[[str], Table], caplog: pytest.LogCaptureFixture
+) -> None:
+    for fleet in ("prod", "prod", "staging", "prod"):
+        await run_fleet_check(tables("shared"), fleet)
+    await run_fleet_check(tables("alone"), "staging")
+    told = [each.__dict__["fields"] for each in caplog.records if "several fleets" in each.getMessage()]
+    assert [(each["fleet"], each["others"]) for each in told] == [("staging", "prod"), ("prod", "staging")]
