@@ -325,3 +325,5 @@ class SatelliteMachine(Descending):
         self._sleep.reset()
         self._start_trouble.worked()
         self._look_trouble.worked()
+        if self._is_gone and self._rules.launch:
+            self._move(S.SLEEP, "to be launched anew")

@@ -4,6 +4,7 @@ Daemons are processes of their own, with the default settings (a sweep of 60 s a
 """
 
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import trustme
 from ec2_emulator.calling import free_port
 from ec2_emulator.clock import ScaledClock
 from ec2_emulator.server import Emulator
-from edge_daemons import config_text, edge_daemon, token_of, wait
+from edge_daemons import EdgeDaemon, config_text, edge_daemon, token_of, wait
 
 from bentpipe.daemon.model import SatelliteKey
 
@@ -225,3 +226,43 @@ def test_a_satellite_with_a_name_of_its_own_needs_no_look(cloud: Emulator, tmp_p
         assert two.ask(other.org, other.name) == ids[other]
     owners = {ids[key]: token_of(key.org) for key in ids}
     assert told(seen) == {(name, token) for name, token in owners.items()}
+
+
+def test_what_was_launched_and_became_anothers_is_launched_anew_when_people_say_so(
+    cloud: Emulator, tmp_path: Path
+) -> None:
+    """A second machine costs money while the first one is there: mended tags or SIGHUP, and nothing else."""
+    cloud.control.add_template(name="builder")
+    config = config_text(
+        {BUILDER: satellite(cloud, "", 'launch_template = "builder"')}, sections=ec2_of(cloud, "prod", sweep="1s")
+    )
+    with edge_daemon(tmp_path, config) as daemon:
+        first = daemon.ask(BUILDER.org, BUILDER.name)
+        cloud.control.tag(instance_id=first, tags={"bentpipe:fleet": "staging"})
+        wait(lambda: daemon.said(message="an instance is not used"), "it is noticed")
+        for _ in range(2):
+            with pytest.raises(CallError):
+                daemon.ask(BUILDER.org, BUILDER.name)
+        cloud.control.tag(instance_id=first, tags={"bentpipe:fleet": "prod"})
+        wait(lambda: answers(daemon), "mended tags are seen")
+        assert daemon.ask(BUILDER.org, BUILDER.name) == first
+        cloud.control.tag(instance_id=first, tags={"bentpipe:fleet": "staging"})
+        wait(lambda: not answers(daemon), "it is noticed again")
+        assert len(cloud.control.describe()) == 1
+        daemon.process.send_signal(signal.SIGHUP)
+        wait(lambda: daemon.said(message="signal", signal="SIGHUP"), "it is heard")
+        wait(lambda: answers(daemon), "another is launched")
+        second = daemon.ask(BUILDER.org, BUILDER.name)
+        assert second != first
+    assert {each["instance_id"]: each["state"] for each in cloud.control.describe()} == {
+        first: "running",
+        second: "running",
+    }
+
+
+def answers(daemon: EdgeDaemon) -> bool:
+    try:
+        daemon.ask(BUILDER.org, BUILDER.name)
+    except CallError:
+        return False
+    return True
