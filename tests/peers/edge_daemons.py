@@ -55,7 +55,7 @@ class EdgeDaemon:
         assert self.process.poll() is None, self.log.read_text()
         return next(int(str(record["port"])) for record in self.records() if record.get("message") == "listening")
 
-    def ask(self, org: str, name: str, *, token: str | None = None, timeout_s: float = 30.0) -> str:
+    def ask(self, org: str, name: str, *, token: str | None = None, timeout_s: float = 60.0) -> str:
         """One call on a connection of its own: who answers. Raises CallError."""
         token = token_of(org) if token is None else token
         metadata = (("satellite_name", name), ("satellite_org", org), ("satellite_token", token))
