@@ -39,6 +39,11 @@ class Crowd:
         self.reached: collections.Counter[str] = collections.Counter()
         """How often a limit was, by its name: somebody was refused or let go."""
 
+    @property
+    def held(self) -> int:
+        """How many there are."""
+        return self.loan.total
+
 
 class WaitingLine:
     """Those of one satellite."""

@@ -6,8 +6,13 @@ What is measured is the daemon's resident memory against what its accounts say.
 import concurrent.futures
 import contextlib
 import hashlib
+import json
+import os
+import shutil
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +128,45 @@ def test_strangers_at_every_place_keep_no_token_out(start: Start, opening: bytes
         if opening:
             assert sum(b"max_strangers" in goaway_words(member) for member in out) == len(out)
         assert "max_strangers" in served.log()
+
+
+def test_strangers_at_every_place_by_default(start: Start) -> None:
+    """The same with default settings: 1,400 half-open greetings with and without TLS, and callers beside them."""
+    with start() as served, Crowd(("127.0.0.1", served.ports[PLAIN])) as crowd:
+        crowd.join(700, PREFACE + EMPTY_SETTINGS)
+        crowd.join(700, b"\x16\x03\x01\x02\0", address=("127.0.0.1", served.ports[TLS]))
+        with concurrent.futures.ThreadPoolExecutor(10) as pool:
+            calls = [pool.submit(echo, served.ports[PLAIN]) for _ in range(30)]
+            while not all(each.done() for each in calls):
+                crowd.turn(0.02)
+        assert [each.result() for each in calls] == [b"hello"] * 30
+        samples = served.scrape()
+        assert samples["bentpipe_account_connections", "stranger"] <= 1250
+        assert samples["bentpipe_connections_ended_total", "over-limit"] >= 1400 - 1250
+
+
+def test_an_ipv6_crowd_counts_by_what_one_customer_has(
+    tmp_path: Path, authority: trustme.CA, client_authority: trustme.CA
+) -> None:
+    """60 /64s of one /48 make room for each other, and not those who came before from elsewhere."""
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "--net", "true"], check=False).returncode:
+        pytest.skip("a network namespace is needed, and may not be made here")
+    sections = SECTIONS + '[[listener]]\naddress = "[::1]:0"\n'
+    limits = 'max_connections = 60\ngreeting_deadline = "120s"'
+    path = write_config(tmp_path, authority, client_authority, limits=limits, sections=sections)
+    peer = Path(__file__).parents[1] / "peers" / "many_addresses.py"
+    ran = subprocess.run(
+        [unshare, "--net", sys.executable, "-P", peer, path],
+        env={**os.environ, "PYTHONPATH": str(peer.parent)},
+        stdout=subprocess.PIPE,
+        timeout=120,
+        check=True,
+    )
+    there = json.loads(ran.stdout)
+    assert there["first"] == 2
+    assert there["last"] == 1
+    assert there["crowd"] <= 5
 
 
 def test_a_crowd_with_tokens_comes_in_at_once_past_the_strangers(start: Start) -> None:

@@ -30,7 +30,7 @@ from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.resume import Evidence
 from bentpipe.daemon.fleet.rules import Rules
 from bentpipe.daemon.fleet.satellite import Satellite
-from bentpipe.daemon.fleet.waiters import Crowd
+from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.model import Address, MachineId, MachineState, SatelliteKey, SatelliteState, SleepMode, Transition
 
 KEY = SatelliteKey("acme", "m")
