@@ -1,18 +1,22 @@
 """The disk under the store does not answer, or another process holds the file: routing, start and end go on without."""
 
 import contextlib
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from edge_daemons import config_text, edge_daemon
 
 from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
-from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.service.tokens import FIRST_LOOK_S, TOKEN_REFRESH_S
+from bentpipe.daemon.store.shared import START_DEADLINE_S
 from bentpipe.daemon.store.sqlite_file import CALL_DEADLINE_S
 from bentpipe.proto.grpc_status import GrpcStatus
 
@@ -168,6 +172,55 @@ def locked(path: Path) -> Iterator[None]:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         yield
+
+
+@pytest.mark.parametrize(
+    "trickle",
+    [pytest.param(False, id="silent"), pytest.param(True, id="a byte at a time", marks=pytest.mark.slow)],
+)
+def test_a_service_that_does_not_answer(tmp_path: Path, trickle: bool) -> None:
+    """Connections are taken and never answered, or by a byte a second, which no read timeout ends."""
+    satellites = {
+        SatelliteKey(ORG, name): f"""[satellite.process]
+command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.demo.satellite", "{{port}}"]"""
+        for name in ("one", "two")
+    }
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        taken: list[socket.socket] = []
+        thread = threading.Thread(target=answer_slowly, args=(silent, taken, trickle), daemon=True)
+        thread.start()
+        store = f"""[store]
+kind = "dynamodb"
+table = "bentpipe"
+region = "eu-central-1"
+endpoint = "http://127.0.0.1:{silent.getsockname()[1]}"
+"""
+        began = time.monotonic()
+        with edge_daemon(tmp_path, config_text(satellites, sections=store)) as edge:
+            assert edge.port
+            # The tokens' first look, and the host's first sign of life.
+            assert time.monotonic() - began < FIRST_LOOK_S + START_DEADLINE_S + SLACK_S
+            for name in ("one", "two"):
+                edge.ask(ORG, name, timeout_s=60)
+            with pytest.raises(CallError, match="cannot be checked"):
+                edge.ask(ORG, "one", token="bp_stored")
+            edge.process.terminate()
+            assert edge.process.wait(END_S) == 0
+        assert taken
+    for sock in taken:
+        sock.close()
+
+
+def answer_slowly(silent: socket.socket, taken: list[socket.socket], trickle: bool) -> None:
+    """Take every connection and keep it."""
+    silent.settimeout(0.2)
+    with contextlib.suppress(OSError, ValueError):
+        while True:
+            with contextlib.suppress(TimeoutError):
+                taken.append(silent.accept()[0])
+            for sock in taken if trickle else ():
+                with contextlib.suppress(OSError):
+                    sock.send(b"H")
 
 
 def states(disk: Disk, satellite: str = "one") -> set[str]:

@@ -155,6 +155,36 @@ def test_a_client_without_the_wanted_certificate_is_refused(authority: Authority
         sock.close()
 
 
+@pytest.mark.parametrize("suite", ["AES128-GCM-SHA256", "ECDHE-RSA-AES128-SHA256", "ECDHE-RSA-AES128-GCM-SHA256"])
+def test_a_satellite_gets_no_suite_that_http2_may_not_use(tmp_path: Path, suite: str) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost", key_type=trustme.KeyType.RSA).configure_cert(context)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(suite)
+    near, far = pair()
+    ends: list[str] = []
+
+    def satellite() -> None:
+        with contextlib.suppress(ssl.SSLError), near, context.wrap_socket(near, server_side=True) as tls:
+            ends.append(str(tls.cipher()))
+
+    thread = threading.Thread(target=satellite)
+    thread.start()
+    tls = TlsConnection(TlsClientContext(ca=tmp_path / "ca.pem"), far.fileno(), server_name="localhost")
+    if suite == "ECDHE-RSA-AES128-GCM-SHA256":
+        complete(tls.do_handshake, far)
+        assert tls.cipher == suite
+    else:
+        with pytest.raises(TlsError, match="handshake failure"):
+            complete(tls.do_handshake, far)
+    tls.close()
+    far.close()
+    thread.join()
+    assert bool(ends) is (suite == "ECDHE-RSA-AES128-GCM-SHA256")
+
+
 def test_files_that_do_not_fit_are_named(authority: Authority, tmp_path: Path) -> None:
     certificate, _ = authority.issue("a.example")
     _, key = authority.issue("b.example")

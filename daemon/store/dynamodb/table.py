@@ -48,6 +48,8 @@ READ_TIMEOUT_S = 2.0
 CALL_DEADLINE_S = 5.0
 """For a call with its repeats. boto3's own timeouts do not cover name look-ups, credentials, or a service that sends a
 byte a second: a thread in one of those is left behind."""
+DOUBTFUL_DEADLINE_S = 1.0
+"""The same behind a call that came to nothing, until one is answered: held clients wait for two or three calls each."""
 ATTEMPTS = 3
 RETRY_S = 0.05
 """Before the second attempt, doubled for each further one, half of it by chance."""
@@ -83,6 +85,7 @@ class Table:
         self._region = region
         self._endpoint = endpoint
         self._client: DynamoDBClient | None = None
+        self._doubtful = False
         self._limiter = trio.CapacityLimiter(THREADS)
 
     async def get(self, pk: str, sk: str) -> Item:
@@ -179,9 +182,17 @@ class Table:
 
     async def _call(self, use: Callable[[DynamoDBClient], T]) -> T:
         """Call in a thread; what passes is tried again here and nowhere else. Raises StoreError, ConditionFailed."""
-        with trio.move_on_after(CALL_DEADLINE_S):
-            return await self._repeat(use)
-        raise StoreError(f"DynamoDB table {self.name}: no answer within {CALL_DEADLINE_S:g} s")
+        deadline_s = DOUBTFUL_DEADLINE_S if self._doubtful else CALL_DEADLINE_S
+        with trio.move_on_after(deadline_s):
+            try:
+                answer = await self._repeat(use)
+            except ConditionFailed:
+                self._doubtful = False
+                raise
+            self._doubtful = False
+            return answer
+        self._doubtful = True
+        raise StoreError(f"DynamoDB table {self.name}: no answer in time")
 
     async def _repeat(self, use: Callable[[DynamoDBClient], T]) -> T:
         for attempt in range(ATTEMPTS):
