@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from bentpipe.config.model import KeepAwakeSection
-from bentpipe.daemon.errors import MachineNotFound, ProviderError
+from bentpipe.daemon.errors import MachineNotFound, ProviderError, ProviderRetryable
 from bentpipe.daemon.fleet.messages import KeepAwake, Renew, Seen, Unseen
 from bentpipe.daemon.fleet.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, RENEW_AFTER_S, backed_off
 from bentpipe.daemon.fleet.schedule import is_kept_awake, next_change
@@ -13,6 +13,9 @@ from bentpipe.daemon.model import Machine, MachineId, MachineState
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.series import Series
 
+LOOK_DEADLINE_S = 15.0
+"""For a look that somebody waits for, the start of the daemon among them: longer than a late answer of EC2 takes. The
+next attempt follows."""
 CALENDAR_S = 60.0
 """The calendar is looked at this often at least: the wall clock may be set."""
 RENEWAL_S = 3600.0
@@ -54,10 +57,12 @@ async def run_watch(
 
 async def first_look(provider: Provider, machine_id: MachineId) -> Machine:
     """How the machine is now; one that there is not is TERMINATED. Raises ProviderError."""
-    try:
-        return await provider.describe(machine_id)
-    except MachineNotFound as exc:
-        return Machine(machine_id, MachineState.TERMINATED, reason=str(exc))
+    with trio.move_on_after(LOOK_DEADLINE_S):
+        try:
+            return await provider.describe(machine_id)
+        except MachineNotFound as exc:
+            return Machine(machine_id, MachineState.TERMINATED, reason=str(exc))
+    raise ProviderRetryable(f"the provider has not said in {LOOK_DEADLINE_S:g} s how the machine is")
 
 
 async def run_calendar(

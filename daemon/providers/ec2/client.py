@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # types-boto3 is for the type checker alone
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 10.0
 """An answer takes 0.1 to 1 s. boto3's 60 s would hold a poll, and all who wait for it, that long."""
+MAKE_DEADLINE_S = 30.0
+"""For making a client: boto3 waits without end for a credential_process and for a disk; its thread is then left behind."""
+SLOW_CREDENTIALS = "a credential_process, or the disk with the configuration, does not answer"
 NEW_CLIENT_S = 5.0
 """Between clients: to make one takes a tenth of a second of a core, and asks the instance metadata."""
 
@@ -42,7 +45,17 @@ class ClientSource:
                 self._failure = None
                 try:
                     # One that is replaced is left to the calls that still use it.
-                    self._client = await trio.to_thread.run_sync(self._make, limiter=threads)
+                    with trio.fail_after(MAKE_DEADLINE_S):
+                        self._client = await trio.to_thread.run_sync(
+                            self._make, limiter=threads, abandon_on_cancel=True
+                        )
+                except trio.Cancelled:
+                    self._failure = TimeoutError("the client could not be made in the time there was")
+                    raise
+                except trio.TooSlowError as exc:
+                    self._client = None
+                    self._failure = TimeoutError(f"no EC2 client after {MAKE_DEADLINE_S:g} s: {SLOW_CREDENTIALS}")
+                    raise self._failure from exc
                 except Exception as exc:
                     self._client, self._failure = None, exc
                     raise
