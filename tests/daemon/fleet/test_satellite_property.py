@@ -26,11 +26,11 @@ from bentpipe.daemon.errors import (
 )
 from bentpipe.daemon.fleet import messages as msg
 from bentpipe.daemon.fleet import satellite as module
+from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.resume import Evidence
 from bentpipe.daemon.fleet.rules import Rules
 from bentpipe.daemon.fleet.satellite import Satellite
-from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.model import Address, MachineId, MachineState, SatelliteKey, SatelliteState, SleepMode, Transition
 
 KEY = SatelliteKey("acme", "m")
