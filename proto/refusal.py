@@ -82,8 +82,9 @@ class Refusal:
         self._h2 = server_connection(1 + limits.HELD_HEADERS)
         self._guard = FrameGuard(preface=True)
         self._unfinished: dict[int, bool] = {}
-        self._fields: dict[int, HeaderList] = {}
-        self._malformed: str | None = None
+        self._malformed: set[int] = set()
+        self._why_malformed: str | None = None
+        self._connecting: set[int] = set()
         self._answered = False
         self._ended = False
 
@@ -100,12 +101,11 @@ class Refusal:
                 match event:
                     case h2.events.RequestReceived(stream_id=stream_id, headers=headers):
                         self._unfinished[stream_id] = True
-                        self._fields[stream_id] = tuple((bytes(n), bytes(v)) for n, v in headers)
+                        self._judge(stream_id, tuple((bytes(n), bytes(v)) for n, v in headers))
                     case h2.events.StreamEnded(stream_id=stream_id) if stream_id in self._unfinished:
                         self._unfinished[stream_id] = False
                     case h2.events.StreamReset(stream_id=stream_id):
                         self._unfinished.pop(stream_id, None)
-                        self._fields.pop(stream_id, None)
                     case h2.events.ConnectionTerminated():
                         self._ended = True
                     case _:
@@ -131,21 +131,29 @@ class Refusal:
             self._refuse(stream_id, words)
         if self._unfinished:
             return True
-        debug = self._malformed.encode() if self._malformed else None if self._answered else message.encode()
-        self._h2.close_connection(additional_data=debug, last_stream_id=self._h2.highest_inbound_stream_id)
+        debug = self._why_malformed or ("" if self._answered else message)
+        self._h2.close_connection(
+            additional_data=debug.encode() or None, last_stream_id=self._h2.highest_inbound_stream_id
+        )
         return False
 
+    def _judge(self, stream_id: int, fields: HeaderList) -> None:
+        """Remember what is not to be answered in gRPC's words, and not the fields, which are many."""
+        if (why := why_malformed(fields)) is not None:
+            self._malformed.add(stream_id)
+            self._why_malformed = why
+        elif (b":method", b"CONNECT") in fields:
+            # 200 would mean that the way is open (RFC 9110 §9.3.6).
+            self._connecting.add(stream_id)
+
     def _refuse(self, stream_id: int, words: list[tuple[bytes, bytes]]) -> None:
-        fields = self._fields.pop(stream_id)
         unfinished = self._unfinished.pop(stream_id)
-        if (malformed := why_malformed(fields)) is not None:
+        if stream_id in self._malformed:
             # A stream error, of which a server may say more before it (RFC 9113 §8.1.1).
-            self._malformed = malformed
             self._h2.send_headers(stream_id, BAD_REQUEST)
             self._h2.reset_stream(stream_id, int(ErrorCode.PROTOCOL_ERROR))
             return
-        # To CONNECT, 200 would mean that the way is open (RFC 9110 §9.3.6).
-        self._h2.send_headers(stream_id, NO_METHOD if (b":method", b"CONNECT") in fields else words, end_stream=True)
+        self._h2.send_headers(stream_id, NO_METHOD if stream_id in self._connecting else words, end_stream=True)
         if unfinished:
             # The request's own end is not awaited (RFC 9113 §8.1).
             self._h2.reset_stream(stream_id, int(ErrorCode.NO_ERROR))

@@ -5,22 +5,29 @@ Most clients hear our SETTINGS first, and the satellite's as their second (`prot
 
 import contextlib
 import itertools
+import socket
+import ssl
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hpack
 import pytest
 
 from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.model import SatelliteState
+from bentpipe.proto.frames import ACK, EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
 
 from cases import UNAVAILABLE
 from clients import CallError, Client
+from in_process import frames_of
 from kinds import CLIENT_KINDS, CLIENTS, or_skip
 
 PROGRAM = Path(__file__).parents[1] / "peers" / "settings_satellite.py"
 COMMAND = (sys.executable, "-P", str(PROGRAM), "{port}")
 UNAUTHENTICATED = 16
+MAX_HEADER_LIST_SIZE = 6
 SLOW = ("--boot", "0.6")
 CALLS = 60
 """At once: more than some satellites allow."""
@@ -69,6 +76,7 @@ def edge() -> Iterator[EdgeHost]:
                 for kind in CLIENT_KINDS
             ),
         ]
+    satellites.append(DemoSatellite("slow-ping", (*SLOW, "--settings", "9=1,6=65536"), COMMAND))
     with EdgeHost(satellites, sleep_after_s=600) as host:
         yield host
 
@@ -169,3 +177,32 @@ def test_settings_that_change_over_a_sleep(tmp_path: Path, kind: str) -> None:
                 large = bytes(200_000)
                 assert client.unary("Echo", large) == large
             edge.wait_state("sat", SatelliteState.SLEEP, 15)
+
+
+def test_a_ping_makes_us_speak_to_a_client_that_is_held(edge: EdgeHost) -> None:
+    """It asked at once and was told nothing; its PING is answered behind our SETTINGS. The satellite's are its second."""
+    fields = [(":method", "POST"), (":scheme", "http"), (":path", "/x"), (":authority", "edge")]
+    fields += [("satellite_name", "slow-ping"), ("satellite_org", ORG), ("satellite_token", edge.token)]
+    context = ssl.create_default_context(cadata=edge.ca_pem.decode())
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(("127.0.0.1", edge.port), timeout=20) as sock,
+        context.wrap_socket(sock, server_hostname="localhost") as wire,
+    ):
+        block = hpack.Encoder().encode(fields)
+        wire.sendall(PREFACE + EMPTY_SETTINGS + frame(FrameType.HEADERS, END_HEADERS, 1, block))
+        time.sleep(0.2)
+        wire.sendall(frame(FrameType.PING, 0, 0, b"12345678"))
+        received = b""
+        while len(frames_of(received)) < 2:
+            received += wire.recv(1 << 16)
+        (kind, flags, _, ours), pong = frames_of(received)[:2]
+        assert (kind, flags) == (FrameType.SETTINGS, 0)
+        assert pong == (FrameType.PING, ACK, 0, b"12345678")
+        wire.sendall(frame(FrameType.SETTINGS, ACK, 0) + frame(FrameType.DATA, END_STREAM, 1, b"body"))
+        while not any(k == FrameType.DATA and f & END_STREAM for k, f, *_ in frames_of(received)):
+            received += wire.recv(1 << 16)
+    second = next(p for k, f, _, p in frames_of(received)[2:] if k == FrameType.SETTINGS and not f & ACK)
+    announced = {int.from_bytes(ours[at : at + 2]) for at in range(0, len(ours), 6)}
+    said = {int.from_bytes(second[at : at + 2]) for at in range(0, len(second), 6)}
+    assert said == {MAX_HEADER_LIST_SIZE} | announced, "without parameter 9, with what we had announced"
