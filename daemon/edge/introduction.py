@@ -29,6 +29,10 @@ HUNG_UP = "the satellite is awake, but hung up before it said a word"
 NO_HTTP2 = "what listens at the satellite's address does not speak HTTP/2"
 
 
+class HungUp(DialFailed):
+    """The satellite took the connection and ended it: so does a machine that is being stopped."""
+
+
 class Introduction:
     """One connection to a satellite, until its first frame has come."""
 
@@ -59,7 +63,7 @@ class Introduction:
         return self.done
 
     async def make(self) -> None:
-        """Go on until it is done. Raises DialFailed, at the latest after FIRST_SETTINGS_DEADLINE_S."""
+        """Go on until it is done. Raises DialFailed (HungUp), at the latest after FIRST_SETTINGS_DEADLINE_S."""
         if self.done:
             return
         with trio.move_on_after(FIRST_SETTINGS_DEADLINE_S):
@@ -80,9 +84,9 @@ class Introduction:
             while self.heard is None:
                 data = await self._satellite.receive_some()
                 if not data:
-                    raise DialFailed("it hung up before its SETTINGS", peer_hint=HUNG_UP)
+                    raise HungUp("it hung up before its SETTINGS", peer_hint=HUNG_UP)
                 self.words += self._first.receive_data(data)
         except TransportError as exc:
-            raise DialFailed(f"before its SETTINGS: {exc}", peer_hint=HUNG_UP) from exc
+            raise HungUp(f"before its SETTINGS: {exc}", peer_hint=HUNG_UP) from exc
         except NoServer as exc:
             raise DialFailed(str(exc), peer_hint=NO_HTTP2) from exc

@@ -7,6 +7,7 @@ error is told to the client, logged and dropped.
 import contextlib
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator
 
 import trio
@@ -21,12 +22,13 @@ from bentpipe.daemon.edge.handoff import HandOff, Splice
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.edge.in_place import InPlace, is_ours
-from bentpipe.daemon.edge.introduction import Introduction
+from bentpipe.daemon.edge.introduction import HungUp, Introduction
 from bentpipe.daemon.edge.opening import TLS_WANTED, Port, read_request
 from bentpipe.daemon.edge.outcomes import Counters, Gone, Outcome
 from bentpipe.daemon.edge.pacing import take_turn
 from bentpipe.daemon.edge.replay import relay_until_ack
 from bentpipe.daemon.edge.transport import OverLimit, Transport, TransportError
+from bentpipe.daemon.edge.unless import unless
 from bentpipe.daemon.edge.watch import StopWatching, watched
 from bentpipe.daemon.errors import BentpipeError, DialFailed, InvalidMetadata, TlsWanted
 from bentpipe.daemon.fleet.fleet import Fleet
@@ -47,6 +49,10 @@ log = logging.getLogger("bentpipe.edge")
 REPLAY_DEADLINE_S = 10.0
 """How long replay may take, and the ACK of our SETTINGS may be missing: it would break the satellite's connection, so
 without it there is no splice."""
+
+HUNG_UP_S, HUNG_UP_PAUSE_S = 3.0, 0.2
+"""For so long a held client is dialled again whose satellite takes connections and hangs up, and the pause between: so does
+a machine that is going down, until the cloud says that it is."""
 
 DEATHS_PER_HOLD = 2
 """How many deaths between lease and dial a held client waits through; each further lease wakes the satellite again."""
@@ -187,24 +193,46 @@ class Session:
                 return await self._held(claim, satellite)
             try:
                 introduction = Introduction(self._caller, target)
-                with _reporting_unreachable(satellite):
-                    if not await introduction.make_at_once():
-                        await watched(self._caller, lambda _stop: introduction.make())
-                await self._splice(claim, target, introduction, lease)
+                if await self._introduce_at_once(introduction, satellite):
+                    await self._splice(claim, target, introduction, lease)
+                    return Outcome.SPLICED
             finally:
                 target.close()
+            return await self._held(claim, satellite)
         finally:
             if not lease.kept:
                 lease.release()
-        return Outcome.SPLICED
+
+    async def _introduce_at_once(self, introduction: Introduction, satellite: Satellite) -> bool:
+        """Returns False if it is not done: the satellite is looked at, and the client waits for that in other hands."""
+        try:
+            if await introduction.make_at_once():
+                return True
+        except HungUp:
+            pass
+        except DialFailed:
+            satellite.report_unreachable()
+            raise
+        satellite.suspect()
+        return False
 
     async def _held(self, claim: Claim, satellite: Satellite) -> Outcome:
         """Wait for the satellite with the client in hand, then splice them. Raises BentpipeError, GreetingError, Gone."""
 
         async def wake_and_splice(stop_watching: StopWatching) -> None:
-            for _ in range(DEATHS_PER_HOLD + 1):
-                if await self._lease_and_splice(claim, satellite, stop_watching):
-                    return
+            deaths, hung_up_until = 0, math.inf
+            while deaths <= DEATHS_PER_HOLD:
+                try:
+                    if await self._lease_and_splice(claim, satellite, stop_watching):
+                        return
+                    deaths, hung_up_until = deaths + 1, math.inf
+                except HungUp:
+                    # Its machine may be on its way down: that is looked at, and then it is waited for and started.
+                    satellite.report_unreachable()
+                    hung_up_until = min(hung_up_until, trio.current_time() + HUNG_UP_S)
+                    if trio.current_time() >= hung_up_until:
+                        raise
+                    await trio.sleep(HUNG_UP_PAUSE_S)
             words = "the satellite answers when it is probed, but not its client"
             raise DialFailed(words, peer_hint=f"{words}; it may die as soon as it is awake")
 
@@ -225,7 +253,10 @@ class Session:
                     return False  # it took so long to reach that its address may be another's by now
                 introduction = Introduction(self._caller, target)
                 with _reporting_unreachable(satellite):
-                    await introduction.make()
+                    if not await introduction.make_at_once():
+                        lease.suspect()
+                        if not await unless(lease.over, introduction.make):
+                            return False
                     await stop_watching()
                     # A PING that came meanwhile may have made us speak.
                     await introduction.make()

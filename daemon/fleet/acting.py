@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from bentpipe.daemon.errors import MachineNotFound, ProviderError
+from bentpipe.daemon.errors import MachineNotFound, ProviderError, ProviderRetryable
 from bentpipe.daemon.fleet import messages as msg
 from bentpipe.daemon.fleet.launches import LaunchNames
 from bentpipe.daemon.fleet.messages import Input
+from bentpipe.daemon.fleet.watching import LOOK_DEADLINE_S
 from bentpipe.daemon.model import MachineId, SatelliteKey, SleepMode
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.series import Series
@@ -55,11 +56,13 @@ class Acting:
 
     async def look_as_asked(self) -> None:
         """Carry out a Look."""
-        error: ProviderError | None = None
-        try:
-            await self.look()
-        except ProviderError as exc:
-            error = exc
+        error: ProviderError | None = ProviderRetryable(f"no look in {LOOK_DEADLINE_S:g} s")
+        with trio.move_on_after(LOOK_DEADLINE_S):
+            try:
+                await self.look()
+                error = None
+            except ProviderError as exc:
+                error = exc
         self.looks.told(error, trio.current_time())
         self._feed(msg.Looked(error))
 

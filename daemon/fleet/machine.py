@@ -18,7 +18,7 @@ from bentpipe.daemon.fleet import messages as msg
 from bentpipe.daemon.fleet.core import WAKING, about
 from bentpipe.daemon.fleet.descending import Descending
 from bentpipe.daemon.fleet.messages import Action, Input, SleepReason
-from bentpipe.daemon.fleet.rules import PATIENCE_S, UNREADY_ROUNDS
+from bentpipe.daemon.fleet.rules import LOOK_WAIT_S, PATIENCE_S, UNREADY_ROUNDS
 from bentpipe.daemon.fleet.setbacks import Verdict, verdict_on
 from bentpipe.daemon.fleet.states import SIGHTS, Sight
 from bentpipe.daemon.model import Fault, Machine, MachineState, SatelliteState, SleepMode
@@ -236,8 +236,8 @@ class SatelliteMachine(Descending):
         return math.inf
 
     def _can_look(self, now: float) -> bool:
-        """Whether somebody who comes now is worth another look at a machine that is not known, or gone."""
-        may_look = self._pace.under_way or now >= self._pace.next_at
+        """Whether a machine that is not known, or gone, is looked at so soon that somebody who comes now waits for it."""
+        may_look = self._pace.under_way or now + LOOK_WAIT_S >= self._pace.next_at
         return may_look and (self.state is S.UNKNOWN or self._is_gone)
 
     def _is_told_at_once(self, now: float) -> bool:

@@ -34,6 +34,10 @@ LOOK_FIRST_S, LOOK_MOST_S = 1.0, 15.0
 """Between looks at one machine that we ask for beside the provider's own rounds, doubling while they show nothing new: a
 port that stays broken must not cost a call a second."""
 
+LOOK_WAIT_S = 2.0
+"""Who wants a machine that is gone, or that nobody can see, waits for the next look if it is no further off: it may have a
+successor by then. Others are told at once what is known."""
+
 BOOT_LOOK_S = 5.0
 """For so long after a start, or since its machine runs, a satellite that is not ready yet is no reason to look: it boots."""
 

@@ -61,7 +61,7 @@ async def first_look(provider: Provider, machine_id: MachineId) -> Machine:
         try:
             return await provider.describe(machine_id)
         except MachineNotFound as exc:
-            return Machine(machine_id, MachineState.TERMINATED, reason=str(exc))
+            return Machine(machine_id, MachineState.TERMINATED, reason=str(exc), hint=exc.peer_hint)
     raise ProviderRetryable(f"the provider has not said in {LOOK_DEADLINE_S:g} s how the machine is")
 
 

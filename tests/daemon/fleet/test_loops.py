@@ -455,7 +455,11 @@ def test_terminated_by_others(launch: bool) -> None:
         assert life.state is S.FAILED
         assert life.come() == [Look()], "there may be another one since"
         assert [type(told) for told in errors(life.feed(Looked(None)))] == [SatelliteUnusable]
-        assert [type(told) for told in errors(life.come())] == [SatelliteUnusable], "that was a moment ago"
+        for pause_s in (1, 2):
+            assert life.come() == [], "the next look is soon"
+            assert life.wait(pause_s) == [Look()]
+            assert [type(told) for told in errors(life.feed(Looked(None)))] == [SatelliteUnusable]
+        assert [type(told) for told in errors(life.come())] == [SatelliteUnusable], "looks become rare"
 
 
 # -- going to sleep ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,347 @@
+"""What others do to a machine, by a daemon with the default settings: it is seen at once, and whoever comes is served.
+
+The emulated cloud's clock runs 100 times as fast; the daemon's does not, and its sweep is 60 s.
+"""
+
+import contextlib
+import hashlib
+import http.server
+import json
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import trio
+from ec2_emulator.calling import free_port
+from ec2_emulator.clock import ScaledClock
+from ec2_emulator.control import Control
+from ec2_emulator.server import Emulator
+
+from bentpipe.config.load import load_config
+from bentpipe.daemon.model import SatelliteKey, SatelliteState
+from bentpipe.daemon.service.serve import Daemon, serve
+
+from clients import CallError, GrpcioClient
+
+TOKEN = "bp_test"
+KEY = SatelliteKey("acme", "one")
+TAGS = {"bentpipe:fleet": "default", "bentpipe:satellite": "acme/one"}
+SATELLITE = (sys.executable, "-P", "-m", "bentpipe.daemon.demo.satellite", "{port}", "--host", "{host}")
+SOON_S = 20.0
+"""From a client's coming to its answer: a third of the sweep, and far more than a look and a start take."""
+DEADLINE_S = 30.0
+
+
+@pytest.fixture
+def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "AKIDONE")
+    with Emulator(ScaledClock(100.0), machine_command=SATELLITE, machine_port=free_port()) as emulator:
+        yield emulator
+
+
+@contextlib.asynccontextmanager
+async def daemon_of(
+    emulator: Emulator, folder: Path, ec2: str = "", *, aws: str = 'region = "eu-central-1"'
+) -> AsyncIterator[Daemon]:
+    machines = emulator.cloud.machines
+    assert machines is not None
+    path = folder / "bentpipe.toml"
+    path.write_text(f"""
+[[listener]]
+address = "127.0.0.1:0"
+[[token]]
+name = "test"
+hash = "sha256:{hashlib.sha256(TOKEN.encode()).hexdigest()}"
+grants = ["acme/*"]
+[ec2]
+{aws}
+endpoint = "{emulator.url}"
+[[satellite]]
+org = "acme"
+name = "one"
+provider = "ec2"
+[satellite.ec2]
+port = {machines.port}
+{ec2}
+""")
+    async with trio.open_nursery() as nursery:
+        daemon = await nursery.start(serve, load_config(path))
+        yield daemon
+        daemon.drain.set()
+
+
+async def call(daemon: Daemon, timeout_s: float = SOON_S) -> bytes:
+    """One call on a connection of its own. Raises CallError."""
+    metadata = (("satellite_name", "one"), ("satellite_org", "acme"), ("satellite_token", TOKEN))
+
+    def run() -> bytes:
+        client = GrpcioClient(daemon.addresses[0][1], None, metadata)
+        try:
+            return client.unary("Echo", b"hello", timeout_s=timeout_s)
+        finally:
+            client.close()
+
+    return await trio.to_thread.run_sync(run)
+
+
+async def crowd_is_served(daemon: Daemon, clients: int = 5) -> None:
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(clients):
+
+            async def served() -> None:
+                assert await call(daemon) == b"hello"
+
+            nursery.start_soon(served)
+    assert trio.current_time() - began < SOON_S
+
+
+async def wait_state(control: Control, instance_id: str, state: str) -> None:
+    with trio.fail_after(DEADLINE_S):
+        while control.state(instance_id=instance_id) != state:
+            await trio.sleep(0.01)
+
+
+def starts(control: Control) -> list[str]:
+    return [call.outcome for call in control.calls(action="StartInstances")]
+
+
+@pytest.mark.parametrize("how", ["stop", "hibernate", "shutdown", "power failure"])
+@pytest.mark.parametrize("when", ["long ago", "just now"])
+async def test_stopped_by_others(how: str, when: str, emulator: Emulator, tmp_path: Path) -> None:
+    control = emulator.control
+    instance_id = control.add_instance(tags=TAGS)
+    async with daemon_of(emulator, tmp_path) as daemon:
+        assert await call(daemon) == b"hello"
+        control.others_stop(
+            instance_id=instance_id,
+            hibernate=how == "hibernate",
+            inside=how == "shutdown",
+            force=how == "power failure",
+        )
+        if when == "long ago":
+            await wait_state(control, instance_id, "stopped")
+        await crowd_is_served(daemon)
+        # What is on its way down may have answered all of them before it was down.
+        least = 2 if when == "long ago" else 1
+        assert least <= control.starts(instance_id=instance_id) <= 2
+        assert len(starts(control)) == control.starts(instance_id=instance_id), "one start a sleep, however many wait"
+
+
+@pytest.mark.parametrize("successor", ["running", "stopped"])
+async def test_replaced_by_another_with_its_tags(successor: str, emulator: Emulator, tmp_path: Path) -> None:
+    control = emulator.control
+    first = control.add_instance(tags=TAGS)
+    async with daemon_of(emulator, tmp_path) as daemon:
+        assert await call(daemon) == b"hello"
+        control.others_terminate(instance_id=first)
+        await wait_state(control, first, "terminated")
+        second = control.add_instance(tags=TAGS, running=successor == "running")
+        await crowd_is_served(daemon)
+        assert control.starts(instance_id=second) == (0 if successor == "running" else 1)
+        assert len(starts(control)) == (1 if successor == "running" else 2)
+
+
+async def test_replaced_while_it_slept(emulator: Emulator, tmp_path: Path) -> None:
+    """Nobody has looked since: the start of the old one finds that out."""
+    control = emulator.control
+    first = control.add_instance(tags=TAGS)
+    async with daemon_of(emulator, tmp_path):
+        pass
+    async with daemon_of(emulator, tmp_path) as daemon:
+        assert daemon.fleet.get(KEY).state is SatelliteState.SLEEP
+        control.others_terminate(instance_id=first)
+        await wait_state(control, first, "terminated")
+        second = control.add_instance(tags=TAGS)
+        await crowd_is_served(daemon)
+        assert control.starts(instance_id=second) == 1
+
+
+async def test_terminated_and_replaced_while_somebody_waits(emulator: Emulator, tmp_path: Path) -> None:
+    """An Auto Scaling group takes a while. Who comes in between is told, and the successor is found before the sweep."""
+    control = emulator.control
+    first = control.add_instance(tags=TAGS)
+    async with daemon_of(emulator, tmp_path) as daemon:
+        assert await call(daemon) == b"hello"
+        control.others_terminate(instance_id=first)
+        await wait_state(control, first, "terminated")
+        with pytest.raises(CallError, match="machine is gone"):
+            await call(daemon)
+        control.add_instance(tags=TAGS, running=True)
+        await trio.sleep(2.0)
+        await crowd_is_served(daemon, 1)
+
+
+async def test_terminated_by_others_it_is_launched_anew_for_who_waits(emulator: Emulator, tmp_path: Path) -> None:
+    control = emulator.control
+    control.add_template(name="builder")
+    async with daemon_of(emulator, tmp_path, 'launch_template = "builder"') as daemon:
+        assert await call(daemon) == b"hello"
+        (first,) = (str(each["instance_id"]) for each in control.describe())
+        control.others_terminate(instance_id=first)
+        await wait_state(control, first, "terminated")
+        await crowd_is_served(daemon)
+        assert [each.outcome for each in control.calls(action="RunInstances")] == ["ok", "ok"]
+
+
+async def test_stopped_and_started_by_others_it_has_another_address(emulator: Emulator, tmp_path: Path) -> None:
+    control = emulator.control
+    instance_id = control.add_instance(tags=TAGS)
+    async with daemon_of(emulator, tmp_path) as daemon:
+        assert await call(daemon) == b"hello"
+        control.script(instance_id=instance_id, new_address=True)
+        control.others_stop(instance_id=instance_id)
+        await wait_state(control, instance_id, "stopped")
+        control.others_start(instance_id=instance_id)
+        await wait_state(control, instance_id, "running")
+        await crowd_is_served(daemon)
+        assert starts(control) == ["ok"]
+
+
+# -- the last reason ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("InternalError", 500), ("RequestLimitExceeded", 503), ("ServiceUnavailable", 503)]
+)
+async def test_a_reason_is_heard_before_the_deadline(
+    code: str, status: int, emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    control = emulator.control
+    control.add_instance(tags=TAGS)
+    words = "account 123456789012 is in trouble"
+    async with daemon_of(emulator, tmp_path) as daemon:
+        control.fail(action="StartInstances", code=code, message=words, status=status, times=None)
+        with pytest.raises(CallError) as caught:
+            await call(daemon, timeout_s=5.0)
+        assert caught.value.code == grpc.StatusCode.UNAVAILABLE.value[0]
+        assert code in caught.value.details
+        assert "123456789012" not in caught.value.details
+        control.clear_faults()
+        assert await call(daemon, timeout_s=60.0) == b"hello", "the wake went on"
+    said = [record for record in caplog.records if record.message == "cannot start a machine"]
+    assert len(said) == 1, "once a series"
+    assert words in str(vars(said[0])["fields"])
+    assert any(record.message == "can start a machine again" for record in caplog.records)
+
+
+@pytest.mark.parametrize("code", ["SomethingNobodyKnows", "ExpiredToken", "AuthFailure", "UnauthorizedOperation"])
+async def test_a_refusal_is_told_at_once_and_passes(code: str, emulator: Emulator, tmp_path: Path) -> None:
+    control = emulator.control
+    control.add_instance(tags=TAGS)
+    async with daemon_of(emulator, tmp_path) as daemon:
+        control.fail(action="StartInstances", code=code, status=403, times=1)
+        began = trio.current_time()
+        with pytest.raises(CallError, match=code) as caught:
+            await call(daemon)
+        assert trio.current_time() - began < 5.0
+        assert "the next attempt is possible in" in caught.value.details
+        await trio.sleep(16.0)
+        assert await call(daemon) == b"hello"
+
+
+# -- credentials that come late ----------------------------------------------------------------------------------------
+
+MENDED_S = 45.0
+"""Looks of a daemon that knows nothing yet are 30 s apart at the most."""
+
+
+@pytest.fixture
+def no_credentials(emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where a credentials file would be found."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    return tmp_path / "credentials"
+
+
+async def told_at_once(daemon: Daemon, words: str) -> None:
+    began = trio.current_time()
+    with pytest.raises(CallError, match=words) as caught:
+        await call(daemon, timeout_s=60.0)
+    assert caught.value.code == grpc.StatusCode.UNAVAILABLE.value[0]
+    assert trio.current_time() - began < 10.0
+
+
+async def served_soon(daemon: Daemon) -> None:
+    with trio.fail_after(MENDED_S):
+        while True:
+            with contextlib.suppress(CallError):
+                assert await call(daemon, timeout_s=MENDED_S) == b"hello"
+                return
+            await trio.sleep(0.5)
+
+
+async def test_credentials_that_are_written_later(
+    no_credentials: Path, emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    emulator.control.add_instance(tags=TAGS)
+    async with daemon_of(emulator, tmp_path) as daemon:
+        await told_at_once(daemon, "NoCredentialsError")
+        no_credentials.write_text("[default]\naws_access_key_id = AKIDONE\naws_secret_access_key = AKIDONE\n")
+        await served_soon(daemon)
+    messages = [record.message for record in caplog.records]
+    assert "cannot look at machines" in messages
+    assert "can look at machines again" in messages
+
+
+class Imds(http.server.BaseHTTPRequestHandler):
+    """The instance metadata, as botocore asks them (IMDSv2)."""
+
+    ready = threading.Event()
+
+    def do_PUT(self) -> None:
+        self._answer("a-token")
+
+    def do_GET(self) -> None:
+        credentials = {
+            "Code": "Success",
+            "AccessKeyId": "AKIDONE",
+            "SecretAccessKey": "AKIDONE",
+            "Token": "session",
+            "Expiration": "2099-01-01T00:00:00Z",
+        }
+        self._answer("a-role" if self.path.endswith("/security-credentials/") else json.dumps(credentials))
+
+    def _answer(self, body: str) -> None:
+        self.send_response(200 if self.ready.is_set() else 503)
+        self.end_headers()
+        self.wfile.write(body.encode() if self.ready.is_set() else b"")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+async def test_instance_metadata_that_answer_late(
+    no_credentials: Path, emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator.control.add_instance(tags=TAGS)
+    Imds.ready.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Imds) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.delenv("AWS_EC2_METADATA_DISABLED")
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        try:
+            async with daemon_of(emulator, tmp_path) as daemon:
+                await told_at_once(daemon, "NoCredentialsError")
+                Imds.ready.set()
+                await served_soon(daemon)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+async def test_without_a_region_it_is_told_at_once(no_credentials: Path, emulator: Emulator, tmp_path: Path) -> None:
+    no_credentials.write_text("[default]\naws_access_key_id = AKIDONE\naws_secret_access_key = AKIDONE\n")
+    emulator.control.add_instance(tags=TAGS)
+    async with daemon_of(emulator, tmp_path, aws="") as daemon:
+        await told_at_once(daemon, "NoRegionError")
+        (tmp_path / "config").write_text("[default]\nregion = eu-central-1\n")
+        await served_soon(daemon)
