@@ -93,6 +93,9 @@ class ListenerSection(Section):
     tls: ServerTlsSection | None = None
     """Without it the listener speaks plaintext h2c (prior knowledge)."""
     proxy_protocol: ProxyProtocolSection | None = None
+    one_request_per_connection: bool = False
+    """For frontends that send several clients' requests on one connection and cannot be told otherwise: each request then
+    has a connection of its own. They hear it by GOAWAY behind the first; what else they sent meanwhile is refused."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -152,6 +152,10 @@ class Greeting:
         self._outbox.clear()
         return words
 
+    def speak(self) -> None:
+        """Say our SETTINGS now, since something is to be said behind them."""
+        self._send_settings()
+
     def end_of_first_flight(self) -> None:
         """Nothing more can be read for now: speak first if the request is not complete (grpc-go waits for it)."""
         if self._state in (State.SETTINGS, State.OPENING, State.OPENING_BLOCK):

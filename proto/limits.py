@@ -35,6 +35,10 @@ HPACK_INTEGER_BYTES = 5
 TABLE_BYTES = 4_096
 """SETTINGS_HEADER_TABLE_SIZE's initial value. Over it: COMPRESSION_ERROR."""
 
+FURTHER_FRAMES = 2_000
+"""Of requests that are refused on a port with one_request_per_connection, until the client has read that: a frontend sends
+some dozens in a round trip."""
+
 # -- while held --------------------------------------------------------------------------------------------------------
 TRANSCRIPT_BYTES = 256 << 10
 """Kept of one client: the 64 KiB that it may send as DATA unless our SETTINGS said less, header blocks of the streams it

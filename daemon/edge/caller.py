@@ -8,8 +8,9 @@ import trio
 from bentpipe.daemon.edge.arrival import Arrival
 from bentpipe.daemon.edge.outcomes import Gone, Outcome
 from bentpipe.daemon.edge.transport import PeerLeft, Transport
-from bentpipe.proto.events import Event
+from bentpipe.proto.events import Event, RequestHeaders
 from bentpipe.proto.greeting import Greeting
+from bentpipe.proto.one_request import OneRequest
 
 
 class Caller:
@@ -22,6 +23,7 @@ class Caller:
         self.place = arrival.place
         self.wants_tls = False
         """Whether it speaks in the clear to a port with TLS: it is heard out, and refused."""
+        self._one_request: OneRequest | None = None
         self._outbox = bytearray()
 
     @property
@@ -31,10 +33,34 @@ class Caller:
 
     def receive(self, data: bytes) -> list[Event]:
         """Read on. Raises GreetingError; LimitReached if its principal's clients have said too much."""
+        if self._one_request is not None:
+            data = self._one_request.receive_data(data)
         events = self.greeting.receive_data(data, trio.current_time())
+        if self._one_request is not None:
+            self._hold_to_one(self._one_request, events)
         self._outbox += self.greeting.data_to_send()
         self.place.keep(self.greeting.kept_bytes + len(self._outbox))
         return events
+
+    def allow_one_request(self) -> None:
+        """Take one request of this connection, before anything was read of it (proto/one_request.py)."""
+        self._one_request = OneRequest()
+
+    @property
+    def knows_it_is_the_last(self) -> bool:
+        """Whether it will open no more streams, where it may not."""
+        return self._one_request is None or self._one_request.done
+
+    @property
+    def refused_requests(self) -> int:
+        """Further requests that were refused."""
+        return 0 if self._one_request is None else self._one_request.refused
+
+    def _hold_to_one(self, one_request: OneRequest, events: list[Event]) -> None:
+        if any(isinstance(event, RequestHeaders) for event in events):
+            self.greeting.speak()
+            self._outbox += self.greeting.data_to_send() + one_request.tell()
+        self._outbox += one_request.data_to_send()
 
     def take_all(self) -> bytes:
         """Everything that it said; from now on the greeting has nothing, and whoever takes it counts it."""

@@ -38,6 +38,8 @@ class Port:
     tls: TlsServerContext | None = None
     satellite_domain: str | None = None
     proxies: Proxies = dataclasses.field(default_factory=Proxies)
+    one_request: bool = False
+    """Whether its clients are frontends that would send several tenants' requests on one connection."""
 
 
 async def read_request(caller: Caller, port: Port, announcements: Announcements) -> tuple[RequestHeaders, TlsIdentity]:
@@ -49,8 +51,15 @@ async def read_request(caller: Caller, port: Port, announcements: Announcements)
         await read_origin(caller.transport, caller.arrival)
         identity = await _start_tls(caller, port.tls)
         asked = parse_server_name(identity.server_name, port.satellite_domain)
-        caller.greeting.announce(announcements.announce(asked))
-        return await _greet(caller, HTTP1_ANSWER), identity
+        announced = announcements.announce(asked)
+        if port.one_request:
+            caller.allow_one_request()
+            # Whoever reads it in time opens another connection at once for what it would be refused here.
+            announced = dataclasses.replace(announced, streams=1)
+        caller.greeting.announce(announced)
+        headers = await _greet(caller, HTTP1_ANSWER)
+        await _wait_last(caller)
+        return headers, identity
     except PeerLeft as exc:
         raise Gone(Outcome.PROBE) from exc
 
@@ -113,6 +122,21 @@ async def _greet(caller: Caller, http1_answer: bytes) -> RequestHeaders:
         if caller.greeting.leaving:
             raise Gone(Outcome.PROBE)
         await caller.flush()
+
+
+async def _wait_last(caller: Caller) -> None:
+    """Wait until a client that may send one request has heard so. Until then what else it asks is refused."""
+    while not caller.knows_it_is_the_last:
+        await caller.flush()
+        data = await caller.transport.receive_some()
+        if not data:
+            raise Gone(Outcome.CLIENT_GONE)
+        caller.receive(data)
+        if caller.greeting.leaving:
+            raise Gone(Outcome.CLIENT_GONE)
+    if caller.refused_requests:
+        fields = {"peer": caller.peer, "requests": caller.refused_requests}
+        log.info("further requests refused: one a connection here", extra={"fields": fields})
 
 
 async def _not_http2(caller: Caller, kind: PeerKind, http1_answer: bytes) -> NoReturn:

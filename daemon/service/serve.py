@@ -386,13 +386,13 @@ def _port(section: ListenerSection, ktls: Ktls) -> Port:
     """Read a listener's certificates. Raises TlsError, naming the file."""
     proxies = Proxies(section.proxy_protocol.networks if section.proxy_protocol is not None else ())
     if section.tls is None:
-        return Port(proxies=proxies)
+        return Port(proxies=proxies, one_request=section.one_request_per_connection)
     context = TlsServerContext(section.tls.certificate, section.tls.key, client_ca=section.tls.client_ca)
     if ktls:
         context.enable_ktls()
     for more in section.tls.more:
         context.add(TlsServerContext(more.certificate, more.key))
-    return Port(context, section.tls.satellite_domain, proxies)
+    return Port(context, section.tls.satellite_domain, proxies, section.one_request_per_connection)
 
 
 def _open_sockets(config: Config) -> tuple[list[list[socket.socket]], list[socket.socket], socket.socket | None]:

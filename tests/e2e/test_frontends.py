@@ -19,12 +19,16 @@ import pytest
 from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.demo.satellite import SERVICE
 
+from cases import CASES
 from frontends import envoy, free_port, haproxy, nginx
+from kinds import CLIENT_KINDS, CLIENTS, or_skip
 
 HERE = Path(__file__).parents[1] / "peers"
 TENANTS = ("red", "blue")
 CALLS = 40
 TIMEOUT_S = 20.0
+MANY, ONE = 1, 2
+"""Indices of the daemon's ports: an ordinary one, and one with one_request_per_connection."""
 LOCAL_POOL = ("grpc.use_local_subchannel_pool", 1)
 
 Start = Callable[[Path, int, int], contextlib.AbstractContextManager[int]]
@@ -32,25 +36,30 @@ Start = Callable[[Path, int, int], contextlib.AbstractContextManager[int]]
 
 
 @pytest.fixture(scope="module")
-def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeHost]:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where satellites write down what tokens they see."""
+    return tmp_path_factory.mktemp("seen")
+
+
+@pytest.fixture(scope="module")
+def edge(seen: Path) -> Iterator[EdgeHost]:
     """Two tenants: each has a token for its own satellite and for no other."""
-    folder = tmp_path_factory.mktemp("tenants")
-    satellites, settings = [], '[[listener]]\naddress = "127.0.0.1:0"\n'
+    listener = '[[listener]]\naddress = "127.0.0.1:0"\n'
+    satellites, settings = [], f"{listener}{listener}one_request_per_connection = true\n"
     for name in TENANTS:
-        command = (
-            sys.executable,
-            "-P",
-            str(HERE / "named_satellite.py"),
-            "127.0.0.1",
-            "{port}",
-            name,
-            str(folder / name),
-        )
+        script = str(HERE / "named_satellite.py")
+        command = (sys.executable, "-P", script, "127.0.0.1", "{port}", name, str(seen / name))
         satellites.append(DemoSatellite(name, command=command))
         digest = hashlib.sha256(f"bp_{name}".encode()).hexdigest()
         settings += f'[[token]]\nname = "{name}"\nhash = "sha256:{digest}"\ngrants = ["{ORG}/{name}"]\n'
+    satellites += [DemoSatellite(f"demo-{kind}", ("--boot", "0.6")) for kind in CLIENT_KINDS]
     with EdgeHost(satellites, sleep_after_s=600, settings=settings) as host:
         yield host
+
+
+def tokens_in(file: Path) -> list[str]:
+    """The tokens that came to a tenant's satellite, in order."""
+    return [line.split()[1] for line in file.read_text().splitlines()] if file.exists() else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,8 +196,8 @@ KEEPS_APART: dict[str, Start] = {
 }
 
 
-def through(edge: EdgeHost, folder: Path, start: Start) -> Tally:
-    with start(folder, free_port(), edge.ports[1]) as port:
+def through(edge: EdgeHost, folder: Path, start: Start, daemon_port: int = MANY) -> Tally:
+    with start(folder, free_port(), edge.ports[daemon_port]) as port:
         return both_at_once(lambda: grpc.insecure_channel(f"127.0.0.1:{port}", options=[LOCAL_POOL]))
 
 
@@ -205,10 +214,63 @@ def test_as_recommended_they_never_are(edge: EdgeHost, tmp_path: Path, frontend:
 
 def test_grpcios_channels_of_one_process_share_a_connection_unless_told_otherwise(edge: EdgeHost) -> None:
     def shared() -> grpc.Channel:
-        return grpc.insecure_channel(f"127.0.0.1:{edge.ports[1]}")
+        return grpc.insecure_channel(f"127.0.0.1:{edge.ports[MANY]}")
 
     def own() -> grpc.Channel:
-        return grpc.insecure_channel(f"127.0.0.1:{edge.ports[1]}", options=[LOCAL_POOL])
+        return grpc.insecure_channel(f"127.0.0.1:{edge.ports[MANY]}", options=[LOCAL_POOL])
 
     assert both_at_once(shared).mixed > 0, "grpcio shares no more: README.md need not say so"
     assert both_at_once(own) == Tally(own=CALLS * 3 * len(TENANTS))
+
+
+@pytest.mark.parametrize("frontend", MIXES | KEEPS_APART)
+def test_with_one_request_a_connection_nobody_is_ever_mixed(
+    edge: EdgeHost, seen: Path, tmp_path: Path, frontend: str
+) -> None:
+    """Whatever the frontend's settings. What it sent too early is refused, which a client may hear as UNAVAILABLE."""
+    before = {tenant: len(tokens_in(seen / tenant)) for tenant in TENANTS}
+    tally = through(edge, tmp_path, (MIXES | KEEPS_APART)[frontend], ONE)
+    assert tally.mixed == 0
+    assert tally.own + len(tally.failures) == CALLS * 3 * len(TENANTS)
+    assert tally.own > CALLS * 2, "one by one at least all are answered"
+    assert {failure.partition(":")[0] for failure in tally.failures} <= {"UNAVAILABLE"}
+    for tenant in TENANTS:
+        assert set(tokens_in(seen / tenant)[before[tenant] :]) == {f"bp_{tenant}"}, "nobody's token goes to another's"
+
+
+@pytest.mark.parametrize("frontend", MIXES)
+def test_with_one_request_a_connection_all_that_come_one_by_one_are_answered(
+    edge: EdgeHost, tmp_path: Path, frontend: str
+) -> None:
+    with MIXES[frontend](tmp_path, free_port(), edge.ports[ONE]) as port:
+        tally = both_at_once(lambda: grpc.insecure_channel(f"127.0.0.1:{port}", options=[LOCAL_POOL]), ("in turn",))
+    assert tally == Tally(own=CALLS * len(TENANTS))
+
+
+def test_with_one_request_a_connection_a_shared_pool_is_harmless(edge: EdgeHost) -> None:
+    """gRPC's own clients read that there is to be one stream at once, and take another connection for the next."""
+    tally = both_at_once(lambda: grpc.insecure_channel(f"127.0.0.1:{edge.ports[ONE]}"))
+    assert tally == Tally(own=CALLS * 3 * len(TENANTS))
+
+
+ALONE = [case for case in CASES if case != "concurrent_streams"]
+"""A hundred calls at once want a hundred connections here: clients that do not wait for SETTINGS hear UNAVAILABLE."""
+
+
+NO_FRIEND_OF_GOAWAY = {
+    "grpclib": "grpclib 0.4.9 gives up what is in flight at any GOAWAY",
+    "tonic": "tonic 0.14 fails a call that comes while its connection closes behind a GOAWAY, instead of trying again",
+}
+"""Clients that are not for such a port; frontends are."""
+
+
+@pytest.mark.parametrize("client_kind", CLIENT_KINDS)
+def test_every_client_on_a_port_with_one_request_a_connection(edge: EdgeHost, client_kind: str) -> None:
+    """Held at first, then awake: each of its calls has a connection of its own, from its first byte to its end."""
+    if client_kind in NO_FRIEND_OF_GOAWAY:
+        pytest.skip(NO_FRIEND_OF_GOAWAY[client_kind])
+    metadata = (("satellite_name", f"demo-{client_kind}"), ("satellite_org", ORG), ("satellite_token", edge.token))
+    with contextlib.closing(or_skip(CLIENTS[client_kind], edge.ports[ONE], None, metadata)) as client:
+        for case in ALONE:
+            CASES[case](client)
+    assert edge.starts(f"demo-{client_kind}") == 1

@@ -2,10 +2,13 @@
 
 import contextlib
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from bentpipe.daemon.edge.accounts import GRACE_S
 
 from behind_proxies import PLAIN, PROXY_ADDRESS, TLS, Behind, edge_behind_proxies
 from clients import CallError
@@ -108,15 +111,29 @@ def test_addresses_are_the_clients(behind: Behind, tmp_path: Path, sender: str, 
 
 
 @pytest.mark.parametrize("sender", ["haproxy v2", "nginx"])
-def test_one_client_at_its_limit_keeps_nobody_else_out(behind: Behind, tmp_path: Path, sender: str) -> None:
+def test_one_client_at_its_limit_puts_nobody_else_out(tmp_path: Path, sender: str) -> None:
+    """Of more connections of one client than may be, the oldest go; those of others by the same proxy stay."""
+
+    def connect(wire: SourceWire) -> socket.socket:
+        return stack.enter_context(socket.create_connection(("127.0.0.1", wire.port)))
+
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(SENDERS[sender](tmp_path, free_port(), behind.edge.ports[PLAIN]))
-        greedy = stack.enter_context(SourceWire(port, CLIENTS[0]))
-        before = behind.outcomes().get("over-limit", 0)
-        for _ in range(MAX_PER_ADDRESS + 2):
-            stack.enter_context(socket.create_connection(("127.0.0.1", greedy.port)))
-        behind.wait_outcome("over-limit", before + 2)
-        assert behind.call(stack.enter_context(SourceWire(port, CLIENTS[1])), tls=False) == b"through"
+        patient = stack.enter_context(edge_behind_proxies(tmp_path, MAX_PER_ADDRESS, greeting_deadline_s=60))
+        port = stack.enter_context(SENDERS[sender](tmp_path, free_port(), patient.edge.ports[PLAIN]))
+        greedy, other = (stack.enter_context(SourceWire(port, address)) for address in CLIENTS[:2])
+        waiting = connect(other)
+        for _ in range(MAX_PER_ADDRESS):
+            connect(greedy)
+        time.sleep(1.5 * GRACE_S)
+        before = patient.outcomes().get("over-limit", 0)
+        for _ in range(2):
+            connect(greedy)
+        patient.wait_outcome("over-limit", before + 2)
+        assert patient.call(other, tls=False) == b"through"
+        assert patient.outcomes()["over-limit"] == before + 2
+        waiting.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            waiting.recv(1)
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

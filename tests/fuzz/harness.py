@@ -17,6 +17,8 @@ from bentpipe.proto.frames import EMPTY_SETTINGS, HEADER_BYTES, PREFACE
 from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.grpc_status import GrpcStatus
 from bentpipe.proto.health import HealthError, decode_request
+from bentpipe.proto.one_request import OneRequest
+from bentpipe.proto.proxy_protocol import ProxyHeader, ProxyHeaderError, ProxyRule, parse_header
 from bentpipe.proto.refusal import PIECE_BYTES, Refusal, goaway
 from bentpipe.proto.request import MetadataError, parse_request
 
@@ -94,6 +96,32 @@ def hear(data: bytes, size: int) -> tuple[bytes, Announcement | None, str]:
     return out, first.heard, ""
 
 
+def hold_to_one(data: bytes, size: int) -> tuple[bytes, bytes, bool, str]:
+    """Allow one request, in pieces of `size`, having told so before. Returns what went on, what was said, how it ended."""
+    one = OneRequest()
+    one.tell()
+    out = said = b""
+    try:
+        for at in range(0, len(data), size):
+            out += one.receive_data(data[at : at + size])
+            said += one.data_to_send()
+    except GreetingError as exc:
+        return b"", b"", one.done, str(exc)
+    assert len(out) <= len(data)
+    return out, said, one.done, ""
+
+
+def proxied(data: bytes, size: int) -> None:
+    """Take the bytes for a PROXY header: what is said of a beginning holds for all of it."""
+    found: list[ProxyHeader | ProxyRule | None] = []
+    for end in (size, len(data)):
+        try:
+            found.append(parse_header(data[:end]))
+        except ProxyHeaderError as exc:
+            found.append(exc.rule)
+    assert found[0] is None or found[0] == found[1]
+
+
 def answer(data: bytes) -> None:
     """Feed a connection that we answer ourselves."""
     answering = Answering()
@@ -130,4 +158,8 @@ def one_input(data: bytes) -> None:
         "how the bytes are cut made a difference"
     )
     assert hear(behind, 1 + (choice >> 4)) == hear(behind, READ_BYTES), "how the bytes are cut made a difference"
+    assert hold_to_one(rest, 1 + (choice >> 4)) == hold_to_one(rest, READ_BYTES), (
+        "how the bytes are cut made a difference"
+    )
+    proxied(rest, cut)
     answer(rest)

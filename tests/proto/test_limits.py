@@ -155,6 +155,7 @@ TESTED_BELOW = {
     "ANSWERED_BYTES",
     "ANSWERED_PER_S",
     "ASKED_FRAMES",
+    "FURTHER_FRAMES",  # in test_one_request.py
     "STATUS_MESSAGE_BYTES",
 }
 
