@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from bentpipe.daemon.providers.containment import PROC
-from bentpipe.daemon.providers.sock_diag import Listening, dump_listeners
+from bentpipe.daemon.providers.sock_diag import Listening, dump_listeners, find_listener
 
 LISTEN = "0A"
 """TCP_LISTEN in the `st` column of /proc/net/tcp."""
@@ -49,28 +49,23 @@ class Listeners:
 
         `pids` is called only if somebody listens there at all.
         """
-        return self.whose(host, port, pids, set()) is Whose.OURS
+        return _whose(self._listening(host, port), pids, set()) is Whose.OURS
 
     def is_taken(self, host: str, port: int) -> bool:
         """Say whether anybody listens on `port` so that a connection to `host` would reach them."""
         return bool(self._listening(host, port))
 
     def whose(self, host: str, port: int, pids: Callable[[], Iterable[int]], known: set[str]) -> "Whose":
-        """Say whose listener a connection to `host` and `port` would reach.
+        """Say whose listener a connection to `host` and `port` would reach at this moment.
 
         `known` holds inodes that were found to be those of `pids()`, and takes another one: a socket that still listens
         has not changed hands, so that the processes' files are looked through once.
         """
-        inodes = self._listening(host, port)
-        if not inodes:
-            return Whose.NOBODY
-        if inodes <= known:
-            return Whose.OURS
-        if not _own_one(inodes, pids):
-            return Whose.STRANGER
-        known.clear()
-        known |= inodes
-        return Whose.OURS
+        try:
+            found = find_listener(ipaddress.ip_address(host), port)
+        except OSError:  # no sock_diag in this kernel, or no AF_NETLINK in this sandbox
+            return _whose(self._listening(host, port), pids, known)
+        return _whose(set() if found is None else {found}, pids, known)
 
     def _listening(self, host: str, port: int) -> set[str]:
         return {
@@ -127,6 +122,17 @@ def read_listeners(family: socket.AddressFamily) -> Iterator[Listening]:
             # 32-bit words in the host's byte order.
             words = (int(bound[i : i + 8], 16) for i in range(0, len(bound), 8))
             yield int(port, 16), b"".join(word.to_bytes(4, sys.byteorder) for word in words), fields[9]
+
+
+def _whose(inodes: set[str], pids: Callable[[], Iterable[int]], known: set[str]) -> Whose:
+    if not inodes:
+        return Whose.NOBODY
+    if not inodes <= known:
+        if not _own_one(inodes, pids):
+            return Whose.STRANGER
+        known.clear()
+        known |= inodes
+    return Whose.OURS
 
 
 def _own_one(inodes: set[str], pids: Callable[[], Iterable[int]]) -> bool:

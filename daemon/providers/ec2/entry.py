@@ -1,5 +1,6 @@
 """What the poller knows of one machine, and who waits for a change of it. Makes no call."""
 
+import collections
 import dataclasses
 
 import trio
@@ -15,6 +16,10 @@ class Ec2Machine:
 
     satellite: str
     section: SatelliteEc2Section
+
+
+Hosts = collections.defaultdict[str, set[MachineId]]
+"""By host of an address: the machines that were last seen there."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class Entry:
     machine: Ec2Machine
     mark: Mark
     instance_id: str | None
+    hosts: Hosts
     look: Machine | None = None
     seen: Sighting | None = None
     asked: bool = False
@@ -78,10 +84,20 @@ class Entry:
             return Machine(self.machine_id, MachineState.TERMINATED, reason="EC2 knows no such instance")
         return self.look
 
+    def _moved(self, before: str) -> None:
+        self.hosts[before].discard(self.machine_id)
+        if not self.hosts[before]:
+            del self.hosts[before]
+        if self.host:
+            self.hosts[self.host].add(self.machine_id)
+
     def show(self, look: Machine | None) -> None:
         """Set the look, and tell who waits."""
         was_lost = self.asked and self.lost
-        before, self.look = self.shown(), look
+        before, host = self.shown(), self.host
+        self.look = look
+        if self.host != host:
+            self._moved(host)
         self.asked = True
         if self.lost and not was_lost:
             self.lost_at = trio.current_time()

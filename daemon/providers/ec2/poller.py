@@ -8,6 +8,7 @@ EC2 is eventually consistent: for a while after a call it may tell the state fro
 instance that it has just launched. Both are known by the times below, and passed over.
 """
 
+import collections
 import dataclasses
 import logging
 from collections.abc import Mapping, Set
@@ -18,7 +19,7 @@ from bentpipe.config.model import Ec2Section
 from bentpipe.daemon.errors import MachineNotFound
 from bentpipe.daemon.model import Machine, MachineId, MachineState
 from bentpipe.daemon.providers.ec2.calls import Api, Ec2Calls
-from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry, Outdated
+from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry, Hosts, Outdated
 from bentpipe.daemon.providers.ec2.errors import Ec2Failure, failure_of
 from bentpipe.daemon.providers.ec2.looks import (
     FLEET_TAG,
@@ -68,8 +69,11 @@ class Poller:
     def __init__(self, section: Ec2Section, machines: Mapping[MachineId, Ec2Machine], calls: Ec2Calls) -> None:
         self._section = section
         self._calls = calls
+        self._hosts: Hosts = collections.defaultdict(set)
         self._entries = {
-            machine_id: Entry(machine_id, machine, _mark(section.fleet, machine), machine.section.instance_id)
+            machine_id: Entry(
+                machine_id, machine, _mark(section.fleet, machine), machine.section.instance_id, self._hosts
+            )
             for machine_id, machine in machines.items()
         }
         self._types: dict[str, bool] = {}
@@ -121,10 +125,9 @@ class Poller:
             return False
         now = trio.current_time()
         entry.relied_at = now
-        host = look.address.host
-        others = [each for each in self._entries.values() if each is not entry and each.host == host]
+        others = self._hosts.get(look.address.host, set()) - {look.machine_id}
         for each in others:
-            self.want(each)
+            self.want(self._entries[each])
         return not others and now - entry.seen_at <= self._section.address_age_s
 
     def want(self, entry: Entry) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from bentpipe.daemon.providers import listening
-from bentpipe.daemon.providers.listening import Listeners, read_listeners
+from bentpipe.daemon.providers.listening import Listeners, Whose, read_listeners
 from bentpipe.daemon.providers.sock_diag import dump_listeners
 
 
@@ -20,6 +20,7 @@ def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Either of the two sources."""
     if request.param == "proc":
         monkeypatch.setattr(listening, "dump_listeners", refuse)
+        monkeypatch.setattr(listening, "find_listener", refuse)
     else:
         monkeypatch.setattr(listening, "read_listeners", refuse)
 
@@ -91,3 +92,32 @@ def test_many_questions_are_one_dump(monkeypatch: pytest.MonkeyPatch) -> None:
     for port in range(1, 300):
         assert not listeners.is_listening("127.0.0.1", port, own)
     assert asked == [socket.AF_INET, socket.AF_INET6]
+
+
+@pytest.mark.parametrize(
+    ("bound", "asked", "reached"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("0.0.0.0", "127.0.0.1", True),
+        ("127.0.0.2", "127.0.0.1", False),
+        ("::", "127.0.0.1", True),  # dual stack
+        ("::1", "::1", True),
+        ("::1", "127.0.0.1", False),
+    ],
+)
+def test_whose_a_port_is_now(bound: str, asked: str, reached: bool) -> None:
+    """By one lookup, or by the tables where there is none: the same answer."""
+    listeners, known = Listeners(fresh_s=0), set[str]()
+    family = socket.AF_INET6 if ":" in bound else socket.AF_INET
+    with socket.create_server((bound, 0), family=family, dualstack_ipv6=bound == "::") as server:
+        port = server.getsockname()[1]
+        expected = Whose.OURS if reached else Whose.NOBODY
+        assert listeners.whose(asked, port, own, known) is expected
+        if reached:
+            assert listeners.whose(asked, port, list, set()) is Whose.STRANGER
+            assert (
+                listeners.whose(asked, port, list, known) is Whose.OURS
+            )  # its socket is known: nobody is looked through
+    assert listeners.whose(asked, port, own, known) is Whose.NOBODY
+    with socket.create_server((asked, port), family=socket.AF_INET6 if ":" in asked else socket.AF_INET):
+        assert listeners.whose(asked, port, list, known) is Whose.STRANGER
