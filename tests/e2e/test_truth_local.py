@@ -1,0 +1,118 @@
+"""Satellites that are processes: killed by somebody, not there yet, silent, or with a stranger on their port."""
+
+import contextlib
+import hashlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from bentpipe.config.load import load_config
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.service.serve import Daemon, serve
+
+from clients import CallError, GrpcioClient
+
+TOKEN = "bp_test"
+KEY = SatelliteKey("acme", "one")
+SATELLITE = f'"{sys.executable}", "-P", "-m", "bentpipe.daemon.demo.satellite", "{{port}}"'
+DEADLINE_S = 30.0
+
+
+@contextlib.asynccontextmanager
+async def daemon_of(folder: Path, command: str, more: str = "", process: str = "") -> AsyncIterator[Daemon]:
+    path = folder / "bentpipe.toml"
+    path.write_text(f"""
+[[listener]]
+address = "127.0.0.1:0"
+[[token]]
+name = "test"
+hash = "sha256:{hashlib.sha256(TOKEN.encode()).hexdigest()}"
+grants = ["acme/*"]
+[[satellite]]
+org = "acme"
+name = "one"
+{more}
+[satellite.process]
+command = [{command}]
+{process}
+""")
+    async with trio.open_nursery() as nursery:
+        daemon = await nursery.start(serve, load_config(path))
+        yield daemon
+        daemon.drain.set()
+
+
+async def call(daemon: Daemon) -> bytes:
+    metadata = (("satellite_name", "one"), ("satellite_org", "acme"), ("satellite_token", TOKEN))
+
+    def run() -> bytes:
+        client = GrpcioClient(daemon.addresses[0][1], None, metadata)
+        try:
+            return client.unary("Echo", b"hello", timeout_s=DEADLINE_S)
+        finally:
+            client.close()
+
+    return await trio.to_thread.run_sync(run)
+
+
+def leaders(mark: str) -> list[int]:
+    """Children of this process with `mark` in their arguments."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                if int(parent) == os.getpid() and mark.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV], ids=lambda each: each.name)
+async def test_killed_by_somebody_it_is_started_for_the_next(how: signal.Signals, tmp_path: Path) -> None:
+    async with daemon_of(tmp_path, SATELLITE) as daemon:
+        assert await call(daemon) == b"hello"
+        (pid,) = leaders("bentpipe.daemon.demo.satellite")
+        os.kill(pid, how)
+        assert await call(daemon) == b"hello"
+        assert daemon.fleet.get(KEY).wakes == 2
+
+
+async def test_what_never_listens_is_told_with_what_it_printed(tmp_path: Path) -> None:
+    command = '"sh", "-c", "echo cache: waiting for a lock; exec sleep 600", "{port}"'
+    async with daemon_of(tmp_path, command, 'hold_limit = "3s"') as daemon:
+        with pytest.raises(CallError) as caught:
+            await call(daemon)
+    assert "the satellite was not ready after 3 s" in caught.value.details
+    assert "nothing listens on port " in caught.value.details
+    assert "the satellite printed: cache: waiting for a lock" in caught.value.details
+
+
+async def test_a_stranger_on_its_port_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        command = '"sh", "-c", "exec sleep 600"'
+        async with daemon_of(tmp_path, command, 'hold_limit = "3s"', f"port = {port}") as daemon:
+            with pytest.raises(CallError) as caught:
+                await call(daemon)
+    assert f"another process than the satellite's listens on port {port}" in caught.value.details
+    assert "the satellite printed nothing" in caught.value.details
+
+
+async def test_a_program_that_is_away_while_it_is_installed_anew(tmp_path: Path) -> None:
+    program = tmp_path / "builder"
+    program.touch(0o755)
+    async with daemon_of(tmp_path, f'"{program}", "{{port}}"') as daemon:
+        program.unlink()
+        with pytest.raises(CallError, match="no such program") as caught:
+            await call(daemon)
+        assert "the next attempt is possible in" in caught.value.details
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m bentpipe.daemon.demo.satellite "$1"\n')
+        program.chmod(0o755)
+        await trio.sleep(16.0)
+        assert await call(daemon) == b"hello"
