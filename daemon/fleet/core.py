@@ -92,12 +92,12 @@ class Core:
         self._renewing = False
         self._draining = False
 
-    def take_over(self, broken: "Core", *, leases: int, metered: int) -> None:
+    def take_over(self, broken: "Core", *, leases: int, metered: int, draining: bool) -> None:
         """Begin where another one of the same satellite has broken, with what is certain beside the leases."""
         self.leases, self._metered = leases, metered
         self.busy, self.wakes = broken.busy, broken.wakes
         self._generation = broken._generation
-        self._draining, self._keep_awake = broken._draining, broken._keep_awake
+        self._draining, self._keep_awake = draining, broken._keep_awake
 
     def no_look_is_under_way(self) -> None:
         """Looks that were asked for have ended with their tasks, and their ends will not be told."""

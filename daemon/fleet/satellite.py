@@ -109,7 +109,7 @@ class Satellite:
         self._quiet_window_s = rules.quiet_window_s
         self._memory = Memory(key, witness)
         self._resume = Resume.UNKNOWN
-        self._recovering = False
+        self._recovering = self._draining = False
         means = Means(
             machine=lambda: self._machine.machine,
             vouches=self._provider.vouches_nowait,
@@ -251,6 +251,7 @@ class Satellite:
 
     def drain(self) -> None:
         """Refuse waiters and new-comers."""
+        self._draining = True
         self._feed(msg.Drain())
 
     # -- the awake budget --------------------------------------------------------------------------------------------
@@ -350,13 +351,9 @@ class Satellite:
             self._on_step(self)
 
     def _broke(self, failure: Exception) -> None:
-        """The machine, or what carries out its actions, has failed in the middle of a step: nobody knows how it stands.
-
-        So it begins anew, UNKNOWN, with what is certain (leases that live, what is under way, that it drains), those who
-        wait are told, and the provider is asked how the machine is.
-        """
+        """The machine has failed in the middle of a step: it begins anew, UNKNOWN, with what is certain, and is looked at."""
         before, self._machine = self._machine, SatelliteMachine(self._rules)
-        self._machine.take_over(before, leases=self._granted, metered=len(self._traffic))
+        self._machine.take_over(before, leases=self._granted, metered=len(self._traffic), draining=self._draining)
         self._probe.cancel()
         self._over.set()
         self._over = trio.Event()

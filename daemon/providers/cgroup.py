@@ -162,9 +162,13 @@ class CgroupTree:
         self.detail = str(self._folder)
 
     def contain(self, machine_id: MachineId) -> Cgroup:
-        """Make a cgroup for a new run of this machine. Raises OSError (EEXIST: the last run could not be removed)."""
+        """Make a cgroup for a new run of this machine. Raises OSError (EBUSY: of the last run somebody still lives)."""
         folder = self._folder / folder_name(machine_id)
-        folder.mkdir()
+        try:
+            folder.mkdir()
+        except FileExistsError:  # the last run could not be removed, which may have passed
+            Cgroup(folder).remove()
+            folder.mkdir()
         return Cgroup(folder)
 
     def close(self) -> None:

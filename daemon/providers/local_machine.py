@@ -169,11 +169,9 @@ class LocalMachine:
             return
         self._life.ending.set()
         self._show(MachineState.STOPPING)
-        try:
-            self._life.containment.terminate()
-            self._life.containment.thaw()
-        except OSError as error:  # the grace passes, then SIGKILL
-            self._log_trouble("cannot ask a satellite to end", str(error))
+        for ask in (self._life.containment.terminate, self._life.containment.thaw):
+            with contained(self._owner("asked to end")):  # otherwise the grace passes, then SIGKILL
+                ask()
 
     async def hibernate(self, nursery: trio.Nursery) -> None:
         """Freeze a RUNNING machine. Raises SleepModeRefused; the machine is RUNNING again then.

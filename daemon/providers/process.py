@@ -10,6 +10,7 @@ next daemon under the same cgroup kills the rest. With process groups the rest o
 give the daemon a cgroup (Delegate=yes).
 """
 
+import errno
 import logging
 import os
 from collections.abc import Mapping
@@ -72,8 +73,9 @@ class ProcessProvider:
 
         Raises OSError if the kind of isolation that was demanded is not to be had.
         """
-        self._closed, self._machines_scope = trio.Event(), trio.CancelScope(shield=True)  # it may be run again
-        self._isolator = await open_isolator(self._wanted)
+        isolator = await open_isolator(self._wanted)
+        # It may have been run before, and failed.
+        self._isolator, self._closed, self._machines_scope = isolator, trio.Event(), trio.CancelScope(shield=True)
         try:
             self._die_with_parent = await find_setpriv()
             fields = {"isolation": self._isolator.isolation.value, "detail": self._isolator.detail}
@@ -86,8 +88,9 @@ class ProcessProvider:
                     task_status.started()
                     await self._close_asked.wait()
                 finally:
-                    with trio.CancelScope(shield=True):  # bounded by each machine's wait_ended
-                        await self._stop_all()
+                    with trio.CancelScope(shield=True), contained(Owner("process end")):
+                        await self._stop_all()  # bounded by each machine's wait_ended
+                    self._machines_scope.cancel()
                     nursery.cancel_scope.cancel()
         finally:
             with contained(Owner("process cleaning up")):
@@ -184,9 +187,9 @@ class ProcessProvider:
         address = Address(section.host, section.port or pick_port(section.host, taken))
         try:
             containment = isolator.contain(machine_id)
-        except FileExistsError as error:
-            raise ProviderRetryable(f"the last run has not been cleaned up: {error}") from error
         except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise ProviderRetryable(f"the last run has not been cleaned up: {error}") from error
             raise ProviderPermanent(f"cannot isolate: {error}") from error
         try:
             child, output_fd = spawn(section, address, containment, self._die_with_parent)
@@ -196,8 +199,9 @@ class ProcessProvider:
         try:
             output = Output(machine_id, output_fd, machine.log_file)
         except BaseException:
-            containment.kill()
-            child.reap()
+            child.abandon()
+            with contained(Owner("process cleaning up", machine_id)):
+                containment.kill()
             os.close(output_fd)
             raise
         return Life(child, containment, output, address)
@@ -214,10 +218,10 @@ class ProcessProvider:
         self._close_asked.set()
         async with trio.open_nursery() as nursery:
             for machine in self._machines.values():
-                machine.end_nowait()
+                with contained(Owner("process end", machine.look.machine_id)):
+                    machine.end_nowait()
                 owner = Owner("process end", machine.look.machine_id, Decision.GIVE_UP)
                 nursery.start_soon(run_owned, owner, machine.wait_ended)
-        self._machines_scope.cancel()
 
 
 async def open_isolator(wanted: Isolation | None = None) -> Isolator:

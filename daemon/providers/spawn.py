@@ -45,10 +45,18 @@ class Child:
         """Return as soon as the leader is dead; it stays a zombie."""
         await trio.lowlevel.wait_readable(self._pid_fd)
 
+    def abandon(self) -> None:
+        """Kill the leader, which has just been spawned, and reap it: what it needs could not be had."""
+        self._popen.kill()
+        self.reap()
+
     def reap(self) -> int:
         """Reap the dead leader. Returns its status as subprocess does: -N for signal N. Call once."""
-        os.close(self._pid_fd)
-        return self._popen.wait()
+        try:
+            os.close(self._pid_fd)
+        finally:
+            status = self._popen.wait()
+        return status
 
 
 async def find_setpriv() -> tuple[str, ...]:

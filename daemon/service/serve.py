@@ -350,17 +350,21 @@ async def _serve_until_drained(
             accepting.cancel_scope.cancel()
         sd.notify("STOPPING=1")
         log.info("draining", extra={"fields": {"spliced": daemon.handoff.live}})
-        daemon.health.drain()
-        daemon.fleet.drain()
+        for drain in (daemon.health.drain, daemon.fleet.drain):
+            with contained(Owner("drain", drain.__qualname__)):
+                drain()
         with trio.move_on_after(config.daemon.drain_deadline_s):
             await daemon.handoff.wait_none()
-        cut = daemon.handoff.abort_all()
+        cut = daemon.handoff.live
+        with contained(Owner("drain", "cut")):
+            daemon.handoff.abort_all()
         with trio.move_on_after(ABORT_DEADLINE_S):
             await daemon.handoff.wait_none()
         # Refusals still have to be read by their clients.
         each_s = REFUSAL_EACH_S * len(sessions.child_tasks)
         sessions.cancel_scope.deadline = trio.current_time() + REFUSAL_DEADLINE_S + each_s
-    daemon.log_statistics()
+    with contained(Owner("drain", "statistics")):
+        daemon.log_statistics()
     log.info("drained", extra={"fields": {"cut": cut}})
     return cut
 

@@ -52,7 +52,7 @@ def aws_profile(folder: Path, text: str) -> dict[str, str]:
         "AWS_SHARED_CREDENTIALS_FILE": str(folder / "none"),
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_ACCESS_KEY_ID": "",
-        "AWS_PROFILE": "",
+        "AWS_PROFILE": "default",
     }
 
 
@@ -75,6 +75,7 @@ def test_credentials_that_cannot_be_had_concern_their_satellites_alone(tmp_path:
         assert build.unary("Echo", b"before") == b"before"
         status, words = call(edge, "cloud")
         assert status in (GrpcStatus.UNAVAILABLE, GrpcStatus.FAILED_PRECONDITION)
+        assert "cloud" in words, "the reason is the provider's"
         assert "/nonexistent" not in words, "our host's files are not a client's business"
         assert build.unary("Echo", b"after") == b"after"
         build.close()
