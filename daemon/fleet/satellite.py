@@ -351,7 +351,7 @@ class Satellite:
             self._on_step(self)
 
     def _broke(self, failure: Exception) -> None:
-        """The machine has failed in the middle of a step: it begins anew, UNKNOWN, with what is certain, and is looked at."""
+        """The machine has failed in the middle of a step: it begins anew, UNKNOWN, with what is certain."""
         before, self._machine = self._machine, SatelliteMachine(self._rules)
         self._machine.take_over(before, leases=self._granted, metered=len(self._traffic), draining=self._draining)
         self._probe.cancel()
