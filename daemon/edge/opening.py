@@ -8,6 +8,8 @@ import dataclasses
 import logging
 from typing import NoReturn
 
+import trio
+
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.arrival import Proxies, read_origin
 from bentpipe.daemon.edge.caller import Caller
@@ -17,6 +19,7 @@ from bentpipe.daemon.edge.outcomes import Gone, Outcome
 from bentpipe.daemon.edge.transport import OverLimit, PeerLeft, TransportError
 from bentpipe.daemon.errors import TlsWanted
 from bentpipe.native.tls import TlsConnection, TlsServerContext
+from bentpipe.proto.errors import over
 from bentpipe.proto.events import NotHttp2, PeerKind, RequestHeaders
 from bentpipe.proto.proxy_protocol import PREFIXES
 from bentpipe.proto.refusal import HTTP1_ANSWER, HTTP1_TLS_WANTED, TLS_ALERT
@@ -134,6 +137,10 @@ async def _wait_last(caller: Caller) -> None:
         caller.receive(data)
         if caller.greeting.leaving:
             raise Gone(Outcome.CLIENT_GONE)
+        if caller.greeting.transcript_full:
+            # Reading no more, as while it is held, would never show the ACK; one request's window is a quarter of this.
+            raise over("TRANSCRIPT_BYTES")
+        await trio.lowlevel.checkpoint()
     if caller.refused_requests:
         fields = {"peer": caller.peer, "requests": caller.refused_requests}
         log.info("further requests refused: one a connection here", extra={"fields": fields})

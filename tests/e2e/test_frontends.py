@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import pytest
 
 from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.demo.satellite import SERVICE
+from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, PREFACE, FrameType, frame
 
 from cases import CASES
 from frontends import envoy, free_port, haproxy, nginx
@@ -274,3 +276,25 @@ def test_every_client_on_a_port_with_one_request_a_connection(edge: EdgeHost, cl
         for case in ALONE:
             CASES[case](client)
     assert edge.starts(f"demo-{client_kind}") == 1
+
+
+FIRST = PREFACE + EMPTY_SETTINGS + frame(FrameType.HEADERS, END_HEADERS, 1, b"\x83")
+TRAILERS = frame(FrameType.HEADERS, END_HEADERS, 1, b"\x0f\x00\x7f\xd0\x7c" + bytes(16_080))
+OTHERS_DATA = frame(FrameType.DATA, 0, 3, bytes(16_384))
+
+
+@pytest.mark.parametrize(
+    ("said", "times", "limit"), [(TRAILERS, 17, b"TRANSCRIPT_BYTES"), (OTHERS_DATA, 2_001, b"FURTHER_FRAMES")]
+)
+def test_whoever_talks_on_and_never_hears_that_it_was_its_last_request_is_ended(
+    edge: EdgeHost, said: bytes, times: int, limit: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", edge.ports[ONE]), TIMEOUT_S) as sock:
+        sock.sendall(FIRST)
+        reader, received = threading.Thread(target=lambda: received.extend(iter(lambda: sock.recv(4096), b""))), []
+        reader.start()
+        with contextlib.suppress(ConnectionError):
+            for _ in range(times):
+                sock.sendall(said)
+        reader.join(TIMEOUT_S)
+    assert limit in b"".join(received)
