@@ -94,8 +94,8 @@ def test_many_questions_are_one_dump(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [socket.AF_INET, socket.AF_INET6]
 
 
-HERE, ELSEWHERE = (f"127.{77 + number}.{os.getpid() % 251}.{os.getpid() % 241 + 1}" for number in range(2))
-"""Addresses that no neighbour of this test listens on, whose ports may be the same."""
+HERE, ELSEWHERE = "127.77.{}.{}", "127.78.{}.{}"
+"""With the process's number: addresses that no neighbour of this test listens on, whose ports may be the same."""
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,7 @@ HERE, ELSEWHERE = (f"127.{77 + number}.{os.getpid() % 251}.{os.getpid() % 241 + 
 def test_whose_a_port_is_now(bound: str, asked: str, reached: bool) -> None:
     """By one lookup, or by the tables where there is none: the same answer."""
     listeners, known = Listeners(fresh_s=0), set[str]()
+    bound, asked = (each.format(os.getpid() % 251, os.getpid() % 241 + 1) for each in (bound, asked))
     family = socket.AF_INET6 if ":" in bound else socket.AF_INET
     with socket.create_server((bound, 0), family=family, dualstack_ipv6=bound == "::") as server:
         port = server.getsockname()[1]
