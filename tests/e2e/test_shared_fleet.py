@@ -20,7 +20,6 @@ from pathlib import Path
 
 import pytest
 import trio
-from cut_wire import CutWire
 from dynamodb_server import DynamoDbServer
 from ec2_emulator.calling import free_port
 from ec2_emulator.clock import ScaledClock
@@ -35,6 +34,7 @@ from bentpipe.daemon.store.dynamodb.table import Table
 from bentpipe.daemon.store.rows import Row
 
 from clients import GrpcioClient
+from cut_wire import CutWire
 
 TOKEN = "bp_test"
 PROGRAM = Path(sys.executable).with_name("bentpipe")

@@ -10,6 +10,19 @@ from typing import Self
 CHUNK_BYTES = 1 << 16
 
 
+def carry(client: socket.socket, server: socket.socket) -> None:
+    """Copy both ways until one side ends. Raises OSError."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(client, selectors.EVENT_READ, server)
+        selector.register(server, selectors.EVENT_READ, client)
+        while True:
+            for key, _ in selector.select():
+                data = key.fileobj.recv(CHUNK_BYTES)  # type: ignore[union-attr]
+                if not data:
+                    return
+                key.data.sendall(data)
+
+
 class CutWire:
     def __init__(self, port: int) -> None:
         self._target = ("127.0.0.1", port)
@@ -61,16 +74,9 @@ class CutWire:
                     return
                 server = socket.create_connection(self._target)
                 self._live |= {client, server}
-            with server, selectors.DefaultSelector() as selector:
-                selector.register(client, selectors.EVENT_READ, server)
-                selector.register(server, selectors.EVENT_READ, client)
+            with server:
                 try:
-                    while True:
-                        for key, _ in selector.select():
-                            data = key.fileobj.recv(CHUNK_BYTES)  # type: ignore[union-attr]
-                            if not data:
-                                return
-                            key.data.sendall(data)
+                    carry(client, server)
                 finally:
                     with self._lock:
                         self._live -= {client, server}

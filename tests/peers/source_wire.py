@@ -1,7 +1,6 @@
 """A TCP way to a server from a source address of one's choice, with what a proxy would say first."""
 
 import contextlib
-import selectors
 import socket
 import threading
 import time
@@ -9,7 +8,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-CHUNK_BYTES = 1 << 16
+from cut_wire import carry
+
 PAUSE_S = 0.002
 """Between the pieces of a header, so that each is a segment of its own."""
 
@@ -47,16 +47,9 @@ class SourceWire:
     def _carry(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
             server = socket.create_connection(self._target, source_address=(self._source, 0))
-            with server, selectors.DefaultSelector() as selector:
+            with server:
                 server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for piece in self._first:
                     server.sendall(piece)
                     time.sleep(PAUSE_S)
-                selector.register(client, selectors.EVENT_READ, server)
-                selector.register(server, selectors.EVENT_READ, client)
-                while True:
-                    for key, _ in selector.select():
-                        data = key.fileobj.recv(CHUNK_BYTES)  # type: ignore[union-attr]
-                        if not data:
-                            return
-                        key.data.sendall(data)
+                carry(client, server)
