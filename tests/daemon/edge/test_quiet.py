@@ -13,12 +13,14 @@ import trio
 import trustme
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.edge.handoff import HandOff
+from bentpipe.daemon.edge.accounts import AccountLimits, Accounts
+from bentpipe.daemon.edge.handoff import HandOff, Splice
 from bentpipe.daemon.fleet import rules
+from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.traffic import QUIET_BYTES_PER_WINDOW
-from bentpipe.daemon.model import Resume, SatelliteKey, SatelliteState
+from bentpipe.daemon.model import Address, Resume, SatelliteKey, SatelliteState
 from bentpipe.daemon.service.serve import Daemon, serve
-from bentpipe.native.engine import EndReason, Engine, EngineOptions, SpliceId
+from bentpipe.native.engine import Counters, Ended, EndReason, Engine, EngineOptions, SpliceId
 from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
 
 TOKEN = "bp_quiet"
@@ -182,3 +184,22 @@ async def test_a_connection_that_has_just_ended_by_itself_need_not_be_ended(cut:
         HandOff(engine).end_quiet(SpliceId(1), cut=cut)
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("reason", EndReason)
+async def test_a_satellite_that_resets_or_times_out_is_looked_at(reason: EndReason) -> None:
+    suspected: list[str] = []
+    lease = Lease(
+        Address("192.0.2.1", 1), lambda lease: None, lambda lease: None, suspect=lambda: suspected.append("looked at")
+    )
+    limits = AccountLimits(strangers=10, strangers_bytes=1 << 30, per_prefix=10, admitted=10)
+    place = Accounts(limits, lambda: 0.0).open("192.0.2.9")
+    engine = Engine(EngineOptions(threads=1))
+    try:
+        handoff = HandOff(engine)
+        handoff._live[SpliceId(1)] = Splice(KEY, "somebody", "192.0.2.9", lease, place)
+        handoff._end(Ended(SpliceId(1), reason, Counters(0, 0, 0, 0), 0))
+    finally:
+        engine.close()
+    gone = reason in (EndReason.SATELLITE_RESET, EndReason.SATELLITE_TIMEOUT)
+    assert suspected == (["looked at"] if gone else [])

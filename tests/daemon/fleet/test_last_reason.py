@@ -18,11 +18,13 @@ from bentpipe.daemon.fleet.messages import (
     Fail,
     Grant,
     Input,
+    Launch,
     Look,
     Looked,
     Probe,
     ProbeFailed,
     Ready,
+    Reset,
     Seen,
     Start,
     StartDone,
@@ -283,6 +285,17 @@ def test_what_never_got_ready_says_how_far_it_got(state: MachineState, words: st
         story.see(M.PENDING, reason="x", hint="nothing listens on port 1; the satellite printed: no disk")
     (error,) = told(story.wait(RULES.wake_deadline_s))
     assert error.peer_hint.startswith(f"the satellite was not ready after 300 s: {words}")
+
+
+def test_a_machine_that_is_marked_as_anothers_is_replaced_when_people_say_so() -> None:
+    story = Story(None)
+    story.machine = SatelliteMachine(dataclasses.replace(RULES, launch=True))
+    story.see(M.TERMINATED, fault=Fault.FOREIGN)
+    assert story.state is S.FAILED
+    assert not story.wait(10_000.0)
+    story.feed(Reset())
+    assert story.state is S.SLEEP
+    assert Launch(0) in story.come()
 
 
 def test_gone_for_good_is_told_in_words_for_clients() -> None:
