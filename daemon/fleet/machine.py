@@ -327,5 +327,3 @@ class SatelliteMachine(Descending):
         self._look_trouble.worked()
         if self._is_gone and self._rules.launch:
             self._move(S.SLEEP, "to be tried again")  # people have said that another may be launched
-        if self._is_gone and self._rules.launch:
-            self._move(S.SLEEP, "to be launched anew")

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import trustme
-from cut_wire import CutWire
 from ec2_emulator.calling import free_port
 from ec2_emulator.clock import ScaledClock
 from ec2_emulator.server import Emulator
@@ -22,6 +21,7 @@ from edge_daemons import EdgeDaemon, config_text, edge_daemon, token_of, wait
 from bentpipe.daemon.model import SatelliteKey
 
 from clients import CallError, GrpcioClient
+from cut_wire import CutWire
 
 AGE_S = 6.0
 """Longer than a look at an instance vouches for its address (`address_age`)."""
