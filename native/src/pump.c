@@ -274,9 +274,11 @@ enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
             bp__fail(s, id, (int)got);
             return PUMP_FAILED;
         }
+        if (got == 0 && d->streaming && from->tls) {
+            leave_stream(t, d); /* FIN, or a record without data: OpenSSL will tell which, close_notify is none of both */
+            continue;
+        }
         if (got == 0) {
-            if (d->streaming && from->tls)
-                note_truncation(s, from); /* close_notify would have been a control record */
             d->eof = true;
             continue;
         }

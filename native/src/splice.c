@@ -129,6 +129,8 @@ void bp__splice_event(struct bp_thread *t, bp_splice *s, enum leg_id id, uint32_
         end_broken(t, s);
         return;
     }
+    if (s->ready) /* both directions go on in this turn or the next: twice in one would be more than a share */
+        return;
     /* A system call that an event does not ask for is a third of the price of a small message. */
     unsigned directions = 0;
     if (events & (EPOLLIN | EPOLLHUP | EPOLLERR))

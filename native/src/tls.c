@@ -170,7 +170,7 @@ static ssize_t read_record(bp_tls *tls, char *buffer, size_t bytes) {
     int got = SSL_read(tls->ssl, buffer, bytes > INT_MAX ? INT_MAX : (int)bytes);
     if (tls->meter.over)
         return result(tls, got);
-    if ((tls->kernel & BP_KTLS_TX) && SSL_get_key_update_type(tls->ssl) != SSL_KEY_UPDATE_NONE) {
+    if ((tls->kernel & BP_KTLS_TX) && tls->meter.answer_due) {
         snprintf(tls->error, sizeof tls->error, "the peer wants new keys (KeyUpdate), which the kernel's TLS cannot change");
         return tls->read_failure = BP_TLS_ERROR;
     }
@@ -227,6 +227,8 @@ ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes) {
         return 0;
     if (tls->kernel & BP_KTLS_TX)
         return write_to_kernel(tls, data, bytes);
+    if (tls->meter.answer_due && SSL_key_update(tls->ssl, SSL_KEY_UPDATE_NOT_REQUESTED) == 1)
+        tls->meter.answer_due = false; /* else a record waits for room, and goes first */
     ERR_clear_error();
     bp__tls_meter_begin(&tls->meter);
     errno = 0;

@@ -20,6 +20,7 @@ void bp__tls_explain(const char *what, char *error, size_t bytes);
 struct tls_meter {
     bool established;
     int over; /* the limit that it passed, a flood of enum bp_tls_result; nothing more is read */
+    bool answer_due; /* the peer asked for our KeyUpdate, which goes before the next write */
     bool silent; /* close_notify was sent, and nothing may follow it */
     unsigned reads_left, records_left; /* of the call at hand */
     size_t bytes_left;

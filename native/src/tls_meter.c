@@ -44,6 +44,17 @@ static void charge(struct tls_meter *meter, SSL *ssl) {
         meter->control_millis -= MILLI;
 }
 
+/* OpenSSL would answer a KeyUpdate that asks for ours inside the read, and cannot while a record of ours waits for room:
+ * "bad length" would end the connection. RFC 8446 section 4.6.3 wants the answer before our next application data only, so
+ * what OpenSSL is about to read is made one that does not ask, and bp_tls_write answers. */
+static void put_off_answer(struct tls_meter *meter, const void *message, size_t bytes) {
+    unsigned char *at = (unsigned char *)(uintptr_t)message; /* of OpenSSL's own buffer for it */
+    if (bytes == SSL3_HM_HEADER_LENGTH + 1 && at[0] == SSL3_MT_KEY_UPDATE && at[4] == SSL_KEY_UPDATE_REQUESTED) {
+        at[4] = SSL_KEY_UPDATE_NOT_REQUESTED;
+        meter->answer_due = true;
+    }
+}
+
 /* A record's header, what TLS 1.3 has inside it, or a whole handshake message. */
 static void seen(int written, int version, int kind, const void *data, size_t bytes, SSL *ssl, void *argument) {
     struct tls_meter *meter = argument;
@@ -57,6 +68,8 @@ static void seen(int written, int version, int kind, const void *data, size_t by
         if (!meter->established && ++meter->handshake_records > TLS_HANDSHAKE_RECORDS)
             stop(meter, ssl, BP_TLS_HANDSHAKE_FLOOD);
     }
+    if (meter->established && kind == SSL3_RT_HANDSHAKE)
+        put_off_answer(meter, data, bytes);
     if (meter->established && (kind == SSL3_RT_HANDSHAKE ||
                                (control && (kind == SSL3_RT_HEADER || kind == SSL3_RT_INNER_CONTENT_TYPE))))
         charge(meter, ssl);

@@ -32,7 +32,7 @@ from bentpipe.proto.errors import ErrorCode
 from crowd import DATA, END_HEADERS, GOAWAY, HEADERS, SETTINGS, Crowd, call, ended, frame, headers
 from in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TLS, TOKEN, frames_of, write_config
 
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 START = PREFACE + EMPTY_SETTINGS
 REFUSED = 400
 NEVER_READY = """

@@ -20,6 +20,7 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import trustme
+from flood_bed import DEADLINE_S, V12, V13, pair, say, shake
 from hypothesis import HealthCheck, given, settings, target
 from raw_tls import (
     ALERT,
@@ -43,10 +44,9 @@ from bentpipe.native.tls import (
     TlsFlood,
     TlsServerContext,
     WantRead,
+    WantWrite,
 )
 
-V12, V13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
-DEADLINE_S = 20.0
 READ_BYTES = 16_384
 CALL_BYTES = (256 + 64) << 10
 """What one call may take out of the socket: CALL_BYTES of tls_meter.c, and the read that passes it."""
@@ -88,25 +88,6 @@ class Bed:
         shake(tls, far)
         thread.join()
         return made[0], far, tls
-
-
-def pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        near = socket.create_connection(server.getsockname())
-        far, _ = server.accept()
-    near.settimeout(DEADLINE_S)
-    far.setblocking(False)
-    return near, far
-
-
-def shake(tls: TlsConnection, sock: socket.socket) -> None:
-    while True:
-        try:
-            tls.do_handshake()
-        except WantRead:
-            assert select.select([sock], [], [], DEADLINE_S)[0]
-        else:
-            return
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +205,43 @@ def test_key_updates_of_the_honest_do_no_harm(bed: Bed, raw_serves: bool) -> Non
     worst = flood(raw, far, tls, said + raw.record(b"x"))
     assert worst.ended is None
     assert worst.got_bytes == 20_001
+
+
+@pytest.mark.parametrize("raw_serves", [False, True])
+def test_new_keys_are_asked_for_while_a_record_of_ours_waits(bed: Bed, raw_serves: bool) -> None:
+    """OpenSSL would answer at once, fail and end the connection; the answer may wait for our next record."""
+    raw, far, tls = bed.connect(V13, raw_serves=raw_serves)
+    written = 0
+    with contextlib.suppress(WantWrite):
+        while True:
+            written += tls.write(bytes(5000))
+    raw.sock.sendall(b"".join(raw.key_update(asks=True) + raw.record(b"x") for _ in range(4)))
+    time.sleep(0.1)
+    assert tls.read(100) == b"xxxx"
+    heard: list[bytes] = []
+
+    def hear() -> None:
+        while sum(map(len, heard)) < written + 15_000 and (data := raw.read()):
+            heard.append(data)
+
+    thread = threading.Thread(target=hear)
+    thread.start()
+    for _ in range(3):
+        complete_write(tls, far, bytes(5000))
+    thread.join()
+    assert sum(map(len, heard)) == written + 15_000  # by ssl's own reading, which has followed our new keys
+    for sock in (far, raw.sock):
+        sock.close()
+
+
+def complete_write(tls: TlsConnection, sock: socket.socket, data: bytes) -> None:
+    while True:
+        try:
+            assert tls.write(data) == len(data)
+        except WantWrite:
+            assert select.select([], [sock], [], DEADLINE_S)[1]
+        else:
+            return
 
 
 def test_small_records_are_many_but_bounded_a_call(bed: Bed) -> None:
@@ -405,11 +423,6 @@ def test_a_flood_ends_a_splice_with_its_reason(bed: Bed, engine: Engine, raw_ser
         near.recv(100)
     near.close()
     raw.sock.close()
-
-
-def say(raw: RawTls, said: bytes) -> None:
-    with contextlib.suppress(OSError):  # closed over it
-        raw.sock.sendall(said)
 
 
 def test_a_byte_a_record_for_ever_leaves_the_thread_to_others(bed: Bed, engine: Engine) -> None:

@@ -16,8 +16,13 @@ EMPTY_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 UPDATES = 20_000
 
 
-def serve(sock: socket.socket, context: ssl.SSLContext, when: str) -> None:
-    """Flood one connection."""
+def serve(sock: socket.socket, certificate: str, key: str, when: str) -> None:
+    """Flood one connection. Its context is its own: a key log is a context's, and the daemon makes several connections."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2"])
+    context.num_tickets = 0
     with contextlib.suppress(OSError, ssl.SSLError), sock:
         raw = RawTls(sock, context, server_side=True)
         if when == "answering":
@@ -32,15 +37,10 @@ def serve(sock: socket.socket, context: ssl.SSLContext, when: str) -> None:
 def main() -> None:
     """Serve for ever."""
     port, certificate, key, when = sys.argv[1:]
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols(["h2"])
-    context.num_tickets = 0
     with socket.create_server(("127.0.0.1", int(port))) as listener:
         while True:
             sock, _ = listener.accept()
-            threading.Thread(target=serve, args=(sock, context, when), daemon=True).start()
+            threading.Thread(target=serve, args=(sock, certificate, key, when), daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -56,6 +56,9 @@ class Lines:
             sys.settrace(before)
 
 
+make_meter = Lines
+"""What counts the cost; bench/worst_inputs.py has another."""
+
 Step = Callable[[bytes], bool]
 """Takes a piece; says whether it may be given more."""
 ENDS = (GreetingError, AnswerError, NoServer)
@@ -65,7 +68,7 @@ def worst_step(step: Step, data: bytes, size: int) -> int:
     """The most that one step costs, of all that are needed for the data."""
     most = 0
     for at in range(0, len(data), size):
-        lines = Lines()
+        lines = make_meter()
         more = False
         with contextlib.suppress(*ENDS), lines.counted():
             more = step(data[at : at + size])
