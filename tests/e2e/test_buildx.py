@@ -64,7 +64,7 @@ def test_many_builds_at_once_wake_it_once(host: BuildKitHost) -> None:
 
 
 def test_a_client_that_is_interrupted_takes_its_build_with_it(host: BuildKitHost) -> None:
-    with host.build("cold", ("silence", "3600"), client="buildx") as build:
+    with host.build("other", ("silence", "3600"), client="buildx") as build:
         build.wait_running()
         build.signal(signal.SIGINT)
         build.wait_gone(GONE_DEADLINE_S)
