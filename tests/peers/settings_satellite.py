@@ -59,6 +59,7 @@ class Peer(asyncio.Protocol):
         self._acked = False
         self._enforcing = enforce == "now"
         self._streams: dict[int, Stream] = {}
+        self._granted: dict[int, int] = {}
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
         # h2 itself must not mind: the limits are this program's to enforce.
         self._h2.local_settings = h2.settings.Settings(
@@ -125,6 +126,7 @@ class Peer(asyncio.Protocol):
             self._end(PROTOCOL_ERROR)
             return
         if not self._transport.is_closing():
+            self._send_grants()
             for stream_id in list(self._streams):
                 self._push(stream_id)
             self._transport.write(self._h2.data_to_send())
@@ -187,8 +189,15 @@ class Peer(asyncio.Protocol):
         self._h2.decoder.max_allowed_table_size = self._values.get(HEADER_TABLE_SIZE, 4096)
 
     def _grant(self, stream_id: int, size: int) -> None:
-        self._streams[stream_id].window += size
-        self._transport.write(self._h2.data_to_send() + frame(8, 0, stream_id, size.to_bytes(4)))
+        self._granted[stream_id] = self._granted.get(stream_id, 0) + size
+
+    def _send_grants(self) -> None:
+        """Only now, behind all that has come: what came with it was sent without them."""
+        granted, self._granted = self._granted, {}
+        for stream_id, size in granted.items():
+            if stream_id in self._streams:
+                self._streams[stream_id].window += size
+                self._transport.write(self._h2.data_to_send() + frame(8, 0, stream_id, size.to_bytes(4)))
 
     def _answer(self, stream_id: int) -> None:
         stream = self._streams[stream_id]
