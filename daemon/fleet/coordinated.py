@@ -11,6 +11,7 @@ from bentpipe.daemon.errors import ProviderRetryable, SleepVetoed, StoreError
 from bentpipe.daemon.fleet.launches import Launches
 from bentpipe.daemon.model import Machine, MachineId, MachineState, SatelliteKey, SleepMode
 from bentpipe.daemon.providers.base import Provider
+from bentpipe.daemon.providers.permit import permitted_by
 from bentpipe.daemon.store.coordination import IN_USE_HERE, Coordination
 
 log = logging.getLogger("bentpipe.fleet")
@@ -57,7 +58,8 @@ class CoordinatedProvider:
                         return  # whoever had the turn before has started it
                     if not turn.is_ours():
                         raise ProviderRetryable(TURN_LOST)
-                await self._provider.start(machine_id)
+                with permitted_by(turn.is_ours):
+                    await self._provider.start(machine_id)
                 return
         except StoreError as exc:
             log.warning("started out of turn", extra={"fields": {"satellite": str(self._key), "error": str(exc)}})
@@ -78,7 +80,7 @@ class CoordinatedProvider:
                         raise SleepVetoed(IN_USE_HERE)
                 if not turn.is_ours():
                     raise SleepVetoed(TURN_LOST)
-                with turn.while_ours() as scope:
+                with turn.while_ours() as scope, permitted_by(turn.is_ours):
                     await self._provider.stop(machine_id, mode, force=force)
                 if scope.cancelled_caught:
                     raise SleepVetoed(TURN_LOST)
@@ -93,7 +95,8 @@ class CoordinatedProvider:
                     token = await self._launches.begin(token)
                 if not turn.is_ours():
                     raise ProviderRetryable(TURN_LOST)
-                await self._provider.launch(machine_id, token)
+                with permitted_by(turn.is_ours):
+                    await self._provider.launch(machine_id, token)
                 if self._launches is not None:
                     await self._launches.done(machine_id)
         except StoreError as exc:
@@ -106,6 +109,7 @@ class CoordinatedProvider:
                 await turn.close(self._is_used)
                 if not turn.is_ours():
                     raise ProviderRetryable(TURN_LOST)
-                await self._provider.terminate(machine_id)
+                with permitted_by(turn.is_ours):
+                    await self._provider.terminate(machine_id)
         except StoreError as exc:
             raise ProviderRetryable(str(exc)) from exc

@@ -285,3 +285,27 @@ def test_a_dead_hosts_machine_falls_asleep(world: World) -> None:
         wait(world.is_asleep, "nobody is left, and it sleeps")
         assert left.said("a host is gone", host="edge-1/")
         client.close()
+
+
+def test_an_owner_that_was_paused_repeats_no_stop(world: World) -> None:
+    """Its call is under way when it is paused, and the connection breaks when it goes on: another has had the turn since."""
+    with world.daemon("edge-0", sleep_after="300ms") as owner, world.daemon("edge-1") as other:
+        control = world.cloud.control
+        control.hold(action="StopInstances")
+        first = owner.client()
+        assert first.unary("Echo", b"hello") == b"hello"
+        first.close()
+        wait(lambda: control.held(action="StopInstances"), "edge-0 puts it to sleep")
+        os.kill(owner.process.pid, signal.SIGSTOP)
+        client = other.client()
+        assert client.unary("Echo", b"hello", timeout_s=PATIENCE_S) == b"hello"
+        assert other.said("turn taken over", **{"from": "edge-0/"})
+        control.reset(action="StopInstances")
+        control.release(action="StopInstances")
+        os.kill(owner.process.pid, signal.SIGCONT)
+        wait(lambda: owner.said("sleep refused"), "edge-0 finds out")
+        time.sleep(2.0)
+        assert client.unary("Echo", b"again") == b"again"
+        assert [call.outcome for call in control.calls(action="StopInstances")] == ["reset"]
+        assert world.cloud.control.starts(instance_id=world.instance_id) == 1
+        client.close()

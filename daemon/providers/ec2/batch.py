@@ -6,12 +6,21 @@ for with a token, and a batch has a bounded number of them.
 """
 
 import dataclasses
+import functools
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
 
-from bentpipe.daemon.providers.ec2.errors import UNINTELLIGIBLE, Ec2Failure, Verdict, failure_of
+from bentpipe.daemon.providers.ec2.errors import (
+    NOT_PERMITTED,
+    UNINTELLIGIBLE,
+    Ec2Failure,
+    PermitOver,
+    Verdict,
+    failure_of,
+)
+from bentpipe.daemon.providers.permit import Permit, current_permit, permitted_by
 from bentpipe.daemon.tasks import Decision, Owner, note_failure
 
 WINDOW_S = 0.03
@@ -48,9 +57,15 @@ class Change:
 
 @dataclasses.dataclass(slots=True)
 class _Wanted:
-    waiters: int = 0
+    permits: list[Permit] = dataclasses.field(default_factory=list)
+    """Of those who wait for it."""
     done: trio.Event = dataclasses.field(default_factory=trio.Event)
     outcome: Change | Ec2Failure | None = None
+
+    @property
+    def permitted(self) -> bool:
+        """Whether anybody still waits for it whose turn is not over."""
+        return any(permit() for permit in list(self.permits))
 
 
 class Batcher:
@@ -69,16 +84,18 @@ class Batcher:
     async def add(self, instance_id: str) -> Change:
         """Have the instance be part of the next call. Raises Ec2Failure.
 
-        Who is cancelled before the call has begun takes the wish back, unless somebody else has it too.
+        Who is cancelled, or whose permit ends, before the call is sent takes the wish back, unless somebody else has it
+        too. That holds for every further call by which the same wish is carried out.
         """
         wanted = self._pending.setdefault(instance_id, _Wanted())
-        wanted.waiters += 1
+        permit = current_permit()
+        wanted.permits.append(permit)
         self._came.set()
         try:
             await wanted.done.wait()
         finally:
-            wanted.waiters -= 1
-            if not wanted.waiters and self._pending.get(instance_id) is wanted:
+            wanted.permits.remove(permit)
+            if not wanted.permits and self._pending.get(instance_id) is wanted:
                 del self._pending[instance_id]
         if isinstance(wanted.outcome, Change):
             return wanted.outcome
@@ -102,9 +119,12 @@ class Batcher:
         parts = deque([list(batch)])
         calls = 0
         while parts:
-            part = parts.popleft()
+            part = _take_permitted(batch, parts.popleft())
+            if not part:
+                continue
             try:
-                changes = await self._answered(part, turn_taken=calls == 0)
+                with permitted_by(functools.partial(_are_permitted, batch, part)):
+                    changes = await self._answered(part, turn_taken=calls == 0)
             except Ec2Failure as failure:
                 failed, again = split(part, failure) if calls < SPLITTING_CALLS else (part, [])
                 parts.extend(again)
@@ -127,8 +147,23 @@ class Batcher:
             raise failure_of("EC2", exc) from exc
 
 
+def _are_permitted(batch: Mapping[str, _Wanted], part: Sequence[str]) -> bool:
+    return all(batch[each].permitted for each in part)
+
+
+def _take_permitted(batch: dict[str, _Wanted], part: list[str]) -> list[str]:
+    """Those of which the call may be sent; the others have failed."""
+    found = [each for each in part if batch[each].permitted]
+    for each in part:
+        if each not in found:
+            _settle(batch[each], failure_of("EC2", PermitOver()))
+    return found
+
+
 def split(part: list[str], failure: Ec2Failure) -> tuple[list[str], list[list[str]]]:
     """Say which ids have failed for good, and which are to be sent again, in which calls."""
+    if failure.code == NOT_PERMITTED:
+        return [], [part]  # not for all of them: those whose turn is over are taken out
     if failure.verdict not in OF_ONE or len(part) == 1:
         return part, []
     named = failure.named(part)

@@ -11,6 +11,8 @@ import trio
 from botocore.config import Config
 
 from bentpipe.config.model import Ec2Section
+from bentpipe.daemon.providers.ec2.errors import PermitOver
+from bentpipe.daemon.providers.permit import current_permit
 
 if TYPE_CHECKING:  # types-boto3 is for the type checker alone
     from types_boto3_ec2 import EC2Client
@@ -83,11 +85,20 @@ class ClientSource:
             user_agent_extra="bentpipe",
         )
         session = boto3.Session()
-        return session.client(
+        client = session.client(
             "ec2", region_name=self._section.region, endpoint_url=self._section.endpoint, config=config
         )
+        # The last step before a request is sent: its signature may have waited for credentials.
+        client.meta.events.register("before-send.ec2", _check_permit)
+        return client
 
     def close(self) -> None:
         """Close the connections."""
         if self._client is not None:
             self._client.close()
+
+
+def _check_permit(**_: object) -> None:
+    """Raises PermitOver."""
+    if not current_permit()():
+        raise PermitOver

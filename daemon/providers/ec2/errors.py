@@ -156,6 +156,13 @@ UNANSWERED = "Unanswered"
 """Our own code for calls that got no answer: no connection, a broken one, or a timeout."""
 UNINTELLIGIBLE = "Unintelligible"
 """Our own code for an answer that is not EC2's."""
+NOT_PERMITTED = "NotPermitted"
+"""Our own code for a call that was not sent: the turn in which it was asked for is over."""
+TURN_OVER = "it was not sent, since this host's turn on the machine is over"
+
+
+class PermitOver(Exception):
+    """Raised where the request would be sent."""
 
 
 class Ec2Failure(Exception):
@@ -206,13 +213,15 @@ def failure_of(api: str, exc: Exception) -> Ec2Failure:
     renewal of them and from threads that cannot be had; and what the next version raises.
     """
     code, words = type(exc).__name__, str(exc)
-    doubts_client = not isinstance(exc, ClientError | HTTPClientError | BotoConnectionError)
+    doubts_client = not isinstance(exc, ClientError | HTTPClientError | BotoConnectionError | PermitOver)
     match exc:
         case ClientError():
             error = exc.response.get("Error", {})
             status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             code, words = error.get("Code", str(status)), error.get("Message", "")
             verdict = verdict_of(code, words, status)
+        case PermitOver():
+            code, words, verdict = NOT_PERMITTED, TURN_OVER, Verdict.RETRYABLE
         case HTTPClientError() | BotoConnectionError() | MetadataRetrievalError() | CredentialRetrievalError():
             code, words, verdict = UNANSWERED, f"{code}: {words}", Verdict.RETRYABLE
         case ResponseParserError() | LookupError():

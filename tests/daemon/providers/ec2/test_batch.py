@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from bentpipe.daemon.providers.ec2.batch import BATCH, SPLITTING_CALLS, Batcher, Change, split
-from bentpipe.daemon.providers.ec2.errors import Ec2Failure, Verdict
+from bentpipe.daemon.providers.ec2.errors import NOT_PERMITTED, Ec2Failure, PermitOver, Verdict, failure_of
+from bentpipe.daemon.providers.permit import current_permit, permitted_by
 
 OK = Change("stopped", "pending")
 
@@ -140,6 +141,62 @@ async def test_a_wish_is_taken_back_before_its_call(autojump_clock: MockClock) -
             await batcher.add(first)
         await trio.sleep(1)
         assert region.calls == [[second], [first]]
+
+
+async def test_what_is_wanted_no_more_is_not_sent_again(autojump_clock: MockClock) -> None:
+    """A call fails for the sake of one; in the meantime the turn of another was lost, and the wish of a third."""
+    bad, lost, cancelled, kept = ids_of(4)
+    region = Region({bad: Verdict.NOT_FOUND}, names=True)
+    turns = {lost: True}
+    outcomes: dict[str, Change | str] = {}
+
+    async def add(each: str) -> None:
+        with permitted_by(lambda: turns.get(each, True)):
+            try:
+                outcomes[each] = await batcher.add(each)
+            except Ec2Failure as failure:
+                outcomes[each] = failure.code
+
+    async with batching(region) as batcher, trio.open_nursery() as nursery:
+        for each in (bad, lost, kept):
+            nursery.start_soon(add, each)
+        with trio.move_on_after(0.08):  # after the window, within the first call
+            await batcher.add(cancelled)
+        turns[lost] = False
+    assert [sorted(call) for call in region.calls] == [[bad, lost, cancelled, kept], [kept]]
+    assert outcomes == {bad: "Bad", lost: NOT_PERMITTED, kept: OK}
+
+
+async def test_a_call_carries_the_permits_of_all_its_wishes(autojump_clock: MockClock) -> None:
+    """They are looked at where it is sent: in a thread, after a repeat and waits of which nobody here knows."""
+    turns = dict.fromkeys(ids_of(2), True)
+    first, second = turns
+    sent: list[list[str]] = []
+    outcomes: dict[str, Change | str] = {}
+
+    async def send(ids: Sequence[str], turn_taken: bool) -> dict[str, Change]:
+        turns[first] = False
+        if not await trio.to_thread.run_sync(lambda: current_permit()()):
+            raise failure_of("StopInstances", PermitOver())
+        sent.append(list(ids))
+        return dict.fromkeys(ids, OK)
+
+    async def add(batcher: Batcher, each: str) -> None:
+        with permitted_by(lambda: turns[each]):
+            try:
+                outcomes[each] = await batcher.add(each)
+            except Ec2Failure as failure:
+                outcomes[each] = failure.code
+
+    async with trio.open_nursery() as nursery:
+        batcher = Batcher(trio.lowlevel.checkpoint, send)
+        nursery.start_soon(batcher.run_batches)
+        async with trio.open_nursery() as waiting:
+            for each in turns:
+                waiting.start_soon(add, batcher, each)
+        nursery.cancel_scope.cancel()
+    assert sent == [[second]]
+    assert outcomes == {first: NOT_PERMITTED, second: OK}
 
 
 @given(
