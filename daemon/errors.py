@@ -175,11 +175,20 @@ class SleepVetoed(ProviderRetryable):
     """Somebody uses the machine, here or on another host, or nobody can tell: it is as if it had been used just now."""
 
 
+STORE_HINT = "the edge host's store, which this needs, cannot be used now"
+
+
 class StoreError(BentpipeError):
-    """The store could not be read or written. Never a client's concern: books stand behind routing."""
+    """The store could not be read or written. Books stand behind routing; but a launch needs it, and waits for it.
+
+    Its words name files, tables, roles, accounts and other hosts: a client hears `STORE_HINT` whatever happened.
+    """
 
     source = Source.OPERATOR
     retryable = True
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, peer_hint=STORE_HINT)
 
 
 class StoreUnusable(StoreError):

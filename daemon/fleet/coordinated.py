@@ -100,7 +100,7 @@ class CoordinatedProvider:
                 if self._launches is not None:
                     await self._launches.done(machine_id)
         except StoreError as exc:
-            raise ProviderRetryable(str(exc)) from exc
+            raise ProviderRetryable(str(exc), peer_hint=exc.peer_hint) from exc
 
     async def terminate(self, machine_id: MachineId) -> None:
         """See Provider. Raises ProviderRetryable too, as `stop` does."""
@@ -112,4 +112,4 @@ class CoordinatedProvider:
                 with permitted_by(turn.is_ours):
                     await self._provider.terminate(machine_id)
         except StoreError as exc:
-            raise ProviderRetryable(str(exc)) from exc
+            raise ProviderRetryable(str(exc), peer_hint=exc.peer_hint) from exc

@@ -11,7 +11,7 @@ import trio
 from coordination_contract import EXPIRY_S, LEASE_S, CutRows
 from memory_rows import MemoryRows
 
-from bentpipe.daemon.errors import ProviderRetryable, SleepVetoed, StoreError
+from bentpipe.daemon.errors import STORE_HINT, ProviderRetryable, SleepVetoed, StoreError
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
 from bentpipe.daemon.fleet.rules import Rules
 from bentpipe.daemon.fleet.satellite import Satellite
@@ -229,4 +229,5 @@ async def test_what_the_provider_is_asked_in_whose_turn(machine: SharedMachine) 
             with pytest.raises(ProviderRetryable, match="cut") as error:
                 await call
             assert isinstance(error.value.__cause__, StoreError)
+            assert error.value.peer_hint == STORE_HINT, "tables, roles and other hosts are no client's business"
         assert machine.calls == ["start", "force", "launch", "terminate"]
