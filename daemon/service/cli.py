@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,9 @@ def serve(config_path: Path) -> None:
 
     Exit codes: 0 drained, 2 wrong configuration or a port that is taken, 3 drained but connections were cut.
     """
+    # By default they end a process; the daemon hears them once it has read all that they would have it read again.
+    for number in (signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, lambda *_: None)
     from bentpipe.daemon.service.serve import run_serve
     from bentpipe.native.tls import TlsError
 
