@@ -80,6 +80,14 @@ class TlsWanted(Refused):
     status = GrpcStatus.FAILED_PRECONDITION
 
 
+class Cut(BentpipeError):
+    """The operator cut the connections of its principal or satellite."""
+
+    source = Source.OPERATOR
+    status = GrpcStatus.UNAVAILABLE
+    retryable = True
+
+
 class Draining(BentpipeError):
     """The daemon is shutting down and takes nobody in any more."""
 

@@ -10,7 +10,7 @@ Pure bookkeeping; only the Trio thread calls it. A connection is one `Place`, fr
 - A stranger has shown no proof yet, so it cannot be told from a caller with a token. The strangers' places are few, and
   when they are taken a newcomer is let in all the same: the oldest of the most crowded prefix is put out. A caller with a
   token needs a moment to show it, so nobody is put out for want of places before that moment: `pause_s` says how long not
-  to accept, and the kernel keeps who comes meanwhile.
+  to accept, and the kernel keeps who comes meanwhile. The moment is shorter in a prefix that floods.
 - Who has shown a token is on its principal's account, which no stranger and no other principal can fill (`shares.py`). A
   claim with several proofs is charged to the first, the token's: a sum over all would count a place twice.
 - Bytes are what is really kept (`memory.py` has what is counted beside the client's own). Strangers' are bounded as
@@ -37,6 +37,9 @@ GRACE_S, GRACE_MOST_S = 1.0, 5.0
 """Nobody is put out for want of places who is here for less: TLS and the opening take three round trips."""
 GRACE_FACTOR = 3.0
 """Of the usual time from accept to a token, which grows when all are slow because there is much to do."""
+FLOOD_PART, FLOOD_GRACE_S, FLOOD_S = 16, 0.25, 10.0
+"""A prefix floods for so long after one of its strangers was put out for want of places, while it has one part in so many
+of the strangers' places. Its strangers have less time then: newcomers would wait behind the flood, in the kernel's queue."""
 NEWEST_WEIGHT = 0.1
 """Of the newest in the moving average."""
 STRANGER_BYTES = 128 << 10
@@ -183,6 +186,7 @@ class Accounts:
         self._admitted_bytes = 0
         self._stranger_said = 0
         self._usual_s = 0.0
+        self._floods_until: dict[str, float] = {}
         self.reached: collections.Counter[str] = collections.Counter()
         """How often a limit was, by its name: somebody was refused or put out."""
 
@@ -228,20 +232,40 @@ class Accounts:
     @property
     def grace_s(self) -> float:
         """How long a stranger has to show its token before it may be put out for want of places."""
-        return min(max(GRACE_S, GRACE_FACTOR * self._usual_s), GRACE_MOST_S)
+        return self._grace_s(GRACE_S)
+
+    def _grace_s(self, least_s: float) -> float:
+        return min(max(least_s, GRACE_FACTOR * self._usual_s), GRACE_MOST_S)
+
+    def _is_crowded(self, path: Path) -> bool:
+        return self._strangers.count_of(path[:1]) >= max(2, self._limits.strangers // FLOOD_PART)
+
+    def _floods(self, path: Path) -> bool:
+        return self._floods_until.get(path[0], 0.0) > self._clock() and self._is_crowded(path)
+
+    def _put_out_for_places(self, place: Place | None) -> None:
+        if place is not None and self._is_crowded(place.path):
+            self._floods_until.pop(place.path[0], None)
+            self._floods_until[place.path[0]] = self._clock() + FLOOD_S
+            if len(self._floods_until) > FLOOD_PART:
+                del self._floods_until[next(iter(self._floods_until))]
+        self._put_out(place, "max_strangers")
 
     def pause_s(self) -> float:
         """How long not to accept: all strangers' places are taken, and who would have to go has come just now."""
         if len(self._strangers) < self._limits.strangers:
             return 0.0
         oldest = self._strangers.oldest_of_the_most_crowded()
-        return 0.0 if oldest is None else max(0.0, oldest.since + self.grace_s - self._clock())
+        if oldest is None:
+            return 0.0
+        grace_s = self._grace_s(FLOOD_GRACE_S) if self._floods(oldest.path) else self.grace_s
+        return max(0.0, oldest.since + grace_s - self._clock())
 
     def open(self, host: str) -> Place:
         """A connection was accepted: it is a stranger, and another may have to go for it."""
         place = Place(self, prefix_of(host), self._clock())
         if len(self._strangers) >= self._limits.strangers:
-            self._put_out(self._strangers.oldest_of_the_most_crowded(), "max_strangers")
+            self._put_out_for_places(self._strangers.oldest_of_the_most_crowded())
         place.kind = Kind.STRANGER
         self._enter(place)
         return place

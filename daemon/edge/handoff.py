@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -32,6 +32,10 @@ ENDS_A_TURN = 64
 CUT_WORDS = "cut by the operator"
 
 
+def _names(joined: str, principal: str) -> bool:
+    return principal in joined.split("+")
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Splice:
     """What is remembered of a spliced connection."""
@@ -45,7 +49,21 @@ class Splice:
 
     def is_of(self, principal: str) -> bool:
         """Whether this principal is among those in whose name it was opened."""
-        return principal in self.principal.split("+")
+        return _names(self.principal, principal)
+
+
+class Coming:
+    """A client with a proof, from its admission to its splice: it can be cut meanwhile too."""
+
+    def __init__(self, key: SatelliteKey, principal: str) -> None:
+        self.key = key
+        self.principal = principal
+        """As a splice's."""
+        self.stay = trio.CancelScope()
+
+    def is_of(self, principal: str) -> bool:
+        """As a splice's."""
+        return _names(self.principal, principal)
 
 
 class _SpliceMeter:
@@ -68,6 +86,7 @@ class HandOff:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._live: dict[SpliceId, Splice] = {}
+        self._coming: set[Coming] = set()
         self._quiet: set[SpliceId] = set()
         self._cut: set[SpliceId] = set()
         self._changed = trio.Event()
@@ -81,7 +100,17 @@ class HandOff:
         """Spliced connections now."""
         return len(self._live)
 
-    def hand_off(self, client: Transport, satellite: Transport, splice: Splice) -> None:
+    @contextlib.contextmanager
+    def coming(self, key: SatelliteKey, principal: str) -> Iterator[Coming]:
+        """Let `cut` find a client before its splice: `stay` is cancelled then, in which everything is to be done for it."""
+        coming = Coming(key, principal)
+        self._coming.add(coming)
+        try:
+            yield coming
+        finally:
+            self._coming.discard(coming)
+
+    def hand_off(self, client: Transport, satellite: Transport, splice: Splice, coming: Coming) -> None:
         """Give both sockets to the engine, and the lease to the splice. Raises OSError and keeps all if it refuses.
 
         Synchronous: no cancellation can fall between the two owners.
@@ -90,6 +119,7 @@ class HandOff:
         client.detached()
         satellite.detached()
         splice.place.hand_off()
+        self._coming.discard(coming)
         self._live[splice_id] = splice
         with contained(Owner("splice meter", splice.peer)):  # the engine has it: nothing may fail any more
             splice.lease.measure(_SpliceMeter(self, splice_id))
@@ -170,15 +200,22 @@ class HandOff:
         while self._live:
             await self._changed.wait()
 
-    def cut(self, is_meant: Callable[[Splice], bool]) -> int:
-        """Cut those that are meant (RST on both legs), since the operator wants them to end. Returns how many."""
+    def cut(self, is_meant: Callable[[Splice | Coming], bool]) -> int:
+        """Cut those that are meant, since the operator wants them to end. Returns how many.
+
+        A splice ends by RST on both legs; who is still held, or about to be spliced, is refused.
+        """
         meant = [splice_id for splice_id, splice in self._live.items() if is_meant(splice)]
         for splice_id in meant:
             # An end that was taken with others, and is still to be told, is a KeyError: see `end_quiet`.
             with contextlib.suppress(KeyError):
                 self._engine.abort(splice_id)
                 self._cut.add(splice_id)
-        return len(meant)
+        coming = [each for each in self._coming if is_meant(each)]
+        for each in coming:
+            self._coming.discard(each)  # it is counted once, however long it takes to be told
+            each.stay.cancel()
+        return len(meant) + len(coming)
 
     def abort_all(self) -> int:
         """Cut every spliced connection (RST on both legs); their ends arrive by `run_handoff`. Returns how many."""

@@ -8,11 +8,10 @@ SERVING: whoever calls it will be answered.
 import dataclasses
 from collections.abc import Callable
 
-import trio
-
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.errors import BentpipeError, InvalidMetadata, NoSuchSatellite
 from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.fleet.usher import Usher, UsheredEvent
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.grpc_status import GrpcStatus
@@ -34,22 +33,31 @@ Subject = SatelliteKey | None
 
 
 class HealthBoard:
-    """What is known of the health of everything, and an event for each time that it may have changed."""
+    """What is known of the health of everything; it tells all who wait whenever that may have changed."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._draining = False
-        self._changed = trio.Event()
+        self._usher = Usher()
+        self._waiting: dict[UsheredEvent, None] = {}
+        self.changes = 0
+        """How often it may have changed."""
 
     @property
     def draining(self) -> bool:
         """Whether the daemon takes nobody in any more."""
         return self._draining
 
-    @property
-    def changed(self) -> trio.Event:
-        """Set at the next change; a new one each time."""
-        return self._changed
+    async def wait_change(self, seen: int) -> None:
+        """Return when there were more `changes` than were seen: of all who wait a few in each turn, since they are many."""
+        if self.changes != seen:
+            return
+        news = self._usher.event()
+        self._waiting[news] = None
+        try:
+            await news.wait()
+        finally:
+            self._waiting.pop(news, None)
 
     def drain(self) -> None:
         """From now on nothing is serving."""
@@ -58,8 +66,10 @@ class HealthBoard:
 
     def change(self) -> None:
         """Tell everybody to look again."""
-        self._changed.set()
-        self._changed = trio.Event()
+        self.changes += 1
+        waiting, self._waiting = self._waiting, {}
+        for news in waiting:
+            news.set()
 
     def status(self, subject: Subject) -> ServingStatus:
         """The status now. Raises NoSuchSatellite."""

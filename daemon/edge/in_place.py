@@ -69,6 +69,8 @@ class InPlace:
         )
         self._ends_at = math.inf
         self._aged = False
+        self._seen = 0
+        """Of the board's changes, those that the Watches were told of."""
 
     @property
     def last_stream(self) -> int:
@@ -99,7 +101,7 @@ class InPlace:
             self._counters.malformed[exc.limit or exc.error_code.name] += 1
             await self._goodbye()
             return Outcome.MALFORMED
-        self._health.publish()
+        self._publish()
         if not self._answering.ended:
             self._answering.close()
         await self._goodbye()
@@ -113,8 +115,12 @@ class InPlace:
                     self._counters.answers[self._health.handle(event)] += 1
                 else:
                     self._health.end(event.stream_id)
-            self._health.publish()
+            self._publish()
             self._caller.place.keep(self._answering.kept_bytes)
+
+    def _publish(self) -> None:
+        self._seen = self._board.changes
+        self._health.publish()
 
     def _age(self) -> bool:
         """The connection is too old: say so, and some time later end it. Returns whether to go on."""
@@ -127,7 +133,6 @@ class InPlace:
 
     async def _wait(self) -> bool:
         """Wait for input, for news, or for its age. Returns False if there was none of them for too long."""
-        changed = self._board.changed
         idle_at = math.inf if self._health.watching else trio.current_time() + IDLE_S
         with trio.move_on_at(min(idle_at, self._ends_at)) as idle:
             async with trio.open_nursery() as nursery:
@@ -137,9 +142,11 @@ class InPlace:
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(wait_readable)
-                await changed.wait()
+                await self._board.wait_change(self._seen)
                 nursery.cancel_scope.cancel()
-        self._health.publish()
+        # Thousands hear the same news, or have been idle since the same moment.
+        await take_turn()
+        self._publish()
         return not idle.cancelled_caught or trio.current_time() < idle_at
 
     async def _flush(self) -> None:

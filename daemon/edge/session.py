@@ -18,7 +18,7 @@ from bentpipe.daemon.edge.arrival import Arrival
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.deadlines import Deadlines
 from bentpipe.daemon.edge.dial import Unreachable, dial, dial_at_once
-from bentpipe.daemon.edge.handoff import HandOff, Splice
+from bentpipe.daemon.edge.handoff import CUT_WORDS, Coming, HandOff, Splice
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.edge.in_place import InPlace, is_ours
@@ -30,7 +30,7 @@ from bentpipe.daemon.edge.replay import relay_until_ack
 from bentpipe.daemon.edge.transport import OverLimit, Transport, TransportError
 from bentpipe.daemon.edge.unless import unless
 from bentpipe.daemon.edge.watch import StopWatching, watched
-from bentpipe.daemon.errors import BentpipeError, DialFailed, InvalidMetadata, TlsWanted
+from bentpipe.daemon.errors import BentpipeError, Cut, DialFailed, InvalidMetadata, TlsWanted
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.satellite import Satellite
@@ -102,6 +102,7 @@ class Session:
         self._port = port
         self._held_since = self._tell_by = 0.0
         """Set at admission: the client is held from then on, and until then it can still be told of a failure."""
+        self._hears_satellite = False
 
     @property
     def _peer(self) -> str:
@@ -151,7 +152,7 @@ class Session:
                 edge = self._edge
                 self._in_place = InPlace(self._caller, edge.health, edge.identities, edge.counters, identity, domain)
                 return await self._in_place.run(edge.stranger_age_s)
-            return await self._hold(*self._admit(headers, identity))
+            return await self._admitted(*self._admit(headers, identity))
         except GreetingError as exc:
             return await self._malformed(exc)
         except OverLimit as exc:
@@ -176,7 +177,20 @@ class Session:
 
     # -- held --------------------------------------------------------------------------------------------------------
 
-    async def _hold(self, claim: Claim, satellite: Satellite) -> Outcome:
+    async def _admitted(self, claim: Claim, satellite: Satellite) -> Outcome:
+        """Bring the client to its satellite, unless the operator cuts it before its splice. Raises as `_hold`, and Cut."""
+        outcome: Outcome | None = None
+        with self._edge.handoff.coming(claim.key, claim.who) as coming, coming.stay:
+            outcome = await self._hold(claim, satellite, coming)
+        if outcome is not None:
+            return outcome
+        self._place.on_put_out(None)
+        if not self._hears_satellite:
+            raise Cut(CUT_WORDS)
+        log.info("cut before the splice", extra={"fields": {"peer": self._peer, "principal": claim.who}})
+        return Outcome.REFUSED
+
+    async def _hold(self, claim: Claim, satellite: Satellite, coming: Coming) -> Outcome:
         """Splice client and satellite, at once if it is awake. Raises BentpipeError, GreetingError, TransportError, Gone.
 
         At once is most of a busy host's connections, and they need nobody who watches the client meanwhile: a task, a
@@ -184,21 +198,21 @@ class Session:
         """
         lease = satellite.lease_nowait(claim.who)
         if lease is None:
-            return await self._held(claim, satellite)
+            return await self._held(claim, satellite, coming)
         try:
             target = await dial_at_once(lease.address, *self._satellite_tls(claim.key))
             if target is None:
                 satellite.suspect()
                 # This lease lasts as long as the other's wait: the satellite must not go to sleep in between.
-                return await self._held(claim, satellite)
+                return await self._held(claim, satellite, coming)
             try:
                 introduction = Introduction(self._caller, target)
                 if await self._introduce_at_once(introduction, satellite):
-                    await self._splice(claim, target, introduction, lease)
+                    await self._splice(claim, target, introduction, lease, coming)
                     return Outcome.SPLICED
             finally:
                 target.close()
-            return await self._held(claim, satellite)
+            return await self._held(claim, satellite, coming)
         finally:
             if not lease.kept:
                 lease.release()
@@ -216,14 +230,14 @@ class Session:
         satellite.suspect()
         return False
 
-    async def _held(self, claim: Claim, satellite: Satellite) -> Outcome:
+    async def _held(self, claim: Claim, satellite: Satellite, coming: Coming) -> Outcome:
         """Wait for the satellite with the client in hand, then splice them. Raises BentpipeError, GreetingError, Gone."""
 
         async def wake_and_splice(stop_watching: StopWatching) -> None:
             deaths, hung_up_until = 0, math.inf
             while deaths <= DEATHS_PER_HOLD:
                 try:
-                    if await self._lease_and_splice(claim, satellite, stop_watching):
+                    if await self._lease_and_splice(claim, satellite, coming, stop_watching):
                         return
                     deaths, hung_up_until = deaths + 1, math.inf
                 except HungUp:
@@ -239,7 +253,9 @@ class Session:
         await watched(self._caller, wake_and_splice)
         return Outcome.SPLICED
 
-    async def _lease_and_splice(self, claim: Claim, satellite: Satellite, stop_watching: StopWatching) -> bool:
+    async def _lease_and_splice(
+        self, claim: Claim, satellite: Satellite, coming: Coming, stop_watching: StopWatching
+    ) -> bool:
         """Lease, dial, splice. Returns False if the satellite died before it could be reached."""
         async with satellite.lease(claim.who, claim.payer, since=self._held_since, tell_by=self._tell_by) as lease:
             # In the step of the grant: who was held may have lost its right meanwhile, and gets a newcomer's refusal.
@@ -260,7 +276,7 @@ class Session:
                     await stop_watching()
                     # A PING that came meanwhile may have made us speak.
                     await introduction.make()
-                await self._splice(claim, target, introduction, lease)
+                await self._splice(claim, target, introduction, lease, coming)
             finally:
                 target.close()
         return True
@@ -279,7 +295,9 @@ class Session:
             satellite.report_unreachable()
             return None
 
-    async def _splice(self, claim: Claim, target: Transport, introduction: Introduction, lease: Lease) -> None:
+    async def _splice(
+        self, claim: Claim, target: Transport, introduction: Introduction, lease: Lease, coming: Coming
+    ) -> None:
         """Replay and hand off; the lease is then the splice's."""
         identities = self._edge.identities
         identities.check_again(claim)
@@ -292,8 +310,9 @@ class Session:
             # It has heard the satellite: no word of ours may follow.
             log.info("revoked before the splice", extra={"fields": {"peer": self._peer, "error": str(exc)}})
             raise Gone(Outcome.REFUSED) from exc
+        await trio.lowlevel.checkpoint_if_cancelled()  # who was cut, or has to go, is not spliced in its last step
         splice = Splice(claim.key, claim.who, self._peer, lease, self._place)
-        self._edge.handoff.hand_off(self._client, target, splice)
+        self._edge.handoff.hand_off(self._client, target, splice, coming)
         lease.keep()
         log.info("spliced", extra={"fields": {"satellite": str(claim.key), "principal": claim.who, "peer": self._peer}})
 
@@ -302,6 +321,7 @@ class Session:
         greeting = self._caller.greeting
         with trio.move_on_after(REPLAY_DEADLINE_S) as deadline:
             await self._caller.flush()
+            self._hears_satellite = True
             await self._client.send_all(introduction.words)
             await target.send_all(memoryview(greeting.transcript_bytes)[introduction.sent_bytes :])
             if greeting.awaiting_ack:

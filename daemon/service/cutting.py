@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from bentpipe.config.load import load_config
-from bentpipe.daemon.edge.handoff import HandOff, Splice
+from bentpipe.daemon.edge.handoff import Coming, HandOff, Splice
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.control import SERVICE_SOCKET, ControlError, Fields, Verb, ask
@@ -37,7 +37,7 @@ def cut_principal(handoff: HandOff) -> Callable[[str], None]:
     return cut
 
 
-def _meant(fields: Fields, known: set[SatelliteKey]) -> Callable[[Splice], bool]:
+def _meant(fields: Fields, known: set[SatelliteKey]) -> Callable[[Splice | Coming], bool]:
     match dict(fields):
         case {"principal": str(name), **rest} if not rest:
             return lambda splice: splice.is_of(name)

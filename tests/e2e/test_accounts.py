@@ -3,6 +3,7 @@
 What is measured is the daemon's resident memory against what its accounts say.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import hashlib
@@ -11,10 +12,12 @@ import os
 import shutil
 import socket
 import ssl
+import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hpack
@@ -128,6 +131,48 @@ def test_strangers_at_every_place_keep_no_token_out(start: Start, opening: bytes
         if opening:
             assert sum(b"max_strangers" in goaway_words(member) for member in out) == len(out)
         assert "max_strangers" in served.log()
+
+
+@contextlib.contextmanager
+def flooding(port: int, source: str, per_s: int) -> Iterator[None]:
+    """So many connections a second come from one address, and say nothing."""
+    over = threading.Event()
+
+    def flood() -> None:
+        began, opened = time.monotonic(), 0
+        sockets: collections.deque[socket.socket] = collections.deque()
+        while not over.wait(0.02):
+            for _ in range(int((time.monotonic() - began) * per_s) - opened):
+                opened += 1
+                with contextlib.suppress(OSError):
+                    sockets.append(socket.create_connection(("127.0.0.1", port), PATIENCE_S, (source, 0)))
+            while len(sockets) > 2 * per_s:
+                sockets.popleft().close()
+        for sock in sockets:
+            sock.close()
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_flood_of_one_address_makes_nobody_wait(start: Start) -> None:
+    """It came faster than the grace let anybody in, so that callers stood behind it in the kernel's queue: 3 s and more."""
+    with start("max_connections = 400") as served:
+        echo(served.ports[PLAIN])
+        took = []
+        with flooding(served.ports[PLAIN], "127.0.0.9", 5 * 400 // 8 // 2):
+            time.sleep(2)
+            for _ in range(5):
+                began = time.monotonic()
+                assert echo(served.ports[PLAIN]) == b"hello"
+                took.append(time.monotonic() - began)
+        assert statistics.median(took) < CALM_S / 2
+        assert served.scrape()["bentpipe_limits_reached_total", "max_strangers"] > 200
 
 
 def test_strangers_at_every_place_by_default(start: Start) -> None:

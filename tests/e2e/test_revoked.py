@@ -1,5 +1,7 @@
 """A token that is revoked: its held clients are refused as newcomers are, and its connections are cut if asked for."""
 
+import concurrent.futures
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +16,8 @@ from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S
 from bentpipe.proto.grpc_status import GrpcStatus
 
 from clients import CallError, GrpcioClient
+from crowd import EMPTY_SETTINGS, GOAWAY, HEADERS, PREFACE, call
+from in_process import frames_of
 
 PROGRAM = Path(sys.executable).with_name("bentpipe")
 BOOT_S = 8.0
@@ -24,7 +28,7 @@ SLACK_S = 20.0
 @pytest.fixture
 def edge(tmp_path: Path) -> Iterator[EdgeHost]:
     satellites = [DemoSatellite("slow", ("--boot", str(BOOT_S))), DemoSatellite("sat"), DemoSatellite("other")]
-    settings = f'[control]\npath = "{tmp_path / "control"}"'
+    settings = f'[control]\npath = "{tmp_path / "control"}"\n[[listener]]\naddress = "127.0.0.1:0"\n'
     with EdgeHost(satellites, sleep_after_s=600, drain_deadline_s=1, settings=settings) as host:
         yield host
 
@@ -52,6 +56,13 @@ def outcome(client: GrpcioClient) -> tuple[GrpcStatus, str]:
     except CallError as exc:
         return GrpcStatus(exc.code), exc.details
     return GrpcStatus.OK, ""
+
+
+def wait_message(edge: EdgeHost, message: str, satellite: str) -> None:
+    deadline = time.monotonic() + SLACK_S
+    while not edge.count_messages(message, satellite):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def wait_taken(edge: EdgeHost, token: str) -> GrpcioClient:
@@ -125,6 +136,52 @@ def test_a_principals_or_a_satellites_connections_are_cut_and_no_others(edge: Ed
     finally:
         for each in opened.values():
             each.close()
+
+
+def test_held_clients_are_cut_too(edge: EdgeHost) -> None:
+    """They were passed over, and spliced a moment later."""
+    tokens = {name: add_token(edge, name) for name in ("ci", "dev")}
+    for token in tokens.values():
+        wait_taken(edge, token).close()
+    held = {name: client_of(edge, "slow", token) for name, token in tokens.items()}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        calls = {name: pool.submit(outcome, client) for name, client in held.items()}
+        wait_message(edge, "satellite", "slow")
+        time.sleep(0.5)
+        assert command(edge, "cut", "--principal", "ci") == "cut 1 connections\n"
+        assert calls["ci"].result(5) == (GrpcStatus.UNAVAILABLE, "cut by the operator")
+        assert command(edge, "cut", "--satellite", f"{ORG}/slow") == "cut 1 connections\n"
+        assert calls["dev"].result(5) == (GrpcStatus.UNAVAILABLE, "cut by the operator")
+        assert command(edge, "cut", "--satellite", f"{ORG}/slow") == "cut 0 connections\n"
+    assert outcome(held["dev"])[0] is GrpcStatus.OK, "nothing was revoked"
+    for client in held.values():
+        client.close()
+    wait_message(edge, "spliced", "slow")
+    assert edge.count_messages("spliced", "slow") == 1
+
+
+def test_clients_that_already_hear_their_satellite_are_cut_too(edge: EdgeHost) -> None:
+    """Those that owe the ACK of our SETTINGS: no word of ours may follow, and no splice."""
+    token = add_token(edge, "ci")
+    wait_taken(edge, token).close()
+    asked = call("sat", token)
+    with socket.create_connection(("127.0.0.1", edge.ports[1])) as sock:
+        sock.settimeout(SLACK_S)
+        sock.sendall(asked[: len(PREFACE + EMPTY_SETTINGS)])
+        received = sock.recv(1 << 16)  # our SETTINGS: from now on it must be acknowledged before there is a splice
+        sock.sendall(asked[len(PREFACE + EMPTY_SETTINGS) :])
+        while not any(kind == HEADERS for kind, *_ in frames_of(received)):
+            received += sock.recv(1 << 16)
+        peer = f"127.0.0.1:{sock.getsockname()[1]}"
+        assert command(edge, "cut", "--principal", "ci") == "cut 1 connections\n"
+        while data := sock.recv(1 << 16):
+            received += data
+        assert GOAWAY not in [kind for kind, *_ in frames_of(received)]
+    deadline = time.monotonic() + SLACK_S
+    while (told := [r["message"] for r in edge.records() if r.get("peer") == peer]) != ["cut before the splice"]:
+        assert "spliced" not in told
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_token_is_revoked_with_or_without_its_connections(edge: EdgeHost) -> None:

@@ -5,6 +5,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from bentpipe.daemon.edge.accounts import (
+    FLOOD_GRACE_S,
+    FLOOD_PART,
+    FLOOD_S,
     GRACE_MOST_S,
     GRACE_S,
     STRANGER_BYTES,
@@ -39,6 +42,8 @@ class Comings(RuleBasedStateMachine):
         self.accounts = Accounts(LIMITS, lambda: self.now, lambda: len(PRINCIPALS))
         self.places: list[Place] = []
         self.told: list[str] = []
+        self.flooded: dict[str, float] = {}
+        """When somebody of a prefix was put out last; of IPv6, of a /48."""
 
     def live(self, kind: Kind) -> list[Place]:
         return [place for place in self.places if place.kind is kind]
@@ -52,14 +57,17 @@ class Comings(RuleBasedStateMachine):
         """Accept, after the pause that the listener makes."""
         self.now += self.accounts.pause_s()
         assert self.accounts.pause_s() == pytest.approx(0.0, abs=1e-6)
-        before = {id(place): place.since for place in self.live(Kind.STRANGER)}
+        before = set(self.live(Kind.STRANGER))
         place = self.accounts.open(host)
         place.on_put_out(self.told.append)
         self.places.append(place)
         assert place.kind is Kind.STRANGER, "whoever comes is let in"
-        left = {id(each) for each in self.live(Kind.STRANGER)}
-        for gone, since in before.items():
-            assert gone in left or since + GRACE_S <= self.now + 1e-6, "and nobody put out who has just come"
+        left = set(self.live(Kind.STRANGER))
+        for gone in before - left:
+            floods = self.flooded.get(gone.path[0], -FLOOD_S) + FLOOD_S >= self.now
+            grace_s = FLOOD_GRACE_S if floods else GRACE_S
+            assert gone.since + grace_s <= self.now + 1e-6, "and nobody put out who has just come"
+        self.flooded |= {gone.path[0]: self.now for gone in before - left}
 
     @precondition(lambda self: self.live(Kind.STRANGER))
     @rule(data=st.data(), principal=st.sampled_from(PRINCIPALS), satellite=st.none() | st.sampled_from(SATELLITES))
@@ -209,3 +217,42 @@ def test_who_holds_most_bytes_goes_and_not_who_comes() -> None:
     places[1].keep(50_000)
     assert [place.kind for place in places] == [Kind.NONE, Kind.STRANGER]
     assert accounts.reached == {"stranger_bytes": 1}
+
+
+def test_a_prefix_that_floods_makes_nobody_wait() -> None:
+    """Its strangers show nothing and come faster than the grace would let them in: newcomers stood behind it for seconds."""
+    now = [0.0]
+    limits = AccountLimits(strangers=160, strangers_bytes=80 << 20, per_prefix=160, admitted=10)
+    accounts = Accounts(limits, lambda: now[0])
+
+    def come(host: str) -> tuple[Place, float]:
+        pause_s = accounts.pause_s()
+        now[0] += pause_s
+        return accounts.open(host), pause_s
+
+    quiet, _ = come("192.0.2.1")
+    flood = [come("198.51.100.9")[0] for _ in range(limits.strangers - 1)]
+    first, pause_s = come("192.0.2.2")
+    assert pause_s == GRACE_S, "nobody knows yet that they will show nothing"
+    for _ in range(2_000):
+        now[0] += FLOOD_GRACE_S / limits.strangers
+        place, pause_s = come("198.51.100.9")
+        flood.append(place)
+        assert pause_s == pytest.approx(0, abs=0.01)
+    assert quiet.kind is Kind.STRANGER
+    assert first.kind is Kind.STRANGER
+    for place in flood:
+        place.release()
+    for _ in range(limits.strangers - accounts.strangers):
+        come("203.0.113.1")
+    assert accounts.pause_s() == GRACE_S, "and others who come together have all their time"
+
+
+def test_many_prefixes_that_come_together_do_not_flood() -> None:
+    now = [0.0]
+    limits = AccountLimits(strangers=160, strangers_bytes=80 << 20, per_prefix=160, admitted=10)
+    accounts = Accounts(limits, lambda: now[0])
+    for number in range(3 * limits.strangers):
+        now[0] += accounts.pause_s()
+        accounts.open(f"192.0.{number % (2 * FLOOD_PART)}.1")
+    assert accounts.pause_s() == pytest.approx(GRACE_S)

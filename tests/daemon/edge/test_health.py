@@ -3,11 +3,14 @@
 import h2.connection
 import h2.events
 import pytest
+import trio
+import trio.testing
 
 from bentpipe.config.model import TokenSection
 from bentpipe.daemon.edge.admission import Admission
 from bentpipe.daemon.edge.health import HealthBoard, HealthService
 from bentpipe.daemon.edge.identity import Certificates, Identities, TlsIdentity
+from bentpipe.daemon.fleet.usher import WAKES_A_TURN
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.health import ServingStatus
@@ -91,3 +94,52 @@ def test_a_watch_gets_the_newest_status_when_its_window_opens() -> None:
 
 TOKEN_HASH = "e3b98a4da31a127d4bde6e43033f66ba274cab0eb7eb1c70ec41402bf6273dd8"
 """SHA-256 of "t"."""
+
+
+class StepsATurn(trio.abc.Instrument):
+    """How many steps of tasks the longest turn had."""
+
+    def __init__(self) -> None:
+        self.most = self._now = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        self._now = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._now += 1
+        self.most = max(self.most, self._now)
+
+
+async def test_a_crowd_hears_news_a_few_at_a_time() -> None:
+    """600 connections that watched all heard of the drain in one turn of a quarter of a second."""
+    board = HealthBoard(OneSatellite(SatelliteState.SLEEP))
+    crowd = 1_000
+    heard = 0
+
+    async def hear() -> None:
+        nonlocal heard
+        await board.wait_change(0)
+        heard += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(crowd):
+            nursery.start_soon(hear)
+        await trio.testing.wait_all_tasks_blocked()
+        steps = StepsATurn()
+        trio.lowlevel.add_instrument(steps)
+        board.drain()
+    trio.lowlevel.remove_instrument(steps)
+    assert heard == crowd
+    assert steps.most <= 4 * WAKES_A_TURN
+
+
+async def test_news_that_came_before_the_wait_are_not_missed(autojump_clock: trio.testing.MockClock) -> None:
+    board = HealthBoard(OneSatellite(SatelliteState.SLEEP))
+    seen = board.changes
+    board.change()
+    with trio.fail_after(1):
+        await board.wait_change(seen)
+    with trio.move_on_after(1) as waited:
+        await board.wait_change(board.changes)
+    assert waited.cancelled_caught
+    board.change()  # nobody waits any more
