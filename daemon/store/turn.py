@@ -10,6 +10,7 @@ and clocks that run at different speeds.
     who watches:         └ first seen at the earliest ──────────────────────┤ lease: may take it
 """
 
+import collections
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection
@@ -23,6 +24,8 @@ WINDOW = 0.5
 """Share of a lease in which its holder acts."""
 RENEWALS = 6
 """In a lease: two may fail before the window is over."""
+UNSURE = RENEWALS + 2
+"""Writes in a row without an answer that are remembered: a lease's renewals, a close and a release. Nobody acts after that."""
 
 
 def boot_clock() -> float:
@@ -69,8 +72,8 @@ class SharedTurn:
         self.epoch = row.epoch
         self._rows = rows
         self._version = row.version
-        self._unsure: str | None = None
-        """A version that may be in the row: its write was not confirmed."""
+        self._unsure: collections.deque[str] = collections.deque(maxlen=UNSURE)
+        """Versions of which one may be in the row: their writes were not confirmed."""
         self._sent = sent
         self._window_s = WINDOW * lease_s
         self._clock = clock
@@ -113,9 +116,8 @@ class SharedTurn:
         """Give it up. Raises StoreError."""
         self._over = True
         async with self._one_step:
-            for version in (self._version, self._unsure):
-                if version is not None:
-                    await self._rows.release(self.key, seen=version)
+            for version in (self._version, *self._unsure):
+                await self._rows.release(self.key, seen=version)
 
     @property
     def over(self) -> bool:
@@ -126,13 +128,13 @@ class SharedTurn:
         """Carry out a step from our version to a new one. The turn is over if the row's version is not ours any more."""
         async with self._one_step:
             sent, version = self._clock(), uuid.uuid4().hex
-            before, self._unsure = self._unsure, version
+            self._unsure.append(version)
             written = await step(self._version, version)
-            if not written.done and before is not None and written.row.version == before:
-                self._version = before
+            if not written.done and written.row.version in self._unsure:
+                self._version = written.row.version
                 sent = self._clock()
                 written = await step(self._version, version)
-            self._unsure = None
+            self._unsure.clear()
             if written.done:
                 self._version, self._sent = version, sent
             elif written.row.version != self._version:

@@ -16,7 +16,7 @@ from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.store.coordination import Coordination, InUse
 from bentpipe.daemon.store.rows import Rows
 from bentpipe.daemon.store.shared import SharedCoordination
-from bentpipe.daemon.store.turn import WINDOW
+from bentpipe.daemon.store.turn import WINDOW, SharedTurn
 
 LEASE_S = 0.5
 """Times are sums of powers of two: clocks that tests move then add up exactly."""
@@ -273,6 +273,24 @@ class SharedContract:
                 one.wire.deaf = False
                 await turn.close(unused)
                 assert turn.is_ours()
+            assert (await rows.read(A)).owner == ""
+
+    async def test_several_answers_that_were_lost_are_no_lost_turn(self, rows: Rows) -> None:
+        async with hosts(rows, "one") as (one,):
+            async with one.coordination.acting(A) as turn:
+                assert isinstance(turn, SharedTurn)
+                one.wire.deaf = True
+                for _ in range(3):
+                    with pytest.raises(StoreError, match="no answer"):
+                        await turn.renew()
+                one.wire.deaf = False
+                await turn.close(unused)
+                assert not turn.over
+                one.wire.deaf = True
+                for _ in range(3):
+                    with pytest.raises(StoreError, match="no answer"):
+                        await turn.renew()
+                one.wire.deaf = False
             assert (await rows.read(A)).owner == ""
 
     async def test_a_dead_host_keeps_nothing_awake_and_a_live_one_does(self, rows: Rows) -> None:
