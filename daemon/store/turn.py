@@ -25,7 +25,7 @@ WINDOW = 0.5
 RENEWALS = 6
 """In a lease: two may fail before the window is over."""
 UNSURE = RENEWALS + 2
-"""Writes in a row without an answer that are remembered: a lease's renewals, a close and a release. Nobody acts after that."""
+"""Writes in a row without an answer that are remembered: a lease's renewals, a close and a release. Later nobody acts."""
 
 
 def boot_clock() -> float:
