@@ -10,6 +10,7 @@ PACKAGES = {
     "bentpipe.config": "config",
     "bentpipe.daemon": "daemon",
     "bentpipe.daemon.demo": "daemon/demo",
+    "bentpipe.daemon.demo.ec2_emulator": "daemon/demo/ec2_emulator",
     "bentpipe.daemon.edge": "daemon/edge",
     "bentpipe.daemon.fleet": "daemon/fleet",
     "bentpipe.daemon.providers": "daemon/providers",

@@ -1,7 +1,4 @@
-"""The cloud of `bentpipe demo --ec2`: the EC2 emulator of the source tree as a process of its own, and a hand on it.
-
-The emulator is part of the tests, not of what is installed; without the source tree there is no such demo.
-"""
+"""The cloud of `bentpipe demo --ec2`: the EC2 emulator as a process of its own, and a hand on it."""
 
 import dataclasses
 import json
@@ -9,7 +6,6 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +13,7 @@ from pydantic import TypeAdapter
 
 from bentpipe.daemon.demo.edge_host import end_process
 
-PROGRAM = Path(__file__).resolve().parents[2] / "tests" / "ec2_emulator" / "main.py"
+PROGRAM = (sys.executable, "-P", "-m", "bentpipe.daemon.demo.ec2_emulator.main")
 ANSWER_DEADLINE_S = 30.0
 STOP_DEADLINE_S = 10.0
 
@@ -49,18 +45,12 @@ _LOOKS = TypeAdapter(list[Look])
 _CALLS = TypeAdapter(list[_Call])
 
 
-class NoEmulator(Exception):
-    """The source tree with the emulator is not there."""
-
-
 class EmulatedCloud:
     """Runs the emulator; `machine_command` (with {host} and {port}) stands behind every running instance."""
 
     def __init__(self, *, speed: float, port: int, machine_command: Sequence[str]) -> None:
-        if not PROGRAM.exists():
-            raise NoEmulator(f"the EC2 emulator comes with the source tree only; {PROGRAM} is not there")
         arguments = ["--speed", str(speed), "--machine-port", str(port), "--machine-command", *machine_command]
-        self._command = [sys.executable, "-P", str(PROGRAM), *arguments]
+        self._command = [*PROGRAM, *arguments]
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
 

@@ -160,7 +160,7 @@ class Ec2Story(Narrator):
 
 
 def run_ec2_demo() -> int:
-    """Run the demo with the EC2 emulator as the cloud. Returns 0 if every promise held, else 1. Raises NoEmulator."""
+    """Run the demo with the EC2 emulator as the cloud. Returns 0 if every promise held, else 1."""
     console = wide_console()
     port = _free_port()
     with EmulatedCloud(speed=SPEED, port=port, machine_command=MACHINE) as cloud:

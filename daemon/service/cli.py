@@ -16,6 +16,9 @@ from bentpipe.daemon.service.token import hash_token, new_token
 
 EXIT_CONFIG = 2
 
+DEMO_EXTRA = ("grpc", "trustme")
+"""Modules that only the demo needs: an installation has them with `bentpipe[demo]`."""
+
 CONFIG_PATH = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -184,18 +187,18 @@ def report(config_path: Path | None, since: str, as_json: bool, svg: Path | None
 
 
 @main.command()
-@click.option("--ec2", is_flag=True, help="With an emulator of EC2 as the cloud; needs the source tree.")
+@click.option("--ec2", is_flag=True, help="With an emulator of EC2 as the cloud.")
 def demo(ec2: bool) -> None:
     """Run the whole path on this machine, with real gRPC peers and no cloud; ends by itself."""
-    from bentpipe.daemon.demo.cloud import NoEmulator
-    from bentpipe.daemon.demo.ec2_story import run_ec2_demo
-    from bentpipe.daemon.demo.story import run_demo
-
     try:
-        sys.exit(run_ec2_demo() if ec2 else run_demo())
-    except NoEmulator as exc:
-        click.echo(str(exc), err=True)
+        from bentpipe.daemon.demo.ec2_story import run_ec2_demo
+        from bentpipe.daemon.demo.story import run_demo
+    except ModuleNotFoundError as exc:
+        if exc.name not in DEMO_EXTRA:
+            raise
+        click.echo(f"the demo needs {exc.name}, which is not installed: pip install 'bentpipe[demo]'", err=True)
         sys.exit(EXIT_CONFIG)
+    sys.exit(run_ec2_demo() if ec2 else run_demo())
 
 
 if __name__ == "__main__":

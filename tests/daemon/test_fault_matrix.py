@@ -25,12 +25,12 @@ import botocore.client
 import pytest
 import trio
 import trustme
-from ec2_emulator.calling import free_port
-from ec2_emulator.clock import ScaledClock
-from ec2_emulator.server import Emulator
+from emulator_calls import free_port
 
 from bentpipe.config.load import load_config
 from bentpipe.daemon import tasks
+from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.edge import dial, transport
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.witness import SatelliteWitness

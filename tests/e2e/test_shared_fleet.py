@@ -21,10 +21,10 @@ from pathlib import Path
 import pytest
 import trio
 from dynamodb_server import DynamoDbServer
-from ec2_emulator.calling import free_port
-from ec2_emulator.clock import ScaledClock
-from ec2_emulator.server import Emulator
+from emulator_calls import free_port
 
+from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.demo.edge_host import complete_lines
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.store.base import Interval

@@ -15,12 +15,12 @@ from pathlib import Path
 import grpc
 import pytest
 import trio
-from ec2_emulator.calling import free_port
-from ec2_emulator.clock import ScaledClock
-from ec2_emulator.control import Control
-from ec2_emulator.server import Emulator
+from emulator_calls import free_port
 
 from bentpipe.config.load import load_config
+from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.demo.ec2_emulator.control import Control
+from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.service.serve import Daemon, serve
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import trustme
-from ec2_emulator.calling import free_port
-from ec2_emulator.clock import ScaledClock
-from ec2_emulator.server import Emulator
 from edge_daemons import EdgeDaemon, config_text, edge_daemon, token_of, wait
+from emulator_calls import free_port
 
+from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.model import SatelliteKey
 
 from clients import CallError, GrpcioClient

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from ec2_emulator.control import Control
-from ec2_emulator.server import Emulator
 from emulated_ec2 import TEMPLATE, ec2_section, tags_of
 
 from bentpipe.config.model import BudgetSection, Ec2Section, SatelliteSection
+from bentpipe.daemon.demo.ec2_emulator.control import Control
+from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.errors import BentpipeError, StoreError
 from bentpipe.daemon.fleet import descending, satellite, setbacks, sleeping, waiting, waking
 from bentpipe.daemon.fleet.fleet import Fleet

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import trio
-from ec2_emulator.clock import ScaledClock
-from ec2_emulator.instance import Timings
-from ec2_emulator.server import Emulator
 from emulated_fleet import SPEED, Bed, Use, section, speed_up
 
 from bentpipe.config.model import BudgetSection
+from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.demo.ec2_emulator.instance import Timings
+from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey
 

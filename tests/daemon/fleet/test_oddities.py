@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from ec2_emulator.clock import ScaledClock
-from ec2_emulator.instance import Timings
-from ec2_emulator.server import Emulator
 from emulated_fleet import SPEED, Bed, section, speed_up
 
+from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.demo.ec2_emulator.instance import Timings
+from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.errors import BentpipeError, SatelliteUnusable, WakeFailed
 from bentpipe.daemon.fleet import descending
 from bentpipe.daemon.fleet.fleet import Fleet

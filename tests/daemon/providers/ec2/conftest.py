@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from ec2_emulator.clock import ManualClock
-from ec2_emulator.control import Control
-from ec2_emulator.server import Emulator
+
+from bentpipe.daemon.demo.ec2_emulator.clock import ManualClock
+from bentpipe.daemon.demo.ec2_emulator.control import Control
+from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 
 
 @pytest.fixture(autouse=True)

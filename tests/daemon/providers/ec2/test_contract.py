@@ -3,10 +3,11 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from ec2_emulator.clock import ScaledClock
-from ec2_emulator.server import Emulator
 from emulated_ec2 import SATELLITES, TEMPLATE, Ec2Harness, ec2_section, machine, machine_id, running, set_up
 from provider_contract import ProviderContract
+
+from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 
 SPEED = 300.0
 

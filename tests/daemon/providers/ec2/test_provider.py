@@ -2,11 +2,11 @@
 
 import pytest
 import trio
-from ec2_emulator.control import Control
-from ec2_emulator.server import Emulator
 from emulated_ec2 import ONE, ec2_section, machine, machine_id, one, running, tags_of, wait_for
 from provider_contract import DEADLINE_S, wait_state
 
+from bentpipe.daemon.demo.ec2_emulator.control import Control
+from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.errors import (
     MachineNotFound,
     ProviderCapacity,

@@ -2,12 +2,12 @@
 
 import pytest
 import trio
-from ec2_emulator.clock import ScaledClock
-from ec2_emulator.server import Emulator
 from emulated_ec2 import ec2_section, machine, machine_id, running, tags_of
 from provider_contract import DEADLINE_S, wait_state
 
 from bentpipe.config.model import Ec2RatesSection
+from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.model import MachineState, SleepMode
 
 FLEET = 300

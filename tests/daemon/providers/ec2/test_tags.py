@@ -3,11 +3,11 @@
 import logging
 
 import pytest
-from ec2_emulator.control import Control
-from ec2_emulator.server import Emulator
 from emulated_ec2 import FLEET, ONE, TEMPLATE, one, tags_of, wait_for
 from provider_contract import wait_state
 
+from bentpipe.daemon.demo.ec2_emulator.control import Control
+from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.errors import MachineNotFound, ProviderPermission
 from bentpipe.daemon.model import Fault, MachineState, SleepMode
 

@@ -7,9 +7,9 @@ import dataclasses
 import secrets
 from collections.abc import Callable, Mapping
 
-from ec2_emulator.cloud import Call, Cloud, Template
-from ec2_emulator.faults import Fault
-from ec2_emulator.instance import (
+from bentpipe.daemon.demo.ec2_emulator.cloud import Call, Cloud, Template
+from bentpipe.daemon.demo.ec2_emulator.faults import Fault
+from bentpipe.daemon.demo.ec2_emulator.instance import (
     DAY_S,
     INSIDE_SHUTDOWN,
     USER_HIBERNATE,
@@ -20,10 +20,12 @@ from ec2_emulator.instance import (
     OnStop,
     State,
 )
-from ec2_emulator.wire import ApiError
+from bentpipe.daemon.demo.ec2_emulator.wire import ApiError
 
 
 class Control:
+    """The hand on a cloud: makes instances, scripts what befalls them, and says which calls were made."""
+
     def __init__(self, cloud: Cloud) -> None:
         self.cloud = cloud
 

@@ -2,10 +2,10 @@
 
 import time
 
-from ec2_emulator.actions import ACTIONS
-from ec2_emulator.cloud import Call, Cloud
-from ec2_emulator.faults import Fault
-from ec2_emulator.wire import ApiError, Params, answer, check_known, error_answer, strings
+from bentpipe.daemon.demo.ec2_emulator.actions import ACTIONS
+from bentpipe.daemon.demo.ec2_emulator.cloud import Call, Cloud
+from bentpipe.daemon.demo.ec2_emulator.faults import Fault
+from bentpipe.daemon.demo.ec2_emulator.wire import ApiError, Params, answer, check_known, error_answer, strings
 
 
 class Reset(Exception):

@@ -4,8 +4,8 @@ import dataclasses
 import threading
 from collections.abc import Collection, Mapping
 
-from ec2_emulator.clock import Clock
-from ec2_emulator.wire import ApiError
+from bentpipe.daemon.demo.ec2_emulator.clock import Clock
+from bentpipe.daemon.demo.ec2_emulator.wire import ApiError
 
 
 @dataclasses.dataclass(slots=True)
@@ -90,6 +90,8 @@ class Faults:
 
 @dataclasses.dataclass(slots=True)
 class Bucket:
+    """A token bucket, as EC2 throttles with."""
+
     capacity: float
     refill_per_s: float
     tokens: float = 0.0

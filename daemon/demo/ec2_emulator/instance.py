@@ -89,6 +89,8 @@ class Timings:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reason:
+    """EC2's StateReason."""
+
     code: str
     message: str
 
@@ -125,6 +127,8 @@ class Script:
 
 @dataclasses.dataclass(slots=True)
 class Instance:
+    """One instance: its state, what comes next and when."""
+
     instance_id: str
     instance_type: str
     private_ip: str

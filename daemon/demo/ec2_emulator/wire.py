@@ -57,6 +57,7 @@ def structures(params: Params, prefix: str) -> list[dict[str, str]]:
 
 
 def flag(params: Params, name: str, default: bool = False) -> bool:
+    """A boolean parameter."""
     value = params.get(name)
     if value is None:
         return default
@@ -66,6 +67,7 @@ def flag(params: Params, name: str, default: bool = False) -> bool:
 
 
 def number(params: Params, name: str) -> int | None:
+    """An integer parameter; None if it is not given."""
     value = params.get(name)
     if value is None:
         return None
@@ -75,12 +77,14 @@ def number(params: Params, name: str) -> int | None:
 
 
 def answer(action: str, result: Mapping[str, Element]) -> bytes:
+    """An action's result as the XML that EC2 answers with."""
     name = f"{action}Response"
     inner = f"<requestId>{REQUEST_ID}</requestId>" + _render(result)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n<{name} xmlns="{NAMESPACE}">{inner}</{name}>'.encode()
 
 
 def error_answer(error: ApiError) -> bytes:
+    """An error as the XML that EC2 answers with."""
     inner = f"<Error><Code>{escape(error.code)}</Code><Message>{escape(error.message)}</Message></Error>"
     return (
         f'<?xml version="1.0" encoding="UTF-8"?>\n<Response><Errors>{inner}</Errors>'

@@ -14,7 +14,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 
-from ec2_emulator.instance import Instance, Memory
+from bentpipe.daemon.demo.ec2_emulator.instance import Instance, Memory
 
 
 class Machines:

@@ -6,12 +6,10 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
-from ec2_emulator.calling import DEADLINE_S, client_of, free_port, look, post
+from emulator_calls import DEADLINE_S, client_of, free_port, look, post
 
-MAIN = Path(__file__).with_name("main.py")
-
+PROGRAM = (sys.executable, "-P", "-m", "bentpipe.daemon.demo.ec2_emulator.main")
 
 COUNTER = """
 import socket, sys
@@ -53,7 +51,7 @@ def wait_refused(host: str, port: int) -> None:
 
 def test_processes_live_and_freeze_and_die_with_their_instances() -> None:
     port = free_port()
-    command = [sys.executable, "-P", str(MAIN), "--manual", "--machine-port", str(port), "--machine-command"]
+    command = [*PROGRAM, "--manual", "--machine-port", str(port), "--machine-command"]
     child = [sys.executable, "-ISc", COUNTER, "{host}", "{port}"]
     with subprocess.Popen([*command, *child], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
         assert program.stdout is not None

@@ -6,9 +6,9 @@ import fnmatch
 import secrets
 from collections.abc import Callable
 
-from ec2_emulator.cloud import Cloud, Launched, Template
-from ec2_emulator.instance import USER_HIBERNATE, USER_SHUTDOWN, Instance, OnHibernate, State
-from ec2_emulator.wire import ApiError, Element, Params, flag, number, strings, structures
+from bentpipe.daemon.demo.ec2_emulator.cloud import Cloud, Launched, Template
+from bentpipe.daemon.demo.ec2_emulator.instance import USER_HIBERNATE, USER_SHUTDOWN, Instance, OnHibernate, State
+from bentpipe.daemon.demo.ec2_emulator.wire import ApiError, Element, Params, flag, number, strings, structures
 
 OWNER = "123456789012"
 MAX_FILTER_VALUES = 200
@@ -18,12 +18,15 @@ Result = dict[str, Element]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Action:
+    """What carries out one of EC2's actions, and the parameters that it knows."""
+
     run: Callable[[Cloud, Params], Result]
     parameters: frozenset[str]
     """As in the request, with N for the numbers."""
 
 
 def describe_instances(cloud: Cloud, params: Params) -> Result:
+    """DescribeInstances: by ids or by filters, in pages."""
     ids = strings(params, "InstanceId")
     limit = number(params, "MaxResults")
     if limit is not None and ids:
@@ -43,6 +46,7 @@ def describe_instances(cloud: Cloud, params: Params) -> Result:
 
 
 def start_instances(cloud: Cloud, params: Params) -> Result:
+    """StartInstances."""
     instances = _named(cloud, params)
     for each in instances:
         if each.state in (State.STOPPING, State.SHUTTING_DOWN, State.TERMINATED):
@@ -57,6 +61,7 @@ def start_instances(cloud: Cloud, params: Params) -> Result:
 
 
 def stop_instances(cloud: Cloud, params: Params) -> Result:
+    """StopInstances, with Hibernate and Force."""
     instances = _named(cloud, params)
     hibernate, force = flag(params, "Hibernate"), flag(params, "Force")
     now = cloud.clock.now()
@@ -76,6 +81,7 @@ def stop_instances(cloud: Cloud, params: Params) -> Result:
 
 
 def terminate_instances(cloud: Cloud, params: Params) -> Result:
+    """TerminateInstances."""
     changes: list[Element] = []
     for each in _named(cloud, params):
         previous = each.state_element()
@@ -86,6 +92,7 @@ def terminate_instances(cloud: Cloud, params: Params) -> Result:
 
 
 def run_instances(cloud: Cloud, params: Params) -> Result:
+    """RunInstances from a launch template, with ClientToken."""
     if params.get("MinCount") != "1" or params.get("MaxCount") != "1":
         raise ApiError("InvalidParameterValue", "this emulator launches one instance a call")
     token = params.get("ClientToken", "")
@@ -144,6 +151,7 @@ def run_instances(cloud: Cloud, params: Params) -> Result:
 
 
 def describe_instance_types(cloud: Cloud, params: Params) -> Result:
+    """DescribeInstanceTypes: whether a type can hibernate."""
     asked = strings(params, "InstanceType") or sorted(cloud.types)
     if unknown := [each for each in asked if each not in cloud.types]:
         raise ApiError("InvalidInstanceType", f"The following supplied instance types do not exist: [{unknown[0]}]")
@@ -152,6 +160,7 @@ def describe_instance_types(cloud: Cloud, params: Params) -> Result:
 
 
 def create_tags(cloud: Cloud, params: Params) -> Result:
+    """CreateTags."""
     tags = {each["Key"]: each.get("Value", "") for each in structures(params, "Tag")}
     for each in cloud.find(strings(params, "ResourceId")):
         each.tags.update(tags)
@@ -159,6 +168,7 @@ def create_tags(cloud: Cloud, params: Params) -> Result:
 
 
 def describe_launch_template_versions(cloud: Cloud, params: Params) -> Result:
+    """DescribeLaunchTemplateVersions."""
     template = _template(cloud, params, "")
     ebs: Element = {"encrypted": template.encrypted, "volumeSize": 100, "volumeType": "gp3"}
     data: Element = {
@@ -177,6 +187,7 @@ def describe_launch_template_versions(cloud: Cloud, params: Params) -> Result:
 
 
 def describe_images(cloud: Cloud, params: Params) -> Result:
+    """DescribeImages: an image's root device."""
     known = {each.image_id: each.root_device for each in cloud.templates.values()}
     asked = strings(params, "ImageId")
     if unknown := [each for each in asked if each not in known]:

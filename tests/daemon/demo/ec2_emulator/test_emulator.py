@@ -8,10 +8,11 @@ from typing import Any
 
 import botocore.exceptions
 import pytest
-from ec2_emulator.calling import DEADLINE_S, TAGS, client_of, look, post
-from ec2_emulator.control import Control
-from ec2_emulator.instance import OnHibernate, OnStart, OnStop
-from ec2_emulator.server import Emulator
+from emulator_calls import DEADLINE_S, TAGS, client_of, look, post
+
+from bentpipe.daemon.demo.ec2_emulator.control import Control
+from bentpipe.daemon.demo.ec2_emulator.instance import OnHibernate, OnStart, OnStop
+from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 
 
 def code_of(call: Callable[[], object]) -> tuple[str, int]:

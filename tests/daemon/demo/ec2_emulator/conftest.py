@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from ec2_emulator.calling import client_of
-from ec2_emulator.clock import ManualClock
-from ec2_emulator.control import Control
-from ec2_emulator.server import Emulator
+from emulator_calls import client_of
+
+from bentpipe.daemon.demo.ec2_emulator.clock import ManualClock
+from bentpipe.daemon.demo.ec2_emulator.control import Control
+from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 
 
 @pytest.fixture

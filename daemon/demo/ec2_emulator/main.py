@@ -1,6 +1,6 @@
 """The EC2 emulator as a program.
 
-usage: python -P tests/ec2_emulator/main.py [--port 0] [--speed 60] [--manual] [--limits] [--pending 16.5] …
+usage: python -P -m bentpipe.daemon.demo.ec2_emulator.main [--port 0] [--speed 60] [--manual] [--limits] [--pending 16.5] …
            [--machine-port 8372] [--machine-command ARGV...]
 
 It prints one line of JSON with its address once it serves, and ends on SIGTERM, SIGINT, or when its standard input
@@ -12,18 +12,15 @@ import dataclasses
 import json
 import os
 import signal
-import sys
 import threading
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
-from ec2_emulator.clock import ManualClock, ScaledClock
-from ec2_emulator.instance import Timings
-from ec2_emulator.server import MACHINE_PORT, Emulator
+from bentpipe.daemon.demo.ec2_emulator.clock import ManualClock, ScaledClock
+from bentpipe.daemon.demo.ec2_emulator.instance import Timings
+from bentpipe.daemon.demo.ec2_emulator.server import MACHINE_PORT, Emulator
 
 
 def main() -> None:
+    """Run the emulator until a signal or the end of standard input."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
@@ -55,6 +52,7 @@ def main() -> None:
 
 
 def wait_input_end(ended: threading.Event) -> None:
+    """Set `ended` once standard input has ended."""
     while os.read(0, 4096):  # not sys.stdin: its lock would be held at exit
         pass
     ended.set()

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import botocore.session
 import pytest
 from botocore.model import ServiceModel, Shape
-from ec2_emulator.actions import ACTIONS
-from ec2_emulator.calling import DEADLINE_S, TAGS
-from ec2_emulator.control import Control
-from ec2_emulator.server import Emulator
-from ec2_emulator.wire import NAMESPACE
+from emulator_calls import DEADLINE_S, TAGS
+
+from bentpipe.daemon.demo.ec2_emulator.actions import ACTIONS
+from bentpipe.daemon.demo.ec2_emulator.control import Control
+from bentpipe.daemon.demo.ec2_emulator.server import Emulator
+from bentpipe.daemon.demo.ec2_emulator.wire import NAMESPACE
 
 
 def ec2_model() -> ServiceModel:

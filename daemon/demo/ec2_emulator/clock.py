@@ -9,6 +9,8 @@ MANUAL_EPOCH_S = 1_750_000_000.0
 
 
 class Clock(Protocol):
+    """What emulated time it is."""
+
     def now(self) -> float:
         """The emulated time.time()."""
         ...
@@ -27,6 +29,8 @@ class Clock(Protocol):
 
 
 class ManualClock:
+    """Stands still until it is told to go on."""
+
     def __init__(self) -> None:
         self._now = MANUAL_EPOCH_S
         self._lock = threading.Lock()

@@ -19,12 +19,12 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qsl
 
-from ec2_emulator.clock import Clock, ScaledClock
-from ec2_emulator.cloud import Cloud
-from ec2_emulator.control import Control
-from ec2_emulator.instance import Timings
-from ec2_emulator.machines import Machines
-from ec2_emulator.service import Reset, handle
+from bentpipe.daemon.demo.ec2_emulator.clock import Clock, ScaledClock
+from bentpipe.daemon.demo.ec2_emulator.cloud import Cloud
+from bentpipe.daemon.demo.ec2_emulator.control import Control
+from bentpipe.daemon.demo.ec2_emulator.instance import Timings
+from bentpipe.daemon.demo.ec2_emulator.machines import Machines
+from bentpipe.daemon.demo.ec2_emulator.service import Reset, handle
 
 MACHINE_PORT = 8372
 IDLE_LOOK_S = 0.5
@@ -32,6 +32,8 @@ IDLE_LOOK_S = 0.5
 
 
 class Emulator:
+    """Serves one cloud over HTTP, as a context manager."""
+
     def __init__(
         self,
         clock: Clock | None = None,

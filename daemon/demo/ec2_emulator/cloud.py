@@ -7,11 +7,11 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 
-from ec2_emulator.clock import Clock
-from ec2_emulator.faults import Faults, Limits
-from ec2_emulator.instance import Instance, Memory, Timings
-from ec2_emulator.machines import Addresses, Machines
-from ec2_emulator.wire import ApiError
+from bentpipe.daemon.demo.ec2_emulator.clock import Clock
+from bentpipe.daemon.demo.ec2_emulator.faults import Faults, Limits
+from bentpipe.daemon.demo.ec2_emulator.instance import Instance, Memory, Timings
+from bentpipe.daemon.demo.ec2_emulator.machines import Addresses, Machines
+from bentpipe.daemon.demo.ec2_emulator.wire import ApiError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class Call:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Template:
+    """A launch template: what an instance launched from it is like."""
+
     template_id: str
     name: str
     image_id: str = "ami-0emulated"
@@ -51,6 +53,8 @@ DEFAULT_TYPES = {"m7g.large": True, "m7i.large": True, "c7g.xlarge": True, "m7g.
 
 
 class Cloud:
+    """One region of one account: its instances, templates, faults and limits."""
+
     def __init__(
         self, clock: Clock, timings: Timings, *, limited: bool = False, machines: Machines | None = None
     ) -> None:
