@@ -80,8 +80,11 @@ def note_failure(owner: Owner, failure: Exception, decision: str | None = None) 
 class contained:
     """`with contained(owner):` runs a step. If it fails that is noted, and what stands behind the block goes on."""
 
-    def __init__(self, owner: Owner) -> None:
+    __slots__ = ("_decision", "_owner")
+
+    def __init__(self, owner: Owner, decision: str = LEFT_OUT) -> None:
         self._owner = owner
+        self._decision = decision
 
     def __enter__(self) -> None:
         """Nothing to prepare."""
@@ -91,16 +94,20 @@ class contained:
     ) -> bool:
         """Note an Exception; of a group only the rest goes on."""
         if isinstance(error, Exception):
-            note_failure(self._owner, error, LEFT_OUT)
+            note_failure(self._owner, error, self._decision)
             return True
         if isinstance(error, BaseExceptionGroup):
-            _pass_on(self._owner, error, LEFT_OUT)
+            _pass_on(self._owner, error, self._decision)
         return False
 
 
 async def run_owned(owner: Owner, task: Callable[..., Awaitable[object]], *arguments: object) -> None:
     """Run `task` until it returns or is cancelled, as `owner` decides. Raises no Exception."""
-    await _run(owner, lambda: task(*arguments))
+    if owner.decision is Decision.GIVE_UP:  # thousands of connections are such tasks: no loop and no frame more for each
+        with contained(owner, owner.decision.value):
+            await task(*arguments)
+    else:
+        await _run(owner, lambda: task(*arguments))
 
 
 async def start_owned(

@@ -5,8 +5,7 @@ all fall in one turn of the thread, in which nobody else is heard.
 """
 
 import collections
-import contextlib
-from collections.abc import Iterator
+from types import TracebackType
 
 import trio
 
@@ -14,26 +13,50 @@ ENDS_A_TURN = 64
 """At some 0.1 ms each."""
 
 
+class Timed:
+    """A cancel scope in a queue of deadlines; it leaves nothing there once it is over. Small: there are thousands."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self) -> None:
+        self._scope: trio.CancelScope | None = trio.CancelScope()
+
+    def __enter__(self) -> trio.CancelScope:
+        """Enter the scope, which is entered once."""
+        assert self._scope is not None
+        return self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        """Exit the scope, and be no more in anybody's way."""
+        scope, self._scope = self._scope, None
+        assert scope is not None
+        return scope.__exit__(kind, error, traceback)
+
+    def end(self) -> bool:
+        """Cancel the scope. Returns whether it was still there."""
+        if self._scope is None:
+            return False
+        self._scope.cancel()
+        return True
+
+
 class Deadlines:
     """Cancels what takes longer than `seconds`, while `run_deadlines` runs."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        # In the order of their ends, since all have the same time. What ended in time has left an empty list.
-        self._queue: collections.deque[tuple[float, list[trio.CancelScope]]] = collections.deque()
+        # In the order of their ends, since all have the same time.
+        self._queue: collections.deque[tuple[float, Timed]] = collections.deque()
         self._woken = trio.Event()
 
-    @contextlib.contextmanager
-    def scope(self) -> Iterator[trio.CancelScope]:
-        """A cancel scope that is cancelled when its time is up."""
-        with trio.CancelScope() as scope:
-            live = [scope]
-            self._queue.append((trio.current_time() + self._seconds, live))
-            self._woken.set()
-            try:
-                yield scope
-            finally:
-                live.clear()
+    def scope(self) -> Timed:
+        """A context manager for a cancel scope that is cancelled when its time is up, from now on."""
+        timed = Timed()
+        self._queue.append((trio.current_time() + self._seconds, timed))
+        self._woken.set()
+        return timed
 
     async def run_deadlines(self) -> None:
         """Watch the time for ever."""
@@ -47,7 +70,4 @@ class Deadlines:
     def _end_some(self) -> None:
         ended, now = 0, trio.current_time()
         while self._queue and self._queue[0][0] <= now and ended < ENDS_A_TURN:
-            _, live = self._queue.popleft()
-            for scope in live:
-                scope.cancel()
-                ended += 1
+            ended += self._queue.popleft()[1].end()

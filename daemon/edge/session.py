@@ -113,7 +113,7 @@ class Session:
         outcome: Outcome | None = None
         try:
             with trio.CancelScope() as stay:
-                self._place.on_put_out(lambda words: stay.cancel())
+                self._place.on_put_out(stay.cancel)
                 outcome = await self._served()
                 # The one way out: whatever was said last is read, though more came than anybody wanted to know.
                 await self._client.close_gracefully()

@@ -77,7 +77,7 @@ class MetricsServer:
             place = self._accounts.open(str(stream.socket.getpeername()[0]))
             try:
                 with trio.move_on_after(DEADLINE_S) as stay:
-                    place.on_put_out(lambda words: stay.cancel())
+                    place.on_put_out(stay.cancel)
                     head = await _read_head(stream)
                     if head:
                         await stream.send_all(self._answer(head))
