@@ -103,7 +103,9 @@ class contained:
 
 async def run_owned(owner: Owner, task: Callable[..., Awaitable[object]], *arguments: object) -> None:
     """Run `task` until it returns or is cancelled, as `owner` decides. Raises no Exception."""
-    if owner.decision is Decision.GIVE_UP:  # thousands of connections are such tasks: no loop and no frame more for each
+    if (
+        owner.decision is Decision.GIVE_UP
+    ):  # thousands of connections are such tasks: no loop and no frame more for each
         with contained(owner, owner.decision.value):
             await task(*arguments)
     else:

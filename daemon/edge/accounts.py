@@ -42,6 +42,10 @@ FLOOD_PART, FLOOD_GRACE_S, FLOOD_S = 16, 0.25, 10.0
 of the strangers' places. Its strangers have less time then: newcomers would wait behind the flood, in the kernel's queue."""
 NEWEST_WEIGHT = 0.1
 """Of the newest in the moving average."""
+CONNECTION_FDS = 2
+"""A client's own, and its satellite's from the dial to the splice's end: what each new client may take."""
+DESCRIPTORS = "descriptors"
+"""Counted in `reached` beside the limits' names: the process itself has no more."""
 STRANGER_BYTES = 128 << 10
 """What a single stranger may always hold: its greeting (proto/limits.py), TLS, and its place."""
 
@@ -256,10 +260,12 @@ class Accounts:
         if len(self._strangers) < self._limits.strangers:
             return 0.0
         oldest = self._strangers.oldest_of_the_most_crowded()
-        if oldest is None:
-            return 0.0
-        grace_s = self._grace_s(FLOOD_GRACE_S) if self._floods(oldest.path) else self.grace_s
-        return max(0.0, oldest.since + grace_s - self._clock())
+        return 0.0 if oldest is None else self._due_in_s(oldest)
+
+    def _due_in_s(self, stranger: Place) -> float:
+        """How long it may not be put out yet for want of places."""
+        grace_s = self._grace_s(FLOOD_GRACE_S) if self._floods(stranger.path) else self.grace_s
+        return max(0.0, stranger.since + grace_s - self._clock())
 
     def open(self, host: str) -> Place:
         """A connection was accepted: it is a stranger, and another may have to go for it."""
@@ -292,14 +298,17 @@ class Accounts:
         elif place.kind is not Kind.STRANGER:
             place.path = path
 
-    def put_out_oldest(self, why: str) -> bool:
-        """Put out the stranger that goes first, for the sake of something else that ran out (a name of a limit).
+    def make_room(self) -> bool:
+        """The process has run out of descriptors or memory: put out as many strangers as another client needs places for.
 
-        Returns whether there was one.
+        Returns whether they were there. Nobody goes who is here for less than the grace.
         """
-        oldest = self._strangers.oldest_of_the_most_crowded()
-        self._put_out(oldest, why)
-        return oldest is not None
+        for _ in range(CONNECTION_FDS):
+            oldest = self._strangers.oldest_of_the_most_crowded()
+            if oldest is None or self._due_in_s(oldest) > 0:
+                return False
+            self._put_out(oldest, DESCRIPTORS, "the daemon has run out of descriptors")
+        return True
 
     def _bound_bytes(self, place: Place) -> None:
         limit, share = self._limits.strangers_bytes, self._limits.per_prefix / self._limits.strangers
@@ -309,10 +318,10 @@ class Accounts:
         while self._strangers.held_bytes > max(limit, STRANGER_BYTES):
             self._put_out(self._strangers.most_expensive(), "stranger_bytes")
 
-    def _put_out(self, found: Place | None, limit: str) -> None:
+    def _put_out(self, found: Place | None, limit: str, cause: str | None = None) -> None:
         if found is None:
             return
-        words = f"limits.{limit} is reached, and this connection had to make room for others"
+        words = f"{cause or f'limits.{limit} is reached'}, and this connection had to make room for others"
         fields = {"limit": limit, "prefix": found.path[-1], "age_s": round(self._clock() - found.since, 1)}
         log_limited(log, f"put out: {limit}", "put out", fields, logging.WARNING)
         self.reached[limit] += 1

@@ -33,6 +33,9 @@ NETWORK_ERRNOS = frozenset(
 )
 """What accept says of one connection, which is then gone (accept(2)); after any other error it would say it again."""
 
+EXHAUSTED_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+"""There is no more of what a connection needs, until others go: old strangers do (`Accounts.make_room`)."""
+
 PAUSE_S = 0.005
 """Between two looks whether a stranger has left, while nobody may be put out for a newcomer: see `Accounts.pause_s`."""
 
@@ -109,10 +112,12 @@ class Listener:
             self._edge.counters.accept_errors += 1
             if exc.errno not in NETWORK_ERRNOS:
                 self._tell_failing(str(exc))
+                if exc.errno in EXHAUSTED_ERRNOS:
+                    accounts.make_room()
                 await trio.sleep(ACCEPT_BACKOFF_S)
             return False
         self._edge.counters.accepted += 1
-        if sock.fileno() >= self._edge.admit_below_fd:
+        if sock.fileno() >= self._edge.admit_below_fd and not accounts.make_room():
             sock.close()
             self._edge.counters.ended[Outcome.OVER_LIMIT] += 1
             self._tell_failing("only the descriptors that are kept in reserve are left")

@@ -26,7 +26,7 @@ from bentpipe.daemon.providers.containment import PROC, Isolation, Isolator, Pro
 from bentpipe.daemon.providers.listening import Listeners
 from bentpipe.daemon.providers.local_machine import Life, LocalMachine
 from bentpipe.daemon.providers.output import Output
-from bentpipe.daemon.providers.spawn import find_setpriv, pick_port, spawn
+from bentpipe.daemon.providers.spawn import find_prlimit, find_setpriv, pick_port, spawn
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 
 log = logging.getLogger("bentpipe.providers.process")
@@ -37,6 +37,7 @@ class ProcessProvider:
 
     `log_dir`, if given, takes one bounded log file per machine; otherwise output is logged at level debug.
     `isolation` demands one kind; by default it is a cgroup where that works, else a process group.
+    `soft_files` is the soft limit of open files that the commands get; by default this process's own.
     """
 
     def __init__(
@@ -45,14 +46,16 @@ class ProcessProvider:
         log_dir: Path | None = None,
         *,
         isolation: Isolation | None = None,
+        soft_files: int | None = None,
     ) -> None:
         listeners = Listeners()
         self._machines = {
             machine_id: LocalMachine(machine_id, section, log_dir, listeners) for machine_id, section in specs.items()
         }
         self._wanted = isolation
+        self._soft_files = soft_files
         self._isolator: Isolator | None = None
-        self._die_with_parent: tuple[str, ...] = ()
+        self._wrappers: tuple[str, ...] = ()
         self._nursery: trio.Nursery | None = None
         self._machines_scope = trio.CancelScope(shield=True)
         self._close_asked = trio.Event()
@@ -77,10 +80,8 @@ class ProcessProvider:
         # It may have been run before, and failed.
         self._isolator, self._closed, self._machines_scope = isolator, trio.Event(), trio.CancelScope(shield=True)
         try:
-            self._die_with_parent = await find_setpriv()
             fields = {"isolation": self._isolator.isolation.value, "detail": self._isolator.detail}
-            if not self._die_with_parent:
-                fields["warning"] = "no setpriv with --pdeathsig: satellites outlive a daemon that is killed"
+            self._wrappers = await self._find_wrappers(fields)
             log.info("isolation of satellites", extra={"fields": fields})
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._run_machines)
@@ -96,6 +97,18 @@ class ProcessProvider:
             with contained(Owner("process cleaning up")):
                 self._isolator.close()
             self._closed.set()
+
+    async def _find_wrappers(self, fields: dict[str, str]) -> tuple[str, ...]:
+        """Say in `fields` what is not to be had."""
+        wrappers = await find_setpriv()
+        if not wrappers:
+            fields["warning"] = "no setpriv with --pdeathsig: satellites outlive a daemon that is killed"
+        if self._soft_files is None:
+            return wrappers
+        prlimit = await find_prlimit(self._soft_files)
+        if not prlimit:
+            fields["open_files"] = "no prlimit: satellites have the daemon's soft limit, which it has raised"
+        return (*wrappers, *prlimit)
 
     async def aclose(self) -> None:
         """Stop every process: SIGTERM (thawing the frozen), each machine's grace, SIGKILL. Nothing starts any more.
@@ -192,7 +205,7 @@ class ProcessProvider:
                 raise ProviderRetryable(f"the last run has not been cleaned up: {error}") from error
             raise ProviderPermanent(f"cannot isolate: {error}") from error
         try:
-            child, output_fd = spawn(section, address, containment, self._die_with_parent)
+            child, output_fd = spawn(section, address, containment, self._wrappers)
         except BaseException:
             containment.remove()
             raise

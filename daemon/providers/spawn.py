@@ -26,6 +26,10 @@ NOTIFY_SOCKET, WATCHDOG_PID and LISTEN_FDS would make a satellite speak to syste
 DIE_WITH_PARENT = ("--pdeathsig", "KILL", "--")
 """setpriv(1) options: the kernel kills the child when the daemon dies without having stopped it."""
 
+SOFT_FILES = "--nofile={}:"
+"""prlimit(1) option: the soft limit of open files alone. The daemon raises its own; a program that uses select(2) must not
+have a descriptor above 1,023, so what it starts gets the limit that the daemon was started with."""
+
 PORT_ATTEMPTS = 20
 """Free ports to ask for before giving up on one that no other satellite of ours has been given."""
 
@@ -67,6 +71,19 @@ async def find_setpriv() -> tuple[str, ...]:
     # Busybox has a setpriv without this option.
     done = await trio.run_process([path, *DIE_WITH_PARENT, "/bin/sh", "-c", ":"], check=False, capture_stderr=True)
     return (path, *DIE_WITH_PARENT) if done.returncode == 0 else ()
+
+
+async def find_prlimit(soft_files: int) -> tuple[str, ...]:
+    """Find what gives a command this soft limit of open files: a prlimit(1) that does. Empty if there is none.
+
+    In the child's own steps, before its first instruction: whoever looks at its limit at its start must see this one.
+    """
+    path = shutil.which("prlimit")
+    if path is None:
+        return ()
+    command = (path, SOFT_FILES.format(soft_files))
+    done = await trio.run_process([*command, "/bin/sh", "-c", ":"], check=False, capture_stderr=True)
+    return command if done.returncode == 0 else ()
 
 
 def pick_port(host: str, taken: Collection[int]) -> int:
@@ -118,9 +135,11 @@ def resolve_command(section: ProcessSection, address: Address, environment: Mapp
 
 
 def spawn(
-    section: ProcessSection, address: Address, containment: Containment, die_with_parent: tuple[str, ...]
+    section: ProcessSection, address: Address, containment: Containment, wrappers: tuple[str, ...]
 ) -> tuple[Child, int]:
     """Start the command, contained. Returns the child and the reading end of its output, both the caller's.
+
+    `wrappers` are a command line in front of it: what `find_setpriv` and `find_prlimit` have found.
 
     Raises ProviderPermanent or ProviderRetryable; then nothing is left running.
 
@@ -135,7 +154,7 @@ def spawn(
     except OSError as error:
         raise _provider_error("cannot start", error) from error
     try:
-        child = _spawn_with(containment.wrap((*die_with_parent, *command)), section.directory, environment, write_fd)
+        child = _spawn_with(containment.wrap((*wrappers, *command)), section.directory, environment, write_fd)
     except BaseException as error:
         os.close(read_fd)
         if isinstance(error, OSError):

@@ -94,7 +94,12 @@ class DaemonCollector(Collector):
             {Kind.STRANGER.value: accounts.stranger_bytes, Kind.PRINCIPAL.value: accounts.admitted_bytes},
         )
         reached = accounts.reached + self._daemon.fleet.crowd.reached
-        yield _by("bentpipe_limits_reached", "Clients refused or put out, by limit of [limits].", "limit", reached)
+        yield _by(
+            "bentpipe_limits_reached",
+            "Clients refused or put out, by limit of [limits] or descriptors.",
+            "limit",
+            reached,
+        )
 
     def _engine(self) -> Iterator[Metric]:
         engine = self._daemon.engine.statistics()

@@ -12,10 +12,11 @@ import resource
 from pathlib import Path
 
 from bentpipe.config.model import Config
+from bentpipe.daemon.edge.accounts import CONNECTION_FDS
 from bentpipe.native.engine import PIPES_A_THREAD
 
-CONNECTION_FDS = 2
-"""A client's and its satellite's, from the dial to the splice's end."""
+LEAST_CONNECTIONS = 2
+"""What `limits.max_connections` may be at least: a stranger, and somebody with a token."""
 PIPE_FDS = 2
 ENGINE_THREAD_FDS = 2
 """Its epoll and its eventfd."""
@@ -65,8 +66,13 @@ def hard_limit() -> int:
         return FALLBACK_LIMIT
 
 
+def soft_limit() -> int:
+    """What RLIMIT_NOFILE is now: before `raise_limit`, what this process was given."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 def raise_limit() -> int:
-    """Raise RLIMIT_NOFILE to its hard limit. Returns what it is then."""
+    """Raise RLIMIT_NOFILE to its hard limit. Returns what it is then. Children inherit it, see providers/spawn.py."""
     hard = hard_limit()
     soft, kernel_hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
@@ -96,9 +102,10 @@ def share_out(config: Config, limit: int) -> Descriptors:
             raise TooFewDescriptors(_words(limit, reserve, wanted, fits))
         connections = wanted
     else:
-        connections = min(wanted, (free - min(pipes, free // PIPES_SHARE)) // CONNECTION_FDS)
-        if connections < 1:
-            raise TooFewDescriptors(_words(limit, reserve, 1, 0))
+        kept = max(0, min(pipes, free // PIPES_SHARE, free - LEAST_CONNECTIONS * CONNECTION_FDS))
+        connections = min(wanted, (free - kept) // CONNECTION_FDS)
+        if connections < LEAST_CONNECTIONS:
+            raise TooFewDescriptors(_words(limit, reserve, LEAST_CONNECTIONS, 0))
     left = max(free - connections * CONNECTION_FDS, 0)
     return Descriptors(limit, connections, min(pipes, left) // (threads * PIPE_FDS), reserve)
 
@@ -109,5 +116,5 @@ def _words(limit: int, reserve: int, wanted: int, fits: int) -> str:
         f"limits.max_connections = {wanted} needs {needed} file descriptors ({CONNECTION_FDS} for each connection, and "
         f"{reserve} for the daemon and its satellites), and this process may open {limit} (the hard limit of RLIMIT_NOFILE)"
     )
-    less = f"set limits.max_connections to {fits} or less, or " if fits else ""
+    less = f"set limits.max_connections to {fits} or less, or " if fits >= LEAST_CONNECTIONS else ""
     return f"{what}: {less}let it open more (LimitNOFILE={needed} in the unit, ulimit -Hn {needed} in a shell)"

@@ -21,14 +21,14 @@ def places_of(config: Config) -> Places:
     return Places(proven=frozenset(key for key, name in names.items() if counts[name] == 1))
 
 
-def providers_of(config: Config) -> Providers:
-    """One provider of each kind that is used."""
+def providers_of(config: Config, soft_files: int | None = None) -> Providers:
+    """One provider of each kind that is used. `soft_files`: see ProcessProvider."""
     routes: dict[MachineId, RunnableProvider] = {}
     keys = [SatelliteKey(each.org, each.name) for each in config.satellite]
     sections = list(zip(keys, config.satellite, strict=True))
     processes = {machine_id_of(key): each.process for key, each in sections if each.process is not None}
     if processes:
-        routes |= dict.fromkeys(processes, ProcessProvider(processes))
+        routes |= dict.fromkeys(processes, ProcessProvider(processes, soft_files=soft_files))
     if any(each.ec2 is not None for each in config.satellite):
         # Here, because boto3 takes a third of a second and 50 MB that a daemon without EC2 should not pay for.
         from bentpipe.daemon.providers.ec2.entry import Ec2Machine

@@ -37,7 +37,7 @@ from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.certificates import CertificateReload
 from bentpipe.daemon.service.control import ControlServer, open_control_socket
 from bentpipe.daemon.service.cutting import cut_principal, cut_verb
-from bentpipe.daemon.service.descriptors import raise_limit, share_out
+from bentpipe.daemon.service.descriptors import raise_limit, share_out, soft_limit
 from bentpipe.daemon.service.engine_watch import run_engine_watch, stuck_threads
 from bentpipe.daemon.service.garbage import run_garbage, set_up_garbage
 from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors, log_statistics
@@ -201,6 +201,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
 
     Raises OSError (a port is taken, TooFewDescriptors) or TlsError (a bad certificate) before anything is started.
     """
+    given = soft_limit()
     descriptors = share_out(config, raise_limit())
     ktls = _ktls(config)
     ports = [_port(section, ktls) for section in config.listener]
@@ -224,7 +225,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.T
         )
     )
     log.info("descriptors", extra={"fields": dataclasses.asdict(descriptors)})
-    provider = providers_of(config)
+    provider = providers_of(config, given if given < descriptors.limit else None)
     handoff = HandOff(engine)
     stores = open_stores(config.store)
     recorder = _recorder(config, stores)

@@ -149,6 +149,43 @@ def test_a_crowd_takes_no_descriptor_that_the_daemon_needs(manager: Manager) -> 
         assert edge.stop() == 0
 
 
+def children_of(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(each) for each in text.split()]
+
+
+@pytest.mark.usefixtures("small")
+def test_satellites_have_the_limit_that_the_daemon_was_started_with() -> None:
+    """A program that uses select(2) breaks with descriptors above 1,023; one that wants more raises its own."""
+    with EdgeHost(SATELLITES, sleep_after_s=600, settings=settings()) as edge:
+        assert status_of(edge, "one") is GrpcStatus.OK
+        assert resource.prlimit(edge.pid, resource.RLIMIT_NOFILE) == (LIMIT, LIMIT)
+        [satellite] = children_of(edge.pid)
+        assert resource.prlimit(satellite, resource.RLIMIT_NOFILE) == (LIMIT // 2, LIMIT)
+
+
+def test_old_strangers_go_when_there_is_no_descriptor_for_a_client() -> None:
+    """As a leak would, and another program of this user that takes them: whoever has a token is let in all the same."""
+    with EdgeHost(SATELLITES, sleep_after_s=600, settings=settings()) as edge:
+        assert status_of(edge, "one") is GrpcStatus.OK
+        before = open_files(edge.pid) - 2  # the call's connection may not have ended yet
+        crowd = Crowd(edge.port, 40)
+        deadline = time.monotonic() + PATIENCE_S
+        while open_files(edge.pid) < before + 40:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(1.5)  # past the grace: a newcomer must not be able to put out another newcomer
+        resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (open_files(edge.pid), 20_000))
+        began = time.monotonic()
+        assert status_of(edge, "one") is GrpcStatus.OK
+        assert time.monotonic() - began < 10, "strangers go by their own deadline after 60 s"
+        assert open_files(edge.pid) > before + 20, "and no more of them than need be"
+        resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (20_000, 20_000))
+        assert any(record["message"] == "put out" and record["limit"] == "descriptors" for record in edge.records())
+        crowd.close()
+        assert edge.stop() == 0
+
+
 def test_a_limit_that_is_lowered_under_the_daemon_ends_nothing(manager: Manager) -> None:
     """As a leak would: no descriptor is to be had by anything at all."""
     with EdgeHost(SATELLITES, sleep_after_s=600, settings=settings(), environment=manager.environment()) as edge:

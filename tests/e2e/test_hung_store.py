@@ -1,6 +1,7 @@
 """The disk under the store does not answer, or another process holds the file: routing, start and end go on without."""
 
 import contextlib
+import os
 import socket
 import sqlite3
 import subprocess
@@ -131,6 +132,30 @@ def test_a_disk_that_hangs_at_the_start(disk: Disk) -> None:
         assert answer(edge, "one", "bp_wrong") is GrpcStatus.UNAUTHENTICATED
         ends_in_time(edge)
         assert states(disk) >= {SatelliteState.OPERATIONAL.value}
+
+
+def test_a_daemon_that_is_told_to_end_before_it_has_started(disk: Disk, tmp_path: Path) -> None:
+    """It has nobody to drain."""
+    edge = host(disk)
+    disk.hang()
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [PROGRAM, "serve", "--config", edge.config_path], stderr=file, env={**os.environ, **disk.environment}
+        )
+    try:
+        deadline = time.monotonic() + SLACK_S
+        while '"descriptors"' not in log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.terminate()
+        assert process.wait(END_S) == 0
+        assert '"listening"' not in log.read_text(), "it does not first go on with its start"
+    finally:
+        disk.go_on()
+        process.kill()
+        process.wait()
+        edge.__exit__(None, None, None)
 
 
 def test_a_disk_that_hangs_while_the_daemon_runs(disk: Disk) -> None:

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from bentpipe.daemon.edge.accounts import (
+    CONNECTION_FDS,
     FLOOD_GRACE_S,
     FLOOD_PART,
     FLOOD_S,
@@ -86,6 +87,15 @@ class Comings(RuleBasedStateMachine):
         else:
             assert place.kind is Kind.PRINCIPAL
             place.on_put_out(self.told.append)  # it is held
+
+    @rule()
+    def run_out(self) -> None:
+        """Of descriptors: those go who had their time, and nobody else."""
+        before = self.live(Kind.STRANGER)
+        made = self.accounts.make_room()
+        gone = [place for place in before if place.kind is Kind.NONE]
+        assert all(place.since + FLOOD_GRACE_S <= self.now + 1e-6 for place in gone)
+        assert len(gone) == CONNECTION_FDS if made else len(gone) < CONNECTION_FDS
 
     @precondition(lambda self: self.live(Kind.PRINCIPAL))
     @rule(data=st.data(), said=st.integers(0, 90_000))

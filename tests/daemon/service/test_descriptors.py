@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bentpipe.config.model import Config
+from bentpipe.daemon.edge.accounts import CONNECTION_FDS
 from bentpipe.daemon.service.descriptors import (
-    CONNECTION_FDS,
     ENGINE_THREAD_FDS,
+    LEAST_CONNECTIONS,
     PIPE_FDS,
     SATELLITE_FDS,
     TooFewDescriptors,
@@ -40,7 +41,7 @@ def config(
     limit=st.integers(0, 1 << 21),
     satellites=st.integers(0, 20),
     threads=st.integers(1, 256),
-    connections=st.none() | st.integers(2, 1 << 20),  # one is refused: it leaves no place for strangers
+    connections=st.none() | st.integers(LEAST_CONNECTIONS, 1 << 20),
     splice=st.sampled_from(["auto", "off", "always"]),
 )
 def test_what_is_shared_out_never_exceeds_the_limit(
@@ -54,7 +55,7 @@ def test_what_is_shared_out_never_exceeds_the_limit(
         assert limit in numbers
         needed = int(re.findall(r"LimitNOFILE=(\d+)", str(exc))[0])
         assert needed > limit
-        assert share_out(wanted, needed).connections >= 1, "what it says is enough"
+        assert share_out(wanted, needed).connections >= LEAST_CONNECTIONS, "what it says is enough"
         for fits in map(int, re.findall(r"max_connections to (\d+)", str(exc))):
             share_out(config(satellites=satellites, max_connections=fits, threads=threads, splice=splice), limit)
         return
