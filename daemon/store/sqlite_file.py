@@ -1,6 +1,8 @@
 """One SQLite file, opened and used in threads, one call at a time, so that its connection is never shared.
 
-It is opened by the first call that needs it and dropped after an error, so that the next call begins afresh.
+It is opened by the first call that needs it and dropped after an error, so that the next call begins afresh. But it stays
+that file: SQLite goes on to read and write one that was deleted or replaced, and nobody else would ever see what is
+written there. That is an error, until the file is back or the daemon is started again.
 
 A call that hangs (a disk that does not answer) is given up after CALL_DEADLINE_S. It keeps its thread, and with it the
 connection: the calls after it wait for their own time, until the disk answers. It may still do its work then, before
@@ -29,6 +31,8 @@ CALL_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 2.0
 """For closing the connection: a daemon whose disk hangs ends without."""
 
+ANOTHER_FILE = "the file was deleted or replaced: put it back, or restart the daemon to begin with what is there"
+
 _HOPELESS = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -39,6 +43,8 @@ class SqliteFile:
         self._path = path
         self._read_only = read_only
         self._connection: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
+        """Device and inode of the file that was opened first."""
         # A reader is a command line, whose user decides how long it may take.
         self._deadline_s = math.inf if read_only else CALL_DEADLINE_S
         self._one_at_a_time = trio.CapacityLimiter(1)
@@ -63,8 +69,11 @@ class SqliteFile:
 
     def _use(self, use: Callable[[sqlite3.Connection], T]) -> T:
         try:
+            if self._identity is not None and self._identity_now() != self._identity:
+                raise StoreError(f"{self._path}: {ANOTHER_FILE}")
             if self._connection is None:
                 self._connection = self._open()
+                self._identity = self._identity_now()
             return use(self._connection)
         except StoreError:
             self._drop()
@@ -74,6 +83,14 @@ class SqliteFile:
             hopeless = isinstance(exc, sqlite3.Error) and getattr(exc, "sqlite_errorcode", 0) & 0xFF in _HOPELESS
             words = str(exc) if isinstance(exc, sqlite3.Error | OSError) else f"{type(exc).__name__}: {exc}"
             raise (StoreUnusable if hopeless else StoreError)(f"{self._path}: {words}") from exc
+
+    def _identity_now(self) -> tuple[int, int] | None:
+        """None if there is no such file. Raises OSError."""
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _open(self) -> sqlite3.Connection:
         mode = "ro" if self._read_only else "rwc"

@@ -17,6 +17,7 @@ from edge_daemons import config_text, edge_daemon
 from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.service.tokens import FIRST_LOOK_S, TOKEN_REFRESH_S
+from bentpipe.daemon.store.recorder import BEAT_S
 from bentpipe.daemon.store.shared import START_DEADLINE_S
 from bentpipe.daemon.store.sqlite_file import CALL_DEADLINE_S
 from bentpipe.proto.grpc_status import GrpcStatus
@@ -190,6 +191,26 @@ def test_a_file_that_another_process_holds(disk: Disk) -> None:
             assert answer(edge, "one", edge.token) is GrpcStatus.OK
             assert answer(edge, "one", stored) is GrpcStatus.OK  # readers need no lock
             ends_in_time(edge)
+
+
+def test_a_file_that_is_deleted_or_replaced_while_the_daemon_runs(disk: Disk) -> None:
+    """SQLite would go on with a file that nobody else can see: books are lost, and a new token is never heard of."""
+    kept = disk.ledger.with_name("kept")
+    with host(disk) as edge:
+        stored = add_token(edge)
+        wait_answer(edge, stored, GrpcStatus.OK, TOKEN_REFRESH_S + SLACK_S)
+        disk.ledger.rename(kept)
+        edge.wait_message("tokens cannot be read", TOKEN_REFRESH_S + SLACK_S)
+        edge.wait_message("ledger fails", BEAT_S + SLACK_S)
+        assert answer(edge, "two", stored) is GrpcStatus.OK
+        assert not disk.ledger.exists(), "books that begin in the middle are not begun unasked"
+        disk.ledger.write_bytes(kept.read_bytes())  # another file, and an older one
+        time.sleep(TOKEN_REFRESH_S + 1.0)
+        assert answer(edge, "two", stored) is GrpcStatus.OK
+        kept.rename(disk.ledger)
+        edge.wait_message("ledger works again", BEAT_S + SLACK_S)
+        ends_in_time(edge)
+    assert states(disk, "two") >= {SatelliteState.OPERATIONAL.value}
 
 
 @contextlib.contextmanager
