@@ -150,6 +150,9 @@ INVALID_ENDPOINT = "Invalid endpoint"
 UNREADY = re.compile(r"not ready to hibernate", re.IGNORECASE)
 """EC2's words, under the code UnsupportedOperation, in the first two minutes after launch [T, S]."""
 
+CODE = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,99}|[0-9]{3}")
+"""How EC2's codes look [E]; botocore puts the HTTP status where there is none. All else is a proxy's, or nothing."""
+
 INSTANCE_ID = re.compile(r"\bi-[0-9a-f]+\b")
 
 UNANSWERED = "Unanswered"
@@ -218,7 +221,7 @@ def failure_of(api: str, exc: Exception) -> Ec2Failure:
         case ClientError():
             error = exc.response.get("Error", {})
             status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            code, words = error.get("Code", str(status)), error.get("Message", "")
+            code, words = _code_of(error.get("Code") or str(status)), error.get("Message") or ""
             verdict = verdict_of(code, words, status)
         case PermitOver():
             code, words, verdict = NOT_PERMITTED, TURN_OVER, Verdict.RETRYABLE
@@ -237,6 +240,11 @@ def failure_of(api: str, exc: Exception) -> Ec2Failure:
         case _:  # whatever else: it may pass, and is tried again
             verdict = Verdict.RETRYABLE
     return Ec2Failure(api, code, words, verdict, doubts_client=doubts_client)
+
+
+def _code_of(said: object) -> str:
+    """What an answer gives for its code, if it can be one: clients, the log and metrics repeat it."""
+    return said if isinstance(said, str) and CODE.fullmatch(said) else UNINTELLIGIBLE
 
 
 def verdict_of(code: str, words: str, http_status: int) -> Verdict:

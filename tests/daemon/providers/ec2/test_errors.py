@@ -134,3 +134,13 @@ def test_what_is_no_answer_of_aws(exc: Exception, code: str, verdict: Verdict) -
 def test_the_named_are_whole_ids() -> None:
     failure = failure_of("StopInstances", answer("IncorrectInstanceState", "The instance 'i-0123456789abcdef0' is not"))
     assert failure.named(["i-01234567", "i-0123456789abcdef0"]) == ["i-0123456789abcdef0"]
+
+
+@pytest.mark.parametrize("status", [400, 503])
+@pytest.mark.parametrize("code", [None, "", "two\nlines 123456789012", "x" * 5000, "123456789012", "caf\u00e9", 7])
+def test_a_code_that_cannot_be_one_is_not_repeated(code: object, status: int) -> None:
+    """A proxy answers what it likes: clients, the log and the metrics would have had it."""
+    failure = failure_of("StartInstances", answer(code, "no words", status))  # type: ignore[arg-type]
+    assert failure.code == (UNINTELLIGIBLE if code else str(status))
+    assert failure.verdict is (Verdict.UNKNOWN if status == 400 else Verdict.RETRYABLE)
+    assert failure.code in failure.to_error().peer_hint
