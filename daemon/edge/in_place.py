@@ -7,7 +7,7 @@ import random
 
 import trio
 
-from bentpipe.daemon.edge.accounts import Place
+from bentpipe.daemon.edge.accounts import Kind, Place
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.health import HealthBoard, HealthService
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
@@ -109,7 +109,7 @@ class InPlace:
 
     async def _receive(self, data: bytes) -> None:
         for at in range(0, len(data), PIECE_BYTES):
-            await take_turn()
+            await self._take_turn()
             for event in self._answering.receive_data(data[at : at + PIECE_BYTES], trio.current_time()):
                 if isinstance(event, Call):
                     self._counters.answers[self._health.handle(event)] += 1
@@ -117,6 +117,9 @@ class InPlace:
                     self._health.end(event.stream_id)
             self._publish()
             self._caller.place.keep(self._answering.kept_bytes)
+
+    async def _take_turn(self) -> None:
+        await take_turn(last=self._caller.place.kind is not Kind.PRINCIPAL)
 
     def _publish(self) -> None:
         self._seen = self._board.changes
@@ -145,7 +148,7 @@ class InPlace:
                 await self._board.wait_change(self._seen)
                 nursery.cancel_scope.cancel()
         # Thousands hear the same news, or have been idle since the same moment.
-        await take_turn()
+        await self._take_turn()
         self._publish()
         return not idle.cancelled_caught or trio.current_time() < idle_at
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import trio
 
-from bentpipe.daemon.edge.accounts import Accounts
+from bentpipe.daemon.edge.accounts import Accounts, Kind
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.arrival import Arrival
 from bentpipe.daemon.edge.caller import Caller
@@ -358,16 +358,16 @@ class Session:
 
     async def _refusal(self, error: BentpipeError) -> tuple[bytes, Outcome]:
         """Put it in h2's words, to whatever the client said so far."""
-        refusal = Refusal()
+        refusal, last = Refusal(), self._place.kind is Kind.STRANGER
         said = self._caller.take_all()
         self._place.note(len(said) + ANSWERING_BYTES + STREAM_BYTES * len(self._caller.greeting.open_streams))
         try:
             for at in range(0, len(said), PIECE_BYTES):
-                await take_turn()
+                await take_turn(last=last)
                 refusal.receive_data(said[at : at + PIECE_BYTES])
             more = True
             while more:
-                await take_turn()
+                await take_turn(last=last)
                 more = refusal.refuse_some(error.status, error.peer_hint)
         except GreetingError as exc:
             # h2 reads what the greeting leaves to the satellite; its GOAWAY then takes the refusal's place.

@@ -122,3 +122,53 @@ async def test_who_is_cancelled_while_it_waits_holds_up_nobody(clock: Clock) -> 
             nursery.start_soon(work, number)
     assert before < 20
     assert sorted(done[before:]) == list(range(100, 120))
+
+
+async def test_who_may_be_a_caller_goes_before_those_who_are_none(clock: Clock) -> None:
+    """Strangers who keep the daemon busy with health checks hold up nobody who comes: it waited behind all of them."""
+    served = 0
+    waited: list[int] = []
+
+    async def ask_for_health() -> None:
+        nonlocal served
+        while len(waited) < 10:
+            await take_turn(last=True)
+            clock.now_s += 5 * STEP_S
+            served += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(1_000):
+            nursery.start_soon(ask_for_health)
+        await trio.lowlevel.checkpoint()
+        turns = TurnLog(clock)
+        trio.lowlevel.add_instrument(turns)
+        for _ in range(10):
+            before = served
+            await take_turn()
+            waited.append(served - before)
+            await trio.lowlevel.checkpoint()
+        trio.lowlevel.remove_instrument(turns)
+    assert max(waited) <= 2 * TURN_BUDGET_S / (5 * STEP_S)
+    assert turns.longest_s <= TURN_BUDGET_S + 2 * 5 * STEP_S
+
+
+async def test_those_who_go_last_go_on_all_the_same(clock: Clock) -> None:
+    served = 0
+
+    async def call() -> None:
+        while served < 20:
+            await take_turn()
+            clock.now_s += TURN_BUDGET_S
+
+    async def ask_for_health() -> None:
+        nonlocal served
+        await take_turn(last=True)
+        clock.now_s += STEP_S
+        served += 1
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(call)
+            for _ in range(20):
+                nursery.start_soon(ask_for_health)
