@@ -67,7 +67,7 @@ build/stamp.venv: requirements.lock build/stamp.system
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	touch $@
 
-build/stamp.native: build/stamp.venv setup.py $(C_INPUTS)
+build/stamp.native: build/stamp.venv setup.py pyproject.toml $(C_INPUTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
@@ -79,11 +79,11 @@ build/stamp.types: Makefile
 	mkdir -p build/bench && ln -sfn ../../bench build/bench/bench
 	touch $@
 
-# Pins, with hashes, everything that setup.py's ranges and extras allow.
+# Pins, with hashes, everything that pyproject.toml's ranges and extras allow.
 lock:
 	$(BIN)/python -m pip install --quiet pip-tools
 	$(BIN)/python -m piptools compile --quiet --all-extras --all-build-deps --generate-hashes --allow-unsafe --strip-extras \
-	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file requirements.lock setup.py
+	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file requirements.lock pyproject.toml
 
 # The figures, beside HAProxy, nginx and Envoy; what cannot be had is said in the results. BENCH_ARGS: see bench/run.py.
 bench bench-quick: setup build/stamp.bench

@@ -1,7 +1,9 @@
 """The four top-level folders are the packages of `bentpipe`, and are importable by that name alone."""
 
 import ast
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +30,20 @@ def test_every_package_is_declared_and_every_declared_one_is_there() -> None:
 def test_no_folder_of_modules_lacks_its_init() -> None:
     folders = {path.parent for top in TOPS for path in (ROOT / top).rglob("*.py")}
     assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_the_lock_pins_all_that_the_project_asks_for() -> None:
+    """`make lock` makes it so; a dependency that was added by hand is not forgotten."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"].values()
+    asked = [
+        *project["build-system"]["requires"],
+        *project["project"]["dependencies"],
+        *(each for one in extras for each in one),
+    ]
+    names = {re.split(r"[^A-Za-z0-9._-]", each)[0].lower() for each in asked}
+    pinned = set(re.findall(r"^([a-z0-9._-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    assert sorted(names - pinned) == []
 
 
 def test_nothing_imported_a_second_copy_under_a_bare_name() -> None:
