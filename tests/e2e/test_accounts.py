@@ -312,6 +312,35 @@ def test_one_token_cannot_fill_max_connections(start: Start) -> None:
             assert "limits.max_connections" in dict(hpack.Decoder().decode(trailers[0]))["grpc-message"]
 
 
+@pytest.mark.parametrize(
+    ("key", "count", "satellite"),
+    [
+        ("max_connections_per_principal", 5, "sat"),
+        ("max_connections_per_satellite", 8, "sat"),
+        ("max_held_per_principal", 3, "never"),
+    ],
+)
+def test_each_key_bounds_whom_it_names(start: Start, key: str, count: int, satellite: str) -> None:
+    """The greedy token hears the key's name. The other token is served, and another satellite is if one was the limit."""
+    with start(f"{key} = {count}") as served, Crowd(("127.0.0.1", served.ports[PLAIN])) as crowd:
+        crowd.join(2 * count, call(satellite, TOKEN))
+        deadline = time.monotonic() + PATIENCE_S
+        while served.scrape().get(("bentpipe_limits_reached_total", key), 0) < count:
+            crowd.turn(0.02)
+            assert time.monotonic() < deadline
+        while sum(member.ended for member in crowd.members.values()) < count:
+            crowd.turn(0.02)
+            assert time.monotonic() < deadline
+        for member in [member for member in crowd.members.values() if member.ended]:
+            trailers = [payload for kind, _, _, payload in frames_of(bytes(member.received)) if kind == HEADERS]
+            words = dict(hpack.Decoder().decode(trailers[0]))
+            assert words["grpc-status"] == "8"
+            assert f"limits.{key}" in words["grpc-message"]
+        assert echo(served.ports[PLAIN], OTHER_TOKEN) == b"hello"
+        if key == "max_connections_per_satellite":
+            assert echo(served.ports[PLAIN], TOKEN, "other") == b"hello"
+
+
 def test_a_connection_for_health_has_an_age(start: Start) -> None:
     """Its client is told by GOAWAY before it is closed, and what it asks meanwhile is answered."""
     with start('stranger_age = "1s"') as served:

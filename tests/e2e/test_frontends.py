@@ -16,6 +16,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import trustme
 
 from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.demo.satellite import SERVICE
@@ -23,7 +24,9 @@ from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, PREFACE, FrameTyp
 
 from cases import CASES
 from frontends import envoy, free_port, haproxy, nginx
+from in_process import TOKEN, write_config
 from kinds import CLIENT_KINDS, CLIENTS, or_skip
+from served import SECTIONS, Served
 
 HERE = Path(__file__).parents[1] / "peers"
 TENANTS = ("red", "blue")
@@ -253,6 +256,41 @@ def test_with_one_request_a_connection_a_shared_pool_is_harmless(edge: EdgeHost)
     """gRPC's own clients read that there is to be one stream at once, and take another connection for the next."""
     tally = both_at_once(lambda: grpc.insecure_channel(f"127.0.0.1:{edge.ports[ONE]}"))
     assert tally == Tally(own=CALLS * 3 * len(TENANTS))
+
+
+def test_with_one_request_a_connection_behind_tls(
+    tmp_path: Path, authority: trustme.CA, client_authority: trustme.CA
+) -> None:
+    """Two tenants on one channel, hence on one connection wherever there may be more than one request on it."""
+    names = ("red", "blue")
+    certificate = f'certificate = "{tmp_path / "cert.pem"}"\nkey = "{tmp_path / "key.pem"}"\n'
+    listener = (
+        f'[[listener]]\naddress = "127.0.0.1:0"\none_request_per_connection = true\n[listener.tls]\n{certificate}'
+    )
+    script = str(HERE / "named_satellite.py")
+    satellites = "".join(
+        f'[[satellite]]\norg = "acme"\nname = "{name}"\n[satellite.process]\n'
+        f"command = {[sys.executable, '-P', script, '127.0.0.1', '{port}', name, str(tmp_path / name)]}\n"
+        for name in names
+    )
+    path = write_config(tmp_path, authority, client_authority, limits="", sections=SECTIONS + satellites + listener)
+    answers: dict[bool, list[str]] = {}
+    with Served(path) as served:
+        one, many = served.ports[0], served.ports[2]
+        for port in (many, one):
+            credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+            with grpc.secure_channel(f"localhost:{port}", credentials, options=[LOCAL_POOL]) as channel:
+                echo = channel.unary_unary(f"/{SERVICE}/Echo")
+                answers[port == one] = [
+                    echo(
+                        b"who?",
+                        metadata=(("satellite_name", name), ("satellite_org", "acme"), ("satellite_token", TOKEN)),
+                        timeout=TIMEOUT_S,
+                    ).decode()
+                    for name in names * 10
+                ]
+    assert answers[True] == [*names] * 10
+    assert answers[False] == [names[0]] * 20, "the other port shows that the channel would mix them"
 
 
 ALONE = [case for case in CASES if case != "concurrent_streams"]

@@ -14,20 +14,23 @@ from pathlib import Path
 
 import hpack
 import pytest
+import trustme
 
 from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.proto.frames import ACK, EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
 
 from cases import UNAVAILABLE
-from clients import CallError, Client
-from in_process import frames_of
+from clients import CallError, Client, GrpcioClient
+from in_process import PLAIN, SATELLITE_DOMAIN, TLS, TOKEN, frames_of, write_config
 from kinds import CLIENT_KINDS, CLIENTS, or_skip
+from served import SECTIONS, Served
 
 PROGRAM = Path(__file__).parents[1] / "peers" / "settings_satellite.py"
 COMMAND = (sys.executable, "-P", str(PROGRAM), "{port}")
 UNAUTHENTICATED = 16
-MAX_HEADER_LIST_SIZE = 6
+DEADLINE_S = 15.0
+MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE = 3, 6
 SLOW = ("--boot", "0.6")
 CALLS = 60
 """At once: more than some satellites allow."""
@@ -222,3 +225,43 @@ def test_a_first_message_larger_than_the_window(kind: str, settings: str) -> Non
         metadata = (("satellite_name", "sat"), ("satellite_org", ORG), ("satellite_token", edge.token))
         with contextlib.closing(or_skip(CLIENTS[kind], edge.port, edge.ca_pem, metadata)) as client:
             assert client.unary("Echo", bytes(50_000)) == bytes(50_000)
+
+
+def announced_streams(address: tuple[str, int], authority: trustme.CA, server_name: str) -> int:
+    """What our SETTINGS say of MAX_CONCURRENT_STREAMS to a client that waits for them."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(address, DEADLINE_S) as sock,
+        context.wrap_socket(sock, server_hostname=server_name) as tls,
+    ):
+        tls.sendall(PREFACE + EMPTY_SETTINGS)
+        received = b""
+        while not frames_of(received):
+            received += tls.recv(4096)
+    payload = frames_of(received)[0][3]
+    said = {payload[at : at + 2]: int.from_bytes(payload[at + 2 : at + 6]) for at in range(0, len(payload), 6)}
+    return said[MAX_CONCURRENT_STREAMS.to_bytes(2)]
+
+
+def test_a_server_name_says_whose_settings_are_announced(
+    tmp_path: Path, authority: trustme.CA, client_authority: trustme.CA
+) -> None:
+    """Each satellite's own, once it was heard; the least of all where the name is no satellite's."""
+    streams = {"few": 7, "many": 50}
+    sections = SECTIONS + "".join(
+        f'[[satellite]]\norg = "acme"\nname = "{name}"\n[satellite.process]\n'
+        f"command = {[*COMMAND, '--settings', f'3={count}']}\n"
+        for name, count in streams.items()
+    )
+    with Served(write_config(tmp_path, authority, client_authority, limits="", sections=sections)) as served:
+        address = ("127.0.0.1", served.ports[TLS])
+        names = {name: f"{name}.acme.{SATELLITE_DOMAIN}" for name in streams}
+        assert {announced_streams(address, authority, each) for each in names.values()} == {1}
+        for name in streams:
+            metadata = (("satellite_org", "acme"), ("satellite_name", name), ("satellite_token", TOKEN))
+            with contextlib.closing(GrpcioClient(served.ports[PLAIN], None, metadata)) as client:
+                assert client.unary("Echo", b"hello") == b"hello"
+        assert {name: announced_streams(address, authority, each) for name, each in names.items()} == streams
+        assert announced_streams(address, authority, "localhost") == min(streams.values())

@@ -8,6 +8,7 @@ from provider_contract import wait_state
 from bentpipe.daemon.demo.ec2_emulator.control import Control
 from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.errors import (
+    LaunchTokenSpent,
     MachineNotFound,
     ProviderCapacity,
     ProviderPermanent,
@@ -71,6 +72,28 @@ async def test_a_token_that_was_used_with_another_configuration(emulator: Emulat
     async with one(emulator, **other) as provider:
         assert (await provider.describe(ONE)).state is MachineState.RUNNING
     assert len(emulator.cloud.instances) == 1
+
+
+async def test_a_token_of_another_launch_of_which_nothing_is_left_is_spent(
+    emulator: Emulator, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at once, since what it has made may only not be visible yet; and each token is judged by itself."""
+    monkeypatch.setattr("bentpipe.daemon.providers.ec2.provider.UNSEEN_GRACE_S", 0.5)
+    control.add_template(name=TEMPLATE)
+    control.set_timing(name="unseen_s", seconds=100_000)
+    async with one(emulator, launch_template=TEMPLATE) as provider:
+        await provider.launch(ONE, "token-1")
+        await provider.launch(ONE, "token-1")
+    async with one(emulator, launch_template=TEMPLATE, instance_type="c7g.xlarge") as provider:
+        for _ in range(2):
+            with pytest.raises(ProviderPermanent, match="IdempotentParameterMismatch") as early:
+                await provider.launch(ONE, "token-1")
+            assert not isinstance(early.value, LaunchTokenSpent)
+        await trio.sleep(0.6)
+        with pytest.raises(LaunchTokenSpent, match="nothing is left"):
+            await provider.launch(ONE, "token-1")
+        await provider.launch(ONE, "token-2")
+    assert len(emulator.cloud.instances) == 2
 
 
 @pytest.mark.parametrize("other_type", [False, True])
