@@ -53,6 +53,7 @@ class Greeting:
         self._state = State.PREFACE
         self._buffer = bytearray()
         self._transcript = bytearray()
+        self._opening_bytes = 0
         self._outbox = bytearray()
         self._announced = Announcement()
         self._settings_sent = False
@@ -101,9 +102,9 @@ class Greeting:
         return bytes(self._transcript if self.awaiting_ack else self._transcript + self._buffer)
 
     @property
-    def complete_frames(self) -> bytes:
-        """The part of the transcript to which more is only ever added."""
-        return bytes(self._transcript)
+    def opening(self) -> bytes:
+        """The transcript's beginning, to which a server owes its SETTINGS and which asks for nothing (RFC 9113 §3.4)."""
+        return bytes(self._transcript[: self._opening_bytes])
 
     def take_all(self) -> bytes:
         """Everything that came, for somebody who goes on from here in our place; an ACK of our SETTINGS may follow.
@@ -211,6 +212,8 @@ class Greeting:
         self._move(seen)
         if self._frame(was, seen, header, raw[HEADER_BYTES:], events, now_s):
             self._transcript += raw
+        if was is State.SETTINGS:
+            self._opening_bytes = len(self._transcript)
         return True
 
     def _check(self, header: FrameHeader, seen: Input) -> None:

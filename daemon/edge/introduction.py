@@ -1,12 +1,14 @@
 """Introduces a satellite to a client that had to hear SETTINGS before anybody knew its satellite.
 
-The satellite gets what the client said, and its first frame, which must be SETTINGS (RFC 9113 §3.4), is changed for the
-client: see proto/first_settings.py. Until it has come the client hears nothing of this satellite, so that it can still be
-refused in words. A client that heard nothing from us needs no introduction: the satellite's frames are its first.
+The satellite gets the client's opening (its preface and first SETTINGS), and its first frame, which must be SETTINGS (RFC
+9113 §3.4), is changed for the client: see proto/first_settings.py. Until it has come the client hears nothing of this
+satellite, so that it can still be refused in words, and the satellite gets no request of the client's: another connection
+may be tried instead of one that says nothing, and whatever was asked on the first would be done twice. A client that
+heard nothing from us needs no introduction: the satellite's frames are its first.
 
     said SETTINGS   ACK has come    before the hand-off
     no              -               the transcript goes up; nothing else
-    yes             yes             the transcript goes up, the first frame comes down changed
+    yes             yes             the opening goes up, the first frame comes down changed, the rest goes up
     yes             not yet         the same, then both ways are relayed until the ACK was taken out (replay.py)
 """
 
@@ -74,7 +76,7 @@ class Introduction:
     async def _make(self) -> None:
         """May be cancelled and called again: nothing is sent twice, and nothing that was read is lost."""
         try:
-            unsent = memoryview(self._caller.greeting.complete_frames)[self.sent_bytes :]
+            unsent = memoryview(self._caller.greeting.opening)[self.sent_bytes :]
             while unsent:
                 sent = self._satellite.send_nowait(unsent)
                 self.sent_bytes += sent

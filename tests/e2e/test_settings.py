@@ -130,6 +130,41 @@ def test_first_settings_that_take_their_time(
     assert client.unary("Echo", b"hello") == b"hello"
 
 
+def _calls(requests: Path) -> int:
+    """How many of the client's calls a satellite has read; the daemon's own question after a wake is none of them."""
+    return sum(path.endswith(b"/Echo") for path in requests.read_bytes().splitlines())
+
+
+@pytest.mark.parametrize("kind", ["grpcio", "grpc-go", "grpc-js"])
+def test_a_slow_satellite_gets_each_request_once(tmp_path: Path, kind: str) -> None:
+    """It says its SETTINGS when another connection has long been tried: what was asked on the first is done, too."""
+    requests = tmp_path / "requests"
+    said = ("--first", "late", "--settings", SAID, "--requests", str(requests))
+    satellite = DemoSatellite("sat", said, COMMAND)
+    with EdgeHost([satellite], sleep_after_s=600) as edge:
+        metadata = (("satellite_name", "sat"), ("satellite_org", ORG), ("satellite_token", edge.token))
+        for _ in range(3):  # the first wakes it
+            with contextlib.closing(or_skip(CLIENTS[kind], edge.port, edge.ca_pem, metadata)) as client:
+                assert client.unary("Echo", b"hello") == b"hello"
+        time.sleep(1.5)  # for the SETTINGS of every connection that was made
+    assert _calls(requests) == 3
+
+
+@pytest.mark.parametrize("kind", ["grpcio", "grpc-go"])
+def test_no_request_reaches_who_hangs_up_before_its_settings(tmp_path: Path, kind: str) -> None:
+    """It is tried again and again, and could have done what was asked each time."""
+    requests = tmp_path / "requests"
+    satellite = DemoSatellite("sat", ("--first", "hear-and-hangup", "--requests", str(requests)), COMMAND)
+    with EdgeHost([satellite], sleep_after_s=600) as edge:
+        metadata = (("satellite_name", "sat"), ("satellite_org", ORG), ("satellite_token", edge.token))
+        with contextlib.closing(or_skip(CLIENTS[kind], edge.port, edge.ca_pem, metadata)) as client:
+            with pytest.raises(CallError) as error:
+                client.unary("Echo", b"hello")
+            assert error.value.code == UNAVAILABLE
+            assert "hung up" in error.value.details
+    assert _calls(requests) == 0
+
+
 @pytest.mark.parametrize("held", [False, True], ids=["awake", "held"])
 @pytest.mark.parametrize(
     ("first", "words"), [("http1", "does not speak HTTP/2"), ("ping", "does not speak HTTP/2"), ("hangup", "hung up")]

@@ -1,8 +1,9 @@
 """A satellite whose first frame is whatever the test says, and which holds its clients to it.
 
 `python -P settings_satellite.py PORT [--settings 3=10,4=16384 | --settings @FILE] [--enforce now|ack] [--boot SECONDS]
-[--first settings|bytes|late|nothing|http1|ping|hangup]`. It echoes requests (with a grpc-status where they are gRPC's)
-and answers /…/Upload with the SHA-256 of the messages.
+[--first settings|bytes|late|nothing|http1|ping|hangup|hear-and-hangup] [--requests FILE]`. It echoes requests (with a
+grpc-status where they are gRPC's) and answers /…/Upload with the SHA-256 of the messages. Each request that it reads is a
+line of FILE, whatever becomes of its connection.
 
 A server may enforce its SETTINGS once they are acknowledged (RFC 9113 §6.5.3): that is `ack`. `now` does it from its first
 frame on, as some servers do. More calls than MAX_CONCURRENT_STREAMS are refused each; more DATA than a stream's window,
@@ -28,6 +29,7 @@ GRANT_BYTES = 16_384
 """What a stream is granted at once where the window is 0 at first."""
 PREFACE_BYTES = 24
 LATE_S = 1.0
+HEAR_S = 0.1
 UNLIMITED = 1 << 31
 DEFAULT_WINDOW = 65_535
 LARGEST_WINDOW = (1 << 31) - 1
@@ -52,8 +54,9 @@ class Stream:
 
 
 class Peer(asyncio.Protocol):
-    def __init__(self, settings: list[tuple[int, int]], enforce: str, first: str) -> None:
+    def __init__(self, settings: list[tuple[int, int]], enforce: str, first: str, requests: Path | None) -> None:
         self._said = settings
+        self._requests = requests
         self._first = first
         self._values = dict(settings)
         self._acked = False
@@ -97,6 +100,9 @@ class Peer(asyncio.Protocol):
                 self._begin(frame(6, 0, 0, bytes(8)) + settings)
             case "hangup":
                 transport.close()
+            case "hear-and-hangup":
+                self._ready = True
+                loop.call_later(HEAR_S, transport.abort)
 
     async def _one_by_one(self, data: bytes) -> None:
         for at in range(len(data)):
@@ -129,7 +135,8 @@ class Peer(asyncio.Protocol):
             self._send_grants()
             for stream_id in list(self._streams):
                 self._push(stream_id)
-            self._transport.write(self._h2.data_to_send())
+            if self._first != "hear-and-hangup":
+                self._transport.write(self._h2.data_to_send())
 
     def _next_size(self) -> int:
         """Bytes of the next whole frame, or of the preface; 0 if it is not there yet."""
@@ -155,6 +162,9 @@ class Peer(asyncio.Protocol):
                     self._end(PROTOCOL_ERROR)
                 self._acknowledged()
             case h2.events.RequestReceived(stream_id=stream_id, headers=headers):
+                if self._requests is not None:
+                    with self._requests.open("ab") as file:
+                        file.write(dict(headers)[b":path"] + b"\n")
                 if len(self._streams) >= self._limit(MAX_CONCURRENT_STREAMS, UNLIMITED):
                     self._h2.reset_stream(stream_id, REFUSED_STREAM)
                     return
@@ -239,12 +249,13 @@ async def main() -> None:
     parser.add_argument("--enforce", choices=["now", "ack"], default="ack")
     parser.add_argument("--first", default="settings")
     parser.add_argument("--boot", type=float, default=0.0)
+    parser.add_argument("--requests", type=Path)
     arguments = parser.parse_args()
     time.sleep(arguments.boot)
     settings = parse_settings(arguments.settings)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: Peer(settings, arguments.enforce, arguments.first), "127.0.0.1", arguments.port
+        lambda: Peer(settings, arguments.enforce, arguments.first, arguments.requests), "127.0.0.1", arguments.port
     )
     await server.serve_forever()
 
