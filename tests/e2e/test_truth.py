@@ -7,6 +7,8 @@ import contextlib
 import hashlib
 import http.server
 import json
+import os
+import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -345,3 +347,40 @@ async def test_without_a_region_it_is_told_at_once(no_credentials: Path, emulato
         await told_at_once(daemon, "NoRegionError")
         (tmp_path / "config").write_text("[default]\nregion = eu-central-1\n")
         await served_soon(daemon)
+
+
+REBOOT_S = 5.0
+"""Longer than a machine that does not answer is dialled again before it counts as one that starts."""
+
+
+def satellites_of(port: int) -> list[int]:
+    """Processes of the satellite itself that listen on `port`, not of the shell around it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
+                if arguments[0] == sys.executable.encode() and b"%d" % port in arguments:
+                    found.append(int(entry.name))
+    return found
+
+
+async def test_rebooted_by_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """EC2 says `running` throughout: whoever comes meanwhile waits until it answers again, and nothing is started."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "AKIDONE")
+    port = free_port()
+    command = ("sh", "-c", f'while :; do "$@"; sleep {REBOOT_S}; done', "sh", *SATELLITE)
+    with Emulator(ScaledClock(100.0), machine_command=command, machine_port=port) as emulator:
+        control = emulator.control
+        instance_id = control.add_instance(tags=TAGS)
+        async with daemon_of(emulator, tmp_path) as daemon:
+            assert await call(daemon) == b"hello"
+            [pid] = satellites_of(port)
+            before = starts(control)
+            os.kill(pid, signal.SIGKILL)
+            await crowd_is_served(daemon)
+            assert satellites_of(port) != [pid]
+            assert daemon.fleet.get(KEY).state is SatelliteState.OPERATIONAL
+        assert control.state(instance_id=instance_id) == "running"
+        assert starts(control) == before == ["ok"]
