@@ -161,7 +161,7 @@ UNINTELLIGIBLE = "Unintelligible"
 """Our own code for an answer that is not EC2's."""
 NOT_PERMITTED = "NotPermitted"
 """Our own code for a call that was not sent: the turn in which it was asked for is over."""
-TURN_OVER = "it was not sent, since this host's turn on the machine is over"
+TURN_OVER = "the call was not sent, since this edge host's turn on the machine is over"
 
 
 class PermitOver(Exception):
@@ -187,7 +187,7 @@ class Ec2Failure(Exception):
 
     def to_error(self) -> ProviderError:
         """The error for the fleet."""
-        hint = f"{self.verdict.value} ({self.code})"
+        hint = TURN_OVER if self.code == NOT_PERMITTED else f"{self.verdict.value} ({self.code})"
         return ERRORS[self.verdict](str(self), peer_hint=hint)
 
 

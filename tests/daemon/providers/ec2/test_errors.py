@@ -21,6 +21,7 @@ from bentpipe.daemon.providers.ec2.errors import (
     UNANSWERED,
     UNINTELLIGIBLE,
     VERDICTS,
+    PermitOver,
     Verdict,
     failure_of,
     verdict_of,
@@ -144,3 +145,10 @@ def test_a_code_that_cannot_be_one_is_not_repeated(code: object, status: int) ->
     assert failure.code == (UNINTELLIGIBLE if code else str(status))
     assert failure.verdict is (Verdict.UNKNOWN if status == 400 else Verdict.RETRYABLE)
     assert failure.code in failure.to_error().peer_hint
+
+
+def test_the_cloud_is_not_blamed_for_a_call_that_was_not_sent() -> None:
+    error = failure_of("StartInstances", PermitOver()).to_error()
+    assert isinstance(error, errors.ProviderRetryable)
+    assert "cloud" not in error.peer_hint
+    assert "turn" in error.peer_hint
