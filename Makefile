@@ -8,7 +8,7 @@ C_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Wshadow -Werro
 PACKAGES := daemon native config proto
 BENCH_PYTHON := PYTHONPATH=build/bench $(BIN)/python -P
 
-.PHONY: demo test sanitize soak fuzz check format lock bench bench-quick bench-report bench-compare setup peers clean
+.PHONY: demo test sanitize soak fuzz check format hooks test-matrix lock bench bench-quick bench-report bench-compare setup peers clean
 
 demo: setup
 	$(BIN)/bentpipe demo
@@ -53,6 +53,14 @@ check: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Every commit then passes `make check`.
+hooks:
+	git config core.hooksPath .ci/hooks
+
+# The tests on Python 3.11 to 3.13; MATRIX_TESTS and MATRIX_VERSIONS take less. See .ci/test-matrix.
+test-matrix: setup peers
+	bash .ci/test-matrix
 
 setup: build/stamp.system build/stamp.venv build/stamp.native build/stamp.types
 
