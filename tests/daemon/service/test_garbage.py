@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from bentpipe.daemon.service.garbage import AT_LAST_S, FEW_TASKS, LOOK_S, run_garbage
+from bentpipe.daemon.service.garbage import AT_LAST_S, FEW_TASKS, LOOK_S, YOUNG_ROUNDS, YOUNG_WORK_S, run_garbage
 
 SCRIPT = """
 import gc
@@ -21,6 +21,33 @@ gc.callbacks.append(lambda phase, info: full.append(info["generation"] == 2))
 kept = [[] for _ in range(300_000)]
 assert full and not any(full)
 assert gc.get_freeze_count() > 0
+"""
+
+
+CHURN = """
+import collections, gc, sys, time
+from bentpipe.daemon.service.garbage import YOUNG_OBJECTS, YOUNG_ROUNDS, YoungCollector, set_up_garbage
+clock = 0.0
+time.thread_time = lambda: clock
+set_up_garbage()
+looked_at = []
+def note(phase, info):
+    if phase == "start":
+        looked_at.append(sum(len(gc.get_objects(generation)) for generation in range(info["generation"] + 1)))
+gc.callbacks.append(note)
+# As many come as leave. A million objects, of which never more than 100,000 live, at a microsecond each.
+living = collections.deque([] for _ in range(100_000))
+gc.collect()
+looked_at.clear()
+young = YoungCollector()
+for made in range(1_000_000):
+    living.append([])
+    living.popleft()
+    clock += 1e-6
+    if made % 1_000 == 0 and sys.argv[1] == "bounded":
+        young.before_io_wait(0)
+gc.collect(1)
+print(max(looked_at))
 """
 
 
@@ -44,6 +71,18 @@ def _no_chance() -> Iterator[None]:
 
 def test_no_full_collection_by_chance() -> None:
     subprocess.run([sys.executable, "-P", "-c", SCRIPT], check=True, timeout=60)
+
+
+def most_looked_at_in_a_churn(how: str) -> int:
+    """How many objects one collection of the young looks at, at most."""
+    command = [sys.executable, "-P", "-c", CHURN, how]
+    return int(subprocess.run(command, check=True, timeout=120, capture_output=True, text=True).stdout)
+
+
+def test_while_as_many_leave_as_come_the_young_stay_few() -> None:
+    """At a microsecond an object, 20,000 are made between two collections, and five such rounds are looked at together."""
+    assert most_looked_at_in_a_churn("bounded") <= 1.1 * (YOUNG_ROUNDS + 1) * YOUNG_WORK_S * 1e6
+    assert most_looked_at_in_a_churn("by chance") >= 90_000
 
 
 @pytest.mark.usefixtures("_no_chance")
