@@ -4,7 +4,7 @@ With thousands of clients held that is half a second, again and again while they
 usual, and a full collection is made when few are here, or when it has not been made for long.
 
 CPython counts allocations less deallocations (gc.set_threshold). While as many clients leave as come that difference stands
-still, the young become ever more, and one collection looks at all of them: 40 to 77 ms were seen at 1,000 strangers a second.
+still, the young become ever more, and one collection looks at all of them (seen: 40 to 77 ms).
 So the youngest are also collected whenever the Trio thread has worked for YOUNG_WORK_S, which bounds how many there can be.
 """
 
@@ -39,15 +39,20 @@ def set_up_garbage() -> None:
 
 
 class YoungCollector(trio.abc.Instrument):
-    """Collects the youngest objects between two turns; install it with `trio.lowlevel.add_instrument`."""
+    """Collects the youngest objects between two turns, and every YOUNG_ROUNDS times the next older with them.
+
+    Install it with `trio.lowlevel.add_instrument`.
+    """
 
     def __init__(self) -> None:
         self._collected_cpu_s = time.thread_time()
+        self._rounds = 0
 
     def before_io_wait(self, timeout: float) -> None:
         """Trio calls this when a turn has ended."""
         if time.thread_time() - self._collected_cpu_s >= YOUNG_WORK_S:
-            gc.collect(0)
+            self._rounds += 1
+            gc.collect(0 if self._rounds % YOUNG_ROUNDS else 1)
             self._collected_cpu_s = time.thread_time()
 
 

@@ -35,12 +35,12 @@ def note(phase, info):
     if phase == "start":
         looked_at.append(sum(len(gc.get_objects(generation)) for generation in range(info["generation"] + 1)))
 gc.callbacks.append(note)
-# As many come as leave. A million objects, of which never more than 100,000 live, at a microsecond each.
-living = collections.deque([] for _ in range(100_000))
+# As many come as leave. Of two million objects never more than 500,000 live; each takes a microsecond of work.
+living = collections.deque([] for _ in range(500_000))
 gc.collect()
 looked_at.clear()
 young = YoungCollector()
-for made in range(1_000_000):
+for made in range(2_000_000):
     living.append([])
     living.popleft()
     clock += 1e-6
@@ -82,7 +82,7 @@ def most_looked_at_in_a_churn(how: str) -> int:
 def test_while_as_many_leave_as_come_the_young_stay_few() -> None:
     """At a microsecond an object, 20,000 are made between two collections, and five such rounds are looked at together."""
     assert most_looked_at_in_a_churn("bounded") <= 1.1 * (YOUNG_ROUNDS + 1) * YOUNG_WORK_S * 1e6
-    assert most_looked_at_in_a_churn("by chance") >= 90_000
+    assert most_looked_at_in_a_churn("by chance") >= 400_000
 
 
 @pytest.mark.usefixtures("_no_chance")
