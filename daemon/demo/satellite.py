@@ -30,6 +30,8 @@ BOOT_ID = str(uuid.uuid4())
 STARTED_S = time.monotonic()
 HEALTHY = b"\x08\x01"
 """HealthCheckResponse in protobuf: SERVING."""
+MAX_PENDING = 1 << 20
+"""Calls that wait for a worker. From 1,000 on gRPC's core would cancel some of them by chance, from 3,000 on all."""
 WORKERS = 256
 """Concurrent calls: each waits in a thread of grpcio's pool."""
 
@@ -91,6 +93,8 @@ def make_server(address: str, options: Sequence[tuple[str, int]] = ()) -> grpc.S
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0),
             ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.server.max_pending_requests", MAX_PENDING),
+            ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
             *options,
         ],
     )

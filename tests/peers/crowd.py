@@ -132,12 +132,14 @@ class Crowd:
 
 
 def answered(member: Member) -> bool:
-    """Whether stream 1 got its trailers."""
+    """Whether stream 1 got a message and its trailers: a call that failed has no message."""
     at = 0
+    message = False
     received = member.received
     while at + 9 <= len(received):
+        message |= received[at + 3] == DATA
         if received[at + 3] == HEADERS and received[at + 4] & END_STREAM:
-            return True
+            return message
         at += 9 + int.from_bytes(received[at : at + 3])
     return False
 
