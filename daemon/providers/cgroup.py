@@ -162,12 +162,14 @@ class CgroupTree:
         self.detail = str(self._folder)
 
     def contain(self, machine_id: MachineId) -> Cgroup:
-        """Make a cgroup for a new run of this machine. Raises OSError (EBUSY: of the last run somebody still lives)."""
+        """Make a cgroup for a new run of this machine. Raises OSError (EBUSY: what is left of the last run still dies)."""
         folder = self._folder / folder_name(machine_id)
         try:
             folder.mkdir()
-        except FileExistsError:  # the last run could not be removed, which may have passed
-            Cgroup(folder).remove()
+        except FileExistsError:  # the last run could not be killed or removed, which may have passed
+            left = Cgroup(folder)
+            left.kill()
+            left.remove()
             folder.mkdir()
         return Cgroup(folder)
 

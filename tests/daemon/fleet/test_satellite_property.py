@@ -271,7 +271,9 @@ async def serve_one_more(clock: trio.testing.MockClock, world: World) -> None:
         machine.become(MachineState.STOPPED, "cut off by its owner")
     if machine.state is MachineState.PENDING and machine.due is None:
         machine.become(MachineState.STOPPED, "cut off by its owner", machine.fault)
-    await pause(clock, CAPACITY_MOST_S + STUCK_STOPPING_S)
+    # By steps of 20 s: over a longer one a wake, its port and its deadline would all be due at once.
+    for _ in range(6):
+        await pause(clock, (CAPACITY_MOST_S + STUCK_STOPPING_S) / 6)
     starts = machine.starts
     come(1, float("inf"), 1.0, spliced=False, deaf=False)(world)
     await pause(clock, 2.0 * RULES.hold_limit_s)

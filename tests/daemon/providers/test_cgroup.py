@@ -1,5 +1,6 @@
 """Finding our own cgroup, naming those of satellites, and the sweep after a daemon that was killed."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,8 +11,10 @@ import pytest
 import trio
 from local_processes import CHILD, isolation_or_skip, living, wait_for
 
+from bentpipe.daemon.model import MachineId
 from bentpipe.daemon.providers.cgroup import CgroupTree, find_own_cgroup, sweep_stale
 from bentpipe.daemon.providers.containment import Isolation, ProcessGroup
+from bentpipe.daemon.providers.process import open_isolator
 
 UNIFIED = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 HYBRID = """\
@@ -95,6 +98,26 @@ async def test_what_a_killed_daemon_leaves_is_swept(tmp_path: Path) -> None:
     assert await sweep_stale(tree.parent) == [tree.name]
     assert not tree.exists()
     await wait_for(lambda: not living(mark))
+
+
+async def test_what_a_run_has_left_is_killed_before_the_next() -> None:
+    """A kill that failed once (no memory, no descriptor) must not keep its satellite from ever starting again."""
+    tree = await open_isolator(await isolation_or_skip(Isolation.CGROUP))
+    machine = MachineId("acme.left")
+    first = tree.contain(machine)
+    with subprocess.Popen(first.wrap(("sleep", "600"))) as left:
+        try:
+            await wait_for(lambda: left.pid in first.pids())
+            with contextlib.suppress(OSError):  # EBUSY while it dies
+                tree.contain(machine)
+            await wait_for(lambda: left.poll() is not None)
+            assert left.returncode == -signal.SIGKILL
+        finally:
+            left.kill()
+    again = tree.contain(machine)
+    assert again.is_empty()
+    again.remove()
+    tree.close()
 
 
 async def test_the_sweep_touches_only_its_own_names(tmp_path: Path) -> None:
