@@ -78,6 +78,8 @@ class GrpcioClient:
     def concurrent(self, method: str, messages: Sequence[bytes]) -> list[bytes]:
         call = self._channel.unary_unary(f"/{SERVICE}/{method}")
         futures = [call.future(message, metadata=self._metadata, timeout=TIMEOUT_S) for message in messages]
+        for future in futures:
+            future.exception()  # all of them end first: a channel that was closed over pending calls once hung for ever
         return self._run(lambda: [future.result() for future in futures])
 
     def upload(self, chunks: Sequence[bytes]) -> bytes:
