@@ -148,7 +148,9 @@ async def test_who_may_be_a_caller_goes_before_those_who_are_none(clock: Clock) 
             waited.append(served - before)
             await trio.lowlevel.checkpoint()
         trio.lowlevel.remove_instrument(turns)
-    assert max(waited) <= 2 * TURN_BUDGET_S / (5 * STEP_S)
+    # The rest of the turn in which it came, and the next, in which Trio runs it in any order; each with the one step that is
+    # owed to the others.
+    assert max(waited) <= 2 * (TURN_BUDGET_S / (5 * STEP_S) + 1)
     assert turns.longest_s <= TURN_BUDGET_S + 2 * 5 * STEP_S
 
 
