@@ -130,11 +130,11 @@ class LimitsSection(Section):
     max_held: int = Field(default=10_000, ge=1)
     """Clients held for satellites, in all."""
     max_held_per_principal: int | None = Field(default=None, ge=1)
-    """By default all that others do not want; who comes with less than a fair share is let in, and the newest of whoever
-    has most is refused in its place."""
+    """By default all that others do not want. A principal with less than its fair share is let in, and the newest client of
+    the principal that has most is refused in its place."""
     held_bytes: SizeBytes = Field(default=256 << 20, ge=0)
-    """What all clients with a token together may have said before their hand-off. Past it whoever brings more than a few
-    KiB, and has its fair share already, is refused; a client alone is bounded by proto/limits.py."""
+    """What all clients with a token together may have said before their hand-off. Past it a client that brings more than
+    a few KiB is refused if its principal has its fair share already; a client alone is bounded by proto/limits.py."""
     held_bytes_per_principal: SizeBytes | None = Field(default=None, ge=0)
     stranger_bytes: SizeBytes | None = Field(default=None, ge=0)
     """All memory that strangers may hold; by default 64 KiB for each of their places."""

@@ -71,10 +71,6 @@ class Control:
             self.cloud.templates[template.template_id] = template
             return template.template_id
 
-    def set_type(self, *, name: str, hibernation: bool) -> None:
-        with self.cloud.lock:
-            self.cloud.types[name] = hibernation
-
     # Time
 
     def advance(self, *, seconds: float) -> None:
