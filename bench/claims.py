@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Iterator
 from typing import Literal
 
-from bench import profile
 from bench.peers.base import WIRES, Wire
 from bench.peers.catalogue import L7_NAMES
+from bench.questions import profile
 from bench.results import Results
 from bench.session import CaseValue
 

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench import added_latency, new_connections, profile
 from bench.claims import PYTHONS, all_claims
 from bench.lab import BENCH, LabError
+from bench.questions import added_latency, new_connections, profile
 from bench.results import Results
 from bench.run import QUESTIONS
 from bench.session import CaseValue

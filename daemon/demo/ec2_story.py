@@ -14,11 +14,11 @@ from pathlib import Path
 import grpc
 from rich.console import Console
 
-from bentpipe.daemon.demo.client import DemoClient, stampede
-from bentpipe.daemon.demo.cloud import CREDENTIALS, EmulatedCloud
-from bentpipe.daemon.demo.edge_host import CloudSatellite, EdgeHost
 from bentpipe.daemon.demo.narrator import Narrator, PromiseBroken, play, timed_s, wide_console
 from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.testbed.client import DemoClient, stampede
+from bentpipe.daemon.testbed.cloud import CREDENTIALS, EmulatedCloud
+from bentpipe.daemon.testbed.edge_host import CloudSatellite, EdgeHost
 
 SPEED = 8.0
 HERD = 200
@@ -30,7 +30,7 @@ LOOK_S = 0.1
 """Between looks at what EC2 says, for the story only."""
 NAMES = ("solo", "herd", "plain", "scarce", "locked")
 CANNOT_HIBERNATE = {"plain"}
-MACHINE = (sys.executable, "-P", "-m", "bentpipe.daemon.demo.satellite", "{port}", "--host", "{host}")
+MACHINE = (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}", "--host", "{host}")
 SETTINGS = """
 [ec2]
 region = "eu-central-1"

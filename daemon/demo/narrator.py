@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import grpc
 from rich.console import Console
 
-from bentpipe.daemon.demo.edge_host import EdgeHost
 from bentpipe.daemon.demo.timeline import LEGEND, draw_timeline
+from bentpipe.daemon.testbed.edge_host import EdgeHost
 
 COLUMNS = 80
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import grpc
 from rich.console import Console
 
-from bentpipe.daemon.demo.client import DemoClient, demo_block, stampede
-from bentpipe.daemon.demo.edge_host import MAIN_THREAD, DemoSatellite, EdgeHost
 from bentpipe.daemon.demo.narrator import Narrator, PromiseBroken, play, timed_s, wide_console
 from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.testbed.client import DemoClient, demo_block, stampede
+from bentpipe.daemon.testbed.edge_host import MAIN_THREAD, DemoSatellite, EdgeHost
 
 HERD = 200
 STREAM_BYTES = 1 << 30

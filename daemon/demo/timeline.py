@@ -1,11 +1,11 @@
 """Draws which satellite was asleep, waking, awake or failed, and when, from the daemon's log of transitions. Pure."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.text import Text
 
 from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.testbed.edge_host import LoggedChange
 
 GLYPHS: Mapping[SatelliteState, tuple[str, str]] = {
     SatelliteState.SLEEP: ("·", "dim"),
@@ -19,17 +19,8 @@ GLYPHS: Mapping[SatelliteState, tuple[str, str]] = {
 LEGEND = "· asleep   ▒ waking   █ awake   ░ going to sleep   ✗ failed"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Change:
-    """A satellite's new state; `at` in seconds since the epoch."""
-
-    satellite: str
-    state: SatelliteState
-    at: float
-
-
 def draw_timeline(
-    satellites: Sequence[str], changes: Iterable[Change], start: float, end: float, columns: int
+    satellites: Sequence[str], changes: Iterable[LoggedChange], start: float, end: float, columns: int
 ) -> list[Text]:
     """One line a satellite and an axis in seconds. A column shows the most eventful state that fell into it.
 

@@ -24,7 +24,7 @@ import logging
 from collections.abc import Callable
 
 from bentpipe.config.model import LimitsSection
-from bentpipe.daemon.edge.memory import FAIR_BYTES, PLACE_BYTES
+from bentpipe.daemon.edge.held_bytes import FAIR_BYTES, PLACE_BYTES
 from bentpipe.daemon.edge.strangers import Path, Strangers, prefix_of
 from bentpipe.daemon.errors import LimitReached
 from bentpipe.daemon.logs import log_limited

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from bentpipe.config.model import TokenSection
 from bentpipe.daemon.errors import NoSuchSatellite, TokensUnknown, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.daemon.store.registry import StoredToken
+from bentpipe.daemon.registry.contract import StoredToken
 from bentpipe.proto.request import TOKEN_KEY, both_spellings
 
 TOKEN_WORDS = f"the {both_spellings(TOKEN_KEY)} is missing or not valid"

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.errors import BentpipeError, InvalidMetadata, NoSuchSatellite
+from bentpipe.daemon.fleet.batched_release import Usher, UsheredEvent
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.fleet.usher import Usher, UsheredEvent
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.grpc_status import GrpcStatus

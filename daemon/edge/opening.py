@@ -13,8 +13,8 @@ import trio
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.arrival import Proxies, read_origin
 from bentpipe.daemon.edge.caller import Caller
+from bentpipe.daemon.edge.held_bytes import TLS_BYTES
 from bentpipe.daemon.edge.identity import TlsIdentity, parse_server_name
-from bentpipe.daemon.edge.memory import TLS_BYTES
 from bentpipe.daemon.edge.outcomes import Gone, Outcome
 from bentpipe.daemon.edge.transport import OverLimit, PeerLeft, TransportError
 from bentpipe.daemon.errors import TlsWanted

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.memory import HELD_BYTES
+from bentpipe.daemon.edge.held_bytes import HELD_BYTES
 from bentpipe.daemon.edge.outcomes import Gone
 from bentpipe.daemon.edge.transport import TransportError
 from bentpipe.daemon.errors import BentpipeError, LimitReached

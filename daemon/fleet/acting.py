@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from bentpipe.daemon.errors import MachineNotFound, ProviderError, ProviderRetryable
-from bentpipe.daemon.fleet import messages as msg
 from bentpipe.daemon.fleet.launches import LaunchNames
-from bentpipe.daemon.fleet.messages import Input
+from bentpipe.daemon.fleet.machine import messages as msg
+from bentpipe.daemon.fleet.machine.messages import Input
 from bentpipe.daemon.fleet.watching import LOOK_DEADLINE_S
 from bentpipe.daemon.model import MachineId, SatelliteKey, SleepMode
 from bentpipe.daemon.providers.base import Provider

@@ -7,12 +7,12 @@ satellite comes back as the provider's errors do: a sleep that is not to be is S
 import logging
 from collections.abc import Callable
 
+from bentpipe.daemon.coordination.contract import IN_USE_HERE, Coordination
 from bentpipe.daemon.errors import ProviderRetryable, SleepVetoed, StoreError
 from bentpipe.daemon.fleet.launches import Launches
 from bentpipe.daemon.model import Machine, MachineId, MachineState, SatelliteKey, SleepMode
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.permit import permitted_by
-from bentpipe.daemon.store.coordination import IN_USE_HERE, Coordination
 
 log = logging.getLogger("bentpipe.fleet")
 

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterable
 import trio
 
 from bentpipe.config.model import BudgetSection, SatelliteSection
+from bentpipe.daemon.coordination.contract import Coordination
 from bentpipe.daemon.errors import NoSuchSatellite
 from bentpipe.daemon.fleet.budget import Holder, Limits, Request, plan
 from bentpipe.daemon.fleet.crowd import Crowd
+from bentpipe.daemon.fleet.machine.rules import rules_of
 from bentpipe.daemon.fleet.resume import Witness
-from bentpipe.daemon.fleet.rules import rules_of
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.fleet.whereabouts import Places
 from bentpipe.daemon.ids import machine_id_of
 from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.providers.base import Provider
-from bentpipe.daemon.store.coordination import Coordination
-from bentpipe.daemon.store.registry import Registry
+from bentpipe.daemon.registry.contract import Registry
 from bentpipe.daemon.tasks import Owner, run_owned, start_owned
 
 

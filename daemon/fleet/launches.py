@@ -11,7 +11,7 @@ from collections.abc import Callable
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.ids import launch_token
 from bentpipe.daemon.model import MachineId, SatelliteKey
-from bentpipe.daemon.store.registry import Registration, Registry
+from bentpipe.daemon.registry.contract import Registration, Registry
 
 PERIOD_S = 3600.0
 """Launches of one generation within one such period of the wall clock are one launch, a restart of the daemon between

@@ -16,22 +16,23 @@ from typing import assert_never
 import trio
 
 from bentpipe.config.model import KeepAwakeSection
+from bentpipe.daemon.coordination.contract import Coordination, LocalCoordination
 from bentpipe.daemon.errors import LimitReached, ProviderError, WakeFailed
-from bentpipe.daemon.fleet import messages as msg
 from bentpipe.daemon.fleet.acting import Acting
+from bentpipe.daemon.fleet.batched_release import Usher
 from bentpipe.daemon.fleet.budget import Holder, Request
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
-from bentpipe.daemon.fleet.core import IN_REACH, WAKING
 from bentpipe.daemon.fleet.crowd import Crowd, WaitingLine
 from bentpipe.daemon.fleet.launches import Launches, LaunchNames
 from bentpipe.daemon.fleet.lease import Lease
-from bentpipe.daemon.fleet.machine import SatelliteMachine
-from bentpipe.daemon.fleet.messages import Action, Input, Lesson, WaiterId
+from bentpipe.daemon.fleet.machine import messages as msg
+from bentpipe.daemon.fleet.machine.core import IN_REACH, WAKING
+from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
+from bentpipe.daemon.fleet.machine.messages import Action, Input, Lesson, WaiterId
+from bentpipe.daemon.fleet.machine.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, Rules, backed_off
 from bentpipe.daemon.fleet.readiness import wait_listening
 from bentpipe.daemon.fleet.resume import Memory, Witness
-from bentpipe.daemon.fleet.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, Rules, backed_off
 from bentpipe.daemon.fleet.traffic import TrafficWatch
-from bentpipe.daemon.fleet.usher import Usher
 from bentpipe.daemon.fleet.waiters import Waiter, lease_of
 from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.fleet.watching import first_look, run_calendar, run_watch
@@ -47,8 +48,7 @@ from bentpipe.daemon.model import (
 )
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.typed import TypedProvider
-from bentpipe.daemon.store.coordination import Coordination, LocalCoordination
-from bentpipe.daemon.store.registry import Registry
+from bentpipe.daemon.registry.contract import Registry
 from bentpipe.daemon.tasks import Decision, Owner, contained, note_failure, run_owned, start_owned
 
 log = logging.getLogger("bentpipe.fleet")

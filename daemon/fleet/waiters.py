@@ -3,9 +3,9 @@
 import dataclasses
 
 from bentpipe.daemon.errors import BentpipeError
+from bentpipe.daemon.fleet.batched_release import UsheredEvent
 from bentpipe.daemon.fleet.crowd import Seat
 from bentpipe.daemon.fleet.lease import Lease
-from bentpipe.daemon.fleet.usher import UsheredEvent
 
 
 @dataclasses.dataclass(slots=True)

@@ -6,8 +6,8 @@ import trio
 
 from bentpipe.config.model import KeepAwakeSection
 from bentpipe.daemon.errors import MachineNotFound, ProviderError, ProviderRetryable
-from bentpipe.daemon.fleet.messages import KeepAwake, Renew, Seen, Unseen
-from bentpipe.daemon.fleet.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, RENEW_AFTER_S, backed_off
+from bentpipe.daemon.fleet.machine.messages import KeepAwake, Renew, Seen, Unseen
+from bentpipe.daemon.fleet.machine.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, RENEW_AFTER_S, backed_off
 from bentpipe.daemon.fleet.schedule import is_kept_awake, next_change
 from bentpipe.daemon.model import Machine, MachineId, MachineState
 from bentpipe.daemon.providers.base import Provider

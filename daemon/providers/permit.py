@@ -1,6 +1,6 @@
 """Whether a call that changes a machine may still be sent: whoever asks for it says so, and who sends it looks.
 
-Several hosts may share a fleet, and each acts on a machine in its turn only (`daemon/store/coordination.py`). Between the
+Several hosts may share a fleet, and each acts on a machine in its turn only (`daemon/coordination/contract.py`). Between the
 wish and the request that carries it out lie queues, rate limits, repeats, merged calls and threads, some of which do not
 end with the task that asked. So a permit goes with the call, through all of them: a context variable, which Trio hands on
 to its tasks and threads. It is looked at in the last step before the bytes are sent.

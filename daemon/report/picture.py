@@ -11,9 +11,9 @@ import enum
 import itertools
 from collections.abc import Mapping, Sequence
 
+from bentpipe.daemon.ledger.contract import Interval
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.report.table import utc_text
-from bentpipe.daemon.store.base import Interval
 
 S = SatelliteState
 

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from bentpipe.config.model import PricesSection
+from bentpipe.daemon.ledger.contract import Interval
 from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteState, Waits, WakePhase
-from bentpipe.daemon.store.base import Interval
 
 S = SatelliteState
 

@@ -13,12 +13,12 @@ from bentpipe.daemon.edge.accounts import Accounts, Kind
 from bentpipe.daemon.edge.handoff import CUT_WORDS, HandOff
 from bentpipe.daemon.edge.outcomes import Counters, Outcome
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.fleet.messages import Lesson
+from bentpipe.daemon.fleet.machine.messages import Lesson
+from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import Resume, SatelliteState
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.log_handler import log_statistics
 from bentpipe.daemon.service.turns import TurnMeter
-from bentpipe.daemon.store.recorder import Recorder
 from bentpipe.daemon.tasks import Owner, contained, task_failures
 from bentpipe.native.engine import EndReason, Engine
 

@@ -6,7 +6,7 @@ from bentpipe.config.model import Config
 from bentpipe.daemon.fleet.whereabouts import Places
 from bentpipe.daemon.ids import machine_id_of, satellite_tag
 from bentpipe.daemon.model import MachineId, SatelliteKey
-from bentpipe.daemon.providers.process import ProcessProvider
+from bentpipe.daemon.providers.process.provider import ProcessProvider
 from bentpipe.daemon.providers.router import Providers, RunnableProvider
 
 

@@ -12,13 +12,13 @@ import trio
 from bentpipe.config.load import load_config
 from bentpipe.config.model import StoreSection
 from bentpipe.config.units import parse_duration_s
+from bentpipe.daemon.ledger.contract import Interval
 from bentpipe.daemon.report.picture import draw
 from bentpipe.daemon.report.png import find_pillow, to_png
 from bentpipe.daemon.report.summary import summarise
 from bentpipe.daemon.report.svg import to_svg
 from bentpipe.daemon.report.table import to_json, to_tables
 from bentpipe.daemon.service.stores import open_ledger_to_read
-from bentpipe.daemon.store.base import Interval
 
 PIPE_COLUMNS = 200
 """No terminal, no width to fit into: nothing is cut for a file or a pipe."""

@@ -21,6 +21,7 @@ from bentpipe.daemon.edge.accounts import Accounts, account_limits_of
 from bentpipe.daemon.edge.admission import Admission
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.arrival import Proxies
+from bentpipe.daemon.edge.boot_id import SatelliteWitness
 from bentpipe.daemon.edge.deadlines import Deadlines
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
@@ -29,8 +30,8 @@ from bentpipe.daemon.edge.listener import Listener, bind
 from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Counters
 from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S, Edge
-from bentpipe.daemon.edge.witness import SatelliteWitness
 from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, SatelliteState, Transition
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service import sd
@@ -46,7 +47,6 @@ from bentpipe.daemon.service.metrics import MetricsServer, make_registry
 from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.daemon.service.tokens import run_token_refresh
 from bentpipe.daemon.service.turns import TurnMeter
-from bentpipe.daemon.store.recorder import Recorder
 from bentpipe.daemon.tasks import Owner, contained, run_owned, start_owned
 from bentpipe.native.engine import Engine, EngineOptions, Ktls, ktls_self_test
 from bentpipe.native.tls import TlsClientContext, TlsError, TlsServerContext

@@ -11,13 +11,13 @@ import trio
 
 from bentpipe.config.load import load_config
 from bentpipe.config.model import LEDGER_NAME, StoreSection
+from bentpipe.daemon.coordination.contract import Coordination, LocalCoordination
+from bentpipe.daemon.coordination.shared import SharedCoordination
 from bentpipe.daemon.errors import StoreUnusable
-from bentpipe.daemon.store.base import Ledger
-from bentpipe.daemon.store.coordination import Coordination, LocalCoordination
-from bentpipe.daemon.store.registry import Registry
-from bentpipe.daemon.store.shared import SharedCoordination
-from bentpipe.daemon.store.sqlite import SqliteLedger
-from bentpipe.daemon.store.sqlite_registry import SqliteRegistry
+from bentpipe.daemon.ledger.contract import Ledger
+from bentpipe.daemon.ledger.sqlite import SqliteLedger
+from bentpipe.daemon.registry.contract import Registry
+from bentpipe.daemon.registry.sqlite import SqliteRegistry
 
 SERVICE_LEDGER = Path("/var/lib/bentpipe") / LEDGER_NAME
 """Where the unit's StateDirectory= puts it; an operator's shell has no STATE_DIRECTORY."""
@@ -61,7 +61,7 @@ def run_store_init(config_path: Path) -> None:
     section = load_config(config_path, check_files=False).store
     if section.kind != "dynamodb":
         raise StoreUnusable(f"[store] kind {section.kind!r} needs no preparation")
-    from bentpipe.daemon.store.dynamodb.table import Table
+    from bentpipe.daemon.store.dynamodb_table import Table
 
     table = Table(section.table or "", region=section.region, endpoint=section.endpoint)
     made = trio.run(table.create)
@@ -70,11 +70,11 @@ def run_store_init(config_path: Path) -> None:
 
 def _open_dynamodb(section: StoreSection) -> Stores:
     # Here, because boto3 takes a third of a second and 50 MB that a daemon without it should not pay for.
-    from bentpipe.daemon.store.dynamodb.fleets import run_fleet_check
-    from bentpipe.daemon.store.dynamodb.ledger import DynamoLedger
-    from bentpipe.daemon.store.dynamodb.registry import DynamoRegistry
-    from bentpipe.daemon.store.dynamodb.rows import DynamoRows
-    from bentpipe.daemon.store.dynamodb.table import Table
+    from bentpipe.daemon.coordination.dynamodb import DynamoRows
+    from bentpipe.daemon.ledger.dynamodb import DynamoLedger
+    from bentpipe.daemon.registry.dynamodb import DynamoRegistry
+    from bentpipe.daemon.store.dynamodb_fleets import run_fleet_check
+    from bentpipe.daemon.store.dynamodb_table import Table
 
     def table() -> Table:
         # Each with threads of its own: books that are slow to be written must not hold up a client.

@@ -13,9 +13,9 @@ from bentpipe.config.load import load_config
 from bentpipe.config.model import Config, TokenSection
 from bentpipe.daemon.edge.admission import Admission
 from bentpipe.daemon.errors import StoreError, StoreUnusable
+from bentpipe.daemon.registry.contract import Registry, StoreConflict, StoredCut, StoredToken
 from bentpipe.daemon.service.stores import open_stores
 from bentpipe.daemon.service.token import hash_token, new_token
-from bentpipe.daemon.store.registry import Registry, StoreConflict, StoredCut, StoredToken
 from bentpipe.daemon.tasks import Owner, run_owned
 
 log = logging.getLogger("bentpipe.store")

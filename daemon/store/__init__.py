@@ -1,1 +1,1 @@
-"""What the providers cannot know: the ledger of every satellite's states."""
+"""The SQLite file and the DynamoDB table under `ledger/`, `registry/` and `coordination/`. Knows the meaning of no row."""

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from bench.claims import all_claims
 from bench.compare import table
 from bench.load import encode, histogram_of
-from bench.profile import tables
+from bench.questions.profile import tables
 from bench.results import Results
 from bench.run import as_text
 from bench.stats import Summary

@@ -29,19 +29,20 @@ from emulator_calls import free_port
 
 from bentpipe.config.load import load_config
 from bentpipe.daemon import tasks
-from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.edge import dial, transport
+from bentpipe.daemon.edge.boot_id import SatelliteWitness
 from bentpipe.daemon.edge.handoff import HandOff
-from bentpipe.daemon.edge.witness import SatelliteWitness
 from bentpipe.daemon.fleet import satellite, watching
-from bentpipe.daemon.fleet.machine import SatelliteMachine
+from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
+from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
-from bentpipe.daemon.providers import containment, listening, output, process, spawn
 from bentpipe.daemon.providers.ec2 import poller
+from bentpipe.daemon.providers.process import containment, listening, output, spawn
+from bentpipe.daemon.providers.process import provider as process
 from bentpipe.daemon.service import metrics, tokens
 from bentpipe.daemon.service.serve import Daemon, serve
-from bentpipe.daemon.store.recorder import Recorder
+from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 from bentpipe.native.engine import Engine
 
 from clients import CallError, GrpcioClient
@@ -60,7 +61,7 @@ CALM_S = 40.0
 """By when all is well again; back-off is bounded by a second here."""
 END_S = 20.0
 SPEED = 100.0
-SATELLITE = (sys.executable, "-P", "-m", "bentpipe.daemon.demo.satellite", "{port}")
+SATELLITE = (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}")
 MESSAGE_BYTES = 48 << 10
 
 PLACES: tuple[tuple[object, str], ...] = (

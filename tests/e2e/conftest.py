@@ -12,8 +12,8 @@ import trio
 import trustme
 
 from bentpipe.config.load import load_config
-from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 
 from clients import Client
 from in_process import write_config

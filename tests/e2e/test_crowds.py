@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from bentpipe.daemon.edge.memory import CLIENT_BYTES
+from bentpipe.daemon.edge.held_bytes import CLIENT_BYTES
 
 from clients import GrpcioClient
 from crowd import EMPTY_SETTINGS, HEADERS, PREFACE, SETTINGS_ACK, Crowd, answered, call, ended, frame, headers
@@ -24,7 +24,7 @@ GATED = """
 org = "acme"
 name = "gated"
 [satellite.process]
-command = ["sh", "-c", 'until [ -e "$0" ]; do sleep 0.05; done; exec "$1" -P -m bentpipe.daemon.demo.satellite "$2"',
+command = ["sh", "-c", 'until [ -e "$0" ]; do sleep 0.05; done; exec "$1" -P -m bentpipe.daemon.testbed.satellite "$2"',
     "{gate}", "{python}", "{{port}}"]
 """
 METADATA = (("satellite_org", "acme"), ("satellite_token", TOKEN))

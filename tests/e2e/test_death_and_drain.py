@@ -10,11 +10,11 @@ import grpc
 import psutil
 import pytest
 
-from bentpipe.daemon.demo.client import DemoClient
-from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
-from bentpipe.daemon.demo.satellite import SERVICE
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.service.serve import EXIT_CUT, EXIT_OK
+from bentpipe.daemon.testbed.client import DemoClient
+from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
+from bentpipe.daemon.testbed.satellite import SERVICE
 
 
 def metadata(host: EdgeHost, satellite: str) -> tuple[tuple[str, str], ...]:
@@ -33,7 +33,7 @@ def satellite_processes(host: EdgeHost) -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process(host.pid).children(recursive=True)
-        if "bentpipe.daemon.demo.satellite" in " ".join(child.cmdline())
+        if "bentpipe.daemon.testbed.satellite" in " ".join(child.cmdline())
     ]
 
 

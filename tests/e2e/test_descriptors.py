@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
+from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
 
 from clients import CallError, GrpcioClient
@@ -118,7 +118,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return started(argv, preexec_fn=limit, **options)  # type: ignore[call-overload,no-any-return]
 
-    monkeypatch.setattr("bentpipe.daemon.demo.edge_host.subprocess.Popen", start)
+    monkeypatch.setattr("bentpipe.daemon.testbed.edge_host.subprocess.Popen", start)
 
 
 @pytest.mark.usefixtures("small")

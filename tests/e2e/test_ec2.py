@@ -12,9 +12,9 @@ import trio
 from emulator_calls import free_port
 
 from bentpipe.config.load import load_config
-from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 from clients import CallError, GrpcioClient
 
@@ -22,7 +22,7 @@ TOKEN = "bp_test"
 DEADLINE_S = 30.0
 SPEED = 100.0
 """A start then takes 0.2 s, a hibernation 0.3 s."""
-SATELLITE = (sys.executable, "-P", "-m", "bentpipe.daemon.demo.satellite", "{port}", "--host", "{host}")
+SATELLITE = (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}", "--host", "{host}")
 
 
 @pytest.fixture

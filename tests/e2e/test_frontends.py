@@ -18,8 +18,8 @@ import grpc
 import pytest
 import trustme
 
-from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
-from bentpipe.daemon.demo.satellite import SERVICE
+from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
+from bentpipe.daemon.testbed.satellite import SERVICE
 from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, PREFACE, FrameType, frame
 
 from cases import CASES

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 
 from cases import CASES, DEADLINE_EXCEEDED, GIVE_UP_S, bulk
 from clients import CallError, Client

@@ -18,7 +18,7 @@ def test_a_credential_process_that_hangs_holds_up_neither_the_others_nor_the_end
     satellites = {
         SatelliteKey("acme", "cloud"): 'provider = "ec2"\n[satellite.ec2]\ninstance_id = "i-0123456789abcdef0"',
         SatelliteKey("acme", "local"): f"""[satellite.process]
-command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.demo.satellite", "{{port}}"]""",
+command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", "{{port}}"]""",
     }
     environment = {
         "AWS_CONFIG_FILE": str(tmp_path / "aws"),

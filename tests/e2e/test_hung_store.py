@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from edge_daemons import config_text, edge_daemon
 
-from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
+from bentpipe.daemon.coordination.shared import START_DEADLINE_S
+from bentpipe.daemon.ledger.recorder import BEAT_S
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.service.tokens import FIRST_LOOK_S, TOKEN_REFRESH_S
-from bentpipe.daemon.store.recorder import BEAT_S
-from bentpipe.daemon.store.shared import START_DEADLINE_S
 from bentpipe.daemon.store.sqlite_file import CALL_DEADLINE_S
+from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
 
 from clients import CallError, GrpcioClient
@@ -228,7 +228,7 @@ def test_a_service_that_does_not_answer(tmp_path: Path, trickle: bool) -> None:
     """Connections are taken and never answered, or by a byte a second, which no read timeout ends."""
     satellites = {
         SatelliteKey(ORG, name): f"""[satellite.process]
-command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.demo.satellite", "{{port}}"]"""
+command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", "{{port}}"]"""
         for name in ("one", "two")
     }
     with socket.create_server(("127.0.0.1", 0)) as silent:

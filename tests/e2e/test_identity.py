@@ -4,9 +4,9 @@ import grpc
 import trio
 import trustme
 
-from bentpipe.daemon.demo.satellite import SERVICE
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon
+from bentpipe.daemon.testbed.satellite import SERVICE
 
 from in_process import MUTUAL, SATELLITE_DOMAIN, TLS, TOKEN, counted
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import trio
 
-from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
+from bentpipe.daemon.ledger.contract import ENDED_BADLY, STOPPED, Interval
+from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.model import SatelliteState, WakePhase
-from bentpipe.daemon.store.base import ENDED_BADLY, STOPPED, Interval
-from bentpipe.daemon.store.sqlite import SqliteLedger
+from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 
 from clients import GrpcioClient
 

@@ -34,7 +34,7 @@ grants = ["acme/*"]
 org = "acme"
 name = "s"
 [satellite.process]
-command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.demo.satellite", "{{{{port}}}}"]
+command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", "{{{{port}}}}"]
 """
 SERVE = (sys.executable, "-P", "-m", "bentpipe.daemon.service.cli", "serve", "--config")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import hpack
 import pytest
 
-from bentpipe.daemon.demo.edge_host import ORG, EdgeHost
+from bentpipe.daemon.testbed.edge_host import ORG, EdgeHost
 
 from builds import Missing, program
 from clients import SERVICE, CallError, Client

@@ -8,8 +8,8 @@ from pathlib import Path
 import hpack
 import pytest
 
-from bentpipe.daemon.demo.edge_host import ORG, EdgeHost
 from bentpipe.daemon.service.serve import Daemon
+from bentpipe.daemon.testbed.edge_host import ORG, EdgeHost
 from bentpipe.proto.errors import ErrorCode
 from bentpipe.proto.frames import ACK, END_HEADERS, END_STREAM, FrameType, frame
 from bentpipe.proto.grpc_status import GrpcStatus

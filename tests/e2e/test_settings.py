@@ -16,8 +16,8 @@ import hpack
 import pytest
 import trustme
 
-from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.frames import ACK, EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
 
 from cases import UNAVAILABLE

@@ -23,15 +23,15 @@ import trio
 from dynamodb_server import DynamoDbServer
 from emulator_calls import free_port
 
-from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
-from bentpipe.daemon.demo.edge_host import complete_lines
+from bentpipe.daemon.coordination.dynamodb import DynamoRows
+from bentpipe.daemon.coordination.rows import Row
+from bentpipe.daemon.ledger.contract import Interval
+from bentpipe.daemon.ledger.dynamodb import DynamoLedger
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.daemon.store.base import Interval
-from bentpipe.daemon.store.dynamodb.ledger import DynamoLedger
-from bentpipe.daemon.store.dynamodb.rows import DynamoRows
-from bentpipe.daemon.store.dynamodb.table import Table
-from bentpipe.daemon.store.rows import Row
+from bentpipe.daemon.store.dynamodb_table import Table
+from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
+from bentpipe.daemon.testbed.edge_host import complete_lines
 
 from clients import GrpcioClient
 from cut_wire import CutWire
@@ -44,7 +44,7 @@ SPEED = 100.0
 CLIENTS = 200
 LEASE, EXPIRY = "2s", "4s"
 KEY = SatelliteKey("acme", "one")
-SATELLITE = (sys.executable, "-P", "-m", "bentpipe.daemon.demo.satellite", "{port}", "--host", "{host}")
+SATELLITE = (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}", "--host", "{host}")
 
 
 def wait(condition: Callable[[], object], what: str) -> None:

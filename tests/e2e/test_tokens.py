@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S
+from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
 
 from clients import CallError, GrpcioClient

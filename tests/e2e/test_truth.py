@@ -20,18 +20,18 @@ import trio
 from emulator_calls import free_port
 
 from bentpipe.config.load import load_config
-from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
-from bentpipe.daemon.demo.ec2_emulator.control import Control
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.testbed.ec2_emulator.control import Control
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 from clients import CallError, GrpcioClient
 
 TOKEN = "bp_test"
 KEY = SatelliteKey("acme", "one")
 TAGS = {"bentpipe:fleet": "default", "bentpipe:satellite": "acme/one"}
-SATELLITE = (sys.executable, "-P", "-m", "bentpipe.daemon.demo.satellite", "{port}", "--host", "{host}")
+SATELLITE = (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}", "--host", "{host}")
 SOON_S = 20.0
 """From a client's coming to its answer: a third of the sweep, and far more than a look and a start take."""
 DEADLINE_S = 30.0

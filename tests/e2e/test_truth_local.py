@@ -20,7 +20,7 @@ from clients import CallError, GrpcioClient
 
 TOKEN = "bp_test"
 KEY = SatelliteKey("acme", "one")
-SATELLITE = f'"{sys.executable}", "-P", "-m", "bentpipe.daemon.demo.satellite", "{{port}}"'
+SATELLITE = f'"{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", "{{port}}"'
 DEADLINE_S = 30.0
 
 
@@ -77,7 +77,7 @@ def leaders(mark: str) -> list[int]:
 async def test_killed_by_somebody_it_is_started_for_the_next(how: signal.Signals, tmp_path: Path) -> None:
     async with daemon_of(tmp_path, SATELLITE) as daemon:
         assert await call(daemon) == b"hello"
-        (pid,) = leaders("bentpipe.daemon.demo.satellite")
+        (pid,) = leaders("bentpipe.daemon.testbed.satellite")
         os.kill(pid, how)
         assert await call(daemon) == b"hello"
         assert daemon.fleet.get(KEY).wakes == 2
@@ -112,7 +112,7 @@ async def test_a_program_that_is_away_while_it_is_installed_anew(tmp_path: Path)
         with pytest.raises(CallError, match="no such program") as caught:
             await call(daemon)
         assert "the next attempt is possible in" in caught.value.details
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m bentpipe.daemon.demo.satellite "$1"\n')
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m bentpipe.daemon.testbed.satellite "$1"\n')
         program.chmod(0o755)
         await trio.sleep(16.0)
         assert await call(daemon) == b"hello"

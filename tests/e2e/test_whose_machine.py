@@ -16,9 +16,9 @@ import trustme
 from edge_daemons import EdgeDaemon, config_text, edge_daemon, token_of, wait
 from emulator_calls import free_port
 
-from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 from clients import CallError, GrpcioClient
 from cut_wire import CutWire

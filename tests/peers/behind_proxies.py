@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trustme
 
-from bentpipe.daemon.demo.edge_host import ORG, DemoSatellite, EdgeHost
+from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 
 from clients import GrpcioClient
 from source_wire import SourceWire

@@ -19,7 +19,7 @@ from typing import Literal, Self
 
 import trustme
 
-from bentpipe.daemon.demo.edge_host import ORG, EdgeHost
+from bentpipe.daemon.testbed.edge_host import ORG, EdgeHost
 
 from builds import BuildKit
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from bentpipe.daemon.demo.edge_host import complete_lines
 from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.testbed.edge_host import complete_lines
 
 from clients import GrpcioClient
 

@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from bentpipe.daemon.demo.satellite import make_server
+from bentpipe.daemon.testbed.satellite import make_server
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ org = "acme"
 name = "{name}"
 [satellite.process]
 command = [
-    "{sys.executable}", "-P", "-m", "bentpipe.daemon.demo.satellite", "{{port}}", "--boot", "{boot_s}", {arguments}
+    "{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", "{{port}}", "--boot", "{boot_s}", {arguments}
 ]
 """
         for name, arguments in (("sat", ""), ("other", ""), ("broken", '"--fail"'))

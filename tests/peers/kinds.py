@@ -39,7 +39,7 @@ def satellite_command(kind: str) -> tuple[str, ...] | None:
     """The command line of a satellite, None if it cannot be had here."""
     try:
         return {
-            "grpcio": lambda: (sys.executable, "-P", "-m", "bentpipe.daemon.demo.satellite", "{port}"),
+            "grpcio": lambda: (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}"),
             "grpcio-settings": lambda: (sys.executable, "-P", str(HERE / "grpcio_satellite.py"), "{port}"),
             "grpclib": lambda: (sys.executable, "-P", str(HERE / "grpclib_satellite.py"), "{port}"),
             "grpc-go": lambda: (go_peer(), "server", "{port}"),

@@ -12,7 +12,7 @@ from typing import Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from bentpipe.daemon.demo.edge_host import complete_lines
+from bentpipe.daemon.testbed.edge_host import complete_lines
 
 DEADLINE_S = 30.0
 SECTIONS = '[daemon]\nlog_format = "json"\ndrain_deadline = "1s"\n[metrics]\naddress = "127.0.0.1:0"\n'

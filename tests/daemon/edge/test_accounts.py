@@ -17,7 +17,7 @@ from bentpipe.daemon.edge.accounts import (
     Kind,
     Place,
 )
-from bentpipe.daemon.edge.memory import FAIR_BYTES, PLACE_BYTES, TLS_BYTES
+from bentpipe.daemon.edge.held_bytes import FAIR_BYTES, PLACE_BYTES, TLS_BYTES
 from bentpipe.daemon.errors import LimitReached
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.shares import RESERVED_PART

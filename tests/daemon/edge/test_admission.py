@@ -6,7 +6,7 @@ from bentpipe.config.model import TokenSection
 from bentpipe.daemon.edge.admission import Admission, Grant
 from bentpipe.daemon.errors import NoSuchSatellite, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.daemon.store.registry import StoredToken
+from bentpipe.daemon.registry.contract import StoredToken
 
 
 def token(name: str, secret: str, *grants: str) -> TokenSection:

@@ -64,7 +64,7 @@ async def daemon(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Daemon]:
                     "org": "acme",
                     "name": "s",
                     "process": {
-                        "command": [sys.executable, "-P", "-m", "bentpipe.daemon.demo.satellite", "{port}"],
+                        "command": [sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}"],
                         "stop_grace": "3s",
                     },
                 }

@@ -10,7 +10,7 @@ from bentpipe.config.model import TokenSection
 from bentpipe.daemon.edge.admission import Admission
 from bentpipe.daemon.edge.health import HealthBoard, HealthService
 from bentpipe.daemon.edge.identity import Certificates, Identities, TlsIdentity
-from bentpipe.daemon.fleet.usher import WAKES_A_TURN
+from bentpipe.daemon.fleet.batched_release import WAKES_A_TURN
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.health import ServingStatus

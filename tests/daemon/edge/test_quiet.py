@@ -15,8 +15,8 @@ import trustme
 from bentpipe.config.model import Config
 from bentpipe.daemon.edge.accounts import AccountLimits, Accounts
 from bentpipe.daemon.edge.handoff import HandOff, Splice
-from bentpipe.daemon.fleet import rules
 from bentpipe.daemon.fleet.lease import Lease
+from bentpipe.daemon.fleet.machine import rules
 from bentpipe.daemon.fleet.traffic import QUIET_BYTES_PER_WINDOW
 from bentpipe.daemon.model import Address, Resume, SatelliteKey, SatelliteState
 from bentpipe.daemon.service.serve import Daemon, serve
@@ -82,7 +82,7 @@ async def running(folder: Path, authority: trustme.CA, sleep_after_s: float = SL
                     "sleep_after": sleep_after_s,
                     "min_awake": 0,
                     "process": {
-                        "command": [sys.executable, "-P", "-m", "bentpipe.daemon.demo.satellite", "{port}"],
+                        "command": [sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}"],
                         "stop_grace": "3s",
                     },
                 }

@@ -12,18 +12,21 @@ import trio
 from emulated_ec2 import TEMPLATE, ec2_section, tags_of
 
 from bentpipe.config.model import BudgetSection, Ec2Section, SatelliteSection
-from bentpipe.daemon.demo.ec2_emulator.control import Control
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.errors import BentpipeError, StoreError
-from bentpipe.daemon.fleet import descending, satellite, setbacks, sleeping, waiting, waking
+from bentpipe.daemon.fleet import satellite
 from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.fleet.machine import descent as descending
+from bentpipe.daemon.fleet.machine import setbacks, sleeping, waiting
+from bentpipe.daemon.fleet.machine import wake as waking
 from bentpipe.daemon.ids import machine_id_of
+from bentpipe.daemon.ledger.contract import Change, Interval, Stamp
+from bentpipe.daemon.ledger.recorder import Recorder
+from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.model import Address, SatelliteKey, Transition
 from bentpipe.daemon.providers.ec2.poller import Ec2Machine
 from bentpipe.daemon.providers.ec2.provider import Ec2Provider
-from bentpipe.daemon.store.base import Change, Interval, Stamp
-from bentpipe.daemon.store.recorder import Recorder
-from bentpipe.daemon.store.sqlite import SqliteLedger
+from bentpipe.daemon.testbed.ec2_emulator.control import Control
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 SPEED = 100.0
 LISTEN_POLL_S = 0.005

@@ -11,12 +11,12 @@ import trio
 from coordination_contract import EXPIRY_S, LEASE_S, CutRows
 from memory_rows import MemoryRows
 
+from bentpipe.daemon.coordination.shared import SharedCoordination
 from bentpipe.daemon.errors import STORE_HINT, ProviderRetryable, SleepVetoed, StoreError
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
-from bentpipe.daemon.fleet.rules import Rules
+from bentpipe.daemon.fleet.machine.rules import Rules
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, SatelliteKey, SatelliteState, SleepMode
-from bentpipe.daemon.store.shared import SharedCoordination
 
 S, M = SatelliteState, MachineState
 KEY = SatelliteKey("acme", "m")

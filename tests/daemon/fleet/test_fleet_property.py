@@ -17,11 +17,11 @@ import trio
 from emulated_fleet import SPEED, Bed, Use, section, speed_up
 
 from bentpipe.config.model import BudgetSection
-from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
-from bentpipe.daemon.demo.ec2_emulator.instance import Timings
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.testbed.ec2_emulator.instance import Timings
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 TIMES = {"sleep_after": 0.15, "min_awake": 0.05, "wake_deadline": 3, "hold_limit": 5, "retry_after": 0.05}
 NAMES = [f"n{number}" for number in range(6)]

@@ -11,8 +11,8 @@ from bentpipe.daemon.errors import (
     SatelliteUnusable,
     WakeFailed,
 )
-from bentpipe.daemon.fleet.machine import SatelliteMachine
-from bentpipe.daemon.fleet.messages import (
+from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
+from bentpipe.daemon.fleet.machine.messages import (
     Action,
     Arrived,
     Fail,
@@ -34,7 +34,7 @@ from bentpipe.daemon.fleet.messages import (
     Unseen,
     WaiterId,
 )
-from bentpipe.daemon.fleet.rules import LOOK_MOST_S, PATIENCE_S, RETRY_START_S, STOPS_FORGIVEN, Rules
+from bentpipe.daemon.fleet.machine.rules import LOOK_MOST_S, PATIENCE_S, RETRY_START_S, STOPS_FORGIVEN, Rules
 from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState, SatelliteState, SleepMode
 
 S = SatelliteState

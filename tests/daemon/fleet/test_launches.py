@@ -7,7 +7,7 @@ import pytest
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.fleet.launches import SETTLED_S, Launches
 from bentpipe.daemon.model import MachineId, SatelliteKey
-from bentpipe.daemon.store.sqlite_registry import SqliteRegistry
+from bentpipe.daemon.registry.sqlite import SqliteRegistry
 
 KEY = SatelliteKey("acme", "m")
 

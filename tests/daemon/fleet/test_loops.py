@@ -20,8 +20,8 @@ from bentpipe.daemon.errors import (
     SleepTooEarly,
     WakeFailed,
 )
-from bentpipe.daemon.fleet.machine import SatelliteMachine
-from bentpipe.daemon.fleet.messages import (
+from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
+from bentpipe.daemon.fleet.machine.messages import (
     Action,
     Arrived,
     EndQuiet,
@@ -56,7 +56,7 @@ from bentpipe.daemon.fleet.messages import (
     WaiterId,
     Witnessed,
 )
-from bentpipe.daemon.fleet.rules import (
+from bentpipe.daemon.fleet.machine.rules import (
     APPEAR_GRACE_S,
     BLOCKED_FIRST_S,
     CAPACITY_MOST_S,

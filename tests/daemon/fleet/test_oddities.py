@@ -9,15 +9,15 @@ import pytest
 import trio
 from emulated_fleet import SPEED, Bed, section, speed_up
 
-from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
-from bentpipe.daemon.demo.ec2_emulator.instance import Timings
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.errors import BentpipeError, SatelliteUnusable, WakeFailed
-from bentpipe.daemon.fleet import descending
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.fleet.messages import Lesson
+from bentpipe.daemon.fleet.machine import descent as descending
+from bentpipe.daemon.fleet.machine.messages import Lesson
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import MachineState, SatelliteKey, SatelliteState
+from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.testbed.ec2_emulator.instance import Timings
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 KEY = SatelliteKey("acme", "a")
 TIMES = {"sleep_after": 0.1, "min_awake": 0.0, "wake_deadline": 5, "hold_limit": 10, "retry_after": 0.1}

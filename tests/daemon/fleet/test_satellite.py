@@ -24,7 +24,7 @@ from bentpipe.daemon.errors import (
     WakeFailed,
 )
 from bentpipe.daemon.fleet.lease import Lease
-from bentpipe.daemon.fleet.rules import BLOCKED_FIRST_S, RETRY_START_S, Rules
+from bentpipe.daemon.fleet.machine.rules import BLOCKED_FIRST_S, RETRY_START_S, Rules
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import (
     Address,

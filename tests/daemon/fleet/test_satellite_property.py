@@ -24,12 +24,12 @@ from bentpipe.daemon.errors import (
     ProviderThrottled,
     SleepTooEarly,
 )
-from bentpipe.daemon.fleet import messages as msg
 from bentpipe.daemon.fleet import satellite as module
 from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.lease import Lease
+from bentpipe.daemon.fleet.machine import messages as msg
+from bentpipe.daemon.fleet.machine.rules import CAPACITY_MOST_S, STUCK_STOPPING_S, Rules
 from bentpipe.daemon.fleet.resume import Evidence
-from bentpipe.daemon.fleet.rules import CAPACITY_MOST_S, STUCK_STOPPING_S, Rules
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import Address, MachineId, MachineState, SatelliteKey, SatelliteState, SleepMode, Transition
 

@@ -11,12 +11,12 @@ import trio
 from emulated_fleet import Bed, Use, section, wait_port
 
 from bentpipe.config.model import Ec2RatesSection
-from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
-from bentpipe.daemon.demo.ec2_emulator.instance import Timings
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.fleet import satellite
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
+from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.testbed.ec2_emulator.instance import Timings
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 FLEET = 300
 WAITERS = 1_000

@@ -3,7 +3,7 @@
 import pytest
 
 from bentpipe.daemon.fleet.lease import Lease
-from bentpipe.daemon.fleet.rules import QUIET_WINDOW_S
+from bentpipe.daemon.fleet.machine.rules import QUIET_WINDOW_S
 from bentpipe.daemon.fleet.traffic import QUIET_BYTES_PER_WINDOW, TrafficWatch
 from bentpipe.daemon.model import Address
 

@@ -8,7 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from bentpipe.daemon.errors import ProviderPermanent, SatelliteUnusable
 from bentpipe.daemon.fleet import satellite as module
-from bentpipe.daemon.fleet.rules import Rules
+from bentpipe.daemon.fleet.machine.rules import Rules
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.model import (

@@ -8,11 +8,11 @@ import trio
 from provider_contract import DEADLINE_S
 
 from bentpipe.config.model import Ec2Section, SatelliteEc2Section
-from bentpipe.daemon.demo.ec2_emulator.control import Control
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.model import Address, MachineId
 from bentpipe.daemon.providers.ec2.entry import Ec2Machine
 from bentpipe.daemon.providers.ec2.provider import Ec2Provider
+from bentpipe.daemon.testbed.ec2_emulator.control import Control
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 FLEET = "test"
 TEMPLATE = "builder"

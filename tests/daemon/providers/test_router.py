@@ -9,7 +9,7 @@ from provider_contract import DEADLINE_S, start
 
 from bentpipe.daemon.errors import MachineNotFound
 from bentpipe.daemon.model import Machine, MachineId, MachineState, SleepMode
-from bentpipe.daemon.providers.process import ProcessProvider
+from bentpipe.daemon.providers.process.provider import ProcessProvider
 from bentpipe.daemon.providers.router import Providers
 
 ONE, TWO, UNKNOWN = MachineId("acme.one"), MachineId("acme.two"), MachineId("acme.unknown")

@@ -11,14 +11,14 @@ import trio
 from click.testing import CliRunner
 
 from bentpipe.config.model import PricesSection
+from bentpipe.daemon.ledger.contract import Change, Interval, Stamp
+from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits, WakePhase
 from bentpipe.daemon.report.picture import COLUMNS, LOOKS, Label, Look, Rect, draw
 from bentpipe.daemon.report.summary import spread_of, summarise
 from bentpipe.daemon.report.svg import to_svg
 from bentpipe.daemon.service.cli import main
 from bentpipe.daemon.service.report import parse_since
-from bentpipe.daemon.store.base import Change, Interval, Stamp
-from bentpipe.daemon.store.sqlite import SqliteLedger
 
 S = SatelliteState
 HOUR_US = 3_600_000_000

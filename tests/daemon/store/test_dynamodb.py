@@ -13,15 +13,15 @@ from registry_contract import Registries, RegistryContract
 from rows_contract import RowsContract
 from store_contract import ALWAYS, MOVES, A, B, Clock, LedgerContract, Shelf, Writer, check_laws
 
+from bentpipe.daemon.coordination.contract import Coordination
+from bentpipe.daemon.coordination.dynamodb import DynamoRows
 from bentpipe.daemon.errors import StoreError, StoreUnusable
+from bentpipe.daemon.ledger.dynamodb import DynamoLedger
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
-from bentpipe.daemon.store.coordination import Coordination
-from bentpipe.daemon.store.dynamodb import table as table_module
-from bentpipe.daemon.store.dynamodb.fleets import run_fleet_check
-from bentpipe.daemon.store.dynamodb.ledger import DynamoLedger
-from bentpipe.daemon.store.dynamodb.registry import DynamoRegistry
-from bentpipe.daemon.store.dynamodb.rows import DynamoRows
-from bentpipe.daemon.store.dynamodb.table import Table
+from bentpipe.daemon.registry.dynamodb import DynamoRegistry
+from bentpipe.daemon.store import dynamodb_table as table_module
+from bentpipe.daemon.store.dynamodb_fleets import run_fleet_check
+from bentpipe.daemon.store.dynamodb_table import Table
 
 S = SatelliteState
 EXAMPLES = 6

@@ -8,18 +8,18 @@ import pytest
 from dynamodb_server import DynamoDbServer
 from store_contract import ALWAYS
 
+from bentpipe.daemon.coordination.dynamodb import DynamoRows
 from bentpipe.daemon.edge.admission import Admission
 from bentpipe.daemon.errors import StoreError
+from bentpipe.daemon.ledger.contract import Change, Ledger, Stamp
+from bentpipe.daemon.ledger.dynamodb import DynamoLedger
+from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
-from bentpipe.daemon.store.base import Change, Ledger, Stamp
-from bentpipe.daemon.store.dynamodb.ledger import DynamoLedger
-from bentpipe.daemon.store.dynamodb.registry import DynamoRegistry
-from bentpipe.daemon.store.dynamodb.rows import DynamoRows
-from bentpipe.daemon.store.dynamodb.table import Table
+from bentpipe.daemon.registry.contract import StoredToken
+from bentpipe.daemon.registry.dynamodb import DynamoRegistry
+from bentpipe.daemon.registry.sqlite import SqliteRegistry
+from bentpipe.daemon.store.dynamodb_table import Table
 from bentpipe.daemon.store.malformed import TOLD_ROWS, MalformedRow, MalformedRows
-from bentpipe.daemon.store.registry import StoredToken
-from bentpipe.daemon.store.sqlite import SqliteLedger
-from bentpipe.daemon.store.sqlite_registry import SqliteRegistry
 
 A, B = SatelliteKey("acme", "a"), SatelliteKey("acme", "b")
 GOOD = StoredToken("good", f"sha256:{'1' * 64}", ("acme/*",), 5)

@@ -13,11 +13,11 @@ from registry_contract import Registries, RegistryContract
 from store_contract import ALWAYS, A, Clock, LedgerContract, Shelf, Writer, check_laws
 
 from bentpipe.daemon.errors import StoreError, StoreUnusable
+from bentpipe.daemon.ledger.contract import ENDED_BADLY, Stamp
+from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.registry.sqlite import SqliteRegistry
 from bentpipe.daemon.store import schema
-from bentpipe.daemon.store.base import ENDED_BADLY, Stamp
-from bentpipe.daemon.store.sqlite import SqliteLedger
-from bentpipe.daemon.store.sqlite_registry import SqliteRegistry
 
 KILLS = 12
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from bentpipe.daemon.demo.ec2_emulator.clock import ManualClock
-from bentpipe.daemon.demo.ec2_emulator.control import Control
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
+from bentpipe.daemon.testbed.ec2_emulator.clock import ManualClock
+from bentpipe.daemon.testbed.ec2_emulator.control import Control
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,13 @@ from emulated_ec2 import TEMPLATE, ec2_section, machine, machine_id, running, ta
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bentpipe.daemon.demo.ec2_emulator.clock import ManualClock
-from bentpipe.daemon.demo.ec2_emulator.control import Control
-from bentpipe.daemon.demo.ec2_emulator.instance import OnHibernate, OnStart, OnStop
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.errors import ProviderError
 from bentpipe.daemon.model import Machine, MachineState, SleepMode
 from bentpipe.daemon.providers.ec2.provider import Ec2Provider
+from bentpipe.daemon.testbed.ec2_emulator.clock import ManualClock
+from bentpipe.daemon.testbed.ec2_emulator.control import Control
+from bentpipe.daemon.testbed.ec2_emulator.instance import OnHibernate, OnStart, OnStop
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 ONE = machine_id("acme/one")
 DEADLINE_S = 20.0

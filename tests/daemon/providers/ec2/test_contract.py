@@ -6,8 +6,8 @@ import pytest
 from emulated_ec2 import SATELLITES, TEMPLATE, Ec2Harness, ec2_section, machine, machine_id, running, set_up
 from provider_contract import ProviderContract
 
-from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
+from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 SPEED = 300.0
 

@@ -5,8 +5,6 @@ import trio
 from emulated_ec2 import FLEET, ONE, TEMPLATE, ec2_section, machine, one, running, tags_of, wait_for
 from provider_contract import wait_state
 
-from bentpipe.daemon.demo.ec2_emulator.control import Control
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.errors import (
     LaunchTokenSpent,
     MachineNotFound,
@@ -16,6 +14,8 @@ from bentpipe.daemon.errors import (
     ProviderRetryable,
 )
 from bentpipe.daemon.model import MachineId, MachineState
+from bentpipe.daemon.testbed.ec2_emulator.control import Control
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 
 async def test_a_launch(emulator: Emulator, control: Control) -> None:

@@ -5,8 +5,6 @@ import trio
 from emulated_ec2 import ONE, ec2_section, machine, machine_id, one, running, tags_of, wait_for
 from provider_contract import DEADLINE_S, wait_state
 
-from bentpipe.daemon.demo.ec2_emulator.control import Control
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.errors import (
     MachineNotFound,
     ProviderCapacity,
@@ -21,6 +19,8 @@ from bentpipe.daemon.model import Fault, Machine, MachineState, SleepMode
 from bentpipe.daemon.providers.ec2 import calls, client
 from bentpipe.daemon.providers.ec2.errors import UNANSWERED
 from bentpipe.daemon.providers.ec2.provider import Ec2Provider
+from bentpipe.daemon.testbed.ec2_emulator.control import Control
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 HIBERNATE, STOP = SleepMode.HIBERNATE, SleepMode.STOP
 

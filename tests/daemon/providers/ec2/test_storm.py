@@ -6,9 +6,9 @@ from emulated_ec2 import ec2_section, machine, machine_id, running, tags_of
 from provider_contract import DEADLINE_S, wait_state
 
 from bentpipe.config.model import Ec2RatesSection
-from bentpipe.daemon.demo.ec2_emulator.clock import ScaledClock
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.model import MachineState, SleepMode
+from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 FLEET = 300
 WAITERS = 1_000

@@ -6,10 +6,10 @@ import pytest
 from emulated_ec2 import FLEET, ONE, TEMPLATE, one, tags_of, wait_for
 from provider_contract import wait_state
 
-from bentpipe.daemon.demo.ec2_emulator.control import Control
-from bentpipe.daemon.demo.ec2_emulator.server import Emulator
 from bentpipe.daemon.errors import MachineNotFound, ProviderPermission
 from bentpipe.daemon.model import Fault, MachineState, SleepMode
+from bentpipe.daemon.testbed.ec2_emulator.control import Control
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 OTHERS = [tags_of("acme/two"), tags_of("acme/one", fleet="staging"), {"bentpipe:fleet": "staging"}]
 

@@ -1,0 +1,1 @@
+"""What the engine costs, without a daemon."""

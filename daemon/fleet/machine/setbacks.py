@@ -1,0 +1,125 @@
+"""What a failed attempt to wake means, and the memory of it: pure.
+
+A failure is told to all who wait and replayed to who comes, until it is time for another attempt: a herd must not hammer
+a machine that cannot come up.
+"""
+
+import enum
+import math
+
+from bentpipe.daemon.errors import (
+    BentpipeError,
+    LaunchTokenSpent,
+    MachineNotFound,
+    ProviderCapacity,
+    ProviderError,
+    ProviderPermanent,
+    ProviderRetryable,
+    ProviderThrottled,
+    SatelliteUnusable,
+)
+from bentpipe.daemon.fleet.machine.rules import (
+    BLOCKED_FIRST_S,
+    CAPACITY_MOST_S,
+    FAILURE_MOST_S,
+    RETRY_START_S,
+    THROTTLE_FIRST_S,
+    THROTTLE_MOST_S,
+    backed_off,
+)
+from bentpipe.daemon.model import Fault
+
+
+class Verdict(enum.Enum):
+    """What follows from a failure."""
+
+    AGAIN = "the same call a moment later; nobody is told"
+    THROTTLED = "the same call, later every time; nobody is told"
+    SPENT = "the same call a moment later, for another machine; nobody is told"
+    CAPACITY = "this wake has failed; the next one in minutes"
+    FAILED = "this wake has failed; the next one in seconds, later every time"
+    BLOCKED = "this wake has failed, and people must act; the next one in seconds, then minutes: they may have acted"
+
+
+VERDICTS: tuple[tuple[type[ProviderError], Verdict], ...] = (
+    (ProviderThrottled, Verdict.THROTTLED),
+    (ProviderRetryable, Verdict.AGAIN),
+    (ProviderCapacity, Verdict.CAPACITY),
+    (LaunchTokenSpent, Verdict.SPENT),
+    (ProviderPermanent, Verdict.BLOCKED),
+    (MachineNotFound, Verdict.AGAIN),
+    (ProviderError, Verdict.FAILED),
+)
+"""By the class of a call's error; the first that fits. What is not found is looked at: that look says what follows."""
+
+FAULTS: dict[Fault | None, Verdict] = {
+    Fault.CAPACITY: Verdict.CAPACITY,
+    Fault.PERMISSION: Verdict.BLOCKED,
+    Fault.FOREIGN: Verdict.BLOCKED,
+    Fault.OTHER: Verdict.FAILED,
+    None: Verdict.FAILED,
+}
+"""By what a machine says that came up and went down again, though every call was accepted."""
+
+
+def verdict_on(error: ProviderError) -> Verdict:
+    """Say what follows from a call's error."""
+    return next(verdict for kind, verdict in VERDICTS if isinstance(error, kind))
+
+
+class Setbacks:
+    """Remembers why the satellite cannot be had; times are seconds of one monotonic clock."""
+
+    def __init__(self, retry_after_s: float, capacity_retry_s: float) -> None:
+        self._retry_after_s = retry_after_s
+        self._capacity_retry_s = capacity_retry_s
+        self._error: BentpipeError | None = None
+        self._blocked = False
+        self._failures = 0
+        self._throttled = 0
+        self.retry_at = 0.0
+        """When the next attempt may be made."""
+
+    def next_call_at(self, verdict: Verdict, now: float) -> float:
+        """When the same call may be repeated: after AGAIN, SPENT and THROTTLED."""
+        if verdict is not Verdict.THROTTLED:
+            return now + RETRY_START_S
+        wait_s = backed_off(THROTTLE_FIRST_S, THROTTLE_MOST_S, self._throttled)
+        self._throttled += 1
+        return now + wait_s
+
+    def remember(self, verdict: Verdict, error: BentpipeError, now: float) -> None:
+        """A wake has failed."""
+        self._error = error
+        self._throttled = 0
+        self._blocked = verdict is Verdict.BLOCKED
+        if self._blocked:
+            self.retry_at = now + backed_off(BLOCKED_FIRST_S, FAILURE_MOST_S, self._failures)
+        elif verdict is Verdict.CAPACITY:
+            self.retry_at = now + backed_off(self._capacity_retry_s, CAPACITY_MOST_S, self._failures)
+        else:
+            self.retry_at = now + backed_off(self._retry_after_s, FAILURE_MOST_S, self._failures)
+        self._failures += 1
+
+    def replay(self, now: float) -> BentpipeError | None:
+        """Return the error for who asks now, with the time that is left; None if an attempt may be made."""
+        if self._error is None or now >= self.retry_at:
+            return None
+        left = f"; the next attempt is possible in {math.ceil(self.retry_at - now)} s"
+        kind = SatelliteUnusable if self._blocked else type(self._error)
+        return kind(f"{self._error}{left}", peer_hint=self._error.peer_hint + left)
+
+    def lapse(self, now: float) -> None:
+        """Forget an error whose time is up."""
+        if now >= self.retry_at:
+            self.forgive()
+
+    def forgive(self) -> None:
+        """Somebody has acted: another attempt may be made at once. How many failed in a row is still known."""
+        self._error = None
+        self.retry_at = 0.0
+
+    def clear(self) -> None:
+        """It has worked."""
+        self.forgive()
+        self._failures = self._throttled = 0

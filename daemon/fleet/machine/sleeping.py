@@ -1,0 +1,109 @@
+"""When the satellite may sleep, and in which way, as far as this machine's past tells: pure.
+
+Whether anybody uses it is the machine's business; this is the clock and the memory.
+"""
+
+from bentpipe.daemon.errors import ProviderError, SleepTooEarly
+from bentpipe.daemon.fleet.machine.messages import Learned, Lesson
+from bentpipe.daemon.fleet.machine.rules import (
+    LESSON_S,
+    SLEEP_RETRY_FIRST_S,
+    SLEEP_RETRY_MOST_S,
+    TOO_EARLY_S,
+    VAIN_HIBERNATIONS,
+    Rules,
+    backed_off,
+)
+from bentpipe.daemon.model import Machine, MachineState, Resume, SleepMode
+
+
+class SleepBook:
+    """Times are seconds of one monotonic clock."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self.idle_since = 0.0
+        self._awake_since = 0.0
+        self._not_before = 0.0
+        self._failures = 0
+        self._mode = rules.sleep_mode
+        self._taught_at = 0.0
+        self._vain = 0
+        self._slept_in: MachineState | None = None
+
+    def woke(self, now: float) -> None:
+        """It is operational."""
+        self.idle_since = self._awake_since = now
+
+    def used(self, now: float) -> None:
+        """Somebody has used it until now."""
+        self.idle_since = now
+
+    @property
+    def evictable_at(self) -> float:
+        """From when on it may be put to sleep for another's sake, if nobody uses it."""
+        return max(self._awake_since + self._rules.min_awake_s, self._not_before)
+
+    @property
+    def sleep_at(self) -> float:
+        """When it sleeps if nobody uses it."""
+        return max(self.idle_since + self._rules.sleep_after_s, self.evictable_at)
+
+    def choose_mode(self, machine: Machine, now: float) -> tuple[SleepMode, list[Learned]]:
+        """Say how to put it to sleep, and what is to be said of that."""
+        if self._mode is not self._rules.sleep_mode and now >= self._taught_at + LESSON_S:
+            self._mode = self._rules.sleep_mode
+            self._vain = 0
+        if self._mode is SleepMode.HIBERNATE and not machine.can_hibernate:
+            self._stop_from_now_on(now)
+            return self._mode, [Learned(Lesson.CANNOT_HIBERNATE, machine.reason)]
+        return self._mode, []
+
+    def refused(self, error: ProviderError, now: float) -> Learned:
+        """Hibernation was refused: no more of it for LESSON_S."""
+        self._stop_from_now_on(now)
+        return Learned(Lesson.HIBERNATE_REFUSED, str(error))
+
+    def failed(self, error: ProviderError, now: float) -> None:
+        """It could not be put to sleep: not now."""
+        if isinstance(error, SleepTooEarly):
+            self._not_before = now + TOO_EARLY_S
+        else:
+            self._not_before = now + backed_off(SLEEP_RETRY_FIRST_S, SLEEP_RETRY_MOST_S, self._failures)
+            self._failures += 1
+
+    def fell_asleep(self, machine: Machine, asked: SleepMode | None, now: float) -> list[Learned]:
+        """It sleeps; `asked` is how we wanted it, None if it was not our doing. Returns what is to be said of that."""
+        self._slept_in = machine.state
+        if asked is not None:
+            self._failures = 0
+        if asked is SleepMode.HIBERNATE and machine.state is MachineState.STOPPED:
+            return self._in_vain(Learned(Lesson.FELL_BACK, machine.reason), now)
+        return []
+
+    def witnessed(self, resume: Resume, now: float) -> list[Learned]:
+        """It is known whether the last sleep has kept its memory. Returns what is to be said of that."""
+        if resume is Resume.RESUMED:
+            self._vain = 0
+        elif resume is Resume.COLD and self._slept_in is MachineState.HIBERNATED:
+            return self._in_vain(Learned(Lesson.COLD_RESUME, ""), now)
+        return []
+
+    def reset(self) -> None:
+        """Forget what was learned: the configuration decides again."""
+        self._mode = self._rules.sleep_mode
+        self._vain = self._failures = 0
+        self._not_before = 0.0
+
+    def _stop_from_now_on(self, now: float) -> None:
+        self._mode = SleepMode.STOP
+        self._taught_at = now
+
+    def _in_vain(self, learned: Learned, now: float) -> list[Learned]:
+        self._vain += 1
+        if self._vain >= VAIN_HIBERNATIONS:
+            self._stop_from_now_on(now)
+            words = f"{learned.words}; {self._vain} times in a row: for {LESSON_S / 3600:g} h it is stopped"
+            words = words.removeprefix("; ")
+            return [Learned(learned.lesson, words)]
+        return [learned]

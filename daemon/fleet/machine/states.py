@@ -1,0 +1,118 @@
+"""The states of a satellite as two tables: which may follow which, and what a look at the machine means in each.
+
+Every road there is, our own and those that others force on us (`tests/daemon/fleet/machine/test_states.py` compares):
+
+    UNKNOWN ─▶ SLEEP ─▶ STARTING ─▶ OPERATIONAL ─▶ STOPPING ─▶ SLEEP      the round of every day
+    SLEEP ─▶ CREATING ─▶ OPERATIONAL                                     there was no machine: one is launched
+    CREATING ─▶ STARTING                                                 ... or there was one after all
+    UNKNOWN ─▶ STARTING ─▶ SLEEP                                         found up; a wake that failed
+    UNKNOWN ─▶ STOPPING ─▶ STARTING                                      found going down; it came up again instead
+    UNKNOWN ─▶ FAILED ─▶ SLEEP ─▶ FAILED                                 it is gone, or nobody but people can help
+    STOPPING ─▶ OPERATIONAL ─▶ STARTING                                  sleep called off; restarted by others
+    OPERATIONAL ─▶ SLEEP ─▶ STOPPING                                     others were quicker than our looks
+    STARTING ─▶ STOPPING ─▶ FAILED                                       stopped by others; gone
+    CREATING ─▶ STOPPING                                                 stopped by others
+    CREATING ─▶ SLEEP                                                    the launch failed
+    FAILED ─▶ STARTING ─▶ FAILED ─▶ STOPPING                             others have revived it
+    OPERATIONAL ─▶ FAILED                                                terminated by others
+    CREATING ─▶ FAILED                                                   launching it is forbidden
+"""
+
+import enum
+
+from bentpipe.daemon.model import MachineState, SatelliteState
+
+S = SatelliteState
+M = MachineState
+
+TRANSITIONS: dict[SatelliteState, frozenset[SatelliteState]] = {
+    S.UNKNOWN: frozenset({S.SLEEP, S.STARTING, S.STOPPING, S.FAILED}),
+    S.SLEEP: frozenset({S.CREATING, S.STARTING, S.STOPPING, S.FAILED}),
+    S.CREATING: frozenset({S.OPERATIONAL, S.STARTING, S.SLEEP, S.STOPPING, S.FAILED}),
+    S.STARTING: frozenset({S.OPERATIONAL, S.SLEEP, S.STOPPING, S.FAILED}),
+    S.OPERATIONAL: frozenset({S.STOPPING, S.SLEEP, S.STARTING, S.FAILED}),
+    S.STOPPING: frozenset({S.SLEEP, S.STARTING, S.OPERATIONAL, S.FAILED}),
+    S.FAILED: frozenset({S.SLEEP, S.STARTING, S.STOPPING}),
+}
+"""Every legal change of state; the machine refuses any other."""
+
+ASLEEP = frozenset({M.STOPPED, M.HIBERNATED})
+UP = frozenset({M.PENDING, M.RUNNING})
+
+
+class Sight(enum.Enum):
+    """What a look at the machine tells, given the satellite's state."""
+
+    NOTHING = "as it should be"
+    ROSE = "it comes up though we did not ask for it now"
+    COMING = "the wake goes on"
+    LOOKS_UP = "it runs; unless its address has changed, as it should"
+    RESTARTED = "it was restarted: nobody is let in before its port has answered"
+    FALLING = "it goes down, by others' doing"
+    DROPPED = "it goes down as we asked"
+    RISEN = "it is up while we wait for it to go down; whether that means anything depends on our call"
+    DOWN = "asleep in the middle of a wake: not started yet, or come up and gone down again"
+    ASLEEP = "it has fallen asleep"
+    STILL_ASLEEP = "asleep; if that is how it failed, no reason to try again"
+    VANISHED = "not to be seen though launched: perhaps not to be seen yet"
+    GONE = "there is no such machine"
+
+
+SIGHTS: dict[SatelliteState, dict[MachineState, Sight]] = {
+    S.UNKNOWN: {
+        M.PENDING: Sight.ROSE,
+        M.RUNNING: Sight.ROSE,
+        M.STOPPING: Sight.FALLING,
+        M.STOPPED: Sight.ASLEEP,
+        M.HIBERNATED: Sight.ASLEEP,
+        M.TERMINATED: Sight.GONE,
+    },
+    S.SLEEP: {
+        M.PENDING: Sight.ROSE,
+        M.RUNNING: Sight.ROSE,
+        M.STOPPING: Sight.FALLING,
+        M.STOPPED: Sight.NOTHING,
+        M.HIBERNATED: Sight.NOTHING,
+        M.TERMINATED: Sight.GONE,
+    },
+    S.CREATING: {
+        M.PENDING: Sight.COMING,
+        M.RUNNING: Sight.COMING,
+        M.STOPPING: Sight.FALLING,
+        M.STOPPED: Sight.DOWN,
+        M.HIBERNATED: Sight.DOWN,
+        M.TERMINATED: Sight.VANISHED,
+    },
+    S.STARTING: {
+        M.PENDING: Sight.COMING,
+        M.RUNNING: Sight.COMING,
+        M.STOPPING: Sight.FALLING,
+        M.STOPPED: Sight.DOWN,
+        M.HIBERNATED: Sight.DOWN,
+        M.TERMINATED: Sight.GONE,
+    },
+    S.OPERATIONAL: {
+        M.PENDING: Sight.RESTARTED,
+        M.RUNNING: Sight.LOOKS_UP,
+        M.STOPPING: Sight.FALLING,
+        M.STOPPED: Sight.ASLEEP,
+        M.HIBERNATED: Sight.ASLEEP,
+        M.TERMINATED: Sight.GONE,
+    },
+    S.STOPPING: {
+        M.PENDING: Sight.RISEN,
+        M.RUNNING: Sight.RISEN,
+        M.STOPPING: Sight.DROPPED,
+        M.STOPPED: Sight.ASLEEP,
+        M.HIBERNATED: Sight.ASLEEP,
+        M.TERMINATED: Sight.GONE,
+    },
+    S.FAILED: {
+        M.PENDING: Sight.ROSE,
+        M.RUNNING: Sight.ROSE,
+        M.STOPPING: Sight.FALLING,
+        M.STOPPED: Sight.STILL_ASLEEP,
+        M.HIBERNATED: Sight.STILL_ASLEEP,
+        M.TERMINATED: Sight.NOTHING,
+    },
+}

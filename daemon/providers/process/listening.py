@@ -1,0 +1,160 @@
+"""Does a satellite's port listen yet? Answered from the kernel's tables, so that the satellite notices nothing.
+
+A trial connection would be a client of its own to the satellite: logged, counted, and left half-greeted. And it could
+not tell whose port it is: a stranger on a fixed port would be taken for the satellite and be sent its clients.
+"""
+
+import enum
+import errno
+import ipaddress
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from bentpipe.daemon.providers.process.containment import PROC
+from bentpipe.daemon.providers.process.sock_diag import Listening, dump_listeners, find_listener
+
+LISTEN = "0A"
+"""TCP_LISTEN in the `st` column of /proc/net/tcp."""
+
+
+FRESH_S = 0.005
+"""How old an answer of the kernel's may be: half of the pause between two questions about the same satellite."""
+
+Table = dict[int, list[tuple[bytes, str]]]
+"""By port: addresses, packed, and sockets' inodes."""
+
+
+class Whose(enum.Enum):
+    """Whose a listener is."""
+
+    NOBODY = "nobody listens"
+    OURS = "one of the processes in question"
+    STRANGER = "none of them"
+
+
+class Listeners:
+    """The kernel's listeners, dumped once however many satellites boot at the same time."""
+
+    def __init__(self, fresh_s: float = FRESH_S) -> None:
+        self._fresh_s = fresh_s
+        self._dumped: dict[socket.AddressFamily, tuple[float, Table]] = {}
+
+    def is_listening(self, host: str, port: int, pids: Callable[[], Iterable[int]]) -> bool:
+        """Say whether one of `pids()` listens on `port` so that a connection to the IP address `host` would reach it.
+
+        `pids` is called only if somebody listens there at all.
+        """
+        return _whose(self._listening(host, port), pids, set()) is Whose.OURS
+
+    def is_taken(self, host: str, port: int) -> bool:
+        """Say whether anybody listens on `port` so that a connection to `host` would reach them."""
+        return bool(self._listening(host, port))
+
+    def whose(self, host: str, port: int, pids: Callable[[], Iterable[int]], known: set[str]) -> "Whose":
+        """Say whose listener a connection to `host` and `port` would reach at this moment.
+
+        `known` holds inodes that were found to be those of `pids()`, and takes another one: a socket that still listens
+        has not changed hands, so that the processes' files are looked through once.
+        """
+        try:
+            found = find_listener(ipaddress.ip_address(host), port)
+        except OSError:  # no sock_diag in this kernel, or no AF_NETLINK in this sandbox
+            return _whose(self._listening(host, port), pids, known)
+        return _whose(set() if found is None else {found}, pids, known)
+
+    def _listening(self, host: str, port: int) -> set[str]:
+        return {
+            inode
+            for family, addresses in _ways_to(host)
+            for address, inode in self._table(family).get(port, ())
+            if address in addresses
+        }
+
+    def _table(self, family: socket.AddressFamily) -> Table:
+        now = time.monotonic()
+        dumped_at, table = self._dumped.get(family, (-math.inf, {}))
+        if now - dumped_at > self._fresh_s:
+            table = {}
+            for port, address, inode in _dump(family):
+                table.setdefault(port, []).append((address, inode))
+            self._dumped[family] = now, table
+        return table
+
+
+def _ways_to(host: str) -> Iterator[tuple[socket.AddressFamily, set[bytes]]]:
+    """The addresses that take connections to `host`."""
+    address = ipaddress.ip_address(host)
+    any_v6 = bytes(16)
+    if isinstance(address, ipaddress.IPv4Address):
+        yield socket.AF_INET, {address.packed, bytes(4)}
+        # A dual-stack socket takes IPv4 clients too (Go's and grpc's default).
+        yield socket.AF_INET6, {ipaddress.IPv6Address(f"::ffff:{address}").packed, any_v6}
+    else:
+        yield socket.AF_INET6, {address.packed, any_v6}
+
+
+def _dump(family: socket.AddressFamily) -> list[Listening]:
+    try:
+        return list(dump_listeners(family))
+    except OSError:  # no sock_diag in this kernel, or no AF_NETLINK in this sandbox: dearer, and as true
+        return list(read_listeners(family))
+
+
+def read_listeners(family: socket.AddressFamily) -> Iterator[Listening]:
+    """The same as `dump_listeners`, from /proc/net/tcp."""
+    try:
+        lines = (PROC / "self/net" / ("tcp" if family == socket.AF_INET else "tcp6")).open(encoding="ascii")
+    except FileNotFoundError:  # no IPv6 on this host
+        return
+    with lines:
+        next(lines, None)
+        for line in lines:
+            fields = line.split()
+            # The kernel lists all listeners first. Beyond them come the connections, many thousands on an edge host.
+            if fields[3] != LISTEN:
+                return
+            bound, _, port = fields[1].partition(":")
+            # 32-bit words in the host's byte order.
+            words = (int(bound[i : i + 8], 16) for i in range(0, len(bound), 8))
+            yield int(port, 16), b"".join(word.to_bytes(4, sys.byteorder) for word in words), fields[9]
+
+
+def _whose(inodes: set[str], pids: Callable[[], Iterable[int]], known: set[str]) -> Whose:
+    if not inodes:
+        return Whose.NOBODY
+    if not inodes <= known:
+        if not _own_one(inodes, pids):
+            return Whose.STRANGER
+        known.clear()
+        known |= inodes
+    return Whose.OURS
+
+
+def _own_one(inodes: set[str], pids: Callable[[], Iterable[int]]) -> bool:
+    targets = {f"socket:[{inode}]" for inode in inodes}
+    hidden = False
+    for pid in pids():
+        folder = PROC / str(pid) / "fd"
+        try:
+            if any(_link(folder / fd) in targets for fd in os.listdir(folder)):
+                return True
+        except PermissionError:
+            # A command that changes its user, or is not dumpable, keeps its files from us: then the port must do.
+            hidden = True
+        except FileNotFoundError:
+            continue
+    return hidden
+
+
+def _link(path: Path) -> str:
+    try:
+        return os.readlink(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESRCH):
+            return ""
+        raise

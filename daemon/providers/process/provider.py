@@ -1,0 +1,257 @@
+"""The provider `process`: satellites that are commands run on this host.
+
+Owns: every process it has started, until nothing of it is left, and the choice between cgroups and process groups.
+Knows nothing of satellites' clients. Used by the fleet through `base.Provider`; run, stopped and asked for its
+isolation by the service. States and transitions are in `local_machine`.
+
+Four ways lead out, and each leaves no process behind: stop(), the satellite's own death, `aclose` (or cancelling
+`run`), and the daemon's sudden death. For that last one the kernel kills each leader (setpriv --pdeathsig), and the
+next daemon under the same cgroup kills the rest. With process groups the rest of such a group stays: a reason to
+give the daemon a cgroup (Delegate=yes).
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import trio
+
+from bentpipe.config.model import ProcessSection
+from bentpipe.daemon.errors import MachineNotFound, ProviderPermanent, ProviderRetryable
+from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, SleepMode
+from bentpipe.daemon.providers.process.cgroup import CgroupTree, find_own_cgroup, sweep_stale
+from bentpipe.daemon.providers.process.containment import PROC, Isolation, Isolator, ProcessGroups
+from bentpipe.daemon.providers.process.listening import Listeners
+from bentpipe.daemon.providers.process.machine import Life, LocalMachine
+from bentpipe.daemon.providers.process.output import Output
+from bentpipe.daemon.providers.process.spawn import find_prlimit, find_setpriv, pick_port, spawn
+from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
+
+log = logging.getLogger("bentpipe.providers.process")
+
+
+class ProcessProvider:
+    """Starts, freezes and stops local commands. `run` must run while any other method is used.
+
+    `log_dir`, if given, takes one bounded log file per machine; otherwise output is logged at level debug.
+    `isolation` demands one kind; by default it is a cgroup where that works, else a process group.
+    `soft_files` is the soft limit of open files that the commands get; by default this process's own.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[MachineId, ProcessSection],
+        log_dir: Path | None = None,
+        *,
+        isolation: Isolation | None = None,
+        soft_files: int | None = None,
+    ) -> None:
+        listeners = Listeners()
+        self._machines = {
+            machine_id: LocalMachine(machine_id, section, log_dir, listeners) for machine_id, section in specs.items()
+        }
+        self._wanted = isolation
+        self._soft_files = soft_files
+        self._isolator: Isolator | None = None
+        self._wrappers: tuple[str, ...] = ()
+        self._nursery: trio.Nursery | None = None
+        self._machines_scope = trio.CancelScope(shield=True)
+        self._close_asked = trio.Event()
+        self._closed = trio.Event()
+
+    @property
+    def isolation(self) -> Isolation | None:
+        """Which kind is in use; None before `run` has started."""
+        return None if self._isolator is None else self._isolator.isolation
+
+    @property
+    def call_counts(self) -> Mapping[tuple[str, str], int]:
+        """None: there is no API to call."""
+        return {}
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the machines' tasks until `aclose`. Cancelled, it stops every process first, as `aclose` does.
+
+        Raises OSError if the kind of isolation that was demanded is not to be had.
+        """
+        isolator = await open_isolator(self._wanted)
+        # It may have been run before, and failed.
+        self._isolator, self._closed, self._machines_scope = isolator, trio.Event(), trio.CancelScope(shield=True)
+        try:
+            fields = {"isolation": self._isolator.isolation.value, "detail": self._isolator.detail}
+            self._wrappers = await self._find_wrappers(fields)
+            log.info("isolation of satellites", extra={"fields": fields})
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._run_machines)
+                try:
+                    task_status.started()
+                    await self._close_asked.wait()
+                finally:
+                    with trio.CancelScope(shield=True), contained(Owner("process end")):
+                        await self._stop_all()  # bounded by each machine's wait_ended
+                    self._machines_scope.cancel()
+                    nursery.cancel_scope.cancel()
+        finally:
+            with contained(Owner("process cleaning up")):
+                self._isolator.close()
+            self._closed.set()
+
+    async def _find_wrappers(self, fields: dict[str, str]) -> tuple[str, ...]:
+        """Say in `fields` what is not to be had."""
+        wrappers = await find_setpriv()
+        if not wrappers:
+            fields["warning"] = "no setpriv with --pdeathsig: satellites outlive a daemon that is killed"
+        if self._soft_files is None:
+            return wrappers
+        prlimit = await find_prlimit(self._soft_files)
+        if not prlimit:
+            fields["open_files"] = "no prlimit: satellites have the daemon's soft limit, which it has raised"
+        return (*wrappers, *prlimit)
+
+    async def aclose(self) -> None:
+        """Stop every process: SIGTERM (thawing the frozen), each machine's grace, SIGKILL. Nothing starts any more.
+
+        Takes at most the longest grace and ten seconds, even when cancelled. Does nothing if `run` never ran.
+        """
+        self._close_asked.set()
+        if self._isolator is not None:
+            with trio.CancelScope(shield=True):
+                await self._closed.wait()
+
+    async def describe(self, machine_id: MachineId) -> Machine:
+        """Say how the machine is now. Raises MachineNotFound."""
+        await trio.lowlevel.checkpoint()
+        return self._machine(machine_id).look
+
+    async def wait_changed(self, seen: Machine) -> Machine:
+        """Return as soon as the machine differs from `seen`; one that is not configured is TERMINATED."""
+        machine = self._machines.get(seen.machine_id)
+        if machine is not None:
+            return await machine.wait_changed(seen)
+        gone = Machine(seen.machine_id, MachineState.TERMINATED)
+        await trio.lowlevel.checkpoint()
+        return gone if seen != gone else await trio.sleep_forever()
+
+    def vouches_nowait(self, look: Machine) -> bool:
+        """Whether the machine is as seen, and nobody else listens on its port. One look at the kernel's listeners."""
+        machine = self._machines.get(look.machine_id)
+        return machine is not None and machine.look == look and machine.has_port()
+
+    async def start(self, machine_id: MachineId) -> None:
+        """Spawn or thaw the machine's process.
+
+        Raises MachineNotFound, ProviderPermanent (it cannot be executed), ProviderRetryable.
+        """
+        await trio.lowlevel.checkpoint()
+        machine = self._machine(machine_id)
+        machine.begin_nowait(self._tasks(), lambda: self._spawn(machine_id, machine))
+
+    async def launch(self, machine_id: MachineId, token: str) -> None:
+        """Spawn the process of a machine that was destroyed; a configured machine exists without being launched.
+
+        Raises MachineNotFound, ProviderPermanent, ProviderRetryable.
+        """
+        await trio.lowlevel.checkpoint()
+        machine = self._machine(machine_id)
+        machine.recreate_nowait(self._tasks(), lambda: self._spawn(machine_id, machine))
+
+    async def terminate(self, machine_id: MachineId) -> None:
+        """Ask the machine's process to end, for good: it is TERMINATED once nothing of it is left."""
+        await trio.lowlevel.checkpoint()
+        self._machine(machine_id).destroy_nowait()
+
+    async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
+        """Freeze the machine's process, or ask it to end. Raises MachineNotFound, SleepModeRefused, ProviderRetryable.
+
+        A freeze is waited for, a few milliseconds, because only then it is known whether it is refused. `force` does not
+        wait for the grace of a process that was asked to end.
+        """
+        await trio.lowlevel.checkpoint()
+        machine = self._machine(machine_id)
+        if force and machine.look.state is MachineState.STOPPING:
+            machine.kill_nowait()
+        if machine.look.state not in (MachineState.PENDING, MachineState.RUNNING):
+            return
+        match mode:
+            case SleepMode.HIBERNATE:
+                await machine.hibernate(self._tasks())
+            case SleepMode.STOP:
+                machine.end_nowait()
+
+    def _machine(self, machine_id: MachineId) -> LocalMachine:
+        try:
+            return self._machines[machine_id]
+        except KeyError:
+            raise MachineNotFound(f"no process is configured as {machine_id}") from None
+
+    def _tasks(self) -> trio.Nursery:
+        if self._nursery is None or self._close_asked.is_set():
+            raise ProviderRetryable("the process provider is not running")
+        return self._nursery
+
+    def _spawn(self, machine_id: MachineId, machine: LocalMachine) -> Life:
+        isolator = self._isolator
+        if isolator is None:
+            raise ProviderRetryable("the process provider is not running")
+        section = machine.section
+        taken = {other.port for other in self._machines.values() if other.port is not None}
+        address = Address(section.host, section.port or pick_port(section.host, taken))
+        try:
+            containment = isolator.contain(machine_id)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise ProviderRetryable(f"the last run has not been cleaned up: {error}") from error
+            raise ProviderPermanent(f"cannot isolate: {error}") from error
+        try:
+            child, output_fd = spawn(section, address, containment, self._wrappers)
+        except BaseException:
+            containment.remove()
+            raise
+        try:
+            output = Output(machine_id, output_fd, machine.log_file)
+        except BaseException:
+            child.abandon()
+            with contained(Owner("process cleaning up", machine_id)):
+                containment.kill()
+            os.close(output_fd)
+            raise
+        return Life(child, containment, output, address)
+
+    async def _run_machines(self, task_status: trio.TaskStatus[None]) -> None:
+        # Shielded: the tasks that see processes end must outlast a cancelled `run` until it has stopped them all.
+        with self._machines_scope:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                await trio.sleep_forever()
+
+    async def _stop_all(self) -> None:
+        self._close_asked.set()
+        async with trio.open_nursery() as nursery:
+            for machine in self._machines.values():
+                with contained(Owner("process end", machine.look.machine_id)):
+                    machine.end_nowait()
+                owner = Owner("process end", machine.look.machine_id, Decision.GIVE_UP)
+                nursery.start_soon(run_owned, owner, machine.wait_ended)
+
+
+async def open_isolator(wanted: Isolation | None = None) -> Isolator:
+    """Open the best isolation there is, or the one demanded; also sweeps up after dead daemons. Close it after use.
+
+    For `bentpipe doctor` too, whose answer is then what the daemon would do. Raises OSError if it cannot have `wanted`.
+    """
+    if wanted is Isolation.PROCESS_GROUP:
+        return ProcessGroups("asked for")
+    try:
+        parent = find_own_cgroup((PROC / "self/mountinfo").read_text(), (PROC / "self/cgroup").read_text())
+        if parent is None:
+            raise FileNotFoundError("no cgroup v2 is mounted")
+        if swept := await sweep_stale(parent):
+            log.warning("killed what a dead daemon left", extra={"fields": {"cgroups": " ".join(swept)}})
+        return CgroupTree(parent)
+    except OSError as error:
+        if wanted is Isolation.CGROUP:
+            raise
+        return ProcessGroups(f"no cgroup: {error}")

@@ -1,0 +1,192 @@
+"""From a satellite's section to a running child: its port, command line, environment and descriptors.
+
+Owns: everything between the configuration and exec. Knows nothing of states. Everything here is short and synchronous;
+it must be called on the Trio thread, see `spawn`.
+"""
+
+import errno
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import trio
+
+from bentpipe.config.model import ProcessSection
+from bentpipe.daemon.errors import ProviderError, ProviderPermanent, ProviderRetryable
+from bentpipe.daemon.model import Address
+from bentpipe.daemon.providers.process.containment import Containment
+
+INHERITED = ("PATH", "HOME", "LANG")
+"""All a satellite gets of the daemon's environment. The rest may hold credentials, or belong to the daemon alone:
+NOTIFY_SOCKET, WATCHDOG_PID and LISTEN_FDS would make a satellite speak to systemd in its name."""
+
+DIE_WITH_PARENT = ("--pdeathsig", "KILL", "--")
+"""setpriv(1) options: the kernel kills the child when the daemon dies without having stopped it."""
+
+SOFT_FILES = "--nofile={}:"
+"""prlimit(1) option: the soft limit of open files alone. The daemon raises its own; a program that uses select(2) must not
+have a descriptor above 1,023, so what it starts gets the limit that the daemon was started with."""
+
+PORT_ATTEMPTS = 20
+"""Free ports to ask for before giving up on one that no other satellite of ours has been given."""
+
+PASSING_ERRNOS = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.EINTR})
+"""Of failures to spawn: those that a moment later may not happen."""
+
+
+class Child:
+    """A spawned leader. Owns its pidfd, and the duty to reap it."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], pid_fd: int) -> None:
+        self.pid = popen.pid
+        self._popen = popen
+        self._pid_fd = pid_fd
+
+    async def wait_exit(self) -> None:
+        """Return as soon as the leader is dead; it stays a zombie."""
+        await trio.lowlevel.wait_readable(self._pid_fd)
+
+    def abandon(self) -> None:
+        """Kill the leader, which has just been spawned, and reap it: what it needs could not be had."""
+        self._popen.kill()
+        self.reap()
+
+    def reap(self) -> int:
+        """Reap the dead leader. Returns its status as subprocess does: -N for signal N. Call once."""
+        try:
+            os.close(self._pid_fd)
+        finally:
+            status = self._popen.wait()
+        return status
+
+
+async def find_setpriv() -> tuple[str, ...]:
+    """Find what makes a command die with the daemon: a setpriv(1) that knows --pdeathsig. Empty if there is none."""
+    path = shutil.which("setpriv")
+    if path is None:
+        return ()
+    # Busybox has a setpriv without this option.
+    done = await trio.run_process([path, *DIE_WITH_PARENT, "/bin/sh", "-c", ":"], check=False, capture_stderr=True)
+    return (path, *DIE_WITH_PARENT) if done.returncode == 0 else ()
+
+
+async def find_prlimit(soft_files: int) -> tuple[str, ...]:
+    """Find what gives a command this soft limit of open files: a prlimit(1) that does. Empty if there is none.
+
+    In the child's own steps, before its first instruction: whoever looks at its limit at its start must see this one.
+    """
+    path = shutil.which("prlimit")
+    if path is None:
+        return ()
+    command = (path, SOFT_FILES.format(soft_files))
+    done = await trio.run_process([*command, "/bin/sh", "-c", ":"], check=False, capture_stderr=True)
+    return command if done.returncode == 0 else ()
+
+
+def pick_port(host: str, taken: Collection[int]) -> int:
+    """Ask the kernel for a free port that is not in `taken`. Raises ProviderRetryable, ProviderPermanent.
+
+    Between this and the satellite's own bind somebody else may get it. Then the satellite fails to bind, exits with
+    its own words, and is started again by whoever wants it; nobody is sent to the stranger, see `listening`.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        for _ in range(PORT_ATTEMPTS):
+            with socket.socket(family, socket.SOCK_STREAM) as sock:
+                sock.bind((host, 0))
+                port: int = sock.getsockname()[1]
+            if port not in taken:
+                return port
+    except OSError as error:
+        raise _provider_error(f"no port to be had on {host}", error) from error
+    raise ProviderRetryable(f"no free port on {host}")
+
+
+def build_environment(section: ProcessSection, own: Mapping[str, str]) -> dict[str, str]:
+    """Build a satellite's environment: a few of our own variables, and what its section says."""
+    inherited = {name: own[name] for name in INHERITED if name in own}
+    return {"PATH": os.defpath, **inherited, **section.environment}
+
+
+def resolve_command(section: ProcessSection, address: Address, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Fill in address and program path. Raises ProviderPermanent if there is no such program or folder.
+
+    Looked up here because the child goes through wrappers, whose own exec errors come too late to be a clear answer.
+    """
+    if section.directory is not None and not section.directory.is_dir():
+        raise ProviderPermanent(f"cannot start: no such directory: {section.directory}")
+    program, *arguments = (
+        argument.replace("{port}", str(address.port)).replace("{host}", address.host) for argument in section.command
+    )
+    if "/" in program:
+        path = Path(section.directory or ".").absolute() / program
+        if not path.exists():
+            raise ProviderPermanent(f"cannot start: no such program: {path}")
+        if not path.is_file() or not os.access(path, os.X_OK):
+            raise ProviderPermanent(f"cannot start: not an executable file: {path}")
+        return (str(path), *arguments)
+    found = shutil.which(program, path=environment["PATH"])
+    if found is None:
+        raise ProviderPermanent(f"cannot start: no program {program!r} in {environment['PATH']}")
+    return (found, *arguments)
+
+
+def spawn(
+    section: ProcessSection, address: Address, containment: Containment, wrappers: tuple[str, ...]
+) -> tuple[Child, int]:
+    """Start the command, contained. Returns the child and the reading end of its output, both the caller's.
+
+    `wrappers` are a command line in front of it: what `find_setpriv` and `find_prlimit` have found.
+
+    Raises ProviderPermanent or ProviderRetryable; then nothing is left running.
+
+    Must run on the Trio thread, which is the main one: the kernel sends the parent-death signal when the THREAD that
+    forked ends, so a spawn in a worker thread (as trio.lowlevel.open_process does) would be killed with the idle
+    worker. It blocks for the vfork and exec only, a millisecond or two.
+    """
+    environment = build_environment(section, os.environ)
+    command = resolve_command(section, address, environment)
+    try:
+        read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    except OSError as error:
+        raise _provider_error("cannot start", error) from error
+    try:
+        child = _spawn_with(containment.wrap((*wrappers, *command)), section.directory, environment, write_fd)
+    except BaseException as error:
+        os.close(read_fd)
+        if isinstance(error, OSError):
+            raise _provider_error("cannot start", error) from error
+        raise
+    finally:
+        os.close(write_fd)
+    containment.adopt(child.pid)
+    return child, read_fd
+
+
+def _spawn_with(argv: tuple[str, ...], directory: Path | None, environment: dict[str, str], output_fd: int) -> Child:
+    # A session of its own, not only a process group: the daemon's terminal, and its hang-up, are none of a satellite's
+    # business, and a stopped group whose parent dies in the same session would be sent SIGHUP.
+    popen = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=output_fd,
+        stderr=output_fd,
+        cwd=directory,
+        env=environment,
+        start_new_session=True,
+        close_fds=True,
+    )
+    try:
+        return Child(popen, os.pidfd_open(popen.pid))
+    except BaseException:
+        popen.kill()
+        popen.wait()
+        raise
+
+
+def _provider_error(what: str, error: OSError) -> ProviderError:
+    kind = ProviderRetryable if error.errno in PASSING_ERRNOS else ProviderPermanent
+    return kind(f"{what}: {error}")

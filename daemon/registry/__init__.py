@@ -1,0 +1,1 @@
+"""Tokens (as hashes) and the generations of launched machines: one contract, and its adapters."""

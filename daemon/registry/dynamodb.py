@@ -1,0 +1,184 @@
+"""The registry in DynamoDB: see `bentpipe.daemon.registry.contract`."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from bentpipe.daemon.model import MachineId, SatelliteKey
+from bentpipe.daemon.registry.contract import (
+    CUT_KEPT_S,
+    Registration,
+    StoreConflict,
+    StoredCut,
+    StoredToken,
+    registration_of,
+    stored_cut,
+    stored_token,
+)
+from bentpipe.daemon.store.dynamodb_table import ConditionFailed, Table, given, given_number, key_of, text
+from bentpipe.daemon.store.malformed import MalformedRow, MalformedRows
+
+if TYPE_CHECKING:
+    from types_boto3_dynamodb.type_defs import TransactWriteItemTypeDef
+
+    from bentpipe.daemon.store.dynamodb_table import Item
+
+SATELLITE = "SATELLITE"
+TOKEN = "TOKEN"
+TOKEN_HASH = "TOKEN-HASH"
+CUT = "CUT"
+
+
+class DynamoRegistry:
+    """`Registry` in the table."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._malformed_cuts = MalformedRows("cut")
+        self._malformed_tokens, self._malformed = MalformedRows("token"), MalformedRows("registration")
+
+    async def tokens(self) -> tuple[StoredToken, ...]:
+        """See Registry."""
+        return tuple(self._malformed_tokens.read(await self._table.query(TOKEN), key_of, _token))
+
+    async def add_token(self, token: StoredToken) -> None:
+        """See Registry."""
+        # Repeated after a lost answer it finds itself: what is there may be the very same.
+        ours = "attribute_not_exists(pk) OR (token_hash = :hash AND created_us = :at)"
+        values: Item = {":hash": {"S": token.token_hash}, ":at": {"N": str(token.created_us)}}
+        body: Item = {
+            "token_hash": {"S": token.token_hash},
+            "created_us": {"N": str(token.created_us)},
+            "grants": {"L": [{"S": grant} for grant in token.grants]},
+            "token_name": {"S": token.name},
+        }
+        if any(known == token for known in await self.tokens()):
+            raise StoreConflict(f"there is a token {token.name!r} already")
+        try:
+            await self._table.transact(
+                [
+                    {
+                        "Put": {
+                            "TableName": self._table.name,
+                            "Item": {"pk": {"S": pk}, "sk": {"S": sk}, **body},
+                            "ConditionExpression": condition,
+                            "ExpressionAttributeValues": used,
+                        }
+                    }
+                    for pk, sk, condition, used in (
+                        (TOKEN, token.name, ours, values),
+                        (
+                            *(TOKEN_HASH, token.token_hash),
+                            "attribute_not_exists(pk) OR (token_name = :name AND created_us = :at)",
+                            {":name": {"S": token.name}, ":at": values[":at"]},
+                        ),
+                    )
+                ]
+            )
+        except ConditionFailed as exc:
+            raise StoreConflict(f"there is a token {token.name!r} already") from exc
+
+    async def revoke_token(self, name: str, *, cut_at_us: int | None = None) -> bool:
+        """See Registry."""
+        found = await self._table.get(TOKEN, name)
+        if not found:
+            return False
+        # Of the token that was found, and not of another that has taken its name meanwhile.
+        # A row that lacks the time is malformed, and is to go as well.
+        same: Item = {":at": found.get("created_us", {"N": "0"})}
+        condition = "attribute_not_exists(pk) OR attribute_not_exists(created_us) OR created_us = :at"
+        rows = [(TOKEN, name)]
+        with contextlib.suppress(MalformedRow):  # by a malformed row nobody can tell whose the other one is
+            given_number(found, "created_us")
+            rows.append((TOKEN_HASH, given(found, "token_hash")))
+        writes: list[TransactWriteItemTypeDef] = [
+            {
+                "Delete": {
+                    "TableName": self._table.name,
+                    "Key": {"pk": {"S": pk}, "sk": {"S": sk}},
+                    "ConditionExpression": condition,
+                    "ExpressionAttributeValues": same,
+                }
+            }
+            for pk, sk in rows
+        ]
+        if cut_at_us is not None:
+            await self._forget_cuts(before_us=cut_at_us - int(CUT_KEPT_S * 1e6))
+            cut: Item = {"pk": {"S": CUT}, "sk": {"S": name}, "at_us": {"N": str(cut_at_us)}}
+            writes.append({"Put": {"TableName": self._table.name, "Item": cut}})
+        try:
+            await self._table.transact(writes)
+        except ConditionFailed as exc:
+            raise StoreConflict(f"another token has taken the name {name!r} meanwhile") from exc
+        return True
+
+    async def cuts(self) -> tuple[StoredCut, ...]:
+        """See Registry."""
+        items = await self._table.query(CUT)
+        return tuple(
+            self._malformed.read(items, key_of, lambda i: stored_cut(given(i, "sk"), given_number(i, "at_us")))
+        )
+
+    async def _forget_cuts(self, *, before_us: int) -> None:
+        for cut in await self.cuts():
+            if cut.at_us < before_us:
+                await self._table.delete(CUT, cut.name)
+
+    async def satellites(self) -> tuple[Registration, ...]:
+        """See Registry."""
+        items = [item for item in await self._table.query(SATELLITE) if "forgotten" not in item]
+        return tuple(sorted(self._malformed.read(items, key_of, _registration), key=lambda each: each.key))
+
+    async def begin_generation(self, key: SatelliteKey, *, after: int, owner: str, at_us: int) -> Registration:
+        """See Registry."""
+        known = await self._table.get(SATELLITE, str(key))
+        if known and "forgotten" not in known and given_number(known, "generation") != after:
+            return _registration(known)
+        generation = given_number(known, "generation") + 1 if known else after + 1
+        seen = "generation = :seen" if known else "attribute_not_exists(generation)"
+        values: Item = {
+            ":generation": {"N": str(generation)},
+            ":owner": {"S": owner},
+            ":at": {"N": str(at_us)},
+            **({":seen": known["generation"]} if known else {}),
+        }
+        change = "SET generation = :generation, owned_by = :owner, created_us = :at REMOVE machine, forgotten"
+        try:
+            made = await self._table.update(SATELLITE, str(key), change, values, condition=seen)
+        except ConditionFailed as exc:
+            return _registration(exc.item)
+        return _registration(made)
+
+    async def set_machine(self, key: SatelliteKey, generation: int, machine_id: MachineId) -> None:
+        """See Registry."""
+        values: Item = {":machine": {"S": machine_id}, ":generation": {"N": str(generation)}}
+        condition = "generation = :generation AND attribute_not_exists(forgotten)"
+        try:
+            await self._table.update(SATELLITE, str(key), "SET machine = :machine", values, condition=condition)
+        except ConditionFailed as exc:
+            raise StoreConflict(f"generation {generation} of {key} is over") from exc
+
+    async def forget(self, key: SatelliteKey) -> None:
+        """See Registry."""
+        change = "SET forgotten = :yes REMOVE machine"
+        values: Item = {":yes": {"BOOL": True}}
+        try:
+            await self._table.update(SATELLITE, str(key), change, values, condition="attribute_exists(generation)")
+        except ConditionFailed:
+            return  # there is none
+
+    async def aclose(self) -> None:
+        """See Registry."""
+
+
+def _token(item: Item) -> StoredToken:
+    grants = [grant.get("S") for grant in item.get("grants", {}).get("L", ())]
+    return stored_token(text(item, "sk"), given(item, "token_hash"), grants, given_number(item, "created_us"))
+
+
+def _registration(item: Item) -> Registration:
+    org, _, name = text(item, "sk").partition("/")
+    machine = given(item, "machine") if "machine" in item else None
+    generation, created_us = given_number(item, "generation"), given_number(item, "created_us")
+    return registration_of(org, name, given(item, "owned_by"), generation, machine, created_us)

@@ -1,0 +1,127 @@
+"""The registry in the ledger's SQLite file: see `registry.Registry`."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+from bentpipe.daemon.model import MachineId, SatelliteKey
+from bentpipe.daemon.registry.contract import (
+    CUT_KEPT_S,
+    Registration,
+    StoreConflict,
+    StoredCut,
+    StoredToken,
+    registration_of,
+    stored_cut,
+    stored_token,
+)
+from bentpipe.daemon.store.malformed import MalformedRows, text_of
+from bentpipe.daemon.store.schema import transaction
+from bentpipe.daemon.store.sqlite_file import SqliteFile
+
+
+class SqliteRegistry:
+    """`Registry` in the file at `path`, which is made if need be."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = SqliteFile(path)
+        self._malformed_cuts = MalformedRows("cut")
+        self._malformed_tokens, self._malformed = MalformedRows("token"), MalformedRows("registration")
+
+    async def tokens(self) -> tuple[StoredToken, ...]:
+        """See Registry."""
+        rows = await self._file.call(
+            lambda db: db.execute("SELECT name, hash, grants, created_us FROM token ORDER BY name").fetchall()
+        )
+        return tuple(self._malformed_tokens.read(rows, lambda row: row[0], _token))
+
+    async def add_token(self, token: StoredToken) -> None:
+        """See Registry."""
+        row = (token.name, token.token_hash, json.dumps(token.grants), token.created_us)
+
+        def add(db: sqlite3.Connection) -> None:
+            with transaction(db):
+                if db.execute("SELECT 1 FROM token WHERE name = ? OR hash = ?", row[:2]).fetchone() is not None:
+                    raise StoreConflict(f"there is a token {token.name!r} already")
+                db.execute("INSERT INTO token VALUES (?, ?, ?, ?)", row)
+
+        await self._file.call(add)
+
+    async def revoke_token(self, name: str, *, cut_at_us: int | None = None) -> bool:
+        """See Registry."""
+
+        def revoke(db: sqlite3.Connection) -> bool:
+            with transaction(db):
+                found = db.execute("DELETE FROM token WHERE name = ?", (name,)).rowcount > 0
+                if found and cut_at_us is not None:
+                    db.execute("DELETE FROM cut WHERE at_us < ?", (cut_at_us - int(CUT_KEPT_S * 1e6),))
+                    db.execute("INSERT OR REPLACE INTO cut VALUES (?, ?)", (name, cut_at_us))
+            return found
+
+        return await self._file.call(revoke)
+
+    async def cuts(self) -> tuple[StoredCut, ...]:
+        """See Registry."""
+        rows = await self._file.call(lambda db: db.execute("SELECT name, at_us FROM cut ORDER BY name").fetchall())
+        return tuple(self._malformed_cuts.read(rows, lambda row: row[0], lambda row: stored_cut(*row)))
+
+    async def satellites(self) -> tuple[Registration, ...]:
+        """See Registry."""
+        rows = await self._file.call(lambda db: _select(db, "WHERE NOT forgotten ORDER BY org, name", ()))
+        return tuple(self._malformed.read(rows, lambda row: row[:2], lambda row: registration_of(*row)))
+
+    async def begin_generation(self, key: SatelliteKey, *, after: int, owner: str, at_us: int) -> Registration:
+        """See Registry."""
+
+        def begin(db: sqlite3.Connection) -> Registration:
+            with transaction(db):
+                db.execute(
+                    """INSERT INTO registration VALUES (?, ?, ?, ?, NULL, ?, FALSE) ON CONFLICT DO UPDATE
+                       SET owner = excluded.owner, generation = registration.generation + 1, machine = NULL,
+                           created_us = excluded.created_us, forgotten = FALSE
+                       WHERE forgotten OR generation = ?""",
+                    (key.org, key.name, owner, after + 1, at_us, after),
+                )
+                (newest,) = _select(db, "WHERE org = ? AND name = ?", (key.org, key.name))
+                return registration_of(*newest)
+
+        return await self._file.call(begin)
+
+    async def set_machine(self, key: SatelliteKey, generation: int, machine_id: MachineId) -> None:
+        """See Registry."""
+
+        def note(db: sqlite3.Connection) -> None:
+            done = db.execute(
+                "UPDATE registration SET machine = ? WHERE org = ? AND name = ? AND generation = ? AND NOT forgotten",
+                (machine_id, key.org, key.name, generation),
+            )
+            if not done.rowcount:
+                raise StoreConflict(f"generation {generation} of {key} is over")
+
+        await self._file.call(note)
+
+    async def forget(self, key: SatelliteKey) -> None:
+        """See Registry."""
+        await self._file.call(
+            lambda db: db.execute(
+                "UPDATE registration SET forgotten = TRUE, machine = NULL WHERE org = ? AND name = ?",
+                (key.org, key.name),
+            ),
+        )
+
+    async def aclose(self) -> None:
+        """See Registry."""
+        await self._file.aclose()
+
+
+def _token(row: tuple[object, ...]) -> StoredToken:
+    name, digest, grants, created_us = row
+    return stored_token(name, digest, json.loads(text_of(grants, "grants")), created_us)
+
+
+def _select(
+    db: sqlite3.Connection, where: str, arguments: tuple[str, ...]
+) -> list[tuple[object, object, object, object, object, object]]:
+    return db.execute(
+        f"SELECT org, name, owner, generation, machine, created_us FROM registration {where}", arguments
+    ).fetchall()

@@ -1,1 +1,0 @@
-"""The store in one DynamoDB table, for hosts that share a fleet."""

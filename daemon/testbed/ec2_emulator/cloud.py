@@ -1,0 +1,107 @@
+"""The emulated region of one account: instances, templates and types, and the calls that were made. Speaks no HTTP.
+
+One lock is around everything but the waiting. Transitions that are due are made whenever anybody looks.
+"""
+
+import dataclasses
+import threading
+from collections.abc import Iterator, Sequence
+
+from bentpipe.daemon.testbed.ec2_emulator.clock import Clock
+from bentpipe.daemon.testbed.ec2_emulator.faults import Faults, Limits
+from bentpipe.daemon.testbed.ec2_emulator.instance import Instance, Memory, Timings
+from bentpipe.daemon.testbed.ec2_emulator.machines import Addresses, Machines
+from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """One API call: `outcome` is "ok", an error's code, or "reset"; `changes` is (id, state before, state after)."""
+
+    at: float
+    action: str
+    instance_ids: tuple[str, ...]
+    outcome: str
+    principal: str
+    """The access key it was signed with: who called, of several daemons."""
+    changes: tuple[tuple[str, str, str], ...] = ()
+    client_token: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Template:
+    """A launch template: what an instance launched from it is like."""
+
+    template_id: str
+    name: str
+    image_id: str = "ami-0emulated"
+    instance_type: str = "m7g.large"
+    encrypted: bool = False
+    root_device: str = "/dev/xvda"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Launched:
+    """What a client token was used for."""
+
+    params: tuple[tuple[str, str], ...]
+    instance_ids: tuple[str, ...]
+
+
+DEFAULT_TYPES = {"m7g.large": True, "m7i.large": True, "c7g.xlarge": True, "m7g.metal": False, "m5n.large": False}
+"""Instance types and whether they can hibernate."""
+
+
+class Cloud:
+    """One region of one account: its instances, templates, faults and limits."""
+
+    def __init__(
+        self, clock: Clock, timings: Timings, *, limited: bool = False, machines: Machines | None = None
+    ) -> None:
+        self.clock = clock
+        self.timings = timings
+        self.faults = Faults()
+        self.limits = Limits(clock, enabled=limited)
+        self.machines = machines
+        self.addresses = Addresses(loopback=machines is not None)
+        self.instances: dict[str, Instance] = {}
+        self.templates: dict[str, Template] = {}
+        self.types = dict(DEFAULT_TYPES)
+        self.launched: dict[str, Launched] = {}
+        self.calls: list[Call] = []
+        self.lock = threading.RLock()
+
+    def settle(self) -> None:
+        """Make the transitions that are due, in their order. Under the lock."""
+        with self.lock:
+            now = self.clock.now()
+            for instance in sorted(self.instances.values(), key=lambda each: each.due or 0.0):
+                self.follow(instance, instance.settle(now))
+
+    def follow(self, instance: Instance, memory: Memory | None) -> None:
+        """Let the instance's process, if there are processes, have what its memory had."""
+        if self.machines is not None and memory is not None:
+            self.machines.follow(instance, memory)
+
+    def next_due(self) -> float | None:
+        with self.lock:
+            return min((each.due for each in self.instances.values() if each.due is not None), default=None)
+
+    def visible(self) -> Iterator[Instance]:
+        """Those that the API knows of already."""
+        now = self.clock.now()
+        for instance in self.instances.values():
+            if not instance.client_token or now - instance.created_at >= self.timings.unseen_s:
+                yield instance
+
+    def find(self, instance_ids: Sequence[str]) -> list[Instance]:
+        """All of them, or the error that EC2 gives if one is not known. Raises ApiError."""
+        for each in instance_ids:
+            if not each.startswith("i-"):
+                raise ApiError("InvalidInstanceID.Malformed", f'Invalid id: "{each}"')
+        known = {each.instance_id: each for each in self.visible()}
+        missing = [each for each in instance_ids if each not in known]
+        if missing:
+            words = f"ID '{missing[0]}' does" if len(missing) == 1 else f"IDs '{', '.join(missing)}' do"
+            raise ApiError("InvalidInstanceID.NotFound", f"The instance {words} not exist")
+        return [known[each] for each in instance_ids]

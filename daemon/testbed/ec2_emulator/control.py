@@ -1,0 +1,277 @@
+"""The hand behind the emulator: scripts faults, moves the clock, acts behind the daemon's back, reads the call log.
+
+The same methods in-process and as POST /control/NAME with their keyword arguments as a JSON object.
+"""
+
+import dataclasses
+import secrets
+from collections.abc import Callable, Mapping
+
+from bentpipe.daemon.testbed.ec2_emulator.cloud import Call, Cloud, Template
+from bentpipe.daemon.testbed.ec2_emulator.faults import Fault
+from bentpipe.daemon.testbed.ec2_emulator.instance import (
+    DAY_S,
+    INSIDE_SHUTDOWN,
+    USER_HIBERNATE,
+    USER_SHUTDOWN,
+    Instance,
+    OnHibernate,
+    OnStart,
+    OnStop,
+    State,
+)
+from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError
+
+
+class Control:
+    """The hand on a cloud: makes instances, scripts what befalls them, and says which calls were made."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self.cloud = cloud
+
+    # What there is
+
+    def add_instance(
+        self,
+        *,
+        tags: Mapping[str, str] | None = None,
+        instance_type: str = "m7g.large",
+        hibernation: bool = True,
+        running: bool = False,
+        age_s: float = DAY_S,
+    ) -> str:
+        """Create an instance that is `age_s` old: stopped in the user's own way, or running. Returns its id."""
+        with self.cloud.lock:
+            now = self.cloud.clock.now()
+            instance = Instance(
+                instance_id=f"i-{secrets.token_hex(8)}0",
+                instance_type=instance_type,
+                private_ip=self.cloud.addresses.give(),
+                hibernation=hibernation,
+                launched_at=now - age_s,
+                created_at=now - age_s,
+                tags=dict(tags or {}),
+                reason=USER_SHUTDOWN,
+                slept_at=now,
+            )
+            self.cloud.instances[instance.instance_id] = instance
+            if running:
+                instance.launch(now - age_s, self.cloud.timings)
+                self.cloud.follow(instance, instance.settle(now))
+            return instance.instance_id
+
+    def add_template(
+        self, *, name: str, instance_type: str = "m7g.large", encrypted: bool = False, root_device: str = "/dev/xvda"
+    ) -> str:
+        """Create a launch template. Returns its id."""
+        with self.cloud.lock:
+            template = Template(
+                f"lt-{secrets.token_hex(8)}0", name, "ami-0emulated", instance_type, encrypted, root_device
+            )
+            self.cloud.templates[template.template_id] = template
+            return template.template_id
+
+    # Time
+
+    def advance(self, *, seconds: float) -> None:
+        """Let emulated time pass; the transitions that are due then have happened when this returns."""
+        self.cloud.clock.advance(seconds)
+        self.cloud.settle()
+
+    def advance_to_next(self) -> bool:
+        """Jump to the end of the next transition. False if none is under way."""
+        due = self.cloud.next_due()
+        if due is None:
+            return False
+        self.advance(seconds=max(0.0, due - self.cloud.clock.now()))
+        return True
+
+    def set_timing(self, *, name: str, seconds: float) -> None:
+        """Change one of `Timings`, by its name."""
+        with self.cloud.lock:
+            self.cloud.timings = dataclasses.replace(self.cloud.timings, **{name: seconds})
+
+    def age_hibernation(self, *, instance_id: str, days: float) -> None:
+        """Make an instance have slept for so much longer."""
+        with self.cloud.lock:
+            instance = self.instance(instance_id)
+            instance.slept_at = (instance.slept_at or self.cloud.clock.now()) - days * DAY_S
+
+    # Faults
+
+    def script(
+        self,
+        *,
+        instance_id: str,
+        on_start: str | OnStart | None = None,
+        on_stop: str | OnStop | None = None,
+        on_hibernate: str | OnHibernate | None = None,
+        new_address: bool = False,
+        address: str | None = None,
+    ) -> None:
+        """Say how an instance behaves from now on; what is None stays.
+
+        `new_address` and `address` are for its next start: another that nobody has had, or a given one, which in a real
+        subnet may have been a terminated instance's a moment ago.
+        """
+        with self.cloud.lock:
+            instance = self.instance(instance_id)
+            if on_start is not None:
+                instance.script.on_start = OnStart(on_start)
+            if on_stop is not None:
+                instance.script.on_stop = OnStop(on_stop)
+            if on_hibernate is not None:
+                instance.script.on_hibernate = OnHibernate(on_hibernate)
+            if new_address:
+                instance.next_private_ip = self.cloud.addresses.give()
+            if address is not None:
+                instance.next_private_ip = address
+
+    def tag(self, *, instance_id: str, tags: Mapping[str, str | None]) -> None:
+        """Change an instance's tags, as the console does; None takes one away."""
+        with self.cloud.lock:
+            found = self.instance(instance_id).tags
+            for key, value in tags.items():
+                if value is None:
+                    found.pop(key, None)
+                else:
+                    found[key] = value
+
+    def fail(
+        self,
+        *,
+        action: str,
+        code: str,
+        message: str = "",
+        status: int = 400,
+        times: int | None = 1,
+        instance_id: str | None = None,
+    ) -> None:
+        """Answer the next `times` calls with an error. `action` "*" is any, `times` None for ever."""
+        error = ApiError(code, message or f"{code}: by the script", status)
+        self.cloud.faults.add(Fault(action, times, instance_id, error=error))
+
+    def deny(self, *, action: str) -> None:
+        """Forbid an action, until the faults are cleared."""
+        words = "You are not authorized to perform this operation."
+        self.fail(action=action, code="UnauthorizedOperation", message=words, status=403, times=None)
+
+    def reset(self, *, action: str, times: int | None = 1, after: bool = False) -> None:
+        """Break the connection: before anything is done, or `after` it was done."""
+        self.cloud.faults.add(Fault(action, times, reset_before=not after, reset_after=after))
+
+    def foreign(self, *, action: str, body: str, times: int | None = 1) -> None:
+        """Answer with something that is not EC2's, as a captive proxy does."""
+        self.cloud.faults.add(Fault(action, times, foreign_body=body))
+
+    def slow(self, *, action: str, delay_s: float, times: int | None = 1) -> None:
+        """Wait for so many real seconds before anything is done."""
+        self.cloud.faults.add(Fault(action, times, delay_s=delay_s))
+
+    def hold(self, *, action: str, after: bool = False) -> None:
+        """Let calls of an action wait until `release`: before anything is done, or `after` it, with the answer."""
+        self.cloud.faults.hold(action, after=after)
+
+    def held(self, *, action: str) -> int:
+        """How many calls of an action wait now."""
+        return self.cloud.faults.held(action)
+
+    def release(self, *, action: str) -> None:
+        self.cloud.faults.release(action)
+
+    def clear_faults(self) -> None:
+        self.cloud.faults.clear()
+
+    def limit(self, *, action: str, capacity: float, refill_per_s: float) -> None:
+        """Set an action's token bucket, and enforce all of them from now on."""
+        with self.cloud.lock:
+            self.cloud.limits.set(action, capacity, refill_per_s)
+
+    # Others, behind our back: no API call is logged
+
+    def others_start(self, *, instance_id: str) -> None:
+        with self.cloud.lock:
+            self.cloud.settle()
+            instance = self.instance(instance_id)
+            if instance.state is State.STOPPED:
+                instance.begin_start(self.cloud.clock.now(), self.cloud.timings)
+
+    def others_stop(
+        self, *, instance_id: str, hibernate: bool = False, force: bool = False, inside: bool = False
+    ) -> None:
+        """Stop it by the console, or from `inside` (shutdown -h)."""
+        with self.cloud.lock:
+            self.cloud.settle()
+            instance = self.instance(instance_id)
+            reason = INSIDE_SHUTDOWN if inside else USER_HIBERNATE if hibernate else USER_SHUTDOWN
+            stoppable = (State.PENDING, State.RUNNING, *((State.STOPPING,) if force else ()))
+            if instance.state in stoppable:
+                memory = instance.begin_stop(self.cloud.clock.now(), self.cloud.timings, reason, force=force)
+                self.cloud.follow(instance, memory)
+
+    def others_terminate(self, *, instance_id: str) -> None:
+        with self.cloud.lock:
+            self.cloud.settle()
+            instance = self.instance(instance_id)
+            if instance.state not in (State.SHUTTING_DOWN, State.TERMINATED):
+                memory = instance.begin_terminate(self.cloud.clock.now(), self.cloud.timings)
+                self.cloud.follow(instance, memory)
+
+    def forget(self, *, instance_id: str) -> None:
+        """Let the API know nothing of an instance any more, as an hour after its termination."""
+        with self.cloud.lock:
+            del self.cloud.instances[instance_id]
+
+    # What has happened
+
+    def calls(self, *, action: str | None = None) -> list[Call]:
+        """The API calls so far, of one action or all, in their order."""
+        with self.cloud.lock:
+            return [each for each in self.cloud.calls if action in (None, each.action)]
+
+    def clear_calls(self) -> None:
+        with self.cloud.lock:
+            self.cloud.calls.clear()
+
+    def starts(self, *, instance_id: str) -> int:
+        """How often the instance was started from stopped, by anybody: at most once a sleep epoch."""
+        with self.cloud.lock:
+            return self.instance(instance_id).effective_starts
+
+    def state(self, *, instance_id: str) -> str:
+        with self.cloud.lock:
+            self.cloud.settle()
+            return self.instance(instance_id).state.label
+
+    def boot_id(self, *, instance_id: str) -> str:
+        """Changes whenever the instance boots, and not when it resumes."""
+        with self.cloud.lock:
+            self.cloud.settle()
+            return self.instance(instance_id).boot_id
+
+    def describe(self) -> list[dict[str, object]]:
+        """Every instance, for people and for tests of subprocesses."""
+        with self.cloud.lock:
+            self.cloud.settle()
+            return [
+                {
+                    "instance_id": each.instance_id,
+                    "state": each.state.label,
+                    "reason": each.reason.code if each.reason else "",
+                    "tags": each.tags,
+                    "private_ip": each.private_ip,
+                    "boot_id": each.boot_id,
+                    "starts": each.effective_starts,
+                    "pid": self.cloud.machines.pid(each.instance_id) if self.cloud.machines else None,
+                }
+                for each in self.cloud.instances.values()
+            ]
+
+    def instance(self, instance_id: str) -> Instance:
+        """The live object, for tests in-process. Raises KeyError."""
+        return self.cloud.instances[instance_id]
+
+    def methods(self) -> dict[str, Callable[..., object]]:
+        """What HTTP may call."""
+        hidden = ("methods", "instance", "cloud")
+        return {name: getattr(self, name) for name in dir(self) if not name.startswith("_") and name not in hidden}

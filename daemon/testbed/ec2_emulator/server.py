@@ -1,0 +1,176 @@
+"""The emulator as a server: HTTP/1.1 with connections kept, one thread each; POST / is EC2, POST /control/NAME the hand.
+
+In-process it is a context manager: `with Emulator(...) as emulator` serves `emulator.url`, and `emulator.control` is
+the same hand without HTTP.
+"""
+
+import contextlib
+import dataclasses
+import enum
+import json
+import re
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Self
+from urllib.parse import parse_qsl
+
+from bentpipe.daemon.testbed.ec2_emulator.clock import Clock, ScaledClock
+from bentpipe.daemon.testbed.ec2_emulator.cloud import Cloud
+from bentpipe.daemon.testbed.ec2_emulator.control import Control
+from bentpipe.daemon.testbed.ec2_emulator.instance import Timings
+from bentpipe.daemon.testbed.ec2_emulator.machines import Machines
+from bentpipe.daemon.testbed.ec2_emulator.service import Reset, handle
+
+MACHINE_PORT = 8372
+IDLE_LOOK_S = 0.5
+"""Between looks at the clock while no transition is under way; only with processes, which nobody's call moves on."""
+
+
+class Emulator:
+    """Serves one cloud over HTTP, as a context manager."""
+
+    def __init__(
+        self,
+        clock: Clock | None = None,
+        timings: Timings | None = None,
+        *,
+        limited: bool = False,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        machine_command: Sequence[str] = (),
+        machine_port: int = MACHINE_PORT,
+    ) -> None:
+        machines = Machines(machine_command, machine_port) if machine_command else None
+        self.cloud = Cloud(clock or ScaledClock(), timings or Timings(), limited=limited, machines=machines)
+        self.control = Control(self.cloud)
+        self._server = _Server((host, port), self.cloud, self.control)
+        self._threads = [threading.Thread(target=self._server.serve_forever, args=(0.05,), name="ec2 emulator")]
+        self._closing = threading.Event()
+        if machines is not None:
+            self._threads.append(threading.Thread(target=self._run_clock, name="ec2 clock"))
+
+    @property
+    def url(self) -> str:
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}"
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        self.cloud.faults.clear()
+        self._server.shutdown()
+        self._server.close_connections()
+        self._server.server_close()
+        for thread in self._threads:
+            thread.join()
+        if self.cloud.machines is not None:
+            self.cloud.machines.close()
+
+    def _run_clock(self) -> None:
+        """Make transitions when they are due, so that processes come and go without anybody asking."""
+        while not self._closing.is_set():
+            self.cloud.settle()
+            due = self.cloud.next_due()
+            wait_s = None if due is None else self.cloud.clock.real_s(due - self.cloud.clock.now())
+            self._closing.wait(IDLE_LOOK_S if wait_s is None else min(wait_s + 0.001, IDLE_LOOK_S))
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], cloud: Cloud, control: Control) -> None:
+        self.cloud = cloud
+        self.control = control
+        self._open: set[socket.socket] = set()
+        self.broken: set[socket.socket] = set()
+        """To be reset instead of closed."""
+        super().__init__(address, _Handler)
+
+    def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
+        self._open.discard(request)
+        if request in self.broken:
+            self.broken.discard(request)
+            request.close()  # with SO_LINGER 0 and no FIN before: a reset
+        else:
+            super().shutdown_request(request)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients may go away at any time; all else is a bug of the emulator, and its thread says so."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+    def close_connections(self) -> None:
+        """End the kept ones, which their threads wait on."""
+        for sock in list(self._open):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        if self.path.startswith("/control/"):
+            self._answer(*self._control(self.path.removeprefix("/control/"), body), "application/json")
+            return
+        params = dict(parse_qsl(body.decode(), keep_blank_values=True))
+        try:
+            status, answer = handle(self.server.cloud, params, self._principal())
+        except Reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.server.broken.add(self.connection)
+            self.close_connection = True
+            return
+        self._answer(status, answer, "text/xml;charset=UTF-8")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silent: the calls are in the log that control reads."""
+
+    def _control(self, name: str, body: bytes) -> tuple[int, bytes]:
+        method = self.server.control.methods().get(name)
+        if method is None:
+            return 404, json.dumps({"error": f"no such control: {name}"}).encode()
+        try:
+            result = method(**json.loads(body or b"{}"))
+        except (TypeError, ValueError, KeyError) as error:
+            return 400, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()
+        return 200, json.dumps({"result": result}, default=_plain).encode()
+
+    def _principal(self) -> str:
+        found = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization", ""))
+        return found.group(1) if found else ""
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, enum.Enum):
+        return value.value
+    raise TypeError(f"no JSON for {type(value).__name__}")

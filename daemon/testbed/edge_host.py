@@ -1,0 +1,251 @@
+"""The demo's edge host: certificates, configuration, and a real `bentpipe serve` in a process of its own."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import trustme
+
+from bentpipe.daemon.model import SatelliteState
+
+ORG = "acme"
+START_DEADLINE_S = 20.0
+STOP_DEADLINE_S = 40.0
+CLOCK_TICKS_S = 1 / os.sysconf("SC_CLK_TCK")
+MAIN_THREAD = "trio"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoggedChange:
+    """A satellite's new state, as the daemon's log has it; `at` in seconds since the epoch."""
+
+    satellite: str
+    state: SatelliteState
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DemoSatellite:
+    """A satellite of the demo: its name, further arguments of the demo's own satellite, or another program."""
+
+    name: str
+    arguments: tuple[str, ...] = ()
+    command: tuple[str, ...] = (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}")
+
+    def sections(self) -> str:
+        """Its provider's part of the configuration."""
+        command = json.dumps([*self.command, *self.arguments])
+        return f'[satellite.process]\ncommand = {command}\nstop_grace = "3s"'
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CloudSatellite:
+    """A satellite of the demo that is an EC2 instance; `settings` are further keys of its [[satellite]]."""
+
+    name: str
+    instance_id: str
+    port: int
+    settings: str = ""
+
+    def sections(self) -> str:
+        """Its provider's part of the configuration."""
+        own = f'instance_id = "{self.instance_id}"\nport = {self.port}'
+        return f'provider = "ec2"\n{self.settings}\n[satellite.ec2]\n{own}'
+
+
+def end_process(process: subprocess.Popen[bytes], deadline_s: float) -> None:
+    """Ask a process to end, and kill it if it has not after `deadline_s`; does nothing to one that has ended."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(deadline_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def complete_lines(log_path: Path) -> list[str]:
+    """The lines of a log that is being written; whoever reads meanwhile may find the last one in part."""
+    return log_path.read_text().rpartition("\n")[0].splitlines()
+
+
+class EdgeHost:
+    """Runs the daemon on a free port with TLS, in a temporary folder that goes with it.
+
+    The log is JSON lines in `log_path`. `settings` are further sections of its configuration.
+    """
+
+    def __init__(
+        self,
+        satellites: Sequence[DemoSatellite | CloudSatellite],
+        *,
+        sleep_after_s: float,
+        drain_deadline_s: float = 20,
+        wake_deadline_s: float = 30,
+        ledger: Path | None = None,
+        settings: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._drain_deadline_s = drain_deadline_s
+        self._wake_deadline_s = wake_deadline_s
+        self._settings = settings
+        self._environment = environment or {}
+        self._directory = Path(tempfile.mkdtemp(prefix="bentpipe-demo-"))
+        self._ledger = ledger or self._directory / "ledger.sqlite"
+        self.token = "bp_" + secrets.token_hex(32)
+        self.log_path = self._directory / "log"
+        authority = trustme.CA()
+        self.ca_pem = authority.cert_pem.bytes()
+        certificate = authority.issue_cert("localhost", "127.0.0.1")
+        (self._directory / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+        key = self._directory / "key.pem"
+        key.touch(mode=0o600)
+        key.write_bytes(certificate.private_key_pem.bytes())
+        self.config_path = self._directory / "bentpipe.toml"
+        self.config_path.write_text(self._config(satellites, sleep_after_s))
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+
+    def _config(self, satellites: Sequence[DemoSatellite | CloudSatellite], sleep_after_s: float) -> str:
+        lines = [
+            f'[daemon]\nlog_format = "json"\ndrain_deadline = "{self._drain_deadline_s}s"',
+            f'[store]\npath = "{self._ledger}"',
+            '[[listener]]\naddress = "127.0.0.1:0"\n[listener.tls]',
+            f'certificate = "{self._directory / "cert.pem"}"\nkey = "{self._directory / "key.pem"}"',
+            f'[[token]]\nname = "demo"\nhash = "sha256:{hashlib.sha256(self.token.encode()).hexdigest()}"',
+            f'grants = ["{ORG}/*"]',
+        ]
+        lines.append(self._settings)
+        for satellite in satellites:
+            lines += [
+                f'[[satellite]]\norg = "{ORG}"\nname = "{satellite.name}"\nsleep_after = "{sleep_after_s}s"',
+                f'min_awake = "0s"\nwake_deadline = "{self._wake_deadline_s}s"\nretry_after = "1s"\n{satellite.sections()}',
+            ]
+        return "\n".join(lines) + "\n"
+
+    def __enter__(self) -> Self:
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "bentpipe.daemon.service.cli", "serve", "--config", self.config_path],
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+        try:
+            self._wait_listening()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _wait_listening(self) -> None:
+        deadline = time.monotonic() + START_DEADLINE_S
+        listeners = self.config_path.read_text().count("[[listener]]")
+        while time.monotonic() < deadline:
+            if len(self.ports) == listeners:
+                self.port = self.ports[0]
+                return
+            if self._process is None or self._process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise RuntimeError(f"the daemon did not start:\n{self.log_path.read_text()}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            end_process(self._process, STOP_DEADLINE_S)
+        shutil.rmtree(self._directory)
+
+    def stop(self) -> int:
+        """Send SIGTERM and wait. Returns the exit code."""
+        self._running.terminate()
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the daemon's end. Returns the exit code."""
+        return self._running.wait(STOP_DEADLINE_S)
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id."""
+        return self._running.pid
+
+    @property
+    def ports(self) -> list[int]:
+        """The listeners' ports as far as they are open, in the configuration's order."""
+        return [int(str(r["port"])) for r in self.records() if r.get("message") == "listening"]
+
+    @property
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("not started")
+        return self._process
+
+    def wait_message(self, message: str, deadline_s: float) -> None:
+        """Wait until the daemon has logged `message`. Raises TimeoutError."""
+        deadline = time.monotonic() + deadline_s
+        while not any(record.get("message") == message for record in self.records()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {message!r} in the log after {deadline_s:g} s")
+            time.sleep(0.02)
+
+    def count_messages(self, message: str, satellite: str) -> int:
+        """How often the daemon has logged `message` about the satellite so far."""
+        return sum(r.get("message") == message and r.get("satellite") == f"{ORG}/{satellite}" for r in self.records())
+
+    def records(self) -> Iterator[dict[str, object]]:
+        """Every complete line of the daemon's log so far."""
+        for line in complete_lines(self.log_path):
+            if line.startswith("{"):
+                yield json.loads(line)
+
+    def changes(self) -> list[LoggedChange]:
+        """Every transition of a satellite so far."""
+        return [
+            LoggedChange(
+                str(r["satellite"]).removeprefix(f"{ORG}/"), SatelliteState(str(r["after"])), float(str(r["at"]))
+            )
+            for r in self.records()
+            if r.get("message") == "satellite"
+        ]
+
+    def state_of(self, satellite: str) -> SatelliteState | None:
+        """The satellite's last logged state; None if there is none yet."""
+        return next((change.state for change in reversed(self.changes()) if change.satellite == satellite), None)
+
+    def wait_state(self, satellite: str, state: SatelliteState, deadline_s: float) -> None:
+        """Wait until the satellite's last logged state is `state`. Raises TimeoutError."""
+        deadline = time.monotonic() + deadline_s
+        while time.monotonic() < deadline:
+            if self.state_of(satellite) is state:
+                return
+            time.sleep(0.05)
+        raise TimeoutError(f"{satellite} did not become {state.value} in {deadline_s:g} s")
+
+    def starts(self, satellite: str) -> int:
+        """How often the satellite was woken so far."""
+        return sum(c.state is SatelliteState.STARTING for c in self.changes() if c.satellite == satellite)
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds (user and system) of the daemon so far: its Trio thread, and the others by name (proc(5))."""
+        used: dict[str, float] = {}
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
+            fields = rest.split()
+            name = MAIN_THREAD if task.name == str(self.pid) else name
+            used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) * CLOCK_TICKS_S
+        return used
