@@ -9,6 +9,7 @@ from setuptools import setup
 PACKAGES = {
     "bentpipe.config": "config",
     "bentpipe.daemon": "daemon",
+    "bentpipe.daemon.accounts": "daemon/accounts",
     "bentpipe.daemon.coordination": "daemon/coordination",
     "bentpipe.daemon.demo": "daemon/demo",
     "bentpipe.daemon.edge": "daemon/edge",
