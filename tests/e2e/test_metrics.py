@@ -104,12 +104,12 @@ async def test_a_series_is_there_before_anything_happened(daemon: Daemon) -> Non
 
 async def test_names_are_as_prometheus_wants_them_and_documented(daemon: Daemon) -> None:
     _, _, text = await trio.to_thread.run_sync(request, daemon)
-    design = (Path(__file__).parents[2] / "DESIGN.md").read_text()
+    documented = (Path(__file__).parents[2] / "docs" / "logging-and-metrics.md").read_text()
     for family in text_string_to_metric_families(text):
         assert family.documentation
         if family.name.startswith("bentpipe_"):
             name = family.name + ("_total" if family.type == "counter" else "")
-            assert re.search(rf"`{name}[`{{]", design), f"{name} is not in DESIGN.md"
+            assert re.search(rf"`{name}[`{{]", documented), f"{name} is not in docs/logging-and-metrics.md"
 
 
 @pytest.mark.parametrize(

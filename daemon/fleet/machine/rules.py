@@ -81,7 +81,7 @@ CLOSE_QUIET_S = 5.0
 
 QUIET_WINDOW_S = 60.0
 """Over which the bytes of open connections are counted. However short `sleep_after` is, so long at least is looked before
-they are called quiet: in a few seconds the most silent build moves nothing (DESIGN.md, "BuildKit")."""
+they are called quiet: in a few seconds the most silent build moves nothing (docs/buildkit.md)."""
 
 RENEW_AFTER_S = 50 * 86400.0
 """EC2 keeps a hibernated machine for 60 days at most: before that it is woken, and stopped plainly."""
