@@ -23,7 +23,8 @@ FOLDERS = ("daemon", "native", "config", "proto")
 ROUNDS = 8
 SURE = 0.01
 WHERE = """
-import bentpipe.native._engine as engine, bentpipe.proto.greeting as greeting, bentpipe.daemon.edge.admission as admission
+import bentpipe.native._engine as engine, bentpipe.proto.greeting as greeting
+import bentpipe.daemon.accounts.admission as admission
 print(engine.__file__, greeting.__file__, admission.__file__, sep="\\n")
 """
 BUILD_NATIVE = ("setup.py", "-q", "build_ext", "--inplace")

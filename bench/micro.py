@@ -16,7 +16,7 @@ import pyperf
 import trustme
 
 from bentpipe.config.model import TokenSection
-from bentpipe.daemon.edge.admission import Admission
+from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.native.engine import Engine, EngineOptions, Leg
 from bentpipe.native.tls import TlsClientContext, TlsConnection, TlsServerContext, WantRead

@@ -17,15 +17,16 @@ import trio
 
 from bentpipe.config.load import load_config
 from bentpipe.config.model import Config, ListenerSection, SatelliteTlsSection
+from bentpipe.daemon.accounts.admission import Admission
+from bentpipe.daemon.accounts.certificates import Certificates
 from bentpipe.daemon.edge.accounts import Accounts, account_limits_of
-from bentpipe.daemon.edge.admission import Admission
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.arrival import Proxies
 from bentpipe.daemon.edge.boot_id import SatelliteWitness
 from bentpipe.daemon.edge.deadlines import Deadlines
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
-from bentpipe.daemon.edge.identity import Certificates, Identities
+from bentpipe.daemon.edge.identity import Identities
 from bentpipe.daemon.edge.listener import Listener, bind
 from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Counters

@@ -11,7 +11,7 @@ import trio
 
 from bentpipe.config.load import load_config
 from bentpipe.config.model import Config, TokenSection
-from bentpipe.daemon.edge.admission import Admission
+from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.errors import StoreError, StoreUnusable
 from bentpipe.daemon.registry.contract import Registry, StoreConflict, StoredCut, StoredToken
 from bentpipe.daemon.service.stores import open_stores

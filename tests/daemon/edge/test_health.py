@@ -7,9 +7,10 @@ import trio
 import trio.testing
 
 from bentpipe.config.model import TokenSection
-from bentpipe.daemon.edge.admission import Admission
+from bentpipe.daemon.accounts.admission import Admission
+from bentpipe.daemon.accounts.certificates import Certificates
 from bentpipe.daemon.edge.health import HealthBoard, HealthService
-from bentpipe.daemon.edge.identity import Certificates, Identities, TlsIdentity
+from bentpipe.daemon.edge.identity import Identities, TlsIdentity
 from bentpipe.daemon.fleet.batched_release import WAKES_A_TURN
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.proto.answering import Answering, Call

@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bentpipe.config.model import CertificateSection, TokenSection
-from bentpipe.daemon.edge.admission import Admission
-from bentpipe.daemon.edge.identity import Certificates, Identities, TlsIdentity, parse_server_name, subject_names
+from bentpipe.daemon.accounts.admission import Admission
+from bentpipe.daemon.accounts.certificates import Certificates, subject_names
+from bentpipe.daemon.edge.identity import Identities, TlsIdentity, parse_server_name
 from bentpipe.daemon.errors import BentpipeError, InvalidMetadata, NoSuchSatellite, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.proto.request import MetadataError, RouteRequest, parse_request

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bentpipe.config.load import load_config
-from bentpipe.daemon.edge.admission import Admission
+from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.model import SatelliteKey
 
 PROGRAM = Path(sys.executable).with_name("bentpipe")

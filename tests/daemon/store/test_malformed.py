@@ -8,8 +8,8 @@ import pytest
 from dynamodb_server import DynamoDbServer
 from store_contract import ALWAYS
 
+from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.coordination.dynamodb import DynamoRows
-from bentpipe.daemon.edge.admission import Admission
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.ledger.contract import Change, Ledger, Stamp
 from bentpipe.daemon.ledger.dynamodb import DynamoLedger

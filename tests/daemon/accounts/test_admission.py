@@ -3,7 +3,7 @@ import hashlib
 import pytest
 
 from bentpipe.config.model import TokenSection
-from bentpipe.daemon.edge.admission import Admission, Grant
+from bentpipe.daemon.accounts.admission import Admission, Grant
 from bentpipe.daemon.errors import NoSuchSatellite, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.registry.contract import StoredToken
