@@ -20,7 +20,7 @@ from pathlib import Path
 
 import trustme
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "bench" / "engine"
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2")
 ROUNDS = 7

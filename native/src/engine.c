@@ -16,12 +16,6 @@
 
 #define MAX_THREADS 256
 
-static void wake(int fd) {
-    uint64_t one = 1;
-    ssize_t put = write(fd, &one, sizeof one);
-    (void)put; /* EAGAIN: the counter is far from empty, so the reader is awake */
-}
-
 static int thread_start(bp_engine *engine, unsigned index) {
     struct bp_thread *t = &engine->threads[index];
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
@@ -142,32 +136,8 @@ int bp_engine_splice(bp_engine *engine, int client_fd, bp_tls *client_tls, int s
     pthread_mutex_unlock(&t->lock);
     pthread_mutex_unlock(&engine->lock);
     *ret_splice = s;
-    wake(t->wake_fd);
+    bp__wake(t->wake_fd);
     return 0;
-}
-
-void bp__engine_ended(bp_engine *engine, bp_splice *s) {
-    s->next = NULL;
-    pthread_mutex_lock(&engine->lock);
-    *engine->ended_tail = s;
-    engine->ended_tail = &s->next;
-    pthread_mutex_unlock(&engine->lock);
-    wake(engine->event_fd);
-}
-
-bp_splice *bp_engine_take_ended(bp_engine *engine) {
-    uint64_t ignored;
-    ssize_t got = read(engine->event_fd, &ignored, sizeof ignored);
-    (void)got;
-    pthread_mutex_lock(&engine->lock);
-    bp_splice *s = engine->ended;
-    if (s) {
-        engine->ended = s->next;
-        if (!engine->ended)
-            engine->ended_tail = &engine->ended;
-    }
-    pthread_mutex_unlock(&engine->lock);
-    return s;
 }
 
 void bp_splice_free(bp_splice *s) {
@@ -190,7 +160,7 @@ void bp_splice_counters(const bp_splice *s, struct bp_counters *ret) {
 
 static void request(const bp_splice *s) {
     atomic_store(&s->thread->requests, true);
-    wake(s->thread->wake_fd);
+    bp__wake(s->thread->wake_fd);
 }
 
 void bp_splice_abort(bp_splice *s) {
@@ -266,7 +236,7 @@ void bp_engine_close(bp_engine *engine) {
         if (!t->started)
             continue;
         atomic_store(&t->stop, true);
-        wake(t->wake_fd);
+        bp__wake(t->wake_fd);
         (void)pthread_join(t->thread, NULL);
         t->started = false;
     }

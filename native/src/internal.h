@@ -155,12 +155,18 @@ void bp__splice_end(struct bp_thread *thread, bp_splice *splice, enum bp_reason 
 void bp__splice_tick(struct bp_thread *thread, bp_splice *splice);
 
 /* thread.c */
-uint64_t bp__now_ns(void);
-uint64_t bp__now_ms(void);
-void bp__ready(struct bp_thread *thread, bp_splice *splice); /* goes on in a turn to come */
 void *bp__thread_main(void *thread);
 
-/* engine.c */
+/* clock.c */
+uint64_t bp__now_ns(void);
+uint64_t bp__now_ms(void);
+
+/* ready.c */
+void bp__ready(struct bp_thread *thread, bp_splice *splice); /* goes on in a turn to come */
+bp_splice *bp__ready_take(struct bp_thread *thread);         /* the first one; the list must have one */
+
+/* ended.c */
+void bp__wake(int event_fd);
 void bp__engine_ended(bp_engine *engine, bp_splice *splice);
 
 #endif

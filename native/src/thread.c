@@ -11,28 +11,9 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
-#include <time.h>
 #include <unistd.h>
 
 #define EVENTS 256
-
-uint64_t bp__now_ns(void) {
-    struct timespec now;
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-uint64_t bp__now_ms(void) { return bp__now_ns() / 1000000u; }
-
-void bp__ready(struct bp_thread *t, bp_splice *s) {
-    if (s->ready)
-        return;
-    s->ready = true;
-    s->ready_next = NULL;
-    *t->ready_tail = s;
-    t->ready_tail = &s->ready_next;
-    t->ready_count++;
-}
 
 static bool ended(const bp_splice *s) { return atomic_load_explicit(&s->reason, memory_order_relaxed) != BP_LIVE; }
 
@@ -99,12 +80,7 @@ static bool take_mailbox(struct bp_thread *t, struct grave *grave) {
 static void run_ready(struct bp_thread *t, struct grave *grave) {
     unsigned count = t->ready_count < READY_A_TURN ? t->ready_count : READY_A_TURN;
     for (; count; count--) {
-        bp_splice *s = t->ready;
-        t->ready = s->ready_next;
-        if (!t->ready)
-            t->ready_tail = &t->ready;
-        t->ready_count--;
-        s->ready = false;
+        bp_splice *s = bp__ready_take(t);
         if (ended(s)) /* and buried: handed out now */
             continue;
         bp__splice_run(t, s, BOTH);
