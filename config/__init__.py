@@ -1,1 +1,5 @@
-"""Typed configuration: its model, its loader and the sample file. The only place where raw TOML exists."""
+"""The typed configuration: its model, its loader, and the commented sample file.
+
+This is the only package that reads raw TOML. It must never do anything with what it has read: it opens no socket, starts
+no task, and knows no provider but by the name of its section.
+"""

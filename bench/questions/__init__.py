@@ -1,1 +1,5 @@
-"""One module a question that the bench answers."""
+"""The questions that the benchmarks answer, one module for each.
+
+A question must never know how a peer is started or how load is generated; it says what to measure and what the figures
+mean.
+"""

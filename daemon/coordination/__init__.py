@@ -1,1 +1,4 @@
-"""By what several edge hosts agree on who acts on a satellite: one contract, and its adapters."""
+"""How several edge hosts agree on who may act on a satellite and who uses it. One contract, and its adapters.
+
+It must never compare the clocks of two hosts, never call a provider, and never let two hosts act on one machine.
+"""

@@ -1,1 +1,4 @@
-"""Satellites: one owner task and one table-driven machine each; leases, waiters, wake and sleep."""
+"""Satellites: each has one owner task and one state machine. Leases, waiters, waking and sleeping are decided here.
+
+It must never know what a client says or how it is connected, and never call a cloud's API but through a provider.
+"""

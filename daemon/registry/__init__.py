@@ -1,1 +1,4 @@
-"""Tokens (as hashes) and the generations of launched machines: one contract, and its adapters."""
+"""The registry: tokens (as hashes) and the generations of launched machines. One contract, and its adapters.
+
+It must never hold a token itself, and never use a generation twice.
+"""

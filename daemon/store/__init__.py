@@ -1,1 +1,5 @@
-"""The SQLite file and the DynamoDB table under `ledger/`, `registry/` and `coordination/`. Knows the meaning of no row."""
+"""The SQLite file and the DynamoDB table below `ledger/`, `registry/` and `coordination/`.
+
+It opens them, calls them with deadlines, and turns their errors into ours. It must never know what a row means, and never
+block the Trio thread.
+"""
