@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 C_SOURCES := $(wildcard native/src/*.c bench/native/*.c bench/engine/*.c)
 C_INPUTS := $(wildcard native/src/*.c) $(wildcard native/include/*.h native/src/*.h) native/_build.py
+C_STYLED := $(wildcard native/src/*.[ch] native/include/*.h bench/native/*.[ch] bench/engine/*.c tests/native/*/*.[ch])
 C_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Wshadow -Werror -Inative/include
 PACKAGES := daemon native config proto
 BENCH_PYTHON := PYTHONPATH=build/bench $(BIN)/python -P
@@ -46,6 +47,7 @@ peers: setup
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(C_STYLED)
 	$(BIN)/mypy
 	cd build/types && ../../$(BIN)/lint-imports --config ../../.importlinter
 	set -e; for source in $(C_SOURCES); do gcc $(C_FLAGS) -fanalyzer -c $$source -o /dev/null; done
@@ -53,6 +55,7 @@ check: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(C_STYLED)
 
 # Every commit then passes `make check`.
 hooks:

@@ -10,10 +10,10 @@
 #include "bp.h"
 
 #include <errno.h>
-#include <stdbool.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,8 +85,9 @@ static struct look look(bp_engine *engine) {
     bp_engine_statistics(engine, &statistics);
     return (struct look){
         .engine_bytes = field_bytes("/proc/self/status", "RssAnon: %ld"),
-        .kernel_bytes = field_bytes("/proc/meminfo", "Slab: %ld") + field_bytes("/proc/net/sockstat",
-                        "TCP: inuse %*d orphan %*d tw %*d alloc %*d mem %ld") / 1024 * (double)page,
+        .kernel_bytes = field_bytes("/proc/meminfo", "Slab: %ld") +
+                        field_bytes("/proc/net/sockstat", "TCP: inuse %*d orphan %*d tw %*d alloc %*d mem %ld") / 1024 *
+                            (double)page,
         .pipes = statistics.pipes_open,
     };
 }

@@ -9,8 +9,7 @@
 
 static const char PREFACE[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 enum { UPLOAD_OUT_BYTES = 256 << 10 };
-static void send_body(struct client *client, const uint8_t *body, size_t bytes, uint32_t id, unsigned last_flags)
-{
+static void send_body(struct client *client, const uint8_t *body, size_t bytes, uint32_t id, unsigned last_flags) {
     for (size_t sent = 0; sent < bytes;) {
         size_t size = bytes - sent < MAX_DATA_BYTES ? bytes - sent : MAX_DATA_BYTES;
         frame_header(&client->link.out, size, DATA, sent + size == bytes ? last_flags : 0, id);
@@ -20,8 +19,7 @@ static void send_body(struct client *client, const uint8_t *body, size_t bytes, 
     client->window -= (int64_t)bytes;
 }
 
-static void upload_more(struct client *client)
-{
+static void upload_more(struct client *client) {
     struct buffer *out = &client->link.out;
     uint32_t id = client->next_id - 2;
     while (client->task == UPLOAD && client->open && client->uploaded < upload_bytes(client) &&
@@ -42,15 +40,13 @@ static void upload_more(struct client *client)
     }
 }
 
-static bool has_room(const struct client *client)
-{
+static bool has_room(const struct client *client) {
     return client->greeted && !client->leaving && client->open < client->max_streams &&
            !client->slots[client->next_id / 2 % SLOTS].id && client->window >= (int64_t)body_bytes(client) &&
            (client->settled || !client->target->wait_settings);
 }
 
-static void send_request(struct client *client, const struct request *request)
-{
+static void send_request(struct client *client, const struct request *request) {
     static uint8_t body[PREFIX_BYTES + MAX_ECHO_BYTES];
     uint32_t id = client->next_id;
     struct request *slot = &client->slots[id / 2 % SLOTS];
@@ -68,31 +64,27 @@ static void send_request(struct client *client, const struct request *request)
     client->dirty = true;
 }
 
-void client_ask(struct client *client, const struct request *request)
-{
+void client_ask(struct client *client, const struct request *request) {
     if (!buffer_used(&client->waiting) && has_room(client))
         send_request(client, request);
     else
         buffer_add(&client->waiting, request, sizeof *request);
 }
 
-static void ask_waiting(struct client *client)
-{
+static void ask_waiting(struct client *client) {
     struct request request;
     while (has_room(client) && buffer_take(&client->waiting, &request, sizeof request))
         send_request(client, &request);
 }
 
-static void request_end(struct client *client, struct request *slot, enum outcome outcome)
-{
+static void request_end(struct client *client, struct request *slot, enum outcome outcome) {
     struct request ended = *slot;
     slot->id = 0;
     client->open--;
     client->answered(client, &ended, outcome);
 }
 
-static void on_data(struct client *client, const struct frame *frame, struct request *slot)
-{
+static void on_data(struct client *client, const struct frame *frame, struct request *slot) {
     client->unacknowledged += frame->length;
     if (client->unacknowledged >= WINDOW_BYTES / 2) {
         frame_u32(&client->link.out, WINDOW_UPDATE, 0, client->unacknowledged);
@@ -108,13 +100,14 @@ static void on_data(struct client *client, const struct frame *frame, struct req
         client->moved += frame->payload_bytes;
 }
 
-static void on_end(struct client *client, struct request *slot)
-{
-    request_end(client, slot, !slot->got ? REFUSED : slot->wrong || slot->got != answer_bytes(client) ? WRONG_BYTES : ANSWERED);
+static void on_end(struct client *client, struct request *slot) {
+    request_end(client, slot,
+                !slot->got                                         ? REFUSED
+                : slot->wrong || slot->got != answer_bytes(client) ? WRONG_BYTES
+                                                                   : ANSWERED);
 }
 
-static void on_settings(struct client *client, const struct frame *frame)
-{
+static void on_settings(struct client *client, const struct frame *frame) {
     if (frame->flags & ACK)
         return;
     if (!client->settled)
@@ -133,8 +126,7 @@ static void on_settings(struct client *client, const struct frame *frame)
     frame_header(&client->link.out, 0, SETTINGS, ACK, 0);
 }
 
-static void on_frame(struct client *client, const struct frame *frame)
-{
+static void on_frame(struct client *client, const struct frame *frame) {
     struct request *slot = frame->stream ? &client->slots[frame->stream / 2 % SLOTS] : NULL;
     if (slot && slot->id != frame->stream)
         slot = NULL;
@@ -175,22 +167,21 @@ static void on_frame(struct client *client, const struct frame *frame)
     }
 }
 
-bool client_flush(struct client *client, int epoll_fd)
-{
+bool client_flush(struct client *client, int epoll_fd) {
     client->dirty = false;
     int result = client->greeted ? link_flush(&client->link) : 0;
     if (result && result != -EAGAIN)
         return false;
-    bool more = result == -EAGAIN || (client->task == UPLOAD && client->open && client->uploaded < upload_bytes(client) &&
-                                      client->window > 0 && client->upload_window > 0);
+    bool more =
+        result == -EAGAIN || (client->task == UPLOAD && client->open && client->uploaded < upload_bytes(client) &&
+                              client->window > 0 && client->upload_window > 0);
     if (client->greeted)
         link_watch(&client->link, epoll_fd, more ? EPOLLIN | EPOLLOUT : EPOLLIN, client);
     return true;
 }
 
 /* Goes on with connecting and the handshake; once both are done, greets. */
-static bool greet(struct client *client, int epoll_fd)
-{
+static bool greet(struct client *client, int epoll_fd) {
     if (!client->connected) {
         int error = 0;
         socklen_t size = sizeof error;
@@ -211,8 +202,7 @@ static bool greet(struct client *client, int epoll_fd)
     return true;
 }
 
-bool client_serve(struct client *client, int epoll_fd, uint32_t events)
-{
+bool client_serve(struct client *client, int epoll_fd, uint32_t events) {
     if (!client->greeted) {
         if (!greet(client, epoll_fd))
             return false;
@@ -231,8 +221,7 @@ bool client_serve(struct client *client, int epoll_fd, uint32_t events)
     return client_flush(client, epoll_fd) && !(client->leaving && !client->open);
 }
 
-void client_close(struct client *client)
-{
+void client_close(struct client *client) {
     link_close(&client->link);
     for (uint32_t i = 0; client->slots && i < SLOTS; i++)
         if (client->slots[i].id)

@@ -5,8 +5,7 @@
 #include <string.h>
 
 /* A field that the decoder's dynamic table takes; `name_index` stands for the name if it has one. */
-static uint8_t *field(uint8_t *at, uint8_t name_index, const char *name, const char *value)
-{
+static uint8_t *field(uint8_t *at, uint8_t name_index, const char *name, const char *value) {
     *at++ = 0x40 | name_index;
     if (!name_index) {
         *at++ = (uint8_t)strlen(name);
@@ -17,9 +16,16 @@ static uint8_t *field(uint8_t *at, uint8_t name_index, const char *name, const c
 }
 
 /* The first request's fields enter the table, later ones refer to them: as real clients do it. */
-void write_headers(struct client *client, uint32_t id)
-{
-    enum { METHOD_POST = 3, SCHEME_HTTP = 6, SCHEME_HTTPS = 7, PATH = 4, AUTHORITY = 1, CONTENT_TYPE = 31, NEWEST = 62 };
+void write_headers(struct client *client, uint32_t id) {
+    enum {
+        METHOD_POST = 3,
+        SCHEME_HTTP = 6,
+        SCHEME_HTTPS = 7,
+        PATH = 4,
+        AUTHORITY = 1,
+        CONTENT_TYPE = 31,
+        NEWEST = 62
+    };
     const struct target *target = client->target;
     uint8_t block[512], *at = block;
     *at++ = 0x80 | METHOD_POST;
@@ -48,8 +54,7 @@ void write_headers(struct client *client, uint32_t id)
     buffer_add(&client->link.out, block, (size_t)(at - block));
 }
 
-static void echo_body(uint8_t *body, uint32_t payload_bytes, uint64_t nonce)
-{
+static void echo_body(uint8_t *body, uint32_t payload_bytes, uint64_t nonce) {
     body[0] = 0;
     put_u32(body + 1, payload_bytes);
     body[PREFIX_BYTES] = 'E';
@@ -57,8 +62,7 @@ static void echo_body(uint8_t *body, uint32_t payload_bytes, uint64_t nonce)
     memcpy(body + ECHO_HEAD_BYTES, pattern + nonce % PATTERN_BYTES, payload_bytes - 9);
 }
 
-static void command_body(uint8_t *body, uint8_t command, uint64_t messages, uint32_t bytes)
-{
+static void command_body(uint8_t *body, uint8_t command, uint64_t messages, uint32_t bytes) {
     body[0] = 0;
     put_u32(body + 1, COMMAND_BYTES - PREFIX_BYTES);
     body[PREFIX_BYTES] = command;
@@ -66,31 +70,24 @@ static void command_body(uint8_t *body, uint8_t command, uint64_t messages, uint
     put_u32(body + ECHO_HEAD_BYTES, bytes);
 }
 
-size_t body_bytes(const struct client *client)
-{
+size_t body_bytes(const struct client *client) {
     return client->task == ECHO ? PREFIX_BYTES + client->echo_bytes : COMMAND_BYTES;
 }
 
-uint64_t upload_bytes(const struct client *client)
-{
-    return client->messages * (PREFIX_BYTES + client->message_bytes);
-}
+uint64_t upload_bytes(const struct client *client) { return client->messages * (PREFIX_BYTES + client->message_bytes); }
 
-size_t answer_bytes(const struct client *client)
-{
+size_t answer_bytes(const struct client *client) {
     return client->task == ECHO ? body_bytes(client) : client->task == DOWNLOAD ? upload_bytes(client) : REPORT_BYTES;
 }
 
-void write_body(const struct client *client, uint8_t *body, uint64_t nonce)
-{
+void write_body(const struct client *client, uint8_t *body, uint64_t nonce) {
     if (client->task == ECHO)
         echo_body(body, client->echo_bytes, nonce);
     else
         command_body(body, client->task == UPLOAD ? 'U' : 'D', client->messages, client->message_bytes);
 }
 
-bool answer_matches(const struct client *client, const struct request *slot, const uint8_t *data, size_t bytes)
-{
+bool answer_matches(const struct client *client, const struct request *slot, const uint8_t *data, size_t bytes) {
     static uint8_t expected[PREFIX_BYTES + MAX_ECHO_BYTES];
     uint64_t end = slot->got + bytes;
     if (client->task == DOWNLOAD)

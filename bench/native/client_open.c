@@ -10,16 +10,14 @@
 
 static SSL_SESSION *session; /* the last one: every connection of a process goes to the same server */
 
-static int keep_session(SSL *ssl, SSL_SESSION *fresh)
-{
+static int keep_session(SSL *ssl, SSL_SESSION *fresh) {
     (void)ssl;
     SSL_SESSION_free(session);
     session = fresh;
     return 1;
 }
 
-SSL_CTX *client_tls(const char *ca_file)
-{
+SSL_CTX *client_tls(const char *ca_file) {
     SSL_CTX *tls = SSL_CTX_new(TLS_client_method());
     if (!tls || SSL_CTX_load_verify_locations(tls, ca_file, NULL) != 1)
         return NULL;
@@ -31,13 +29,11 @@ SSL_CTX *client_tls(const char *ca_file)
     return tls;
 }
 
-void client_init(struct client *client, const struct target *target, uint32_t number, on_answer *answered)
-{
+void client_init(struct client *client, const struct target *target, uint32_t number, on_answer *answered) {
     *client = (struct client){.link.fd = -1, .target = target, .number = number, .answered = answered};
 }
 
-int client_connect(struct client *client, int epoll_fd)
-{
+int client_connect(struct client *client, int epoll_fd) {
     const struct target *target = client->target;
     client->link = (struct link){.fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
     if (client->link.fd < 0)
@@ -78,7 +74,4 @@ int client_connect(struct client *client, int epoll_fd)
     return 0;
 }
 
-bool client_resumed(const struct client *client)
-{
-    return client->link.ssl && SSL_session_reused(client->link.ssl);
-}
+bool client_resumed(const struct client *client) { return client->link.ssl && SSL_session_reused(client->link.ssl); }

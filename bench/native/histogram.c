@@ -1,8 +1,7 @@
 /* See histogram.h. */
 #include "histogram.h"
 
-void histogram_record(struct histogram *histogram, uint64_t value_ns)
-{
+void histogram_record(struct histogram *histogram, uint64_t value_ns) {
     int bits = 64 - __builtin_clzll(value_ns | (SUB_BUCKETS - 1));
     int bucket = bits - 11; /* SUB_BUCKETS has 11 bits */
     uint64_t index = (uint64_t)bucket * HALF + (value_ns >> bucket);
@@ -11,8 +10,7 @@ void histogram_record(struct histogram *histogram, uint64_t value_ns)
     histogram->counts[index]++;
 }
 
-void histogram_print(const struct histogram *histogram, FILE *file)
-{
+void histogram_print(const struct histogram *histogram, FILE *file) {
     const char *comma = "";
     fputc('[', file);
     for (uint64_t index = 0; index < (BUCKETS + 1) * HALF; index++) {

@@ -10,8 +10,7 @@
 
 enum { READ_BYTES = 64 << 10 };
 
-static int ssl_result(struct link *link, int result)
-{
+static int ssl_result(struct link *link, int result) {
     switch (SSL_get_error(link->ssl, result)) {
     case SSL_ERROR_WANT_READ:
     case SSL_ERROR_WANT_WRITE:
@@ -24,8 +23,7 @@ static int ssl_result(struct link *link, int result)
     }
 }
 
-int link_read(struct link *link)
-{
+int link_read(struct link *link) {
     if (!link->ssl) {
         ssize_t got = recv(link->fd, buffer_reserve(&link->in, READ_BYTES), READ_BYTES, 0);
         if (got <= 0)
@@ -43,8 +41,7 @@ int link_read(struct link *link)
     return 1;
 }
 
-int link_flush(struct link *link)
-{
+int link_flush(struct link *link) {
     struct buffer *out = &link->out;
     while (buffer_used(out)) {
         ssize_t sent;
@@ -64,8 +61,7 @@ int link_flush(struct link *link)
     return 0;
 }
 
-int link_handshake(struct link *link)
-{
+int link_handshake(struct link *link) {
     int result = SSL_do_handshake(link->ssl);
     if (result == 1) {
         link->shaken = true;
@@ -75,8 +71,7 @@ int link_handshake(struct link *link)
     return result ? result : -EPROTO;
 }
 
-void link_watch(struct link *link, int epoll_fd, uint32_t events, void *owner)
-{
+void link_watch(struct link *link, int epoll_fd, uint32_t events, void *owner) {
     if (events == link->events)
         return;
     struct epoll_event event = {.events = events, .data.ptr = owner};
@@ -85,8 +80,7 @@ void link_watch(struct link *link, int epoll_fd, uint32_t events, void *owner)
     link->events = events;
 }
 
-void link_close(struct link *link)
-{
+void link_close(struct link *link) {
     if (link->fd < 0)
         return;
     if (link->ssl) {

@@ -35,36 +35,29 @@ static bool running, lost_any;
 static int epoll_fd;
 
 /* Seconds to the next request of a Poisson process. */
-static double gap_s(double rate)
-{
+static double gap_s(double rate) {
     random_state ^= random_state << 13;
     random_state ^= random_state >> 7;
     random_state ^= random_state << 17;
     return -log(((double)(random_state >> 11) + 1) / 9007199254740993.0) / rate;
 }
 
-static void ask(struct client *client, const struct request *request)
-{
+static void ask(struct client *client, const struct request *request) {
     client_ask(client, request);
     if (client->dirty && client->link.fd >= 0)
         dirty[dirty_count++] = client;
 }
 
-static bool may_ask(uint64_t now)
-{
-    return running && (options.count ? asked < options.count : now < phase_end_ns);
-}
+static bool may_ask(uint64_t now) { return running && (options.count ? asked < options.count : now < phase_end_ns); }
 
-static void lose(struct client *client)
-{
+static void lose(struct client *client) {
     client_close(client);
     lost_any = true;
     if (options.mode == CONNECT)
         idle_clients[idle_count++] = client;
 }
 
-static void connect_for(struct client *client, const struct request *request)
-{
+static void connect_for(struct client *client, const struct request *request) {
     int result = client_connect(client, epoll_fd);
     buffer_free(&client->waiting);
     client_ask(client, request);
@@ -77,8 +70,7 @@ static void connect_for(struct client *client, const struct request *request)
     lose(client);
 }
 
-static void begin_request(uint64_t intended_ns)
-{
+static void begin_request(uint64_t intended_ns) {
     static uint32_t turn;
     struct request request = {.intended_ns = intended_ns, .phase = current_phase};
     options.phase[current_phase].sent++;
@@ -95,8 +87,7 @@ static void begin_request(uint64_t intended_ns)
     }
 }
 
-static void answered(struct client *client, const struct request *request, enum outcome outcome)
-{
+static void answered(struct client *client, const struct request *request, enum outcome outcome) {
     uint64_t now = now_ns();
     if (request->phase == WARM) {
         opened++;
@@ -126,8 +117,7 @@ static void answered(struct client *client, const struct request *request, enum 
     }
 }
 
-static void open_loop(uint64_t now)
-{
+static void open_loop(uint64_t now) {
     while (running && options.phase[current_phase].rate > 0) {
         if (next_ns >= phase_end_ns) {
             if (++current_phase == options.phases) {
@@ -147,8 +137,7 @@ static void open_loop(uint64_t now)
 }
 
 /* Connect mode: frees what has ended for what waits, or, without a rate, for the next. */
-static void reuse_clients(uint64_t now)
-{
+static void reuse_clients(uint64_t now) {
     struct request request;
     while (idle_count && buffer_take(&jobs, &request, sizeof request))
         connect_for(idle_clients[--idle_count], &request);
@@ -156,8 +145,7 @@ static void reuse_clients(uint64_t now)
         begin_request(now);
 }
 
-static void revive_clients(uint64_t now)
-{
+static void revive_clients(uint64_t now) {
     if (!lost_any || options.mode == CONNECT || now < retry_ns)
         return;
     retry_ns = now + RETRY_NS;
@@ -168,8 +156,7 @@ static void revive_clients(uint64_t now)
 }
 
 /* One turn: begins what is due, then serves what epoll has until the next is due or `until_ns`. */
-static void step(uint64_t until_ns)
-{
+static void step(uint64_t until_ns) {
     struct epoll_event events[EVENTS];
     uint64_t now = now_ns(), wake = until_ns;
     open_loop(now);
@@ -196,8 +183,7 @@ static void step(uint64_t until_ns)
 }
 
 /* Opens every connection and has one answer on each: what is measured later is warm. */
-static void open_connections(void)
-{
+static void open_connections(void) {
     uint64_t deadline = now_ns() + OPEN_DEADLINE_S * SECOND_NS;
     const struct request request = {.phase = WARM};
     uint64_t messages = options.messages;
@@ -224,8 +210,7 @@ static void open_connections(void)
     options.messages = messages;
 }
 
-static void run(void)
-{
+static void run(void) {
     uint64_t moved = 0;
     report.begin_ns = next_ns = now_ns();
     phase_end_ns = report.begin_ns + (uint64_t)(options.phase[0].seconds * 1e9);
@@ -251,16 +236,14 @@ static void run(void)
     report.moved_bytes -= moved;
 }
 
-static double cpu_s(void)
-{
+static double cpu_s(void) {
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
            (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_TIMERSLACK, 1);
     prctl(PR_SET_PDEATHSIG, SIGKILL);

@@ -8,16 +8,15 @@
 
 static const char *const MODES[] = {"rate", "closed", "connect", "idle"};
 static const char *const TASKS[] = {"echo", "download", "upload"};
-static const char *const OUTCOME_NAMES[] = {"answered", "wrong_bytes", "reset", "connection_lost", "refused", "unanswered"};
+static const char *const OUTCOME_NAMES[] = {"answered",        "wrong_bytes", "reset",
+                                            "connection_lost", "refused",     "unanswered"};
 
-static void fail(const char *option, const char *value)
-{
+static void fail(const char *option, const char *value) {
     fprintf(stderr, "load: cannot use %s %s\n", option, value);
     exit(2);
 }
 
-static unsigned choice(const char *option, const char *value, const char *const *names, unsigned count)
-{
+static unsigned choice(const char *option, const char *value, const char *const *names, unsigned count) {
     for (unsigned i = 0; i < count; i++)
         if (!strcmp(names[i], value))
             return i;
@@ -26,8 +25,7 @@ static unsigned choice(const char *option, const char *value, const char *const 
 }
 
 /* "rate:seconds,rate:seconds": one phase behind the other. */
-static void parse_phases(struct options *options, const char *text)
-{
+static void parse_phases(struct options *options, const char *text) {
     const char *at = text;
     for (options->phases = 0; *at && options->phases < MAX_PHASES; at += *at == ',') {
         struct phase *phase = &options->phase[options->phases++];
@@ -42,10 +40,14 @@ static void parse_phases(struct options *options, const char *text)
         fail("--phases", text);
 }
 
-void options_parse(struct options *options, int argc, char **argv)
-{
-    *options = (struct options){.connections = 1, .streams = 1, .echo_bytes = 128, .message_bytes = 1 << 16,
-                                .messages = 1024, .drain_s = 5, .seed = 1};
+void options_parse(struct options *options, int argc, char **argv) {
+    *options = (struct options){.connections = 1,
+                                .streams = 1,
+                                .echo_bytes = 128,
+                                .message_bytes = 1 << 16,
+                                .messages = 1024,
+                                .drain_s = 5,
+                                .seed = 1};
     options->target = (struct target){.org = "acme", .token = "none", .satellites = "bench", .source_addresses = 1};
     parse_phases(options, "0:1");
     for (int i = 1; i < argc; i += 2) {
@@ -101,8 +103,7 @@ void options_parse(struct options *options, int argc, char **argv)
         fail("--echo-bytes, --message-bytes, --connections or", "--port");
 }
 
-static void print_phase(const struct phase *phase)
-{
+static void print_phase(const struct phase *phase) {
     uint64_t ended = 0;
     printf("{\"rate\":%.17g,\"seconds\":%.17g,\"sent\":%llu,\"outcomes\":{", phase->rate, phase->seconds,
            (unsigned long long)phase->sent);
@@ -115,8 +116,7 @@ static void print_phase(const struct phase *phase)
     printf("}");
 }
 
-void report_print(const struct options *options, const struct report *report)
-{
+void report_print(const struct options *options, const struct report *report) {
     printf("{\"phases\":[");
     for (uint32_t i = 0; i < options->phases; i++) {
         printf("%s", i ? "," : "");

@@ -20,8 +20,7 @@ enum { EVENTS = 256, PREFACE_BYTES = 24 };
 static int epoll_fd;
 static SSL_CTX *tls; /* or NULL */
 
-static void connection_free(struct connection *connection)
-{
+static void connection_free(struct connection *connection) {
     for (uint32_t i = 0; connection->streams && i <= connection->mask; i++)
         buffer_free(&connection->streams[i].body);
     free(connection->streams);
@@ -29,8 +28,7 @@ static void connection_free(struct connection *connection)
     free(connection);
 }
 
-static bool read_frames(struct connection *connection)
-{
+static bool read_frames(struct connection *connection) {
     int result = link_read(&connection->link);
     if (result <= 0)
         return result == -EAGAIN;
@@ -46,8 +44,7 @@ static bool read_frames(struct connection *connection)
     return true;
 }
 
-static bool serve(struct connection *connection, uint32_t events)
-{
+static bool serve(struct connection *connection, uint32_t events) {
     if (events & (EPOLLIN | EPOLLHUP | EPOLLERR) && !read_frames(connection))
         return false;
     bool more = false;
@@ -60,8 +57,7 @@ static bool serve(struct connection *connection, uint32_t events)
     return !result || result == -EAGAIN;
 }
 
-static void accept_all(int listener)
-{
+static void accept_all(int listener) {
     for (int fd; (fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0;) {
         struct connection *connection = calloc(1, sizeof *connection);
         if (!connection)
@@ -83,16 +79,14 @@ static void accept_all(int listener)
 }
 
 static int choose_h2(SSL *ssl, const unsigned char **ret_name, unsigned char *ret_bytes, const unsigned char *offered,
-                     unsigned bytes, void *unused)
-{
+                     unsigned bytes, void *unused) {
     (void)ssl, (void)offered, (void)bytes, (void)unused;
     *ret_name = (const unsigned char *)"h2";
     *ret_bytes = 2;
     return SSL_TLSEXT_ERR_OK;
 }
 
-static SSL_CTX *tls_of(const char *file)
-{
+static SSL_CTX *tls_of(const char *file) {
     SSL_CTX *made = SSL_CTX_new(TLS_server_method());
     if (!made || SSL_CTX_use_certificate_chain_file(made, file) != 1 ||
         SSL_CTX_use_PrivateKey_file(made, file, SSL_FILETYPE_PEM) != 1) {
@@ -104,8 +98,7 @@ static SSL_CTX *tls_of(const char *file)
     return made;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     const char *mark = NULL;
     double boot_s = 0;
     for (int i = 2; i + 1 < argc; i += 2) {

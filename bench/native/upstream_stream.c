@@ -11,14 +11,12 @@ static const uint8_t HEAD[] = "\x88\x0f\x10\x10"
                               "application/grpc";
 static const uint8_t TRAILERS[] = "\x00\x0bgrpc-status\x01"
                                   "0";
-static struct stream *stream_at(struct connection *connection, uint32_t id)
-{
+static struct stream *stream_at(struct connection *connection, uint32_t id) {
     struct stream *stream = connection->streams ? &connection->streams[id >> 1 & connection->mask] : NULL;
     return stream && stream->id == id ? stream : NULL;
 }
 
-static struct stream *stream_open(struct connection *connection, uint32_t id)
-{
+static struct stream *stream_open(struct connection *connection, uint32_t id) {
     while (!connection->streams || connection->streams[id >> 1 & connection->mask].id) {
         uint32_t mask = connection->streams ? connection->mask * 2 + 1 : 3;
         struct stream *streams = calloc(mask + 1, sizeof *streams);
@@ -36,26 +34,20 @@ static struct stream *stream_open(struct connection *connection, uint32_t id)
     return stream;
 }
 
-static void stream_end(struct connection *connection, struct stream *stream)
-{
+static void stream_end(struct connection *connection, struct stream *stream) {
     connection->sending -= stream->answering;
     buffer_free(&stream->body);
     stream->id = 0;
 }
 
-static uint8_t command(const struct stream *stream)
-{
-    return stream->body.data[PREFIX_BYTES];
-}
+static uint8_t command(const struct stream *stream) { return stream->body.data[PREFIX_BYTES]; }
 
-static uint32_t message_bytes(const struct stream *stream)
-{
+static uint32_t message_bytes(const struct stream *stream) {
     uint32_t bytes = get_u32(stream->body.data + ECHO_HEAD_BYTES);
     return bytes && bytes < PATTERN_BYTES ? bytes : 1;
 }
 
-bool stream_send(struct connection *connection, struct stream *stream)
-{
+bool stream_send(struct connection *connection, struct stream *stream) {
     struct buffer *out = &connection->link.out;
     while (stream->sent < stream->total && buffer_used(out) < OUT_BYTES) {
         uint64_t size = stream->total - stream->sent;
@@ -83,8 +75,7 @@ bool stream_send(struct connection *connection, struct stream *stream)
     return true;
 }
 
-static void stream_answer(struct connection *connection, struct stream *stream)
-{
+static void stream_answer(struct connection *connection, struct stream *stream) {
     if (buffer_used(&stream->body) < ECHO_HEAD_BYTES) {
         frame_u32(&connection->link.out, RST_STREAM, stream->id, 1);
         stream_end(connection, stream);
@@ -110,8 +101,7 @@ static void stream_answer(struct connection *connection, struct stream *stream)
     (void)stream_send(connection, stream);
 }
 
-static void on_data(struct connection *connection, const struct frame *frame)
-{
+static void on_data(struct connection *connection, const struct frame *frame) {
     connection->unacknowledged += frame->length;
     if (connection->unacknowledged >= WINDOW_BYTES / 2) {
         frame_u32(&connection->link.out, WINDOW_UPDATE, 0, connection->unacknowledged);
@@ -143,8 +133,7 @@ static void on_data(struct connection *connection, const struct frame *frame)
     }
 }
 
-static void on_settings(struct connection *connection, const struct frame *frame)
-{
+static void on_settings(struct connection *connection, const struct frame *frame) {
     if (frame->flags & ACK)
         return;
     for (uint32_t i = 0; i + 6 <= frame->length; i += 6) {
@@ -159,8 +148,7 @@ static void on_settings(struct connection *connection, const struct frame *frame
     frame_header(&connection->link.out, 0, SETTINGS, ACK, 0);
 }
 
-void upstream_frame(struct connection *connection, const struct frame *frame)
-{
+void upstream_frame(struct connection *connection, const struct frame *frame) {
     struct stream *stream = frame->stream ? stream_at(connection, frame->stream) : NULL;
     switch (frame->type) {
     case HEADERS:

@@ -20,13 +20,13 @@ typedef struct bp_splice bp_splice;
 /* ---- TLS: OpenSSL on the socket itself, so that a connection can move to an engine thread ------------------------ */
 
 enum bp_tls_result { /* negative results of bp_tls_handshake/read/write/shutdown, besides -errno */
-    BP_TLS_WANT_READ = -1001,
-    BP_TLS_WANT_WRITE = -1002,
-    BP_TLS_TRUNCATED = -1003, /* FIN without close_notify */
-    BP_TLS_ERROR = -1004,     /* bp_tls_error has OpenSSL's words */
-    /* The peer made us work for nothing; the connection reads no more, but can still be written to: */
-    BP_TLS_CONTROL_FLOOD = -1005,   /* over TLS_CONTROL_RECORDS of tls_meter.c */
-    BP_TLS_HANDSHAKE_FLOOD = -1006, /* over TLS_HANDSHAKE_RECORDS of it */
+                     BP_TLS_WANT_READ = -1001,
+                     BP_TLS_WANT_WRITE = -1002,
+                     BP_TLS_TRUNCATED = -1003, /* FIN without close_notify */
+                     BP_TLS_ERROR = -1004,     /* bp_tls_error has OpenSSL's words */
+                     /* The peer made us work for nothing; the connection reads no more, but can still be written to: */
+                     BP_TLS_CONTROL_FLOOD = -1005, /* over TLS_CONTROL_RECORDS of tls_meter.c */
+                     BP_TLS_HANDSHAKE_FLOOD = -1006, /* over TLS_HANDSHAKE_RECORDS of it */
 };
 
 /* Both return NULL on failure, with a reason in error[error_bytes]. Paths are PEM files; the last two may be NULL. */
@@ -75,43 +75,43 @@ BP_MUST_CHECK int bp_ktls_self_test(char *words, size_t bytes);
 enum bp_splice_mode { BP_SPLICE_OFF, BP_SPLICE_AUTO, BP_SPLICE_ALWAYS };
 
 enum bp_reason { /* why a connection ended */
-    BP_LIVE = 0,
-    BP_CLOSED,              /* both directions ended by FIN, all bytes delivered */
-    BP_CLIENT_RESET,        /* RST, or any error of its socket but a timeout */
-    BP_SATELLITE_RESET,
-    BP_CLIENT_TIMEOUT,      /* keepalive or TCP_USER_TIMEOUT: the peer is dead */
-    BP_SATELLITE_TIMEOUT,
-    BP_CLIENT_TRUNCATED,    /* TLS ended without close_notify; what came was delivered */
-    BP_SATELLITE_TRUNCATED,
-    BP_CLIENT_TLS_ERROR,
-    BP_SATELLITE_TLS_ERROR,
-    BP_IDLE_TIMEOUT,
-    BP_HALF_CLOSED_TIMEOUT, /* one direction ended long ago and the other is silent */
-    BP_ABORTED,             /* by bp_splice_abort */
-    BP_ENGINE_CLOSED,
-    BP_NO_MEMORY,
-    BP_GIVEN_BACK,          /* by bp_splice_give_back; the sockets live on */
-    BP_CLIENT_TLS_FLOOD,    /* more KeyUpdates, tickets, alerts or empty records than TLS_CONTROL_RECORDS lets pass */
-    BP_SATELLITE_TLS_FLOOD,
-    BP_REASONS
+                 BP_LIVE = 0,
+                 BP_CLOSED, /* both directions ended by FIN, all bytes delivered */
+                 BP_CLIENT_RESET, /* RST, or any error of its socket but a timeout */
+                 BP_SATELLITE_RESET,
+                 BP_CLIENT_TIMEOUT, /* keepalive or TCP_USER_TIMEOUT: the peer is dead */
+                 BP_SATELLITE_TIMEOUT,
+                 BP_CLIENT_TRUNCATED, /* TLS ended without close_notify; what came was delivered */
+                 BP_SATELLITE_TRUNCATED,
+                 BP_CLIENT_TLS_ERROR,
+                 BP_SATELLITE_TLS_ERROR,
+                 BP_IDLE_TIMEOUT,
+                 BP_HALF_CLOSED_TIMEOUT, /* one direction ended long ago and the other is silent */
+                 BP_ABORTED, /* by bp_splice_abort */
+                 BP_ENGINE_CLOSED,
+                 BP_NO_MEMORY,
+                 BP_GIVEN_BACK, /* by bp_splice_give_back; the sockets live on */
+                 BP_CLIENT_TLS_FLOOD, /* more KeyUpdates, tickets, alerts or empty records than TLS_CONTROL_RECORDS lets pass */
+                 BP_SATELLITE_TLS_FLOOD,
+                 BP_REASONS
 };
 
 struct bp_options {
     unsigned threads; /* 0: one per core */
     enum bp_splice_mode splice;
     int ktls; /* which of enum bp_ktls may be spliced: what bp_ktls_self_test returned, or 0 */
-    uint32_t idle_timeout_s;        /* 0: none */
+    uint32_t idle_timeout_s; /* 0: none */
     uint32_t half_closed_timeout_s; /* 0: none */
-    uint32_t pipes;                 /* at most so many open at once, a thread; 0: PIPE_MAX, which more does not exceed */
+    uint32_t pipes; /* at most so many open at once, a thread; 0: PIPE_MAX, which more does not exceed */
 };
 
 struct bp_counters {
-    uint64_t up_bytes;   /* delivered from client to satellite */
+    uint64_t up_bytes; /* delivered from client to satellite */
     uint64_t down_bytes; /* delivered from satellite to client */
     uint64_t spliced_bytes;
     uint64_t last_activity_ms; /* CLOCK_MONOTONIC */
-    int reason;                /* enum bp_reason */
-    int error;                 /* errno behind it, or 0 */
+    int reason; /* enum bp_reason */
+    int error; /* errno behind it, or 0 */
 };
 
 struct bp_statistics {
@@ -136,9 +136,9 @@ BP_MUST_CHECK int bp_engine_splice(bp_engine *engine, int client_fd, bp_tls *cli
                                    bp_tls *satellite_tls, bp_splice **ret_splice);
 /* The next ended splice, or NULL; the caller frees it with bp_splice_free when it has read the counters. */
 bp_splice *bp_engine_take_ended(bp_engine *engine);
-void bp_splice_free(bp_splice *splice);                                     /* an ended one only */
-void bp_splice_counters(const bp_splice *splice, struct bp_counters *ret);  /* live or ended, any thread */
-void bp_splice_abort(bp_splice *splice);                                    /* RST both legs, later */
+void bp_splice_free(bp_splice *splice); /* an ended one only */
+void bp_splice_counters(const bp_splice *splice, struct bp_counters *ret); /* live or ended, any thread */
+void bp_splice_abort(bp_splice *splice); /* RST both legs, later */
 /* Asks for a live plain connection back: nothing more is read, what was read is delivered, then it ends with
  * BP_GIVEN_BACK. A reader that stalls delays that; bp_splice_abort still works. -EOPNOTSUPP if a leg is TLS. */
 BP_MUST_CHECK int bp_splice_give_back(bp_splice *splice);

@@ -9,23 +9,23 @@
 #include <stdbool.h>
 
 #define SCRATCH_BYTES (64u << 10) /* one read in copy mode; also what a direction may have to stash */
-#define TURN_BYTES (1u << 20)     /* most that one direction moves before the others on its thread have a turn */
-#define LOOP_BYTES (16u << 20)    /* and all directions together, in some 20 ms: where many are busy, each has less */
-#define STEP_COST 512             /* what a read of a few bytes, or a record of TLS, costs: as much as so many bytes */
+#define TURN_BYTES (1u << 20) /* most that one direction moves before the others on its thread have a turn */
+#define LOOP_BYTES (16u << 20) /* and all directions together, in some 20 ms: where many are busy, each has less */
+#define STEP_COST 512 /* what a read of a few bytes, or a record of TLS, costs: as much as so many bytes */
 #define LAST_WORDS_BYTES (8u << 20) /* of a leg that broke: more than a socket's receive buffer holds (tcp_rmem) */
-#define READY_A_TURN 256          /* splices with more to do that go on in one turn; the others in the next */
-#define ENDS_A_TURN 256           /* splices that one turn ends for a timeout or on request, at some 20 us each */
-#define LONG_TURN_NS 50000000u    /* what no peer's input may make of a turn */
+#define READY_A_TURN 256 /* splices with more to do that go on in one turn; the others in the next */
+#define ENDS_A_TURN 256 /* splices that one turn ends for a timeout or on request, at some 20 us each */
+#define LONG_TURN_NS 50000000u /* what no peer's input may make of a turn */
 #define PIPE_MIN_BYTES (64 << 10) /* smaller pipes (user past pipe-user-pages-soft) are not worth a splice */
-#define PIPE_POOL 64              /* idle pipes kept per thread */
-#define PIPE_MAX 512              /* pipes open per thread: 64 KiB each, 32 MiB of pages at the most */
-#define STREAM_READS 3            /* this many full reads in a row make a stream (HAProxy's CF_STREAMER_FAST) */
-#define QUIET_READS 3             /* this many small splices in a row end it */
+#define PIPE_POOL 64 /* idle pipes kept per thread */
+#define PIPE_MAX 512 /* pipes open per thread: 64 KiB each, 32 MiB of pages at the most */
+#define STREAM_READS 3 /* this many full reads in a row make a stream (HAProxy's CF_STREAMER_FAST) */
+#define QUIET_READS 3 /* this many small splices in a row end it */
 #define FULL_READ_BYTES (32u << 10)
 #define FULL_RECORD_BYTES (16u << 10) /* what a full read is where the kernel decrypts: it gives one record at a time */
-#define SMALL_READ_BYTES 4096     /* below, a pipe costs more than the copy it saves (HAProxy MIN_SPLICE_FORWARD) */
-#ifndef TICK_MS                   /* tests shorten it */
-#define TICK_MS 1000              /* granularity of the timeouts, and of the retry when the kernel lacks memory */
+#define SMALL_READ_BYTES 4096 /* below, a pipe costs more than the copy it saves (HAProxy MIN_SPLICE_FORWARD) */
+#ifndef TICK_MS /* tests shorten it */
+#define TICK_MS 1000 /* granularity of the timeouts, and of the retry when the kernel lacks memory */
 #endif
 
 enum leg_id { CLIENT = 0, SATELLITE = 1 };
@@ -36,9 +36,10 @@ struct leg {
     bp_tls *tls; /* or NULL */
     uint32_t watched; /* epoll interest now, the shadow of what the kernel has */
     bool registered;
-    bool splices_in;  /* splice(2) may read from it: plain, or the kernel decrypts */
+    bool splices_in; /* splice(2) may read from it: plain, or the kernel decrypts */
     bool splices_out; /* splice(2) may write to it: plain, or the kernel encrypts */
-    bool truncated; /* TLS: the peer sent FIN without close_notify; a fatal alert went back, and nothing may follow it */
+    /* TLS: the peer sent FIN without close_notify; a fatal alert went back, and nothing may follow it. */
+    bool truncated;
     uint8_t id; /* enum leg_id: tells the leg from an epoll pointer */
 };
 
@@ -50,16 +51,16 @@ struct direction {
     size_t in_pipe;
     char *stash; /* what a copy could not deliver, lent until it is */
     size_t stash_at, stash_bytes;
-    bool eof;  /* the source has ended (FIN, close_notify or truncation) */
+    bool eof; /* the source has ended (FIN, close_notify or truncation) */
     bool shut; /* and the destination was told */
     bool notify_waits; /* TLS: close_notify waits for the destination to be writable */
     bool streaming;
-    bool no_splice;           /* the kernel refused once: copy for good */
-    bool starved;             /* the kernel had no memory for it: quiet until the next tick */
-    bool read_wants_write;    /* TLS: a read waits for the source to be writable */
-    bool write_wants_read;    /* TLS: a write waits for the destination to be readable */
+    bool no_splice; /* the kernel refused once: copy for good */
+    bool starved; /* the kernel had no memory for it: quiet until the next tick */
+    bool read_wants_write; /* TLS: a read waits for the source to be writable */
+    bool write_wants_read; /* TLS: a write waits for the destination to be readable */
     uint8_t full_reads, small_reads;
-    uint8_t tells;          /* how often the end was told to a destination that was not ready for FIN */
+    uint8_t tells; /* how often the end was told to a destination that was not ready for FIN */
     _Atomic uint64_t bytes; /* delivered */
 };
 
@@ -68,12 +69,12 @@ struct bp_splice {
     struct direction direction[2]; /* [CLIENT]: source is the client */
     struct bp_thread *thread;
     struct bp_splice *next, *previous; /* the thread's list of live ones; next also in mailbox and ended list */
-    struct bp_splice *ready_next;      /* the thread's list of those with more to do */
+    struct bp_splice *ready_next; /* the thread's list of those with more to do */
     bool ready;
-    int broken;    /* the leg that failed, or NO_LEG */
+    int broken; /* the leg that failed, or NO_LEG */
     int truncated; /* reason to report if it ends well otherwise, or 0 */
     uint64_t half_closed_ms;
-    bool with_tls;    /* set once: other threads may ask while the legs belong to this splice's thread */
+    bool with_tls; /* set once: other threads may ask while the legs belong to this splice's thread */
     bool giving_back; /* deliver, read no more */
     _Atomic bool abort, give_back;
     _Atomic uint64_t spliced_bytes;
@@ -163,7 +164,7 @@ uint64_t bp__now_ms(void);
 
 /* ready.c */
 void bp__ready(struct bp_thread *thread, bp_splice *splice); /* goes on in a turn to come */
-bp_splice *bp__ready_take(struct bp_thread *thread);         /* the first one; the list must have one */
+bp_splice *bp__ready_take(struct bp_thread *thread); /* the first one; the list must have one */
 
 /* ended.c */
 void bp__wake(int event_fd);

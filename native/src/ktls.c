@@ -68,7 +68,8 @@ static int connect_pair(struct bench *b) {
 static int shake_hands(struct bench *b) {
     b->server = SSL_new(b->server_ctx);
     b->client = SSL_new(b->client_ctx);
-    if (!b->server || !b->client || SSL_set_fd(b->server, b->server_fd) != 1 || SSL_set_fd(b->client, b->client_fd) != 1)
+    if (!b->server || !b->client || SSL_set_fd(b->server, b->server_fd) != 1 ||
+        SSL_set_fd(b->client, b->client_fd) != 1)
         return -ENOMEM;
     SSL_set_accept_state(b->server);
     SSL_set_connect_state(b->client);

@@ -29,8 +29,8 @@ void bp__fail(bp_splice *s, enum leg_id leg, int why) {
     static const int flood[2] = {BP_CLIENT_TLS_FLOOD, BP_SATELLITE_TLS_FLOOD};
     if (why == BP_TLS_CONTROL_FLOOD || why == BP_TLS_HANDSHAKE_FLOOD)
         reason = flood[leg];
-    else if (why == BP_TLS_ERROR || why == BP_TLS_TRUNCATED || why == -EBADMSG) /* EBADMSG: the kernel could not decrypt */
-        reason = tls[leg];
+    else if (why == BP_TLS_ERROR || why == BP_TLS_TRUNCATED || why == -EBADMSG)
+        reason = tls[leg]; /* EBADMSG: the kernel could not decrypt */
     else if (why == -ETIMEDOUT || why == -EHOSTUNREACH || why == -ENETUNREACH)
         reason = timeout[leg];
     else if (why == -ENOMEM)
@@ -275,7 +275,8 @@ enum pump_result bp__pump(struct bp_thread *t, bp_splice *s, enum leg_id id) {
             return PUMP_FAILED;
         }
         if (got == 0 && d->streaming && from->tls) {
-            leave_stream(t, d); /* FIN, or a record without data: OpenSSL will tell which, close_notify is none of both */
+            /* FIN, or a record without data: OpenSSL will tell which, close_notify is none of both. */
+            leave_stream(t, d);
             continue;
         }
         if (got == 0) {

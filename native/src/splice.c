@@ -20,8 +20,8 @@
 #include "internal.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <linux/sockios.h>
+#include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -210,7 +210,8 @@ void bp__splice_tick(struct bp_thread *t, bp_splice *s) {
     }
     bool half = s->direction[CLIENT].shut != s->direction[SATELLITE].shut;
     uint64_t quiet_since_ms = half && s->half_closed_ms > last_ms ? s->half_closed_ms : last_ms;
-    if (half && options->half_closed_timeout_s && t->now_ms - quiet_since_ms >= options->half_closed_timeout_s * 1000ull)
+    if (half && options->half_closed_timeout_s &&
+        t->now_ms - quiet_since_ms >= options->half_closed_timeout_s * 1000ull)
         bp__splice_end(t, s, BP_HALF_CLOSED_TIMEOUT, 0);
     else if (options->idle_timeout_s && t->now_ms - last_ms >= options->idle_timeout_s * 1000ull)
         bp__splice_end(t, s, BP_IDLE_TIMEOUT, 0);

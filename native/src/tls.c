@@ -171,7 +171,8 @@ static ssize_t read_record(bp_tls *tls, char *buffer, size_t bytes) {
     if (tls->meter.over)
         return result(tls, got);
     if ((tls->kernel & BP_KTLS_TX) && tls->meter.answer_due) {
-        snprintf(tls->error, sizeof tls->error, "the peer wants new keys (KeyUpdate), which the kernel's TLS cannot change");
+        snprintf(tls->error, sizeof tls->error,
+                 "the peer wants new keys (KeyUpdate), which the kernel's TLS cannot change");
         return tls->read_failure = BP_TLS_ERROR;
     }
     if (got > 0)

@@ -69,8 +69,8 @@ static bp_tls_ctx *ctx_new(const SSL_METHOD *method, int server, char *error, si
     SSL_CTX_set_options(ctx->ssl_ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_TICKET | SSL_OP_NO_COMPRESSION);
     SSL_CTX_set_num_tickets(ctx->ssl_ctx, 0);
     SSL_CTX_set_session_cache_mode(ctx->ssl_ctx, SSL_SESS_CACHE_OFF);
-    SSL_CTX_set_mode(ctx->ssl_ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE |
-                                       SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    SSL_CTX_set_mode(ctx->ssl_ctx,
+                     SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
     return ctx;
 }
 
@@ -145,7 +145,8 @@ static int show_certificate(SSL *ssl, void *arg) {
         /* The listener's own may have a key of another kind, and would stay beside it. */
         SSL_certs_clear(ssl);
         return SSL_CTX_get0_chain_certs(named, &chain) &&
-               SSL_use_cert_and_key(ssl, SSL_CTX_get0_certificate(named), SSL_CTX_get0_privatekey(named), chain, 1) == 1;
+               SSL_use_cert_and_key(ssl, SSL_CTX_get0_certificate(named), SSL_CTX_get0_privatekey(named), chain, 1) ==
+                   1;
     }
     return 1;
 }

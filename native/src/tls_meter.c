@@ -70,8 +70,8 @@ static void seen(int written, int version, int kind, const void *data, size_t by
     }
     if (meter->established && kind == SSL3_RT_HANDSHAKE)
         put_off_answer(meter, data, bytes);
-    if (meter->established && (kind == SSL3_RT_HANDSHAKE ||
-                               (control && (kind == SSL3_RT_HEADER || kind == SSL3_RT_INNER_CONTENT_TYPE))))
+    if (meter->established &&
+        (kind == SSL3_RT_HANDSHAKE || (control && (kind == SSL3_RT_HEADER || kind == SSL3_RT_INNER_CONTENT_TYPE))))
         charge(meter, ssl);
 }
 
@@ -90,5 +90,6 @@ void bp__tls_meter_begin(struct tls_meter *meter) {
 const char *bp__tls_meter_words(int over) {
     return over == BP_TLS_HANDSHAKE_FLOOD
                ? "over the limit TLS_HANDSHAKE_RECORDS: the handshake comes in too many records"
-               : "over the limit TLS_CONTROL_RECORDS: too many records that carry no data (key updates, tickets, alerts)";
+               : "over the limit TLS_CONTROL_RECORDS: too many records that carry no data (key updates, tickets, "
+                 "alerts)";
 }

@@ -24,8 +24,7 @@
 
 typedef long ptrace_fn(enum __ptrace_request request, pid_t pid, void *address, void *data);
 
-long ptrace(enum __ptrace_request request, ...)
-{
+long ptrace(enum __ptrace_request request, ...) {
     static char area[XSTATE_BYTES_MAX]; /* one thread of User-mode Linux traces */
     ptrace_fn *next = (ptrace_fn *)dlsym(RTLD_NEXT, "ptrace");
     va_list arguments;
