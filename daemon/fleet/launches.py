@@ -11,7 +11,7 @@ from collections.abc import Callable
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.ids import launch_token
 from bentpipe.daemon.model import MachineId, SatelliteKey
-from bentpipe.daemon.registry.contract import Registration, Registry
+from bentpipe.daemon.registry.contract import Registry, StoredSatellite
 
 PERIOD_S = 3600.0
 """Launches of one generation within one such period of the wall clock are one launch, a restart of the daemon between
@@ -45,7 +45,7 @@ class Launches:
         self._key = key
         self._wall = wall
         self._asked = ""
-        self._registration: Registration | None = None
+        self._registration: StoredSatellite | None = None
 
     async def begin(self, asked: str) -> str:
         """Return the token to launch with. `asked` is the satellite's own: another one asks for another machine.

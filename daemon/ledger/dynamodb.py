@@ -200,7 +200,7 @@ class _Books:
         parts: list[list[TransactWriteItemTypeDef]] = [[]]
         for key, past in self._moved.items():
             # What ends and what begins at the same moment are in one transaction.
-            puts = [self._put(item) for item in (*past, open_item(self._host, self.open[key]))]
+            puts = [self._table.put(item) for item in (*past, open_item(self._host, self.open[key]))]
             if len(parts[-1]) + len(puts) >= TRANSACTION_ITEMS:
                 parts.append([])
             parts[-1] += puts
@@ -222,10 +222,8 @@ class _Books:
                 moved["from_us"] = {"N": str(min(from_us, at.wall_us))}
                 moved["to_us"] = {"N": str(at.wall_us)}
                 moved["sk"] = {"S": past_key(at.wall_us, moves)}
-                deleted: TransactWriteItemTypeDef = {
-                    "Delete": {"TableName": self._table.name, "Key": {"pk": item["pk"], "sk": item["sk"]}}
-                }
-                await self._transact([deleted, self._put(moved)], run, None)
+                deleted = self._table.remove(text(item, "pk"), text(item, "sk"))
+                await self._transact([deleted, self._table.put(moved)], run, None)
             for key, found in self.open.items():
                 if found.began.wall_us > at.wall_us:
                     began = dataclasses.replace(found.began, wall_us=at.wall_us)
@@ -234,42 +232,19 @@ class _Books:
             life.stamp = dataclasses.replace(life.stamp, wall_us=at.wall_us)
         return life.stamp
 
-    def _put(self, item: dict[str, AttributeValueTypeDef]) -> TransactWriteItemTypeDef:
-        return {"Put": {"TableName": self._table.name, "Item": item}}
-
     async def _transact(
         self, writes: list[TransactWriteItemTypeDef], run: str | None, life: dict[str, AttributeValueTypeDef] | None
     ) -> None:
         """With the host's life, which is written too if it is given. Its condition holds for a repeated call as well."""
-        ours = {":run": {"S": self.kept_life.run if run is None else run}, ":own": {"S": self.kept_life.run}}
+        values: Item = {":run": {"S": self.kept_life.run if run is None else run}, ":own": {"S": self.kept_life.run}}
         nobody = "attribute_not_exists(pk) OR " if run is None else ""
         condition = f"{nobody}#run = :run OR #run = :own"
         if life is not None:
-            writes.append(
-                {
-                    "Put": {
-                        "TableName": self._table.name,
-                        "Item": life,
-                        "ConditionExpression": condition,
-                        "ExpressionAttributeNames": {"#run": "run"},
-                        "ExpressionAttributeValues": ours,
-                    }
-                }
-            )
+            own = self._table.put(life, condition=condition, values=values, names=["run"])
         else:
-            writes.append(
-                {
-                    "ConditionCheck": {
-                        "TableName": self._table.name,
-                        "Key": {"pk": {"S": LIFE}, "sk": {"S": self._host}},
-                        "ConditionExpression": condition,
-                        "ExpressionAttributeNames": {"#run": "run"},
-                        "ExpressionAttributeValues": ours,
-                    }
-                }
-            )
+            own = self._table.check(LIFE, self._host, condition=condition, values=values, names=["run"])
         try:
-            await self._table.transact(writes)
+            await self._table.transact([*writes, own])
         except ConditionFailed as exc:
             raise StoreUnusable(TAKEN_OVER) from exc
 

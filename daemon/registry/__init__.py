@@ -1,4 +1,6 @@
-"""The registry: tokens (as hashes) and the generations of launched machines. One contract, and its adapters.
+"""The registry: stored tokens (as hashes) and the machines that the daemon launched.
+
+`contract` has the values, their errors and the protocol `Registry`; `sqlite` and `dynamodb` are its adapters.
 
 It must never hold a token itself, and never use a generation twice.
 """

@@ -1,12 +1,13 @@
-"""The contract of the registry: what is known of satellites, their owners and tokens, but stands in no configuration.
+"""The registry's contract: the tokens and the launched machines that stand in no configuration file.
 
-It holds hashes of tokens, never a token. Its laws, which `tests/daemon/registry/registry_contract.py` has as tests:
+The registry holds hashes of tokens, never a token. `tests/daemon/registry/registry_contract.py` tests these laws:
 
-1. A name stands for one token and a hash for one name; what is revoked is gone, and its name is free again.
-2. A satellite's machine is known by its generation. Who wants the next one names the one it knows: of all who do, one
-   makes it, and the others are told which it is. So one launch is one machine, whoever else wants it too.
-3. Generations only rise, and one that was forgotten is not used again.
-4. A row that cannot be read concerns nobody but its own token or satellite.
+1. A name stands for one token, and a hash for one name. A revoked token is gone, and its name is free again.
+2. Each machine of a satellite has a number, its generation. A host that wants the next machine names the generation that
+   it knows. Of all hosts that do so at once, one begins the next generation, and the others are told its number. So one
+   launch makes one machine, however many hosts ask for it.
+3. Generations only rise. The number of a forgotten machine is not used again.
+4. A row that cannot be read affects its own token or satellite and no other.
 """
 
 import dataclasses
@@ -18,18 +19,39 @@ from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.store.malformed import MalformedRow, text_of, whole_of
 
 CUT_KEPT_S = 86_400.0
-"""A daemon that did not see the store for longer does not hear of a cut."""
+"""How long a cut is kept, in seconds. A daemon that cannot read the store for longer misses the cut."""
 
 
 class StoreConflict(StoreError):
-    """What was to be written contradicts what is there: a name that is taken, a generation that is over."""
+    """What was to be written contradicts what the store holds."""
 
     retryable = False
 
 
+class TokenExists(StoreConflict):
+    """Another token has the name or the hash already."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is a token {name!r} already")
+
+
+class TokenReplaced(StoreConflict):
+    """The token was revoked and its name was given to another token while we were about to revoke it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"another token has taken the name {name!r} meanwhile")
+
+
+class GenerationOver(StoreConflict):
+    """A newer generation of the satellite has begun, or the satellite was forgotten."""
+
+    def __init__(self, key: SatelliteKey, generation: int) -> None:
+        super().__init__(f"generation {generation} of {key} is over")
+
+
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class StoredToken:
-    """A token's name, its hash (`sha256:` and 64 hex digits) and its grants, in the form of the configuration."""
+    """A token's name, its hash (`sha256:` and 64 hex digits), and its grants as the configuration writes them."""
 
     name: str
     token_hash: str
@@ -40,37 +62,37 @@ class StoredToken:
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class StoredCut:
-    """A token was revoked, and what was opened by it is to be cut: told by every daemon to itself, once."""
+    """An order to cut the connections that a revoked token has opened. Every daemon carries it out once."""
 
     name: str
     at_us: int
-    """Microseconds since the epoch; tells two cuts of one name apart, no clocks are compared by it."""
+    """Microseconds since the epoch. It only tells two cuts of one name apart: nobody compares it with a clock."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Registration:
-    """What is kept of one satellite."""
+class StoredSatellite:
+    """A satellite whose machines the daemon launches, with its newest machine."""
 
     key: SatelliteKey
     owner: str
-    """The principal whose it is; "" if it is the configuration's."""
+    """The principal that owns the satellite; "" if the configuration does."""
     generation: int
-    """Counts its machines, from 1."""
+    """The number of its newest machine. The first is 1."""
     machine_id: MachineId | None
     """None until the provider has named the machine of this generation."""
     created_us: int
-    """Microseconds since the epoch at which this generation was begun."""
+    """When this generation began, in microseconds since the epoch."""
 
 
 def stored_token(name: object, token_hash: object, grants: object, created_us: object) -> StoredToken:
-    """Read a token's columns, whatever is in them. Raises MalformedRow."""
+    """Check a token's columns, whatever they hold. Raises MalformedRow."""
     hashed = text_of(token_hash, "hash")
     if not text_of(name, "name"):
         raise MalformedRow("name is empty")
     if not TOKEN_HASH_PATTERN.fullmatch(hashed):
         raise MalformedRow("hash is not sha256: and 64 lower-case hex digits")
     if not isinstance(grants, (list, tuple)) or not grants:
-        raise MalformedRow("grants is no list with a grant in it")
+        raise MalformedRow("grants is not a list with at least one grant")
     checked = tuple(text_of(grant, "grants") for grant in grants)
     try:
         check_grants(checked)
@@ -80,17 +102,17 @@ def stored_token(name: object, token_hash: object, grants: object, created_us: o
 
 
 def stored_cut(name: object, at_us: object) -> StoredCut:
-    """Read a cut's columns, whatever is in them. Raises MalformedRow."""
+    """Check a cut's columns, whatever they hold. Raises MalformedRow."""
     return StoredCut(text_of(name, "name"), whole_of(at_us, "at_us"))
 
 
-def registration_of(
+def stored_satellite(
     org: object, name: object, owner: object, generation: object, machine: object, created_us: object
-) -> Registration:
-    """Read a satellite's columns, whatever is in them. Raises MalformedRow."""
+) -> StoredSatellite:
+    """Check a satellite's columns, whatever they hold. Raises MalformedRow."""
     if whole_of(generation, "generation") < 1:
-        raise MalformedRow(f"generation is {generation}, and they begin with 1")
-    return Registration(
+        raise MalformedRow(f"generation is {generation}, but generations begin with 1")
+    return StoredSatellite(
         SatelliteKey(text_of(org, "org"), text_of(name, "name")),
         text_of(owner, "owner"),
         whole_of(generation, "generation"),
@@ -100,46 +122,47 @@ def registration_of(
 
 
 class Registry(Protocol):
-    """Every method raises StoreError."""
+    """Stored tokens and satellites. Every method raises StoreError."""
 
     async def tokens(self) -> tuple[StoredToken, ...]:
-        """All tokens, by name. A row that cannot be read is left out and told in the log: it grants nothing."""
+        """All tokens, by name. A row that cannot be read is left out and logged: it grants nothing."""
         ...
 
     async def add_token(self, token: StoredToken) -> None:
-        """Keep a token. Raises StoreConflict if its name or its hash is there already."""
+        """Store a token. Raises TokenExists if another has its name or its hash."""
         ...
 
     async def revoke_token(self, name: str, *, cut_at_us: int | None = None) -> bool:
-        """Forget a token, and in the same step note that its connections are to be cut, if `cut_at_us` says when.
+        """Delete a token. With `cut_at_us`, also store a cut of its connections, in the same atomic step.
 
-        Returns whether there was one of that name.
+        Returns False if there is no token of that name. Raises TokenReplaced.
         """
         ...
 
     async def cuts(self) -> tuple[StoredCut, ...]:
-        """The cuts of the last CUT_KEPT_S at least, the newest of each name."""
+        """The newest cut of each name. Cuts are kept for CUT_KEPT_S at least."""
         ...
 
-    async def satellites(self) -> tuple[Registration, ...]:
-        """All satellites, by key. A row that cannot be read is left out and told in the log."""
+    async def satellites(self) -> tuple[StoredSatellite, ...]:
+        """All satellites, by key. A row that cannot be read is left out and logged."""
         ...
 
-    async def begin_generation(self, key: SatelliteKey, *, after: int, owner: str, at_us: int) -> Registration:
-        """Begin the generation that follows `after` (0: none yet). Returns the satellite's newest, ours or another's.
+    async def begin_generation(self, key: SatelliteKey, *, after: int, owner: str, at_us: int) -> StoredSatellite:
+        """Begin the generation that follows `after` (0: the first), unless another host has begun it already.
 
-        Raises MalformedRow if the satellite's row cannot be read: a number that is guessed may launch a second machine.
+        Returns the satellite with its newest generation. Raises MalformedRow if the satellite's row cannot be read:
+        a guessed number could launch a second machine.
         """
         ...
 
     async def set_machine(self, key: SatelliteKey, generation: int, machine_id: MachineId) -> None:
-        """Note which machine the generation is. Raises StoreConflict if it is over."""
+        """Store which machine the provider made for the generation. Raises GenerationOver."""
         ...
 
     async def forget(self, key: SatelliteKey) -> None:
-        """The satellite is no more; of its generations only the number is kept."""
+        """Delete the satellite, but for the number of its newest generation."""
         ...
 
     async def aclose(self) -> None:
-        """Give up what is held open; nothing may be called afterwards."""
+        """Close files and connections. No method may be called afterwards."""
         ...

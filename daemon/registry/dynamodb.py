@@ -1,4 +1,4 @@
-"""The registry in DynamoDB: see `bentpipe.daemon.registry.contract`."""
+"""`Registry` in the DynamoDB table: an item for each token, token hash, cut and satellite."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.registry.contract import (
     CUT_KEPT_S,
-    Registration,
-    StoreConflict,
+    GenerationOver,
     StoredCut,
+    StoredSatellite,
     StoredToken,
-    registration_of,
+    TokenExists,
+    TokenReplaced,
     stored_cut,
+    stored_satellite,
     stored_token,
 )
 from bentpipe.daemon.store.dynamodb_table import ConditionFailed, Table, given, given_number, key_of, text
 from bentpipe.daemon.store.malformed import MalformedRow, MalformedRows
 
 if TYPE_CHECKING:
-    from types_boto3_dynamodb.type_defs import TransactWriteItemTypeDef
-
     from bentpipe.daemon.store.dynamodb_table import Item
 
 SATELLITE = "SATELLITE"
@@ -36,7 +36,8 @@ class DynamoRegistry:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._malformed_cuts = MalformedRows("cut")
-        self._malformed_tokens, self._malformed = MalformedRows("token"), MalformedRows("registration")
+        self._malformed_tokens = MalformedRows("token")
+        self._malformed_satellites = MalformedRows("registration")
 
     async def tokens(self) -> tuple[StoredToken, ...]:
         """See Registry."""
@@ -44,97 +45,73 @@ class DynamoRegistry:
 
     async def add_token(self, token: StoredToken) -> None:
         """See Registry."""
-        # Repeated after a lost answer it finds itself: what is there may be the very same.
-        ours = "attribute_not_exists(pk) OR (token_hash = :hash AND created_us = :at)"
-        values: Item = {":hash": {"S": token.token_hash}, ":at": {"N": str(token.created_us)}}
+        if any(known == token for known in await self.tokens()):
+            raise TokenExists(token.name)
+        at: Item = {":at": {"N": str(token.created_us)}}
         body: Item = {
             "token_hash": {"S": token.token_hash},
             "created_us": {"N": str(token.created_us)},
             "grants": {"L": [{"S": grant} for grant in token.grants]},
             "token_name": {"S": token.name},
         }
-        if any(known == token for known in await self.tokens()):
-            raise StoreConflict(f"there is a token {token.name!r} already")
+        # If an answer was lost and the call is repeated, the token that is there may be this very one.
+        by_name = self._table.put(
+            {"pk": {"S": TOKEN}, "sk": {"S": token.name}, **body},
+            condition="attribute_not_exists(pk) OR (token_hash = :hash AND created_us = :at)",
+            values={":hash": {"S": token.token_hash}, **at},
+        )
+        by_hash = self._table.put(
+            {"pk": {"S": TOKEN_HASH}, "sk": {"S": token.token_hash}, **body},
+            condition="attribute_not_exists(pk) OR (token_name = :name AND created_us = :at)",
+            values={":name": {"S": token.name}, **at},
+        )
         try:
-            await self._table.transact(
-                [
-                    {
-                        "Put": {
-                            "TableName": self._table.name,
-                            "Item": {"pk": {"S": pk}, "sk": {"S": sk}, **body},
-                            "ConditionExpression": condition,
-                            "ExpressionAttributeValues": used,
-                        }
-                    }
-                    for pk, sk, condition, used in (
-                        (TOKEN, token.name, ours, values),
-                        (
-                            *(TOKEN_HASH, token.token_hash),
-                            "attribute_not_exists(pk) OR (token_name = :name AND created_us = :at)",
-                            {":name": {"S": token.name}, ":at": values[":at"]},
-                        ),
-                    )
-                ]
-            )
+            await self._table.transact([by_name, by_hash])
         except ConditionFailed as exc:
-            raise StoreConflict(f"there is a token {token.name!r} already") from exc
+            raise TokenExists(token.name) from exc
 
     async def revoke_token(self, name: str, *, cut_at_us: int | None = None) -> bool:
         """See Registry."""
         found = await self._table.get(TOKEN, name)
         if not found:
             return False
-        # Of the token that was found, and not of another that has taken its name meanwhile.
-        # A row that lacks the time is malformed, and is to go as well.
+        # Delete the token that was found, not another one that has taken its name meanwhile.
+        # A malformed row that lacks the time is deleted as well.
         same: Item = {":at": found.get("created_us", {"N": "0"})}
         condition = "attribute_not_exists(pk) OR attribute_not_exists(created_us) OR created_us = :at"
         rows = [(TOKEN, name)]
-        with contextlib.suppress(MalformedRow):  # by a malformed row nobody can tell whose the other one is
+        with contextlib.suppress(MalformedRow):  # a malformed row does not say which hash is its own
             given_number(found, "created_us")
             rows.append((TOKEN_HASH, given(found, "token_hash")))
-        writes: list[TransactWriteItemTypeDef] = [
-            {
-                "Delete": {
-                    "TableName": self._table.name,
-                    "Key": {"pk": {"S": pk}, "sk": {"S": sk}},
-                    "ConditionExpression": condition,
-                    "ExpressionAttributeValues": same,
-                }
-            }
-            for pk, sk in rows
-        ]
+        writes = [self._table.remove(pk, sk, condition=condition, values=same) for pk, sk in rows]
         if cut_at_us is not None:
             await self._forget_cuts(before_us=cut_at_us - int(CUT_KEPT_S * 1e6))
-            cut: Item = {"pk": {"S": CUT}, "sk": {"S": name}, "at_us": {"N": str(cut_at_us)}}
-            writes.append({"Put": {"TableName": self._table.name, "Item": cut}})
+            writes.append(self._table.put({"pk": {"S": CUT}, "sk": {"S": name}, "at_us": {"N": str(cut_at_us)}}))
         try:
             await self._table.transact(writes)
         except ConditionFailed as exc:
-            raise StoreConflict(f"another token has taken the name {name!r} meanwhile") from exc
+            raise TokenReplaced(name) from exc
         return True
 
     async def cuts(self) -> tuple[StoredCut, ...]:
         """See Registry."""
-        items = await self._table.query(CUT)
-        return tuple(
-            self._malformed.read(items, key_of, lambda i: stored_cut(given(i, "sk"), given_number(i, "at_us")))
-        )
+        return tuple(self._malformed_cuts.read(await self._table.query(CUT), key_of, _cut))
 
     async def _forget_cuts(self, *, before_us: int) -> None:
         for cut in await self.cuts():
             if cut.at_us < before_us:
                 await self._table.delete(CUT, cut.name)
 
-    async def satellites(self) -> tuple[Registration, ...]:
+    async def satellites(self) -> tuple[StoredSatellite, ...]:
         """See Registry."""
         items = [item for item in await self._table.query(SATELLITE) if "forgotten" not in item]
-        return tuple(sorted(self._malformed.read(items, key_of, _registration), key=lambda each: each.key))
+        return tuple(sorted(self._malformed_satellites.read(items, key_of, _satellite), key=lambda each: each.key))
 
-    async def begin_generation(self, key: SatelliteKey, *, after: int, owner: str, at_us: int) -> Registration:
+    async def begin_generation(self, key: SatelliteKey, *, after: int, owner: str, at_us: int) -> StoredSatellite:
         """See Registry."""
         known = await self._table.get(SATELLITE, str(key))
         if known and "forgotten" not in known and given_number(known, "generation") != after:
-            return _registration(known)
+            return _satellite(known)
         generation = given_number(known, "generation") + 1 if known else after + 1
         seen = "generation = :seen" if known else "attribute_not_exists(generation)"
         values: Item = {
@@ -147,8 +124,8 @@ class DynamoRegistry:
         try:
             made = await self._table.update(SATELLITE, str(key), change, values, condition=seen)
         except ConditionFailed as exc:
-            return _registration(exc.item)
-        return _registration(made)
+            return _satellite(exc.item)
+        return _satellite(made)
 
     async def set_machine(self, key: SatelliteKey, generation: int, machine_id: MachineId) -> None:
         """See Registry."""
@@ -157,7 +134,7 @@ class DynamoRegistry:
         try:
             await self._table.update(SATELLITE, str(key), "SET machine = :machine", values, condition=condition)
         except ConditionFailed as exc:
-            raise StoreConflict(f"generation {generation} of {key} is over") from exc
+            raise GenerationOver(key, generation) from exc
 
     async def forget(self, key: SatelliteKey) -> None:
         """See Registry."""
@@ -166,7 +143,7 @@ class DynamoRegistry:
         try:
             await self._table.update(SATELLITE, str(key), change, values, condition="attribute_exists(generation)")
         except ConditionFailed:
-            return  # there is none
+            return  # there is no such satellite
 
     async def aclose(self) -> None:
         """See Registry."""
@@ -177,8 +154,12 @@ def _token(item: Item) -> StoredToken:
     return stored_token(text(item, "sk"), given(item, "token_hash"), grants, given_number(item, "created_us"))
 
 
-def _registration(item: Item) -> Registration:
+def _cut(item: Item) -> StoredCut:
+    return stored_cut(given(item, "sk"), given_number(item, "at_us"))
+
+
+def _satellite(item: Item) -> StoredSatellite:
     org, _, name = text(item, "sk").partition("/")
     machine = given(item, "machine") if "machine" in item else None
     generation, created_us = given_number(item, "generation"), given_number(item, "created_us")
-    return registration_of(org, name, given(item, "owned_by"), generation, machine, created_us)
+    return stored_satellite(org, name, given(item, "owned_by"), generation, machine, created_us)

@@ -1,4 +1,4 @@
-"""The registry in the ledger's SQLite file: see `registry.Registry`."""
+"""`Registry` in the SQLite file that holds the ledger too."""
 
 import json
 import sqlite3
@@ -7,12 +7,13 @@ from pathlib import Path
 from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.registry.contract import (
     CUT_KEPT_S,
-    Registration,
-    StoreConflict,
+    GenerationOver,
     StoredCut,
+    StoredSatellite,
     StoredToken,
-    registration_of,
+    TokenExists,
     stored_cut,
+    stored_satellite,
     stored_token,
 )
 from bentpipe.daemon.store.malformed import MalformedRows, text_of
@@ -21,12 +22,13 @@ from bentpipe.daemon.store.sqlite_file import SqliteFile
 
 
 class SqliteRegistry:
-    """`Registry` in the file at `path`, which is made if need be."""
+    """`Registry` in the file at `path`. The first call makes the file if it is not there."""
 
     def __init__(self, path: Path) -> None:
         self._file = SqliteFile(path)
         self._malformed_cuts = MalformedRows("cut")
-        self._malformed_tokens, self._malformed = MalformedRows("token"), MalformedRows("registration")
+        self._malformed_tokens = MalformedRows("token")
+        self._malformed_satellites = MalformedRows("registration")
 
     async def tokens(self) -> tuple[StoredToken, ...]:
         """See Registry."""
@@ -42,7 +44,7 @@ class SqliteRegistry:
         def add(db: sqlite3.Connection) -> None:
             with transaction(db):
                 if db.execute("SELECT 1 FROM token WHERE name = ? OR hash = ?", row[:2]).fetchone() is not None:
-                    raise StoreConflict(f"there is a token {token.name!r} already")
+                    raise TokenExists(token.name)
                 db.execute("INSERT INTO token VALUES (?, ?, ?, ?)", row)
 
         await self._file.call(add)
@@ -65,15 +67,15 @@ class SqliteRegistry:
         rows = await self._file.call(lambda db: db.execute("SELECT name, at_us FROM cut ORDER BY name").fetchall())
         return tuple(self._malformed_cuts.read(rows, lambda row: row[0], lambda row: stored_cut(*row)))
 
-    async def satellites(self) -> tuple[Registration, ...]:
+    async def satellites(self) -> tuple[StoredSatellite, ...]:
         """See Registry."""
         rows = await self._file.call(lambda db: _select(db, "WHERE NOT forgotten ORDER BY org, name", ()))
-        return tuple(self._malformed.read(rows, lambda row: row[:2], lambda row: registration_of(*row)))
+        return tuple(self._malformed_satellites.read(rows, lambda row: row[:2], lambda row: stored_satellite(*row)))
 
-    async def begin_generation(self, key: SatelliteKey, *, after: int, owner: str, at_us: int) -> Registration:
+    async def begin_generation(self, key: SatelliteKey, *, after: int, owner: str, at_us: int) -> StoredSatellite:
         """See Registry."""
 
-        def begin(db: sqlite3.Connection) -> Registration:
+        def begin(db: sqlite3.Connection) -> StoredSatellite:
             with transaction(db):
                 db.execute(
                     """INSERT INTO registration VALUES (?, ?, ?, ?, NULL, ?, FALSE) ON CONFLICT DO UPDATE
@@ -83,7 +85,7 @@ class SqliteRegistry:
                     (key.org, key.name, owner, after + 1, at_us, after),
                 )
                 (newest,) = _select(db, "WHERE org = ? AND name = ?", (key.org, key.name))
-                return registration_of(*newest)
+                return stored_satellite(*newest)
 
         return await self._file.call(begin)
 
@@ -96,7 +98,7 @@ class SqliteRegistry:
                 (machine_id, key.org, key.name, generation),
             )
             if not done.rowcount:
-                raise StoreConflict(f"generation {generation} of {key} is over")
+                raise GenerationOver(key, generation)
 
         await self._file.call(note)
 

@@ -34,7 +34,13 @@ from bentpipe.daemon.store.malformed import WORDS_CHARS, MalformedRow
 
 if TYPE_CHECKING:
     from types_boto3_dynamodb.client import DynamoDBClient
-    from types_boto3_dynamodb.type_defs import AttributeValueTypeDef, TransactWriteItemTypeDef
+    from types_boto3_dynamodb.type_defs import (
+        AttributeValueTypeDef,
+        ConditionCheckTypeDef,
+        DeleteTypeDef,
+        PutTypeDef,
+        TransactWriteItemTypeDef,
+    )
 
     Item = Mapping[str, AttributeValueTypeDef]
 
@@ -127,7 +133,7 @@ class Table:
         if values:
             optional["ExpressionAttributeValues"] = values
         if names:
-            optional["ExpressionAttributeNames"] = {f"#{name}": name for name in names}
+            optional["ExpressionAttributeNames"] = _aliases(names)
         done = await self._call(
             lambda client: client.update_item(
                 TableName=self.name,
@@ -155,6 +161,42 @@ class Table:
     async def transact(self, writes: Sequence[TransactWriteItemTypeDef]) -> None:
         """All of them or none. Raises ConditionFailed with the item of the first that failed, StoreError."""
         await self._call(lambda client: client.transact_write_items(TransactItems=writes))
+
+    def put(
+        self, item: Item, *, condition: str | None = None, values: Item | None = None, names: Sequence[str] = ()
+    ) -> TransactWriteItemTypeDef:
+        """For `transact`: write the item, if the condition holds. `names` are used in the condition as #name."""
+        put: PutTypeDef = {"TableName": self.name, "Item": item}
+        if condition is not None:
+            put["ConditionExpression"] = condition
+            put["ExpressionAttributeValues"] = values or {}
+        if names:
+            put["ExpressionAttributeNames"] = _aliases(names)
+        return {"Put": put}
+
+    def remove(
+        self, pk: str, sk: str, *, condition: str | None = None, values: Item | None = None
+    ) -> TransactWriteItemTypeDef:
+        """For `transact`: delete the item, if the condition holds."""
+        delete: DeleteTypeDef = {"TableName": self.name, "Key": _key(pk, sk)}
+        if condition is not None:
+            delete["ConditionExpression"] = condition
+            delete["ExpressionAttributeValues"] = values or {}
+        return {"Delete": delete}
+
+    def check(
+        self, pk: str, sk: str, *, condition: str, values: Item, names: Sequence[str] = ()
+    ) -> TransactWriteItemTypeDef:
+        """For `transact`: write nothing, but fail unless the condition holds."""
+        check: ConditionCheckTypeDef = {
+            "TableName": self.name,
+            "Key": _key(pk, sk),
+            "ConditionExpression": condition,
+            "ExpressionAttributeValues": values,
+        }
+        if names:
+            check["ExpressionAttributeNames"] = _aliases(names)
+        return {"ConditionCheck": check}
 
     async def create(self) -> bool:
         """Make the table, billed by request, and wait until it can be used. Returns False if it was there already."""
@@ -298,6 +340,11 @@ def strings(item: Item, name: str) -> frozenset[str]:
 
 def _item(found: object) -> Item:
     return found if isinstance(found, dict) else {}
+
+
+def _aliases(names: Sequence[str]) -> dict[str, str]:
+    """For attributes whose names are reserved words of DynamoDB's expressions."""
+    return {f"#{name}": name for name in names}
 
 
 def _key(pk: str, sk: str) -> dict[str, AttributeValueTypeDef]:

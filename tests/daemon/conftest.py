@@ -3,21 +3,32 @@
 Where they live is in pyproject.toml, `pythonpath`. Also credentials for boto3.
 """
 
+from __future__ import annotations
+
 import functools
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import botocore.loaders
 import botocore.session
 import pytest
 
+if TYPE_CHECKING:
+    from dynamodb_server import DynamoDbServer
+
+    from bentpipe.daemon.store.dynamodb_table import Table
+
 pytest.register_assert_rewrite(
     "coordination_contract",
     "emulated_ec2",
     "emulated_fleet",
+    "ledger_contract",
     "local_processes",
     "provider_contract",
     "registry_contract",
     "rows_contract",
-    "store_contract",
+    "spoiled_rows",
 )
 
 shared_loader = functools.cache(botocore.loaders.create_loader)
@@ -37,3 +48,36 @@ def aws_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def dynamodb() -> Iterator[DynamoDbServer]:
+    from dynamodb_server import DynamoDbServer  # here, since moto takes a second to import
+
+    with DynamoDbServer() as server:
+        yield server
+
+
+@pytest.fixture
+def tables(dynamodb: DynamoDbServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Table]:
+    """`tables(name)`: a new client of the table of that name, which is made if need be."""
+    from bentpipe.daemon.store.dynamodb_table import Table
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    own = uuid.uuid4().hex
+    made: set[str] = set()
+
+    def open_table(name: str) -> Table:
+        table = Table(f"{own}-{name}", region="eu-central-1", endpoint=dynamodb.url)
+        if name not in made:
+            made.add(name)
+            table.create_now()
+        return table
+
+    return open_table
+
+
+@pytest.fixture
+def table(tables: Callable[[str], Table]) -> Table:
+    return tables("only")

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 import trio
-from store_contract import A, B
+from ledger_contract import A, B
 
 from bentpipe.daemon.coordination.contract import Coordination, InUse
 from bentpipe.daemon.coordination.rows import Rows

@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from store_contract import A, B
+from ledger_contract import A, B
 
 from bentpipe.daemon.coordination.rows import Row, Rows, Written
 

@@ -15,8 +15,8 @@ import hypothesis.strategies as st
 import pytest
 import trio
 from hypothesis import given, settings
+from ledger_contract import A
 from memory_rows import MemoryRows
-from store_contract import A
 from trio.testing import MockClock
 
 from bentpipe.daemon.coordination.contract import InUse

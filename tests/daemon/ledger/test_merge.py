@@ -4,7 +4,7 @@ import itertools
 
 import hypothesis.strategies as st
 from hypothesis import given
-from store_contract import A
+from ledger_contract import A
 
 from bentpipe.daemon.ledger.contract import Interval
 from bentpipe.daemon.ledger.merge import PRECEDENCE, merge

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 import pytest
 import trio
-from store_contract import A, B, Clock
+from ledger_contract import A, B, Clock
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from bentpipe.daemon.errors import StoreError

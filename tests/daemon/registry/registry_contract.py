@@ -8,10 +8,17 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from store_contract import A, B
+from ledger_contract import A, B
 
 from bentpipe.daemon.model import MachineId
-from bentpipe.daemon.registry.contract import CUT_KEPT_S, Registration, Registry, StoreConflict, StoredCut, StoredToken
+from bentpipe.daemon.registry.contract import (
+    CUT_KEPT_S,
+    Registry,
+    StoreConflict,
+    StoredCut,
+    StoredSatellite,
+    StoredToken,
+)
 
 Registries = Callable[[str], Registry]
 
@@ -91,16 +98,16 @@ class RegistryContract:
     async def test_a_machines_life(self, registries: Registries) -> None:
         registry = registries("life")
         first = await registry.begin_generation(A, after=0, owner="ci", at_us=5)
-        assert first == Registration(A, "ci", 1, None, 5)
+        assert first == StoredSatellite(A, "ci", 1, None, 5)
         assert await registry.begin_generation(A, after=0, owner="other", at_us=6) == first
         await registry.set_machine(A, 1, MachineId("i-1"))
         await registry.begin_generation(B, after=0, owner="", at_us=7)
         assert await registry.satellites() == (
-            Registration(A, "ci", 1, MachineId("i-1"), 5),
-            Registration(B, "", 1, None, 7),
+            StoredSatellite(A, "ci", 1, MachineId("i-1"), 5),
+            StoredSatellite(B, "", 1, None, 7),
         )
         second = await registry.begin_generation(A, after=1, owner="ci", at_us=8)
-        assert second == Registration(A, "ci", 2, None, 8)
+        assert second == StoredSatellite(A, "ci", 2, None, 8)
         with pytest.raises(StoreConflict):
             await registry.set_machine(A, 1, MachineId("i-1"))
         await registry.forget(A)
@@ -114,7 +121,7 @@ class RegistryContract:
     async def test_of_many_who_want_the_next_generation_all_get_the_same(self, registries: Registries) -> None:
         opened = [registries("next") for _ in range(WANTERS)]
         await opened[0].begin_generation(A, after=0, owner="", at_us=1)
-        found: list[Registration] = []
+        found: list[StoredSatellite] = []
 
         async def want(number: int) -> None:
             found.append(await opened[number].begin_generation(A, after=1, owner=str(number), at_us=number))

@@ -1,4 +1,4 @@
-"""The SQLite ledger and registry: their contracts, kill -9, and files of all sorts."""
+"""The ledger in SQLite: its contract, kill -9, and files of all sorts."""
 
 import random
 import signal
@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 from ledger_child import KEYS
-from registry_contract import Registries, RegistryContract
-from store_contract import ALWAYS, A, Clock, LedgerContract, Shelf, Writer, check_laws
+from ledger_contract import ALWAYS, A, Clock, LedgerContract, Shelf, Writer, check_laws
 
 from bentpipe.daemon.errors import StoreError, StoreUnusable
 from bentpipe.daemon.ledger.contract import ENDED_BADLY, Stamp
@@ -27,17 +26,8 @@ def shelf(tmp_path: Path) -> Shelf:
     return lambda name: SqliteLedger(tmp_path / "books" / f"{name}.sqlite")
 
 
-@pytest.fixture
-def registries(tmp_path: Path) -> Registries:
-    return lambda name: SqliteRegistry(tmp_path / "books" / f"{name}.sqlite")
-
-
 class TestContract(LedgerContract):
     """The suite that every ledger passes."""
-
-
-class TestRegistry(RegistryContract):
-    """The suite that every registry passes."""
 
 
 async def test_kill_9_loses_nothing_that_was_confirmed(tmp_path: Path) -> None:
@@ -63,34 +53,6 @@ async def test_kill_9_loses_nothing_that_was_confirmed(tmp_path: Path) -> None:
         assert confirmed <= len(recorded) <= confirmed + len(KEYS) * kill
         confirmed = len(recorded)
         assert sum(interval.cause == ENDED_BADLY for interval in found) == len(KEYS) * (kill - 1)
-
-
-async def test_kill_9_loses_no_token_and_no_generation(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
-    chance = random.Random(5)
-    confirmed: set[str] = set()
-    generation = 0
-    for kill in range(1, KILLS + 1):
-        with subprocess.Popen(
-            [sys.executable, "-P", Path(__file__).parent / "registry_child.py", path, str(kill)],
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as child:
-            assert child.stdout is not None
-            lines = [child.stdout.readline() for _ in range(chance.randrange(1, 40))]
-            child.send_signal(signal.SIGKILL)
-            lines += [line for line in child.stdout if line.endswith("\n")]
-        confirmed |= {line.split()[0] for line in lines}
-        registry = SqliteRegistry(path)
-        names = {token.name for token in await registry.tokens()}
-        (satellite,) = await registry.satellites()
-        await registry.aclose()
-        assert confirmed <= names
-        assert len(names - confirmed) <= kill
-        last = int(lines[-1].split()[1])
-        assert generation < last <= satellite.generation <= last + 1
-        assert satellite.machine_id == (f"i-{satellite.generation}" if satellite.machine_id else None)
-        generation = satellite.generation
 
 
 async def test_a_file_of_version_1_keeps_its_books_and_gets_a_registry(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""The registry in SQLite: its contract, and kill -9."""
+
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from registry_contract import Registries, RegistryContract
+
+from bentpipe.daemon.registry.sqlite import SqliteRegistry
+
+KILLS = 12
+
+
+@pytest.fixture
+def registries(tmp_path: Path) -> Registries:
+    return lambda name: SqliteRegistry(tmp_path / "stores" / f"{name}.sqlite")
+
+
+class TestRegistry(RegistryContract):
+    """The suite that every registry passes."""
+
+
+async def test_kill_9_loses_no_token_and_no_generation(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    chance = random.Random(5)
+    confirmed: set[str] = set()
+    generation = 0
+    for kill in range(1, KILLS + 1):
+        with subprocess.Popen(
+            [sys.executable, "-P", Path(__file__).parent / "registry_child.py", path, str(kill)],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as child:
+            assert child.stdout is not None
+            lines = [child.stdout.readline() for _ in range(chance.randrange(1, 40))]
+            child.send_signal(signal.SIGKILL)
+            lines += [line for line in child.stdout if line.endswith("\n")]
+        confirmed |= {line.split()[0] for line in lines}
+        registry = SqliteRegistry(path)
+        names = {token.name for token in await registry.tokens()}
+        (satellite,) = await registry.satellites()
+        await registry.aclose()
+        assert confirmed <= names
+        assert len(names - confirmed) <= kill
+        last = int(lines[-1].split()[1])
+        assert generation < last <= satellite.generation <= last + 1
+        assert satellite.machine_id == (f"i-{satellite.generation}" if satellite.machine_id else None)
+        generation = satellite.generation
