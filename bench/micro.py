@@ -15,7 +15,7 @@ import hpack
 import pyperf
 import trustme
 
-from bentpipe.config.model import TokenSection
+from bentpipe.config.accounts import TokenSection
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.native.engine import Engine, EngineOptions, Leg

@@ -5,26 +5,26 @@ Every section says what it means to an operator; units are in the names. Unknown
 
 import ipaddress
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from bentpipe.config.accounts import (
+    CertificateSection,
+    TokenSection,
+)
+from bentpipe.config.base import DurationS, Name, Section
 from bentpipe.config.units import (
     Network,
     parse_address,
-    parse_duration_s,
     parse_hours,
     parse_networks,
     parse_size_bytes,
     parse_weekdays,
 )
-
-DurationS = Annotated[float, BeforeValidator(parse_duration_s)]
-"""Seconds; in the file a string with a unit ("90s", "30m", "1h30m") or a bare number of seconds."""
 
 SizeBytes = Annotated[int, BeforeValidator(parse_size_bytes)]
 """Bytes; in the file a string with a unit ("512KiB", "256MiB") or a bare number of bytes."""
@@ -32,23 +32,10 @@ SizeBytes = Annotated[int, BeforeValidator(parse_size_bytes)]
 ListenAddress = Annotated[tuple[str, int], BeforeValidator(parse_address)]
 """(IP address, port) from "127.0.0.1:8372", "[::1]:8372" or ":8372" (all addresses, both families)."""
 
-NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
-"""Names of orgs and satellites: what fits a DNS label, a metadata value and a cgroup's folder."""
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-
 LEDGER_NAME = "ledger.sqlite"
 
 DOMAIN_PATTERN = r"^[a-z0-9-]+(\.[a-z0-9-]+)*$"
 """In lower case: names are compared in it (RFC 4343)."""
-
-TOKEN_HASH_PATTERN = re.compile(r"^sha256:[0-9a-f]{64}$")
-SAN_PATTERN = re.compile(r"^(DNS|URI|EMAIL):\S+$")
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, and strict about unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DaemonSection(Section):
@@ -204,61 +191,6 @@ class EngineSection(Section):
     idle_timeout_s: DurationS = Field(default=0.0, ge=0, alias="idle_timeout")
     """0: a silent connection lives for ever (dead peers are found by keepalive)."""
     half_closed_timeout_s: DurationS = Field(default=60.0, ge=0, alias="half_closed_timeout")
-
-
-class TokenSection(Section):
-    """A token, stored as its hash, and what it grants."""
-
-    name: Name
-    hash: str
-    """`sha256:` and 64 hex digits, as `bentpipe token new` prints it."""
-    grants: tuple[str, ...] = Field(min_length=1)
-    """`org/name`, `org/prefix*` or `org/*`."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not TOKEN_HASH_PATTERN.match(self.hash):
-            raise ValueError("hash must be sha256: and 64 lower-case hex digits, as `bentpipe token new` prints it")
-        check_grants(self.grants)
-        return self
-
-
-class CertificateSection(Section):
-    """A client certificate, and what it grants. Its listener's client_ca has verified its chain."""
-
-    name: Name
-    san: str | None = None
-    """A subject alternative name: `DNS:…`, `URI:…` or `EMAIL:…`. Any certificate of the CA that has it counts."""
-    fingerprint: str | None = None
-    """`sha256:` and 64 hex digits of the certificate as DER: this one certificate alone."""
-    grants: tuple[str, ...] = Field(min_length=1)
-
-    @property
-    def shown(self) -> str:
-        """What a certificate must show, in one spelling: DNS names compare without case (RFC 4343)."""
-        shown = self.fingerprint or self.san or ""
-        return f"DNS:{shown[4:].lower()}" if shown.startswith("DNS:") else shown
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.san is None) == (self.fingerprint is None):
-            raise ValueError("give exactly one of san and fingerprint")
-        if self.san is not None and not SAN_PATTERN.match(self.san):
-            raise ValueError("san must be DNS:…, URI:… or EMAIL:…")
-        if self.fingerprint is not None and not TOKEN_HASH_PATTERN.match(self.fingerprint):
-            raise ValueError("fingerprint must be sha256: and 64 lower-case hex digits")
-        check_grants(self.grants)
-        return self
-
-
-def check_grants(grants: tuple[str, ...]) -> None:
-    """Check the form of each. Raises ValueError, naming the first that has none."""
-    for grant in grants:
-        org, slash, name = grant.partition("/")
-        # A prefix need be no name by itself: "b-*" is what begins one.
-        name = f"{name.removesuffix('*')}x" if name.endswith("*") else name
-        if not slash or not re.match(NAME_PATTERN, org) or not re.match(NAME_PATTERN, name):
-            raise ValueError(f"grant {grant!r}: expected ORG/NAME, ORG/PREFIX* or ORG/*")
 
 
 class ProcessSection(Section):

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 
-from bentpipe.config.model import TokenSection
+from bentpipe.config.accounts import TokenSection
 from bentpipe.daemon.errors import NoSuchSatellite, TokensUnknown, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.registry.contract import StoredToken

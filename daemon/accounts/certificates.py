@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from cryptography import x509
 
-from bentpipe.config.model import CertificateSection
+from bentpipe.config.accounts import CertificateSection
 from bentpipe.daemon.accounts.admission import Grant, Principal
 from bentpipe.daemon.errors import Unauthenticated
 

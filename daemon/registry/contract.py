@@ -13,7 +13,7 @@ The registry holds hashes of tokens, never a token. `tests/daemon/registry/regis
 import dataclasses
 from typing import Protocol
 
-from bentpipe.config.model import TOKEN_HASH_PATTERN, check_grants
+from bentpipe.config.accounts import TOKEN_HASH_PATTERN, check_grants
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.store.malformed import MalformedRow, text_of, whole_of

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
+from bentpipe.config.accounts import TokenSection
 from bentpipe.config.load import ConfigErrors, load_config
-from bentpipe.config.model import TokenSection
 from bentpipe.daemon.service.token import hash_token, new_token
 
 EXIT_CONFIG = 2

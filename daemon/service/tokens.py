@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 import trio
 
+from bentpipe.config.accounts import TokenSection
 from bentpipe.config.load import load_config
-from bentpipe.config.model import Config, TokenSection
+from bentpipe.config.model import Config
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.errors import StoreError, StoreUnusable
 from bentpipe.daemon.registry.contract import Registry, StoreConflict, StoredCut, StoredToken

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bentpipe.config.model import NAME_PATTERN
+from bentpipe.config.base import NAME_PATTERN
 from bentpipe.daemon.ids import JOINED, folder_name, machine_id_of, satellite_tag
 from bentpipe.daemon.model import MachineId, SatelliteKey
 

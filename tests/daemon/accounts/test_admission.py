@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from bentpipe.config.model import TokenSection
+from bentpipe.config.accounts import TokenSection
 from bentpipe.daemon.accounts.admission import Admission, Grant
 from bentpipe.daemon.errors import NoSuchSatellite, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey

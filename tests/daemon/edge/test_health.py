@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from bentpipe.config.model import TokenSection
+from bentpipe.config.accounts import TokenSection
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.accounts.certificates import Certificates
 from bentpipe.daemon.edge.health import HealthBoard, HealthService

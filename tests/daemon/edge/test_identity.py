@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bentpipe.config.model import CertificateSection, TokenSection
+from bentpipe.config.accounts import CertificateSection, TokenSection
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.accounts.certificates import Certificates, subject_names
 from bentpipe.daemon.edge.identity import Identities, TlsIdentity, parse_server_name

@@ -1,0 +1,20 @@
+"""What every section of the configuration is made of: the base class, and the types that several sections use."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from bentpipe.config.units import parse_duration_s
+
+DurationS = Annotated[float, BeforeValidator(parse_duration_s)]
+"""Seconds; in the file a string with a unit ("90s", "30m", "1h30m") or a bare number of seconds."""
+
+NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
+"""Names of orgs and satellites: what fits a DNS label, a metadata value and a cgroup's folder."""
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
