@@ -72,7 +72,7 @@ def test_a_client_that_is_interrupted_takes_its_build_with_it(host: BuildKitHost
 
 
 def test_looking_at_a_builder_wakes_its_satellite(host: BuildKitHost) -> None:
-    """`inspect` asks one builder, `ls` all that it knows: requests like any other (README.md says so)."""
+    """`inspect` asks one builder, `ls` all that it knows: requests like any other (docs/clients.md says so)."""
     for command, names in ((("inspect", "other"), ("other",)), (("ls",), ("sleeper", "other"))):
         for name in ("sleeper", "other"):
             host.edge.wait_state(name, SatelliteState.SLEEP, SLEEP_DEADLINE_S)

@@ -1,6 +1,6 @@
 """Frontends and clients that speak HTTP/2 themselves, and two tenants at once: who puts both on one connection.
 
-A connection is one capability, admitted by its first request. What README.md ("Behind a proxy") says of each setting is
+A connection is one capability, admitted by its first request. What docs/proxies.md says of each setting is
 shown here: those that mix tenants do so, or the test says that they are better now, and those that it recommends never do.
 """
 
@@ -209,7 +209,7 @@ def through(edge: EdgeHost, folder: Path, start: Start, daemon_port: int = MANY)
 @pytest.mark.parametrize("frontend", MIXES)
 def test_by_default_both_tenants_are_on_one_connection(edge: EdgeHost, tmp_path: Path, frontend: str) -> None:
     tally = through(edge, tmp_path, MIXES[frontend])
-    assert tally.mixed > 0, f"{frontend} mixes no more: README.md may recommend it ({tally})"
+    assert tally.mixed > 0, f"{frontend} mixes no more: docs/proxies.md may recommend it ({tally})"
 
 
 @pytest.mark.parametrize("frontend", KEEPS_APART)
@@ -224,7 +224,7 @@ def test_grpcios_channels_of_one_process_share_a_connection_unless_told_otherwis
     def own() -> grpc.Channel:
         return grpc.insecure_channel(f"127.0.0.1:{edge.ports[MANY]}", options=[LOCAL_POOL])
 
-    assert both_at_once(shared).mixed > 0, "grpcio shares no more: README.md need not say so"
+    assert both_at_once(shared).mixed > 0, "grpcio shares no more: docs/clients.md need not say so"
     assert both_at_once(own) == Tally(own=CALLS * 3 * len(TENANTS))
 
 

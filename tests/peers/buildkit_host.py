@@ -264,7 +264,7 @@ class BuildKitHost:
         )
 
     def create_builder(self, name: str, satellite: str, *, known: bool = True) -> subprocess.CompletedProcess[str]:
-        """Tell buildx of a satellite, as README.md does; a client that is not `known` shows no certificate of ours."""
+        """Tell buildx of a satellite, as docs/clients.md does; a client that is not `known` shows no certificate of ours."""
         certificate = "client" if known else "stranger"
         options = {
             "cacert": self._pem("ca"),
