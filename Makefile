@@ -35,14 +35,14 @@ soak: setup peers
 FUZZ_S ?= 600
 fuzz: setup
 	mkdir -p build/fuzz
-	$(BIN)/python -P tests/fuzz/fuzz_greeting.py -max_total_time=$(FUZZ_S) -max_len=8192 -artifact_prefix=build/fuzz/ \
+	PYTHONPATH=tests $(BIN)/python -P -m beds.fuzz.fuzz_greeting -max_total_time=$(FUZZ_S) -max_len=8192 -artifact_prefix=build/fuzz/ \
 	    build/fuzz tests/corpus
 
 # The tests' peers: a distribution's, then those built from Go, JavaScript, Rust and Java (BuildKit: minutes, once). What
 # cannot be had is said, and its tests are skipped.
 peers: setup
 	bash tests/peers/system-packages
-	$(BIN)/python -P tests/peers/builds.py
+	PYTHONPATH=tests $(BIN)/python -P -m beds.peers.builds
 
 check: setup
 	$(BIN)/ruff format --check .

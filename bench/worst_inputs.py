@@ -2,8 +2,9 @@
 
     PYTHONPATH=build/bench python -P -m bench.worst_inputs [tls] [http2]
 
-The inputs are those that the tests look for (tests/proto/test_worst_inputs.py, tests/peers/raw_tls.py). A step is what is
-done between two looks at others: one call of TLS, one piece of HTTP/2. Each figure is the dearest step's least of ROUNDS.
+The inputs are those that the tests look for (tests/proto/test_worst_inputs.py, tests/beds/peers/raw_tls.py). A step is
+what is done between two looks at others: one call of TLS, one piece of HTTP/2. Each figure is the dearest step's least of
+ROUNDS.
 Not a question of `bench.run`, since nobody else is beside it.
 """
 
@@ -60,7 +61,7 @@ def dearest_read(
     server: TlsServerContext, trust: ssl.SSLContext, build: Callable[[object], bytes]
 ) -> tuple[float, str]:
     """Let a peer say what `build` makes of it. Returns the dearest call's CPU milliseconds, and how it ended."""
-    raw_tls = importlib.import_module("raw_tls")
+    raw_tls = importlib.import_module("beds.peers.raw_tls")
     near, far = pair()
     tls = TlsConnection(server, far.fileno())
     made: list[object] = []
@@ -102,7 +103,7 @@ def dearest_read(
 
 def show_tls() -> None:
     """Print a row for each kind of record."""
-    raw_tls = importlib.import_module("raw_tls")
+    raw_tls = importlib.import_module("beds.peers.raw_tls")
     kinds: dict[str, tuple[Callable[..., bytes], int]] = {
         "record of 16 KiB": (lambda raw: raw.record(bytes(READ_BYTES)), FULL_RECORDS),
         "record of a byte": (lambda raw: raw.record(b"x"), FLOOD),
@@ -151,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="CPU of the worst inputs")
     parser.add_argument("parts", nargs="*", help="tls, http2; both if none is named")
     wanted = parser.parse_args().parts or ["tls", "http2"]
-    sys.path[:0] = [str(TESTS / "peers"), str(TESTS / "proto")]
+    sys.path[:0] = [str(TESTS), str(TESTS / "proto")]
     if "tls" in wanted:
         show_tls()
     if "http2" in wanted:

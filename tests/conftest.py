@@ -1,6 +1,12 @@
-"""What holds for every test: hypothesis judges values, never how long they took (that is bench/'s)."""
+"""What holds for every test.
 
+Hypothesis judges values, never how long they took (that is bench/'s). The asserts of `beds` tell what they compared, as
+those of tests do.
+"""
+
+import pytest
 from hypothesis import HealthCheck, settings
 
+pytest.register_assert_rewrite("beds")
 settings.register_profile("bentpipe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("bentpipe")

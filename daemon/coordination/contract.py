@@ -8,7 +8,7 @@
 5. While the store cannot be reached, who is entered stays so, others are let in unentered (an edge host that refuses
    everybody would be worse than a machine that falls asleep under a few), starts are allowed and no sleep is.
 
-`tests/daemon/coordination/coordination_contract.py` has them as tests. `LocalCoordination` is for one host alone.
+`tests/beds/contracts/coordination.py` has them as tests. `LocalCoordination` is for one host alone.
 """
 
 import contextlib

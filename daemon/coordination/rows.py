@@ -6,7 +6,7 @@ lapses: once declared dead it never comes back, the host begins another.
 
 Every method is one atomic step on one row, and raises StoreError, after which it may have happened or not. A step that
 is repeated with the same arguments does no harm. Reads see every write that was confirmed before.
-`tests/daemon/coordination/rows_contract.py` is this text as tests.
+`tests/beds/contracts/rows.py` is this text as tests.
 """
 
 import dataclasses

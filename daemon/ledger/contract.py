@@ -1,6 +1,6 @@
 """The contract between the daemon and its ledger: who was in which state, from when to when, and why.
 
-The ledger is a chain of intervals per satellite. Its laws, which `tests/daemon/ledger/ledger_contract.py` has as tests:
+The ledger is a chain of intervals per satellite. Its laws, which `tests/beds/contracts/ledger.py` has as tests:
 
 1. No overlaps, no holes: an interval begins at the very moment at which the one before it ended; only the last is open.
 2. Nothing lies in the future. If the wall clock steps back, what was recorded past the new time is drawn in to it.

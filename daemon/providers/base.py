@@ -4,7 +4,7 @@ A provider is the truth about its machines: it keeps no opinion of satellites, t
 and may be cancelled at any checkpoint; a cancelled call leaves the machine in a state that `describe` tells truly. What
 changes a machine is sent only while the caller's permit holds (see `permit`): nothing is repeated, or taken out of a
 queue, after another host may have had its turn.
-`tests/daemon/providers/provider_contract.py` is this text as tests.
+`tests/beds/contracts/provider.py` is this text as tests.
 """
 
 from typing import Protocol

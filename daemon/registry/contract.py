@@ -1,6 +1,6 @@
 """The registry's contract: the tokens and the launched machines that stand in no configuration file.
 
-The registry holds hashes of tokens, never a token. `tests/daemon/registry/registry_contract.py` tests these laws:
+The registry holds hashes of tokens, never a token. `tests/beds/contracts/registry.py` tests these laws:
 
 1. A name stands for one token, and a hash for one name. A revoked token is gone, and its name is free again.
 2. Each machine of a satellite has a number, its generation. A host that wants the next machine names the generation that

@@ -1,7 +1,4 @@
-"""Contract suites and test beds that several folders share: their asserts are rewritten by pytest as those of tests are.
-
-Where they live is in pyproject.toml, `pythonpath`. Also credentials for boto3.
-"""
+"""Credentials for boto3, and the emulated DynamoDB."""
 
 from __future__ import annotations
 
@@ -15,21 +12,8 @@ import botocore.session
 import pytest
 
 if TYPE_CHECKING:
-    from dynamodb_server import DynamoDbServer
-
+    from beds.stores.dynamodb_server import DynamoDbServer
     from bentpipe.daemon.store.dynamodb_table import Table
-
-pytest.register_assert_rewrite(
-    "coordination_contract",
-    "emulated_ec2",
-    "emulated_fleet",
-    "ledger_contract",
-    "local_processes",
-    "provider_contract",
-    "registry_contract",
-    "rows_contract",
-    "spoiled_rows",
-)
 
 shared_loader = functools.cache(botocore.loaders.create_loader)
 
@@ -52,7 +36,7 @@ def aws_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def dynamodb() -> Iterator[DynamoDbServer]:
-    from dynamodb_server import DynamoDbServer  # here, since moto takes a second to import
+    from beds.stores.dynamodb_server import DynamoDbServer  # here, since moto takes a second to import
 
     with DynamoDbServer() as server:
         yield server

@@ -25,8 +25,10 @@ import botocore.client
 import pytest
 import trio
 import trustme
-from emulator_calls import free_port
 
+from beds.hosts.fault_storm import FAULTY, Storm, faulty_connection
+from beds.machines.emulator_calls import free_port
+from beds.peers.clients import CallError, GrpcioClient
 from bentpipe.config.load import load_config
 from bentpipe.daemon import tasks
 from bentpipe.daemon.edge import dial, transport
@@ -44,9 +46,6 @@ from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 from bentpipe.native.engine import Engine
-
-from clients import CallError, GrpcioClient
-from fault_storm import FAULTY, Storm, faulty_connection
 
 # A fault between a descriptor and its owner (in Trio's or the library's own code) leaves it to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

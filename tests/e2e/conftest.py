@@ -11,13 +11,12 @@ import pytest
 import trio
 import trustme
 
+from beds.hosts.in_process import write_config
+from beds.peers.clients import Client
+from beds.peers.kinds import CLIENTS, SERVER_KINDS, TABLE_SIZES, or_skip, satellite_command
 from bentpipe.config.load import load_config
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
-
-from clients import Client
-from in_process import write_config
-from kinds import CLIENTS, SERVER_KINDS, TABLE_SIZES, or_skip, satellite_command
 
 SLOW_SATELLITES = 40
 """Of each kind; they cost nothing until somebody wakes them."""

@@ -8,13 +8,11 @@ import concurrent.futures
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import socket
 import ssl
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,10 +22,23 @@ import hpack
 import pytest
 import trustme
 
-from clients import GrpcioClient
-from crowd import EMPTY_SETTINGS, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, Crowd, Member, call, frame, headers
-from in_process import PLAIN, TLS, TOKEN, frames_of, write_config
-from served import SECTIONS, Served
+from beds.hosts.in_process import PLAIN, TLS, TOKEN, frames_of, write_config
+from beds.hosts.served import SECTIONS, Served
+from beds.peers.clients import GrpcioClient
+from beds.peers.crowd import (
+    EMPTY_SETTINGS,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PREFACE,
+    Crowd,
+    Member,
+    call,
+    frame,
+    headers,
+)
+from beds.programs import program
 
 OTHER_TOKEN = "bp_other"
 SECOND = f"""
@@ -200,10 +211,8 @@ def test_an_ipv6_crowd_counts_by_what_one_customer_has(
     sections = SECTIONS + '[[listener]]\naddress = "[::1]:0"\n'
     limits = 'max_connections = 60\ngreeting_deadline = "120s"'
     path = write_config(tmp_path, authority, client_authority, limits=limits, sections=sections)
-    peer = Path(__file__).parents[1] / "peers" / "many_addresses.py"
     ran = subprocess.run(
-        [unshare, "--net", sys.executable, "-P", peer, path],
-        env={**os.environ, "PYTHONPATH": str(peer.parent)},
+        [unshare, "--net", *program("peers.many_addresses"), path],
         stdout=subprocess.PIPE,
         timeout=120,
         check=True,

@@ -3,15 +3,14 @@
 import pytest
 import trio
 
+from beds.hosts.in_process import DEADLINE_S, PLAIN, TOKEN, counted
+from beds.peers.clients import GrpcioClient
 from bentpipe.daemon.edge import session
 from bentpipe.daemon.edge.dial import dial_at_once
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.edge.transport import Transport
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.serve import Daemon
-
-from clients import GrpcioClient
-from in_process import DEADLINE_S, PLAIN, TOKEN, counted
 
 KEY = SatelliteKey("acme", "sat")
 

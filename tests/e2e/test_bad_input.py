@@ -9,10 +9,9 @@ import pytest
 import trio
 import trustme
 
+from beds.hosts.in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TLS, TOKEN, counted, exchange, frames_of
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon
-
-from in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TLS, TOKEN, counted, exchange, frames_of
 
 GOAWAY_TYPE = 7
 
@@ -81,7 +80,7 @@ async def test_good_clients_are_served_beside_bad_ones(
 @pytest.fixture
 def grpc_echo() -> Callable[[int, str], Awaitable[bytes]]:
     """A real client's unary call, in a thread."""
-    from clients import GrpcioClient
+    from beds.peers.clients import GrpcioClient
 
     def call(port: int, token: str) -> bytes:
         client = GrpcioClient(

@@ -14,9 +14,8 @@ from pathlib import Path
 import grpc
 import trustme
 
+from beds.hosts.in_process import TOKEN, write_config
 from bentpipe.daemon.service.log_rates import LINES_A_WINDOW, WINDOW_S
-
-from in_process import TOKEN, write_config
 
 METADATA = (("satellite_name", "sat"), ("satellite_org", "acme"), ("satellite_token", TOKEN))
 PIPE_BYTES = 4096

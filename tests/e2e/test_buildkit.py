@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from beds.peers.buildkit_host import Build, BuildKitHost, BuildSatellite
+from beds.peers.builds import Missing, buildkit
 from bentpipe.daemon.model import SatelliteState
-
-from buildkit_host import Build, BuildKitHost, BuildSatellite
-from builds import Missing, buildkit
 
 LINE_BYTES = 128
 GONE_DEADLINE_S = 20.0

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from cases import CASES, bulk
-from clients import Client
-from kinds import CLIENT_KINDS, SERVER_KINDS
+from beds.peers.cases import CASES, bulk
+from beds.peers.clients import Client
+from beds.peers.kinds import CLIENT_KINDS, SERVER_KINDS
 
 Connect = Callable[..., Client]
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from beds.peers.clients import CallError, GrpcioClient
 from bentpipe.daemon.service.token import hash_token
 from bentpipe.daemon.testbed.edge_host import ORG, CloudSatellite, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
-
-from clients import CallError, GrpcioClient
 
 PATIENCE_S = 30.0
 PROGRAM = Path(sys.executable).with_name("bentpipe")

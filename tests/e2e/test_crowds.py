@@ -12,12 +12,22 @@ from pathlib import Path
 import pytest
 import trustme
 
+from beds.hosts.in_process import PLAIN, TLS, TOKEN, write_config
+from beds.hosts.served import SECTIONS, Served
+from beds.peers.clients import GrpcioClient
+from beds.peers.crowd import (
+    EMPTY_SETTINGS,
+    HEADERS,
+    PREFACE,
+    SETTINGS_ACK,
+    Crowd,
+    answered,
+    call,
+    ended,
+    frame,
+    headers,
+)
 from bentpipe.daemon.edge.held_bytes import CLIENT_BYTES
-
-from clients import GrpcioClient
-from crowd import EMPTY_SETTINGS, HEADERS, PREFACE, SETTINGS_ACK, Crowd, answered, call, ended, frame, headers
-from in_process import PLAIN, TLS, TOKEN, write_config
-from served import SECTIONS, Served
 
 GATED = """
 [[satellite]]

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from beds.peers.clients import CallError, GrpcioClient
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
-
-from clients import CallError, GrpcioClient
 
 PROGRAM = Path(sys.executable).with_name("bentpipe")
 PATIENCE_S = 30.0

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from edge_daemons import PATIENCE_S, PROGRAM, EdgeDaemon, config_text, wait
 
+from beds.hosts.edge_daemons import PATIENCE_S, PROGRAM, EdgeDaemon, config_text, wait
 from bentpipe.daemon.model import SatelliteKey
 
 KEY = SatelliteKey("acme", "builder")

@@ -9,14 +9,13 @@ from pathlib import Path
 import grpc
 import pytest
 import trio
-from emulator_calls import free_port
 
+from beds.machines.emulator_calls import free_port
+from beds.peers.clients import CallError, GrpcioClient
 from bentpipe.config.load import load_config
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
-
-from clients import CallError, GrpcioClient
 
 TOKEN = "bp_test"
 DEADLINE_S = 30.0

@@ -1,15 +1,15 @@
 """Peers that make the daemon work for nothing, from outside: each is stopped with its reason, counted, and no turn is long.
 
 The daemon has its own thread here, so that its turns are its own; CPU time of a turn is what is judged, since others run
-on this machine too. The records are tests/peers/raw_tls.py's; mixtures are looked for in tests/native/test_tls_floods.py
-and tests/proto/test_worst_inputs.py.
+on this machine too. The records are tests/beds/peers/raw_tls.py's; mixtures are looked for in
+tests/native/test_tls_floods.py and tests/proto/test_worst_inputs.py.
 """
 
 import contextlib
 import gc
+import json
 import socket
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +18,11 @@ from pathlib import Path
 import pytest
 import trio
 import trustme
-from raw_tls import CLIENT_HELLO, HANDSHAKE, USER_CANCELED, RawTls, message
 
+from beds.hosts.in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TLS, TOKEN, frames_of, write_config
+from beds.peers.crowd import DATA, END_HEADERS, GOAWAY, HEADERS, SETTINGS, Crowd, call, ended, frame, headers
+from beds.peers.raw_tls import CLIENT_HELLO, HANDSHAKE, USER_CANCELED, RawTls, message
+from beds.programs import program
 from bentpipe.config.load import load_config
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.model import SatelliteKey
@@ -28,9 +31,6 @@ from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.daemon.service.turns import LONG_TURN_S
 from bentpipe.native.engine import EndReason
 from bentpipe.proto.errors import ErrorCode
-
-from crowd import DATA, END_HEADERS, GOAWAY, HEADERS, SETTINGS, Crowd, call, ended, frame, headers
-from in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TLS, TOKEN, frames_of, write_config
 
 PATIENCE_S = 60.0
 START = PREFACE + EMPTY_SETTINGS
@@ -49,7 +49,7 @@ FLOODING = """
 org = "acme"
 name = "{when}"
 [satellite.process]
-command = ["{python}", "{script}", "{{port}}", "{cert}", "{key}", "{when}"]
+command = [{command}, "{{port}}", "{cert}", "{key}", "{when}"]
 stop_grace = "1s"
 [satellite.tls]
 ca = "{ca}"
@@ -89,13 +89,12 @@ def running(tmp_path: Path, authority: trustme.CA, client_authority: trustme.CA)
     files["cert"].write_bytes(issued.cert_chain_pems[0].bytes())
     files["key"].write_bytes(issued.private_key_pem.bytes())
     files["ca"].write_bytes(authority.cert_pem.bytes())
-    script = Path(__file__).parents[1] / "peers" / "flooding_satellite.py"
     sections = "".join(
         [
             NEVER_READY.format(name="never", hold_limit="10m"),
             NEVER_READY.format(name="brief", hold_limit="2s"),
             *(
-                FLOODING.format(when=when, python=sys.executable, script=script, **files)
+                FLOODING.format(when=when, command=json.dumps(program("peers.flooding_satellite"))[1:-1], **files)
                 for when in ("at-once", "answering")
             ),
         ]

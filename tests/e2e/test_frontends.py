@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import hashlib
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,17 +17,17 @@ import grpc
 import pytest
 import trustme
 
+from beds.hosts.frontends import envoy, free_port, haproxy, nginx
+from beds.hosts.in_process import TOKEN, write_config
+from beds.hosts.served import SECTIONS, Served
+from beds.peers.cases import CASES
+from beds.peers.kinds import CLIENT_KINDS, CLIENTS, or_skip
+from beds.programs import program
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.testbed.satellite import SERVICE
 from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, PREFACE, FrameType, frame
 
-from cases import CASES
-from frontends import envoy, free_port, haproxy, nginx
-from in_process import TOKEN, write_config
-from kinds import CLIENT_KINDS, CLIENTS, or_skip
-from served import SECTIONS, Served
-
-HERE = Path(__file__).parents[1] / "peers"
+NAMED = program("peers.named_satellite")
 TENANTS = ("red", "blue")
 CALLS = 40
 TIMEOUT_S = 20.0
@@ -52,8 +51,7 @@ def edge(seen: Path) -> Iterator[EdgeHost]:
     listener = '[[listener]]\naddress = "127.0.0.1:0"\n'
     satellites, settings = [], f"{listener}{listener}one_request_per_connection = true\n"
     for name in TENANTS:
-        script = str(HERE / "named_satellite.py")
-        command = (sys.executable, "-P", script, "127.0.0.1", "{port}", name, str(seen / name))
+        command = (*NAMED, "127.0.0.1", "{port}", name, str(seen / name))
         satellites.append(DemoSatellite(name, command=command))
         digest = hashlib.sha256(f"bp_{name}".encode()).hexdigest()
         settings += f'[[token]]\nname = "{name}"\nhash = "sha256:{digest}"\ngrants = ["{ORG}/{name}"]\n'
@@ -267,10 +265,9 @@ def test_with_one_request_a_connection_behind_tls(
     listener = (
         f'[[listener]]\naddress = "127.0.0.1:0"\none_request_per_connection = true\n[listener.tls]\n{certificate}'
     )
-    script = str(HERE / "named_satellite.py")
     satellites = "".join(
         f'[[satellite]]\norg = "acme"\nname = "{name}"\n[satellite.process]\n'
-        f"command = {[sys.executable, '-P', script, '127.0.0.1', '{port}', name, str(tmp_path / name)]}\n"
+        f"command = {[*NAMED, '127.0.0.1', '{port}', name, str(tmp_path / name)]}\n"
         for name in names
     )
     path = write_config(tmp_path, authority, client_authority, limits="", sections=SECTIONS + satellites + listener)

@@ -13,12 +13,11 @@ import pytest
 import trio
 import trustme
 
+from beds.hosts.in_process import PLAIN, write_config
+from beds.peers.builds import Missing, h2spec
+from beds.peers.h2spec_bridge import serve_bridge
 from bentpipe.config.load import load_config
 from bentpipe.daemon.service.serve import Daemon, serve
-
-from builds import Missing, h2spec
-from h2spec_bridge import serve_bridge
-from in_process import PLAIN, write_config
 
 EXPLAINED = tomllib.loads((Path(__file__).parent / "h2spec_failures.toml").read_text())
 TIMEOUT_S = 5

@@ -7,11 +7,10 @@ import grpc
 import pytest
 import trio
 
+from beds.hosts.in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TOKEN, counted, exchange, frames_of
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.service.serve import Daemon
-
-from in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TOKEN, counted, exchange, frames_of
 
 SAT = SatelliteKey("acme", "sat")
 TOKEN_ONLY = (("satellite_token", TOKEN),)

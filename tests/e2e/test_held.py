@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
+from beds.peers.cases import CASES, DEADLINE_EXCEEDED, GIVE_UP_S, bulk
+from beds.peers.clients import CallError, Client
+from beds.peers.kinds import CLIENT_KINDS, CLIENTS, SERVER_KINDS, available_clients, satellite_command
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
-
-from cases import CASES, DEADLINE_EXCEEDED, GIVE_UP_S, bulk
-from clients import CallError, Client
-from kinds import CLIENT_KINDS, CLIENTS, SERVER_KINDS, available_clients, satellite_command
 
 Connect = Callable[..., Client]
 

@@ -15,17 +15,8 @@ import pytest
 import trio
 import trustme
 
-from bentpipe.config.load import load_config
-from bentpipe.daemon.edge import session
-from bentpipe.daemon.edge.announcements import LEAST
-from bentpipe.daemon.edge.outcomes import Outcome
-from bentpipe.daemon.edge.transport import RECEIVE_BYTES
-from bentpipe.daemon.model import SatelliteKey
-from bentpipe.daemon.service.serve import Daemon, serve
-from bentpipe.proto import limits
-from bentpipe.proto.errors import ErrorCode
-
-from crowd import (
+from beds.hosts.in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TLS, TOKEN, counted, exchange, frames_of, write_config
+from beds.peers.crowd import (
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -38,7 +29,15 @@ from crowd import (
     frame,
     headers,
 )
-from in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TLS, TOKEN, counted, exchange, frames_of, write_config
+from bentpipe.config.load import load_config
+from bentpipe.daemon.edge import session
+from bentpipe.daemon.edge.announcements import LEAST
+from bentpipe.daemon.edge.outcomes import Outcome
+from bentpipe.daemon.edge.transport import RECEIVE_BYTES
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.proto import limits
+from bentpipe.proto.errors import ErrorCode
 
 NEVER_READY = """
 [[satellite]]

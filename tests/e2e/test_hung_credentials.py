@@ -4,8 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from edge_daemons import config_text, edge_daemon
-
+from beds.hosts.edge_daemons import config_text, edge_daemon
 from bentpipe.daemon.fleet.watching import LOOK_DEADLINE_S
 from bentpipe.daemon.model import SatelliteKey
 

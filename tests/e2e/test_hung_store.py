@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from edge_daemons import config_text, edge_daemon
 
+from beds.hosts.edge_daemons import config_text, edge_daemon
+from beds.peers.clients import CallError, GrpcioClient
 from bentpipe.daemon.coordination.shared import START_DEADLINE_S
 from bentpipe.daemon.ledger.recorder import BEAT_S
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
@@ -21,8 +22,6 @@ from bentpipe.daemon.service.tokens import FIRST_LOOK_S, TOKEN_REFRESH_S
 from bentpipe.daemon.store.sqlite_file import CALL_DEADLINE_S
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
-
-from clients import CallError, GrpcioClient
 
 PROGRAM = Path(sys.executable).with_name("bentpipe")
 SLACK_S = 15.0

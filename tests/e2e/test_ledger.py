@@ -7,12 +7,11 @@ from pathlib import Path
 
 import trio
 
+from beds.peers.clients import GrpcioClient
 from bentpipe.daemon.ledger.contract import ENDED_BADLY, STOPPED, Interval
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.model import SatelliteState, WakePhase
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
-
-from clients import GrpcioClient
 
 S = SatelliteState
 SATELLITE = DemoSatellite("builder")

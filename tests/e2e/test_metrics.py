@@ -11,13 +11,12 @@ import trio
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
+from beds.hosts.in_process import EMPTY_SETTINGS, PLAIN, TOKEN, counted, exchange, write_config
+from beds.peers.crowd import PREFACE, call
 from bentpipe.config.load import load_config
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.service.metrics import CONNECTIONS, HEAD_BYTES
 from bentpipe.daemon.service.serve import Daemon, serve
-
-from crowd import PREFACE, call
-from in_process import EMPTY_SETTINGS, PLAIN, TOKEN, counted, exchange, write_config
 
 Samples = dict[tuple[str, str], float]
 

@@ -17,12 +17,11 @@ from pathlib import Path
 import hpack
 import pytest
 
+from beds.hosts.in_process import EMPTY_SETTINGS, PREFACE, frames_of
+from beds.peers.builds import Missing, program
+from beds.peers.clients import SERVICE, CallError, Client
+from beds.peers.kinds import CLIENT_KINDS, CLIENTS, SERVER_KINDS, TABLE_SIZES, or_skip, satellite_command
 from bentpipe.daemon.testbed.edge_host import ORG, EdgeHost
-
-from builds import Missing, program
-from clients import SERVICE, CallError, Client
-from in_process import EMPTY_SETTINGS, PREFACE, frames_of
-from kinds import CLIENT_KINDS, CLIENTS, SERVER_KINDS, TABLE_SIZES, or_skip, satellite_command
 
 SETTINGS_ACK = b"\x00\x00\x00\x04\x01\x00\x00\x00\x00"
 DATA, HEADERS, SETTINGS, GOAWAY = 0, 1, 4, 7

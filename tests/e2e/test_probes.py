@@ -10,10 +10,9 @@ import pytest
 import trio
 import trustme
 
+from beds.hosts.in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TLS, counted, exchange
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon
-
-from in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TLS, counted, exchange
 
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER of zero seconds: close sends RST, as HAProxy's TCP check does."""

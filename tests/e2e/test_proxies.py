@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from beds.hosts.behind_proxies import PLAIN, PROXY_ADDRESS, TLS, Behind, edge_behind_proxies
+from beds.hosts.frontends import envoy, free_port, haproxy, nginx
+from beds.hosts.source_wire import SourceWire
+from beds.peers.clients import CallError
 from bentpipe.daemon.edge.accounts import GRACE_S
-
-from behind_proxies import PLAIN, PROXY_ADDRESS, TLS, Behind, edge_behind_proxies
-from clients import CallError
-from frontends import envoy, free_port, haproxy, nginx
-from source_wire import SourceWire
 
 CLIENTS = tuple(f"127.0.0.{number}" for number in (3, 4, 5))
 MAX_PER_ADDRESS = 3

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bentpipe.daemon.edge.accounts import GRACE_S
-
-from behind_proxies import (
+from beds.hosts.behind_proxies import (
     DEADLINE_S,
     GREETING_DEADLINE_S,
     ORDINARY,
@@ -21,8 +19,9 @@ from behind_proxies import (
     edge_behind_proxies,
     wait_until,
 )
-from clients import CallError
-from proxy_headers import LOCAL, MALFORMED, PROXY, TCP4, TCP6, UNSPEC, VALID, address4, address6, v2
+from beds.hosts.proxy_headers import LOCAL, MALFORMED, PROXY, TCP4, TCP6, UNSPEC, VALID, address4, address6, v2
+from beds.peers.clients import CallError
+from bentpipe.daemon.edge.accounts import GRACE_S
 
 STRANGER = "127.0.0.9"
 MAX_PER_ADDRESS = 4

@@ -8,16 +8,15 @@ from pathlib import Path
 import hpack
 import pytest
 
+from beds.hosts.frontends import free_port, haproxy, nginx
+from beds.hosts.in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TOKEN, exchange, frames_of
+from beds.peers.clients import CallError, GrpcioClient
 from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.testbed.edge_host import ORG, EdgeHost
 from bentpipe.proto.errors import ErrorCode
 from bentpipe.proto.frames import ACK, END_HEADERS, END_STREAM, FrameType, frame
 from bentpipe.proto.grpc_status import GrpcStatus
 from bentpipe.proto.health import encode_request
-
-from clients import CallError, GrpcioClient
-from frontends import free_port, haproxy, nginx
-from in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TOKEN, exchange, frames_of
 
 CHECK = "/grpc.health.v1.Health/Check"
 ALB = "/AWS.ALB/healthcheck"

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from beds.hosts.in_process import frames_of
+from beds.peers.clients import CallError, GrpcioClient
+from beds.peers.crowd import EMPTY_SETTINGS, GOAWAY, HEADERS, PREFACE, call
 from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
-
-from clients import CallError, GrpcioClient
-from crowd import EMPTY_SETTINGS, GOAWAY, HEADERS, PREFACE, call
-from in_process import frames_of
 
 PROGRAM = Path(sys.executable).with_name("bentpipe")
 BOOT_S = 8.0

@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import socket
 import ssl
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,18 +15,17 @@ import hpack
 import pytest
 import trustme
 
+from beds.hosts.in_process import PLAIN, SATELLITE_DOMAIN, TLS, TOKEN, frames_of, write_config
+from beds.hosts.served import SECTIONS, Served
+from beds.peers.cases import UNAVAILABLE
+from beds.peers.clients import CallError, Client, GrpcioClient
+from beds.peers.kinds import CLIENT_KINDS, CLIENTS, or_skip
+from beds.programs import program
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.frames import ACK, EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
 
-from cases import UNAVAILABLE
-from clients import CallError, Client, GrpcioClient
-from in_process import PLAIN, SATELLITE_DOMAIN, TLS, TOKEN, frames_of, write_config
-from kinds import CLIENT_KINDS, CLIENTS, or_skip
-from served import SECTIONS, Served
-
-PROGRAM = Path(__file__).parents[1] / "peers" / "settings_satellite.py"
-COMMAND = (sys.executable, "-P", str(PROGRAM), "{port}")
+COMMAND = (*program("peers.settings_satellite"), "{port}")
 UNAUTHENTICATED = 16
 DEADLINE_S = 15.0
 MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE = 3, 6

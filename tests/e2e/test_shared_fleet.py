@@ -20,9 +20,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from dynamodb_server import DynamoDbServer
-from emulator_calls import free_port
 
+from beds.hosts.cut_wire import CutWire
+from beds.machines.emulator_calls import free_port
+from beds.peers.clients import GrpcioClient
+from beds.stores.dynamodb_server import DynamoDbServer
 from bentpipe.daemon.coordination.dynamodb import DynamoRows
 from bentpipe.daemon.coordination.rows import Row
 from bentpipe.daemon.ledger.contract import Interval
@@ -32,9 +34,6 @@ from bentpipe.daemon.store.dynamodb_table import Table
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 from bentpipe.daemon.testbed.edge_host import complete_lines
-
-from clients import GrpcioClient
-from cut_wire import CutWire
 
 TOKEN = "bp_test"
 PROGRAM = Path(sys.executable).with_name("bentpipe")

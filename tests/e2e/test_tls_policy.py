@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from in_process import EMPTY_SETTINGS, PREFACE
-from served import SECTIONS, Served
+from beds.hosts.in_process import EMPTY_SETTINGS, PREFACE
+from beds.hosts.served import SECTIONS, Served
 
 DEADLINE_S = 10.0
 HANDSHAKES = 200

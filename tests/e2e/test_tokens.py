@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from beds.peers.clients import CallError, GrpcioClient
 from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
-
-from clients import CallError, GrpcioClient
 
 PROGRAM = Path(sys.executable).with_name("bentpipe")
 PATIENCE_S = 20 + TOKEN_REFRESH_S

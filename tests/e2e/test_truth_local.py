@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from beds.peers.clients import CallError, GrpcioClient
 from bentpipe.config.load import load_config
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.serve import Daemon, serve
-
-from clients import CallError, GrpcioClient
 
 TOKEN = "bp_test"
 KEY = SatelliteKey("acme", "one")

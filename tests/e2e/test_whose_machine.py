@@ -6,28 +6,27 @@ Daemons are processes of their own, with the default settings (a sweep of 60 s a
 import contextlib
 import functools
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
-from edge_daemons import EdgeDaemon, config_text, edge_daemon, token_of, wait
-from emulator_calls import free_port
 
+from beds.hosts.cut_wire import CutWire
+from beds.hosts.edge_daemons import EdgeDaemon, config_text, edge_daemon, token_of, wait
+from beds.machines.emulator_calls import free_port
+from beds.peers.clients import CallError, GrpcioClient
+from beds.programs import program
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
-
-from clients import CallError, GrpcioClient
-from cut_wire import CutWire
 
 AGE_S = 6.0
 """Longer than a look at an instance vouches for its address (`address_age`)."""
 SPEED = 100.0
 """A start then takes 0.2 s."""
-NAMED = Path(__file__).parents[1] / "peers" / "named_satellite.py"
+NAMED = program("peers.named_satellite")
 BUILDER = SatelliteKey("acme", "builder")
 
 
@@ -39,7 +38,7 @@ def seen(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cloud(seen: Path) -> Iterator[Emulator]:
-    command = (sys.executable, "-P", str(NAMED), "{host}", "{port}", "{instance_id}", str(seen), str(seen.parent))
+    command = (*NAMED, "{host}", "{port}", "{instance_id}", str(seen), str(seen.parent))
     with Emulator(ScaledClock(SPEED), machine_command=command, machine_port=free_port()) as emulator:
         yield emulator
 
@@ -80,7 +79,7 @@ def test_names_with_dots_are_told_apart(tmp_path: Path, seen: Path) -> None:
     keys = [SatelliteKey("acme.eu", "builder"), SatelliteKey("acme", "eu.builder")]
     satellites = {
         key: f"""[satellite.process]
-command = ["{sys.executable}", "-P", "{NAMED}", "{{host}}", "{{port}}", "{key}", "{seen}"]"""
+command = {[*NAMED, "{host}", "{port}", str(key), str(seen)]}"""
         for key in keys
     }
     with edge_daemon(tmp_path, config_text(satellites)) as daemon:

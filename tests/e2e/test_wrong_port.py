@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import pytest
 import trustme
 
-from clients import CallError
-from in_process import PLAIN, TLS, TOKEN, write_config
-from kinds import CLIENT_KINDS, CLIENTS, or_skip
-from served import SECTIONS, Served
+from beds.hosts.in_process import PLAIN, TLS, TOKEN, write_config
+from beds.hosts.served import SECTIONS, Served
+from beds.peers.clients import CallError
+from beds.peers.kinds import CLIENT_KINDS, CLIENTS, or_skip
 
 METADATA = (("satellite_name", "sat"), ("satellite_org", "acme"), ("satellite_token", TOKEN))
 FAILED_PRECONDITION, UNAVAILABLE = 9, 14

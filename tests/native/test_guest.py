@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from driver_build import build_driver
+from beds.driver_build import build_driver
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "guest"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import trustme
-from flood_bed import V12, V13, pair, raw_client, say, shake
-from raw_tls import CLIENT_HELLO, HANDSHAKE, USER_CANCELED, RawTls, message
 
+from beds.peers.flood_bed import V12, V13, pair, raw_client, say, shake
+from beds.peers.raw_tls import CLIENT_HELLO, HANDSHAKE, USER_CANCELED, RawTls, message
 from bentpipe.native.engine import EndReason, Engine, EngineOptions, Ktls, Leg, ktls_self_test
 from bentpipe.native.tls import TlsConnection, TlsServerContext
 

@@ -16,9 +16,8 @@ import pytest
 import trustme
 from hypothesis import HealthCheck, event, given, settings
 
+from beds.driver_build import build_driver
 from bentpipe.native.engine import EndReason
-
-from driver_build import build_driver
 
 EXAMPLES = int(os.environ.get("BENTPIPE_EXAMPLES", "200"))
 SHORT_CONNECTIONS = int(os.environ.get("BENTPIPE_SHORT_CONNECTIONS", "2000"))

@@ -1,6 +1,6 @@
 """A TLS peer that sends records which carry nothing, or next to nothing: what one call of ours may cost is bounded.
 
-Against the peer of tests/peers/raw_tls.py, which can write any record, in both roles and in TLS 1.2 and 1.3; first each
+Against the peer of tests/beds/peers/raw_tls.py, which can write any record, in both roles and in TLS 1.2 and 1.3; first each
 kind of record alone, then hypothesis looks for the mixture that costs most.
 """
 
@@ -20,9 +20,10 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import trustme
-from flood_bed import DEADLINE_S, V12, V13, pair, say, shake
 from hypothesis import HealthCheck, given, settings, target
-from raw_tls import (
+
+from beds.peers.flood_bed import DEADLINE_S, V12, V13, pair, say, shake
+from beds.peers.raw_tls import (
     ALERT,
     CHANGE_CIPHER_SPEC,
     CLIENT_HELLO,
@@ -35,7 +36,6 @@ from raw_tls import (
     RawTls,
     message,
 )
-
 from bentpipe.native.engine import EndReason, Engine, EngineOptions, Leg
 from bentpipe.native.tls import (
     TlsClientContext,

@@ -1,22 +1,17 @@
 """Recorded openings of real clients: whole, byte by byte, cut anywhere and with trailing bytes, to the same result."""
 
-import sys
+import itertools
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beds.fuzz.harness import greet, one_input
 from bentpipe.proto.events import RequestHeaders
 from bentpipe.proto.frames import ACK, EMPTY_SETTINGS, FrameType, frame
 from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.request import parse_request
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
-
-import itertools
-
-from harness import greet, one_input
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 CLIENTS = sorted(path.stem for path in CORPUS.glob("*.0"))

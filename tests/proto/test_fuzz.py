@@ -2,12 +2,13 @@
 
 import importlib.util
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
+from beds.programs import program
+
+CORPUS = Path(__file__).parents[1] / "corpus"
 SECONDS = 4
 
 
@@ -15,14 +16,12 @@ SECONDS = 4
 def test_only_greeting_error_comes_out(tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            sys.executable,
-            "-P",
-            TESTS / "fuzz" / "fuzz_greeting.py",
+            *program("fuzz.fuzz_greeting"),
             f"-max_total_time={SECONDS}",
             "-max_len=4096",
             f"-artifact_prefix={tmp_path}/",
             tmp_path,
-            TESTS / "corpus",
+            CORPUS,
         ],
         capture_output=True,
         text=True,

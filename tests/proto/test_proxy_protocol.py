@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beds.hosts.proxy_headers import MALFORMED, PROXY, TCP4, VALID, address4, tlv, v2
 from bentpipe.proto.proxy_protocol import (
     V1_MAX_BYTES,
     V2_MAX_BYTES,
@@ -17,8 +18,6 @@ from bentpipe.proto.proxy_protocol import (
     crc32c,
     parse_header,
 )
-
-from proxy_headers import MALFORMED, PROXY, TCP4, VALID, address4, tlv, v2
 
 ADDRESSES4 = st.integers(0, 2**32 - 1).map(ipaddress.IPv4Address)
 ADDRESSES6 = st.integers(0, 2**128 - 1).map(ipaddress.IPv6Address)

@@ -2,11 +2,10 @@
 
 import pytest
 
+from beds.peers.rfc9113 import CASES, HELD, OPENING, WITHOUT_SETTINGS, Case
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.frames import PREFACE
 from bentpipe.proto.greeting import Greeting
-
-from rfc9113 import CASES, HELD, OPENING, WITHOUT_SETTINGS, Case
 
 SIZES = [1, 5, 1 << 20]
 

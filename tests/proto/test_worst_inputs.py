@@ -15,6 +15,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, example, given, settings, target
 
+from beds.peers.crowd import call, headers
 from bentpipe.proto import limits
 from bentpipe.proto.ack_filter import AckFilter
 from bentpipe.proto.answering import Answering
@@ -25,8 +26,6 @@ from bentpipe.proto.frames import END_HEADERS, END_STREAM, PADDED, PREFACE, Fram
 from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.grpc_status import GrpcStatus
 from bentpipe.proto.refusal import PIECE_BYTES, Refusal
-
-from crowd import call, headers
 
 READ_BYTES = 16_384
 """What the edge reads at once: RECEIVE_BYTES of daemon/edge/transport.py."""

@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from coordination_contract import CoordinationContract, SharedContract, hosts
-from memory_rows import MemoryRows
 
+from beds.contracts.coordination import CoordinationContract, SharedContract, hosts
+from beds.stores.memory_rows import MemoryRows
 from bentpipe.daemon.coordination.contract import Coordination, LocalCoordination
 
 

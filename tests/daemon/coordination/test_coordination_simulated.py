@@ -15,10 +15,10 @@ import hypothesis.strategies as st
 import pytest
 import trio
 from hypothesis import given, settings
-from ledger_contract import A
-from memory_rows import MemoryRows
 from trio.testing import MockClock
 
+from beds.contracts.ledger import A
+from beds.stores.memory_rows import MemoryRows
 from bentpipe.daemon.coordination.contract import InUse
 from bentpipe.daemon.coordination.shared import SharedCoordination
 from bentpipe.daemon.coordination.turn import SharedTurn

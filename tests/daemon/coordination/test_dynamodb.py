@@ -3,11 +3,11 @@
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from coordination_contract import CoordinationContract, SharedContract, hosts
-from ledger_contract import A, B
-from rows_contract import RowsContract
-from spoiled_rows import spoil, spoilings
 
+from beds.contracts.coordination import CoordinationContract, SharedContract, hosts
+from beds.contracts.ledger import A, B
+from beds.contracts.rows import RowsContract
+from beds.stores.spoiled_rows import spoil, spoilings
 from bentpipe.daemon.coordination.contract import Coordination
 from bentpipe.daemon.coordination.dynamodb import DynamoRows
 from bentpipe.daemon.errors import StoreError

@@ -1,8 +1,9 @@
 """The reference passes the contract too: what the simulation stands on."""
 
 import pytest
-from memory_rows import MemoryRows
-from rows_contract import RowsContract
+
+from beds.contracts.rows import RowsContract
+from beds.stores.memory_rows import MemoryRows
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 import trio
-from coordination_contract import EXPIRY_S, LEASE_S, CutRows
-from memory_rows import MemoryRows
 
+from beds.contracts.coordination import EXPIRY_S, LEASE_S, CutRows
+from beds.stores.memory_rows import MemoryRows
 from bentpipe.daemon.coordination.shared import SharedCoordination
 from bentpipe.daemon.errors import STORE_HINT, ProviderRetryable, SleepVetoed, StoreError
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from fakes.memory_provider import MemoryProvider
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from beds.machines.memory_provider import MemoryProvider
 from bentpipe.config.model import BudgetSection, ProcessSection, SatelliteSection
 from bentpipe.daemon.errors import (
     LimitReached,

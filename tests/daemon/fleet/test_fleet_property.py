@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from emulated_fleet import SPEED, Bed, Use, section, speed_up
 
+from beds.machines.emulated_fleet import SPEED, Bed, Use, section, speed_up
 from bentpipe.config.model import BudgetSection
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey

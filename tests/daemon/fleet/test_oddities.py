@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from emulated_fleet import SPEED, Bed, section, speed_up
 
+from beds.machines.emulated_fleet import SPEED, Bed, section, speed_up
 from bentpipe.daemon.errors import BentpipeError, SatelliteUnusable, WakeFailed
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.machine import descent as descending

@@ -11,9 +11,9 @@ import hypothesis.strategies as st
 import pytest
 import trio
 import trio.testing
-from fakes.memory_provider import FakeMachine, MemoryProvider, OnHibernate, OnStart
 from hypothesis import given, settings
 
+from beds.machines.memory_provider import FakeMachine, MemoryProvider, OnHibernate, OnStart
 from bentpipe.daemon.errors import (
     BentpipeError,
     MachineNotFound,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from emulated_fleet import Bed, Use, section, wait_port
 
+from beds.machines.emulated_fleet import Bed, Use, section, wait_port
 from bentpipe.config.model import Ec2RatesSection
 from bentpipe.daemon.fleet import satellite
 from bentpipe.daemon.fleet.fleet import Fleet

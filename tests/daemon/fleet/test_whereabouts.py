@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 import trio
-from fakes.memory_provider import FakeMachine, MemoryProvider
 from trio.testing import MockClock
 
+from beds.machines.memory_provider import FakeMachine, MemoryProvider
 from bentpipe.config.model import SatelliteSection
 from bentpipe.daemon.errors import MachineUncertain, ProviderRetryable
 from bentpipe.daemon.fleet import satellite as module

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from ledger_contract import ALWAYS, MOVES, A, B, Clock, LedgerContract, Shelf, Writer, check_laws
 
+from beds.contracts.ledger import ALWAYS, MOVES, A, B, Clock, LedgerContract, Shelf, Writer, check_laws
 from bentpipe.daemon.ledger.dynamodb import DynamoLedger
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.store.dynamodb_table import Table

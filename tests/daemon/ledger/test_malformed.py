@@ -4,9 +4,9 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from ledger_contract import ALWAYS, A, B
-from spoiled_rows import JUNK, columns, loosen, put, spoil, spoilings
 
+from beds.contracts.ledger import ALWAYS, A, B
+from beds.stores.spoiled_rows import JUNK, columns, loosen, put, spoil, spoilings
 from bentpipe.daemon.ledger.contract import Change, Ledger, Stamp
 from bentpipe.daemon.ledger.dynamodb import DynamoLedger
 from bentpipe.daemon.ledger.sqlite import SqliteLedger

@@ -4,8 +4,8 @@ import itertools
 
 import hypothesis.strategies as st
 from hypothesis import given
-from ledger_contract import A
 
+from beds.contracts.ledger import A
 from bentpipe.daemon.ledger.contract import Interval
 from bentpipe.daemon.ledger.merge import PRECEDENCE, merge
 from bentpipe.daemon.model import Resume, SatelliteState, Waits, WakePhase

@@ -5,9 +5,9 @@ from collections.abc import Collection, Sequence
 
 import pytest
 import trio
-from ledger_contract import A, B, Clock
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from beds.contracts.ledger import A, B, Clock
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.ledger.contract import Change, Interval, Stamp
 from bentpipe.daemon.ledger.recorder import BATCH_LIMIT, BEAT_S, RETRY_S, Recorder

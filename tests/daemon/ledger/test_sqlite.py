@@ -4,13 +4,13 @@ import random
 import signal
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from ledger_child import KEYS
-from ledger_contract import ALWAYS, A, Clock, LedgerContract, Shelf, Writer, check_laws
 
+from beds.contracts.ledger import ALWAYS, A, Clock, LedgerContract, Shelf, Writer, check_laws
+from beds.programs import program
+from beds.stores.ledger_child import KEYS
 from bentpipe.daemon.errors import StoreError, StoreUnusable
 from bentpipe.daemon.ledger.contract import ENDED_BADLY, Stamp
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
@@ -35,9 +35,7 @@ async def test_kill_9_loses_nothing_that_was_confirmed(tmp_path: Path) -> None:
     chance = random.Random(5)
     confirmed = 0
     for kill in range(1, KILLS + 1):
-        with subprocess.Popen(
-            [sys.executable, "-P", Path(__file__).parent / "ledger_child.py", path], stdout=subprocess.PIPE, text=True
-        ) as child:
+        with subprocess.Popen([*program("stores.ledger_child"), path], stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             last = 0
             for _ in range(chance.randrange(1, 40)):

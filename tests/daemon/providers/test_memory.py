@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from fakes.memory_provider import FakeMachine, MemoryProvider, OnStart
-from provider_contract import ProviderContract
 
+from beds.contracts.provider import ProviderContract
+from beds.machines.memory_provider import FakeMachine, MemoryProvider, OnStart
 from bentpipe.daemon.model import Address, MachineId, MachineState
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from local_processes import child_section
-from provider_contract import DEADLINE_S, start
 
+from beds.contracts.provider import DEADLINE_S, start
+from beds.machines.local_processes import child_section
 from bentpipe.daemon.errors import MachineNotFound
 from bentpipe.daemon.model import Machine, MachineId, MachineState, SleepMode
 from bentpipe.daemon.providers.process.provider import ProcessProvider

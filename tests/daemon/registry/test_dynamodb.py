@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import pytest
-from registry_contract import Registries, RegistryContract
 
+from beds.contracts.registry import Registries, RegistryContract
 from bentpipe.daemon.registry.dynamodb import DynamoRegistry
 from bentpipe.daemon.store.dynamodb_table import Table
 

@@ -4,9 +4,9 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from ledger_contract import A, B
-from spoiled_rows import JUNK, columns, is_ours, loosen, put, spoil, spoilings
 
+from beds.contracts.ledger import A, B
+from beds.stores.spoiled_rows import JUNK, columns, is_ours, loosen, put, spoil, spoilings
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.registry.contract import StoredToken

@@ -3,12 +3,12 @@
 import random
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from registry_contract import Registries, RegistryContract
 
+from beds.contracts.registry import Registries, RegistryContract
+from beds.programs import program
 from bentpipe.daemon.registry.sqlite import SqliteRegistry
 
 KILLS = 12
@@ -30,7 +30,7 @@ async def test_kill_9_loses_no_token_and_no_generation(tmp_path: Path) -> None:
     generation = 0
     for kill in range(1, KILLS + 1):
         with subprocess.Popen(
-            [sys.executable, "-P", Path(__file__).parent / "registry_child.py", path, str(kill)],
+            [*program("stores.registry_child"), path, str(kill)],
             stdout=subprocess.PIPE,
             text=True,
         ) as child:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from dynamodb_server import DynamoDbServer
 
+from beds.stores.dynamodb_server import DynamoDbServer
 from bentpipe.daemon.errors import StoreError, StoreUnusable
 from bentpipe.daemon.store import dynamodb_table as table_module
 from bentpipe.daemon.store.dynamodb_table import Table

@@ -8,10 +8,10 @@ import contextlib
 import itertools
 
 import trio
-from emulated_ec2 import TEMPLATE, ec2_section, machine, machine_id, running, tags_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from beds.machines.emulated_ec2 import TEMPLATE, ec2_section, machine, machine_id, running, tags_of
 from bentpipe.daemon.errors import ProviderError
 from bentpipe.daemon.model import Machine, MachineState, SleepMode
 from bentpipe.daemon.providers.ec2.provider import Ec2Provider

@@ -3,9 +3,18 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from emulated_ec2 import SATELLITES, TEMPLATE, Ec2Harness, ec2_section, machine, machine_id, running, set_up
-from provider_contract import ProviderContract
 
+from beds.contracts.provider import ProviderContract
+from beds.machines.emulated_ec2 import (
+    SATELLITES,
+    TEMPLATE,
+    Ec2Harness,
+    ec2_section,
+    machine,
+    machine_id,
+    running,
+    set_up,
+)
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 

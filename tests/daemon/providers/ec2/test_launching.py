@@ -2,9 +2,9 @@
 
 import pytest
 import trio
-from emulated_ec2 import FLEET, ONE, TEMPLATE, ec2_section, machine, one, running, tags_of, wait_for
-from provider_contract import wait_state
 
+from beds.contracts.provider import wait_state
+from beds.machines.emulated_ec2 import FLEET, ONE, TEMPLATE, ec2_section, machine, one, running, tags_of, wait_for
 from bentpipe.daemon.errors import (
     LaunchTokenSpent,
     MachineNotFound,

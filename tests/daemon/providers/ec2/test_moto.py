@@ -9,10 +9,10 @@ from typing import Any
 import boto3
 import pytest
 import trio
-from emulated_ec2 import ec2_section, machine, machine_id, running, tags_of
 from moto.server import ThreadedMotoServer
-from provider_contract import DEADLINE_S, wait_state
 
+from beds.contracts.provider import DEADLINE_S, wait_state
+from beds.machines.emulated_ec2 import ec2_section, machine, machine_id, running, tags_of
 from bentpipe.daemon.errors import MachineNotFound, ProviderPermanent, ProviderPermission
 from bentpipe.daemon.model import MachineState, SleepMode
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from iam import Authorization, allows, listed
 
+from beds.machines.iam import Authorization, allows, listed
 from bentpipe.daemon.providers.ec2.calls import Api
 
 POLICY = Path(__file__).parents[4] / "config" / "iam-policy.json"

@@ -2,9 +2,9 @@
 
 import pytest
 import trio
-from emulated_ec2 import ONE, ec2_section, machine, machine_id, one, running, tags_of, wait_for
-from provider_contract import DEADLINE_S, wait_state
 
+from beds.contracts.provider import DEADLINE_S, wait_state
+from beds.machines.emulated_ec2 import ONE, ec2_section, machine, machine_id, one, running, tags_of, wait_for
 from bentpipe.daemon.errors import (
     MachineNotFound,
     ProviderCapacity,

@@ -2,9 +2,9 @@
 
 import pytest
 import trio
-from emulated_ec2 import ec2_section, machine, machine_id, running, tags_of
-from provider_contract import DEADLINE_S, wait_state
 
+from beds.contracts.provider import DEADLINE_S, wait_state
+from beds.machines.emulated_ec2 import ec2_section, machine, machine_id, running, tags_of
 from bentpipe.config.model import Ec2RatesSection
 from bentpipe.daemon.model import MachineState, SleepMode
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock

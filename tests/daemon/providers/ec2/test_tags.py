@@ -3,9 +3,9 @@
 import logging
 
 import pytest
-from emulated_ec2 import FLEET, ONE, TEMPLATE, one, tags_of, wait_for
-from provider_contract import wait_state
 
+from beds.contracts.provider import wait_state
+from beds.machines.emulated_ec2 import FLEET, ONE, TEMPLATE, one, tags_of, wait_for
 from bentpipe.daemon.errors import MachineNotFound, ProviderPermission
 from bentpipe.daemon.model import Fault, MachineState, SleepMode
 from bentpipe.daemon.testbed.ec2_emulator.control import Control

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from local_processes import CHILD, isolation_or_skip, living, wait_for
 
+from beds.machines.local_processes import CHILD, isolation_or_skip, living, wait_for
 from bentpipe.daemon.model import MachineId
 from bentpipe.daemon.providers.process.cgroup import CgroupTree, find_own_cgroup, sweep_stale
 from bentpipe.daemon.providers.process.containment import Isolation, ProcessGroup

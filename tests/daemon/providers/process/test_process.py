@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 import trio
-from local_processes import (
+
+from beds.contracts.provider import DEADLINE_S, ProviderContract, address_of, start, wait_state
+from beds.machines.local_processes import (
     ProcessHarness,
     ask,
     child_section,
@@ -19,8 +21,6 @@ from local_processes import (
     open_harness,
     wait_for,
 )
-from provider_contract import DEADLINE_S, ProviderContract, address_of, start, wait_state
-
 from bentpipe.config.model import ProcessSection
 from bentpipe.daemon.errors import ProviderPermanent, ProviderRetryable, SleepModeRefused
 from bentpipe.daemon.model import MachineId, MachineState, SleepMode

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from emulator_calls import client_of
 
+from beds.machines.emulator_calls import client_of
 from bentpipe.daemon.testbed.ec2_emulator.clock import ManualClock
 from bentpipe.daemon.testbed.ec2_emulator.control import Control
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator

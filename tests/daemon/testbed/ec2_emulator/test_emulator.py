@@ -8,8 +8,8 @@ from typing import Any
 
 import botocore.exceptions
 import pytest
-from emulator_calls import DEADLINE_S, TAGS, client_of, look, post
 
+from beds.machines.emulator_calls import DEADLINE_S, TAGS, client_of, look, post
 from bentpipe.daemon.testbed.ec2_emulator.control import Control
 from bentpipe.daemon.testbed.ec2_emulator.instance import OnHibernate, OnStart, OnStop
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 
-from emulator_calls import DEADLINE_S, client_of, free_port, look, post
+from beds.machines.emulator_calls import DEADLINE_S, client_of, free_port, look, post
 
 PROGRAM = (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.ec2_emulator.main")
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import botocore.session
 import pytest
 from botocore.model import ServiceModel, Shape
-from emulator_calls import DEADLINE_S, TAGS
 
+from beds.machines.emulator_calls import DEADLINE_S, TAGS
 from bentpipe.daemon.testbed.ec2_emulator.actions import ACTIONS
 from bentpipe.daemon.testbed.ec2_emulator.control import Control
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator

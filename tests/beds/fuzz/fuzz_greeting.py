@@ -1,4 +1,4 @@
-"""atheris on the greeting: `python -P fuzz_greeting.py [libFuzzer's options] NEW_CORPUS SEED_CORPUS`.
+"""atheris on the greeting: `python -m beds.fuzz.fuzz_greeting [libFuzzer's options] NEW_CORPUS SEED_CORPUS`.
 
 The seeds are recorded openings in two flights, NAME.0 and NAME.1; put together they go into NEW_CORPUS first.
 """
@@ -8,10 +8,8 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 with atheris.instrument_imports(include=["bentpipe.proto", "hpack", "h2", "hyperframe"]):
-    from harness import one_input
+    from beds.fuzz.harness import one_input
 
 WHOLE = b"\0"
 """The harness' choice: uncut, with its own preface."""

@@ -11,12 +11,11 @@ import sys
 import threading
 from pathlib import Path
 
+from beds.peers.clients import CallError
+from beds.peers.kinds import CLIENTS
 from bentpipe.proto.greeting import Greeting
 
-from clients import CallError
-from kinds import CLIENTS
-
-CORPUS = Path(__file__).parents[1] / "corpus"
+CORPUS = Path(__file__).parents[2] / "corpus"
 QUIET_S = 0.5
 METADATA = (("satellite_name", "builder"), ("satellite_org", "acme"), ("satellite_token", "bp_recorded"))
 FIELDS = [part for name, value in METADATA for part in ("-H", f"{name}: {value}")]

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 import trio
-from ledger_contract import A, B
 
+from beds.contracts.ledger import A, B
 from bentpipe.daemon.coordination.contract import Coordination, InUse
 from bentpipe.daemon.coordination.rows import Rows
 from bentpipe.daemon.coordination.shared import SharedCoordination

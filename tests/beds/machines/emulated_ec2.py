@@ -5,8 +5,8 @@ import dataclasses
 from collections.abc import AsyncIterator, Callable, Mapping
 
 import trio
-from provider_contract import DEADLINE_S
 
+from beds.contracts.provider import DEADLINE_S
 from bentpipe.config.model import Ec2Section, SatelliteEc2Section
 from bentpipe.daemon.model import Address, MachineId
 from bentpipe.daemon.providers.ec2.entry import Ec2Machine

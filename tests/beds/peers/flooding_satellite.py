@@ -10,7 +10,7 @@ import ssl
 import sys
 import threading
 
-from raw_tls import RawTls
+from beds.peers.raw_tls import RawTls
 
 EMPTY_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 UPDATES = 20_000

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from clients import CallError, Client
+from beds.peers.clients import CallError, Client
 
 CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE = 1, 4, 14
 RESET_BY_SERVER = (CANCELLED, UNAVAILABLE)

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from served import Served
+from beds.hosts.served import Served
 
 SET_UP = (
     ("ip", "link", "set", "lo", "up"),

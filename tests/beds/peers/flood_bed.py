@@ -6,8 +6,8 @@ import socket
 import ssl
 
 import trustme
-from raw_tls import RawTls
 
+from beds.peers.raw_tls import RawTls
 from bentpipe.native.tls import TlsConnection, WantRead
 
 V12, V13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3

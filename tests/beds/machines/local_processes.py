@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from provider_contract import DEADLINE_S
 
+from beds.contracts.provider import DEADLINE_S
 from bentpipe.config.model import ProcessSection
 from bentpipe.daemon.model import Address, MachineId
 from bentpipe.daemon.providers.process.containment import Isolation

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from builds import go_peer, java_client, js_client, tonic_client
-from clients import TIMEOUT_S, CallError, Metadata
+from beds.peers.builds import go_peer, java_client, js_client, tonic_client
+from beds.peers.clients import TIMEOUT_S, CallError, Metadata
 
 CANCELLED = 1
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import trustme
 
+from beds.hosts.source_wire import SourceWire
+from beds.peers.clients import GrpcioClient
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
-
-from clients import GrpcioClient
-from source_wire import SourceWire
 
 PROXY_ADDRESS = "127.0.0.2"
 ORDINARY, PLAIN, TLS = 0, 1, 2

@@ -14,8 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).parent
-OUT = HERE.parents[1] / "build" / "peers"
+ROOT = Path(__file__).parents[3]
+SOURCES = ROOT / "tests" / "peers"
+OUT = ROOT / "build" / "peers"
 BUILD_DEADLINE_S = 1200.0
 """BuildKit is a thousand packages of Go, some minutes on two cores with nothing in Go's own cache."""
 
@@ -60,7 +61,7 @@ def program(name: str) -> str:
 def _go_build(name: str, *packages: str) -> Path:
     """Build packages of tests/peers/NAME, whose go.mod and go.sum pin them. Returns the output's folder; raises Missing."""
     go = program("go")
-    source = HERE / name
+    source = SOURCES / name
     folder, done = _stamped(name, [*source.rglob("*.go"), source / "go.mod", source / "go.sum"])
     if not done:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,7 @@ def _try_container(runc: str, step: Path) -> None:
 def js_client() -> tuple[str, str]:
     """Node and the client of tests/peers/js with its packages installed. Raises Missing."""
     node, npm = program("node"), program("npm")
-    sources = [HERE / "js" / name for name in ("client.js", "package.json", "package-lock.json")]
+    sources = [SOURCES / "js" / name for name in ("client.js", "package.json", "package-lock.json")]
     folder, done = _stamped("js", sources)
     if not done:
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +147,7 @@ def tonic_client() -> str:
     cargo = shutil.which("cargo") or shutil.which("cargo", path=str(Path.home() / ".cargo" / "bin"))
     if cargo is None:
         raise Missing("cargo is not installed")
-    source = HERE / "rust"
+    source = SOURCES / "rust"
     folder, done = _stamped("rust", [source / "Cargo.toml", source / "Cargo.lock", source / "src" / "main.rs"])
     if not done:
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ def tonic_client() -> str:
 def java_client() -> tuple[str, ...]:
     """The command line of the Java program of tests/peers/java, its packages beside it. Raises Missing."""
     java, maven = program("java"), program("mvn")
-    source = HERE / "java"
+    source = SOURCES / "java"
     code = source / "src" / "main" / "java" / "Client.java"
     folder, done = _stamped("java", [source / "pom.xml", code])
     if not done:

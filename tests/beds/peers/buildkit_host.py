@@ -19,9 +19,8 @@ from typing import Literal, Self
 
 import trustme
 
+from beds.peers.builds import BuildKit
 from bentpipe.daemon.testbed.edge_host import ORG, EdgeHost
-
-from builds import BuildKit
 
 SATELLITE_DOMAIN = "sat.example"
 CLIENT = "builder@example.com"

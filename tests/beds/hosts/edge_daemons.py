@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from beds.peers.clients import GrpcioClient
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.testbed.edge_host import complete_lines
-
-from clients import GrpcioClient
 
 PROGRAM = Path(sys.executable).with_name("bentpipe")
 PATIENCE_S = 60.0

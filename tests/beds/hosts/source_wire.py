@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from cut_wire import carry
+from beds.hosts.cut_wire import carry
 
 PAUSE_S = 0.002
 """Between the pieces of a header, so that each is a segment of its own."""

@@ -2,8 +2,8 @@
 
 import pytest
 import trio
-from ledger_contract import A, B
 
+from beds.contracts.ledger import A, B
 from bentpipe.daemon.coordination.rows import Row, Rows, Written
 
 RACERS = 8

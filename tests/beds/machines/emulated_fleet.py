@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from emulated_ec2 import TEMPLATE, ec2_section, tags_of
 
+from beds.machines.emulated_ec2 import TEMPLATE, ec2_section, tags_of
 from bentpipe.config.model import BudgetSection, Ec2Section, SatelliteSection
 from bentpipe.daemon.errors import BentpipeError, StoreError
 from bentpipe.daemon.fleet import satellite

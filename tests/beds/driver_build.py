@@ -3,9 +3,9 @@
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "native"
-HERE = Path(__file__).parent
+DRIVER = ROOT / "tests" / "native" / "driver"
 
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-DTICK_MS=20", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror")
 WRAPPED = ("recv", "send", "splice", "epoll_wait", "pipe2", "fcntl", "malloc")
@@ -14,13 +14,13 @@ WRAPPED = ("recv", "send", "splice", "epoll_wait", "pipe2", "fcntl", "malloc")
 def build_driver(sanitizer: str) -> Path:
     """Compile, unless it is newer than its sources. Raises CalledProcessError."""
     program = ROOT / "build" / f"driver-{sanitizer.partition(',')[0]}"
-    sources = [*sorted((NATIVE / "src").glob("*.c")), *sorted(HERE.glob("*.c"))]
-    inputs = [*sources, *(NATIVE / "src").glob("*.h"), *(NATIVE / "include").glob("*.h"), *HERE.glob("*.h"), __file__]
+    sources = [*sorted((NATIVE / "src").glob("*.c")), *sorted(DRIVER.glob("*.c"))]
+    inputs = [*sources, *(NATIVE / "src").glob("*.h"), *(NATIVE / "include").glob("*.h"), *DRIVER.glob("*.h"), __file__]
     if program.exists() and program.stat().st_mtime > max(Path(each).stat().st_mtime for each in inputs):
         return program
     program.parent.mkdir(exist_ok=True)
     wrap = "-Wl," + ",".join(f"--wrap={name}" for name in WRAPPED)
-    includes = (f"-I{NATIVE / 'include'}", f"-I{NATIVE / 'src'}", f"-I{HERE}")
+    includes = (f"-I{NATIVE / 'include'}", f"-I{NATIVE / 'src'}", f"-I{DRIVER}")
     libraries = (wrap, "-lssl", "-lcrypto", "-lpthread")
     sanitize = () if sanitizer == "none" else (f"-fsanitize={sanitizer}",)
     subprocess.run(["gcc", *FLAGS, *sanitize, *includes, *sources, *libraries, "-o", program], check=True)

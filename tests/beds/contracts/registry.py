@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from ledger_contract import A, B
 
+from beds.contracts.ledger import A, B
 from bentpipe.daemon.model import MachineId
 from bentpipe.daemon.registry.contract import (
     CUT_KEPT_S,

@@ -2,16 +2,14 @@
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from builds import CLIENTS as BUILT
-from builds import Missing, go_peer
-from child_clients import go_client, jvm_client, node_client, rust_client
-from clients import Client, GrpcioClient, GrpclibClient
-
-HERE = Path(__file__).parent
+from beds.peers.builds import CLIENTS as BUILT
+from beds.peers.builds import Missing, go_peer
+from beds.peers.child_clients import go_client, jvm_client, node_client, rust_client
+from beds.peers.clients import Client, GrpcioClient, GrpclibClient
+from beds.programs import program
 
 CLIENTS: dict[str, Callable[..., Client]] = {
     "grpcio": GrpcioClient,
@@ -40,8 +38,8 @@ def satellite_command(kind: str) -> tuple[str, ...] | None:
     try:
         return {
             "grpcio": lambda: (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}"),
-            "grpcio-settings": lambda: (sys.executable, "-P", str(HERE / "grpcio_satellite.py"), "{port}"),
-            "grpclib": lambda: (sys.executable, "-P", str(HERE / "grpclib_satellite.py"), "{port}"),
+            "grpcio-settings": lambda: (*program("peers.grpcio_satellite"), "{port}"),
+            "grpclib": lambda: (*program("peers.grpclib_satellite"), "{port}"),
             "grpc-go": lambda: (go_peer(), "server", "{port}"),
             "strict": lambda: (go_peer(), "strict", "{port}"),
         }[kind]()
