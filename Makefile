@@ -7,9 +7,10 @@ C_INPUTS := $(wildcard native/src/*.c) $(wildcard native/include/*.h native/src/
 C_STYLED := $(wildcard native/src/*.[ch] native/include/*.h bench/native/*.[ch] bench/engine/*.c tests/native/*/*.[ch])
 C_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Wshadow -Werror -Inative/include
 PACKAGES := daemon native config proto
+PROTOS := $(patsubst %,bentpipe/%,$(wildcard proto/*.proto))
 BENCH_PYTHON := PYTHONPATH=build/bench $(BIN)/python -P
 
-.PHONY: demo test sanitize soak fuzz check format hooks test-matrix lock bench bench-quick bench-report bench-compare setup peers clean
+.PHONY: demo test sanitize soak fuzz check generate format hooks test-matrix lock bench bench-quick bench-report bench-compare setup peers clean
 
 demo: setup
 	$(BIN)/bentpipe demo
@@ -51,6 +52,10 @@ check: setup
 	$(BIN)/mypy
 	cd build/types && ../../$(BIN)/lint-imports --config ../../.importlinter
 	set -e; for source in $(C_SOURCES); do gcc $(C_FLAGS) -fanalyzer -c $$source -o /dev/null; done
+
+# proto/*_pb2.py and .pyi, which are committed and never edited; tests/proto/test_generated.py compares.
+generate: setup
+	$(BIN)/python -P -m grpc_tools.protoc -I build/types --python_out=build/types --pyi_out=build/types $(PROTOS)
 
 format: setup
 	$(BIN)/ruff format .

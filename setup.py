@@ -32,7 +32,7 @@ PACKAGES = {
 setup(
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={name: ["py.typed", "*.pyi", "*.toml"] for name in PACKAGES},
+    package_data={name: ["py.typed", "*.pyi", "*.toml", "*.proto"] for name in PACKAGES},
     cffi_modules=["native/_build.py:ffi"],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
     zip_safe=False,

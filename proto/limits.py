@@ -71,6 +71,20 @@ ANSWERED_BURST = 500
 ANSWERED_PER_S = 100.0
 """Frames of any kind: each is some 50 us of work, and a health check needs a handful. Rapid reset and its kin end here, and
 messages in pieces of a byte."""
+
+# -- on a connection of the control API --------------------------------------------------------------------------------
+API_MESSAGE_BYTES = 4 << 20
+"""One request message; what gRPC's own libraries take by default. Over it: RESOURCE_EXHAUSTED for that call."""
+API_STREAMS = 100
+"""Open at once (RFC 9113 §5.1.2 advises no fewer). The Earthly CLI has one or two."""
+API_BYTES = 8 << 20
+"""Kept of one connection: one message of a log stream, and headers of API_STREAMS calls. The principal's share bounds all
+of its connections together."""
+API_FRAMES, API_FRAMES_PER_S = 2_000, 2_000.0
+"""Frames of any kind. A build that prints much sends hundreds a second in its log stream; past this we read more slowly."""
+API_RESETS, API_RESETS_PER_S = 100, 10.0
+"""Calls that the client gives up: it does so at Ctrl-C and at deadlines. Rapid reset (CVE-2023-44487) ends here."""
+
 ASKED_FRAMES = 64
 """All that a satellite may say to a question of ours: SETTINGS and its ACK, windows, a PING, an answer in three frames."""
 STATUS_MESSAGE_BYTES = 4_096

@@ -36,9 +36,9 @@ from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.native.tls import TlsClientContext
-from bentpipe.proto.answering import ANSWERING_BYTES, STREAM_BYTES
 from bentpipe.proto.errors import ErrorCode, GreetingError, over
 from bentpipe.proto.events import RequestHeaders
+from bentpipe.proto.grpc_server import ANSWERING_BYTES, STREAM_BYTES
 from bentpipe.proto.patience import tell_within_s
 from bentpipe.proto.refusal import PIECE_BYTES, TOO_LATE, Refusal, goaway
 from bentpipe.proto.request import MetadataError, parse_request
