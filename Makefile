@@ -10,7 +10,7 @@ PACKAGES := daemon native config proto
 PROTOS := $(patsubst %,bentpipe/%,$(wildcard proto/*.proto))
 BENCH_PYTHON := PYTHONPATH=build/bench $(BIN)/python -P
 
-.PHONY: demo test sanitize soak fuzz check generate format hooks test-matrix lock bench bench-quick bench-report bench-compare setup peers clean
+.PHONY: demo test sanitize soak fuzz check generate format docs hooks test-matrix lock bench bench-quick bench-report bench-compare setup peers clean
 
 demo: setup
 	$(BIN)/bentpipe demo
@@ -61,6 +61,11 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(C_STYLED)
+
+# The pages that are made from the code.
+docs: setup
+	mkdir -p docs
+	$(BIN)/python -P -m bentpipe.daemon.service.metric_docs > docs/metrics.md
 
 # Every commit then passes `make check`.
 hooks:

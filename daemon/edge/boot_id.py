@@ -26,7 +26,7 @@ BOOT_ID_CHARS = 64
 """A boot id is a UUID, 36 characters; what is longer is none."""
 
 
-class SatelliteWitness:
+class BootIdQuery:
     """Asks over connections of its own, by the TLS that the satellites are configured with.
 
     `hear` is told what a satellite's SETTINGS say, for the clients to come.

@@ -11,7 +11,7 @@ from bentpipe.daemon.edge.accounts import Kind, Place
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.health import HealthBoard, HealthService
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
-from bentpipe.daemon.edge.outcomes import Counters, Gone, Outcome
+from bentpipe.daemon.edge.outcomes import ConnectionCounters, Gone, Outcome
 from bentpipe.daemon.edge.pacing import take_turn
 from bentpipe.daemon.errors import LimitReached
 from bentpipe.proto.answering import Answering, Call
@@ -56,7 +56,7 @@ class InPlace:
         caller: Caller,
         board: HealthBoard,
         identities: Identities,
-        counters: Counters,
+        counters: ConnectionCounters,
         identity: TlsIdentity,
         domain: str | None,
     ) -> None:

@@ -40,7 +40,7 @@ class Outcome(enum.Enum):
 
 
 @dataclasses.dataclass(slots=True)
-class Counters:
+class ConnectionCounters:
     """Counts since the start; only the Trio thread touches them."""
 
     accepted: int = 0

@@ -24,7 +24,7 @@ from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.edge.in_place import InPlace, is_ours
 from bentpipe.daemon.edge.introduction import HungUp, Introduction
 from bentpipe.daemon.edge.opening import TLS_WANTED, Port, read_request
-from bentpipe.daemon.edge.outcomes import Counters, Gone, Outcome
+from bentpipe.daemon.edge.outcomes import ConnectionCounters, Gone, Outcome
 from bentpipe.daemon.edge.pacing import take_turn
 from bentpipe.daemon.edge.replay import relay_until_ack
 from bentpipe.daemon.edge.transport import OverLimit, Transport, TransportError
@@ -69,7 +69,7 @@ class Edge:
     identities: Identities
     health: HealthBoard
     handoff: HandOff
-    counters: Counters
+    counters: ConnectionCounters
     accounts: Accounts
     satellite_tls: dict[SatelliteKey, tuple[TlsClientContext, str | None]]
     greetings: Deadlines

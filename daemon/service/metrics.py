@@ -4,17 +4,19 @@ Owns: that socket, and a handful of short connections. Whoever can connect may r
 unless the network is to be trusted.
 """
 
-import importlib.metadata
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import trio
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
 
 from bentpipe.daemon.edge.accounts import AccountLimits, Accounts
-from bentpipe.daemon.service.collector import Counting, DaemonCollector
+from bentpipe.daemon.service.metric_table import METRICS, PREFIX, Kind, Metric, Samples, Snapshot
+from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 
 CONNECTIONS = 8
@@ -30,31 +32,45 @@ LIMITS = AccountLimits(
 HEAD_END = b"\r\n\r\n"
 
 
-def make_registry(daemon: Counting) -> CollectorRegistry:
+class _DaemonCollector(Collector):
+    """Reads the table; only the Trio thread may call it."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def collect(self) -> Iterator[Family]:
+        """Read everything now. What cannot be read is left out, and noted as a failure."""
+        look = Snapshot(self._daemon)
+        for metric in METRICS:
+            family: Family | None = None
+            with contained(Owner("metrics collector", metric.name)):
+                family = _family_of(metric, metric.read(look))
+            if family is not None:
+                yield family
+
+
+def _family_of(metric: Metric, samples: Samples) -> Family:
+    kind = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
+    family = kind(PREFIX + metric.name, metric.words, labels=metric.labels)
+    for values, number in samples.items():
+        family.add_metric(values, number)
+    return family
+
+
+def make_registry(daemon: Daemon) -> CollectorRegistry:
     """The daemon's metrics, and those of its process."""
     registry = CollectorRegistry()
-    registry.register(DaemonCollector(daemon))
+    registry.register(_DaemonCollector(daemon))
     ProcessCollector(registry=registry)
-    info = GaugeMetricFamily("bentpipe_info", "Always 1.", labels=["version"])
-    info.add_metric([importlib.metadata.version("bentpipe")], 1)
-    registry.register(_Constant(info))
     return registry
-
-
-class _Constant:
-    def __init__(self, family: GaugeMetricFamily) -> None:
-        self._family = family
-
-    def collect(self) -> list[GaugeMetricFamily]:
-        return [self._family]
 
 
 class MetricsServer:
     """Answers scrapes."""
 
-    def __init__(self, sockets: Sequence[socket.socket], registry: CollectorRegistry) -> None:
+    def __init__(self, sockets: Sequence[socket.socket], daemon: Daemon) -> None:
         self._listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
-        self._registry = registry
+        self._registry = make_registry(daemon)
         self._accounts = Accounts(LIMITS, trio.current_time)
 
     async def run_metrics(self) -> None:

@@ -14,8 +14,8 @@ INSIDE = {
     ("edge/replay.py", "self._downstream"): "the other direction, inside a session",
     ("edge/watch.py", "watch_client"): "inside a session",
     ("fleet/whereabouts.py", "look"): "a look inside a search, which is owned",
-    ("providers/process.py", "self._run_machines"): "sleeps in a nursery whose tasks are all owned",
-    ("service/serve.py", "run"): "the root: what it raises ends the daemon, in words",
+    ("providers/process/provider.py", "self._run_machines"): "sleeps in a nursery whose tasks are all owned",
+    ("service/signals.py", "run"): "the root: what it raises ends the daemon, in words",
 }
 """Tasks that end with a block of their caller, which is owned: their failure is that caller's."""
 

@@ -1,5 +1,6 @@
 """The metrics, scraped as Prometheus does and read by its client's own parser."""
 
+import dataclasses
 import http.client
 import re
 import socket
@@ -17,6 +18,7 @@ from bentpipe.config.load import load_config
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.service.metrics import CONNECTIONS, HEAD_BYTES
 from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.statistics import statistics_fields
 
 Samples = dict[tuple[str, str], float]
 
@@ -103,12 +105,39 @@ async def test_a_series_is_there_before_anything_happened(daemon: Daemon) -> Non
 
 async def test_names_are_as_prometheus_wants_them_and_documented(daemon: Daemon) -> None:
     _, _, text = await trio.to_thread.run_sync(request, daemon)
-    documented = (Path(__file__).parents[2] / "docs" / "logging-and-metrics.md").read_text()
+    documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     for family in text_string_to_metric_families(text):
         assert family.documentation
         if family.name.startswith("bentpipe_"):
             name = family.name + ("_total" if family.type == "counter" else "")
-            assert re.search(rf"`{name}[`{{]", documented), f"{name} is not in docs/logging-and-metrics.md"
+            assert re.search(rf"`{name}[`{{]", documented), f"{name} is not in docs/metrics.md"
+
+
+async def test_the_statistics_line_says_the_same(daemon: Daemon) -> None:
+    """Dashboards know its fields: those that have stood there since the first release stay."""
+    await exchange(daemon, PLAIN, call("sat", "bp_wrong"))
+    await counted(daemon, Outcome.REFUSED)
+    line = statistics_fields(daemon)
+    assert (line["accepted"], line["accept_errors"], line["spliced"], line["cut_by_operator"]) == (1, 0, 0, 0)
+    assert (line["outcomes"], line["refusals"]) == ({"refused": 1}, {"UNAUTHENTICATED": 1})
+    assert (line["malformed"], line["answers"], line["splice_ends"], line["limits_reached"]) == ({}, {}, {}, {})
+    assert (line["held_bytes"], line["strangers"], line["provider_calls"]) == (0, 0, {})
+    assert line["engine"] == dataclasses.asdict(daemon.engine.statistics())
+    assert line["fleet"] == dataclasses.asdict(daemon.fleet.statistics())
+    assert daemon.recorder is not None
+    assert line["ledger"] == dataclasses.asdict(daemon.recorder.statistics())
+    turns, cpu, trio_turns, log = (line[field] for field in ("engine_turns", "engine_cpu_s", "turns", "log"))
+    assert isinstance(turns, list)
+    assert isinstance(cpu, list)
+    threads = len(daemon.engine.thread_turns())
+    assert [set(each) for each in turns] == [{"turns", "long_turns", "longest_s", "running_s"}] * threads
+    assert len(cpu) == threads
+    assert isinstance(trio_turns, dict)
+    assert isinstance(log, dict)
+    assert set(trio_turns) == {"turns", "busy_s", "long_turns", "longest_s", "longest_cpu_s"}
+    assert set(log) == {"written", "dropped", "withheld", "queued"}
+    samples = await scrape(daemon)
+    assert samples["bentpipe_connections_ended_total", "refused"] == 1
 
 
 @pytest.mark.parametrize(

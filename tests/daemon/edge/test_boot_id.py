@@ -9,7 +9,7 @@ import grpc
 import pytest
 import trio
 
-from bentpipe.daemon.edge.boot_id import SatelliteWitness, read_evidence
+from bentpipe.daemon.edge.boot_id import BootIdQuery, read_evidence
 from bentpipe.daemon.fleet.resume import Evidence
 from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.daemon.testbed.satellite import BOOT_ID, make_server
@@ -21,7 +21,7 @@ DEADLINE_S = 15.0
 
 async def ask(port: int) -> Evidence | None:
     with trio.fail_after(DEADLINE_S):
-        return await SatelliteWitness({}, lambda _key, _heard: None).ask(KEY, Address("127.0.0.1", port))
+        return await BootIdQuery({}, lambda _key, _heard: None).ask(KEY, Address("127.0.0.1", port))
 
 
 def free_port() -> int:

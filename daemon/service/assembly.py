@@ -1,0 +1,143 @@
+"""Builds the daemon out of a configuration: each part gets its section and the parts it works with. Starts nothing.
+
+Order: what the operator may have to mend comes first (descriptors, certificates, sockets), so that a daemon that cannot
+start has touched nothing.
+"""
+
+import dataclasses
+import logging
+
+import trio
+
+from bentpipe.config.model import Config
+from bentpipe.daemon.accounts.admission import Admission
+from bentpipe.daemon.accounts.certificates import Certificates
+from bentpipe.daemon.edge.accounts import Accounts, account_limits_of
+from bentpipe.daemon.edge.announcements import Announcements
+from bentpipe.daemon.edge.boot_id import BootIdQuery
+from bentpipe.daemon.edge.deadlines import Deadlines
+from bentpipe.daemon.edge.handoff import HandOff
+from bentpipe.daemon.edge.health import HealthBoard
+from bentpipe.daemon.edge.identity import Identities
+from bentpipe.daemon.edge.outcomes import ConnectionCounters
+from bentpipe.daemon.edge.session import Edge
+from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.ledger.recorder import Recorder
+from bentpipe.daemon.model import SatelliteKey, Transition
+from bentpipe.daemon.providers.router import Providers
+from bentpipe.daemon.service.cutting import cut_verb
+from bentpipe.daemon.service.descriptors import Descriptors, raise_limit, share_out, soft_limit
+from bentpipe.daemon.service.machines import places_of, providers_of
+from bentpipe.daemon.service.parts import Books, Daemon
+from bentpipe.daemon.service.ports import (
+    find_ktls,
+    open_ports,
+    read_port,
+    satellite_tls_of,
+    serve_ports,
+)
+from bentpipe.daemon.service.stores import Stores, open_stores
+from bentpipe.native.engine import Engine, EngineOptions, Ktls
+
+log = logging.getLogger("bentpipe")
+
+
+def assemble(config: Config) -> Daemon:
+    """Build it. Raises OSError (a port is taken, TooFewDescriptors) or TlsError (a bad certificate)."""
+    given = soft_limit()
+    descriptors = share_out(config, raise_limit())
+    ktls = find_ktls(config)
+    spoken = [read_port(section, ktls) for section in config.listener]
+    satellite_tls = satellite_tls_of(config, ktls)
+    opened = open_ports(config, spoken)
+    engine = _engine_of(config, descriptors, ktls)
+    log.info("descriptors", extra={"fields": dataclasses.asdict(descriptors)})
+    provider = providers_of(config, given if given < descriptors.limit else None)
+    stores = open_stores(config.store)
+    books = Books(stores, _recorder_of(config, stores))
+    admission = Admission(config.token)
+    announcements = Announcements()
+    health, fleet = _fleet_of(config, provider, books, BootIdQuery(satellite_tls, announcements.hear))
+    edge = Edge(
+        fleet=fleet,
+        identities=(identities := Identities(admission, Certificates(config.certificate))),
+        health=health,
+        handoff=HandOff(engine),
+        counters=ConnectionCounters(),
+        accounts=Accounts(
+            account_limits_of(config.limits, descriptors.connections),
+            trio.current_time,
+            lambda: identities.principal_count,
+        ),
+        satellite_tls=satellite_tls,
+        greetings=Deadlines(config.limits.greeting_deadline_s),
+        announcements=announcements,
+        stranger_age_s=config.limits.stranger_age_s,
+        admit_below_fd=descriptors.admit_below,
+    )
+    return Daemon(
+        config=config,
+        edge=edge,
+        admission=admission,
+        engine=engine,
+        provider=provider,
+        books=books,
+        ports=serve_ports(opened, edge, ktls, {"cut": cut_verb(edge.handoff, fleet)}),
+    )
+
+
+def _engine_of(config: Config, descriptors: Descriptors, ktls: Ktls) -> Engine:
+    return Engine(
+        EngineOptions(
+            threads=config.engine.threads,
+            splice=config.engine.splice if descriptors.pipes else "off",
+            pipes=descriptors.pipes,
+            ktls=ktls,
+            idle_timeout_s=config.engine.idle_timeout_s,
+            half_closed_timeout_s=config.engine.half_closed_timeout_s,
+        )
+    )
+
+
+def _recorder_of(config: Config, stores: Stores) -> Recorder | None:
+    if stores.ledger is None:
+        return None
+    return Recorder(stores.ledger, [SatelliteKey(section.org, section.name) for section in config.satellite])
+
+
+def _fleet_of(config: Config, provider: Providers, books: Books, boot_ids: BootIdQuery) -> tuple[HealthBoard, Fleet]:
+    """The satellites, and what health checks are told of them. Their changes are logged, counted and recorded."""
+
+    def observe(transition: Transition) -> None:
+        _log_transition(transition)
+        books.arrivals[transition.after] += 1
+        health.change()
+        if books.recorder is not None:
+            books.recorder.record_nowait(transition)
+
+    fleet = Fleet(
+        config.satellite,
+        provider,
+        observe,
+        max_held=config.limits.max_held_per_satellite,
+        max_held_in_all=config.limits.max_held,
+        max_held_per_principal=config.limits.max_held_per_principal,
+        budget=config.budget,
+        coordination=books.stores.coordination,
+        registry=books.stores.registry,
+        witness=boot_ids.ask,
+        places=places_of(config),
+    )
+    health = HealthBoard(fleet)
+    return health, fleet
+
+
+def _log_transition(transition: Transition) -> None:
+    fields = {
+        "satellite": str(transition.key),
+        "before": transition.before.value,
+        "after": transition.after.value,
+        "at": round(transition.at, 6),
+        "cause": transition.cause,
+    }
+    log.info("satellite", extra={"fields": fields})

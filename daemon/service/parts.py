@@ -1,0 +1,100 @@
+"""The daemon as one value: its parts, connected to each other. `assembly.py` builds it, `running.py` runs it.
+
+It decides nothing. Whoever needs to look into a running daemon (the metrics, the signals, a test) is given this.
+"""
+
+import collections
+import dataclasses
+
+import trio
+
+from bentpipe.config.model import Config
+from bentpipe.daemon.accounts.admission import Admission
+from bentpipe.daemon.edge.accounts import Accounts
+from bentpipe.daemon.edge.handoff import HandOff
+from bentpipe.daemon.edge.health import HealthBoard
+from bentpipe.daemon.edge.outcomes import ConnectionCounters
+from bentpipe.daemon.edge.session import Edge
+from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.ledger.recorder import Recorder
+from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.providers.router import Providers
+from bentpipe.daemon.service.ports import Ports
+from bentpipe.daemon.service.stores import Stores
+from bentpipe.daemon.service.turns import TurnMeter
+from bentpipe.native.engine import Engine
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Books:
+    """What the daemon keeps: the stores, and what it writes of the satellites' changes of state."""
+
+    stores: Stores
+    recorder: Recorder | None
+    """None if no ledger is kept."""
+    arrivals: collections.Counter[SatelliteState] = dataclasses.field(default_factory=collections.Counter)
+    """How often satellites came into each state."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Daemon:
+    """All parts of a daemon."""
+
+    config: Config
+    edge: Edge
+    admission: Admission
+    engine: Engine
+    provider: Providers
+    books: Books
+    ports: Ports
+    turns: TurnMeter = dataclasses.field(default_factory=TurnMeter)
+    drain: trio.Event = dataclasses.field(default_factory=trio.Event)
+    """Set it to begin the drain."""
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """(IP address, port) of each client listener, as bound."""
+        return tuple(listener.address for listener in self.ports.listeners)
+
+    @property
+    def metrics_addresses(self) -> tuple[tuple[str, int], ...]:
+        """(IP address, port) of each socket of the metrics, as bound."""
+        return self.ports.metrics_addresses
+
+    @property
+    def fleet(self) -> Fleet:
+        """The satellites."""
+        return self.edge.fleet
+
+    @property
+    def handoff(self) -> HandOff:
+        """The spliced connections."""
+        return self.edge.handoff
+
+    @property
+    def health(self) -> HealthBoard:
+        """What health checks are told."""
+        return self.edge.health
+
+    @property
+    def counters(self) -> ConnectionCounters:
+        """The connections, counted."""
+        return self.edge.counters
+
+    @property
+    def accounts(self) -> Accounts:
+        """The places of all connections."""
+        return self.edge.accounts
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """Writes the ledger; None if none is kept."""
+        return self.books.recorder
+
+    def reload_certificates(self) -> None:
+        """Read the listeners' certificates again, and try again what only people can mend: SIGHUP says that they acted.
+
+        A certificate that cannot be read is logged, and the old one stays.
+        """
+        self.ports.certificates.ask()
+        self.fleet.reset()

@@ -1,0 +1,129 @@
+"""What the daemon listens on: the clients' sockets with what is spoken there, the metrics' and the control socket.
+
+Everything here can fail for the operator's sake (a port that is taken, a certificate that cannot be read), so `open_ports`
+is called before anything is started. It raises OSError or TlsError, whose words name what is wrong.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import socket
+from collections.abc import Mapping, Sequence
+
+from bentpipe.config.model import Config, ListenerSection, SatelliteTlsSection
+from bentpipe.daemon.edge.arrival import Proxies
+from bentpipe.daemon.edge.listener import Listener, bind
+from bentpipe.daemon.edge.opening import Port
+from bentpipe.daemon.edge.session import Edge
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.service import sd
+from bentpipe.daemon.service.certificates import CertificateReload
+from bentpipe.daemon.service.control import ControlServer, Verb, open_control_socket
+from bentpipe.native.engine import Ktls, ktls_self_test
+from bentpipe.native.tls import TlsClientContext, TlsServerContext
+
+log = logging.getLogger("bentpipe")
+
+SatelliteTls = dict[SatelliteKey, tuple[TlsClientContext, str | None]]
+"""What each satellite with TLS is trusted by, and its server name if it is not its address."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenPorts:
+    """Sockets that listen, before anybody accepts."""
+
+    clients: tuple[tuple[ListenerSection, Port, socket.socket], ...]
+    metrics: tuple[socket.socket, ...]
+    control: socket.socket | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ports:
+    """What serves them."""
+
+    listeners: tuple[Listener, ...]
+    certificates: CertificateReload
+    metrics: tuple[socket.socket, ...]
+    metrics_addresses: tuple[tuple[str, int], ...]
+    control: ControlServer | None
+
+
+def find_ktls(config: Config) -> Ktls:
+    """Say what of the kernel's TLS the engine may use: what a self-test has seen work, if there is any TLS."""
+    encrypted = any(each.tls for each in config.listener) or any(each.tls for each in config.satellite)
+    if config.engine.ktls == "off" or not encrypted:
+        return Ktls.NONE
+    usable, words = ktls_self_test()
+    log.info("kTLS", extra={"fields": {"spliced": str(usable), "found": words}})
+    return usable
+
+
+def satellite_tls_of(config: Config, ktls: Ktls) -> SatelliteTls:
+    """Read what the satellites are trusted by. Raises TlsError, naming the file."""
+    return {
+        SatelliteKey(section.org, section.name): (_trust(section.tls, ktls), section.tls.server_name)
+        for section in config.satellite
+        if section.tls is not None
+    }
+
+
+def _trust(section: SatelliteTlsSection, ktls: Ktls) -> TlsClientContext:
+    context = TlsClientContext(ca=section.ca, certificate=section.certificate, key=section.key)
+    if ktls:
+        context.enable_ktls()
+    return context
+
+
+def read_port(section: ListenerSection, ktls: Ktls) -> Port:
+    """Read what a listener speaks, with its certificates. Raises TlsError, naming the file."""
+    proxies = Proxies(section.proxy_protocol.networks if section.proxy_protocol is not None else ())
+    if section.tls is None:
+        return Port(proxies=proxies, one_request=section.one_request_per_connection)
+    context = TlsServerContext(section.tls.certificate, section.tls.key, client_ca=section.tls.client_ca)
+    if ktls:
+        context.enable_ktls()
+    for more in section.tls.more:
+        context.add(TlsServerContext(more.certificate, more.key))
+    return Port(context, section.tls.satellite_domain, proxies, section.one_request_per_connection)
+
+
+def open_ports(config: Config, spoken: Sequence[Port]) -> OpenPorts:
+    """Open every socket; `spoken` is what `read_port` says of each listener. Raises OSError, with none left open."""
+    passed = sd.listen_sockets()
+    with contextlib.ExitStack() as opened:
+        clients = []
+        for section, port in zip(config.listener, spoken, strict=True):
+            for sock in _listening(section, passed):
+                opened.enter_context(sock)
+                clients.append((section, port, sock))
+        metrics = bind(*config.metrics.address) if config.metrics.address is not None else []
+        for sock in metrics:
+            opened.enter_context(sock)
+        path = config.control.socket_path()
+        control = open_control_socket(path) if path is not None else None
+        opened.pop_all()
+    return OpenPorts(tuple(clients), tuple(metrics), control)
+
+
+def _listening(section: ListenerSection, passed: dict[str, list[socket.socket]]) -> list[socket.socket]:
+    """The sockets of one listener: of its own, or those that systemd passed by its name. Raises OSError."""
+    if section.address is not None:
+        return bind(*section.address)
+    if section.systemd in passed:
+        return passed[section.systemd]
+    raise OSError(f"listener: systemd passed no socket named {section.systemd!r}, only {sorted(passed)}")
+
+
+def serve_ports(opened: OpenPorts, edge: Edge, ktls: Ktls, verbs: Mapping[str, Verb]) -> Ports:
+    """Make what serves the sockets; it takes them. `verbs` is what the control socket can be asked for."""
+    listeners = tuple(Listener(sock, port, edge) for _, port, sock in opened.clients)
+    sections = [section for section, _, _ in opened.clients]
+    return Ports(
+        listeners=listeners,
+        certificates=CertificateReload(
+            list(zip(listeners, sections, strict=True)), lambda section: read_port(section, ktls)
+        ),
+        metrics=opened.metrics,
+        metrics_addresses=tuple(sock.getsockname()[:2] for sock in opened.metrics),
+        control=ControlServer(opened.control, verbs) if opened.control is not None else None,
+    )

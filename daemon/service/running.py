@@ -1,0 +1,121 @@
+"""Runs a daemon's parts as one tree of tasks, drains it and stops it.
+
+    run_daemon > providers > satellites' processes, looks at EC2
+               > fleet > one nursery a satellite
+               > hand-off, engine watch, deadlines, certificates, recorder, tokens, coordination, control, metrics
+               > sessions > one task a connection until its hand-off
+                          > listeners
+
+Each task has an owner (`daemon/tasks.py`), so none of them can end another.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable
+
+import trio
+
+from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S
+from bentpipe.daemon.service import sd
+from bentpipe.daemon.service.cutting import cut_principal
+from bentpipe.daemon.service.engine_watch import run_engine_watch
+from bentpipe.daemon.service.metrics import MetricsServer
+from bentpipe.daemon.service.parts import Daemon
+from bentpipe.daemon.service.statistics import log_daemon_statistics
+from bentpipe.daemon.service.tokens import run_token_refresh
+from bentpipe.daemon.tasks import Owner, contained, run_owned, start_owned
+
+log = logging.getLogger("bentpipe")
+
+ABORT_DEADLINE_S = 5.0
+"""For the ends of connections that were cut: the engine has them within a millisecond."""
+REFUSAL_EACH_S = 0.005
+"""What is allowed for each client that is refused at the drain: a crowd is refused a few at a time."""
+
+
+async def run_daemon(daemon: Daemon, *, task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED) -> int:
+    """Serve until the daemon's `drain` is set, then drain. Returns how many connections were cut.
+
+    `task_status` is told once the ports are open. At the end nothing of the daemon is left: no process, socket or thread.
+    """
+    trio.lowlevel.add_instrument(daemon.turns)
+    try:
+        async with trio.open_nursery() as nursery:
+            await _start_parts(daemon, nursery)
+            async with trio.open_nursery() as sessions:
+                await _accept_until_drained(daemon, sessions, task_status)
+                cut = await _drain(daemon, sessions)
+            with contained(Owner("drain", "statistics")):
+                log_daemon_statistics(daemon)
+            log.info("drained", extra={"fields": {"cut": cut}})
+            nursery.cancel_scope.cancel()
+    finally:
+        await _close(daemon)
+    return cut
+
+
+async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
+    """Start all but the listeners. What others need before they begin is waited for."""
+    edge, ports, stores = daemon.edge, daemon.ports, daemon.books.stores
+    if daemon.recorder is not None:
+        nursery.start_soon(run_owned, Owner("recorder"), daemon.recorder.run_recorder)
+    if stores.registry is not None:
+        tokens = (run_token_refresh, stores.registry, daemon.admission, cut_principal(edge.handoff))
+        await nursery.start(start_owned, Owner("tokens"), *tokens)
+    await nursery.start(start_owned, Owner("coordination"), stores.coordination.run)
+    if stores.check_fleet is not None:
+        nursery.start_soon(run_owned, Owner("fleet check"), stores.check_fleet, daemon.config.ec2.fleet)
+    await nursery.start(start_owned, Owner("providers"), daemon.provider.run)
+    await nursery.start(start_owned, Owner("fleet"), edge.fleet.run)
+    nursery.start_soon(run_owned, Owner("hand-off"), edge.handoff.run_handoff)
+    nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, daemon.engine)
+    nursery.start_soon(run_owned, Owner("deadlines"), edge.greetings.run_deadlines)
+    nursery.start_soon(run_owned, Owner("certificates"), ports.certificates.run_reload)
+    if ports.control is not None:
+        nursery.start_soon(run_owned, Owner("control"), ports.control.run_control)
+    nursery.start_soon(run_owned, Owner("metrics"), MetricsServer(ports.metrics, daemon).run_metrics)
+
+
+async def _accept_until_drained(daemon: Daemon, sessions: trio.Nursery, task_status: trio.TaskStatus[Daemon]) -> None:
+    async with trio.open_nursery() as accepting:
+        for listener in daemon.ports.listeners:
+            accepting.start_soon(run_owned, Owner("listener", str(listener.address)), listener.run_listener, sessions)
+        for host, port in daemon.addresses:
+            log.info("listening", extra={"fields": {"host": host, "port": port}})
+        for host, port in daemon.metrics_addresses:
+            log.info("metrics", extra={"fields": {"host": host, "port": port}})
+        task_status.started(daemon)
+        await daemon.drain.wait()
+        accepting.cancel_scope.cancel()
+
+
+async def _drain(daemon: Daemon, sessions: trio.Nursery) -> int:
+    """Refuse who is held, let splices end until the deadline, cut the rest. Returns how many were cut."""
+    handoff = daemon.handoff
+    sd.notify("STOPPING=1")
+    log.info("draining", extra={"fields": {"spliced": handoff.live}})
+    steps: tuple[Callable[[], None], ...] = (daemon.health.drain, daemon.fleet.drain)
+    for step in steps:
+        with contained(Owner("drain", step.__qualname__)):
+            step()
+    with trio.move_on_after(daemon.config.daemon.drain_deadline_s):
+        await handoff.wait_none()
+    cut = handoff.live
+    with contained(Owner("drain", "cut")):
+        handoff.abort_all()
+    with trio.move_on_after(ABORT_DEADLINE_S):
+        await handoff.wait_none()
+    # Refusals still have to be read by their clients.
+    each_s = REFUSAL_EACH_S * len(sessions.child_tasks)
+    sessions.cancel_scope.deadline = trio.current_time() + REFUSAL_DEADLINE_S + each_s
+    return cut
+
+
+async def _close(daemon: Daemon) -> None:
+    if daemon.ports.control is not None:
+        daemon.ports.control.close()
+    with contextlib.suppress(KeyError):  # Trio has removed one that failed
+        trio.lowlevel.remove_instrument(daemon.turns)
+    with trio.CancelScope(shield=True):
+        await daemon.provider.aclose()
+    daemon.engine.close()

@@ -1,0 +1,80 @@
+"""What the daemon's process does on a signal, and the root of its tasks: nothing owns what fails here, so it ends."""
+
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from bentpipe.daemon.service import sd
+from bentpipe.daemon.service.engine_watch import stuck_threads
+from bentpipe.daemon.service.garbage import run_garbage
+from bentpipe.daemon.service.parts import Daemon
+from bentpipe.daemon.service.statistics import log_daemon_statistics
+from bentpipe.daemon.tasks import Owner, contained, run_owned
+from bentpipe.native.tls import TlsError
+
+log = logging.getLogger("bentpipe")
+
+
+async def run_with_signals(serve: Callable[[trio.TaskStatus[Daemon]], Awaitable[int]]) -> int:
+    """Run `serve` and act on signals meanwhile. Returns what it returns: how many connections were cut, 0 if it ended early.
+
+    Raises what `serve` raises: OSError or TlsError if it could not start.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1) as signals:
+        cut = 0
+        cannot_start: OSError | TlsError | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def run() -> None:
+                nonlocal cut, cannot_start
+                try:
+                    cut = await serve(started)
+                except (OSError, TlsError) as exc:  # not in a group: raised before anything was started
+                    cannot_start = exc
+                nursery.cancel_scope.cancel()
+
+            started = _Started()
+            nursery.start_soon(run)
+
+            def well() -> bool:
+                return started.daemon is None or not stuck_threads(started.daemon.engine)
+
+            nursery.start_soon(run_owned, Owner("watchdog"), sd.run_watchdog, well)
+            nursery.start_soon(run_owned, Owner("garbage"), run_garbage)
+            async for number in signals:
+                name = signal.Signals(number).name
+                with contained(Owner("signal", name)):
+                    log.info("signal", extra={"fields": {"signal": name}})
+                    _act_on(signal.Signals(number), started.daemon, nursery.cancel_scope)
+    if cannot_start is not None:
+        raise cannot_start
+    return cut
+
+
+def _act_on(number: signal.Signals, daemon: Daemon | None, everything: trio.CancelScope) -> None:
+    """Do what a signal asks for. A daemon that has not started yet has nobody to drain: it ends at once."""
+    match number:
+        case signal.SIGHUP if daemon is not None:
+            daemon.reload_certificates()
+        case signal.SIGUSR1 if daemon is not None:
+            log_daemon_statistics(daemon)
+        case signal.SIGTERM | signal.SIGINT if daemon is not None:
+            daemon.drain.set()
+        case signal.SIGTERM | signal.SIGINT:
+            everything.cancel()
+        case _:
+            log.warning("not started yet: the signal is passed over", extra={"fields": {"signal": number.name}})
+
+
+class _Started(trio.TaskStatus[Daemon]):
+    """Keeps the daemon for the signal loop and tells systemd that it is ready."""
+
+    def __init__(self) -> None:
+        self.daemon: Daemon | None = None
+
+    def started(self, value: Daemon | None = None) -> None:
+        """Called once the daemon's ports are open."""
+        self.daemon = value
+        sd.notify("READY=1")

@@ -1,0 +1,55 @@
+"""Writes the daemon's counters to the log as one line: on SIGUSR1, and at the end. The metrics' table says what is in it.
+
+Of what is counted by label the zeros are left out, so that the line stays short; a metric has them from the start.
+"""
+
+import logging
+from collections.abc import Sequence
+
+from bentpipe.daemon.service.metric_table import METRICS, THREAD, Metric, Samples, Snapshot
+from bentpipe.daemon.service.parts import Daemon
+from bentpipe.daemon.tasks import Owner, contained
+
+log = logging.getLogger("bentpipe")
+
+DIGITS = 6
+"""Of seconds: microseconds."""
+
+Tree = dict[str, "Tree | float"]
+
+
+def log_daemon_statistics(daemon: Daemon) -> None:
+    """Write every counter to the log."""
+    log.info("statistics", extra={"fields": statistics_fields(daemon)})
+
+
+def statistics_fields(daemon: Daemon) -> dict[str, object]:
+    """The line's fields. What cannot be read is left out, and noted as a failure."""
+    look, tree = Snapshot(daemon), Tree()
+    for metric in METRICS:
+        with contained(Owner("statistics", metric.name)):
+            _enter(tree, metric, metric.read(look))
+    threads = {metric.line.partition(".")[0] for metric in METRICS if metric.line and metric.labels == (THREAD,)}
+    return {
+        field: list(value.values()) if field in threads and isinstance(value, dict) else value
+        for field, value in tree.items()
+    }
+
+
+def _enter(tree: Tree, metric: Metric, samples: Samples) -> None:
+    if metric.labels and metric.line is not None:
+        _branch(tree, metric.line.partition(".{}")[0].split("."))  # also while nothing was counted
+    for values, number in samples.items():
+        path = metric.place(values)
+        if path is None or (not number and metric.is_sparse(values)):
+            continue
+        *above, field = path
+        _branch(tree, above)[field] = round(number, DIGITS)
+
+
+def _branch(tree: Tree, path: Sequence[str]) -> Tree:
+    for field in path:
+        branch = tree.setdefault(field, Tree())
+        assert isinstance(branch, dict), f"{field} is a number of its own"
+        tree = branch
+    return tree
