@@ -1,4 +1,4 @@
-"""What must be true, computed from results: one line a claim, whichever way it falls."""
+"""What must be true, computed from results: one line for each claim, whether it holds or not."""
 
 import dataclasses
 import statistics
@@ -19,8 +19,8 @@ PYTHONS = {"python obvious": "the obvious Python proxy's", "python uvloop": "the
 FIRST_REQUEST_MS = 20.0
 FLOOR_KIB = 0.1
 FLOOR_US = 10.0
-"""Two runs of the same thing differ by as much on a quiet machine. Ours below it counts as this; a case where a peer's is
-below it says nothing, since `direct` was as slow as a proxy."""
+"""Two runs of the same thing differ by as much on a quiet machine. A value of ours below it counts as this value. If a
+peer's value is below it, the case says nothing, since `direct` was as slow as a proxy."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        """Whether the median does."""
+        """Whether the median keeps the limit."""
         return self.figure <= self.limit if self.side == "at most" else self.figure >= self.limit
 
 
@@ -86,7 +86,7 @@ def _latency(results: Results) -> Iterator[Claim]:
 
 
 def _ratios(results: Results, question: str, value: str, wire: Wire, peers: tuple[str, ...]) -> list[float]:
-    """Ours to the least of `peers`, case by case."""
+    """The ratio of our value to the lowest of `peers`, case by case."""
     found = []
     for key in results.cases(question):
         case = dict(key)
@@ -145,13 +145,13 @@ def _python(results: Results) -> Iterator[Claim]:
             for work in profile.WORKS:
                 case: Case = {"wire": wire, "work": work}
                 for part, title in (("cpu", "CPU"), ("user", "CPU in the program")):
-                    ours, theirs = (results.median(profile.QUESTION, who, part, case) for who in (OURS, peer))
+                    ours, theirs = (results.median(profile.QUESTION, each, part, case) for each in (OURS, peer))
                     ratio = [theirs / ours] if ours and theirs else []
                     yield from _claim(5, f"{title} per {work}, {wire}: {whose} to ours", ratio, "at least", 5.0)
 
 
 def _wakes(results: Results) -> Iterator[Claim]:
-    """Issue 5's: between "the port listens" and the client's answer, with satellites woken one after the other."""
+    """The delay between "the port listens" and the client's answer, with satellites woken one after the other."""
     for value, name, limit in (("delay_p50_ms", "p50", 30.0), ("delay_p99_ms", "p99", 100.0)):
         delays = [
             delay

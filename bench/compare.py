@@ -1,7 +1,7 @@
 """Compares the Python parts with those of another revision: `make bench-compare BASE=rev`.
 
-Both trees run the same `bench.micro` (this tree's) in turns, so that drifts of the machine fall on both; the difference
-is that of the medians, and a rank test says whether it can be told from noise.
+Both trees run the same `bench.micro` (this tree's) in turns, so that drifts of the machine affect both. The difference is
+that of the medians, and a rank test says whether it can be told from noise.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def table(base: dict[str, list[float]], here: dict[str, list[float]]) -> list[str]:
-    """One line a benchmark that both have."""
+    """Make one line for each benchmark that both have."""
     lines = [f"{'':<40} {'base':>10} {'here':>10}  here/base (95 %)        p"]
     for what in base.keys() & here.keys():
         ratio, low, high = bootstrap_ratio(here[what], base[what])
@@ -76,7 +76,7 @@ def _links(name: str, tree: Path) -> Path:
     for folder in FOLDERS:
         (farm / "bentpipe" / folder).symlink_to(tree / folder)
     (farm / "bench").symlink_to(BENCH)
-    # An editable install would quietly stand in for a folder that is not found.
+    # If the folder were not found, an editable install would silently be measured instead.
     where = _run([sys.executable, "-P", "-c", WHERE], environment={**os.environ, "PYTHONPATH": str(farm)})
     strangers = [line for line in where.splitlines() if not Path(line).resolve().is_relative_to(tree.resolve())]
     if strangers:

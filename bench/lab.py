@@ -1,7 +1,7 @@
-"""The place where everything is measured: built tools, one certificate, free ports, the upstream, a folder that goes.
+"""The place where everything is measured: built tools, one certificate, free ports, the upstream, a temporary folder.
 
-Two cores are all that is assumed: load generator and upstream share LOAD_CPU, and whatever is measured has PROXY_CPU for
-itself, one worker each, so that its CPU seconds and its knee are those of one core.
+Two cores are enough. The load generator and the upstream share LOAD_CPU. The peer has PROXY_CPU for itself and runs one
+worker, so that its CPU seconds and its knee are those of one core.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ PROGRAMS = {
 
 
 class LabError(Exception):
-    """Something needed for a measurement could not be had; `str()` says what."""
+    """Something that a measurement needs is missing; `str()` says what."""
 
 
 def build_programs() -> None:
@@ -70,7 +70,7 @@ def build_programs() -> None:
 
 
 def free_port() -> int:
-    """Find a port that nobody listens on, outside the range that clients' ports come from."""
+    """Find a port on which nobody listens, outside the range of clients' ports."""
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for port in range(free_port_next[0], first_ephemeral):
         with socket.socket() as sock:
@@ -85,13 +85,13 @@ def free_port() -> int:
 
 
 free_port_next = [20_000 + os.getpid() % 8_000]
-"""Where the next search begins: two labs on one machine rarely meet."""
+"""Where the next search begins. It is random, so two labs on one machine rarely try the same port."""
 
 
 class Lab:
     """Owns the folder, the certificate and the upstreams. Starts and ends every process of a measurement.
 
-    `proxy_cpu` is the core of what is measured; LOAD_CPU shows what a proxy costs without another core to wake up.
+    `proxy_cpu` is the core of the peer. With LOAD_CPU the figures show what a proxy costs without another core to wake up.
     """
 
     def __init__(self, proxy_cpu: int = PROXY_CPU) -> None:
@@ -144,8 +144,8 @@ class Lab:
                 cwd=self.directory,
                 pass_fds=() if pass_fd is None else (pass_fd,),
                 env={**os.environ, "HOME": str(self.directory)},
-                # The scheduler shares a core out between sessions first (sched(7), autogroup), and bentpipe's satellites
-                # have one of their own: so everybody has.
+                # The scheduler first divides a core between sessions (sched(7), autogroup). bentpipe's satellites have a
+                # session of their own, so every process gets one.
                 start_new_session=True,
             )
         self._processes.append(process)
@@ -159,7 +159,7 @@ class Lab:
         return process
 
     def pinned(self, command: Sequence[str]) -> list[str]:
-        """`command` on the core that what is measured has for itself."""
+        """`command`, bound to the peer's core."""
         return ["taskset", "--cpu-list", str(self._proxy_cpu), *command]
 
     def stop(self, process: subprocess.Popen[bytes]) -> None:
@@ -176,7 +176,7 @@ class Lab:
 
 
 def _put_first(process: subprocess.Popen[bytes]) -> None:
-    """As root: before the programs of other sessions, all of the bench alike. Not root: no more than equal to them."""
+    """As root, give all of the bench a higher priority than other sessions. Without root, it has the same as they."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{process.pid}/autogroup").write_text(FIRST_NICE)
 

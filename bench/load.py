@@ -1,4 +1,4 @@
-"""Runs the native load generator and reads its report. What its options mean stands in native/load.c."""
+"""Runs the native load generator and reads its report. native/load.c says what its options mean."""
 
 import dataclasses
 import json
@@ -18,16 +18,16 @@ KEPT_LOWEST_NS, KEPT_DIGITS = 1000, 2
 """The layout of what results keep."""
 QUANTILES = (0.5, 0.99, 0.999)
 BEYOND = 5
-"""The 99th percentile of twenty answers is their worst one, which is the machine's and nobody's figure."""
+"""The 99th percentile of twenty answers is the worst of them. It says something about the machine, and nothing of a peer."""
 ENOUGH = 600
-"""Requests that a sample should have for its p99 to be one."""
+"""Requests that a sample should have so that its p99 means something."""
 GRACE_S = 90.0
-"""On top of its phases: opening connections and draining."""
+"""Time beside its phases, for opening connections and draining."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Phase:
-    """So many requests a second (0: as many as the mode allows) for so long."""
+    """A rate in requests a second (0: as many as the mode allows), and its duration."""
 
     rate: float
     seconds: float
@@ -70,7 +70,7 @@ class LoadSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PhaseReport:
-    """What became of one phase's requests."""
+    """The results of one phase's requests."""
 
     rate: float
     seconds: float
@@ -80,7 +80,7 @@ class PhaseReport:
 
     @property
     def answered(self) -> int:
-        """Requests whose answer came and had the right bytes."""
+        """Requests with an answer that had the right bytes."""
         return self.outcomes["answered"]
 
     @property
@@ -89,7 +89,7 @@ class PhaseReport:
         return self.sent - self.answered
 
     def quantiles_us(self) -> dict[str, float]:
-        """p50_us, p99_us and p99.9_us; only those beyond which there are BEYOND answers or more."""
+        """p50_us, p99_us and p99.9_us. A quantile is left out if fewer than BEYOND answers lie beyond it."""
         return {
             f"p{quantile * 100:g}_us": self.quantile_us(quantile)
             for quantile in QUANTILES
@@ -129,7 +129,7 @@ class LoadReport:
 
 
 class Load:
-    """One process of the generator: warm when entered, measured by `run`, its connections open until left."""
+    """One process of the generator. It is warm on entry, `run` measures, and its connections stay open until the exit."""
 
     def __init__(self, port: int, tls_ca: str | None, token: str, spec: LoadSpec) -> None:
         self._spec = spec
@@ -229,7 +229,7 @@ def histogram_of(counts: Sequence[Sequence[int]]) -> HdrHistogram:
 def encode(histogram: HdrHistogram) -> str:
     """HdrHistogram's own compressed form, which its tools in every language read; in two digits of a microsecond or more.
 
-    What is kept in the repository is a third of what was measured, and no picture or quantile of it moves by a percent.
+    The repository keeps a third of what was measured. No picture and no quantile changes by a percent.
     """
     kept = HdrHistogram(KEPT_LOWEST_NS, HIGHEST_NS, KEPT_DIGITS)
     kept.add(histogram)

@@ -26,7 +26,7 @@ from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.request import parse_request
 
 TOKENS = 100
-"""A fleet's worth: admission compares with every one."""
+"""As many as a fleet may have. Admission compares with each of them."""
 TOKEN = "bp_" + "5" * 64
 OPENING = PREFACE + frame(FrameType.SETTINGS, 0, 0, b"")
 SETTINGS_ACK = frame(FrameType.SETTINGS, ACK, 0, b"")
@@ -49,7 +49,7 @@ def _request() -> bytes:
 
 
 def time_handshake(server: TlsServerContext, client: TlsClientContext, loops: int) -> float:
-    """Both ends of a TLS handshake on a pair of sockets, in one thread: a server's share is somewhat over half."""
+    """Both ends of a TLS handshake on a pair of sockets, in one thread. The server's share is a little over half."""
     spent = 0.0
     for _ in range(loops):
         left, right = socket.socketpair()

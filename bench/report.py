@@ -21,7 +21,7 @@ RESULTS = BENCH / "results"
 BEGIN, END = "<!-- made by bench/report.py: do not edit -->", "<!-- end -->"
 QUANTILES = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999]
 OURS = "bentpipe"
-MEANING = "Medians of the repetitions (lowest to highest); behind each peer's, ours in multiples of it."
+MEANING = "Medians of the repetitions (lowest to highest). After each peer's value: ours, in multiples of it."
 MIDDLE: dict[str, CaseValue] = {"bytes": 128, "connections": 64, "load": "50 %"}
 """The case that pictures show."""
 
@@ -103,7 +103,7 @@ def _whole(results: Results) -> str:
     lines = [f"# All figures of results/{results.name}.json", "", MEANING, ""]
     lines += _tables(results, added_latency.KNEE, "Knees: closed loop, 64 connections", ("requests_per_s",))
     for name in QUESTIONS:
-        module = importlib.import_module(f"bench.{name}")
+        module = importlib.import_module(f"bench.questions.{name}")
         lines += _tables(results, module.QUESTION, module.TITLE, module.SHOWN)
     lines += _tables(results, new_connections.MICRO, "Parts of a new connection in Python, by pyperf", ("us",))
     return "\n".join(lines)

@@ -30,7 +30,7 @@ QUESTIONS = (
 
 
 def as_text(results: dict[str, object]) -> str:
-    """JSON with a sample a line: small, and a difference between two files shows in lines."""
+    """JSON with one sample on each line, so that the files are small and `diff` shows their differences."""
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in results.items() if name != "samples"]
     samples = ",\n".join(json.dumps(sample) for sample in cast(list[object], results["samples"]))
     return "{\n" + ",\n".join([*lines, f'"samples": [\n{samples}\n]']) + "\n}\n"
@@ -38,15 +38,15 @@ def as_text(results: dict[str, object]) -> str:
 
 def main() -> None:
     """Measure what was asked for and write the results."""
-    parser = argparse.ArgumentParser(description="bentpipe beside what a user would pick instead")
+    parser = argparse.ArgumentParser(description="bentpipe beside what a user would choose instead")
     parser.add_argument("questions", nargs="*", choices=[*QUESTIONS, []], help="all, if none is named")
     parser.add_argument("--quick", action="store_true", help="fewer cases, shorter: to see that all of it works")
-    parser.add_argument("--only", action="append", default=[], help="a peer's name; again for more")
+    parser.add_argument("--only", action="append", default=[], help="a peer's name; may be repeated")
     parser.add_argument("--output", default=None, help="a name for the results instead of full or quick")
-    parser.add_argument("--same-core", action="store_true", help="what is measured shares the load generator's core")
+    parser.add_argument("--same-core", action="store_true", help="the peer shares the load generator's core")
     arguments = parser.parse_args()
     questions: list[ModuleType] = [
-        importlib.import_module(f"bench.{name}") for name in arguments.questions or QUESTIONS
+        importlib.import_module(f"bench.questions.{name}") for name in arguments.questions or QUESTIONS
     ]
     results: dict[str, object] = {"environment": describe(), "quick": arguments.quick, "same_core": arguments.same_core}
     seconds: dict[str, float] = {}

@@ -35,7 +35,7 @@ class Effort:
 
 STRETCH = 4
 DIGITS = 5
-"""Of a value that is kept: none is truer than that."""
+"""Significant digits of a value that is kept: no value is more exact than that."""
 QUICK = Effort(quick=True, seconds=0.2, repetitions=2)
 FULL = Effort(quick=False, seconds=0.4, repetitions=3)
 
@@ -60,7 +60,7 @@ class Session:
     only: frozenset[str] = frozenset()
     samples: list[Sample] = dataclasses.field(default_factory=list)
     absent: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Peers that could not be had or fell over, and why: said in the results, never left out."""
+    """Peers that were not available or failed, and why. The results always say so."""
 
     def record(
         self,
@@ -79,7 +79,7 @@ class Session:
 
     @contextlib.contextmanager
     def running(self, peers: Sequence[Peer] | None = None) -> Iterator[list[Peer]]:
-        """Start peers (all, if none are given), leave out those that cannot be had, stop them at the end."""
+        """Start peers (all, if none are given), leave out those that are not available, stop them at the end."""
         started: list[Peer] = []
         try:
             for peer in all_peers() if peers is None else peers:
@@ -114,7 +114,7 @@ class Session:
     ) -> None:
         """Call `measure` for every peer and case, repetition by repetition, in a new order each: slow drifts of the
 
-        machine fall on all alike. A measurement that fails is said and left out.
+        machine affect all of them. A measurement that fails is reported and left out.
         """
         shuffle = random.Random(1)
         for _ in range(self.effort.repetitions if repetitions is None else repetitions):

@@ -1,4 +1,4 @@
-"""What processes use: CPU seconds, memory, system calls. Read from /proc, so that nothing of theirs is slowed down."""
+"""What processes use: CPU seconds, memory, system calls. It is read from /proc, which does not slow them down."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 SETTLE_S = 0.5
-"""Before memory is read: what was freed by RCU and per-core caches has then come back."""
+"""The wait before memory is read: then RCU and per-core caches have given back what was freed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,9 +3,8 @@
     PYTHONPATH=build/bench python -P -m bench.worst_inputs [tls] [http2]
 
 The inputs are those that the tests look for (tests/proto/test_worst_inputs.py, tests/beds/peers/raw_tls.py). A step is
-what is done between two looks at others: one call of TLS, one piece of HTTP/2. Each figure is the dearest step's least of
-ROUNDS.
-Not a question of `bench.run`, since nobody else is beside it.
+the work between two looks at other connections: one call of TLS, or one piece of HTTP/2. Each figure is the cost of the most
+expensive step, the lowest of ROUNDS runs. This is not a question of `bench.run`, since no other peer is compared.
 """
 
 import argparse
@@ -33,7 +32,7 @@ FULL_RECORDS = 64
 
 
 class Microseconds:
-    """In the place of the tests' count of lines: CPU time."""
+    """CPU time, instead of the count of lines that the tests use."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -20,7 +20,7 @@ SKIPPED = {"__pycache__", "corpus", "results", "node_modules", "target", "prose_
 """Folders and files that hold no prose of ours."""
 GENERATED = {"native/_engine.c"}
 
-CLEAN = (".ci", "docs", "systemd", "CHANGELOG.md", "CONTRIBUTING.md", "DESIGN.md", "Makefile", "README.md")
+CLEAN = ("bench", ".ci", "docs", "systemd", "CHANGELOG.md", "CONTRIBUTING.md", "DESIGN.md", "Makefile", "README.md")
 """Folders and files that keep the rules; the others are being mended."""
 
 LINE_BREAK = re.compile(r"[ \t]*\n[ \t]*(?:(?:#+|\*|//|>|-)[ \t]+)?")

@@ -1,12 +1,12 @@
-"""What a message costs the engine's thread by copy and by splice, at each size: the ground of the pump's thresholds.
+"""What a message costs the engine's thread by copy and by splice, at each size. The pump's thresholds come from it.
 
     python -P bench/engine/engine_cost.py                    modes off, auto and always, interleaved
     python -P bench/engine/engine_cost.py --against REV      this tree and another revision, mode auto, interleaved
 
-    python -P bench/engine/engine_cost.py --crowd            what idle and stalled connections cost, and cost a busy one
+    python -P bench/engine/engine_cost.py --crowd            what idle and stalled connections cost, also a busy one
     python -P bench/engine/engine_cost.py --thresholds       the same, with each threshold of the pump at other values
 
-Prints medians of ROUNDS interleaved repetitions; CPU is the engine thread's own (getrusage would add the load's).
+Prints medians of ROUNDS interleaved repetitions. CPU is that of the engine's thread (getrusage would add the load's).
 """
 
 import argparse
@@ -31,7 +31,7 @@ STREAM_BYTES = 400_000_000
 SWEEP_BYTES = 100_000_000
 ECHO_COUNT = 10_000
 CROWDS = (("idle", 10_000, False), ("idle", 5_000, True), *(("stalled", count, False) for count in (1, 100, 1000)))
-"""Kind, how many (less where the limit of open files says so), whether the client's leg is TLS."""
+"""Kind, how many (fewer if the limit of open files forbids so many), whether the client's connection has TLS."""
 SPARE_FILES = 200
 THRESHOLDS = {
     "STREAM_READS": (1, 3, 10),
@@ -41,7 +41,7 @@ THRESHOLDS = {
     "TURN_BYTES": (64 << 10, 1 << 20, 16 << 20),
     "SCRATCH_BYTES": (16 << 10, 64 << 10, 256 << 10),
 }
-"""Names in native/src/internal.h and the values tried; what is built in is the middle one."""
+"""Names in native/src/internal.h and the values tried. The middle one is the value that is built in."""
 ROUND_TRIPS = 20_000
 CROWD_ROUNDS = 3
 
@@ -90,7 +90,7 @@ def measure(
 
 
 def show_crowds(folder: Path) -> None:
-    """Print the busy connection's round trip alone and beside each crowd, and a direct one's to tell the kernel's part."""
+    """Print the busy connection's round trip alone and beside each crowd, and a direct one's to show the kernel's part."""
     program = build(ROOT / "native", folder / "crowd", "crowd.c")
     columns = ("direct", "engine", "direct beside", "engine beside")
     names = [f"{column} {quantile}" for column in columns for quantile in ("p50", "p99")]
@@ -114,7 +114,7 @@ def show_crowds(folder: Path) -> None:
 
 
 def with_threshold(folder: Path, name: str, value: int) -> Path:
-    """The folder native/ as it is here, but for one threshold."""
+    """The folder native/ as it is here, except for one threshold."""
     copy = folder / f"{name}-{value}"
     shutil.copytree(ROOT / "native", copy, ignore=shutil.ignore_patterns("*.so", "_engine.c", "__pycache__"))
     header = copy / "src" / "internal.h"

@@ -1,4 +1,4 @@
-"""What every peer can do: say why it cannot be had, start in front of the lab's upstream, name its processes, stop."""
+"""What every peer can do: say why it is not available, start in front of the lab's upstream, name its processes, stop."""
 
 import dataclasses
 import re
@@ -29,7 +29,7 @@ class Peer:
     processes: list[subprocess.Popen[bytes]] = dataclasses.field(default_factory=list)
 
     def missing(self) -> str | None:
-        """Why it cannot be had on this machine, or None."""
+        """Why it is not available on this machine, or None."""
         return None
 
     def start(self, lab: Lab) -> None:
@@ -92,7 +92,7 @@ def program_missing(program: str) -> str | None:
 
 
 class Direct(Peer):
-    """No proxy: the limit, and measured twice it is the noise of the machine."""
+    """No proxy. This is the limit. Measured twice, it shows the noise of the machine."""
 
     def __init__(self, name: str = "direct") -> None:
         super().__init__(name, "limit", "client to upstream; with TLS the upstream itself speaks it")

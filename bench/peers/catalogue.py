@@ -23,9 +23,9 @@ def all_peers() -> list[Peer]:
 
 
 def distinct_peers() -> list[Peer]:
-    """Those that differ where neither streams nor noise are asked about: a second `direct` and the pure splicers go."""
+    """The peers for questions about neither streams nor noise: without the second `direct` and the pure splicers."""
     return [peer for peer in all_peers() if peer.name not in ("direct again", "haproxy tcp splice", "socket-proxyd")]
 
 
 L7_NAMES = ("haproxy http", "envoy", "nginx")
-"""What claims compare with: the best of these."""
+"""Claims compare with the best of these."""

@@ -32,7 +32,7 @@ class HaproxyHttp(Peer):
 
 
 class HaproxyTcp(Peer):
-    """HAProxy as the wire's price: it terminates TLS and routes nothing."""
+    """HAProxy without routing: it only terminates TLS and moves bytes."""
 
     def __init__(self, *, splice: bool) -> None:
         name = "haproxy tcp splice" if splice else "haproxy tcp"
@@ -97,7 +97,7 @@ class SocketProxyd(Peer):
         super().__init__("socket-proxyd", "tcp", "systemd's: splice, two pipes a connection, no TLS", wires=("plain",))
 
     def missing(self) -> str | None:
-        """It comes with systemd."""
+        """Why it is not available: it comes with systemd."""
         return None if SOCKET_PROXYD.exists() else "systemd-socket-proxyd is not installed"
 
     def start(self, lab: Lab) -> None:
@@ -111,7 +111,7 @@ class SocketProxyd(Peer):
 
 
 class PythonProxy(Peer):
-    """Our job in Python on uvloop, in either of two ways."""
+    """bentpipe's job in Python on uvloop, in one of two ways."""
 
     def __init__(self, script: str, name: str, about: str) -> None:
         super().__init__(name, "python", about)

@@ -15,7 +15,7 @@ from bentpipe.daemon.service.descriptors import hard_limit
 NEVER = "24h"
 MOST_CONNECTIONS = 100_000
 SPARE_FILES = 1_900
-"""For pipes and all else that the daemon opens beside its connections."""
+"""Descriptors for pipes and everything else that the daemon opens beside its connections."""
 
 
 class Bentpipe(Peer):
@@ -61,7 +61,7 @@ class Bentpipe(Peer):
 
     @classmethod
     def stalled(cls) -> "Bentpipe":
-        """One whose control plane stands still for 200 ms in every second."""
+        """The daemon, with its control plane stopped for 200 ms in every second."""
         peer = cls()
         peer.name = "bentpipe stalled"
         peer.program = [str(HERE / "stalled_serve.py")]

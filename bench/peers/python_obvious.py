@@ -29,7 +29,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Side:
-    """One leg: h2's connection, asyncio's streams, and the bytes that wait for its windows."""
+    """One side: h2's connection, asyncio's streams, and the bytes that wait for its windows."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, client_side: bool) -> None:
         self.reader, self.writer = reader, writer
@@ -37,12 +37,12 @@ class Side:
         self.h2 = H2Connection(config)
         self.h2.initiate_connection()
         self.streams: dict[int, int] = {}
-        """This leg's stream for each of the other's."""
+        """This side's stream for each stream of the other side."""
         self.waiting: dict[int, bytearray] = {}
         self.ending: set[int] = set()
 
     def flush(self) -> None:
-        """Hand what h2 has to say to the socket."""
+        """Give h2's output to the socket."""
         self.writer.write(self.h2.data_to_send())
 
     def pump(self, stream_id: int) -> int:
@@ -141,7 +141,7 @@ class Proxied:
             target.waiting.pop(stream_id or 0, None)
 
     def _pump(self, target: Side, stream_id: int, source: Side) -> None:
-        """Send on, and give the sender as much room again."""
+        """Send data on, and give the sender the same amount of window back."""
         sent = target.pump(stream_id)
         if sent:
             source.h2.acknowledge_received_data(sent, source.streams[stream_id])

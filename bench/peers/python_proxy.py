@@ -1,7 +1,7 @@
-"""The leanest Python proxy that does our job, on uvloop: `python_proxy.py PLAIN_PORT TLS_PORT PEM UPSTREAM_PORT _`.
+"""The leanest Python proxy that does bentpipe's job, on uvloop: `python_proxy.py PLAIN_PORT TLS_PORT PEM UPSTREAM_PORT _`.
 
 It reads the greeting with bentpipe's own parser, then two asyncio protocols hand bytes to each other's transports, with
-flow control. That is less work per byte than any proxy that goes on speaking HTTP/2, so it is the hardest one to beat.
+flow control. A proxy that goes on speaking HTTP/2 does more work for each byte. So this is the hardest one to beat.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class Leg(asyncio.Protocol):
 
 
 class ClientLeg(Leg):
-    """The client's side: greets until it knows the satellite, then filters until the ACK of our SETTINGS is out."""
+    """The client's side: greets until it knows the satellite, then filters until it has removed the ACK of our SETTINGS."""
 
     def __init__(self, upstream_port: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class ClientLeg(Leg):
     async def _dial(self) -> None:
         if self.transport is None:
             return
-        # Its other side is known before its first byte: the upstream speaks at once.
+        # The other side is set before the first byte, since the upstream sends its SETTINGS at once.
         _, target = await self._loop.create_connection(lambda: Leg(self), "127.0.0.1", self._upstream_port)
         self.other = target
         if self._greeting.awaiting_ack:

@@ -1,6 +1,6 @@
-"""`bentpipe serve` whose control plane stands still for 200 ms in every second: `stalled_serve.py CONFIG`.
+"""`bentpipe serve` with a control plane that is stopped for 200 ms in every second: `stalled_serve.py CONFIG`.
 
-The Trio thread sleeps, as in a blocking call that somebody forgot; a spliced stream should not notice.
+The Trio thread sleeps, as in a forgotten blocking call. Spliced streams should not be slower for it.
 """
 
 import sys
@@ -17,13 +17,13 @@ STALL_S, PERIOD_S = 0.2, 1.0
 
 
 async def stall(well: Callable[[], bool] = bool) -> None:
-    """Block the thread again and again, whether all is `well` or not."""
+    """Block the thread again and again. `well` is not used."""
     while True:
-        time.sleep(STALL_S)  # noqa: ASYNC251 - what is meant
+        time.sleep(STALL_S)  # noqa: ASYNC251 - it must block
         await trio.sleep(PERIOD_S - STALL_S)
 
 
 if __name__ == "__main__":
-    # The watchdog's place in the daemon's nursery: it has nothing to do here, where no systemd waits for it.
+    # This takes the watchdog's place in the daemon's nursery. No systemd waits for the watchdog here.
     sd.run_watchdog = stall
     sys.exit(run_serve(Path(sys.argv[1])))

@@ -1,9 +1,9 @@
 """Added latency: what a proxy adds to a small call on a warm connection, at rates that every native peer can carry.
 
-Open loop: latency counts from the moment when a call was meant to be sent. The rates are shares of the knee, the lowest
-closed-loop throughput of the native peers, so that all are asked the same and none is saturated; the Python proxies are
-asked the same and may be. What is published is the difference to `direct` at the same rate. The knee of `direct` shows
-what load generator and upstream can do together on their one core.
+Open loop: latency counts from the moment when a call was meant to be sent. The knee is the lowest closed-loop throughput
+of the native peers, and the rates are shares of it. So all peers get the same rates, and no native peer is saturated. The
+Python proxies get the same rates and may be saturated. The tables show the difference to `direct` at the same rate. The
+knee of `direct` shows what load generator and upstream can do together on their one core.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ FULL_CASES = [
 ]
 QUICK_CASES = [Case(wire, 128, *rest) for wire in WIRES for rest in ((1, 10), (64, 50))]
 LARGE_SKIPS = ("direct again", "socket-proxyd", "python obvious")
-"""Not asked for 4 KiB: the noise is known by then, and time is short."""
+"""Left out at 4 KiB: the noise is known from the other sizes, and the time is short."""
 KNEES = 3
 
 

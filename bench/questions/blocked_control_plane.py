@@ -1,10 +1,10 @@
-"""Whether Python is on the data path: calls on spliced connections while Trio's thread stands still, or drowns.
+"""Whether Python is on the data path: calls on spliced connections while Trio's thread is stopped, or overloaded.
 
 `blocked`: Trio's thread alone is stopped from outside for 200 ms, again and again (ptrace(2) stops one thread, not its
 process). `handshakes`: TLS clients come at 1,000 a second, more than it can greet. If bytes needed Python, p99.9 under
 `blocked` would be 200 ms; it must be that of `calm`. `handshakes` takes the core that the engine's thread shares with
 Trio here, and the machine's other core with its clients. `handshakes elsewhere` is the control: the same storm, on the same
-core, at another daemon. What `handshakes` costs beyond that would be Python's doing.
+core, at another daemon. If `handshakes` cost more than that, Python would be the cause.
 """
 
 import contextlib

@@ -1,10 +1,10 @@
-"""Noise from the control plane: the tail of calls on warm connections while new ones storm in.
+"""Noise from the control plane: the tail of calls on warm connections during a storm of new connections.
 
-The storm comes from a second load generator at a fixed rate, the same for every peer, so that what it costs the machine
-falls on all alike; `direct` shows that part. A thousand handshakes a second is more than one core can do on some
-machines: `storm_answered` says how many there were. Against bentpipe there are three storms more: refusals, wakes of
-sleeping satellites, and a control plane that stands still for 200 ms in every second. Everything of bentpipe's is on one
-core here, so a storm takes its time from the engine's thread too; the peers' storms take it from their one thread.
+A second load generator makes the storm, at a rate that is the same for every peer. So the storm's cost to the machine is the
+same for all, and `direct` shows that part. On some machines one core cannot do a thousand handshakes a second:
+`storm_answered` says how many there were. bentpipe gets three more storms: refusals, wakes of sleeping satellites, and a
+control plane that is stopped for 200 ms in every second. All of bentpipe is on one core here, so a storm takes time from
+the engine's thread too. For the peers, it takes time from their one thread.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ QUESTION = "control_plane_noise"
 TITLE = "Noise from the control plane"
 SHOWN = ("p50_us", "p99_us", "p99.9_us", "storm_answered", "failed")
 CALM = LoadSpec("rate", (Phase(4000, 1.5),), connections=8)
-"""So many calls that p99.9 has some beyond it."""
+"""Enough calls that some lie beyond p99.9."""
 QUICK_SECONDS = 0.4
 SLEEPERS = 40
 """Satellites for the storm of wakes; each wakes once."""
@@ -29,7 +29,7 @@ POOL = 2000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Storm:
-    """What storms, and how hard."""
+    """The kind of storm, and its rate."""
 
     name: str
     rate: float
@@ -52,7 +52,7 @@ STORMS = [
 
 
 def run(session: Session) -> None:
-    """Every storm on every peer that takes it."""
+    """Make every storm on every peer to which it applies."""
     ours, stalled = Bentpipe(), Bentpipe.stalled()
     ours.satellites += [(f"sleeper{number}", ()) for number in range(SLEEPERS)]
     ours.sleep_after = "1s"

@@ -1,8 +1,8 @@
 """Cost of bytes: what moving a gigabyte costs a proxy, in time and CPU seconds, up and down.
 
-Streams of 64 KiB messages, each end checking every byte. CPU is the proxy's own, user and system; `profile` counts the
-system calls. bentpipe is measured in its three modes: auto (the default), off (copying), always (splicing). With TLS the
-kernel may do the records (kTLS), which allows splicing too; where it cannot, OpenSSL does them on the engine's thread.
+Streams carry messages of 64 KiB, and each end checks every byte. CPU is the proxy's own, user and system; `profile` counts
+the system calls. bentpipe is measured in its three modes: auto (the default), off (copying), always (splicing). With TLS the
+kernel may encrypt the records (kTLS), and then the engine can splice. Otherwise OpenSSL does, on the engine's thread.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 Each peer is started anew, and is given connections that each had one answer. `process_kib` is the growth of its anonymous
 resident memory; `kernel_kib` that of the whole machine's kernel memory, less what the same connections cost directly
-(the client's and the upstream's sockets). The most that fits is set by this machine's limit of open files.
+(the client's and the upstream's sockets). The machine's limit of open files sets the largest number.
 """
 
 import resource
@@ -20,7 +20,7 @@ SHOWN = ("process_kib", "kernel_kib", "files", "busy_p50_us", "busy_p99_us")
 SPARE_FILES = 1_900
 """HAProxy keeps pipes and listeners beside its connections."""
 SKIPPED = ("direct again", "haproxy tcp splice")
-"""No pipe is there for who is silent, so splicing or not is one thing here. Python is not asked for many."""
+"""A silent connection has no pipe, so the setting of `splice` makes no difference. Python is not asked for many."""
 FEW, MANY = 1_000, 10_000
 BUSY = LoadSpec("rate", (Phase(1000, 0.7),), connections=4)
 

@@ -1,10 +1,10 @@
 """New connections: TLS handshake, first request and its answer, close; how many a second, and how long one takes.
 
 First closed loop, for the rate; then open loop at half of that rate, for the latency from the intended time of
-connecting. The client waits for the server's SETTINGS before its request, as grpc-go does, which is the dearest greeting
-that bentpipe has: two round trips. `per_core_second` is what a second of the peer's CPU is good for: the rate that its
-core could carry if the load generator's were not the limit. Where it goes in ours: the two threads, and `micro`, the parts
-in Python alone, by pyperf.
+connecting. The client waits for the server's SETTINGS before its request, as grpc-go does, which is
+bentpipe's most expensive greeting: two round trips. `per_core_second` is the rate that the peer's core could carry if the
+load generator's core were not the limit. For bentpipe the results also have the CPU time of its two threads, and `micro`
+has the parts in Python alone, by pyperf.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Overload: twice the knee, then back. What breaks, and whether it comes back.
+"""Overload: twice the knee, then back. What breaks, and does the peer recover?
 
 Each peer is given its own knee: half of it, twice it, a tenth while the backlog drains, half again. Latency counts from
 the intended time, so the backlog of the overload is in its figures; `after_over_before` is whether it left anything

@@ -22,7 +22,7 @@ QUESTION = "profile"
 TITLE = "Profile: where requests and gigabytes go"
 SHOWN = ("cpu", "user", "system", "calls")
 RATE = 2000.0
-"""Small calls a second: half of what the slowest peer can."""
+"""Small calls a second: half of what the slowest peer can carry."""
 COUNTED_RATE = 300.0
 """Under strace: a call for each request as without it, where a peer that falls behind would read several at once."""
 CONNECTIONS = 16
@@ -106,7 +106,7 @@ def _count(session: Session, peer: Peer, case: Case) -> None:
 
 
 def tables(results: Results) -> Iterator[str]:
-    """README's tables: what the claims come down to."""
+    """README's tables: the reasons for the claims' results."""
     for wire in WIRES:
         for work, unit in (("request", "µs"), ("GB down", "s")):
             case = {"wire": wire, "work": work}

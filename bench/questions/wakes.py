@@ -23,7 +23,7 @@ DEADLINE_S = 40.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """So many clients over so many satellites; at once (0) or so many a second."""
+    """Numbers of clients and of satellites, and the clients' rate a second (0: all at once)."""
 
     clients: int
     satellites: int

@@ -1,14 +1,17 @@
 """Results as they are written can be read back, judged and drawn."""
 
+import importlib
 import json
 import xml.etree.ElementTree as ET
+
+import pytest
 
 from bench.claims import all_claims
 from bench.compare import table
 from bench.load import encode, histogram_of
 from bench.questions.profile import tables
 from bench.results import Results
-from bench.run import as_text
+from bench.run import QUESTIONS, as_text
 from bench.stats import Summary
 from bench.svg import Bars, draw_bars, draw_curves
 
@@ -54,6 +57,15 @@ def test_repetitions_are_summed_up_and_histograms_added(tmp_path):
     assert histogram is not None
     assert histogram.get_total_count() == 30
     assert results.summary("added_latency", "direct", "p50_us", {"wire": "tls"}) is None
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_every_question_is_a_module_that_can_be_asked(name):
+    """`bench.run` and `bench.report` import it by this name."""
+    question = importlib.import_module(f"bench.questions.{name}")
+    assert question.QUESTION == name
+    assert question.run
+    assert question.TITLE
 
 
 def test_results_are_written_small_and_read_back(tmp_path):
