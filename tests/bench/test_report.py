@@ -63,7 +63,7 @@ def test_repetitions_are_summed_up_and_histograms_added(tmp_path):
 def test_every_question_is_a_module_that_can_be_asked(name):
     """`bench.run` and `bench.report` import it by this name."""
     question = importlib.import_module(f"bench.questions.{name}")
-    assert question.QUESTION == name
+    assert name == question.QUESTION
     assert question.run
     assert question.TITLE
 
