@@ -1,4 +1,4 @@
-"""The daemon's nouns: small immutable values that pass between its parts. No I/O, no behaviour."""
+"""The daemon's nouns: small immutable values that pass between its parts. No I/O, and no behaviour except arithmetic."""
 
 import dataclasses
 import enum
@@ -121,16 +121,36 @@ class Waits:
     total_s: float = 0.0
     longest_s: float = 0.0
 
+    def __add__(self, other: "Waits") -> "Waits":
+        return Waits(self.clients + other.clients, self.total_s + other.total_s, max(self.longest_s, other.longest_s))
+
 
 NO_WAITS = Waits()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StateFacts:
+    """What is known of a satellite's stay in one state once that state has ended.
+
+    The value passes whole from the satellite to the ledger and to the report. Each field has a default, which old ledgers
+    give, and a row in `ledger.facts`, which says how it is written, read and merged.
+    """
+
+    phases: tuple[tuple[WakePhase, float], ...] = ()
+    """Of a wake: how long each of its parts took, in seconds."""
+    waits: Waits = NO_WAITS
+    resume: Resume = Resume.UNKNOWN
+    """Of OPERATIONAL: what the wake before it found. The machine is asked only when it is operational."""
+
+
+NO_FACTS = StateFacts()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Transition:
     """A satellite's change of state: `at` is time.time() seconds, `cause` a short text for people.
 
-    `who` is the principal whose coming led to the new state, if there is one. `phases` (in seconds), `waits` and
-    `resume` are about the state that was left: what OPERATIONAL was woken to is known only when it has begun.
+    `who` is the principal whose client led to the new state, or "". `facts` are about the state that ended, `before`.
     """
 
     key: SatelliteKey
@@ -139,6 +159,4 @@ class Transition:
     at: float
     cause: str
     who: str = ""
-    phases: tuple[tuple[WakePhase, float], ...] = ()
-    waits: Waits = NO_WAITS
-    resume: Resume = Resume.UNKNOWN
+    facts: StateFacts = NO_FACTS

@@ -11,7 +11,7 @@ from bentpipe.config.model import SatelliteSection
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 NAMED = re.findall(r"`([^`]+)`", TEXT)
-KINDS = {"a provider of machines", "a metric", "a configuration key", "a refusal", "a package"}
+KINDS = {"a provider of machines", "a metric", "a configuration key", "a refusal", "a fact of the ledger", "a package"}
 
 
 def test_every_file_that_it_names_is_there() -> None:

@@ -44,7 +44,6 @@ from bentpipe.daemon.model import (
     SatelliteKey,
     SatelliteState,
     Transition,
-    WakePhase,
 )
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.typed import TypedProvider
@@ -108,7 +107,6 @@ class Satellite:
         self._over = trio.Event()
         self._quiet_window_s = rules.quiet_window_s
         self._memory = Memory(key, witness)
-        self._resume = Resume.UNKNOWN
         self._recovering = self._draining = False
         means = Means(
             machine=lambda: self._machine.machine,
@@ -330,8 +328,7 @@ class Satellite:
         now = trio.current_time()
         if isinstance(event, msg.Seen):
             self._whereabouts.note(event.machine)
-        if isinstance(event, msg.StartDone) and event.error is None:
-            self._book.phase_ended(WakePhase.START, now)
+        self._book.note_input(event, now)
         actions = self._machine.handle(event, now)
         for action in actions:
             self._carry_out(action, now)
@@ -339,8 +336,7 @@ class Satellite:
         for action in actions:
             if isinstance(action, msg.Moved):
                 self._tell(action, now)
-        if any(isinstance(action, msg.Probe) for action in actions):
-            self._book.phase_ended(WakePhase.BOOT, now)
+        self._book.note_actions(actions, now)
         self._stepped()
 
     def _stepped(self) -> None:
@@ -455,13 +451,12 @@ class Satellite:
         self._feed(msg.Released(metered=self._ends_quiet and lease.meter is not None))
 
     def _tell(self, moved: msg.Moved, now: float) -> None:
-        phases, waits = self._book.take(moved.before, moved.after, now)
+        facts = self._book.take(moved.before, moved.after, now)
         who = ""
         if moved.after in WAKING:
             self._book.began(now)
             who = next((waiter.who for waiter in self._waiters.values() if not waiter.done.is_set()), "")
-        resume, self._resume = self._resume, Resume.UNKNOWN
-        told = Transition(self.key, moved.before, moved.after, self._wall(), moved.cause, who, phases, waits, resume)
+        told = Transition(self.key, moved.before, moved.after, self._wall(), moved.cause, who, facts)
         with contained(self._owner("observer")):
             self._observer(told)
 
@@ -493,7 +488,7 @@ class Satellite:
         # Those who waited are on their way; what follows is for the books.
         found = await self._memory.examine(address)
         if scope is self._probe and self.state is SatelliteState.OPERATIONAL:
-            self._resume = found
+            self._book.resumed(found)
             self.resumes[found] += 1
             self._log("woken", {"memory": found.value})
             self._feed(msg.Witnessed(found))

@@ -1,18 +1,33 @@
-"""What one satellite's wake took and who waited for it, collected until its state changes. Pure bookkeeping.
+"""Collects the facts of a satellite's state until the state ends: what a wake took, and who waited for it. Pure.
 
-The machine decides without it and never reads it: a wrong entry here can make a report wrong, not a wake.
+It reads what goes into the satellite's machine and what comes out. The machine decides without it and never reads it: a
+wrong entry here can make a report wrong, not a wake.
 """
 
-from bentpipe.daemon.model import NO_WAITS, SatelliteState, Waits, WakePhase
+from collections.abc import Sequence
+
+from bentpipe.daemon.fleet.machine import messages as msg
+from bentpipe.daemon.model import NO_FACTS, Resume, SatelliteState, StateFacts, Waits, WakePhase
 
 
 class WakeBook:
-    """Fed by the satellite's owner; all times in seconds of one monotonic clock."""
+    """The satellite's owner calls it; all times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
         self._began = 0.0
         self._ends: dict[WakePhase, float] = {}
-        self._waits = NO_WAITS
+        self._waits = NO_FACTS.waits
+        self._resume = NO_FACTS.resume
+
+    def note_input(self, event: msg.Input, now: float) -> None:
+        """The machine is about to handle `event`."""
+        if isinstance(event, msg.StartDone) and event.error is None:
+            self.phase_ended(WakePhase.START, now)
+
+    def note_actions(self, actions: Sequence[msg.Action], now: float) -> None:
+        """The machine's step asked for `actions`; a change of state among them has been taken already."""
+        if any(isinstance(action, msg.Probe) for action in actions):
+            self.phase_ended(WakePhase.BOOT, now)
 
     def began(self, now: float) -> None:
         """A wake begins."""
@@ -25,12 +40,14 @@ class WakeBook:
 
     def waited(self, seconds: float) -> None:
         """A held client waits no more, whatever it got."""
-        self._waits = Waits(self._waits.clients + 1, self._waits.total_s + seconds, max(self._waits.longest_s, seconds))
+        self._waits += Waits(1, seconds, seconds)
 
-    def take(
-        self, before: SatelliteState, after: SatelliteState, now: float
-    ) -> tuple[tuple[tuple[WakePhase, float], ...], Waits]:
-        """Return the phases and the waits of the state that is left, and begin a new page.
+    def resumed(self, resume: Resume) -> None:
+        """The machine that was woken has been asked whether it kept its memory."""
+        self._resume = resume
+
+    def take(self, before: SatelliteState, after: SatelliteState, now: float) -> StateFacts:
+        """Return the facts of `before`, which ends now, and forget them.
 
         A phase that ended later than the next one began (a machine can be seen running before its start call is back)
         leaves nothing to the next: phases never add up to more than the wake.
@@ -44,5 +61,6 @@ class WakeBook:
                 if phase in self._ends:
                     phases.append((phase, max(0.0, self._ends[phase] - last)))
                     last = max(last, self._ends[phase])
-        waits, self._waits = self._waits, NO_WAITS
-        return tuple(phases), waits
+        facts = StateFacts(tuple(phases), self._waits, self._resume)
+        self._waits, self._resume = NO_FACTS.waits, NO_FACTS.resume
+        return facts

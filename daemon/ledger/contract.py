@@ -1,18 +1,18 @@
-"""The contract between the daemon and its ledger: who was in which state, from when to when, and why.
+"""The ledger's contract: which satellite was in which state, from when to when, and why.
 
-The ledger is a chain of intervals per satellite. Its laws, which `tests/beds/contracts/ledger.py` has as tests:
+A ledger is a chain of intervals for each satellite. `tests/beds/contracts/ledger.py` tests these laws:
 
-1. No overlaps, no holes: an interval begins at the very moment at which the one before it ended; only the last is open.
-2. Nothing lies in the future. If the wall clock steps back, what was recorded past the new time is drawn in to it.
-3. How long an interval lasted is measured by the boot clock, so a step of the wall clock changes no sum.
-4. What nobody watched is UNKNOWN: after a crash the open intervals end at the last sign of life, not at the restart.
-   What the configuration no longer names is OFFLINE.
-5. Who called `begin` last keeps the books: a daemon that was taken over gets StoreUnusable and writes nothing more.
-6. A change is recorded once: serial numbers make it harmless to repeat a call that failed half-way.
+1. No overlaps and no holes: an interval begins at the very moment at which the one before it ended. Only the last is open.
+2. Nothing lies in the future. If the wall clock steps back, what was recorded past the new time is moved to it.
+3. The boot clock measures how long an interval lasted, so a step of the wall clock changes no sum.
+4. What no daemon watched is UNKNOWN: after a crash the open intervals end at the last heartbeat, not at the restart.
+   A satellite that the configuration no longer names is OFFLINE.
+5. One daemon writes. The run that called `begin` last may write; every earlier run gets LedgerTakenOver from then on.
+6. A transition is recorded once: it has a serial number, so a call that failed half-way can be repeated.
 
-Changes are atomic: whatever kills the process or cancels the call, each is in the ledger wholly or not at all, and so
-is a beginning of those that were to be recorded. Where several hosts share a fleet, each keeps books of its own under
-these laws, and who reads gets one chain a satellite (see `merge`).
+Transitions are atomic: whatever kills the process or cancels the call, each one is wholly in the ledger or not at all. What
+was written of a batch is a beginning of it. Where several hosts share a fleet, each host has chains of its own under these
+laws, and a reader gets one chain for each satellite (see `merge`).
 """
 
 import dataclasses
@@ -22,18 +22,27 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
-from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits, WakePhase
-from bentpipe.daemon.store.malformed import MalformedRow, number_of, text_of, whole_of
+from bentpipe.daemon.errors import StoreUnusable
+from bentpipe.daemon.model import NO_FACTS, SatelliteKey, SatelliteState, StateFacts, Transition
+from bentpipe.daemon.store.malformed import text_of, whole_of
 
 STOPPED = "the daemon stopped"
 ENDED_BADLY = "the daemon was gone without a word"
 NOT_CONFIGURED = "not in the configuration"
+NOT_LOOKED_AT = "not looked at yet"
 CAUSE_CHARS = 500
-"""Longest cause that is kept: some are a provider's own words."""
+"""Longest cause that is kept, in characters: some causes are a provider's own words."""
+
+
+class LedgerTakenOver(StoreUnusable):
+    """Another run of the daemon has called `begin` since, and only that one may write."""
+
+    def __init__(self) -> None:
+        super().__init__("another daemon keeps this ledger now")
 
 
 def storable(words: str) -> str:
-    """What a provider says may hold half a surrogate pair, which no store takes."""
+    """Cut the words to CAUSE_CHARS and replace half a surrogate pair, which a provider may send and no store takes."""
     return words[:CAUSE_CHARS].encode(errors="replace").decode()
 
 
@@ -45,12 +54,12 @@ def _read_boot_id() -> str:
 
 
 BOOT_ID = _read_boot_id()
-"""Names this boot of the machine: boot clocks are comparable within one. Unreadable: within this process only."""
+"""Names this boot of the machine: boot clocks can be compared within one boot. If unreadable, it names this process."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stamp:
-    """One moment on two clocks: microseconds since the epoch (UTC), and since boot, suspension included."""
+    """One moment on two clocks, in microseconds: since the epoch (UTC), and since boot (time in suspension included)."""
 
     wall_us: int
     boot_us: int
@@ -62,46 +71,32 @@ class Stamp:
         return cls(time.time_ns() // 1000, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000, BOOT_ID)
 
     def until_us(self, later: "Stamp") -> int:
-        """Time that passed to `later`; by the wall clock only if the machine was booted in between. Never negative."""
+        """Microseconds until `later`, by the wall clock only if the machine was booted in between. Never negative."""
         if self.boot_id == later.boot_id:
             return max(0, later.boot_us - self.boot_us)
         return max(0, later.wall_us - self.wall_us)
 
 
 def stamp_of(wall_us: object, boot_us: object, boot_id: object) -> Stamp:
-    """Read a stamp's columns, whatever is in them. Raises MalformedRow."""
+    """Check a stamp's columns, whatever they hold. Raises MalformedRow."""
     return Stamp(whole_of(wall_us, "wall_us"), whole_of(boot_us, "boot_us"), text_of(boot_id, "boot_id"))
 
 
-def phases_of(phases: object) -> tuple[tuple[WakePhase, float], ...]:
-    """Read phases by name, whatever they are. Raises MalformedRow, ValueError (no such phase)."""
-    if not isinstance(phases, dict):
-        raise MalformedRow("phases is no table")
-    return tuple((WakePhase(phase), number_of(seconds, "phases")) for phase, seconds in phases.items())
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
-class Change:
-    """A satellite's new state. `serial` rises with every change of one run of the daemon.
+class StampedTransition:
+    """A transition as the ledger records it: with its moment, and a serial number that rises within a run of the daemon.
 
-    `phases`, `waits` and `resume` belong to the interval that ends with this change, `cause` and `who` to the one that
-    begins.
+    Its cause and its principal belong to the interval that begins, its facts to the interval that ends.
     """
 
     serial: int
-    key: SatelliteKey
-    state: SatelliteState
     at: Stamp
-    cause: str
-    who: str = ""
-    phases: tuple[tuple[WakePhase, float], ...] = ()
-    waits: Waits = NO_WAITS
-    resume: Resume = Resume.UNKNOWN
+    transition: Transition
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Interval:
-    """A stretch of one state. An open one ends, for a reader, at the ledger's last sign of life."""
+    """A stretch of one state. For a reader, an open interval ends at the ledger's last heartbeat."""
 
     key: SatelliteKey
     state: SatelliteState
@@ -111,39 +106,36 @@ class Interval:
     """How long it really lasted; differs from `to_us - from_us` if the wall clock was stepped meanwhile."""
     cause: str
     who: str
-    phases: tuple[tuple[WakePhase, float], ...]
-    waits: Waits
     is_open: bool
-    resume: Resume = Resume.UNKNOWN
-    """Of OPERATIONAL: what the wake before it found of the machine's memory."""
+    facts: StateFacts = NO_FACTS
 
 
 class Ledger(Protocol):
-    """Keeps the books of one daemon. Every method raises StoreError (StoreUnusable if it is no use to try again)."""
+    """Records for one daemon. Every method raises StoreError, or StoreUnusable if another attempt would fail too."""
 
     async def begin(self, keys: Collection[SatelliteKey], at: Stamp) -> None:
-        """Open the books for these satellites, all UNKNOWN, and close what a crash left open. Starts a new run.
+        """Start a new run: end what a crash left open, and open an UNKNOWN interval for each satellite.
 
-        Called once before all else but `intervals`; may be repeated if it failed.
+        Called once, before every other method except `intervals`. It may be repeated if it failed.
         """
         ...
 
-    async def record(self, changes: Sequence[Change]) -> None:
-        """Write changes, in their order. If it fails some may be written; those already recorded are passed over."""
+    async def record(self, transitions: Sequence[StampedTransition]) -> None:
+        """Write transitions in their order. If it fails, some may be written; a repeated call passes over those."""
         ...
 
     async def beat(self, at: Stamp) -> None:
-        """Write a sign of life: all that was to be recorded until now is."""
+        """Write a heartbeat: all that happened until `at` is recorded."""
         ...
 
     async def end(self, at: Stamp) -> None:
-        """Close the books: from now on nobody watches, every satellite is UNKNOWN."""
+        """End the run: from now on no daemon watches, and every satellite is UNKNOWN."""
         ...
 
     async def intervals(self, since_us: int, until_us: int) -> list[Interval]:
-        """All intervals that touch the span, whole, in the order of satellites and of the chain."""
+        """All intervals that touch the span, whole, in the order of satellites and of each chain."""
         ...
 
     async def aclose(self) -> None:
-        """Give up what is held open; nothing may be called afterwards."""
+        """Close files and connections. No method may be called afterwards."""
         ...

@@ -1,8 +1,8 @@
-"""The ledger in DynamoDB: each host keeps the books of what it saw, and who reads gets one chain of all (see `merge`).
+"""The ledger in DynamoDB: each host records what it saw, and a reader gets one chain of all hosts' (see `merge`).
 
-A closed interval is an item that is never changed, but if the wall clock is stepped back; an open one is changed with
-every change of state. Each write is one transaction with the host's life, whose condition is that nobody else keeps its
-books; what does not fit into one is split, each part a beginning of the whole, which a repeated call completes.
+The item of a past interval changes only if the wall clock steps back. The item of an open interval changes with every
+transition. Each write is one transaction together with the host's record, on the condition that no other run may write. What
+does not fit into one transaction is split: each part is a beginning of the whole, and a repeated call writes the rest.
 """
 
 from __future__ import annotations
@@ -15,26 +15,34 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from bentpipe.daemon.errors import StoreUnusable
-from bentpipe.daemon.ledger.contract import ENDED_BADLY, NOT_CONFIGURED, STOPPED, Change, Interval, Stamp, storable
+from bentpipe.daemon.ledger.chain import UNWATCHED, first_moves
+from bentpipe.daemon.ledger.contract import (
+    ENDED_BADLY,
+    STOPPED,
+    Interval,
+    LedgerTakenOver,
+    Stamp,
+    StampedTransition,
+    storable,
+)
 from bentpipe.daemon.ledger.dynamodb_items import (
     LIFE,
     OPEN,
     OPEN_END,
     PAST_END,
-    Life,
-    Open,
-    books_pk,
+    HostRecord,
+    OpenInterval,
+    host_item,
+    host_of,
+    host_pk,
     interval_of,
-    life_item,
-    life_of,
     open_item,
     open_of,
     past_item,
     past_key,
 )
 from bentpipe.daemon.ledger.merge import merge
-from bentpipe.daemon.model import NO_WAITS, SatelliteKey, SatelliteState
+from bentpipe.daemon.model import NO_FACTS, SatelliteKey, SatelliteState, StateFacts
 from bentpipe.daemon.store.dynamodb_table import TRANSACTION_ITEMS, ConditionFailed, Table, given_number, key_of, text
 from bentpipe.daemon.store.malformed import MalformedRows
 
@@ -44,159 +52,157 @@ if TYPE_CHECKING:
     from bentpipe.daemon.store.dynamodb_table import Item
 
 MOVES_LIMIT = (TRANSACTION_ITEMS - 1) // 2
-"""Changes a transaction: each is an interval that ends and one that begins, and there is the host's life."""
-
-_UNWATCHED = (SatelliteState.UNKNOWN, SatelliteState.OFFLINE)
+"""Transitions in one transaction: each ends an interval and begins one, and the host's record is written too."""
 
 
 class DynamoLedger:
-    """`Ledger` in the table, as `host` keeps it; `intervals` is of all hosts."""
+    """`Ledger` in the table, as `host` records it; `intervals` reads those of all hosts."""
 
     def __init__(self, table: Table, host: str) -> None:
         self._table = table
         self._host = host
         self._run = str(uuid.uuid4())
-        self._books: _Books | None = None
+        self._chains: _HostChains | None = None
         self._one_at_a_time = trio.Lock()
 
     async def begin(self, keys: Collection[SatelliteKey], at: Stamp) -> None:
         """See Ledger."""
         async with self._one_at_a_time:
-            self._books = None
-            books = await _Books.read(self._table, self._host)
-            had_life = books.life is not None
-            if books.life is None:
-                books.life = Life(self._run, 0, at, 0)
-            predecessor, last = books.life.run, books.life.stamp
-            books.life.run = self._run
-            if had_life:
-                last = await books.draw_in(at, predecessor)
-                for key in books.watched():
-                    books.move(key, SatelliteState.UNKNOWN, last, ENDED_BADLY)
-            for key in sorted(set(keys)):
-                found = books.open.get(key)
-                if found is None or found.state is SatelliteState.OFFLINE:
-                    books.move(key, SatelliteState.UNKNOWN, at, "not looked at yet")
-            for key, found in list(books.open.items()):
-                if key not in keys and found.state is not SatelliteState.OFFLINE:
-                    books.move(key, SatelliteState.OFFLINE, at, NOT_CONFIGURED)
-            await books.write(predecessor if had_life else None)
-            books.life.serial, books.life.stamp = 0, at
-            await books.write(self._run)
-            self._books = books
+            self._chains = None
+            chains, predecessor = await _HostChains.read(self._table, self._host), None
+            if chains.record is None:
+                chains.record = HostRecord(self._run, 0, at, 0)
+            else:
+                predecessor = chains.record.run
+                chains.record.run = self._run
+                last = await chains.pull_back(at, predecessor)
+                for key in chains.watched():
+                    chains.move(key, SatelliteState.UNKNOWN, last, ENDED_BADLY)
+            open_now = {key: each.state for key, each in chains.open.items()}
+            for key, state, cause in first_moves(open_now, sorted(set(keys))):
+                chains.move(key, state, at, cause)
+            await chains.write(predecessor)
+            chains.record.serial, chains.record.heartbeat = 0, at
+            await chains.write(self._run)
+            self._chains = chains
 
-    async def record(self, changes: Sequence[Change]) -> None:
+    async def record(self, transitions: Sequence[StampedTransition]) -> None:
         """See Ledger."""
         async with self._one_at_a_time:
-            books = await self._take_books()
-            life = books.kept_life
-            for change in changes:
-                if change.serial > life.serial:
-                    if change.at.wall_us < life.stamp.wall_us:
-                        await books.write(self._run)
-                        await books.draw_in(change.at, self._run)
-                    books.move(change.key, change.state, change.at, change.cause, change)
-                    life.serial, life.stamp = change.serial, change.at
-                    if books.moves_to_write >= MOVES_LIMIT:
-                        await books.write(self._run)
-            await books.write(self._run)
-            self._books = books
+            chains = await self._take_chains()
+            record = chains.kept_record
+            for each in transitions:
+                if each.serial <= record.serial:
+                    continue
+                if each.at.wall_us < record.heartbeat.wall_us:
+                    await chains.write(self._run)
+                    await chains.pull_back(each.at, self._run)
+                told = each.transition
+                chains.move(told.key, told.after, each.at, told.cause, told.who, told.facts)
+                record.serial, record.heartbeat = each.serial, each.at
+                if chains.moves_to_write >= MOVES_LIMIT:
+                    await chains.write(self._run)
+            await chains.write(self._run)
+            self._chains = chains
 
     async def beat(self, at: Stamp) -> None:
         """See Ledger."""
         async with self._one_at_a_time:
-            books = await self._take_books()
-            await books.draw_in(at, self._run)
-            books.kept_life.stamp = at
-            await books.write(self._run)
-            self._books = books
+            chains = await self._take_chains()
+            await chains.pull_back(at, self._run)
+            chains.kept_record.heartbeat = at
+            await chains.write(self._run)
+            self._chains = chains
 
     async def end(self, at: Stamp) -> None:
         """See Ledger."""
         async with self._one_at_a_time:
-            books = await self._take_books()
-            await books.draw_in(at, self._run)
-            for key in books.watched():
-                books.move(key, SatelliteState.UNKNOWN, at, STOPPED)
-            books.kept_life.stamp = at
-            await books.write(self._run)
-            self._books = books
+            chains = await self._take_chains()
+            await chains.pull_back(at, self._run)
+            for key in chains.watched():
+                chains.move(key, SatelliteState.UNKNOWN, at, STOPPED)
+            chains.kept_record.heartbeat = at
+            await chains.write(self._run)
+            self._chains = chains
 
     async def intervals(self, since_us: int, until_us: int) -> list[Interval]:
         """See Ledger."""
         chains: dict[SatelliteKey, list[list[Interval]]] = collections.defaultdict(list)
-        for life in await self._table.query(LIFE):
-            for key, chain in (await _read_chains(self._table, life, since_us, until_us)).items():
+        for item in await self._table.query(LIFE):
+            for key, chain in (await _read_chains(self._table, item, since_us, until_us)).items():
                 chains[key].append(chain)
         return [each for key in sorted(chains) for each in _one_chain(chains[key])]
 
     async def aclose(self) -> None:
         """See Ledger."""
 
-    async def _take_books(self) -> _Books:
-        """The books as they are in the table, ours to change: whoever fails leaves none, and the next reads them again."""
-        books, self._books = self._books, None
-        if books is None:
-            books = await _Books.read(self._table, self._host)
-            if books.life is None or books.life.run != self._run:
-                raise StoreUnusable(TAKEN_OVER)
-        return books
+    async def _take_chains(self) -> _HostChains:
+        """The chains as the table has them, for one call to change. A call that fails leaves none, and the next reads."""
+        chains, self._chains = self._chains, None
+        if chains is None:
+            chains = await _HostChains.read(self._table, self._host)
+            if chains.record is None or chains.record.run != self._run:
+                raise LedgerTakenOver
+        return chains
 
 
-TAKEN_OVER = "another daemon keeps this ledger now"
+class _HostChains:
+    """One host's record and open intervals, and what of them is still to be written."""
 
-
-class _Books:
-    """One host's open intervals and life, and what is still to be written of them."""
-
-    def __init__(self, table: Table, host: str, life: Life | None, opened: dict[SatelliteKey, Open]) -> None:
+    def __init__(
+        self, table: Table, host: str, record: HostRecord | None, opened: dict[SatelliteKey, OpenInterval]
+    ) -> None:
         self._table = table
         self._host = host
-        self.life = life
+        self.record = record
         self.open = opened
         self._moved: dict[SatelliteKey, list[dict[str, AttributeValueTypeDef]]] = {}
         """Satellites whose open interval is to be written, each with the intervals that ended before it."""
 
     @classmethod
-    async def read(cls, table: Table, host: str) -> _Books:
-        life = await table.get(LIFE, host)
-        items = await table.query(books_pk(host), at_least=OPEN, below=OPEN_END)
+    async def read(cls, table: Table, host: str) -> _HostChains:
+        item = await table.get(LIFE, host)
+        items = await table.query(host_pk(host), at_least=OPEN, below=OPEN_END)
         found = MalformedRows("ledger").read(items, key_of, open_of)
-        return cls(table, host, life_of(life) if life else None, {each.key: each for each in found})
+        return cls(table, host, host_of(item) if item else None, {each.key: each for each in found})
 
     @property
-    def kept_life(self) -> Life:
-        if self.life is None:
-            raise AssertionError("books that were not begun")
-        return self.life
+    def kept_record(self) -> HostRecord:
+        if self.record is None:
+            raise AssertionError("begin was not called")
+        return self.record
 
     @property
     def moves_to_write(self) -> int:
         return sum(1 + len(past) for past in self._moved.values())
 
     def watched(self) -> list[SatelliteKey]:
-        """Satellites whose open interval says more than that nobody watches."""
-        return [key for key, each in self.open.items() if each.state not in _UNWATCHED]
+        """Satellites whose open interval has a state that the daemon watched."""
+        return [key for key, each in self.open.items() if each.state not in UNWATCHED]
 
     def move(
-        self, key: SatelliteKey, state: SatelliteState, at: Stamp, cause: str, change: Change | None = None
+        self,
+        key: SatelliteKey,
+        state: SatelliteState,
+        at: Stamp,
+        cause: str,
+        who: str = "",
+        facts: StateFacts = NO_FACTS,
     ) -> None:
-        """End the open interval, if there is one, and open the next at the same moment."""
-        life, ends, began_us = self.kept_life, self.open.get(key), at.wall_us
-        life.moves += 1
+        """End the open interval, if there is one, with these facts, and open the next at the same moment."""
+        record, ends, began_us = self.kept_record, self.open.get(key), at.wall_us
+        record.ended += 1
         past = self._moved.setdefault(key, [])
         if ends is not None:
             began_us = max(began_us, ends.began.wall_us)
-            past.append(past_item(self._host, ends, began_us, ends.began.until_us(at), life.moves, change))
-        who = change.who if change else ""
-        self.open[key] = Open(
-            key, state, Stamp(began_us, at.boot_us, at.boot_id), storable(cause), storable(who), life.moves
-        )
+            past.append(past_item(self._host, ends, began_us, ends.began.until_us(at), record.ended, facts))
+        began = Stamp(began_us, at.boot_us, at.boot_id)
+        self.open[key] = OpenInterval(key, state, began, storable(cause), storable(who), record.ended)
 
     async def write(self, run: str | None) -> None:
-        """Write all that is to be written, if `run` keeps the books (None: nobody yet). Raises StoreUnusable, StoreError."""
-        life = self.kept_life
-        own = life_item(self._host, life)
+        """Write all that is to be written, if `run` may write (None: no run yet). Raises LedgerTakenOver, StoreError."""
+        record = self.kept_record
+        own = host_item(self._host, record)
         parts: list[list[TransactWriteItemTypeDef]] = [[]]
         for key, past in self._moved.items():
             # What ends and what begins at the same moment are in one transaction.
@@ -206,22 +212,22 @@ class _Books:
             parts[-1] += puts
         for part in parts:
             await self._transact(part, run, own)
-            run = life.run
+            run = record.run
         self._moved.clear()
 
-    async def draw_in(self, at: Stamp, run: str) -> Stamp:
-        """If the wall clock has stepped back, move what lies past `at` to it. Returns the last sign of life, moved too."""
-        life = self.kept_life
-        if life.stamp.wall_us > at.wall_us:
-            later = await self._table.query(books_pk(self._host), at_least=past_key(at.wall_us + 1, 0), below=PAST_END)
+    async def pull_back(self, at: Stamp, run: str) -> Stamp:
+        """If the wall clock has stepped back, move all that lies past `at` to `at`. Returns the heartbeat, moved too."""
+        record = self.kept_record
+        if record.heartbeat.wall_us > at.wall_us:
+            later = await self._table.query(host_pk(self._host), at_least=past_key(at.wall_us + 1, 0), below=PAST_END)
             readable = MalformedRows("ledger").read(
                 later, key_of, lambda item: (item, given_number(item, "from_us"), given_number(item, "number"))
             )
-            for item, from_us, moves in readable:
+            for item, from_us, number in readable:
                 moved = dict(item)
                 moved["from_us"] = {"N": str(min(from_us, at.wall_us))}
                 moved["to_us"] = {"N": str(at.wall_us)}
-                moved["sk"] = {"S": past_key(at.wall_us, moves)}
+                moved["sk"] = {"S": past_key(at.wall_us, number)}
                 deleted = self._table.remove(text(item, "pk"), text(item, "sk"))
                 await self._transact([deleted, self._table.put(moved)], run, None)
             for key, found in self.open.items():
@@ -229,31 +235,33 @@ class _Books:
                     began = dataclasses.replace(found.began, wall_us=at.wall_us)
                     self.open[key] = dataclasses.replace(found, began=began)
                     self._moved.setdefault(key, [])
-            life.stamp = dataclasses.replace(life.stamp, wall_us=at.wall_us)
-        return life.stamp
+            record.heartbeat = dataclasses.replace(record.heartbeat, wall_us=at.wall_us)
+        return record.heartbeat
 
     async def _transact(
-        self, writes: list[TransactWriteItemTypeDef], run: str | None, life: dict[str, AttributeValueTypeDef] | None
+        self, writes: list[TransactWriteItemTypeDef], run: str | None, own: dict[str, AttributeValueTypeDef] | None
     ) -> None:
-        """With the host's life, which is written too if it is given. Its condition holds for a repeated call as well."""
-        values: Item = {":run": {"S": self.kept_life.run if run is None else run}, ":own": {"S": self.kept_life.run}}
+        """Write together with the host's record, if that is given, on the condition that `run` or our own run may write.
+
+        The condition holds for a repeated call too. Raises LedgerTakenOver, StoreError.
+        """
+        ours = self.kept_record.run
+        values: Item = {":run": {"S": ours if run is None else run}, ":own": {"S": ours}}
         nobody = "attribute_not_exists(pk) OR " if run is None else ""
         condition = f"{nobody}#run = :run OR #run = :own"
-        if life is not None:
-            own = self._table.put(life, condition=condition, values=values, names=["run"])
+        if own is not None:
+            fence = self._table.put(own, condition=condition, values=values, names=["run"])
         else:
-            own = self._table.check(LIFE, self._host, condition=condition, values=values, names=["run"])
+            fence = self._table.check(LIFE, self._host, condition=condition, values=values, names=["run"])
         try:
-            await self._table.transact([*writes, own])
+            await self._table.transact([*writes, fence])
         except ConditionFailed as exc:
-            raise StoreUnusable(TAKEN_OVER) from exc
+            raise LedgerTakenOver from exc
 
 
-async def _read_chains(
-    table: Table, life_item: Item, since_us: int, until_us: int
-) -> dict[SatelliteKey, list[Interval]]:
-    """One host's chains. What was open is read first: what ended since is not wanted twice."""
-    pk, life = books_pk(text(life_item, "sk")), life_of(life_item)
+async def _read_chains(table: Table, host: Item, since_us: int, until_us: int) -> dict[SatelliteKey, list[Interval]]:
+    """One host's chains. Open intervals are read first: one that ends meanwhile must not be read twice."""
+    pk, record = host_pk(text(host, "sk")), host_of(host)
     malformed = MalformedRows("ledger")
     now_open = await table.query(pk, at_least=OPEN, below=OPEN_END)
     opened = {each.key: each for each in malformed.read(now_open, key_of, open_of)}
@@ -261,18 +269,15 @@ async def _read_chains(
     past = malformed.read(items, key_of, lambda item: (given_number(item, "number"), interval_of(item)))
     chains: dict[SatelliteKey, list[Interval]] = collections.defaultdict(list)
     for number, interval in sorted(past, key=lambda each: each[0]):
-        is_since = number > opened[interval.key].since if interval.key in opened else True
-        if interval.from_us <= until_us and not is_since:
+        has_ended_since = number > opened[interval.key].number if interval.key in opened else True
+        if interval.from_us <= until_us and not has_ended_since:
             chains[interval.key].append(interval)
     for each in opened.values():
-        to_us = max(each.began.wall_us, life.stamp.wall_us)
-        if each.began.wall_us <= until_us and to_us >= since_us:
-            elapsed_us = each.began.until_us(life.stamp)
+        from_us, to_us = each.began.wall_us, max(each.began.wall_us, record.heartbeat.wall_us)
+        if from_us <= until_us and to_us >= since_us:
+            elapsed_us = each.began.until_us(record.heartbeat)
             chains[each.key].append(
-                Interval(
-                    *(each.key, each.state, each.began.wall_us, to_us, elapsed_us, each.cause, each.who),
-                    *((), NO_WAITS, True),
-                )
+                Interval(each.key, each.state, from_us, to_us, elapsed_us, each.cause, each.who, is_open=True)
             )
     return chains
 

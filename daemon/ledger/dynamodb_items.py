@@ -1,4 +1,4 @@
-"""What the ledger's items hold: the host's life, its open intervals, and those that are past. Pure."""
+"""What the ledger's items hold: a host's record, its open intervals, and its past ones. Pure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from bentpipe.daemon.ids import open_interval_key
-from bentpipe.daemon.ledger.contract import Change, Interval, Stamp, phases_of
-from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits
+from bentpipe.daemon.ledger.contract import Interval, Stamp
+from bentpipe.daemon.ledger.facts import FACTS, read_facts, write_facts
+from bentpipe.daemon.model import SatelliteKey, SatelliteState, StateFacts
 from bentpipe.daemon.store.dynamodb_table import given, given_number, key_of, text
-from bentpipe.daemon.store.malformed import MalformedRow, MalformedRows, number_of, whole_of
+from bentpipe.daemon.store.malformed import MalformedRows
 
 if TYPE_CHECKING:
     from types_boto3_dynamodb.type_defs import AttributeValueTypeDef
@@ -28,57 +29,59 @@ OPEN_END, PAST_END = "OPEN$", "PAST$"
 
 
 @dataclasses.dataclass(slots=True)
-class Life:
-    """The host's last sign of life, as it is or is to be in the table. `moves` counts intervals that ended."""
+class HostRecord:
+    """A host's item beside its intervals: which run may write, its last transition, and its last heartbeat."""
 
     run: str
     serial: int
-    stamp: Stamp
-    moves: int
+    heartbeat: Stamp
+    ended: int
+    """How many intervals have ended; numbers them in their order."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Open:
-    """A satellite's open interval; `since` is the number of the move that began it."""
+class OpenInterval:
+    """A satellite's open interval."""
 
     key: SatelliteKey
     state: SatelliteState
     began: Stamp
     cause: str
     who: str
-    since: int
+    number: int
+    """How many intervals had ended when this one began."""
 
 
-def books_pk(host: str) -> str:
+def host_pk(host: str) -> str:
     """Partition of a host's intervals."""
     return f"BOOKS#{host}"
 
 
-def past_key(to_us: int, moves: int) -> str:
-    """Sort key of a past interval: by its end, shifted so that no moment is negative, then by the number of its end."""
-    return f"{PAST}{to_us + (1 << 62):020d}#{moves:012d}"
+def past_key(to_us: int, number: int) -> str:
+    """Sort key of a past interval: by its end, shifted so that no moment is negative, then by its number."""
+    return f"{PAST}{to_us + (1 << 62):020d}#{number:012d}"
 
 
-def life_item(host: str, life: Life) -> dict[str, AttributeValueTypeDef]:
-    """A host's life."""
+def host_item(host: str, record: HostRecord) -> dict[str, AttributeValueTypeDef]:
+    """A host's record."""
     return {
         "pk": {"S": LIFE},
         "sk": {"S": host},
-        "run": {"S": life.run},
-        "serial": {"N": str(life.serial)},
-        "moves": {"N": str(life.moves)},
-        **_stamp_item(life.stamp),
+        "run": {"S": record.run},
+        "serial": {"N": str(record.serial)},
+        "moves": {"N": str(record.ended)},
+        **_stamp_item(record.heartbeat),
     }
 
 
-def life_of(item: Item) -> Life:
-    """Read what `life_item` made. What cannot be read counts as nothing: whose books they are still holds."""
+def host_of(item: Item) -> HostRecord:
+    """Reverse of `host_item`. A number or moment that cannot be read counts as 0: which run may write still holds."""
     malformed = MalformedRows("ledger")
 
     def read(parse: Callable[[Item], T], otherwise: T) -> T:
         return next(iter(malformed.read([item], key_of, parse)), otherwise)
 
-    return Life(
+    return HostRecord(
         text(item, "run"),
         read(lambda item: given_number(item, "serial"), 0),
         read(_stamp_of, Stamp(0, 0, "")),
@@ -86,61 +89,56 @@ def life_of(item: Item) -> Life:
     )
 
 
-def open_item(host: str, each: Open) -> dict[str, AttributeValueTypeDef]:
+def open_item(host: str, each: OpenInterval) -> dict[str, AttributeValueTypeDef]:
     """A satellite's open interval."""
     return {
-        "pk": {"S": books_pk(host)},
+        "pk": {"S": host_pk(host)},
         "sk": {"S": open_interval_key(each.key)},
         **_common_item(each),
         **_stamp_item(each.began),
-        "number": {"N": str(each.since)},
+        "number": {"N": str(each.number)},
     }
 
 
-def open_of(item: Item) -> Open:
-    """Read what `open_item` made."""
-    return Open(
+def open_of(item: Item) -> OpenInterval:
+    """Reverse of `open_item`. Raises MalformedRow, ValueError."""
+    return OpenInterval(
         *(_key_of(item), SatelliteState(text(item, "satellite_state")), _stamp_of(item)),
         *(text(item, "cause"), text(item, "who"), given_number(item, "number")),
     )
 
 
 def past_item(
-    host: str, each: Open, to_us: int, elapsed_us: int, moves: int, change: Change | None
+    host: str, each: OpenInterval, to_us: int, elapsed_us: int, number: int, facts: StateFacts
 ) -> dict[str, AttributeValueTypeDef]:
-    """The interval `each`, which ends now, and what `change` says of it."""
-    phases = {phase.value: round(seconds, 6) for phase, seconds in change.phases} if change else {}
-    waits = change.waits if change else NO_WAITS
-    resume = change.resume if change else Resume.UNKNOWN
+    """The interval `each`, which ends now as number `number`."""
+    written = write_facts(facts)
     return {
-        "pk": {"S": books_pk(host)},
-        "sk": {"S": past_key(to_us, moves)},
+        "pk": {"S": host_pk(host)},
+        "sk": {"S": past_key(to_us, number)},
         **_common_item(each),
         "from_us": {"N": str(each.began.wall_us)},
         "to_us": {"N": str(to_us)},
         "elapsed_us": {"N": str(elapsed_us)},
-        "number": {"N": str(moves)},
-        "phases": {"S": json.dumps(phases)},
-        "waits": {"S": json.dumps([waits.clients, waits.total_s, waits.longest_s])},
-        "resume": {"S": resume.value},
+        "number": {"N": str(number)},
+        **{name: {"S": value if isinstance(value, str) else json.dumps(value)} for name, value in written.items()},
     }
 
 
 def interval_of(item: Item) -> Interval:
-    """Read what `past_item` made."""
+    """Reverse of `past_item`. Raises MalformedRow, ValueError."""
+    present = {fact: given(item, fact.name) for fact in FACTS if fact.name in item}
     return Interval(
         _key_of(item),
         SatelliteState(text(item, "satellite_state")),
         *(given_number(item, "from_us"), given_number(item, "to_us"), given_number(item, "elapsed_us")),
         *(text(item, "cause"), text(item, "who")),
-        phases_of(json.loads(given(item, "phases"))),
-        _waits_of(json.loads(given(item, "waits"))),
         is_open=False,
-        resume=Resume(text(item, "resume")),
+        facts=read_facts({fact.name: found if fact.is_text else json.loads(found) for fact, found in present.items()}),
     )
 
 
-def _common_item(each: Open) -> dict[str, AttributeValueTypeDef]:
+def _common_item(each: OpenInterval) -> dict[str, AttributeValueTypeDef]:
     return {
         "satellite": {"S": str(each.key)},
         "satellite_state": {"S": each.state.value},
@@ -164,10 +162,3 @@ def _stamp_item(stamp: Stamp) -> dict[str, AttributeValueTypeDef]:
 
 def _stamp_of(item: Item) -> Stamp:
     return Stamp(given_number(item, "wall_us"), given_number(item, "boot_us"), given(item, "boot_id"))
-
-
-def _waits_of(found: object) -> Waits:
-    if not isinstance(found, list) or len(found) != len(dataclasses.fields(Waits)):
-        raise MalformedRow(f"waits are none: {found!r}")
-    clients, total_s, longest_s = found
-    return Waits(whole_of(clients, "waits"), number_of(total_s, "waits"), number_of(longest_s, "waits"))

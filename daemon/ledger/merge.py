@@ -1,9 +1,9 @@
-"""One chain out of several: what hosts that share a fleet each saw of the same satellite.
+"""Makes one chain of several: hosts that share a fleet have each seen the same satellite. Pure.
 
-Every host keeps books of its own, under all of the ledger's laws; they agree but for the moments between one host's look
-at the provider and another's. For any moment the most awake state counts that any host saw: whoever used or woke the
-satellite knew it first, and whoever paid for it paid from then on. Who saw nothing (UNKNOWN, OFFLINE) counts only if
-nobody saw anything. Pure.
+Each host records chains of its own, which keep all of the ledger's laws. They differ only in the moments at which the hosts
+looked at the provider. For each moment the most awake state counts that any host saw: the host that woke or used the
+satellite knew of it first, and the machine costs money from then on. A host that saw nothing (UNKNOWN, OFFLINE) counts only
+if no other host saw anything.
 """
 
 import dataclasses
@@ -11,7 +11,8 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from bentpipe.daemon.ledger.contract import Interval
-from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits
+from bentpipe.daemon.ledger.facts import MergeRule, add_sums, has_facts, merge_seen
+from bentpipe.daemon.model import NO_FACTS, SatelliteKey, SatelliteState
 
 S = SatelliteState
 
@@ -20,64 +21,66 @@ PRECEDENCE = (
     *(S.FAILED, S.SLEEP, S.UNKNOWN, S.OFFLINE),
 )
 
-NO_BOOKS = "no host kept books"
+NO_HOST = "no host kept books"
 
 
 def merge(chains: Iterable[Sequence[Interval]]) -> list[Interval]:
     """Merge chains of one satellite, each without overlaps and holes, into one that has none either.
 
-    What lasted no time at all is left out. Clients that waited are added up. Phases and who woke it are those of the
-    host that woke it.
+    An interval that lasted no time is left out. The cause and the principal are those of the host that woke the satellite;
+    each fact follows its MergeRule.
     """
     intervals = [interval for chain in chains for interval in chain]
     bounds = sorted({at for interval in intervals for at in (interval.from_us, interval.to_us)})
     merged: list[Interval] = []
     for from_us, to_us in itertools.pairwise(bounds):
         seen = [each for each in intervals if each.from_us <= from_us and each.to_us >= to_us]
-        # A hole in all of them is where no host was left, and another came later.
+        # All chains have a hole where the last host stopped and another host came later.
         state = min((each.state for each in seen), key=PRECEDENCE.index, default=S.UNKNOWN)
         leading = [each for each in seen if each.state is state]
         if leading and merged and merged[-1].state is state:
             merged[-1] = _joined(merged[-1], leading, to_us)
         else:
             merged.append(_begun(leading, from_us, to_us) if leading else _hole(intervals[0].key, from_us, to_us))
-    return _with_waits(merged, intervals)
+    return _with_sums(merged, intervals)
 
 
 def _hole(key: SatelliteKey, from_us: int, to_us: int) -> Interval:
-    return Interval(key, S.UNKNOWN, from_us, to_us, to_us - from_us, NO_BOOKS, "", (), NO_WAITS, is_open=False)
+    return Interval(key, S.UNKNOWN, from_us, to_us, to_us - from_us, NO_HOST, "", is_open=False)
 
 
 def _begun(leading: Sequence[Interval], from_us: int, to_us: int) -> Interval:
-    first = min(leading, key=lambda each: (not each.who, not each.phases, each.from_us))
+    first = _waker(leading)
     return dataclasses.replace(
         first,
         from_us=from_us,
         to_us=to_us,
         elapsed_us=_share_us(first, from_us, to_us),
-        waits=NO_WAITS,
         is_open=False,
-        resume=_resume_of(*leading),
+        facts=merge_seen(first.facts, (each.facts for each in leading)),
     )
 
 
 def _joined(before: Interval, leading: Sequence[Interval], to_us: int) -> Interval:
-    best = min(leading, key=lambda each: (not each.who, not each.phases, each.from_us))
-    told = best if (best.who or best.phases) and not (before.who or before.phases) else before
+    best = _waker(leading)
+    told = best if _woke(best) and not _woke(before) else before
     return dataclasses.replace(
         before,
         to_us=to_us,
         elapsed_us=before.elapsed_us + _share_us(best, before.to_us, to_us),
         cause=told.cause,
         who=told.who,
-        phases=told.phases,
-        resume=_resume_of(before, *leading),
+        facts=merge_seen(told.facts, (each.facts for each in (before, *leading))),
     )
 
 
-def _resume_of(*intervals: Interval) -> Resume:
-    """What any host has found out; they asked the same machine."""
-    return next((each.resume for each in intervals if each.resume is not Resume.UNKNOWN), Resume.UNKNOWN)
+def _waker(leading: Sequence[Interval]) -> Interval:
+    """The interval of the host that most likely woke the satellite."""
+    return min(leading, key=lambda each: (not each.who, not has_facts(each.facts, MergeRule.OF_WAKER), each.from_us))
+
+
+def _woke(interval: Interval) -> bool:
+    return bool(interval.who) or has_facts(interval.facts, MergeRule.OF_WAKER)
 
 
 def _share_us(interval: Interval, from_us: int, to_us: int) -> int:
@@ -86,18 +89,14 @@ def _share_us(interval: Interval, from_us: int, to_us: int) -> int:
     return round(interval.elapsed_us * (to_us - from_us) / whole_us) if whole_us else 0
 
 
-def _with_waits(merged: list[Interval], intervals: Sequence[Interval]) -> list[Interval]:
-    """Give everybody's waits to the interval in which the one that has them ended; the last is open if any is."""
-    waits = [NO_WAITS] * len(merged)
+def _with_sums(merged: list[Interval], intervals: Sequence[Interval]) -> list[Interval]:
+    """Add each host's sums to the interval in which that host's own interval ended. The last is open if any host's is."""
+    sums = [NO_FACTS] * len(merged)
     for interval in intervals:
-        if interval.waits != NO_WAITS:
+        if has_facts(interval.facts, MergeRule.SUM):
             at = next((n for n, each in enumerate(merged) if each.to_us >= interval.to_us), len(merged) - 1)
-            waits[at] = Waits(
-                waits[at].clients + interval.waits.clients,
-                waits[at].total_s + interval.waits.total_s,
-                max(waits[at].longest_s, interval.waits.longest_s),
-            )
-    found = [dataclasses.replace(each, waits=own) for each, own in zip(merged, waits, strict=True)]
+            sums[at] = add_sums(sums[at], interval.facts)
+    found = [dataclasses.replace(each, facts=add_sums(each.facts, own)) for each, own in zip(merged, sums, strict=True)]
     if found and any(interval.is_open for interval in intervals):
         found[-1] = dataclasses.replace(found[-1], is_open=True)
     return found

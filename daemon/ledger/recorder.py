@@ -1,7 +1,7 @@
 """Carries the fleet's transitions to the ledger: a bounded queue and one task. Never slows or stops routing.
 
-While the ledger fails, changes wait in the queue and are tried again. Once the queue is full only each satellite's
-newest change is kept, and the ledger is told that what came before it is UNKNOWN: it may miss a thing, it does not lie.
+While the ledger fails, transitions wait in the queue and are tried again. Once the queue is full, only each satellite's
+newest transition is kept, and the time before it is UNKNOWN: the ledger may lack something, but it says nothing false.
 """
 
 import collections
@@ -12,21 +12,21 @@ from collections.abc import Callable, Iterable
 import trio
 
 from bentpipe.daemon.errors import StoreError
-from bentpipe.daemon.ledger.contract import Change, Ledger, Stamp
+from bentpipe.daemon.ledger.contract import Ledger, Stamp, StampedTransition
 from bentpipe.daemon.model import SatelliteKey, SatelliteState, Transition
 
 log = logging.getLogger("bentpipe.store")
 
 QUEUE_LIMIT = 10_000
-"""Changes that wait while the ledger fails; at some hundred bytes each this is a few MiB."""
+"""Transitions that wait while the ledger fails; at some hundred bytes each this is a few MiB."""
 BATCH_LIMIT = 500
-"""Changes a transaction: large enough for a herd, small enough to be written within a second on a slow disk."""
+"""Transitions in one call: large enough for a herd, small enough to be written within a second on a slow disk."""
 BEAT_S = 10.0
-"""Between signs of life: what a crash can make UNKNOWN though it was watched."""
+"""Between heartbeats: the time before a crash that becomes UNKNOWN though the daemon watched."""
 RETRY_S = 5.0
 """Between attempts while the ledger fails."""
 CLOSE_DEADLINE_S = 10.0
-"""For the last words at the end of the daemon."""
+"""For what is left to write when the daemon stops."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,15 +41,15 @@ class RecorderStatistics:
 
 @dataclasses.dataclass(slots=True)
 class _Missed:
-    """What is left of a satellite's changes that found the queue full."""
+    """What is kept of a satellite's transitions that found the queue full."""
 
-    first: Change
-    newest: Change
+    first: StampedTransition
+    newest: StampedTransition
     lost: int = 0
 
 
 class Recorder:
-    """Owns the ledger from `run_recorder`'s begin to its end."""
+    """Owns the ledger: `run_recorder` begins it, writes to it, ends and closes it."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Recorder:
         self._now = now
         self._began_at = now()
         self._begun = False
-        self._queue: collections.deque[Change] = collections.deque()
+        self._queue: collections.deque[StampedTransition] = collections.deque()
         self._missed: dict[SatelliteKey, _Missed] = {}
         self._serial = 0
         self._woken = trio.Event()
@@ -78,30 +78,20 @@ class Recorder:
 
     def record_nowait(self, transition: Transition) -> None:
         """Take a transition, stamped with this moment. Never blocks, never raises."""
-        change = Change(
-            self._next_serial(),
-            transition.key,
-            transition.after,
-            self._now(),
-            transition.cause,
-            transition.who,
-            transition.phases,
-            transition.waits,
-            transition.resume,
-        )
+        stamped = StampedTransition(self._next_serial(), self._now(), transition)
         if not self._missed and len(self._queue) < self._queue_limit:
-            self._queue.append(change)
+            self._queue.append(stamped)
         elif transition.key in self._missed:
             missed = self._missed[transition.key]
-            missed.newest = change
+            missed.newest = stamped
             missed.lost += 1
             self._lost += 1
         else:
-            self._missed[transition.key] = _Missed(change, change)
+            self._missed[transition.key] = _Missed(stamped, stamped)
         self._woken.set()
 
     async def run_recorder(self) -> None:
-        """Record for ever; when cancelled, write what is left and close the books."""
+        """Record until cancelled; then write what is left and end the run."""
         try:
             while True:
                 if await self._write():
@@ -116,7 +106,7 @@ class Recorder:
                 await self._ledger.aclose()
 
     async def _write(self, *, last: bool = False) -> bool:
-        """Write all that waits and a sign of life (or the end). Returns False, and says so once, if the ledger fails."""
+        """Write all that waits and a heartbeat (or the end). If the ledger fails, returns False and logs it once."""
         self._woken = trio.Event()
         try:
             if not self._begun:
@@ -132,7 +122,7 @@ class Recorder:
             self._failed(str(exc))
             return False
         except Exception:
-            # A bug in a store is worth a traceback and an alarm, but no client's connection.
+            # A bug in a ledger is worth a traceback and an alarm, but must not cost a client its connection.
             log.exception("ledger crashed")
             self._failed("crashed")
             return False
@@ -151,16 +141,18 @@ class Recorder:
         self._recorded += len(batch)
 
     def _queue_missed(self) -> None:
-        """Queue what is left of the missed changes, in the order of time, as the ledger must have it."""
-        left: list[Change] = []
+        """Queue what is kept of the missed transitions, in the order of time, as the ledger must have them."""
+        left: list[StampedTransition] = []
         for missed in self._missed.values():
             if missed.lost:
                 cause = f"{missed.lost} changes could not be recorded"
-                left.append(dataclasses.replace(missed.first, state=SatelliteState.UNKNOWN, cause=cause, who=""))
+                first = missed.first.transition
+                unknown = dataclasses.replace(first, after=SatelliteState.UNKNOWN, cause=cause, who="")
+                left.append(dataclasses.replace(missed.first, transition=unknown))
             left.append(missed.newest)
         self._missed.clear()
-        left.sort(key=lambda change: change.serial)
-        self._queue.extend(dataclasses.replace(change, serial=self._next_serial()) for change in left)
+        left.sort(key=lambda each: each.serial)
+        self._queue.extend(dataclasses.replace(each, serial=self._next_serial()) for each in left)
 
     def _next_serial(self) -> int:
         self._serial += 1

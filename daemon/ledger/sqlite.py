@@ -8,31 +8,31 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from bentpipe.daemon.errors import StoreUnusable
+from bentpipe.daemon.ledger.chain import UNWATCHED, first_moves
 from bentpipe.daemon.ledger.contract import (
     ENDED_BADLY,
-    NOT_CONFIGURED,
     STOPPED,
-    Change,
     Interval,
+    LedgerTakenOver,
     Stamp,
-    phases_of,
+    StampedTransition,
     stamp_of,
     storable,
 )
-from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits
-from bentpipe.daemon.store.malformed import MalformedRows, number_of, text_of, whole_of
-from bentpipe.daemon.store.schema import RESUME_VERSION, transaction, version_of
+from bentpipe.daemon.ledger.facts import read_facts, write_facts
+from bentpipe.daemon.model import NO_FACTS, Resume, SatelliteKey, SatelliteState, StateFacts
+from bentpipe.daemon.store.malformed import MalformedRow, MalformedRows, text_of, whole_of
+from bentpipe.daemon.store.schema import FACTS_VERSION, RESUME_VERSION, transaction, version_of
 from bentpipe.daemon.store.sqlite_file import SqliteFile
 
 T = TypeVar("T")
 
 NO_STAMP = Stamp(0, 0, "")
-_UNWATCHED = (SatelliteState.UNKNOWN.value, SatelliteState.OFFLINE.value)
+_STATES = {state.value: state for state in SatelliteState}
 
 
 class SqliteLedger:
-    """`Ledger` in the file at `path`, which is made if need be; with `read_only` for `intervals` alone."""
+    """`Ledger` in the file at `path`. The first call makes the file; with `read_only` it must be there, to read only."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._file = SqliteFile(path, read_only=read_only)
@@ -40,34 +40,34 @@ class SqliteLedger:
 
     async def begin(self, keys: Collection[SatelliteKey], at: Stamp) -> None:
         """See Ledger."""
-        await self._call(lambda books: books.begin(keys, at))
+        await self._call(lambda chains: chains.begin(keys, at))
 
-    async def record(self, changes: Sequence[Change]) -> None:
+    async def record(self, transitions: Sequence[StampedTransition]) -> None:
         """See Ledger."""
-        await self._call(lambda books: books.record(changes))
+        await self._call(lambda chains: chains.record(transitions))
 
     async def beat(self, at: Stamp) -> None:
         """See Ledger."""
-        await self._call(lambda books: books.beat(at))
+        await self._call(lambda chains: chains.beat(at))
 
     async def end(self, at: Stamp) -> None:
         """See Ledger."""
-        await self._call(lambda books: books.end(at))
+        await self._call(lambda chains: chains.end(at))
 
     async def intervals(self, since_us: int, until_us: int) -> list[Interval]:
         """See Ledger."""
-        return await self._call(lambda books: books.intervals(since_us, until_us))
+        return await self._call(lambda chains: chains.intervals(since_us, until_us))
 
     async def aclose(self) -> None:
         """See Ledger."""
         await self._file.aclose()
 
-    async def _call(self, use: Callable[["_Books"], T]) -> T:
-        return await self._file.call(lambda connection: use(_Books(connection, self._run)))
+    async def _call(self, use: Callable[["_Chains"], T]) -> T:
+        return await self._file.call(lambda connection: use(_Chains(connection, self._run)))
 
 
-class _Books:
-    """The chain of intervals in SQL: one call, one transaction."""
+class _Chains:
+    """The chains of intervals in SQL. Each call is one transaction."""
 
     def __init__(self, connection: sqlite3.Connection, run: str) -> None:
         self._connection = connection
@@ -77,55 +77,55 @@ class _Books:
 
     def begin(self, keys: Collection[SatelliteKey], at: Stamp) -> None:
         with transaction(self._connection):
-            last = self._sign_of_life()
+            last = self._heartbeat()
             if last is not None:
-                last = self._draw_in(last, at)
+                last = self._pull_back(last, at)
                 for satellite in self._watched():
                     self._move(satellite, SatelliteState.UNKNOWN, last, ENDED_BADLY)
-            wanted = {self._satellite(key) for key in keys}
-            offline = SatelliteState.OFFLINE.value
-            open_now = dict(self._execute("SELECT satellite, state FROM interval WHERE to_us IS NULL").fetchall())
-            for satellite in wanted:
-                if open_now.get(satellite, offline) == offline:
-                    self._move(satellite, SatelliteState.UNKNOWN, at, "not looked at yet")
-            for satellite, state in open_now.items():
-                if satellite not in wanted and state != offline:
-                    self._move(satellite, SatelliteState.OFFLINE, at, NOT_CONFIGURED)
+            wanted = sorted({self._satellite(key) for key in keys})
+            rows = self._execute("SELECT satellite, state FROM interval WHERE to_us IS NULL").fetchall()
+            open_now = {satellite: _STATES.get(state) for satellite, state in rows}
+            for satellite, state, cause in first_moves(open_now, wanted):
+                self._move(satellite, state, at, cause)
             self._execute(
                 "INSERT OR REPLACE INTO life VALUES (1, ?, 0, ?, ?, ?)", (self._run, at.wall_us, at.boot_us, at.boot_id)
             )
 
-    def record(self, changes: Sequence[Change]) -> None:
-        with self._keeping() as last:
+    def record(self, transitions: Sequence[StampedTransition]) -> None:
+        with self._writing() as last:
             (serial,) = self._execute("SELECT serial FROM life").fetchone()
             serial = serial if isinstance(serial, int) else 0
-            for change in changes:
-                if change.serial <= serial:
+            for each in transitions:
+                if each.serial <= serial:
                     continue
-                self._draw_in(last, change.at)
-                self._move(self._satellite(change.key), change.state, change.at, change.cause, change)
-                serial, last = change.serial, change.at
+                self._pull_back(last, each.at)
+                told = each.transition
+                self._move(self._satellite(told.key), told.after, each.at, told.cause, told.who, told.facts)
+                serial, last = each.serial, each.at
             self._execute("UPDATE life SET serial = ?", (serial,))
-            self._live(last)
+            self._beat(last)
 
     def beat(self, at: Stamp) -> None:
-        with self._keeping() as last:
-            self._draw_in(last, at)
-            self._live(at)
+        with self._writing() as last:
+            self._pull_back(last, at)
+            self._beat(at)
 
     def end(self, at: Stamp) -> None:
-        with self._keeping() as last:
-            self._draw_in(last, at)
+        with self._writing() as last:
+            self._pull_back(last, at)
             for satellite in self._watched():
                 self._move(satellite, SatelliteState.UNKNOWN, at, STOPPED)
-            self._live(at)
+            self._beat(at)
 
     def intervals(self, since_us: int, until_us: int) -> list[Interval]:
         # A reader takes an older file as it is.
-        resume = "resume" if version_of(self._connection) >= RESUME_VERSION else f"'{Resume.UNKNOWN.value}'"
+        version = version_of(self._connection)
+        resume = "resume" if version >= RESUME_VERSION else f"'{Resume.UNKNOWN.value}'"
+        facts = "facts" if version >= FACTS_VERSION else "'{}'"
         rows = self._execute(
-            f"""SELECT org, name, state, from_us, from_boot_us, from_boot_id, to_us, elapsed_us, cause, who, phases,
-                      clients, waited_s, waited_longest_s, {resume}, life.wall_us, life.boot_us, life.boot_id
+            f"""SELECT org, name, state, from_us, from_boot_us, from_boot_id, to_us, elapsed_us, cause, who,
+                      life.wall_us, life.boot_us, life.boot_id,
+                      {facts}, phases, clients, waited_s, waited_longest_s, {resume}
                FROM interval JOIN satellite ON satellite.id = interval.satellite JOIN life
                WHERE from_us <= :until AND ifnull(to_us, max(from_us, life.wall_us)) >= :since
                ORDER BY org, name, interval.id""",
@@ -134,15 +134,14 @@ class _Books:
         return MalformedRows("interval").read(rows, lambda row: (*row[:2], row[3]), self._interval)
 
     @staticmethod
-    def _interval(row: tuple) -> Interval:  # type: ignore[type-arg]
-        """Read a row, whatever is in its columns. Raises MalformedRow, and anything else for what is no value of ours."""
-        org, name, state, from_us, boot_us, boot_id, to_us, elapsed_us, cause, who, phases, *rest = row
-        clients, waited_s, longest_s, resume, *life = rest
+    def _interval(row: tuple[object, ...]) -> Interval:
+        """Read a row, whatever its columns hold. Raises MalformedRow, or ValueError for a value that we never write."""
+        org, name, state, from_us, boot_us, boot_id, to_us, elapsed_us, cause, who, *rest = row
         began = stamp_of(from_us, boot_us, boot_id)
         is_open = to_us is None
         if is_open:
-            last = stamp_of(*life)
-            to_us, elapsed_us = max(from_us, last.wall_us), began.until_us(last)
+            last = stamp_of(*rest[:3])
+            to_us, elapsed_us = max(began.wall_us, last.wall_us), began.until_us(last)
         return Interval(
             SatelliteKey(text_of(org, "org"), text_of(name, "name")),
             SatelliteState(state),
@@ -151,36 +150,32 @@ class _Books:
             whole_of(elapsed_us, "elapsed_us"),
             text_of(cause, "cause"),
             text_of(who, "who"),
-            phases_of(json.loads(text_of(phases, "phases"))),
-            Waits(
-                whole_of(clients, "clients"), number_of(waited_s, "waited_s"), number_of(longest_s, "waited_longest_s")
-            ),
             is_open,
-            Resume(resume),
+            _facts_of(*rest[3:]),
         )
 
     @contextlib.contextmanager
-    def _keeping(self) -> Iterator[Stamp]:
-        """A transaction of the run that began last. Raises StoreUnusable if that is not ours."""
+    def _writing(self) -> Iterator[Stamp]:
+        """A transaction of the run that may write; gives the last heartbeat. Raises LedgerTakenOver."""
         with transaction(self._connection):
-            last = self._sign_of_life()
-            keeper = self._execute("SELECT run FROM life").fetchone()
-            if last is None or keeper != (self._run,):
-                raise StoreUnusable("another daemon keeps this ledger now")
+            last = self._heartbeat()
+            writer = self._execute("SELECT run FROM life").fetchone()
+            if last is None or writer != (self._run,):
+                raise LedgerTakenOver
             yield last
 
-    def _sign_of_life(self) -> Stamp | None:
-        """The last one; NO_STAMP if it cannot be read: then nobody knows until when anything was watched."""
+    def _heartbeat(self) -> Stamp | None:
+        """The last one; NO_STAMP if it cannot be read: then it is unknown until when the daemon watched."""
         row = self._execute("SELECT wall_us, boot_us, boot_id FROM life").fetchone()
         if row is None:
             return None
         return next(iter(self._stamps.read([row], lambda row: "life", lambda row: stamp_of(*row))), NO_STAMP)
 
-    def _live(self, at: Stamp) -> None:
+    def _beat(self, at: Stamp) -> None:
         self._execute("UPDATE life SET wall_us = ?, boot_us = ?, boot_id = ?", (at.wall_us, at.boot_us, at.boot_id))
 
-    def _draw_in(self, last: Stamp, at: Stamp) -> Stamp:
-        """If the wall clock has stepped back, move what lies past `at` to it. Returns `last`, moved likewise."""
+    def _pull_back(self, last: Stamp, at: Stamp) -> Stamp:
+        """If the wall clock has stepped back, move all that lies past `at` to `at`. Returns `last`, moved too."""
         if last.wall_us <= at.wall_us:
             return last
         self._execute(
@@ -191,8 +186,11 @@ class _Books:
         return Stamp(at.wall_us, last.boot_us, last.boot_id)
 
     def _watched(self) -> list[int]:
-        """Satellites whose open interval says more than that nobody watches."""
-        rows = self._execute("SELECT satellite FROM interval WHERE to_us IS NULL AND state NOT IN (?, ?)", _UNWATCHED)
+        """Satellites whose open interval has a state that the daemon watched."""
+        rows = self._execute(
+            "SELECT satellite FROM interval WHERE to_us IS NULL AND state NOT IN (?, ?)",
+            sorted(state.value for state in UNWATCHED),
+        )
         return [satellite for (satellite,) in rows.fetchall()]
 
     def _satellite(self, key: SatelliteKey) -> int:
@@ -200,8 +198,8 @@ class _Books:
         found = self._execute("SELECT id FROM satellite WHERE org = ? AND name = ?", (key.org, key.name)).fetchone()
         return int(found[0])
 
-    def _began(self, row: tuple, at: Stamp) -> Stamp:  # type: ignore[type-arg]
-        """When an open interval began. One that cannot be read is told, and becomes one of no length before `at`."""
+    def _began(self, row: tuple[object, ...], at: Stamp) -> Stamp:
+        """When an open interval began. One that cannot be read is logged, and then begins at `at`: it has no length."""
         for began in self._stamps.read([row], lambda row: row[0], lambda row: stamp_of(*row[1:])):
             return began
         self._execute(
@@ -210,8 +208,16 @@ class _Books:
         )
         return at
 
-    def _move(self, satellite: int, state: SatelliteState, at: Stamp, cause: str, change: Change | None = None) -> None:
-        """End the open interval, if there is one, and open the next at the same moment."""
+    def _move(
+        self,
+        satellite: int,
+        state: SatelliteState,
+        at: Stamp,
+        cause: str,
+        who: str = "",
+        facts: StateFacts = NO_FACTS,
+    ) -> None:
+        """End the open interval, if there is one, with these facts, and open the next at the same moment."""
         wall_us = at.wall_us
         row = self._execute(
             "SELECT id, from_us, from_boot_us, from_boot_id FROM interval WHERE satellite = ? AND to_us IS NULL",
@@ -220,22 +226,25 @@ class _Books:
         if row is not None:
             began = self._began(row, at)
             wall_us = max(wall_us, began.wall_us)
-            phases = {phase.value: round(seconds, 6) for phase, seconds in change.phases} if change else {}
-            waits = change.waits if change else NO_WAITS
-            resume = change.resume if change else Resume.UNKNOWN
             self._execute(
-                """UPDATE interval SET to_us = ?, elapsed_us = ?, phases = ?, clients = ?, waited_s = ?,
-                   waited_longest_s = ?, resume = ? WHERE id = ?""",
-                (
-                    *(wall_us, began.until_us(at), json.dumps(phases)),
-                    *(waits.clients, waits.total_s, waits.longest_s, resume.value, row[0]),
-                ),
+                "UPDATE interval SET to_us = ?, elapsed_us = ?, facts = ? WHERE id = ?",
+                (wall_us, began.until_us(at), json.dumps(write_facts(facts)), row[0]),
             )
         self._execute(
             """INSERT INTO interval (satellite, state, from_us, from_boot_us, from_boot_id, cause, who)
                VALUES (?, ?, ?, ?, ?, ?, ?)""",
-            (
-                *(satellite, state.value, wall_us, at.boot_us, at.boot_id),
-                *(storable(cause), change.who if change else ""),
-            ),
+            (satellite, state.value, wall_us, at.boot_us, at.boot_id, storable(cause), storable(who)),
         )
+
+
+def _facts_of(
+    facts: object, phases: object, clients: object, waited_s: object, longest_s: object, resume: object
+) -> StateFacts:
+    """Read `facts`, or the columns that had them before FACTS_VERSION. Raises MalformedRow, ValueError."""
+    found = json.loads(text_of(facts, "facts"))
+    if not isinstance(found, dict):
+        raise MalformedRow("facts is not a JSON object")
+    if not found:
+        waits = [clients, waited_s, longest_s]
+        found = {"phases": json.loads(text_of(phases, "phases")), "waits": waits, "resume": resume}
+    return read_facts(found)

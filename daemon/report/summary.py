@@ -94,7 +94,7 @@ class _Tally:
         self.failed += other.failed
         for name, durations in other.durations.items():
             self.durations.setdefault(name, []).extend(durations)
-        self.waits = _sum_waits(self.waits, other.waits)
+        self.waits += other.waits
         self.woken_by += other.woken_by
         self.resumes += other.resumes
 
@@ -155,7 +155,7 @@ def _tally(chain: Sequence[Interval], since_us: int, until_us: int) -> _Tally:
         elif interval.state is S.UNKNOWN:
             tally.unknown_s += lasted_s
         if after is not None and since_us <= interval.to_us < until_us:
-            tally.waits = _sum_waits(tally.waits, interval.waits)
+            tally.waits += interval.facts.waits
             if interval.state in WAKING and after.state not in WAKING and _is_ours(interval):
                 _count_wake(tally, interval, after)
     return tally
@@ -163,7 +163,7 @@ def _tally(chain: Sequence[Interval], since_us: int, until_us: int) -> _Tally:
 
 def _is_ours(waking: Interval) -> bool:
     """Whether it was woken for somebody, not found running or started by others."""
-    return bool(waking.who or waking.waits.clients or WakePhase.START in dict(waking.phases))
+    return bool(waking.who or waking.facts.waits.clients or WakePhase.START in dict(waking.facts.phases))
 
 
 def _count_wake(tally: _Tally, waking: Interval, after: Interval) -> None:
@@ -174,9 +174,9 @@ def _count_wake(tally: _Tally, waking: Interval, after: Interval) -> None:
     if after.state is not S.OPERATIONAL:
         tally.failed += 1
         return
-    tally.resumes[after.resume] += 1
+    tally.resumes[after.facts.resume] += 1
     tally.durations.setdefault(TOTAL, []).append(waking.elapsed_us / 1e6)
-    for phase, seconds in waking.phases:
+    for phase, seconds in waking.facts.phases:
         tally.durations.setdefault(phase.value, []).append(seconds)
 
 
@@ -205,7 +205,3 @@ def _summary(name: str, tally: _Tally, *, priced: bool) -> Summary:
         dict(tally.woken_by.most_common()),
         {resume.value: tally.resumes[resume] for resume in Resume},
     )
-
-
-def _sum_waits(one: Waits, other: Waits) -> Waits:
-    return Waits(one.clients + other.clients, one.total_s + other.total_s, max(one.longest_s, other.longest_s))

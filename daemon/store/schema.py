@@ -1,7 +1,7 @@
-"""The store's tables in SQLite and the way from every older version to the newest. Blocking; knows no intervals.
+"""The tables of the SQLite file, and the migrations from each older version to the newest. Its functions block.
 
-A migration that was released is never changed: the next one follows it. Each is one transaction with its version, so
-that a crash leaves the file as it was before or after it.
+A released migration is never changed: a later one is appended. Each is one transaction together with its version number, so
+that a crash leaves the file as it was before it or after it.
 """
 
 import contextlib
@@ -64,14 +64,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     ("ALTER TABLE interval ADD COLUMN resume TEXT NOT NULL DEFAULT 'unknown'",),
     ("CREATE TABLE cut (name TEXT PRIMARY KEY, at_us INTEGER NOT NULL) STRICT",),
+    ("ALTER TABLE interval ADD COLUMN facts TEXT NOT NULL DEFAULT '{}'",),
 )
-"""`interval` is the ledger, its row without `to_us` the open one; `life` the keeper of the books and its last sign.
-`token` and `registration` are the registry; `grants` is a list in JSON, `cut` the tokens
-whose connections were cut with their revocation."""
-
+"""`interval` is the ledger: the row without `to_us` is a satellite's open interval, and `facts` is JSON by name. Rows that
+were written before FACTS_VERSION have their facts in `phases`, `clients`, `waited_s`, `waited_longest_s` and `resume`.
+`life` is the run that may write, with its last heartbeat. `token` and `registration` are the registry: `grants` is a list
+in JSON, and `cut` has the revoked tokens whose connections are cut."""
 
 RESUME_VERSION = 3
-"""From which on `interval` has `resume`."""
+"""The first version in which `interval` has `resume`."""
+FACTS_VERSION = 5
+"""The first version in which `interval` has `facts`."""
 
 
 def version_of(connection: sqlite3.Connection) -> int:

@@ -199,7 +199,7 @@ def test_two_hundred_clients_over_three_hosts_wake_it_once(world: World) -> None
             client.close()
     found = world.books()
     assert all(before.to_us == after.from_us for before, after in itertools.pairwise(found))
-    assert 0 < sum(interval.waits.clients for interval in found) <= CLIENTS
+    assert 0 < sum(interval.facts.waits.clients for interval in found) <= CLIENTS
     report = subprocess.run(
         [PROGRAM, "report", "--config", world.folder / "init.toml", "--json"],
         capture_output=True,

@@ -4,7 +4,6 @@ A test module subclasses `LedgerContract` and gives a fixture `shelf`: `shelf(na
 new run of the daemon would; the same name twice is the same ledger.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
 
@@ -14,8 +13,25 @@ import trio
 from hypothesis import HealthCheck, given, settings
 
 from bentpipe.daemon.errors import StoreUnusable
-from bentpipe.daemon.ledger.contract import ENDED_BADLY, NOT_CONFIGURED, STOPPED, Change, Interval, Ledger, Stamp
-from bentpipe.daemon.model import Resume, SatelliteKey, SatelliteState, Waits, WakePhase
+from bentpipe.daemon.ledger.contract import (
+    ENDED_BADLY,
+    NOT_CONFIGURED,
+    STOPPED,
+    Interval,
+    Ledger,
+    Stamp,
+    StampedTransition,
+)
+from bentpipe.daemon.model import (
+    NO_FACTS,
+    Resume,
+    SatelliteKey,
+    SatelliteState,
+    StateFacts,
+    Transition,
+    Waits,
+    WakePhase,
+)
 
 S = SatelliteState
 A, B, C = (SatelliteKey("acme", name) for name in "abc")
@@ -48,14 +64,23 @@ class Clock:
 
 
 class Writer:
-    """A run of the daemon: numbers its changes."""
+    """A run of the daemon: numbers its transitions."""
 
     def __init__(self, ledger: Ledger, clock: Clock) -> None:
         self.ledger, self.clock = ledger, clock
         self.serials = itertools.count(1)
 
-    def change(self, key: SatelliteKey, state: SatelliteState, cause: str = "test") -> Change:
-        return Change(next(self.serials), key, state, self.clock.now(), cause)
+    def change(
+        self,
+        key: SatelliteKey,
+        state: SatelliteState,
+        cause: str = "test",
+        *,
+        who: str = "",
+        facts: StateFacts = NO_FACTS,
+    ) -> StampedTransition:
+        told = Transition(key, S.UNKNOWN, state, 0.0, cause, who, facts)
+        return StampedTransition(next(self.serials), self.clock.now(), told)
 
     async def move(self, key: SatelliteKey, state: SatelliteState, cause: str = "test") -> None:
         await self.ledger.record([self.change(key, state, cause)])
@@ -103,13 +128,13 @@ class LedgerContract:
         clock.advance(1)
         await writer.move(A, S.SLEEP)
         clock.advance(100)
-        await writer.ledger.record([dataclasses.replace(writer.change(A, S.STARTING, "a client came"), who="ci")])
+        await writer.ledger.record([writer.change(A, S.STARTING, "a client came", who="ci")])
         clock.advance(12)
         phases = ((WakePhase.START, 2.0), (WakePhase.BOOT, 9.0), (WakePhase.LISTEN, 1.0))
-        ready = writer.change(A, S.OPERATIONAL, "ready")
-        await writer.ledger.record([dataclasses.replace(ready, phases=phases, waits=Waits(3, 30.0, 12.0))])
+        woken = StateFacts(phases, Waits(3, 30.0, 12.0))
+        await writer.ledger.record([writer.change(A, S.OPERATIONAL, "ready", facts=woken)])
         clock.advance(50)
-        await writer.ledger.record([dataclasses.replace(writer.change(A, S.STOPPING, "idle"), resume=Resume.RESUMED)])
+        await writer.ledger.record([writer.change(A, S.STOPPING, "idle", facts=StateFacts(resume=Resume.RESUMED))])
         clock.advance(5)
         await writer.ledger.beat(clock.now())
         found = await writer.ledger.intervals(*ALWAYS)
@@ -121,11 +146,11 @@ class LedgerContract:
             ("operational", 50),
             ("stopping", 5),
         ]
-        assert [interval.resume for interval in found] == [*[Resume.UNKNOWN] * 3, Resume.RESUMED, Resume.UNKNOWN]
+        assert [interval.facts.resume for interval in found] == [*[Resume.UNKNOWN] * 3, Resume.RESUMED, Resume.UNKNOWN]
         waking = found[2]
-        assert (waking.who, waking.cause, waking.phases) == ("ci", "a client came", phases)
-        assert waking.waits == Waits(3, 30.0, 12.0)
-        assert found[3].waits == Waits()
+        assert (waking.who, waking.cause, waking.facts.phases) == ("ci", "a client came", phases)
+        assert waking.facts.waits == Waits(3, 30.0, 12.0)
+        assert found[3].facts.waits == Waits()
         assert found[0].from_us == START_US
         assert found[-1].to_us == clock.wall_us
         await writer.ledger.aclose()

@@ -19,7 +19,7 @@ from bentpipe.daemon.fleet.machine import descent as descending
 from bentpipe.daemon.fleet.machine import setbacks, sleeping, waiting
 from bentpipe.daemon.fleet.machine import wake as waking
 from bentpipe.daemon.ids import machine_id_of
-from bentpipe.daemon.ledger.contract import Change, Interval, Stamp
+from bentpipe.daemon.ledger.contract import Interval, Stamp, StampedTransition
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.model import Address, SatelliteKey, Transition
@@ -81,9 +81,9 @@ class _MortalLedger(SqliteLedger):
         super().__init__(path)
         self._crash = crash
 
-    async def record(self, changes: Sequence[Change]) -> None:
+    async def record(self, transitions: Sequence[StampedTransition]) -> None:
         self._live()
-        await super().record(changes)
+        await super().record(transitions)
 
     async def end(self, at: Stamp) -> None:
         self._live()

@@ -351,4 +351,4 @@ def test_a_story_of_a_whole_day() -> None:
     assert world.machine.starts == 2
     assert [found.value for found in world.satellite.resumes] == ["unknown", "resumed"]
     asleep_again = [transition for transition in world.told if transition.before is SatelliteState.OPERATIONAL]
-    assert [transition.resume.value for transition in asleep_again] == ["unknown", "resumed"]
+    assert [transition.facts.resume.value for transition in asleep_again] == ["unknown", "resumed"]

@@ -19,6 +19,7 @@ from bentpipe.daemon.model import (
     SatelliteKey,
     SatelliteState,
     SleepMode,
+    StateFacts,
     Transition,
     Waits,
     WakePhase,
@@ -42,14 +43,14 @@ def test_phases_never_add_up_to_more_than_the_wake() -> None:
     book.began(10.0)
     book.phase_ended(WakePhase.BOOT, 14.0)
     book.phase_ended(WakePhase.START, 15.0)
-    phases, waits = book.take(S.STARTING, S.OPERATIONAL, 18.0)
-    assert phases == ((WakePhase.START, 5.0), (WakePhase.BOOT, 0.0), (WakePhase.LISTEN, 3.0))
-    assert waits == Waits()
+    facts = book.take(S.STARTING, S.OPERATIONAL, 18.0)
+    assert facts.phases == ((WakePhase.START, 5.0), (WakePhase.BOOT, 0.0), (WakePhase.LISTEN, 3.0))
+    assert facts.waits == Waits()
     book.waited(2.0)
     book.waited(1.0)
-    assert book.take(S.OPERATIONAL, S.STOPPING, 20.0) == ((), Waits(2, 3.0, 2.0))
+    assert book.take(S.OPERATIONAL, S.STOPPING, 20.0) == StateFacts((), Waits(2, 3.0, 2.0))
     book.began(30.0)
-    assert book.take(S.STARTING, S.SLEEP, 31.0) == ((), Waits())
+    assert book.take(S.STARTING, S.SLEEP, 31.0) == StateFacts((), Waits())
 
 
 class SlowProvider:
@@ -126,11 +127,15 @@ async def test_a_satellite_tells_who_woke_it_and_what_each_phase_took(
     await come("dave")
     asleep, waking, awake = told
     assert (asleep.after, asleep.who) == (S.SLEEP, "")
-    assert (waking.after, waking.who, waking.waits) == (S.STARTING, "alice", Waits())
+    assert (waking.after, waking.who, waking.facts.waits) == (S.STARTING, "alice", Waits())
     assert awake.after is S.OPERATIONAL
-    assert [phase for phase, _ in awake.phases] == list(WakePhase)
-    assert [round(seconds, 3) for _, seconds in awake.phases] == [2, 7, 1]
-    assert (awake.waits.clients, round(awake.waits.total_s, 3), round(awake.waits.longest_s, 3)) == (3, 18, 10)
+    assert [phase for phase, _ in awake.facts.phases] == list(WakePhase)
+    assert [round(seconds, 3) for _, seconds in awake.facts.phases] == [2, 7, 1]
+    assert (awake.facts.waits.clients, round(awake.facts.waits.total_s, 3), round(awake.facts.waits.longest_s, 3)) == (
+        3,
+        18,
+        10,
+    )
 
 
 async def test_a_wake_that_failed_kept_its_clients_waiting_too(
@@ -146,5 +151,5 @@ async def test_a_wake_that_failed_kept_its_clients_waiting_too(
             async with satellite.lease("alice"):
                 raise AssertionError("unreachable")
     assert [transition.after for transition in told] == [S.SLEEP, S.STARTING, S.FAILED]
-    assert told[-1].phases == ()
-    assert (told[-1].waits.clients, round(told[-1].waits.total_s, 3)) == (1, 2)
+    assert told[-1].facts.phases == ()
+    assert (told[-1].facts.waits.clients, round(told[-1].facts.waits.total_s, 3)) == (1, 2)

@@ -7,15 +7,15 @@ import pytest
 
 from beds.contracts.ledger import ALWAYS, A, B
 from beds.stores.spoiled_rows import JUNK, columns, loosen, put, spoil, spoilings
-from bentpipe.daemon.ledger.contract import Change, Ledger, Stamp
+from bentpipe.daemon.ledger.contract import Ledger, Stamp, StampedTransition
 from bentpipe.daemon.ledger.dynamodb import DynamoLedger
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
-from bentpipe.daemon.model import SatelliteKey, SatelliteState
+from bentpipe.daemon.model import SatelliteKey, SatelliteState, Transition
 from bentpipe.daemon.store.dynamodb_table import Table
 
 
-def change(serial: int, key: SatelliteKey, state: SatelliteState) -> Change:
-    return Change(serial, key, state, Stamp.now(), "because")
+def change(serial: int, key: SatelliteKey, state: SatelliteState) -> StampedTransition:
+    return StampedTransition(serial, Stamp.now(), Transition(key, SatelliteState.UNKNOWN, state, 0.0, "because"))
 
 
 async def keep_books(ledger: Ledger) -> None:

@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from beds.contracts.ledger import A, B, Clock
 from bentpipe.daemon.errors import StoreError
-from bentpipe.daemon.ledger.contract import Change, Interval, Stamp
+from bentpipe.daemon.ledger.contract import Interval, Stamp, StampedTransition
 from bentpipe.daemon.ledger.recorder import BATCH_LIMIT, BEAT_S, RETRY_S, Recorder
 from bentpipe.daemon.model import SatelliteKey, SatelliteState, Transition
 
@@ -22,7 +22,7 @@ class FakeLedger:
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.begun: list[tuple[SatelliteKey, ...]] = []
-        self.changes: list[Change] = []
+        self.changes: list[StampedTransition] = []
         self.batches: list[int] = []
         self.beats = 0
         self.ended = self.closed = False
@@ -36,12 +36,12 @@ class FakeLedger:
         self._check()
         self.begun.append(tuple(keys))
 
-    async def record(self, changes: Sequence[Change]) -> None:
+    async def record(self, transitions: Sequence[StampedTransition]) -> None:
         await trio.lowlevel.checkpoint()
         self._check()
         assert self.begun
-        self.changes += changes
-        self.batches.append(len(changes))
+        self.changes += transitions
+        self.batches.append(len(transitions))
 
     async def beat(self, at: Stamp) -> None:
         self._check()
@@ -78,14 +78,14 @@ async def test_changes_in_order_then_the_end(
         recorder.record_nowait(move(B, state))
     await wait_all_tasks_blocked()
     assert ledger.begun == [(A, B)]
-    assert [change.state for change in ledger.changes] == [S.FAILED, *states]
+    assert [change.transition.after for change in ledger.changes] == [S.FAILED, *states]
     assert [change.serial for change in ledger.changes] == list(range(1, len(states) + 2))
     assert max(ledger.batches) == BATCH_LIMIT
     recorder.record_nowait(move(A, S.SLEEP, "in the last moment"))
     nursery.cancel_scope.cancel()
     with trio.CancelScope(shield=True):
         await wait_all_tasks_blocked()
-    assert ledger.changes[-1].cause == "in the last moment"
+    assert ledger.changes[-1].transition.cause == "in the last moment"
     assert ledger.ended
     assert ledger.closed
     assert recorder.statistics().recorded == len(states) + 2
@@ -119,7 +119,7 @@ async def test_a_ledger_that_fails_is_told_once_counted_and_tried_again(
     assert [record.message for record in caplog.records].count("ledger fails") == 1
     ledger.error = None
     await trio.sleep(RETRY_S)
-    assert [change.state for change in ledger.changes] == [S.SLEEP, S.STARTING]
+    assert [change.transition.after for change in ledger.changes] == [S.SLEEP, S.STARTING]
     assert recorder.statistics().queued == recorder.statistics().lost == 0
     assert caplog.records[-1].message == "ledger works again"
 
@@ -140,10 +140,13 @@ async def test_past_the_limit_the_newest_is_kept_and_the_rest_is_unknown(
         recorder.record_nowait(move(key, state))
     ledger.error = None
     await trio.sleep(2 * RETRY_S)
-    seen = [(change.key.name, change.state.value, change.at.boot_us // 1_000_000 - 5) for change in ledger.changes]
+    seen = [
+        (change.transition.key.name, change.transition.after.value, change.at.boot_us // 1_000_000 - 5)
+        for change in ledger.changes
+    ]
     assert seen == [("a", "sleep", 1), ("a", "starting", 2), ("a", "unknown", 3), ("b", "sleep", 4), ("a", "sleep", 6)]
     assert [change.serial for change in ledger.changes] == sorted({change.serial for change in ledger.changes})
-    assert ledger.changes[2].cause == "2 changes could not be recorded"
+    assert ledger.changes[2].transition.cause == "2 changes could not be recorded"
     assert recorder.statistics().lost == 2
 
 

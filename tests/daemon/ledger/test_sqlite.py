@@ -14,7 +14,7 @@ from beds.stores.ledger_child import KEYS
 from bentpipe.daemon.errors import StoreError, StoreUnusable
 from bentpipe.daemon.ledger.contract import ENDED_BADLY, Stamp
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
-from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.model import NO_FACTS, Resume, SatelliteState, StateFacts, Waits, WakePhase
 from bentpipe.daemon.registry.sqlite import SqliteRegistry
 from bentpipe.daemon.store import schema
 
@@ -61,7 +61,7 @@ async def test_a_file_of_version_1_keeps_its_books_and_gets_a_registry(tmp_path:
     reader = SqliteLedger(path, read_only=True)
     before = await reader.intervals(*ALWAYS)
     assert [interval.state.value for interval in before] == ["sleep", "starting", "operational"]
-    assert before[1].waits.clients == 3
+    assert before[1].facts.waits.clients == 3
     registry = SqliteRegistry(path)
     assert await registry.tokens() == await registry.satellites() == ()
     await registry.begin_generation(A, after=0, owner="ci", at_us=1)
@@ -145,3 +145,30 @@ async def test_an_older_file_is_brought_forward_or_left_as_it_was(
     monkeypatch.setattr(schema, "MIGRATIONS", known)
     with pytest.raises(StoreUnusable, match=f"version {len(known) + 1}"):
         await shelf("old").begin([A], clock.now())
+
+
+async def test_facts_of_an_older_file_are_read_from_their_columns(shelf: Shelf, tmp_path: Path) -> None:
+    clock = Clock()
+    writer = Writer(shelf("older"), clock)
+    await writer.ledger.begin([A], clock.now())
+    for state in (SatelliteState.STARTING, SatelliteState.OPERATIONAL, SatelliteState.SLEEP):
+        clock.advance(1)
+        await writer.move(A, state)
+    await writer.ledger.aclose()
+    with sqlite3.connect(tmp_path / "books" / "older.sqlite") as db:
+        db.execute("UPDATE interval SET phases = '{\"boot\": 2.5}', clients = 2, waited_s = 3, waited_longest_s = 2")
+        db.execute("UPDATE interval SET resume = 'cold', facts = '{}'")
+        db.execute("ALTER TABLE interval DROP COLUMN facts")
+        db.execute(f"PRAGMA user_version = {schema.FACTS_VERSION - 1}")
+    db.close()
+    expected = StateFacts(((WakePhase.BOOT, 2.5),), Waits(2, 3.0, 2.0), Resume.COLD)
+    reader = SqliteLedger(tmp_path / "books" / "older.sqlite", read_only=True)
+    assert {interval.facts for interval in await reader.intervals(*ALWAYS)} == {expected}
+    await reader.aclose()
+    again = Writer(shelf("older"), clock)
+    await again.ledger.begin([A], clock.now())
+    await again.ledger.record([again.change(A, SatelliteState.STARTING, facts=StateFacts(waits=Waits(1, 1.0, 1.0)))])
+    found = [interval.facts for interval in await again.ledger.intervals(*ALWAYS)]
+    assert found[:3] == [expected] * 3
+    assert found[-2:] == [StateFacts(waits=Waits(1, 1.0, 1.0)), NO_FACTS]
+    await again.ledger.aclose()

@@ -11,9 +11,19 @@ import trio
 from click.testing import CliRunner
 
 from bentpipe.config.model import PricesSection
-from bentpipe.daemon.ledger.contract import Change, Interval, Stamp
+from bentpipe.daemon.ledger.contract import Interval, Stamp, StampedTransition
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
-from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteKey, SatelliteState, Waits, WakePhase
+from bentpipe.daemon.model import (
+    NO_FACTS,
+    NO_WAITS,
+    Resume,
+    SatelliteKey,
+    SatelliteState,
+    StateFacts,
+    Transition,
+    Waits,
+    WakePhase,
+)
 from bentpipe.daemon.report.picture import COLUMNS, LOOKS, Label, Look, Rect, draw
 from bentpipe.daemon.report.summary import spread_of, summarise
 from bentpipe.daemon.report.svg import to_svg
@@ -43,9 +53,8 @@ def chain(name: str, *stretches: tuple[SatelliteState, float], who: str = "ci") 
                 end_us - at_us,
                 "test",
                 who if waking else "",
-                PHASES if waking else (),
-                Waits(2, 50.0, 36.0) if waking else NO_WAITS,
                 is_open=False,
+                facts=StateFacts(PHASES, Waits(2, 50.0, 36.0)) if waking else NO_FACTS,
             )
         )
         at_us = end_us
@@ -60,7 +69,10 @@ def test_what_the_wakes_found_of_the_memory() -> None:
     states = (S.STARTING, S.OPERATIONAL, S.SLEEP) * 3
     wakes = chain("a", *((state, 1) for state in states))
     found = iter((Resume.RESUMED, Resume.COLD, Resume.RESUMED))
-    told = [dataclasses.replace(each, resume=next(found)) if each.state is S.OPERATIONAL else each for each in wakes]
+    told = [
+        dataclasses.replace(each, facts=StateFacts(resume=next(found))) if each.state is S.OPERATIONAL else each
+        for each in wakes
+    ]
     report = summarise(told, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, None)
     assert report.everything.resumes == {"resumed": 2, "cold": 1, "unknown": 0}
 
@@ -115,7 +127,7 @@ def test_wakes_that_failed_were_nobodys_or_have_no_end() -> None:
     failed = chain("failed", (S.SLEEP, 1), wake, (S.SLEEP, 1))
     crashed = chain("crashed", (S.SLEEP, 1), wake, (S.UNKNOWN, 1))
     (asleep, foreign, awake) = chain("foreign", (S.SLEEP, 1), wake, (S.OPERATIONAL, 1), who="")
-    bare = dataclasses.replace(foreign, phases=PHASES[1:], waits=NO_WAITS)
+    bare = dataclasses.replace(foreign, facts=StateFacts(PHASES[1:]))
     report = summarise([*crashed, *failed, asleep, bare, awake], MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, None)
     assert {s.name: (s.wakes, s.failed_wakes) for s in report.satellites} == {
         "acme/crashed": (0, 0),
@@ -173,8 +185,13 @@ async def _write(path: Path) -> None:
     now = Stamp.now()
     at = [Stamp(now.wall_us - s * 1_000_000, now.boot_us - s * 1_000_000, now.boot_id) for s in (300, 200, 164, 0)]
     await ledger.begin([key], at[0])
-    await ledger.record([Change(1, key, S.SLEEP, at[0], "stopped"), Change(2, key, S.STARTING, at[1], "came", "ci")])
-    await ledger.record([Change(3, key, S.OPERATIONAL, at[2], "ready", "", PHASES, Waits(1, 36.0, 36.0))])
+    woken = StateFacts(PHASES, Waits(1, 36.0, 36.0))
+    moves = [
+        (at[0], Transition(key, S.UNKNOWN, S.SLEEP, 0.0, "stopped")),
+        (at[1], Transition(key, S.SLEEP, S.STARTING, 0.0, "came", "ci")),
+        (at[2], Transition(key, S.STARTING, S.OPERATIONAL, 0.0, "ready", "", woken)),
+    ]
+    await ledger.record([StampedTransition(serial, *move) for serial, move in enumerate(moves, start=1)])
     await ledger.beat(at[3])
     await ledger.aclose()
 

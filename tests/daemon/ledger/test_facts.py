@@ -1,0 +1,60 @@
+"""The table of facts: it has each field of StateFacts, and what it writes it reads, sums and merges."""
+
+import dataclasses
+import json
+
+import pytest
+
+from bentpipe.daemon.ledger.contract import Stamp
+from bentpipe.daemon.ledger.dynamodb_items import OpenInterval, interval_of, past_item
+from bentpipe.daemon.ledger.facts import FACTS, MergeRule, add_sums, has_facts, merge_seen, read_facts, write_facts
+from bentpipe.daemon.model import NO_FACTS, Resume, SatelliteKey, SatelliteState, StateFacts, Waits, WakePhase
+from bentpipe.daemon.store.malformed import MalformedRow
+
+FULL = StateFacts(((WakePhase.START, 1.5), (WakePhase.LISTEN, 0.25)), Waits(2, 9.0, 5.0), Resume.COLD)
+"""Each field differs from its default."""
+OPEN = OpenInterval(SatelliteKey("acme", "a"), SatelliteState.STARTING, Stamp(1, 1, "b"), "came", "ci", 1)
+
+
+def test_the_table_has_each_field_once_and_the_example_shows_each() -> None:
+    assert [fact.name for fact in FACTS] == [field.name for field in dataclasses.fields(StateFacts)]
+    assert [field.name for field in dataclasses.fields(StateFacts) if getattr(FULL, field.name) == field.default] == []
+
+
+@pytest.mark.parametrize("facts", [NO_FACTS, FULL])
+def test_what_is_written_is_read(facts: StateFacts) -> None:
+    assert read_facts(json.loads(json.dumps(write_facts(facts)))) == facts
+    assert interval_of(past_item("host", OPEN, 5, 4, 2, facts)).facts == facts
+
+
+def test_a_missing_fact_has_its_default_and_an_unknown_name_is_passed_over() -> None:
+    assert read_facts({}) == NO_FACTS
+    assert read_facts({"resume": "cold", "of_a_newer_daemon": [1]}) == StateFacts(resume=Resume.COLD)
+    item = past_item("host", OPEN, 5, 4, 2, FULL)
+    for fact in FACTS:
+        older = {name: value for name, value in item.items() if name != fact.name}
+        expected = dataclasses.replace(FULL, **{fact.name: getattr(NO_FACTS, fact.name)})
+        assert interval_of(older).facts == expected
+
+
+def test_no_fact_takes_the_name_of_another_attribute() -> None:
+    item = past_item("host", OPEN, 5, 4, 2, FULL)
+    others = {"pk", "sk", "satellite", "satellite_state", "cause", "who", "from_us", "to_us", "elapsed_us", "number"}
+    assert item.keys() == others | {fact.name for fact in FACTS}
+    assert len(item) == len(others) + len(FACTS)
+
+
+@pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.name)
+@pytest.mark.parametrize("junk", [None, True, "junk", {"junk": 1}, ["junk"], [1, 2], 1.5, b"\xff"], ids=repr)
+def test_a_malformed_fact_is_refused(fact: object, junk: object) -> None:
+    with pytest.raises((MalformedRow, ValueError)):
+        read_facts({fact.name: junk})
+
+
+def test_each_rule_is_kept() -> None:
+    other = StateFacts(((WakePhase.BOOT, 3.0),), Waits(1, 1.0, 1.0), Resume.RESUMED)
+    assert merge_seen(FULL, [NO_FACTS, other, FULL]) == StateFacts(FULL.phases, Waits(), Resume.RESUMED)
+    assert add_sums(FULL, other) == dataclasses.replace(FULL, waits=Waits(3, 10.0, 5.0))
+    for rule in MergeRule:
+        assert has_facts(FULL, rule)
+        assert not has_facts(NO_FACTS, rule)
