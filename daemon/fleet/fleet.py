@@ -11,12 +11,12 @@ from bentpipe.daemon.coordination.contract import Coordination
 from bentpipe.daemon.errors import NoSuchSatellite
 from bentpipe.daemon.fleet.budget import Holder, Limits, Request, plan
 from bentpipe.daemon.fleet.crowd import Crowd
-from bentpipe.daemon.fleet.machine.rules import rules_of
+from bentpipe.daemon.fleet.machine.rules import QUIET_WINDOW_S, Rules
 from bentpipe.daemon.fleet.resume import Witness
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.fleet.whereabouts import Places
 from bentpipe.daemon.ids import machine_id_of
-from bentpipe.daemon.model import SatelliteKey, Transition
+from bentpipe.daemon.model import SatelliteKey, SleepMode, Transition
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.registry.contract import Registry
 from bentpipe.daemon.tasks import Owner, run_owned, start_owned
@@ -25,6 +25,24 @@ from bentpipe.daemon.tasks import Owner, run_owned, start_owned
 def limits_of(section: BudgetSection) -> Limits:
     """Take the budget's limits out of the configuration."""
     return Limits(section.max_awake, section.max_awake_per_org, tuple(section.org.items()))
+
+
+def rules_of(section: SatelliteSection, max_waiters: int, *, budgeted: bool = False) -> Rules:
+    """Take the machine's rules out of the configuration."""
+    return Rules(
+        sleep_mode=SleepMode(section.sleep_mode),
+        sleep_after_s=section.sleep_after_s,
+        min_awake_s=section.min_awake_s,
+        wake_deadline_s=section.wake_deadline_s,
+        hold_limit_s=section.hold_limit_s,
+        retry_after_s=section.retry_after_s,
+        max_waiters=max_waiters,
+        capacity_retry_s=section.capacity_retry_after_s,
+        quiet_window_s=QUIET_WINDOW_S,
+        launch=section.launches,
+        budgeted=budgeted,
+        ends_quiet=section.quiet_connections == "end",
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

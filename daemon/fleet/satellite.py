@@ -26,10 +26,10 @@ from bentpipe.daemon.fleet.crowd import Crowd, WaitingLine
 from bentpipe.daemon.fleet.launches import Launches, LaunchNames
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.machine import messages as msg
-from bentpipe.daemon.fleet.machine.core import IN_REACH, WAKING
 from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
 from bentpipe.daemon.fleet.machine.messages import Action, Input, Lesson, WaiterId
 from bentpipe.daemon.fleet.machine.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, Rules, backed_off
+from bentpipe.daemon.fleet.machine.states import WAKING
 from bentpipe.daemon.fleet.readiness import wait_listening
 from bentpipe.daemon.fleet.resume import Memory, Witness
 from bentpipe.daemon.fleet.traffic import TrafficWatch
@@ -51,6 +51,9 @@ from bentpipe.daemon.registry.contract import Registry
 from bentpipe.daemon.tasks import Decision, Owner, contained, note_failure, run_owned, start_owned
 
 log = logging.getLogger("bentpipe.fleet")
+
+IN_REACH = frozenset({SatelliteState.OPERATIONAL, SatelliteState.STOPPING, *WAKING})
+"""While it is awake it stays in use, to the other hosts, until this one finds it idle: then it asks to put it to sleep."""
 
 BROKEN_WORDS = "the edge host has made a mistake with this satellite and begins anew; try again in a moment"
 
@@ -109,7 +112,7 @@ class Satellite:
         self._memory = Memory(key, witness)
         self._recovering = self._draining = False
         means = Means(
-            machine=lambda: self._machine.machine,
+            machine=lambda: self._machine.facts.machine,
             vouches=self._provider.vouches_nowait,
             look=self._acting.look,
             recognises=self._memory.recognises,
@@ -125,22 +128,22 @@ class Satellite:
     @property
     def state(self) -> SatelliteState:
         """The state now."""
-        return self._machine.state
+        return self._machine.facts.state
 
     @property
     def leases(self) -> int:
         """Leases held now."""
-        return self._machine.leases
+        return self._machine.facts.leases
 
     @property
     def wakes(self) -> int:
         """Wakes begun for clients, and to keep it awake by the hour."""
-        return self._machine.wakes
+        return self._machine.facts.wakes
 
     @property
     def waiting(self) -> int:
         """Clients waiting now."""
-        return self._machine.waiting
+        return self._machine.facts.waiting
 
     @contextlib.asynccontextmanager
     async def lease(
@@ -219,15 +222,15 @@ class Satellite:
             raise
 
     def _is_used(self) -> bool:
-        return bool(self._entering or self._machine.leases or self._machine.waiting)
+        return bool(self._entering or self._machine.facts.leases or self._machine.facts.waiting)
 
     def _leave_if_unused(self) -> None:
-        if self._machine.state not in IN_REACH and not self._is_used():
+        if self._machine.facts.state not in IN_REACH and not self._is_used():
             self._coordination.leave_nowait(self.key)
 
     def is_at(self, address: Address) -> bool:
         """Whether its machine is known to have `address` at this moment."""
-        machine = self._machine.machine
+        machine = self._machine.facts.machine
         return machine is not None and machine.address == address and self._whereabouts.is_certain()
 
     def report_unreachable(self) -> bool:
@@ -256,16 +259,16 @@ class Satellite:
 
     def place(self) -> Holder | Request | None:
         """What it is to the awake budget: it holds a place, asks for one, or neither."""
-        machine = self._machine
-        if machine.holds_place:
-            leaving = machine.state is SatelliteState.STOPPING
-            return Holder(self.key, machine.idle_since, machine.evictable_at, machine.kept_awake, leaving)
-        return Request(self.key, upkeep=not machine.waiting) if machine.wants_place(trio.current_time()) else None
+        facts = self._machine.facts
+        if facts.holds_place:
+            leaving = facts.state is SatelliteState.STOPPING
+            return Holder(self.key, facts.idle_since, facts.evictable_at, facts.keep_awake, leaving)
+        return Request(self.key, upkeep=not facts.waiting) if facts.wants_place(trio.current_time()) else None
 
     def grant_place(self) -> bool:
         """The awake budget lets it wake. Returns whether it does."""
         self._feed(msg.PlaceGranted())
-        return self._machine.holds_place
+        return self._machine.facts.holds_place
 
     def evict(self) -> bool:
         """The awake budget needs its place. Returns whether it gives it up."""
@@ -279,11 +282,11 @@ class Satellite:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             # Calls that an earlier nursery made have ended with it.
-            self._machine.busy = self._recovering = False
-            self._machine.no_look_is_under_way()
+            self._recovering = False
+            self._machine.calls_ended(looks=True)
             watch = (self._provider, self._machine_id, self._feed, self._acting.looks)
             await nursery.start(start_owned, self._owner("watch"), run_watch, *watch)
-            calendar = (self._keep_awake, self._wall, lambda: self._machine.machine, self._feed)
+            calendar = (self._keep_awake, self._wall, lambda: self._machine.facts.machine, self._feed)
             nursery.start_soon(run_owned, self._owner("calendar"), run_calendar, *calendar)
             if self._ends_quiet:
                 nursery.start_soon(run_owned, self._owner("meters"), self._run_meters)
@@ -296,7 +299,7 @@ class Satellite:
 
     async def _run_clock(self) -> None:
         while True:
-            deadline = self._machine.next_deadline()
+            deadline = self._machine.facts.next_deadline()
             moved = self._deadline_moved
             with trio.move_on_at(float("inf") if deadline is None else deadline):
                 await moved.wait()
@@ -360,22 +363,22 @@ class Satellite:
                 waiter.error = error
                 self._end_wait(waiter, now)
         with contained(self._owner("step")):
-            if before.state is not SatelliteState.UNKNOWN:
-                self._tell(msg.Moved(before.state, SatelliteState.UNKNOWN, "a fault of the daemon's own"), now)
+            if before.facts.state is not SatelliteState.UNKNOWN:
+                self._tell(msg.Moved(before.facts.state, SatelliteState.UNKNOWN, "a fault of the daemon's own"), now)
             self._stepped()
         if self._nursery is not None and not self._recovering:
             self._recovering = True
             self._nursery.start_soon(run_owned, self._owner("recovery"), self._recover)
 
     def _call_broke(self, failure: Exception) -> None:
-        self._machine.busy = False
+        self._machine.calls_ended(looks=False)
         self._broke(failure)
 
     async def _recover(self) -> None:
         """Look at the machine once no call is under way that may change it, until there is a look to go on with."""
         for failures in itertools.count():
             await trio.sleep(backed_off(LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, failures))
-            if self._machine.busy:
+            if self._machine.facts.busy:
                 continue
             with contextlib.suppress(ProviderError):
                 seen = await first_look(self._provider, self._machine_id)

@@ -35,6 +35,7 @@ from bentpipe.daemon.edge import dial, transport
 from bentpipe.daemon.edge.boot_id import BootIdQuery
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.fleet import satellite, watching
+from bentpipe.daemon.fleet.machine.facts import Facts
 from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
@@ -91,7 +92,7 @@ PLACES: tuple[tuple[object, str], ...] = (
     (tokens, "_refresh"),
     (Recorder, "record_nowait"),
     (SatelliteMachine, "handle"),
-    (SatelliteMachine, "next_deadline"),
+    (Facts, "next_deadline"),
     (watching, "is_kept_awake"),
     (HandOff, "moved_bytes"),
     *((Engine, name) for name in ("counters", "statistics", "thread_cpu_s")),

@@ -1,141 +1,111 @@
-"""The part of the satellite's machine that puts it to sleep, and follows it down whoever wanted that. Pure."""
+"""A sleep under way as a value: when what happens in it, and what to do next. Pure.
 
+`SatelliteMachine` asks it and acts. A `Descent` never changes: each step of it is another value.
+"""
+
+import dataclasses
+import enum
 import math
 
-from bentpipe.daemon.errors import ProviderError, SleepModeRefused, SleepVetoed, WakeFailed
-from bentpipe.daemon.fleet.machine import messages as msg
-from bentpipe.daemon.fleet.machine.core import Descent, about
-from bentpipe.daemon.fleet.machine.messages import Lesson, SleepReason
-from bentpipe.daemon.fleet.machine.rules import CLOSE_QUIET_S, STOPS_FORGIVEN, STUCK_STOPPING_S, UNHEEDED_STOP_S
-from bentpipe.daemon.fleet.machine.setbacks import Verdict
-from bentpipe.daemon.fleet.machine.wake import Waking
-from bentpipe.daemon.model import Machine, MachineState, SatelliteState, SleepMode
-
-S = SatelliteState
-M = MachineState
+from bentpipe.daemon.fleet.machine.rules import CLOSE_QUIET_S
+from bentpipe.daemon.fleet.machine.states import UP
+from bentpipe.daemon.model import Machine, MachineState, SleepMode
 
 
-class Descending(Waking):
-    """Decides sleeps, and what their outcome means."""
+class DescentStep(enum.Enum):
+    """What to do now."""
 
-    @property
-    def _unused(self) -> bool:
-        """Up, and no one to be seen but, if they do not count, quiet connections."""
-        quiet = self._metered if self._rules.ends_quiet else 0
-        return self.state is S.OPERATIONAL and self.leases == quiet and not self.busy
+    CALL_OFF = "somebody waits, and the stop call was not made: serve again"
+    STOP = "make the stop call"
+    CUT = "quiet connections have not ended by themselves: cut them"
+    WAKE = "it is up again: follow it"
+    FORCE = "it is stuck in stopping: cut it off"
 
-    @property
-    def _may_sleep(self) -> bool:
-        return self._unused and not self._keep_awake
 
-    @property
-    def _sleep_at(self) -> float:
-        if self.leases:
-            return max(self._sleep.sleep_at, self._sleep.idle_since + self._rules.quiet_window_s)
-        return self._sleep.evictable_at if self._renewing else self._sleep.sleep_at
+@dataclasses.dataclass(frozen=True, slots=True)
+class Descent:
+    """Times are seconds of one monotonic clock."""
 
-    def _begin_idle_sleep(self, now: float) -> None:
-        if self._renewing and not self.leases:
-            self._begin_sleep(SleepReason.RENEWED, now, SleepMode.STOP)
-        else:
-            self._begin_sleep(SleepReason.IDLE, now)
+    mode: SleepMode | None
+    """None if others brought it about."""
+    pending: bool = False
+    """The stop call is still to be made."""
+    cut_at: float = math.inf
+    """When quiet connections are cut that do not end by themselves."""
+    dropped: bool = False
+    """The machine has been seen going down since the call."""
+    heed_by: float = math.inf
+    """From when on a machine that still runs is taken as awake."""
+    force_at: float = math.inf
+    """From when on a machine that is still stopping may be cut off."""
 
-    def _begin_sleep(self, reason: SleepReason, now: float, mode: SleepMode | None = None) -> None:
-        if self.machine is None:
-            raise AssertionError("awake without a machine")
-        if mode is None:
-            mode, learned = self._sleep.choose_mode(self.machine, now)
-            self._actions += learned
-        self._descent = Descent(mode, pending=True, cut_at=now + CLOSE_QUIET_S)
-        self._move(S.STOPPING, reason.value)
-        if self.leases:
-            self._actions.append(msg.EndQuiet())
+    # -- how it begins -------------------------------------------------------------------------------------------------
 
-    def _fall(self, machine: Machine, now: float) -> None:
+    @classmethod
+    def decided(cls, mode: SleepMode, now: float) -> "Descent":
+        """We put it to sleep: quiet connections are asked to end, then the stop call is made."""
+        return cls(mode, pending=True, cut_at=now + CLOSE_QUIET_S)
+
+    @classmethod
+    def by_others(cls, force_at: float) -> "Descent":
         """Others stop it."""
-        self._stops += self._called
-        self._descent = Descent(None, dropped=True, force_at=now + STUCK_STOPPING_S)
-        self._move(S.STOPPING, machine.reason or "stopped by others")
+        return cls(None, dropped=True, force_at=force_at)
 
-    def _drop(self, now: float) -> None:
-        """It is seen going down in STOPPING."""
-        self._descent.pending = False
-        if not self._descent.dropped:
-            self._descent.dropped = True
-            self._descent.force_at = now + STUCK_STOPPING_S
+    @classmethod
+    def forced(cls, force_at: float) -> "Descent":
+        """We cut it off, since it was stuck in stopping."""
+        return cls(SleepMode.STOP, dropped=True, force_at=force_at)
 
-    def _fell_asleep(self, machine: Machine, now: float) -> None:
-        asked = self._descent.mode if self.state is S.STOPPING else None
-        self._actions += self._sleep.fell_asleep(machine, asked, now)
-        if machine.state is M.STOPPED:
-            self._renewing = False
-        self._move(S.SLEEP, machine.reason or machine.state.value)
-        if asked is None and self._stops > STOPS_FORGIVEN:
-            words = f"the satellite was stopped {self._stops} times while starting"
-            self._give_up(Verdict.FAILED, about(WakeFailed, words, machine), now)
+    # -- what has happened ---------------------------------------------------------------------------------------------
 
-    def _stop_done(self, error: ProviderError | None, now: float) -> None:
-        descent = self._descent
-        if self.state is not S.STOPPING:
-            return
-        if error is None:
-            descent.heed_by = now + UNHEEDED_STOP_S
-            descent.force_at = now + STUCK_STOPPING_S
-        elif isinstance(error, SleepModeRefused) and descent.mode is SleepMode.HIBERNATE:
-            self._actions.append(self._sleep.refused(error, now))
-            self._descent = Descent(SleepMode.STOP, pending=True, cut_at=now + CLOSE_QUIET_S)
-        else:
-            if isinstance(error, SleepVetoed):
-                self._sleep.used(now)
-            else:
-                self._sleep.failed(error, now)
-            self._call_off(f"sleep refused: {error}", now)
+    def called(self) -> "Descent":
+        """The stop call is made now."""
+        return dataclasses.replace(self, pending=False)
 
-    def _call_off(self, cause: str, now: float) -> None:
-        """Nothing was stopped by us: serve again, unless the machine goes down all the same."""
-        descent = self._descent
-        descent.pending = False
-        if self._is(M.RUNNING) and not descent.dropped:
-            self._enter_operational(cause, now)
-        else:
-            descent.heed_by = now
-            descent.force_at = min(descent.force_at, now + STUCK_STOPPING_S)
+    def cut(self, now: float) -> "Descent":
+        """Quiet connections are cut now."""
+        return dataclasses.replace(self, cut_at=now + CLOSE_QUIET_S)
 
-    def _progress_descent(self, now: float) -> None:
-        descent = self._descent
-        if descent.pending:
-            if self.waiting:
-                self._sleep.used(now)
-                self._call_off("somebody came", now)
-            elif not self.leases and descent.mode is not None:
-                descent.pending = False
-                self._stop(descent.mode)
-            elif now >= descent.cut_at:
-                descent.cut_at = now + CLOSE_QUIET_S
-                self._actions.append(msg.EndQuiet(cut=True))
-        if self.state is not S.STOPPING or descent.pending or self.busy:
-            return
-        if self._up and (descent.dropped or self._is(M.PENDING) or now >= descent.heed_by):
-            self._begin_wake("it is up again", now)
-            self._progress_wake(now)
-        elif self._is(M.STOPPING) and now >= self._force_at:
-            self._descent = Descent(SleepMode.STOP, dropped=True, force_at=now + STUCK_STOPPING_S)
-            self._actions.append(msg.Learned(Lesson.FORCED, f"after {STUCK_STOPPING_S:g} s"))
-            self._stop(SleepMode.STOP, force=True)
+    def accepted(self, heed_by: float, force_at: float) -> "Descent":
+        """The provider has accepted the stop call."""
+        return dataclasses.replace(self, heed_by=heed_by, force_at=force_at)
 
-    @property
-    def _force_at(self) -> float:
-        """When to cut it off: what others stop is theirs, until somebody waits for it."""
-        return self._descent.force_at if self._descent.mode is not None or self.waiting else math.inf
+    def called_off(self, now: float, force_at: float) -> "Descent":
+        """Nothing was stopped by us, but the machine goes down all the same."""
+        return dataclasses.replace(self, pending=False, heed_by=now, force_at=min(self.force_at, force_at))
 
-    @property
-    def _descent_deadline(self) -> float:
-        if self._descent.pending:
-            return self._descent.cut_at
-        if self.busy:
+    def going_down(self, force_at: float) -> "Descent":
+        """The machine was seen going down."""
+        if self.dropped:
+            return dataclasses.replace(self, pending=False)
+        return dataclasses.replace(self, pending=False, dropped=True, force_at=force_at)
+
+    # -- what follows --------------------------------------------------------------------------------------------------
+
+    def before_call(self, now: float, *, waiting: bool, leases: int) -> DescentStep | None:
+        """Say what to do while the stop call is still to be made; None: nothing yet."""
+        if waiting:
+            return DescentStep.CALL_OFF
+        if not leases and self.mode is not None:
+            return DescentStep.STOP
+        return DescentStep.CUT if now >= self.cut_at else None
+
+    def after_call(self, machine: Machine, now: float, *, waiting: bool) -> DescentStep | None:
+        """Say what to do when the stop call is over, or was not ours; None: nothing yet."""
+        if machine.state in UP:
+            risen = self.dropped or machine.state is MachineState.PENDING or now >= self.heed_by
+            return DescentStep.WAKE if risen else None
+        stuck = machine.state is MachineState.STOPPING and now >= self._force_at(waiting=waiting)
+        return DescentStep.FORCE if stuck else None
+
+    def next_deadline(self, *, busy: bool, up: bool, waiting: bool) -> float:
+        """When something is to be decided at the latest, if nothing happens before."""
+        if self.pending:
+            return self.cut_at
+        if busy:
             return math.inf
-        return self._descent.heed_by if self._up else self._force_at
+        return self.heed_by if up else self._force_at(waiting=waiting)
 
-    def _stop(self, mode: SleepMode, *, force: bool = False) -> None:
-        self.busy = True
-        self._actions.append(msg.Stop(mode, force))
+    def _force_at(self, *, waiting: bool) -> float:
+        """When to cut it off: what others stop is theirs, until somebody waits for it."""
+        return self.force_at if self.mode is not None or waiting else math.inf

@@ -1,30 +1,54 @@
-"""When a satellite's machine is looked at beside the provider's own rounds, and what is known of calls that fail: pure.
+"""When the satellite's machine asks for a look of its own, beside the provider's rounds. Pure.
 
 Times are seconds of one monotonic clock.
 """
 
 import math
 
-from bentpipe.daemon.errors import BentpipeError
-from bentpipe.daemon.fleet.machine.rules import FAILURE_MOST_S, LOOK_FIRST_S, LOOK_MOST_S, PATIENCE_S, backed_off
+from bentpipe.daemon.fleet.machine.rules import BOOT_LOOK_S, LOOK_FIRST_S, LOOK_MOST_S, LOOK_WAIT_S, backed_off
 
 
-class LookPace:
-    """One look at a time, and ever more rarely while nothing new is seen."""
+class Looks:
+    """One look at a time. The pauses between looks grow while nothing new is seen."""
 
     def __init__(self) -> None:
         self.under_way = False
+        self._suspected = False
+        self._boots_until = 0.0
         self._next_at = 0.0
         self._fruitless = 0
 
-    @property
-    def next_at(self) -> float:
-        """When the next look may be made; infinity while one is under way."""
-        return math.inf if self.under_way else self._next_at
+    def suspect(self) -> None:
+        """The machine may not be what was last seen: ask for a look as soon as one may be made."""
+        self._suspected = True
+
+    def start_accepted(self, now: float) -> None:
+        """The machine boots: for BOOT_LOOK_S it is no reason to look that it is not ready."""
+        self._boots_until = now + BOOT_LOOK_S
+
+    def came_up(self, now: float) -> None:
+        """As `start_accepted`, unless there is another reason to look."""
+        if not self._suspected:
+            self.start_accepted(now)
+
+    def due_at(self, *, wanted: bool, unsettled: bool) -> float:
+        """When to look; infinity if there is no reason to.
+
+        `wanted`: somebody waits for a machine that is gone, or that was never seen. `unsettled`: a wake goes on, and it
+        is not certain that the machine is what was last seen.
+        """
+        if self._suspected or wanted:
+            return self._allowed_at
+        return max(self._allowed_at, self._boots_until) if unsettled else math.inf
+
+    def is_soon(self, now: float) -> bool:
+        """Whether a look is under way, or may be made within LOOK_WAIT_S."""
+        return self.under_way or now + LOOK_WAIT_S >= self._next_at
 
     def begin(self) -> None:
         """A look is made now."""
         self.under_way = True
+        self._suspected = False
 
     def end(self, now: float) -> None:
         """The look is over."""
@@ -37,24 +61,6 @@ class LookPace:
         self._fruitless = 0
         self._next_at = min(self._next_at, now + LOOK_FIRST_S)
 
-
-class Trouble:
-    """A series of calls of one kind of which none has worked."""
-
-    def __init__(self) -> None:
-        self.error: BentpipeError | None = None
-        """The last reason; None if the last call has worked."""
-        self.since = 0.0
-        self.last_at = -math.inf
-
-    def failed(self, error: BentpipeError, now: float) -> None:
-        """A call has failed. A failure long after the last one begins another series."""
-        if self.error is None or now - self.last_at > PATIENCE_S + FAILURE_MOST_S:
-            self.since = now
-        self.error = error
-        self.last_at = now
-
-    def worked(self) -> None:
-        """A call has worked."""
-        self.error = None
-        self.last_at = -math.inf
+    @property
+    def _allowed_at(self) -> float:
+        return math.inf if self.under_way else self._next_at

@@ -1,7 +1,8 @@
 """The life of one satellite as a pure state machine: inputs and the time go in, actions come out.
 
-The states and their tables are in `states`, what goes in and out in `messages`; `waking` and `descending` are its two
-ways, `setbacks`, `sleeping` and `waiting` its memory of failures, of sleeps, and of those who wait. Rules:
+This class owns every move: no other module changes the state, answers a waiter or asks for a call. `facts` has all that is
+known, and answers questions about it; `wake` and `descent` are the ways up and down as values, which decide; `states` has
+the tables, `messages` what goes in and out. Rules:
 
 - At most one provider call is under way (`busy`). A lease is granted in OPERATIONAL only.
 - Sleep is decided in the same step that moves to STOPPING, with no waiter and no lease but quiet ones, which are then
@@ -10,320 +11,489 @@ ways, `setbacks`, `sleeping` and `waiting` its memory of failures, of sleeps, an
 - The provider is the truth about the machine: what others do to it arrives as `Seen` like everything else.
 """
 
-import math
 from typing import assert_never
 
-from bentpipe.daemon.errors import BentpipeError, Draining, LimitReached, ProviderError, SatelliteUnusable
+from bentpipe.daemon.errors import (
+    BentpipeError,
+    Draining,
+    LimitReached,
+    MachineNotFound,
+    ProviderError,
+    SleepModeRefused,
+    SleepVetoed,
+)
 from bentpipe.daemon.fleet.machine import messages as msg
-from bentpipe.daemon.fleet.machine.core import WAKING, about
-from bentpipe.daemon.fleet.machine.descent import Descending
-from bentpipe.daemon.fleet.machine.messages import Action, Input, SleepReason
-from bentpipe.daemon.fleet.machine.rules import LOOK_WAIT_S, PATIENCE_S, UNREADY_ROUNDS
-from bentpipe.daemon.fleet.machine.setbacks import Verdict, verdict_on
-from bentpipe.daemon.fleet.machine.states import SIGHTS, Sight
-from bentpipe.daemon.model import Fault, Machine, MachineState, SatelliteState, SleepMode
+from bentpipe.daemon.fleet.machine.descent import Descent, DescentStep
+from bentpipe.daemon.fleet.machine.facts import Facts
+from bentpipe.daemon.fleet.machine.messages import Action, Input, Lesson, SleepReason, WaiterId
+from bentpipe.daemon.fleet.machine.rules import (
+    APPEAR_GRACE_S,
+    START_GRACE_S,
+    STUCK_STOPPING_S,
+    UNHEEDED_STOP_S,
+    UNREADY_ROUNDS,
+    Rules,
+)
+from bentpipe.daemon.fleet.machine.setbacks import REPEATED, Verdict, verdict_on
+from bentpipe.daemon.fleet.machine.states import SIGHTS, TRANSITIONS, WAKING, Sight
+from bentpipe.daemon.fleet.machine.wake import Failed, Wake, WakeCall, came_down, lost, stopped_too_often
+from bentpipe.daemon.fleet.machine.words import DRAINING, UNSEEN
+from bentpipe.daemon.model import Machine, MachineState, SatelliteState, SleepMode
 
 S = SatelliteState
 M = MachineState
-UNSEEN = "nobody can say how the satellite's machine is"
-DRAINING = "the edge host is shutting down; try again in a moment"
 
 
-class SatelliteMachine(Descending):
-    """State of one satellite. `handle` is the only way to change it; times are seconds of one monotonic clock."""
+class SatelliteMachine:
+    """One satellite. `handle` is the only way to change it; times are seconds of one monotonic clock."""
 
-    # -- what the awake budget asks -----------------------------------------------------------------------------------
+    def __init__(self, rules: Rules) -> None:
+        self.facts = Facts(rules)
+        """For others to read. Nobody but this class changes them."""
+        self._actions: list[Action] = []
 
-    @property
-    def holds_place(self) -> bool:
-        """Whether it counts as awake: it is, or may be, or a call that may wake it is under way."""
-        return self.state not in (S.SLEEP, S.FAILED) or self.busy
+    def take_over(self, broken: "SatelliteMachine", *, leases: int, metered: int, draining: bool) -> None:
+        """Begin where another machine of the same satellite has broken, with what is certain beside the leases."""
+        self.facts.take_over(broken.facts, leases=leases, metered=metered, draining=draining)
 
-    def wants_place(self, now: float) -> bool:
-        """Whether it would begin to wake if the awake budget had a place for it."""
-        return self._rules.budgeted and self.state is S.SLEEP and not self.busy and self._wanted(now)
+    def calls_ended(self, *, looks: bool) -> None:
+        """The call under way, and with `looks` the look too, has ended with its task: no input will tell its end."""
+        self.facts.busy = False
+        if looks:
+            self.facts.looks.under_way = False
 
-    @property
-    def kept_awake(self) -> bool:
-        """Whether these are hours in which it is to be awake."""
-        return self._keep_awake
-
-    @property
-    def idle_since(self) -> float | None:
-        """Since when nobody has used it; None if somebody does, or it is not up."""
-        return self._sleep.idle_since if self._unused and not self.leases else None
-
-    @property
-    def evictable_at(self) -> float:
-        """From when on it may be evicted, if `idle_since` is not None."""
-        return self._sleep.evictable_at
-
-    # -- inputs ------------------------------------------------------------------------------------------------------
+    # -- inputs --------------------------------------------------------------------------------------------------------
 
     def handle(self, event: Input, now: float) -> list[Action]:
         """Take one input. Returns what to do, in order."""
         self._actions = []
-        self._setbacks.lapse(now)
+        self.facts.setbacks.lapse(now)
+        match event:
+            case msg.Arrived() | msg.Departed() | msg.Metered() | msg.Released() | msg.Traffic() | msg.Drain():
+                self._take_clients(event, now)
+            case msg.KeepAwake() | msg.Renew() | msg.PlaceGranted() | msg.Evict() | msg.Reset():
+                self._take_order(event, now)
+            case msg.Tick():
+                pass
+            case _:
+                self._take_machine(event, now)
+        self._expire(now)
+        self._progress(now)
+        if now >= self.facts.look_at:
+            self.facts.looks.begin()
+            self._actions.append(msg.Look())
+        return self._actions
+
+    def _take_clients(self, event: msg.ClientsInput, now: float) -> None:
+        facts = self.facts
         match event:
             case msg.Arrived():
                 self._arrived(event, now)
             case msg.Departed(waiter):
-                self._room.leave(waiter)
+                facts.room.leave(waiter)
             case msg.Metered():
-                self._metered += 1
+                facts.metered += 1
             case msg.Released(metered):
-                self.leases -= 1
-                self._metered -= metered
-                if self.state is not S.STOPPING:
-                    self._sleep.used(now)
+                facts.leases -= 1
+                facts.metered -= metered
+                if facts.state is not S.STOPPING:
+                    facts.sleep.used(now)
             case msg.Traffic():
-                self._sleep.used(now)
-            case msg.Seen(machine):
-                self._seen(machine, now)
-            case msg.StartDone(error):
-                self.busy = False
-                self._start_done(error, now)
-            case msg.StopDone(error):
-                self.busy = False
-                self._stop_done(error, now)
-            case msg.StopWithdrawn():
-                self.busy = False
-                self._sleep.used(now)
-                if self.state is S.STOPPING:
-                    self._call_off("somebody came", now)
-            case msg.Ready():
-                self._ready(now)
-            case msg.Witnessed(resume):
-                self._actions += self._sleep.witnessed(resume, now)
-            case msg.Unreachable():
-                if self.state is S.OPERATIONAL:
-                    self._suspected = True
-                    self._begin_wake("could not be reached", now)
-            case msg.Suspected():
-                self._suspected |= self.state is S.OPERATIONAL
-            case msg.Looked(error):
-                self._looked(error, now)
-            case msg.Unseen(error):
-                self._unseen(error, now)
-            case msg.ProbeFailed(words):
-                self._probe_words = words
-            case msg.KeepAwake(wanted):
-                self._keep_awake = wanted
-            case msg.Renew():
-                self._renewing = self.state is S.SLEEP and self._is(M.HIBERNATED)
-            case msg.PlaceGranted():
-                if self.wants_place(now):
-                    self._begin_asked_wake(now)
-            case msg.Evict():
-                if self.idle_since is not None and now >= self.evictable_at:
-                    self._begin_sleep(SleepReason.EVICTED, now)
-            case msg.Reset():
-                self._reset()
-            case msg.Tick():
-                pass
+                facts.sleep.used(now)
             case msg.Drain():
-                self._draining = True
+                facts.draining = True
                 self._fail_all(Draining(DRAINING))
             case _:
                 assert_never(event)
-        self._expire(now)
-        self._progress(now)
-        if now >= self._look_at:
-            self._suspected = False
-            self._pace.begin()
-            self._actions.append(msg.Look())
-        return self._actions
 
-    def next_deadline(self) -> float | None:
-        """When to send the next Tick at the latest."""
-        times = [self._room.first_until, self._look_at]
-        if self._reason_is_known:
-            times.append(self._room.first_tell)
-        if self.state in WAKING:
-            times += [self._wake.by, self._patience_at]
-            if not self.busy and not self._wake.came_up:
-                times.append(self._wake.call_at)
-                if self.state is S.CREATING:
-                    times.append(self._wake.settle_by or math.inf)
-        elif self.state is S.STOPPING:
-            times.append(self._descent_deadline)
-        elif (self.state is S.SLEEP and self._keep_awake and not self._draining) or self._is_blocked:
-            times.append(self._setbacks.retry_at or math.inf)
-        elif self._may_sleep:
-            times.append(self._sleep_at)
-        first = min(times)
-        return None if first == math.inf else first
+    def _take_machine(self, event: msg.MachineInput, now: float) -> None:
+        facts = self.facts
+        match event:
+            case msg.StartDone(error):
+                facts.busy = False
+                self._start_done(error, now)
+            case msg.StopDone(error):
+                facts.busy = False
+                if facts.state is S.STOPPING:
+                    self._stop_done(error, now)
+            case msg.StopWithdrawn():
+                facts.busy = False
+                facts.sleep.used(now)
+                if facts.state is S.STOPPING:
+                    self._call_off("somebody came", now)
+            case msg.Ready():
+                if facts.state in WAKING and facts.probing:
+                    self._ready(now)
+            case msg.ProbeFailed(words):
+                facts.probe_words = words
+            case msg.Witnessed(resume):
+                self._actions += facts.sleep.witnessed(resume, now)
+            case msg.Unreachable() | msg.Suspected():
+                if facts.state is S.OPERATIONAL:
+                    facts.looks.suspect()
+                    if isinstance(event, msg.Unreachable):
+                        self._begin_wake("could not be reached", now)
+            case msg.Seen(machine):
+                self._seen(machine, now)
+            case msg.Unseen(error):
+                self._unseen(error, now)
+            case msg.Looked(error):
+                facts.looks.end(now)
+                if error is None:
+                    facts.troubles.look.worked()
+                else:
+                    self._unseen(error, now)
+                if facts.is_gone:
+                    self._fail_all(facts.gone())
+            case _:
+                assert_never(event)
+
+    def _take_order(self, event: msg.OrderInput, now: float) -> None:
+        facts = self.facts
+        match event:
+            case msg.KeepAwake(wanted):
+                facts.keep_awake = wanted
+            case msg.Renew():
+                facts.renewing = facts.state is S.SLEEP and facts.machine_is(M.HIBERNATED)
+            case msg.PlaceGranted():
+                if facts.wants_place(now):
+                    self._begin_wanted_wake(now)
+            case msg.Evict():
+                if facts.idle_since is not None and now >= facts.evictable_at:
+                    self._begin_sleep(SleepReason.EVICTED, now)
+            case msg.Reset():
+                facts.setbacks.clear()
+                facts.sleep.reset()
+                facts.troubles.clear()
+                if facts.is_gone and facts.rules.launch:
+                    self._move(S.SLEEP, "to be tried again")  # people have said that another may be launched
+            case _:
+                assert_never(event)
 
     def _progress(self, now: float) -> None:
         """Do what follows from the state and the time."""
-        if self._is_blocked and self._setbacks.replay(now) is None:
+        facts = self.facts
+        if facts.is_blocked and facts.setbacks.replay(now) is None:
             self._move(S.SLEEP, "it may be tried again")
-        if self.state is S.SLEEP and self._wanted(now) and not self._rules.budgeted:
-            self._begin_asked_wake(now)
-        if self.state in WAKING and now >= self._wake.by:
+        if facts.state is S.SLEEP and facts.is_wanted(now) and not facts.rules.budgeted:
+            self._begin_wanted_wake(now)
+        if facts.state in WAKING and now >= facts.wake.by:
             self._overdue(now)
-            if self._wake.rounds >= UNREADY_ROUNDS and self._is(M.RUNNING) and not self.busy and not self.leases:
+            if (
+                facts.wake.rounds >= UNREADY_ROUNDS
+                and facts.machine_is(M.RUNNING)
+                and not facts.busy
+                and not facts.leases
+            ):
                 self._begin_sleep(SleepReason.UNREADY, now, SleepMode.STOP)
-        if self.state in WAKING:
+        if facts.state in WAKING:
             self._progress_wake(now)
-        if self._may_sleep and now >= self._sleep_at:
-            self._begin_idle_sleep(now)
-        if self.state is S.STOPPING:
+        if facts.may_sleep and now >= facts.sleep_at:
+            reason, mode = facts.idle_sleep
+            self._begin_sleep(reason, now, mode)
+        if facts.state is S.STOPPING:
             self._progress_descent(now)
 
-    # -- clients -----------------------------------------------------------------------------------------------------
+    # -- clients -------------------------------------------------------------------------------------------------------
 
     def _arrived(self, event: msg.Arrived, now: float) -> None:
-        if self._draining:
+        if self.facts.draining:
             self._fail(event.waiter, Draining(DRAINING))
-        elif self.state is S.OPERATIONAL:
+        elif self.facts.state is S.OPERATIONAL:
             self._grant(event.waiter, now)
-        elif (error := self._hopeless(now)) is not None:
+        elif (error := self.facts.hopeless(now)) is not None:
             self._fail(event.waiter, error)
         elif event.crowded:
             self._fail(event.waiter, LimitReached(event.words))
         else:
-            self._room.enter(event.waiter, now if event.since is None else event.since, event.tell_by)
-
-    def _hopeless(self, now: float) -> BentpipeError | None:
-        """Why there is no use in waiting now; None if there is. Whoever can have it looked at anew waits for that look."""
-        if self._can_look(now):
-            return None
-        if self._is_gone:
-            return self._gone()
-        if self.state is S.UNKNOWN and self._trouble.error is not None and self._is_told_at_once(now):
-            return self._last_reason(UNSEEN)
-        return None if self._up else self._setbacks.replay(now)
+            self.facts.room.enter(event.waiter, now if event.since is None else event.since, event.tell_by)
 
     def _expire(self, now: float) -> None:
-        if self._reason_is_known:
-            for waiter in self._room.untold(now):
-                self._fail(waiter, self._last_reason("the satellite is not ready"))
-        queued = self.wants_place(now)
-        for waiter, waited_s in self._room.expired(now):
+        facts = self.facts
+        if facts.reason_is_known:
+            for waiter in facts.room.untold(now):
+                self._fail(waiter, facts.troubles.last_reason("the satellite is not ready"))
+        queued = facts.wants_place(now)
+        for waiter, waited_s in facts.room.expired(now):
             if queued:
                 words = f"in {waited_s:.0f} s no place became free among the satellites that may be awake at once"
                 self._fail(waiter, LimitReached(words))
             else:
-                self._fail(waiter, self._not_ready(waited_s))
+                self._fail(waiter, facts.not_ready(waited_s))
 
-    def _gone(self) -> BentpipeError:
-        return about(SatelliteUnusable, "the satellite's machine is gone", self.machine)
+    def _grant(self, waiter: WaiterId, now: float) -> None:
+        facts = self.facts
+        if facts.machine is None or facts.machine.address is None:
+            raise AssertionError("operational without an address")
+        facts.leases += 1
+        facts.renewing = False
+        facts.sleep.used(now)
+        self._actions.append(msg.Grant(waiter, facts.machine.address))
 
-    # -- looks that we ask for ---------------------------------------------------------------------------------------
+    def _fail(self, waiter: WaiterId, error: BentpipeError) -> None:
+        self._actions.append(msg.Fail(waiter, error))
 
-    @property
-    def _is_gone(self) -> bool:
-        """Failed since there is no machine, and none is launched: it is looked for when somebody wants it."""
-        machine = self.machine
-        if self.state is not S.FAILED or machine is None or machine.state is not M.TERMINATED:
-            return False
-        return not self._rules.launch or machine.fault is Fault.FOREIGN
+    def _fail_all(self, error: BentpipeError) -> None:
+        for waiter in self.facts.room.empty():
+            self._fail(waiter, error)
 
-    @property
-    def _is_blocked(self) -> bool:
-        """Failed by what people must mend: after a time it may be tried again."""
-        return self.state is S.FAILED and not self._is_gone
-
-    @property
-    def _look_at(self) -> float:
-        """When to look at the machine ourselves; infinity if there is no reason to."""
-        unsettled = self._probing or (self._wake.settle_by > 0 and not self._wake.came_up)
-        if self._suspected or (self.waiting and (self.state is S.UNKNOWN or self._is_gone)):
-            return self._pace.next_at
-        if self.state in WAKING and not self.busy and unsettled:
-            return max(self._pace.next_at, self._boots_until)
-        return math.inf
-
-    def _can_look(self, now: float) -> bool:
-        """Whether a machine that is not known, or gone, is looked at so soon that somebody who comes now waits for it."""
-        may_look = self._pace.under_way or now + LOOK_WAIT_S >= self._pace.next_at
-        return may_look and (self.state is S.UNKNOWN or self._is_gone)
-
-    def _is_told_at_once(self, now: float) -> bool:
-        """Whether those who wait for an unknown machine hear why nobody can see it: people must mend it, or it lasts."""
-        error = self._trouble.error
-        passing = isinstance(error, ProviderError) and verdict_on(error) in (Verdict.AGAIN, Verdict.THROTTLED)
-        return not passing or now >= self._trouble.since + PATIENCE_S
+    # -- what is seen of the machine -----------------------------------------------------------------------------------
 
     def _unseen(self, error: ProviderError, now: float) -> None:
-        self._look_trouble.failed(error, now)
-        if self.state is S.UNKNOWN and self._is_told_at_once(now):
-            self._fail_all(self._last_reason(UNSEEN))
-
-    def _looked(self, error: ProviderError | None, now: float) -> None:
-        self._pace.end(now)
-        if error is None:
-            self._look_trouble.worked()
-        else:
-            self._unseen(error, now)
-        if self._is_gone:
-            self._fail_all(self._gone())
-
-    # -- the machine -------------------------------------------------------------------------------------------------
+        self.facts.troubles.look.failed(error, now)
+        if self.facts.state is S.UNKNOWN and self.facts.troubles.lasts(now):
+            self._fail_all(self.facts.troubles.last_reason(UNSEEN))
 
     def _seen(self, machine: Machine, now: float) -> None:
-        before, self.machine = self.machine, machine
-        self._look_trouble.worked()
+        facts = self.facts
+        before, facts.machine = facts.machine, machine
+        facts.troubles.look.worked()
         if before != machine:
-            self._pace.news(now)
+            facts.looks.news(now)
         moved_away = before is not None and before.address != machine.address
-        if self._probing and (machine.state is not M.RUNNING or moved_away):
+        if facts.probing and (machine.state is not M.RUNNING or moved_away):
             self._end_probe()
-        sight = SIGHTS[self.state][machine.state]
+        existed = before is not None and before.state is not M.TERMINATED
+        sight = SIGHTS[facts.state][machine.state]
         match sight:
             case Sight.NOTHING:
-                if self.state is S.FAILED and before is not None and before.state is not M.TERMINATED:
-                    self._setbacks.forgive()  # it was about that machine
+                if facts.state is S.FAILED and existed:
+                    facts.setbacks.forgive()  # it was about that machine
             case Sight.RISEN:
                 pass  # what it means depends on our call: `_progress_descent`
             case Sight.ROSE:
-                self._setbacks.forgive()
-                others = "found up" if self.state is S.UNKNOWN else "started by others"
-                self._begin_wake("an earlier start took effect" if self.busy else others, now)
+                facts.setbacks.forgive()
+                others = "found up" if facts.state is S.UNKNOWN else "started by others"
+                self._begin_wake("an earlier start took effect" if facts.busy else others, now)
             case Sight.COMING:
-                self._wake.came_up = True
-            case Sight.LOOKS_UP:
-                if moved_away:
+                facts.wake = facts.wake.seen(up=True)
+            case Sight.LOOKS_UP | Sight.RESTARTED:
+                if moved_away or sight is Sight.RESTARTED:
                     self._begin_wake("restarted by others", now)
-            case Sight.RESTARTED:
-                self._begin_wake("restarted by others", now)
             case Sight.FALLING:
                 self._fall(machine, now)
             case Sight.DROPPED:
-                self._drop(now)
+                facts.descent = facts.descent.going_down(now + STUCK_STOPPING_S)
             case Sight.DOWN:
-                if self._wake.came_up and not self._came_down(machine, now):
-                    self._fell_asleep(machine, now)
-            case Sight.ASLEEP:
-                self._fell_asleep(machine, now)
-            case Sight.STILL_ASLEEP:
-                if self._setbacks.replay(now) is None:
+                if facts.wake.came_up:
+                    self._came_down(machine, now)
+            case Sight.ASLEEP | Sight.STILL_ASLEEP:
+                if sight is Sight.ASLEEP or facts.setbacks.replay(now) is None:
                     self._fell_asleep(machine, now)
             case Sight.VANISHED:
-                self._wake.came_up = False
+                facts.wake = facts.wake.seen(up=False)
                 if machine.fault is not None:
-                    self._lost(machine, now)
+                    self._wake_failed(lost(machine), now)
             case Sight.GONE:
-                self._machine_gone(machine, existed=before is not None and before.state is not M.TERMINATED)
+                self._machine_gone(machine, existed=existed)
             case _:
                 assert_never(sight)
 
     def _machine_gone(self, machine: Machine, *, existed: bool) -> None:
         if existed:
-            self._generation += 1
-            self._sleep.reset()  # what was learned was about that machine
-        # One that is marked as another's is there still: people say what it is, before a second one is paid for.
-        if not self._rules.launch or machine.fault is Fault.FOREIGN:
-            self._fail_all(self._gone())
+            self.facts.generation += 1
+            self.facts.sleep.reset()  # what was learned was about that machine
+        if not self.facts.may_launch:
+            self._fail_all(self.facts.gone())
             self._move(S.FAILED, machine.reason or "terminated")
-        elif self.state is not S.SLEEP:
+        elif self.facts.state is not S.SLEEP:
             self._move(S.SLEEP, machine.reason or "there is no machine yet")
 
-    def _reset(self) -> None:
-        self._setbacks.clear()
-        self._sleep.reset()
-        self._start_trouble.worked()
-        self._look_trouble.worked()
-        if self._is_gone and self._rules.launch:
-            self._move(S.SLEEP, "to be tried again")  # people have said that another may be launched
+    # -- the wake ------------------------------------------------------------------------------------------------------
+
+    def _begin_wanted_wake(self, now: float) -> None:
+        self.facts.wakes += 1
+        if self.facts.waiting:
+            self._begin_wake("a client came", now)
+        else:
+            self._begin_wake("these are hours to be awake" if self.facts.keep_awake else "hibernated for too long", now)
+
+    def _begin_wake(self, cause: str, now: float) -> None:
+        self.facts.wake = Wake.begin(self.facts.machine, now, self.facts.rules.wake_deadline_s)
+        self.facts.room.wake_begins(now)
+        self._move(S.CREATING if self.facts.machine_is(M.TERMINATED) else S.STARTING, cause)
+
+    def _progress_wake(self, now: float) -> None:
+        facts, machine = self.facts, self.facts.seen_machine
+        if machine.state is M.RUNNING and machine.address is not None and not facts.probing:
+            facts.probing = True
+            self._actions.append(msg.Probe(machine.address))
+            facts.looks.came_up(now)
+        step = facts.wake_step(now)
+        if isinstance(step, Failed):
+            self._wake_failed(step, now)
+        elif step is not None:
+            self._call(step)
+
+    def _call(self, call: WakeCall) -> None:
+        if call is WakeCall.START and self.facts.state is S.CREATING:
+            self._move(S.STARTING, "it exists already")
+        self.facts.busy = True
+        self.facts.wake = self.facts.wake.called()
+        self._actions.append(msg.Start() if call is WakeCall.START else msg.Launch(self.facts.generation))
+
+    def _start_done(self, error: ProviderError | None, now: float) -> None:
+        facts = self.facts
+        if error is None:
+            facts.troubles.start.worked()
+        if facts.state not in WAKING:
+            return
+        if error is None:
+            grace_s = APPEAR_GRACE_S if facts.state is S.CREATING else START_GRACE_S
+            facts.wake = facts.wake.call_accepted(now + grace_s)
+            facts.looks.start_accepted(now)
+        elif not facts.wake.came_up:
+            facts.troubles.start.failed(error, now)
+            if isinstance(error, MachineNotFound):
+                facts.looks.suspect()
+            verdict = verdict_on(error)
+            if verdict in REPEATED:
+                facts.generation += verdict is Verdict.SPENT
+                facts.wake = facts.wake.call_again(facts.setbacks.next_call_at(verdict, now))
+            else:
+                self._wake_failed(Failed(verdict, error), now)
+
+    def _came_down(self, machine: Machine, now: float) -> None:
+        """It was up, and is down before it was ready."""
+        self.facts.stops += self.facts.has_called
+        failed = came_down(machine, self.facts.stops)
+        if failed is not None:
+            self._wake_failed(failed, now)
+        else:
+            self._fell_asleep(machine, now)
+
+    def _overdue(self, now: float) -> None:
+        error = self.facts.not_ready(self.facts.rules.wake_deadline_s)
+        after = self.facts.wake_overdue(error, now)
+        if isinstance(after, Failed):
+            self._wake_failed(after, now)
+        else:
+            self._give_up(Failed(Verdict.FAILED, error), now)
+            self.facts.wake = after
+
+    def _wake_failed(self, failed: Failed, now: float) -> None:
+        self.facts.generation += failed.lost
+        self._give_up(failed, now)
+        self.facts.renewing = False
+        self._move(S.FAILED if failed.verdict is Verdict.BLOCKED else S.SLEEP, f"wake failed: {failed.error}")
+
+    def _give_up(self, failed: Failed, now: float) -> None:
+        """Remember the failure, and tell it to all who wait."""
+        self.facts.setbacks.remember(failed.verdict, failed.error, now)
+        self._fail_all(self.facts.setbacks.replay(now) or failed.error)
+
+    def _ready(self, now: float) -> None:
+        facts = self.facts
+        facts.probing = False
+        facts.probe_words = ""
+        facts.stops = 0
+        facts.setbacks.clear()
+        facts.troubles.start.worked()
+        facts.sleep.woke(now)
+        if facts.wake.measured:
+            facts.room.wake_took(now - facts.wake.began)
+        self._enter_operational("ready", now)
+
+    # -- the descent ---------------------------------------------------------------------------------------------------
+
+    def _begin_sleep(self, reason: SleepReason, now: float, mode: SleepMode | None = None) -> None:
+        if mode is None:
+            mode, learned = self.facts.sleep.choose_mode(self.facts.seen_machine, now)
+            self._actions += learned
+        self.facts.descent = Descent.decided(mode, now)
+        self._move(S.STOPPING, reason.value)
+        if self.facts.leases:
+            self._actions.append(msg.EndQuiet())
+
+    def _fall(self, machine: Machine, now: float) -> None:
+        """Others stop it."""
+        self.facts.stops += self.facts.has_called
+        self.facts.descent = Descent.by_others(now + STUCK_STOPPING_S)
+        self._move(S.STOPPING, machine.reason or "stopped by others")
+
+    def _progress_descent(self, now: float) -> None:
+        if self.facts.descent.pending:
+            self._take_step(self.facts.descent_step(now), now)
+        if self.facts.state is S.STOPPING and not self.facts.descent.pending:
+            self._take_step(self.facts.descent_step(now), now)
+
+    def _take_step(self, step: DescentStep | None, now: float) -> None:
+        facts = self.facts
+        match step:
+            case DescentStep.CALL_OFF:
+                facts.sleep.used(now)
+                self._call_off("somebody came", now)
+            case DescentStep.STOP:
+                facts.descent = facts.descent.called()
+                self._stop(facts.descent.mode or SleepMode.STOP)
+            case DescentStep.CUT:
+                facts.descent = facts.descent.cut(now)
+                self._actions.append(msg.EndQuiet(cut=True))
+            case DescentStep.WAKE:
+                self._begin_wake("it is up again", now)
+                self._progress_wake(now)
+            case DescentStep.FORCE:
+                facts.descent = Descent.forced(now + STUCK_STOPPING_S)
+                self._actions.append(msg.Learned(Lesson.FORCED, f"after {STUCK_STOPPING_S:g} s"))
+                self._stop(SleepMode.STOP, force=True)
+            case None:
+                pass
+            case _:
+                assert_never(step)
+
+    def _stop(self, mode: SleepMode, *, force: bool = False) -> None:
+        self.facts.busy = True
+        self._actions.append(msg.Stop(mode, force))
+
+    def _stop_done(self, error: ProviderError | None, now: float) -> None:
+        facts = self.facts
+        if error is None:
+            facts.descent = facts.descent.accepted(now + UNHEEDED_STOP_S, now + STUCK_STOPPING_S)
+        elif isinstance(error, SleepModeRefused) and facts.descent.mode is SleepMode.HIBERNATE:
+            self._actions.append(facts.sleep.refused(error, now))
+            facts.descent = Descent.decided(SleepMode.STOP, now)
+        else:
+            if isinstance(error, SleepVetoed):
+                facts.sleep.used(now)
+            else:
+                facts.sleep.failed(error, now)
+            self._call_off(f"sleep refused: {error}", now)
+
+    def _call_off(self, cause: str, now: float) -> None:
+        """Nothing was stopped by us: serve again, unless the machine goes down all the same."""
+        if self.facts.machine_is(M.RUNNING) and not self.facts.descent.dropped:
+            self._enter_operational(cause, now)
+        else:
+            self.facts.descent = self.facts.descent.called_off(now, now + STUCK_STOPPING_S)
+
+    def _fell_asleep(self, machine: Machine, now: float) -> None:
+        asked = self.facts.descent.mode if self.facts.state is S.STOPPING else None
+        self._actions += self.facts.sleep.fell_asleep(machine, asked, now)
+        if machine.state is M.STOPPED:
+            self.facts.renewing = False
+        self._move(S.SLEEP, machine.reason or machine.state.value)
+        failed = stopped_too_often(machine, self.facts.stops) if asked is None else None
+        if failed is not None:
+            self._give_up(failed, now)
+
+    # -- moves ---------------------------------------------------------------------------------------------------------
+
+    def _enter_operational(self, cause: str, now: float) -> None:
+        self._move(S.OPERATIONAL, cause)
+        for waiter in self.facts.room.empty():
+            self._grant(waiter, now)
+
+    def _end_probe(self) -> None:
+        self.facts.probe_words = ""
+        if self.facts.probing:
+            self.facts.probing = False
+            self._actions.append(msg.EndProbe())
+
+    def _move(self, after: SatelliteState, cause: str) -> None:
+        if after not in TRANSITIONS[self.facts.state]:
+            raise AssertionError(f"{self.facts.state.name} to {after.name}: {cause}")
+        self._actions.append(msg.Moved(self.facts.state, after, cause))
+        if after not in WAKING:
+            self._end_probe()
+            self.facts.room.wake_ends()
+        self.facts.state = after

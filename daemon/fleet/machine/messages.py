@@ -178,31 +178,22 @@ class Drain:
     """The daemon takes nobody in any more."""
 
 
-Input = (
-    Arrived
-    | Departed
-    | Metered
-    | Released
-    | Traffic
-    | Seen
-    | StartDone
+ClientsInput = Arrived | Departed | Metered | Released | Traffic | Drain
+MachineInput = (
+    StartDone
     | StopDone
     | StopWithdrawn
     | Ready
+    | ProbeFailed
     | Witnessed
     | Unreachable
     | Suspected
-    | Looked
+    | Seen
     | Unseen
-    | ProbeFailed
-    | KeepAwake
-    | Renew
-    | PlaceGranted
-    | Evict
-    | Reset
-    | Tick
-    | Drain
+    | Looked
 )
+OrderInput = KeepAwake | Renew | PlaceGranted | Evict | Reset
+Input = ClientsInput | MachineInput | OrderInput | Tick
 
 # -- actions -----------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ All times are in seconds.
 
 import dataclasses
 
-from bentpipe.config.model import SatelliteSection
 from bentpipe.daemon.model import SleepMode
 
 RETRY_START_S = 1.0
@@ -114,24 +113,6 @@ class Rules:
     """A wake needs a place in the awake budget first."""
     ends_quiet: bool = False
     """Connections that move no more than keepalives do not keep it awake: they are ended."""
-
-
-def rules_of(section: SatelliteSection, max_waiters: int, *, budgeted: bool = False) -> Rules:
-    """Take the machine's rules out of the configuration."""
-    return Rules(
-        sleep_mode=SleepMode(section.sleep_mode),
-        sleep_after_s=section.sleep_after_s,
-        min_awake_s=section.min_awake_s,
-        wake_deadline_s=section.wake_deadline_s,
-        hold_limit_s=section.hold_limit_s,
-        retry_after_s=section.retry_after_s,
-        max_waiters=max_waiters,
-        capacity_retry_s=section.capacity_retry_after_s,
-        quiet_window_s=QUIET_WINDOW_S,
-        launch=section.launches,
-        budgeted=budgeted,
-        ends_quiet=section.quiet_connections == "end",
-    )
 
 
 def backed_off(first_s: float, most_s: float, before: int) -> float:

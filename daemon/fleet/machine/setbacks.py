@@ -62,6 +62,12 @@ FAULTS: dict[Fault | None, Verdict] = {
 """By what a machine says that came up and went down again, though every call was accepted."""
 
 
+PASSING = frozenset({Verdict.AGAIN, Verdict.THROTTLED})
+"""What passes by itself."""
+REPEATED = PASSING | {Verdict.SPENT}
+"""After these the call is made again, and the wake goes on."""
+
+
 def verdict_on(error: ProviderError) -> Verdict:
     """Say what follows from a call's error."""
     return next(verdict for kind, verdict in VERDICTS if isinstance(error, kind))

@@ -36,6 +36,7 @@ TRANSITIONS: dict[SatelliteState, frozenset[SatelliteState]] = {
 }
 """Every legal change of state; the machine refuses any other."""
 
+WAKING = (S.CREATING, S.STARTING)
 ASLEEP = frozenset({M.STOPPED, M.HIBERNATED})
 UP = frozenset({M.PENDING, M.RUNNING})
 

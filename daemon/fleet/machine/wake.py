@@ -1,191 +1,151 @@
-"""The part of the satellite's machine that wakes: from the first waiter to OPERATIONAL, or to a failure. Pure."""
+"""A wake as a value: when what happens in it, what to do next, and what it means if that fails. Pure.
+
+`SatelliteMachine` asks it and acts. A `Wake` never changes: each step of a wake is another value.
+"""
 
 import dataclasses
+import enum
 import math
 
-from bentpipe.daemon.errors import BentpipeError, MachineNotFound, ProviderError, WakeFailed
-from bentpipe.daemon.fleet.machine import messages as msg
-from bentpipe.daemon.fleet.machine.core import WAKING, Core, Wake, about
-from bentpipe.daemon.fleet.machine.rules import APPEAR_GRACE_S, BOOT_LOOK_S, PATIENCE_S, START_GRACE_S, STOPS_FORGIVEN
-from bentpipe.daemon.fleet.machine.setbacks import FAULTS, Verdict, verdict_on
-from bentpipe.daemon.fleet.machine.states import ASLEEP
-from bentpipe.daemon.model import Machine, MachineState, SatelliteState
+from bentpipe.daemon.errors import BentpipeError, WakeFailed
+from bentpipe.daemon.fleet.machine.rules import STOPS_FORGIVEN
+from bentpipe.daemon.fleet.machine.setbacks import FAULTS, Verdict
+from bentpipe.daemon.fleet.machine.states import ASLEEP, UP
+from bentpipe.daemon.fleet.machine.words import about
+from bentpipe.daemon.model import Machine, MachineState
 
-S = SatelliteState
-M = MachineState
+NEVER_APPEARED = "it never appeared"
 
 
-class Waking(Core):
-    """Begins wakes and follows them."""
+class WakeCall(enum.Enum):
+    """The provider's call that a wake needs now."""
 
-    def _wanted(self, now: float) -> bool:
-        if self.waiting:
-            return True
-        upkeep = self._keep_awake or self._renewing
-        return upkeep and not self._draining and self._setbacks.replay(now) is None
+    START = "start"
+    LAUNCH = "launch"
 
-    def _begin_asked_wake(self, now: float) -> None:
-        self.wakes += 1
-        if self.waiting:
-            self._begin_wake("a client came", now)
-        else:
-            self._begin_wake("these are hours to be awake" if self._keep_awake else "hibernated for too long", now)
 
-    def _begin_wake(self, cause: str, now: float) -> None:
-        by = now + self._rules.wake_deadline_s
-        self._wake = Wake(now, by, call_at=now, came_up=self._up, measured=self._is(*ASLEEP))
-        self._room.wake_begins(now)
-        self._move(S.CREATING if self._is(M.TERMINATED) else S.STARTING, cause)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failed:
+    """A wake has failed: what follows from it, and what those who wait are told."""
 
-    def _progress_wake(self, now: float) -> None:
-        wake, machine = self._wake, self.machine
-        if machine is None:
-            raise AssertionError("a wake of a machine that was never seen")
-        if machine.state is M.RUNNING and machine.address is not None and not self._probing:
-            self._probing = True
-            self._actions.append(msg.Probe(machine.address))
-            if not self._suspected:
-                self._boots_until = now + BOOT_LOOK_S
-        if now >= self._patience_at:
-            words = f"for {now - self._trouble.since:.0f} s every attempt has failed"
-            self._wake_failed(Verdict.FAILED, self._last_reason(words), now)
-            return
-        if self.busy or wake.came_up:
-            return
-        if machine.state is M.TERMINATED and wake.settle_by and now >= wake.settle_by:
-            self._lost(dataclasses.replace(machine, reason=""), now)
-        elif machine.state is M.TERMINATED and now >= wake.call_at:
-            self._call(msg.Launch(self._generation))
-        elif self.state is S.CREATING and machine.state in ASLEEP:
-            self._move(S.STARTING, "it exists already")
-            self._call(msg.Start())
-        elif machine.state in ASLEEP and now >= wake.call_at:
-            self._call(msg.Start())
+    verdict: Verdict
+    error: BentpipeError
+    lost: bool = False
+    """The machine that was launched is not there: the next launch is another machine's."""
 
-    def _call(self, action: msg.Start | msg.Launch) -> None:
-        self.busy = True
-        self._wake.call_at = math.inf
-        self._actions.append(action)
 
-    def _start_done(self, error: ProviderError | None, now: float) -> None:
-        if error is None:
-            self._start_trouble.worked()
-        if self.state not in WAKING:
-            return
-        if error is None:
-            self._wake.settle_by = now + (APPEAR_GRACE_S if self.state is S.CREATING else START_GRACE_S)
-            self._boots_until = now + BOOT_LOOK_S
-        elif not self._wake.came_up:
-            self._start_trouble.failed(error, now)
-            self._suspected |= isinstance(error, MachineNotFound)
-            verdict = verdict_on(error)
-            if verdict in (Verdict.AGAIN, Verdict.THROTTLED, Verdict.SPENT):
-                self._generation += verdict is Verdict.SPENT
-                self._wake.call_at = self._setbacks.next_call_at(verdict, now)
-            else:
-                self._wake_failed(verdict, error, now)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wake:
+    """Times are seconds of one monotonic clock."""
+
+    began: float
+    by: float
+    """The wake deadline."""
+    call_at: float
+    """When to call start or launch; infinity once it was called, unless that is to be repeated."""
+    came_up: bool
+    """The machine was seen up since the wake began."""
+    measured: bool
+    """Whether it began with a machine asleep, so that what it takes says something about others."""
+    settle_by: float = 0.0
+    """Until when a start or launch that was accepted may not be seen to work; 0 if none was accepted."""
+    rounds: int = 0
+    """Wake deadlines that have passed."""
+
+    @classmethod
+    def begin(cls, machine: Machine | None, now: float, deadline_s: float) -> "Wake":
+        """A wake that begins now, with the machine as it was last seen."""
+        state = None if machine is None else machine.state
+        return cls(now, now + deadline_s, call_at=now, came_up=state in UP, measured=state in ASLEEP)
+
+    # -- what has happened ---------------------------------------------------------------------------------------------
+
+    def called(self) -> "Wake":
+        """The machine's start or launch is called now."""
+        return dataclasses.replace(self, call_at=math.inf)
+
+    def call_accepted(self, settle_by: float) -> "Wake":
+        """The provider has accepted the call."""
+        return dataclasses.replace(self, settle_by=settle_by)
+
+    def call_again(self, at: float) -> "Wake":
+        """The call has failed, and is repeated at `at`."""
+        return dataclasses.replace(self, call_at=at)
+
+    def seen(self, *, up: bool) -> "Wake":
+        """The machine was seen up, or is not to be seen any more."""
+        return dataclasses.replace(self, came_up=up)
+
+    # -- what follows --------------------------------------------------------------------------------------------------
 
     @property
-    def _called(self) -> bool:
-        """Whether this wake has called for the machine to start, so that its going down may be the start's failure."""
-        return self.state in WAKING and (self.busy or self._wake.settle_by > 0)
+    def is_unseen(self) -> bool:
+        """Whether a start or launch was accepted that no look has shown yet."""
+        return self.settle_by > 0 and not self.came_up
 
-    def _came_down(self, machine: Machine, now: float) -> bool:
-        """It was up, and is down before it was ready. Returns whether that is the failure of a start.
+    def next_call(self, machine: Machine, now: float, *, creating: bool) -> WakeCall | Failed | None:
+        """Say what to do with the machine as it is now, while no call is under way; None: nothing, or not yet.
 
-        What nobody has called for, or others have stopped, is merely asleep: whoever waits is served by the next start.
+        `creating`: the satellite is CREATING; a machine that exists after all is then started at once.
         """
-        self._stops += self._called
-        if machine.fault is None and self._stops <= STOPS_FORGIVEN:
-            return False
-        words = "the satellite stopped while starting"
-        self._wake_failed(FAULTS[machine.fault], about(WakeFailed, words, machine), now)
-        return True
+        if self.came_up:
+            return None
+        due = now >= self.call_at
+        if machine.state is MachineState.TERMINATED:
+            if self.settle_by and now >= self.settle_by:
+                return never_appeared(machine)
+            return WakeCall.LAUNCH if due else None
+        return WakeCall.START if machine.state in ASLEEP and (due or creating) else None
 
-    def _lost(self, machine: Machine, now: float) -> None:
-        """It was launched, and is not there."""
-        self._generation += 1
-        words = "the satellite could not be created"
-        if not machine.reason:
-            machine = dataclasses.replace(machine, reason="it never appeared", hint="it never appeared")
-        self._wake_failed(FAULTS[machine.fault], about(WakeFailed, words, machine), now)
+    def overdue(
+        self, machine: Machine, error: BentpipeError, now: float, *, busy: bool, deadline_s: float
+    ) -> "Failed | Wake":
+        """The wake deadline has passed: it has failed, or goes on. What is up, or may yet come up, is not called asleep.
 
-    def _wake_failed(self, verdict: Verdict, error: BentpipeError, now: float) -> None:
-        self._give_up(verdict, error, now)
-        self._renewing = False
-        self._move(S.FAILED if verdict is Verdict.BLOCKED else S.SLEEP, f"wake failed: {error}")
+        `error` says that the satellite was not ready in time, `busy` that a call is under way.
+        """
+        is_up = machine.state in UP
+        if not busy and not is_up and now >= self.settle_by:
+            if machine.state is MachineState.TERMINATED and self.settle_by:
+                return never_appeared(machine)
+            return Failed(Verdict.FAILED, error)
+        by = now + deadline_s if busy or is_up else self.settle_by
+        return dataclasses.replace(self, by=by, rounds=self.rounds + 1)
 
-    def _give_up(self, verdict: Verdict, error: BentpipeError, now: float) -> None:
-        """Remember the failure, and tell it to all who wait."""
-        self._setbacks.remember(verdict, error, now)
-        self._fail_all(self._setbacks.replay(now) or error)
+    def next_deadline(self, *, busy: bool, creating: bool) -> float:
+        """When something is to be decided at the latest, if nothing happens before."""
+        if busy or self.came_up:
+            return self.by
+        settle_by = self.settle_by if creating and self.settle_by else math.inf
+        return min(self.by, self.call_at, settle_by)
 
-    @property
-    def _reason_is_known(self) -> bool:
-        """Whether calls have failed since this wake began (or since nothing is known), and none has worked."""
-        trouble = self._trouble
-        if trouble.error is None:
-            return False
-        return self.state is S.UNKNOWN or (self.state in WAKING and trouble.last_at >= self._wake.began)
 
-    @property
-    def _patience_at(self) -> float:
-        """When those who wait are told that every attempt fails."""
-        in_vain = self.state in WAKING and not self._wake.came_up and self._reason_is_known
-        return self._trouble.since + PATIENCE_S if in_vain else math.inf
+def lost(machine: Machine) -> Failed:
+    """The machine was launched, and is not there."""
+    if not machine.reason:
+        machine = dataclasses.replace(machine, reason=NEVER_APPEARED, hint=NEVER_APPEARED)
+    return Failed(FAULTS[machine.fault], about(WakeFailed, "the satellite could not be created", machine), lost=True)
 
-    def _last_reason(self, words: str) -> WakeFailed:
-        """Say `words`, and the last reason for which a call has failed."""
-        error = self._trouble.error
-        if error is None:
-            return WakeFailed(words)
-        return WakeFailed(
-            f"{words}; the last reason: {error}", peer_hint=f"{words}; the last reason: {error.peer_hint}"
-        )
 
-    def _not_ready(self, after_s: float) -> WakeFailed:
-        """Say that it was not ready in time, and what is known of why."""
-        words = f"the satellite was not ready after {after_s:.0f} s"
-        machine = self.machine
-        if self._reason_is_known or machine is None:
-            return self._last_reason(words)
-        match machine.state:
-            case M.RUNNING:
-                port = f"port {machine.address.port}" if machine.address is not None else "its port"
-                state = f"its machine runs, but {self._probe_words or f'{port} does not answer'}"
-            case M.PENDING:
-                state = "its machine is still starting"
-            case M.STOPPING:
-                state = "its machine is still going to sleep"
-            case M.STOPPED | M.HIBERNATED | M.TERMINATED:
-                state = "its start was accepted, and has not been seen yet" if self._called else "it was not started"
-        found = about(WakeFailed, f"{words}: {state}", machine if self._up else None)
-        return WakeFailed(str(found), peer_hint=found.peer_hint)
+def never_appeared(machine: Machine) -> Failed:
+    """The machine was launched, and for too long is not to be seen."""
+    return lost(dataclasses.replace(machine, reason=""))
 
-    def _overdue(self, now: float) -> None:
-        """The wake deadline has passed. What is up, or may yet come up, is not said to be asleep."""
-        wake = self._wake
-        error = self._not_ready(self._rules.wake_deadline_s)
-        if not self.busy and not self._up and now >= wake.settle_by:
-            if self.machine is not None and self._is(M.TERMINATED) and wake.settle_by:
-                self._lost(dataclasses.replace(self.machine, reason=""), now)
-            else:
-                self._wake_failed(Verdict.FAILED, error, now)
-            return
-        self._setbacks.remember(Verdict.FAILED, error, now)
-        self._fail_all(self._setbacks.replay(now) or error)
-        wake.by = now + self._rules.wake_deadline_s if self.busy or self._up else wake.settle_by
-        wake.rounds += 1
 
-    def _ready(self, now: float) -> None:
-        if self.state not in WAKING or not self._probing:
-            return
-        self._probing = False
-        self._probe_words = ""
-        self._stops = 0
-        self._setbacks.clear()
-        self._start_trouble.worked()
-        self._sleep.woke(now)
-        if self._wake.measured:
-            self._room.wake_took(now - self._wake.began)
-        self._enter_operational("ready", now)
+def came_down(machine: Machine, stops: int) -> Failed | None:
+    """The machine was up, and is down before it was ready. None if that is not the failure of a start.
+
+    A machine that nobody has called for, or that others have stopped, is merely asleep: the next start serves those who
+    wait. `stops` counts how often others have stopped it after a start of ours since it was last ready.
+    """
+    if machine.fault is None and stops <= STOPS_FORGIVEN:
+        return None
+    return Failed(FAULTS[machine.fault], about(WakeFailed, "the satellite stopped while starting", machine))
+
+
+def stopped_too_often(machine: Machine, stops: int) -> Failed | None:
+    """Others have stopped the machine while it was starting, `stops` times. None if that is still forgiven."""
+    if stops <= STOPS_FORGIVEN:
+        return None
+    words = f"the satellite was stopped {stops} times while starting"
+    return Failed(Verdict.FAILED, about(WakeFailed, words, machine))

@@ -15,9 +15,7 @@ from bentpipe.config.model import BudgetSection, Ec2Section, SatelliteSection
 from bentpipe.daemon.errors import BentpipeError, StoreError
 from bentpipe.daemon.fleet import satellite
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.fleet.machine import descent as descending
-from bentpipe.daemon.fleet.machine import setbacks, sleeping, waiting
-from bentpipe.daemon.fleet.machine import wake as waking
+from bentpipe.daemon.fleet.machine import descent, machine, setbacks, sleeping, waiting
 from bentpipe.daemon.ids import machine_id_of
 from bentpipe.daemon.ledger.contract import Interval, Stamp, StampedTransition
 from bentpipe.daemon.ledger.recorder import Recorder
@@ -39,8 +37,8 @@ FAST = {
         "THROTTLE_MOST_S",
     ),
     sleeping: ("TOO_EARLY_S", "SLEEP_RETRY_FIRST_S", "SLEEP_RETRY_MOST_S"),
-    waking: ("APPEAR_GRACE_S", "START_GRACE_S"),
-    descending: ("STUCK_STOPPING_S", "UNHEEDED_STOP_S", "CLOSE_QUIET_S"),
+    machine: ("APPEAR_GRACE_S", "START_GRACE_S", "STUCK_STOPPING_S", "UNHEEDED_STOP_S"),
+    descent: ("CLOSE_QUIET_S",),
     waiting: ("HOLD_FLOOR_S",),
 }
 """The loops' fixed times run as fast as the emulator's clock."""

@@ -15,8 +15,8 @@ import trustme
 from bentpipe.config.model import Config
 from bentpipe.daemon.edge.accounts import AccountLimits, Accounts
 from bentpipe.daemon.edge.handoff import HandOff, Splice
+from bentpipe.daemon.fleet import fleet
 from bentpipe.daemon.fleet.lease import Lease
-from bentpipe.daemon.fleet.machine import rules
 from bentpipe.daemon.fleet.traffic import QUIET_BYTES_PER_WINDOW
 from bentpipe.daemon.model import Address, Resume, SatelliteKey, SatelliteState
 from bentpipe.daemon.service.serve import Daemon, serve
@@ -59,7 +59,7 @@ def call(stream_id: int) -> bytes:
 
 @pytest.fixture(autouse=True)
 def _short_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "QUIET_WINDOW_S", SLEEP_AFTER_S)
+    monkeypatch.setattr(fleet, "QUIET_WINDOW_S", SLEEP_AFTER_S)
 
 
 @contextlib.asynccontextmanager

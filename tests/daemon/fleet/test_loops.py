@@ -108,7 +108,7 @@ class Life:
 
     @property
     def state(self) -> SatelliteState:
-        return self.machine.state
+        return self.machine.facts.state
 
     def feed(self, event: Input) -> list[Action]:
         self.actions = self.machine.handle(event, self.now)
@@ -125,7 +125,7 @@ class Life:
     def wait(self, seconds: float) -> list[Action]:
         """Let time pass; returns all that was done meanwhile."""
         until, done = self.now + seconds, []
-        while (deadline := self.machine.next_deadline()) is not None and deadline <= until:
+        while (deadline := self.machine.facts.next_deadline()) is not None and deadline <= until:
             self.now = deadline
             done += self.feed(Tick())
         self.now = until
@@ -144,7 +144,7 @@ class Life:
         assert self.state is S.OPERATIONAL
 
     def leave(self) -> None:
-        while self.machine.leases:
+        while self.machine.facts.leases:
             self.feed(Released())
 
     def fall_asleep(self) -> Stop:
@@ -472,7 +472,7 @@ def test_too_early_is_tried_again_and_meanwhile_it_serves() -> None:
     assert life.state is S.OPERATIONAL
     assert any(isinstance(action, Grant) for action in life.come())
     life.leave()
-    life.machine._sleep.idle_since = 0.0
+    life.machine.facts.sleep.idle_since = 0.0
     assert Stop(SleepMode.HIBERNATE) not in life.wait(TOO_EARLY_S - 1)
     assert Stop(SleepMode.HIBERNATE) in life.wait(1)
 
@@ -702,7 +702,7 @@ def test_a_lease_that_is_not_spliced_yet_is_in_use() -> None:
     life.wake()
     life.come()
     life.feed(Metered())
-    assert life.machine.next_deadline() is None
+    assert life.machine.facts.next_deadline() is None
     life.feed(Released())
     assert EndQuiet() in life.wait(RULES.sleep_after_s)
 
@@ -728,7 +728,7 @@ def test_clients_are_held_by_what_wakes_usually_take() -> None:
 
     def held_s() -> float:
         life.come()
-        deadline = life.machine._room.first_until
+        deadline = life.machine.facts.room.first_until
         assert deadline is not None
         return deadline - life.now
 
@@ -755,9 +755,9 @@ def test_each_is_held_from_its_own_coming() -> None:
     life.wait(7)
     life.come()
     life.wait(RULES.hold_limit_s - 7.1)
-    assert life.machine.waiting == 2
+    assert life.machine.facts.waiting == 2
     life.wait(0.2)
-    assert life.machine.waiting == 1
+    assert life.machine.facts.waiting == 1
 
 
 # -- the awake budget --------------------------------------------------------------------------------------------------
@@ -766,9 +766,9 @@ def test_each_is_held_from_its_own_coming() -> None:
 def test_with_a_budget_it_wakes_only_when_it_has_a_place() -> None:
     life = Life(rules=BUDGETED)
     assert life.come() == []
-    assert (life.machine.wants_place(life.now), life.machine.holds_place) == (True, False)
+    assert (life.machine.facts.wants_place(life.now), life.machine.facts.holds_place) == (True, False)
     assert Start() in life.feed(PlaceGranted())
-    assert (life.machine.wants_place(life.now), life.machine.holds_place) == (False, True)
+    assert (life.machine.facts.wants_place(life.now), life.machine.facts.holds_place) == (False, True)
 
 
 def test_a_place_that_nobody_wants_any_more_is_not_taken() -> None:
@@ -787,14 +787,14 @@ def test_it_is_evicted_only_when_idle_and_old_enough() -> None:
     life.feed(StartDone(None))
     life.see(M.RUNNING)
     life.feed(Ready())
-    assert life.machine.idle_since is None
+    assert life.machine.facts.idle_since is None
     assert life.feed(Evict()) == []
     life.leave()
     assert life.feed(Evict()) == [], "younger than its minimum"
     life.wait(RULES.min_awake_s)
-    assert life.machine.idle_since is not None
+    assert life.machine.facts.idle_since is not None
     assert Stop(SleepMode.HIBERNATE) in life.feed(Evict())
-    assert life.machine.holds_place, "until it is seen asleep"
+    assert life.machine.facts.holds_place, "until it is seen asleep"
     life.feed(StopDone(None))
     life.see(M.HIBERNATED)
-    assert not life.machine.holds_place
+    assert not life.machine.facts.holds_place

@@ -11,7 +11,7 @@ import trio
 from beds.machines.emulated_fleet import SPEED, Bed, section, speed_up
 from bentpipe.daemon.errors import BentpipeError, SatelliteUnusable, WakeFailed
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.fleet.machine import descent as descending
+from bentpipe.daemon.fleet.machine import machine
 from bentpipe.daemon.fleet.machine.messages import Lesson
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import MachineState, SatelliteKey, SatelliteState
@@ -137,8 +137,8 @@ async def test_too_early_to_hibernate_is_tried_again(tmp_path: Path, monkeypatch
         await stage.reach(SatelliteState.OPERATIONAL)
         stage.control.script(instance_id=stage.instance_id, on_hibernate="keep")
         await stage.reach(SatelliteState.SLEEP)
-        assert stage.satellite._machine.machine is not None
-        assert stage.satellite._machine.machine.state is MachineState.HIBERNATED
+        assert stage.satellite._machine.facts.machine is not None
+        assert stage.satellite._machine.facts.machine.state is MachineState.HIBERNATED
         *early, last = stage.calls("StopInstances")
         assert last == "ok"
         assert "ok" not in early
@@ -153,7 +153,7 @@ async def test_hibernations_that_fail(
     habit: str, lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with staged(tmp_path, monkeypatch, SOON) as stage:
-        monkeypatch.setattr(descending, "STUCK_STOPPING_S", 1.0)
+        monkeypatch.setattr(machine, "STUCK_STOPPING_S", 1.0)
         stage.control.script(instance_id=stage.instance_id, on_hibernate=habit)
         await stage.use()
         await stage.reach(SatelliteState.SLEEP)
@@ -245,8 +245,8 @@ async def test_hibernated_for_fifty_days_it_is_woken_and_stopped_plainly(
             while stage.calls("StopInstances") != ["ok"]:
                 await trio.sleep(0.01)
         await stage.reach(SatelliteState.SLEEP)
-        assert stage.satellite._machine.machine is not None
-        assert stage.satellite._machine.machine.state is MachineState.STOPPED
+        assert stage.satellite._machine.facts.machine is not None
+        assert stage.satellite._machine.facts.machine.state is MachineState.STOPPED
         assert [each.cause for each in stage.bed.transitions][1:3] == ["hibernated for too long", "ready"]
 
 

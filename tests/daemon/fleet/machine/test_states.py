@@ -71,7 +71,7 @@ def test_what_was_seen_last_decides_where_an_unused_satellite_stands(
     for now, state in enumerate((first, second)):
         satellite.handle(Seen(look(state)), now)
     assert (
-        satellite.state
+        satellite.facts.state
         in {
             MachineState.PENDING: {S.STARTING},
             MachineState.RUNNING: {S.STARTING},
@@ -80,7 +80,7 @@ def test_what_was_seen_last_decides_where_an_unused_satellite_stands(
             MachineState.HIBERNATED: {S.SLEEP},
             MachineState.TERMINATED: {S.SLEEP if launch else S.FAILED},
         }[second]
-    ), (first, second, satellite.state)
+    ), (first, second, satellite.facts.state)
 
 
 def test_a_move_that_the_table_does_not_have_is_a_bug() -> None:

@@ -1,0 +1,247 @@
+"""All that is known of one satellite, and the questions that can be answered from it. Pure; no answer changes anything.
+
+`SatelliteMachine` alone changes what stands here.
+"""
+
+import math
+
+from bentpipe.daemon.errors import BentpipeError, SatelliteUnusable, WakeFailed
+from bentpipe.daemon.fleet.machine.descent import Descent, DescentStep
+from bentpipe.daemon.fleet.machine.looking import Looks
+from bentpipe.daemon.fleet.machine.messages import SleepReason
+from bentpipe.daemon.fleet.machine.rules import Rules
+from bentpipe.daemon.fleet.machine.setbacks import Setbacks, Verdict
+from bentpipe.daemon.fleet.machine.sleeping import SleepBook
+from bentpipe.daemon.fleet.machine.states import UP, WAKING
+from bentpipe.daemon.fleet.machine.troubles import Troubles
+from bentpipe.daemon.fleet.machine.waiting import WaitingRoom
+from bentpipe.daemon.fleet.machine.wake import Failed, Wake, WakeCall
+from bentpipe.daemon.fleet.machine.words import UNSEEN, about, not_ready, not_ready_since
+from bentpipe.daemon.model import Fault, Machine, MachineState, SatelliteState, SleepMode
+
+S = SatelliteState
+M = MachineState
+
+
+class Facts:
+    """Times are seconds of one monotonic clock."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.state = S.UNKNOWN
+        self.machine: Machine | None = None
+        """The newest look at it."""
+        self.busy = False
+        """A provider call is under way."""
+        self.leases = 0
+        self.metered = 0
+        """Leases whose traffic can be read."""
+        self.wakes = 0
+        """Wakes begun for a client, or for upkeep."""
+        self.room = WaitingRoom(rules.hold_limit_s)
+        self.setbacks = Setbacks(rules.retry_after_s, rules.capacity_retry_s)
+        self.troubles = Troubles()
+        self.sleep = SleepBook(rules)
+        self.looks = Looks()
+        self.wake = Wake.begin(None, 0.0, rules.wake_deadline_s)
+        """The last one; it is under way if the state is one of WAKING."""
+        self.descent = Descent(None)
+        """The last one; it is under way in STOPPING."""
+        self.stops = 0
+        """Since it was last ready: how often others have stopped it after a start of ours."""
+        self.generation = 0
+        """Machines that were lost."""
+        self.probing = False
+        self.probe_words = ""
+        """Why its port does not answer; empty if nothing was said of that."""
+        self.keep_awake = False
+        """These are hours in which it is to be awake."""
+        self.renewing = False
+        """It is woken only to be stopped plainly."""
+        self.draining = False
+
+    def take_over(self, broken: "Facts", *, leases: int, metered: int, draining: bool) -> None:
+        """Begin where the machine of the same satellite has broken, with what is certain beside the leases."""
+        self.leases, self.metered = leases, metered
+        self.busy, self.wakes = broken.busy, broken.wakes
+        self.generation = broken.generation
+        self.draining, self.keep_awake = draining, broken.keep_awake
+
+    # -- clients -------------------------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self.room)
+
+    def hopeless(self, now: float) -> BentpipeError | None:
+        """Why there is no use in waiting now; None if there is. If a look is near, a newcomer waits for that look."""
+        if (self.state is S.UNKNOWN or self.is_gone) and self.looks.is_soon(now):
+            return None
+        if self.is_gone:
+            return self.gone()
+        if self.state is S.UNKNOWN and self.troubles.current.error is not None and self.troubles.lasts(now):
+            return self.troubles.last_reason(UNSEEN)
+        return None if self.is_up else self.setbacks.replay(now)
+
+    @property
+    def reason_is_known(self) -> bool:
+        """Whether calls have failed since this wake began (or since nothing is known), and none has worked."""
+        if self.state is S.UNKNOWN:
+            return self.troubles.has_failed_since(-math.inf)
+        return self.state in WAKING and self.troubles.has_failed_since(self.wake.began)
+
+    def not_ready(self, after_s: float) -> WakeFailed:
+        """Make the error that says that it was not ready in time, and what is known of why."""
+        if self.reason_is_known or self.machine is None:
+            return self.troubles.last_reason(not_ready(after_s))
+        return not_ready_since(after_s, self.machine, called=self.has_called, probe_words=self.probe_words)
+
+    def gone(self) -> BentpipeError:
+        """Make the error that says that there is no machine."""
+        return about(SatelliteUnusable, "the satellite's machine is gone", self.machine)
+
+    # -- the provider's machine ----------------------------------------------------------------------------------------
+
+    def machine_is(self, *states: MachineState) -> bool:
+        """Whether the machine was last seen in one of `states`."""
+        return self.machine is not None and self.machine.state in states
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the machine runs, or begins to."""
+        return self.machine_is(*UP)
+
+    @property
+    def is_gone(self) -> bool:
+        """Failed since there is no machine, and none is launched: it is looked for when somebody wants it."""
+        return self.state is S.FAILED and self.machine_is(M.TERMINATED) and not self.may_launch
+
+    @property
+    def may_launch(self) -> bool:
+        """A machine that is marked as another's is still there: people say what it is, before a second one is paid for."""
+        return self.rules.launch and (self.machine is None or self.machine.fault is not Fault.FOREIGN)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Failed by what people must mend: after a time it may be tried again."""
+        return self.state is S.FAILED and not self.is_gone
+
+    @property
+    def look_at(self) -> float:
+        """When to look at the machine ourselves; infinity if there is no reason to."""
+        wanted = self.waiting > 0 and (self.state is S.UNKNOWN or self.is_gone)
+        unsettled = self.state in WAKING and not self.busy and (self.probing or self.wake.is_unseen)
+        return self.looks.due_at(wanted=wanted, unsettled=unsettled)
+
+    @property
+    def seen_machine(self) -> Machine:
+        """The newest look, where there must have been one. Raises AssertionError."""
+        if self.machine is None:
+            raise AssertionError(f"{self.state.name} with a machine that was never seen")
+        return self.machine
+
+    # -- wake and sleep ------------------------------------------------------------------------------------------------
+
+    def is_wanted(self, now: float) -> bool:
+        """Whether it should be awake: for a client, or for upkeep that has not just failed."""
+        if self.waiting:
+            return True
+        upkeep = self.keep_awake or self.renewing
+        return upkeep and not self.draining and self.setbacks.replay(now) is None
+
+    @property
+    def has_called(self) -> bool:
+        """Whether this wake has called for the machine to start, so that its going down may be the start's failure."""
+        return self.state in WAKING and (self.busy or self.wake.settle_by > 0)
+
+    @property
+    def patience_ends_at(self) -> float:
+        """When those who wait are told that every attempt fails."""
+        in_vain = self.state in WAKING and not self.wake.came_up and self.reason_is_known
+        return self.troubles.patience_ends_at if in_vain else math.inf
+
+    def wake_step(self, now: float) -> WakeCall | Failed | None:
+        """What the wake under way needs now; None: nothing, or not yet."""
+        if now >= self.patience_ends_at:
+            words = f"for {now - self.troubles.current.since:.0f} s every attempt has failed"
+            return Failed(Verdict.FAILED, self.troubles.last_reason(words))
+        if self.busy:
+            return None
+        return self.wake.next_call(self.seen_machine, now, creating=self.state is S.CREATING)
+
+    def wake_overdue(self, error: WakeFailed, now: float) -> Failed | Wake:
+        """What becomes of the wake whose deadline has passed; `error` says so."""
+        deadline_s = self.rules.wake_deadline_s
+        return self.wake.overdue(self.seen_machine, error, now, busy=self.busy, deadline_s=deadline_s)
+
+    def descent_step(self, now: float) -> DescentStep | None:
+        """What the sleep under way needs now; None: nothing, or not yet."""
+        if self.descent.pending:
+            return self.descent.before_call(now, waiting=self.waiting > 0, leases=self.leases)
+        if self.busy:
+            return None
+        return self.descent.after_call(self.seen_machine, now, waiting=self.waiting > 0)
+
+    @property
+    def idle_sleep(self) -> tuple[SleepReason, SleepMode | None]:
+        """Why it sleeps when nobody uses it, and in which mode; None: as it has proved best."""
+        if self.renewing and not self.leases:
+            return SleepReason.RENEWED, SleepMode.STOP
+        return SleepReason.IDLE, None
+
+    @property
+    def is_unused(self) -> bool:
+        """Up, and nobody uses it. Quiet connections are no use if the rules say so."""
+        quiet = self.metered if self.rules.ends_quiet else 0
+        return self.state is S.OPERATIONAL and self.leases == quiet and not self.busy
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether it sleeps at `sleep_at` if nothing happens before."""
+        return self.is_unused and not self.keep_awake
+
+    @property
+    def sleep_at(self) -> float:
+        """When it sleeps, if it may."""
+        if self.leases:
+            return max(self.sleep.sleep_at, self.sleep.idle_since + self.rules.quiet_window_s)
+        return self.sleep.evictable_at if self.renewing else self.sleep.sleep_at
+
+    def next_deadline(self) -> float | None:
+        """When something is to be decided at the latest, if nothing happens before."""
+        times = [self.room.first_until, self.look_at]
+        if self.reason_is_known:
+            times.append(self.room.first_tell)
+        if self.state in WAKING:
+            times.append(self.wake.next_deadline(busy=self.busy, creating=self.state is S.CREATING))
+            times.append(self.patience_ends_at)
+        elif self.state is S.STOPPING:
+            times.append(self.descent.next_deadline(busy=self.busy, up=self.is_up, waiting=self.waiting > 0))
+        elif (self.state is S.SLEEP and self.keep_awake and not self.draining) or self.is_blocked:
+            times.append(self.setbacks.retry_at or math.inf)
+        elif self.may_sleep:
+            times.append(self.sleep_at)
+        first = min(times)
+        return None if first == math.inf else first
+
+    # -- what the awake budget asks ------------------------------------------------------------------------------------
+
+    @property
+    def holds_place(self) -> bool:
+        """Whether it counts as awake: it is, or may be, or a call that may wake it is under way."""
+        return self.state not in (S.SLEEP, S.FAILED) or self.busy
+
+    def wants_place(self, now: float) -> bool:
+        """Whether it would begin to wake if the awake budget had a place for it."""
+        return self.rules.budgeted and self.state is S.SLEEP and not self.busy and self.is_wanted(now)
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when nobody has used it; None if somebody does, or it is not up."""
+        return self.sleep.idle_since if self.is_unused and not self.leases else None
+
+    @property
+    def evictable_at(self) -> float:
+        """From when on it may be evicted, if `idle_since` is not None."""
+        return self.sleep.evictable_at

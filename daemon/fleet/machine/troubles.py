@@ -1,0 +1,74 @@
+"""Which calls fail at the moment, and since when: what those who wait are told if nothing else is known. Pure.
+
+Times are seconds of one monotonic clock.
+"""
+
+import math
+
+from bentpipe.daemon.errors import BentpipeError, ProviderError, WakeFailed
+from bentpipe.daemon.fleet.machine.rules import FAILURE_MOST_S, PATIENCE_S
+from bentpipe.daemon.fleet.machine.setbacks import PASSING, verdict_on
+
+
+class Trouble:
+    """A series of calls of one kind of which none has worked."""
+
+    def __init__(self) -> None:
+        self.error: BentpipeError | None = None
+        """The last reason; None if the last call has worked."""
+        self.since = 0.0
+        self.last_at = -math.inf
+
+    def failed(self, error: BentpipeError, now: float) -> None:
+        """A call has failed. A failure long after the last one begins another series."""
+        if self.error is None or now - self.last_at > PATIENCE_S + FAILURE_MOST_S:
+            self.since = now
+        self.error = error
+        self.last_at = now
+
+    def worked(self) -> None:
+        """A call has worked."""
+        self.error = None
+        self.last_at = -math.inf
+
+
+class Troubles:
+    """The calls of one satellite: those that bring its machine up, and looks at it."""
+
+    def __init__(self) -> None:
+        self.start = Trouble()
+        self.look = Trouble()
+
+    @property
+    def current(self) -> Trouble:
+        """What keeps the satellite from being used, as far as failed calls tell."""
+        return self.start if self.start.error is not None else self.look
+
+    @property
+    def patience_ends_at(self) -> float:
+        """From when on those who wait are told that every call fails."""
+        return self.current.since + PATIENCE_S
+
+    def has_failed_since(self, began: float) -> bool:
+        """Whether a call has failed at `began` or later, and none has worked after it."""
+        return self.current.error is not None and self.current.last_at >= began
+
+    def lasts(self, now: float) -> bool:
+        """Whether the trouble does not pass by itself: people must mend it, or it has lasted for too long already."""
+        error = self.current.error
+        passing = isinstance(error, ProviderError) and verdict_on(error) in PASSING
+        return not passing or now >= self.patience_ends_at
+
+    def last_reason(self, words: str) -> WakeFailed:
+        """Make an error of `words` and the last reason for which a call has failed."""
+        error = self.current.error
+        if error is None:
+            return WakeFailed(words)
+        return WakeFailed(
+            f"{words}; the last reason: {error}", peer_hint=f"{words}; the last reason: {error.peer_hint}"
+        )
+
+    def clear(self) -> None:
+        """Forget both series."""
+        self.start.worked()
+        self.look.worked()
