@@ -53,6 +53,19 @@ class ServerLimits:
     """Whether too many frames make the caller wait (`pause_s`) instead of ending the connection."""
 
 
+API_BOUNDS = ServerLimits(
+    family="API",
+    streams=limits.API_STREAMS,
+    kept_bytes=limits.API_BYTES,
+    frames=limits.API_FRAMES,
+    frames_per_s=limits.API_FRAMES_PER_S,
+    resets=limits.API_RESETS,
+    resets_per_s=limits.API_RESETS_PER_S,
+    paced=True,
+)
+"""Of a connection of the control API."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class CallBegan:
     """The headers of a request, well-formed by RFC 9113."""

@@ -156,6 +156,13 @@ TESTED_BELOW = {
     "ANSWERED_PER_S",
     "ASKED_FRAMES",
     "FURTHER_FRAMES",  # in test_one_request.py
+    "API_BYTES",  # in test_grpc_server.py, as all that follow
+    "API_FRAMES",
+    "API_FRAMES_PER_S",
+    "API_MESSAGE_BYTES",
+    "API_RESETS",
+    "API_RESETS_PER_S",
+    "API_STREAMS",
     "STATUS_MESSAGE_BYTES",
 }
 

@@ -1,0 +1,232 @@
+"""The server's side of a connection with streams of messages, against an h2 client in memory, at each of its limits."""
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.settings
+import hpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bentpipe.proto import limits
+from bentpipe.proto.errors import ErrorCode, GreetingError
+from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, PREFACE, FrameType, frame
+from bentpipe.proto.grpc_server import API_BOUNDS, CallBegan, CallComplete, CallData, CallEnded, CallEvent, GrpcServer
+from bentpipe.proto.grpc_status import GrpcStatus
+from bentpipe.proto.messages import PREFIX_BYTES, MessageError, MessageReader, encode_message
+
+HEADERS = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", "/api.public.compute.Compute/GetSatellite"),
+    (":authority", "edge"),
+    ("content-type", "application/grpc"),
+]
+
+
+class Pair:
+    """A client and our side, joined in memory."""
+
+    def __init__(self, **initial: int) -> None:
+        self.client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
+        self.client.initiate_connection()
+        if initial:
+            self.client.update_settings({h2.settings.SettingCodes[k]: v for k, v in initial.items()})
+        self.ours = GrpcServer(API_BOUNDS)
+        self.events: list[CallEvent] = []
+        self.now_s = 0.0
+
+    def turn(self) -> list[h2.events.Event]:
+        """Everything the client said, to us; everything we say, to the client."""
+        self.events += self.ours.receive_data(self.client.data_to_send(), self.now_s)
+        return self.client.receive_data(self.ours.data_to_send())
+
+    def take(self, kind: type[CallEvent]) -> list[CallEvent]:
+        found = [each for each in self.events if isinstance(each, kind)]
+        self.events = [each for each in self.events if not isinstance(each, kind)]
+        return found
+
+
+def test_a_request_in_parts_and_an_answer_of_many() -> None:
+    pair = Pair()
+    pair.client.send_headers(1, HEADERS)
+    pair.client.send_data(1, b"one")
+    pair.turn()
+    pair.client.send_data(1, b"two", end_stream=True)
+    pair.turn()
+    assert [type(each) for each in pair.events] == [CallBegan, CallData, CallData, CallComplete]
+    assert [each.data for each in pair.events if isinstance(each, CallData)] == [b"one", b"two"]
+    for number in range(3):
+        pair.ours.send_message(1, encode_message(b"%d" % number))
+    pair.ours.finish(1, GrpcStatus.ABORTED, "ünd")
+    events = pair.turn()
+    assert b"".join(e.data for e in events if isinstance(e, h2.events.DataReceived)) == b"".join(
+        encode_message(b"%d" % number) for number in range(3)
+    )
+    [trailers] = [e for e in events if isinstance(e, h2.events.TrailersReceived)]
+    assert trailers.headers == [("grpc-status", "10"), ("grpc-message", "%C3%BCnd")]
+    assert pair.ours.open_streams == 0
+
+
+def test_the_client_may_send_no_more_than_was_acknowledged() -> None:
+    pair = Pair()
+    pair.client.send_headers(1, HEADERS)
+    window = pair.client.local_flow_control_window(1)
+    for _ in range(window // 8_192):
+        pair.client.send_data(1, bytes(8_192))
+    pair.turn()
+    left = pair.client.local_flow_control_window(1)
+    assert left < 8_192
+    for data in pair.take(CallData):
+        assert isinstance(data, CallData)
+        pair.ours.acknowledge(1, data.window_bytes)
+    pair.turn()
+    assert pair.client.local_flow_control_window(1) > left + 32_000
+
+
+def test_what_comes_for_a_call_that_is_over_opens_the_windows_again() -> None:
+    pair = Pair()
+    pair.client.send_headers(1, HEADERS)
+    pair.turn()
+    pair.ours.finish(1, GrpcStatus.UNAUTHENTICATED)
+    before = pair.client.outbound_flow_control_window
+    for _ in range(8):
+        pair.client.send_data(1, bytes(8_000))
+    pair.turn()
+    pair.turn()
+    assert pair.client.outbound_flow_control_window > before - 64_000 + 16_000
+    assert pair.take(CallData) == []
+
+
+def test_trailers_that_are_malformed_end_a_call_that_began() -> None:
+    pair = Pair()
+    pair.client.config.validate_outbound_headers = False
+    pair.client.config.normalize_outbound_headers = False
+    pair.client.send_headers(1, HEADERS)
+    pair.turn()
+    pair.client.send_headers(1, [("x", "y\n")], end_stream=True)
+    events = pair.turn()
+    assert [type(each) for each in pair.events] == [CallBegan, CallEnded]
+    assert any(isinstance(e, h2.events.StreamReset) for e in events)
+
+
+def test_a_client_that_takes_no_answer_can_be_reset() -> None:
+    pair = Pair(INITIAL_WINDOW_SIZE=0)
+    pair.client.send_headers(1, HEADERS, end_stream=True)
+    pair.turn()
+    pair.ours.send_message(1, encode_message(b"x"))
+    assert pair.ours.unsent(1) == PREFIX_BYTES + 1
+    pair.ours.reset(1, ErrorCode.ENHANCE_YOUR_CALM)
+    [reset] = [e for e in pair.turn() if isinstance(e, h2.events.StreamReset)]
+    assert reset.error_code == ErrorCode.ENHANCE_YOUR_CALM
+    assert pair.ours.unsent(1) == 0
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("over_by", [0, 1])
+def test_streams(over_by: int) -> None:
+    ours, encoder = GrpcServer(API_BOUNDS), hpack.Encoder()
+    requests = [
+        frame(FrameType.HEADERS, END_HEADERS, 1 + 2 * number, encoder.encode(HEADERS))
+        for number in range(limits.API_STREAMS + over_by)
+    ]
+    opening = PREFACE + EMPTY_SETTINGS + EMPTY_SETTINGS[:4] + b"\1" + EMPTY_SETTINGS[5:]  # with the ACK of ours
+    if over_by:
+        with pytest.raises(GreetingError):
+            ours.receive_data(opening + b"".join(requests), 0.0)
+    else:
+        assert len(ours.receive_data(opening + b"".join(requests), 0.0)) == limits.API_STREAMS
+
+
+@pytest.mark.parametrize("over_by", [0, 1])
+def test_bytes(over_by: int) -> None:
+    pair = Pair()
+    pair.turn()
+    elsewhere = limits.API_BYTES - pair.ours.kept_bytes + over_by
+    if over_by:
+        with pytest.raises(GreetingError) as error:
+            pair.ours.bound(elsewhere)
+        assert (error.value.error_code, error.value.limit) == (ErrorCode.ENHANCE_YOUR_CALM, "API_BYTES")
+        assert frame(FrameType.GOAWAY, 0, 0)[3:5] in pair.ours.data_to_send()
+    else:
+        pair.ours.bound(elsewhere)
+
+
+@pytest.mark.parametrize("over_by", [0, 1])
+def test_resets(over_by: int) -> None:
+    pair = Pair()
+    pair.turn()
+    for number in range(limits.API_RESETS + over_by):
+        pair.client.send_headers(1 + 2 * number, HEADERS)
+        pair.client.reset_stream(1 + 2 * number)
+        if number < limits.API_RESETS:
+            pair.turn()
+    if over_by:
+        with pytest.raises(GreetingError) as error:
+            pair.turn()
+        assert (error.value.error_code, error.value.limit) == (ErrorCode.ENHANCE_YOUR_CALM, "API_RESETS_PER_S")
+    assert pair.ours.open_streams == 0
+
+
+def test_resets_at_the_rate_that_is_allowed() -> None:
+    pair = Pair()
+    for number in range(3 * limits.API_RESETS):
+        pair.now_s += 1 / limits.API_RESETS_PER_S
+        pair.client.send_headers(1 + 2 * number, HEADERS)
+        pair.client.reset_stream(1 + 2 * number)
+        pair.turn()
+
+
+def test_too_many_frames_are_paced_and_end_nothing() -> None:
+    pair = Pair()
+    pair.turn()
+    assert pair.ours.pause_s == 0
+    ping = frame(FrameType.PING, 0, 0, bytes(8))
+    pair.ours.receive_data(ping * (limits.API_FRAMES + 500), 0.0)
+    assert 0 < pair.ours.pause_s <= 510 / limits.API_FRAMES_PER_S
+    pair.ours.receive_data(ping, 1.0)
+    assert pair.ours.pause_s == 0
+
+
+# -- messages ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=50), max_size=8), st.data())
+def test_messages_are_cut_right_however_they_come(messages: list[bytes], data: st.DataObject) -> None:
+    body = b"".join(map(encode_message, messages))
+    reader, found = MessageReader(50, "LIMIT"), []
+    at = 0
+    while at < len(body):
+        size = data.draw(st.integers(1, len(body) - at))
+        found += reader.receive_data(body[at : at + size])
+        at += size
+    reader.end()
+    assert found == messages
+
+
+@pytest.mark.parametrize("over_by", [0, 1])
+def test_messages_of_the_largest_size(over_by: int) -> None:
+    reader = MessageReader(limits.API_MESSAGE_BYTES, "API_MESSAGE_BYTES")
+    message = encode_message(bytes(limits.API_MESSAGE_BYTES + over_by))
+    if over_by:
+        with pytest.raises(MessageError, match="API_MESSAGE_BYTES") as error:
+            reader.receive_data(message[:PREFIX_BYTES])
+        assert error.value.status is GrpcStatus.RESOURCE_EXHAUSTED
+    else:
+        assert reader.receive_data(message) == [message[PREFIX_BYTES:]]
+        assert reader.kept_bytes == 0
+
+
+def test_a_body_that_ends_in_a_message_and_one_that_is_compressed() -> None:
+    reader = MessageReader(10, "LIMIT")
+    reader.receive_data(encode_message(b"abc")[:-1])
+    assert reader.kept_bytes == PREFIX_BYTES + 2
+    with pytest.raises(MessageError) as error:
+        reader.end()
+    assert error.value.status is GrpcStatus.INTERNAL
+    with pytest.raises(MessageError) as error:
+        MessageReader(10, "LIMIT").receive_data(b"\1\0\0\0\0")
+    assert error.value.status is GrpcStatus.UNIMPLEMENTED
