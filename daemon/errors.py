@@ -1,7 +1,8 @@
-"""What can go wrong, whose fault it is, and what the client is told.
+"""The daemon's errors: what can go wrong, who caused it, and what the client is told.
 
-Owns: the error taxonomy of the daemon. Foreign exceptions (OSError, boto3, OpenSSL) are converted at the boundary
-where they arise, with `raise ... from exc`; above it only these are seen. Called by every other module.
+The module that calls a library converts the library's exceptions (OSError, boto3, OpenSSL) into these, with
+`raise ... from exc`. All other modules see only these errors. It must never hold a secret or another tenant's name in words
+that a client gets.
 """
 
 import enum
@@ -22,8 +23,8 @@ class Source(enum.Enum):
 class BentpipeError(Exception):
     """Base of the daemon's own errors.
 
-    `status` is the gRPC status the client gets, `peer_hint` the words it gets (never a secret, never another tenant's
-    name); `str(error)` is for the operator's log.
+    `status` is the gRPC status that the client gets. `peer_hint` is the message that the client gets: it never holds a
+    secret or another tenant's name. `str(error)` is for the operator's log.
     """
 
     source: Source = Source.INTERNAL
@@ -42,13 +43,13 @@ class Refused(BentpipeError):
 
 
 class Unauthenticated(Refused):
-    """No token, or one that is not ours."""
+    """The client sent no token, or a token that the daemon does not know."""
 
     status = GrpcStatus.UNAUTHENTICATED
 
 
 class TokensUnknown(BentpipeError):
-    """A token that the configuration does not have, and the store, which may have it, has not answered yet."""
+    """The configuration does not have the token. The store may have it, but has not answered yet."""
 
     source = Source.OPERATOR
     status = GrpcStatus.UNAVAILABLE
@@ -56,7 +57,7 @@ class TokensUnknown(BentpipeError):
 
 
 class NoSuchSatellite(Refused):
-    """Unknown satellite or one of somebody else: one answer for both, so that names cannot be probed."""
+    """The satellite is unknown, or the client may not use it. Both get one answer, so that names cannot be probed."""
 
     status = GrpcStatus.NOT_FOUND
 
@@ -75,13 +76,13 @@ class LimitReached(Refused):
 
 
 class TlsWanted(Refused):
-    """It speaks HTTP/2 in the clear to a port that speaks TLS."""
+    """The client speaks plaintext HTTP/2 to a port that speaks TLS."""
 
     status = GrpcStatus.FAILED_PRECONDITION
 
 
 class Cut(BentpipeError):
-    """The operator cut the connections of its principal or satellite."""
+    """The operator cut the connections of the client's principal or satellite."""
 
     source = Source.OPERATOR
     status = GrpcStatus.UNAVAILABLE
@@ -89,7 +90,7 @@ class Cut(BentpipeError):
 
 
 class Draining(BentpipeError):
-    """The daemon is shutting down and takes nobody in any more."""
+    """The daemon is shutting down and accepts no more clients."""
 
     status = GrpcStatus.UNAVAILABLE
     retryable = True
@@ -104,7 +105,7 @@ class WakeFailed(BentpipeError):
 
 
 class SatelliteUnusable(BentpipeError):
-    """The satellite is FAILED, OFFLINE or being destroyed: waking it is no use until somebody acts."""
+    """The satellite is FAILED, OFFLINE or being destroyed: it cannot be woken until somebody acts."""
 
     source = Source.SATELLITE
     status = GrpcStatus.FAILED_PRECONDITION
@@ -119,7 +120,7 @@ class DialFailed(BentpipeError):
 
 
 class MachineUncertain(BentpipeError):
-    """The satellite is awake, but its address may be another machine's by now, and nobody can say."""
+    """The satellite is awake, but its address may belong to another machine by now, and the daemon cannot find out."""
 
     source = Source.PROVIDER
     status = GrpcStatus.UNAVAILABLE
@@ -127,7 +128,7 @@ class MachineUncertain(BentpipeError):
 
 
 class ProviderError(BentpipeError):
-    """Base of what a provider can raise; the subclass decides what the wake loop does about it."""
+    """Base of the errors that a provider can raise. The subclass decides what the wake loop does about it."""
 
     source = Source.PROVIDER
     status = GrpcStatus.UNAVAILABLE
@@ -140,11 +141,11 @@ class ProviderRetryable(ProviderError):
 
 
 class ProviderThrottled(ProviderRetryable):
-    """Too many calls: the same call may work later, and every call less helps."""
+    """Too many calls: the same call may work later, and fewer calls help."""
 
 
 class ProviderCapacity(ProviderError):
-    """The cloud has no such machine to give now: try again in minutes."""
+    """The cloud has no such machine free now: try again in minutes."""
 
     retryable = True
 
@@ -154,42 +155,42 @@ class MachineNotFound(ProviderError):
 
 
 class ProviderPermanent(ProviderError):
-    """Configuration, or what the machine is: people must act. They need not tell us: it is tried again now and then."""
+    """The configuration or the machine is wrong, and people must act. The daemon tries again from time to time by itself."""
 
 
 class ProviderRefused(ProviderError):
-    """The call was refused for a reason that nobody has foreseen: it may pass by itself, or people must act."""
+    """The call was refused for an unforeseen reason: it may pass by itself, or people must act."""
 
     retryable = True
 
 
 class ProviderPermission(ProviderPermanent):
-    """We may not do that, or the provider may not on our behalf."""
+    """The daemon has no permission for the call, or the provider has none on its behalf."""
 
 
 class LaunchTokenSpent(ProviderPermanent):
-    """The token has made a machine that is gone already: it takes another one to make another machine."""
+    """The launch token has already made a machine, which is gone. Another machine needs another token."""
 
 
 class SleepModeRefused(ProviderError):
-    """The machine cannot sleep in the asked-for way (for example hibernate); another way may work."""
+    """The machine cannot sleep in the requested way (for example hibernate); another way may work."""
 
 
 class SleepTooEarly(ProviderRetryable):
-    """The machine has not run long enough to be put to sleep (EC2: about two minutes); later it works."""
+    """The machine has not run long enough to be put to sleep (EC2: about two minutes). It works later."""
 
 
 class SleepVetoed(ProviderRetryable):
-    """Somebody uses the machine, here or on another host, or nobody can tell: it is as if it had been used just now."""
+    """Somebody uses the machine, here or on another host, or the daemon cannot find out. It counts as used just now."""
 
 
 STORE_HINT = "the edge host's store, which this needs, cannot be used now"
 
 
 class StoreError(BentpipeError):
-    """The store could not be read or written. Books stand behind routing; but a launch needs it, and waits for it.
+    """The store could not be read or written. Routing goes on without it, but a launch needs it and waits for it.
 
-    Its words name files, tables, roles, accounts and other hosts: a client hears `STORE_HINT` whatever happened.
+    Its message names files, tables, roles, accounts and other hosts. So a client always gets `STORE_HINT` instead.
     """
 
     source = Source.OPERATOR

@@ -1,11 +1,12 @@
 """Every id that is joined from parts: machine ids, tags, tokens, table keys, folder and file names. Pure.
 
-Each is injective: other parts never give the same id. An id that two satellites shared would hand one tenant's machine,
-row or process to the other. Names of orgs, satellites and fleets may hold dots, dashes and underscores, but neither slash
-nor tilde: so a slash joins them, or what else joins them is replaced in the parts; what must be short is hashed over
-parts whose ends are marked.
+Each is injective: different parts never give the same id. If two satellites shared an id, one tenant would get the machine,
+row or process of the other. Names of orgs, satellites and fleets may hold dots, dashes and underscores, but neither slash
+nor tilde. So a slash joins them; if another character joins them, it is replaced inside the parts. If an id must be short,
+it is a hash over parts whose ends are marked.
 
-A new id is made here, and enters `JOINED`: `tests/daemon/test_ids.py` walks the list, and refuses other places that join.
+Every new id is made here, and is listed in `JOINED`. `tests/daemon/test_ids.py` walks the list, and fails if another module
+joins parts.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from bentpipe.daemon.model import MachineId, SatelliteKey
 
 
 def satellite_tag(key: SatelliteKey) -> str:
-    """Value of the tag `bentpipe:satellite`, and a satellite's name in books and logs: ORG/NAME."""
+    """Value of the tag `bentpipe:satellite`, and a satellite's name in the ledger and in logs: ORG/NAME."""
     return str(key)
 
 
@@ -30,8 +31,8 @@ def machine_id_of(key: SatelliteKey) -> MachineId:
 
 
 def folder_name(machine_id: MachineId) -> str:
-    """A machine's cgroup, or the name of its log file: without a slash, and like the id where it can be."""
-    return quote(machine_id, safe="/").replace("/", ":")  # quote turns a colon of the id's own into %3A
+    """A machine's cgroup, or the name of its log file: without a slash, and otherwise like the id if possible."""
+    return quote(machine_id, safe="/").replace("/", ":")  # quote turns a colon in the id into %3A
 
 
 def row_key(key: SatelliteKey) -> str:
@@ -40,12 +41,12 @@ def row_key(key: SatelliteKey) -> str:
 
 
 def open_interval_key(key: SatelliteKey) -> str:
-    """DynamoDB's sort key of a satellite's open interval, in the books of one host."""
+    """DynamoDB's sort key of a satellite's open interval, in one host's ledger."""
     return f"OPEN#{key}"
 
 
 def launch_token(key: SatelliteKey, *, generation: int, period: int | None = None) -> str:
-    """64 hex digits for one machine of a satellite, the same however often it is launched.
+    """64 hex digits for one machine of a satellite. They are the same however often it is launched.
 
     `generation` counts the satellite's machines, in the registry or (then with a `period` of the wall clock) in one
     daemon's life.
@@ -56,8 +57,8 @@ def launch_token(key: SatelliteKey, *, generation: int, period: int | None = Non
 def client_token(fleet: str, satellite: str, token: str) -> str:
     """EC2's ClientToken of a launch, 64 hex digits (EC2 takes 64 ASCII characters, and scopes them by account and region).
 
-    EC2 answers a token that it knows with the instance that the token has made. So the fleet is in it: two fleets of one
-    account may have satellites of the same name. `satellite` is the tag's value, `token` the launch's own.
+    If EC2 knows the token, it answers with the instance that the token has made. So the fleet is part of it: two fleets of
+    one account may have satellites of the same name. `satellite` is the tag's value, `token` is the launch's own.
     """
     return _digest("ec2", fleet, satellite, token)
 
@@ -82,4 +83,5 @@ JOINED: dict[str, Callable[[str, SatelliteKey, int, int | None], tuple[object, s
         client_token(fleet, satellite_tag(key), launch_token(key, generation=generation, period=period)),
     ),
 }
-"""By kind: from a fleet, a satellite, a generation and a period to those of them that the id stands for, and the id."""
+"""By kind: a function of a fleet, a satellite, a generation and a period. It returns those for which the id stands, and the
+id."""

@@ -1,32 +1,35 @@
-"""What a log line may carry, and who may cause it: for every module that logs.
+"""What a log line may carry, and which lines are limited: for every module that logs.
 
-A record has `extra={"fields": {...}}`. Lines that strangers can cause are limited in number by kind, and what they carry
-is cut short, by `daemon/service/log.py`. Such a line is one that names a `peer` and no `principal`, or one made by
-`log_limited`; everything that is not ours (boto3, trio, warnings) is limited too.
+A record has `extra={"fields": {...}}`. `daemon/service/log.py` limits the number of lines of each kind that a stranger can
+cause, and shortens their fields. These are the lines that name a `peer` and no `principal`, and those made by `log_limited`.
+The lines of libraries (boto3, trio, warnings) are limited too. A record must never carry a token.
 """
 
 import logging
 from collections.abc import Mapping
 
 LIMITED = "limited_kind"
-"""Attribute of a record: the kind by which it is limited."""
+"""Attribute of a record: the kind, for the limit of its number."""
 
 
 def log_limited(
     log: logging.Logger, kind: str, message: str, fields: Mapping[str, object], level: int = logging.INFO
 ) -> None:
-    """Log what anybody can cause: of one `kind`, a literal of the code, only so many lines in a while, then a count."""
+    """Log an event that anybody can cause.
+
+    Only some lines of one `kind` (a literal) are written in a while, then a count.
+    """
     log.log(level, message, extra={"fields": fields, LIMITED: kind})
 
 
 def fields_of(record: logging.LogRecord) -> Mapping[str, object]:
-    """The fields of a record; none if it has none."""
+    """The fields of a record; empty if it has none."""
     fields = record.__dict__.get("fields", {})
     return fields if isinstance(fields, Mapping) else {}
 
 
 def kind_of(record: logging.LogRecord) -> str | None:
-    """The kind by which a record is limited; None if it is not."""
+    """The kind of a record, for the limit of its number; None if it is not limited."""
     kind = record.__dict__.get(LIMITED)
     if isinstance(kind, str):
         return kind

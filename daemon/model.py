@@ -1,4 +1,4 @@
-"""The daemon's nouns: small immutable values that pass between its parts. No I/O, and no behaviour except arithmetic."""
+"""Small immutable values that pass between the daemon's parts. It must never do I/O, and computes nothing except sums."""
 
 import dataclasses
 import enum
@@ -9,7 +9,7 @@ MachineId = NewType("MachineId", str)
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class SatelliteKey:
-    """Names one satellite: `org` and `name` as they stand in the request's metadata."""
+    """Names one satellite: `org` and `name` as they are in the request's metadata."""
 
     org: str
     name: str
@@ -52,7 +52,7 @@ class SleepMode(enum.Enum):
 
 
 class MachineState(enum.Enum):
-    """What a provider says of a machine: EC2's instance states, with hibernated told apart from stopped."""
+    """State of a machine as a provider reports it: EC2's instance states, and hibernated apart from stopped."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -63,14 +63,14 @@ class MachineState(enum.Enum):
 
 
 class Fault(enum.Enum):
-    """Why a machine that was started did not come up, if the provider says so."""
+    """Why a machine that was started did not come up, if the provider knows it."""
 
     CAPACITY = "capacity"
-    """None to be had now: worth another attempt in minutes."""
+    """No such machine is free now. Another attempt in some minutes may work."""
     PERMISSION = "permission"
-    """Forbidden (EC2: a KMS grant is missing): nothing changes until somebody acts."""
+    """It was forbidden (EC2: a KMS grant is missing). Nothing changes until somebody acts."""
     FOREIGN = "foreign"
-    """It is there, and is marked as another's: nothing changes until somebody acts."""
+    """The machine exists, and its tags name another satellite. Nothing changes until somebody acts."""
     OTHER = "other"
 
 
@@ -89,7 +89,7 @@ class Machine:
     asleep_since: float | None = None
     """time.time() seconds at which it fell asleep, as far as the provider knows; None if it is not asleep."""
     hint: str = ""
-    """What those who may use the satellite may hear of `reason`: one printable line, bounded by the provider."""
+    """The part of `reason` that clients of the satellite may read: one printable line, bounded by the provider."""
 
 
 class WakePhase(enum.Enum):
@@ -104,18 +104,18 @@ class WakePhase(enum.Enum):
 
 
 class Resume(enum.Enum):
-    """What a wake found of the memory that the machine had before it slept."""
+    """Whether the machine still had its memory after a wake."""
 
     RESUMED = "resumed"
     COLD = "cold"
     """It has booted anew."""
     UNKNOWN = "unknown"
-    """The satellite does not say."""
+    """The satellite does not tell."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Waits:
-    """Clients that were held for a satellite and got it, were refused or left: how many, and how long they waited."""
+    """Clients that were held for a satellite until they got it, were refused or left: how many, and how long they waited."""
 
     clients: int = 0
     total_s: float = 0.0

@@ -1,17 +1,17 @@
 """How places and bytes are shared among principals, so that none is refused for what another does. Pure bookkeeping.
 
-Two rules, since what is lent can be taken back from some and not from others:
+There are two rules, since some things can be taken back and others cannot:
 
-- `Reserve`, for connections. A running build is never cut for somebody else's sake, so a part of the places is set aside
-  beforehand, in equal shares for all principals that are known. Below its share a principal is always let in; beyond it
-  takes from the common rest, the less the less is left of that (Choudhury and Hahne's dynamic threshold, 1998), so that
-  one alone never has it all.
-- `Loan`, for clients that are held and for what they said. A principal may have everything while nobody else wants it.
-  Who comes with less than the fair share (all there is, divided by those who are there) is let in though nothing is left:
-  the newest of the greediest principal, which has more than its fair share, is let go.
+- `Reserve` is for connections. A running build is never cut for another principal. So a part of the places is set aside
+  beforehand, in equal shares for all known principals. Below its share a principal is always let in. Beyond it, the
+  principal takes places from the common rest. The less is left of that, the fewer it may take (Choudhury and Hahne's dynamic
+  threshold, 1998), so that one principal alone never has all of it.
+- `Loan` is for held clients and for the bytes that they have sent. A principal may have everything while nobody else wants
+  it. The fair share is everything, divided by the number of principals that have something. If a principal has less than
+  that, it gets more though nothing is left: the principal that has the most then loses its newest item.
 
-A principal that has no more than `limit // principals` is never refused and loses nothing, by either rule. If there are
-more principals than places each may have one.
+By either rule, a principal that has no more than `limit // principals` is never refused and loses nothing. If there are
+more principals than places, each may have one.
 """
 
 import collections
@@ -20,9 +20,9 @@ from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 RESERVED_PART = 8
-"""One part in so many of all places is set aside in equal shares."""
+"""One part in this many of all places is set aside, in equal shares."""
 THRESHOLD = 7
-"""A principal may take so many times of the common places what it leaves of them: one alone has 7/8."""
+"""A principal may take up to this many times the common places that it leaves free. So one alone gets 7/8 of them."""
 
 
 class Reserve:
@@ -41,15 +41,18 @@ class Reserve:
 
     @property
     def share(self) -> int:
-        """What each principal has for sure."""
+        """How many places each principal is sure to get."""
         return self._share
 
     def held(self, principal: str) -> int:
-        """What a principal has."""
+        """How many places a principal has."""
         return self._held[principal]
 
     def know(self, principals: int) -> None:
-        """So many principals there are. A token that is added while all is taken has its share on top of it."""
+        """Note the number of principals.
+
+        If a token is added while all places are taken, its share comes on top of the limit.
+        """
         principals = max(principals, len(self._held), 1)
         if principals == self._principals:
             return
@@ -72,7 +75,7 @@ class Reserve:
         return None
 
     def take(self, principal: str) -> None:
-        """Count one more, which `refusal` has nothing against."""
+        """Count one more. `refusal` must have returned None."""
         self._borrowed += self._held[principal] >= self._share
         self._held[principal] += 1
         self.total += 1
@@ -96,10 +99,10 @@ class _Debtor(Generic[Item]):
 
 
 class Loan(Generic[Item]):
-    """What can be taken back: an amount for each item (a client), and each item is a principal's."""
+    """Amounts that can be taken back: one for each item (a client), and each item belongs to a principal."""
 
     def __init__(self, limit: int | None, cap: int | None = None) -> None:
-        """`limit` is for all principals together, `cap` for each of them; None is none."""
+        """`limit` is for all principals together, `cap` for each of them; None means no limit."""
         self._limit = limit
         self._cap = cap
         self._debtors: dict[str, _Debtor[Item]] = {}
@@ -116,11 +119,11 @@ class Loan(Generic[Item]):
         return 0 if debtor is None else debtor.amount
 
     def over_cap(self, principal: str, more: int) -> bool:
-        """Whether with so much more the principal would have more than its own limit."""
+        """Whether this much more would exceed the principal's own limit."""
         return self._cap is not None and self.held(principal) + more > self._cap
 
     def refusal(self, principal: str, more: int) -> str | None:
-        """Why the principal cannot have so much more; None if it can, perhaps after `excess` was let go."""
+        """Why the principal cannot have this much more; None if it can, perhaps after `excess` is let go."""
         held = self.held(principal)
         if self.over_cap(principal, more):
             return f"{held} of {self._cap} are this principal's"
@@ -133,9 +136,10 @@ class Loan(Generic[Item]):
         return max(1, (self._limit or 0) // there)
 
     def excess(self, more: int, keep: str, may_go: Callable[[Item], bool] = lambda item: True) -> Item | None:
-        """The item to be let go before `more` is taken for the principal `keep`; None if all fits or nobody has too much.
+        """The item to let go before `keep` takes `more`; None if everything fits, or if no principal has too much.
 
-        Of the greediest principal, beyond its fair share: the newest that is no smaller than its average.
+        It is an item of the principal that has the most, if that is more than its fair share: the newest of those items that
+        are at least as large as their average.
         """
         if self._limit is None or self._total + more <= self._limit:
             return None
@@ -147,7 +151,7 @@ class Loan(Generic[Item]):
         return next((item for item, size in there if size * len(debtor.items) >= debtor.amount and may_go(item)), None)
 
     def change(self, principal: str, item: Item, amount: int) -> None:
-        """An item has so much now; with 0 it is forgotten."""
+        """Set an item's amount; with 0 the item is forgotten."""
         debtor = self._debtors.get(principal)
         if debtor is None:
             if not amount:

@@ -1,12 +1,12 @@
 """Who owns a task, and what its failure means: every task of the daemon's tree runs in one of these three ways.
 
-A failure stays as small as its cause. So no exception of a part may reach the nursery in which its neighbours live, and
-whoever starts a task says what is to be done about it: `run_owned` for a task that goes on for ever or may be given up,
-`contained` for a step of one. Each failure is logged with its traceback and counted by the owner's name
-(`bentpipe_task_failures_total`). `tests/daemon/test_owners.py` finds tasks that nobody owns.
+A failure stays as small as its cause. So an exception in one part must never reach the nursery of its neighbours. The code
+that starts a task also says what a failure means: `run_owned` runs a task that goes on for ever or may be given up,
+`contained` runs one step of a task. Each failure is logged with its traceback and counted by the owner's name
+(`bentpipe_task_failures_total`). `tests/daemon/test_owners.py` finds tasks without an owner.
 
-What passes through: cancellation, KeyboardInterrupt, SystemExit. A nursery inside may raise them in one group with
-exceptions (something fails while it is being cancelled): then the exceptions are noted, and only the rest goes on.
+Cancellation, KeyboardInterrupt and SystemExit pass through. A nursery inside may raise them in one group with exceptions
+(something fails while it is being cancelled). Then the exceptions are noted, and only the rest is raised.
 """
 
 import collections
@@ -22,16 +22,16 @@ import trio
 log = logging.getLogger("bentpipe")
 
 FIRST_PAUSE_S, MOST_PAUSE_S = 0.1, 30.0
-"""Before a task is started again, doubling: what fails at once must not become a loop that fills log and core."""
+"""The wait before a task is started again, doubling. A task that fails at once must not fill the log and the core."""
 LEFT_OUT = "the step is left out"
 SOUND_S = 60.0
-"""A task that has run for so long has worked: its next failure is the first of a new series."""
+"""A task that has run for this long has worked. Its next failure is the first of a new series."""
 
 _failures: trio.lowlevel.RunVar[collections.Counter[str]] = trio.lowlevel.RunVar("bentpipe_task_failures")
 
 
 class Decision(enum.Enum):
-    """What an owner does about a failure of its task."""
+    """What an owner does after a failure of its task."""
 
     RESTART = "it is started again"
     GIVE_UP = "it is given up"
@@ -39,12 +39,12 @@ class Decision(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Owner:
-    """Who answers for a task. `told` is called with each failure, before anything else is done about it."""
+    """Who decides about a task. `told` is called with each failure, before anything else is done about it."""
 
     task: str
-    """Names the kind of task in the log and in the metric: one of few, and never a stranger's word."""
+    """Names the kind of task in the log and in the metric. There are few kinds, and no peer can choose one."""
     subject: str = ""
-    """Which one of the kind: a satellite, a peer."""
+    """Which task of the kind: the name of a satellite, or a peer."""
     decision: Decision = Decision.RESTART
     told: Callable[[Exception], None] | None = None
 
@@ -70,7 +70,7 @@ def note_failure(owner: Owner, failure: Exception, decision: str | None = None) 
     if owner.subject:
         fields["subject"] = owner.subject
     fields["decision"] = decision or owner.decision.value
-    with contextlib.suppress(Exception):  # a log that fails is no second failure
+    with contextlib.suppress(Exception):  # a log that fails does not count as a second failure
         log.error("a task failed", extra={"fields": fields}, exc_info=failure)
     if owner.told is not None:
         with contained(Owner(owner.task, owner.subject)):
@@ -78,7 +78,7 @@ def note_failure(owner: Owner, failure: Exception, decision: str | None = None) 
 
 
 class contained:
-    """`with contained(owner):` runs a step. If it fails that is noted, and what stands behind the block goes on."""
+    """`with contained(owner):` runs a step. If it fails, the failure is noted, and the code after the block goes on."""
 
     __slots__ = ("_decision", "_owner")
 
@@ -92,7 +92,7 @@ class contained:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        """Note an Exception; of a group only the rest goes on."""
+        """Note an Exception. Of a group, raise only the rest."""
         if isinstance(error, Exception):
             note_failure(self._owner, error, self._decision)
             return True
@@ -102,10 +102,10 @@ class contained:
 
 
 async def run_owned(owner: Owner, task: Callable[..., Awaitable[object]], *arguments: object) -> None:
-    """Run `task` until it returns or is cancelled, as `owner` decides. Raises no Exception."""
+    """Run `task` until it returns or is cancelled. `owner` decides what follows a failure. Raises no Exception."""
     if (
         owner.decision is Decision.GIVE_UP
-    ):  # thousands of connections are such tasks: no loop and no frame more for each
+    ):  # thousands of connections are such tasks, so this adds no loop and no frame to each
         with contained(owner, owner.decision.value):
             await task(*arguments)
     else:
@@ -120,7 +120,7 @@ async def start_owned(
 ) -> None:
     """As `run_owned`, for `nursery.start`: `task` takes a `task_status`.
 
-    If it fails before it has started, it counts as started all the same: nobody waits for the next attempts.
+    If it fails before it has started, it still counts as started. Nobody waits for the next attempts.
     """
     once = _StartedOnce(task_status)
     await _run(owner, lambda: task(*arguments, task_status=once), once.started)
@@ -159,7 +159,7 @@ def _pass_on(owner: Owner, group: BaseExceptionGroup[BaseException], decision: s
 
 
 class _StartedOnce(trio.TaskStatus[None]):
-    """Passes on the first `started`: a task that is started again tells so again."""
+    """Passes on the first `started` only: a task that is started again calls it again."""
 
     def __init__(self, task_status: trio.TaskStatus[None]) -> None:
         self._task_status = task_status

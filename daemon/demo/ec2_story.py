@@ -27,7 +27,7 @@ SLEEP_DEADLINE_S = 40.0
 CAPACITY_RETRY = 'capacity_retry_after = "4s"'
 """Instead of minutes."""
 LOOK_S = 0.1
-"""Between looks at what EC2 says, for the story only."""
+"""Time between looks at EC2's answers, for the story only."""
 NAMES = ("solo", "herd", "plain", "scarce", "locked")
 CANNOT_HIBERNATE = {"plain"}
 MACHINE = (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}", "--host", "{host}")
@@ -41,7 +41,7 @@ sweep = "1s"
 awake_hour = 0.20
 always_hour = 0.01
 """
-"""m7g.xlarge and its disk, roughly; the looks are as much quicker as the emulated time."""
+"""Prices of m7g.xlarge and its disk, roughly. The looks are as much faster as the emulated time."""
 
 
 class Ec2Story(Narrator):
@@ -102,7 +102,7 @@ class Ec2Story(Narrator):
             self.expect(f"{name} {'kept its memory' if kept else 'has booted'}", held=same is kept)
 
     def no_capacity(self) -> None:
-        """5. EC2 has no such machine to give, and has one again"""
+        """5. EC2 has no such machine free, and then has one again"""
         self._cloud.exhaust(self._instances["scarce"])
         self._refused("scarce", grpc.StatusCode.UNAVAILABLE)
         asked = self._starts("scarce")
@@ -147,7 +147,7 @@ class Ec2Story(Narrator):
             seen.append(words)
 
     def _follow_to_sleep(self, name: str) -> list[str]:
-        """What EC2 says of the instance until its satellite is asleep. Raises TimeoutError."""
+        """Return the instance states that EC2 reports until the satellite is asleep. Raises TimeoutError."""
         seen: list[str] = []
         deadline = time.monotonic() + SLEEP_DEADLINE_S
         while self._host.state_of(name) is not SatelliteState.SLEEP:

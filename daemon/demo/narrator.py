@@ -1,4 +1,4 @@
-"""Tells a story's acts and checks its promises, on a console; ends with the picture of who slept when."""
+"""Tells a story's acts and checks its promises, on a console. It ends with a picture of the satellites' states."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ COLUMNS = 80
 
 
 class PromiseBroken(Exception):
-    """The demo saw something other than it should."""
+    """The demo saw something that breaks a promise."""
 
 
 class Narrator:
@@ -47,7 +47,7 @@ def timed_s(call: Callable[[], object]) -> float:
 
 
 def wide_console() -> Console:
-    """A console that has room for the picture."""
+    """A console that is wide enough for the picture."""
     return Console(width=max(COLUMNS + 12, Console().width))
 
 

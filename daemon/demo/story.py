@@ -1,4 +1,4 @@
-"""The story that `bentpipe demo` tells: one act a promise, each checked; it ends with exit code 0 only if all held."""
+"""The story that `bentpipe demo` tells: one act for each promise. It ends with exit code 0 only if all promises held."""
 
 import time
 from collections.abc import Callable

@@ -22,7 +22,7 @@ LEGEND = "· asleep   ▒ waking   █ awake   ░ going to sleep   ✗ failed"
 def draw_timeline(
     satellites: Sequence[str], changes: Iterable[LoggedChange], start: float, end: float, columns: int
 ) -> list[Text]:
-    """One line a satellite and an axis in seconds. A column shows the most eventful state that fell into it.
+    """Make one line for each satellite, and an axis in seconds. A column shows the most eventful state in its time.
 
     All satellites are asleep at `start`; times are seconds since the epoch, `columns` is the width of the picture.
     """

@@ -72,7 +72,7 @@ def token() -> None:
 
 
 @token.command("new")
-@click.option("--name", default="NAME", show_default=True, help="What logs call whoever shows the token.")
+@click.option("--name", default="NAME", show_default=True, help="The principal's name in logs.")
 @click.option("--grant", "grants", multiple=True, help="ORG/NAME, ORG/PREFIX* or ORG/*; may be repeated.")
 def token_new(name: str, grants: tuple[str, ...]) -> None:
     """Print a new token, once, and the section for the configuration that stores its hash."""
@@ -89,7 +89,7 @@ def token_new(name: str, grants: tuple[str, ...]) -> None:
 
 @token.command("add")
 @click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
-@click.option("--name", required=True, help="What logs call whoever shows the token.")
+@click.option("--name", required=True, help="The principal's name in logs.")
 @click.option(
     "--grant", "grants", multiple=True, required=True, help="ORG/NAME, ORG/PREFIX* or ORG/*; may be repeated."
 )
@@ -128,7 +128,7 @@ def token_revoke(config_path: Path, name: str, *, cut: bool) -> None:
 @click.option("--principal", help="All that were opened in the name of this token or certificate.")
 @click.option("--satellite", help="All to this satellite, ORG/NAME.")
 def cut(config_path: Path | None, principal: str | None, satellite: str | None) -> None:
-    """Cut live connections through the daemon of this host. Whoever may connect may do so again at once."""
+    """Cut live connections through the daemon of this host. A client may connect again at once."""
     from bentpipe.daemon.service.cutting import run_cut
 
     with _telling_mistakes():

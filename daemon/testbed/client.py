@@ -1,4 +1,7 @@
-"""The demo's clients: grpcio over TLS, each channel a connection of its own, metadata as the Earthly CLI sends it."""
+"""The demo's clients: grpcio over TLS.
+
+Each channel has a connection of its own, and metadata as the Earthly CLI sends it.
+"""
 
 import contextlib
 import hashlib
@@ -47,7 +50,10 @@ class DemoClient:
         return call.future(message, metadata=self._metadata, timeout=TIMEOUT_S)
 
     def upload(self, size_bytes: int, block: bytes) -> tuple[str, str]:
-        """Stream `block` over and over up to `size_bytes`. Returns the SHA-256 as sent and as the satellite got it."""
+        """Stream `block` over and over up to `size_bytes`.
+
+        Returns the SHA-256 of what was sent, and of what the satellite got.
+        """
         digest = hashlib.sha256()
 
         def chunks() -> Iterator[bytes]:
@@ -62,7 +68,7 @@ class DemoClient:
         return digest.hexdigest(), bytes(answer).decode()
 
     def download(self, size_bytes: int) -> tuple[str, str]:
-        """Stream `size_bytes` down. Returns the SHA-256 as the satellite sent it and as it came."""
+        """Stream `size_bytes` down. Returns the SHA-256 that the satellite sent, and that of the bytes that arrived."""
         digest = hashlib.sha256()
         stream = self._channel.unary_stream(f"/{SERVICE}/Download")(
             str(size_bytes).encode(), metadata=self._metadata, timeout=TIMEOUT_S
@@ -74,7 +80,7 @@ class DemoClient:
 
 
 def stampede(host: EdgeHost, satellite: str, count: int) -> tuple[int, float]:
-    """`count` clients at once, each on a connection of its own. Returns how many got their answer, and the seconds."""
+    """Start `count` clients at once, each on a connection of its own. Returns how many got their answer, and the seconds."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(DemoClient(host, satellite)) for _ in range(count)]
         begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""The cloud of `bentpipe demo --ec2`: the EC2 emulator as a process of its own, and a hand on it."""
+"""The cloud of `bentpipe demo --ec2`: the EC2 emulator in a process of its own, and its controls."""
 
 import dataclasses
 import json
@@ -23,12 +23,12 @@ CREDENTIALS = {
     "AWS_DEFAULT_REGION": "eu-central-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-"""For the daemon's environment: the emulator takes any."""
+"""Credentials for the daemon's environment. The emulator accepts any."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Look:
-    """EC2's state of an instance, the code of its StateReason, and the process that stands behind it."""
+    """EC2's state of an instance, the code of its StateReason, and the process that runs as its machine."""
 
     instance_id: str
     state: str
@@ -46,7 +46,7 @@ _CALLS = TypeAdapter(list[_Call])
 
 
 class EmulatedCloud:
-    """Runs the emulator; `machine_command` (with {host} and {port}) stands behind every running instance."""
+    """Runs the emulator. `machine_command` (with {host} and {port}) is the machine of every running instance."""
 
     def __init__(self, *, speed: float, port: int, machine_command: Sequence[str]) -> None:
         arguments = ["--speed", str(speed), "--machine-port", str(port), "--machine-command", *machine_command]
@@ -76,7 +76,7 @@ class EmulatedCloud:
         return str(self._post("add_instance", hibernation=hibernation))
 
     def exhaust(self, instance_id: str) -> None:
-        """Have no capacity for the instance's starts, until `recover`."""
+        """Let the instance's starts fail for lack of capacity, until `recover`."""
         self._post(
             "fail",
             action="StartInstances",
@@ -101,7 +101,7 @@ class EmulatedCloud:
         return sum(instance_id in call.instance_ids for call in calls)
 
     def look(self, instance_id: str) -> Look:
-        """What EC2 says of the instance, and what stands behind it."""
+        """EC2's state of the instance, and the process that runs as its machine."""
         seen = {each.instance_id: each for each in _LOOKS.validate_python(self._post("describe"))}
         return seen[instance_id]
 

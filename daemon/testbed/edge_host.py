@@ -37,7 +37,7 @@ class LoggedChange:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DemoSatellite:
-    """A satellite of the demo: its name, further arguments of the demo's own satellite, or another program."""
+    """A satellite of the demo: its name, and further arguments of the demo's own satellite, or another program."""
 
     name: str
     arguments: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class CloudSatellite:
 
 
 def end_process(process: subprocess.Popen[bytes], deadline_s: float) -> None:
-    """Ask a process to end, and kill it if it has not after `deadline_s`; does nothing to one that has ended."""
+    """Ask a process to end, and kill it if it has not ended after `deadline_s`. Does nothing if it has ended."""
     if process.poll() is not None:
         return
     process.terminate()
@@ -77,12 +77,12 @@ def end_process(process: subprocess.Popen[bytes], deadline_s: float) -> None:
 
 
 def complete_lines(log_path: Path) -> list[str]:
-    """The lines of a log that is being written; whoever reads meanwhile may find the last one in part."""
+    """The lines of a log that is being written. The last line may be incomplete."""
     return log_path.read_text().rpartition("\n")[0].splitlines()
 
 
 class EdgeHost:
-    """Runs the daemon on a free port with TLS, in a temporary folder that goes with it.
+    """Runs the daemon on a free port with TLS, in a temporary folder that is removed at its end.
 
     The log is JSON lines in `log_path`. `settings` are further sections of its configuration.
     """
@@ -186,7 +186,7 @@ class EdgeHost:
 
     @property
     def ports(self) -> list[int]:
-        """The listeners' ports as far as they are open, in the configuration's order."""
+        """The ports of the listeners that are open, in the configuration's order."""
         return [int(str(r["port"])) for r in self.records() if r.get("message") == "listening"]
 
     @property

@@ -23,7 +23,7 @@ import grpc
 
 SERVICE = "bentpipe.demo.Satellite"
 CHUNK_BYTES = 1 << 20
-"""One message of Download: large enough that Python's share per byte is small."""
+"""One message of Download: large enough that Python's cost for each byte is small."""
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_METADATA_BYTES = 64 << 10
 BOOT_ID = str(uuid.uuid4())
@@ -31,7 +31,7 @@ STARTED_S = time.monotonic()
 HEALTHY = b"\x08\x01"
 """HealthCheckResponse in protobuf: SERVING."""
 MAX_PENDING = 1 << 20
-"""Calls that wait for a worker. From 1,000 on gRPC's core would cancel some of them by chance, from 3,000 on all."""
+"""Calls that wait for a worker. If 1,000 wait, gRPC's core cancels some of them by chance; if 3,000 wait, all."""
 WORKERS = 256
 """Concurrent calls: each waits in a thread of grpcio's pool."""
 

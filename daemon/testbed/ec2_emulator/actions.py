@@ -18,7 +18,7 @@ Result = dict[str, Element]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Action:
-    """What carries out one of EC2's actions, and the parameters that it knows."""
+    """The function that carries out one of EC2's actions, and the parameters that it knows."""
 
     run: Callable[[Cloud, Params], Result]
     parameters: frozenset[str]

@@ -1,22 +1,22 @@
-"""The emulator's clock: moved by hand, or the real one made faster. Transitions, stamps and limits go by it."""
+"""The emulator's clock: moved by hand, or faster than real time. Transitions, timestamps and limits use it."""
 
 import threading
 import time
 from typing import Protocol
 
 MANUAL_EPOCH_S = 1_750_000_000.0
-"""2025-06-15 15:06:40 UTC: where a manual clock begins."""
+"""2025-06-15 15:06:40 UTC: the beginning of a manual clock."""
 
 
 class Clock(Protocol):
-    """What emulated time it is."""
+    """The emulated time."""
 
     def now(self) -> float:
         """The emulated time.time()."""
         ...
 
     def request_s(self) -> float:
-        """A monotonic clock for the rate limits: the callers', who do not run faster than they do."""
+        """A monotonic clock for the rate limits. It is the callers' clock, since the callers do not run faster."""
         ...
 
     def advance(self, seconds: float) -> None:
@@ -24,12 +24,12 @@ class Clock(Protocol):
         ...
 
     def real_s(self, seconds: float) -> float | None:
-        """How long emulated seconds take; None if that is for somebody's hand to say."""
+        """How many real seconds this takes; None if somebody moves the clock by hand."""
         ...
 
 
 class ManualClock:
-    """Stands still until it is told to go on."""
+    """A clock that stands still until somebody moves it."""
 
     def __init__(self) -> None:
         self._now = MANUAL_EPOCH_S

@@ -1,6 +1,6 @@
 """The emulated region of one account: instances, templates and types, and the calls that were made. Speaks no HTTP.
 
-One lock is around everything but the waiting. Transitions that are due are made whenever anybody looks.
+One lock guards everything except waiting. Transitions that are due are made at every look.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ class Call:
     instance_ids: tuple[str, ...]
     outcome: str
     principal: str
-    """The access key it was signed with: who called, of several daemons."""
+    """The access key of its signature. It tells which of several daemons has called."""
     changes: tuple[tuple[str, str, str], ...] = ()
     client_token: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Template:
-    """A launch template: what an instance launched from it is like."""
+    """A launch template: the properties of an instance that is launched from it."""
 
     template_id: str
     name: str
@@ -42,7 +42,7 @@ class Template:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Launched:
-    """What a client token was used for."""
+    """The use of a client token."""
 
     params: tuple[tuple[str, str], ...]
     instance_ids: tuple[str, ...]
@@ -79,7 +79,7 @@ class Cloud:
                 self.follow(instance, instance.settle(now))
 
     def follow(self, instance: Instance, memory: Memory | None) -> None:
-        """Let the instance's process, if there are processes, have what its memory had."""
+        """Do to the instance's process, if it has one, what has happened to its memory."""
         if self.machines is not None and memory is not None:
             self.machines.follow(instance, memory)
 
@@ -88,14 +88,14 @@ class Cloud:
             return min((each.due for each in self.instances.values() if each.due is not None), default=None)
 
     def visible(self) -> Iterator[Instance]:
-        """Those that the API knows of already."""
+        """The instances that the API already knows."""
         now = self.clock.now()
         for instance in self.instances.values():
             if not instance.client_token or now - instance.created_at >= self.timings.unseen_s:
                 yield instance
 
     def find(self, instance_ids: Sequence[str]) -> list[Instance]:
-        """All of them, or the error that EC2 gives if one is not known. Raises ApiError."""
+        """Return all of them. Raises ApiError, EC2's own, if one is unknown."""
         for each in instance_ids:
             if not each.startswith("i-"):
                 raise ApiError("InvalidInstanceID.Malformed", f'Invalid id: "{each}"')

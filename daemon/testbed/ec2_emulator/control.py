@@ -1,4 +1,4 @@
-"""The hand behind the emulator: scripts faults, moves the clock, acts behind the daemon's back, reads the call log.
+"""Controls the emulator: scripts faults, moves the clock, changes instances behind the daemon's back, reads the call log.
 
 The same methods in-process and as POST /control/NAME with their keyword arguments as a JSON object.
 """
@@ -24,7 +24,7 @@ from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError
 
 
 class Control:
-    """The hand on a cloud: makes instances, scripts what befalls them, and says which calls were made."""
+    """The controls of a cloud: they make instances, script faults, and list the calls that were made."""
 
     def __init__(self, cloud: Cloud) -> None:
         self.cloud = cloud
@@ -40,7 +40,7 @@ class Control:
         running: bool = False,
         age_s: float = DAY_S,
     ) -> str:
-        """Create an instance that is `age_s` old: stopped in the user's own way, or running. Returns its id."""
+        """Create an instance that is `age_s` old: stopped by its user, or running. Returns its id."""
         with self.cloud.lock:
             now = self.cloud.clock.now()
             instance = Instance(
@@ -74,7 +74,7 @@ class Control:
     # Time
 
     def advance(self, *, seconds: float) -> None:
-        """Let emulated time pass; the transitions that are due then have happened when this returns."""
+        """Let emulated time pass. Transitions that are due then have happened when this returns."""
         self.cloud.clock.advance(seconds)
         self.cloud.settle()
 
@@ -92,7 +92,7 @@ class Control:
             self.cloud.timings = dataclasses.replace(self.cloud.timings, **{name: seconds})
 
     def age_hibernation(self, *, instance_id: str, days: float) -> None:
-        """Make an instance have slept for so much longer."""
+        """Make an instance's sleep longer by this time."""
         with self.cloud.lock:
             instance = self.instance(instance_id)
             instance.slept_at = (instance.slept_at or self.cloud.clock.now()) - days * DAY_S
@@ -109,10 +109,10 @@ class Control:
         new_address: bool = False,
         address: str | None = None,
     ) -> None:
-        """Say how an instance behaves from now on; what is None stays.
+        """Set how an instance behaves from now on. A value of None changes nothing.
 
-        `new_address` and `address` are for its next start: another that nobody has had, or a given one, which in a real
-        subnet may have been a terminated instance's a moment ago.
+        `new_address` and `address` are for its next start: an address that no instance has had, or a given one. In a real
+        subnet a terminated instance may have had that address a moment ago.
         """
         with self.cloud.lock:
             instance = self.instance(instance_id)
@@ -128,7 +128,7 @@ class Control:
                 instance.next_private_ip = address
 
     def tag(self, *, instance_id: str, tags: Mapping[str, str | None]) -> None:
-        """Change an instance's tags, as the console does; None takes one away."""
+        """Change an instance's tags, as the console does; None removes a tag."""
         with self.cloud.lock:
             found = self.instance(instance_id).tags
             for key, value in tags.items():
@@ -157,23 +157,23 @@ class Control:
         self.fail(action=action, code="UnauthorizedOperation", message=words, status=403, times=None)
 
     def reset(self, *, action: str, times: int | None = 1, after: bool = False) -> None:
-        """Break the connection: before anything is done, or `after` it was done."""
+        """Break the connection: before the action is done, or `after` it."""
         self.cloud.faults.add(Fault(action, times, reset_before=not after, reset_after=after))
 
     def foreign(self, *, action: str, body: str, times: int | None = 1) -> None:
-        """Answer with something that is not EC2's, as a captive proxy does."""
+        """Answer with something that does not come from EC2, as a captive proxy does."""
         self.cloud.faults.add(Fault(action, times, foreign_body=body))
 
     def slow(self, *, action: str, delay_s: float, times: int | None = 1) -> None:
-        """Wait for so many real seconds before anything is done."""
+        """Wait for this many real seconds before the action is done."""
         self.cloud.faults.add(Fault(action, times, delay_s=delay_s))
 
     def hold(self, *, action: str, after: bool = False) -> None:
-        """Let calls of an action wait until `release`: before anything is done, or `after` it, with the answer."""
+        """Let calls of an action wait until `release`: before the action is done, or `after` it, with the answer."""
         self.cloud.faults.hold(action, after=after)
 
     def held(self, *, action: str) -> int:
-        """How many calls of an action wait now."""
+        """The number of calls of an action that wait now."""
         return self.cloud.faults.held(action)
 
     def release(self, *, action: str) -> None:
@@ -218,7 +218,7 @@ class Control:
                 self.cloud.follow(instance, memory)
 
     def forget(self, *, instance_id: str) -> None:
-        """Let the API know nothing of an instance any more, as an hour after its termination."""
+        """Let the API forget an instance, as EC2 does an hour after its termination."""
         with self.cloud.lock:
             del self.cloud.instances[instance_id]
 
@@ -234,7 +234,7 @@ class Control:
             self.cloud.calls.clear()
 
     def starts(self, *, instance_id: str) -> int:
-        """How often the instance was started from stopped, by anybody: at most once a sleep epoch."""
+        """How often anybody has started the instance from stopped: at most once for each sleep."""
         with self.cloud.lock:
             return self.instance(instance_id).effective_starts
 
@@ -272,6 +272,6 @@ class Control:
         return self.cloud.instances[instance_id]
 
     def methods(self) -> dict[str, Callable[..., object]]:
-        """What HTTP may call."""
+        """The methods that HTTP may call."""
         hidden = ("methods", "instance", "cloud")
         return {name: getattr(self, name) for name in dir(self) if not name.startswith("_") and name not in hidden}

@@ -1,4 +1,4 @@
-"""What goes wrong by script: errors, broken connections and slow answers, per action; and the account's rate limits."""
+"""Scripted faults (errors, broken connections and slow answers, for each action), and the account's rate limits."""
 
 import dataclasses
 import threading
@@ -10,7 +10,7 @@ from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError
 
 @dataclasses.dataclass(slots=True)
 class Fault:
-    """One scripted trouble for calls of `action` ("*": any) that name `instance_id` (None: any)."""
+    """One scripted fault for calls of `action` ("*": any) that name `instance_id` (None: any)."""
 
     action: str
     times: int | None = 1
@@ -18,13 +18,13 @@ class Fault:
     instance_id: str | None = None
     error: ApiError | None = None
     reset_before: bool = False
-    """The connection breaks, and nothing was done."""
+    """The connection breaks before the action is done."""
     reset_after: bool = False
-    """It was done, and the connection breaks before the answer."""
+    """The action is done, and the connection breaks before the answer."""
     foreign_body: str | None = None
-    """Answered instead, with status 200: by something that is not EC2."""
+    """The answer instead, with status 200, as from something that is not EC2."""
     delay_s: float = 0.0
-    """Real seconds before anything is done."""
+    """Real seconds before the action is done."""
 
     def fits(self, action: str, instance_ids: Collection[str]) -> bool:
         right_instance = self.instance_id is None or self.instance_id in instance_ids
@@ -38,7 +38,10 @@ class _Gate:
 
 
 class Faults:
-    """The script, and calls that are held until they are let go. One lock of its own: held calls wait outside it."""
+    """The script, and calls that are held until they are released.
+
+    It has a lock of its own, and held calls wait outside it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -90,7 +93,7 @@ class Faults:
 
 @dataclasses.dataclass(slots=True)
 class Bucket:
-    """A token bucket, as EC2 throttles with."""
+    """A token bucket, as EC2 uses for throttling."""
 
     capacity: float
     refill_per_s: float
@@ -98,7 +101,7 @@ class Bucket:
     at: float | None = None
 
     def take(self, count: int, now: float) -> bool:
-        """Take `count` tokens; False, and none taken, if there are not so many."""
+        """Take `count` tokens. If there are fewer, take none and return False."""
         if self.at is None:
             self.tokens = self.capacity
         else:
@@ -121,7 +124,7 @@ REQUEST_LIMITS: Mapping[str, tuple[float, float]] = {
     "TerminateInstances": (100, 5),
     "CreateTags": (50, 5),
 }
-"""Bucket and tokens a second, per action: AWS's page "Request throttling for the Amazon EC2 API"."""
+"""Bucket and tokens a second, for each action: AWS's page "Request throttling for the Amazon EC2 API"."""
 
 UNPAGINATED_LIMIT = (50.0, 10.0)
 """For Describe… without MaxResults, ids or filters, by the same page."""
@@ -136,7 +139,7 @@ RESOURCE_LIMITS: Mapping[str, tuple[float, float]] = {
 
 
 class Limits:
-    """The account's token buckets. Off, it only stays out of the way."""
+    """The account's token buckets. While it is off it limits nothing."""
 
     def __init__(self, clock: Clock, *, enabled: bool) -> None:
         self._clock = clock

@@ -14,7 +14,7 @@ import secrets
 
 DAY_S = 86_400.0
 HIBERNATION_LIMIT_S = 60 * DAY_S
-"""EC2 keeps a hibernated instance for 60 days; the emulator's forgets its memory then."""
+"""EC2 keeps a hibernated instance for 60 days. After that the emulated instance loses its memory."""
 
 
 class State(enum.Enum):
@@ -33,7 +33,7 @@ class State(enum.Enum):
 
 
 class OnStart(enum.Enum):
-    """What comes of a start."""
+    """The outcome of a start."""
 
     RUN = "run"
     NO_CAPACITY = "no-capacity"
@@ -45,7 +45,7 @@ class OnStart(enum.Enum):
 
 
 class OnStop(enum.Enum):
-    """What comes of a stop."""
+    """The outcome of a stop."""
 
     STOP = "stop"
     HANG = "hang"
@@ -53,19 +53,19 @@ class OnStop(enum.Enum):
 
 
 class OnHibernate(enum.Enum):
-    """What comes of a stop with Hibernate."""
+    """The outcome of a stop with Hibernate."""
 
     KEEP = "keep"
     REFUSE = "refuse"
-    """UnsupportedHibernationConfiguration, whatever the instance was launched with."""
+    """UnsupportedHibernationConfiguration, even if the instance was launched for it."""
     TOO_EARLY = "too-early"
-    """Refused however long it has run, as `Timings.hibernatable_s` does by itself for the young."""
+    """Refused as too early, however long it has run. `Timings.hibernatable_s` does that for young instances."""
     FALL_BACK = "fall-back"
     """Accepted, but a plain shutdown: the memory is lost, and StateReason says so."""
     HANG = "hang"
     """Stopping until it is forced."""
     COLD_BOOT = "cold-boot"
-    """EC2 says that it hibernated; the next start boots all the same."""
+    """EC2 says that it hibernated, but the next start boots."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,11 +78,11 @@ class Timings:
     forced_s: float = 5.0
     shutting_down_s: float = 20.0
     failing_s: float = 5.0
-    """From pending to stopped when the start fails after all."""
+    """From pending to stopped if the start fails."""
     unseen_s: float = 0.0
-    """After RunInstances, DescribeInstances and the others do not know the id for so long."""
+    """For this long after RunInstances, DescribeInstances and the other calls do not know the id."""
     outdated_s: float = 0.0
-    """After a call that changed its state, DescribeInstances tells the state from before them for so long."""
+    """For this long after a call that changed its state, DescribeInstances shows the state from before."""
     hibernatable_s: float = 120.0
     """From launch until a stop with Hibernate is accepted."""
 
@@ -108,7 +108,7 @@ NO_KEY = Reason("Client.InternalError", "Client.InternalError: Client error on l
 
 
 class Memory(enum.Enum):
-    """What became of the instance's memory in the newest step; the backing process follows it."""
+    """What happened to the instance's memory in the last step. The process behind it does the same."""
 
     BOOTED = "booted"
     RESUMED = "resumed"
@@ -118,7 +118,7 @@ class Memory(enum.Enum):
 
 @dataclasses.dataclass(slots=True)
 class Script:
-    """How the instance behaves, until it is told otherwise."""
+    """How the instance behaves, until that is changed."""
 
     on_start: OnStart = OnStart.RUN
     on_stop: OnStop = OnStop.STOP
@@ -127,7 +127,7 @@ class Script:
 
 @dataclasses.dataclass(slots=True)
 class Instance:
-    """One instance: its state, what comes next and when."""
+    """One instance: its state, the next one, and when that comes."""
 
     instance_id: str
     instance_type: str
@@ -149,12 +149,12 @@ class Instance:
     boot_id: str = ""
     script: Script = dataclasses.field(default_factory=Script)
     next_private_ip: str | None = None
-    """Taken at the next start."""
+    """The address for the next start."""
     effective_starts: int = 0
     """Starts that led from STOPPED to PENDING."""
     slept_at: float | None = None
     outdated: "Instance | None" = None
-    """What DescribeInstances tells until `outdated_until`."""
+    """The state that DescribeInstances shows until `outdated_until`."""
     outdated_until: float = 0.0
     _due: float | None = None
     _next: State = State.STOPPED
@@ -173,11 +173,11 @@ class Instance:
         self._plan_start(now, timings)
 
     def view(self, now: float) -> "Instance":
-        """The instance as DescribeInstances tells it."""
+        """The instance as DescribeInstances shows it."""
         return self.outdated if self.outdated is not None and now < self.outdated_until else self
 
     def begin_start(self, now: float, timings: Timings) -> None:
-        """From STOPPED only; the caller has checked."""
+        """Begin a start. Only from STOPPED; the caller has checked that."""
         self._age(now, timings)
         self.effective_starts += 1
         self.launched_at = now
@@ -189,7 +189,7 @@ class Instance:
         self._plan_start(now, timings)
 
     def begin_stop(self, now: float, timings: Timings, reason: Reason, *, force: bool) -> Memory | None:
-        """From RUNNING or, forced, from STOPPING. `reason` says whether memory is to be kept."""
+        """Begin a stop: from RUNNING or, if forced, from STOPPING. `reason` says whether memory is kept."""
         self._age(now, timings)
         was_hanging = self.state is State.STOPPING
         self.state = State.STOPPING
@@ -222,7 +222,7 @@ class Instance:
         return Memory.LOST
 
     def settle(self, now: float) -> Memory | None:
-        """End the transition that is due. Returns what became of the memory, if anything did."""
+        """End the transition that is due. Returns what happened to the memory; None if nothing did."""
         if self._due is None or now < self._due:
             return None
         at, self._due = self._due, None
@@ -240,7 +240,7 @@ class Instance:
                 return Memory.RESUMED if resumed else Memory.BOOTED
             case State.STOPPED:
                 self.public_ip = None
-                if self.slept_at is None:  # else it never came up, and what it kept is kept
+                if self.slept_at is None:  # otherwise it never came up, and what it had kept stays
                     self.slept_at = at
                 return Memory.KEPT if self._keeps_memory else Memory.LOST
             case _:

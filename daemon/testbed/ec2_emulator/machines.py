@@ -1,7 +1,7 @@
 """Real local processes behind running instances, each on a loopback address of its own. Optional.
 
-Memory that an instance keeps is a stopped process group (SIGSTOP). One thread starts them all, because the kernel's
-parent-death signal goes by the thread that forked, and it lives as long as the emulator.
+A stopped process group (SIGSTOP) stands for kept memory. One thread starts all processes and lives as long as the emulator,
+because the kernel sends the parent-death signal when the thread that has forked ends.
 """
 
 import contextlib
@@ -81,7 +81,7 @@ class Machines:
 
 
 class Addresses:
-    """Private addresses that no other instance has: on loopback if processes are to listen on them."""
+    """Private addresses that no other instance has. They are on loopback if processes listen on them."""
 
     def __init__(self, *, loopback: bool) -> None:
         # 127.64 to 127.191, chosen at random: several emulators may run beside each other.

@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--speed", type=float, default=1.0, help="emulated seconds a second")
-    parser.add_argument("--manual", action="store_true", help="time stands still but for /control/advance")
+    parser.add_argument("--manual", action="store_true", help="time stands still except for /control/advance")
     parser.add_argument("--limits", action="store_true", help="enforce AWS's token buckets")
     for field in dataclasses.fields(Timings):
         flag = f"--{field.name.removesuffix('_s').replace('_', '-')}"

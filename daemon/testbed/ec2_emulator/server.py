@@ -1,7 +1,7 @@
-"""The emulator as a server: HTTP/1.1 with connections kept, one thread each; POST / is EC2, POST /control/NAME the hand.
+"""The emulator as a server: HTTP/1.1, one thread for each connection. POST / is EC2, POST /control/NAME are the controls.
 
-In-process it is a context manager: `with Emulator(...) as emulator` serves `emulator.url`, and `emulator.control` is
-the same hand without HTTP.
+In the same process it is a context manager: `with Emulator(...) as emulator` serves `emulator.url`, and
+`emulator.control` has the same controls without HTTP.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from bentpipe.daemon.testbed.ec2_emulator.service import Reset, handle
 
 MACHINE_PORT = 8372
 IDLE_LOOK_S = 0.5
-"""Between looks at the clock while no transition is under way; only with processes, which nobody's call moves on."""
+"""Time between looks at the clock while no transition is under way. Needed only with processes: no call moves them on."""
 
 
 class Emulator:
@@ -78,7 +78,7 @@ class Emulator:
             self.cloud.machines.close()
 
     def _run_clock(self) -> None:
-        """Make transitions when they are due, so that processes come and go without anybody asking."""
+        """Make transitions when they are due, so that processes start and end without a call."""
         while not self._closing.is_set():
             self.cloud.settle()
             due = self.cloud.next_due()
@@ -95,7 +95,7 @@ class _Server(ThreadingHTTPServer):
         self.control = control
         self._open: set[socket.socket] = set()
         self.broken: set[socket.socket] = set()
-        """To be reset instead of closed."""
+        """Connections to be reset instead of closed."""
         super().__init__(address, _Handler)
 
     def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
@@ -111,12 +111,12 @@ class _Server(ThreadingHTTPServer):
             super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients may go away at any time; all else is a bug of the emulator, and its thread says so."""
+        """A client may leave at any time. Any other error is a bug of the emulator, and its thread reports it."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     def close_connections(self) -> None:
-        """End the kept ones, which their threads wait on."""
+        """End the connections that are kept open: their threads wait for them."""
         for sock in list(self._open):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -144,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, answer, "text/xml;charset=UTF-8")
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silent: the calls are in the log that control reads."""
+        """Write nothing: the calls are in the log that the controls read."""
 
     def _control(self, name: str, body: bytes) -> tuple[int, bytes]:
         method = self.server.control.methods().get(name)

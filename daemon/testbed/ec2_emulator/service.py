@@ -9,7 +9,7 @@ from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError, Params, answer, 
 
 
 class Reset(Exception):
-    """The connection is to be broken instead of an answer."""
+    """The connection must be broken instead of an answer."""
 
 
 def handle(cloud: Cloud, params: Params, principal: str) -> tuple[int, bytes]:
@@ -51,7 +51,7 @@ def handle(cloud: Cloud, params: Params, principal: str) -> tuple[int, bytes]:
 
 
 def _before(cloud: Cloud, action: str, params: Params, ids: tuple[str, ...]) -> Fault | None:
-    """What comes before the action itself: names, limits, the script. Raises ApiError, Reset."""
+    """Check names, limits and the script, before the action itself. Raises ApiError, Reset."""
     if action not in ACTIONS:
         raise ApiError("InvalidAction", f"The action {action} is not valid for this web service.")
     check_known(action, params, ACTIONS[action].parameters)

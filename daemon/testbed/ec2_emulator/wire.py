@@ -11,14 +11,14 @@ NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
 REQUEST_ID = "59dbff89-35bd-4eac-99ed-be587EXAMPLE"
 
 Element: TypeAlias = "str | bool | int | float | datetime.datetime | Mapping[str, Element] | Sequence[Element] | None"
-"""What becomes XML: a mapping is a structure (its None are left out), a sequence a list of <item>."""
+"""A value that becomes XML. A mapping is a structure (None is left out), a sequence is a list of <item>."""
 
 Params: TypeAlias = Mapping[str, str]
 
 
 @dataclasses.dataclass
 class ApiError(Exception):
-    """What EC2 answers instead of a result."""
+    """EC2's answer instead of a result."""
 
     code: str
     message: str
@@ -31,7 +31,7 @@ def normal(name: str) -> str:
 
 
 def check_known(action: str, params: Params, known: frozenset[str]) -> None:
-    """Refuse what the emulator would pass over in silence."""
+    """Refuse parameters that the emulator would otherwise ignore silently."""
     for name in params:
         if name not in ("Action", "Version") and normal(name) not in known:
             raise ApiError("UnknownParameter", f"The parameter {name} is not recognized by this emulator of {action}")
