@@ -15,32 +15,32 @@ BENCH_PYTHON := PYTHONPATH=build/bench $(BIN)/python -P
 demo: setup
 	$(BIN)/bentpipe demo
 
-# The tests wait more than they compute, so more of them run than there are cores. A file stays in one process: its fixtures
-# are made once.
+# The tests wait more than they compute, so more test processes run than there are cores. A file stays in one process, so that
+# its fixtures are made once.
 TEST_PROCESSES ?= 4
 test: setup peers
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 
-# The engine under ASan+UBSan and TSan, and in the guest that has kTLS, for about an hour; `make test` has a bounded run of
-# the same. Leaks are LSan's to find, after 100,000 connections.
+# Runs the engine under ASan+UBSan and TSan, and in the guest that has kTLS, for about an hour. `make test` has a bounded run of
+# the same. LSan finds leaks, after 100,000 connections.
 sanitize: setup
 	BENTPIPE_EXAMPLES=2000 BENTPIPE_SHORT_CONNECTIONS=20000 $(BIN)/pytest tests/native/test_model.py
 	BENTPIPE_SHORT_CONNECTIONS=100000 $(BIN)/pytest tests/native/test_model.py -k "many_short and address and auto"
 	BENTPIPE_GUEST_EXAMPLES=1000 $(BIN)/pytest tests/native/test_guest.py
 
-# What takes half a minute or more a test.
+# Runs the tests that take half a minute or more each.
 soak: setup peers
 	$(BIN)/pytest -m slow -o faulthandler_timeout=900
 
-# The greeting, for FUZZ_S seconds; what it finds stays in build/fuzz and is where the next run begins.
+# Fuzzes the greeting for FUZZ_S seconds. Its findings stay in build/fuzz, and the next run begins with them.
 FUZZ_S ?= 600
 fuzz: setup
 	mkdir -p build/fuzz
 	PYTHONPATH=tests $(BIN)/python -P -m beds.fuzz.fuzz_greeting -max_total_time=$(FUZZ_S) -max_len=8192 -artifact_prefix=build/fuzz/ \
 	    build/fuzz tests/corpus
 
-# The tests' peers: a distribution's, then those built from Go, JavaScript, Rust and Java (BuildKit: minutes, once). What
-# cannot be had is said, and its tests are skipped.
+# Gets the tests' peers: the distribution's packages, then those built from Go, JavaScript, Rust and Java (BuildKit takes
+# minutes, once). It names each peer that is not available, and the tests of that peer are skipped.
 peers: setup
 	bash tests/peers/system-packages
 	PYTHONPATH=tests $(BIN)/python -P -m beds.peers.builds
@@ -62,22 +62,22 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(C_STYLED)
 
-# The pages that are made from the code.
+# Writes the pages that are made from the code.
 docs: setup
 	mkdir -p docs
 	$(BIN)/python -P -m bentpipe.daemon.service.metric_docs > docs/metrics.md
 
-# Every commit then passes `make check`.
+# From then on every commit must pass `make check`.
 hooks:
 	git config core.hooksPath .ci/hooks
 
-# The tests on Python 3.11 to 3.13; MATRIX_TESTS and MATRIX_VERSIONS take less. See .ci/test-matrix.
+# Runs the tests on Python 3.11 to 3.13. MATRIX_TESTS and MATRIX_VERSIONS choose fewer. See .ci/test-matrix.
 test-matrix: setup peers
 	bash .ci/test-matrix
 
 setup: build/stamp.system build/stamp.venv build/stamp.native build/stamp.types
 
-# System packages: installed when root, named when not.
+# System packages: as root they are installed, otherwise they are named.
 build/stamp.system: .ci/system-packages
 	mkdir -p build
 	PYTHON=$(PYTHON) bash .ci/system-packages
@@ -92,7 +92,7 @@ build/stamp.native: build/stamp.venv setup.py pyproject.toml $(C_INPUTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
-# Type checkers do not see the import hook of an editable install: give them the namespace as links. bench/ is never
+# Type checkers do not see the import hook of an editable install, so they get the namespace as links. bench/ is never
 # installed: `import bench` finds it by a link of its own.
 build/stamp.types: Makefile
 	mkdir -p build/types/bentpipe
@@ -106,7 +106,7 @@ lock:
 	$(BIN)/python -m piptools compile --quiet --all-extras --all-build-deps --generate-hashes --allow-unsafe --strip-extras \
 	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file requirements.lock pyproject.toml
 
-# The figures, beside HAProxy, nginx and Envoy; what cannot be had is said in the results. BENCH_ARGS: see bench/run.py.
+# Measures the figures, beside HAProxy, nginx and Envoy. The results name what is not available. BENCH_ARGS: see bench/run.py.
 bench bench-quick: setup build/stamp.bench
 	$(BENCH_PYTHON) -m bench.run $(if $(filter bench-quick,$@),--quick) $(BENCH_ARGS)
 	$(BENCH_PYTHON) -m bench.report
@@ -114,7 +114,7 @@ bench bench-quick: setup build/stamp.bench
 bench-report: setup
 	$(BENCH_PYTHON) -m bench.report
 
-# The Python parts of this tree against those of another revision, interleaved, with a rank test.
+# Compares the Python parts of this tree with those of another revision, interleaved, with a rank test.
 bench-compare: setup
 	$(BENCH_PYTHON) -m bench.compare $(BASE)
 
