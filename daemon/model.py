@@ -141,6 +141,8 @@ class StateFacts:
     waits: Waits = NO_WAITS
     resume: Resume = Resume.UNKNOWN
     """Of OPERATIONAL: what the wake before it found. The machine is asked only when it is operational."""
+    start_attempts: int = 0
+    """Of a wake: how often the provider was asked to start or launch the machine."""
 
 
 NO_FACTS = StateFacts()

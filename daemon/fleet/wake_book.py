@@ -18,6 +18,7 @@ class WakeBook:
         self._ends: dict[WakePhase, float] = {}
         self._waits = NO_FACTS.waits
         self._resume = NO_FACTS.resume
+        self._start_attempts = NO_FACTS.start_attempts
 
     def note_input(self, event: msg.Input, now: float) -> None:
         """The machine is about to handle `event`."""
@@ -26,6 +27,7 @@ class WakeBook:
 
     def note_actions(self, actions: Sequence[msg.Action], now: float) -> None:
         """The machine's step asked for `actions`; a change of state among them has been taken already."""
+        self._start_attempts += sum(isinstance(action, msg.Start | msg.Launch) for action in actions)
         if any(isinstance(action, msg.Probe) for action in actions):
             self.phase_ended(WakePhase.BOOT, now)
 
@@ -61,6 +63,7 @@ class WakeBook:
                 if phase in self._ends:
                     phases.append((phase, max(0.0, self._ends[phase] - last)))
                     last = max(last, self._ends[phase])
-        facts = StateFacts(tuple(phases), self._waits, self._resume)
+        facts = StateFacts(tuple(phases), self._waits, self._resume, self._start_attempts)
         self._waits, self._resume = NO_FACTS.waits, NO_FACTS.resume
+        self._start_attempts = NO_FACTS.start_attempts
         return facts

@@ -74,6 +74,12 @@ FACTS = (
         lambda found: Resume(text_of(found, "resume")),
         MergeRule.ANY,
     ),
+    Fact(
+        "start_attempts",
+        lambda facts: facts.start_attempts,
+        lambda found: whole_of(found, "start_attempts"),
+        MergeRule.OF_WAKER,
+    ),
 )
 
 

@@ -58,6 +58,8 @@ class Summary:
     woken_by: dict[str, int]
     resumes: dict[str, int]
     """Wakes by what they found of the machine's memory: resumed, cold (booted anew), or unknown."""
+    start_attempts: dict[str, int]
+    """Wakes, failed ones included, by how often the provider was asked to start or launch the machine."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class _Tally:
     waits: Waits = NO_WAITS
     woken_by: Counter[str] = dataclasses.field(default_factory=Counter)
     resumes: Counter[Resume] = dataclasses.field(default_factory=Counter)
+    start_attempts: Counter[int] = dataclasses.field(default_factory=Counter)
 
     def add(self, other: "_Tally") -> None:
         self.awake_s += other.awake_s
@@ -97,6 +100,7 @@ class _Tally:
         self.waits += other.waits
         self.woken_by += other.woken_by
         self.resumes += other.resumes
+        self.start_attempts += other.start_attempts
 
 
 def spread_of(durations: Iterable[float]) -> Spread:
@@ -146,7 +150,9 @@ def share_within(interval: Interval, since_us: int, until_us: int) -> float:
 
 def _tally(chain: Sequence[Interval], since_us: int, until_us: int) -> _Tally:
     tally = _Tally()
+    attempts = 0  # of all states of one wake: a launched machine is first CREATING, then STARTING
     for interval, after in itertools.zip_longest(chain, chain[1:]):
+        attempts = attempts + interval.facts.start_attempts if interval.state in WAKING else 0
         lasted_s = interval.elapsed_us / 1e6 * share_within(interval, since_us, until_us)
         if interval.state in BILLED:
             tally.awake_s += lasted_s
@@ -157,7 +163,7 @@ def _tally(chain: Sequence[Interval], since_us: int, until_us: int) -> _Tally:
         if after is not None and since_us <= interval.to_us < until_us:
             tally.waits += interval.facts.waits
             if interval.state in WAKING and after.state not in WAKING and _is_ours(interval):
-                _count_wake(tally, interval, after)
+                _count_wake(tally, interval, after, attempts)
     return tally
 
 
@@ -166,11 +172,13 @@ def _is_ours(waking: Interval) -> bool:
     return bool(waking.who or waking.facts.waits.clients or WakePhase.START in dict(waking.facts.phases))
 
 
-def _count_wake(tally: _Tally, waking: Interval, after: Interval) -> None:
+def _count_wake(tally: _Tally, waking: Interval, after: Interval, attempts: int) -> None:
     if after.state is S.UNKNOWN:
         return  # nobody saw its end
     if waking.who:
         tally.woken_by[waking.who] += 1
+    if attempts > 0:  # a row of an older daemon does not say
+        tally.start_attempts[attempts] += 1
     if after.state is not S.OPERATIONAL:
         tally.failed += 1
         return
@@ -204,4 +212,5 @@ def _summary(name: str, tally: _Tally, *, priced: bool) -> Summary:
         tally.waits,
         dict(tally.woken_by.most_common()),
         {resume.value: tally.resumes[resume] for resume in Resume},
+        {str(attempts): count for attempts, count in sorted(tally.start_attempts.items())},
     )

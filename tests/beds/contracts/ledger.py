@@ -33,6 +33,9 @@ from bentpipe.daemon.model import (
     WakePhase,
 )
 
+FULL = StateFacts(((WakePhase.START, 1.5), (WakePhase.LISTEN, 0.25)), Waits(2, 9.0, 5.0), Resume.COLD, 3)
+"""Each fact differs from its default."""
+
 S = SatelliteState
 A, B, C = (SatelliteKey("acme", name) for name in "abc")
 ALWAYS = (-(1 << 60), 1 << 60)
@@ -153,6 +156,16 @@ class LedgerContract:
         assert found[3].facts.waits == Waits()
         assert found[0].from_us == START_US
         assert found[-1].to_us == clock.wall_us
+        await writer.ledger.aclose()
+
+    async def test_every_fact_comes_back(self, shelf: Shelf) -> None:
+        clock = Clock()
+        writer = await self.begun(shelf("facts"), clock, A)
+        await writer.move(A, S.STARTING)
+        clock.advance(1)
+        await writer.ledger.record([writer.change(A, S.OPERATIONAL, facts=FULL)])
+        facts = [interval.facts for interval in await writer.ledger.intervals(*ALWAYS)]
+        assert facts == [NO_FACTS, FULL, NO_FACTS]
         await writer.ledger.aclose()
 
     async def test_only_what_touches_the_span_in_the_order_of_satellites(self, shelf: Shelf) -> None:

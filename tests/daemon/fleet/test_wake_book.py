@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from bentpipe.daemon.errors import ProviderPermanent, SatelliteUnusable
+from bentpipe.daemon.errors import ProviderPermanent, ProviderRetryable, SatelliteUnusable
 from bentpipe.daemon.fleet import satellite as module
 from bentpipe.daemon.fleet.machine.rules import Rules
 from bentpipe.daemon.fleet.satellite import Satellite
@@ -59,6 +59,8 @@ class SlowProvider:
     def __init__(self) -> None:
         self.state = MachineState.STOPPED
         self.refuse = False
+        self.faults = 0
+        """So many starts fail in passing."""
         self.changed = trio.Event()
 
     def look(self) -> Machine:
@@ -84,6 +86,9 @@ class SlowProvider:
         await trio.sleep(2)
         if self.refuse:
             raise ProviderPermanent("no such key")
+        if self.faults:
+            self.faults -= 1
+            raise ProviderRetryable("busy")
         self.become(MachineState.PENDING)
 
     async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
@@ -131,6 +136,7 @@ async def test_a_satellite_tells_who_woke_it_and_what_each_phase_took(
     assert awake.after is S.OPERATIONAL
     assert [phase for phase, _ in awake.facts.phases] == list(WakePhase)
     assert [round(seconds, 3) for _, seconds in awake.facts.phases] == [2, 7, 1]
+    assert [each.facts.start_attempts for each in told] == [0, 0, 1]
     assert (awake.facts.waits.clients, round(awake.facts.waits.total_s, 3), round(awake.facts.waits.longest_s, 3)) == (
         3,
         18,
@@ -153,3 +159,32 @@ async def test_a_wake_that_failed_kept_its_clients_waiting_too(
     assert [transition.after for transition in told] == [S.SLEEP, S.STARTING, S.FAILED]
     assert told[-1].facts.phases == ()
     assert (told[-1].facts.waits.clients, round(told[-1].facts.waits.total_s, 3)) == (1, 2)
+
+
+async def test_each_attempt_to_start_counts_for_its_wake(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def listens(address: Address, tell: Callable[[str], None]) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(module, "wait_listening", listens)
+    told: list[Transition] = []
+    provider = SlowProvider()
+    provider.faults = 2
+    satellite = Satellite(SatelliteKey("acme", "a"), RULES, provider, ID, told.append)
+    await nursery.start(satellite.run)
+
+    async def boot() -> None:
+        while provider.state is not MachineState.PENDING:
+            await provider.changed.wait()
+        provider.become(MachineState.RUNNING)
+
+    nursery.start_soon(boot)
+    async with satellite.lease("alice"):
+        pass
+    assert [(each.before, each.facts.start_attempts) for each in told[1:]] == [(S.SLEEP, 0), (S.STARTING, 3)]
+    await trio.sleep(RULES.sleep_after_s + 5)
+    nursery.start_soon(boot)
+    async with satellite.lease("alice"):
+        pass
+    assert (told[-1].before, told[-1].facts.start_attempts) == (S.STARTING, 1)

@@ -5,14 +5,13 @@ import json
 
 import pytest
 
+from beds.contracts.ledger import FULL
 from bentpipe.daemon.ledger.contract import Stamp
 from bentpipe.daemon.ledger.dynamodb_items import OpenInterval, interval_of, past_item
 from bentpipe.daemon.ledger.facts import FACTS, MergeRule, add_sums, has_facts, merge_seen, read_facts, write_facts
 from bentpipe.daemon.model import NO_FACTS, Resume, SatelliteKey, SatelliteState, StateFacts, Waits, WakePhase
 from bentpipe.daemon.store.malformed import MalformedRow
 
-FULL = StateFacts(((WakePhase.START, 1.5), (WakePhase.LISTEN, 0.25)), Waits(2, 9.0, 5.0), Resume.COLD)
-"""Each field differs from its default."""
 OPEN = OpenInterval(SatelliteKey("acme", "a"), SatelliteState.STARTING, Stamp(1, 1, "b"), "came", "ci", 1)
 
 
@@ -52,8 +51,8 @@ def test_a_malformed_fact_is_refused(fact: object, junk: object) -> None:
 
 
 def test_each_rule_is_kept() -> None:
-    other = StateFacts(((WakePhase.BOOT, 3.0),), Waits(1, 1.0, 1.0), Resume.RESUMED)
-    assert merge_seen(FULL, [NO_FACTS, other, FULL]) == StateFacts(FULL.phases, Waits(), Resume.RESUMED)
+    other = StateFacts(((WakePhase.BOOT, 3.0),), Waits(1, 1.0, 1.0), Resume.RESUMED, 7)
+    assert merge_seen(FULL, [NO_FACTS, other, FULL]) == StateFacts(FULL.phases, Waits(), Resume.RESUMED, 3)
     assert add_sums(FULL, other) == dataclasses.replace(FULL, waits=Waits(3, 10.0, 5.0))
     for rule in MergeRule:
         assert has_facts(FULL, rule)

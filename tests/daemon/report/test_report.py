@@ -77,6 +77,18 @@ def test_what_the_wakes_found_of_the_memory() -> None:
     assert report.everything.resumes == {"resumed": 2, "cold": 1, "unknown": 0}
 
 
+def test_wakes_by_how_often_a_start_was_attempted() -> None:
+    states = (S.SLEEP, S.CREATING, S.STARTING, S.OPERATIONAL, S.SLEEP, S.STARTING, S.SLEEP, S.STARTING, S.OPERATIONAL)
+    attempts = iter((0, 2, 1, 0, 0, 3, 0, 1, 0))
+    chained = [
+        dataclasses.replace(each, facts=dataclasses.replace(each.facts, start_attempts=next(attempts)))
+        for each in chain("a", *((state, 1) for state in states))
+    ]
+    (line,) = summarise(chained, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, None).satellites
+    assert (line.wakes, line.failed_wakes) == (2, 1)
+    assert line.start_attempts == {"1": 1, "3": 2}
+
+
 def test_a_launch_is_a_wake_and_counts_once() -> None:
     states = (S.SLEEP, S.CREATING, S.STARTING, S.OPERATIONAL, S.SLEEP, S.CREATING, S.OPERATIONAL, S.SLEEP, S.CREATING)
     launched = chain("a", *((state, 0.1) for state in (*states, S.SLEEP)))
@@ -185,7 +197,7 @@ async def _write(path: Path) -> None:
     now = Stamp.now()
     at = [Stamp(now.wall_us - s * 1_000_000, now.boot_us - s * 1_000_000, now.boot_id) for s in (300, 200, 164, 0)]
     await ledger.begin([key], at[0])
-    woken = StateFacts(PHASES, Waits(1, 36.0, 36.0))
+    woken = StateFacts(PHASES, Waits(1, 36.0, 36.0), start_attempts=2)
     moves = [
         (at[0], Transition(key, S.UNKNOWN, S.SLEEP, 0.0, "stopped")),
         (at[1], Transition(key, S.SLEEP, S.STARTING, 0.0, "came", "ci")),
@@ -230,6 +242,7 @@ def test_the_command_prints_a_table_json_and_pictures(config: Path, tmp_path: Pa
     assert line["money"]["cost"] == pytest.approx(2.0)
     assert line["wake"]["total"] == {"count": 1, "p50_s": 36.0, "p95_s": 36.0, "longest_s": 36.0}
     assert line["woken_by"] == {"ci": 1}
+    assert line["start_attempts"] == {"2": 1}
 
 
 @pytest.mark.parametrize(
