@@ -1,7 +1,7 @@
-"""The ledger as a picture of rectangles and words: how many were awake over time, and each satellite's line. Pure.
+"""The ledger as a picture of rectangles and words: how many satellites were awake over time, and each one's line. Pure.
 
-Time is cut into columns; a column shows the state that took most of it, so that the picture is no larger for a longer
-or livelier ledger. `svg` and `png` paint what stands here.
+Time is cut into columns. A column shows the state that took most of it. So a longer or livelier ledger does not make the
+picture larger. `svg` and `png` paint the picture.
 """
 
 import bisect
@@ -19,7 +19,7 @@ S = SatelliteState
 
 
 class Look(enum.Enum):
-    """What a stretch of a satellite's line looks like: its word in the legend and its colour."""
+    """How a stretch of a satellite's line looks: its word in the legend, and its colour."""
 
     ASLEEP = ("asleep", "#d7dde4")
     WAKING = ("waking", "#e8a33d")
@@ -64,7 +64,7 @@ class Rect:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Label:
-    """Words on a base line; `anchor` says which end of them is at x."""
+    """Words on a base line. `anchor` says which end of them is at x."""
 
     x: float
     y: float
@@ -75,7 +75,7 @@ class Label:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Picture:
-    """What to paint, in this order."""
+    """The things to paint, in this order."""
 
     width: int
     height: int
@@ -119,7 +119,7 @@ def draw(intervals: Sequence[Interval], since_us: int, until_us: int) -> Picture
 
 
 def _fill(chain: Sequence[Interval], since_us: int, until_us: int) -> list[dict[Look, float]]:
-    """For each column, how much of it each look takes (in columns)."""
+    """For each column, the share of it that each look takes (in columns)."""
     columns: list[dict[Look, float]] = [{} for _ in range(COLUMNS)]
     scale = COLUMNS / max(1, until_us - since_us)
     for interval in chain:
@@ -136,7 +136,7 @@ def _fill(chain: Sequence[Interval], since_us: int, until_us: int) -> list[dict[
 
 
 def _chart(lines: Sequence[list[dict[Look, float]]], left: int, top: int) -> list[Rect | Label]:
-    """How many were not asleep, on the average of each column: a half-hour's work in a day's column is not a day."""
+    """How many satellites were not asleep, as the average over each column: half an hour in a day's column is not a day."""
     busy = (Look.WAKING, Look.AWAKE, Look.LEAVING)
     counts = [sum(line[c].get(look, 0.0) for line in lines for look in busy) for c in range(COLUMNS)]
     most = max(1.0, len(lines))

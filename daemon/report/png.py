@@ -1,4 +1,4 @@
-"""Paints a picture as PNG, with Pillow: an extra, since a daemon needs no pictures."""
+"""Paints a picture as PNG, with Pillow. Pillow is an extra, since a daemon needs no pictures."""
 
 import io
 from types import ModuleType
@@ -8,7 +8,7 @@ from bentpipe.daemon.report.picture import Label, Picture, Rect
 from bentpipe.daemon.report.svg import FONT_PX
 
 SCALE = 2
-"""For screens of today; the picture's units are those of an old one."""
+"""Pixels for each unit of the picture: modern screens have more pixels than the picture has units."""
 ANCHORS = {"start": "ls", "middle": "ms", "end": "rs"}
 """On the base line, as in SVG (pillow.readthedocs.io, "Text anchors")."""
 

@@ -1,7 +1,7 @@
 """Adds up the ledger: hours, money, wakes and waiting, for each satellite, each org, and all. Pure.
 
-Only what was watched counts: UNKNOWN hours are told, and are in no sum of hours or money; OFFLINE and FAILED machines
-would cost nothing if they were always on, so they are no saving either. Times are what the intervals really lasted.
+Only observed time counts. UNKNOWN hours are reported, but are in no sum of hours or money. OFFLINE and FAILED machines
+would cost nothing if they were always on, so they save nothing either. Durations are what the intervals really lasted.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ S = SatelliteState
 
 WAKING = (S.CREATING, S.STARTING)
 BILLED = frozenset({S.CREATING, S.STARTING, S.OPERATIONAL, S.STOPPING, S.UPDATING, S.DESTROYING})
-"""A machine that hibernates is billed until it is down: AWS's pages disagree, so the dearer reading counts."""
+"""A machine that hibernates is billed until it is down. AWS's pages disagree, so this takes the more expensive reading."""
 HOUR_S = 3600.0
 TOTAL = "total"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Spread:
-    """How a duration is spread, by nearest rank; seconds."""
+    """The distribution of a duration, by nearest rank, in seconds."""
 
     count: int
     p50_s: float
@@ -35,7 +35,7 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Money:
-    """What was paid, and what always-on would have cost."""
+    """What was paid, and what a machine that is always on would have cost."""
 
     cost: float
     always_on: float
@@ -57,14 +57,14 @@ class Summary:
     waits: Waits
     woken_by: dict[str, int]
     resumes: dict[str, int]
-    """Wakes by what they found of the machine's memory: resumed, cold (booted anew), or unknown."""
+    """Wakes, by whether the machine still had its memory: resumed, cold (booted anew), or unknown."""
     start_attempts: dict[str, int]
     """Wakes, failed ones included, by how often the provider was asked to start or launch the machine."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """All of it; times in microseconds since the epoch."""
+    """The whole report; times in microseconds since the epoch."""
 
     since_us: int
     until_us: int
@@ -141,7 +141,7 @@ def summarise(intervals: Sequence[Interval], since_us: int, until_us: int, price
 
 
 def share_within(interval: Interval, since_us: int, until_us: int) -> float:
-    """Which share of the interval lies in the span, by the wall clock."""
+    """The share of the interval that lies in the span, by the wall clock."""
     whole_us = interval.to_us - interval.from_us
     if not whole_us:
         return float(since_us <= interval.from_us < until_us)
@@ -168,13 +168,13 @@ def _tally(chain: Sequence[Interval], since_us: int, until_us: int) -> _Tally:
 
 
 def _is_ours(waking: Interval) -> bool:
-    """Whether it was woken for somebody, not found running or started by others."""
+    """Whether bentpipe woke it, and did not find it running or started by others."""
     return bool(waking.who or waking.facts.waits.clients or WakePhase.START in dict(waking.facts.phases))
 
 
 def _count_wake(tally: _Tally, waking: Interval, after: Interval, attempts: int) -> None:
     if after.state is S.UNKNOWN:
-        return  # nobody saw its end
+        return  # the end was not observed
     if waking.who:
         tally.woken_by[waking.who] += 1
     if attempts > 0:  # a row of an older daemon does not say
@@ -189,7 +189,7 @@ def _count_wake(tally: _Tally, waking: Interval, after: Interval, attempts: int)
 
 
 def _billed_s(chain: Sequence[Interval], since_us: int, until_us: int, minimum_s: float) -> float:
-    """Awake seconds, each run from waking to asleep at least `minimum_s` if it began in the span."""
+    """Awake seconds. Each run, from waking to asleep, counts at least `minimum_s` if it began in the span."""
     billed_s = 0.0
     for awake, group in itertools.groupby(chain, key=lambda interval: interval.state in BILLED):
         run = list(group)

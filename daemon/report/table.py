@@ -25,7 +25,7 @@ def to_json(report: Report) -> dict[str, object]:
 
 
 def to_tables(report: Report) -> list[Table]:
-    """Hours and money, and how long wakes took by phase: one line a satellite, an org, and in all."""
+    """Hours and money, and how long wakes took by phase: one line for each satellite, for each org, and for all."""
     groups = [report.satellites, report.orgs if len(report.orgs) > 1 else (), (report.everything,)]
     return [_hours(report, groups), _wakes(groups), _phases(groups)]
 
@@ -90,5 +90,5 @@ def _spread(spread: Spread) -> str:
 
 
 def _short(seconds: float) -> str:
-    """Two digits behind the point are of interest below 10 s, none from 100 s on."""
+    """Seconds, with two digits behind the point below 10 s, and none from 100 s on."""
     return f"{seconds:.{2 if seconds < 10 else 1 if seconds < 100 else 0}f}"

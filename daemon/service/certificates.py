@@ -1,4 +1,4 @@
-"""Reads the listeners' certificates again, in threads: a disk that hangs must not hold up who is being served."""
+"""Reads the listeners' certificates again, in threads. A disk that hangs must never delay a client."""
 
 import functools
 import logging
@@ -16,18 +16,18 @@ from bentpipe.native.tls import TlsError
 log = logging.getLogger("bentpipe")
 
 READ_DEADLINE_S = 10.0
-"""For the files of one listener; what is not read by then stays as it is until the next SIGHUP."""
+"""For the files of one listener. If they are not read in this time, its old ones stay until the next SIGHUP."""
 
 
 class CertificateReload:
-    """Of all listeners, each with its section; `read` blocks and raises TlsError."""
+    """For all listeners, each with its section. `read` blocks and raises TlsError."""
 
     def __init__(
         self, listeners: Sequence[tuple[Listener, ListenerSection]], read: Callable[[ListenerSection], Port]
     ) -> None:
         self._listeners = listeners
         self._read = read
-        # A thread that hangs keeps its place: further signals do not make further threads of it.
+        # A thread that hangs keeps its place, so that further signals do not start further threads.
         self._threads = {id(listener): trio.CapacityLimiter(1) for listener, _ in listeners}
         self._asked = trio.Event()
 
@@ -37,7 +37,7 @@ class CertificateReload:
         self._asked.set()
 
     async def run_reload(self) -> None:
-        """Do what is asked for, for ever."""
+        """Read them again whenever that is asked for, for ever."""
         while True:
             await self._asked.wait()
             self._asked = trio.Event()

@@ -1,9 +1,9 @@
-"""The operator's way into a running daemon: a Unix socket, one request a connection, a line of JSON each way.
+"""The control socket of a running daemon: a Unix socket, one request for each connection, one line of JSON each way.
 
     {"verb": "cut", "principal": "ci"}   ->   {"done": {"cut": 3}}   or   {"error": "words for people"}
 
-Owns: the socket and a handful of short connections. What a verb does is its own affair: `serve` gives the table. Who may
-ask is root and whoever the daemon runs as: the file's mode says so, and the kernel (unix(7), SO_PEERCRED) once more.
+Owns: the socket and a few short connections. It does not know what a verb does: `serve` gives the table. Only root and the
+daemon's own user may ask. The file's mode says so, and the kernel confirms it (unix(7), SO_PEERCRED).
 """
 
 import json
@@ -21,28 +21,28 @@ from bentpipe.daemon.tasks import Owner, contained
 
 REQUEST_BYTES = 8 << 10
 ANSWER_BYTES = 4 << 20
-"""That the asking side takes: a list of thousands of satellites fits."""
+"""The longest answer that the asking side accepts: a list of thousands of satellites fits."""
 CLIENTS = 8
-"""At once; one beyond them waits in the socket's queue for its own time."""
+"""Connections at once. The next one waits in the socket's queue, within its own deadline."""
 DEADLINE_S = 10.0
 """From accept to the end of the answer."""
 CREDENTIALS = struct.Struct("3i")
 """struct ucred of unix(7): process, user, group."""
 SERVICE_SOCKET = Path("/run/bentpipe/control.sock")
-"""Where the unit's RuntimeDirectory= puts it; an operator's shell has no RUNTIME_DIRECTORY."""
+"""The path that the unit's RuntimeDirectory= gives; an operator's shell has no RUNTIME_DIRECTORY."""
 
 Fields = Mapping[str, object]
 Verb = Callable[[Fields], Awaitable[Fields]]
 
 
 class ControlError(BentpipeError):
-    """The request cannot be done: its words are for the operator who made it."""
+    """The request cannot be carried out. The message is for the operator who made it."""
 
     source = Source.OPERATOR
 
 
 def open_control_socket(path: Path) -> socket.socket:
-    """Listen at `path`, in place of a socket that a dead daemon left. Raises OSError, with words."""
+    """Listen at `path`, and replace the socket of a dead daemon. Raises OSError, with a message."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _make_room(path)
@@ -61,7 +61,7 @@ def open_control_socket(path: Path) -> socket.socket:
 def _make_room(path: Path) -> None:
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise FileExistsError(17, "there is a file that is no socket")
+            raise FileExistsError(17, "there is a file that is not a socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -69,7 +69,7 @@ def _make_room(path: Path) -> None:
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
-            path.unlink()  # nobody listens any more
+            path.unlink()  # its daemon is dead
             return
         except BlockingIOError:
             pass
@@ -77,7 +77,7 @@ def _make_room(path: Path) -> None:
 
 
 class ControlServer:
-    """Answers requests by a table of verbs; takes the socket and, at the end, its file."""
+    """Answers requests by a table of verbs. It takes the socket, and removes its file at the end."""
 
     def __init__(self, sock: socket.socket, verbs: Mapping[str, Verb]) -> None:
         self._sock = sock
@@ -86,12 +86,12 @@ class ControlServer:
 
     async def run_control(self) -> None:
         """Serve for ever."""
-        # A copy: Trio closes what it serves, and this may be started again.
+        # A copy, since Trio closes the listeners that it serves, and this may be started again.
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._sock.dup()))
         await trio.serve_listeners(self._serve, [listener])
 
     def close(self) -> None:
-        """Close the socket and remove its file, unless that is another's by now."""
+        """Close the socket and remove its file, unless the file belongs to another daemon by now."""
         path = Path(str(self._sock.getsockname()))
         self._sock.close()
         with contained(Owner("control")):
@@ -104,7 +104,7 @@ class ControlServer:
                     try:
                         await stream.send_all(await self._answer(stream))
                     except trio.BrokenResourceError:
-                        return  # it went away: what it asked for is done all the same
+                        return  # it has left; its request was carried out nevertheless
 
     async def _answer(self, stream: trio.SocketStream) -> bytes:
         try:
@@ -120,7 +120,7 @@ class ControlServer:
         except (ValueError, RecursionError) as exc:
             raise ControlError(f"the request is not a line of JSON: {exc}") from exc
         if not isinstance(request, dict):
-            raise ControlError("the request is no JSON object")
+            raise ControlError("the request is not a JSON object")
         verb = self._verbs.get(str(request.pop("verb", "")))
         if verb is None:
             raise ControlError(f"unknown verb; this daemon knows {', '.join(sorted(self._verbs))}")
@@ -131,7 +131,7 @@ def _unlink_if_dead(path: Path) -> None:
     try:
         _make_room(path)
     except FileExistsError:
-        return  # the next daemon's
+        return  # it belongs to the next daemon
 
 
 def _check_peer(credentials: bytes) -> None:
@@ -168,6 +168,7 @@ def ask(path: Path, verb: str, fields: Fields) -> dict[str, object]:
         raise ControlError(f"the daemon at {path} gave no complete answer")
     found: object = json.loads(answer)
     if not isinstance(found, dict) or not isinstance(found.get("done"), dict):
-        raise ControlError(str(found["error"]) if isinstance(found, dict) and "error" in found else "no answer of ours")
+        words = found["error"] if isinstance(found, dict) and "error" in found else "not an answer of bentpipe"
+        raise ControlError(str(words))
     done: dict[str, object] = found["done"]
     return done

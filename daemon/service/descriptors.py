@@ -1,9 +1,9 @@
 """How many descriptors this process may open, and what they are for: connections, pipes, and a reserve for all else.
 
-The control plane opens some at any time: a look at the store, a satellite's process, a name to resolve, a call of the cloud.
-If clients took the last one the daemon would go on half dead. So what connections can take is bounded by the limit of the
-process (RLIMIT_NOFILE, which is raised to its hard limit) less the reserve; pipes get what is left, and without a pipe bytes
-are copied.
+The control plane needs descriptors at any time: for a look at the store, a satellite's process, a name to resolve, a call of
+the cloud. If clients took the last one, the daemon would go on half dead. So connections may take the limit of the process
+(RLIMIT_NOFILE, which is raised to its hard limit) less the reserve. Pipes get what is left. Without a pipe, bytes are
+copied.
 """
 
 import dataclasses
@@ -16,22 +16,22 @@ from bentpipe.daemon.edge.accounts import CONNECTION_FDS
 from bentpipe.native.engine import PIPES_A_THREAD
 
 LEAST_CONNECTIONS = 2
-"""What `limits.max_connections` may be at least: a stranger, and somebody with a token."""
+"""The lowest `limits.max_connections`: one stranger, and one client with a token."""
 PIPE_FDS = 2
 ENGINE_THREAD_FDS = 2
-"""Its epoll and its eventfd."""
+"""The thread's epoll and its eventfd."""
 SATELLITE_FDS = 3
-"""Its process and its output, and a connection that looks whether it listens or asks it how it woke."""
+"""The satellite's process, its output, and a connection that checks whether it listens or asks it how it woke."""
 DYNAMODB_FDS = 48
 """Three clients of eight threads, each with a connection and a name that is being resolved."""
 EC2_FDS = 12
-"""Four threads with theirs, and the instance's metadata service."""
+"""Four threads, each with a connection and a name, and the instance's metadata service."""
 BASE_FDS = 128
-"""All else, twice: Python and Trio 10, SQLite 10, a spawn 8, scrapes 8, certificates, /proc, names, systemd 10."""
+"""Twice what all else needs: Python and Trio 10, SQLite 10, a spawn 8, scrapes 8, certificates, /proc, names, systemd 10."""
 PIPES_SHARE = 4
-"""Of what is free for connections and pipes a fourth is kept for pipes, where the file does not say how many connections."""
+"""One in this many descriptors is kept for pipes if the configuration does not say how many connections there may be."""
 FALLBACK_LIMIT = 1 << 20
-"""Where neither the limit nor the kernel says a number (proc(5), nr_open: the kernel's default)."""
+"""The limit if neither RLIMIT_NOFILE nor the kernel gives a number (proc(5), nr_open: the kernel's default)."""
 
 
 class TooFewDescriptors(OSError):
@@ -40,13 +40,13 @@ class TooFewDescriptors(OSError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Descriptors:
-    """How they are shared out."""
+    """How the descriptors are divided."""
 
     limit: int
     connections: int
-    """How many there may be."""
+    """How many connections there may be."""
     pipes: int
-    """In each thread of the engine; 0: none."""
+    """Pipes in each thread of the engine; 0: none."""
     reserve: int
 
     @property
@@ -56,7 +56,7 @@ class Descriptors:
 
 
 def hard_limit() -> int:
-    """What RLIMIT_NOFILE can be raised to by this process."""
+    """The value to which this process can raise RLIMIT_NOFILE."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         return hard
@@ -67,7 +67,7 @@ def hard_limit() -> int:
 
 
 def soft_limit() -> int:
-    """What RLIMIT_NOFILE is now: before `raise_limit`, what this process was given."""
+    """The present RLIMIT_NOFILE: before `raise_limit`, the one with which this process was started."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
@@ -77,13 +77,13 @@ def raise_limit() -> int:
     soft, kernel_hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, kernel_hard))
-    except (OSError, ValueError):  # a sandbox may forbid it: then the soft limit is all there is
+    except (OSError, ValueError):  # a sandbox may forbid it: then the soft limit stays
         return soft
     return hard
 
 
 def share_out(config: Config, limit: int) -> Descriptors:
-    """Say what `limit` descriptors are for. Raises TooFewDescriptors, in words for the operator."""
+    """Divide `limit` descriptors. Raises TooFewDescriptors, with a message for the operator."""
     threads = config.engine.threads or os.cpu_count() or 1
     reserve = (
         BASE_FDS

@@ -1,4 +1,4 @@
-"""`bentpipe doctor`: what this machine has and lacks, one line each, with the remedy. Looks, changes nothing."""
+"""`bentpipe doctor`: what this machine has and lacks, one line each, with the remedy. It must never change anything."""
 
 import dataclasses
 import enum
@@ -15,10 +15,10 @@ from bentpipe.native.engine import Ktls, ktls_self_test
 from bentpipe.native.tls import openssl_version
 
 NOFILE_WANTED = 65_536
-"""Two descriptors a connection, two for each pipe of the engine, and the daemon's own: enough for ten thousand connections
-and all the pipes of 40 threads."""
+"""Two descriptors for each connection and each pipe of the engine, and the daemon's own: enough for ten thousand connections
+and all pipes of 40 threads."""
 PIPE_PAGES_WANTED = 16_384
-"""The kernel's default: 64 MiB of pipes a user; below, streams fall back to copying early (pipe(7))."""
+"""The kernel's default: 64 MiB of pipes for each user. With less, streams fall back to copying early (pipe(7))."""
 
 
 class Verdict(enum.Enum):
@@ -31,7 +31,7 @@ class Verdict(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: what was looked at, what was seen, and what to do about it."""
+    """One line: what was checked, what was found, and what to do about it."""
 
     verdict: Verdict
     subject: str
@@ -56,7 +56,7 @@ def check_openssl() -> Finding:
 
 
 def check_ktls() -> Finding:
-    """Whether encrypted legs can be spliced, by the self-test that the daemon runs at its start. Never needed."""
+    """Whether TLS connections can be spliced, by the self-test that the daemon runs at its start. It is never required."""
     usable, words = ktls_self_test()
     if usable == Ktls.TX | Ktls.RX:
         return Finding(Verdict.OK, "kTLS", f"yes ({words})")
@@ -65,7 +65,7 @@ def check_ktls() -> Finding:
 
 
 def check_pipe_pages(proc: Path = Path("/proc")) -> Finding:
-    """fs.pipe-user-pages-soft: past it an unprivileged user's pipes have two slots."""
+    """fs.pipe-user-pages-soft: beyond it, an unprivileged user's pipes have two slots."""
     pages = int((proc / "sys/fs/pipe-user-pages-soft").read_text())
     if pages and pages < PIPE_PAGES_WANTED:
         return Finding(
@@ -78,7 +78,7 @@ def check_pipe_pages(proc: Path = Path("/proc")) -> Finding:
 
 
 def check_nofile() -> Finding:
-    """Open descriptors allowed to this process: the daemon raises its limit to the hard one."""
+    """How many descriptors this process may open: the daemon raises its limit to the hard limit."""
     hard = hard_limit()
     if hard < NOFILE_WANTED:
         return Finding(Verdict.WARN, "nofile", str(hard), f"set LimitNOFILE={NOFILE_WANTED} in the unit, or ulimit -Hn")
@@ -86,7 +86,7 @@ def check_nofile() -> Finding:
 
 
 def check_cgroup(proc: Path = Path("/proc")) -> Finding:
-    """A writable cgroup v2, where local satellites are frozen and killed as a whole."""
+    """A writable cgroup v2: in it local satellites are frozen and killed as a whole."""
     mounts = re.findall(r"^\S+ \S+ \S+ \S+ (\S+) .* - cgroup2 ", (proc / "self/mountinfo").read_text(), re.MULTILINE)
     if not mounts:
         return Finding(Verdict.WARN, "cgroup", "v1 only", "satellites are stopped by SIGSTOP instead of the freezer")
@@ -116,7 +116,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
 
 
 def findings() -> Iterator[Finding]:
-    """Run every check; one that cannot look says so instead of ending the others."""
+    """Run every check. If one fails, its line says so, and the others still run."""
     for check in CHECKS:
         try:
             yield check()

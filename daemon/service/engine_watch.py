@@ -1,7 +1,7 @@
-"""Looks whether the engine's threads still end their turns: what the turn meter and systemd's watchdog are to Trio's.
+"""Checks that the engine's threads still end their turns, as the turn meter and systemd's watchdog do for Trio's thread.
 
-A thread that is stuck serves nobody of those that live on it, and nothing but a new process helps. That is said, and the
-watchdog is no longer told that all is well; whether the process ends is systemd's to decide (WatchdogSec=).
+If a thread is stuck, none of its connections is served, and only a new process helps. Then the log says so, and systemd's
+watchdog is no longer notified. systemd decides whether the process ends (WatchdogSec=).
 """
 
 import logging
@@ -14,24 +14,24 @@ from bentpipe.native.engine import ThreadTurns
 log = logging.getLogger("bentpipe")
 
 STUCK_S = 10.0
-"""A turn lasts 50 ms at the most, whatever peers send. Seconds may go by if the machine is paused or has no CPU to give;
-then Trio's thread has none either."""
+"""Whatever peers send, a turn lasts 50 ms at most. It may last seconds if the machine is paused or has no CPU time to give.
+Then Trio's thread gets none either."""
 LOOK_S = 2.0
 
 
 class Turning(Protocol):
-    """What has threads: the engine."""
+    """The engine: it has threads with turns."""
 
     def thread_turns(self) -> tuple[ThreadTurns, ...]: ...  # noqa: D102
 
 
 def stuck_threads(engine: Turning) -> dict[int, float]:
-    """The threads whose turn lasts for more than STUCK_S, and for how long in seconds."""
+    """The threads with a turn that has lasted more than STUCK_S, and how long, in seconds."""
     return {number: turns.running_s for number, turns in enumerate(engine.thread_turns()) if turns.running_s > STUCK_S}
 
 
 async def run_engine_watch(engine: Turning) -> None:
-    """Say so when a thread is stuck, and when it goes on, for ever."""
+    """Log when a thread is stuck, and when it goes on, for ever."""
     known: set[int] = set()
     while True:
         found = stuck_threads(engine)

@@ -1,11 +1,11 @@
 """When CPython's cycle collector may run: it stops the Trio thread, and a full collection looks at every object there is.
 
-With thousands of clients held that is half a second, again and again while they come. So only the young are collected as
-usual, and a full collection is made when few are here, or when it has not been made for long.
+With thousands of held clients a full collection takes half a second, again and again while clients come. So only the young
+objects are collected as usual. A full collection is made while few clients are connected, or if the last one was long ago.
 
-CPython counts allocations less deallocations (gc.set_threshold). While as many clients leave as come that difference stands
-still, the young become ever more, and one collection looks at all of them (seen: 40 to 77 ms).
-So the youngest are also collected whenever the Trio thread has worked for YOUNG_WORK_S, which bounds how many there can be.
+CPython counts allocations less deallocations (gc.set_threshold). If as many clients leave as come, that difference does not
+grow. Then young objects accumulate, and one collection looks at all of them (seen: 40 to 77 ms). So the youngest are also
+collected whenever the Trio thread has worked for YOUNG_WORK_S. That bounds how many there can be.
 """
 
 import gc
@@ -18,28 +18,32 @@ import trio.abc
 log = logging.getLogger("bentpipe")
 
 YOUNG_OBJECTS = 5_000
-"""Made and not freed before the youngest are looked at: about 1 ms."""
+"""Objects made and not freed before the youngest are collected: about 1 ms of work."""
 YOUNG_ROUNDS = 5
-"""Before the next older are, too: some 25,000 objects, about 10 ms."""
+"""Collections of the youngest before the next older objects are collected too: some 25,000 objects, about 10 ms."""
 YOUNG_WORK_S = 0.02
-"""CPU time of the Trio thread in which some thousand objects are made at most, and looked at in under 1 ms."""
+"""CPU time of the Trio thread. In this time it makes a few thousand objects at most, and collecting them takes under 1
+ms."""
 NEVER = 1 << 30
 LOOK_S = 60.0
 FEW_TASKS = 500
-"""A full collection is then some tens of ms at most; a held client is two tasks."""
+"""With so few tasks a full collection takes some tens of ms at most. A held client has two tasks."""
 AT_LAST_S = 1800.0
-"""A crowd that stays for half an hour does not keep cycles alive for longer."""
+"""The longest time without a full collection, even while a crowd stays."""
 
 
 def set_up_garbage() -> None:
-    """Call when all is imported and before anything is served: what lives now lives for ever, and is not looked at."""
+    """Call this after all imports and before the first connection:
+
+    objects that live now live for ever, and are not collected.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, YOUNG_ROUNDS, NEVER)
 
 
 class YoungCollector(trio.abc.Instrument):
-    """Collects the youngest objects between two turns, and every YOUNG_ROUNDS times the next older with them.
+    """Collects the youngest objects between two turns, and every YOUNG_ROUNDS times the next older ones with them.
 
     Install it with `trio.lowlevel.add_instrument`.
     """
@@ -57,7 +61,7 @@ class YoungCollector(trio.abc.Instrument):
 
 
 async def run_garbage() -> None:
-    """Make full collections for ever, and have the youngest objects collected by the Trio thread's work."""
+    """Make full collections for ever, and let the Trio thread's work decide when the youngest objects are collected."""
     young = YoungCollector()
     trio.lowlevel.add_instrument(young)
     try:

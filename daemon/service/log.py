@@ -1,6 +1,7 @@
 """Log lines, for people or as JSON, from records that carry `extra={"fields": {...}}`. Never logs a token.
 
-Lines are one line each and bounded: what a peer, a library or a cloud says is cut, and cannot forge another line.
+Each record is one line of bounded length. Text from a peer, a library or a cloud is shortened and cannot forge a second
+line.
 """
 
 import json
@@ -12,9 +13,9 @@ from bentpipe.daemon.logs import fields_of, kind_of
 MESSAGE_CHARS = 2_000
 FIELD_CHARS = 2_000
 LIMITED_FIELD_CHARS = 300
-"""Of each field of a line that anybody can cause."""
+"""Characters of each field of a line that anybody can cause."""
 TRACEBACK_CHARS = 8_000
-"""Its end: the innermost frames, and the error."""
+"""Characters of a traceback's end: the innermost frames, and the error."""
 CUT = "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -39,7 +40,7 @@ class TextFormatter(logging.Formatter):
     """`2026-01-02T03:04:05.678Z INFO bentpipe.edge: message key=value`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Render one record on one line, its traceback (if any) behind it."""
+        """Render one record on one line, with its traceback (if any) at the end."""
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         chars = _field_chars(record)
         words = " ".join(f"{key}={_quoted(_text(value, chars))}" for key, value in fields_of(record).items())
@@ -49,12 +50,12 @@ class TextFormatter(logging.Formatter):
 
 
 def _quoted(text: str) -> str:
-    """Quote what would break the line or the key=value form: peers choose some of these words."""
+    """Quote text that would break the line or the key=value form: peers choose some of it."""
     return text if text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (seconds since the epoch), level, logger, message, and the fields."""
+    """One JSON object for each line: time (seconds since the epoch), level, logger, message, and the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one record."""

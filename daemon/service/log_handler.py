@@ -1,7 +1,7 @@
-"""The daemon's log as a whole: every record and every stray word of this process becomes a line in the queue.
+"""The daemon's log as a whole: every record and every other output of this process becomes a line in the queue.
 
-While it is set up nothing in this process writes to standard error but the queue's thread: not our loggers, not those of
-libraries, not warnings, tracebacks or a stray print. So whoever does not read it holds up nobody.
+While it is set up, only the queue's thread writes to standard error. Our loggers, the loggers of libraries, warnings,
+tracebacks and a stray print all go through the queue. So if nobody reads standard error, nothing stops.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from bentpipe.daemon.service.log_rates import LogRates
 
 STDERR = 2
 FLUSH_S = 2.0
-"""For the last lines at the end: who takes longer does not read them."""
+"""For the last lines at the end. If writing takes longer, nobody reads them."""
 STRAY_CHARS = 2_000
-"""Of a line that somebody else writes to standard error; longer ones are split."""
+"""Characters of a line that a library writes to standard error; longer ones are split."""
 
 LogFormat = Literal["text", "json"]
 
 PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
-"""syslog(3)'s, as they stand before a line (sd-daemon(3))."""
+"""syslog(3)'s priorities, as the prefix of a line (sd-daemon(3))."""
 
 log = logging.getLogger("bentpipe")
 
@@ -40,9 +40,9 @@ class LogStatistics:
 
     written: int = 0
     dropped: int = 0
-    """They found the queue full, or could not be written."""
+    """Lines that found the queue full, or could not be written."""
     withheld: int = 0
-    """More of one kind than are written in a while; told as a count."""
+    """Lines that were too many of one kind in a while. The log has their number."""
     queued: int = 0
 
 
@@ -56,7 +56,7 @@ def is_journal(fd: int, environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def fill_standard_descriptors() -> None:
-    """Open 0, 1 and 2 if they are not: the first sockets would get their numbers, and stray words with them.
+    """Open descriptors 0, 1 and 2 if they are closed. Otherwise the first sockets would get these numbers, and stray output.
 
     Raises OSError.
     """
@@ -87,16 +87,16 @@ class LogHandler(logging.Handler):
                 self._queue.drop()
             else:
                 self._queue.put(self._line(record), urgent=urgent)
-        except Exception:  # whatever is wrong with a line is not its caller's concern
+        except Exception:  # an error in a line must not reach its caller
             self._queue.drop()
 
     def statistics(self) -> LogStatistics:
-        """A look at the counters."""
+        """The counters now."""
         queue = self._queue.statistics()
         return LogStatistics(queue.written, queue.dropped, self._rates.withheld, queue.queued)
 
     def finish(self, deadline_s: float) -> bool:
-        """Write what there is, `deadline_s` at most. Returns whether all is written."""
+        """Write all waiting lines, for `deadline_s` at most. Returns whether all are written."""
         self._tell_withheld(all_of_it=True)
         return self._queue.flush(deadline_s)
 
@@ -132,7 +132,7 @@ def _record(level: int, message: str, fields: Mapping[str, object]) -> logging.L
 
 
 class _Stray(io.TextIOBase):
-    """Stands for sys.stderr and sys.stdout: what is written becomes records, line by line."""
+    """Replaces sys.stderr and sys.stdout: output becomes records, line by line."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ _handler: LogHandler | None = None
 
 
 def log_statistics() -> LogStatistics:
-    """What the log of this process has written and dropped; zeros where none is set up."""
+    """The counters of this process's log; zeros if none is set up."""
     return _handler.statistics() if _handler is not None else LogStatistics()
 
 
@@ -179,18 +179,18 @@ def log_statistics() -> LogStatistics:
 def daemon_log(log_format: LogFormat, level: str) -> Iterator[None]:
     """Have the log of this process inside the block: to standard error, where systemd's journal picks it up.
 
-    At the end its last lines are written within FLUSH_S, or never, and what stood before stands again: but not if
-    nobody reads, since the next word on standard error would wait for ever.
+    At the end its last lines are written within FLUSH_S, or never, and the former logging is restored. If nobody reads,
+    the former logging is not restored, since its next line on standard error would wait for ever.
     """
     global _handler
-    fd = os.dup(STDERR)  # ours, whatever becomes of 2
+    fd = os.dup(STDERR)  # our own descriptor, even if 2 is closed
     formatter = JsonFormatter() if log_format == "json" else TextFormatter()
     handler = _handler = LogHandler(fd, formatter, journal=is_journal(fd))
     root, ours = logging.getLogger(), log
     before = root.handlers[:], ours.handlers[:], root.level, ours.level
     hooks = sys.stdout, sys.stderr, threading.excepthook, sys.unraisablehook
     root.handlers[:], ours.handlers[:] = [handler], []
-    root.setLevel(logging.WARNING)  # of libraries
+    root.setLevel(logging.WARNING)  # output of libraries
     ours.setLevel(level.upper())
     sys.stdout, sys.stderr = _Stray("standard output"), _Stray("standard error")
     threading.excepthook, sys.unraisablehook = _log_thread_crash, _log_unraisable

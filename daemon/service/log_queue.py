@@ -1,7 +1,7 @@
-"""Log lines on their way out: a bounded queue and one thread that writes it, so that nobody else ever waits for a reader.
+"""Log lines on their way out: a bounded queue, and one thread that writes it. No other thread ever waits for a reader.
 
-Owns: a descriptor of its own for standard error. Whoever logs pays for a lock that is never held over a system call.
-The thread is a daemon thread: if it is stuck in write(2), the process ends all the same.
+Owns: a descriptor of its own for standard error. A thread that logs takes a lock, which is never held over a system call.
+The writing thread is a daemon thread: if it is stuck in write(2), the process can still end.
 """
 
 import collections
@@ -15,13 +15,13 @@ from collections.abc import Callable
 
 QUEUE_LINES = 10_000
 QUEUE_BYTES = 4 << 20
-"""What waits at most while nobody reads: some minutes of a busy daemon."""
+"""Bytes that wait at most while nobody reads: some minutes of a busy daemon."""
 LESS_URGENT = 3 / 4
-"""Of the queue is for all lines; the rest for warnings and errors alone, which noise must not keep out."""
+"""The share of the queue for all lines. The rest is for warnings and errors only: other lines must not keep them out."""
 WRITE_BYTES = 64 << 10
-"""Of lines that wait, in one write(2): a pipe's capacity."""
+"""Bytes of waiting lines in one write(2): a pipe's capacity."""
 LOOK_S = 1.0
-"""Between two calls of `tick` while something is to be told later."""
+"""Time between two calls of `tick` while there is something to log later."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class QueueStatistics:
 
     written: int = 0
     dropped: int = 0
-    """They found the queue full, or could not be written."""
+    """Lines that found the queue full, or could not be written."""
     queued: int = 0
 
 
@@ -55,12 +55,12 @@ class LogQueue:
         self._thread.start()
 
     def statistics(self) -> QueueStatistics:
-        """A look at the counters."""
+        """The counters now."""
         with self._changed:
             return QueueStatistics(self._written, self._dropped, len(self._lines) + self._writing)
 
     def is_full(self, *, urgent: bool) -> bool:
-        """Whether `put` would drop a small line; for who would have to make it first."""
+        """Whether `put` would drop a small line; for a caller that would have to make the line first."""
         share = 1.0 if urgent else LESS_URGENT
         return len(self._lines) >= QUEUE_LINES * share or self._bytes >= QUEUE_BYTES * share
 
@@ -81,7 +81,10 @@ class LogQueue:
             self._dropped += 1
 
     def flush(self, deadline_s: float) -> bool:
-        """Wait until all that was queued is written, `deadline_s` at most. Returns whether it is. For the very end."""
+        """Wait until all queued lines are written, `deadline_s` at most.
+
+        Returns whether they are. For the end of the process.
+        """
         until = time.monotonic() + deadline_s
         with self._changed:
             while self._lines or self._writing:
@@ -92,7 +95,7 @@ class LogQueue:
         return True
 
     def _tell_dropped(self) -> None:
-        """Say where the dropped lines would stand, now that there is room again."""
+        """Put a line in the place of the dropped lines, now that there is room again."""
         if self._dropped > self._told:
             missing, self._told = self._dropped - self._told, self._dropped
             self._append(self._dropped_line(missing))
@@ -109,7 +112,7 @@ class LogQueue:
                     self._dropped += len(batch)
                     self._writing = 0
                     self._changed.notify_all()
-                time.sleep(LOOK_S)  # a full disk, or nobody at the other end: neither ends at once
+                time.sleep(LOOK_S)  # a full disk, or no reader at the other end: neither ends at once
                 continue
             with self._changed:
                 self._written += len(batch)
@@ -136,13 +139,13 @@ class LogQueue:
             return batch
 
     def _write(self, data: bytes) -> bool:
-        """Write it all, however long that takes. Returns False if that failed."""
+        """Write all of it, however long that takes. Returns False if that failed."""
         rest = memoryview(data)
         while rest:
             try:
                 rest = rest[os.write(self._fd, rest) :]
             except BlockingIOError:
-                # Somebody who shares the open file has made it non-blocking (fcntl(2): a flag of the file).
+                # Another process that shares the open file has made it non-blocking (fcntl(2): a flag of the file).
                 with contextlib.suppress(OSError):
                     poll = select.poll()
                     poll.register(self._fd, select.POLLOUT)

@@ -1,13 +1,13 @@
-"""How many lines of one kind go to the log in a while. Pure: time enters as an argument."""
+"""Limits how many lines of one kind go to the log in a while. Pure: time enters as an argument."""
 
 import dataclasses
 import logging
 
 WINDOW_S = 10.0
 LINES_A_WINDOW = 20
-"""Two lines a second of each kind: enough to see who is who, and some 35 MB a day at worst. The rest is a count."""
+"""Two lines a second of each kind: enough to see what happens, and about 35 MB a day at worst. The rest is a count."""
 KINDS = 256
-"""Kinds that are told apart; those of the code are some dozens. What comes beyond them is one kind together."""
+"""Kinds that are counted apart; the code has some dozens. All further kinds count as one kind together."""
 OTHER = "other"
 
 
@@ -21,7 +21,7 @@ class _Window:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Withheld:
-    """Lines of a kind that a window had too many of; `level` is the highest of theirs."""
+    """Lines of a kind of which a window had too many; `level` is the highest of their levels."""
 
     kind: str
     lines: int
@@ -38,7 +38,7 @@ class LogRates:
 
     @property
     def counting(self) -> bool:
-        """Whether `ended` will have something to say."""
+        """Whether `ended` will have something to report."""
         return any(window.more for window in self._windows.values())
 
     def admit(self, kind: str, level: int, now_s: float) -> bool:
@@ -59,7 +59,7 @@ class LogRates:
         return False
 
     def ended(self, now_s: float, *, all_of_them: bool = False) -> list[Withheld]:
-        """What is to be said of windows that are over, or of all; said once."""
+        """The counts of windows that are over, or of all windows; each is returned once."""
         found = []
         for kind, window in list(self._windows.items()):
             if window.more and (all_of_them or window.until_s <= now_s):

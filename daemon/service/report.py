@@ -1,4 +1,4 @@
-"""`bentpipe report`: reads the ledger, beside a running daemon or without one, and says what it adds up to."""
+"""`bentpipe report`: reads the ledger, with or without a running daemon, and prints the sums."""
 
 import datetime
 import json
@@ -21,7 +21,7 @@ from bentpipe.daemon.report.table import to_json, to_tables
 from bentpipe.daemon.service.stores import open_ledger_to_read
 
 PIPE_COLUMNS = 200
-"""No terminal, no width to fit into: nothing is cut for a file or a pipe."""
+"""The width if the output is not a terminal: nothing is cut for a file or a pipe."""
 
 
 def parse_since(text: str, now_s: float) -> float:
@@ -45,7 +45,7 @@ def run_report(config_path: Path | None, since: str, *, as_json: bool, svg: Path
     now_s = time.time()
     since_us, until_us = int(parse_since(since, now_s) * 1e6), int(now_s * 1e6)
     if since_us >= until_us:
-        raise ValueError(f"{since!r} lies in the future")
+        raise ValueError(f"{since!r} is in the future")
     intervals = trio.run(_read, config.store if config is not None else StoreSection(), since_us, until_us)
     report = summarise(intervals, since_us, until_us, config.prices if config is not None else None)
     if as_json:
@@ -57,7 +57,7 @@ def run_report(config_path: Path | None, since: str, *, as_json: bool, svg: Path
         for table in to_tables(report):
             console.print(table)
     if svg is not None or png is not None:
-        # From the first thing known: a month's picture of a day's ledger would be a stripe at its edge.
+        # It begins with the first interval: a month's picture of a day's ledger would be a stripe at its edge.
         begin_us = max(since_us, min((interval.from_us for interval in intervals), default=since_us))
         picture = draw(intervals, begin_us, until_us)
         if svg is not None:

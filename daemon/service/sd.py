@@ -1,7 +1,7 @@
-"""The three sides of systemd that a service meets: notification, watchdog and socket activation.
+"""What a service needs of systemd: notification, watchdog and socket activation.
 
-Sources: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3). Written here because each is a few lines of a stable,
-documented protocol; nothing is linked.
+Sources: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3). It is written here and no library is linked, because each is
+a few lines of a stable, documented protocol.
 """
 
 import functools
@@ -20,13 +20,13 @@ log = logging.getLogger("bentpipe")
 
 
 def notify(state: str, environment: Mapping[str, str] = os.environ) -> bool:
-    """Send `state` (for example "READY=1") to the service manager. False if there is none, or if it cannot be told."""
+    """Send `state` (for example "READY=1") to the service manager. False if there is none, or if it does not read."""
     target = environment.get("NOTIFY_SOCKET")
     if not target:
         return False
     try:
         _notify_socket().sendto(state.encode(), "\0" + target[1:] if target.startswith("@") else target)
-    except OSError as exc:  # a manager that restarts, or does not read: no reason to end what it watches
+    except OSError as exc:  # a manager that restarts or does not read is not a reason to end the daemon
         log.warning("systemd cannot be told", extra={"fields": {"state": state.partition("=")[0], "error": str(exc)}})
         return False
     return True
@@ -34,14 +34,17 @@ def notify(state: str, environment: Mapping[str, str] = os.environ) -> bool:
 
 @functools.cache
 def _notify_socket() -> socket.socket:
-    """Opened once and kept: the watchdog is to be told also when no descriptor is left. Never blocks. Raises OSError."""
+    """The socket is opened once and kept, so that the watchdog works with no descriptor left.
+
+    Never blocks. Raises OSError.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     sock.setblocking(False)
     return sock
 
 
 def notify_reloading() -> None:
-    """Tell that a reload begins, with the time that Type=notify-reload wants (sd_notify(3)); READY=1 ends it."""
+    """Tell systemd that a reload begins, with the time that Type=notify-reload needs (sd_notify(3)). READY=1 ends it."""
     notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 

@@ -1,10 +1,10 @@
-"""Makes tokens. A token is shown once, to whoever makes it; the configuration stores its hash."""
+"""Makes tokens. A token is shown once, to its maker. The configuration and the store must never hold more than its hash."""
 
 import hashlib
 import secrets
 
 TOKEN_BYTES = 32
-"""256 random bits: nothing to guess, so a plain hash protects them at rest."""
+"""256 random bits cannot be guessed, so a plain hash protects them at rest."""
 
 TOKEN_PREFIX = "bp_"
 """Makes a leaked token recognisable."""
@@ -16,5 +16,5 @@ def new_token() -> str:
 
 
 def hash_token(token: str) -> str:
-    """Return what the configuration stores: `sha256:` and 64 hex digits."""
+    """Return the hash that the configuration stores: `sha256:` and 64 hex digits."""
     return "sha256:" + hashlib.sha256(token.encode()).hexdigest()

@@ -22,12 +22,12 @@ from bentpipe.daemon.tasks import Owner, run_owned
 log = logging.getLogger("bentpipe.store")
 
 TOKEN_REFRESH_S = 2.0
-"""Between looks at the store's tokens: this long, at most, one that was added is refused, or one revoked is taken."""
+"""Time between looks at the store's tokens. For this long a new token may be refused, and a revoked one accepted."""
 
 FIRST_LOOK_S = 5.0
-"""How long the start waits for the store's tokens: then the configuration's serve, and the store's when it answers."""
+"""How long the start waits for the store's tokens. Then only the configuration's tokens are accepted until it answers."""
 CLOSE_DEADLINE_S = 5.0
-"""For closing the registry at the end."""
+"""The longest time for closing the registry at the end."""
 
 
 async def run_token_refresh(
@@ -37,10 +37,10 @@ async def run_token_refresh(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Keep the admission's table as the store has it; started after the first look, or FIRST_LOOK_S without it.
+    """Keep the admission's table like the store's. It counts as started after the first look, or after FIRST_LOOK_S.
 
-    While the store fails, the tokens last known are taken; the first look is caught up with. `cut` is told the names of
-    tokens that were revoked together with their connections.
+    While the store fails, the tokens that were last known are accepted. A missing first look is made up for. `cut` gets the
+    names of tokens that were revoked together with their connections.
     """
     admission.expect_stored()
     looked = trio.Event()
@@ -62,10 +62,10 @@ async def _refresh(registry: Registry, admission: Admission, cut: Callable[[str]
     done: frozenset[StoredCut] | None = None
     while True:
         try:
-            # In this order: a token whose cut is known is then known to be revoked, and nobody comes back by it.
+            # In this order: if the cut of a token is known, its revocation is known too, and no client comes back with it.
             cuts = frozenset(await registry.cuts())
             admission.replace_stored(await registry.tokens())
-            # What was cut before this daemon knew any token of the store is no concern of its connections.
+            # Tokens that were cut before this daemon knew any token of the store have no connections here.
             for each in sorted(cuts - (cuts if done is None else done)):
                 cut(each.name)
             done = cuts

@@ -1,6 +1,6 @@
 """Measures the Trio thread's turns: how long it ran tasks before it looked for I/O again.
 
-While a turn lasts no client is read, no PING answered and no deadline kept. What is too long is counted, never acted on.
+While a turn lasts, the thread reads no client, answers no PING and keeps no deadline. Long turns are only counted.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import time
 import trio
 
 LONG_TURN_S = 0.05
-"""A held client's PING, or a new client's first byte, waits this long without anybody noticing."""
+"""Nobody notices if a held client's PING, or a new client's first byte, waits this long."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class TurnStatistics:
     """Turns of over LONG_TURN_S."""
     longest_s: float
     longest_cpu_s: float
-    """The most CPU time of one turn: far below `longest_s`, the thread was not let run by others on its core."""
+    """The most CPU time of one turn. If it is far below `longest_s`, other threads kept this one from its core."""
 
 
 class TurnMeter(trio.abc.Instrument):
@@ -47,5 +47,5 @@ class TurnMeter(trio.abc.Instrument):
         self._long_turns += took_s > LONG_TURN_S
 
     def statistics(self) -> TurnStatistics:
-        """A look at the counters."""
+        """The counters now."""
         return TurnStatistics(self._turns, self._busy_s, self._long_turns, self._longest_s, self._longest_cpu_s)

@@ -77,7 +77,7 @@ async def test_words_for_the_operator(path: Path) -> None:
     [
         (b"no json\n", "not a line of JSON"),
         (b"[" * 5000 + b"\n", "not a line of JSON"),
-        (b"[1]\n", "no JSON object"),
+        (b"[1]\n", "not a JSON object"),
         (b'{"verb": "echo"}', "no end of line"),
         (b'{"verb": ["x"]}\n', "unknown verb"),
         (b"x" * (REQUEST_BYTES + 1), "bytes"),
@@ -115,7 +115,7 @@ def test_the_file_of_a_dead_daemon_is_replaced_and_a_living_ones_is_not(tmp_path
         pass
     path.unlink()
     path.write_text("precious")
-    with pytest.raises(OSError, match="no socket"):
+    with pytest.raises(OSError, match="not a socket"):
         open_control_socket(path)
     assert path.read_text() == "precious"
     with pytest.raises(OSError, match=r"path .*: No such file"):
