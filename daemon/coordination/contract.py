@@ -1,14 +1,15 @@
-"""Who may act on a satellite, and who has it in use, when several hosts share a fleet: the contract.
+"""The coordination's contract: which host may act on a satellite, and which use it, when several hosts share a fleet.
 
-1. One host at a time has the **turn** on a satellite: only it may start, stop or launch its machine.
-2. A host is **entered** before it lets anybody use the satellite, and stays entered while anybody does.
-3. A machine is put to sleep only in a turn that was **closed**: which fails while any other host that lives is entered,
-   and until the turn's end lets nobody enter. So use and sleep never overlap.
-4. A host that died loses its turn and its entries; one that was only paused or cut off finds out before it acts.
-5. While the store cannot be reached, who is entered stays so, others are let in unentered (an edge host that refuses
-   everybody would be worse than a machine that falls asleep under a few), starts are allowed and no sleep is.
+1. One host at a time has the **turn** on a satellite. Only that host may start, stop or launch the machine.
+2. A host **enters** a satellite before it lets a client use it, and stays entered while a client does.
+3. A machine is put to sleep only in a turn that was **closed**. Closing fails while another living host is entered, and no
+   host can enter until the turn ends. So use and sleep never overlap.
+4. A dead host loses its turn and its entries. A host that was only paused or cut off finds that out before it acts.
+5. While the store cannot be reached, a host that is entered stays so, and other hosts let clients in without entering: an
+   edge host that refuses everybody would be worse than a machine that falls asleep under a few clients. Starts are allowed,
+   and no machine is put to sleep.
 
-`tests/beds/contracts/coordination.py` has them as tests. `LocalCoordination` is for one host alone.
+`tests/beds/contracts/coordination.py` tests these rules. `LocalCoordination` is for one host alone.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ IN_USE_HERE = "somebody came"
 
 
 class InUse(StoreError):
-    """Somebody has the satellite in use, here or on another host: it is not to be put to sleep now."""
+    """A client uses the satellite, here or on another host, so it must not be put to sleep now."""
 
 
 class Turn(Protocol):
@@ -33,51 +34,51 @@ class Turn(Protocol):
 
     @property
     def alone(self) -> bool:
-        """Whether there are no other hosts, so that what this one knows of the machine is all there is to know."""
+        """Whether this is the only host, so that no other one can have changed the machine."""
         ...
 
     def is_ours(self) -> bool:
-        """Whether a call to the provider that is sent in this very moment is sent by the only host that may."""
+        """Whether this host may still send a call to the provider, at this very moment."""
         ...
 
     def while_ours(self) -> trio.CancelScope:
-        """A scope, to be entered once, that is cancelled when the turn is ours no more: for calls that may queue."""
+        """A scope, to be entered once, that is cancelled when this host loses the turn: for calls that may queue."""
         ...
 
     async def close(self, is_used: Callable[[], bool]) -> None:
-        """Let nobody enter until the turn ends, this host included. Raises InUse, StoreError.
+        """Let no host enter until the turn ends, this one included. Raises InUse, StoreError.
 
-        `is_used` says whether anybody here uses the satellite or wants to; whoever wants to says so before `enter`.
-        Unless it does, this host is not entered any more, whatever comes of the call.
+        `is_used` tells whether a client of this host uses the satellite or is about to: it must be true before `enter` is
+        called. If it is false, this host is not entered any more, even if the call fails.
         """
         ...
 
 
 class Coordination(Protocol):
-    """One host's view of all satellites; `run` must be running."""
+    """One host's view of all satellites. The task `run` must be running."""
 
     def is_entered(self, key: SatelliteKey) -> bool:
-        """Whether the satellite may be used right now, without `enter`. No I/O."""
+        """Whether a client may use the satellite now, without `enter`. No I/O."""
         ...
 
     async def enter(self, key: SatelliteKey, look: Callable[[], Awaitable[None]]) -> None:
-        """Enter, after a sleep that is under way. Never raises StoreError: see rule 5.
+        """Enter; if the machine is about to be put to sleep, wait for that. Never raises StoreError: see rule 5.
 
-        `look` is called before anybody is let in: others may have done anything to the machine meanwhile. What it
-        raises is raised, and then the host is not entered.
+        `look` is called first, since other hosts may have changed the machine meanwhile. If it raises, the exception is
+        passed on and the host is not entered.
         """
         ...
 
     def leave_nowait(self, key: SatelliteKey) -> None:
-        """Nobody uses the satellite here any more. Idempotent and cheap."""
+        """No client of this host uses the satellite any more. Idempotent and cheap."""
         ...
 
     def acting(self, key: SatelliteKey) -> AbstractAsyncContextManager[Turn]:
-        """Wait for the turn and have it inside the block. Raises StoreError at the entry only."""
+        """Wait for the turn and hold it inside the block. Raises StoreError, but only at the block's entry."""
         ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep alive what the host holds, for ever; when cancelled give it all back."""
+        """Renew what the host holds, until cancelled; then give all of it back."""
         ...
 
 

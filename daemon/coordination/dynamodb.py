@@ -1,4 +1,4 @@
-"""The rows of the coordination in DynamoDB: see `bentpipe.daemon.coordination.rows`. One conditional write a step."""
+"""`Rows` in the DynamoDB table: each step is one conditional write."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SK = "ROW"
 STAY = "STAY"
+"""Incarnations are called stays in the table, as the first version did."""
 
 UNSEEN = "attribute_not_exists(version)"
 SEEN = "version = :seen"
@@ -47,13 +48,13 @@ class DynamoRows:
         values: Item = {":seen": {"S": seen}, ":version": {"S": version}}
         return await self._step(key, "SET version = :version", values, SEEN, version)
 
-    async def close(self, key: SatelliteKey, *, seen: str, version: str, stay: str) -> Written:
+    async def close(self, key: SatelliteKey, *, seen: str, version: str, incarnation: str) -> Written:
         """See Rows."""
         values: Item = {
             ":seen": {"S": seen},
             ":version": {"S": version},
             ":closing": {"BOOL": True},
-            ":stay": {"S": stay},
+            ":stay": {"S": incarnation},
             ":one": {"N": "1"},
         }
         nobody = "attribute_not_exists(stays) OR (size(stays) = :one AND contains(stays, :stay))"
@@ -64,47 +65,47 @@ class DynamoRows:
         """See Rows."""
         return await self._step(key, "REMOVE held_by, version, closing", {":seen": {"S": seen}}, SEEN, None)
 
-    async def enter(self, key: SatelliteKey, stay: str) -> Written:
+    async def enter(self, key: SatelliteKey, incarnation: str) -> Written:
         """See Rows."""
         return await self._step(
-            key, "ADD stays :stay", {":stay": {"SS": [stay]}}, "attribute_not_exists(closing)", None
+            key, "ADD stays :stay", {":stay": {"SS": [incarnation]}}, "attribute_not_exists(closing)", None
         )
 
-    async def leave(self, key: SatelliteKey, stays: frozenset[str]) -> None:
+    async def leave(self, key: SatelliteKey, incarnations: frozenset[str]) -> None:
         """See Rows."""
-        await self._table.update(row_key(key), SK, "DELETE stays :stays", {":stays": {"SS": sorted(stays)}})
+        await self._table.update(row_key(key), SK, "DELETE stays :stays", {":stays": {"SS": sorted(incarnations)}})
 
-    async def begin_stay(self, stay: str, version: str) -> None:
+    async def begin_incarnation(self, incarnation: str, version: str) -> None:
         """See Rows."""
-        await self._table.update(STAY, stay, "SET version = :version", {":version": {"S": version}})
+        await self._table.update(STAY, incarnation, "SET version = :version", {":version": {"S": version}})
 
-    async def beat(self, stay: str, version: str) -> bool:
+    async def beat(self, incarnation: str, version: str) -> bool:
         """See Rows."""
         try:
             change = "SET version = :version"
             values: Item = {":version": {"S": version}}
-            await self._table.update(STAY, stay, change, values, condition="attribute_exists(version)")
+            await self._table.update(STAY, incarnation, change, values, condition="attribute_exists(version)")
         except ConditionFailed:
             return False
         return True
 
-    async def stays(self) -> dict[str, str]:
+    async def incarnations(self) -> dict[str, str]:
         """See Rows."""
-        # One whose version cannot be read counts as alive, for ever: what it has entered is never put to sleep.
+        # One whose version cannot be read counts as alive, for ever: no satellite that it has entered is put to sleep.
         items = await self._table.query(STAY)
         self._malformed.read(items, key_of, lambda item: given(item, "version"))
         return {text(item, "sk"): text(item, "version") for item in items}
 
-    async def bury(self, stay: str, seen: str) -> bool:
+    async def expire(self, incarnation: str, seen: str) -> bool:
         """See Rows."""
         try:
-            await self._table.delete(*(STAY, stay), condition=f"{UNSEEN} OR {SEEN}", values={":seen": {"S": seen}})
+            await self._table.delete(STAY, incarnation, condition=f"{UNSEEN} OR {SEEN}", values={":seen": {"S": seen}})
         except ConditionFailed:
             return False
         return True
 
     async def _step(self, key: SatelliteKey, change: str, values: Item, condition: str, version: str | None) -> Written:
-        """A step that makes the row's version `version`: if it is that already, an earlier attempt has done it."""
+        """Carry out a step that makes the row's version `version`. If it is that already, an earlier attempt has done it."""
         try:
             return Written(True, _row(await self._table.update(row_key(key), SK, change, values, condition=condition)))
         except ConditionFailed as exc:
@@ -113,7 +114,7 @@ class DynamoRows:
 
 
 def _row(item: Item) -> Row:
-    """Read a satellite's row. Raises MalformedRow: then nobody takes its turn, and it is not put to sleep."""
+    """Read a satellite's row. Raises MalformedRow: then no host takes the turn, and the satellite is not put to sleep."""
     for name, kind in (("held_by", "S"), ("version", "S"), ("epoch", "N"), ("closing", "BOOL"), ("stays", "SS")):
         if name in item and kind not in item[name]:
             raise MalformedRow(f"{key_of(item)}: {name} is of another type: {item[name]}")

@@ -1,7 +1,7 @@
-"""Coordination over rows that several hosts share: see `coordination` for the rules, `turn` for the clocks.
+"""Coordination over rows that several hosts share: see `contract` for the rules, `turn` for the clocks.
 
-One table says what the store knows of this host's use of each satellite; every step that changes it for a satellite
-holds that satellite's lock.
+The table `_uses` has, for each satellite, what the store knows of this host's use of it. A step that changes an entry of the
+table holds that satellite's lock.
 """
 
 import collections
@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import trio
 
 from bentpipe.daemon.coordination.contract import IN_USE_HERE, InUse, Turn
-from bentpipe.daemon.coordination.host_life import HostLife
+from bentpipe.daemon.coordination.liveness import Liveness
 from bentpipe.daemon.coordination.rows import Rows
-from bentpipe.daemon.coordination.turn import RENEWALS, SharedTurn, Watch, boot_clock
+from bentpipe.daemon.coordination.turn import RENEWALS, SharedTurn, VersionWatch, boot_clock
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
@@ -24,34 +24,34 @@ from bentpipe.daemon.tasks import Decision, Owner, run_owned
 log = logging.getLogger("bentpipe.store")
 
 POLLS = 20
-"""In a lease, by whoever waits for it to end."""
+"""Looks in one lease, by a host that waits for the turn."""
 POLL_LIMIT_S = 0.5
-"""Between looks at most: a held client feels it."""
+"""Longest time between two looks: a held client waits for it."""
 START_DEADLINE_S = 5.0
-"""For the first sign of life: a daemon starts without the store, and catches up with it."""
+"""For the first heartbeat. If the store does not answer, the daemon starts nevertheless and catches up later."""
 CLOSE_DEADLINE_S = 5.0
-"""For giving everything back at the end; what is not given back expires."""
+"""For giving everything back at the end. What is not given back expires."""
 
 
 class Use(enum.Enum):
-    """What the store knows of this host's use of one satellite; one that is not in the table is not used."""
+    """What the store knows of this host's use of a satellite. A satellite that is not in the table is not used."""
 
     ENTERING = enum.auto()
-    """The step is under way, or the first look at the machine."""
+    """The step is under way, or the look at the machine that follows it."""
     ENTERED = enum.auto()
     UNENTERED = enum.auto()
-    """In use though the store could not be told; told as soon as it can be."""
+    """In use, but the store could not be told. It is told as soon as it answers."""
     LAPSED = enum.auto()
-    """Entered by a stay that may be dead: to be entered again before the next use."""
+    """Entered by an incarnation that may be dead. The host enters again before the next use."""
     LEAVING = enum.auto()
-    """Not in use; the store may not know yet."""
+    """Not in use, but the store may not know that yet."""
 
 
 UNSETTLED = (Use.UNENTERED, Use.LAPSED, Use.LEAVING)
 
 
 class SharedCoordination:
-    """See Coordination. `host` is for people: what tells hosts apart is made anew by each."""
+    """See Coordination. `host` is a name for people: hosts are told apart by their incarnations."""
 
     def __init__(
         self,
@@ -69,8 +69,8 @@ class SharedCoordination:
         self._uses: dict[SatelliteKey, Use] = {}
         self._locks: dict[SatelliteKey, trio.Lock] = collections.defaultdict(trio.Lock)
         self._turns: set[SharedTurn] = set()
-        self._life = HostLife(rows, host, expiry_s=host_expiry_s, clock=clock, lapsed=self._lapsed)
-        self._kicked = trio.Event()
+        self._liveness = Liveness(rows, host, expiry_s=host_expiry_s, clock=clock, lapsed=self._lapsed)
+        self._to_settle = trio.Event()
         self._failing = ""
 
     # -- the satellites' side ----------------------------------------------------------------------------------------
@@ -78,37 +78,37 @@ class SharedCoordination:
     def is_entered(self, key: SatelliteKey) -> bool:
         """See Coordination."""
         use = self._uses.get(key)
-        return use is Use.UNENTERED or (use is Use.ENTERED and self._life.is_good())
+        return use is Use.UNENTERED or (use is Use.ENTERED and self._liveness.is_good())
 
     def is_registered(self, key: SatelliteKey) -> bool:
-        """Whether the store knows of the use, and nobody can have struck it out."""
-        return self._uses.get(key) is Use.ENTERED and self._life.is_good()
+        """Whether the store knows of the use, and no host can have deleted it."""
+        return self._uses.get(key) is Use.ENTERED and self._liveness.is_good()
 
     async def enter(self, key: SatelliteKey, look: Callable[[], Awaitable[None]]) -> None:
         """See Coordination."""
         async with self._locks[key]:
             if self.is_entered(key):
                 return
-            # If this comes to nothing, others may still use it by an entry that lapsed.
+            # If entering fails, clients that came before may still use the satellite by an entry that lapsed.
             use = Use.LAPSED if self._uses.get(key) in (Use.ENTERED, Use.LAPSED) else Use.LEAVING
             self._uses[key] = Use.ENTERING
             try:
                 while True:
-                    stay = await self._enter_row(key)
+                    incarnation = await self._enter_row(key)
                     await look()
-                    if stay is None or self._is_current(stay):
+                    if incarnation is None or self._is_current(incarnation):
                         break
-                use = Use.UNENTERED if stay is None else Use.ENTERED
+                use = Use.UNENTERED if incarnation is None else Use.ENTERED
             finally:
                 self._uses[key] = use
                 if use is not Use.ENTERED:
-                    self._kicked.set()
+                    self._to_settle.set()
 
     def leave_nowait(self, key: SatelliteKey) -> None:
         """See Coordination."""
         if self._uses.get(key) in (Use.ENTERED, Use.UNENTERED, Use.LAPSED):
             self._uses[key] = Use.LEAVING
-            self._kicked.set()
+            self._to_settle.set()
 
     @contextlib.asynccontextmanager
     async def acting(self, key: SatelliteKey) -> AsyncIterator[Turn]:
@@ -125,13 +125,15 @@ class SharedCoordination:
     # -- steps -------------------------------------------------------------------------------------------------------
 
     async def _take(self, key: SatelliteKey) -> SharedTurn:
-        watch = Watch()
+        watch = VersionWatch()
         row = await self._rows.read(key)
         while True:
             if not row.version or watch.unchanged_s("", row.version, self._clock()) >= self._lease_s:
                 sent, version = self._clock(), uuid.uuid4().hex
                 before = row.owner
-                written = await self._rows.take(key, owner=self._life.stay, seen=row.version, version=version)
+                written = await self._rows.take(
+                    key, owner=self._liveness.incarnation, seen=row.version, version=version
+                )
                 row = written.row
                 if written.done:
                     if before:
@@ -152,38 +154,38 @@ class SharedCoordination:
         async with self._locks[turn.key]:
             if is_used():
                 raise InUse(IN_USE_HERE)
-            # From here on an arrival enters anew, and so waits behind the lock or the closed row.
+            # A client that comes from now on must enter again, so it waits for the lock or for the closed row.
             self._uses[turn.key] = Use.LEAVING
-            self._kicked.set()
-            while (row := await turn.close_row(self._life.stay)) is not None:
+            self._to_settle.set()
+            while (row := await turn.close_row(self._liveness.incarnation)) is not None:
                 if turn.over:
                     raise InUse(f"another host acts on {turn.key} now")
-                others = row.stays - {self._life.stay}
-                dead = await self._life.dead_among(others)
+                others = row.entered - {self._liveness.incarnation}
+                dead = await self._liveness.dead_among(others)
                 if dead != others:
-                    with contextlib.suppress(StoreError):  # then the next sign of life tries again
+                    with contextlib.suppress(StoreError):  # then the next heartbeat tries again
                         await self._settle_one(turn.key, Use.LEAVING)
-                    hosts = ", ".join(sorted(stay.partition("/")[0] for stay in others - dead))
+                    hosts = ", ".join(sorted(incarnation.partition("/")[0] for incarnation in others - dead))
                     raise InUse(f"{turn.key} is in use at {hosts}")
                 await self._rows.leave(turn.key, dead)
             del self._uses[turn.key]
 
     async def _enter_row(self, key: SatelliteKey) -> str | None:
-        """Enter as soon as the row is open. Returns the stay that has entered; None if the store fails."""
-        watch = Watch()
+        """Enter as soon as the row is open. Returns the incarnation that has entered; None if the store fails."""
+        watch = VersionWatch()
         try:
             while True:
-                if not self._life.is_good():
-                    await self._life.beat()
-                stay = self._life.stay
-                written = await self._rows.enter(key, stay)
+                if not self._liveness.is_good():
+                    await self._liveness.beat()
+                incarnation = self._liveness.incarnation
+                written = await self._rows.enter(key, incarnation)
                 if written.done:
-                    if self._is_current(stay):
+                    if self._is_current(incarnation):
                         self._works()
-                        return stay
+                        return incarnation
                 elif watch.unchanged_s("", written.row.version, self._clock()) >= self._lease_s:
                     async with self.acting(key):
-                        pass  # whoever closed it is gone: having the turn has opened it
+                        pass  # the host that closed it is gone: taking the turn has opened the row
                 else:
                     await trio.sleep(self._poll_s())
         except StoreError as exc:
@@ -201,7 +203,7 @@ class SharedCoordination:
                 if first.cancelled_caught:
                     self._fails(StoreError(f"no answer within {START_DEADLINE_S:g} s"))
                 task_status.started()
-                nursery.start_soon(run_owned, Owner("signs of life"), self._run_beats)
+                nursery.start_soon(run_owned, Owner("heartbeats"), self._run_beats)
                 nursery.start_soon(run_owned, Owner("settling"), self._run_settling)
                 nursery.start_soon(run_owned, Owner("renewals"), self._run_renewals)
         finally:
@@ -212,12 +214,12 @@ class SharedCoordination:
         while True:
             await trio.sleep(self._expiry_s / RENEWALS)
             if await self._try_beat():
-                self._kicked.set()
+                self._to_settle.set()
 
     async def _run_settling(self) -> None:
         while True:
-            await self._kicked.wait()
-            self._kicked = trio.Event()
+            await self._to_settle.wait()
+            self._to_settle = trio.Event()
             try:
                 await self._settle()
             except StoreError as exc:
@@ -232,14 +234,14 @@ class SharedCoordination:
                     nursery.start_soon(run_owned, owner, self._renew, turn)
 
     async def _renew(self, turn: SharedTurn) -> None:
-        # What fails is renewed by the next, or it ends by itself.
+        # If it fails, the next renewal may do; otherwise the turn ends by itself.
         with trio.move_on_after(self._lease_s / RENEWALS), contextlib.suppress(StoreError):
             if not turn.over:
                 await turn.renew()
 
     async def _try_beat(self) -> bool:
         try:
-            await self._life.beat()
+            await self._liveness.beat()
         except StoreError as exc:
             self._fails(exc)
             return False
@@ -247,24 +249,24 @@ class SharedCoordination:
         return True
 
     async def _settle(self) -> None:
-        """Tell the store what it does not know yet; the next sign of life tries again. Raises StoreError."""
+        """Tell the store what it does not know yet. The next heartbeat tries again. Raises StoreError."""
         for key in list(self._uses):
-            # What is locked is being changed by somebody who sees to it, or kicks us again.
+            # A step that holds the lock settles the satellite itself, or asks for settling again.
             if self._uses[key] in UNSETTLED and not self._locks[key].locked():
                 async with self._locks[key]:
                     await self._settle_one(key, self._uses[key])
         if not any(use in (Use.LAPSED, Use.UNENTERED) for use in self._uses.values()):
-            await self._life.bury_old()
+            await self._liveness.expire_old()
 
     async def _settle_one(self, key: SatelliteKey, use: Use) -> None:
-        stay = self._life.stay
+        incarnation = self._liveness.incarnation
         if use is Use.LEAVING:
-            await self._rows.leave(key, frozenset({stay}))
+            await self._rows.leave(key, frozenset({incarnation}))
             del self._uses[key]
         elif use in (Use.LAPSED, Use.UNENTERED):
-            written = await self._rows.enter(key, stay)
-            # Whoever used it may have left meanwhile: that needs no lock.
-            if written.done and self._uses[key] is use and self._is_current(stay):
+            written = await self._rows.enter(key, incarnation)
+            # The last client may have left meanwhile: leaving takes no lock.
+            if written.done and self._uses[key] is use and self._is_current(incarnation):
                 self._uses[key] = Use.ENTERED
 
     async def _give_back(self) -> None:
@@ -272,10 +274,10 @@ class SharedCoordination:
             self._uses[key] = Use.LEAVING
         with contextlib.suppress(StoreError):
             await self._settle()
-            await self._life.end()
+            await self._liveness.end()
 
-    def _is_current(self, stay: str) -> bool:
-        return stay == self._life.stay and self._life.is_good()
+    def _is_current(self, incarnation: str) -> bool:
+        return incarnation == self._liveness.incarnation and self._liveness.is_good()
 
     def _lapsed(self) -> None:
         for key, use in self._uses.items():

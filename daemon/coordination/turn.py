@@ -1,13 +1,13 @@
 """One host's turn on one satellite, and the clocks that end it.
 
-Time. Whoever holds something renews its version; whoever wants it watches the version on its own clock (which runs on
-while the machine is suspended) and takes it when it has not changed for the whole lease. The holder counts from before
-it sent its last confirmed write, and acts only within the first WINDOW of the lease: between its last call and the
-first moment at which anybody may take over there is the rest of the lease, which covers the call's way to the provider
-and clocks that run at different speeds.
+The holder of a turn renews its version. Another host that wants the turn watches the version on its own clock, which runs on
+while the machine is suspended, and takes the turn when the version has not changed for a whole lease. The holder counts from
+the moment before it sent its last confirmed write, and acts only in the first WINDOW of the lease. So the rest of the lease
+lies between the holder's last call and the first moment at which another host may take over. It covers the call's way to the
+provider, and clocks that run at different speeds.
 
-    the holder:   send ── confirmed ── acts ─┤ WINDOW      nothing any more
-    who watches:         └ first seen at the earliest ──────────────────────┤ lease: may take it
+    the holder:     send ── confirmed ── acts ─┤ WINDOW      acts no more
+    another host:          └ first seen at the earliest ───────────────────────┤ lease: may take the turn
 """
 
 import collections
@@ -23,24 +23,25 @@ from bentpipe.daemon.model import SatelliteKey
 WINDOW = 0.5
 """Share of a lease in which its holder acts."""
 RENEWALS = 6
-"""In a lease: two may fail before the window is over."""
+"""Renewals in one lease: two may fail before the window is over."""
 UNSURE = RENEWALS + 2
-"""Writes in a row without an answer that are remembered: a lease's renewals, a close and a release. Later nobody acts."""
+"""How many writes in a row without an answer are remembered: a lease's renewals, a close and a release. After these the turn
+is over."""
 
 
 def boot_clock() -> float:
-    """Seconds since boot, time in which the machine was suspended included."""
+    """Seconds since boot, including the time in which the machine was suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class Watch:
+class VersionWatch:
     """For how long versions have been the same, on this host's clock."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[str, float]] = {}
 
     def unchanged_s(self, name: str, version: str, now: float) -> float:
-        """Note what is seen of `name` now. Returns for how many seconds it has been that."""
+        """Note the version of `name` that is seen now. Returns for how many seconds it has been the same."""
         before, since = self._seen.get(name, (None, now))
         if before != version:
             since = now
@@ -48,12 +49,12 @@ class Watch:
         return now - since
 
     def keep_only(self, names: Collection[str]) -> None:
-        """Forget all others."""
+        """Forget all other names."""
         self._seen = {name: seen for name, seen in self._seen.items() if name in names}
 
 
 class SharedTurn:
-    """See coordination.Turn; made by `SharedCoordination.acting`."""
+    """See Turn. `SharedCoordination.acting` makes it."""
 
     alone = False
 
@@ -98,22 +99,22 @@ class SharedTurn:
             self._scope.cancel()
 
     async def renew(self) -> None:
-        """Keep it. Raises StoreError."""
+        """Keep the turn for another lease. Raises StoreError."""
         await self.write(lambda seen, version: self._rows.renew(self.key, seen=seen, version=version))
 
     async def close(self, is_used: Callable[[], bool]) -> None:
         """See Turn."""
         await self._close(self, is_used)
 
-    async def close_row(self, stay: str) -> Row | None:
-        """Close the row if nobody but `stay` has entered. Returns None if it is done, else the row that forbids it."""
+    async def close_row(self, incarnation: str) -> Row | None:
+        """Close the row if at most `incarnation` has entered. Returns None if it is closed, else the row that forbids it."""
         written = await self.write(
-            lambda seen, version: self._rows.close(self.key, seen=seen, version=version, stay=stay)
+            lambda seen, version: self._rows.close(self.key, seen=seen, version=version, incarnation=incarnation)
         )
         return None if written.done else written.row
 
     async def release(self) -> None:
-        """Give it up. Raises StoreError."""
+        """Give the turn up. Raises StoreError."""
         self._over = True
         async with self._one_step:
             for version in (self._version, *self._unsure):
@@ -121,11 +122,11 @@ class SharedTurn:
 
     @property
     def over(self) -> bool:
-        """Whether somebody else has taken it, or it was given up."""
+        """Whether another host has taken the turn, or this one gave it up."""
         return self._over
 
     async def write(self, step: Callable[[str, str], Awaitable[Written]]) -> Written:
-        """Carry out a step from our version to a new one. The turn is over if the row's version is not ours any more."""
+        """Carry out a step from our version to a new one. If the row has another host's version, the turn is over."""
         async with self._one_step:
             sent, version = self._clock(), uuid.uuid4().hex
             self._unsure.append(version)

@@ -138,7 +138,7 @@ class SharedContract:
             assert one.looks == 2
             one.coordination.leave_nowait(A)
             with trio.fail_after(PATIENCE_S):
-                while (await rows.read(A)).stays:
+                while (await rows.read(A)).entered:
                     await trio.sleep(0.01)
             async with two.coordination.acting(A) as turn:
                 await turn.close(unused)
@@ -310,16 +310,18 @@ class SharedContract:
             async with three.coordination.acting(A) as turn:
                 with pytest.raises(InUse, match="in use at one"):
                     await turn.close(unused)
-            known = await rows.stays()
+            known = await rows.incarnations()
             with trio.fail_after(PATIENCE_S):
                 while not all(
-                    seen != known[stay] for stay, seen in (await rows.stays()).items() if not stay.startswith("one")
+                    seen != known[incarnation]
+                    for incarnation, seen in (await rows.incarnations()).items()
+                    if not incarnation.startswith("one")
                 ):
                     await trio.sleep(0.01)
             three.time += EXPIRY_S
             async with three.coordination.acting(A) as turn:
                 await turn.close(unused)
-            assert {stay.partition("/")[0] for stay in await rows.stays()} == {"two", "three"}
+            assert {incarnation.partition("/")[0] for incarnation in await rows.incarnations()} == {"two", "three"}
 
     async def test_who_was_cut_off_for_too_long_enters_again(self, rows: Rows) -> None:
         async with hosts(rows, "one", "two") as (one, two):
@@ -336,7 +338,7 @@ class SharedContract:
                     await turn.close(unused)
             one.coordination.leave_nowait(A)
             with trio.fail_after(PATIENCE_S):
-                while (await rows.read(A)).stays - {s for s in await rows.stays() if s.startswith("one")}:
+                while (await rows.read(A)).entered - {s for s in await rows.incarnations() if s.startswith("one")}:
                     async with two.coordination.acting(A) as turn:
                         with contextlib.suppress(InUse):
                             await turn.close(unused)
@@ -376,12 +378,12 @@ class SharedContract:
                 await one.coordination.enter(A, look)
             assert not one.coordination.is_entered(A)
             with trio.fail_after(PATIENCE_S):
-                while (await rows.read(A)).stays:
+                while (await rows.read(A)).entered:
                     await trio.sleep(0.01)
 
     async def test_a_good_end_gives_everything_back(self, rows: Rows) -> None:
         async with hosts(rows, "one") as (one,):
             await one.enter()
-            assert (await rows.read(A)).stays
-        assert not (await rows.read(A)).stays
-        assert await rows.stays() == {}
+            assert (await rows.read(A)).entered
+        assert not (await rows.read(A)).entered
+        assert await rows.incarnations() == {}

@@ -27,45 +27,45 @@ class RowsContract:
         assert await rows.read(B) == Row()
 
     async def test_entering_leaving_and_closing(self, rows: Rows) -> None:
-        assert await rows.enter(A, "x/1") == Written(True, Row(stays=frozenset({"x/1"})))
+        assert await rows.enter(A, "x/1") == Written(True, Row(entered=frozenset({"x/1"})))
         await rows.enter(A, "y/1")
         taken = await rows.take(A, owner="x/1", seen="", version="v1")
-        assert taken.row.stays == {"x/1", "y/1"}
-        assert await rows.close(A, seen="v1", version="v2", stay="x/1") == Written(False, taken.row)
+        assert taken.row.entered == {"x/1", "y/1"}
+        assert await rows.close(A, seen="v1", version="v2", incarnation="x/1") == Written(False, taken.row)
         await rows.leave(A, frozenset({"y/1", "z/1"}))
-        assert (await rows.close(A, seen="v0", version="v2", stay="x/1")).done is False
+        assert (await rows.close(A, seen="v0", version="v2", incarnation="x/1")).done is False
         closed = Row("x/1", "v2", 1, closing=True)
-        assert await rows.close(A, seen="v1", version="v2", stay="x/1") == Written(True, closed)
+        assert await rows.close(A, seen="v1", version="v2", incarnation="x/1") == Written(True, closed)
         assert await rows.enter(A, "y/1") == Written(False, closed)
         assert await rows.renew(A, seen="v2", version="v3") == Written(True, Row("x/1", "v3", 1, closing=True))
         await rows.release(A, seen="v3")
-        assert await rows.enter(A, "y/1") == Written(True, Row(epoch=1, stays=frozenset({"y/1"})))
+        assert await rows.enter(A, "y/1") == Written(True, Row(epoch=1, entered=frozenset({"y/1"})))
 
     async def test_closing_when_nobody_has_entered_and_a_thief_that_opens(self, rows: Rows) -> None:
         await rows.take(A, owner="x/1", seen="", version="v1")
-        assert (await rows.close(A, seen="v1", version="v2", stay="x/1")).done
+        assert (await rows.close(A, seen="v1", version="v2", incarnation="x/1")).done
         assert await rows.take(A, owner="y/1", seen="v2", version="v3") == Written(True, Row("y/1", "v3", 2))
         assert (await rows.enter(A, "x/1")).done
-        assert not (await rows.close(A, seen="v2", version="v4", stay="x/1")).done
+        assert not (await rows.close(A, seen="v2", version="v4", incarnation="x/1")).done
 
     async def test_another_stay_of_the_same_number_forbids_closing(self, rows: Rows) -> None:
         await rows.enter(A, "y/1")
         await rows.take(A, owner="x/1", seen="", version="v1")
-        assert not (await rows.close(A, seen="v1", version="v2", stay="x/1")).done
+        assert not (await rows.close(A, seen="v1", version="v2", incarnation="x/1")).done
 
     async def test_stays(self, rows: Rows) -> None:
-        assert await rows.stays() == {}
+        assert await rows.incarnations() == {}
         assert not await rows.beat("x/1", "v1")
-        assert await rows.stays() == {}
-        await rows.begin_stay("x/1", "v1")
-        await rows.begin_stay("y/1", "v1")
+        assert await rows.incarnations() == {}
+        await rows.begin_incarnation("x/1", "v1")
+        await rows.begin_incarnation("y/1", "v1")
         assert await rows.beat("x/1", "v2")
-        assert await rows.stays() == {"x/1": "v2", "y/1": "v1"}
-        assert not await rows.bury("x/1", "v1")
-        assert await rows.bury("x/1", "v2")
-        assert await rows.bury("x/1", "v2")
+        assert await rows.incarnations() == {"x/1": "v2", "y/1": "v1"}
+        assert not await rows.expire("x/1", "v1")
+        assert await rows.expire("x/1", "v2")
+        assert await rows.expire("x/1", "v2")
         assert not await rows.beat("x/1", "v3")
-        assert await rows.stays() == {"y/1": "v1"}
+        assert await rows.incarnations() == {"y/1": "v1"}
 
     @pytest.mark.parametrize("seen", ["", "v0"])
     async def test_of_many_who_take_one_does(self, rows: Rows, seen: str) -> None:
@@ -92,7 +92,7 @@ class RowsContract:
                 done["enter"] = (await rows.enter(A, "y/1")).done
 
             async def close(done: dict[str, bool] = done, version: str = version) -> None:
-                done["close"] = (await rows.close(A, seen=version, version=version + "c", stay="x/1")).done
+                done["close"] = (await rows.close(A, seen=version, version=version + "c", incarnation="x/1")).done
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(enter)

@@ -26,38 +26,38 @@ class MemoryRows:
         row = await self.read(key)
         return self._step(key, row.version == seen, dataclasses.replace(row, version=version))
 
-    async def close(self, key: SatelliteKey, *, seen: str, version: str, stay: str) -> Written:
+    async def close(self, key: SatelliteKey, *, seen: str, version: str, incarnation: str) -> Written:
         row = await self.read(key)
-        after = dataclasses.replace(row, version=version, closing=True, stays=frozenset())
-        return self._step(key, row.version == seen and row.stays <= {stay}, after)
+        after = dataclasses.replace(row, version=version, closing=True, entered=frozenset())
+        return self._step(key, row.version == seen and row.entered <= {incarnation}, after)
 
     async def release(self, key: SatelliteKey, *, seen: str) -> Written:
         row = await self.read(key)
         return self._step(key, row.version == seen, dataclasses.replace(row, owner="", version="", closing=False))
 
-    async def enter(self, key: SatelliteKey, stay: str) -> Written:
+    async def enter(self, key: SatelliteKey, incarnation: str) -> Written:
         row = await self.read(key)
-        return self._step(key, not row.closing, dataclasses.replace(row, stays=row.stays | {stay}))
+        return self._step(key, not row.closing, dataclasses.replace(row, entered=row.entered | {incarnation}))
 
-    async def leave(self, key: SatelliteKey, stays: frozenset[str]) -> None:
+    async def leave(self, key: SatelliteKey, incarnations: frozenset[str]) -> None:
         row = await self.read(key)
-        self._step(key, True, dataclasses.replace(row, stays=row.stays - stays))
+        self._step(key, True, dataclasses.replace(row, entered=row.entered - incarnations))
 
-    async def begin_stay(self, stay: str, version: str) -> None:
-        self.hosts[stay] = version
+    async def begin_incarnation(self, incarnation: str, version: str) -> None:
+        self.hosts[incarnation] = version
 
-    async def beat(self, stay: str, version: str) -> bool:
-        if stay in self.hosts:
-            self.hosts[stay] = version
-        return stay in self.hosts
+    async def beat(self, incarnation: str, version: str) -> bool:
+        if incarnation in self.hosts:
+            self.hosts[incarnation] = version
+        return incarnation in self.hosts
 
-    async def stays(self) -> dict[str, str]:
+    async def incarnations(self) -> dict[str, str]:
         return dict(self.hosts)
 
-    async def bury(self, stay: str, seen: str) -> bool:
-        if self.hosts.get(stay) == seen:
-            del self.hosts[stay]
-        return stay not in self.hosts
+    async def expire(self, incarnation: str, seen: str) -> bool:
+        if self.hosts.get(incarnation) == seen:
+            del self.hosts[incarnation]
+        return incarnation not in self.hosts
 
     def _step(self, key: SatelliteKey, holds: bool, after: Row) -> Written:
         if holds:

@@ -36,7 +36,7 @@ class Wire:
     """One host's way to the rows, and what it suffers."""
 
     def __init__(self, rows: MemoryRows, life: trio.Nursery, chance: random.Random) -> None:
-        self._rows, self._life, self._chance = rows, life, chance
+        self._rows, self._liveness, self._chance = rows, life, chance
         self._suffers: collections.Counter[str] = collections.Counter()
         self._over = trio.Event()
         self._well_since = float("-inf")
@@ -91,7 +91,7 @@ class Wire:
             if self._steps_to_pause < 0:
                 self._steps_to_pause = None
                 self._suffers["pause"] += 1
-                self._life.start_soon(self._end_pause)
+                self._liveness.start_soon(self._end_pause)
         while self._suffers["pause"]:
             await self._over.wait()
 
@@ -111,7 +111,7 @@ class World:
         return host
 
     def replace(self, number: int) -> None:
-        """Kill a host. Its clients die with it; what it had in the rows stays there, and a new one takes its place."""
+        """Kill a host. Its clients die with it; what it had in the rows stays, and a new one takes its place."""
         self.hosts[number].wire.kill()
         self.hosts[number] = self._begin(self.hosts[number].name + "'")
 

@@ -48,9 +48,9 @@ async def test_a_row_whose_attribute_holds_anything(table: Table) -> None:
             with pytest.raises(StoreError):
                 await rows.read(B)
         assert (await rows.read(A)).owner == "o"
-    await rows.begin_stay("one", "v1")
-    await rows.begin_stay("two", "v2")
+    await rows.begin_incarnation("one", "v1")
+    await rows.begin_incarnation("two", "v2")
     item = await table.get("STAY", "two")
     for name, value in spoilings(item):
         spoil(table, item, name, value)
-        assert set(await rows.stays()) == {"one", "two"}, "it counts as alive"
+        assert set(await rows.incarnations()) == {"one", "two"}, "it counts as alive"
