@@ -13,7 +13,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BeforeValidator, Field, model_validator
 
 from bentpipe.config.accounts import (
+    AccountsSection,
     CertificateSection,
+    OidcIssuerSection,
+    OidcRuleSection,
     TokenSection,
 )
 from bentpipe.config.base import DurationS, Name, Section
@@ -449,6 +452,9 @@ class Config(Section):
     store: StoreSection = Field(default_factory=StoreSection)
     ec2: Ec2Section = Field(default_factory=Ec2Section)
     prices: PricesSection | None = None
+    accounts: AccountsSection = Field(default_factory=AccountsSection)
     token: tuple[TokenSection, ...] = ()
     certificate: tuple[CertificateSection, ...] = ()
+    oidc_issuer: tuple[OidcIssuerSection, ...] = ()
+    oidc_rule: tuple[OidcRuleSection, ...] = ()
     satellite: tuple[SatelliteSection, ...] = ()

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from cryptography import x509
 
 from bentpipe.config.accounts import CertificateSection
-from bentpipe.daemon.accounts.admission import Grant, Principal
+from bentpipe.daemon.accounts.principal import Grant, Principal, scopes_of
 from bentpipe.daemon.errors import Unauthenticated
 
 AMBIGUOUS = "the client certificate stands for more than one principal"
@@ -20,7 +20,13 @@ class Certificates:
 
     def __init__(self, sections: Iterable[CertificateSection]) -> None:
         self._principals = {
-            section.shown: Principal(section.name, tuple(map(Grant.parse, section.grants))) for section in sections
+            section.shown: Principal(
+                section.name,
+                tuple(map(Grant.parse, section.grants)),
+                scopes_of(section.scopes),
+                (f"certificate:{section.name}",),
+            )
+            for section in sections
         }
 
     @property

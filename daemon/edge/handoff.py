@@ -32,8 +32,7 @@ ENDS_A_TURN = 64
 CUT_WORDS = "cut by the operator"
 
 
-def _names(joined: str, principal: str) -> bool:
-    return principal in joined.split("+")
+NO_CREDENTIALS: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,24 +45,27 @@ class Splice:
     peer: str
     lease: Lease
     place: Place
+    credentials: frozenset[str] = NO_CREDENTIALS
+    """By which it was opened: `token:NAME`, `certificate:NAME`, `exchange:ID`, `rule:NAME`."""
 
-    def is_of(self, principal: str) -> bool:
-        """Whether this principal is among those in whose name it was opened."""
-        return _names(self.principal, principal)
+    def is_of(self, subject: str) -> bool:
+        """Whether it was opened in the name of this principal, or by this credential."""
+        return subject in self.principal.split("+") or subject in self.credentials
 
 
 class Coming:
     """A client with a proof, from its admission to its splice: it can be cut meanwhile too."""
 
-    def __init__(self, key: SatelliteKey, principal: str) -> None:
+    def __init__(self, key: SatelliteKey, principal: str, credentials: frozenset[str]) -> None:
         self.key = key
         self.principal = principal
         """As a splice's."""
+        self.credentials = credentials
         self.stay = trio.CancelScope()
 
-    def is_of(self, principal: str) -> bool:
+    def is_of(self, subject: str) -> bool:
         """As a splice's."""
-        return _names(self.principal, principal)
+        return subject in self.principal.split("+") or subject in self.credentials
 
 
 class _SpliceMeter:
@@ -101,9 +103,9 @@ class HandOff:
         return len(self._live)
 
     @contextlib.contextmanager
-    def coming(self, key: SatelliteKey, principal: str) -> Iterator[Coming]:
+    def coming(self, key: SatelliteKey, principal: str, credentials: frozenset[str]) -> Iterator[Coming]:
         """Let `cut` find a client before its splice: `stay` is cancelled then, in which everything is to be done for it."""
-        coming = Coming(key, principal)
+        coming = Coming(key, principal, credentials)
         self._coming.add(coming)
         try:
             yield coming

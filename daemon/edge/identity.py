@@ -15,8 +15,9 @@ One that two entries map is refused: nobody could say which of the two it stands
 
 import dataclasses
 
-from bentpipe.daemon.accounts.admission import Admission, Principal
+from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.accounts.certificates import Certificates
+from bentpipe.daemon.accounts.principal import Principal
 from bentpipe.daemon.errors import InvalidMetadata, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.proto.request import NAME_KEY, ORG_KEY, TOKEN_KEY, RouteRequest, both_spellings
@@ -50,6 +51,11 @@ class Claim:
     def payer(self) -> str:
         """The principal whose account the connection is on: the token's, if one was shown."""
         return self.principals[0].name
+
+    @property
+    def credentials(self) -> frozenset[str]:
+        """Which credentials they are, for cuts."""
+        return frozenset(credential for principal in self.principals for credential in principal.credentials)
 
     @property
     def who(self) -> str:
@@ -96,7 +102,7 @@ class Identities:
 
     def check_again(self, claim: Claim) -> None:
         """Check what was authorized a while ago by the tables as they are now. Raises Unauthenticated, NoSuchSatellite."""
-        if claim.version != self._admission.version:
+        if not self._admission.holds(claim.version, claim.principals):
             now = dataclasses.replace(claim, principals=self.principals(claim.request, claim.tls))
             self.authorize(now)
 

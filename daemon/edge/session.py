@@ -180,7 +180,7 @@ class Session:
     async def _admitted(self, claim: Claim, satellite: Satellite) -> Outcome:
         """Bring the client to its satellite, unless the operator cuts it before its splice. Raises as `_hold`, and Cut."""
         outcome: Outcome | None = None
-        with self._edge.handoff.coming(claim.key, claim.who) as coming, coming.stay:
+        with self._edge.handoff.coming(claim.key, claim.who, claim.credentials) as coming, coming.stay:
             outcome = await self._hold(claim, satellite, coming)
         if outcome is not None:
             return outcome
@@ -311,7 +311,7 @@ class Session:
             log.info("revoked before the splice", extra={"fields": {"peer": self._peer, "error": str(exc)}})
             raise Gone(Outcome.REFUSED) from exc
         await trio.lowlevel.checkpoint_if_cancelled()  # who was cut, or has to go, is not spliced in its last step
-        splice = Splice(claim.key, claim.who, self._peer, lease, self._place)
+        splice = Splice(claim.key, claim.who, self._peer, lease, self._place, claim.credentials)
         self._edge.handoff.hand_off(self._client, target, splice, coming)
         lease.keep()
         log.info("spliced", extra={"fields": {"satellite": str(claim.key), "principal": claim.who, "peer": self._peer}})

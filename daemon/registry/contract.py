@@ -11,15 +11,20 @@ The registry holds hashes of tokens, never a token. `tests/beds/contracts/regist
 """
 
 import dataclasses
-from typing import Protocol
+import re
+from typing import Protocol, get_args
 
-from bentpipe.config.accounts import TOKEN_HASH_PATTERN, check_grants
+from bentpipe.config.accounts import TOKEN_HASH_PATTERN, ScopeName, check_grants
+from bentpipe.config.base import NAME_PATTERN
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.store.malformed import MalformedRow, text_of, whole_of
 
 CUT_KEPT_S = 86_400.0
 """How long a cut is kept, in seconds. A daemon that cannot read the store for longer misses the cut."""
+
+
+SCOPES = frozenset(get_args(ScopeName))
 
 
 class StoreConflict(StoreError):
@@ -58,6 +63,11 @@ class StoredToken:
     grants: tuple[str, ...]
     created_us: int
     """Microseconds since the epoch."""
+    scopes: tuple[str, ...] = ("use",)
+    principal: str | None = None
+    """Whose token it is; None: the principal has the token's name."""
+    expires_us: int | None = None
+    """Microseconds since the epoch; None: it does not expire."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
@@ -84,7 +94,15 @@ class StoredSatellite:
     """When this generation began, in microseconds since the epoch."""
 
 
-def stored_token(name: object, token_hash: object, grants: object, created_us: object) -> StoredToken:
+def stored_token(
+    name: object,
+    token_hash: object,
+    grants: object,
+    created_us: object,
+    scopes: object = ("use",),
+    principal: object = None,
+    expires_us: object = None,
+) -> StoredToken:
     """Check a token's columns, whatever they hold. Raises MalformedRow."""
     hashed = text_of(token_hash, "hash")
     if not text_of(name, "name"):
@@ -98,7 +116,23 @@ def stored_token(name: object, token_hash: object, grants: object, created_us: o
         check_grants(checked)
     except ValueError as exc:
         raise MalformedRow(str(exc)) from exc
-    return StoredToken(text_of(name, "name"), hashed, checked, whole_of(created_us, "created_us"))
+    if not isinstance(scopes, (list, tuple)) or not scopes or not set(scopes) <= SCOPES:
+        raise MalformedRow("scopes is not a list with at least one of use and manage")
+    return StoredToken(
+        text_of(name, "name"),
+        hashed,
+        checked,
+        whole_of(created_us, "created_us"),
+        tuple(text_of(scope, "scopes") for scope in scopes),
+        None if principal is None else _principal_of(principal),
+        None if expires_us is None else whole_of(expires_us, "expires_us"),
+    )
+
+
+def _principal_of(column: object) -> str:
+    if not re.match(NAME_PATTERN, text_of(column, "principal")):
+        raise MalformedRow("principal is not a valid name")
+    return text_of(column, "principal")
 
 
 def stored_cut(name: object, at_us: object) -> StoredCut:

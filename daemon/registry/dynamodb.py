@@ -53,6 +53,9 @@ class DynamoRegistry:
             "created_us": {"N": str(token.created_us)},
             "grants": {"L": [{"S": grant} for grant in token.grants]},
             "token_name": {"S": token.name},
+            "scopes": {"L": [{"S": scope} for scope in token.scopes]},
+            **({} if token.principal is None else {"principal": {"S": token.principal}}),
+            **({} if token.expires_us is None else {"expires_us": {"N": str(token.expires_us)}}),
         }
         # If an answer was lost and the call is repeated, the token that is there may be this very one.
         by_name = self._table.put(
@@ -86,7 +89,7 @@ class DynamoRegistry:
         writes = [self._table.remove(pk, sk, condition=condition, values=same) for pk, sk in rows]
         if cut_at_us is not None:
             await self._forget_cuts(before_us=cut_at_us - int(CUT_KEPT_S * 1e6))
-            writes.append(self._table.put({"pk": {"S": CUT}, "sk": {"S": name}, "at_us": {"N": str(cut_at_us)}}))
+            writes.append(self._table.put(cut_item(name, cut_at_us)))
         try:
             await self._table.transact(writes)
         except ConditionFailed as exc:
@@ -149,9 +152,26 @@ class DynamoRegistry:
         """See Registry."""
 
 
+def cut_item(name: str, at_us: int) -> Item:
+    """The item of a cut."""
+    return {"pk": {"S": CUT}, "sk": {"S": name}, "at_us": {"N": str(at_us)}}
+
+
 def _token(item: Item) -> StoredToken:
-    grants = [grant.get("S") for grant in item.get("grants", {}).get("L", ())]
-    return stored_token(text(item, "sk"), given(item, "token_hash"), grants, given_number(item, "created_us"))
+    # A token of an older daemon has only the first four.
+    return stored_token(
+        text(item, "sk"),
+        given(item, "token_hash"),
+        _strings(item, "grants"),
+        given_number(item, "created_us"),
+        _strings(item, "scopes") if "scopes" in item else ("use",),
+        given(item, "principal") if "principal" in item else None,
+        given_number(item, "expires_us") if "expires_us" in item else None,
+    )
+
+
+def _strings(item: Item, name: str) -> list[str | None]:
+    return [each.get("S") for each in item.get(name, {}).get("L", ())]
 
 
 def _cut(item: Item) -> StoredCut:

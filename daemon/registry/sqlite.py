@@ -32,20 +32,20 @@ class SqliteRegistry:
 
     async def tokens(self) -> tuple[StoredToken, ...]:
         """See Registry."""
-        rows = await self._file.call(
-            lambda db: db.execute("SELECT name, hash, grants, created_us FROM token ORDER BY name").fetchall()
-        )
+        columns = "name, hash, grants, created_us, scopes, principal, expires_us"
+        rows = await self._file.call(lambda db: db.execute(f"SELECT {columns} FROM token ORDER BY name").fetchall())
         return tuple(self._malformed_tokens.read(rows, lambda row: row[0], _token))
 
     async def add_token(self, token: StoredToken) -> None:
         """See Registry."""
-        row = (token.name, token.token_hash, json.dumps(token.grants), token.created_us)
+        scopes = json.dumps(token.scopes)
+        row = (token.name, token.token_hash, json.dumps(token.grants), token.created_us, scopes, token.principal)
 
         def add(db: sqlite3.Connection) -> None:
             with transaction(db):
                 if db.execute("SELECT 1 FROM token WHERE name = ? OR hash = ?", row[:2]).fetchone() is not None:
                     raise TokenExists(token.name)
-                db.execute("INSERT INTO token VALUES (?, ?, ?, ?)", row)
+                db.execute("INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, token.expires_us))
 
         await self._file.call(add)
 
@@ -56,8 +56,7 @@ class SqliteRegistry:
             with transaction(db):
                 found = db.execute("DELETE FROM token WHERE name = ?", (name,)).rowcount > 0
                 if found and cut_at_us is not None:
-                    db.execute("DELETE FROM cut WHERE at_us < ?", (cut_at_us - int(CUT_KEPT_S * 1e6),))
-                    db.execute("INSERT OR REPLACE INTO cut VALUES (?, ?)", (name, cut_at_us))
+                    note_cut(db, name, cut_at_us)
             return found
 
         return await self._file.call(revoke)
@@ -116,9 +115,16 @@ class SqliteRegistry:
         await self._file.aclose()
 
 
+def note_cut(db: sqlite3.Connection, name: str, at_us: int) -> None:
+    """Keep the cut, and none that is older than CUT_KEPT_S. Call it within a transaction."""
+    db.execute("DELETE FROM cut WHERE at_us < ?", (at_us - int(CUT_KEPT_S * 1e6),))
+    db.execute("INSERT OR REPLACE INTO cut VALUES (?, ?)", (name, at_us))
+
+
 def _token(row: tuple[object, ...]) -> StoredToken:
-    name, digest, grants, created_us = row
-    return stored_token(name, digest, json.loads(text_of(grants, "grants")), created_us)
+    name, digest, grants, created_us, scopes, principal, expires_us = row
+    granted, may = json.loads(text_of(grants, "grants")), json.loads(text_of(scopes, "scopes"))
+    return stored_token(name, digest, granted, created_us, may, principal, expires_us)
 
 
 def _select(

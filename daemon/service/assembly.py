@@ -10,8 +10,6 @@ import logging
 import trio
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.accounts.admission import Admission
-from bentpipe.daemon.accounts.certificates import Certificates
 from bentpipe.daemon.edge.accounts import Accounts, account_limits_of
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.boot_id import BootIdQuery
@@ -25,6 +23,7 @@ from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.providers.router import Providers
+from bentpipe.daemon.service.accounts import make_accounts
 from bentpipe.daemon.service.cutting import cut_verb
 from bentpipe.daemon.service.descriptors import Descriptors, raise_limit, share_out, soft_limit
 from bentpipe.daemon.service.machines import places_of, providers_of
@@ -43,24 +42,24 @@ log = logging.getLogger("bentpipe")
 
 
 def assemble(config: Config) -> Daemon:
-    """Build it. Raises OSError (a port is taken, TooFewDescriptors) or TlsError (a bad certificate)."""
+    """Build it. Raises OSError (a port is taken, a bad key, TooFewDescriptors) or TlsError (a bad certificate)."""
     given = soft_limit()
     descriptors = share_out(config, raise_limit())
     ktls = find_ktls(config)
     spoken = [read_port(section, ktls) for section in config.listener]
     satellite_tls = satellite_tls_of(config, ktls)
+    stores = open_stores(config.store)
+    account_parts = make_accounts(config, stores)
     opened = open_ports(config, spoken)
     engine = _engine_of(config, descriptors, ktls)
     log.info("descriptors", extra={"fields": dataclasses.asdict(descriptors)})
     provider = providers_of(config, given if given < descriptors.limit else None)
-    stores = open_stores(config.store)
     books = Books(stores, _recorder_of(config, stores))
-    admission = Admission(config.token)
     announcements = Announcements()
     health, fleet = _fleet_of(config, provider, books, BootIdQuery(satellite_tls, announcements.hear))
     edge = Edge(
         fleet=fleet,
-        identities=(identities := Identities(admission, Certificates(config.certificate))),
+        identities=(identities := Identities(account_parts.admission, account_parts.certificates)),
         health=health,
         handoff=HandOff(engine),
         counters=ConnectionCounters(),
@@ -78,7 +77,7 @@ def assemble(config: Config) -> Daemon:
     return Daemon(
         config=config,
         edge=edge,
-        admission=admission,
+        account_parts=account_parts,
         engine=engine,
         provider=provider,
         books=books,

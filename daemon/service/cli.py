@@ -6,12 +6,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import click
 from pydantic import ValidationError
 
-from bentpipe.config.accounts import TokenSection
+from bentpipe.config.accounts import ScopeName, TokenSection
 from bentpipe.config.load import ConfigErrors, load_config
+from bentpipe.config.units import parse_duration_s
 from bentpipe.daemon.service.token import hash_token, new_token
 
 EXIT_CONFIG = 2
@@ -20,6 +22,20 @@ DEMO_EXTRA = ("grpc", "trustme")
 """Modules that only the demo needs: an installation has them with `bentpipe[demo]`."""
 
 CONFIG_PATH = click.Path(path_type=Path, dir_okay=False)
+SCOPES = get_args(ScopeName)
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, written as in the configuration."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """See click.ParamType."""
+        try:
+            return parse_duration_s(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,18 +109,36 @@ def token_new(name: str, grants: tuple[str, ...]) -> None:
 @click.option(
     "--grant", "grants", multiple=True, required=True, help="ORG/NAME, ORG/PREFIX* or ORG/*; may be repeated."
 )
-def token_add(config_path: Path, name: str, grants: tuple[str, ...]) -> None:
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(SCOPES),
+    default=("use",),
+    show_default=True,
+    help="What it may do; manage includes use. May be repeated.",
+)
+@click.option("--principal", help="Whose token it is, for limits and logs; by default it has the token's name.")
+@click.option("--expires", "expires_s", type=Duration(), help='After how long it ends: "90d", "12h". By default never.')
+def token_add(
+    config_path: Path,
+    name: str,
+    grants: tuple[str, ...],
+    scopes: tuple[str, ...],
+    principal: str | None,
+    expires_s: float | None,
+) -> None:
     """Make a token, print it once and keep its hash in the store; running daemons take it without a restart."""
-    from bentpipe.daemon.service.tokens import run_token_add
+    from bentpipe.daemon.service.tokens import TokenWish, run_token_add
 
     with _telling_mistakes():
-        run_token_add(config_path, name, grants)
+        run_token_add(config_path, TokenWish(name, grants, scopes, principal, expires_s))
 
 
 @token.command("list")
 @click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
 def token_list(config_path: Path) -> None:
-    """Print the name, source and grants of every token: the configuration's and the store's."""
+    """Print every token: name, source, grants, scopes, end, principal."""
     from bentpipe.daemon.service.tokens import run_token_list
 
     with _telling_mistakes():
@@ -121,6 +155,44 @@ def token_revoke(config_path: Path, name: str, *, cut: bool) -> None:
 
     with _telling_mistakes():
         run_token_revoke(config_path, name, cut=cut)
+
+
+@main.group()
+def org() -> None:
+    """Make and revoke orgs of the store. An org of the configuration needs no row there; it can be revoked by one."""
+
+
+@org.command("add")
+@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
+@click.argument("name")
+def org_add(config_path: Path, name: str) -> None:
+    """Make an org, or allow one again that was revoked."""
+    from bentpipe.daemon.service.orgs import run_org_add
+
+    with _telling_mistakes():
+        run_org_add(config_path, name)
+
+
+@org.command("list")
+@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
+def org_list(config_path: Path) -> None:
+    """Print every org: name, source, and whether it is revoked."""
+    from bentpipe.daemon.service.orgs import run_org_list
+
+    with _telling_mistakes():
+        run_org_list(config_path)
+
+
+@org.command("revoke")
+@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
+@click.option("--cut", is_flag=True, help="Cut the connections to its satellites, too, on every host of the fleet.")
+@click.argument("name")
+def org_revoke(config_path: Path, name: str, *, cut: bool) -> None:
+    """Let no credential do anything in an org until it is added again. Nothing of it is deleted."""
+    from bentpipe.daemon.service.orgs import run_org_revoke
+
+    with _telling_mistakes():
+        run_org_revoke(config_path, name, cut=cut)
 
 
 @main.command()

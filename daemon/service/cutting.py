@@ -27,12 +27,18 @@ def cut_verb(handoff: HandOff, fleet: Fleet) -> Verb:
     return cut
 
 
-def cut_principal(handoff: HandOff) -> Callable[[str], None]:
-    """For tokens that are revoked together with their connections."""
+def cut_revoked(handoff: HandOff) -> Callable[[str], None]:
+    """For what is revoked together with its connections: a token's name, `org:NAME`, `rule:NAME` or `exchange:ID`."""
 
-    def cut(name: str) -> None:
-        count = handoff.cut(lambda splice: splice.is_of(name))
-        log.warning("connections of a revoked token cut", extra={"fields": {"principal": name, "cut": count}})
+    def cut(subject: str) -> None:
+        kind, colon, name = subject.partition(":")
+        if not colon:
+            count = handoff.cut(lambda splice: splice.is_of(f"token:{subject}"))
+        elif kind == "org":
+            count = handoff.cut(lambda splice: splice.key.org == name)
+        else:
+            count = handoff.cut(lambda splice: splice.is_of(subject))
+        log.warning("connections of what was revoked cut", extra={"fields": {"revoked": subject, "cut": count}})
 
     return cut
 

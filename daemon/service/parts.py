@@ -9,7 +9,6 @@ import dataclasses
 import trio
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.edge.accounts import Accounts
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
@@ -19,6 +18,7 @@ from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.providers.router import Providers
+from bentpipe.daemon.service.accounts import AccountParts
 from bentpipe.daemon.service.ports import Ports
 from bentpipe.daemon.service.stores import Stores
 from bentpipe.daemon.service.turns import TurnMeter
@@ -42,7 +42,7 @@ class Daemon:
 
     config: Config
     edge: Edge
-    admission: Admission
+    account_parts: AccountParts
     engine: Engine
     provider: Providers
     books: Books

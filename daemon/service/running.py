@@ -17,7 +17,7 @@ import trio
 
 from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S
 from bentpipe.daemon.service import sd
-from bentpipe.daemon.service.cutting import cut_principal
+from bentpipe.daemon.service.cutting import cut_revoked
 from bentpipe.daemon.service.engine_watch import run_engine_watch
 from bentpipe.daemon.service.metrics import MetricsServer
 from bentpipe.daemon.service.parts import Daemon
@@ -59,9 +59,11 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
     edge, ports, stores = daemon.edge, daemon.ports, daemon.books.stores
     if daemon.recorder is not None:
         nursery.start_soon(run_owned, Owner("recorder"), daemon.recorder.run_recorder)
-    if stores.registry is not None:
-        tokens = (run_token_refresh, stores.registry, daemon.admission, cut_principal(edge.handoff))
-        await nursery.start(start_owned, Owner("tokens"), *tokens)
+    account_parts = daemon.account_parts
+    if stores.registry is not None and stores.accounts is not None:
+        refresh = (stores.registry, stores.accounts, account_parts.admission, cut_revoked(edge.handoff))
+        await nursery.start(start_owned, Owner("tokens"), run_token_refresh, *refresh)
+    account_parts.start(nursery)
     await nursery.start(start_owned, Owner("coordination"), stores.coordination.run)
     if stores.check_fleet is not None:
         nursery.start_soon(run_owned, Owner("fleet check"), stores.check_fleet, daemon.config.ec2.fleet)

@@ -16,9 +16,12 @@ from bentpipe.daemon.coordination.shared import SharedCoordination
 from bentpipe.daemon.errors import StoreUnusable
 from bentpipe.daemon.ledger.contract import Ledger
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
+from bentpipe.daemon.registry.accounts import AccountStore
 from bentpipe.daemon.registry.contract import Registry
 from bentpipe.daemon.registry.sqlite import SqliteRegistry
+from bentpipe.daemon.registry.sqlite_accounts import SqliteAccountStore
 
+NO_STORE = "no store: [store] in the configuration says where one is kept"
 SERVICE_LEDGER = Path("/var/lib/bentpipe") / LEDGER_NAME
 """Where the unit's StateDirectory= puts it; an operator's shell has no STATE_DIRECTORY."""
 
@@ -30,6 +33,8 @@ class Stores:
     ledger: Ledger | None
     registry: Registry | None
     coordination: Coordination
+    accounts: AccountStore | None = None
+    """None if there is no registry."""
     check_fleet: Callable[[str], Awaitable[None]] | None = None
     """Tells the operator if hosts of another fleet than the given one use the same store."""
 
@@ -41,7 +46,7 @@ def open_stores(section: StoreSection) -> Stores:
     path = section.ledger_path()
     if path is None:
         return Stores(None, None, LocalCoordination())
-    return Stores(SqliteLedger(path), SqliteRegistry(path), LocalCoordination())
+    return Stores(SqliteLedger(path), SqliteRegistry(path), LocalCoordination(), SqliteAccountStore(path))
 
 
 def open_ledger_to_read(section: StoreSection) -> Ledger:
@@ -73,6 +78,7 @@ def _open_dynamodb(section: StoreSection) -> Stores:
     from bentpipe.daemon.coordination.dynamodb import DynamoRows
     from bentpipe.daemon.ledger.dynamodb import DynamoLedger
     from bentpipe.daemon.registry.dynamodb import DynamoRegistry
+    from bentpipe.daemon.registry.dynamodb_accounts import DynamoAccountStore
     from bentpipe.daemon.store.dynamodb_fleets import run_fleet_check
     from bentpipe.daemon.store.dynamodb_table import Table
 
@@ -85,4 +91,5 @@ def _open_dynamodb(section: StoreSection) -> Stores:
         DynamoRows(table()), host, lease_s=section.lease_s, host_expiry_s=section.host_expiry_s
     )
     check_fleet = functools.partial(run_fleet_check, table())
-    return Stores(DynamoLedger(table(), host), DynamoRegistry(table()), coordination, check_fleet)
+    accounts = DynamoAccountStore(table())
+    return Stores(DynamoLedger(table(), host), DynamoRegistry(table()), coordination, accounts, check_fleet)

@@ -1,5 +1,6 @@
 """Tokens of the store: the commands that write them, and the task that brings them to a running daemon."""
 
+import dataclasses
 import json
 import logging
 import time
@@ -14,8 +15,9 @@ from bentpipe.config.load import load_config
 from bentpipe.config.model import Config
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.errors import StoreError, StoreUnusable
+from bentpipe.daemon.registry.accounts import AccountStore
 from bentpipe.daemon.registry.contract import Registry, StoreConflict, StoredCut, StoredToken
-from bentpipe.daemon.service.stores import open_stores
+from bentpipe.daemon.service.stores import NO_STORE, open_stores
 from bentpipe.daemon.service.token import hash_token, new_token
 from bentpipe.daemon.tasks import Owner, run_owned
 
@@ -32,6 +34,7 @@ CLOSE_DEADLINE_S = 5.0
 
 async def run_token_refresh(
     registry: Registry,
+    accounts: AccountStore,
     admission: Admission,
     cut: Callable[[str], None],
     *,
@@ -46,7 +49,7 @@ async def run_token_refresh(
     looked = trio.Event()
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_owned, Owner("token refresh"), _refresh, registry, admission, cut, looked)
+            nursery.start_soon(run_owned, Owner("token refresh"), _refresh, registry, accounts, admission, cut, looked)
             with trio.move_on_after(FIRST_LOOK_S) as first:
                 await looked.wait()
             if first.cancelled_caught:
@@ -57,14 +60,16 @@ async def run_token_refresh(
             await registry.aclose()
 
 
-async def _refresh(registry: Registry, admission: Admission, cut: Callable[[str], None], looked: trio.Event) -> None:
+async def _refresh(
+    registry: Registry, accounts: AccountStore, admission: Admission, cut: Callable[[str], None], looked: trio.Event
+) -> None:
     failing = ""
     done: frozenset[StoredCut] | None = None
     while True:
         try:
             # In this order: if the cut of a token is known, its revocation is known too, and no client comes back with it.
             cuts = frozenset(await registry.cuts())
-            admission.replace_stored(await registry.tokens())
+            admission.replace_stored(await registry.tokens(), await accounts.accounts())
             # Tokens that were cut before this daemon knew any token of the store have no connections here.
             for each in sorted(cuts - (cuts if done is None else done)):
                 cut(each.name)
@@ -81,14 +86,37 @@ async def _refresh(registry: Registry, admission: Admission, cut: Callable[[str]
         await trio.sleep(TOKEN_REFRESH_S)
 
 
-def run_token_add(config_path: Path, name: str, grants: tuple[str, ...]) -> None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenWish:
+    """What the operator asks a new token to be."""
+
+    name: str
+    grants: tuple[str, ...]
+    scopes: tuple[str, ...]
+    principal: str | None
+    expires_s: float | None
+    """From now on; None: never."""
+
+
+def run_token_add(config_path: Path, wish: TokenWish) -> None:
     """Make a token, keep its hash in the store and print it. Raises ConfigErrors, StoreError, pydantic's errors."""
     config = load_config(config_path, check_files=False)
     made = new_token()
-    section = TokenSection(name=name, hash=hash_token(made), grants=grants)
+    asked = {"name": wish.name, "hash": hash_token(made), "grants": wish.grants, "principal": wish.principal}
+    section = TokenSection.model_validate({**asked, "scopes": wish.scopes})
+    name = section.name
     if any(token.name == name for token in config.token):
         raise StoreConflict(f"there is a token {name!r} already, in {config_path}")
-    stored = StoredToken(section.name, section.hash, section.grants, time.time_ns() // 1000)
+    now_us = time.time_ns() // 1000
+    stored = StoredToken(
+        section.name,
+        section.hash,
+        section.grants,
+        now_us,
+        section.scopes,
+        section.principal,
+        None if wish.expires_s is None else now_us + int(wish.expires_s * 1e6),
+    )
 
     async def add(registry: Registry) -> None:
         await registry.add_token(stored)
@@ -98,7 +126,7 @@ def run_token_add(config_path: Path, name: str, grants: tuple[str, ...]) -> None
 
 
 def run_token_list(config_path: Path) -> None:
-    """Print every token's name, source and grants. Raises ConfigErrors, StoreError."""
+    """Print every token's name, source, grants, scopes, end and principal. Raises ConfigErrors, StoreError."""
     config = load_config(config_path, check_files=False)
     stored: tuple[StoredToken, ...] = ()
 
@@ -107,11 +135,24 @@ def run_token_list(config_path: Path) -> None:
         stored = await registry.tokens()
 
     trio.run(_with_registry, config, read)
-    for name, source, grants in (
-        *((token.name, "configuration", token.grants) for token in config.token),
-        *((token.name, "store", token.grants) for token in stored),
-    ):
-        click.echo(f"{name}\t{source}\t{json.dumps(grants)}")
+    for token in config.token:
+        expires_at = token.expires.timestamp() if token.expires is not None else None
+        _print_token(token.name, "configuration", token.grants, token.scopes, expires_at, token.principal)
+    for each in stored:
+        expires_at = None if each.expires_us is None else each.expires_us / 1e6
+        _print_token(each.name, "store", each.grants, each.scopes, expires_at, each.principal)
+
+
+def _print_token(
+    name: str,
+    source: str,
+    grants: tuple[str, ...],
+    scopes: tuple[str, ...],
+    expires_at: float | None,
+    principal: str | None,
+) -> None:
+    expires = "never" if expires_at is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(expires_at))
+    click.echo("\t".join((name, source, json.dumps(grants), "+".join(scopes), expires, principal or name)))
 
 
 def run_token_revoke(config_path: Path, name: str, *, cut: bool) -> None:
@@ -131,7 +172,7 @@ def run_token_revoke(config_path: Path, name: str, *, cut: bool) -> None:
 async def _with_registry(config: Config, use: Callable[[Registry], Awaitable[None]]) -> None:
     registry = open_stores(config.store).registry
     if registry is None:
-        raise StoreUnusable("no store: [store] in the configuration says where one is kept")
+        raise StoreUnusable(NO_STORE)
     try:
         await use(registry)
     finally:

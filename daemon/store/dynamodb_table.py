@@ -7,6 +7,8 @@ Every item has a partition key `pk` and a sort key `sk`; what stands in them, an
     TOKEN              NAME                        registry: a token's hash and grants
     TOKEN-HASH         sha256:…                    registry: whose hash that is, so that it is there once
     CUT                NAME                        registry: a revoked token whose connections are cut
+    ACCOUNT            ORG#…, KEY#…, REVOKED#…     registry: orgs, public keys of hosts, revoked rules and exchanges
+    USED-ID            …                           registry: the id of a CI token that was exchanged
     ROW#ORG/NAME       ROW                         coordination: turn, epoch, closing, who has entered
     STAY               HOST/…                      coordination: a host's stay and its newest version
     FLEET              NAME                        which fleets use the table: one, or the operator is told

@@ -65,11 +65,21 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ("ALTER TABLE interval ADD COLUMN resume TEXT NOT NULL DEFAULT 'unknown'",),
     ("CREATE TABLE cut (name TEXT PRIMARY KEY, at_us INTEGER NOT NULL) STRICT",),
     ("ALTER TABLE interval ADD COLUMN facts TEXT NOT NULL DEFAULT '{}'",),
+    (
+        """ALTER TABLE token ADD COLUMN scopes TEXT NOT NULL DEFAULT '["use"]'""",
+        "ALTER TABLE token ADD COLUMN principal TEXT",
+        "ALTER TABLE token ADD COLUMN expires_us INTEGER",
+        "CREATE TABLE org (name TEXT PRIMARY KEY, created_us INTEGER NOT NULL, revoked_us INTEGER) STRICT",
+        "CREATE TABLE signing_key (key_id TEXT PRIMARY KEY, public_pem TEXT NOT NULL, until_us INTEGER NOT NULL) STRICT",
+        "CREATE TABLE revocation (subject TEXT PRIMARY KEY, at_us INTEGER NOT NULL, until_us INTEGER) STRICT",
+        "CREATE TABLE used_id (id TEXT PRIMARY KEY, until_us INTEGER NOT NULL) STRICT",
+    ),
 )
 """`interval` is the ledger: the row without `to_us` is a satellite's open interval, and `facts` is JSON by name. Rows that
 were written before FACTS_VERSION have their facts in `phases`, `clients`, `waited_s`, `waited_longest_s` and `resume`.
 `life` is the run that may write, with its last heartbeat. `token` and `registration` are the registry: `grants` is a list
-in JSON, and `cut` has the revoked tokens whose connections are cut."""
+in JSON, and `cut` has the revoked tokens whose connections are cut. `org`, `signing_key`, `revocation` and `used_id` are
+daemon/registry/accounts.py's."""
 
 RESUME_VERSION = 3
 """The first version in which `interval` has `resume`."""

@@ -3,7 +3,8 @@ import hashlib
 import pytest
 
 from bentpipe.config.accounts import TokenSection
-from bentpipe.daemon.accounts.admission import Admission, Grant
+from bentpipe.daemon.accounts.admission import Admission
+from bentpipe.daemon.accounts.principal import Grant
 from bentpipe.daemon.errors import NoSuchSatellite, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.registry.contract import StoredToken

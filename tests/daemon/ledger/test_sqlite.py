@@ -147,8 +147,11 @@ async def test_an_older_file_is_brought_forward_or_left_as_it_was(
         await shelf("old").begin([A], clock.now())
 
 
-async def test_facts_of_an_older_file_are_read_from_their_columns(shelf: Shelf, tmp_path: Path) -> None:
+async def test_facts_of_an_older_file_are_read_from_their_columns(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock()
+    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[: schema.FACTS_VERSION])
     writer = Writer(shelf("older"), clock)
     await writer.ledger.begin([A], clock.now())
     for state in (SatelliteState.STARTING, SatelliteState.OPERATIONAL, SatelliteState.SLEEP):
@@ -161,6 +164,7 @@ async def test_facts_of_an_older_file_are_read_from_their_columns(shelf: Shelf, 
         db.execute("ALTER TABLE interval DROP COLUMN facts")
         db.execute(f"PRAGMA user_version = {schema.FACTS_VERSION - 1}")
     db.close()
+    monkeypatch.undo()
     expected = StateFacts(((WakePhase.BOOT, 2.5),), Waits(2, 3.0, 2.0), Resume.COLD)
     reader = SqliteLedger(tmp_path / "books" / "older.sqlite", read_only=True)
     assert {interval.facts for interval in await reader.intervals(*ALWAYS)} == {expected}

@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
+from beds.contracts.accounts import AccountsContract, AccountStores
 from beds.contracts.registry import Registries, RegistryContract
 from bentpipe.daemon.registry.dynamodb import DynamoRegistry
+from bentpipe.daemon.registry.dynamodb_accounts import DynamoAccountStore
 from bentpipe.daemon.store.dynamodb_table import Table
 
 
@@ -14,5 +16,14 @@ def registries(tables: Callable[[str], Table]) -> Registries:
     return lambda name: DynamoRegistry(tables(name))
 
 
+@pytest.fixture
+def account_stores(tables: Callable[[str], Table]) -> AccountStores:
+    return lambda name: (DynamoAccountStore(tables(name)), DynamoRegistry(tables(name)))
+
+
 class TestRegistry(RegistryContract):
     """The suite that every registry passes."""
+
+
+class TestAccounts(AccountsContract):
+    """The suite that every store of accounts passes."""

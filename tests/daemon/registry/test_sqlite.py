@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from beds.contracts.accounts import AccountsContract, AccountStores
 from beds.contracts.registry import Registries, RegistryContract
 from beds.programs import program
 from bentpipe.daemon.registry.sqlite import SqliteRegistry
+from bentpipe.daemon.registry.sqlite_accounts import SqliteAccountStore
 
 KILLS = 12
 
@@ -19,8 +21,21 @@ def registries(tmp_path: Path) -> Registries:
     return lambda name: SqliteRegistry(tmp_path / "stores" / f"{name}.sqlite")
 
 
+@pytest.fixture
+def account_stores(tmp_path: Path) -> AccountStores:
+    def open_both(name: str) -> tuple[SqliteAccountStore, SqliteRegistry]:
+        path = tmp_path / "stores" / f"{name}.sqlite"
+        return SqliteAccountStore(path), SqliteRegistry(path)
+
+    return open_both
+
+
 class TestRegistry(RegistryContract):
     """The suite that every registry passes."""
+
+
+class TestAccounts(AccountsContract):
+    """The suite that every store of accounts passes."""
 
 
 async def test_kill_9_loses_no_token_and_no_generation(tmp_path: Path) -> None:

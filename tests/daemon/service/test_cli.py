@@ -1,8 +1,10 @@
 """The commands as their user runs them: the installed program, its words and its exit codes."""
 
+import datetime
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,7 +106,9 @@ def test_tokens_of_the_store_are_added_listed_and_revoked(good: Path, tmp_path: 
     secret = added.stdout.split()[-1]
     assert secret.startswith("bp_")
     listed = run("token", "list", "--config", good)
-    assert listed.stdout == 'fixed\tconfiguration\t["acme/*"]\nci\tstore\t["acme/ci", "acme/b-*"]\n'
+    assert listed.stdout == (
+        'fixed\tconfiguration\t["acme/*"]\tuse\tnever\tfixed\nci\tstore\t["acme/ci", "acme/b-*"]\tuse\tnever\tci\n'
+    )
     assert secret not in listed.stdout
     for name, words in (("ci", "already"), ("fixed", "already")):
         again = run("token", "add", "--config", good, "--name", name, "--grant", "acme/*")
@@ -115,6 +119,37 @@ def test_tokens_of_the_store_are_added_listed_and_revoked(good: Path, tmp_path: 
     assert f"it is in {good}" in wrong.stderr
     assert run("token", "revoke", "--config", good, "ci").returncode == 0
     assert run("token", "list", "--config", good).stdout.count("\n") == 1
+
+
+def test_a_token_has_scopes_an_end_and_a_principal(good: Path, tmp_path: Path) -> None:
+    good.write_text(GOOD + f'[store]\npath = "{tmp_path / "ledger.sqlite"}"\n')
+    asked = ("--name", "a", "--grant", "acme/*", "--scope", "manage", "--principal", "team", "--expires", "90d")
+    assert run("token", "add", "--config", good, *asked).returncode == 0
+    line = run("token", "list", "--config", good).stdout
+    name, source, grants, scopes, expires, principal = line.rstrip("\n").split("\t")
+    assert (name, source, grants, scopes, principal) == ("a", "store", '["acme/*"]', "manage", "team")
+    left_s = datetime.datetime.fromisoformat(expires).timestamp() - time.time()
+    assert 89 * 86400 < left_s <= 90 * 86400
+    for wrong in (("--scope", "all"), ("--expires", "soon")):
+        refused = run("token", "add", "--config", good, "--name", "b", "--grant", "acme/*", *wrong)
+        assert refused.returncode == 2
+        assert wrong[1] in refused.stderr
+
+
+def test_orgs_are_added_listed_and_revoked(good: Path, tmp_path: Path) -> None:
+    good.write_text(GOOD + f'[store]\npath = "{tmp_path / "ledger.sqlite"}"\n')
+    assert run("org", "add", "--config", good, "beta").returncode == 0
+    again = run("org", "add", "--config", good, "beta")
+    assert (again.returncode, again.stderr) == (2, "there is an org 'beta' already\n")
+    assert run("org", "list", "--config", good).stdout == "acme\tconfiguration\tallowed\nbeta\tstore\tallowed\n"
+    for name in ("acme", "beta"):
+        assert run("org", "revoke", "--config", good, "--cut", name).returncode == 0
+    assert run("org", "list", "--config", good).stdout == "acme\tconfiguration\trevoked\nbeta\tstore\trevoked\n"
+    assert run("org", "add", "--config", good, "acme").returncode == 0
+    assert run("org", "list", "--config", good).stdout.startswith("acme\tconfiguration\tallowed\n")
+    missing = run("org", "revoke", "--config", good, "nobody")
+    assert (missing.returncode, missing.stderr) == (2, f"there is no org 'nobody' in the store or in {good}\n")
+    assert run("org", "add", "--config", good, "a b").returncode == 2
 
 
 def test_tokens_need_a_store_and_a_grant_that_is_one(good: Path, tmp_path: Path) -> None:

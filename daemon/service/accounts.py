@@ -1,0 +1,63 @@
+"""Puts the parts of daemon/accounts together for a configuration: what `serve` starts, and what the edge and the API ask."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import trio
+
+from bentpipe.config.model import Config
+from bentpipe.daemon.accounts.admission import Admission
+from bentpipe.daemon.accounts.authority import TableAuthority
+from bentpipe.daemon.accounts.certificates import Certificates
+from bentpipe.daemon.accounts.key_keeper import KEY_NAME, LEAD_S, KeyKeeper
+from bentpipe.daemon.accounts.sessions import Sessions
+from bentpipe.daemon.accounts.signing_key import SigningKeyError, read_key
+from bentpipe.daemon.service.stores import Stores
+from bentpipe.daemon.tasks import Owner, run_owned
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AccountParts:
+    """The tables, what the control API asks, and the task that keeps the key which signs sessions."""
+
+    admission: Admission
+    certificates: Certificates
+    authority: TableAuthority
+    keeper: KeyKeeper
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Start the tasks, after the first look at the store's tokens."""
+        nursery.start_soon(run_owned, Owner("signing key"), self.keeper.run_keeper)
+
+
+def make_accounts(config: Config, stores: Stores) -> AccountParts:
+    """Make the parts; nothing is started. Raises OSError if the signing key that is configured cannot be used."""
+    section = config.accounts
+    if section.signing_key is not None:
+        try:
+            read_key(section.signing_key)
+        except SigningKeyError as exc:
+            raise OSError(f"[accounts] signing_key: {exc}") from exc
+    sessions = Sessions(config.ec2.fleet)
+    admission = Admission(config.token, rules=config.oidc_rule, sessions=sessions)
+    certificates = Certificates(config.certificate)
+    keeper = KeyKeeper(
+        sessions,
+        stores.accounts,
+        configured=section.signing_key,
+        kept=_kept_key_path(config),
+        # Only hosts that share a table have to hear of each other's keys.
+        lead_s=LEAD_S if config.store.kind == "dynamodb" else 0.0,
+    )
+    authority = TableAuthority(admission, certificates, session_life_s=section.session_life_s)
+    return AccountParts(admission, certificates, authority, keeper)
+
+
+def _kept_key_path(config: Config) -> Path | None:
+    """Beside the ledger's file, or in systemd's state directory; None if there is neither."""
+    ledger = config.store.ledger_path()
+    if ledger is not None:
+        return ledger.parent / KEY_NAME
+    directory = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(directory) / KEY_NAME if directory else None
