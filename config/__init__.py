@@ -1,5 +1,5 @@
 """The typed configuration: its model, its loader, and the commented sample file.
 
-This is the only package that reads raw TOML. It must never do anything with what it has read: it opens no socket, starts
-no task, and knows no provider but by the name of its section.
+This is the only package that reads raw TOML. It must never act on what it has read: it opens no socket and
+starts no task. It knows a provider only by the name of its section.
 """

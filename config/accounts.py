@@ -1,4 +1,4 @@
-"""The sections that say who may do what: tokens, certificates, sessions, and the rules for CI jobs."""
+"""The sections about identities and what they may do: tokens, certificates, sessions, and the rules for CI jobs."""
 
 import re
 from pathlib import Path
@@ -40,7 +40,7 @@ CHECKED_CLAIMS = frozenset({"sub", "iss", "aud", "exp", "iat", "nbf", "jti"})
 
 
 class TokenSection(Section):
-    """A token, stored as its hash, and what it grants."""
+    """A token, stored as its hash, and the satellites that it grants."""
 
     name: Name
     hash: str
@@ -62,7 +62,7 @@ class TokenSection(Section):
 
 
 class CertificateSection(Section):
-    """A client certificate, and what it grants. Its listener's client_ca has verified its chain."""
+    """A client certificate, and the satellites that it grants. Its listener's client_ca has verified its chain."""
 
     name: Name
     san: str | None = None
@@ -74,7 +74,10 @@ class CertificateSection(Section):
 
     @property
     def shown(self) -> str:
-        """What a certificate must show, in one spelling: DNS names compare without case (RFC 4343)."""
+        """The name or fingerprint that a certificate must have, in one spelling:
+
+        DNS names compare without case (RFC 4343).
+        """
         shown = self.fingerprint or self.san or ""
         return f"DNS:{shown[4:].lower()}" if shown.startswith("DNS:") else shown
 
@@ -162,10 +165,10 @@ class OidcRuleSection(Section):
 
 
 def check_grants(grants: tuple[str, ...]) -> None:
-    """Check the form of each. Raises ValueError, naming the first that has none."""
+    """Check the form of each grant. Raises ValueError, which names the first wrong one."""
     for grant in grants:
         org, slash, name = grant.partition("/")
-        # A prefix need be no name by itself: "b-*" is what begins one.
+        # A prefix does not have to be a whole name: "b-" may begin one.
         name = f"{name.removesuffix('*')}x" if name.endswith("*") else name
         if not slash or not re.match(NAME_PATTERN, org) or not re.match(NAME_PATTERN, name):
             raise ValueError(f"grant {grant!r}: expected ORG/NAME, ORG/PREFIX* or ORG/*")

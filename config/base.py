@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of: the base class, and the types that several sections use."""
+"""The base class of all sections of the configuration, and the types that several sections use."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ DurationS = Annotated[float, BeforeValidator(parse_duration_s)]
 """Seconds; in the file a string with a unit ("90s", "30m", "1h30m") or a bare number of seconds."""
 
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
-"""Names of orgs and satellites: what fits a DNS label, a metadata value and a cgroup's folder."""
+"""Names of orgs and satellites. They fit a DNS label, a metadata value and a cgroup's folder."""
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 

@@ -1,4 +1,4 @@
-"""Reads a configuration file and reports every mistake in it at once, each with its path. Starts nothing."""
+"""Reads a configuration file and reports every mistake in it at once, each with its path. It must never start anything."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from bentpipe.config.model import Config
 
 MAX_FILE_BYTES = 4 << 20
-"""A file of ours is a few KiB, a fleet of thousands some hundred; anything larger is a mistaken path."""
+"""A configuration has a few KiB, or some hundred for thousands of satellites. A larger file means that the path is wrong."""
 
 CREDENTIAL_PREFIX = "credential:"
 """Marks a path as a systemd credential: a file of that name in $CREDENTIALS_DIRECTORY (systemd.exec(5))."""
@@ -39,9 +39,9 @@ class ConfigErrors(Exception):
 
 
 def load_config(path: Path, *, check_files: bool = True) -> Config:
-    """Read and check `path`. Raises ConfigErrors with all that is wrong.
+    """Read and check `path`. Raises ConfigErrors with every mistake.
 
-    Without `check_files` what it names may be missing: who reads a report need not be able to read the keys.
+    Without `check_files`, the files that it names may be missing: `bentpipe report` does not need to read the keys.
     """
     try:
         with path.open("rb") as file:
@@ -81,7 +81,7 @@ def _resolve_credentials(value: object) -> object:
 
 
 def _first_causes(exc: ValidationError) -> Iterator[Mapping[str, object]]:
-    """Leave out "too few items" where the items are there and wrong: pydantic counts the right ones only."""
+    """Leave out "too few items" if the items are there and wrong: pydantic counts only the right ones."""
     errors = exc.errors()
     for error in errors:
         at = error["loc"]
@@ -139,7 +139,7 @@ def _unknown_names(config: Config) -> Iterator[ConfigProblem]:
     for where, grants in granted:
         for grant in grants:
             if grant.partition("/")[0] not in orgs:
-                yield ConfigProblem(where, f"{grant!r} is for an org that has no satellite")
+                yield ConfigProblem(where, f"{grant!r} is for an org without a satellite")
     for org in config.budget.org:
         if org not in orgs:
             yield ConfigProblem(f"budget.org.{org}", "an org that has no satellite")
@@ -171,10 +171,10 @@ def _missing_files(config: Config) -> Iterator[ConfigProblem]:
             where = f"satellite[{index}].process"
             directory = satellite.process.directory
             if directory is not None and not directory.is_dir():
-                yield ConfigProblem(f"{where}.directory", f"{directory} is no directory")
+                yield ConfigProblem(f"{where}.directory", f"{directory} is not a directory")
             if shutil.which(satellite.process.command[0]) is None:
                 yield ConfigProblem(
-                    f"{where}.command", f"{satellite.process.command[0]!r} is no program that can be run"
+                    f"{where}.command", f"{satellite.process.command[0]!r} is not an executable program"
                 )
     for where, path in files:
         if path is None:

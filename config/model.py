@@ -38,7 +38,7 @@ ListenAddress = Annotated[tuple[str, int], BeforeValidator(parse_address)]
 LEDGER_NAME = "ledger.sqlite"
 
 DOMAIN_PATTERN = r"^[a-z0-9-]+(\.[a-z0-9-]+)*$"
-"""In lower case: names are compared in it (RFC 4343)."""
+"""In lower case, since names are compared in lower case (RFC 4343)."""
 
 
 class DaemonSection(Section):
@@ -50,7 +50,10 @@ class DaemonSection(Section):
 
 
 class KeyPairSection(Section):
-    """An identity. Files in PEM; the certificate file holds the chain, leaf first. Read again on SIGHUP."""
+    """A certificate and its key.
+
+    Both files are PEM; the certificate file holds the chain, leaf first. Read again on SIGHUP.
+    """
 
     certificate: Path
     key: Path
@@ -60,7 +63,7 @@ class ServerTlsSection(KeyPairSection):
     """TLS of a listener."""
 
     more: tuple[KeyPairSection, ...] = ()
-    """Shown to clients that ask for a name in them (SNI); the listener's own is for everybody else."""
+    """Shown to clients that ask for a name in them (SNI). All other clients get the listener's own certificate."""
     client_ca: Path | None = None
     """If set, a client must show a certificate signed by one of these."""
     satellite_domain: str | None = Field(default=None, pattern=DOMAIN_PATTERN)
@@ -68,14 +71,15 @@ class ServerTlsSection(KeyPairSection):
 
 
 class ProxyProtocolSection(Section):
-    """Load balancers before a listener that say by the PROXY protocol, version 1 or 2, who their clients are."""
+    """Load balancers in front of a listener that give their clients' addresses by the PROXY protocol, version 1 or 2."""
 
     networks: Annotated[tuple[Network, ...], BeforeValidator(parse_networks)] = Field(alias="from")
-    """Peers that are believed, and must send the header. It is refused from all others, whose own address counts."""
+    """Peers that must send the header, and are believed. All other peers must not send it, and count by their own
+    address."""
 
 
 class ListenerSection(Section):
-    """One way in: an address of our own, or sockets handed over by systemd."""
+    """One port for clients: an address, or sockets from systemd."""
 
     address: ListenAddress | None = None
     systemd: str | None = None
@@ -84,8 +88,8 @@ class ListenerSection(Section):
     """Without it the listener speaks plaintext h2c (prior knowledge)."""
     proxy_protocol: ProxyProtocolSection | None = None
     one_request_per_connection: bool = False
-    """For frontends that send several clients' requests on one connection and cannot be told otherwise: each request then
-    has a connection of its own. They hear it by GOAWAY behind the first; what else they sent meanwhile is refused."""
+    """For frontends that send several clients' requests on one connection and have no setting against that. Each request
+    then has a connection of its own: a GOAWAY after the first request says so, and further requests are refused."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -95,36 +99,36 @@ class ListenerSection(Section):
 
 
 STRANGERS_PART, STRANGERS_LEAST = 8, 8
-"""By default one connection in so many may be a stranger's, and so many at least."""
+"""By default one connection in this many may be a stranger's, and at least this many."""
 STRANGER_BYTES = 64 << 10
-"""By default what strangers may hold, for each of their places: TLS, a task, and an opening of some KiB."""
+"""By default the memory that strangers may hold for each of their places: TLS, a task, and an opening of some KiB."""
 
 
 class LimitsSection(Section):
-    """Bounds on what clients can take. Each is answered in words where that is possible, counted and logged.
+    """Limits on clients. If a limit is reached, the client is told if possible, and the event is counted and logged.
 
     A stranger is a connection that has shown no token and no known certificate yet, or that only asks for health.
     """
 
     max_connections: int = Field(default=10_000, ge=2)
-    """In all: strangers, and those who have shown a token. Where it is not given and fewer fit the descriptors of the
-    process, as many as fit."""
+    """All connections: those of strangers, and those with a token. If it is not given and the process has too few
+    descriptors, as many as fit."""
     max_strangers: int | None = Field(default=None, ge=1)
-    """Of these; by default an eighth. When they are taken the oldest of the most crowded address makes room."""
+    """Of these; by default an eighth. When all are taken, the oldest stranger of the most crowded address makes room."""
     max_connections_per_address: int = Field(default=2_000, ge=1)
-    """Strangers of one IPv4 address or one IPv6 /64. Who has shown a token is not counted by address."""
+    """Strangers of one IPv4 address or one IPv6 /64. Clients that have shown a token are not counted by address."""
     max_connections_per_principal: int | None = Field(default=None, ge=1)
-    """By default what others leave of the rest; a share of it is kept for each."""
+    """By default what others leave of the rest. A share of it is kept for each principal."""
     max_connections_per_satellite: int | None = Field(default=None, ge=1)
     max_held_per_satellite: int = Field(default=5_000, ge=1)
     max_held: int = Field(default=10_000, ge=1)
     """Clients held for satellites, in all."""
     max_held_per_principal: int | None = Field(default=None, ge=1)
-    """By default all that others do not want. A principal with less than its fair share is let in, and the newest client of
-    the principal that has most is refused in its place."""
+    """By default all that others do not want. If a principal has less than its fair share, its client is held, and the
+    newest client of the principal that has the most is refused instead."""
     held_bytes: SizeBytes = Field(default=256 << 20, ge=0)
-    """What all clients with a token together may have said before their hand-off. Past it a client that brings more than
-    a few KiB is refused if its principal has its fair share already; a client alone is bounded by proto/limits.py."""
+    """What all clients with a token together may have sent before their hand-off. Beyond it, a client with more than a few
+    KiB is refused if its principal has its fair share already. proto/limits.py bounds each single client."""
     held_bytes_per_principal: SizeBytes | None = Field(default=None, ge=0)
     stranger_bytes: SizeBytes | None = Field(default=None, ge=0)
     """All memory that strangers may hold; by default 64 KiB for each of their places."""
@@ -136,19 +140,19 @@ class LimitsSection(Section):
     @model_validator(mode="after")
     def _leave_some(self) -> Self:
         if self.places_for_strangers >= self.max_connections:
-            raise ValueError("max_strangers must be less than max_connections: nobody with a token could come in")
+            raise ValueError("max_strangers must be less than max_connections, or no client with a token could connect")
         return self
 
     @property
     def places_for_strangers(self) -> int:
-        """`max_strangers`, or what it is by default."""
+        """`max_strangers`, or its default."""
         if self.max_strangers is not None:
             return self.max_strangers
         return min(max(self.max_connections // STRANGERS_PART, STRANGERS_LEAST), self.max_connections // 2)
 
     @property
     def bytes_for_strangers(self) -> int:
-        """`stranger_bytes`, or what it is by default."""
+        """`stranger_bytes`, or its default."""
         return self.places_for_strangers * STRANGER_BYTES if self.stranger_bytes is None else self.stranger_bytes
 
 
@@ -165,10 +169,10 @@ SOCKET_PATH_BYTES = 107
 
 
 class ControlSection(Section):
-    """The socket by which `bentpipe cut` and the like speak to the running daemon: for root and the daemon's own user."""
+    """The socket by which `bentpipe cut` speaks to the running daemon. It is for root and the daemon's own user."""
 
     path: Path | None = None
-    """By default `control.sock` in systemd's RuntimeDirectory; without one there is none."""
+    """By default `control.sock` in systemd's RuntimeDirectory; without that there is no socket."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -177,7 +181,7 @@ class ControlSection(Section):
         return self
 
     def socket_path(self, environment: Mapping[str, str] = os.environ) -> Path | None:
-        """The socket's path; None if there is to be none."""
+        """The socket's path; None if there is no socket."""
         # systemd.exec(5): a list of folders, ours has one.
         directory = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         return self.path or (Path(directory) / SOCKET_NAME if directory else None)
@@ -190,7 +194,8 @@ class EngineSection(Section):
     """0: one per core."""
     splice: Literal["off", "auto", "always"] = "auto"
     ktls: Literal["off", "auto"] = "auto"
-    """auto: the kernel does TLS where it, OpenSSL and a self-test at start-up allow; else TLS stays in userspace."""
+    """auto: the kernel does TLS if the kernel and OpenSSL can, and a self-test at start-up passes. Otherwise TLS stays in
+    userspace."""
     idle_timeout_s: DurationS = Field(default=0.0, ge=0, alias="idle_timeout")
     """0: a silent connection lives for ever (dead peers are found by keepalive)."""
     half_closed_timeout_s: DurationS = Field(default=60.0, ge=0, alias="half_closed_timeout")
@@ -207,7 +212,7 @@ class ProcessSection(Section):
     environment: dict[str, str] = Field(default_factory=dict)
     directory: Path | None = None
     stop_grace_s: DurationS = Field(default=10.0, ge=0, alias="stop_grace")
-    """Between SIGTERM and SIGKILL."""
+    """Time between SIGTERM and SIGKILL."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -223,15 +228,15 @@ class SatelliteEc2Section(Section):
     instance_id: str | None = Field(default=None, pattern=r"^i-[0-9a-f]{8,17}$")
     """Without it the instance is the one with the tags `bentpipe:fleet` and `bentpipe:satellite` = "ORG/NAME"."""
     launch_template: str | None = Field(default=None, min_length=1)
-    """Id (lt-…) or name: how to launch the satellite when there is no such instance."""
+    """Id (lt-…) or name of the template for launching the satellite if there is no instance."""
     launch_template_version: str = Field(default="$Default", pattern=r"^(\$Default|\$Latest|[1-9][0-9]*)$")
     instance_type: str | None = Field(default=None, pattern=r"^[a-z0-9-]+\.[a-z0-9-]+$")
     """By default the template's."""
     hibernation: bool = True
-    """Launch it so that it can hibernate, if its type can. EC2 never lets that be changed later."""
+    """Launch it so that it can hibernate, if its type can. EC2 does not allow changing that later."""
     port: int = Field(default=8372, ge=1, le=65535)
     address: Literal["private", "public", "ipv6"] = "private"
-    """Private addresses stay the same over a sleep; a public one changes with every start unless it is elastic."""
+    """A private address stays the same over a sleep. A public one changes with every start unless it is elastic."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -265,7 +270,7 @@ class KeepAwakeSection(Section):
         try:
             ZoneInfo(self.zone)
         except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
-            raise ValueError(f"{self.zone!r} is no time zone that this system knows") from exc
+            raise ValueError(f"{self.zone!r} is not a time zone that this system knows") from exc
         return self
 
     @property
@@ -289,22 +294,22 @@ class SatelliteSection(Section):
     min_awake_s: DurationS = Field(default=150.0, ge=0, alias="min_awake")
     """EC2 refuses to hibernate a machine that has just launched; a process may use 0."""
     wake_deadline_s: DurationS = Field(default=300.0, gt=0, alias="wake_deadline")
-    """From the first waiter to operational; when it passes the wake has failed."""
+    """Time from the first waiter to operational. If it passes, the wake has failed."""
     hold_limit_s: DurationS = Field(default=600.0, gt=0, alias="hold_limit")
-    """The longest one client is held, whatever the wake does."""
+    """The longest time that one client is held, whatever the wake does."""
     retry_after_s: DurationS = Field(default=5.0, ge=0, alias="retry_after")
-    """How long a failed wake is remembered and replayed to new-comers before the next attempt; doubles with every
-    failure in a row, to 5 minutes at most. What people must mend is tried again likewise; SIGHUP forgets it at once."""
+    """How long a failed wake is remembered before the next attempt. Clients that come meanwhile get its reason. It doubles
+    with every failure in a row, to 5 minutes at most. SIGHUP forgets the failure at once."""
     capacity_retry_after_s: DurationS = Field(default=180.0, ge=0, alias="capacity_retry_after")
-    """The same after "no such machine to be had now". Karpenter, too, leaves an exhausted offering alone for 3 minutes."""
+    """The same after a lack of capacity. Karpenter, too, leaves an exhausted offering alone for 3 minutes."""
     keep_awake: tuple[KeepAwakeSection, ...] = ()
     quiet_connections: Literal["keep", "end"] = "keep"
-    """Whether open connections that move no more than keepalives and health checks keep it awake, or are ended for the
-    sake of its sleep. "end" can cut a call that is silent for longer than `sleep_after`."""
+    """Whether open connections that move no more than keepalives and health checks keep it awake, or are ended so that it
+    can sleep. "end" can cut a call that is silent for longer than `sleep_after`."""
 
     @property
     def launches(self) -> bool:
-        """Whether the machine is created when somebody wants it and it does not exist."""
+        """Whether the machine is created if a client wants it and it does not exist."""
         return self.ec2 is not None and self.ec2.launch_template is not None
 
     @model_validator(mode="after")
@@ -313,16 +318,16 @@ class SatelliteSection(Section):
             if self.provider == name and section is None:
                 raise ValueError(f"provider {name!r} needs a [satellite.{name}] section")
             if self.provider != name and section is not None:
-                raise ValueError(f"provider {self.provider!r} has no use for a [satellite.{name}] section")
+                raise ValueError(f"provider {self.provider!r} does not use a [satellite.{name}] section; remove it")
         return self
 
 
 class BudgetSection(Section):
-    """How many satellites may be awake at once. To wake one more, the one idle for longest is put to sleep; if all are
-    in use, those who come wait in order."""
+    """How many satellites may be awake at once. To wake one more, the one idle for longest is put to sleep. If all are in
+    use, the clients of further satellites wait in order."""
 
     max_awake: int | None = Field(default=None, ge=1)
-    """In all; none: as many as there are."""
+    """In all; without it there is no limit."""
     max_awake_per_org: int | None = Field(default=None, ge=1)
     org: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """Limits of single orgs, instead of `max_awake_per_org`."""
@@ -347,8 +352,9 @@ class RateSection(Section):
 class Ec2RatesSection(Section):
     """Calls of EC2's API that one daemon makes at most.
 
-    Half of what AWS grants an account in a region ("Request throttling for the Amazon EC2 API"), because the buckets are
-    shared with everything else in the account. Many satellites are started by one call, so that a low rate is enough.
+    By default half of what AWS grants an account in a region ("Request throttling for the Amazon EC2 API"), because the
+    buckets are shared with everything else in the account. Many satellites are started by one call, so that a low rate is
+    enough.
     """
 
     describe: RateSection = RateSection(burst=50, per_s=10)
@@ -359,42 +365,43 @@ class Ec2RatesSection(Section):
 
 
 class Ec2Section(Section):
-    """The provider `ec2`. Credentials are found as boto3 finds them (environment, files, instance role)."""
+    """The provider `ec2`. boto3 finds the credentials (environment, files, instance role)."""
 
     region: str | None = Field(default=None, pattern=r"^[a-z0-9-]+$")
     """By default as boto3 finds it."""
     endpoint: str | None = Field(default=None, pattern=r"^https?://\S+$")
-    """Another endpoint than the region's own (a VPC endpoint, an emulator)."""
+    """An endpoint instead of the region's own (a VPC endpoint, an emulator)."""
     fleet: Name = "default"
-    """Value of the tag `bentpipe:fleet` on the instances that are ours; daemons that share satellites share it."""
+    """Value of the tag `bentpipe:fleet` on our instances. Daemons that share satellites share it."""
     poll_s: DurationS = Field(default=1.5, gt=0, alias="poll")
-    """Between looks at machines that are starting or stopping: one call for all of them."""
+    """Time between looks at machines that are starting or stopping. One call looks at all of them."""
     sweep_s: DurationS = Field(default=60.0, gt=0, alias="sweep")
-    """Between looks at all others: how long what is done to them behind our back may go unnoticed."""
+    """Time between looks at all other machines. If somebody else changes one, this may go unnoticed for so long."""
     address_age_s: DurationS = Field(default=5.0, gt=0, alias="address_age")
-    """A client is let in only if the instance was looked at within this time. EC2 gives a terminated instance's private
-    address to another; from a look that says "running" to somebody else's port there are the rest of its life, its
-    shutting-down and the other's boot: longer than this, by what has been seen of them."""
+    """A client is let in only if the last look at the instance is not older than this. EC2 gives a terminated instance's
+    private address to another instance. Between a look that says "running" and the other instance's open port lie the rest
+    of the first one's life, its shutdown and the other's boot. By what we have seen, these take longer than this."""
     rates: Ec2RatesSection = Ec2RatesSection()
 
 
 class StoreSection(Section):
-    """Where the ledger, the registry and, with DynamoDB, what several hosts agree by are kept."""
+    """Where the ledger and the registry are kept, and with DynamoDB the rows by which several hosts agree."""
 
     kind: Literal["sqlite", "dynamodb", "none"] = "sqlite"
     path: Path | None = None
-    """By default LEDGER_NAME in the service's state directory; without one (not under systemd) nothing is kept."""
+    """By default LEDGER_NAME in the service's state directory. Without that (not under systemd) nothing is kept."""
     table: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{3,255}$")
     """The DynamoDB table that all hosts of the fleet share; `bentpipe store init` makes it."""
     region: str | None = None
     """By default as boto3 finds it, like the credentials."""
     endpoint: str | None = None
     host: Name | None = None
-    """This host's name in the books, and to the others; by default the machine's. No other host may have it."""
+    """This host's name in the ledger, and to other hosts; by default the machine's name. No other host may have it."""
     lease_s: DurationS = Field(default=15.0, ge=0.1, alias="lease")
-    """A host that was acting on a satellite and died is replaced after this long."""
+    """If a host dies while it acts on a satellite, another host takes over after this time."""
     host_expiry_s: DurationS = Field(default=120.0, ge=0.1, alias="host_expiry")
-    """What a dead host had in use may sleep after this long; so may what one uses that cannot reach the store."""
+    """After this time the satellites that a dead host has used may sleep. The same holds for a host that cannot reach the
+    store."""
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
@@ -402,7 +409,7 @@ class StoreSection(Section):
         misplaced = self.model_fields_set & (shared if self.kind != "dynamodb" else {"path"})
         if misplaced:
             names = ", ".join(sorted(name.removesuffix("_s") for name in misplaced))
-            raise ValueError(f"kind {self.kind!r} has no use for {names}")
+            raise ValueError(f"kind {self.kind!r} does not use {names}; remove it")
         if self.kind == "dynamodb" and self.table is None:
             raise ValueError("kind 'dynamodb' needs a table")
         return self
@@ -420,9 +427,9 @@ class PriceSection(Section):
     """What a satellite's machine costs, in the currency of [prices]."""
 
     awake_hour: float = Field(default=0.0, ge=0)
-    """For an hour awake, waking or going to sleep."""
+    """The price of an hour awake, waking or going to sleep."""
     always_hour: float = Field(default=0.0, ge=0)
-    """For any hour, asleep or not: disk, address."""
+    """The price of any hour, awake or asleep: disk, address."""
 
 
 class PricesSection(PriceSection):
@@ -430,12 +437,12 @@ class PricesSection(PriceSection):
 
     currency: str = Field(default="USD", min_length=1, max_length=8)
     minimum_s: DurationS = Field(default=0.0, ge=0, alias="minimum")
-    """What a wake is billed for at least; EC2: 60 s."""
+    """The least time that a wake is billed for; EC2: 60 s."""
     satellite: dict[str, PriceSection] = Field(default_factory=dict)
     """By "ORG/NAME", or "ORG/*" for a whole org."""
 
     def of(self, org: str, name: str) -> PriceSection:
-        """The satellite's own prices, or its org's, or everybody's."""
+        """The satellite's own prices, or those of its org, or those for all."""
         return self.satellite.get(f"{org}/{name}") or self.satellite.get(f"{org}/*") or self
 
 

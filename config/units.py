@@ -1,4 +1,7 @@
-"""Parses what people write in a configuration: durations, sizes, addresses, days, hours. ValueError says what fits."""
+"""Parses what people write in a configuration:
+
+durations, sizes, addresses, days, hours. A ValueError says what is expected.
+"""
 
 import ipaddress
 import re
@@ -22,7 +25,9 @@ def parse_duration_s(value: object) -> float:
         return float(value)
     if isinstance(value, str) and _WHOLE.fullmatch(value):
         return sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(value))
-    raise ValueError(f'{value!r} is no duration: expected "250ms", "90s", "30m", "1h30m" or a number of seconds')
+    raise ValueError(
+        f'{value!r} is not a valid duration: expected "250ms", "90s", "30m", "1h30m" or a number of seconds'
+    )
 
 
 def parse_size_bytes(value: object) -> int:
@@ -31,12 +36,12 @@ def parse_size_bytes(value: object) -> int:
         return value
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
         return int(match[1]) * _UNITS_BYTES[match[2]]
-    raise ValueError(f'{value!r} is no size: expected "512KiB", "256MiB", "1GiB" or a number of bytes')
+    raise ValueError(f'{value!r} is not a valid size: expected "512KiB", "256MiB", "1GiB" or a number of bytes')
 
 
 def parse_address(value: object) -> tuple[str, int]:
     """(IP address, port) from "127.0.0.1:8372", "[::1]:8372", or ":8372" for every address; port 0 is any free one."""
-    words = f'{value!r} is no address: expected "127.0.0.1:8372", "[::1]:8372" or ":8372"'
+    words = f'{value!r} is not a valid address: expected "127.0.0.1:8372", "[::1]:8372" or ":8372"'
     if not isinstance(value, str):
         raise ValueError(words)
     host, colon, port = value.rpartition(":")
@@ -57,12 +62,14 @@ def parse_address(value: object) -> tuple[str, int]:
 def parse_networks(value: object) -> tuple[Network, ...]:
     """IP networks from ["10.0.0.0/8", "fd00::/8", "192.0.2.1"]."""
     if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError(f'{value!r} is no list of networks: expected ["10.0.0.0/8", "fd00::/8"] or the like')
+        raise ValueError(
+            f'{value!r} is not a valid list of networks: expected, for example, ["10.0.0.0/8", "fd00::/8"]'
+        )
     return tuple(each if isinstance(each, Network) else _parse_network(each) for each in value)
 
 
 def _parse_network(text: object) -> Network:
-    words = f'{text!r} is no network: expected "10.0.0.0/8", "fd00::/8" or an address'
+    words = f'{text!r} is not a valid network: expected "10.0.0.0/8", "fd00::/8" or an address'
     if not isinstance(text, str):
         raise ValueError(words)
     try:
@@ -82,7 +89,9 @@ def parse_weekdays(value: object) -> frozenset[int]:
     for part in value.split(",") if isinstance(value, str) else [""]:
         first, dash, last = part.strip().partition("-")
         if first not in _WEEKDAYS or (dash and last not in _WEEKDAYS):
-            raise ValueError(f'{value!r} is no list of weekdays: expected "mon-fri", "sat,sun" or the like')
+            raise ValueError(
+                f'{value!r} is not a valid list of weekdays: expected, for example, "mon-fri" or "sat,sun"'
+            )
         begin, end = _WEEKDAYS.index(first), _WEEKDAYS.index(last or first)
         days.update((begin + offset) % 7 for offset in range((end - begin) % 7 + 1))
     return frozenset(days)
@@ -90,7 +99,9 @@ def parse_weekdays(value: object) -> frozenset[int]:
 
 def parse_hours(value: object) -> tuple[int, int]:
     """Minutes past midnight of beginning and end, from "08:00-18:30" or "22:00-06:00" (over midnight)."""
-    words = f'{value!r} is no span of hours: expected "08:00-18:30", at most to "24:00"'
+    words = (
+        f'{value!r} is not a valid span of hours: expected, for example, "08:00-18:30", ending at "24:00" at the latest'
+    )
     match = _HOURS.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(words)
