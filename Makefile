@@ -92,11 +92,12 @@ build/stamp.native: build/stamp.venv setup.py pyproject.toml $(C_INPUTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
-# Type checkers do not see the import hook of an editable install, so they get the namespace as links. bench/ is never
-# installed: `import bench` finds it by a link of its own.
+# Type checkers do not see the import hook of an editable install, so they get the namespace as links, and the tests' beds.
+# bench/ is never installed: `import bench` finds it by a link of its own.
 build/stamp.types: Makefile
 	mkdir -p build/types/bentpipe
 	for package in $(PACKAGES); do ln -sfn ../../../$$package build/types/bentpipe/$$package; done
+	ln -sfn ../../tests/beds build/types/beds
 	mkdir -p build/bench && ln -sfn ../../bench build/bench/bench
 	touch $@
 

@@ -16,6 +16,7 @@ import enum
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
+from typing import Protocol, TypeVarTuple
 
 import trio
 
@@ -26,6 +27,9 @@ FIRST_PAUSE_S, MOST_PAUSE_S = 0.1, 30.0
 LEFT_OUT = "the step is left out"
 SOUND_S = 60.0
 """A task that has run for this long has worked. Its next failure is the first of a new series."""
+
+Ts = TypeVarTuple("Ts")
+"""A task's arguments."""
 
 _failures: trio.lowlevel.RunVar[collections.Counter[str]] = trio.lowlevel.RunVar("bentpipe_task_failures")
 
@@ -101,7 +105,14 @@ class contained:
         return False
 
 
-async def run_owned(owner: Owner, task: Callable[..., Awaitable[object]], *arguments: object) -> None:
+class Starts(Protocol[*Ts]):
+    """A task for `nursery.start`: it says when it has started."""
+
+    def __call__(self, *arguments: *Ts, task_status: trio.TaskStatus[None]) -> Awaitable[object]:
+        """Run the task."""
+
+
+async def run_owned(owner: Owner, task: Callable[[*Ts], Awaitable[object]], *arguments: *Ts) -> None:
     """Run `task` until it returns or is cancelled. `owner` decides what follows a failure. Raises no Exception."""
     if (
         owner.decision is Decision.GIVE_UP
@@ -114,8 +125,8 @@ async def run_owned(owner: Owner, task: Callable[..., Awaitable[object]], *argum
 
 async def start_owned(
     owner: Owner,
-    task: Callable[..., Awaitable[object]],
-    *arguments: object,
+    task: Starts[*Ts],
+    *arguments: *Ts,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """As `run_owned`, for `nursery.start`: `task` takes a `task_status`.

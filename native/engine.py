@@ -11,6 +11,8 @@ from bentpipe.native.lib import Pointer, address, check, ffi, lib
 from bentpipe.native.tls import TlsConnection
 
 SpliceId = NewType("SpliceId", int)
+Splice = Literal["off", "auto", "always"]
+"""Whether plain bytes are moved by splice(2)."""
 
 WORDS_BYTES = 512
 
@@ -58,7 +60,7 @@ class EngineOptions:
     """How the engine runs; 0 threads is one per core, a timeout of 0 is none (whole seconds, rounded up)."""
 
     threads: int = 0
-    splice: Literal["off", "auto", "always"] = "auto"
+    splice: Splice = "auto"
     ktls: Ktls = Ktls.NONE
     """What may be spliced to and from connections whose TLS is the kernel's: the answer of `ktls_self_test`."""
     idle_timeout_s: float = 0.0

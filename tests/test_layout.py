@@ -14,7 +14,7 @@ def declared_packages() -> dict[str, str]:
     tree = ast.parse((ROOT / "setup.py").read_text())
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "PACKAGES":
-            return ast.literal_eval(node.value)
+            return dict(ast.literal_eval(node.value))
     raise AssertionError("setup.py has no PACKAGES")
 
 

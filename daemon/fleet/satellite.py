@@ -48,7 +48,7 @@ from bentpipe.daemon.model import (
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.typed import TypedProvider
 from bentpipe.daemon.registry.contract import Registry
-from bentpipe.daemon.tasks import Decision, Owner, contained, note_failure, run_owned, start_owned
+from bentpipe.daemon.tasks import Decision, Owner, Ts, contained, note_failure, run_owned, start_owned
 
 log = logging.getLogger("bentpipe.fleet")
 
@@ -468,7 +468,7 @@ class Satellite:
 
     # -- what takes time -----------------------------------------------------------------------------------------------
 
-    def _spawn(self, task: Callable[..., Awaitable[object]], *arguments: object) -> None:
+    def _spawn(self, task: Callable[[*Ts], Awaitable[object]], *arguments: *Ts) -> None:
         if self._nursery is None:
             raise AssertionError("not running")
         owner = Owner("satellite call", str(self.key), Decision.GIVE_UP, told=self._call_broke)

@@ -15,8 +15,9 @@ def build_driver(sanitizer: str) -> Path:
     """Compile, unless it is newer than its sources. Raises CalledProcessError."""
     program = ROOT / "build" / f"driver-{sanitizer.partition(',')[0]}"
     sources = [*sorted((NATIVE / "src").glob("*.c")), *sorted(DRIVER.glob("*.c"))]
-    inputs = [*sources, *(NATIVE / "src").glob("*.h"), *(NATIVE / "include").glob("*.h"), *DRIVER.glob("*.h"), __file__]
-    if program.exists() and program.stat().st_mtime > max(Path(each).stat().st_mtime for each in inputs):
+    headers = [*(NATIVE / "src").glob("*.h"), *(NATIVE / "include").glob("*.h"), *DRIVER.glob("*.h")]
+    inputs = [*sources, *headers, Path(__file__)]
+    if program.exists() and program.stat().st_mtime > max(each.stat().st_mtime for each in inputs):
         return program
     program.parent.mkdir(exist_ok=True)
     wrap = "-Wl," + ",".join(f"--wrap={name}" for name in WRAPPED)

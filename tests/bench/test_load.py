@@ -4,28 +4,29 @@ import dataclasses
 import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from hdrh.histogram import HdrHistogram
 
 from bench.lab import Lab, free_port
-from bench.load import Load, LoadSpec, Phase, PhaseReport, encode, histogram_of, merge
+from bench.load import Load, LoadReport, LoadSpec, Phase, PhaseReport, encode, histogram_of, merge
 
 
 @pytest.fixture(scope="module")
-def lab():
+def lab() -> Iterator[Lab]:
     with Lab() as lab:
         yield lab
 
 
 @pytest.fixture(scope="module")
-def tls_port(lab):
+def tls_port(lab: Lab) -> int:
     port = free_port()
     lab.start("tls-upstream", lab.upstream_command(port, "--tls", str(lab.identity)), port)
     return port
 
 
-def run(lab, spec, port=None, tls=False):
+def run(lab: Lab, spec: LoadSpec, port: int | None = None, tls: bool = False) -> LoadReport:
     with Load(port or lab.upstream_port, str(lab.ca) if tls else None, "token", spec) as load:
         return load.run()
 
@@ -33,16 +34,16 @@ def run(lab, spec, port=None, tls=False):
 class Relay:
     """A TCP relay that can stall or damage what comes back."""
 
-    def __init__(self, upstream_port):
+    def __init__(self, upstream_port: int) -> None:
         self.port = free_port()
         self.stalled_until = 0.0
-        self.damage_from_byte = None
-        self.cut_from_byte = None
+        self.damage_from_byte: int | None = None
+        self.cut_from_byte: int | None = None
         self._upstream_port = upstream_port
         self._listener = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def _accept(self):
+    def _accept(self) -> None:
         while True:
             try:
                 client, _ = self._listener.accept()
@@ -53,7 +54,7 @@ class Relay:
                 source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 threading.Thread(target=self._copy, args=(source, target, back), daemon=True).start()
 
-    def _copy(self, source, target, back):
+    def _copy(self, source: socket.socket, target: socket.socket, back: bool) -> None:
         copied = 0
         with source, target:
             while True:
@@ -75,12 +76,12 @@ class Relay:
                 except OSError:
                     return
 
-    def close(self):
+    def close(self) -> None:
         self._listener.close()
 
 
 @pytest.fixture
-def relay(lab):
+def relay(lab: Lab) -> Iterator[Relay]:
     relay = Relay(lab.upstream_port)
     yield relay
     relay.close()
@@ -101,7 +102,7 @@ def relay(lab):
     ],
     ids=lambda spec: f"{spec.mode}-{spec.task}-{spec.phases[0].rate}-{spec.echo_bytes}",
 )
-def test_every_answer_is_right(lab, tls_port, spec, tls):
+def test_every_answer_is_right(lab: Lab, tls_port: int, spec: LoadSpec, tls: bool) -> None:
     report = run(lab, spec, tls_port if tls else None, tls)
     assert report.failed == 0
     assert report.answered > 0
@@ -116,7 +117,7 @@ def test_every_answer_is_right(lab, tls_port, spec, tls):
         assert report.resumed > 0
 
 
-def test_a_damaged_byte_is_noticed(lab, relay):
+def test_a_damaged_byte_is_noticed(lab: Lab, relay: Relay) -> None:
     spec = LoadSpec("rate", (Phase(50, 0.5),), drain_s=0.5)
     relay.damage_from_byte = 400
     report = run(lab, spec, relay.port)
@@ -124,7 +125,7 @@ def test_a_damaged_byte_is_noticed(lab, relay):
     assert outcomes["wrong_bytes"] > 0
 
 
-def test_a_cut_connection_is_noticed_and_replaced(lab, relay):
+def test_a_cut_connection_is_noticed_and_replaced(lab: Lab, relay: Relay) -> None:
     relay.cut_from_byte = 2000
     report = run(lab, LoadSpec("rate", (Phase(100, 0.6),), drain_s=0.5), relay.port)
     outcomes = report.phases[0].outcomes
@@ -132,7 +133,7 @@ def test_a_cut_connection_is_noticed_and_replaced(lab, relay):
     assert outcomes["answered"] > 10
 
 
-def test_a_stall_is_charged_to_every_request_that_it_delayed(lab, relay):
+def test_a_stall_is_charged_to_every_request_that_it_delayed(lab: Lab, relay: Relay) -> None:
     with Load(relay.port, None, "token", LoadSpec("rate", (Phase(200, 1.0),), connections=1)) as load:
         relay.stalled_until = time.monotonic() + 0.5
         report = load.run()
@@ -149,7 +150,7 @@ def test_a_stall_is_charged_to_every_request_that_it_delayed(lab, relay):
     assert phase.quantile_us(0.99) > 400_000
 
 
-def test_a_quantile_needs_answers_beyond_it():
+def test_a_quantile_needs_answers_beyond_it() -> None:
     phase = PhaseReport(1.0, 1.0, 600, {"answered": 600}, histogram_of([(1_000_000, 600)]))
     assert set(phase.quantiles_us()) == {"p50_us", "p99_us"}
     assert set(dataclasses.replace(phase, outcomes={"answered": 499}).quantiles_us()) == {"p50_us"}
@@ -160,7 +161,7 @@ def test_a_quantile_needs_answers_beyond_it():
     }
 
 
-def test_histograms_travel_and_add_up():
+def test_histograms_travel_and_add_up() -> None:
     one, two = HdrHistogram(1, 10**9, 3), HdrHistogram(1, 10**9, 3)
     one.record_value(1000, 3)
     two.record_value(2000, 5)

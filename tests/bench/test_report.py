@@ -3,6 +3,7 @@
 import importlib
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +17,8 @@ from bench.stats import Summary
 from bench.svg import Bars, draw_bars, draw_curves
 
 
-def write_results(folder, added):
-    case = {"wire": "plain", "bytes": 128, "connections": 64, "load": "50 %"}
+def write_results(folder: Path, added: dict[str, int]) -> tuple[Results, dict[str, str | int]]:
+    case: dict[str, str | int] = {"wire": "plain", "bytes": 128, "connections": 64, "load": "50 %"}
     samples = [
         {
             "question": "added_latency",
@@ -34,7 +35,7 @@ def write_results(folder, added):
     return Results(path), case
 
 
-def test_claims_compare_what_each_adds_to_direct(tmp_path):
+def test_claims_compare_what_each_adds_to_direct(tmp_path: Path) -> None:
     results, _ = write_results(tmp_path, {"direct": 0, "bentpipe": 40, "haproxy tcp": 50, "envoy": 200, "nginx": 60})
     claims = {claim.text: claim for claim in all_claims(results)}
     to_tcp = claims["added latency, p50, plain: to HAProxy mode tcp"]
@@ -43,14 +44,14 @@ def test_claims_compare_what_each_adds_to_direct(tmp_path):
     assert (to_best.figure, to_best.holds) == (40 / 60, False)
 
 
-def test_a_case_where_direct_is_as_slow_as_a_peer_judges_nobody(tmp_path):
+def test_a_case_where_direct_is_as_slow_as_a_peer_judges_nobody(tmp_path: Path) -> None:
     results, _ = write_results(tmp_path, {"direct": 50, "bentpipe": 90, "haproxy tcp": 40, "envoy": 130})
     claims = {claim.text: claim for claim in all_claims(results)}
     assert "added latency, p50, plain: to HAProxy mode tcp" not in claims
     assert claims["added latency, p50, plain: to the best L7 peer"].figure == 40 / 80
 
 
-def test_repetitions_are_summed_up_and_histograms_added(tmp_path):
+def test_repetitions_are_summed_up_and_histograms_added(tmp_path: Path) -> None:
     results, case = write_results(tmp_path, {"direct": 0})
     assert results.summary("added_latency", "direct", "p50_us", case) == Summary(51.0, 50.0, 52.0, 3)
     histogram = results.histogram("added_latency", "direct", "latency_ns", {"wire": "plain"})
@@ -60,7 +61,7 @@ def test_repetitions_are_summed_up_and_histograms_added(tmp_path):
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
-def test_every_question_is_a_module_that_can_be_asked(name):
+def test_every_question_is_a_module_that_can_be_asked(name: str) -> None:
     """`bench.run` and `bench.report` import it by this name."""
     question = importlib.import_module(f"bench.questions.{name}")
     assert name == question.QUESTION
@@ -68,7 +69,7 @@ def test_every_question_is_a_module_that_can_be_asked(name):
     assert question.TITLE
 
 
-def test_results_are_written_small_and_read_back(tmp_path):
+def test_results_are_written_small_and_read_back(tmp_path: Path) -> None:
     samples = [
         {"question": "wakes", "peer": "bentpipe", "case": {"clients": n}, "values": {}, "histograms": {}}
         for n in (1, 2)
@@ -79,7 +80,7 @@ def test_results_are_written_small_and_read_back(tmp_path):
     assert [sample.case for sample in Results(path).samples] == [{"clients": 1}, {"clients": 2}]
 
 
-def test_a_profile_says_where_it_goes(tmp_path):
+def test_a_profile_says_where_it_goes(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     case = {"wire": "plain", "work": "request"}
     samples = [
@@ -100,7 +101,7 @@ def test_a_profile_says_where_it_goes(tmp_path):
     assert (whole.number, whole.figure, whole.holds) == (5, 8.0, True)
 
 
-def test_pictures_are_well_formed():
+def test_pictures_are_well_formed() -> None:
     rows = [Bars("bentpipe", (Summary(1, 0.5, 2, 3), None)), Bars("a & b", (Summary(3, 3, 3, 1), Summary(2, 1, 4, 3)))]
     bars = ET.fromstring(draw_bars("bars < & >", "µs", ["plain", "tls"], rows))
     assert len(bars.findall(".//{*}path")) == 3
@@ -108,7 +109,7 @@ def test_pictures_are_well_formed():
     assert len(curves.findall(".//{*}polyline")) == 1
 
 
-def test_comparison_says_what_can_be_told_from_noise():
+def test_comparison_says_what_can_be_told_from_noise() -> None:
     base = {"same": [1.0, 1.1, 1.2] * 5, "slower": [1.0, 1.1, 1.2] * 5, "gone": [1.0]}
     here = {"same": [1.0, 1.1, 1.2] * 5, "slower": [2.0, 2.1, 2.2] * 5}
     lines = table(base, here)

@@ -5,6 +5,7 @@ meanwhile, metrics are scraped, certificates are read again.
 """
 
 import contextlib
+import functools
 import gc
 import hashlib
 import itertools
@@ -271,7 +272,12 @@ async def building(daemon: Daemon, names: tuple[str, ...]) -> AsyncIterator[list
     assert live <= set(daemon.handoff._live), "a build's splice has ended"
     assert [build.failure for build in builds] == [None] * len(builds)
     assert all(build.calls for build in builds)
-    await in_thread(lambda: [build.end() for build in builds] and None)
+
+    def end() -> None:
+        for build in builds:
+            build.end()
+
+    await in_thread(end)
 
 
 async def scrape(daemon: Daemon) -> None:
@@ -315,7 +321,7 @@ async def weather(storm: Storm, path: Path, seed: int, seconds: float) -> None:
             # All of it goes on: each satellite answers a new call, one that was never woken too, and so do the metrics.
             daemon.reload_certificates()
             for name in (*LOCAL, "cloud", SPARE[-1], SPARE[0]):
-                await in_thread(lambda name=name: call_until_answered(port, name))
+                await in_thread(functools.partial(call_until_answered, port, name))
             states = {name: daemon.fleet.get(SatelliteKey("acme", name)).state for name in (*LOCAL, "cloud")}
             assert set(states.values()) == {SatelliteState.OPERATIONAL}, states
             if seed % 2:  # the end, too, is in a storm

@@ -92,6 +92,7 @@ async def test_interrupts_pass(kind: type[BaseException], grouped: bool) -> None
     with pytest.raises(BaseExceptionGroup if grouped else kind) as raised:
         await run_owned(OWNER, Failing(failure, 1).run)
     if grouped:
+        assert isinstance(raised.value, BaseExceptionGroup)
         assert [type(each) for each in raised.value.exceptions] == [kind]
         assert task_failures() == {"test": 1}
 

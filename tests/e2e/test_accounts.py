@@ -24,6 +24,7 @@ import trustme
 
 from beds.hosts.in_process import PLAIN, TLS, TOKEN, frames_of, write_config
 from beds.hosts.served import SECTIONS, Served
+from beds.http2 import texts
 from beds.peers.clients import GrpcioClient
 from beds.peers.crowd import (
     EMPTY_SETTINGS,
@@ -286,7 +287,7 @@ def test_one_token_cannot_fill_what_is_for_all(start: Start) -> None:
         assert [member.ended for member in greedy] == [False] * 5 + [True] * 5, "the newest have gone"
         for member in greedy[5:]:
             [trailers] = [payload for kind, _, _, payload in frames_of(bytes(member.received)) if kind == HEADERS]
-            words = dict(hpack.Decoder().decode(trailers))
+            words = texts(hpack.Decoder().decode(trailers))
             assert words["grpc-status"] == "8"
             assert "limits.max_held" in words["grpc-message"]
         assert samples["bentpipe_account_connections", "principal"] >= 10
@@ -318,7 +319,7 @@ def test_one_token_cannot_fill_max_connections(start: Start) -> None:
         assert refused
         for member in refused:
             trailers = [payload for kind, _, _, payload in frames_of(bytes(member.received)) if kind == HEADERS]
-            assert "limits.max_connections" in dict(hpack.Decoder().decode(trailers[0]))["grpc-message"]
+            assert "limits.max_connections" in texts(hpack.Decoder().decode(trailers[0]))["grpc-message"]
 
 
 @pytest.mark.parametrize(
@@ -342,7 +343,7 @@ def test_each_key_bounds_whom_it_names(start: Start, key: str, count: int, satel
             assert time.monotonic() < deadline
         for member in [member for member in crowd.members.values() if member.ended]:
             trailers = [payload for kind, _, _, payload in frames_of(bytes(member.received)) if kind == HEADERS]
-            words = dict(hpack.Decoder().decode(trailers[0]))
+            words = texts(hpack.Decoder().decode(trailers[0]))
             assert words["grpc-status"] == "8"
             assert f"limits.{key}" in words["grpc-message"]
         assert echo(served.ports[PLAIN], OTHER_TOKEN) == b"hello"

@@ -1,5 +1,7 @@
 """Connections to a satellite that is awake: spliced at once, or held while it cannot be reached; no lease is left behind."""
 
+from typing import Any
+
 import pytest
 import trio
 
@@ -38,7 +40,7 @@ async def test_calls_to_an_awake_satellite(
     attempts: list[Transport | None] = []
     leases: list[int] = []
 
-    async def first_attempt(*arguments: object) -> Transport | None:
+    async def first_attempt(*arguments: Any) -> Transport | None:
         attempts.append(await dial_at_once(*arguments) if reached_at_once else None)
         leases.append(daemon.fleet.get(KEY).leases)
         return attempts[-1]

@@ -68,7 +68,10 @@ def aws_profile(folder: Path, text: str) -> dict[str, str]:
     ],
 )
 def test_credentials_that_cannot_be_had_concern_their_satellites_alone(tmp_path: Path, profile: str) -> None:
-    satellites = [CloudSatellite("cloud", "i-0123456789abcdef0", 8372, HOLD), DemoSatellite("local")]
+    satellites: list[DemoSatellite | CloudSatellite] = [
+        CloudSatellite("cloud", "i-0123456789abcdef0", 8372, HOLD),
+        DemoSatellite("local"),
+    ]
     with EdgeHost(satellites, sleep_after_s=600, settings=EC2, environment=aws_profile(tmp_path, profile)) as edge:
         build = client(edge, "local")
         assert build.unary("Echo", b"before") == b"before"
@@ -90,7 +93,10 @@ def test_a_web_identity_file_that_goes_while_a_build_runs(tmp_path: Path) -> Non
         '\\"SessionToken\\": \\"T\\", \\"Expiration\\": \\"$(date -u -d "+2 seconds" +%Y-%m-%dT%H:%M:%SZ)\\"}"\n'
     )
     tool.chmod(0o755)
-    satellites = [CloudSatellite("cloud", "i-0123456789abcdef0", 8372, HOLD), DemoSatellite("local")]
+    satellites: list[DemoSatellite | CloudSatellite] = [
+        CloudSatellite("cloud", "i-0123456789abcdef0", 8372, HOLD),
+        DemoSatellite("local"),
+    ]
     with EdgeHost(
         satellites,
         sleep_after_s=600,

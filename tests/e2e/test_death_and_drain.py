@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import grpc
 import psutil
@@ -41,7 +42,7 @@ def test_satellite_killed_mid_stream_is_unavailable_at_once_and_woken_again() ->
     with EdgeHost([DemoSatellite("sat")], sleep_after_s=600) as host, channel(host) as opened:
         stop = threading.Event()
 
-        def requests():
+        def requests() -> Iterator[bytes]:
             yield b"first"
             stop.wait(30)
 

@@ -76,7 +76,8 @@ class Tally:
 
 def call(channel: grpc.Channel, tenant: str) -> str:
     metadata = (("satellite_name", tenant), ("satellite_org", ORG), ("satellite_token", f"bp_{tenant}"))
-    return channel.unary_unary(f"/{SERVICE}/Echo")(b"who?", metadata=metadata, timeout=TIMEOUT_S).decode()
+    answer: bytes = channel.unary_unary(f"/{SERVICE}/Echo")(b"who?", metadata=metadata, timeout=TIMEOUT_S)
+    return answer.decode()
 
 
 def both_at_once(open_channel: Callable[[], grpc.Channel], ways: Sequence[str] = ("together", "in turn")) -> Tally:
@@ -326,7 +327,8 @@ def test_whoever_talks_on_and_never_hears_that_it_was_its_last_request_is_ended(
 ) -> None:
     with socket.create_connection(("127.0.0.1", edge.ports[ONE]), TIMEOUT_S) as sock:
         sock.sendall(FIRST)
-        reader, received = threading.Thread(target=lambda: received.extend(iter(lambda: sock.recv(4096), b""))), []
+        received: list[bytes] = []
+        reader = threading.Thread(target=lambda: received.extend(iter(lambda: sock.recv(4096), b"")))
         reader.start()
         with contextlib.suppress(ConnectionError):
             for _ in range(times):

@@ -40,7 +40,7 @@ async def check(channel: grpc.Channel, service: str, metadata: tuple[tuple[str, 
         try:
             return status(call(request(service), metadata=metadata, timeout=15))
         except grpc.RpcError as exc:
-            return exc.code().name
+            return str(exc.code().name)
 
     return await trio.to_thread.run_sync(run)
 

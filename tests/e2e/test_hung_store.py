@@ -87,8 +87,9 @@ def host(disk: Disk) -> EdgeHost:
 
 
 def add_token(edge: EdgeHost) -> str:
-    command = [PROGRAM, "token", "add", "--config", edge.config_path, "--name", "ci", "--grant", f"{ORG}/*"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()[-1]
+    command = [str(PROGRAM), "token", "add", "--config", str(edge.config_path), "--name", "ci", "--grant", f"{ORG}/*"]
+    added = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return added.stdout.split()[-1]
 
 
 def answer(edge: EdgeHost, satellite: str, token: str) -> GrpcStatus:

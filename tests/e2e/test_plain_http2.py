@@ -175,8 +175,9 @@ def curl(edge: EdgeHost, satellite: str, folder: Path, body: bytes, *options: st
     """POST a body that is echoed; what comes back must be it."""
     (folder / "ca.pem").write_bytes(edge.ca_pem)
     (folder / "body").write_bytes(body)
-    command = [needed("curl"), "-sS", "--http2", "--cacert", folder / "ca.pem", "--data-binary", f"@{folder / 'body'}"]
-    command += [*flags(edge, satellite), *options, "-H", "expect:", "-o", folder / "echo"]
+    command = [needed("curl"), "-sS", "--http2", "--cacert", str(folder / "ca.pem")]
+    command += ["--data-binary", f"@{folder / 'body'}"]
+    command += [*flags(edge, satellite), *options, "-H", "expect:", "-o", str(folder / "echo")]
     command += ["-w", "%{http_version} %{http_code}", f"https://localhost:{edge.port}/echo"]
     done = subprocess.run(command, capture_output=True, timeout=DEADLINE_S, check=True)
     assert done.stdout == b"2 200", done.stderr
@@ -207,7 +208,8 @@ def test_curl_with_a_header_block_over_one_frame(
 def test_curl_speaks_grpc(edge: EdgeHost, asleep: Callable[[str], str], tmp_path: Path, kind: str, held: bool) -> None:
     grpc_command(kind)
     (tmp_path / "ca.pem").write_bytes(edge.ca_pem)
-    command = [needed("curl"), "-sS", "--http2", "--cacert", tmp_path / "ca.pem", "--data-binary", "@-", *GRPC_FIELDS]
+    command = [needed("curl"), "-sS", "--http2", "--cacert", str(tmp_path / "ca.pem"), "--data-binary", "@-"]
+    command += GRPC_FIELDS
     command += [*flags(edge, asleep(kind) if held else kind), f"https://localhost:{edge.port}{ECHO}"]
     done = subprocess.run(command, input=GRPC_MESSAGE, capture_output=True, timeout=DEADLINE_S, check=True)
     assert done.stdout == GRPC_MESSAGE
@@ -215,7 +217,7 @@ def test_curl_speaks_grpc(edge: EdgeHost, asleep: Callable[[str], str], tmp_path
 
 def h2load(edge: EdgeHost, satellite: str, path: str, body: Path, requests: int, *options: str) -> None:
     """POST a body that is echoed, ten at once on each of ten connections; every answer must be 200 and as long as it."""
-    command = [needed("h2load"), "-n", str(requests), "-c", "10", "-m", "10", "-d", body, *options]
+    command = [needed("h2load"), "-n", str(requests), "-c", "10", "-m", "10", "-d", str(body), *options]
     command += [*flags(edge, satellite), f"https://localhost:{edge.port}{path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", done.stdout)

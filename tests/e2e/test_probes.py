@@ -5,6 +5,7 @@ import logging
 import socket
 import ssl
 import struct
+from collections.abc import Iterator
 
 import pytest
 import trio
@@ -19,7 +20,7 @@ RESET = struct.pack("ii", 1, 0)
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_logged(caplog: pytest.LogCaptureFixture):
+def _nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.INFO)
     yield
     assert [r for r in caplog.records if r.name == "bentpipe.edge"] == []

@@ -1,6 +1,7 @@
 """A listener behind proxies: whom it believes, what it makes of a header in pieces, and whose address counts then."""
 
 import contextlib
+import functools
 import socket
 import time
 from collections.abc import Iterator
@@ -184,7 +185,7 @@ def test_limits_are_each_clients_and_not_the_proxys(patient: Behind) -> None:
             assert not any(map(is_ended, opened))
             assert is_open(stack.enter_context(connect(of_one[1]))), "whoever comes may show a token"
             # Which of them goes is a matter of whose header was read first.
-            wait_until(lambda opened=opened: any(map(is_ended, opened)))
+            wait_until(functools.partial(lambda among: any(map(is_ended, among)), opened))
             time.sleep(SETTLE_S)
             assert sum(map(is_ended, opened)) == 1
         assert is_open(stack.enter_context(connect(v2(PROXY, TCP4, address4("203.0.113.6")))))
@@ -193,4 +194,4 @@ def test_limits_are_each_clients_and_not_the_proxys(patient: Behind) -> None:
     # All places were given back.
     with contextlib.ExitStack() as stack:
         for way in ways:
-            wait_until(lambda way=way: is_open(stack.enter_context(connect(way))))
+            wait_until(functools.partial(lambda source: is_open(stack.enter_context(connect(source))), way))

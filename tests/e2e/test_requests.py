@@ -10,6 +10,7 @@ import pytest
 
 from beds.hosts.frontends import free_port, haproxy, nginx
 from beds.hosts.in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TOKEN, exchange, frames_of
+from beds.http2 import texts
 from beds.peers.clients import CallError, GrpcioClient
 from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.testbed.edge_host import ORG, EdgeHost
@@ -43,7 +44,7 @@ class Said:
         for kind, flags, stream, payload in frames_of(answer):
             match kind:
                 case FrameType.HEADERS:
-                    self.fields.setdefault(stream, {}).update(decoder.decode(payload))
+                    self.fields.setdefault(stream, {}).update(texts(decoder.decode(payload)))
                 case FrameType.RST_STREAM:
                     self.resets[stream] = ErrorCode(int.from_bytes(payload))
                 case FrameType.GOAWAY:

@@ -136,7 +136,7 @@ port = {self.cloud.cloud.machines.port}
     def daemon(self, host: str, sleep_after: str = "10m") -> Iterator[Daemon]:
         log = self.folder / f"{host}.log"
         with CutWire(int(self.store.url.rpartition(":")[2])) as wire, log.open("wb") as file:
-            command = [PROGRAM, "serve", "--config", self.config(host, sleep_after, wire.url)]
+            command = [str(PROGRAM), "serve", "--config", str(self.config(host, sleep_after, wire.url))]
             with subprocess.Popen(command, stderr=file, stdin=subprocess.DEVNULL) as process:
                 daemon = Daemon(process, log, wire)
                 try:

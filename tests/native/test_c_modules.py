@@ -20,7 +20,8 @@ Graph = dict[str, set[str]]
 def symbols(object_file: Path) -> tuple[set[str], set[str]]:
     """The global symbols that an object file defines and those that it needs."""
     listing = subprocess.run(["nm", "-g", object_file], check=True, capture_output=True, text=True).stdout
-    defined, needed = set(), set()
+    defined: set[str] = set()
+    needed: set[str] = set()
     for line in listing.splitlines():
         *_, kind, name = line.split()
         (needed if kind == "U" else defined).add(name)

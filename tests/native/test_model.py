@@ -7,6 +7,7 @@ which end each connection must come to, and what must have arrived. The engine r
 
 import dataclasses
 import os
+import random
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,7 +110,7 @@ GUEST_MODES = ["always+ktls", "auto+ktls", "always+ktls+rx"]
 
 @pytest.fixture(scope="module", params=["none"] if IN_GUEST else ["address,undefined", "thread"])
 def sanitizer(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture(scope="module", params=GUEST_MODES if IN_GUEST else ["off", "auto", "always"])
@@ -208,7 +209,15 @@ def judge(tls: tuple[bool, bool], script: list[str], end: End, memory_faults: bo
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-def test_any_schedule_ends_as_the_model_says(driver, connections, order, calls, memory, tiny, seed) -> None:
+def test_any_schedule_ends_as_the_model_says(
+    driver: Driver,
+    connections: list[tuple[tuple[bool, bool], int, list[str]]],
+    order: random.Random,
+    calls: int,
+    memory: int,
+    tiny: bool,
+    seed: int,
+) -> None:
     fds, _ = driver.baseline()
     # Into a pipe of one slot such a kernel drops bytes, so here the shim must not pass one off as full-sized.
     tiny = tiny and "+rx" not in driver.mode

@@ -9,11 +9,12 @@ import socket
 import struct
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import trio
 
-from bentpipe.native.engine import Engine, EngineOptions, Leg
+from bentpipe.native.engine import Engine, EngineOptions, Leg, Splice
 
 STREAM_BYTES = 64 << 20
 """More than four sockets and the engine hold: tcp_rmem and tcp_wmem end at 6 and 4 MiB."""
@@ -31,8 +32,8 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 @pytest.mark.parametrize("source", ["client", "satellite"])
-@pytest.mark.parametrize("splice", ["off", "auto", "always"])
-async def test_bytes_flow_while_trio_is_blocked_and_the_gil_is_held(source: str, splice: str) -> None:
+@pytest.mark.parametrize("splice", get_args(Splice))
+async def test_bytes_flow_while_trio_is_blocked_and_the_gil_is_held(source: str, splice: Splice) -> None:
     engine = Engine(EngineOptions(threads=1, splice=splice))
     client, near = pair()
     far, satellite = pair()

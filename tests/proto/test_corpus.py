@@ -99,4 +99,4 @@ def test_the_harness_on_mutated_clients(client: str, changes: list[tuple[int, in
     data = bytearray(b"".join(flights_of(client)))
     for at, byte in changes:
         data[at % len(data)] = byte
-    one_input(data + bytes((choice & ~1,)))
+    one_input(bytes(data) + bytes((choice & ~1,)))

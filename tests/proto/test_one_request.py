@@ -138,7 +138,8 @@ def test_how_it_is_cut_makes_no_difference_and_no_byte_of_another_stream_goes_on
             return b"", b"", one.done, str(exc)
         return out, one.data_to_send(), one.done, error
 
-    pieces, at = [], 0
+    pieces: list[bytes] = []
+    at = 0
     while at < len(data):
         size = sizes[len(pieces) % len(sizes)]
         pieces.append(data[at : at + size])

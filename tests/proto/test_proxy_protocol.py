@@ -2,6 +2,7 @@
 
 import ipaddress
 import struct
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from hypothesis import given
@@ -79,7 +80,7 @@ def test_no_flipped_bit_under_a_checksum_makes_another_client() -> None:
 
 
 @given(source=ADDRESSES4, destination=ADDRESSES4, ports=st.tuples(PORTS, PORTS), behind=st.binary(max_size=40))
-def test_ipv4_round_trip(source, destination, ports, behind) -> None:
+def test_ipv4_round_trip(source: IPv4Address, destination: IPv4Address, ports: tuple[int, int], behind: bytes) -> None:
     line = f"PROXY TCP4 {source} {destination} {ports[0]} {ports[1]}\r\n".encode()
     binary = v2(PROXY, TCP4, source.packed + destination.packed + struct.pack("!HH", *ports))
     for header in (line, binary):
@@ -87,7 +88,7 @@ def test_ipv4_round_trip(source, destination, ports, behind) -> None:
 
 
 @given(source=ADDRESSES6, ports=st.tuples(PORTS, PORTS), exploded=st.booleans())
-def test_ipv6_round_trip(source, ports, exploded) -> None:
+def test_ipv6_round_trip(source: IPv6Address, ports: tuple[int, int], exploded: bool) -> None:
     text = source.exploded.upper() if exploded else str(source)
     line = f"PROXY TCP6 {text} ::1 {ports[0]} {ports[1]}\r\n".encode()
     binary = v2(PROXY, 0x21, source.packed + bytes(16) + struct.pack("!HH", *ports))

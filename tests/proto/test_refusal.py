@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beds.http2 import texts
 from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.frames import EMPTY_SETTINGS, PREFACE, FrameType, frame
@@ -41,7 +42,7 @@ def answered(events: list[h2.events.Event]) -> dict[int, tuple[str, str]]:
     found = {}
     for event in events:
         if isinstance(event, h2.events.ResponseReceived):
-            headers = dict(event.headers)
+            headers = texts(event.headers)
             found[event.stream_id] = headers["grpc-status"], headers["grpc-message"]
     return found
 

@@ -1,6 +1,7 @@
 """The greeting's table: what its diagram says, what RFC 9113 says of frames, and that nothing leads out of the end."""
 
 import re
+from operator import attrgetter
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_what_is_counted_can_come_and_its_limit_exists() -> None:
             assert isinstance(getattr(limits, name), int)
 
 
-@pytest.mark.parametrize("state", sorted(FRAME_STATES, key=lambda state: state.value))
+@pytest.mark.parametrize("state", sorted(FRAME_STATES, key=attrgetter("value")))
 @pytest.mark.parametrize("seen", FRAMES)
 def test_every_frame_in_every_state(state: State, seen: Input) -> None:
     """The greeting itself, driven by bytes, does what the table says."""
@@ -133,7 +134,7 @@ def test_a_client_that_reset_every_stream_is_still_there() -> None:
     """Its next request may come at once, on this connection: a deadline that passed, and the caller's second attempt."""
     greeting = Greeting()
     greeting.receive_data(WAY_TO[State.HELD] + frame(FrameType.RST_STREAM, 0, 1, bytes(4)), 0.0)
-    assert greeting.open_streams == ()
+    assert not greeting.open_streams
     assert not greeting.leaving
     greeting.receive_data(frame(FrameType.HEADERS, END_HEADERS, 3, POST), 0.0)
     assert greeting.open_streams == (3,)

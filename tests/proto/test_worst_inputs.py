@@ -9,6 +9,7 @@ import contextlib
 import sys
 import types
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, cast
 
 import hpack
 import hypothesis.strategies as st
@@ -27,6 +28,9 @@ from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.grpc_status import GrpcStatus
 from bentpipe.proto.refusal import PIECE_BYTES, Refusal
 
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
+
 READ_BYTES = 16_384
 """What the edge reads at once: RECEIVE_BYTES of daemon/edge/transport.py."""
 START = PREFACE + frame(FrameType.SETTINGS, 0, 0)
@@ -41,7 +45,7 @@ class Lines:
     def __init__(self) -> None:
         self.count = 0
 
-    def _line(self, _frame: types.FrameType, event: str, _argument: object) -> "Callable[..., object]":
+    def _line(self, _frame: types.FrameType, event: str, _argument: object) -> "TraceFunction":
         self.count += event == "line"
         return self._line
 
@@ -195,7 +199,9 @@ KINDS: dict[str, Make] = {
     "size updates": lambda c, n: c.request(b"\x20" * n + c.fields([])),
     "long integers": lambda c, n: c.request(b"\x0f" + b"\x80" * n + b"\0"),
     "continued": lambda c, n: c.request(c.fields([("k", "v" * n)]), parts=8),
-    "empty continued": lambda c, n: frame(FrameType.HEADERS, 0, c.stream) + frame(9, 0, c.stream) * min(n, 8),
+    "empty continued": lambda c, n: (
+        frame(FrameType.HEADERS, 0, c.stream) + frame(FrameType.CONTINUATION, 0, c.stream) * min(n, 8)
+    ),
     "data of a byte": lambda c, n: frame(FrameType.DATA, 0, max(1, c.stream - 2), b"x") * n,
     "no data": lambda c, n: frame(FrameType.DATA, 0, max(1, c.stream - 2)) * n,
     "data but for padding": lambda c, n: frame(FrameType.DATA, PADDED, max(1, c.stream - 2), b"\0") * n,
@@ -204,7 +210,7 @@ KINDS: dict[str, Make] = {
     "pings": lambda c, n: frame(FrameType.PING, 0, 0, bytes(8)) * min(n, 10),
     "priorities": lambda c, n: frame(FrameType.PRIORITY, 0, 1, b"\0\0\0\0\1") * n,
     "windows": lambda c, n: frame(FrameType.WINDOW_UPDATE, 0, 0, b"\0\0\0\1") * n,
-    "unknown": lambda c, n: frame(0xFA, 0, 0) * n,
+    "unknown": lambda c, n: frame(cast(FrameType, 0xFA), 0, 0) * n,
 }
 segments = st.tuples(
     st.sampled_from(sorted(KINDS)), st.sampled_from([1, 8, 90, 400, 2000, 30_000]), st.integers(1, 100)

@@ -5,7 +5,7 @@ The same methods in-process and as POST /control/NAME with their keyword argumen
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from bentpipe.daemon.testbed.ec2_emulator.cloud import Call, Cloud, Template
 from bentpipe.daemon.testbed.ec2_emulator.faults import Fault
@@ -271,7 +271,7 @@ class Control:
         """The live object, for tests in-process. Raises KeyError."""
         return self.cloud.instances[instance_id]
 
-    def methods(self) -> dict[str, Callable[..., object]]:
-        """The methods that HTTP may call."""
+    def methods(self) -> frozenset[str]:
+        """The names of the methods that HTTP may call."""
         hidden = ("methods", "instance", "cloud")
-        return {name: getattr(self, name) for name in dir(self) if not name.startswith("_") and name not in hidden}
+        return frozenset(name for name in dir(self) if not name.startswith("_") and name not in hidden)

@@ -147,11 +147,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Write nothing: the calls are in the log that the controls read."""
 
     def _control(self, name: str, body: bytes) -> tuple[int, bytes]:
-        method = self.server.control.methods().get(name)
-        if method is None:
+        if name not in self.server.control.methods():
             return 404, json.dumps({"error": f"no such control: {name}"}).encode()
         try:
-            result = method(**json.loads(body or b"{}"))
+            result = getattr(self.server.control, name)(**json.loads(body or b"{}"))
         except (TypeError, ValueError, KeyError) as error:
             return 400, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()
         return 200, json.dumps({"result": result}, default=_plain).encode()

@@ -7,6 +7,7 @@ that a lease ends when the test says so; only polling takes real time, some hund
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 import trio
@@ -39,7 +40,7 @@ class CutRows:
         self._rows = rows
         self.cut = self.deaf = False
 
-    def __getattr__(self, name: str) -> Callable:
+    def __getattr__(self, name: str) -> Callable[..., Any]:  # type: ignore[explicit-any]  # any step of Rows
         step = getattr(self._rows, name)
 
         async def call(*arguments: object, **named: object) -> object:

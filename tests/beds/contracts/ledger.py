@@ -109,6 +109,8 @@ def check_laws(intervals: list[Interval], now_us: int | None = None) -> None:
     assert len(keys) == len(set(keys))
 
 
+LedgerMove = tuple[object, ...]
+"""What happens, and its arguments."""
 MOVES = st.lists(
     st.one_of(
         st.tuples(st.just("move"), st.sampled_from([A, B, C]), st.sampled_from(SatelliteState)),
@@ -280,28 +282,28 @@ class LedgerContract:
 
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(MOVES)
-    def test_no_overlaps_no_holes_nothing_lost(self, shelf: Shelf, moves: list[tuple]) -> None:
+    def test_no_overlaps_no_holes_nothing_lost(self, shelf: Shelf, moves: list[LedgerMove]) -> None:
         self.play(shelf, moves)
 
-    def play(self, shelf: Shelf, moves: list[tuple]) -> None:
+    def play(self, shelf: Shelf, moves: list[LedgerMove]) -> None:
         self.examples = getattr(self, "examples", 0) + 1
         trio.run(self._play, shelf, f"any-{id(self)}-{self.examples}", moves)
 
-    async def _play(self, shelf: Shelf, name: str, moves: list[tuple]) -> None:
+    async def _play(self, shelf: Shelf, name: str, moves: list[LedgerMove]) -> None:
         clock = Clock()
         writer = await self.begun(shelf(name), clock, A, B)
         passed_us, known = clock.boot_us, True
         for kind, *arguments in moves:
             match kind, *arguments:
-                case "move", key, state:
+                case "move", SatelliteKey() as key, SatelliteState() as state:
                     await writer.move(key, state)
-                case "advance", by:
+                case "advance", float(by):
                     clock.advance(by)
-                case "step", by:
+                case "step", float(by):
                     clock.step(by)
                 case ("beat",):
                     await writer.ledger.beat(clock.now())
-                case _:
+                case ("crash" | "restart" | "reboot" | "forget",):
                     if kind == "restart":
                         await writer.ledger.end(clock.now())
                     elif kind == "reboot":
@@ -309,6 +311,8 @@ class LedgerContract:
                         known = False
                     await writer.ledger.aclose()
                     writer = await self.begun(shelf(name), clock, *((B,) if kind == "forget" else (A, B)))
+                case _:
+                    raise AssertionError(f"not a move: {kind}")
             found = await writer.ledger.intervals(*ALWAYS)
             check_laws(found)
         await writer.ledger.beat(clock.now())

@@ -34,7 +34,7 @@ def _not_utf8() -> Exception:
 
 KINDS: tuple[Callable[[], Exception], ...] = (
     *(
-        lambda number=number: OSError(number, "injected")  # type: ignore[misc]
+        lambda number=number: OSError(number, "injected")
         for number in (
             *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOSPC, errno.EACCES, errno.EPERM),
             *(errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.EBADF, errno.EAGAIN, errno.EINTR, errno.ENOENT),
@@ -45,7 +45,7 @@ KINDS: tuple[Callable[[], Exception], ...] = (
     lambda: MemoryError(),
     _not_utf8,
     *(
-        lambda kind=kind: kind("injected")  # type: ignore[misc]
+        lambda kind=kind: kind("injected")
         for kind in (sqlite3.OperationalError, sqlite3.DatabaseError, sqlite3.IntegrityError, sqlite3.InterfaceError)
     ),
     lambda: json.JSONDecodeError("injected", "", 0),
@@ -79,7 +79,7 @@ class Storm:
         """Have calls of `owner.name` fail."""
         monkeypatch.setattr(owner, name, self.wrapped(owner, name))
 
-    def wrapped(self, owner: object, name: str) -> Callable[..., object]:
+    def wrapped(self, owner: object, name: str) -> Callable[..., object]:  # type: ignore[explicit-any]  # of any function
         """`owner.name`, whose calls fail."""
         real = getattr(owner, name)
         place = f"{getattr(owner, '__name__', type(owner).__name__)}.{name}"
@@ -102,7 +102,7 @@ def faulty_connection(storm: Storm) -> type[sqlite3.Connection]:
     """SQLite's own class takes no patches."""
 
     class Connection(sqlite3.Connection):
-        def execute(self, *arguments: object) -> sqlite3.Cursor:  # type: ignore[override]
+        def execute(self, *arguments: object) -> sqlite3.Cursor:
             storm.strike("sqlite3.execute")
             return super().execute(*arguments)  # type: ignore[arg-type]
 

@@ -48,7 +48,7 @@ NGINX_HTTP = """
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
+        return int(sock.getsockname()[1])
 
 
 @contextlib.contextmanager

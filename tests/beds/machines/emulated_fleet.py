@@ -21,7 +21,7 @@ from bentpipe.daemon.ledger.contract import Interval, Stamp, StampedTransition
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.model import Address, SatelliteKey, Transition
-from bentpipe.daemon.providers.ec2.poller import Ec2Machine
+from bentpipe.daemon.providers.ec2.entry import Ec2Machine
 from bentpipe.daemon.providers.ec2.provider import Ec2Provider
 from bentpipe.daemon.testbed.ec2_emulator.control import Control
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator

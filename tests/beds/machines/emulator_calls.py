@@ -3,16 +3,20 @@
 import json
 import socket
 import urllib.request
-from typing import Any
+from typing import TYPE_CHECKING
 
 import boto3
 from botocore.config import Config
+
+if TYPE_CHECKING:
+    from types_boto3_ec2 import EC2Client
+    from types_boto3_ec2.type_defs import InstanceTypeDef
 
 DEADLINE_S = 20.0
 TAGS = {"bentpipe:fleet": "test", "bentpipe:satellite": "acme/one"}
 
 
-def client_of(url: str, key: str = "AKIDONE") -> Any:
+def client_of(url: str, key: str = "AKIDONE") -> "EC2Client":
     return boto3.client(
         "ec2",
         endpoint_url=url,
@@ -23,16 +27,17 @@ def client_of(url: str, key: str = "AKIDONE") -> Any:
     )
 
 
-def look(ec2: Any, instance_id: str) -> dict[str, Any]:
+def look(ec2: "EC2Client", instance_id: str) -> "InstanceTypeDef":
     answer = ec2.describe_instances(InstanceIds=[instance_id])
     return answer["Reservations"][0]["Instances"][0]
 
 
-def post(url: str, **body: object) -> Any:
+def post(url: str, **body: object) -> object:
     with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=DEADLINE_S) as answer:
-        return json.load(answer)["result"]
+        result: object = json.load(answer)["result"]
+        return result
 
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
+        return int(sock.getsockname()[1])

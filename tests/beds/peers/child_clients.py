@@ -25,6 +25,9 @@ class ChildClient:
         keepalive_s: float = 0,
     ) -> None:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._order(
             "open",
             target=f"{'localhost' if ca_pem else '127.0.0.1'}:{port}",
@@ -38,9 +41,9 @@ class ChildClient:
     ) -> list[bytes]:
         order = {"do": do, "method": method, "timeout_s": timeout_s, **rest}
         order["messages"] = [base64.b64encode(message).decode() for message in messages]
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
+        self._stdin.write(json.dumps(order).encode() + b"\n")
+        self._stdin.flush()
+        line = self._stdout.readline()
         assert line, f"the client ended with {self._process.wait()}"
         answer = json.loads(line)
         if answer["code"]:
@@ -79,9 +82,9 @@ class ChildClient:
     def close(self) -> None:
         if self._process.poll() is None:
             self._order("close")
-        self._process.stdin.close()
+        self._stdin.close()
         self._process.wait(TIMEOUT_S)
-        self._process.stdout.close()
+        self._stdout.close()
 
 
 def go_client(port: int, ca_pem: bytes | None, metadata: Metadata, keepalive_s: float = 0) -> ChildClient:

@@ -4,18 +4,20 @@ import asyncio
 import hashlib
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import grpc
 from grpclib.client import Channel, StreamStreamMethod, StreamUnaryMethod, UnaryStreamMethod, UnaryUnaryMethod
 from grpclib.config import Configuration
-from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from beds.peers.grpclib_codec import BytesCodec
 
 SERVICE = "bentpipe.demo.Satellite"
 TIMEOUT_S = 30.0
 
 Metadata = Sequence[tuple[str, str]]
+Answer = TypeVar("Answer")
 
 
 class CallError(Exception):
@@ -40,7 +42,13 @@ class Client(Protocol):
     def close(self) -> None: ...
 
 
-def _chunks(size_bytes: int, chunk_bytes: int, digest) -> Iterator[bytes]:
+class MakesClient(Protocol):
+    """A client of a connection of its own. Raises builds.Missing if it cannot be had here."""
+
+    def __call__(self, port: int, ca_pem: bytes | None, metadata: Metadata, keepalive_s: float = 0) -> Client: ...
+
+
+def _chunks(size_bytes: int, chunk_bytes: int, digest: "hashlib._Hash") -> Iterator[bytes]:
     """Bytes that are not all the same, in messages; each is hashed when it is taken."""
     pattern = bytes((i * 31 >> 3) & 0xFF for i in range(chunk_bytes))
     for at in range(0, size_bytes, chunk_bytes):
@@ -69,11 +77,8 @@ class GrpcioClient:
         self._metadata = tuple(metadata)
 
     def unary(self, method: str, message: bytes, *, timeout_s: float = TIMEOUT_S) -> bytes:
-        return self._run(
-            lambda: self._channel.unary_unary(f"/{SERVICE}/{method}")(
-                message, metadata=self._metadata, timeout=timeout_s
-            )
-        )
+        call = self._channel.unary_unary(f"/{SERVICE}/{method}")
+        return self._run(lambda: bytes(call(message, metadata=self._metadata, timeout=timeout_s)))
 
     def concurrent(self, method: str, messages: Sequence[bytes]) -> list[bytes]:
         call = self._channel.unary_unary(f"/{SERVICE}/{method}")
@@ -83,11 +88,8 @@ class GrpcioClient:
         return self._run(lambda: [future.result() for future in futures])
 
     def upload(self, chunks: Sequence[bytes]) -> bytes:
-        return self._run(
-            lambda: self._channel.stream_unary(f"/{SERVICE}/Upload")(
-                iter(chunks), metadata=self._metadata, timeout=TIMEOUT_S
-            )
-        )
+        call = self._channel.stream_unary(f"/{SERVICE}/Upload")
+        return self._run(lambda: bytes(call(iter(chunks), metadata=self._metadata, timeout=TIMEOUT_S)))
 
     def download(self, size_bytes: int) -> int:
         call = self._channel.unary_stream(f"/{SERVICE}/Download")
@@ -121,23 +123,11 @@ class GrpcioClient:
         self._channel.close()
 
     @staticmethod
-    def _run(call):
+    def _run(call: Callable[[], Answer]) -> Answer:
         try:
             return call()
         except grpc.RpcError as exc:
             raise CallError(exc.code().value[0], exc.details()) from exc
-
-
-class BytesCodec(CodecBase):
-    """Messages are bytes as they are."""
-
-    __content_subtype__ = "proto"
-
-    def encode(self, message: bytes, message_type: type) -> bytes:
-        return message
-
-    def decode(self, data: bytes, message_type: type) -> bytes:
-        return data
 
 
 class GrpclibClient:
@@ -154,8 +144,8 @@ class GrpclibClient:
         self._where = ("localhost" if ca_pem else "127.0.0.1", port, context, config)
         self._channel: Channel | None = None
 
-    def _run(self, call: Callable[[Channel], Awaitable]):
-        async def run():
+    def _run(self, call: Callable[[Channel], Awaitable[Answer]]) -> Answer:
+        async def run() -> Answer:
             if self._channel is None:
                 host, port, context, config = self._where
                 self._channel = Channel(host, port, ssl=context, codec=BytesCodec(), config=config)
@@ -204,7 +194,9 @@ class GrpclibClient:
             async with call.open(timeout=TIMEOUT_S, metadata=self._metadata) as stream:
                 for message in messages:
                     await stream.send_message(message)
-                    answers.append(await stream.recv_message())
+                    answer = await stream.recv_message()
+                    assert answer is not None
+                    answers.append(answer)
                 await stream.end()
                 assert await stream.recv_message() is None
             return answers
@@ -245,7 +237,7 @@ class GrpclibClient:
     def close(self) -> None:
         async def closed() -> None:
             # grpclib's close begins TLS's goodbye and returns; the loop must run until its sockets are gone.
-            while len(self._loop._selector.get_map()) > 1:
+            while len(self._loop._selector.get_map()) > 1:  # type: ignore[attr-defined]  # no public way to ask
                 await asyncio.sleep(0.005)
 
         if self._channel is not None:

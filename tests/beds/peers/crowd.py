@@ -96,7 +96,7 @@ class Crowd:
         for member in moved:
             fd = member.sock.fileno()
             try:
-                if not member.shaken:
+                if isinstance(member.sock, ssl.SSLSocket) and not member.shaken:
                     member.sock.do_handshake()
                     member.shaken = True
                 if member.unsent:

@@ -1,6 +1,6 @@
 """The demo's satellite once more on another gRPC stack: grpclib (pure Python on the h2 library), same methods.
 
-`python -P grpclib_satellite.py PORT [--boot SECONDS]`.
+`python -m beds.peers.grpclib_satellite PORT [--boot SECONDS]`.
 """
 
 import argparse
@@ -10,39 +10,38 @@ import os
 import time
 
 from grpclib.const import Cardinality, Handler, Status
-from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError
 from grpclib.server import Server, Stream
+
+from beds.peers.grpclib_codec import BytesCodec
 
 SERVICE = "bentpipe.demo.Satellite"
 CHUNK_BYTES = 1 << 16
 
 
-class BytesCodec(CodecBase):
-    """Messages are bytes as they are."""
-
-    __content_subtype__ = "proto"
-
-    def encode(self, message: bytes, message_type: type) -> bytes:
-        return message
-
-    def decode(self, data: bytes, message_type: type) -> bytes:
-        return data
+BytesStream = Stream[bytes, bytes]
 
 
-async def echo(stream: Stream) -> None:
-    await stream.send_message(await stream.recv_message())
+async def received(stream: BytesStream) -> bytes:
+    """The next message; the client has promised one."""
+    message = await stream.recv_message()
+    assert message is not None
+    return message
 
 
-async def upload(stream: Stream) -> None:
+async def echo(stream: BytesStream) -> None:
+    await stream.send_message(await received(stream))
+
+
+async def upload(stream: BytesStream) -> None:
     digest = hashlib.sha256()
     async for chunk in stream:
         digest.update(chunk)
     await stream.send_message(digest.hexdigest().encode())
 
 
-async def download(stream: Stream) -> None:
-    left = int(await stream.recv_message())
+async def download(stream: BytesStream) -> None:
+    left = int(await received(stream))
     digest = hashlib.sha256()
     block = os.urandom(CHUNK_BYTES)
     while left:
@@ -53,19 +52,19 @@ async def download(stream: Stream) -> None:
     await stream.send_trailing_metadata(metadata={"sha256": digest.hexdigest()})
 
 
-async def chat(stream: Stream) -> None:
+async def chat(stream: BytesStream) -> None:
     await stream.send_initial_metadata()
     async for message in stream:
         await stream.send_message(message)
 
 
-async def sleep(stream: Stream) -> None:
-    await asyncio.sleep(float(await stream.recv_message()))
+async def sleep(stream: BytesStream) -> None:
+    await asyncio.sleep(float(await received(stream)))
     await stream.send_message(b"awake")
 
 
-async def fail(stream: Stream) -> None:
-    raise GRPCError(Status(int(await stream.recv_message())), "as asked for")
+async def fail(stream: BytesStream) -> None:
+    raise GRPCError(Status(int(await received(stream))), "as asked for")
 
 
 class Service:

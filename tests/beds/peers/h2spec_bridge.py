@@ -85,7 +85,7 @@ class EarlyAcks:
 async def _up(client: trio.SocketStream, daemon: trio.SocketStream, acks: EarlyAcks) -> None:
     async for data in client:
         async with acks.turn:
-            if words := acks.sent(data):
+            if words := acks.sent(bytes(data)):
                 await client.send_all(words)
         await daemon.send_all(data)
     await daemon.send_eof()
@@ -94,7 +94,7 @@ async def _up(client: trio.SocketStream, daemon: trio.SocketStream, acks: EarlyA
 async def _down(client: trio.SocketStream, daemon: trio.SocketStream, acks: EarlyAcks) -> None:
     async for data in daemon:
         async with acks.turn:
-            await client.send_all(acks.received(data))
+            await client.send_all(acks.received(bytes(data)))
     async with acks.turn:
         acks.end()
         await client.send_eof()

@@ -8,10 +8,10 @@ import pytest
 from beds.peers.builds import CLIENTS as BUILT
 from beds.peers.builds import Missing, go_peer
 from beds.peers.child_clients import go_client, jvm_client, node_client, rust_client
-from beds.peers.clients import Client, GrpcioClient, GrpclibClient
+from beds.peers.clients import Client, GrpcioClient, GrpclibClient, MakesClient, Metadata
 from beds.programs import program
 
-CLIENTS: dict[str, Callable[..., Client]] = {
+CLIENTS: dict[str, MakesClient] = {
     "grpcio": GrpcioClient,
     "grpclib": GrpclibClient,
     "grpc-go": go_client,
@@ -25,24 +25,25 @@ TABLE_SIZES = (0, 64, 65_536)
 """What some nghttpd say as SETTINGS_HEADER_TABLE_SIZE, instead of the initial 4,096."""
 
 
-def or_skip(make: Callable[..., Client], *arguments: object, **options: object) -> Client:
+def or_skip(make: MakesClient, port: int, ca_pem: bytes | None, metadata: Metadata, keepalive_s: float = 0) -> Client:
     """Call `make`, or skip the test with the reason why the peer is missing."""
     try:
-        return make(*arguments, **options)
+        return make(port, ca_pem, metadata, keepalive_s)
     except Missing as exc:
         pytest.skip(str(exc))
 
 
 def satellite_command(kind: str) -> tuple[str, ...] | None:
     """The command line of a satellite, None if it cannot be had here."""
+    commands: dict[str, Callable[[], tuple[str, ...]]] = {
+        "grpcio": lambda: (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}"),
+        "grpcio-settings": lambda: (*program("peers.grpcio_satellite"), "{port}"),
+        "grpclib": lambda: (*program("peers.grpclib_satellite"), "{port}"),
+        "grpc-go": lambda: (go_peer(), "server", "{port}"),
+        "strict": lambda: (go_peer(), "strict", "{port}"),
+    }
     try:
-        return {
-            "grpcio": lambda: (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}"),
-            "grpcio-settings": lambda: (*program("peers.grpcio_satellite"), "{port}"),
-            "grpclib": lambda: (*program("peers.grpclib_satellite"), "{port}"),
-            "grpc-go": lambda: (go_peer(), "server", "{port}"),
-            "strict": lambda: (go_peer(), "strict", "{port}"),
-        }[kind]()
+        return commands[kind]()
     except Missing:
         return None
 

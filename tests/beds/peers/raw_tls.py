@@ -90,6 +90,7 @@ class RawTls:
             )
             sent = self._shake_hands()
             lines = log.read().decode().split("\n")
+        self._key: ChaCha20Poly1305 | AESGCM
         self.version = self._ssl.version()
         cipher = self._ssl.cipher()
         assert cipher

@@ -76,6 +76,7 @@ class Peer(asyncio.Protocol):
         self._h2.data_to_send()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         payload = b"".join(k.to_bytes(2) + v.to_bytes(4) for k, v in self._said)
         settings = frame(4, 0, 0, payload) + frame(8, 0, 0, (1 << 20).to_bytes(4))

@@ -4,10 +4,11 @@ import io
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
+from wsgiref.types import StartResponse, WSGIEnvironment
 
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 
 class _Quiet(WSGIRequestHandler):
@@ -15,7 +16,7 @@ class _Quiet(WSGIRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
-    def log(self, type: str, message: str, *args: Any) -> None:
+    def log(self, type: str, message: str, *args: object) -> None:
         pass
 
 
@@ -27,7 +28,7 @@ class DynamoDbServer:
         one_at_a_time = threading.Lock()
         self.after: Callable[[bytes], None] | None = None
 
-        def serialised(environment: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
+        def serialised(environment: WSGIEnvironment, respond: StartResponse) -> Iterable[bytes]:
             body = environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
             environment["wsgi.input"] = io.BytesIO(body)
             with one_at_a_time:
@@ -36,8 +37,7 @@ class DynamoDbServer:
                     self.after(body)
                 return answer
 
-        self._server = make_server("127.0.0.1", 0, serialised, threaded=True, request_handler=_Quiet)
-        self._server.daemon_threads = True
+        self._server = ThreadedWSGIServer("127.0.0.1", 0, serialised, handler=_Quiet)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="dynamodb")
 
     @property

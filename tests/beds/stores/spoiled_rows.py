@@ -1,9 +1,18 @@
 """Rows with a column that holds anything at all, in SQLite's file and in DynamoDB's table."""
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from bentpipe.daemon.store.dynamodb_table import Table
+
+if TYPE_CHECKING:
+    from types_boto3_dynamodb.type_defs import AttributeValueTypeDef
+
+    from bentpipe.daemon.store.dynamodb_table import Item
+
+    Spoiling = tuple[str, AttributeValueTypeDef | None]
+    """An attribute, and what it holds instead; None if it is missing."""
 
 NOT_UTF8 = object()
 """Text in the file that is none."""
@@ -39,19 +48,30 @@ def is_ours(value: object, before: object) -> bool:
     return value is not NOT_UTF8 and type(value) is type(before) and value != ""
 
 
-WRONG: tuple[Mapping[str, object] | None, ...] = (
-    *(None, {"S": ""}, {"S": "x"}, {"N": "1.5"}, {"N": "-1"}, {"B": b"\xff"}, {"BOOL": True}, {"NULL": True}),
-    *({"L": []}, {"L": [{"N": "1"}]}, {"L": [{"S": "acme"}]}, {"M": {}}, {"SS": ["x"]}),
+WRONG: "tuple[AttributeValueTypeDef | None, ...]" = (
+    None,
+    {"S": ""},
+    {"S": "x"},
+    {"N": "1.5"},
+    {"N": "-1"},
+    {"B": b"\xff"},
+    {"BOOL": True},
+    {"NULL": True},
+    {"L": []},
+    {"L": [{"N": "1"}]},
+    {"L": [{"S": "acme"}]},
+    {"M": {}},
+    {"SS": ["x"]},
 )
 
 
-def spoil(table: Table, item: Mapping[str, object], name: str, value: Mapping[str, object] | None) -> None:
+def spoil(table: Table, item: "Item", name: str, value: "AttributeValueTypeDef | None") -> None:
     spoilt = {key: each for key, each in {**item, name: value}.items() if each is not None}
     table._use(lambda client: client.put_item(TableName=table.name, Item=spoilt))
 
 
-def spoilings(item: Mapping[str, object]) -> Iterator[tuple[str, Mapping[str, object] | None]]:
+def spoilings(item: "Item") -> Iterator["Spoiling"]:
     for name, before in item.items():
         for value in WRONG if name not in ("pk", "sk") else ():
-            if value is None or value.keys() != before.keys():  # type: ignore[attr-defined]
+            if value is None or value.keys() != before.keys():
                 yield name, value

@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -67,7 +68,7 @@ class Wire:
     def kill(self) -> None:
         self._suffers["cut"] += 1
 
-    def __getattr__(self, name: str) -> Callable:
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         step = getattr(self._rows, name)
 
         async def call(*arguments: object, **named: object) -> object:
@@ -176,6 +177,7 @@ class Host:
             return
         try:
             async with self.coordination.acting(A) as turn:
+                assert isinstance(turn, SharedTurn)
                 self.turns.append(turn)
                 await turn.close(self.is_used)
                 if not self.is_used() and turn.is_ours():
@@ -192,6 +194,7 @@ class Host:
     async def start(self) -> None:
         try:
             async with self.coordination.acting(A) as turn:
+                assert isinstance(turn, SharedTurn)
                 self.turns.append(turn)
                 if turn.is_ours():
                     self.world.check_turns()

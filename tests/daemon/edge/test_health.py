@@ -1,5 +1,7 @@
 """What each state of a satellite is to a health check, and what a Watch is told of its changes."""
 
+from typing import cast
+
 import h2.connection
 import h2.events
 import pytest
@@ -12,6 +14,7 @@ from bentpipe.daemon.accounts.certificates import Certificates
 from bentpipe.daemon.edge.health import HealthBoard, HealthService
 from bentpipe.daemon.edge.identity import Identities, TlsIdentity
 from bentpipe.daemon.fleet.batched_release import WAKES_A_TURN
+from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.health import ServingStatus
@@ -46,7 +49,7 @@ class OneSatellite:
     ],
 )
 def test_states(state: SatelliteState, status: ServingStatus) -> None:
-    board = HealthBoard(OneSatellite(state))
+    board = HealthBoard(cast(Fleet, OneSatellite(state)))
     assert board.status(KEY) is status
     assert board.status(None) is ServingStatus.SERVING
     board.drain()
@@ -55,7 +58,7 @@ def test_states(state: SatelliteState, status: ServingStatus) -> None:
 
 def test_a_watch_gets_the_newest_status_when_its_window_opens() -> None:
     fleet = OneSatellite(SatelliteState.SLEEP)
-    board = HealthBoard(fleet)
+    board = HealthBoard(cast(Fleet, fleet))
     token = TokenSection(name="t", hash="sha256:" + TOKEN_HASH, grants=("acme/*",))
     ours = Answering()
     service = HealthService(board, Identities(Admission([token]), Certificates([])), ours, TlsIdentity(), None)
@@ -113,7 +116,7 @@ class StepsATurn(trio.abc.Instrument):
 
 async def test_a_crowd_hears_news_a_few_at_a_time() -> None:
     """600 connections that watched all heard of the drain in one turn of a quarter of a second."""
-    board = HealthBoard(OneSatellite(SatelliteState.SLEEP))
+    board = HealthBoard(cast(Fleet, OneSatellite(SatelliteState.SLEEP)))
     crowd = 1_000
     heard = 0
 
@@ -135,7 +138,7 @@ async def test_a_crowd_hears_news_a_few_at_a_time() -> None:
 
 
 async def test_news_that_came_before_the_wait_are_not_missed(autojump_clock: trio.testing.MockClock) -> None:
-    board = HealthBoard(OneSatellite(SatelliteState.SLEEP))
+    board = HealthBoard(cast(Fleet, OneSatellite(SatelliteState.SLEEP)))
     seen = board.changes
     board.change()
     with trio.fail_after(1):

@@ -12,6 +12,7 @@ import trio
 from beds.contracts.coordination import EXPIRY_S, LEASE_S, CutRows
 from beds.stores.memory_rows import MemoryRows
 from bentpipe.daemon.coordination.shared import SharedCoordination
+from bentpipe.daemon.coordination.turn import SharedTurn
 from bentpipe.daemon.errors import STORE_HINT, ProviderRetryable, SleepVetoed, StoreError
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
 from bentpipe.daemon.fleet.machine.rules import Rules
@@ -162,6 +163,7 @@ async def test_who_comes_during_another_hosts_stop_has_it_woken_again(machine: S
         machine.show(M.RUNNING)
         await two.wait(lambda: two.satellite.state is S.OPERATIONAL)
         async with one.coordination.acting(KEY) as turn, trio.open_nursery() as nursery:
+            assert isinstance(turn, SharedTurn)
             await turn.close(lambda: False)
             served = trio.Event()
 
@@ -195,12 +197,14 @@ async def test_without_the_store_starts_are_allowed_and_sleeps_are_not(machine: 
 async def test_a_client_that_leaves_while_entering_leaves_nothing(machine: SharedMachine) -> None:
     async with edges(machine, 600, 600) as (one, two):
         async with one.coordination.acting(KEY) as turn:
+            assert isinstance(turn, SharedTurn)
             await turn.close(lambda: False)
             with trio.move_on_after(0.05):
                 async with two.satellite.lease():
                     pytest.fail("let in while it is put to sleep")
         async with one.coordination.acting(KEY) as turn:
             await two.wait(lambda: not two.coordination.is_entered(KEY))
+            assert isinstance(turn, SharedTurn)
             await turn.close(lambda: False)
 
 

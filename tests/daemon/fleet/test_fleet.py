@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
@@ -17,7 +18,17 @@ from bentpipe.daemon.errors import (
 )
 from bentpipe.daemon.fleet import satellite as module
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.model import Address, MachineState, SatelliteKey, SatelliteState, SleepMode, Transition
+from bentpipe.daemon.fleet.machine.rules import Rules
+from bentpipe.daemon.model import (
+    Address,
+    Machine,
+    MachineId,
+    MachineState,
+    SatelliteKey,
+    SatelliteState,
+    SleepMode,
+    Transition,
+)
 
 NAMES = ("a", "b", "c", "d")
 MIN_AWAKE_S = 30
@@ -30,7 +41,7 @@ def section(name: str, **more: object) -> SatelliteSection:
 
 
 class Bed:
-    def __init__(self, nursery: trio.Nursery, **fleet: object) -> None:
+    def __init__(self, nursery: trio.Nursery, **fleet: Any) -> None:
         self.nursery = nursery
         self.provider = MemoryProvider()
         for name in NAMES:
@@ -159,7 +170,7 @@ async def test_a_fleet_starts_though_its_provider_does_not_answer(
     answers = 3
     describe = bed.provider.describe
 
-    async def silent(machine_id: object) -> object:
+    async def silent(machine_id: MachineId) -> Machine:
         nonlocal answers
         answers -= 1
         if answers >= 0:
@@ -197,7 +208,7 @@ async def test_the_hours_to_be_awake_by_the_wall_clock(autojump_clock: MockClock
     begun = trio.current_time()
     satellite = module.Satellite(
         SatelliteKey("acme", "a"),
-        module.Rules(**{**RULES, "sleep_after_s": 1800.0}),
+        Rules(**{**RULES, "sleep_after_s": 1800.0}),
         provider,
         provider.machines[next(iter(provider.machines))].machine_id,
         told.append,
@@ -214,7 +225,7 @@ async def test_the_hours_to_be_awake_by_the_wall_clock(autojump_clock: MockClock
     ]
 
 
-RULES = {
+RULES: dict[str, Any] = {
     "sleep_mode": SleepMode.STOP,
     "min_awake_s": 30.0,
     "wake_deadline_s": 60.0,
@@ -228,13 +239,13 @@ async def test_a_machine_hibernated_for_fifty_days_is_renewed(autojump_clock: Mo
     class Dated(MemoryProvider):
         """Says since when a machine sleeps."""
 
-        async def describe(self, machine_id: object) -> object:
+        async def describe(self, machine_id: MachineId) -> Machine:
             return dated(await super().describe(machine_id))
 
-        async def wait_changed(self, seen: object) -> object:
+        async def wait_changed(self, seen: Machine) -> Machine:
             return dated(await super().wait_changed(dataclasses.replace(seen, asleep_since=None)))
 
-    def dated(machine: object) -> object:
+    def dated(machine: Machine) -> Machine:
         return dataclasses.replace(machine, asleep_since=0.0 if machine.state is MachineState.HIBERNATED else None)
 
     provider = Dated()
@@ -243,7 +254,7 @@ async def test_a_machine_hibernated_for_fifty_days_is_renewed(autojump_clock: Mo
     begun = trio.current_time()
     satellite = module.Satellite(
         SatelliteKey("acme", "a"),
-        module.Rules(**{**RULES, "sleep_after_s": 1800.0, "sleep_mode": SleepMode.HIBERNATE}),
+        Rules(**{**RULES, "sleep_after_s": 1800.0, "sleep_mode": SleepMode.HIBERNATE}),
         provider,
         machine.machine_id,
         told.append,

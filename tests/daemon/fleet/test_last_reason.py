@@ -1,6 +1,7 @@
 """What those who wait are told, and when; and when a machine is looked at beside the provider's own rounds."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -77,7 +78,7 @@ class Story:
         self.waiters += 1
         return self.feed(Arrived(WaiterId(self.waiters), since=since, tell_by=self.now + tell_s))
 
-    def see(self, state: MachineState, address: Address = ADDRESS, **more: object) -> list[Action]:
+    def see(self, state: MachineState, address: Address = ADDRESS, **more: Any) -> list[Action]:
         machine = Machine(MachineId("m"), state, address if state is M.RUNNING else None)
         return self.feed(Seen(dataclasses.replace(machine, **more)))
 

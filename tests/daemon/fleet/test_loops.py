@@ -1,6 +1,7 @@
 """The wake and sleep loops, oddity by oddity: what the machine does when EC2 behaves as EC2 does."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,7 @@ class Life:
         self.waiters += 1
         return self.feed(Arrived(WaiterId(self.waiters)))
 
-    def see(self, state: MachineState, *, address: Address = ADDRESS, **more: object) -> list[Action]:
+    def see(self, state: MachineState, *, address: Address = ADDRESS, **more: Any) -> list[Action]:
         machine = Machine(MachineId("m"), state, address if state is M.RUNNING else None)
         return self.feed(Seen(dataclasses.replace(machine, **more)))
 

@@ -185,7 +185,11 @@ def use(which: int, moved: int) -> Step:
 
 
 def hang_up(which: int) -> Step:
-    return lambda world: world.splices and world.splices[which % len(world.splices)].lease.release()
+    def step(world: World) -> None:
+        if world.splices:
+            world.splices[which % len(world.splices)].lease.release()
+
+    return step
 
 
 def behave(habit: str, value: object) -> Step:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from beds.contracts.ledger import ALWAYS, MOVES, A, B, Clock, LedgerContract, Shelf, Writer, check_laws
+from beds.contracts.ledger import ALWAYS, MOVES, A, B, Clock, LedgerContract, LedgerMove, Shelf, Writer, check_laws
 from bentpipe.daemon.ledger.dynamodb import DynamoLedger
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.store.dynamodb_table import Table
@@ -27,7 +27,7 @@ class TestLedger(LedgerContract):
 
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(MOVES)
-    def test_no_overlaps_no_holes_nothing_lost(self, shelf: Shelf, moves: list[tuple]) -> None:
+    def test_no_overlaps_no_holes_nothing_lost(self, shelf: Shelf, moves: list[LedgerMove]) -> None:
         self.play(shelf, moves)
 
 

@@ -1,6 +1,7 @@
 """The provider that the fleet's own tests run on keeps the contract."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -35,13 +36,12 @@ class TestMemoryProvider(ProviderContract):
     @pytest.fixture
     def harness(self) -> MemoryHarness:
         provider = MemoryProvider()
-        for number, (name, habits) in enumerate(
-            {
-                "good": {},
-                "deaf": {"stop_hangs": True},
-                "forbidden": {"forbidden": True},
-                "keyless": {"on_start": OnStart.NO_KEY},
-            }.items()
-        ):
+        machines: dict[str, dict[str, Any]] = {
+            "good": {},
+            "deaf": {"stop_hangs": True},
+            "forbidden": {"forbidden": True},
+            "keyless": {"on_start": OnStart.NO_KEY},
+        }
+        for number, (name, habits) in enumerate(machines.items()):
             provider.add(name, address=Address(f"192.0.2.{number}", 8372), **habits)
         return MemoryHarness(provider)

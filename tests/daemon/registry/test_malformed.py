@@ -2,6 +2,7 @@
 
 import sqlite3
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +18,9 @@ from bentpipe.daemon.registry.dynamodb_accounts import DynamoAccountStore
 from bentpipe.daemon.registry.sqlite import SqliteRegistry
 from bentpipe.daemon.registry.sqlite_accounts import SqliteAccountStore
 from bentpipe.daemon.store.dynamodb_table import Table
+
+if TYPE_CHECKING:
+    from beds.stores.spoiled_rows import Spoiling
 
 GOOD = StoredToken("good", f"sha256:{'1' * 64}", ("acme/*",), 5)
 BAD = StoredToken("bad", f"sha256:{'2' * 64}", ("acme/*",), 6, ("use", "manage"), "somebody", 7)
@@ -100,15 +104,15 @@ async def test_tokens_in_dynamodb(table: Table) -> None:
     for token in (GOOD, BAD):
         await registry.add_token(token)
     item = await table.get("TOKEN", "bad")
-    for name, value in [
-        *spoilings(item),
+    more: list[Spoiling] = [
         ("grants", {"L": []}),
         ("grants", {"L": [{"N": "1"}]}),
         ("token_hash", {"S": "x"}),
         ("scopes", {"L": []}),
         ("scopes", {"L": [{"S": "all"}]}),
         ("principal", {"S": ""}),
-    ]:
+    ]
+    for name, value in [*spoilings(item), *more]:
         if name == "token_name" or (name in OPTIONAL and value is None):
             continue  # its name is the key
         spoil(table, item, name, value)
@@ -122,7 +126,8 @@ async def test_registrations_in_dynamodb(table: Table) -> None:
     for key in (A, B):
         await registry.begin_generation(key, after=0, owner="", at_us=1)
     item = await table.get("SATELLITE", str(B))
-    for name, value in [*spoilings(item), ("generation", {"N": "1.5"}), ("generation", {"N": "-1"})]:
+    more: list[Spoiling] = [("generation", {"N": "1.5"}), ("generation", {"N": "-1"})]
+    for name, value in [*spoilings(item), *more]:
         spoil(table, item, name, value)
         assert [each.key for each in await registry.satellites()] == [A], (name, value)
         with pytest.raises(StoreError):

@@ -51,7 +51,12 @@ async def test_the_watchdog_hears_nothing_while_it_is_stuck(
     monkeypatch.setenv("WATCHDOG_USEC", "10000000")
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
     pings: list[str] = []
-    monkeypatch.setattr(sd, "notify", lambda state: pings.append(state) or True)
+
+    def notify(state: str) -> bool:
+        pings.append(state)
+        return True
+
+    monkeypatch.setattr(sd, "notify", notify)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sd.run_watchdog, lambda: not stuck_threads(engine))
         await trio.sleep(12)

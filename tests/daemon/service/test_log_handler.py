@@ -106,10 +106,11 @@ def test_peers_words_are_short_and_one_line(reader: Reader, logging_to: LogHandl
 
 
 def test_many_threads(reader: Reader, logging_to: LogHandler) -> None:
-    threads = [
-        threading.Thread(target=lambda n=n: [log.info("said", extra={"fields": {"n": n, "i": i}}) for i in range(200)])
-        for n in range(8)
-    ]
+    def say(n: int) -> None:
+        for i in range(200):
+            log.info("said", extra={"fields": {"n": n, "i": i}})
+
+    threads = [threading.Thread(target=say, args=(n,)) for n in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

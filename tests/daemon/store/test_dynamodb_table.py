@@ -30,7 +30,7 @@ async def test_a_table_that_is_not_there_or_not_reachable(
         nonlocal attempts
         attempts += 1
 
-    monkeypatch.setattr(table_module.trio, "sleep", sleep)
+    monkeypatch.setattr(trio, "sleep", sleep)
     with pytest.raises(StoreError, match="Could not connect") as error:
         await Table("t", region="eu-central-1", endpoint=url).query("TOKEN")
     assert error.value.retryable

@@ -108,7 +108,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         asked = self.satellite.facts.wants_place(self.now)
         for action in self.satellite.handle(event, self.now):
             self.check(action, event)
-        if self.rules.budgeted and not had_place and self.satellite.facts.holds_place and not isinstance(event, Seen):
+        if self.under.budgeted and not had_place and self.satellite.facts.holds_place and not isinstance(event, Seen):
             assert asked, "woken without a place"
             assert isinstance(event, PlaceGranted)
 
@@ -121,7 +121,7 @@ class AnyInterleaving(RuleBasedStateMachine):
                     assert not self.leases, "sleep under a lease"
                     assert not self.waiting, "sleep under a waiter"
                 if isinstance(action, Launch):
-                    assert self.rules.launch
+                    assert self.under.launch
             case Look():
                 assert not self.looking, "two looks at once"
                 assert event is not self.looked_for, "a look that leads to another at once"
@@ -139,7 +139,7 @@ class AnyInterleaving(RuleBasedStateMachine):
             case Moved(before, after, cause):
                 assert cause
                 if (before, after) == (S.OPERATIONAL, S.STOPPING) and not isinstance(event, Seen):
-                    assert self.leases == (self.metered if self.rules.ends_quiet else 0)
+                    assert self.leases == (self.metered if self.under.ends_quiet else 0)
                     assert not isinstance(event, Evict) or not self.leases
             case _:
                 pass
@@ -153,8 +153,8 @@ class AnyInterleaving(RuleBasedStateMachine):
         state=st.none() | st.sampled_from(M), launch=st.booleans(), budgeted=st.booleans(), ends_quiet=st.booleans()
     )
     def first_look(self, state: MachineState | None, launch: bool, budgeted: bool, ends_quiet: bool) -> None:
-        self.rules = dataclasses.replace(RULES, launch=launch, budgeted=budgeted, ends_quiet=ends_quiet)
-        self.satellite = SatelliteMachine(self.rules)
+        self.under = dataclasses.replace(RULES, launch=launch, budgeted=budgeted, ends_quiet=ends_quiet)
+        self.satellite = SatelliteMachine(self.under)
         self.feed(Seen(look(state)) if state is not None else Unseen(ProviderRetryable("no answer")))
 
     @rule(crowded=st.booleans(), waited_s=st.sampled_from([0.0, 50.0]), tell_s=st.sampled_from([1.0, 20.0, math.inf]))

@@ -53,7 +53,7 @@ def test_states(word: str, state: MachineState) -> None:
         ("ipv6", {"Ipv6Address": "2001:db8::1"}, "2001:db8::1"),
     ],
 )
-def test_kinds_of_addresses(kind: str, given: dict[str, str], host: str) -> None:
+def test_kinds_of_addresses(kind: str, given: dict[str, Any], host: str) -> None:
     assert look("running", kind=kind, **given).address == Address(host, 1234)
 
 

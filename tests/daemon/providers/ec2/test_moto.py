@@ -112,7 +112,7 @@ async def test_what_does_not_exist(server: str) -> None:
 def instance_at(ec2: Any, host: str) -> dict[str, Any]:
     filters = [{"Name": "private-ip-address", "Values": [host]}]
     (reservation,) = ec2.describe_instances(Filters=filters)["Reservations"]
-    return reservation["Instances"][0]
+    return dict(reservation["Instances"][0])
 
 
 def states(ec2: Any, *ids: str) -> list[str]:

@@ -1,5 +1,7 @@
 """What the EC2 provider does beyond the contract, over an emulator whose time stands still."""
 
+import functools
+
 import pytest
 import trio
 
@@ -214,7 +216,7 @@ async def test_what_ec2_says_late_is_passed_over(emulator: Emulator, control: Co
                 control.clear_calls()
                 await wait_for(lambda: len(control.calls(action="DescribeInstances")) >= 3)
                 control.advance(seconds=seconds)
-                await wait_for(lambda state=state: looks[-1] is state)
+                await wait_for(functools.partial(lambda state: looks[-1] is state, state))
             nursery.cancel_scope.cancel()
     assert [look for look in looks if look is not MachineState.STOPPED] == [
         MachineState.PENDING,

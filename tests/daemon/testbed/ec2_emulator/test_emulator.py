@@ -1,5 +1,6 @@
 """The emulator behaves as EC2 does, seen by real boto3 over real HTTP."""
 
+import functools
 import re
 import threading
 import urllib.error
@@ -35,7 +36,7 @@ def launch(ec2: Any, **more: Any) -> dict[str, Any]:
             for kind in ("instance", "volume")
         ],
     }
-    return ec2.run_instances(**(request | more))["Instances"][0]
+    return dict(ec2.run_instances(**(request | more))["Instances"][0])
 
 
 def test_a_life(ec2: Any, control: Control) -> None:
@@ -93,13 +94,13 @@ def test_what_is_repeated_does_nothing_and_what_is_out_of_turn_is_refused(ec2: A
     ec2.terminate_instances(InstanceIds=ids)
     ec2.terminate_instances(InstanceIds=ids)
     for call in (ec2.start_instances, ec2.stop_instances):
-        assert code_of(lambda call=call: call(InstanceIds=ids)) == ("IncorrectInstanceState", 400)
+        assert code_of(functools.partial(call, InstanceIds=ids)) == ("IncorrectInstanceState", 400)
 
 
 def test_one_bad_id_fails_the_batch(ec2: Any, control: Control) -> None:
     good, absent = control.add_instance(), "i-0123456789abcdef0"
     for call in (ec2.start_instances, ec2.stop_instances, ec2.describe_instances, ec2.terminate_instances):
-        assert code_of(lambda call=call: call(InstanceIds=[good, absent])) == ("InvalidInstanceID.NotFound", 400)
+        assert code_of(functools.partial(call, InstanceIds=[good, absent])) == ("InvalidInstanceID.NotFound", 400)
     assert control.state(instance_id=good) == "stopped"
     assert code_of(lambda: look(ec2, "nonsense"))[0] == "InvalidInstanceID.Malformed"
 
@@ -166,7 +167,7 @@ def test_hibernation_needs_configuration_and_age(ec2: Any, control: Control) -> 
     plain = control.add_instance(running=True, hibernation=False)
     young = control.add_instance(running=True, age_s=60)
     for instance_id, code in ((plain, "UnsupportedHibernationConfiguration"), (young, "UnsupportedOperation")):
-        found = code_of(lambda each=instance_id: ec2.stop_instances(InstanceIds=[each], Hibernate=True))
+        found = code_of(functools.partial(ec2.stop_instances, InstanceIds=[instance_id], Hibernate=True))
         assert found == (code, 400)
     control.advance(seconds=60)
     ec2.stop_instances(InstanceIds=[young], Hibernate=True)
@@ -376,7 +377,7 @@ def test_the_log_tells_who_changed_what(emulator: Emulator, ec2: Any, control: C
 
 
 def test_the_hand_over_http(emulator: Emulator, control: Control) -> None:
-    instance_id = post(f"{emulator.url}/control/add_instance", tags=TAGS, running=True)
+    instance_id = str(post(f"{emulator.url}/control/add_instance", tags=TAGS, running=True))
     assert post(f"{emulator.url}/control/state", instance_id=instance_id) == "running"
     post(f"{emulator.url}/control/script", instance_id=instance_id, on_start="no-key")
     assert control.instance(instance_id).script.on_start is OnStart.NO_KEY

@@ -58,7 +58,7 @@ def test_processes_live_and_freeze_and_die_with_their_instances() -> None:
         url = json.loads(program.stdout.readline())["url"]
         hand = f"{url}/control"
         ec2 = client_of(url)
-        instance_id = post(f"{hand}/add_instance")
+        instance_id = str(post(f"{hand}/add_instance"))
 
         def start() -> tuple[str, int]:
             ec2.start_instances(InstanceIds=[instance_id])

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import botocore.session
 import pytest
-from botocore.model import ServiceModel, Shape
+from botocore.model import ListShape, ServiceModel, Shape, StringShape, StructureShape
 
 from beds.machines.emulator_calls import DEADLINE_S, TAGS
 from bentpipe.daemon.testbed.ec2_emulator.actions import ACTIONS
@@ -21,12 +21,13 @@ def ec2_model() -> ServiceModel:
     return botocore.session.get_session().get_service_model("ec2")
 
 
-def wire_names(shape: Shape, prefix: str = "", depth: int = 0) -> Iterator[str]:
+def wire_names(shape: Shape | None, prefix: str = "", depth: int = 0) -> Iterator[str]:
     """The parameter names, as botocore's serializer for "ec2" makes them, of all scalars in a structure."""
+    assert isinstance(shape, StructureShape)
     for name, member in shape.members.items():
         given = member.serialization.get("queryName") or member.serialization.get("name", name)
         key = prefix + given[0].upper() + given[1:]
-        if member.type_name == "list":
+        if isinstance(member, ListShape):
             key, member = f"{key}.N", member.member
         if member.type_name == "structure":
             if depth < 3:
@@ -41,25 +42,25 @@ def test_every_parameter_that_is_understood_exists(action: str) -> None:
 
 
 def check_shape(element: ET.Element, shape: Shape, where: str) -> None:
-    match shape.type_name:
-        case "structure":
+    match shape:
+        case StructureShape():
             known = {member.serialization.get("name", name): member for name, member in shape.members.items()}
             for child in element:
                 name = child.tag.removeprefix(f"{{{NAMESPACE}}}")
                 assert name in known, f"{where}: no {name} in {shape.name}"
                 check_shape(child, known[name], f"{where}.{name}")
-        case "list":
+        case ListShape():
             for child in element:
                 assert child.tag == f"{{{NAMESPACE}}}item", where
                 check_shape(child, shape.member, f"{where}[]")
-        case "integer" | "long":
+        case Shape(type_name="integer" | "long"):
             int(element.text or "")
-        case "boolean":
+        case Shape(type_name="boolean"):
             assert element.text in ("true", "false"), where
-        case "timestamp":
+        case Shape(type_name="timestamp"):
             assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", element.text or ""), where
         case _:
-            assert shape.type_name == "string", where
+            assert isinstance(shape, StringShape), where
             if shape.enum:
                 assert element.text in shape.enum, f"{where}: {element.text}"
 
