@@ -8,7 +8,16 @@ import pytest
 from beds.contracts.ledger import FULL
 from bentpipe.daemon.ledger.contract import Stamp
 from bentpipe.daemon.ledger.dynamodb_items import OpenInterval, interval_of, past_item
-from bentpipe.daemon.ledger.facts import FACTS, MergeRule, add_sums, has_facts, merge_seen, read_facts, write_facts
+from bentpipe.daemon.ledger.facts import (
+    FACTS,
+    Fact,
+    MergeRule,
+    add_sums,
+    has_facts,
+    merge_seen,
+    read_facts,
+    write_facts,
+)
 from bentpipe.daemon.model import NO_FACTS, Resume, SatelliteKey, SatelliteState, StateFacts, Waits, WakePhase
 from bentpipe.daemon.store.malformed import MalformedRow
 
@@ -45,7 +54,7 @@ def test_no_fact_takes_the_name_of_another_attribute() -> None:
 
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.name)
 @pytest.mark.parametrize("junk", [None, True, "junk", {"junk": 1}, ["junk"], [1, 2], 1.5, b"\xff"], ids=repr)
-def test_a_malformed_fact_is_refused(fact: object, junk: object) -> None:
+def test_a_malformed_fact_is_refused(fact: Fact, junk: object) -> None:
     with pytest.raises((MalformedRow, ValueError)):
         read_facts({fact.name: junk})
 
