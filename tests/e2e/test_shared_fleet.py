@@ -193,7 +193,7 @@ def test_two_hundred_clients_over_three_hosts_wake_it_once(world: World) -> None
         assert answers == [b"hello"] * CLIENTS
         assert world.calls("StartInstances") == 1
         assert world.cloud.control.starts(instance_id=world.instance_id) == 1
-        users = {stay.partition("/")[0] for stay in world.row().stays}
+        users = {each.partition("/")[0] for each in world.row().entered}
         assert users == {"edge-0", "edge-1", "edge-2"}
         for client in clients:
             client.close()
@@ -217,7 +217,7 @@ def test_an_owner_that_is_killed_while_it_starts_is_replaced(world: World) -> No
         pool.submit(lost.unary, "Echo", b"hello")
         wait(lambda: world.calls("StartInstances") or world.row().owner.startswith("edge-0/"), "edge-0 acts")
         answer = pool.submit(kept.unary, "Echo", b"hello", timeout_s=PATIENCE_S)
-        wait(lambda: any(stay.startswith("edge-1/") for stay in world.row().stays), "edge-1 wants it")
+        wait(lambda: any(each.startswith("edge-1/") for each in world.row().entered), "edge-1 wants it")
         assert world.row().owner.startswith("edge-0/")
         os.kill(first.process.pid, signal.SIGKILL)
         wait(lambda: second.said("turn taken over"), "edge-1 takes over")
