@@ -25,7 +25,7 @@ CONFIG_PATH = click.Path(path_type=Path, dir_okay=False)
 SCOPES = get_args(ScopeName)
 
 
-class Duration(click.ParamType[float]):
+class Duration(click.ParamType[float, object]):
     """Seconds, written as in the configuration."""
 
     name = "duration"
