@@ -1,7 +1,12 @@
-/* The engine's API: moves bytes between two sockets, plain or TLS, in its own threads.
+/* The engine's API: it moves bytes between two sockets, plain or TLS, in threads of its own.
  *
- * No Python, no policy, no logging. Functions return 0 or a count, or -errno; fd ownership is written on each parameter:
- * "takes" (the callee closes it) or "borrows". All fds must be non-blocking sockets.
+ * The engine has no Python, no policy and no logging. A function that can fail returns 0 or a count, or a negative errno
+ * (errno(3)). Each parameter that is a file descriptor says who closes it: "takes" means that the engine does, "borrows"
+ * that the caller does. All file descriptors must be sockets.
+ *
+ * "Thread" says who may call a function:
+ *   any  any thread, at any time
+ *   one  any thread, but for the same object one call at a time
  */
 #ifndef BP_H
 #define BP_H
@@ -19,56 +24,213 @@ typedef struct bp_splice bp_splice;
 
 /* ---- TLS: OpenSSL on the socket itself, so that a connection can move to an engine thread ------------------------ */
 
-enum bp_tls_result { /* negative results of bp_tls_handshake/read/write/shutdown, besides -errno */
+enum bp_tls_result { /* what bp_tls_handshake, _read, _write and _shutdown return below 0, besides a negative errno */
                      BP_TLS_WANT_READ = -1001,
                      BP_TLS_WANT_WRITE = -1002,
                      BP_TLS_TRUNCATED = -1003, /* FIN without close_notify */
-                     BP_TLS_ERROR = -1004,     /* bp_tls_error has OpenSSL's words */
-                     /* The peer made us work for nothing; the connection reads no more, but can still be written to: */
+                     BP_TLS_ERROR = -1004, /* bp_tls_error has OpenSSL's message */
+                     /* The peer sends records that carry no data, over a limit. Nothing more is read; writing is still possible. */
                      BP_TLS_CONTROL_FLOOD = -1005, /* over TLS_CONTROL_RECORDS of tls_meter.c */
-                     BP_TLS_HANDSHAKE_FLOOD = -1006, /* over TLS_HANDSHAKE_RECORDS of it */
+                     BP_TLS_HANDSHAKE_FLOOD = -1006, /* over TLS_HANDSHAKE_RECORDS of tls_meter.c */
 };
 
-/* Both return NULL on failure, with a reason in error[error_bytes]. Paths are PEM files; the last two may be NULL. */
+/**
+ * bp_tls_ctx_server() - Make the context of a listener's connections
+ * @certificate: Path of a PEM file: the certificate, then its chain
+ * @key: Path of a PEM file: the private key
+ * @client_ca: Path of a PEM file: clients must have a certificate of one of these authorities; NULL: clients need none
+ * @error: Receives the reason of a failure, NUL-terminated
+ * @error_bytes: Size of @error
+ *
+ * Return: a context, which bp_tls_ctx_free() frees; NULL on failure
+ * Thread: any
+ */
 bp_tls_ctx *bp_tls_ctx_server(const char *certificate, const char *key, const char *client_ca, char *error,
                               size_t error_bytes);
+/**
+ * bp_tls_ctx_client() - Make the context of connections to satellites
+ * @ca: Path of a PEM file: the server must have a certificate of one of these authorities
+ * @certificate: Path of a PEM file: the client's certificate and its chain; NULL: none
+ * @key: Path of a PEM file: the private key; NULL: none
+ * @error: Receives the reason of a failure, NUL-terminated
+ * @error_bytes: Size of @error
+ *
+ * Return: a context, which bp_tls_ctx_free() frees; NULL on failure
+ * Thread: any
+ */
 bp_tls_ctx *bp_tls_ctx_client(const char *ca, const char *certificate, const char *key, char *error,
                               size_t error_bytes);
+/**
+ * bp_tls_ctx_free() - Drop the caller's reference to a context; its connections keep theirs
+ * @ctx: Context, or NULL
+ *
+ * Thread: one
+ */
 void bp_tls_ctx_free(bp_tls_ctx *ctx);
-/* A server shows other's certificate to clients that ask for one of its names (SNI); keeps a reference to other. All else
- * stays as ctx has it: client_ca, ALPN, kTLS, versions. */
+/**
+ * bp_tls_ctx_add() - Let a server show a further certificate to clients that ask for one of its names (SNI)
+ * @ctx: Context of the listener; client_ca, ALPN, kTLS and versions stay as it has them
+ * @other: Context with the further certificate; @ctx keeps a reference to its OpenSSL part
+ *
+ * Return: 0, or -ENOMEM
+ * Thread: one, before the first connection of @ctx
+ */
 BP_MUST_CHECK int bp_tls_ctx_add(bp_tls_ctx *ctx, const bp_tls_ctx *other);
-/* From now on connections of ctx let the kernel do the records where kernel, OpenSSL and cipher can. */
+/**
+ * bp_tls_ctx_enable_ktls() - Let the kernel encrypt and decrypt for new connections if kernel, OpenSSL and cipher can
+ * @ctx: Context
+ *
+ * Thread: one, before the first connection of @ctx
+ */
 void bp_tls_ctx_enable_ktls(bp_tls_ctx *ctx);
 
-/* Borrows fd; keeps a reference to ctx. server_name (may be NULL) is sent and verified by a client. */
+/**
+ * bp_tls_new() - Start TLS on a socket; bp_tls_handshake() comes next
+ * @ctx: Context; the connection keeps a reference to its OpenSSL part
+ * @fd: Borrows; non-blocking
+ * @server_name: Client: the name or address that the server's certificate must have, a name is also sent (SNI); or NULL
+ * @error: Receives the reason of a failure, NUL-terminated
+ * @error_bytes: Size of @error
+ *
+ * Return: a connection, which bp_tls_free() frees; NULL on failure
+ * Thread: any
+ */
 bp_tls *bp_tls_new(bp_tls_ctx *ctx, int fd, const char *server_name, char *error, size_t error_bytes);
+/**
+ * bp_tls_free() - Free a connection's TLS; sends nothing, and the socket stays open
+ * @tls: Connection, or NULL
+ *
+ * Thread: one
+ */
 void bp_tls_free(bp_tls *tls);
+/**
+ * bp_tls_handshake() - Go on with the handshake
+ * @tls: Connection
+ *
+ * The time of a call is bounded: BP_TLS_WANT_READ may also mean that the peer has had its share while the socket is
+ * still readable.
+ *
+ * Return: 0 when the handshake is complete, or of enum bp_tls_result, or a negative errno
+ * Thread: one
+ */
 BP_MUST_CHECK int bp_tls_handshake(bp_tls *tls);
-/* What several records have, if they are there already; 0: close_notify. It and bp_tls_handshake work for a bounded time:
- * BP_TLS_WANT_READ may also say that the peer has had its share, and the socket is readable still. */
+/**
+ * bp_tls_read() - Read what several records carry, if they are there already
+ * @tls: Connection
+ * @buffer: Receives the bytes
+ * @bytes: Size of @buffer, at least 1
+ *
+ * The time of a call is bounded, as that of bp_tls_handshake() is.
+ *
+ * Return: number of bytes, 0 after close_notify, or of enum bp_tls_result, or a negative errno
+ * Thread: one
+ */
 BP_MUST_CHECK ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes);
+/**
+ * bp_tls_write() - Write at most one record
+ * @tls: Connection
+ * @data: Bytes to send
+ * @bytes: How many; after BP_TLS_WANT_WRITE the next call must have at least as many, with the same beginning
+ *
+ * Return: number of bytes written, or of enum bp_tls_result, or a negative errno
+ * Thread: one
+ */
 BP_MUST_CHECK ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes);
-/* Sends close_notify. Until 0 is returned FIN or close(2) would lose bytes; BP_TLS_WANT_WRITE: call again when the socket
- * is writable, and if that does not help after a while, since the kernel's TLS catches up by itself. */
+/**
+ * bp_tls_shutdown() - Send close_notify
+ * @tls: Connection
+ *
+ * Until this returns 0, FIN or close(2) would lose bytes. After BP_TLS_WANT_WRITE call again when the socket is writable;
+ * if it is writable already, call again after a while, because the kernel's TLS sends what it queued by itself.
+ *
+ * Return: 0, or of enum bp_tls_result, or a negative errno
+ * Thread: one
+ */
 BP_MUST_CHECK int bp_tls_shutdown(bp_tls *tls);
+/**
+ * bp_tls_error() - The message of the last failure
+ * @tls: Connection
+ *
+ * Return: text, valid until the next call for @tls; empty if nothing failed
+ * Thread: one
+ */
 const char *bp_tls_error(const bp_tls *tls);
-/* Copies into text (NUL-terminated); return its length, 0 if there is none. */
+/**
+ * bp_tls_alpn() - Copy the protocol that both sides agreed on (ALPN, RFC 7301)
+ * @tls: Connection after its handshake
+ * @text: Receives the name, NUL-terminated
+ * @bytes: Size of @text
+ *
+ * Return: length of the name; 0 if there is none or it does not fit
+ * Thread: one
+ */
 size_t bp_tls_alpn(const bp_tls *tls, char *text, size_t bytes);
+/**
+ * bp_tls_server_name() - Copy the name that the client asked for (SNI, RFC 6066 section 3)
+ * @tls: Connection after its handshake
+ * @text: Receives the name, NUL-terminated
+ * @bytes: Size of @text
+ *
+ * Return: length of the name; 0 if there is none or it does not fit
+ * Thread: one
+ */
 size_t bp_tls_server_name(const bp_tls *tls, char *text, size_t bytes);
+/**
+ * bp_tls_version() - The version of TLS
+ * @tls: Connection after its handshake
+ *
+ * Return: OpenSSL's name of it, such as "TLSv1.3"
+ * Thread: one
+ */
 const char *bp_tls_version(const bp_tls *tls);
+/**
+ * bp_tls_cipher() - The cipher suite
+ * @tls: Connection after its handshake
+ *
+ * Return: OpenSSL's name of it; empty if there is none
+ * Thread: one
+ */
 const char *bp_tls_cipher(const bp_tls *tls);
-/* Copies the peer's certificate as DER if it fits; returns its size, 0 if there is none. */
+/**
+ * bp_tls_peer_certificate() - Copy the peer's certificate as DER (RFC 5280) if it fits
+ * @tls: Connection after its handshake
+ * @der: Receives the certificate
+ * @bytes: Size of @der
+ *
+ * Return: size of the certificate in bytes, also if it does not fit; 0 if there is none
+ * Thread: one
+ */
 size_t bp_tls_peer_certificate(const bp_tls *tls, void *der, size_t bytes);
+/**
+ * bp_openssl_version() - The version of OpenSSL at run time
+ *
+ * Return: OpenSSL's text, such as "OpenSSL 3.0.11 19 Sep 2023"
+ * Thread: any
+ */
 const char *bp_openssl_version(void);
 
 enum bp_ktls { BP_KTLS_TX = 1, BP_KTLS_RX = 2 };
 
-int bp_tls_ktls(const bp_tls *tls); /* which of enum bp_ktls the kernel does for this connection */
-/* Tries kTLS on a connection of its own over loopback: are records on the wire encrypted, and do bytes survive splice(2)
- * under back-pressure? Returns which of enum bp_ktls may be spliced, or -errno; words says what was found. Blocks for
- * some milliseconds. */
-BP_MUST_CHECK int bp_ktls_self_test(char *words, size_t bytes);
+/**
+ * bp_tls_ktls() - Which directions the kernel does for a connection
+ * @tls: Connection after its handshake
+ *
+ * Return: a sum of enum bp_ktls, or 0
+ * Thread: one
+ */
+int bp_tls_ktls(const bp_tls *tls);
+/**
+ * bp_ktls_self_test() - Try kTLS on a connection of the engine's own over loopback
+ * @message: Receives what was found, NUL-terminated
+ * @bytes: Size of @message
+ *
+ * Tests whether records on the wire are encrypted, and whether bytes survive splice(2) under back-pressure. Blocks for
+ * some milliseconds.
+ *
+ * Return: which of enum bp_ktls may be spliced, or a negative errno
+ * Thread: any
+ */
+BP_MUST_CHECK int bp_ktls_self_test(char *message, size_t bytes);
 
 /* ---- engine -------------------------------------------------------------------------------------------------------- */
 
@@ -90,8 +252,8 @@ enum bp_reason { /* why a connection ended */
                  BP_ABORTED, /* by bp_splice_abort */
                  BP_ENGINE_CLOSED,
                  BP_NO_MEMORY,
-                 BP_GIVEN_BACK, /* by bp_splice_give_back; the sockets live on */
-                 BP_CLIENT_TLS_FLOOD, /* more KeyUpdates, tickets, alerts or empty records than TLS_CONTROL_RECORDS lets pass */
+                 BP_GIVEN_BACK, /* by bp_splice_give_back; the sockets stay open */
+                 BP_CLIENT_TLS_FLOOD, /* more KeyUpdates, tickets, alerts or empty records than TLS_CONTROL_RECORDS allows */
                  BP_SATELLITE_TLS_FLOOD,
                  BP_REASONS
 };
@@ -102,7 +264,7 @@ struct bp_options {
     int ktls; /* which of enum bp_ktls may be spliced: what bp_ktls_self_test returned, or 0 */
     uint32_t idle_timeout_s; /* 0: none */
     uint32_t half_closed_timeout_s; /* 0: none */
-    uint32_t pipes; /* at most so many open at once, a thread; 0: PIPE_MAX, which more does not exceed */
+    uint32_t pipes; /* most that are open at once, per thread; 0 or over PIPE_MAX: PIPE_MAX */
 };
 
 struct bp_counters {
@@ -126,31 +288,140 @@ struct bp_turns { /* of one thread; a turn is what it does between two waits */
     uint64_t turns;
     uint64_t long_turns; /* of over 50 ms */
     uint64_t longest_ns;
-    uint64_t running_ns; /* how long the turn at hand has lasted; 0: the thread waits */
+    uint64_t running_ns; /* how long the present turn has lasted; 0: the thread waits */
 };
 
+/**
+ * bp_engine_new() - Make an engine and start its threads
+ * @options: Copied
+ * @ret_engine: Receives the engine on success, which bp_engine_free() frees
+ *
+ * Return: 0, or a negative errno
+ * Thread: any
+ */
 BP_MUST_CHECK int bp_engine_new(const struct bp_options *options, bp_engine **ret_engine);
-int bp_engine_event_fd(const bp_engine *engine); /* readable when bp_engine_take_ended has something */
-/* On success takes both fds and both tls (each may be NULL); on failure the caller keeps all of them. */
+/**
+ * bp_engine_event_fd() - The file descriptor that is readable when bp_engine_take_ended() has something
+ * @engine: Engine
+ *
+ * Return: a file descriptor, which the engine closes
+ * Thread: any
+ */
+int bp_engine_event_fd(const bp_engine *engine);
+/**
+ * bp_engine_splice() - Hand over a connection: its bytes move until it ends
+ * @engine: Engine
+ * @client_fd: Takes on success
+ * @client_tls: Takes on success; NULL: plain
+ * @satellite_fd: Takes on success
+ * @satellite_tls: Takes on success; NULL: plain
+ * @ret_splice: Receives the splice on success, which bp_engine_take_ended() returns when it has ended
+ *
+ * Return: 0; -ESHUTDOWN after bp_engine_close(); or another negative errno, and the caller keeps all that it passed
+ * Thread: any
+ */
 BP_MUST_CHECK int bp_engine_splice(bp_engine *engine, int client_fd, bp_tls *client_tls, int satellite_fd,
                                    bp_tls *satellite_tls, bp_splice **ret_splice);
-/* The next ended splice, or NULL; the caller frees it with bp_splice_free when it has read the counters. */
+/**
+ * bp_engine_take_ended() - Take the splice that ended first
+ * @engine: Engine
+ *
+ * Return: a splice, which the caller frees by bp_splice_free(); NULL if there is none
+ * Thread: one
+ */
 bp_splice *bp_engine_take_ended(bp_engine *engine);
-void bp_splice_free(bp_splice *splice); /* an ended one only */
-void bp_splice_counters(const bp_splice *splice, struct bp_counters *ret); /* live or ended, any thread */
-void bp_splice_abort(bp_splice *splice); /* RST both legs, later */
-/* Asks for a live plain connection back: nothing more is read, what was read is delivered, then it ends with
- * BP_GIVEN_BACK. A reader that stalls delays that; bp_splice_abort still works. -EOPNOTSUPP if a leg is TLS. */
+/**
+ * bp_splice_free() - Free a splice, and close the sockets that were given back and not taken
+ * @splice: One that bp_engine_take_ended() returned
+ *
+ * Thread: one
+ */
+void bp_splice_free(bp_splice *splice);
+/**
+ * bp_splice_counters() - Read a splice's counters, live or ended
+ * @splice: Splice
+ * @ret: Receives the counters
+ *
+ * Thread: any
+ */
+void bp_splice_counters(const bp_splice *splice, struct bp_counters *ret);
+/**
+ * bp_splice_abort() - Ask for the end of a splice: soon both peers get RST
+ * @splice: Splice
+ *
+ * Thread: any
+ */
+void bp_splice_abort(bp_splice *splice);
+/**
+ * bp_splice_give_back() - Ask for the sockets of a live plain connection
+ * @splice: Splice
+ *
+ * The engine reads no more and delivers what it has read; then the splice ends with BP_GIVEN_BACK. A peer that does not
+ * read delays that. bp_splice_abort() still works.
+ *
+ * Return: 0, or -EOPNOTSUPP if a leg is TLS
+ * Thread: any
+ */
 BP_MUST_CHECK int bp_splice_give_back(bp_splice *splice);
-/* Takes the sockets out of a splice that was given back, once; the caller closes them. -EINVAL if there are none. */
+/**
+ * bp_splice_take_sockets() - Take the sockets out of a splice that was given back; the caller closes them
+ * @splice: One that bp_engine_take_ended() returned
+ * @ret_client_fd: Receives the client's socket on success
+ * @ret_satellite_fd: Receives the satellite's socket on success
+ *
+ * Return: 0, or -EINVAL if it was not given back or they were taken already
+ * Thread: one
+ */
 BP_MUST_CHECK int bp_splice_take_sockets(bp_splice *splice, int *ret_client_fd, int *ret_satellite_fd);
+/**
+ * bp_engine_statistics() - Add up the counters of all threads
+ * @engine: Engine
+ * @ret: Receives the sums
+ *
+ * Thread: any
+ */
 void bp_engine_statistics(bp_engine *engine, struct bp_statistics *ret);
+/**
+ * bp_engine_threads() - The number of threads
+ * @engine: Engine
+ *
+ * Return: the number of threads, 1 to 256
+ * Thread: any
+ */
 unsigned bp_engine_threads(const bp_engine *engine);
+/**
+ * bp_engine_thread_cpu_ns() - The CPU time that a thread has used
+ * @engine: Engine, not closed
+ * @index: Thread, from 0
+ * @ret_ns: Receives the time in nanoseconds
+ *
+ * Return: 0; -EINVAL if there is no such thread; or another negative errno
+ * Thread: one, with bp_engine_close()
+ */
 BP_MUST_CHECK int bp_engine_thread_cpu_ns(const bp_engine *engine, unsigned index, uint64_t *ret_ns);
-/* Read without stopping the thread. */
+/**
+ * bp_engine_thread_turns() - Read what a thread tells of its turns, without stopping it
+ * @engine: Engine
+ * @index: Thread, from 0
+ * @ret: Receives the counters
+ *
+ * Return: 0, or -EINVAL if there is no such thread
+ * Thread: any
+ */
 BP_MUST_CHECK int bp_engine_thread_turns(const bp_engine *engine, unsigned index, struct bp_turns *ret);
-/* Ends every splice and joins the threads; take_ended still works until bp_engine_free. */
+/**
+ * bp_engine_close() - End every splice and join the threads
+ * @engine: Engine; bp_engine_take_ended() works until bp_engine_free()
+ *
+ * Thread: one
+ */
 void bp_engine_close(bp_engine *engine);
-void bp_engine_free(bp_engine *engine); /* closes first; frees ended splices that nobody took */
+/**
+ * bp_engine_free() - Close an engine, then free it and the ended splices that the caller did not take
+ * @engine: Engine, or NULL
+ *
+ * Thread: one, and no other function for this engine
+ */
+void bp_engine_free(bp_engine *engine);
 
 #endif

@@ -1,5 +1,5 @@
-/* The engine as its callers see it: threads made and ended, splices handed in, counters and ends handed out. */
-#include "internal.h"
+/* The engine as its callers see it: threads start and end, splices come in, counters and sockets go out. */
+#include "check.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -16,11 +16,20 @@
 
 #define MAX_THREADS 256
 
+/**
+ * thread_start() - Start a thread of the engine
+ * @engine: Engine
+ * @index: Thread, from 0
+ *
+ * Return: 0, or a negative errno; bp_engine_free() closes what was opened
+ * Thread: one
+ */
 static int thread_start(bp_engine *engine, unsigned index) {
     struct bp_thread *t = &engine->threads[index];
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
     sigset_t all, before;
     char name[16];
+    BP_ASSERT(index < engine->thread_count && !t->started);
     t->engine = engine;
     t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     t->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -31,7 +40,7 @@ static int thread_start(bp_engine *engine, unsigned index) {
     t->now_ms = bp__now_ms();
     t->turn_bytes = TURN_BYTES;
     t->ready_tail = &t->ready;
-    /* Signals are Python's: the engine's threads take none, and SIGPIPE (splice(2) has no MSG_NOSIGNAL) stays pending. */
+    /* Signals are Python's: the engine's threads block all. So SIGPIPE, which splice(2) cannot suppress, stays pending. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int r = pthread_create(&t->thread, NULL, bp__thread_main, t);
@@ -69,13 +78,20 @@ int bp_engine_new(const struct bp_options *options, bp_engine **ret_engine) {
         bp_engine_free(engine);
         return r;
     }
+    BP_ASSERT(engine->thread_count == count && count >= 1);
     *ret_engine = engine;
     return 0;
 }
 
 int bp_engine_event_fd(const bp_engine *engine) { return engine->event_fd; }
 
-/* Non-blocking, no Nagle; dead peers found in about two minutes. Sockets that are not TCP refuse the options: fine. */
+/**
+ * prepare() - Make a socket non-blocking and without Nagle's delay; TCP finds a dead peer in about two minutes
+ * @fd: Borrows; a socket that is not TCP refuses the options, which is no failure
+ *
+ * Return: 0, or a negative errno if it is not a file descriptor
+ * Thread: any
+ */
 static int prepare(int fd) {
     static const int on = 1, idle_s = 60, interval_s = 10, probes = 6, user_timeout_ms = 120000;
     int flags = fcntl(fd, F_GETFL);
@@ -90,6 +106,16 @@ static int prepare(int fd) {
     return 0;
 }
 
+/**
+ * leg_of() - Make one leg of a splice
+ * @engine: Engine, whose options say what of the kernel's TLS may be spliced
+ * @id: Which leg
+ * @fd: Socket
+ * @tls: TLS on it, or NULL
+ *
+ * Return: the leg, not registered with epoll
+ * Thread: any
+ */
 static struct leg leg_of(const bp_engine *engine, enum leg_id id, int fd, bp_tls *tls) {
     int kernel = tls ? bp_tls_ktls(tls) & engine->options.ktls : 0;
     return (struct leg){
@@ -101,6 +127,21 @@ static struct leg leg_of(const bp_engine *engine, enum leg_id id, int fd, bp_tls
     };
 }
 
+/**
+ * least_busy() - Choose the thread for a new splice
+ * @engine: Engine
+ *
+ * Return: the thread that has the fewest live splices
+ * Thread: any
+ */
+static struct bp_thread *least_busy(const bp_engine *engine) {
+    struct bp_thread *t = &engine->threads[0];
+    for (unsigned i = 1; i < engine->thread_count; i++)
+        if (atomic_load(&engine->threads[i].live) < atomic_load(&t->live))
+            t = &engine->threads[i];
+    return t;
+}
+
 int bp_engine_splice(bp_engine *engine, int client_fd, bp_tls *client_tls, int satellite_fd, bp_tls *satellite_tls,
                      bp_splice **ret_splice) {
     int r = prepare(client_fd);
@@ -108,6 +149,7 @@ int bp_engine_splice(bp_engine *engine, int client_fd, bp_tls *client_tls, int s
         r = prepare(satellite_fd);
     if (r < 0)
         return r;
+    BP_ASSERT(client_fd != satellite_fd && (!client_tls || client_tls != satellite_tls));
     bp_splice *s = calloc(1, sizeof *s);
     if (!s)
         return -ENOMEM;
@@ -118,10 +160,7 @@ int bp_engine_splice(bp_engine *engine, int client_fd, bp_tls *client_tls, int s
     for (int id = CLIENT; id <= SATELLITE; id++)
         s->direction[id].pipe[0] = s->direction[id].pipe[1] = -1;
     atomic_store(&s->last_activity_ms, bp__now_ms());
-    struct bp_thread *t = &engine->threads[0];
-    for (unsigned i = 1; i < engine->thread_count; i++)
-        if (atomic_load(&engine->threads[i].live) < atomic_load(&t->live))
-            t = &engine->threads[i];
+    struct bp_thread *t = least_busy(engine);
     pthread_mutex_lock(&engine->lock);
     if (engine->closed) {
         pthread_mutex_unlock(&engine->lock);
@@ -141,6 +180,7 @@ int bp_engine_splice(bp_engine *engine, int client_fd, bp_tls *client_tls, int s
 }
 
 void bp_splice_free(bp_splice *s) {
+    BP_CHECK_ENDED(s);
     for (int id = CLIENT; id <= SATELLITE; id++)
         if (s->leg[id].fd >= 0)
             (void)close(s->leg[id].fd);
@@ -158,7 +198,14 @@ void bp_splice_counters(const bp_splice *s, struct bp_counters *ret) {
     };
 }
 
+/**
+ * request() - Tell the thread of a splice that `abort` or `give_back` of one of its splices was set
+ * @s: Splice
+ *
+ * Thread: any
+ */
 static void request(const bp_splice *s) {
+    BP_ASSERT(atomic_load(&s->abort) || atomic_load(&s->give_back));
     atomic_store(&s->thread->requests, true);
     bp__wake(s->thread->wake_fd);
 }
@@ -179,6 +226,7 @@ int bp_splice_give_back(bp_splice *s) {
 int bp_splice_take_sockets(bp_splice *s, int *ret_client_fd, int *ret_satellite_fd) {
     if (atomic_load(&s->reason) != BP_GIVEN_BACK || s->leg[CLIENT].fd < 0)
         return -EINVAL;
+    BP_CHECK_ENDED(s);
     *ret_client_fd = s->leg[CLIENT].fd;
     *ret_satellite_fd = s->leg[SATELLITE].fd;
     s->leg[CLIENT].fd = s->leg[SATELLITE].fd = -1;
@@ -239,6 +287,8 @@ void bp_engine_close(bp_engine *engine) {
         bp__wake(t->wake_fd);
         (void)pthread_join(t->thread, NULL);
         t->started = false;
+        BP_ASSERT(!t->mailbox && !t->splices && !t->ready && !t->pooled);
+        BP_ASSERT(atomic_load(&t->live) == 0);
     }
 }
 

@@ -1,4 +1,11 @@
-/* What the engine's files share. Threads own splices; the mailbox and the ended list are the only things that cross. */
+/* What the engine's files share.
+ *
+ * Each splice belongs to one thread of the engine. Only the mailbox, the ended list and the atomic fields are for other
+ * threads too. Each function is documented where it is defined, the public ones in bp.h. "Thread" says who may call it:
+ *   own  only the engine's thread that the struct bp_thread or the splice belongs to
+ *   any  any thread, at any time
+ *   one  any thread, but for the same object one call at a time
+ */
 #ifndef BP_INTERNAL_H
 #define BP_INTERNAL_H
 
@@ -8,14 +15,15 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-#define SCRATCH_BYTES (64u << 10) /* one read in copy mode; also what a direction may have to stash */
+#define SCRATCH_BYTES (64u << 10) /* one read in copy mode; also the most that a direction stashes */
 #define TURN_BYTES (1u << 20) /* most that one direction moves before the others on its thread have a turn */
-#define LOOP_BYTES (16u << 20) /* and all directions together, in some 20 ms: where many are busy, each has less */
-#define STEP_COST 512 /* what a read of a few bytes, or a record of TLS, costs: as much as so many bytes */
-#define LAST_WORDS_BYTES (8u << 20) /* of a leg that broke: more than a socket's receive buffer holds (tcp_rmem) */
-#define READY_A_TURN 256 /* splices with more to do that go on in one turn; the others in the next */
+#define LOOP_BYTES                                                                                                     \
+    (16u << 20) /* most that all directions of a thread move in a turn, some 20 ms: the busy ones share it */
+#define STEP_COST 512 /* least that a read, or a record of TLS, counts for, in bytes */
+#define DRAIN_BYTES (8u << 20) /* most that is drained of a broken leg: over a socket's receive buffer (tcp_rmem) */
+#define READY_A_TURN 256 /* splices of the ready list that one turn runs; the others run in the next */
 #define ENDS_A_TURN 256 /* splices that one turn ends for a timeout or on request, at some 20 us each */
-#define LONG_TURN_NS 50000000u /* what no peer's input may make of a turn */
+#define LONG_TURN_NS 50000000u /* a turn over this is counted as long; no peer's input may cause one */
 #define PIPE_MIN_BYTES (64 << 10) /* smaller pipes (user past pipe-user-pages-soft) are not worth a splice */
 #define PIPE_POOL 64 /* idle pipes kept per thread */
 #define PIPE_MAX 512 /* pipes open per thread: 64 KiB each, 32 MiB of pages at the most */
@@ -34,22 +42,24 @@ enum leg_id { CLIENT = 0, SATELLITE = 1 };
 struct leg {
     int fd;
     bp_tls *tls; /* or NULL */
-    uint32_t watched; /* epoll interest now, the shadow of what the kernel has */
+    uint32_t watched; /* the events that epoll has for it while it is registered */
     bool registered;
     bool splices_in; /* splice(2) may read from it: plain, or the kernel decrypts */
     bool splices_out; /* splice(2) may write to it: plain, or the kernel encrypts */
-    /* TLS: the peer sent FIN without close_notify; a fatal alert went back, and nothing may follow it. */
+    /* TLS: the peer sent FIN without close_notify; OpenSSL answered with a fatal alert, and nothing may follow it. */
     bool truncated;
     uint8_t id; /* enum leg_id: tells the leg from an epoll pointer */
 };
 
-/* One direction, written once and used twice. Invariant: bytes are in the pipe or in the stash or nowhere; nothing is
- * read while any are, so EAGAIN is never ambiguous: on a read it means that the socket is dry, on a write that the
- * peer's window is full. */
+/* One direction of a splice; the same code serves both.
+ *
+ * Invariant: what was read and is not delivered is in the pipe or in the stash, never in both. While there is any, nothing
+ * is read. So EAGAIN has one meaning each: on a read the socket is empty, on a write the peer's window is full. check.c
+ * has the invariants in full. */
 struct direction {
-    int pipe[2]; /* -1 unless bytes are in it or the direction streams */
+    int pipe[2]; /* -1 unless the direction streams */
     size_t in_pipe;
-    char *stash; /* what a copy could not deliver, lent until it is */
+    char *stash; /* what a copy could not deliver, allocated until it is delivered */
     size_t stash_at, stash_bytes;
     bool eof; /* the source has ended (FIN, close_notify or truncation) */
     bool shut; /* and the destination was told */
@@ -60,8 +70,11 @@ struct direction {
     bool read_wants_write; /* TLS: a read waits for the source to be writable */
     bool write_wants_read; /* TLS: a write waits for the destination to be readable */
     uint8_t full_reads, small_reads;
-    uint8_t tells; /* how often the end was told to a destination that was not ready for FIN */
+    uint8_t end_tries; /* how often the end was sent to a destination whose kernel still had records queued */
     _Atomic uint64_t bytes; /* delivered */
+#ifdef BP_DEBUG
+    uint64_t taken; /* read from the source: delivered, in the pipe or in the stash */
+#endif
 };
 
 struct bp_splice {
@@ -69,10 +82,10 @@ struct bp_splice {
     struct direction direction[2]; /* [CLIENT]: source is the client */
     struct bp_thread *thread;
     struct bp_splice *next, *previous; /* the thread's list of live ones; next also in mailbox and ended list */
-    struct bp_splice *ready_next; /* the thread's list of those with more to do */
-    bool ready;
+    struct bp_splice *ready_next; /* the thread's ready list */
+    bool ready; /* is on the ready list */
     int broken; /* the leg that failed, or NO_LEG */
-    int truncated; /* reason to report if it ends well otherwise, or 0 */
+    int truncated; /* reason to report if nothing else fails, or 0 */
     uint64_t half_closed_ms;
     bool with_tls; /* set once: other threads may ask while the legs belong to this splice's thread */
     bool giving_back; /* deliver, read no more */
@@ -94,8 +107,8 @@ struct bp_thread {
     _Atomic uint64_t live, pipes_open, pipe_fallbacks, spliced_bytes, copied_bytes;
     _Atomic uint64_t turn_began_ns; /* 0: waits */
     _Atomic uint64_t turns, long_turns, longest_ns;
-    bp_splice *splices; /* the rest belongs to the thread alone */
-    bp_splice *ready, **ready_tail; /* who has more to do, in the order of coming */
+    bp_splice *splices; /* this and what follows belongs to the thread alone */
+    bp_splice *ready, **ready_tail; /* splices that have more to do, first come, first served */
     unsigned ready_count;
     size_t turn_bytes; /* what a direction may move in this turn */
     uint64_t now_ms;
@@ -117,20 +130,18 @@ struct bp_engine {
 
 /* ktls_out.c */
 struct ktls_out {
-    bool counts; /* the kernel tells what it takes to count */
+    bool counts; /* the kernel tells what is needed to count */
     unsigned overhead; /* of a record, in bytes */
-    uint64_t payload_bytes, records_before, tcp_before;
+    uint64_t payload_bytes; /* handed to the kernel since bp__ktls_out_begin(); the sender counts them */
+    uint64_t records_before, tcp_before;
 };
 
-/* From now on all payload is counted in out->payload_bytes by who sends it; to be called while nothing is queued. */
 void bp__ktls_out_begin(struct ktls_out *out, int fd);
-bool bp__ktls_out_drained(const struct ktls_out *out, int fd); /* whether FIN and close(2) lose nothing now */
+bool bp__ktls_out_drained(const struct ktls_out *out, int fd);
 
 /* tls.c */
-/* What the peer has cost since this was last asked, in bytes: those that came, and STEP_COST for each record. */
 size_t bp__tls_cost(bp_tls *tls);
-void bp__tls_spliced(bp_tls *tls, size_t bytes); /* the kernel was given so many by splice(2) */
-/* Whether a read may find what the socket does not show: bytes (decrypted or not), or an end that was seen behind them. */
+void bp__tls_spliced(bp_tls *tls, size_t bytes);
 bool bp__tls_has_pending(const bp_tls *tls);
 
 /* pipe_pool.c */
@@ -139,19 +150,24 @@ void bp__pipe_put(struct bp_thread *thread, int pipe[2], size_t in_pipe);
 void bp__pipe_drop_all(struct bp_thread *thread);
 
 /* pump.c */
-enum pump_result { PUMP_BLOCKED, PUMP_MORE, PUMP_FAILED };
-/* Moves what can be moved from leg `from` to the other. On PUMP_FAILED the splice's reason is set. */
-enum pump_result bp__pump(struct bp_thread *thread, bp_splice *splice, enum leg_id from);
+enum pump_result {
+    PUMP_BLOCKED, /* an event, the next tick or nothing at all lets it go on */
+    PUMP_MORE, /* it can go on at once */
+    PUMP_FAILED, /* a leg failed: the splice's reason and error are set */
+};
+enum pump_result bp__pump(struct bp_thread *thread, bp_splice *splice, enum leg_id id);
 bool bp__direction_in_flight(const struct direction *direction);
-void bp__fail(bp_splice *splice, enum leg_id leg, int result);
+
+/* reason.c */
+void bp__fail(bp_splice *splice, enum leg_id leg, int why);
+void bp__note_truncation(bp_splice *splice, struct leg *leg);
 
 /* splice.c */
-/* Pumps the directions in the mask (bit 0: from the client), then looks what follows for the splice. */
-#define FROM(leg) (1u << (leg))
+#define FROM(leg) (1u << (leg)) /* the direction in a mask of directions */
 #define BOTH (FROM(CLIENT) | FROM(SATELLITE))
 void bp__splice_run(struct bp_thread *thread, bp_splice *splice, unsigned directions);
 void bp__splice_adopt(struct bp_thread *thread, bp_splice *splice);
-void bp__splice_event(struct bp_thread *thread, bp_splice *splice, enum leg_id leg, uint32_t events);
+void bp__splice_event(struct bp_thread *thread, bp_splice *splice, enum leg_id id, uint32_t events);
 void bp__splice_end(struct bp_thread *thread, bp_splice *splice, enum bp_reason reason, int error);
 void bp__splice_tick(struct bp_thread *thread, bp_splice *splice);
 
@@ -163,8 +179,8 @@ uint64_t bp__now_ns(void);
 uint64_t bp__now_ms(void);
 
 /* ready.c */
-void bp__ready(struct bp_thread *thread, bp_splice *splice); /* goes on in a turn to come */
-bp_splice *bp__ready_take(struct bp_thread *thread); /* the first one; the list must have one */
+void bp__ready(struct bp_thread *thread, bp_splice *splice);
+bp_splice *bp__ready_take(struct bp_thread *thread);
 
 /* ended.c */
 void bp__wake(int event_fd);

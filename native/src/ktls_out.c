@@ -1,11 +1,11 @@
-/* How much of a kTLS connection's stream TCP has been given: the kernel does not tell.
+/* How much of a kTLS connection's stream TCP has received from the kernel's TLS: no system call returns that.
  *
- * A record that finds no room is queued inside the kernel's TLS, and the call that brought it has succeeded. FIN and
- * close(2) overtake that queue, and close drops it (net/tls/tls_sw.c: tls_sw_sendmsg passes over the EAGAIN of
- * tls_tx_records; tls_sw_release_resources_tx frees tx_list). So before FIN it must be known to be empty. That follows
- * from three counts: the payload handed over, the records made of it, and the bytes that came to TCP.
+ * If TCP has no room for a record, the kernel's TLS queues it, and the call that wrote it succeeds. FIN and close(2)
+ * overtake that queue, and close drops it (net/tls/tls_sw.c: tls_sw_sendmsg ignores the EAGAIN of tls_tx_records;
+ * tls_sw_release_resources_tx frees tx_list). So the queue must be known to be empty before FIN. Three counts tell: the
+ * payload handed over, the records made of it, and the bytes that TCP received.
  */
-#include "internal.h"
+#include "check.h"
 
 #include <errno.h>
 #include <linux/sockios.h>
@@ -23,9 +23,17 @@
 #define CONTENT_TYPE_BYTES 1 /* RFC 8446 section 5.2; padding is never sent */
 #define EXPLICIT_NONCE_BYTES 8 /* TLS 1.2: RFC 5288, RFC 6655; none with ChaCha20: RFC 7905 */
 #define TAG_BYTES 16
-#define STABLE_TRIES 16 /* two looks at TCP in a row that agree; acknowledgements come between them */
+#define STABLE_TRIES 16 /* to read the same count twice; acknowledgements come in between */
 
-/* Bytes that were ever written to TCP, up to a constant. 0, or -errno. */
+/**
+ * written_to_tcp() - Count the bytes that were ever given to TCP, up to a constant
+ * @fd: Borrows
+ * @ret: Receives the count
+ * @ret_unacknowledged: Receives how many of them the peer has not acknowledged
+ *
+ * Return: 0; -EAGAIN if acknowledgements kept coming in between; or another negative errno
+ * Thread: one
+ */
 static int written_to_tcp(int fd, uint64_t *ret, int *ret_unacknowledged) {
     for (int i = 0; i < STABLE_TRIES; i++) {
         struct tcp_info before, after;
@@ -45,8 +53,15 @@ static int written_to_tcp(int fd, uint64_t *ret, int *ret_unacknowledged) {
     return -EAGAIN;
 }
 
-/* How many records the kernel has made, and what each adds to its payload. 0, or -errno: before Linux 5.16 the kernel
- * keeps the sequence numbers of other ciphers than AES-GCM to itself. */
+/**
+ * records() - Count the records that the kernel has made
+ * @fd: Borrows
+ * @ret_count: Receives the count
+ * @ret_overhead: Receives what each record adds to its payload, in bytes
+ *
+ * Return: 0, or a negative errno; before Linux 5.16 the kernel tells the sequence number of AES-GCM only
+ * Thread: one
+ */
 static int records(int fd, uint64_t *ret_count, unsigned *ret_overhead) {
     union {
         struct tls_crypto_info info;
@@ -92,6 +107,13 @@ static int records(int fd, uint64_t *ret_count, unsigned *ret_overhead) {
     return r;
 }
 
+/**
+ * bp__ktls_out_begin() - Start to count what is written to a kTLS socket
+ * @out: Counts; from now on the sender adds all payload to out->payload_bytes
+ * @fd: Borrows; nothing may be queued in the kernel's TLS
+ *
+ * Thread: one
+ */
 void bp__ktls_out_begin(struct ktls_out *out, int fd) {
     int unacknowledged;
     memset(out, 0, sizeof *out);
@@ -99,6 +121,14 @@ void bp__ktls_out_begin(struct ktls_out *out, int fd) {
                   written_to_tcp(fd, &out->tcp_before, &unacknowledged) == 0;
 }
 
+/**
+ * bp__ktls_out_drained() - Whether FIN and close(2) lose nothing now
+ * @out: Counts
+ * @fd: Borrows
+ *
+ * Return: whether TCP has all that was written, as far as the kernel tells
+ * Thread: one
+ */
 bool bp__ktls_out_drained(const struct ktls_out *out, int fd) {
     uint64_t count, written;
     unsigned overhead;

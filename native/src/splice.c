@@ -2,22 +2,22 @@
  *
  * How it ends (each row tested):
  *   source sends FIN          -> the rest is delivered, then FIN to the destination; the other direction goes on
- *   both directions ended     -> close both, CLOSED (or *_TRUNCATED if a TLS peer gave no close_notify)
- *   RST or error on one leg   -> what it said before goes to the other, then RST; behind bytes that the other's peer
- *                                has not acknowledged yet, FIN, since a RST would destroy them; *_RESET, *_TIMEOUT
- *                                (a silent peer is an error too: keepalive and TCP_USER_TIMEOUT, set in engine.c)
- *   close_notify              -> as FIN; to a leg whose TLS is the kernel's FIN waits until its records are with TCP
+ *   both directions ended     -> close both, CLOSED (or *_TRUNCATED if a TLS peer sent no close_notify)
+ *   RST or error on one leg   -> what was received from it is delivered, then RST to the other; FIN instead of RST if
+ *                                that one's peer has not acknowledged everything, since RST would destroy bytes under
+ *                                way; *_RESET, *_TIMEOUT (a silent peer: keepalive and TCP_USER_TIMEOUT, see engine.c)
+ *   close_notify              -> as FIN; to a leg whose TLS is the kernel's, FIN waits until TCP has all records
  *   records without data      -> over a rate *_TLS_FLOOD, which is RST to both (tls_meter.c)
  *   KeyUpdate for the kernel  -> *_TLS_ERROR, as a record that does not decrypt
- *   TLS FIN, no close_notify  -> as FIN, but the way back is dead: what still comes for it ends both, *_TRUNCATED
+ *   TLS FIN, no close_notify  -> as FIN, but nothing can go back: bytes that still come for it end both, *_TRUNCATED
  *   no memory for a moment    -> that direction is quiet until the next tick; none to keep what was read: NO_MEMORY
- *   one ended, other silent   -> RST both after half_closed_timeout
- *   nothing for idle_timeout  -> RST both
- *   abort, engine close       -> RST both
- *   give back                 -> what was read is delivered, nothing more is read, both sockets are kept: GIVEN_BACK
- * When both have sent FIN nothing is left unread, so the plain close never destroys anything by sending RST.
+ *   one ended, other silent   -> RST to both after half_closed_timeout
+ *   nothing for idle_timeout  -> RST to both
+ *   abort, engine close       -> RST to both
+ *   give back                 -> what was read is delivered, nothing more is read, both sockets stay open: GIVEN_BACK
+ * When both peers have sent FIN, nothing is left unread. So a plain close(2) never sends RST, which would destroy bytes.
  */
-#include "internal.h"
+#include "check.h"
 
 #include <errno.h>
 #include <linux/sockios.h>
@@ -29,9 +29,20 @@
 
 #define DISCARD_READS 64 /* of SCRATCH_BYTES: more than a socket's default receive buffer holds */
 
-/* An epoll pointer is the leg; its splice is found from the leg's place in it. */
+/**
+ * watch() - Tell epoll which events of a leg to report, if that changes
+ * @t: Thread
+ * @leg: Leg; the events carry a pointer to it
+ * @wanted: Events, as in epoll_ctl(2)
+ * @keep: false: report none at all
+ *
+ * Return: 0, or a negative errno
+ * Thread: own
+ */
 static int watch(struct bp_thread *t, struct leg *leg, uint32_t wanted, bool keep) {
     struct epoll_event event = {.events = wanted, .data.ptr = leg};
+    BP_ASSERT(leg->fd >= 0);
+    BP_ASSERT(!keep || wanted);
     if (!keep) {
         if (leg->registered)
             (void)epoll_ctl(t->epoll_fd, EPOLL_CTL_DEL, leg->fd, NULL);
@@ -47,6 +58,14 @@ static int watch(struct bp_thread *t, struct leg *leg, uint32_t wanted, bool kee
     return 0;
 }
 
+/**
+ * update_interest() - Let epoll report what both directions wait for
+ * @t: Thread
+ * @s: Splice
+ *
+ * Return: 0, or a negative errno
+ * Thread: own
+ */
 static int update_interest(struct bp_thread *t, bp_splice *s) {
     for (int id = CLIENT; id <= SATELLITE; id++) {
         const struct direction *out = &s->direction[id], *in = &s->direction[1 - id]; /* from, and to, this leg */
@@ -57,11 +76,11 @@ static int update_interest(struct bp_thread *t, bp_splice *s) {
             wanted |= in->write_wants_read ? EPOLLIN : EPOLLOUT;
         if (in->notify_waits && !in->starved)
             wanted |= EPOLLOUT;
-        /* EPOLLHUP and EPOLLERR are reported whether wanted or not (epoll_ctl(2)), and the peer's FIN behind ours is a
-         * hang-up: while nothing can be done about it, by edge, or the thread would spin until something can. */
+        /* EPOLLHUP and EPOLLERR are reported whether wanted or not (epoll_ctl(2)), and a FIN from both sides is a hang-up.
+         * While nothing can be done about it, it is reported once (by edge): otherwise the thread would spin. */
         if (!wanted)
             wanted = EPOLLET;
-        /* A leg that is done both ways would report EPOLLHUP for ever. */
+        /* A leg that has ended in both directions would report EPOLLHUP for ever. */
         int r = watch(t, &s->leg[id], wanted, !(out->eof && in->shut));
         if (r < 0)
             return r;
@@ -69,14 +88,23 @@ static int update_interest(struct bp_thread *t, bp_splice *s) {
     return 0;
 }
 
-/* A leg has failed: hands its last words to the other leg, then ends. A dead leg's receive queue outlives the RST, and is
- * all that there is of it. One that lives would go on and on: for one that floods us, or with no memory for what is said,
- * there are no last words, for others they are bounded. */
+/**
+ * end_broken() - End a splice because a leg failed
+ * @t: Thread
+ * @s: Splice, whose reason bp__fail() has set
+ *
+ * What was received from the broken leg is delivered first: its socket keeps that after RST, and nothing can follow it. A
+ * leg that still lives could send for ever, so DRAIN_BYTES limits it. Nothing is delivered of a leg that floods the engine,
+ * or if there is no memory to keep it.
+ *
+ * Thread: own
+ */
 static void end_broken(struct bp_thread *t, bp_splice *s) {
     int reason = atomic_load(&s->reason), error = atomic_load(&s->error), broken = s->broken;
+    BP_ASSERT(reason != BP_LIVE && broken != NO_LEG);
     if (reason != BP_NO_MEMORY && reason != BP_CLIENT_TLS_FLOOD && reason != BP_SATELLITE_TLS_FLOOD) {
         size_t turn_bytes = t->turn_bytes;
-        t->turn_bytes = LAST_WORDS_BYTES;
+        t->turn_bytes = DRAIN_BYTES;
         (void)bp__pump(t, s, (enum leg_id)broken);
         t->turn_bytes = turn_bytes;
     }
@@ -84,8 +112,19 @@ static void end_broken(struct bp_thread *t, bp_splice *s) {
     bp__splice_end(t, s, (enum bp_reason)reason, error);
 }
 
+/**
+ * bp__splice_run() - Pump directions, then do what follows: end the splice, wait for events, or go on in a turn to come
+ * @t: Thread
+ * @s: Live splice
+ * @directions: FROM(CLIENT), FROM(SATELLITE) or BOTH
+ *
+ * Thread: own
+ */
 void bp__splice_run(struct bp_thread *t, bp_splice *s, unsigned directions) {
     bool more = false;
+    BP_CHECK_SPLICE(t, s);
+    BP_ASSERT(atomic_load(&s->reason) == BP_LIVE);
+    BP_ASSERT(!(directions & ~BOTH));
     for (int id = CLIENT; id <= SATELLITE; id++) {
         if (!(directions & FROM(id)))
             continue;
@@ -112,15 +151,26 @@ void bp__splice_run(struct bp_thread *t, bp_splice *s, unsigned directions) {
     }
     if (more)
         bp__ready(t, s);
+    BP_CHECK_WAITS(t, s);
 }
 
+/**
+ * bp__splice_event() - Serve an event of a leg
+ * @t: Thread
+ * @s: Splice; nothing happens if it has ended
+ * @id: Leg
+ * @events: What epoll_wait(2) reported
+ *
+ * Thread: own
+ */
 void bp__splice_event(struct bp_thread *t, bp_splice *s, enum leg_id id, uint32_t events) {
     if (atomic_load_explicit(&s->reason, memory_order_relaxed) != BP_LIVE)
         return;
+    BP_CHECK_SPLICE(t, s);
     const struct direction *out = &s->direction[id], *in = &s->direction[1 - id]; /* from, and to, this leg */
     bool reads = !out->eof && !s->giving_back && !bp__direction_in_flight(out);
-    /* A broken leg that nobody reads now would be reported again and again: end it here. One that is read reports its
-     * error by the read, behind the last bytes. */
+    /* epoll would report a broken leg again and again while nothing reads it: end the splice here. If the leg is read, the
+     * read returns the error, after the last bytes. */
     if ((events & EPOLLERR) && !reads) {
         int error = 0;
         socklen_t bytes = sizeof error;
@@ -129,9 +179,9 @@ void bp__splice_event(struct bp_thread *t, bp_splice *s, enum leg_id id, uint32_
         end_broken(t, s);
         return;
     }
-    if (s->ready) /* both directions go on in this turn or the next: twice in one would be more than a share */
+    if (s->ready) /* both directions go on in this turn or the next: twice in one turn would be more than a share */
         return;
-    /* A system call that an event does not ask for is a third of the price of a small message. */
+    /* Only the system calls that the event asks for: a needless one is a third of the price of a small message. */
     unsigned directions = 0;
     if (events & (EPOLLIN | EPOLLHUP | EPOLLERR))
         directions |= FROM(id) | (in->write_wants_read ? FROM(1 - id) : 0);
@@ -140,7 +190,15 @@ void bp__splice_event(struct bp_thread *t, bp_splice *s, enum leg_id id, uint32_
     bp__splice_run(t, s, directions);
 }
 
+/**
+ * bp__splice_adopt() - Put a splice on the thread's list; it runs in this turn or the next
+ * @t: Thread
+ * @s: Splice from the mailbox
+ *
+ * Thread: own
+ */
 void bp__splice_adopt(struct bp_thread *t, bp_splice *s) {
+    BP_ASSERT(s->thread == t);
     s->next = t->splices;
     s->previous = NULL;
     if (t->splices)
@@ -148,23 +206,45 @@ void bp__splice_adopt(struct bp_thread *t, bp_splice *s) {
     t->splices = s;
     atomic_store(&s->last_activity_ms, t->now_ms);
     bp__ready(t, s);
+    BP_CHECK_SPLICE(t, s);
 }
 
+/**
+ * unacknowledged() - Whether the peer has not acknowledged everything that was sent
+ * @fd: Borrows
+ *
+ * Return: whether TCP still has bytes for it (tcp(7), SIOCOUTQ)
+ * Thread: own
+ */
 static bool unacknowledged(int fd) {
     int bytes = 0;
     return ioctl(fd, SIOCOUTQ, &bytes) == 0 && bytes > 0;
 }
 
-/* A close with unread bytes would send RST. */
+/**
+ * discard() - Read a socket empty, because a close with unread bytes would send RST
+ * @fd: Borrows
+ *
+ * Thread: own
+ */
 static void discard(int fd) {
     for (int i = 0; i < DISCARD_READS; i++)
         if (recv(fd, NULL, SCRATCH_BYTES, MSG_DONTWAIT | MSG_TRUNC) <= 0)
             return;
 }
 
-static void close_leg(struct leg *leg, bool reset, bool heed_unacknowledged) {
+/**
+ * close_leg() - Free a leg's TLS and close its socket
+ * @leg: Leg
+ * @reset: Whether the peer gets RST
+ * @spare_unacknowledged: But FIN if it has not acknowledged everything
+ *
+ * Thread: own
+ */
+static void close_leg(struct leg *leg, bool reset, bool spare_unacknowledged) {
     static const struct linger rst = {.l_onoff = 1, .l_linger = 0};
-    if (reset && heed_unacknowledged && unacknowledged(leg->fd)) {
+    BP_ASSERT(leg->fd >= 0 && !leg->registered);
+    if (reset && spare_unacknowledged && unacknowledged(leg->fd)) {
         (void)shutdown(leg->fd, SHUT_WR);
         discard(leg->fd);
     } else if (reset)
@@ -175,10 +255,22 @@ static void close_leg(struct leg *leg, bool reset, bool heed_unacknowledged) {
     leg->fd = -1;
 }
 
+/**
+ * bp__splice_end() - End a splice: close its legs unless they are given back, and take it off the thread's list
+ * @t: Thread
+ * @s: Splice that has not ended; the caller retires it (thread.c), since events and the ready list may still refer to it
+ * @reason: Why
+ * @error: errno behind it, or 0
+ *
+ * Thread: own
+ */
 void bp__splice_end(struct bp_thread *t, bp_splice *s, enum bp_reason reason, int error) {
     bool clean = reason == BP_CLOSED || reason == BP_CLIENT_TRUNCATED || reason == BP_SATELLITE_TRUNCATED;
+    BP_CHECK_SPLICE(t, s);
+    BP_ASSERT(reason > BP_LIVE && reason < BP_REASONS && error >= 0);
     for (int id = CLIENT; id <= SATELLITE; id++) {
         struct direction *d = &s->direction[id];
+        BP_ASSERT((reason != BP_CLOSED && reason != BP_GIVEN_BACK) || !bp__direction_in_flight(d));
         bp__pipe_put(t, d->pipe, d->in_pipe);
         free(d->stash);
         d->stash = NULL;
@@ -193,15 +285,23 @@ void bp__splice_end(struct bp_thread *t, bp_splice *s, enum bp_reason reason, in
         t->splices = s->next;
     if (s->next)
         s->next->previous = s->previous;
+    BP_ASSERT(atomic_load(&t->live) > 0);
     atomic_store(&s->error, error);
     atomic_store(&s->reason, (int)reason);
     atomic_fetch_sub(&t->live, 1);
-    /* One on the ready list, or with an event still in this batch, is handed out later: see thread.c. */
 }
 
+/**
+ * bp__splice_tick() - Let starved directions try again, and end the splice if it is over a timeout
+ * @t: Thread
+ * @s: Live splice
+ *
+ * Thread: own
+ */
 void bp__splice_tick(struct bp_thread *t, bp_splice *s) {
     const struct bp_options *options = &t->engine->options;
     uint64_t last_ms = atomic_load_explicit(&s->last_activity_ms, memory_order_relaxed);
+    BP_CHECK_SPLICE(t, s);
     if (s->direction[CLIENT].starved || s->direction[SATELLITE].starved) {
         s->direction[CLIENT].starved = s->direction[SATELLITE].starved = false;
         bp__splice_run(t, s, BOTH);
@@ -210,6 +310,7 @@ void bp__splice_tick(struct bp_thread *t, bp_splice *s) {
     }
     bool half = s->direction[CLIENT].shut != s->direction[SATELLITE].shut;
     uint64_t quiet_since_ms = half && s->half_closed_ms > last_ms ? s->half_closed_ms : last_ms;
+    BP_ASSERT(quiet_since_ms <= t->now_ms);
     if (half && options->half_closed_timeout_s &&
         t->now_ms - quiet_since_ms >= options->half_closed_timeout_s * 1000ull)
         bp__splice_end(t, s, BP_HALF_CLOSED_TIMEOUT, 0);

@@ -1,10 +1,11 @@
-/* One engine thread: epoll, its mailbox, its ready list, its clock.
+/* One engine thread: its epoll loop, its mailbox, its ready list, its clock.
  *
- * A turn is what happens between two waits, and nobody on the thread is heard meanwhile. So all that may be much is done
- * some at a time: events by EVENTS, splices with more to do by READY_A_TURN, ends by ENDS_A_TURN, and all that moves by
- * LOOP_BYTES. When a turn began is there for others to read: a thread that never ends one is stuck.
+ * A turn is what happens between two waits. While it lasts, no other connection of the thread is served. So each kind of
+ * work has a limit per turn: EVENTS for events, READY_A_TURN for splices that have more to do, ENDS_A_TURN for ends, and
+ * LOOP_BYTES for all bytes that move. Other threads can read when a turn began: a turn that never ends shows that the
+ * thread is stuck.
  */
-#include "internal.h"
+#include "check.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -15,23 +16,46 @@
 
 #define EVENTS 256
 
-static bool ended(const bp_splice *s) { return atomic_load_explicit(&s->reason, memory_order_relaxed) != BP_LIVE; }
-
-/* Ended splices wait here until no event of the batch and no list can name them any more. */
-struct grave {
+/* Ended splices wait here until no event of the batch and no list can refer to them any more. */
+struct retired {
     bp_splice *first;
 };
 
-static void bury(struct grave *grave, bp_splice *s) {
-    s->next = grave->first;
-    grave->first = s;
+/**
+ * ended() - Whether a splice has ended
+ * @s: Splice
+ *
+ * Return: whether its reason is set
+ * Thread: own
+ */
+static bool ended(const bp_splice *s) { return atomic_load_explicit(&s->reason, memory_order_relaxed) != BP_LIVE; }
+
+/**
+ * retire() - Keep an ended splice until publish_retired()
+ * @retired: Where to
+ * @s: Splice, just ended
+ *
+ * Thread: own
+ */
+static void retire(struct retired *retired, bp_splice *s) {
+    BP_ASSERT(ended(s));
+    BP_ASSERT(s != retired->first);
+    s->next = retired->first;
+    retired->first = s;
 }
 
-static void hand_out(struct bp_thread *t, struct grave *grave) {
-    bp_splice **at = &grave->first;
+/**
+ * publish_retired() - Put retired splices on the ended list; the events of the turn are done
+ * @t: Thread
+ * @retired: Keeps those that the ready list still has; a turn to come takes them off it
+ *
+ * Thread: own
+ */
+static void publish_retired(struct bp_thread *t, struct retired *retired) {
+    bp_splice **at = &retired->first;
     while (*at) {
         bp_splice *s = *at;
-        if (s->ready) { /* still on the ready list, which drops it at its next turn */
+        if (s->ready) {
             at = &s->next;
             continue;
         }
@@ -40,13 +64,13 @@ static void hand_out(struct bp_thread *t, struct grave *grave) {
     }
 }
 
-/* What others ask of this thread: splices to adopt, and requests. They write to wake_fd, behind having asked. Returns
- * whether more ends are asked for than a turn takes. */
-static bool take_mailbox(struct bp_thread *t, struct grave *grave) {
-    uint64_t ignored;
-    unsigned ends = 0;
-    ssize_t got = read(t->wake_fd, &ignored, sizeof ignored);
-    (void)got;
+/**
+ * adopt_mailbox() - Make the splices of the mailbox the thread's own
+ * @t: Thread
+ *
+ * Thread: own
+ */
+static void adopt_mailbox(struct bp_thread *t) {
     pthread_mutex_lock(&t->lock);
     bp_splice *s = t->mailbox;
     t->mailbox = NULL;
@@ -56,9 +80,26 @@ static bool take_mailbox(struct bp_thread *t, struct grave *grave) {
         bp__splice_adopt(t, s);
         s = next;
     }
+}
+
+/**
+ * take_requests() - Do what other threads ask: splices to adopt, to abort, to give back
+ * @t: Thread, whose wake_fd they write to after they have asked
+ * @retired: Receives the splices that end
+ *
+ * Return: whether more ends are asked for than a turn takes
+ * Thread: own
+ */
+static bool take_requests(struct bp_thread *t, struct retired *retired) {
+    uint64_t ignored;
+    unsigned ends = 0;
+    ssize_t got = read(t->wake_fd, &ignored, sizeof ignored);
+    (void)got;
+    adopt_mailbox(t);
     if (!atomic_exchange(&t->requests, false))
         return false;
-    for (s = t->splices; s && ends < ENDS_A_TURN;) {
+    bp_splice *s = t->splices;
+    while (s && ends < ENDS_A_TURN) {
         bp_splice *next = s->next;
         if (atomic_load(&s->abort)) {
             bp__splice_end(t, s, BP_ABORTED, 0);
@@ -67,7 +108,7 @@ static bool take_mailbox(struct bp_thread *t, struct grave *grave) {
             bp__ready(t, s);
         }
         if (ended(s)) {
-            bury(grave, s);
+            retire(retired, s);
             ends++;
         }
         s = next;
@@ -77,27 +118,41 @@ static bool take_mailbox(struct bp_thread *t, struct grave *grave) {
     return s != NULL;
 }
 
-static void run_ready(struct bp_thread *t, struct grave *grave) {
+/**
+ * run_ready() - Run the first READY_A_TURN splices of the ready list
+ * @t: Thread
+ * @retired: Receives the splices that end
+ *
+ * Thread: own
+ */
+static void run_ready(struct bp_thread *t, struct retired *retired) {
     unsigned count = t->ready_count < READY_A_TURN ? t->ready_count : READY_A_TURN;
     for (; count; count--) {
         bp_splice *s = bp__ready_take(t);
-        if (ended(s)) /* and buried: handed out now */
+        if (ended(s)) /* it is retired already, and can be published now */
             continue;
         bp__splice_run(t, s, BOTH);
         if (ended(s))
-            bury(grave, s);
+            retire(retired, s);
     }
 }
 
-/* Returns whether more have run out of time than a turn ends. */
-static bool tick(struct bp_thread *t, struct grave *grave) {
+/**
+ * tick() - Find the splices that are over a timeout
+ * @t: Thread
+ * @retired: Receives the splices that end
+ *
+ * Return: whether more are over a timeout than a turn ends
+ * Thread: own
+ */
+static bool tick(struct bp_thread *t, struct retired *retired) {
     unsigned ends = 0;
     bp_splice *s = t->splices;
     while (s && ends < ENDS_A_TURN) {
         bp_splice *next = s->next;
         bp__splice_tick(t, s);
         if (ended(s)) {
-            bury(grave, s);
+            retire(retired, s);
             ends++;
         }
         s = next;
@@ -105,82 +160,147 @@ static bool tick(struct bp_thread *t, struct grave *grave) {
     return s != NULL;
 }
 
-static void take_events(struct bp_thread *t, struct grave *grave, const struct epoll_event *events, int count,
-                        bool *ret_woken) {
+/**
+ * take_events() - Serve the splices that epoll has events for
+ * @t: Thread
+ * @retired: Receives the splices that end
+ * @events: What epoll_wait(2) returned
+ * @count: How many; below 0: none
+ *
+ * Return: whether the thread's wake_fd is among them
+ * Thread: own
+ */
+static bool take_events(struct bp_thread *t, struct retired *retired, const struct epoll_event *events, int count) {
+    bool woken = false;
+    BP_ASSERT(count <= EVENTS);
     for (int i = 0; i < count; i++) {
         struct leg *leg = events[i].data.ptr;
         if (!leg) {
-            *ret_woken = true;
+            woken = true;
             continue;
         }
+        BP_ASSERT(leg->id == CLIENT || leg->id == SATELLITE);
         struct leg *first = leg - leg->id;
         bp_splice *s = (bp_splice *)(void *)((char *)first - offsetof(bp_splice, leg));
+        BP_ASSERT(s->thread == t);
         if (ended(s))
             continue;
         bp__splice_event(t, s, (enum leg_id)leg->id, events[i].events);
         if (ended(s))
-            bury(grave, s);
+            retire(retired, s);
     }
+    return woken;
 }
 
-/* The thread alone writes what it tells of its turns. */
+/**
+ * begin_turn() - Set the clock and the share of each direction
+ * @t: Thread
+ * @busy: How many events and ready splices the turn has
+ *
+ * Thread: own, which alone writes the counters of its turns
+ */
 static void begin_turn(struct bp_thread *t, unsigned busy) {
     uint64_t now_ns = bp__now_ns();
     size_t share = LOOP_BYTES / (busy ? busy : 1);
+    BP_ASSERT(now_ns / 1000000u >= t->now_ms);
+    BP_ASSERT(atomic_load(&t->turn_began_ns) == 0);
     t->now_ms = now_ns / 1000000u;
     t->turn_bytes = share > TURN_BYTES ? TURN_BYTES : share < SCRATCH_BYTES ? SCRATCH_BYTES : share;
     atomic_store_explicit(&t->turn_began_ns, now_ns, memory_order_relaxed);
+    BP_CHECK_OWN(t);
 }
 
+/**
+ * raise_to() - Raise a counter to a value if it is lower
+ * @counter: Written by this thread alone
+ * @value: Value
+ *
+ * Thread: own
+ */
 static void raise_to(_Atomic uint64_t *counter, uint64_t value) {
     if (value > atomic_load_explicit(counter, memory_order_relaxed))
         atomic_store_explicit(counter, value, memory_order_relaxed);
 }
 
+/**
+ * add() - Add to a counter, without a locked instruction
+ * @counter: Written by this thread alone
+ * @value: Value
+ *
+ * Thread: own
+ */
 static void add(_Atomic uint64_t *counter, uint64_t value) {
     atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + value, memory_order_relaxed);
 }
 
+/**
+ * end_turn() - Count the turn and its time
+ * @t: Thread
+ *
+ * Thread: own
+ */
 static void end_turn(struct bp_thread *t) {
     uint64_t took_ns = bp__now_ns() - atomic_load_explicit(&t->turn_began_ns, memory_order_relaxed);
     add(&t->turns, 1);
     add(&t->long_turns, took_ns > LONG_TURN_NS);
     raise_to(&t->longest_ns, took_ns);
     atomic_store_explicit(&t->turn_began_ns, 0, memory_order_relaxed);
+    BP_CHECK_THREAD(t);
 }
 
+/**
+ * end_all() - End every splice, because the engine closes
+ * @t: Thread
+ * @retired: Splices that ended before
+ *
+ * Thread: own
+ */
+static void end_all(struct bp_thread *t, struct retired *retired) {
+    (void)take_requests(t, retired);
+    while (t->splices) {
+        bp_splice *s = t->splices;
+        bp__splice_end(t, s, BP_ENGINE_CLOSED, 0);
+        retire(retired, s);
+    }
+    while (t->ready)
+        run_ready(t, retired);
+    publish_retired(t, retired);
+    BP_ASSERT(!retired->first);
+    bp__pipe_drop_all(t);
+    BP_CHECK_THREAD(t);
+}
+
+/**
+ * bp__thread_main() - The body of a thread of the engine
+ * @argument: Its struct bp_thread
+ *
+ * Return: NULL, when the engine closes
+ * Thread: own
+ */
 void *bp__thread_main(void *argument) {
     struct bp_thread *t = argument;
     struct epoll_event events[EVENTS];
-    struct grave grave = {NULL};
+    struct retired retired = {NULL};
     uint64_t next_tick_ms = bp__now_ms() + TICK_MS;
     bool asked = false, late = false;
+    BP_CHECK_ENTER(t);
     while (!atomic_load(&t->stop)) {
         int timeout_ms = t->ready || asked || late ? 0 : t->splices ? TICK_MS : -1;
         int count = epoll_wait(t->epoll_fd, events, EVENTS, timeout_ms);
         unsigned ready = t->ready_count < READY_A_TURN ? t->ready_count : READY_A_TURN;
-        bool woken = false;
         begin_turn(t, (count > 0 ? (unsigned)count : 0) + ready);
-        take_events(t, &grave, events, count, &woken);
+        bool woken = take_events(t, &retired, events, count);
         if (woken || asked)
-            asked = take_mailbox(t, &grave);
-        run_ready(t, &grave);
+            asked = take_requests(t, &retired);
+        run_ready(t, &retired);
         if (late || t->now_ms >= next_tick_ms) {
             next_tick_ms = t->now_ms + TICK_MS;
-            late = tick(t, &grave);
+            late = tick(t, &retired);
         }
-        hand_out(t, &grave);
+        publish_retired(t, &retired);
         end_turn(t);
     }
-    (void)take_mailbox(t, &grave);
-    while (t->splices) {
-        bp_splice *s = t->splices;
-        bp__splice_end(t, s, BP_ENGINE_CLOSED, 0);
-        bury(&grave, s);
-    }
-    while (t->ready)
-        run_ready(t, &grave);
-    hand_out(t, &grave);
-    bp__pipe_drop_all(t);
+    end_all(t, &retired);
+    BP_CHECK_ENTER(NULL);
     return NULL;
 }

@@ -1,4 +1,4 @@
-/* TLS on a socket: handshake, read and write with plain results. The SSL* belongs to one thread at a time. */
+/* TLS on a socket: handshake, read, write and end, each a call that does not wait. */
 #include "tls.h"
 
 #include <arpa/inet.h>
@@ -16,6 +16,14 @@
 
 static const unsigned char ALPN_H2[] = "\x02h2";
 
+/**
+ * prepare_client() - Set what a client offers, sends and verifies
+ * @ssl: Connection
+ * @server_name: Name or address that the server's certificate must have; NULL: any
+ *
+ * Return: 0, or -1
+ * Thread: one
+ */
 static int prepare_client(SSL *ssl, const char *server_name) {
     unsigned char address[sizeof(struct in6_addr)];
     if (SSL_set_alpn_protos(ssl, ALPN_H2, sizeof ALPN_H2 - 1) != 0)
@@ -56,30 +64,82 @@ bp_tls *bp_tls_new(bp_tls_ctx *ctx, int fd, const char *server_name, char *error
 void bp_tls_free(bp_tls *tls) {
     if (!tls)
         return;
-    SSL_free(tls->ssl);
+    SSL_free(tls->ssl); /* sends nothing: without close_notify by then, the peer finds a truncation */
     free(tls);
 }
 
-static int flooded(bp_tls *tls, int over) {
-    snprintf(tls->error, sizeof tls->error, "%s", bp__tls_meter_words(over));
+/**
+ * flooded() - Note that the peer is over a limit; each read returns that from now on
+ * @tls: Connection
+ * @flood: The limit
+ *
+ * Return: @flood
+ * Thread: one
+ */
+static int flooded(bp_tls *tls, int flood) {
+    snprintf(tls->error, sizeof tls->error, "%s", bp__tls_meter_message(flood));
     ERR_clear_error();
-    return tls->meter.over = tls->read_failure = over;
+    return tls->meter.flood = tls->read_failure = flood;
 }
 
-/* OpenSSL's own bounds of what carries nothing: empty records in a row, warnings in a row. */
+/**
+ * openssl_gave_up() - Whether OpenSSL's own limits of empty records or of warnings in a row were passed
+ * @error: OpenSSL's error (ERR_peek_error(3))
+ *
+ * Return: whether they were
+ * Thread: any
+ */
 static bool openssl_gave_up(unsigned long error) {
     int reason = ERR_GET_REASON(error);
     return ERR_GET_LIB(error) == ERR_LIB_SSL &&
            (reason == SSL_R_RECORD_TOO_SMALL || reason == SSL_R_TOO_MANY_WARN_ALERTS);
 }
 
-/* Turns a failed call into a result; must run before anything else touches errno or the error queue. */
+/**
+ * verification_failure() - Describe why the peer's certificate was refused, or what else OpenSSL says
+ * @tls: Connection, whose message is set
+ *
+ * Return: BP_TLS_ERROR
+ * Thread: one
+ */
+static int verification_failure(bp_tls *tls) {
+    long verified = SSL_get_verify_result(tls->ssl);
+    if (verified != X509_V_OK) {
+        snprintf(tls->error, sizeof tls->error, "certificate: %s", X509_verify_cert_error_string(verified));
+        ERR_clear_error();
+    } else
+        bp__tls_explain("TLS", tls->error, sizeof tls->error);
+    return BP_TLS_ERROR;
+}
+
+/**
+ * truncated() - Note that the stream ended without close_notify
+ * @tls: Connection, whose message is set
+ *
+ * Return: BP_TLS_TRUNCATED
+ * Thread: one
+ */
+static int truncated(bp_tls *tls) {
+    snprintf(tls->error, sizeof tls->error, "the peer ended the connection without close_notify");
+    ERR_clear_error();
+    return BP_TLS_TRUNCATED;
+}
+
+/**
+ * result() - Turn a failed call of OpenSSL into a result; call it before anything changes errno or the queue of errors
+ * @tls: Connection
+ * @returned: What the call returned
+ *
+ * Return: 0 after close_notify, or of enum bp_tls_result, or a negative errno
+ * Thread: one
+ */
 static int result(bp_tls *tls, int returned) {
     int saved_errno = errno;
-    if (tls->meter.over)
-        return flooded(tls, tls->meter.over);
+    if (tls->meter.flood)
+        return flooded(tls, tls->meter.flood);
     if (openssl_gave_up(ERR_peek_error()))
         return flooded(tls, BP_TLS_CONTROL_FLOOD);
+    BP_ASSERT(returned <= 0);
     int why = SSL_get_error(tls->ssl, returned);
     switch (why) {
     case SSL_ERROR_WANT_READ:
@@ -94,27 +154,24 @@ static int result(bp_tls *tls, int returned) {
             return -saved_errno;
         }
         if (!ERR_peek_error())
-            goto truncated;
+            return truncated(tls);
         break;
     default:
         break;
     }
     if (ERR_GET_REASON(ERR_peek_error()) == SSL_R_UNEXPECTED_EOF_WHILE_READING)
-        goto truncated;
-    long verified = SSL_get_verify_result(tls->ssl);
-    if (verified != X509_V_OK) {
-        snprintf(tls->error, sizeof tls->error, "certificate: %s", X509_verify_cert_error_string(verified));
-        ERR_clear_error();
-    } else
-        bp__tls_explain("TLS", tls->error, sizeof tls->error);
-    return BP_TLS_ERROR;
-truncated:
-    snprintf(tls->error, sizeof tls->error, "the peer ended the connection without close_notify");
-    ERR_clear_error();
-    return BP_TLS_TRUNCATED;
+        return truncated(tls);
+    return verification_failure(tls);
 }
 
-/* The same for a write. Behind the peer's close_notify SSL_get_error tells of that, not of the write that failed. */
+/**
+ * write_result() - Turn a failed write into a result: after the peer's close_notify SSL_get_error(3) reports that instead
+ * @tls: Connection
+ * @returned: What the call returned
+ *
+ * Return: of enum bp_tls_result, or a negative errno
+ * Thread: one
+ */
 static int write_result(bp_tls *tls, int returned) {
     int saved_errno = errno;
     int why = result(tls, returned);
@@ -123,6 +180,13 @@ static int write_result(bp_tls *tls, int returned) {
     return saved_errno ? -saved_errno : -EPIPE;
 }
 
+/**
+ * find_ktls() - Ask OpenSSL what the kernel does
+ * @tls: Connection after its handshake
+ *
+ * Return: a sum of enum bp_ktls, or 0
+ * Thread: one
+ */
 static int find_ktls(const bp_tls *tls) {
     int kernel = 0;
 #ifdef SSL_OP_ENABLE_KTLS
@@ -137,6 +201,7 @@ static int find_ktls(const bp_tls *tls) {
 }
 
 int bp_tls_handshake(bp_tls *tls) {
+    BP_CHECK_TLS(tls);
     if (tls->read_failure)
         return tls->read_failure;
     ERR_clear_error();
@@ -159,18 +224,28 @@ int bp_tls_handshake(bp_tls *tls) {
         SSL_set_read_ahead(tls->ssl, 1);
         SSL_set_default_read_buffer_len(tls->ssl, READ_AHEAD_BYTES);
     }
+    BP_CHECK_TLS(tls);
     return 0;
 }
 
+/**
+ * read_record() - Read what one record carries
+ * @tls: Connection
+ * @buffer: Receives the bytes
+ * @bytes: Size of @buffer
+ *
+ * Return: as bp_tls_read()
+ * Thread: one
+ */
 static ssize_t read_record(bp_tls *tls, char *buffer, size_t bytes) {
     if (tls->read_failure)
         return tls->read_failure;
     ERR_clear_error();
     errno = 0;
     int got = SSL_read(tls->ssl, buffer, bytes > INT_MAX ? INT_MAX : (int)bytes);
-    if (tls->meter.over)
+    if (tls->meter.flood)
         return result(tls, got);
-    if ((tls->kernel & BP_KTLS_TX) && tls->meter.answer_due) {
+    if ((tls->kernel & BP_KTLS_TX) && tls->meter.key_update_due) {
         snprintf(tls->error, sizeof tls->error,
                  "the peer wants new keys (KeyUpdate), which the kernel's TLS cannot change");
         return tls->read_failure = BP_TLS_ERROR;
@@ -183,11 +258,11 @@ static ssize_t read_record(bp_tls *tls, char *buffer, size_t bytes) {
     return why;
 }
 
-/* As many records as there are and the buffer takes, so that what they carried goes on by one call. An end behind them is
- * told by the next read. */
 ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes) {
     size_t filled = 0;
     ssize_t got;
+    BP_CHECK_TLS(tls);
+    BP_ASSERT(bytes > 0);
     bp__tls_meter_begin(&tls->meter);
     bp__tls_bio_meter(&tls->meter);
     do {
@@ -195,20 +270,40 @@ ssize_t bp_tls_read(bp_tls *tls, void *buffer, size_t bytes) {
         filled += got > 0 ? (size_t)got : 0;
     } while (got > 0 && filled < bytes && tls->meter.records_left && bp__tls_has_pending(tls));
     bp__tls_bio_meter(NULL);
+    BP_ASSERT(filled <= bytes);
+    BP_CHECK_TLS(tls);
     return filled ? (ssize_t)filled : got;
 }
 
+/**
+ * bp__tls_cost() - What the peer has cost since the last call
+ * @tls: Connection
+ *
+ * Return: bytes that came, and STEP_COST for each record
+ * Thread: one
+ */
 size_t bp__tls_cost(bp_tls *tls) {
     size_t cost = tls->meter.cost;
     tls->meter.cost = 0;
     return cost;
 }
 
-/* OpenSSL gives the kernel the caller's own buffer, and goes back to it when a write is retried, whatever
- * SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER says (openssl#21202): a moved one would be sent as it is by then. To the kernel's
- * TLS a record's payload is all that a write is. */
+/**
+ * write_to_kernel() - Write to a socket whose TLS is the kernel's
+ * @tls: Connection
+ * @data: Bytes
+ * @bytes: How many
+ *
+ * OpenSSL would give the kernel the caller's buffer and, when the write is retried, use that buffer again, whatever
+ * SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER says (openssl#21202): if the caller's bytes have moved, wrong ones would be sent. To
+ * the kernel's TLS a write is a record's payload and nothing more, so send(2) serves.
+ *
+ * Return: as bp_tls_write()
+ * Thread: one
+ */
 static ssize_t write_to_kernel(bp_tls *tls, const void *data, size_t bytes) {
     ssize_t put;
+    BP_ASSERT(tls->kernel & BP_KTLS_TX);
     do
         put = send(SSL_get_fd(tls->ssl), data, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
     while (put < 0 && errno == EINTR);
@@ -224,31 +319,43 @@ static ssize_t write_to_kernel(bp_tls *tls, const void *data, size_t bytes) {
 }
 
 ssize_t bp_tls_write(bp_tls *tls, const void *data, size_t bytes) {
+    BP_CHECK_TLS(tls);
     if (!bytes)
         return 0;
     if (tls->kernel & BP_KTLS_TX)
         return write_to_kernel(tls, data, bytes);
-    if (tls->meter.answer_due && SSL_key_update(tls->ssl, SSL_KEY_UPDATE_NOT_REQUESTED) == 1)
-        tls->meter.answer_due = false; /* else a record waits for room, and goes first */
+    if (tls->meter.key_update_due && SSL_key_update(tls->ssl, SSL_KEY_UPDATE_NOT_REQUESTED) == 1)
+        tls->meter.key_update_due = false; /* if this fails, a record waits for room and goes first */
     ERR_clear_error();
     bp__tls_meter_begin(&tls->meter);
     errno = 0;
-    /* One record a call: given more, OpenSSL finishes a record that waited, goes on with the next, and tells of neither
-     * while that one waits. The counters would be behind what was delivered. */
+    /* One record a call: with more, OpenSSL would finish a record that waited, go on with the next, and report neither while
+     * that one waits. The counters would be behind what was delivered. */
     bool more = bytes > SSL3_RT_MAX_PLAIN_LENGTH;
     bp__tls_bio_more(more);
-    bp__tls_bio_meter(&tls->meter); /* it reads nothing; should it, not without bounds */
+    bp__tls_bio_meter(&tls->meter); /* it should read nothing; if it does, within the share of a call */
     int put = SSL_write(tls->ssl, data, more ? SSL3_RT_MAX_PLAIN_LENGTH : (int)bytes);
     bp__tls_bio_meter(NULL);
     bp__tls_bio_more(false);
     return put > 0 ? put : write_result(tls, put);
 }
 
-void bp__tls_spliced(bp_tls *tls, size_t bytes) { tls->out.payload_bytes += bytes; }
+/**
+ * bp__tls_spliced() - Count bytes that splice(2) gave to the kernel's TLS
+ * @tls: Connection
+ * @bytes: How many
+ *
+ * Thread: one
+ */
+void bp__tls_spliced(bp_tls *tls, size_t bytes) {
+    BP_ASSERT(tls->kernel & BP_KTLS_TX);
+    tls->out.payload_bytes += bytes;
+}
 
 int bp_tls_shutdown(bp_tls *tls) {
-    /* Behind a failure OpenSSL has sent its alert already; of a flood it knows nothing. */
-    if (!tls->meter.silent && (!tls->read_failure || tls->meter.over)) {
+    BP_CHECK_TLS(tls);
+    /* After a failure OpenSSL has sent its alert already; a flood is no failure to OpenSSL. */
+    if (!tls->meter.close_notify_sent && (!tls->read_failure || tls->meter.flood)) {
         ERR_clear_error();
         errno = 0;
         /* The answer to a KeyUpdate may still wait for room, and SSL_shutdown(3) fails before it is sent. */
@@ -257,7 +364,8 @@ int bp_tls_shutdown(bp_tls *tls) {
             done = SSL_shutdown(tls->ssl);
         if (done < 0)
             return write_result(tls, done);
-        tls->meter.silent = true;
+        BP_ASSERT(SSL_get_shutdown(tls->ssl) & SSL_SENT_SHUTDOWN);
+        tls->meter.close_notify_sent = true;
         tls->out.payload_bytes += ALERT_BYTES;
     }
     if ((tls->kernel & BP_KTLS_TX) && !bp__ktls_out_drained(&tls->out, SSL_get_fd(tls->ssl)))
@@ -265,6 +373,13 @@ int bp_tls_shutdown(bp_tls *tls) {
     return 0;
 }
 
+/**
+ * bp__tls_has_pending() - Whether a read may find what the socket does not show
+ * @tls: Connection
+ *
+ * Return: whether OpenSSL has bytes, decrypted or not, or has seen an end after them
+ * Thread: one
+ */
 bool bp__tls_has_pending(const bp_tls *tls) {
     return tls->read_failure || (SSL_get_shutdown(tls->ssl) & SSL_RECEIVED_SHUTDOWN) || SSL_has_pending(tls->ssl);
 }
@@ -273,6 +388,16 @@ int bp_tls_ktls(const bp_tls *tls) { return tls->kernel; }
 
 const char *bp_tls_error(const bp_tls *tls) { return tls->error; }
 
+/**
+ * copy_text() - Copy a name that OpenSSL owns
+ * @from: Name, or NULL
+ * @length: Its length
+ * @text: Receives it, NUL-terminated
+ * @bytes: Size of @text
+ *
+ * Return: @length; 0 if there is none or it does not fit
+ * Thread: any
+ */
 static size_t copy_text(const void *from, size_t length, char *text, size_t bytes) {
     if (!from || !length || length >= bytes)
         return 0;

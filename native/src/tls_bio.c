@@ -1,12 +1,12 @@
-/* OpenSSL's socket BIO, but by send(2) and recv(2): no SIGPIPE, and a write may say that another follows at once.
+/* OpenSSL's socket BIO, but by send(2) and recv(2): no SIGPIPE, and a write can say that another follows at once.
  *
- * A record is a write of its own, and so would be a segment of its own and the receiver's work for it. With MSG_MORE
- * (tcp(7)) TCP waits for the rest, which the caller has in hand: it says `more` only then. Should that next write find no
- * room, what is held back goes with the one that follows when there is.
- * A read is refused when the peer has had its share of the call at hand (tls_meter.c), as if the socket were dry: what it
- * sent stays there, and epoll, which is level-triggered, tells of it again. OpenSSL asks for bytes only when it has no
+ * Each record is a write of its own, so without more each would be a TCP segment of its own, which the receiver handles by
+ * itself. With MSG_MORE (tcp(7)) TCP waits for the next write. The caller says `more` only if it has the next bytes
+ * already. If the next write finds no room, TCP sends what it held back together with the write after that.
+ * When the peer has used its share of the present call (tls_meter.c), a read fails as if the socket were empty. The bytes
+ * stay in the socket, and epoll, which is level-triggered, reports them again. OpenSSL asks for bytes only when it has no
  * whole record left, so nothing waits where epoll does not see it.
- * Where the kernel does the records OpenSSL's own calls are needed, since they carry control messages.
+ * If the kernel encrypts or decrypts, OpenSSL's own functions are called, because they carry control messages.
  */
 #include "tls.h"
 
@@ -18,10 +18,19 @@ static BIO_METHOD *method; /* for the life of the process, as OpenSSL's own are 
 static _Thread_local bool more_follows;
 static _Thread_local struct tls_meter *meter;
 
+/**
+ * write_socket() - OpenSSL's call to write (BIO_meth_set_write(3))
+ * @bio: BIO
+ * @data: Bytes
+ * @bytes: How many
+ *
+ * Return: number of bytes, or -1; BIO_should_retry(3) tells whether the socket is full
+ * Thread: one
+ */
 static int write_socket(BIO *bio, const char *data, int bytes) {
-    /* A KeyUpdate that asks for ours may come behind our close_notify. OpenSSL answers, although nobody reads that any
-     * more, and would take the failure to send it for the end of what the peer says. */
-    if (meter && meter->silent) {
+    /* A KeyUpdate that asks for ours may come after our close_notify. OpenSSL answers, although the peer does not read that
+     * any more. If the answer could not be sent, OpenSSL would stop reading: so it is dropped here. */
+    if (meter && meter->close_notify_sent) {
         BIO_clear_retry_flags(bio);
         return bytes;
     }
@@ -35,8 +44,18 @@ static int write_socket(BIO *bio, const char *data, int bytes) {
     return (int)put;
 }
 
+/**
+ * read_socket() - OpenSSL's call to read (BIO_meth_set_read(3))
+ * @bio: BIO
+ * @data: Receives the bytes
+ * @bytes: Size of @data
+ *
+ * Return: number of bytes, 0 at EOF, or -1; BIO_should_retry(3) tells whether the socket is empty or the share is used up
+ * Thread: one
+ */
 static int read_socket(BIO *bio, char *data, int bytes) {
-    if (meter && (meter->over || !meter->reads_left || !meter->bytes_left)) {
+    BP_ASSERT(bytes > 0);
+    if (meter && (meter->flood || !meter->reads_left || !meter->bytes_left)) {
         BIO_clear_retry_flags(bio);
         BIO_set_retry_read(bio);
         return -1;
@@ -61,9 +80,14 @@ static int read_socket(BIO *bio, char *data, int bytes) {
     return (int)got;
 }
 
+/**
+ * make_method() - Make `method`, for pthread_once(3); it stays NULL if there is no memory
+ *
+ * Thread: any
+ */
 static void make_method(void) {
     const BIO_METHOD *socket = BIO_s_socket();
-    BIO_METHOD *made = BIO_meth_new(BIO_TYPE_SOCKET, "socket that may have more to say");
+    BIO_METHOD *made = BIO_meth_new(BIO_TYPE_SOCKET, "socket with MSG_MORE");
     if (made && BIO_meth_set_write(made, write_socket) && BIO_meth_set_read(made, read_socket) &&
         BIO_meth_set_puts(made, BIO_meth_get_puts(socket)) && BIO_meth_set_ctrl(made, BIO_meth_get_ctrl(socket)) &&
         BIO_meth_set_create(made, BIO_meth_get_create(socket)) &&
@@ -73,6 +97,13 @@ static void make_method(void) {
         BIO_meth_free(made);
 }
 
+/**
+ * bp__tls_bio_new() - Make a BIO on a socket
+ * @fd: Borrows
+ *
+ * Return: a BIO, or NULL if there is no memory
+ * Thread: any
+ */
 BIO *bp__tls_bio_new(int fd) {
     (void)pthread_once(&once, make_method);
     BIO *bio = method ? BIO_new(method) : NULL;
@@ -81,6 +112,24 @@ BIO *bp__tls_bio_new(int fd) {
     return bio;
 }
 
-void bp__tls_bio_more(bool follows) { more_follows = follows; }
+/**
+ * bp__tls_bio_more() - Set whether another write follows at once
+ * @follows: Whether it does, for the writes of the calling thread from now on
+ *
+ * Thread: any
+ */
+void bp__tls_bio_more(bool follows) {
+    BP_ASSERT(!more_follows || !follows);
+    more_follows = follows;
+}
 
-void bp__tls_bio_meter(struct tls_meter *of) { meter = of; }
+/**
+ * bp__tls_bio_meter() - Set the meter of the calling thread
+ * @of: The meter that its reads and writes count for from now on; NULL: none
+ *
+ * Thread: any
+ */
+void bp__tls_bio_meter(struct tls_meter *of) {
+    BP_ASSERT(!meter || !of); /* the thread is in one call at a time */
+    meter = of;
+}

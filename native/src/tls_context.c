@@ -1,4 +1,4 @@
-/* TLS contexts: certificates, keys, who is trusted, which certificate a server name gets. */
+/* TLS contexts: certificates and keys, the authorities that are trusted, which certificate a server name gets. */
 #include "tls.h"
 
 #include <errno.h>
@@ -7,28 +7,49 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define WORDS_BYTES 256
+#define MESSAGE_BYTES 256
 
-/* The peer picks among these. OpenSSL's own list goes on to finite fields of 8192 bits, which are 12 ms of a server's time
- * where a whole handshake is 0.4 (CVE-2002-20001), and P-521. The first list is OpenSSL 3.5's; others do not know all of it. */
+/* The peer chooses among these. OpenSSL's own list also has P-521 and finite fields up to 8192 bits, which take 12 ms of a
+ * server's time where a whole handshake takes 0.4 (CVE-2002-20001). OpenSSL before 3.5 does not know all of the first list. */
 static const char *const GROUPS[] = {"X25519MLKEM768:X25519:P-256:P-384", "X25519:P-256:P-384"};
 
+/**
+ * bp__tls_explain() - Describe OpenSSL's last failure, and empty its queue of errors
+ * @what: What failed
+ * @error: Receives "@what: reason", NUL-terminated
+ * @bytes: Size of @error
+ *
+ * Thread: any; the queue is the thread's
+ */
 void bp__tls_explain(const char *what, char *error, size_t bytes) {
     unsigned long code = ERR_get_error();
-    char words[WORDS_BYTES];
+    char message[MESSAGE_BYTES];
     if (code)
-        ERR_error_string_n(code, words, sizeof words);
+        ERR_error_string_n(code, message, sizeof message);
     else
-        snprintf(words, sizeof words, "unknown error");
-    snprintf(error, bytes, "%s: %s", what, words);
+        snprintf(message, sizeof message, "unknown error");
+    snprintf(error, bytes, "%s: %s", what, message);
     ERR_clear_error();
 }
 
-/* Of TLS 1.2, what RFC 9113 section 9.2.2 leaves and everybody has: ephemeral keys and AEAD. Those of TLS 1.3 are all so.
- * The others are in its Appendix A, or (DHE) take keys of a size that a peer chooses. */
+/* Of TLS 1.2, the ciphers that RFC 9113 section 9.2.2 allows and every peer has: ephemeral keys and AEAD. All ciphers of
+ * TLS 1.3 are such. The others are in its Appendix A, or (DHE) use keys of a size that the peer chooses. */
 static const char TLS12_CIPHERS[] = "ECDHE+AESGCM:ECDHE+CHACHA20";
 
-/* h2 if the client offers it, else http/1.1 so that it can be told in words what the port is, else nothing. */
+/**
+ * select_alpn() - OpenSSL's callback to choose the protocol (SSL_CTX_set_alpn_select_cb(3))
+ * @ssl: Not used
+ * @out: Receives the name
+ * @out_bytes: Receives its length
+ * @in: What the client offers, as in RFC 7301 section 3.1
+ * @in_bytes: Size of @in
+ * @arg: Not used
+ *
+ * Chooses h2 if the client offers it. Else http/1.1, so that the daemon can answer what the port is for. Else none.
+ *
+ * Return: SSL_TLSEXT_ERR_OK, or SSL_TLSEXT_ERR_NOACK to go on without ALPN
+ * Thread: one
+ */
 static int select_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_bytes, const unsigned char *in,
                        unsigned in_bytes, void *arg) {
     static const unsigned char ours[] = "\x02h2\x08http/1.1";
@@ -41,6 +62,13 @@ static int select_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_b
     return SSL_TLSEXT_ERR_OK;
 }
 
+/**
+ * set_groups() - Set the groups for key exchange: the first list of GROUPS that OpenSSL knows all of
+ * @ssl_ctx: OpenSSL's context
+ *
+ * Return: 1, or 0 if OpenSSL takes neither
+ * Thread: one
+ */
 static int set_groups(SSL_CTX *ssl_ctx) {
     for (size_t i = 0; i < sizeof GROUPS / sizeof *GROUPS; i++)
         if (SSL_CTX_set1_groups_list(ssl_ctx, GROUPS[i]) == 1) {
@@ -50,6 +78,16 @@ static int set_groups(SSL_CTX *ssl_ctx) {
     return 0;
 }
 
+/**
+ * ctx_new() - Make a context with what listeners and clients have in common
+ * @method: OpenSSL's method
+ * @server: Whether its connections are a server's
+ * @error: Receives the reason of a failure
+ * @error_bytes: Size of @error
+ *
+ * Return: a context, or NULL
+ * Thread: any
+ */
 static bp_tls_ctx *ctx_new(const SSL_METHOD *method, int server, char *error, size_t error_bytes) {
     ERR_clear_error();
     bp_tls_ctx *ctx = calloc(1, sizeof *ctx);
@@ -65,7 +103,7 @@ static bp_tls_ctx *ctx_new(const SSL_METHOD *method, int server, char *error, si
         bp_tls_ctx_free(ctx);
         return NULL;
     }
-    /* No tickets: they would be records that nobody reads once the kernel or the engine owns the stream. */
+    /* No tickets: nothing reads these records any more when the kernel or the engine has the stream. */
     SSL_CTX_set_options(ctx->ssl_ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_TICKET | SSL_OP_NO_COMPRESSION);
     SSL_CTX_set_num_tickets(ctx->ssl_ctx, 0);
     SSL_CTX_set_session_cache_mode(ctx->ssl_ctx, SSL_SESS_CACHE_OFF);
@@ -74,6 +112,17 @@ static bp_tls_ctx *ctx_new(const SSL_METHOD *method, int server, char *error, si
     return ctx;
 }
 
+/**
+ * load_identity() - Load a certificate with its chain and its key
+ * @ctx: Context
+ * @certificate: Path of a PEM file
+ * @key: Path of a PEM file
+ * @error: Receives the reason of a failure
+ * @bytes: Size of @error
+ *
+ * Return: 0, or -1
+ * Thread: one
+ */
 static int load_identity(bp_tls_ctx *ctx, const char *certificate, const char *key, char *error, size_t bytes) {
     if (SSL_CTX_use_certificate_chain_file(ctx->ssl_ctx, certificate) != 1) {
         bp__tls_explain(certificate, error, bytes);
@@ -87,6 +136,16 @@ static int load_identity(bp_tls_ctx *ctx, const char *certificate, const char *k
     return 0;
 }
 
+/**
+ * load_authorities() - Load the authorities that a peer's certificate is verified by
+ * @ctx: Context
+ * @ca: Path of a PEM file
+ * @error: Receives the reason of a failure
+ * @bytes: Size of @error
+ *
+ * Return: 0, or -1
+ * Thread: one
+ */
 static int load_authorities(bp_tls_ctx *ctx, const char *ca, char *error, size_t bytes) {
     if (SSL_CTX_load_verify_locations(ctx->ssl_ctx, ca, NULL) == 1)
         return 0;
@@ -99,6 +158,7 @@ bp_tls_ctx *bp_tls_ctx_server(const char *certificate, const char *key, const ch
     bp_tls_ctx *ctx = ctx_new(TLS_server_method(), 1, error, error_bytes);
     if (!ctx)
         return NULL;
+    BP_ASSERT(ctx->server && ctx->ssl_ctx);
     SSL_CTX_set_alpn_select_cb(ctx->ssl_ctx, select_alpn, NULL);
     if (load_identity(ctx, certificate, key, error, error_bytes) < 0 ||
         (client_ca && load_authorities(ctx, client_ca, error, error_bytes) < 0)) {
@@ -124,25 +184,40 @@ bp_tls_ctx *bp_tls_ctx_client(const char *ca, const char *certificate, const cha
     return ctx;
 }
 
-static bool names(const SSL_CTX *ssl_ctx, const char *name) {
+/**
+ * has_name() - Whether a context's certificate is for a name (SAN; RFC 9525)
+ * @ssl_ctx: OpenSSL's context
+ * @name: Name, as in SNI
+ *
+ * Return: whether it is
+ * Thread: any
+ */
+static bool has_name(const SSL_CTX *ssl_ctx, const char *name) {
     return X509_check_host(SSL_CTX_get0_certificate(ssl_ctx), name, 0, 0, NULL) == 1;
 }
 
-/* Shows the certificate whose names (SAN; RFC 9525) match; the listener's own if none does.
+/**
+ * choose_certificate() - OpenSSL's callback to choose the certificate (SSL_CTX_set_cert_cb(3))
+ * @ssl: Connection; gets the certificate for the name that the client asks for, or keeps the listener's own
+ * @arg: The listener's context
  *
- * Only certificate, chain and key are changed. SSL_set_SSL_CTX would change whom a client's certificate is verified by,
- * too, and whatever else OpenSSL looks up in the context: this way a connection is configured by one context alone. */
-static int show_certificate(SSL *ssl, void *arg) {
+ * Only certificate, chain and key change. SSL_set_SSL_CTX(3) would also change which authorities verify a client's
+ * certificate, and all else that OpenSSL looks up in the context.
+ *
+ * Return: 1, or 0 to end the handshake
+ * Thread: one
+ */
+static int choose_certificate(SSL *ssl, void *arg) {
     const bp_tls_ctx *ctx = arg;
     const char *name = SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name);
-    if (!name || names(ctx->ssl_ctx, name))
+    if (!name || has_name(ctx->ssl_ctx, name))
         return 1;
     for (size_t i = 0; i < ctx->named_count; i++) {
         SSL_CTX *named = ctx->named[i];
         STACK_OF(X509) *chain = NULL;
-        if (!names(named, name))
+        if (!has_name(named, name))
             continue;
-        /* The listener's own may have a key of another kind, and would stay beside it. */
+        /* The listener's own certificate may have a key of another kind; then both would be offered. */
         SSL_certs_clear(ssl);
         return SSL_CTX_get0_chain_certs(named, &chain) &&
                SSL_use_cert_and_key(ssl, SSL_CTX_get0_certificate(named), SSL_CTX_get0_privatekey(named), chain, 1) ==
@@ -152,13 +227,14 @@ static int show_certificate(SSL *ssl, void *arg) {
 }
 
 int bp_tls_ctx_add(bp_tls_ctx *ctx, const bp_tls_ctx *other) {
+    BP_ASSERT(ctx->server && other->server);
     SSL_CTX **grown = realloc(ctx->named, (ctx->named_count + 1) * sizeof *grown);
     if (!grown)
         return -ENOMEM;
     ctx->named = grown;
     SSL_CTX_up_ref(other->ssl_ctx);
     ctx->named[ctx->named_count++] = other->ssl_ctx;
-    SSL_CTX_set_cert_cb(ctx->ssl_ctx, show_certificate, ctx);
+    SSL_CTX_set_cert_cb(ctx->ssl_ctx, choose_certificate, ctx);
     return 0;
 }
 
