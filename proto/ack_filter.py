@@ -1,4 +1,4 @@
-"""Takes the ACK of our SETTINGS out of the client's stream, wherever it comes, and passes everything else on at once."""
+"""Removes the ACK of our SETTINGS from the client's bytes, wherever it comes, and passes everything else on at once."""
 
 from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError
@@ -7,7 +7,7 @@ from bentpipe.proto.states import check_shape
 
 
 class AckFilter:
-    """Frames one direction. Keeps back an incomplete 9-byte header at most."""
+    """Parses one direction into frames. It keeps back at most an incomplete 9-byte header."""
 
     def __init__(self, pending: bytes = b"") -> None:
         self._kept = bytearray(pending)
@@ -16,11 +16,11 @@ class AckFilter:
 
     @property
     def done(self) -> bool:
-        """Whether the ACK was taken out; from then on bytes need no filter."""
+        """Whether the ACK has been removed; from then on bytes need no filter."""
         return self._done
 
     def receive_data(self, data: bytes) -> bytes:
-        """Return what goes on. Raises GreetingError on a frame that is too large, or an ACK with a payload."""
+        """Return the bytes to pass on. Raises GreetingError on a frame that is too large, or an ACK with a payload."""
         if self._done:
             return data
         data, at, out = bytes(self._kept) + data, 0, bytearray()

@@ -1,6 +1,6 @@
-"""One unary gRPC call of our own, on a connection of its own, on the h2 library. Sans-IO.
+"""One unary gRPC call by the daemon, on a connection of its own, on the h2 library. Sans-IO.
 
-For questions to a satellite, which may be any server: whatever it answers that is no such answer is an AnswerError.
+It is for questions to a satellite, which may be any server. An answer that is not a gRPC answer raises AnswerError.
 """
 
 import h2.config
@@ -15,7 +15,7 @@ from bentpipe.proto.first_settings import UNLIMITED_STREAMS, Announcement
 from bentpipe.proto.frame_guard import FrameGuard
 
 MAX_ANSWER_BYTES = 64 << 10
-"""All that a server may send on such a connection: some frames, two header blocks, a message of a few bytes."""
+"""The most that a server may send on such a connection: some frames, two header blocks, a message of a few bytes."""
 
 
 class AnswerError(Exception):
@@ -30,9 +30,9 @@ class Asking:
         self._guard = FrameGuard(preface=False)
         self._received_bytes = self._received_frames = 0
         self.headers: HeaderList = ()
-        """What came so far: the answer's header fields, then its trailers."""
+        """The fields that have come so far: the answer's header fields, then its trailers."""
         self.ended = False
-        """Whether the answer is complete, or given up by the other side."""
+        """Whether the answer is complete, or the other side has given it up."""
         self._h2.initiate_connection()
         self._h2.send_headers(
             1,
@@ -49,16 +49,16 @@ class Asking:
 
     @property
     def announced(self) -> Announcement:
-        """What the other side's SETTINGS say so far."""
+        """The other side's SETTINGS, as far as they have come."""
         said = self._h2.remote_settings
         return Announcement(min(said.max_concurrent_streams, UNLIMITED_STREAMS), said.initial_window_size)
 
     def data_to_send(self) -> bytes:
-        """What is to be sent now."""
+        """The bytes to send now."""
         return self._h2.data_to_send()
 
     def receive_data(self, data: bytes) -> None:
-        """Take what was received. Raises AnswerError."""
+        """Process received bytes. Raises AnswerError."""
         self._received_bytes += len(data)
         if self._received_bytes > MAX_ANSWER_BYTES:
             raise AnswerError(f"more than {MAX_ANSWER_BYTES} bytes")

@@ -1,4 +1,4 @@
-"""The one error that the wire's readers can raise."""
+"""The one error that the readers of this package can raise, and its codes."""
 
 import enum
 
@@ -23,7 +23,7 @@ class ErrorCode(enum.IntEnum):
 
 
 class GreetingError(Exception):
-    """The client broke RFC 9113 or a limit of ours; `limit` names the constant of proto/limits.py, if it was one."""
+    """The client broke RFC 9113 or a limit. If it was a limit, `limit` names the constant of proto/limits.py."""
 
     def __init__(self, error_code: ErrorCode, message: str, limit: str | None = None) -> None:
         super().__init__(f"{error_code.name}: {message}")
@@ -33,5 +33,5 @@ class GreetingError(Exception):
 
 
 def over(limit: str) -> GreetingError:
-    """The error for what is over a limit of ours."""
+    """Make the error for input over a limit."""
     return GreetingError(ErrorCode.ENHANCE_YOUR_CALM, f"over the limit {limit}", limit)

@@ -1,4 +1,4 @@
-"""What the greeting can say."""
+"""The events that the greeting can report."""
 
 import dataclasses
 import enum
@@ -7,11 +7,11 @@ HeaderList = tuple[tuple[bytes, bytes], ...]
 
 
 class PeerKind(enum.Enum):
-    """Who it is that does not speak HTTP/2."""
+    """The kind of client that does not speak HTTP/2."""
 
     HTTP1 = "http1"
     PROXY = "proxy"
-    """A header of the PROXY protocol, where none is expected."""
+    """A header of the PROXY protocol that is not expected here."""
     TLS = "tls"
     OTHER = "other"
 

@@ -1,13 +1,13 @@
-"""SETTINGS where we speak first: what ours announce, and how the satellite's first frame must then be changed. Sans-IO.
+"""The daemon's SETTINGS: what they announce, and how the satellite's first frame must then be changed. Sans-IO.
 
-A client that waits for SETTINGS gets ours, before anybody knows its satellite; the satellite's own come later, as the
-client's second. Values once said stay in force until changed (RFC 9113 §6.5), so the satellite's first frame is passed
-on with two changes, and from then on the client believes what the satellite said:
+If a client waits for SETTINGS, it gets ours before its satellite is known. The satellite's own SETTINGS come later, as the
+client's second. A value stays in force until it is changed (RFC 9113 §6.5). So the satellite's first frame is passed on with
+two changes, and from then on the client has the satellite's values:
 
-- SETTINGS_NO_RFC7540_PRIORITIES (RFC 9218 §2.1) is taken out, whatever its value. It may not change after the first
-  SETTINGS, in which its absence counts as 0, and clients end the connection over it. Without it a client may go on
-  sending priorities of RFC 7540, which a server that says 1 ignores.
-- What ours announced and the satellite leaves out is added with its initial value.
+- SETTINGS_NO_RFC7540_PRIORITIES (RFC 9218 §2.1) is removed, whatever its value. It may not change after the first SETTINGS,
+  in which its absence counts as 0, and clients end the connection if it does. Without it a client may go on sending
+  priorities of RFC 7540, which a server with the value 1 ignores.
+- A parameter that ours announced and the satellite leaves out is added with its initial value.
 """
 
 import dataclasses
@@ -20,18 +20,19 @@ from bentpipe.proto.payloads import INITIAL_WINDOW, INITIAL_WINDOW_SIZE, SETTING
 MAX_CONCURRENT_STREAMS, NO_RFC7540_PRIORITIES = 3, 9
 
 UNLIMITED_STREAMS = (1 << 31) - 1
-"""MAX_CONCURRENT_STREAMS has no limit at first, which cannot be said; there are not so many streams (RFC 9113 §5.1.1)."""
+"""MAX_CONCURRENT_STREAMS has no limit initially, and no value means that. No connection has so many streams (RFC 9113
+§5.1.1)."""
 
 Entries = tuple[tuple[int, int], ...]
 
 
 class NoServer(Exception):
-    """The satellite's first frame is no SETTINGS; `str()` says what it is instead."""
+    """The satellite's first frame is not SETTINGS; `str()` says what it is instead."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Announcement:
-    """What a server's SETTINGS say that a client must know before it asks much: calls at once, and bytes of each."""
+    """The values of a server's SETTINGS that limit a client's requests: calls at once, and bytes of each."""
 
     streams: int = UNLIMITED_STREAMS
     window_bytes: int = INITIAL_WINDOW
@@ -43,7 +44,7 @@ class Announcement:
         return cls(last.get(MAX_CONCURRENT_STREAMS, cls().streams), last.get(INITIAL_WINDOW_SIZE, cls().window_bytes))
 
     def entries(self) -> Entries:
-        """As SETTINGS; what is as it is without them is left out."""
+        """Make a SETTINGS frame. Parameters with their initial value are left out."""
         values = {MAX_CONCURRENT_STREAMS: self.streams, INITIAL_WINDOW_SIZE: self.window_bytes}
         return tuple((setting, value) for setting, value in values.items() if value != INITIAL_VALUES[setting])
 
@@ -63,10 +64,10 @@ class FirstSettings:
         self._announced = announced
         self._kept = bytearray()
         self.heard: Announcement | None = None
-        """What the satellite's SETTINGS say, once they are complete."""
+        """The values of the satellite's SETTINGS, once they are complete."""
 
     def receive_data(self, data: bytes) -> bytes:
-        """Return what goes on to the client: nothing until the frame is complete. Raises NoServer."""
+        """Return the bytes for the client: none until the frame is complete. Raises NoServer."""
         if self.heard is not None:
             return data
         self._kept += data
@@ -93,7 +94,10 @@ class FirstSettings:
         return frame(FrameType.SETTINGS, header.flags, 0, _payload(self._changed(entries))) + rest
 
     def _may_be_settings(self) -> bool:
-        """Tell early who is no HTTP/2 server: a banner may be shorter than a frame's header, and nothing follows it."""
+        """Notice early that this is not an HTTP/2 server:
+
+        a banner may be shorter than a frame's header, and nothing follows.
+        """
         return len(self._kept) < 4 or self._kept[3] == FrameType.SETTINGS
 
     def _changed(self, entries: Entries) -> Entries:

@@ -1,7 +1,7 @@
-"""Looks at frames before the h2 library does: counts them, and refuses header blocks that cost more than they say.
+"""Checks frames before the h2 library does: counts them, and refuses header blocks that are small but costly to decode.
 
-h2 decodes every block, and each frame, however small, is some tens of microseconds of its work. Only where a frame
-begins and what is in header blocks is looked at here; everything else is h2's to judge.
+h2 decodes every block, and each frame, however small, costs it some tens of microseconds. This module looks only at where
+frames begin and at header blocks. h2 checks everything else.
 """
 
 from bentpipe.proto import limits
@@ -13,7 +13,7 @@ BLOCKS = {FrameType.HEADERS, FrameType.CONTINUATION}
 
 
 class FrameGuard:
-    """One direction of a connection, from its first byte on. Keeps the header block at hand, HEADER_BLOCK_BYTES at most."""
+    """One direction of a connection, from its first byte on. Keeps the present header block, HEADER_BLOCK_BYTES at most."""
 
     def __init__(self, *, preface: bool) -> None:
         self._skip = len(PREFACE) if preface else 0
@@ -24,7 +24,10 @@ class FrameGuard:
         self._block: HeaderBlock | None = None
 
     def receive_data(self, data: bytes) -> int:
-        """Look at what comes. Returns how many frames begin in it. Raises GreetingError over a limit of header blocks."""
+        """Check received bytes.
+
+        Returns how many frames begin in them. Raises GreetingError over a limit of header blocks.
+        """
         begun, at = 0, min(self._skip, len(data))
         self._skip -= at
         while at < len(data):

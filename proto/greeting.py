@@ -1,12 +1,16 @@
 """The greeting: reads a client's first bytes as HTTP/2 until its first header block is complete, then keeps listening.
 
-Rules of this file: every byte is kept verbatim in the transcript, except what was meant for us (the ACK of our SETTINGS,
-PINGs that we answered); the first header block is decoded and no other; we say one SETTINGS at most, and PING ACKs,
-nothing else, ever: our ACK of the client's SETTINGS would be its second. Where we did say SETTINGS, the satellite's own
-are the client's second, and must be changed for it: see proto/first_settings.py. The satellite reads the transcript
-from the same start state as we did.
+Rules of this file:
 
-What may come when is proto/states.py's, every bound proto/limits.py's.
+- The transcript keeps every byte verbatim, except those that were meant for the daemon (the ACK of our SETTINGS, and PINGs
+  that we answered).
+- The first header block is decoded, and no other.
+- The daemon sends at most one SETTINGS frame, and ACKs of PINGs. It must never send anything else: an ACK of the client's
+  SETTINGS would be the first of two. If it has sent SETTINGS, the satellite's own are the client's second, and must be
+  changed: see proto/first_settings.py.
+- The satellite reads the transcript from the same start state as this parser.
+
+proto/states.py says which frame may come when, and proto/limits.py has every bound.
 """
 
 from bentpipe.proto import limits
@@ -47,7 +51,7 @@ from bentpipe.proto.states import (
 
 
 class Greeting:
-    """One client's opening, and what it says while it is held."""
+    """One client's opening, and what it sends while it is held."""
 
     def __init__(self) -> None:
         self._state = State.PREFACE
@@ -60,7 +64,7 @@ class Greeting:
         self._acked = False
         self._block: HeaderBlock | None = None
         self._last_stream = 0
-        # A dictionary without values: while it is empty, which it is in every half-open greeting, a set has thrice its size.
+        # A dictionary without values. It is empty in every half-open greeting, and an empty set is three times as large.
         self._open: dict[int, None] = {}
         self._going_away = False
         self._failing = False
@@ -74,7 +78,7 @@ class Greeting:
 
     @property
     def state(self) -> State:
-        """Where the client is."""
+        """The state that the client has reached."""
         return self._state
 
     @property
@@ -84,32 +88,35 @@ class Greeting:
 
     @property
     def announced(self) -> Announcement:
-        """What our SETTINGS say, if we say them."""
+        """The values of our SETTINGS, if we send them."""
         return self._announced
 
     def announce(self, announced: Announcement) -> None:
-        """Say this in our SETTINGS, which were not said yet."""
+        """Set the values of our SETTINGS, which have not been sent yet."""
         self._announced = announced
 
     @property
     def awaiting_ack(self) -> bool:
-        """Whether the client still owes the ACK of our SETTINGS."""
+        """Whether the client's ACK of our SETTINGS is still missing."""
         return self._settings_sent and not self._acked
 
     @property
     def transcript_bytes(self) -> bytes:
-        """What to replay: complete frames, and of an incomplete one what `ack_filter` need not see first."""
+        """The bytes to replay: complete frames, and the part of an incomplete one that `ack_filter` need not see first."""
         return bytes(self._transcript if self.awaiting_ack else self._transcript + self._buffer)
 
     @property
     def opening(self) -> bytes:
-        """The transcript's beginning, to which a server owes its SETTINGS and which asks for nothing (RFC 9113 §3.4)."""
+        """The beginning of the transcript:
+
+        preface and SETTINGS. A server must answer it with its SETTINGS (RFC 9113 §3.4).
+        """
         return bytes(self._transcript[: self._opening_bytes])
 
     def take_all(self) -> bytes:
-        """Everything that came, for somebody who goes on from here in our place; an ACK of our SETTINGS may follow.
+        """Everything that came, for another reader that goes on from here. An ACK of our SETTINGS may follow.
 
-        Nothing is kept of it.
+        This object keeps nothing of it.
         """
         data = bytes(self._transcript + self._buffer)
         self._transcript.clear()
@@ -118,7 +125,7 @@ class Greeting:
 
     @property
     def kept_bytes(self) -> int:
-        """How much is kept of what the client said."""
+        """How many bytes of the client are kept."""
         return len(self._transcript) + len(self._buffer)
 
     @property
@@ -128,7 +135,7 @@ class Greeting:
 
     @property
     def open_streams(self) -> tuple[int, ...]:
-        """Streams that the client opened and did not reset, in order."""
+        """The streams that the client has opened and not reset, in order."""
         return tuple(sorted(self._open))
 
     @property
@@ -138,35 +145,41 @@ class Greeting:
 
     @property
     def leaving(self) -> bool:
-        """Whether the client said GOAWAY and waits for no answer any more, or left over an error.
+        """Whether the client has sent GOAWAY and waits for no answer any more, or has left because of an error.
 
-        One that says GOAWAY(NO_ERROR) finishes its open streams first (RFC 9113 §6.8).
+        A client that sends GOAWAY(NO_ERROR) finishes its open streams first (RFC 9113 §6.8).
         """
         return self._failing or (self._going_away and not self._open)
 
     def ack_filter(self) -> AckFilter:
-        """Go on from exactly here, behind `transcript_bytes`; the incomplete frame at hand goes first."""
+        """Make a filter that goes on from exactly here, after `transcript_bytes`.
+
+        The present incomplete frame comes first.
+        """
         return AckFilter(bytes(self._buffer))
 
     def data_to_send(self) -> bytes:
-        """Take what we have to say."""
+        """Take the bytes that we must send."""
         words = bytes(self._outbox)
         self._outbox.clear()
         return words
 
     def speak(self) -> None:
-        """Say our SETTINGS now, since something is to be said behind them."""
+        """Send our SETTINGS now, since something must follow them."""
         self._send_settings()
 
     def end_of_first_flight(self) -> None:
-        """Nothing more can be read for now: speak first if the request is not complete (grpc-go waits for it)."""
+        """Note that nothing more can be read now.
+
+        If the request is not complete, send SETTINGS first: grpc-go waits for them.
+        """
         if self._state in (State.SETTINGS, State.OPENING, State.OPENING_BLOCK):
             self._send_settings()
 
     # -- what the client says ----------------------------------------------------------------------------------------
 
     def receive_data(self, data: bytes, now_s: float) -> list[Event]:
-        """Read on. Raises GreetingError, after which this object is of no more use but to be asked."""
+        """Read on. Raises GreetingError; after that only the properties of this object may be used."""
         self._buffer += data
         events: list[Event] = []
         try:
@@ -217,7 +230,7 @@ class Greeting:
         return True
 
     def _check(self, header: FrameHeader, seen: Input) -> None:
-        """Check what a frame's header alone tells, before its payload is awaited."""
+        """Check a frame's header alone, before its payload has come."""
         if header.length > limits.FRAME_BYTES:
             raise GreetingError(ErrorCode.FRAME_SIZE_ERROR, f"frame of {header.length} bytes", "FRAME_BYTES")
         if seen not in TABLE[self._state] or (self._block is not None and header.stream_id != self._block.stream_id):
@@ -240,7 +253,7 @@ class Greeting:
     def _frame(
         self, was: State, seen: Input, header: FrameHeader, payload: bytes, events: list[Event], now_s: float
     ) -> bool:
-        """Handle a complete frame that came in the state `was`. Returns whether it belongs to the transcript."""
+        """Process a complete frame that came in the state `was`. Returns whether it belongs to the transcript."""
         match seen:
             case Input.SETTINGS_ACK:
                 if not self.awaiting_ack:
@@ -278,7 +291,7 @@ class Greeting:
                     self._check_opened(header)
                 self._window.update(header.stream_id, payload)
             case _:
-                pass  # the other quiet frames are the satellite's alone
+                pass  # the other frames that need no answer are for the satellite
         return True
 
     def _check_opened(self, header: FrameHeader) -> None:

@@ -1,4 +1,4 @@
-"""One header block: HEADERS and its CONTINUATIONs put together, bounded, and decoded if anybody wants to know (hpack)."""
+"""One header block: HEADERS and its CONTINUATIONs put together, bounded, and decoded on request (hpack)."""
 
 import hpack
 
@@ -14,7 +14,10 @@ PRIORITY_BYTES = 5
 
 
 class HeaderBlock:
-    """Begins with HEADERS. Only a block that is `kept` can be decoded; of any other the size alone is remembered."""
+    """A block, which begins with HEADERS.
+
+    Only a block that is `kept` can be decoded; of any other only the size is known.
+    """
 
     def __init__(self, header: FrameHeader, payload: bytes, *, kept: bool) -> None:
         self.stream_id = header.stream_id
@@ -44,7 +47,7 @@ class HeaderBlock:
             self._fragments += fragment
 
     def check(self) -> None:
-        """Refuse a complete block that would cost more than it says. Raises GreetingError."""
+        """Refuse a complete block that would be too costly to decode. Raises GreetingError."""
         check_block(self._fragments)
 
     def decode(self) -> HeaderList:
@@ -61,6 +64,6 @@ class HeaderBlock:
         except hpack.InvalidTableSizeError as exc:
             raise GreetingError(ErrorCode.COMPRESSION_ERROR, "over the limit TABLE_BYTES", "TABLE_BYTES") from exc
         except hpack.HPACKError as exc:
-            # hpack's own words can hold an address in our memory, and these go to the client.
+            # hpack's own message can contain an address in our memory, and this message goes to the client.
             raise GreetingError(ErrorCode.COMPRESSION_ERROR, "the header block cannot be decoded") from exc
         return fields

@@ -8,7 +8,7 @@ PREFIX_BYTES = 5
 SERVICE_FIELD = 0x0A
 """HealthCheckRequest.service: field 1, length-delimited."""
 MAX_SERVICE_BYTES = 127
-"""Of a name that we ask for: its length then is one byte of varint."""
+"""The longest name in our questions: its length is then one byte of varint."""
 STATUS_FIELD = 0x08
 """HealthCheckResponse.status: field 1, varint."""
 
@@ -23,7 +23,7 @@ class ServingStatus(enum.IntEnum):
 
 
 class HealthError(Exception):
-    """The request is not one HealthCheckRequest; `str()` is for the client."""
+    """The request does not consist of one HealthCheckRequest; `str()` is for the client."""
 
 
 def encode_response(status: ServingStatus) -> bytes:
@@ -49,9 +49,9 @@ def decode_request(body: bytes) -> str:
         raise HealthError("the message is compressed, and no compression was agreed on")
     rest, service = body[PREFIX_BYTES:], b""
     while rest:
-        # Any other field is one of a later version, whose meaning we could not honour.
+        # Any other field comes from a later version, and we do not know its meaning.
         if rest[0] != SERVICE_FIELD:
-            raise HealthError("the message is no HealthCheckRequest")
+            raise HealthError("the message is not a HealthCheckRequest")
         length, rest = _varint(rest[1:])
         if length > len(rest):
             raise HealthError("the message is cut off")

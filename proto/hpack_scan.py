@@ -1,8 +1,8 @@
-"""Walks over an HPACK block without decoding it, so that what would cost much and says little is refused before it is.
+"""Walks over an HPACK block without decoding it, so that a small block that is costly to decode is refused before.
 
-A byte of HPACK can make a decoder work as much as a whole header field, or resize its table (RFC 7541 §6), and the `hpack`
-library bounds a block's fields by their bytes alone, and size updates not at all. Strings are stepped over here, so this
-costs a microsecond a field, HEADER_FIELDS at the most. What is malformed is left to the decoder to name.
+One byte of HPACK can cost a decoder as much as a whole header field, or resize its table (RFC 7541 §6). The `hpack` library
+bounds a block's fields by their bytes only, and does not bound size updates. This module skips strings, so it costs a
+microsecond for each field, and there are at most HEADER_FIELDS. The decoder reports malformed blocks.
 """
 
 from bentpipe.proto import limits
@@ -17,7 +17,7 @@ MORE = 0x80
 
 
 def check_block(block: bytes | bytearray) -> int:
-    """Count the fields of a complete header block. Raises GreetingError over a limit, and where RFC 7541 §4.2 is broken."""
+    """Count the fields of a complete header block. Raises GreetingError over a limit, and if RFC 7541 §4.2 is broken."""
     at, end, fields, updates = 0, len(block), 0, 0
     while at < end:
         first = block[at]
@@ -43,7 +43,7 @@ def check_block(block: bytes | bytearray) -> int:
 
 
 def _integer(block: bytes | bytearray, at: int, prefix: int) -> tuple[int, int]:
-    """The integer at `at` (RFC 7541 §5.1), and what is behind it."""
+    """The integer at `at` (RFC 7541 §5.1), and the position after it."""
     value = block[at] & prefix
     at += 1
     if value < prefix:
@@ -60,7 +60,7 @@ def _integer(block: bytes | bytearray, at: int, prefix: int) -> tuple[int, int]:
 
 
 def _string(block: bytes | bytearray, at: int) -> int:
-    """What is behind the string at `at`."""
+    """The position after the string at `at`."""
     if at >= len(block):
         return at
     length, at = _integer(block, at, LENGTH_PREFIX)

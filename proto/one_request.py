@@ -1,17 +1,19 @@
-"""One request a connection: for clients that are frontends and send the requests of several tenants on one.
+"""One request for each connection: for clients that are frontends and send the requests of several tenants on one
+connection.
 
-A connection is admitted by its first request and belongs to one satellite from then on. So the client is told, behind its
-first request, to open no more streams here: GOAWAY, and a PING whose ACK shows that it has read it (frames are read in
-order). What it began before that is refused with REFUSED_STREAM, which promises that nothing of it was looked at, so that it
-may be sent again on another connection (RFC 9113 §8.7); none of its bytes goes on. From the ACK on there is nothing to
-watch, and the connection is spliced as any other.
+A connection is admitted by its first request and belongs to one satellite from then on. So after the first request the
+daemon tells the client to open no more streams here. It sends GOAWAY, and a PING. The PING's ACK shows that the client has
+read the GOAWAY, since frames are read in order. If the client has begun another request before that, the daemon refuses it
+with REFUSED_STREAM and passes none of its bytes on. REFUSED_STREAM promises that the request was not processed, so the
+client may send it again on another connection (RFC 9113 §8.7). From the ACK on there is nothing to watch, and the connection
+is spliced like any other.
 
-GOAWAY says 2^31-1, as at the beginning of a graceful shutdown (§6.8): the satellite may say one of its own later, and its
-number may not be higher than ours.
+The GOAWAY has the stream number 2^31-1, as at the beginning of a graceful shutdown (§6.8). The satellite may send a GOAWAY
+of its own later, and its number may not be higher than ours.
 
-Two things follow. DATA that is dropped has used up the connection's flow-control window, which is given back. A header
-block that is dropped may have changed the client's header table, so no block may follow that needs it: the first request's
-trailers, which gRPC does not have, end the connection until the ACK.
+Two things follow. DATA that is dropped has used up some of the connection's flow-control window, so the daemon gives that
+back. A header block that is dropped may have changed the client's header table, so no block that needs the table may follow:
+until the ACK, trailers of the first request end the connection. gRPC requests have no trailers.
 """
 
 from bentpipe.proto import limits
@@ -33,7 +35,7 @@ _HEADER_TYPES = (FrameType.HEADERS, FrameType.CONTINUATION)
 
 
 class OneRequest:
-    """Stands before a greeting, and takes out of what the client says all that belongs to further requests."""
+    """Filters the client's bytes before the greeting: it removes everything that belongs to further requests."""
 
     def __init__(self) -> None:
         self._kept = bytearray()
@@ -53,19 +55,19 @@ class OneRequest:
         """Requests that were refused here."""
 
     def tell(self) -> bytes:
-        """What the client is told when its first request is complete, behind our SETTINGS."""
+        """The bytes to send after our SETTINGS, once the first request is complete."""
         self._told = True
-        goaway = STREAM_MASK.to_bytes(4) + ErrorCode.NO_ERROR.to_bytes(4) + b"one request a connection"
+        goaway = STREAM_MASK.to_bytes(4) + ErrorCode.NO_ERROR.to_bytes(4) + b"one request for each connection"
         return frame(FrameType.GOAWAY, 0, 0, goaway) + frame(FrameType.PING, 0, 0, PING_PAYLOAD)
 
     def data_to_send(self) -> bytes:
-        """Take what is to be said to refused requests; for behind `tell`."""
+        """Take the answers to refused requests. They must be sent after `tell`."""
         words = bytes(self._words)
         self._words.clear()
         return words
 
     def receive_data(self, data: bytes) -> bytes:
-        """Return what goes on to the greeting. Raises GreetingError."""
+        """Return the bytes for the greeting. Raises GreetingError."""
         if self.done:
             return data
         data, at, out = bytes(self._kept) + data, 0, bytearray()
@@ -96,7 +98,7 @@ class OneRequest:
         return bytes(out)
 
     def _payload(self, data: bytes, at: int, out: bytearray) -> int:
-        """Pass or drop what there is of a payload (or the preface). Returns how much that is."""
+        """Pass or drop the available part of a payload (or of the preface). Returns its length."""
         size = min(self._pass_bytes or self._drop_bytes, len(data) - at)
         if self._pass_bytes:
             out += data[at : at + size]
@@ -110,11 +112,11 @@ class OneRequest:
         return self._asked and header.stream_id not in (0, self._first)
 
     def _follow(self, header: FrameHeader) -> None:
-        """Notice where the first header block ends, and what may not come behind it."""
+        """Notice where the first header block ends, and refuse frames that may not follow it."""
         if header.type not in _HEADER_TYPES:
             return
         if self._dropped_block:
-            raise GreetingError(ErrorCode.PROTOCOL_ERROR, "trailers behind requests that were refused")
+            raise GreetingError(ErrorCode.PROTOCOL_ERROR, "trailers after requests that were refused")
         if self._first is None:
             self._first = header.stream_id
         self._asked = self._asked or bool(header.flags & END_HEADERS)

@@ -1,8 +1,8 @@
-"""What frames that are the satellite's business must say all the same: padding, SETTINGS, WINDOW_UPDATE (RFC 9113 §6).
+"""Checks payloads of frames that are meant for the satellite: padding, SETTINGS, WINDOW_UPDATE (RFC 9113 §6).
 
-A satellite would find the same, but it may sleep for minutes yet, and a client that is wrong is told at once. Errors of
-one stream end the connection, as they may (§5.4.1): before the splice we have no RST_STREAM to say. Not checked is what
-depends on both ends' SETTINGS: a stream's own window.
+A satellite would find the same errors, but it may sleep for minutes yet, and the daemon tells the client at once. Errors of
+one stream end the connection, which is allowed (§5.4.1), since the daemon sends no RST_STREAM before the splice. A stream's
+own window is not checked, since it depends on the SETTINGS of both ends.
 """
 
 from bentpipe.proto.errors import ErrorCode, GreetingError
@@ -13,7 +13,7 @@ SETTING_BYTES = 6
 
 LARGEST_WINDOW = (1 << 31) - 1
 INITIAL_WINDOW = 65_535
-"""Of the connection; SETTINGS do not change it (RFC 9113 §6.9.2)."""
+"""The connection's initial window; SETTINGS do not change it (RFC 9113 §6.9.2)."""
 FRAME_SIZES = range(1 << 14, 1 << 24)
 
 
@@ -29,7 +29,7 @@ def unpadded(header: FrameHeader, payload: bytes) -> bytes:
 
 
 def check_settings(payload: bytes) -> None:
-    """Raise GreetingError over a value that no setting of its kind may have; unknown settings are ignored (§6.5.2)."""
+    """Raise GreetingError if a setting has a value that it may not have; unknown settings are ignored (§6.5.2)."""
     for at in range(0, len(payload), SETTING_BYTES):
         setting, value = int.from_bytes(payload[at : at + 2]), int.from_bytes(payload[at + 2 : at + SETTING_BYTES])
         if setting == INITIAL_WINDOW_SIZE and value > LARGEST_WINDOW:
@@ -41,7 +41,7 @@ def check_settings(payload: bytes) -> None:
 
 
 class ConnectionWindow:
-    """How much the client lets its server send in all; before the splice nobody uses any of it."""
+    """How many bytes the client allows its server to send in all. Nothing uses this before the splice."""
 
     def __init__(self) -> None:
         self._bytes = INITIAL_WINDOW

@@ -1,4 +1,4 @@
-"""Tells an HTTP/2 client's first bytes from those of others who came to the wrong port."""
+"""Tells an HTTP/2 client's first bytes from those of other clients that came to the wrong port."""
 
 from bentpipe.proto.events import PeerKind
 from bentpipe.proto.frames import PREFACE
@@ -10,7 +10,7 @@ TLS_HANDSHAKE = b"\x16\x03"
 
 
 def recognise(start: bytes) -> PeerKind | None:
-    """Say who it is that begins with `start`, which is not the whole preface; None if that cannot be told yet."""
+    """Return which kind of client begins with `start`, which is not the whole preface; None if it is not clear yet."""
     if PREFACE.startswith(start):
         return None
     # A method's name may still be incomplete: wait for it, unless no method begins like this.

@@ -1,7 +1,7 @@
 """The PROXY protocol's header, versions 1 and 2: who the client of a proxied connection is.
 
-Pure. Source: HAProxy, "The PROXY protocol, versions 1 & 2" (doc/proxy-protocol.txt); § is its sections. Whether a peer
-may send such a header, and must, is the edge's to know: nothing here guesses.
+Pure. Source: HAProxy, "The PROXY protocol, versions 1 & 2" (doc/proxy-protocol.txt); § means its sections. The edge knows
+whether a peer may and must send such a header. This module must never guess that.
 """
 
 import dataclasses
@@ -11,13 +11,13 @@ import ipaddress
 V1_PREFIX = b"PROXY "
 V2_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 PREFIXES = (V1_PREFIX, V2_SIGNATURE)
-"""One of them begins every header, and nothing else that comes to our ports."""
+"""Every header begins with one of these, and nothing else that comes to our ports does."""
 V1_MAX_BYTES = 107
 """The longest line, its CRLF included (§2.1)."""
 V2_FIXED_BYTES = 16
 V2_MAX_BYTES = 16_384
-"""A whole header of version 2. It could be 65,551 bytes; what proxies add is some dozens (AWS: a VPC endpoint's id) and at
-most a client's certificate. HAProxy takes as much."""
+"""A whole header of version 2. The protocol allows 65,551 bytes. Proxies add some dozens (AWS: a VPC endpoint's id), and at
+most a client's certificate. HAProxy has the same bound."""
 
 _LOCAL, _PROXY = 0x20, 0x21
 _STREAM = 1
@@ -30,7 +30,7 @@ _MAX_PORT = 65_535
 
 
 class ProxyRule(enum.Enum):
-    """Why bytes are no acceptable header: what the edge counts."""
+    """Why bytes are not an acceptable header. The edge counts these."""
 
     ABSENT = "absent"
     """Something else began the connection."""
@@ -40,7 +40,7 @@ class ProxyRule(enum.Enum):
 
 
 class ProxyHeaderError(Exception):
-    """The bytes are no acceptable header; `str()` says why."""
+    """The bytes are not an acceptable header; `str()` says why."""
 
     def __init__(self, rule: ProxyRule, message: str) -> None:
         super().__init__(message)
@@ -52,14 +52,14 @@ class ProxyHeader:
     """One complete header."""
 
     size_bytes: int
-    """Of the header itself: what follows is the connection's."""
+    """The length of the header itself. The bytes after it belong to the connection."""
     source: tuple[str, int] | None
     """The client's IP address in canonical form, and its port. None if the proxy's own address counts: for its health
     checks (LOCAL), and for clients that have no TCP address."""
 
 
 def parse_header(data: bytes) -> ProxyHeader | None:
-    """Read a header off the beginning of `data`. None if all of `data` is a header's, and more must come.
+    """Read a header at the beginning of `data`. None if `data` is only a part of a header, and more must come.
 
     Raises ProxyHeaderError, at the latest when the header should be complete.
     """
@@ -88,7 +88,7 @@ def _parse_v1(data: bytes) -> ProxyHeader | None:
     size = end + 2
     kind, _, rest = data[len(V1_PREFIX) : end].partition(b" ")
     if kind == b"UNKNOWN":
-        return ProxyHeader(size, None)  # whatever else the line says is to be ignored
+        return ProxyHeader(size, None)  # the rest of the line must be ignored
     if kind not in (b"TCP4", b"TCP6"):
         raise _malformed("version 1: neither TCP4, TCP6 nor UNKNOWN")
     fields = rest.split(b" ")
@@ -102,7 +102,7 @@ def _parse_v1(data: bytes) -> ProxyHeader | None:
 def _v1_address(field: bytes, kind: bytes) -> str:
     try:
         text = field.decode("ascii")
-        # What ipaddress takes and the grammar does not have: a zone ("fe80::1%eth0").
+        # ipaddress accepts a zone ("fe80::1%eth0"), and the grammar does not.
         if "%" in text:
             raise ValueError(text)
         return canonical(ipaddress.IPv4Address(text) if kind == b"TCP4" else ipaddress.IPv6Address(text))
@@ -117,7 +117,7 @@ def _v1_port(field: bytes) -> int:
 
 
 def canonical(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """Write an address; an IPv4 one that IPv6 carries (::ffff:192.0.2.1) is the same client as without."""
+    """Write an address. An IPv4 address inside IPv6 (::ffff:192.0.2.1) is the same client as the IPv4 address."""
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(address)
@@ -127,7 +127,7 @@ def canonical(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
 
 
 def _parse_v2(data: bytes) -> ProxyHeader | None:
-    """What may be refused by the fixed part alone is, before more is awaited."""
+    """Refuse what the fixed part alone shows to be wrong, before the rest has come."""
     at = len(V2_SIGNATURE)
     if len(data) > at and data[at] not in (_LOCAL, _PROXY):
         raise _malformed(f"version 2: version and command 0x{data[at]:02x}")
@@ -146,14 +146,14 @@ def _parse_v2(data: bytes) -> ProxyHeader | None:
         return None
     header = data[:size]
     if local or not family:
-        return ProxyHeader(size, None)  # §2.2: the whole block is to be discarded, so nobody knows where TLVs begin
+        return ProxyHeader(size, None)  # §2.2: the whole block must be discarded, and it is unknown where TLVs begin
     _check_tlvs(header, addressed)
     return ProxyHeader(size, _v2_source(header, family))
 
 
 def _v2_source(header: bytes, family: int) -> tuple[str, int] | None:
     if header[13] & 0xF != _STREAM:
-        return None  # this connection is TCP: a datagram's address, or one of no known transport, is not its client's
+        return None  # this connection is TCP: the address of a datagram or of an unknown transport is not that of its client
     at = V2_FIXED_BYTES
     if family == 1:
         return str(ipaddress.IPv4Address(header[at : at + 4])), int.from_bytes(header[at + 8 : at + 10])
@@ -163,12 +163,12 @@ def _v2_source(header: bytes, family: int) -> tuple[str, int] | None:
 
 
 def _check_tlvs(header: bytes, at: int) -> None:
-    """Skip them within their bounds; a checksum among them must be right (§2.2.3)."""
+    """Skip the TLVs within their bounds; a checksum among them must be right (§2.2.3)."""
     checksum_at: int | None = None
     while at < len(header):
         value = at + _TLV_HEADER_BYTES
         if value > len(header) or value + int.from_bytes(header[at + 1 : value]) > len(header):
-            raise _malformed("version 2: a TLV reaches past the header")
+            raise _malformed("version 2: a TLV is longer than the header")
         size = int.from_bytes(header[at + 1 : value])
         if header[at] == _CRC32C_TYPE:
             if size != _CRC32C_BYTES or checksum_at is not None:
@@ -180,7 +180,7 @@ def _check_tlvs(header: bytes, at: int) -> None:
         if crc32c(header[:checksum_at] + bytes(_CRC32C_BYTES) + header[end:]) != int.from_bytes(
             header[checksum_at:end]
         ):
-            raise ProxyHeaderError(ProxyRule.CHECKSUM, "version 2: the CRC32C does not fit")
+            raise ProxyHeaderError(ProxyRule.CHECKSUM, "version 2: the CRC32C is wrong")
 
 
 def _crc_table() -> tuple[int, ...]:
@@ -198,7 +198,7 @@ _CRC_TABLE = _crc_table()
 
 
 def crc32c(data: bytes) -> int:
-    """Compute the CRC32C of RFC 4960 appendix B: some 0.1 µs a byte, and few proxies send one."""
+    """Compute the CRC32C of RFC 4960 appendix B: some 0.1 µs for each byte, and few proxies send one."""
     value = 0xFFFFFFFF
     for byte in data:
         value = value >> 8 ^ _CRC_TABLE[(value ^ byte) & 0xFF]

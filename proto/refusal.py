@@ -1,7 +1,7 @@
-"""What the daemon says to those who go no further: gRPC refusals, GOAWAY, and words for those who are at the wrong port.
+"""The daemon's answers to clients that it refuses: gRPC refusals, GOAWAY, and messages for clients at the wrong port.
 
-HTTP/2 is said by the `h2` library: it is fed what the client said so far and so knows its streams, its header table and
-its windows. It acknowledges the client's SETTINGS, as it may: no satellite will ever see this connection.
+The `h2` library writes the HTTP/2. It is fed everything that the client has sent, and so knows its streams, its header table
+and its windows. It acknowledges the client's SETTINGS, which is correct: no satellite will ever see this connection.
 """
 
 import h2.config
@@ -29,31 +29,31 @@ HTTP1_TLS_WANTED = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
     % (len(_TLS_BODY), _TLS_BODY)
 )
-"""For HTTP/1.1 in the clear on a port with TLS, as nginx has it."""
+"""For plaintext HTTP/1.1 on a port with TLS. nginx answers the same."""
 
 TLS_ALERT = bytes.fromhex("15030100020246")
-"""A fatal protocol_version alert (RFC 8446 §6.2), in the clear: no version of TLS is spoken here. Clients show it, and try
-again as after any failed connect, a second later and then more seldom; handshake_failure would have people look for faults
-in certificates."""
+"""A fatal protocol_version alert (RFC 8446 §6.2), in plaintext: this port speaks no version of TLS. Clients show it, and try
+again as after any failed connect, a second later and then more rarely. After handshake_failure people would look for errors
+in their certificates."""
 
 PIECE_BYTES = 1 << 10
-"""What to feed at once: 80 requests of a byte or so at worst, which h2 reads in about 5 ms."""
+"""Bytes to feed at once: at worst 80 tiny requests, which h2 reads in about 5 ms."""
 
 BAD_REQUEST = [(b":status", b"400")]
 NO_METHOD = [(b":status", b"405")]
 
 STREAMS_AT_ONCE = 16
-"""To answer at once, in some 2 ms."""
+"""Streams to answer at once, in some 2 ms."""
 
 
 class _Server(h2.connection.H2Connection):
-    """An h2 connection that remembers of few closed streams how they ended: the library keeps 65,536, 10 MiB."""
+    """An h2 connection that remembers only few closed streams: the library keeps 65,536, which takes 10 MiB."""
 
     MAX_CLOSED_STREAMS = 256
 
 
 def server_connection(max_streams: int) -> h2.connection.H2Connection:
-    """An h2 server that has said its SETTINGS, within our limits. It takes any fields: see proto/wellformed.py."""
+    """An h2 server that has sent its SETTINGS, within our limits. It accepts any fields: see proto/wellformed.py."""
     made = _Server(h2.config.H2Configuration(client_side=False, header_encoding=None, validate_inbound_headers=False))
     made.local_settings = h2.settings.Settings(
         client=False,
@@ -67,18 +67,19 @@ def server_connection(max_streams: int) -> h2.connection.H2Connection:
 
 
 def dispose(connection: h2.connection.H2Connection) -> None:
-    """Let it go now. It refers to itself (its table of frame handlers), so that only a full collection would find it.
+    """Free it now. It refers to itself (by its table of frame handlers), so that only a full garbage collection would find
+    it.
 
-    A crowd that is refused at once makes a thousand objects each: the collector would stop everybody for its sake.
+    A client that is refused makes a thousand objects. After a crowd, the collector would stop everything to free them.
     """
     vars(connection).clear()
 
 
 class Refusal:
-    """Answers in place of the satellite, on every stream that the client opened and did not reset."""
+    """Answers instead of the satellite, on every stream that the client has opened and not reset."""
 
     def __init__(self) -> None:
-        # Streams were opened before anybody could name a limit: all that the greeting let pass are answered.
+        # The client opened its streams before it could know a limit: all that the greeting accepted are answered.
         self._h2 = server_connection(1 + limits.HELD_HEADERS)
         self._guard = FrameGuard(preface=True)
         self._unfinished: dict[int, bool] = {}
@@ -89,7 +90,7 @@ class Refusal:
         self._ended = False
 
     def receive_data(self, data: bytes) -> None:
-        """Take what the client said, PIECE_BYTES at most. Raises GreetingError; `close` then has h2's GOAWAY."""
+        """Feed what the client has sent, PIECE_BYTES at most. Raises GreetingError; `close` then has h2's GOAWAY."""
         try:
             self._guard.receive_data(data)
         except GreetingError as exc:
@@ -114,10 +115,10 @@ class Refusal:
             raise GreetingError(ErrorCode(exc.error_code), str(exc)) from exc
 
     def refuse_some(self, status: GrpcStatus, message: str) -> bool:
-        """Say trailers-only (gRPC PROTOCOL-HTTP2) on STREAMS_AT_ONCE open streams. Returns whether more are left.
+        """Send trailers-only (gRPC PROTOCOL-HTTP2) on STREAMS_AT_ONCE open streams. Returns whether more are left.
 
-        With the last of them goes GOAWAY, which has the words if no stream was open. Nothing is said to a client that
-        said GOAWAY: h2 sends nothing more then, and the client did not mean to stay.
+        GOAWAY follows the last of them, and has the message if no stream was open. A client that has sent GOAWAY gets no
+        answer: h2 sends nothing more then, and the client did not intend to stay.
         """
         if self._ended:
             return False
@@ -138,36 +139,36 @@ class Refusal:
         return False
 
     def _judge(self, stream_id: int, fields: HeaderList) -> None:
-        """Remember what is not to be answered in gRPC's words, and not the fields, which are many."""
+        """Remember which requests do not get a gRPC answer. The fields are not kept, since there are many."""
         if (why := why_malformed(fields)) is not None:
             self._malformed.add(stream_id)
             self._why_malformed = why
         elif (b":method", b"CONNECT") in fields:
-            # 200 would mean that the way is open (RFC 9110 §9.3.6).
+            # 200 would mean that the tunnel is open (RFC 9110 §9.3.6).
             self._connecting.add(stream_id)
 
     def _refuse(self, stream_id: int, words: list[tuple[bytes, bytes]]) -> None:
         unfinished = self._unfinished.pop(stream_id)
         if stream_id in self._malformed:
-            # A stream error, of which a server may say more before it (RFC 9113 §8.1.1).
+            # A stream error; a server may send a response before it (RFC 9113 §8.1.1).
             self._h2.send_headers(stream_id, BAD_REQUEST)
             self._h2.reset_stream(stream_id, int(ErrorCode.PROTOCOL_ERROR))
             return
         self._h2.send_headers(stream_id, NO_METHOD if stream_id in self._connecting else words, end_stream=True)
         if unfinished:
-            # The request's own end is not awaited (RFC 9113 §8.1).
+            # The server does not wait for the end of the request (RFC 9113 §8.1).
             self._h2.reset_stream(stream_id, int(ErrorCode.NO_ERROR))
         self._answered = True
 
     def close(self) -> bytes:
-        """Take what there is to say; the object is then of no more use."""
+        """Take the bytes to send. The object must not be used after that."""
         words = self._h2.data_to_send()
         dispose(self._h2)
         return words
 
 
 def goaway(error_code: ErrorCode, words: str, last_stream: int = 0) -> bytes:
-    """SETTINGS, which must come first or may come again, and GOAWAY with words for people (RFC 9113 §5.4.1, §6.8)."""
+    """SETTINGS, which must come first and may come again, and GOAWAY with a message for people (RFC 9113 §5.4.1, §6.8)."""
     made = server_connection(1 + limits.HELD_HEADERS)
     made.close_connection(int(error_code), words.encode(), last_stream)
     said = made.data_to_send()
@@ -176,4 +177,4 @@ def goaway(error_code: ErrorCode, words: str, last_stream: int = 0) -> bytes:
 
 
 TOO_LATE = goaway(ErrorCode.NO_ERROR, "no complete request before greeting_deadline")
-"""For whoever speaks HTTP/2 but did not ask for anything in time. Nothing was lost: a client may come again at once."""
+"""For a client that speaks HTTP/2 but sent no request in time. Nothing is lost: the client may connect again at once."""

@@ -1,6 +1,6 @@
-"""Reads what a request's header list says about its destination and its sender.
+"""Reads a request's destination and its sender from its header list.
 
-Pure; the values are the client's, so they are checked. What may be combined with what is daemon/edge/identity.py's.
+Pure. The values come from the client, so they are checked. daemon/edge/identity.py decides how they may be combined.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import re
 from bentpipe.proto.events import HeaderList
 
 NAME = re.compile(rb"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
-"""As in the configuration: what fits a DNS label, a metadata value and a cgroup's folder."""
+"""As in the configuration. Such a name fits a DNS label, a metadata value and a cgroup's folder."""
 ORG_KEY, NAME_KEY, TOKEN_KEY = b"satellite_org", b"satellite_name", b"satellite_token"
 TOKEN_BYTES = 16 << 10
 BEARER = b"bearer "
@@ -21,7 +21,7 @@ class MetadataError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RouteRequest:
-    """What a request's header list says. `satellite` is (org, name), None if the metadata name none."""
+    """The request's destination and sender. `satellite` is (org, name), None if the metadata name none."""
 
     path: str
     satellite: tuple[str, str] | None
@@ -38,7 +38,7 @@ def parse_request(headers: HeaderList) -> RouteRequest:
     method = _one(headers, b":method")
     path = _one(headers, b":path")
     if method != b"POST" or path is None or not path.startswith(b"/"):
-        raise MetadataError("this is no gRPC request: it must be POST /package.Service/Method")
+        raise MetadataError("this is not a gRPC request: it must be POST /package.Service/Method")
     org, name = (_name(headers, key) for key in (ORG_KEY, NAME_KEY))
     if (org is None) is not (name is None):
         raise MetadataError(f"the metadata {both_spellings(ORG_KEY if org is None else NAME_KEY)} is missing")
@@ -67,7 +67,7 @@ def _one(headers: HeaderList, key: bytes) -> bytes | None:
 
 
 def _either(headers: HeaderList, key: bytes) -> bytes | None:
-    """The value of a key by either spelling."""
+    """The value of a key in either spelling."""
     dashed = _dashed(key)
     values = [value for value in (_one(headers, key), _one(headers, dashed)) if value is not None]
     if len(set(values)) > 1:
@@ -80,7 +80,7 @@ def _dashed(key: bytes) -> bytes:
 
 
 def both_spellings(key: bytes) -> str:
-    """A key, for those who have to send it."""
+    """A key in both spellings, for messages to the client."""
     return f"{key.decode()} (or {_dashed(key).decode()})"
 
 

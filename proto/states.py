@@ -1,18 +1,18 @@
-"""The greeting's states, what may come in each and where it leads. This is the only place where that is said.
+"""The greeting's states, what may come in each, and which state follows. No other module knows that.
 
-An HTTP/2 client opens with its preface and SETTINGS (RFC 9113 §3.4), then sends frames in any order, of which only a
-header block cannot be interrupted: HEADERS without END_HEADERS is followed by CONTINUATION of the same stream until
-END_HEADERS, and by nothing else (§6.10). One more point matters to us, and to nobody else: the end of its first header
-block, which says who asks for which satellite. Before it the client is a stranger, after it we hold it.
+An HTTP/2 client opens with its preface and SETTINGS (RFC 9113 §3.4). Then it sends frames in any order, but a header block
+may not be interrupted: after HEADERS without END_HEADERS only CONTINUATION of the same stream may come, until END_HEADERS
+(§6.10). One more moment matters to the daemon: the end of the first header block, which says who asks for which satellite.
+Before it the client is a stranger. After it the daemon holds the client.
 
     PREFACE ──PREFACE──▶ SETTINGS ──SETTINGS──▶ OPENING ──HEADERS──▶ HELD
     PREFACE ──NOT_HTTP2──▶ ENDED
     OPENING ──HEADERS_PART──▶ OPENING_BLOCK ──CONTINUATION──▶ HELD
     HELD ──HEADERS_PART──▶ HELD_BLOCK ──CONTINUATION──▶ HELD
 
-Rules. What TABLE does not have is a PROTOCOL_ERROR, in the words of `illegal`; what breaks any rule or limit leads to
-ENDED. TABLE knows no streams but one: none is open before HELD, so DATA and RST_STREAM have no place before it.
-SHAPES is what a frame's header alone must look like, COUNTED which limit counts frames of which kind in which state.
+Rules. Input that TABLE does not have is a PROTOCOL_ERROR, with the message of `illegal`. A broken rule or limit leads to
+ENDED. TABLE knows only one stream: no stream is open before HELD, so DATA and RST_STREAM may not come before it. SHAPES says
+how a frame's header alone must look. COUNTED says which limit counts frames of which kind in which state.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from bentpipe.proto.frames import ACK, END_HEADERS, FrameHeader, FrameType
 
 
 class State(enum.Enum):
-    """Where the client is."""
+    """The client's state."""
 
     PREFACE = enum.auto()
     SETTINGS = enum.auto()
@@ -35,7 +35,7 @@ class State(enum.Enum):
 
 
 class Input(enum.Enum):
-    """What can come. The `_PART`s are without END_HEADERS."""
+    """The kinds of input. The `_PART`s have no END_HEADERS."""
 
     PREFACE = enum.auto()
     NOT_HTTP2 = enum.auto()
@@ -51,7 +51,7 @@ class Input(enum.Enum):
     RST_STREAM = enum.auto()
     PUSH_PROMISE = enum.auto()
     QUIET = enum.auto()
-    """WINDOW_UPDATE, PRIORITY, PING ACK and unknown types (RFC 9113 §5.5): the satellite's business."""
+    """WINDOW_UPDATE, PRIORITY, PING ACK and unknown types (RFC 9113 §5.5): they are for the satellite."""
 
 
 S, I = State, Input  # noqa: E741 - the table reads better so
@@ -110,7 +110,7 @@ by its bytes, or by EMPTY_DATA_FRAMES if it has none."""
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shape:
-    """What a frame's header must look like; None: anything goes."""
+    """How a frame's header must look; None: anything is allowed."""
 
     on_stream: bool | None = None
     """True: on a stream; False: on the connection, which is stream 0."""
@@ -130,11 +130,11 @@ SHAPES: dict[int, Shape] = {
     FrameType.WINDOW_UPDATE: Shape(length=4),
     FrameType.CONTINUATION: Shape(on_stream=True),
 }
-"""RFC 9113 §6.1 to §6.10; of other types nothing is known."""
+"""By RFC 9113 §6.1 to §6.10. Other types have no rules."""
 
 
 def classify(header: FrameHeader) -> Input:
-    """Say what a frame is to the table."""
+    """Return the table's kind of input for a frame."""
     match header.type:
         case FrameType.SETTINGS:
             return I.SETTINGS_ACK if header.flags & ACK else I.SETTINGS
@@ -176,7 +176,7 @@ def check_shape(header: FrameHeader) -> None:
 
 
 def illegal(state: State, seen: Input) -> GreetingError:
-    """The error for what the table does not have."""
+    """Make the error for input that the table does not have."""
     if seen is I.PUSH_PROMISE:
         words = "PUSH_PROMISE from a client"
     elif state is S.SETTINGS:

@@ -207,7 +207,7 @@ backend edge
         time.sleep(CHECKS_S)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/alive", timeout=10) as answer:
             assert answer.status == 200
-    told = [record for record in edge.records() if "this is no gRPC request" in str(record.get("error"))]
+    told = [record for record in edge.records() if "this is not a gRPC request" in str(record.get("error"))]
     assert told
     assert {record["message"] for record in told} == {"refused"}
 
