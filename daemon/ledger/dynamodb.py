@@ -15,16 +15,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from bentpipe.daemon.ledger.chain import UNWATCHED, first_moves
-from bentpipe.daemon.ledger.contract import (
-    ENDED_BADLY,
-    STOPPED,
-    Interval,
-    LedgerTakenOver,
-    Stamp,
-    StampedTransition,
-    storable,
-)
+from bentpipe.daemon.ledger.chain import UNWATCHED, Move, first_moves
+from bentpipe.daemon.ledger.contract import ENDED_BADLY, STOPPED, Interval, LedgerTakenOver, Stamp, StampedTransition
 from bentpipe.daemon.ledger.dynamodb_items import (
     LIFE,
     OPEN,
@@ -42,7 +34,7 @@ from bentpipe.daemon.ledger.dynamodb_items import (
     past_key,
 )
 from bentpipe.daemon.ledger.merge import merge
-from bentpipe.daemon.model import NO_FACTS, SatelliteKey, SatelliteState, StateFacts
+from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.store.dynamodb_table import TRANSACTION_ITEMS, ConditionFailed, Table, given_number, key_of, text
 from bentpipe.daemon.store.malformed import MalformedRows
 
@@ -77,10 +69,10 @@ class DynamoLedger:
                 chains.record.run = self._run
                 last = await chains.pull_back(at, predecessor)
                 for key in chains.watched():
-                    chains.move(key, SatelliteState.UNKNOWN, last, ENDED_BADLY)
+                    chains.move(key, Move(SatelliteState.UNKNOWN, last, ENDED_BADLY))
             open_now = {key: each.state for key, each in chains.open.items()}
-            for key, state, cause in first_moves(open_now, sorted(set(keys))):
-                chains.move(key, state, at, cause)
+            for key, move in first_moves(open_now, sorted(set(keys)), at):
+                chains.move(key, move)
             await chains.write(predecessor)
             chains.record.serial, chains.record.heartbeat = 0, at
             await chains.write(self._run)
@@ -97,8 +89,7 @@ class DynamoLedger:
                 if each.at.wall_us < record.heartbeat.wall_us:
                     await chains.write(self._run)
                     await chains.pull_back(each.at, self._run)
-                told = each.transition
-                chains.move(told.key, told.after, each.at, told.cause, told.who, told.facts)
+                chains.move(each.transition.key, Move.of(each))
                 record.serial, record.heartbeat = each.serial, each.at
                 if chains.moves_to_write >= MOVES_LIMIT:
                     await chains.write(self._run)
@@ -120,7 +111,7 @@ class DynamoLedger:
             chains = await self._take_chains()
             await chains.pull_back(at, self._run)
             for key in chains.watched():
-                chains.move(key, SatelliteState.UNKNOWN, at, STOPPED)
+                chains.move(key, Move(SatelliteState.UNKNOWN, at, STOPPED))
             chains.kept_record.heartbeat = at
             await chains.write(self._run)
             self._chains = chains
@@ -180,24 +171,16 @@ class _HostChains:
         """Satellites whose open interval has a state that the daemon watched."""
         return [key for key, each in self.open.items() if each.state not in UNWATCHED]
 
-    def move(
-        self,
-        key: SatelliteKey,
-        state: SatelliteState,
-        at: Stamp,
-        cause: str,
-        who: str = "",
-        facts: StateFacts = NO_FACTS,
-    ) -> None:
-        """End the open interval, if there is one, with these facts, and open the next at the same moment."""
-        record, ends, began_us = self.kept_record, self.open.get(key), at.wall_us
+    def move(self, key: SatelliteKey, move: Move) -> None:
+        """End the open interval, if there is one, and open the next."""
+        record, ends, at, began_us = self.kept_record, self.open.get(key), move.at, move.at.wall_us
         record.ended += 1
         past = self._moved.setdefault(key, [])
         if ends is not None:
             began_us = max(began_us, ends.began.wall_us)
-            past.append(past_item(self._host, ends, began_us, ends.began.until_us(at), record.ended, facts))
+            past.append(past_item(self._host, ends, began_us, ends.began.until_us(at), record.ended, move.facts))
         began = Stamp(began_us, at.boot_us, at.boot_id)
-        self.open[key] = OpenInterval(key, state, began, storable(cause), storable(who), record.ended)
+        self.open[key] = OpenInterval(key, move.state, began, move.cause, move.who, record.ended)
 
     async def write(self, run: str | None) -> None:
         """Write all that is to be written, if `run` may write (None: no run yet). Raises LedgerTakenOver, StoreError."""

@@ -1,4 +1,4 @@
-"""The ledger in one SQLite file: the default, for one daemon."""
+"""`Ledger` in one SQLite file: the default, for one daemon."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from bentpipe.daemon.ledger.chain import UNWATCHED, first_moves
+from bentpipe.daemon.ledger.chain import UNWATCHED, Move, first_moves
 from bentpipe.daemon.ledger.contract import (
     ENDED_BADLY,
     STOPPED,
@@ -17,10 +17,9 @@ from bentpipe.daemon.ledger.contract import (
     Stamp,
     StampedTransition,
     stamp_of,
-    storable,
 )
 from bentpipe.daemon.ledger.facts import read_facts, write_facts
-from bentpipe.daemon.model import NO_FACTS, Resume, SatelliteKey, SatelliteState, StateFacts
+from bentpipe.daemon.model import Resume, SatelliteKey, SatelliteState, StateFacts
 from bentpipe.daemon.store.malformed import MalformedRow, MalformedRows, text_of, whole_of
 from bentpipe.daemon.store.schema import FACTS_VERSION, RESUME_VERSION, transaction, version_of
 from bentpipe.daemon.store.sqlite_file import SqliteFile
@@ -81,12 +80,12 @@ class _Chains:
             if last is not None:
                 last = self._pull_back(last, at)
                 for satellite in self._watched():
-                    self._move(satellite, SatelliteState.UNKNOWN, last, ENDED_BADLY)
+                    self._move(satellite, Move(SatelliteState.UNKNOWN, last, ENDED_BADLY))
             wanted = sorted({self._satellite(key) for key in keys})
             rows = self._execute("SELECT satellite, state FROM interval WHERE to_us IS NULL").fetchall()
             open_now = {satellite: _STATES.get(state) for satellite, state in rows}
-            for satellite, state, cause in first_moves(open_now, wanted):
-                self._move(satellite, state, at, cause)
+            for satellite, move in first_moves(open_now, wanted, at):
+                self._move(satellite, move)
             self._execute(
                 "INSERT OR REPLACE INTO life VALUES (1, ?, 0, ?, ?, ?)", (self._run, at.wall_us, at.boot_us, at.boot_id)
             )
@@ -99,8 +98,7 @@ class _Chains:
                 if each.serial <= serial:
                     continue
                 self._pull_back(last, each.at)
-                told = each.transition
-                self._move(self._satellite(told.key), told.after, each.at, told.cause, told.who, told.facts)
+                self._move(self._satellite(each.transition.key), Move.of(each))
                 serial, last = each.serial, each.at
             self._execute("UPDATE life SET serial = ?", (serial,))
             self._beat(last)
@@ -114,7 +112,7 @@ class _Chains:
         with self._writing() as last:
             self._pull_back(last, at)
             for satellite in self._watched():
-                self._move(satellite, SatelliteState.UNKNOWN, at, STOPPED)
+                self._move(satellite, Move(SatelliteState.UNKNOWN, at, STOPPED))
             self._beat(at)
 
     def intervals(self, since_us: int, until_us: int) -> list[Interval]:
@@ -208,17 +206,9 @@ class _Chains:
         )
         return at
 
-    def _move(
-        self,
-        satellite: int,
-        state: SatelliteState,
-        at: Stamp,
-        cause: str,
-        who: str = "",
-        facts: StateFacts = NO_FACTS,
-    ) -> None:
-        """End the open interval, if there is one, with these facts, and open the next at the same moment."""
-        wall_us = at.wall_us
+    def _move(self, satellite: int, move: Move) -> None:
+        """End the open interval, if there is one, and open the next."""
+        at, wall_us = move.at, move.at.wall_us
         row = self._execute(
             "SELECT id, from_us, from_boot_us, from_boot_id FROM interval WHERE satellite = ? AND to_us IS NULL",
             (satellite,),
@@ -228,12 +218,12 @@ class _Chains:
             wall_us = max(wall_us, began.wall_us)
             self._execute(
                 "UPDATE interval SET to_us = ?, elapsed_us = ?, facts = ? WHERE id = ?",
-                (wall_us, began.until_us(at), json.dumps(write_facts(facts)), row[0]),
+                (wall_us, began.until_us(at), json.dumps(write_facts(move.facts)), row[0]),
             )
         self._execute(
             """INSERT INTO interval (satellite, state, from_us, from_boot_us, from_boot_id, cause, who)
                VALUES (?, ?, ?, ?, ?, ?, ?)""",
-            (satellite, state.value, wall_us, at.boot_us, at.boot_id, storable(cause), storable(who)),
+            (satellite, move.state.value, wall_us, at.boot_us, at.boot_id, move.cause, move.who),
         )
 
 

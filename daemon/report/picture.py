@@ -18,7 +18,7 @@ from bentpipe.daemon.report.table import utc_text
 S = SatelliteState
 
 
-class Look(enum.Enum):
+class LineStyle(enum.Enum):
     """How a stretch of a satellite's line looks: its word in the legend, and its colour."""
 
     ASLEEP = ("asleep", "#d7dde4")
@@ -29,16 +29,16 @@ class Look(enum.Enum):
     UNKNOWN = ("not known", "#f3f4f6")
 
 
-LOOKS: Mapping[SatelliteState, Look | None] = {
-    S.CREATING: Look.WAKING,
-    S.STARTING: Look.WAKING,
-    S.OPERATIONAL: Look.AWAKE,
-    S.UPDATING: Look.AWAKE,
-    S.STOPPING: Look.LEAVING,
-    S.DESTROYING: Look.LEAVING,
-    S.SLEEP: Look.ASLEEP,
-    S.FAILED: Look.FAILED,
-    S.UNKNOWN: Look.UNKNOWN,
+STYLES: Mapping[SatelliteState, LineStyle | None] = {
+    S.CREATING: LineStyle.WAKING,
+    S.STARTING: LineStyle.WAKING,
+    S.OPERATIONAL: LineStyle.AWAKE,
+    S.UPDATING: LineStyle.AWAKE,
+    S.STOPPING: LineStyle.LEAVING,
+    S.DESTROYING: LineStyle.LEAVING,
+    S.SLEEP: LineStyle.ASLEEP,
+    S.FAILED: LineStyle.FAILED,
+    S.UNKNOWN: LineStyle.UNKNOWN,
     S.OFFLINE: None,
 }
 
@@ -103,42 +103,42 @@ def draw(intervals: Sequence[Interval], since_us: int, until_us: int) -> Picture
         y = rows_top + index * (ROW_HEIGHT + GAP)
         shown = name if len(name) <= NAME_CHARS else name[: NAME_CHARS - 3] + "..."
         shapes.append(Label(left - 8, y + ROW_HEIGHT - 5, shown, anchor="end"))
-        looks = [max(column, key=lambda look: column[look]) if column else None for column in line]
+        styles = [max(column, key=lambda style: column[style]) if column else None for column in line]
         x = left
-        for look, group in itertools.groupby(looks):
+        for style, group in itertools.groupby(styles):
             columns = len(list(group))
-            if look is not None:
-                shapes.append(Rect(x, y, columns, ROW_HEIGHT, look.value[1]))
+            if style is not None:
+                shapes.append(Rect(x, y, columns, ROW_HEIGHT, style.value[1]))
             x += columns
     x = left
-    for look in Look:
-        word, colour = look.value
+    for style in LineStyle:
+        word, colour = style.value
         shapes += [Rect(x, bottom + 28, 12, 12, colour), Label(x + 17, bottom + 38, word)]
         x += 40 + 8 * len(word)
     return Picture(width, height, tuple(shapes))
 
 
-def _fill(chain: Sequence[Interval], since_us: int, until_us: int) -> list[dict[Look, float]]:
-    """For each column, the share of it that each look takes (in columns)."""
-    columns: list[dict[Look, float]] = [{} for _ in range(COLUMNS)]
+def _fill(chain: Sequence[Interval], since_us: int, until_us: int) -> list[dict[LineStyle, float]]:
+    """For each column, the share of it that each style takes (in columns)."""
+    columns: list[dict[LineStyle, float]] = [{} for _ in range(COLUMNS)]
     scale = COLUMNS / max(1, until_us - since_us)
     for interval in chain:
-        look = LOOKS[interval.state]
+        style = STYLES[interval.state]
         begin = max(0.0, (interval.from_us - since_us) * scale)
         end = min(float(COLUMNS), (interval.to_us - since_us) * scale)
-        if look is None or begin >= end:
+        if style is None or begin >= end:
             continue
         for column in range(int(begin), min(COLUMNS, int(end) + 1)):
             part = min(end, column + 1) - max(begin, column)
             if part > 0:
-                columns[column][look] = columns[column].get(look, 0.0) + part
+                columns[column][style] = columns[column].get(style, 0.0) + part
     return columns
 
 
-def _chart(lines: Sequence[list[dict[Look, float]]], left: int, top: int) -> list[Rect | Label]:
+def _chart(lines: Sequence[list[dict[LineStyle, float]]], left: int, top: int) -> list[Rect | Label]:
     """How many satellites were not asleep, as the average over each column: half an hour in a day's column is not a day."""
-    busy = (Look.WAKING, Look.AWAKE, Look.LEAVING)
-    counts = [sum(line[c].get(look, 0.0) for line in lines for look in busy) for c in range(COLUMNS)]
+    busy = (LineStyle.WAKING, LineStyle.AWAKE, LineStyle.LEAVING)
+    counts = [sum(line[c].get(style, 0.0) for line in lines for style in busy) for c in range(COLUMNS)]
     most = max(1.0, len(lines))
     shapes: list[Rect | Label] = [
         Rect(left, top + CHART_HEIGHT, COLUMNS, 1, FAINT),
@@ -150,7 +150,7 @@ def _chart(lines: Sequence[list[dict[Look, float]]], left: int, top: int) -> lis
     for height, group in itertools.groupby(round(count / most * CHART_HEIGHT, 1) for count in counts):
         columns = len(list(group))
         if height:
-            shapes.append(Rect(x, top + CHART_HEIGHT - height, columns, height, Look.AWAKE.value[1]))
+            shapes.append(Rect(x, top + CHART_HEIGHT - height, columns, height, LineStyle.AWAKE.value[1]))
         x += columns
     return shapes
 

@@ -1,7 +1,7 @@
-"""Which fleets use a table. A table is one fleet's: rows are known by satellites' names, and tokens by their own.
+"""Tells the operator if two fleets use one table. A table belongs to one fleet: its keys are names of satellites and tokens.
 
-Two fleets in one table would take each other's satellites of the same name for theirs (neither would put to sleep what the
-other uses), and each other's tokens. The keys cannot say so without a break with hosts of older versions, so it is told.
+Two fleets in one table would share their tokens, and each would take the other's satellite of the same name for its own, and
+would not put it to sleep while the other uses it. Keys with the fleet's name would not fit hosts of older versions.
 """
 
 import logging
@@ -24,7 +24,7 @@ async def run_fleet_check(table: Table, fleet: str) -> None:
         try:
             others = await note_fleet(table, fleet)
         except StoreError:
-            await trio.sleep(RETRY_S)  # those who need the table say why
+            await trio.sleep(RETRY_S)  # the calls that need the table log the reason
             continue
         if others:
             names = " ".join(sorted(others))

@@ -1,23 +1,23 @@
-"""One DynamoDB table, by boto3 in a few threads: its calls, their deadlines and repeats, and its errors as ours.
+"""One DynamoDB table: calls by boto3 in a few threads, with deadlines and repeats, and with our own errors.
 
-Every item has a partition key `pk` and a sort key `sk`; what stands in them, and who writes it:
+Every item has a partition key `pk` and a sort key `sk`. This is what they hold, and which package writes the item:
 
     pk                 sk                          what
     SATELLITE          ORG/NAME                    registry: owner, generation, machine
     TOKEN              NAME                        registry: a token's hash and grants
-    TOKEN-HASH         sha256:…                    registry: whose hash that is, so that it is there once
+    TOKEN-HASH         sha256:…                    registry: whose hash that is, so that no two tokens share it
     CUT                NAME                        registry: a revoked token whose connections are cut
     ACCOUNT            ORG#…, KEY#…, REVOKED#…     registry: orgs, public keys of hosts, revoked rules and exchanges
     USED-ID            …                           registry: the id of a CI token that was exchanged
-    ROW#ORG/NAME       ROW                         coordination: turn, epoch, closing, who has entered
-    STAY               HOST/…                      coordination: a host's stay and its newest version
-    FLEET              NAME                        which fleets use the table: one, or the operator is told
-    LIFE               HOST                        ledger: the run that keeps a host's books, its last sign of life
-    BOOKS#HOST         OPEN#ORG/NAME               ledger: the open interval of a satellite as the host saw it
+    ROW#ORG/NAME       ROW                         coordination: turn, epoch, closing, hosts that have entered
+    STAY               HOST/…                      coordination: a host's incarnation and its newest version
+    FLEET              NAME                        which fleets use the table (it should be one)
+    LIFE               HOST                        ledger: the run that writes for a host, its last heartbeat
+    BOOKS#HOST         OPEN#ORG/NAME               ledger: a satellite's open interval as the host saw it
     BOOKS#HOST         PAST#END#NUMBER             ledger: closed intervals by their end, in microseconds
 
-Every call can be repeated: what it writes is the same, and its condition holds for the outcome too. Reads are
-consistent. Items hold the low-level form of the service ({"S": …}), which `text`, `number` and `strings` read.
+Every call can be repeated: it writes the same again, and its condition holds for its own outcome too. Reads are consistent.
+Items have the service's low-level form ({"S": …}), which `text`, `number` and `strings` read.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 THREADS = 8
-"""Calls at once; the service answers in some ms, and what is done in a hurry is a few calls."""
+"""Calls at once. The service answers within some milliseconds, and no urgent task needs more than a few calls."""
 CONNECT_TIMEOUT_S = 1.0
 READ_TIMEOUT_S = 2.0
-"""The service answers within tens of ms; beyond these a held client is better served by rule 5 of the coordination."""
+"""The service answers within tens of milliseconds. After a longer time, rule 5 of the coordination serves clients better."""
 CALL_DEADLINE_S = 5.0
-"""For a call with its repeats. boto3's own timeouts do not cover name look-ups, credentials, or a service that sends a
-byte a second: a thread in one of those is left behind."""
+"""For a call with its repeats. boto3's own timeouts do not cover name look-ups, credentials, or a service that sends one
+byte a second. A thread that hangs in one of these is left behind."""
 DOUBTFUL_DEADLINE_S = 1.0
-"""The same behind a call that came to nothing, until one is answered: held clients wait for two or three calls each."""
+"""For a call after one that got no answer, until one is answered: a held client waits for two or three calls."""
 ATTEMPTS = 3
 RETRY_S = 0.05
-"""Before the second attempt, doubled for each further one, half of it by chance."""
+"""Before the second attempt; doubled for each further attempt. Up to half of it is taken off at random."""
 TRANSACTION_ITEMS = 25
-"""Of 100 that the service takes: small ones are quick, and fewer are written again when one fails."""
+"""The service takes 100. Smaller transactions are quicker, and less is written again when one fails."""
 
 _PASSING = {
     "InternalServerError",
@@ -78,7 +78,7 @@ _CANCELLED = "TransactionCanceledException"
 
 
 class ConditionFailed(Exception):
-    """The write's condition did not hold; `item` is what is there."""
+    """The condition of a write did not hold. `item` is what the table holds."""
 
     def __init__(self, item: Item) -> None:
         super().__init__("the condition did not hold")
@@ -86,7 +86,7 @@ class ConditionFailed(Exception):
 
 
 class Table:
-    """Made without I/O; boto3 finds region and credentials in its own way where they are not given."""
+    """A client of one table, made without I/O. boto3 finds a region and credentials in its own way if they are not given."""
 
     def __init__(self, name: str, *, region: str | None, endpoint: str | None) -> None:
         self.name = name
@@ -125,7 +125,7 @@ class Table:
     async def update(
         self, pk: str, sk: str, change: str, values: Item, *, condition: str | None = None, names: Sequence[str] = ()
     ) -> Item:
-        """Change an item, or make it. `names` are used in the expressions as #name. Returns it as it is then.
+        """Change an item, or make it. `names` are used in the expressions as #name. Returns the item after the change.
 
         Raises ConditionFailed, StoreError.
         """
@@ -161,7 +161,7 @@ class Table:
         )
 
     async def transact(self, writes: Sequence[TransactWriteItemTypeDef]) -> None:
-        """All of them or none. Raises ConditionFailed with the item of the first that failed, StoreError."""
+        """Do all writes or none. Raises ConditionFailed with the item of the first that failed, StoreError."""
         await self._call(lambda client: client.transact_write_items(TransactItems=writes))
 
     def put(
@@ -225,7 +225,7 @@ class Table:
         return True
 
     async def _call(self, use: Callable[[DynamoDBClient], T]) -> T:
-        """Call in a thread; what passes is tried again here and nowhere else. Raises StoreError, ConditionFailed."""
+        """Call in a thread. Passing errors are tried again here and nowhere else. Raises StoreError, ConditionFailed."""
         deadline_s = DOUBTFUL_DEADLINE_S if self._doubtful else CALL_DEADLINE_S
         with trio.move_on_after(deadline_s):
             try:
@@ -244,7 +244,7 @@ class Table:
                 return await trio.to_thread.run_sync(self._use, use, limiter=self._limiter, abandon_on_cancel=True)
             except (StoreUnusable, ConditionFailed):
                 raise
-            except Exception as exc:  # beside StoreError: no thread to be had
+            except Exception as exc:  # a StoreError, or no thread could be started
                 if attempt + 1 == ATTEMPTS:
                     if isinstance(exc, StoreError):
                         raise
@@ -262,9 +262,9 @@ class Table:
         except botocore.exceptions.BotoCoreError as exc:
             passing = isinstance(exc, (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError))
             if not passing:
-                self._client = None  # it keeps the credentials and the region that it did not find
+                self._client = None  # it would remember that it found no credentials or no region
             raise (StoreError if passing else StoreUnusable)(f"DynamoDB table {self.name}: {exc}") from exc
-        except Exception as exc:  # botocore lets through what files, programs and threads raise
+        except Exception as exc:  # botocore passes on what files, programs and threads raise
             self._client = None
             raise StoreError(f"DynamoDB table {self.name}: {type(exc).__name__}: {exc}") from exc
 
@@ -301,7 +301,7 @@ class Table:
 
 
 def text(item: Item, name: str) -> str:
-    """A string attribute; "" if there is none."""
+    """A text attribute; "" if there is none."""
     return item.get(name, {}).get("S", "")
 
 
@@ -312,14 +312,14 @@ def number(item: Item, name: str) -> int:
     try:
         return int(item[name]["N"])
     except (KeyError, ValueError) as exc:
-        raise MalformedRow(f"{name} is no whole number: {item[name]}"[:WORDS_CHARS]) from exc
+        raise MalformedRow(f"{name} is not a whole number: {item[name]}"[:WORDS_CHARS]) from exc
 
 
 def given(item: Item, name: str) -> str:
-    """A string attribute that must be there. Raises MalformedRow."""
+    """A text attribute that must be there. Raises MalformedRow."""
     found = item.get(name, {})
     if "S" not in found:
-        raise MalformedRow(f"{name} is no text: {found or 'it is missing'}"[:WORDS_CHARS])
+        raise MalformedRow(f"{name} is not text: {found or 'it is missing'}"[:WORDS_CHARS])
     return found["S"]
 
 

@@ -1,8 +1,9 @@
-"""Rows that cannot be read: each is left out and told once, and the others count.
+"""Rows that cannot be read: each is left out and logged once, and the other rows count.
 
-A store is written by older and newer daemons, by people and by other programs; SQLite checks few types, DynamoDB none. So
-whoever reads rows looks at every column, and raises MalformedRow for one that is not what we write. What is left out
-grants nothing and says nothing: a token that cannot be read lets nobody in, an interval is missing in the report.
+Older and newer daemons write to a store, and so may people and other programs. SQLite checks few types, and DynamoDB checks
+none. So code that reads a row checks every column, and raises MalformedRow if it holds something that the daemon never
+writes. A row that is left out has no effect: an unreadable token admits no client, and an unreadable interval is missing in
+the report.
 """
 
 import logging
@@ -17,13 +18,13 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 TOLD_ROWS = 20
-"""Told one by one at a look; of the rest only how many there are."""
+"""How many rows are logged one by one in one reading. Of the others only their number is logged."""
 KEY_CHARS = 200
 WORDS_CHARS = 300
 
 
 class MalformedRow(StoreError):
-    """A row has a column that is missing, or of another type or form than we write. `str()` says which."""
+    """A column is missing, or has a type or form that the daemon never writes. The message names the column."""
 
     retryable = False
 
@@ -31,21 +32,21 @@ class MalformedRow(StoreError):
 def text_of(value: object, column: str) -> str:
     """A column of text. Raises MalformedRow."""
     if not isinstance(value, str):
-        raise MalformedRow(f"{column} is no text: {_shown(value)}")
+        raise MalformedRow(f"{column} is not text: {_shown(value)}")
     return value
 
 
 def whole_of(value: object, column: str) -> int:
     """A column of whole numbers. Raises MalformedRow."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise MalformedRow(f"{column} is no whole number: {_shown(value)}")
+        raise MalformedRow(f"{column} is not a whole number: {_shown(value)}")
     return value
 
 
 def number_of(value: object, column: str) -> float:
     """A column of numbers. Raises MalformedRow."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise MalformedRow(f"{column} is no number: {_shown(value)}")
+        raise MalformedRow(f"{column} is not a number: {_shown(value)}")
     return float(value)
 
 
@@ -54,14 +55,14 @@ def _shown(value: object) -> str:
 
 
 class MalformedRows:
-    """Of one table: what was told already. One thread at a time may use it."""
+    """Remembers which rows of one table were logged already. Only one thread at a time may use it."""
 
     def __init__(self, table: str) -> None:
         self._table = table
         self._told: set[Hashable] = set()
 
     def read(self, rows: Iterable[R], key_of: Callable[[R], Hashable], parse: Callable[[R], T]) -> list[T]:
-        """Parse every row; those for which `parse` raises any Exception are left out, and told as a series begins."""
+        """Parse all rows. A row for which `parse` raises an Exception is left out, and logged once until it can be read."""
         found: list[T] = []
         bad: set[Hashable] = set()
         news: list[tuple[str, str]] = []

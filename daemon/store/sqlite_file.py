@@ -1,12 +1,12 @@
-"""One SQLite file, opened and used in threads, one call at a time, so that its connection is never shared.
+"""One SQLite file. Threads open and use it, one call at a time, so that its connection is never shared.
 
-It is opened by the first call that needs it and dropped after an error, so that the next call begins afresh. But it stays
-that file: SQLite goes on to read and write one that was deleted or replaced, and nobody else would ever see what is
-written there. That is an error, until the file is back or the daemon is started again.
+The first call opens the file. After an error the connection is dropped, so that the next call opens the file again. It must
+be the same file: SQLite goes on to read and write a file that was deleted or replaced, and no other program would see what
+is written there. That is an error until the file is back or the daemon is restarted.
 
-A call that hangs (a disk that does not answer) is given up after CALL_DEADLINE_S. It keeps its thread, and with it the
-connection: the calls after it wait for their own time, until the disk answers. It may still do its work then, before
-theirs, so every call must be one that can be repeated.
+A call that hangs, because the disk does not answer, is given up after CALL_DEADLINE_S. It keeps its thread and connection:
+until the disk answers, each later call waits for its own deadline. The hanging call may still do its work before theirs, so
+every call must be one that can be repeated.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ from bentpipe.daemon.store.schema import migrate, version_of
 T = TypeVar("T")
 
 BUSY_TIMEOUT_S = 5.0
-"""For a lock of another process: readers hold none in WAL mode, so only a backup, `bentpipe token` or a second daemon."""
+"""For another process's lock. Readers hold none in WAL mode, so it is a backup, `bentpipe token` or a second daemon."""
 
 CALL_DEADLINE_S = 10.0
-"""For a call and its way through the queue: the busy timeout, and as much for a disk that is slow."""
+"""For a call and its time in the queue: the busy timeout, and as much again for a slow disk."""
 CLOSE_DEADLINE_S = 2.0
-"""For closing the connection: a daemon whose disk hangs ends without."""
+"""For closing the connection. If the disk hangs, the daemon ends without closing it."""
 
 ANOTHER_FILE = "the file was deleted or replaced: put it back, or restart the daemon to begin with what is there"
 
@@ -37,7 +37,7 @@ _HOPELESS = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 class SqliteFile:
-    """The file at `path`, which is made if need be, or must be there with `read_only`."""
+    """The file at `path`. The first call makes it if it is not there; with `read_only` it must be there."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
@@ -45,12 +45,12 @@ class SqliteFile:
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
         """Device and inode of the file that was opened first."""
-        # A reader is a command line, whose user decides how long it may take.
+        # Only commands read, and their user decides how long they may take.
         self._deadline_s = math.inf if read_only else CALL_DEADLINE_S
         self._one_at_a_time = trio.CapacityLimiter(1)
 
     async def call(self, use: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `use` in a thread. Raises StoreError, StoreUnusable, and nothing else."""
+        """Run `use` in a thread. Raises StoreError or StoreUnusable, and no other exception."""
         with trio.move_on_after(self._deadline_s):
             try:
                 return await trio.to_thread.run_sync(
@@ -58,12 +58,12 @@ class SqliteFile:
                 )
             except StoreError:
                 raise
-            except Exception as exc:  # no thread to be had
+            except Exception as exc:  # no thread could be started
                 raise StoreError(f"{self._path}: {type(exc).__name__}: {exc}") from exc
         raise StoreError(f"{self._path}: no answer within {self._deadline_s:g} s: the disk hangs")
 
     async def aclose(self) -> None:
-        """Close the connection, if its disk lets us."""
+        """Close the connection, if the disk answers."""
         with trio.move_on_after(CLOSE_DEADLINE_S), contextlib.suppress(Exception):
             await trio.to_thread.run_sync(self._drop, limiter=self._one_at_a_time, abandon_on_cancel=True)
 
@@ -122,7 +122,7 @@ class SqliteFile:
 
 
 def _text(raw: bytes) -> str | bytes:
-    """Text as it is stored. What is no UTF-8 stays bytes: it spoils its own row, and not the whole query."""
+    """Text as it is stored. Text that is not UTF-8 stays bytes, so that it spoils its own row and not the whole query."""
     try:
         return raw.decode()
     except UnicodeDecodeError:

@@ -1,5 +1,6 @@
 """The ledger in SQLite: its contract, kill -9, and files of all sorts."""
 
+import itertools
 import random
 import signal
 import sqlite3
@@ -148,32 +149,38 @@ async def test_an_older_file_is_brought_forward_or_left_as_it_was(
         await shelf("old").begin([A], clock.now())
 
 
-async def test_facts_of_an_older_file_are_read_from_their_columns(
-    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock()
-    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[: schema.FACTS_VERSION])
-    writer = Writer(shelf("older"), clock)
-    await writer.ledger.begin([A], clock.now())
-    for state in (SatelliteState.STARTING, SatelliteState.OPERATIONAL, SatelliteState.SLEEP):
-        clock.advance(1)
-        await writer.move(A, state)
-    await writer.ledger.aclose()
-    with sqlite3.connect(tmp_path / "books" / "older.sqlite") as db:
-        db.execute("UPDATE interval SET phases = '{\"boot\": 2.5}', clients = 2, waited_s = 3, waited_longest_s = 2")
-        db.execute("UPDATE interval SET resume = 'cold', facts = '{}'")
-        db.execute("ALTER TABLE interval DROP COLUMN facts")
+OLDER_ROWS = """
+    INSERT INTO satellite VALUES (1, 'acme', 'a');
+    INSERT INTO life VALUES (1, 'a run', 2, 1700000000000000, 5000000, 'boot-0');
+    INSERT INTO interval (satellite, state, from_us, from_boot_us, from_boot_id, to_us, elapsed_us, cause, who, phases,
+        clients, waited_s, waited_longest_s, resume)
+    VALUES (1, 'starting', 1699999999000000, 4000000, 'boot-0', 1700000000000000, 1000000, 'came', 'ci', '{"boot": 2.5}',
+        2, 3.0, 2.0, 'cold');
+    INSERT INTO interval (satellite, state, from_us, from_boot_us, from_boot_id, cause, who)
+    VALUES (1, 'operational', 1700000000000000, 5000000, 'boot-0', 'ready', '');
+"""
+
+
+async def test_facts_of_an_older_file_are_read_from_their_columns(shelf: Shelf, tmp_path: Path) -> None:
+    path = tmp_path / "books" / "older.sqlite"
+    path.parent.mkdir()
+    with sqlite3.connect(path) as db:
+        for statement in itertools.chain.from_iterable(schema.MIGRATIONS[: schema.FACTS_VERSION - 1]):
+            db.execute(statement)
+        db.executescript(OLDER_ROWS)
+        db.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {schema.FACTS_VERSION - 1}")
     db.close()
-    monkeypatch.undo()
     expected = StateFacts(((WakePhase.BOOT, 2.5),), Waits(2, 3.0, 2.0), Resume.COLD)
-    reader = SqliteLedger(tmp_path / "books" / "older.sqlite", read_only=True)
-    assert {interval.facts for interval in await reader.intervals(*ALWAYS)} == {expected}
+    reader = SqliteLedger(path, read_only=True)
+    assert [interval.facts for interval in await reader.intervals(*ALWAYS)] == [expected, NO_FACTS]
     await reader.aclose()
-    again = Writer(shelf("older"), clock)
-    await again.ledger.begin([A], clock.now())
-    await again.ledger.record([again.change(A, SatelliteState.STARTING, facts=StateFacts(waits=Waits(1, 1.0, 1.0)))])
-    found = [interval.facts for interval in await again.ledger.intervals(*ALWAYS)]
-    assert found[:3] == [expected] * 3
-    assert found[-2:] == [StateFacts(waits=Waits(1, 1.0, 1.0)), NO_FACTS]
-    await again.ledger.aclose()
+    clock = Clock()
+    clock.advance(1)
+    writer = Writer(shelf("older"), clock)
+    await writer.ledger.begin([A], clock.now())
+    waits = StateFacts(waits=Waits(1, 1.0, 1.0))
+    await writer.ledger.record([writer.change(A, SatelliteState.STARTING, facts=waits)])
+    found = [interval.facts for interval in await writer.ledger.intervals(*ALWAYS)]
+    assert found == [expected, NO_FACTS, waits, NO_FACTS]
+    await writer.ledger.aclose()

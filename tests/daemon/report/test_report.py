@@ -24,7 +24,7 @@ from bentpipe.daemon.model import (
     Waits,
     WakePhase,
 )
-from bentpipe.daemon.report.picture import COLUMNS, LOOKS, Label, Look, Rect, draw
+from bentpipe.daemon.report.picture import COLUMNS, STYLES, Label, LineStyle, Rect, draw
 from bentpipe.daemon.report.summary import spread_of, summarise
 from bentpipe.daemon.report.svg import to_svg
 from bentpipe.daemon.service.cli import main
@@ -171,7 +171,7 @@ def test_since(text: str, expected: float) -> None:
 
 
 def test_the_picture_shows_each_state_where_it_was() -> None:
-    assert set(LOOKS) == set(S)
+    assert set(STYLES) == set(S)
     picture = draw(
         [*DAY, *chain("gone", (S.OFFLINE, 24)), *chain("z<&>", (S.FAILED, 12))],
         MIDNIGHT_US,
@@ -182,7 +182,7 @@ def test_the_picture_shows_each_state_where_it_was() -> None:
     assert "acme/gone" not in words
     assert "03:00" in words
     rects = [shape for shape in picture.shapes if isinstance(shape, Rect)]
-    (awake,) = [r for r in rects if r.colour == Look.AWAKE.value[1] and r.height == 18]
+    (awake,) = [r for r in rects if r.colour == LineStyle.AWAKE.value[1] and r.height == 18]
     assert awake.width == pytest.approx(COLUMNS / 8, abs=2)
     assert awake.x - rects[0].x == pytest.approx(16 + 200 + COLUMNS * 9 / 24, abs=2)
     assert all(r.x >= 0 and r.x + r.width <= picture.width and r.y + r.height <= picture.height for r in rects)
