@@ -28,7 +28,7 @@ async def run_fleet_check(table: Table, fleet: str) -> None:
             continue
         if others:
             names = " ".join(sorted(others))
-            words = f"give each fleet a table of its own; of a fleet that is no more, delete the item pk={FLEET}"
+            words = f"give each fleet a table of its own; if a fleet is gone, delete its item pk={FLEET}"
             fields = {"table": table.name, "fleet": fleet, "others": names, "advice": words}
             log.error("one table is used by several fleets", extra={"fields": fields})
         return

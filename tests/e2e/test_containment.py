@@ -124,7 +124,10 @@ def test_a_malformed_token_row_grants_nothing_and_ends_nothing(tmp_path: Path) -
         assert build.unary("Echo", b"before") == b"before"
         with sqlite3.connect(ledger, timeout=20) as db:
             for name, secret in secrets.items():
-                db.execute("INSERT INTO token VALUES (?, ?, ?, 1)", (name, hash_token(secret), f'["{ORG}/*"]'))
+                db.execute(
+                    "INSERT INTO token (name, hash, grants, created_us) VALUES (?, ?, ?, 1)",
+                    (name, hash_token(secret), f'["{ORG}/*"]'),
+                )
         wait_answer(edge, "local", secrets["bad"], GrpcStatus.OK)
         for column, value in (("hash", "'sha256:zz'"), ("grants", "'no json'"), ("name", "CAST(x'ff' AS TEXT)")):
             with sqlite3.connect(ledger, timeout=20) as db:
