@@ -1,20 +1,22 @@
-"""Who holds what of the edge: every connection and every byte is on exactly one account, and each account has a limit.
+"""The edge's accounts: every connection and every byte it holds is on exactly one account, and each account has a limit.
 
-Pure bookkeeping; only the Trio thread calls it. A connection is one `Place`, from accept to its very end:
+Pure bookkeeping; only the Trio thread calls it. A connection has one `Place`, from accept to its very end:
 
     accept ──▶ stranger (its address prefix's) ──promote──▶ principal (and satellite)
                   │ too many strangers                        │
                   ▼                                           ▼
                 put out                                     released
 
-- A stranger has shown no proof yet, so it cannot be told from a caller with a token. The strangers' places are few, and
-  when they are taken a newcomer is let in all the same: the oldest of the most crowded prefix is put out. A caller with a
-  token needs a moment to show it, so nobody is put out for want of places before that moment: `pause_s` says how long not
-  to accept, and the kernel keeps who comes meanwhile. The moment is shorter in a prefix that floods.
-- Who has shown a token is on its principal's account, which no stranger and no other principal can fill (`shares.py`). A
-  claim with several proofs is charged to the first, the token's: a sum over all would count a place twice.
-- Bytes are what is really kept (`memory.py` has what is counted beside the client's own). Strangers' are bounded as
-  memory; principals' by what their clients said, since what they cost beside that is bounded by their number.
+- A stranger is a client that has shown no proof yet. It cannot be told from a caller with a token. Strangers have few
+  places. If all of them are taken, a newcomer is let in nevertheless, and the oldest stranger of the most crowded prefix is
+  put out. A caller needs a moment to show its token. Nobody is put out before that moment is over to make a place free:
+  `pause_s` says for how long the listener must not accept, and new connections wait in the kernel meanwhile. The moment is
+  shorter in a prefix that floods.
+- A client that has shown a token is on its principal's account. No stranger and no other principal can fill that account
+  (`shares.py`). A claim with several proofs is charged to the first one, the token: else a place would be counted twice.
+- The bytes are those that are really kept (`held_bytes.py` has what is counted besides the client's own bytes). Strangers'
+  bytes are bounded as memory. Principals' bytes are bounded by what their clients have sent; what else these cost is bounded
+  by their number.
 """
 
 import collections
@@ -22,6 +24,7 @@ import dataclasses
 import enum
 import logging
 from collections.abc import Callable
+from typing import Protocol
 
 from bentpipe.config.model import LimitsSection
 from bentpipe.daemon.edge.held_bytes import FAIR_BYTES, PLACE_BYTES
@@ -34,24 +37,25 @@ from bentpipe.daemon.shares import Loan, Reserve
 log = logging.getLogger("bentpipe.edge")
 
 GRACE_S, GRACE_MOST_S = 1.0, 5.0
-"""Nobody is put out for want of places who is here for less: TLS and the opening take three round trips."""
+"""A stranger is not put out to make a place free before this time has passed: TLS and the opening take three round trips."""
 GRACE_FACTOR = 3.0
-"""Of the usual time from accept to a token, which grows when all are slow because there is much to do."""
+"""The grace is this many times the usual time from accept to a token: if there is much to do, all clients are slow."""
 FLOOD_PART, FLOOD_GRACE_S, FLOOD_S = 16, 0.25, 10.0
-"""A prefix floods for so long after one of its strangers was put out for want of places, while it has one part in so many
-of the strangers' places. Its strangers have less time then: newcomers would wait behind the flood, in the kernel's queue."""
+"""A prefix floods if it has more than 1/FLOOD_PART of the strangers' places and one of its strangers was put out in the last
+FLOOD_S to make a place free. Its strangers then have FLOOD_GRACE_S: else newcomers would wait behind the flood in the
+kernel's queue."""
 NEWEST_WEIGHT = 0.1
-"""Of the newest in the moving average."""
+"""Weight of the newest value in the moving average."""
 CONNECTION_FDS = 2
-"""A client's own, and its satellite's from the dial to the splice's end: what each new client may take."""
+"""Descriptors that a client may take: its own, and its satellite's from the dial to the end of the splice."""
 DESCRIPTORS = "descriptors"
-"""Counted in `reached` beside the limits' names: the process itself has no more."""
+"""A name in `reached` besides those of the limits: the process itself has no descriptors left."""
 STRANGER_BYTES = 128 << 10
-"""What a single stranger may always hold: its greeting (proto/limits.py), TLS, and its place."""
+"""A single stranger may always hold this much: its greeting (proto/limits.py), TLS, and its place."""
 
 
 class Kind(enum.Enum):
-    """Whose account a place is on."""
+    """The account that a place is on."""
 
     STRANGER = "stranger"
     PRINCIPAL = "principal"
@@ -61,7 +65,7 @@ class Kind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AccountLimits:
-    """The configuration's limits as the accounts need them. Places and bytes."""
+    """The configuration's limits as the accounts need them: numbers of places, and bytes."""
 
     strangers: int
     strangers_bytes: int
@@ -74,7 +78,7 @@ class AccountLimits:
 
 
 def account_limits_of(section: LimitsSection, connections: int) -> AccountLimits:
-    """Take the limits out of the configuration; `connections` is `max_connections`, or what the descriptors allow."""
+    """Take the limits from the configuration; `connections` is `max_connections`, or what the descriptors allow."""
     section = section.model_copy(update={"max_connections": connections})
     strangers = max(1, min(section.places_for_strangers, connections - 1))
     return AccountLimits(
@@ -89,12 +93,18 @@ def account_limits_of(section: LimitsSection, connections: int) -> AccountLimits
     )
 
 
+class Scope(Protocol):
+    """The scope that a connection runs in: a trio.CancelScope."""
+
+    def cancel(self) -> None: ...  # noqa: D102
+
+
 class Place:
-    """One connection's place. Every method but `promote` and `keep` does nothing once it is released or put out."""
+    """One connection's place. After its release every method does nothing, except `promote` and `keep`."""
 
     __slots__ = (
         "_accounts",
-        "_on_end",
+        "_handed_off",
         "cost_bytes",
         "kind",
         "path",
@@ -102,80 +112,89 @@ class Place:
         "put_out_words",
         "said_bytes",
         "satellite",
+        "scope",
         "since",
     )
 
     def __init__(self, accounts: "Accounts", path: Path, now: float) -> None:
         self._accounts = accounts
-        self._on_end: Callable[[str], None] | None = None
+        self.scope: Scope | None = None
+        """Is cancelled when the place is put out; the place has left its account by then, and `put_out_words` has the
+        reason. None: the place cannot be put out now. A stranger's always can; an admitted client's only while the client is
+        held."""
+        self._handed_off = False
         self.kind = Kind.NONE
         self.path = path
         self.since = now
         self.principal = ""
         self.satellite: SatelliteKey | None = None
         self.cost_bytes = PLACE_BYTES
-        """What it costs beside what the client said."""
+        """What the connection costs, without what the client has sent."""
         self.said_bytes = 0
-        """What is kept of what the client said, or of what is to be said to it."""
+        """How much is kept of what the client has sent, or of what has to be sent to it."""
         self.put_out_words: str | None = None
-        """Why it was put out, in words for its client; None if it was not."""
+        """Why the place was put out, in words for the client; None if it was not."""
 
     @property
     def held_bytes(self) -> int:
-        """All it holds."""
+        """All bytes of the place."""
         return self.cost_bytes + self.said_bytes
 
     @property
     def can_end(self) -> bool:
-        """Whether it can be put out now."""
-        return self._on_end is not None
-
-    def on_put_out(self, end: Callable[[str], None] | None) -> None:
-        """Call `end` with the reason when it is put out: it has left its account then. None: it cannot be, for now.
-
-        A stranger always can be. Of an admitted one it is said when it can: while it is held and nothing went on yet.
-        """
-        self._on_end = end
+        """Whether the place can be put out now."""
+        return self.scope is not None
 
     def readdress(self, host: str) -> None:
-        """Another address counts, told by a proxy that is believed; the peer's own counts until then."""
+        """Count the place for another address: the one that a trusted proxy names. Until then the peer's own counts."""
         self._accounts._readdress(self, prefix_of(host))
 
     def promote(self, principal: str, satellite: SatelliteKey | None) -> None:
-        """Its client has shown a proof: from now on it is the principal's and no stranger. Raises LimitReached.
+        """Move the place to the principal's account, since its client has shown a proof. Raises LimitReached.
 
-        Once promoted it stays where it is. If it must not be promoted it is a stranger still.
+        A place is promoted once. If it must not be promoted, it stays a stranger's.
         """
         self._accounts._promote(self, principal, satellite)
 
     def keep(self, said_bytes: int) -> None:
-        """So much is kept now of what its client said. Raises LimitReached (and counts it still) if it must not grow.
+        """Say how much is kept now of what the client has sent. Raises LimitReached if that is too much; it is counted
+        still.
 
-        A stranger is not refused but put out, if it is the one that holds most.
+        A stranger is not refused: the stranger that holds most is put out, this one or another.
         """
         self._accounts._keep(self, said_bytes)
 
     def note(self, said_bytes: int) -> None:
-        """Count so much, be it too much or not: for what is kept only to end the connection."""
+        """Say the same without a check: for what is kept only to end the connection."""
         self._accounts._note(self, said_bytes)
 
     def cost(self, more_bytes: int) -> None:
-        """It costs so much more (or less)."""
+        """Count that the connection costs so much more, or less."""
         self._accounts._cost(self, more_bytes)
 
     def hand_off(self) -> None:
-        """Nothing of it is kept here any more; the place is, until `release`."""
-        self._on_end = None
+        """Give the place to the splice, which releases it. The control plane keeps no byte of the connection any more."""
+        self._handed_off = True
+        self.scope = None
         self._accounts._note(self, 0)
         self._accounts._cost(self, -self.cost_bytes)
 
     def release(self) -> None:
-        """The connection is over; idempotent."""
+        """Free the place, since the connection is over. Idempotent."""
         self._accounts._release(self)
+
+    def __enter__(self) -> "Place":
+        """Run the connection's session in the block."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Release the place, unless it was handed off."""
+        if not self._handed_off:
+            self.release()
 
 
 class Accounts:
-    """All places. `clock` gives seconds of a monotonic clock, `principals` how many principals there are."""
+    """All places. `clock` returns seconds of a monotonic clock, `principals` the number of principals."""
 
     def __init__(
         self, limits: AccountLimits, clock: Callable[[], float], principals: Callable[[], int] = lambda: 1
@@ -192,9 +211,9 @@ class Accounts:
         self._usual_s = 0.0
         self._floods_until: dict[str, float] = {}
         self.reached: collections.Counter[str] = collections.Counter()
-        """How often a limit was, by its name: somebody was refused or put out."""
+        """How often each limit was reached, by its name: a client was refused or put out."""
 
-    # -- what there is -----------------------------------------------------------------------------------------------
+    # -- what is taken ------------------------------------------------------------------------------------------------
 
     @property
     def strangers(self) -> int:
@@ -203,7 +222,7 @@ class Accounts:
 
     @property
     def admitted(self) -> int:
-        """Connections with one, spliced or not."""
+        """Connections with a proof, spliced or not."""
         return self._admitted.total
 
     @property
@@ -213,29 +232,29 @@ class Accounts:
 
     @property
     def stranger_bytes(self) -> int:
-        """What strangers hold."""
+        """The bytes of all strangers."""
         return self._strangers.held_bytes
 
     @property
     def admitted_bytes(self) -> int:
-        """What principals' clients hold before their hand-off."""
+        """The bytes of all principals' clients before their hand-off."""
         return self._admitted_bytes
 
     @property
     def held_bytes(self) -> int:
-        """What all connections before their hand-off hold."""
+        """The bytes of all connections before their hand-off."""
         return self.stranger_bytes + self.admitted_bytes
 
     @property
     def used_bytes(self) -> int:
-        """What is kept of what clients said: of `held_bytes` the part that they chose."""
+        """How much is kept of what clients have sent: the part of `held_bytes` that they choose."""
         return self._stranger_said + self._said.total
 
     # -- strangers ---------------------------------------------------------------------------------------------------
 
     @property
     def grace_s(self) -> float:
-        """How long a stranger has to show its token before it may be put out for want of places."""
+        """For how long a stranger may show its token before it can be put out to make a place free."""
         return self._grace_s(GRACE_S)
 
     def _grace_s(self, least_s: float) -> float:
@@ -256,19 +275,20 @@ class Accounts:
         self._put_out(place, "max_strangers")
 
     def pause_s(self) -> float:
-        """How long not to accept: all strangers' places are taken, and who would have to go has come just now."""
+        """For how long the listener must not accept: strangers have all their places, and the oldest one is still too
+        new."""
         if len(self._strangers) < self._limits.strangers:
             return 0.0
         oldest = self._strangers.oldest_of_the_most_crowded()
         return 0.0 if oldest is None else self._due_in_s(oldest)
 
     def _due_in_s(self, stranger: Place) -> float:
-        """How long it may not be put out yet for want of places."""
+        """For how long the stranger must not be put out yet to make a place free."""
         grace_s = self._grace_s(FLOOD_GRACE_S) if self._floods(stranger.path) else self.grace_s
         return max(0.0, stranger.since + grace_s - self._clock())
 
     def open(self, host: str) -> Place:
-        """A connection was accepted: it is a stranger, and another may have to go for it."""
+        """Give an accepted connection a stranger's place. Another stranger may be put out for it."""
         place = Place(self, prefix_of(host), self._clock())
         if len(self._strangers) >= self._limits.strangers:
             self._put_out_for_places(self._strangers.oldest_of_the_most_crowded())
@@ -283,7 +303,7 @@ class Accounts:
             and self._strangers.count_of(place.path) >= self._limits.per_prefix
             and oldest.since + self.grace_s <= self._clock()
         ):
-            # Those who came within the grace are let be, and `max_strangers` bounds them: they may all have a token.
+            # Strangers that have come within the grace stay, as they may all have a token; `max_strangers` bounds them.
             self._put_out(oldest, "max_connections_per_address")
         self._strangers.add(place)
         self._stranger_said += place.said_bytes
@@ -299,9 +319,9 @@ class Accounts:
             place.path = path
 
     def make_room(self) -> bool:
-        """The process has run out of descriptors or memory: put out as many strangers as another client needs places for.
+        """Put out as many strangers as a client needs descriptors: the process has run out of descriptors or memory.
 
-        Returns whether they were there. Nobody goes who is here for less than the grace.
+        Returns whether there were so many. No stranger is put out within its grace.
         """
         for _ in range(CONNECTION_FDS):
             oldest = self._strangers.oldest_of_the_most_crowded()
@@ -326,13 +346,13 @@ class Accounts:
         log_limited(log, f"put out: {limit}", "put out", fields, logging.WARNING)
         self.reached[limit] += 1
         found.put_out_words = words
-        end, found._on_end = found._on_end, None
+        scope, found.scope = found.scope, None
         if found.kind is Kind.STRANGER:
             self._release(found)
         else:
-            self._note(found, 0)  # its place is its own until its client was told
-        if end is not None:
-            end(words)
+            self._note(found, 0)  # it keeps its place until the client has been told
+        if scope is not None:
+            scope.cancel()
 
     # -- principals --------------------------------------------------------------------------------------------------
 
@@ -356,7 +376,7 @@ class Accounts:
         self._stranger_said -= place.said_bytes
         self._admitted.take(principal)
         place.kind, place.principal = Kind.PRINCIPAL, principal
-        place.on_put_out(None)
+        place.scope = None
         said, place.said_bytes = place.said_bytes, 0
         self._admitted_bytes += place.cost_bytes
         self._keep(place, said)
@@ -401,7 +421,7 @@ class Accounts:
             self._admitted_bytes += more_bytes
 
     def _release(self, place: Place) -> None:
-        kind, place._on_end = place.kind, None
+        kind, place.scope = place.kind, None
         if kind is Kind.STRANGER:
             self._strangers.remove(place)
             self._stranger_said -= place.said_bytes

@@ -1,11 +1,14 @@
-"""What our SETTINGS announce to a client that must hear some before its satellite is known: no more than a satellite keeps.
+"""What our SETTINGS announce to a client that needs them before its satellite is known: no more than the satellite allows.
 
-Owns: what each satellite's SETTINGS said when we last read them, in memory. The satellite's own frame, changed by
-proto/first_settings.py, then says to the client what is so, be it more or less. Where a client asks for its satellite by
-TLS server name it is known beforehand; for all others it may be any, so the least that any has said is announced, and as
-long as none was heard since the start the least there is. A satellite that was not heard yet is taken to be like those
-that were: fleets mostly run one kind of server, and one that allows less refuses some first calls once, as it would to a
-client that did not wait for its SETTINGS (RFC 9113 §5.1.2, §6.9.3).
+Owns: what each satellite's SETTINGS said when we last read them, in memory. The client later gets the satellite's own
+frame, changed by proto/first_settings.py, and with it the true values, which may be higher or lower.
+
+- A client that names its satellite by TLS server name hears what this satellite has said.
+- Any other client may want any satellite. It hears the least that any satellite has said, or LEAST if none has said
+  anything since the start.
+- A satellite that has said nothing yet is taken to be like the others, since a fleet mostly runs one kind of server. If it
+  allows less, it refuses some first calls once, as it would for a client that did not wait for its SETTINGS (RFC 9113
+  §5.1.2, §6.9.3).
 """
 
 from bentpipe.daemon.model import SatelliteKey
@@ -13,18 +16,18 @@ from bentpipe.proto.first_settings import Announcement
 from bentpipe.proto.payloads import INITIAL_WINDOW
 
 STREAMS = 100
-"""At most, whatever satellites say: the fewest that RFC 9113 §6.5.2 recommends, and what many servers allow. A client opens
-the others when its satellite has said that it may; until then they are not ours to keep."""
+"""Streams that we announce at most: the least that RFC 9113 §6.5.2 recommends, and what many servers allow. The client opens
+more once its satellite has allowed them; before that we would have to keep them."""
 
 LEAST = Announcement(streams=1, window_bytes=0)
-"""A client can ask, and no more: not 0 streams, for then its satellite would never be known."""
+"""The client can send its request and nothing else. With 0 streams it could never say which satellite it wants."""
 
 MOST = Announcement(STREAMS, INITIAL_WINDOW)
-"""A smaller window than the initial one is no gain once satellites are known: the first message waits for a round trip."""
+"""Once satellites are known, a window below the initial one has no use: the first message would wait for a round trip."""
 
 
 class Announcements:
-    """Remembers satellites, and says what to announce. As large as there are satellites."""
+    """Remembers what satellites said, and says what to announce. It has one entry a satellite."""
 
     def __init__(self) -> None:
         self._heard: dict[SatelliteKey, Announcement] = {}
@@ -41,7 +44,7 @@ class Announcements:
         )
 
     def announce(self, key: SatelliteKey | None) -> Announcement:
-        """Say what to announce to a client of this satellite; None: nobody knows yet whose."""
+        """Say what to announce to a client of this satellite; None if its satellite is not known yet."""
         return self._least if key is None else self._heard.get(key, self._least)
 
 

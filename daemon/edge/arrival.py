@@ -1,8 +1,8 @@
-"""Where a connection comes from: its own peer, or the client for whom a proxy made it; and its place in the counts.
+"""Where a connection comes from: its own peer, or the client that a proxy names; and its place on the accounts.
 
-By the PROXY protocol a proxy says who its client is. Only peers that the listener names are believed, and from those the
-header is required: "the receiver MUST NOT try to guess whether the protocol header is present" (HAProxy,
-doc/proxy-protocol.txt §2). From then on address, limits, logs and counts are the client's.
+By the PROXY protocol a proxy names its client. Only proxies that the listener's configuration names are trusted, and they
+must send the header: "the receiver MUST NOT try to guess whether the protocol header is present" (HAProxy,
+doc/proxy-protocol.txt §2). From then on the client's address counts for limits, logs and accounts.
 """
 
 import ipaddress
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 
 from bentpipe.daemon.edge.accounts import Accounts
-from bentpipe.daemon.edge.outcomes import Gone, Outcome
+from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.edge.transport import Transport
 from bentpipe.daemon.logs import log_limited
 from bentpipe.proto.proxy_protocol import ProxyHeader, ProxyHeaderError, ProxyRule, canonical, parse_header
@@ -18,13 +18,14 @@ from bentpipe.proto.proxy_protocol import ProxyHeader, ProxyHeaderError, ProxyRu
 log = logging.getLogger("bentpipe.edge")
 
 PEEK_BYTES = 536
-"""One look at a header: every proxy sends it in one segment, and no host's is smaller (RFC 9293 §3.7.1)."""
+"""Bytes of one look at a header. Every proxy sends it in one segment, and every host takes segments of this size (RFC 9293
+§3.7.1)."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Proxies:
-    """The peers whose PROXY headers are believed."""
+    """The proxies that are trusted to name their clients."""
 
     def __init__(self, networks: Sequence[Network] = ()) -> None:
         self._networks = tuple(networks)
@@ -36,18 +37,18 @@ class Proxies:
         try:
             address = ipaddress.ip_address(canonical(ipaddress.ip_address(host)))
         except ValueError:
-            return False  # a Unix socket's peer, or one with a zone: no network has it
+            return False  # the peer of a Unix socket, or an address with a zone: it is in no network
         return any(address in network for network in self._networks)
 
 
 class Arrival:
-    """One accepted connection's origin, and its place: on the account of the peer's address, or of whom its proxy says."""
+    """One accepted connection's origin, and its place: on the account of the peer, or of the client that its proxy names."""
 
     def __init__(self, accounts: Accounts, name: tuple[str, int] | None, proxies: Proxies) -> None:
         self._name = name
         self.by_proxy = name is not None and proxies.cover(name[0])
-        """Whether the peer is a proxy of ours, so that a header must say who the client is."""
-        # Until the header was read nobody knows whose it is: the proxy's own connections are not charged for it.
+        """Whether the peer is a trusted proxy, which must name its client."""
+        # Until the header has been read the client is unknown, and the place is not charged to the proxy's own address.
         self.place = accounts.open(f"by {self._host}" if self.by_proxy else self._host)
 
     @property
@@ -56,20 +57,20 @@ class Arrival:
 
     @property
     def peer(self) -> str:
-        """The client for the logs: its own address, or what its proxy said."""
+        """The client for the logs: its own address, or the one that its proxy names."""
         return f"{self._name[0]}:{self._name[1]}" if self._name is not None else "unix"
 
     def comes_from(self, source: tuple[str, int] | None) -> None:
-        """Hear from a proxy who the client is; None for the proxy itself."""
+        """Take the client's address as the proxy names it; None if the proxy connects for itself."""
         if source is not None:
             self._name = source
         self.place.readdress(self._host)
 
 
 async def read_origin(client: Transport, arrival: Arrival) -> None:
-    """Take a proxy's header off the connection, and not a byte more: TLS or HTTP/2 begins right behind it.
+    """Read a proxy's header, and not a byte more: TLS or HTTP/2 begins right behind it.
 
-    Does nothing for a peer that is no proxy of ours. Raises Gone, TransportError.
+    Does nothing for any other peer. Raises ConnectionOver, TransportError.
     """
     if not arrival.by_proxy:
         return
@@ -78,17 +79,17 @@ async def read_origin(client: Transport, arrival: Arrival) -> None:
     except ProxyHeaderError as exc:
         log_limited(log, "proxy header", "PROXY header refused", {"proxy": arrival.peer, "error": str(exc)})
         absent = exc.rule is ProxyRule.ABSENT
-        raise Gone(Outcome.NO_PROXY_HEADER if absent else Outcome.BAD_PROXY_HEADER) from exc
+        raise ConnectionOver(Outcome.NO_PROXY_HEADER if absent else Outcome.BAD_PROXY_HEADER) from exc
     arrival.comes_from(header.source)
 
 
 async def _read_header(client: Transport) -> ProxyHeader:
-    """Look ahead, and consume what is surely the header's: it may come byte by byte, and must not be read past."""
+    """Look ahead, and take only what certainly belongs to the header, which may come byte by byte."""
     kept = b""
     while True:
         ahead = await client.peek(PEEK_BYTES)
         if not ahead:
-            raise Gone(Outcome.PROBE)
+            raise ConnectionOver(Outcome.PROBE)
         header = parse_header(kept + ahead)
         missing = len(ahead) if header is None else header.size_bytes - len(kept)
         kept += client.receive_nowait(missing) or b""

@@ -1,19 +1,18 @@
-"""Asks a satellite that has woken for its kernel's boot id and uptime: see `daemon/fleet/resume.py`, which judges them.
+"""Asks a satellite that has woken for its kernel's boot id and uptime. `daemon/fleet/resume.py` judges the answer.
 
-The question is grpc.health.v1's Check, which every satellite may be asked; the answer's metadata has what we want, if the
-satellite offers it: `bentpipe-boot-id` (/proc/sys/kernel/random/boot_id) and `bentpipe-uptime-s` (/proc/uptime). Nothing
-that a satellite says here changes who may use it: at worst it is put to sleep in another way.
+The call is grpc.health.v1's Check, which any satellite may be asked. If the satellite offers the two values, they are in
+the answer's metadata: `bentpipe-boot-id` (/proc/sys/kernel/random/boot_id) and `bentpipe-uptime-s` (/proc/uptime). A
+satellite that lies here changes nobody's rights: at worst it is put to sleep in another way.
 """
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from bentpipe.daemon.edge.dial import dial_at_once
+from bentpipe.daemon.edge.dial import SatelliteTls, dial_at_once
 from bentpipe.daemon.edge.transport import Transport
 from bentpipe.daemon.fleet.resume import Evidence
 from bentpipe.daemon.model import Address, SatelliteKey
-from bentpipe.native.tls import TlsClientContext
 from bentpipe.proto.asking import AnswerError, Asking
 from bentpipe.proto.events import HeaderList
 from bentpipe.proto.first_settings import Announcement
@@ -23,25 +22,25 @@ log = logging.getLogger("bentpipe.edge")
 
 BOOT_ID_KEY, UPTIME_KEY = b"bentpipe-boot-id", b"bentpipe-uptime-s"
 BOOT_ID_CHARS = 64
-"""A boot id is a UUID, 36 characters; what is longer is none."""
+"""A boot id is a UUID of 36 characters; a longer value is not accepted."""
 
 
 class BootIdQuery:
-    """Asks over connections of its own, by the TLS that the satellites are configured with.
+    """Asks over connections of its own, with the TLS that the satellites are configured with.
 
-    `hear` is told what a satellite's SETTINGS say, for the clients to come.
+    `hear` is told what a satellite's SETTINGS say, for later clients.
     """
 
     def __init__(
         self,
-        satellite_tls: Mapping[SatelliteKey, tuple[TlsClientContext, str | None]],
+        satellite_tls: SatelliteTls,
         hear: Callable[[SatelliteKey, Announcement], None],
     ) -> None:
         self._satellite_tls = satellite_tls
         self._hear = hear
 
     async def ask(self, key: SatelliteKey, address: Address) -> Evidence | None:
-        """Ask. None if the satellite cannot be asked or says nothing; never raises an Exception."""
+        """Ask the satellite. Returns None if it cannot be asked or offers nothing; never raises an Exception."""
         tls, server_name = self._satellite_tls.get(key, (None, None))
         transport = await dial_at_once(address, tls, server_name)
         if transport is None:
@@ -51,7 +50,7 @@ class BootIdQuery:
             asked = await _ask(transport)
             self._hear(key, asked.announced)
             return read_evidence(asked.headers)
-        except Exception as exc:  # whatever it is: the books have one finding less
+        except Exception as exc:  # any failure: the wake's kind is then UNKNOWN in the ledger
             log.info("no witness", extra={"fields": {"satellite": str(key), "error": str(exc)}})
             return None
         finally:
@@ -72,7 +71,7 @@ async def _ask(transport: Transport) -> Asking:
 
 
 def read_evidence(headers: HeaderList) -> Evidence | None:
-    """Read what the answer's metadata say; None if that is nothing. Malformed values count as not given."""
+    """Read the answer's metadata; None if they have neither value. A malformed value counts as absent."""
     boot_id, uptime_s = "", None
     for name, value in headers:
         if name == BOOT_ID_KEY and value.isascii() and 0 < len(value) <= BOOT_ID_CHARS:

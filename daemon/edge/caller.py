@@ -1,12 +1,12 @@
-"""The client in hand, until the hand-off: its transport, its greeting, and what is still unsent of our words to it.
+"""The client until its hand-off: its transport, its greeting, and those of our words to it that are not sent yet.
 
-Reads and writes on its behalf while it is held, so that its PINGs are answered and its leaving is noticed at once.
+While the client is held this reads and writes for it, so that its PINGs are answered and its end is noticed at once.
 """
 
 import trio
 
 from bentpipe.daemon.edge.arrival import Arrival
-from bentpipe.daemon.edge.outcomes import Gone, Outcome
+from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.edge.transport import PeerLeft, Transport
 from bentpipe.proto.events import Event, RequestHeaders
 from bentpipe.proto.greeting import Greeting
@@ -22,17 +22,18 @@ class Caller:
         self.arrival = arrival
         self.place = arrival.place
         self.wants_tls = False
-        """Whether it speaks in the clear to a port with TLS: it is heard out, and refused."""
+        """Whether it speaks in the clear to a port with TLS: its first request is read, and refused."""
         self._one_request: OneRequest | None = None
         self._outbox = bytearray()
 
     @property
     def peer(self) -> str:
-        """Its address, for the logs."""
+        """The client's address, for the logs."""
         return self.arrival.peer
 
     def receive(self, data: bytes) -> list[Event]:
-        """Read on. Raises GreetingError; LimitReached if its principal's clients have said too much."""
+        """Take what the client has sent. Raises GreetingError; LimitReached if its principal's clients have sent too
+        much."""
         if self._one_request is not None:
             data = self._one_request.receive_data(data)
         events = self.greeting.receive_data(data, trio.current_time())
@@ -43,17 +44,17 @@ class Caller:
         return events
 
     def allow_one_request(self) -> None:
-        """Take one request of this connection, before anything was read of it (proto/one_request.py)."""
+        """Allow one request on this connection; call it before anything is read (proto/one_request.py)."""
         self._one_request = OneRequest()
 
     @property
     def knows_it_is_the_last(self) -> bool:
-        """Whether it will open no more streams, where it may not."""
+        """Whether the client knows that it may open no more streams, if that is so."""
         return self._one_request is None or self._one_request.done
 
     @property
     def refused_requests(self) -> int:
-        """Further requests that were refused."""
+        """How many further requests were refused."""
         return 0 if self._one_request is None else self._one_request.refused
 
     def _hold_to_one(self, one_request: OneRequest, events: list[Event]) -> None:
@@ -63,16 +64,16 @@ class Caller:
         self._outbox += one_request.data_to_send()
 
     def take_all(self) -> bytes:
-        """Everything that it said; from now on the greeting has nothing, and whoever takes it counts it."""
+        """Take everything that the client has sent. The greeting keeps none of it, and the taker counts its bytes."""
         return self.greeting.take_all()
 
     def send_outbox(self) -> None:
-        """Send what fits."""
+        """Send as much of the unsent words as the socket takes."""
         if self._outbox:
             del self._outbox[: self.transport.send_nowait(self._outbox)]
 
     async def flush(self) -> None:
-        """Send what the greeting has to say, behind what is still unsent."""
+        """Send the greeting's words, behind those that are still unsent."""
         self._outbox += self.greeting.data_to_send()
         while self._outbox:
             self.send_outbox()
@@ -80,19 +81,19 @@ class Caller:
                 await self.transport.wait_writable()
 
     async def read_while_held(self) -> None:
-        """Keep the client's bytes and answer its PINGs until cancelled; a cancel falls on a wait, never on a read.
+        """Keep the client's bytes and answer its PINGs, until cancelled; a cancellation meets a wait, never a read.
 
-        Raises Gone when it leaves, GreetingError, LimitReached, TransportError.
+        Raises ConnectionOver when the client leaves, GreetingError, LimitReached, TransportError.
         """
         try:
             while await self._read_some():
                 await trio.lowlevel.checkpoint()
         except PeerLeft as exc:
-            raise Gone(Outcome.CLIENT_GONE) from exc
-        raise Gone(Outcome.CLIENT_GONE)
+            raise ConnectionOver(Outcome.CLIENT_GONE) from exc
+        raise ConnectionOver(Outcome.CLIENT_GONE)
 
     async def _read_some(self) -> bool:
-        """Read what there is, or wait for more. Returns whether the client is still there."""
+        """Read what has come, or wait for more. Returns whether the client is still connected."""
         self.send_outbox()
         data = None if self.greeting.transcript_full else self.transport.receive_nowait()
         if data is None:
@@ -103,12 +104,12 @@ class Caller:
         return not self.greeting.leaving
 
     async def _wait_held(self) -> bool:
-        """Wait for input, or only for the end if the transcript is full; and for room if the outbox has bytes.
+        """Wait for input, or for the end alone if the transcript is full; and for room if the outbox has bytes.
 
-        Returns whether the client left.
+        Returns whether the client has left.
         """
         if not self._outbox and not self.greeting.transcript_full:
-            # Nearly always, and for as long as a wake takes: a herd of thousands waits without a nursery and its tasks.
+            # Nearly always so, and for as long as a wake takes: thousands of clients wait without a nursery and its tasks.
             await self.transport.wait_readable()
             return False
         left = False

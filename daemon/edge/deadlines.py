@@ -1,7 +1,8 @@
-"""One deadline for everybody, each from its own beginning; those who are late together are ended a few at a time.
+"""One deadline for many scopes, each counted from its own beginning. Scopes that are late together are ended a few at a
+time.
 
-Ten thousand half-open connections that came within a second are late within a second too. Trio's own deadlines would
-all fall in one turn of the thread, in which nobody else is heard.
+Ten thousand half-open connections that came within one second are late within one second too. With Trio's own deadlines all
+of them would end in one turn of the thread, and no other client would be read meanwhile.
 """
 
 import collections
@@ -10,11 +11,11 @@ from types import TracebackType
 import trio
 
 ENDS_A_TURN = 64
-"""At some 0.1 ms each."""
+"""Each takes some 0.1 ms."""
 
 
 class Timed:
-    """A cancel scope in a queue of deadlines; it leaves nothing there once it is over. Small: there are thousands."""
+    """A cancel scope in a queue of deadlines. The queue keeps no scope that is over. Small, since there are thousands."""
 
     __slots__ = ("_scope",)
 
@@ -22,20 +23,20 @@ class Timed:
         self._scope: trio.CancelScope | None = trio.CancelScope()
 
     def __enter__(self) -> trio.CancelScope:
-        """Enter the scope, which is entered once."""
+        """Enter the scope; it can be entered once."""
         assert self._scope is not None
         return self._scope.__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        """Exit the scope, and be no more in anybody's way."""
+        """Exit the scope, and let go of it."""
         scope, self._scope = self._scope, None
         assert scope is not None
         return scope.__exit__(kind, error, traceback)
 
     def end(self) -> bool:
-        """Cancel the scope. Returns whether it was still there."""
+        """Cancel the scope. Returns whether it was still running."""
         if self._scope is None:
             return False
         self._scope.cancel()
@@ -43,16 +44,16 @@ class Timed:
 
 
 class Deadlines:
-    """Cancels what takes longer than `seconds`, while `run_deadlines` runs."""
+    """Cancels scopes that take longer than `seconds`, while `run_deadlines` runs."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        # In the order of their ends, since all have the same time.
+        # In the order of their deadlines, since all have the same time.
         self._queue: collections.deque[tuple[float, Timed]] = collections.deque()
         self._woken = trio.Event()
 
     def scope(self) -> Timed:
-        """A context manager for a cancel scope that is cancelled when its time is up, from now on."""
+        """Make a context manager for a cancel scope whose time begins now."""
         timed = Timed()
         self._queue.append((trio.current_time() + self._seconds, timed))
         self._woken.set()

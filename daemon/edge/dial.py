@@ -1,4 +1,5 @@
-"""Connects to a satellite that is said to be awake. "Running" is not "listening": refusals are retried to a deadline."""
+"""Connects to a satellite that counts as awake. A machine that runs need not listen yet: refusals are retried to a
+deadline."""
 
 import errno
 import logging
@@ -8,33 +9,36 @@ import socket
 import trio
 
 from bentpipe.daemon.edge.transport import Transport, TransportError
-from bentpipe.daemon.errors import DialFailed
-from bentpipe.daemon.model import Address
-from bentpipe.daemon.tasks import Decision, Owner, run_owned
+from bentpipe.daemon.edge.unless import unless
+from bentpipe.daemon.errors import BentpipeError, DialFailed, Source
+from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.native.tls import TlsClientContext, TlsConnection, TlsError
 
 log = logging.getLogger("bentpipe.edge")
 
+SatelliteTls = dict[SatelliteKey, tuple[TlsClientContext, str | None]]
+"""What each satellite with TLS is trusted by, and its server name if that is not its address."""
+
 DIAL_DEADLINE_S = 15.0
-"""From the lease to a connection, TLS handshake included. The fleet saw the port listen a moment ago."""
+"""From the lease to a connection, including the TLS handshake. The fleet saw the port listen a moment ago."""
 
 UNREACHABLE_S = 3.0
-"""For so long not even TCP connects, until the satellite counts as unreachable: it is then looked at and probed once for
-all who wait, and they go on waiting."""
+"""If TCP does not connect for this time, the satellite counts as unreachable. The fleet then looks at it and probes it once
+for all clients that wait, and they go on waiting."""
 
 ATTEMPT_S = 2.0
-"""One attempt: a machine whose address is stale swallows SYNs, and a fresh look at it must not wait for the kernel's
-two minutes."""
+"""For one attempt. A stale address may swallow SYNs, and a fresh look at the machine must not wait for the kernel's two
+minutes."""
 
 RETRY_S = 0.03
-"""Between refused attempts; tens of milliseconds, since a held client feels each of them."""
+"""Pause between refused attempts: tens of milliseconds, since it delays a held client."""
 
 AT_ONCE_S = 0.5
-"""The first attempt for a client that nobody watches yet: short enough that its PINGs and its leaving can wait."""
+"""For the first attempt, while the client is not watched: so short that its PINGs and its end can wait."""
 
 
 async def dial_at_once(address: Address, tls: TlsClientContext | None, server_name: str | None) -> Transport | None:
-    """Try once, AT_ONCE_S at most. None if that fails: `dial` is then for finding out why."""
+    """Try once, for AT_ONCE_S at most. Returns None if that fails; `dial` then finds out why."""
     with trio.move_on_after(AT_ONCE_S):
         try:
             return await _attempt(address, tls, server_name)
@@ -44,8 +48,11 @@ async def dial_at_once(address: Address, tls: TlsClientContext | None, server_na
     return None
 
 
-class Unreachable(Exception):
-    """Not even TCP connects; `str()` is the last attempt's reason."""
+class Unreachable(BentpipeError):
+    """Not even TCP connects; `str()` is the last attempt's reason. No client is told: it waits on."""
+
+    source = Source.SATELLITE
+    retryable = True
 
 
 async def dial(
@@ -56,30 +63,18 @@ async def dial(
     Raises Unreachable if TCP does not connect for UNREACHABLE_S, DialFailed if the satellite answers and then fails.
     """
     made: Transport | None = None
-    failure: Unreachable | DialFailed | None = None
+
+    async def connect() -> None:
+        nonlocal made
+        made = await _dial(address, tls, server_name)
+
     try:
-        async with trio.open_nursery() as nursery:
-
-            async def end_if_over() -> None:
-                await over.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(run_owned, Owner("dial", str(address), Decision.GIVE_UP), end_if_over)
-            try:
-                made = await _dial(address, tls, server_name)
-            except (Unreachable, DialFailed) as exc:
-                failure = exc
-            nursery.cancel_scope.cancel()
+        await unless(over, connect)
     except BaseException:
         if made is not None:
             made.close()
         raise
-    if failure is None:
-        return made
-    try:
-        raise failure
-    finally:
-        failure = None  # or its traceback would keep this frame until the next collection
+    return made
 
 
 async def _dial(address: Address, tls: TlsClientContext | None, server_name: str | None) -> Transport:
@@ -90,7 +85,7 @@ async def _dial(address: Address, tls: TlsClientContext | None, server_name: str
             with trio.move_on_after(ATTEMPT_S) as attempt:
                 try:
                     transport = await _connect(address)
-                    unreachable_at = trio.current_time() + UNREACHABLE_S  # somebody answers there
+                    unreachable_at = trio.current_time() + UNREACHABLE_S  # something answers there
                     return await _secure(transport, address, tls, server_name)
                 except Exception as exc:
                     reason = reason_of(exc)
@@ -103,7 +98,7 @@ async def _dial(address: Address, tls: TlsClientContext | None, server_name: str
 
 
 def reason_of(error: Exception) -> str:
-    """Why an attempt failed. Any exception counts: a name that no resolver takes, a TLS context, no descriptor left."""
+    """Say why an attempt failed. It may be any exception: from the resolver, from TLS, or because no descriptor is left."""
     return str(error) if isinstance(error, OSError | TransportError | TlsError) else f"{type(error).__name__}: {error}"
 
 
@@ -145,7 +140,7 @@ async def _secure(
 
 
 async def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str | int | bytes, ...]]:
-    """Find where to connect. An address in figures, as providers give it, is not asked about."""
+    """Find the socket address. A numeric IPv4 address, as most providers give it, needs no resolver."""
     try:
         socket.inet_pton(socket.AF_INET, address.host)
     except OSError:

@@ -1,7 +1,7 @@
-"""The books of the spliced connections: which splice holds which lease, until the engine says that it ended.
+"""Gives connections to the engine, and keeps each splice's lease and place until the engine reports its end.
 
-Owns: the engine's event descriptor on the Python side. One task, `run_handoff`, waits on it; nothing else of Python's
-is alive for a spliced connection but one entry of a dict.
+Owns: the engine's event descriptor on the Python side. One task, `run_handoff`, waits on it. For a spliced connection
+Python keeps one entry of a dict and nothing else.
 """
 
 import collections
@@ -23,11 +23,12 @@ from bentpipe.native.engine import Ended, EndReason, Engine, SpliceId
 log = logging.getLogger("bentpipe.edge")
 
 SATELLITE_GONE = frozenset({EndReason.SATELLITE_RESET, EndReason.SATELLITE_TIMEOUT})
-"""Ends that a machine makes which was stopped, terminated or lost its address: it is looked at. A FIN is no such sign, as
-satellites end connections in good order every day."""
+"""How connections end if their machine was stopped or terminated, or lost its address: the fleet then looks at the machine.
+A FIN does not count, since satellites close connections properly every day."""
 
 ENDS_A_TURN = 64
-"""At some 0.1 ms each. A satellite that dies ends thousands of connections at once, and others want to be heard."""
+"""Each takes some 0.1 ms. If a satellite dies, thousands of connections end at once, and other clients must still be
+read."""
 
 CUT_WORDS = "cut by the operator"
 
@@ -37,7 +38,7 @@ NO_CREDENTIALS: frozenset[str] = frozenset()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Splice:
-    """What is remembered of a spliced connection."""
+    """What Python keeps of a spliced connection."""
 
     key: SatelliteKey
     principal: str
@@ -53,15 +54,16 @@ class Splice:
         return subject in self.principal.split("+") or subject in self.credentials
 
 
-class Coming:
-    """A client with a proof, from its admission to its splice: it can be cut meanwhile too."""
+class Pending:
+    """An admitted client that is not spliced yet: it can be cut meanwhile too."""
 
     def __init__(self, key: SatelliteKey, principal: str, credentials: frozenset[str]) -> None:
         self.key = key
         self.principal = principal
         """As a splice's."""
         self.credentials = credentials
-        self.stay = trio.CancelScope()
+        self.scope = trio.CancelScope()
+        """Is cancelled by `cut`: everything that is done for the client runs in it."""
 
     def is_of(self, subject: str) -> bool:
         """As a splice's."""
@@ -69,7 +71,7 @@ class Coming:
 
 
 class _SpliceMeter:
-    """What the satellite's lease may know and do of its connection: see `daemon/fleet/lease.py`."""
+    """How the satellite's lease reads and ends its connection: see `daemon/fleet/lease.py`."""
 
     def __init__(self, handoff: "HandOff", splice_id: SpliceId) -> None:
         self._handoff = handoff
@@ -83,19 +85,19 @@ class _SpliceMeter:
 
 
 class HandOff:
-    """Gives connections to the engine and takes their ends back."""
+    """Gives connections to the engine and takes their ends from it."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._live: dict[SpliceId, Splice] = {}
-        self._coming: set[Coming] = set()
+        self._pending: set[Pending] = set()
         self._quiet: set[SpliceId] = set()
         self._cut: set[SpliceId] = set()
         self._changed = trio.Event()
         self.ended: collections.Counter[EndReason] = collections.Counter()
-        """How spliced connections ended since the start, but for those that the operator cut."""
+        """How many spliced connections ended since the start, by reason, without those that the operator cut."""
         self.cut_by_operator = 0
-        """Those."""
+        """How many the operator cut."""
 
     @property
     def live(self) -> int:
@@ -103,27 +105,27 @@ class HandOff:
         return len(self._live)
 
     @contextlib.contextmanager
-    def coming(self, key: SatelliteKey, principal: str, credentials: frozenset[str]) -> Iterator[Coming]:
-        """Let `cut` find a client before its splice: `stay` is cancelled then, in which everything is to be done for it."""
-        coming = Coming(key, principal, credentials)
-        self._coming.add(coming)
+    def pending(self, key: SatelliteKey, principal: str, credentials: frozenset[str]) -> Iterator[Pending]:
+        """Let `cut` find the client while the block runs."""
+        pending = Pending(key, principal, credentials)
+        self._pending.add(pending)
         try:
-            yield coming
+            yield pending
         finally:
-            self._coming.discard(coming)
+            self._pending.discard(pending)
 
-    def hand_off(self, client: Transport, satellite: Transport, splice: Splice, coming: Coming) -> None:
-        """Give both sockets to the engine, and the lease to the splice. Raises OSError and keeps all if it refuses.
+    def hand_off(self, client: Transport, satellite: Transport, splice: Splice, pending: Pending) -> None:
+        """Give both sockets to the engine, and the lease to the splice. Raises OSError, and nothing is given, if it refuses.
 
-        Synchronous: no cancellation can fall between the two owners.
+        Synchronous: a cancellation cannot come between the two owners.
         """
         splice_id = self._engine.splice(client.detach(), satellite.detach())
         client.detached()
         satellite.detached()
         splice.place.hand_off()
-        self._coming.discard(coming)
+        self._pending.discard(pending)
         self._live[splice_id] = splice
-        with contained(Owner("splice meter", splice.peer)):  # the engine has it: nothing may fail any more
+        with contained(Owner("splice meter", splice.peer)):  # the engine has the connection: nothing may fail now
             splice.lease.measure(_SpliceMeter(self, splice_id))
 
     def moved_bytes(self, splice_id: SpliceId) -> int:
@@ -134,10 +136,10 @@ class HandOff:
     def end_quiet(self, splice_id: SpliceId, *, cut: bool) -> None:
         """End a live splice because its satellite will sleep: by FIN on both legs, or by RST.
 
-        FIN takes the sockets back from the engine, which it cannot do with TLS connections: those are reset.
+        For FIN the engine gives the sockets back. It cannot do so with TLS connections: those are reset.
         """
         self._quiet.add(splice_id)
-        # An end that was taken with others, and is still to be told, is a KeyError: then there is nothing left to end.
+        # KeyError: the splice has ended, and its end was taken but not handled yet.
         with contextlib.suppress(KeyError):
             if not cut:
                 try:
@@ -148,7 +150,7 @@ class HandOff:
                 self._engine.abort(splice_id)
 
     async def run_handoff(self) -> None:
-        """Collect ends for ever."""
+        """Take the ends of splices, for ever."""
         while True:
             await trio.lowlevel.wait_readable(self._engine.event_fd)
             while some := self._engine.take_ended(ENDS_A_TURN):
@@ -161,7 +163,7 @@ class HandOff:
         splice = self._live.pop(ended.splice_id)
         quiet = ended.splice_id in self._quiet
         self._quiet.discard(ended.splice_id)
-        # One that ended by itself in the same moment ended by itself.
+        # A splice that has ended by itself in the same moment counts as such.
         cut = ended.splice_id in self._cut and ended.reason is EndReason.ABORTED
         self._cut.discard(ended.splice_id)
         if cut:
@@ -170,7 +172,7 @@ class HandOff:
             self.ended[ended.reason] += 1
         self._changed.set()
         self._changed = trio.Event()
-        # Each of them whatever becomes of the others: a lease that stays would keep its satellite awake for ever.
+        # Each step is done even if another fails: a lease that stays would keep its satellite awake for ever.
         owner = Owner("splice end", splice.peer)
         for fd in ended.sockets or ():
             with contained(owner):
@@ -202,25 +204,25 @@ class HandOff:
         while self._live:
             await self._changed.wait()
 
-    def cut(self, is_meant: Callable[[Splice | Coming], bool]) -> int:
-        """Cut those that are meant, since the operator wants them to end. Returns how many.
+    def cut(self, is_meant: Callable[[Splice | Pending], bool]) -> int:
+        """Cut the splices and pending clients for which `is_meant` says so. Returns how many.
 
-        A splice ends by RST on both legs; who is still held, or about to be spliced, is refused.
+        A splice ends by RST on both legs. A pending client is refused.
         """
         meant = [splice_id for splice_id, splice in self._live.items() if is_meant(splice)]
         for splice_id in meant:
-            # An end that was taken with others, and is still to be told, is a KeyError: see `end_quiet`.
+            # KeyError: see `end_quiet`.
             with contextlib.suppress(KeyError):
                 self._engine.abort(splice_id)
                 self._cut.add(splice_id)
-        coming = [each for each in self._coming if is_meant(each)]
-        for each in coming:
-            self._coming.discard(each)  # it is counted once, however long it takes to be told
-            each.stay.cancel()
-        return len(meant) + len(coming)
+        pending = [each for each in self._pending if is_meant(each)]
+        for each in pending:
+            self._pending.discard(each)  # it is counted once, however long its refusal takes
+            each.scope.cancel()
+        return len(meant) + len(pending)
 
     def abort_all(self) -> int:
-        """Cut every spliced connection (RST on both legs); their ends arrive by `run_handoff`. Returns how many."""
+        """Cut every spliced connection by RST on both legs; `run_handoff` takes their ends. Returns how many."""
         for splice_id in self._live:
             with contextlib.suppress(KeyError):
                 self._engine.abort(splice_id)

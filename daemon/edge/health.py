@@ -1,8 +1,8 @@
-"""grpc.health.v1.Health: what the daemon says of itself and, to those who may use them, of satellites. Wakes nobody.
+"""grpc.health.v1.Health: the health of the daemon and, for callers that may use them, of satellites. Wakes no satellite.
 
 Service "" is the daemon, or the satellite that the request's metadata or server name ask for; "ORG/NAME" is a satellite.
-A satellite needs the same proof as for using it, and "unknown" and "not yours" stay one answer. One that sleeps is
-SERVING: whoever calls it will be answered.
+A satellite's health needs the same proof as its use, and "unknown" and "not yours" get the same answer. A satellite that
+sleeps is SERVING: if a client calls it, the client is answered.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ Subject = SatelliteKey | None
 
 
 class HealthBoard:
-    """What is known of the health of everything; it tells all who wait whenever that may have changed."""
+    """Knows the health of the daemon and of each satellite, and wakes the tasks that wait for a change."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
@@ -41,15 +41,15 @@ class HealthBoard:
         self._usher = Usher()
         self._waiting: dict[UsheredEvent, None] = {}
         self.changes = 0
-        """How often it may have changed."""
+        """How often anything may have changed."""
 
     @property
     def draining(self) -> bool:
-        """Whether the daemon takes nobody in any more."""
+        """Whether the daemon has stopped taking clients in."""
         return self._draining
 
     async def wait_change(self, seen: int) -> None:
-        """Return when there were more `changes` than were seen: of all who wait a few in each turn, since they are many."""
+        """Return when there are more `changes` than `seen`. Of thousands of tasks that wait, a few return in each turn."""
         if self.changes != seen:
             return
         news = self._usher.event()
@@ -60,19 +60,19 @@ class HealthBoard:
             self._waiting.pop(news, None)
 
     def drain(self) -> None:
-        """From now on nothing is serving."""
+        """Say NOT_SERVING for everything from now on."""
         self._draining = True
         self.change()
 
     def change(self) -> None:
-        """Tell everybody to look again."""
+        """Wake all tasks that wait for a change."""
         self.changes += 1
         waiting, self._waiting = self._waiting, {}
         for news in waiting:
             news.set()
 
     def status(self, subject: Subject) -> ServingStatus:
-        """The status now. Raises NoSuchSatellite."""
+        """Say what the status is now. Raises NoSuchSatellite."""
         state = None if subject is None else self._fleet.get(subject).state
         if self._draining:
             return ServingStatus.NOT_SERVING
@@ -85,7 +85,7 @@ class HealthBoard:
 class _Watch:
     subject: Subject
     claim: Claim | None
-    """By which it may know; None for the daemon's own health."""
+    """The client's right to know; None for the daemon's own health."""
     last: ServingStatus | None = None
 
 
@@ -101,7 +101,7 @@ class HealthService:
         domain: str | None,
         proved: Callable[[Claim], None] = lambda claim: None,
     ) -> None:
-        """`proved` is told of every call whose client may use the satellite that it asks for."""
+        """`proved` is called for every call whose client may use the satellite that it asks about."""
         self._board = board
         self._identities = identities
         self._answering = answering
@@ -112,11 +112,11 @@ class HealthService:
 
     @property
     def watching(self) -> bool:
-        """Whether anybody waits for changes."""
+        """Whether the client waits for changes."""
         return bool(self._watches)
 
     def end(self, stream_id: int) -> None:
-        """Forget a call that the client gave up."""
+        """Forget a call that the client has ended."""
         self._watches.pop(stream_id, None)
 
     def handle(self, call: Call) -> str:
@@ -146,7 +146,7 @@ class HealthService:
             subject = claim.key if claim is not None else None
             status = self._board.status(subject)
         except NoSuchSatellite:
-            # The protocol has Watch wait for services that may yet come to be.
+            # By the protocol a Watch waits for a service that does not exist yet.
             if not watch:
                 raise
             self._answering.send_message(call.stream_id, encode_response(ServingStatus.SERVICE_UNKNOWN))
@@ -160,7 +160,7 @@ class HealthService:
         return status.name
 
     def _claim(self, call: Call) -> Claim | None:
-        """Say whose health is asked for, by somebody who may know. Raises BentpipeError."""
+        """Check the client's right to know; None if it asks about the daemon. Raises BentpipeError."""
         try:
             service = decode_request(call.body)
             request = parse_request(call.headers)
@@ -181,13 +181,13 @@ class HealthService:
         return claim
 
     def publish(self) -> None:
-        """Send what changed to whoever watches; one whose windows are full gets the newest later."""
+        """Send every Watch a status that has changed. If a Watch's window is full, it gets the newest status later."""
         for stream_id, watch in list(self._watches.items()):
             try:
                 if watch.claim is not None:
                     self._identities.check_again(watch.claim)
                 status = self._board.status(watch.subject)
-            except BentpipeError as exc:  # it may not know any more
+            except BentpipeError as exc:  # the client has lost its right to know
                 del self._watches[stream_id]
                 self._answering.finish(stream_id, exc.status, exc.peer_hint)
                 continue

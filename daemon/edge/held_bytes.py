@@ -1,11 +1,13 @@
-"""What a connection costs the daemon beside what its client said, as seen (tests/e2e/test_accounts.py measures it again).
+"""What a connection costs the daemon besides the bytes that its client has sent.
 
-Every byte that somebody holds is on one account (`accounts.py`): these, and what the client said.
+The figures were measured, and tests/e2e/test_accounts.py measures them again. Every byte that is kept for a connection is on
+one account (`accounts.py`): these bytes, and those that the client has sent.
 """
 
 FAIR_BYTES = 4 << 10
-"""What a client may have said though the limit is reached: an opening with its metadata and a small request. So whoever
-brings much is refused, not whoever comes next. In all, at most `limits.held_bytes` and this and one read a connection."""
+"""What a client may have sent though `limits.held_bytes` is reached: an opening with its metadata and a small request. So
+the limit refuses a client that sends much, and not the next client that happens to come. In all, at most `limits.held_bytes`
+are kept, and for each connection FAIR_BYTES and one read."""
 
 PLACE_BYTES = 8 << 10
 """A connection before its hand-off: its task and its objects."""
@@ -14,8 +16,8 @@ TLS_BYTES = 20 << 10
 """OpenSSL's state of a connection, from the first byte of its handshake."""
 
 HELD_BYTES = 8 << 10
-"""While a client waits for its satellite: the tasks that watch it meanwhile."""
+"""The tasks that watch a client while it waits for its satellite."""
 
 CLIENT_BYTES = 64 << 10
-"""What a held client may cost beside what it said: its tasks and objects, and OpenSSL's state. With this, the memory that
-all held clients take is bounded: `limits.held_bytes` and CLIENT_BYTES for each of `limits.max_connections`."""
+"""What a held client may cost besides what it has sent: its tasks, its objects and OpenSSL's state. So the memory of all
+held clients is bounded by `limits.held_bytes`, and CLIENT_BYTES for each of `limits.max_connections`."""

@@ -1,16 +1,16 @@
-"""Who is asking, and for which satellite. Pure: a request, a server name and a certificate in, a claim out.
+"""Who asks, and for which satellite. Pure: a request, a server name and a certificate go in, a claim comes out.
 
-Two questions, each with two sources, and the sources of one question never overrule each other:
+There are two questions, each with two sources. The sources of one question never overrule each other:
 
     which satellite?  metadata `satellite_org` + `satellite_name`  |  SNI `NAME.ORG.<satellite_domain>`
     who asks?         `satellite_token` or `authorization: Bearer` |  a client certificate that [[certificate]] maps
 
-The three keys may be spelt with dashes, each for itself.
+Each of the three keys may be spelt with dashes instead of underscores.
 
-Rules. Any destination goes with any proof. At least one of each is needed. If both destinations are given they must be
-the same satellite. Every proof that is shown must hold and must grant the satellite: a bad token beside a good
-certificate is refused, never passed over. A certificate that no entry maps is no proof; it opened the TLS port, no more.
-One that two entries map is refused: nobody could say which of the two it stands for.
+Rules. Any destination may come with any proof, and at least one of each is needed. If both destinations are given, they must
+be the same satellite. Every proof that is shown must hold and must grant the satellite: a bad token is refused even if the
+certificate is good. A certificate that no entry maps does not prove anything; it only opened the TLS port. A certificate
+that two entries map is refused, because it does not say which of the two principals it stands for.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ NOTHING = "the metadata satellite_org, satellite_name and satellite_token are mi
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TlsIdentity:
-    """What the client's side of the TLS handshake said; both None on a plaintext port."""
+    """What the client said in the TLS handshake; both are None on a plaintext port."""
 
     server_name: str | None = None
     certificate_der: bytes | None = None
@@ -38,18 +38,18 @@ class TlsIdentity:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Claim:
-    """A satellite, and everybody whom the proofs stand for: each of them must be allowed to use it."""
+    """A satellite, and all principals that the proofs stand for: each of them must be allowed to use it."""
 
     key: SatelliteKey
     principals: tuple[Principal, ...]
     request: RouteRequest
     tls: TlsIdentity
     version: int
-    """Of the tables that the proofs were looked up in."""
+    """The version of the tables in which the proofs were found."""
 
     @property
     def payer(self) -> str:
-        """The principal whose account the connection is on: the token's, if one was shown."""
+        """The principal whose account the connection is on: the token's, if a token was shown."""
         return self.principals[0].name
 
     @property
@@ -64,9 +64,9 @@ class Claim:
 
 
 def parse_server_name(server_name: str | None, domain: str | None) -> SatelliteKey | None:
-    """Read `NAME.ORG.<domain>`. None if it is another name: the port may well have one of its own.
+    """Read `NAME.ORG.<domain>`. Returns None for any other name: the port may have a name of its own.
 
-    DNS ignores case and clients send what they like, so the satellite's own name must be in lower case, without a dot.
+    DNS ignores case and clients may send either, so a satellite's own name must be in lower case, without a dot.
     """
     if server_name is None or domain is None:
         return None
@@ -78,7 +78,7 @@ def parse_server_name(server_name: str | None, domain: str | None) -> SatelliteK
 
 
 class Identities:
-    """Puts the sources together."""
+    """Makes claims from the sources."""
 
     def __init__(self, admission: Admission, certificates: Certificates) -> None:
         self._admission = admission
@@ -87,27 +87,27 @@ class Identities:
 
     @property
     def principal_count(self) -> int:
-        """How many principals there are; a token and a certificate of one name are one."""
+        """How many principals there are; a token and a certificate with the same name are one principal."""
         known = self._admission.names
         if known is not self._counted[0]:
             self._counted = known, len(known | self._certificates.names)
         return self._counted[1]
 
     def identify(self, request: RouteRequest, tls: TlsIdentity, domain: str | None) -> Claim:
-        """Say which satellite is asked for, and by whom. Raises InvalidMetadata, Unauthenticated."""
+        """Say which satellite is asked for, and by which principals. Raises InvalidMetadata, Unauthenticated."""
         if request.token is None and tls.certificate_der is None and not self.names_satellite(request, tls, domain):
-            raise Unauthenticated(NOTHING)  # a stranger, who may not even know where this is
+            raise Unauthenticated(NOTHING)  # a stranger, who may not even know what this port is
         key = self.destination(request, tls, domain)
         return Claim(key, self.principals(request, tls), request, tls, self._admission.version)
 
     def check_again(self, claim: Claim) -> None:
-        """Check what was authorized a while ago by the tables as they are now. Raises Unauthenticated, NoSuchSatellite."""
+        """Check a claim once more, by the tables as they are now. Raises Unauthenticated, NoSuchSatellite."""
         if not self._admission.holds(claim.version, claim.principals):
             now = dataclasses.replace(claim, principals=self.principals(claim.request, claim.tls))
             self.authorize(now)
 
     def names_satellite(self, request: RouteRequest, tls: TlsIdentity, domain: str | None) -> bool:
-        """Whether the request is for any satellite at all."""
+        """Whether the request names a satellite."""
         return request.satellite is not None or parse_server_name(tls.server_name, domain) is not None
 
     def destination(self, request: RouteRequest, tls: TlsIdentity, domain: str | None) -> SatelliteKey:
@@ -135,6 +135,6 @@ class Identities:
         return tuple(found)
 
     def authorize(self, claim: Claim) -> None:
-        """Check that everybody in the claim may use the satellite. Raises NoSuchSatellite."""
+        """Check that every principal of the claim may use the satellite. Raises NoSuchSatellite."""
         for principal in claim.principals:
             self._admission.authorize(principal, claim.key)

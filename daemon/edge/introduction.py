@@ -1,10 +1,13 @@
-"""Introduces a satellite to a client that had to hear SETTINGS before anybody knew its satellite.
+"""Introduces a satellite to a client that has read SETTINGS of ours, because its satellite was not known yet.
 
-The satellite gets the client's opening (its preface and first SETTINGS), and its first frame, which must be SETTINGS (RFC
-9113 §3.4), is changed for the client: see proto/first_settings.py. Until it has come the client hears nothing of this
-satellite, so that it can still be refused in words, and the satellite gets no request of the client's: another connection
-may be tried instead of one that says nothing, and whatever was asked on the first would be done twice. A client that
-heard nothing from us needs no introduction: the satellite's frames are its first.
+The satellite gets the client's opening: its preface and first SETTINGS. The satellite's first frame, which must be SETTINGS
+(RFC 9113 §3.4), is changed for the client: see proto/first_settings.py. Until this frame has come,
+
+- the client hears nothing of the satellite, so that it can still be refused in words;
+- the satellite gets no request of the client: if this connection stays silent another one is tried, and a request sent on
+  both would be done twice.
+
+A client that has heard nothing from us needs no introduction: the satellite's frames are the first that it reads.
 
     said SETTINGS   ACK has come    before the hand-off
     no              -               the transcript goes up; nothing else
@@ -20,11 +23,11 @@ from bentpipe.daemon.errors import DialFailed
 from bentpipe.proto.first_settings import Announcement, FirstSettings, NoServer
 
 AT_ONCE_S = 0.5
-"""For the first frame while nobody watches the client: servers send it as soon as they accept."""
+"""For the first frame while the client is not watched: servers send it as soon as they accept."""
 
 FIRST_SETTINGS_DEADLINE_S = 60.0
-"""For the first frame, with the client watched. The port listens, but a machine that has just woken from hibernation may
-read its memory from disk for tens of seconds before it says a word."""
+"""For the first frame while the client is watched. A machine that has just woken from hibernation may listen, and yet read
+its memory from disk for tens of seconds before it sends anything."""
 
 SILENT = "the satellite is awake, but does not say a word"
 HUNG_UP = "the satellite is awake, but hung up before it said a word"
@@ -32,7 +35,7 @@ NO_HTTP2 = "what listens at the satellite's address does not speak HTTP/2"
 
 
 class HungUp(DialFailed):
-    """The satellite took the connection and ended it: so does a machine that is being stopped."""
+    """The satellite accepted the connection and ended it, as a machine does that is being stopped."""
 
 
 class Introduction:
@@ -43,29 +46,30 @@ class Introduction:
         self._satellite = satellite
         self._first = FirstSettings(caller.greeting.announced)
         self.sent_bytes = 0
-        """How much of the transcript the satellite has."""
+        """How much of the transcript the satellite has got."""
         self.words = b""
-        """What the satellite said, for the client."""
+        """What the satellite has sent, for the client."""
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing to wait for."""
+        """Whether the introduction is complete, or not needed."""
         return self.heard is not None or not self._caller.greeting.spoke
 
     @property
     def heard(self) -> Announcement | None:
-        """What the satellite's SETTINGS say; None if they did not have to be read."""
+        """What the satellite's SETTINGS say; None if they have not been read, or need not be."""
         return self._first.heard
 
     async def make_at_once(self) -> bool:
-        """Try for AT_ONCE_S. Returns whether it is done; raises DialFailed."""
+        """Try for AT_ONCE_S. Returns whether the introduction is done. Raises DialFailed."""
         if not self.done:
             with trio.move_on_after(AT_ONCE_S):
                 await self._make()
         return self.done
 
     async def make(self) -> None:
-        """Go on until it is done. Raises DialFailed (HungUp), at the latest after FIRST_SETTINGS_DEADLINE_S."""
+        """Return when the introduction is done. Raises DialFailed (HungUp), after FIRST_SETTINGS_DEADLINE_S at the
+        latest."""
         if self.done:
             return
         with trio.move_on_after(FIRST_SETTINGS_DEADLINE_S):
@@ -74,7 +78,7 @@ class Introduction:
         raise DialFailed(f"no SETTINGS in {FIRST_SETTINGS_DEADLINE_S:g} s", peer_hint=SILENT)
 
     async def _make(self) -> None:
-        """May be cancelled and called again: nothing is sent twice, and nothing that was read is lost."""
+        """May be cancelled and called again: no byte is sent twice, and no byte that was read is lost."""
         try:
             unsent = memoryview(self._caller.greeting.opening)[self.sent_bytes :]
             while unsent:

@@ -1,4 +1,4 @@
-"""The ways in: sockets of our own or from systemd, one session task per connection, each with a place on the accounts."""
+"""The listening sockets: accepts connections, and runs a session task for each, with a place on the accounts."""
 
 import errno
 import logging
@@ -7,23 +7,24 @@ import socket
 import trio
 
 from bentpipe.daemon.edge.arrival import Arrival
+from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.opening import Port
 from bentpipe.daemon.edge.outcomes import Outcome
-from bentpipe.daemon.edge.session import Edge, Session
+from bentpipe.daemon.edge.session import Session
 from bentpipe.daemon.edge.transport import Transport
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
 
 log = logging.getLogger("bentpipe.edge")
 
 BACKLOG = 4096
-"""A herd of held builds that reconnects at once must not see its SYNs dropped; the kernel caps it at somaxconn."""
+"""If many held builds reconnect at once, the kernel must not drop their SYNs. The kernel caps the value at somaxconn."""
 
 ACCEPT_BACKOFF_S = 0.1
-"""Pause when accept fails for want of descriptors or memory, or for anything else that lasts: it would fail in a busy loop
-(accept(2), EMFILE)."""
+"""Pause after accept has failed because no descriptor or memory is left, or for another reason that lasts: else it would
+fail in a busy loop (accept(2), EMFILE)."""
 
 ACCEPT_BATCH = 16
-"""Connections taken in one turn: a storm costs one wait a batch, and the sessions under way still get their turns."""
+"""Connections accepted in one turn: if many come at once there is one wait a batch, and other sessions still get turns."""
 
 NETWORK_ERRNOS = frozenset(
     {
@@ -31,17 +32,17 @@ NETWORK_ERRNOS = frozenset(
         *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET),
     }
 )
-"""What accept says of one connection, which is then gone (accept(2)); after any other error it would say it again."""
+"""Errors of accept that concern one connection, which is then gone (accept(2)). Any other error would come again at once."""
 
 EXHAUSTED_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-"""There is no more of what a connection needs, until others go: old strangers do (`Accounts.make_room`)."""
+"""The process or the host has run out of what a connection needs: old strangers are put out (`Accounts.make_room`)."""
 
 PAUSE_S = 0.005
-"""Between two looks whether a stranger has left, while nobody may be put out for a newcomer: see `Accounts.pause_s`."""
+"""Between two looks whether a stranger has left, while none may be put out for a newcomer: see `Accounts.pause_s`."""
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
-    """Open listening sockets: one for an address, one for both families (or IPv4 alone) for an empty host.
+    """Open listening sockets: one for an address; for an empty host one for both families, or IPv4 alone.
 
     Raises OSError.
     """
@@ -68,13 +69,13 @@ def _listen(family: socket.AddressFamily, host: str, port: int, *, v6only: bool)
 
 
 class Listener:
-    """One listening socket; takes it."""
+    """Accepts on one listening socket, which it takes over."""
 
     def __init__(self, sock: socket.socket, port: Port, edge: Edge) -> None:
         sock.setblocking(False)
         self._sock = sock
         self.port = port
-        """For the connections to come; those that are open keep theirs."""
+        """For new connections; open connections keep the port that they came by."""
         self._edge = edge
         self._failing = ""
 
@@ -100,7 +101,7 @@ class Listener:
                     break
 
     async def _accept(self, sessions: trio.Nursery) -> bool:
-        """Take one connection. Returns whether there was one."""
+        """Accept one connection. Returns whether there was one."""
         accounts = self._edge.accounts
         while (pause_s := accounts.pause_s()) > 0:
             await trio.sleep(min(pause_s, PAUSE_S))
@@ -130,7 +131,7 @@ class Listener:
         return True
 
     def _tell_failing(self, failing: str) -> None:
-        """Log the first failure of a series, and its end."""
+        """Log the first failure of a series, and the end of the series."""
         if failing and failing != self._failing:
             log.warning("cannot accept", extra={"fields": {"error": failing}})
         elif self._failing and not failing:

@@ -1,12 +1,11 @@
-"""From accept to the first complete request: what the port speaks, TLS, greeting. Whoever is no gRPC client leaves here.
+"""From accept to the first complete request: the PROXY header, TLS, the greeting, and what else a client may speak.
 
-A peer that goes away before its request is complete is a probe, however it goes: load balancers connect and close,
-reset, break off the TLS handshake, or send an HTTP/2 preface and nothing else. That is counted and no error.
+A peer that goes away before its request is complete counts as a probe, and not as an error. Load balancers check health by
+connecting and closing, by a reset, by breaking off the TLS handshake, or by an HTTP/2 preface and nothing else.
 """
 
 import dataclasses
 import logging
-from typing import NoReturn
 
 import trio
 
@@ -15,14 +14,13 @@ from bentpipe.daemon.edge.arrival import Proxies, read_origin
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.held_bytes import TLS_BYTES
 from bentpipe.daemon.edge.identity import TlsIdentity, parse_server_name
-from bentpipe.daemon.edge.outcomes import Gone, Outcome
-from bentpipe.daemon.edge.transport import OverLimit, PeerLeft, TransportError
+from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
+from bentpipe.daemon.edge.transport import OverLimit, PeerLeft, Transport, TransportError
 from bentpipe.daemon.errors import TlsWanted
 from bentpipe.native.tls import TlsConnection, TlsServerContext
 from bentpipe.proto.errors import over
 from bentpipe.proto.events import NotHttp2, PeerKind, RequestHeaders
 from bentpipe.proto.proxy_protocol import PREFIXES
-from bentpipe.proto.refusal import HTTP1_ANSWER, HTTP1_TLS_WANTED, TLS_ALERT
 
 log = logging.getLogger("bentpipe.edge")
 
@@ -36,72 +34,98 @@ LONGEST_PREFIX_BYTES = max(map(len, PREFIXES))
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Port:
-    """What a listener speaks: TLS or not, below which domain its server names are satellites, behind which proxies."""
+    """What a listener speaks: TLS or not, the domain below which server names are satellites, and the trusted proxies."""
 
     tls: TlsServerContext | None = None
     satellite_domain: str | None = None
     proxies: Proxies = dataclasses.field(default_factory=Proxies)
     one_request: bool = False
-    """Whether its clients are frontends that would send several tenants' requests on one connection."""
+    """Whether a connection may make one request, because its clients are frontends that mix several tenants' requests."""
 
 
-async def read_request(caller: Caller, port: Port, announcements: Announcements) -> tuple[RequestHeaders, TlsIdentity]:
-    """Take the client to the end of its first header block.
+@dataclasses.dataclass(frozen=True, slots=True)
+class FirstRequest:
+    """The client speaks HTTP/2, and its first header block is complete."""
 
-    Raises GreetingError, LimitReached, TlsWanted, TransportError, Gone.
+    headers: RequestHeaders
+    identity: TlsIdentity
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OtherProtocol:
+    """The client speaks something else. The caller's greeting still has its bytes."""
+
+    kind: PeerKind
+
+
+Opening = FirstRequest | OtherProtocol
+
+
+async def read_opening(caller: Caller, port: Port, announcements: Announcements) -> Opening:
+    """Read until it is known who has to answer: to the end of the first header block, or to the first byte of another
+    protocol.
+
+    Raises GreetingError, LimitReached, TlsWanted, TransportError, ConnectionOver.
     """
     try:
         await read_origin(caller.transport, caller.arrival)
-        identity = await _start_tls(caller, port.tls)
+        identity = TlsIdentity()
+        if port.tls is not None:
+            if not await _begins_tls(caller.transport):
+                return await _hear_out(caller)
+            identity = await _start_tls(caller, port.tls)
         asked = parse_server_name(identity.server_name, port.satellite_domain)
         announced = announcements.announce(asked)
         if port.one_request:
             caller.allow_one_request()
-            # Whoever reads it in time opens another connection at once for what it would be refused here.
+            # A client that reads this in time opens another connection at once for a request that would be refused here.
             announced = dataclasses.replace(announced, streams=1)
         caller.greeting.announce(announced)
-        headers = await _greet(caller, HTTP1_ANSWER)
+        first = await _greet(caller)
+        if isinstance(first, OtherProtocol):
+            return first
         await _wait_last(caller)
-        return headers, identity
+        return FirstRequest(first, identity)
     except PeerLeft as exc:
-        raise Gone(Outcome.PROBE) from exc
+        raise ConnectionOver(Outcome.PROBE) from exc
 
 
-async def _start_tls(caller: Caller, context: TlsServerContext | None) -> TlsIdentity:
-    if context is None:
-        return TlsIdentity()
-    client = caller.transport
+async def _begins_tls(client: Transport) -> bool:
     first = await client.peek(1)
     if not first:
-        raise Gone(Outcome.PROBE)
-    if first != TLS_RECORD_HANDSHAKE:
-        if (await client.peek(LONGEST_PREFIX_BYTES)).startswith(PREFIXES):
-            await _not_http2(caller, PeerKind.PROXY, b"")
-        await _refuse_plain(caller)
-    tls = TlsConnection(context, client.fileno)
+        raise ConnectionOver(Outcome.PROBE)
+    return first == TLS_RECORD_HANDSHAKE
+
+
+async def _start_tls(caller: Caller, context: TlsServerContext) -> TlsIdentity:
+    tls = TlsConnection(context, caller.transport.fileno)
     caller.place.cost(TLS_BYTES)
     try:
-        await client.start_tls(tls)
+        await caller.transport.start_tls(tls)
     except PeerLeft:
         raise
     except TransportError as exc:
         log.info("TLS handshake failed", extra={"fields": {"peer": caller.peer, "error": str(exc)}})
-        raise Gone(Outcome.TLS_FAILED, exc.limit if isinstance(exc, OverLimit) else None) from exc
+        raise ConnectionOver(Outcome.TLS_FAILED, exc.limit if isinstance(exc, OverLimit) else None) from exc
     return TlsIdentity(tls.server_name, tls.peer_certificate_der)
 
 
-async def _refuse_plain(caller: Caller) -> NoReturn:
-    """Hear a client out that speaks in the clear to a port with TLS. Raises TlsWanted behind its request, Gone.
+async def _hear_out(caller: Caller) -> OtherProtocol:
+    """Read the first request of a client that speaks in the clear to a port with TLS. Raises TlsWanted if it is HTTP/2.
 
-    By a call's own answer: gRPC libraries show it, and wait with the next connection until somebody calls again. A GOAWAY
-    instead has them reconnect at once, 20 times a second.
+    The client is refused by a call's own answer: gRPC libraries show it, and wait with the next connection until somebody
+    calls again. A GOAWAY instead has them reconnect at once, 20 times a second.
     """
+    if (await caller.transport.peek(LONGEST_PREFIX_BYTES)).startswith(PREFIXES):
+        return OtherProtocol(PeerKind.PROXY)
     caller.wants_tls = True
-    await _greet(caller, HTTP1_TLS_WANTED)
+    first = await _greet(caller)
+    if isinstance(first, OtherProtocol):
+        return first
     raise TlsWanted(TLS_WANTED)
 
 
-async def _greet(caller: Caller, http1_answer: bytes) -> RequestHeaders:
+async def _greet(caller: Caller) -> RequestHeaders | OtherProtocol:
     received = False
     while True:
         data = caller.transport.receive_nowait()
@@ -112,52 +136,36 @@ async def _greet(caller: Caller, http1_answer: bytes) -> RequestHeaders:
             await caller.transport.wait_readable()
             continue
         if not data:
-            raise Gone(Outcome.PROBE)
+            raise ConnectionOver(Outcome.PROBE)
         received = True
         for event in caller.receive(data):
             match event:
                 case RequestHeaders():
                     return event
                 case NotHttp2(kind=kind):
-                    await _not_http2(caller, kind, http1_answer)
+                    return OtherProtocol(kind)
                 case _:
                     pass
         if caller.greeting.leaving:
-            raise Gone(Outcome.PROBE)
+            raise ConnectionOver(Outcome.PROBE)
         await caller.flush()
 
 
 async def _wait_last(caller: Caller) -> None:
-    """Wait until a client that may send one request has heard so. Until then what else it asks is refused."""
+    """Wait until the client has read that it may send one request. Any other request of it is refused until then."""
     while not caller.knows_it_is_the_last:
         await caller.flush()
         data = await caller.transport.receive_some()
         if not data:
-            raise Gone(Outcome.CLIENT_GONE)
+            raise ConnectionOver(Outcome.CLIENT_GONE)
         caller.receive(data)
         if caller.greeting.leaving:
-            raise Gone(Outcome.CLIENT_GONE)
+            raise ConnectionOver(Outcome.CLIENT_GONE)
         if caller.greeting.transcript_full:
-            # Reading no more, as while it is held, would never show the ACK; one request's window is a quarter of this.
+            # If we stopped reading, as for a held client, its ACK would never come; one request's window is a quarter of
+            # this.
             raise over("TRANSCRIPT_BYTES")
         await trio.lowlevel.checkpoint()
     if caller.refused_requests:
         fields = {"peer": caller.peer, "requests": caller.refused_requests}
         log.info("further requests refused: one a connection here", extra={"fields": fields})
-
-
-async def _not_http2(caller: Caller, kind: PeerKind, http1_answer: bytes) -> NoReturn:
-    if kind is PeerKind.PROXY:
-        log.info(
-            "PROXY header of a peer that proxy_protocol.from does not name", extra={"fields": {"peer": caller.peer}}
-        )
-    answer = {PeerKind.HTTP1: http1_answer, PeerKind.TLS: TLS_ALERT, PeerKind.PROXY: b"", PeerKind.OTHER: b""}[kind]
-    outcome = {
-        PeerKind.HTTP1: Outcome.HTTP1,
-        PeerKind.TLS: Outcome.TLS_ON_PLAIN_PORT,
-        PeerKind.PROXY: Outcome.UNTRUSTED_PROXY_HEADER,
-        PeerKind.OTHER: Outcome.NOT_HTTP2,
-    }[kind]
-    await caller.transport.send_all(answer)
-    await caller.transport.close_gracefully()
-    raise Gone(outcome)

@@ -1,8 +1,10 @@
-"""How connections end before they are spliced: the closed list that logs and counters use."""
+"""How connections end before they are spliced: the closed list that the log and the metrics use, and the counters."""
 
 import collections
 import dataclasses
 import enum
+
+from bentpipe.proto.errors import GreetingError
 
 
 class Outcome(enum.Enum):
@@ -11,32 +13,32 @@ class Outcome(enum.Enum):
     SPLICED = "spliced"
     REFUSED = "refused"
     ANSWERED = "answered"
-    """Asked for a service of the daemon's own, and never for a satellite."""
+    """It asked for a service of the daemon's own, and never for a satellite."""
     PROBE = "probe"
-    """Closed by the peer before a request: a load balancer's health check. Not an error."""
+    """The peer closed it before a request, as a load balancer does that checks health. Not an error."""
     CLIENT_GONE = "client-gone"
-    """Left while it was held."""
+    """The client left while it was held."""
     DEADLINE = "deadline"
-    """No complete request before greeting_deadline."""
+    """There was no complete request before greeting_deadline."""
     MALFORMED = "malformed"
-    """Broke RFC 9113, or a limit of the greeting."""
+    """The client broke RFC 9113, or a limit of the greeting."""
     HTTP1 = "http1"
     NOT_HTTP2 = "not-http2"
     TLS_ON_PLAIN_PORT = "tls-on-plain-port"
     PLAIN_ON_TLS_PORT = "plain-on-tls-port"
     TLS_FAILED = "tls-failed"
     NO_PROXY_HEADER = "no-proxy-header"
-    """A peer of proxy_protocol.from began with something else than a PROXY header."""
+    """A peer in proxy_protocol.from did not begin with a PROXY header."""
     BAD_PROXY_HEADER = "bad-proxy-header"
-    """Its PROXY header is malformed, too long, or its checksum is wrong."""
+    """The PROXY header is malformed, too long, or its checksum is wrong."""
     UNTRUSTED_PROXY_HEADER = "untrusted-proxy-header"
-    """A PROXY header of a peer that is not in proxy_protocol.from, or on a port without it."""
+    """A PROXY header came from a peer that is not in proxy_protocol.from, or on a port without it."""
     BROKEN = "broken"
-    """The connection broke under us, or a leg failed between lease and hand-off."""
+    """The connection broke, or one of its legs failed between lease and hand-off."""
     OVER_LIMIT = "over-limit"
-    """A stranger that made room for others: max_strangers, max_connections_per_address or stranger_bytes."""
+    """A stranger was put out: max_strangers, max_connections_per_address or stranger_bytes was reached."""
     CRASHED = "crashed"
-    """A bug of ours; the log has its traceback."""
+    """A bug of bentpipe; the log has its traceback."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -53,9 +55,13 @@ class ConnectionCounters:
     answers: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     """What the daemon answered itself, by method and result ("Check SERVING", "Check NOT_FOUND")."""
 
+    def count_malformed(self, error: GreetingError) -> None:
+        """Count an error of a client's in HTTP/2."""
+        self.malformed[error.limit or error.error_code.name] += 1
 
-class Gone(Exception):
-    """The connection is over and nothing is left to say; `outcome` is how it is counted, `limit` what it passed, if any."""
+
+class ConnectionOver(Exception):
+    """The connection is over and the client is told nothing more. `limit` names the limit that it broke, if any."""
 
     def __init__(self, outcome: Outcome, limit: str | None = None) -> None:
         super().__init__(outcome.value)

@@ -1,12 +1,12 @@
-"""Keeps turns of the Trio thread short when many have something costly to do at once.
+"""Keeps turns of the Trio thread short if many tasks have a costly step to do at once.
 
-A turn runs every task that can run, and nobody is read meanwhile: a thousand clients that are refused in the same instant
-at a millisecond each are a second. So each step that a peer can make costly (a part of a handshake, a read, a piece fed to
-h2) takes its turn first: while the turn has lasted for less than TURN_BUDGET_S it goes on at once, else it waits for one of
-those to come, in order. A turn is then the budget and one step, or a few small ones, longer at the most.
+A turn runs every task that can run, and no client is read meanwhile: a thousand clients that are refused in the same instant
+at a millisecond each would take a second. So a task calls `take_turn` before each step that a peer can make costly (a part
+of a handshake, a read, a piece fed to h2). If the turn has lasted for less than TURN_BUDGET_S, the task goes on at once.
+Else it waits for a later turn, in order. A turn then lasts for the budget and one step, or a few small ones.
 
-There are two lines. Who is in its greeting may be a caller with a token; what is done for strangers who are known to be
-none (they ask for health, or are refused) comes after that, so that however much they ask for nobody else waits for it.
+There are two lines. A client in its greeting may be a caller with a token. Connections that are known to be strangers' (they
+ask for health, or are being refused) wait in the second line, so that no caller waits for them, whatever they ask for.
 """
 
 import time
@@ -14,23 +14,24 @@ import time
 import trio
 
 TURN_BUDGET_S = 0.01
-"""A fifth of what is counted as a long turn; a refusal, a handshake or a greeting is below 1 ms, so a dozen of them."""
+"""A fifth of what counts as a long turn. A refusal, a handshake or a greeting takes less than 1 ms, so a dozen of them
+fit."""
 
 LET_IN = 16
-"""How many of those who wait look again in a turn: what is over the budget waits on."""
+"""How many waiting tasks look again in a turn: those beyond the budget wait on."""
 
 
 class _Line:
-    """Of those who wait for a turn with room, first come first let in."""
+    """Tasks that wait for a turn with room, first come first served."""
 
     def __init__(self) -> None:
         self.lot = trio.lowlevel.ParkingLot()
         self.owed = False
-        """Whether one may go on whatever the turn has cost: one a turn, or others could keep them out for ever."""
+        """Whether one task may go on whatever the turn has cost: one a turn, or the others could keep it out for ever."""
 
 
 class _Pacer(trio.abc.Instrument):
-    """Of one run of Trio."""
+    """The pacer of one run of Trio."""
 
     def __init__(self) -> None:
         self._began_s = time.perf_counter()
@@ -41,7 +42,7 @@ class _Pacer(trio.abc.Instrument):
         self._began_s = time.perf_counter()
 
     async def take_turn(self, *, last: bool) -> None:
-        """Return at once if there is room and nobody before."""
+        """Return at once if there is room and no task waits in front."""
         line = self._last if last else self._first
         if self._go_on(line) and not line.lot:
             return
@@ -55,7 +56,7 @@ class _Pacer(trio.abc.Instrument):
                 return
 
     def _go_on(self, line: _Line) -> bool:
-        """Whether there is room in this turn, and nobody of the other line before this one."""
+        """Whether there is room in this turn, and the line in front is empty."""
         return time.perf_counter() - self._began_s < TURN_BUDGET_S and (line is self._first or not self._first.lot)
 
     def _let_in(self) -> None:
@@ -70,9 +71,9 @@ _pacer: trio.lowlevel.RunVar[_Pacer] = trio.lowlevel.RunVar("bentpipe pacer")
 
 
 async def take_turn(*, last: bool = False) -> None:
-    """Call before a costly step. No checkpoint if the step may be made at once; may be cancelled only while it waits.
+    """Call before a costly step. It is not a checkpoint if the step may be made at once; it can be cancelled while it waits.
 
-    `last`: it is for somebody who is no caller with a token, and waits for all who may be one, but for one step a turn.
+    `last`: the step is for a stranger, and waits for all connections that may be callers', except one step a turn.
     """
     try:
         pacer = _pacer.get()

@@ -1,21 +1,21 @@
-"""The first round trip after the replay: relays both ways in Python until the ACK of our SETTINGS was taken out.
+"""The first round trip after the replay: relays both ways in Python until the ACK of our SETTINGS has been taken out.
 
-The satellite never saw our SETTINGS, and most servers end a connection on an ACK they did not ask for (RFC 9113
-§6.5.3). Only the client-to-satellite direction is framed meanwhile; the other flows at once.
+The satellite never saw our SETTINGS, and most servers end a connection on an ACK that they did not ask for (RFC 9113
+§6.5.3). Only the direction from client to satellite is read as frames; the other is passed on as it comes.
 """
 
 import trio
 
-from bentpipe.daemon.edge.outcomes import Gone, Outcome
+from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.edge.transport import OverLimit, Transport, TransportError
 from bentpipe.proto.ack_filter import AckFilter
 from bentpipe.proto.errors import GreetingError
 
 
 async def relay_until_ack(client: Transport, satellite: Transport, ack_filter: AckFilter) -> None:
-    """Return with both directions at a byte boundary and nothing buffered here.
+    """Return once the ACK has been taken out; no byte of either direction is buffered here then.
 
-    Raises TransportError, GreetingError (broken framing) or Gone if either side ends first.
+    Raises TransportError, GreetingError (broken framing) or ConnectionOver if either side ends first.
     """
     await _Relay(client, satellite, ack_filter).run()
 
@@ -33,7 +33,7 @@ class _Relay:
             nursery.start_soon(self._downstream, nursery.cancel_scope)
             try:
                 await self._upstream()
-            except (Gone, GreetingError, TransportError) as exc:
+            except (ConnectionOver, GreetingError, TransportError) as exc:
                 self._failure = exc
                 nursery.cancel_scope.cancel()
             self._waiting.cancel()
@@ -44,23 +44,23 @@ class _Relay:
         while not self._filter.done:
             data = await self._client.receive_some()
             if not data:
-                raise Gone(Outcome.CLIENT_GONE)
+                raise ConnectionOver(Outcome.CLIENT_GONE)
             await self._satellite.send_all(self._filter.receive_data(data))
 
     async def _downstream(self, both: trio.CancelScope) -> None:
-        """Copy until told to stop. Only the wait is ever told: bytes once read are always sent on."""
+        """Copy until told to stop. Only the wait can be stopped: bytes that were read are always sent on."""
         try:
             while not self._filter.done:
                 with trio.CancelScope() as self._waiting:
                     await self._satellite.wait_readable()
                 data = self._satellite.receive_nowait()
                 if data == b"":
-                    raise Gone(Outcome.BROKEN)
+                    raise ConnectionOver(Outcome.BROKEN)
                 if data:
                     await self._client.send_all(data)
         except OverLimit as exc:
-            self._failure = TransportError(f"the satellite: {exc}")  # OverLimit is what the client does
+            self._failure = TransportError(f"the satellite: {exc}")  # an OverLimit would be counted as the client's
             both.cancel()
-        except (Gone, TransportError) as exc:
+        except (ConnectionOver, TransportError) as exc:
             self._failure = exc
             both.cancel()

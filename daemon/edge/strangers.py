@@ -1,8 +1,9 @@
-"""Those who have shown no proof yet: counted by address prefix, and who of them has to go when they are too many. Pure.
+"""Counts strangers by address prefix, and finds the stranger to put out if there are too many. Pure.
 
-IPv4 counts by /32, IPv6 by /64, since a /64 is one customer's at least (RFC 6177, RFC 7934), IPv4-mapped addresses as
-IPv4. A /48 or /56 is often one customer's too, and to be had for free: who has to go is looked for in the most crowded
-/48, in it in the most crowded /56, and so on, so that 65,536 prefixes of one attacker weigh no more than one of them.
+IPv4 counts by /32. IPv6 counts by /64, since a /64 belongs to one customer at least (RFC 6177, RFC 7934). IPv4-mapped
+addresses count as IPv4. A /48 or /56 often belongs to one customer too, and costs nothing. So the stranger to put out is
+looked for in the most crowded /48, there in the most crowded /56, and so on: 65,536 prefixes of one attacker then weigh no
+more than one prefix.
 """
 
 import ipaddress
@@ -15,7 +16,7 @@ IPV6_PREFIXES = (48, 56, 64)
 
 
 def prefix_of(host: str) -> Path:
-    """The prefix of an IP address, perhaps with a zone; what is none (a peer by a Unix socket) is one by itself."""
+    """Find the prefix of an IP address, which may have a zone. Any other peer (a Unix socket's) is a prefix of its own."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -29,7 +30,7 @@ def prefix_of(host: str) -> Path:
 
 
 class Stranger(Protocol):
-    """What is counted: its prefix, since when, and its bytes."""
+    """A stranger as it is counted: its prefix, the time of its accept, and its bytes."""
 
     @property
     def path(self) -> Path: ...  # noqa: D102
@@ -43,7 +44,7 @@ S = TypeVar("S", bound=Stranger)
 
 
 class _Group(Generic[S]):
-    """All strangers of one prefix: groups of finer ones, or of the finest the strangers themselves, first come first."""
+    """All strangers of one prefix: the groups of its finer prefixes, or of the finest the strangers, in order of arrival."""
 
     __slots__ = ("count", "finer", "held_bytes", "ranks", "strangers")
 
@@ -55,7 +56,8 @@ class _Group(Generic[S]):
         self.strangers: dict[S, None] = {}
 
     def moved(self, key: str, before: int, after: int) -> None:
-        """A finer group counts one more or less: keep the ranks, so that the most crowded is found without a search."""
+        """Keep the ranks when a finer group has grown or shrunk by one, so that the most crowded is found without a
+        search."""
         self.ranks[before].pop(key, None)
         if after:
             if after == len(self.ranks):
@@ -65,7 +67,7 @@ class _Group(Generic[S]):
             self.ranks.pop()
 
     def most_crowded(self) -> "_Group[S]":
-        """Of the finer ones."""
+        """The most crowded of the finer groups."""
         return self.finer[next(iter(self.ranks[-1]))]
 
 
@@ -80,7 +82,7 @@ class Strangers(Generic[S]):
 
     @property
     def held_bytes(self) -> int:
-        """What all of them hold."""
+        """The bytes of all strangers."""
         return self._root.held_bytes
 
     def add(self, stranger: S) -> None:
@@ -114,12 +116,12 @@ class Strangers(Generic[S]):
         del group.strangers[stranger]
 
     def grew(self, stranger: S, difference: int) -> None:
-        """A stranger's bytes have changed by so much."""
+        """Count that a stranger's bytes have changed by so much."""
         for group in (self._root, *self._groups(stranger.path)):
             group.held_bytes += difference
 
     def _groups(self, path: Path) -> list[_Group[S]]:
-        """Those on the way to a prefix; fewer if nobody is there."""
+        """The groups on the way to a prefix; fewer if it has no strangers."""
         groups: list[_Group[S]] = []
         group = self._root
         for key in path:
@@ -134,29 +136,29 @@ class Strangers(Generic[S]):
         return groups[-1] if len(groups) == len(path) else None
 
     def count_of(self, path: Path) -> int:
-        """How many a prefix has."""
+        """How many strangers a prefix has."""
         found = self._finest(path)
         return 0 if found is None else found.count
 
     def bytes_of(self, path: Path) -> int:
-        """What a prefix holds."""
+        """The bytes of a prefix."""
         found = self._finest(path)
         return 0 if found is None else found.held_bytes
 
     def oldest_of(self, path: Path) -> S | None:
-        """Who of a prefix came first."""
+        """The stranger of a prefix that came first."""
         found = self._finest(path)
         return None if found is None else next(iter(found.strangers))
 
     def oldest_of_the_most_crowded(self) -> S | None:
-        """Who goes when there are too many."""
+        """The stranger to put out if there are too many."""
         group = self._root
         while group.finer:
             group = group.most_crowded()
         return next(iter(group.strangers), None)
 
     def most_expensive(self, path: Path = ()) -> S | None:
-        """Who goes when they hold too many bytes: of the prefix that holds most (or of a given one) who holds most."""
+        """The stranger to put out for its bytes: the one with most, in the prefix with most (or in the given prefix)."""
         group = self._finest(path) if path else self._root
         if group is None:
             return None

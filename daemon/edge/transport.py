@@ -1,7 +1,7 @@
-"""One socket, with or without TLS, as the edge sees it before the hand-off.
+"""One socket, with or without TLS, as the edge uses it before the hand-off.
 
-Owns: a non-blocking socket and its TLS connection, until `detach` gives both away, once. Reads are split into a wait
-that may be cancelled and a read that cannot block, so a cancelled reader never loses a byte. Never buffers.
+Owns: a non-blocking socket and its TLS connection, until `detach` gives both away, once. A read is split into a wait, which
+may be cancelled, and a read that cannot block, so a cancelled reader never loses a byte. It never buffers.
 """
 
 import contextlib
@@ -15,31 +15,31 @@ from bentpipe.native.engine import Leg
 from bentpipe.native.tls import TlsConnection, TlsError, TlsFlood, TlsTruncated, WantRead, WantWrite
 
 RECEIVE_BYTES = 16 * 1024
-"""One read: the size of a TLS record and of HTTP/2's default frame, so that neither is split without need."""
+"""Bytes of one read: the size of a TLS record and of HTTP/2's default frame, so that neither is split without need."""
 
 LINGER_S = 1.0
-"""How long unread input is drained before close: closing over it sends RST, which destroys what the peer has not read
-yet (RFC 9112 §9.6; grpc-go waits as long for the same reason)."""
+"""For how long unread input is drained before the close. A close with unread input sends RST, which destroys what the peer
+has not read yet (RFC 9112 §9.6; grpc-go waits as long for the same reason)."""
 
 LINGER_BYTES = 1 << 20
-"""What is drained at most meanwhile."""
+"""How much is drained meanwhile, at most."""
 
 HANGUP_LOOK_S = 0.25
-"""Between two looks whether a client whose transcript is full is still there. There are few such: limits.held_bytes, by
-256 KiB each."""
+"""Pause between two looks whether a client whose transcript is full is still connected. There are few such clients:
+limits.held_bytes bounds them, at 256 KiB each."""
 
 READS_A_TURN = 4
-"""What is read of one peer before others have a turn: 64 KiB, or fewer bytes if they come in small TLS records."""
+"""Reads of one peer before other peers get a turn: 64 KiB, or fewer bytes if they come in small TLS records."""
 
 GOODBYE_POLL_S = 0.01
-"""Between two looks at what the kernel's TLS still queues; nothing tells when that changes."""
+"""Pause between two looks at what the kernel's TLS still queues; the kernel has no event for it."""
 
 KEEPALIVE_IDLE_S = 60
 KEEPALIVE_INTERVAL_S = 10
 KEEPALIVE_PROBES = 6
 USER_TIMEOUT_MS = 120_000
-"""A dead peer is found after about two minutes, be it silent (keepalive) or not acknowledging (tcp(7),
-TCP_USER_TIMEOUT)."""
+"""A dead peer is found after about two minutes: a silent one by keepalive, one that does not acknowledge by TCP_USER_TIMEOUT
+(tcp(7))."""
 
 
 class TransportError(Exception):
@@ -47,7 +47,7 @@ class TransportError(Exception):
 
 
 class OverLimit(TransportError):
-    """The peer sent too much that carries nothing; `limit` names what it passed. It can be written to, but not read."""
+    """The peer sent too much that carries no data; `limit` names the limit. It can be written to, and not read any more."""
 
     def __init__(self, words: str, limit: str) -> None:
         super().__init__(words)
@@ -55,7 +55,7 @@ class OverLimit(TransportError):
 
 
 class PeerLeft(TransportError):
-    """The peer went away: by RST, or out of TLS without close_notify (RFC 8446 §6.1). Health checks do both."""
+    """The peer left by RST, or ended TLS without close_notify (RFC 8446 §6.1). Health checks do both."""
 
 
 def _broken(error: TlsError | OSError) -> TransportError:
@@ -66,7 +66,7 @@ def _broken(error: TlsError | OSError) -> TransportError:
 
 
 def tune_socket(sock: socket.socket) -> None:
-    """Set what every leg needs: no Nagle delay, and dead peers noticed. Quietly skips sockets that are not TCP."""
+    """Turn off Nagle's delay, and turn on what finds dead peers. A socket that is not TCP is only made non-blocking."""
     sock.setblocking(False)
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
@@ -79,7 +79,7 @@ def tune_socket(sock: socket.socket) -> None:
 
 
 class Transport:
-    """A connected socket; takes it. All methods raise TransportError when the connection is broken."""
+    """A connected socket, which it takes over. All methods raise TransportError when the connection is broken."""
 
     def __init__(self, sock: socket.socket) -> None:
         tune_socket(sock)
@@ -87,9 +87,9 @@ class Transport:
         self._tls: TlsConnection | None = None
         self._open = True
         self._said = False
-        """Whether we have sent anything: words that an RST could still destroy."""
+        """Whether we have sent anything that an RST could still destroy."""
         self._dry = True
-        """TLS: whether OpenSSL has nothing left that a read could return; it reads ahead of the record it is at."""
+        """Whether OpenSSL has nothing left that a read could return; it reads ahead of the present record."""
         self._reads = 0
         self._resting = False
 
@@ -131,9 +131,9 @@ class Transport:
                 raise _broken(exc) from exc
 
     def receive_nowait(self, max_bytes: int = RECEIVE_BYTES) -> bytes | None:
-        """Read what is there: b"" at the end of the stream, None if nothing is there yet or the peer has had its turn.
+        """Read what has come: b"" at the end of the stream, None if nothing has come or the peer has had its turn.
 
-        After None `wait_readable` is to be awaited.
+        After None await `wait_readable`.
         """
         self._dry = False
         if self._reads == READS_A_TURN:
@@ -146,13 +146,13 @@ class Transport:
         except (BlockingIOError, WantRead, WantWrite):
             self._dry = True
             self._reads = 0
-            # WantWrite on a read (a KeyUpdate's answer that does not fit) is rare; the next write flushes it.
+            # WantWrite on a read is rare: an answer to KeyUpdate that does not fit. The next write flushes it.
             return None
         except (TlsError, OSError) as exc:
             raise _broken(exc) from exc
 
     async def wait_readable(self) -> None:
-        """Wait until `receive_nowait` is worth calling again; cancelling it loses nothing."""
+        """Wait until `receive_nowait` may return more. If it is cancelled, no byte is lost."""
         if not self._resting and (self._tls is None or self._dry):
             await trio.lowlevel.wait_readable(self._sock)
         else:
@@ -171,8 +171,8 @@ class Transport:
     async def wait_hangup(self) -> None:
         """Wait until the peer has ended or reset the connection, whatever lies unread before that.
 
-        Readability cannot tell while bytes are left in the socket on purpose; POLLRDHUP can (poll(2)). It is asked for
-        again and again, since Trio has no way to wait for it, and an epoll for each would be another descriptor a client.
+        While bytes are left in the socket on purpose, it is always readable; POLLRDHUP still tells (poll(2)). It is polled,
+        because Trio cannot wait for it, and an epoll instance for each client would cost a further descriptor.
         """
         watch = select.poll()
         watch.register(self._sock, select.POLLRDHUP)
@@ -180,7 +180,7 @@ class Transport:
             await trio.sleep(HANGUP_LOOK_S)
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
-        """Write what fits and return how much; 0 if nothing does.
+        """Write as much as the socket takes, and return how much; 0 if it takes nothing.
 
         After a partial write the next one must begin with the same bytes (SSL_write(3)).
         """
@@ -193,11 +193,11 @@ class Transport:
             raise _broken(exc) from exc
 
     async def wait_writable(self) -> None:
-        """Wait until `send_nowait` is worth calling again."""
+        """Wait until `send_nowait` may take more."""
         await trio.lowlevel.wait_writable(self._sock)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Write everything. If cancelled, an unknown part was written: the stream is then good for closing only."""
+        """Write everything. If cancelled, an unknown part was written, and the stream can only be closed."""
         rest = memoryview(data)
         while rest:
             sent = self.send_nowait(rest)
@@ -207,15 +207,15 @@ class Transport:
                 await self.wait_writable()
 
     def detach(self) -> Leg:
-        """Make the pair ready for the engine; `detached` must be called when the engine has taken it.
+        """Make the socket and its TLS ready for the engine; call `detached` when the engine has taken them.
 
-        Trio forgets the descriptor first: its epoll must not go on watching a socket that another thread owns.
+        Trio forgets the descriptor first: its epoll must not watch a socket that another thread owns.
         """
         trio.lowlevel.notify_closing(self._sock)
         return Leg(self._sock.fileno(), self._tls)
 
     def detached(self) -> None:
-        """The engine owns the descriptor and the TLS connection now: forget both without closing them."""
+        """Forget the descriptor and the TLS connection without closing them: the engine owns them now."""
         self._sock.detach()
         self._tls = None
         self._open = False
@@ -223,7 +223,7 @@ class Transport:
     async def close_gracefully(self) -> None:
         """Half-close, drain what the peer still sends, close; bounded by LINGER_S and LINGER_BYTES. Idempotent.
 
-        Never raises TransportError. If cancelled, or if nothing was ever said to the peer, it is closed at once.
+        Never raises TransportError. If it is cancelled, or if nothing was sent to the peer, the socket is closed at once.
         """
         try:
             if self._open and self._said:
@@ -236,11 +236,11 @@ class Transport:
             self.close()
 
     async def _drain(self) -> None:
-        """Read to the end of the stream, without a look at it: what cannot be decrypted is drained too."""
+        """Read the socket to the end of the stream, whatever comes: bytes that cannot be decrypted are drained too."""
         drained = 0
         while drained < LINGER_BYTES:
             try:
-                # With room for what the kernel's TLS says beside a record that is no data: it is stuck there otherwise.
+                # With room for a control message: the kernel's TLS stops at a record that is not data otherwise.
                 size = len(self._sock.recvmsg(RECEIVE_BYTES, socket.CMSG_SPACE(1))[0])
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._sock)
@@ -250,7 +250,7 @@ class Transport:
             drained += size
 
     async def _say_goodbye(self, tls: TlsConnection) -> None:
-        """Send close_notify, and let the kernel's TLS, if it is that, pass on what FIN would overtake."""
+        """Send close_notify. If TLS is the kernel's, wait until it has passed on what FIN would overtake."""
         with contextlib.suppress(WantRead, TlsError):
             while True:
                 try:
@@ -261,7 +261,7 @@ class Transport:
                     await trio.sleep(GOODBYE_POLL_S)
 
     def close(self) -> None:
-        """Close at once; idempotent. With unread input the peer sees RST, and perhaps not our last words."""
+        """Close at once; idempotent. If input is unread, the peer gets RST, and may lose our last words."""
         if not self._open:
             return
         self._open = False

@@ -1,4 +1,4 @@
-"""Does something unless a lease is over first: nobody goes on talking to what is no longer the satellite."""
+"""Does something while a lease holds: a task must not go on with an address that is no longer the satellite's."""
 
 from collections.abc import Awaitable, Callable
 
@@ -8,9 +8,8 @@ from bentpipe.daemon.errors import BentpipeError
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
 
 
-async def unless(over: trio.Event, work: Callable[[], Awaitable[None]]) -> bool:
-    """Run `work` until it is done or `over` is set. Returns whether it is done; raises what it raises of BentpipeError."""
-    done = False
+async def unless(over: trio.Event, work: Callable[[], Awaitable[None]]) -> None:
+    """Run `work` until it is done, or cancel it once `over` is set. Raises what it raises of BentpipeError."""
     failure: BentpipeError | None = None
     async with trio.open_nursery() as nursery:
 
@@ -21,12 +20,11 @@ async def unless(over: trio.Event, work: Callable[[], Awaitable[None]]) -> bool:
         nursery.start_soon(run_owned, Owner("lease", decision=Decision.GIVE_UP), end_if_over)
         try:
             await work()
-            done = True
         except BentpipeError as exc:
             failure = exc
         nursery.cancel_scope.cancel()
     if failure is None:
-        return done
+        return
     try:
         raise failure
     finally:

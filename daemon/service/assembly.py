@@ -1,7 +1,7 @@
-"""Builds the daemon out of a configuration: each part gets its section and the parts it works with. Starts nothing.
+"""Builds the daemon of a configuration: each part gets its section and the parts that it works with. Starts nothing.
 
-Order: what the operator may have to mend comes first (descriptors, certificates, sockets), so that a daemon that cannot
-start has touched nothing.
+The steps that may fail for the operator to mend come first (descriptors, certificates, sockets), so that a daemon that
+cannot start has touched nothing.
 """
 
 import dataclasses
@@ -14,11 +14,12 @@ from bentpipe.daemon.edge.accounts import Accounts, account_limits_of
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.boot_id import BootIdQuery
 from bentpipe.daemon.edge.deadlines import Deadlines
+from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
+from bentpipe.daemon.edge.health_connection import HealthChecks
 from bentpipe.daemon.edge.identity import Identities
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
-from bentpipe.daemon.edge.session import Edge
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, Transition
@@ -42,7 +43,7 @@ log = logging.getLogger("bentpipe")
 
 
 def assemble(config: Config) -> Daemon:
-    """Build it. Raises OSError (a port is taken, a bad key, TooFewDescriptors) or TlsError (a bad certificate)."""
+    """Build the daemon. Raises OSError (a taken port, a bad key, TooFewDescriptors) or TlsError (a bad certificate)."""
     given = soft_limit()
     descriptors = share_out(config, raise_limit())
     ktls = find_ktls(config)
@@ -57,12 +58,14 @@ def assemble(config: Config) -> Daemon:
     books = Books(stores, _recorder_of(config, stores))
     announcements = Announcements()
     health, fleet = _fleet_of(config, provider, books, BootIdQuery(satellite_tls, announcements.hear))
+    identities = Identities(account_parts.admission, account_parts.certificates)
+    counters = ConnectionCounters()
     edge = Edge(
         fleet=fleet,
-        identities=(identities := Identities(account_parts.admission, account_parts.certificates)),
-        health=health,
+        identities=identities,
+        services=(HealthChecks(health, identities, counters, config.limits.stranger_age_s),),
         handoff=HandOff(engine),
-        counters=ConnectionCounters(),
+        counters=counters,
         accounts=Accounts(
             account_limits_of(config.limits, descriptors.connections),
             trio.current_time,
@@ -71,12 +74,12 @@ def assemble(config: Config) -> Daemon:
         satellite_tls=satellite_tls,
         greetings=Deadlines(config.limits.greeting_deadline_s),
         announcements=announcements,
-        stranger_age_s=config.limits.stranger_age_s,
         admit_below_fd=descriptors.admit_below,
     )
     return Daemon(
         config=config,
         edge=edge,
+        health=health,
         account_parts=account_parts,
         engine=engine,
         provider=provider,
@@ -105,7 +108,7 @@ def _recorder_of(config: Config, stores: Stores) -> Recorder | None:
 
 
 def _fleet_of(config: Config, provider: Providers, books: Books, boot_ids: BootIdQuery) -> tuple[HealthBoard, Fleet]:
-    """The satellites, and what health checks are told of them. Their changes are logged, counted and recorded."""
+    """Build the satellites, and their health for health checks. Each change of state is logged, counted and recorded."""
 
     def observe(transition: Transition) -> None:
         _log_transition(transition)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from bentpipe.config.load import load_config
-from bentpipe.daemon.edge.handoff import Coming, HandOff, Splice
+from bentpipe.daemon.edge.handoff import HandOff, Pending, Splice
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.control import SERVICE_SOCKET, ControlError, Fields, Verb, ask
@@ -16,7 +16,7 @@ log = logging.getLogger("bentpipe")
 
 
 def cut_verb(handoff: HandOff, fleet: Fleet) -> Verb:
-    """`{"principal": NAME}` or `{"satellite": "ORG/NAME"}`; answers `{"cut": N}`."""
+    """Make the verb: it takes `{"principal": NAME}` or `{"satellite": "ORG/NAME"}`, and answers `{"cut": N}`."""
     known = {satellite.key for satellite in fleet.satellites}
 
     async def cut(fields: Fields) -> Fields:
@@ -43,7 +43,7 @@ def cut_revoked(handoff: HandOff) -> Callable[[str], None]:
     return cut
 
 
-def _meant(fields: Fields, known: set[SatelliteKey]) -> Callable[[Splice | Coming], bool]:
+def _meant(fields: Fields, known: set[SatelliteKey]) -> Callable[[Splice | Pending], bool]:
     match dict(fields):
         case {"principal": str(name), **rest} if not rest:
             return lambda splice: splice.is_of(name)
@@ -54,7 +54,7 @@ def _meant(fields: Fields, known: set[SatelliteKey]) -> Callable[[Splice | Comin
                 raise ControlError(f"no satellite {text!r} here: expected ORG/NAME of the configuration")
             return lambda splice: splice.key == key
         case _:
-            raise ControlError("cut takes one of principal and satellite, a string")
+            raise ControlError("cut needs either principal or satellite, as a string")
 
 
 def run_cut(config_path: Path | None, principal: str | None, satellite: str | None) -> None:

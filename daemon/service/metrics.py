@@ -1,7 +1,7 @@
 """Serves the metrics to Prometheus: `GET /metrics` over HTTP/1.1, one answer a connection, on a socket of its own.
 
-Owns: that socket, and a handful of short connections. Whoever can connect may read; so the address is a loopback one,
-unless the network is to be trusted.
+Owns: that socket, and a handful of short connections. Anybody who can connect may read the metrics. So the address should be
+a loopback address, unless the network is trusted.
 """
 
 import socket
@@ -20,10 +20,10 @@ from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 
 CONNECTIONS = 8
-"""At once: a scraper has one. For what comes beyond, the oldest of the most crowded address is closed: nobody can keep the
-scraper out by connecting before it."""
+"""Connections at once; a scraper needs one. If there are more, the oldest of the most crowded address is closed: a client
+that connects before the scraper cannot keep it out."""
 HEAD_BYTES = 8 << 10
-"""Of a request: Prometheus sends some 300."""
+"""Of a request's head: Prometheus sends some 300 bytes."""
 DEADLINE_S = 5.0
 """From accept to the end of the answer; Prometheus gives up after ten."""
 LIMITS = AccountLimits(
@@ -39,7 +39,7 @@ class _DaemonCollector(Collector):
         self._daemon = daemon
 
     def collect(self) -> Iterator[Family]:
-        """Read everything now. What cannot be read is left out, and noted as a failure."""
+        """Read every metric now. One that cannot be read is left out, and noted as a failure."""
         look = Snapshot(self._daemon)
         for metric in METRICS:
             family: Family | None = None
@@ -92,8 +92,7 @@ class MetricsServer:
         async with stream:
             place = self._accounts.open(str(stream.socket.getpeername()[0]))
             try:
-                with trio.move_on_after(DEADLINE_S) as stay:
-                    place.on_put_out(stay.cancel)
+                with trio.move_on_after(DEADLINE_S) as place.scope:
                     head = await _read_head(stream)
                     if head:
                         await stream.send_all(self._answer(head))
@@ -101,7 +100,7 @@ class MetricsServer:
                         # Until the scraper has read it all and closed.
                         await stream.receive_some()
             except trio.BrokenResourceError:
-                pass  # it went away, and will come again
+                pass  # the scraper has left, and will come again
             finally:
                 place.release()
 
@@ -124,7 +123,7 @@ class MetricsServer:
 
 
 async def _read_head(stream: trio.SocketStream) -> bytes:
-    """Read a request's head, or what there is of it at the end or at HEAD_BYTES."""
+    """Read a request's head, or its beginning if the client ends it or it is longer than HEAD_BYTES."""
     head = b""
     while HEAD_END not in head and len(head) < HEAD_BYTES:
         data = await stream.receive_some(HEAD_BYTES - len(head))

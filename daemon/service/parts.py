@@ -1,6 +1,6 @@
 """The daemon as one value: its parts, connected to each other. `assembly.py` builds it, `running.py` runs it.
 
-It decides nothing. Whoever needs to look into a running daemon (the metrics, the signals, a test) is given this.
+It decides nothing. Code that has to read a running daemon (the metrics, the signals, a test) gets this value.
 """
 
 import collections
@@ -10,10 +10,10 @@ import trio
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.edge.accounts import Accounts
+from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
-from bentpipe.daemon.edge.session import Edge
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteState
@@ -27,7 +27,7 @@ from bentpipe.native.engine import Engine
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Books:
-    """What the daemon keeps: the stores, and what it writes of the satellites' changes of state."""
+    """The stores, and what the daemon writes down of the satellites' changes of state."""
 
     stores: Stores
     recorder: Recorder | None
@@ -42,6 +42,7 @@ class Daemon:
 
     config: Config
     edge: Edge
+    health: HealthBoard
     account_parts: AccountParts
     engine: Engine
     provider: Providers
@@ -70,11 +71,6 @@ class Daemon:
     def handoff(self) -> HandOff:
         """The spliced connections."""
         return self.edge.handoff
-
-    @property
-    def health(self) -> HealthBoard:
-        """What health checks are told."""
-        return self.edge.health
 
     @property
     def counters(self) -> ConnectionCounters:

@@ -1,7 +1,7 @@
-"""What the daemon listens on: the clients' sockets with what is spoken there, the metrics' and the control socket.
+"""Opens what the daemon listens on: the clients' sockets with their TLS, the metrics' socket and the control socket.
 
-Everything here can fail for the operator's sake (a port that is taken, a certificate that cannot be read), so `open_ports`
-is called before anything is started. It raises OSError or TlsError, whose words name what is wrong.
+All of this can fail for reasons that the operator must mend: a port is taken, a certificate cannot be read. So it is done
+before anything is started. It raises OSError or TlsError, and the message says what is wrong.
 """
 
 import contextlib
@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 
 from bentpipe.config.model import Config, ListenerSection, SatelliteTlsSection
 from bentpipe.daemon.edge.arrival import Proxies
+from bentpipe.daemon.edge.dial import SatelliteTls
+from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.listener import Listener, bind
 from bentpipe.daemon.edge.opening import Port
-from bentpipe.daemon.edge.session import Edge
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.certificates import CertificateReload
@@ -24,13 +25,10 @@ from bentpipe.native.tls import TlsClientContext, TlsServerContext
 
 log = logging.getLogger("bentpipe")
 
-SatelliteTls = dict[SatelliteKey, tuple[TlsClientContext, str | None]]
-"""What each satellite with TLS is trusted by, and its server name if it is not its address."""
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OpenPorts:
-    """Sockets that listen, before anybody accepts."""
+    """Sockets that listen, before any connection is accepted."""
 
     clients: tuple[tuple[ListenerSection, Port, socket.socket], ...]
     metrics: tuple[socket.socket, ...]
@@ -39,7 +37,7 @@ class OpenPorts:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ports:
-    """What serves them."""
+    """The sockets with what serves them."""
 
     listeners: tuple[Listener, ...]
     certificates: CertificateReload
@@ -49,7 +47,7 @@ class Ports:
 
 
 def find_ktls(config: Config) -> Ktls:
-    """Say what of the kernel's TLS the engine may use: what a self-test has seen work, if there is any TLS."""
+    """Find which of the kernel's TLS the engine may use: what a self-test has seen work, if any TLS is configured."""
     encrypted = any(each.tls for each in config.listener) or any(each.tls for each in config.satellite)
     if config.engine.ktls == "off" or not encrypted:
         return Ktls.NONE
@@ -59,7 +57,7 @@ def find_ktls(config: Config) -> Ktls:
 
 
 def satellite_tls_of(config: Config, ktls: Ktls) -> SatelliteTls:
-    """Read what the satellites are trusted by. Raises TlsError, naming the file."""
+    """Read the certificates by which satellites are trusted. Raises TlsError, naming the file."""
     return {
         SatelliteKey(section.org, section.name): (_trust(section.tls, ktls), section.tls.server_name)
         for section in config.satellite
@@ -106,7 +104,7 @@ def open_ports(config: Config, spoken: Sequence[Port]) -> OpenPorts:
 
 
 def _listening(section: ListenerSection, passed: dict[str, list[socket.socket]]) -> list[socket.socket]:
-    """The sockets of one listener: of its own, or those that systemd passed by its name. Raises OSError."""
+    """Open the sockets of one listener, or take those that systemd has passed for it. Raises OSError."""
     if section.address is not None:
         return bind(*section.address)
     if section.systemd in passed:
@@ -115,7 +113,7 @@ def _listening(section: ListenerSection, passed: dict[str, list[socket.socket]])
 
 
 def serve_ports(opened: OpenPorts, edge: Edge, ktls: Ktls, verbs: Mapping[str, Verb]) -> Ports:
-    """Make what serves the sockets; it takes them. `verbs` is what the control socket can be asked for."""
+    """Make what serves the sockets, which it takes over. `verbs` are the verbs of the control socket."""
     listeners = tuple(Listener(sock, port, edge) for _, port, sock in opened.clients)
     sections = [section for section, _, _ in opened.clients]
     return Ports(

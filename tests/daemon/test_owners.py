@@ -10,9 +10,9 @@ ROOT = Path(__file__).parents[2]
 OWNED = {"run_owned", "start_owned"}
 INSIDE = {
     ("edge/caller.py", "self._cancel_after_writable"): "a wait inside a session",
-    ("edge/in_place.py", "wait_readable"): "a wait inside a session",
+    ("edge/health_connection.py", "wait_readable"): "a wait inside a session",
     ("edge/replay.py", "self._downstream"): "the other direction, inside a session",
-    ("edge/watch.py", "watch_client"): "inside a session",
+    ("edge/watching.py", "watch_client"): "inside a session",
     ("fleet/whereabouts.py", "look"): "a look inside a search, which is owned",
     ("providers/process/provider.py", "self._run_machines"): "sleeps in a nursery whose tasks are all owned",
     ("service/signals.py", "run"): "the root: what it raises ends the daemon, in words",

@@ -7,7 +7,7 @@ import trio
 
 from beds.hosts.in_process import DEADLINE_S, PLAIN, TOKEN, counted
 from beds.peers.clients import GrpcioClient
-from bentpipe.daemon.edge import session
+from bentpipe.daemon.edge import splicing
 from bentpipe.daemon.edge.dial import dial_at_once
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.edge.transport import Transport
@@ -45,7 +45,7 @@ async def test_calls_to_an_awake_satellite(
         leases.append(daemon.fleet.get(KEY).leases)
         return attempts[-1]
 
-    monkeypatch.setattr(session, "dial_at_once", first_attempt)
+    monkeypatch.setattr(splicing, "dial_at_once", first_attempt)
     port = daemon.addresses[PLAIN][1]
     assert await trio.to_thread.run_sync(echo, port) == b"awake"
     assert attempts == []  # it slept: held from the beginning

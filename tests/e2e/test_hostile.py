@@ -31,7 +31,7 @@ from beds.peers.crowd import (
     headers,
 )
 from bentpipe.config.load import load_config
-from bentpipe.daemon.edge import session
+from bentpipe.daemon.edge import splicing
 from bentpipe.daemon.edge.announcements import LEAST
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.edge.transport import RECEIVE_BYTES
@@ -284,7 +284,7 @@ async def test_slow_data_while_held_ends_with_the_hold(daemon: Daemon) -> None:
 
 async def test_the_ack_of_our_settings_never_comes(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """The satellite is awake and answers, but without the ACK there is no splice, and no hold-up for ever."""
-    monkeypatch.setattr(session, "REPLAY_DEADLINE_S", 3.0)
+    monkeypatch.setattr(splicing, "REPLAY_DEADLINE_S", 3.0)
     request = call("sat", TOKEN)[len(START) :]
     stream = await trio.open_tcp_stream(*daemon.addresses[PLAIN])
     with trio.fail_after(PATIENCE_S):

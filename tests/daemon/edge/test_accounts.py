@@ -36,13 +36,20 @@ LIMITS = AccountLimits(
 SHARE = LIMITS.admitted // RESERVED_PART // len(PRINCIPALS)
 
 
+class Cancelled:
+    """Stands for the scope that a connection runs in."""
+
+    def cancel(self) -> None:
+        """Nothing runs in it."""
+
+
 class Comings(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.accounts = Accounts(LIMITS, lambda: self.now, lambda: len(PRINCIPALS))
         self.places: list[Place] = []
-        self.told: list[str] = []
+        self.scope = Cancelled()
         self.flooded: dict[str, float] = {}
         """When somebody of a prefix was put out last; of IPv6, of a /48."""
 
@@ -60,7 +67,7 @@ class Comings(RuleBasedStateMachine):
         assert self.accounts.pause_s() == pytest.approx(0.0, abs=1e-6)
         before = set(self.live(Kind.STRANGER))
         place = self.accounts.open(host)
-        place.on_put_out(self.told.append)
+        place.scope = self.scope
         self.places.append(place)
         assert place.kind is Kind.STRANGER, "whoever comes is let in"
         left = set(self.live(Kind.STRANGER))
@@ -86,7 +93,7 @@ class Comings(RuleBasedStateMachine):
                 assert held >= max(SHARE, 1)
         else:
             assert place.kind is Kind.PRINCIPAL
-            place.on_put_out(self.told.append)  # it is held
+            place.scope = self.scope  # it is held
 
     @rule()
     def run_out(self) -> None:

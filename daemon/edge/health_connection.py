@@ -1,4 +1,4 @@
-"""Serves a connection that asked for the daemon's own services, to its end; it never reaches a satellite."""
+"""Serves a connection whose first request is a health check, to its end; it never reaches a satellite."""
 
 import contextlib
 import functools
@@ -11,66 +11,84 @@ from bentpipe.daemon.edge.accounts import Kind, Place
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.health import HealthBoard, HealthService
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
-from bentpipe.daemon.edge.outcomes import ConnectionCounters, Gone, Outcome
+from bentpipe.daemon.edge.outcomes import ConnectionCounters, ConnectionOver, Outcome
 from bentpipe.daemon.edge.pacing import take_turn
 from bentpipe.daemon.errors import LimitReached
 from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.errors import GreetingError
-from bentpipe.proto.events import RequestHeaders
 from bentpipe.proto.health import SERVICE_PATH
 from bentpipe.proto.refusal import PIECE_BYTES
 
 IDLE_S = 300.0
-"""Without a word and without a Watch: load balancers check every few seconds to minutes, on a connection they keep."""
+"""For how long a connection without a Watch may say nothing: load balancers check every few seconds to minutes, on a
+connection that they keep."""
 
-OURS = (SERVICE_PATH.encode(), b"/AWS.ALB/")
-"""Paths. AWS' Application Load Balancer checks gRPC targets by `/AWS.ALB/healthcheck`, a method that no server has, and by
-default takes UNIMPLEMENTED for health: so there is nothing to know of a satellite for the answer."""
+PATHS = (SERVICE_PATH.encode(), b"/AWS.ALB/")
+"""What the paths of health checks begin with. AWS' Application Load Balancer checks gRPC targets by `/AWS.ALB/healthcheck`,
+a method that no server has, and by default takes UNIMPLEMENTED for health: the answer needs no knowledge of a satellite."""
 
 AGE_GRACE_S = 5.0
 """Between saying that a connection is too old and closing it: the client opens another for what it asks next."""
 
 AGE_JITTER = 0.1
-"""So much earlier or later, or those that came together would all come again together (grpc-go: the same)."""
+"""The age is varied by this share, as grpc-go does: else clients that came together would come again together."""
 
 SEND_DEADLINE_S = 10.0
-"""To take what we say; a client that does not read is let go."""
-
-
-def is_ours(headers: RequestHeaders) -> bool:
-    """Whether the daemon answers this request itself."""
-    return dict(headers.headers).get(b":path", b"").startswith(OURS)
+"""For the client to take what is sent to it; if it does not read, the connection ends."""
 
 
 def _promote(place: Place, claim: Claim) -> None:
-    """Whoever may use a satellite is no stranger, if there is room on the principal's account."""
+    """Move the place of a client that may use a satellite to its principal's account, if there is room."""
     with contextlib.suppress(LimitReached):
         place.promote(claim.payer, None)
 
 
-class InPlace:
+class HealthChecks:
+    """Takes the connections whose first request is a health check: see `services.py`."""
+
+    def __init__(
+        self, board: HealthBoard, identities: Identities, counters: ConnectionCounters, stranger_age_s: float
+    ) -> None:
+        """`stranger_age_s`: how long such a connection may last."""
+        self._board = board
+        self._identities = identities
+        self._counters = counters
+        self._age_s = stranger_age_s
+
+    def takes(self, path: bytes) -> bool:
+        """Whether the first request's path is a health check's."""
+        return path.startswith(PATHS)
+
+    def open(self, caller: Caller, identity: TlsIdentity, domain: str | None) -> "HealthConnection":
+        """Take the connection."""
+        answering = Answering()
+        promote = functools.partial(_promote, caller.place)
+        health = HealthService(self._board, self._identities, answering, identity, domain, promote)
+        return HealthConnection(caller, self._board, self._counters, answering, health, self._age_s)
+
+
+class HealthConnection:
     """One such connection."""
 
     def __init__(
         self,
         caller: Caller,
         board: HealthBoard,
-        identities: Identities,
         counters: ConnectionCounters,
-        identity: TlsIdentity,
-        domain: str | None,
+        answering: Answering,
+        health: HealthService,
+        age_s: float,
     ) -> None:
         self._caller = caller
         self._board = board
         self._counters = counters
-        self._answering = Answering()
-        self._health = HealthService(
-            board, identities, self._answering, identity, domain, functools.partial(_promote, caller.place)
-        )
+        self._answering = answering
+        self._health = health
+        self._age_s = age_s * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
         self._ends_at = math.inf
         self._aged = False
         self._seen = 0
-        """Of the board's changes, those that the Watches were told of."""
+        """How many of the board's changes the Watches have been told of."""
 
     @property
     def last_stream(self) -> int:
@@ -78,12 +96,12 @@ class InPlace:
         return self._answering.last_stream
 
     def dispose(self) -> None:
-        """Let go of what it keeps now, and not at some collection."""
+        """Free its memory now, instead of at some garbage collection."""
         self._answering.dispose()
 
-    async def run(self, age_s: float) -> Outcome:
-        """Answer until either side ends it, or it is older than `age_s`. Raises TransportError, Gone."""
-        self._ends_at = trio.current_time() + age_s * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
+    async def run(self) -> Outcome:
+        """Answer until either side ends it, or it is too old. Raises TransportError, ConnectionOver."""
+        self._ends_at = trio.current_time() + self._age_s
         try:
             await self._receive(self._caller.take_all())
             while not self._answering.ended and not self._board.draining:
@@ -98,7 +116,7 @@ class InPlace:
                 if data:
                     await self._receive(data)
         except GreetingError as exc:
-            self._counters.malformed[exc.limit or exc.error_code.name] += 1
+            self._counters.count_malformed(exc)
             await self._goodbye()
             return Outcome.MALFORMED
         self._publish()
@@ -126,7 +144,7 @@ class InPlace:
         self._health.publish()
 
     def _age(self) -> bool:
-        """The connection is too old: say so, and some time later end it. Returns whether to go on."""
+        """Tell the client that the connection is too old; if it was told before, end it. Returns whether to go on."""
         if self._aged:
             return False
         self._aged = True
@@ -135,7 +153,7 @@ class InPlace:
         return True
 
     async def _wait(self) -> bool:
-        """Wait for input, for news, or for its age. Returns False if there was none of them for too long."""
+        """Wait for input, for a change, or for the connection's age. Returns False if it was idle for too long."""
         idle_at = math.inf if self._health.watching else trio.current_time() + IDLE_S
         with trio.move_on_at(min(idle_at, self._ends_at)) as idle:
             async with trio.open_nursery() as nursery:
@@ -147,7 +165,7 @@ class InPlace:
                 nursery.start_soon(wait_readable)
                 await self._board.wait_change(self._seen)
                 nursery.cancel_scope.cancel()
-        # Thousands hear the same news, or have been idle since the same moment.
+        # Thousands may hear of the same change, or have been idle since the same moment.
         await self._take_turn()
         self._publish()
         return not idle.cancelled_caught or trio.current_time() < idle_at
@@ -157,7 +175,7 @@ class InPlace:
             await self._caller.flush()
             await self._caller.transport.send_all(self._answering.data_to_send())
         if deadline.cancelled_caught:
-            raise Gone(Outcome.BROKEN)
+            raise ConnectionOver(Outcome.BROKEN)
 
     async def _goodbye(self) -> None:
         await self._flush()

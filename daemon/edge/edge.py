@@ -1,0 +1,32 @@
+"""What all connections of the edge share. The service's assembly makes one."""
+
+import dataclasses
+
+from bentpipe.daemon.edge.accounts import Accounts
+from bentpipe.daemon.edge.announcements import Announcements
+from bentpipe.daemon.edge.deadlines import Deadlines
+from bentpipe.daemon.edge.dial import SatelliteTls
+from bentpipe.daemon.edge.handoff import HandOff
+from bentpipe.daemon.edge.identity import Identities
+from bentpipe.daemon.edge.outcomes import ConnectionCounters
+from bentpipe.daemon.edge.services import Service
+from bentpipe.daemon.fleet.fleet import Fleet
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Edge:
+    """The parts that a session works with."""
+
+    fleet: Fleet
+    identities: Identities
+    services: tuple[Service, ...]
+    """They answer the connections whose first request is for them; all others are for satellites."""
+    handoff: HandOff
+    counters: ConnectionCounters
+    accounts: Accounts
+    satellite_tls: SatelliteTls
+    greetings: Deadlines
+    """From accept to the first complete request."""
+    announcements: Announcements
+    admit_below_fd: int = 1 << 30
+    """Connections whose descriptor is this or higher are closed: the rest is for the control plane."""
