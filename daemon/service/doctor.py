@@ -21,8 +21,8 @@ PIPE_PAGES_WANTED = 16_384
 """The kernel's default: 64 MiB of pipes for each user. With less, streams fall back to copying early (pipe(7))."""
 
 
-class Verdict(enum.Enum):
-    """How bad it is."""
+class Severity(enum.Enum):
+    """How serious a finding is."""
 
     OK = "ok"
     WARN = "warn"
@@ -33,35 +33,35 @@ class Verdict(enum.Enum):
 class Finding:
     """One line: what was checked, what was found, and what to do about it."""
 
-    verdict: Verdict
+    severity: Severity
     subject: str
     seen: str
     remedy: str = ""
 
     def __str__(self) -> str:
         remedy = f"; {self.remedy}" if self.remedy else ""
-        return f"{self.verdict.value:<5}{self.subject:<24}{self.seen}{remedy}"
+        return f"{self.severity.value:<5}{self.subject:<24}{self.seen}{remedy}"
 
 
 def check_kernel() -> Finding:
     """Linux, and its release."""
     if platform.system() != "Linux":
-        return Finding(Verdict.FAIL, "kernel", platform.system(), "bentpipe runs on Linux only")
-    return Finding(Verdict.OK, "kernel", platform.release())
+        return Finding(Severity.FAIL, "kernel", platform.system(), "bentpipe runs on Linux only")
+    return Finding(Severity.OK, "kernel", platform.release())
 
 
 def check_openssl() -> Finding:
     """The OpenSSL that the engine is linked to."""
-    return Finding(Verdict.OK, "OpenSSL", openssl_version())
+    return Finding(Severity.OK, "OpenSSL", openssl_version())
 
 
 def check_ktls() -> Finding:
     """Whether TLS connections can be spliced, by the self-test that the daemon runs at its start. It is never required."""
     usable, words = ktls_self_test()
     if usable == Ktls.TX | Ktls.RX:
-        return Finding(Verdict.OK, "kTLS", f"yes ({words})")
+        return Finding(Severity.OK, "kTLS", f"yes ({words})")
     remedy = "" if usable else "modprobe tls, or /etc/modules-load.d; until then TLS stays in userspace"
-    return Finding(Verdict.WARN, "kTLS", f"{'partly' if usable else 'no'} ({words})", remedy)
+    return Finding(Severity.WARN, "kTLS", f"{'partly' if usable else 'no'} ({words})", remedy)
 
 
 def check_pipe_pages(proc: Path = Path("/proc")) -> Finding:
@@ -69,39 +69,39 @@ def check_pipe_pages(proc: Path = Path("/proc")) -> Finding:
     pages = int((proc / "sys/fs/pipe-user-pages-soft").read_text())
     if pages and pages < PIPE_PAGES_WANTED:
         return Finding(
-            Verdict.WARN,
+            Severity.WARN,
             "pipe-user-pages-soft",
             f"{pages} pages",
             f"sysctl fs.pipe-user-pages-soft={PIPE_PAGES_WANTED}",
         )
-    return Finding(Verdict.OK, "pipe-user-pages-soft", f"{pages} pages" if pages else "no limit")
+    return Finding(Severity.OK, "pipe-user-pages-soft", f"{pages} pages" if pages else "no limit")
 
 
 def check_nofile() -> Finding:
     """How many descriptors this process may open: the daemon raises its limit to the hard limit."""
     hard = hard_limit()
     if hard < NOFILE_WANTED:
-        return Finding(Verdict.WARN, "nofile", str(hard), f"set LimitNOFILE={NOFILE_WANTED} in the unit, or ulimit -Hn")
-    return Finding(Verdict.OK, "nofile", str(hard))
+        return Finding(Severity.WARN, "nofile", str(hard), f"set LimitNOFILE={NOFILE_WANTED} in the unit, or ulimit -Hn")
+    return Finding(Severity.OK, "nofile", str(hard))
 
 
 def check_cgroup(proc: Path = Path("/proc")) -> Finding:
     """A writable cgroup v2: in it local satellites are frozen and killed as a whole."""
     mounts = re.findall(r"^\S+ \S+ \S+ \S+ (\S+) .* - cgroup2 ", (proc / "self/mountinfo").read_text(), re.MULTILINE)
     if not mounts:
-        return Finding(Verdict.WARN, "cgroup", "v1 only", "satellites are stopped by SIGSTOP instead of the freezer")
+        return Finding(Severity.WARN, "cgroup", "v1 only", "satellites are stopped by SIGSTOP instead of the freezer")
     own = re.search(r"^0::(.*)$", (proc / "self/cgroup").read_text(), re.MULTILINE)
     folder = Path(mounts[0]) / (own.group(1) if own else "/").lstrip("/")
     if not os.access(folder, os.W_OK):
-        return Finding(Verdict.WARN, "cgroup", f"v2, {folder} not writable", "set Delegate=yes in the unit")
-    return Finding(Verdict.OK, "cgroup", f"v2, {folder} writable")
+        return Finding(Severity.WARN, "cgroup", f"v2, {folder} not writable", "set Delegate=yes in the unit")
+    return Finding(Severity.OK, "cgroup", f"v2, {folder} writable")
 
 
 def check_clock() -> Finding:
     """A synchronised clock: the ledger and TLS certificates depend on it."""
     if Path("/run/systemd/timesync/synchronized").exists() or Path("/run/chrony").exists():
-        return Finding(Verdict.OK, "clock", "synchronised")
-    return Finding(Verdict.WARN, "clock", "no sign of time synchronisation", "run chrony or systemd-timesyncd")
+        return Finding(Severity.OK, "clock", "synchronised")
+    return Finding(Severity.WARN, "clock", "no sign of time synchronisation", "run chrony or systemd-timesyncd")
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
@@ -121,7 +121,7 @@ def findings() -> Iterator[Finding]:
         try:
             yield check()
         except OSError as exc:
-            yield Finding(Verdict.WARN, check.__name__.removeprefix("check_"), f"cannot look: {exc}")
+            yield Finding(Severity.WARN, check.__name__.removeprefix("check_"), f"cannot look: {exc}")
 
 
 def run_doctor() -> int:
@@ -129,4 +129,4 @@ def run_doctor() -> int:
     seen = list(findings())
     for finding in seen:
         click.echo(str(finding))
-    return int(any(finding.verdict is Verdict.FAIL for finding in seen))
+    return int(any(finding.severity is Severity.FAIL for finding in seen))

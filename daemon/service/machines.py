@@ -1,4 +1,4 @@
-"""Builds the providers that the configuration asks for, and says which satellite's machine is whose. Starts nothing."""
+"""Builds the providers that the configuration asks for, and routes each satellite's machine to its own. Starts nothing."""
 
 import collections
 
@@ -11,7 +11,7 @@ from bentpipe.daemon.providers.router import Providers, RunnableProvider
 
 
 def places_of(config: Config) -> Places:
-    """Which satellites prove by TLS who they are: those with a server name that no other satellite in the file has."""
+    """Find the satellites that TLS identifies: those with a server name that no other satellite in the file has."""
     names = {
         SatelliteKey(each.org, each.name): each.tls.server_name.lower()
         for each in config.satellite
@@ -22,7 +22,7 @@ def places_of(config: Config) -> Places:
 
 
 def providers_of(config: Config, soft_files: int | None = None) -> Providers:
-    """One provider of each kind that is used. `soft_files`: see ProcessProvider."""
+    """Build one provider of each kind that is used. `soft_files`: see ProcessProvider."""
     routes: dict[MachineId, RunnableProvider] = {}
     keys = [SatelliteKey(each.org, each.name) for each in config.satellite]
     sections = list(zip(keys, config.satellite, strict=True))
@@ -30,7 +30,7 @@ def providers_of(config: Config, soft_files: int | None = None) -> Providers:
     if processes:
         routes |= dict.fromkeys(processes, ProcessProvider(processes, soft_files=soft_files))
     if any(each.ec2 is not None for each in config.satellite):
-        # Here, because boto3 takes a third of a second and 50 MB that a daemon without EC2 should not pay for.
+        # Imported here, because boto3 costs a third of a second and 50 MB, which a daemon without EC2 need not pay.
         from bentpipe.daemon.providers.ec2.entry import Ec2Machine
         from bentpipe.daemon.providers.ec2.provider import Ec2Provider
 

@@ -1,9 +1,9 @@
 """Every counter of the daemon, in one table: its name, its labels, what it says, and where it is read.
 
 `metrics.py` serves the table to Prometheus, `statistics.py` writes it to the log, and `metric_docs.py` makes
-`docs/metrics.md` of it: whoever adds a row here has added the metric everywhere. No counter is kept here; each is read
-where it is counted. No label has values that strangers could send: they are states, limits and codes of ours, or the
-cloud's error codes.
+`docs/metrics.md` of it. So a new row here is a new metric everywhere. No counter is kept here; each is read where it is
+counted. A label must never have a value that a stranger could send: its values are the daemon's own states, limits and
+codes, or the cloud's error codes.
 """
 
 import dataclasses
@@ -27,24 +27,24 @@ from bentpipe.native.engine import EndReason, EngineStatistics, ThreadTurns
 
 PREFIX = "bentpipe_"
 THREAD = "thread"
-"""The label of what each of the engine's threads counts: its values are numbers from 0."""
+"""The label of the counters of the engine's threads: its values are numbers from 0."""
 
 Labels = tuple[str, ...]
 Samples = Mapping[Labels, float]
-"""Values by those of the labels, in the metric's order; a metric without labels has one, by ()."""
+"""The metric's values by the values of its labels; a metric without labels has one value, by ()."""
 
 
 class Kind(enum.Enum):
-    """What a metric does over time."""
+    """How a metric behaves over time."""
 
     COUNTER = "counter"
     """It only grows, from 0 at the daemon's start."""
     GAUGE = "gauge"
-    """It is what is so now."""
+    """It goes up and down: it is the present value."""
 
 
 class Snapshot:
-    """One look at the daemon: each part that sums up is read once, when the first metric asks for it."""
+    """The daemon at one moment: each part's statistics are read once, when the first metric needs them."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
@@ -88,28 +88,28 @@ class Metric:
     """Without PREFIX, and without the `_total` that counters end with."""
     kind: Kind
     words: str
-    """What it says, as a sentence."""
+    """What it means, as a sentence."""
     read: Callable[[Snapshot], Samples]
     line: str | None
-    """Where it stands in the log's statistics line: a field, or a field within one after a dot. `{}` is the labels' values,
-    joined by a space. None: not there."""
+    """Its place in the log's statistics line: a field, or a path of fields with dots. `{}` stands for the labels' values,
+    joined by a space. None: the metric is not in the line."""
     labels: Labels = ()
     line_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """The same for single values of the label that stand elsewhere."""
+    """The places of those values of the label that stand elsewhere."""
 
     @property
     def full_name(self) -> str:
-        """As Prometheus has it."""
+        """The name in Prometheus."""
         return PREFIX + self.name + ("_total" if self.kind is Kind.COUNTER else "")
 
     def place(self, values: Labels) -> tuple[str, ...] | None:
-        """Where the sample with these labels' values stands in the statistics line: a path of fields."""
+        """Find the place of a sample in the statistics line, by its labels' values: a path of fields."""
         joined = " ".join(values)
         line = self.line_of.get(joined, self.line)
         return None if line is None else tuple(field.format(joined) for field in line.split("."))
 
     def is_sparse(self, values: Labels) -> bool:
-        """Whether the statistics line leaves this sample out while it is 0."""
+        """Whether the statistics line leaves the sample out while it is 0."""
         return bool(self.labels) and self.labels != (THREAD,) and " ".join(values) not in self.line_of
 
 

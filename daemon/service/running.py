@@ -30,7 +30,7 @@ log = logging.getLogger("bentpipe")
 ABORT_DEADLINE_S = 5.0
 """For the ends of connections that were cut: the engine has them within a millisecond."""
 REFUSAL_EACH_S = 0.005
-"""What is allowed for each client that is refused at the drain: a crowd is refused a few at a time."""
+"""Time for each client that is refused at the drain, since many clients are refused a few at a time."""
 
 
 async def run_daemon(daemon: Daemon, *, task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED) -> int:
@@ -55,7 +55,7 @@ async def run_daemon(daemon: Daemon, *, task_status: trio.TaskStatus[Daemon] = t
 
 
 async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
-    """Start all but the listeners. What others need before they begin is waited for."""
+    """Start all parts except the listeners, and wait for those that other parts need."""
     edge, ports, stores = daemon.edge, daemon.ports, daemon.books.stores
     if daemon.recorder is not None:
         nursery.start_soon(run_owned, Owner("recorder"), daemon.recorder.run_recorder)
@@ -92,7 +92,7 @@ async def _accept_until_drained(daemon: Daemon, sessions: trio.Nursery, task_sta
 
 
 async def _drain(daemon: Daemon, sessions: trio.Nursery) -> int:
-    """Refuse who is held, let splices end until the deadline, cut the rest. Returns how many were cut."""
+    """Refuse the held clients, let splices end until the deadline, and cut the rest. Returns how many were cut."""
     handoff = daemon.handoff
     sd.notify("STOPPING=1")
     log.info("draining", extra={"fields": {"spliced": handoff.live}})

@@ -24,7 +24,7 @@ log = logging.getLogger("bentpipe")
 
 EXIT_OK = 0
 EXIT_CRASHED = 1
-"""A bug of ours; the log has its traceback."""
+"""A bug of bentpipe; the log has its traceback."""
 EXIT_CUT = 3
 """Drained, but connections were cut at the drain deadline."""
 
@@ -38,7 +38,7 @@ def run_serve(config_path: Path) -> int:
         try:
             cut = trio.run(run_with_signals, lambda started: serve(config, task_status=started))
         except (OSError, TlsError):
-            raise  # it could not start: for the command line to say
+            raise  # it could not start: the command line says why
         except Exception:
             log.critical("the daemon crashed", exc_info=True)
             return EXIT_CRASHED

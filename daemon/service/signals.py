@@ -1,4 +1,4 @@
-"""What the daemon's process does on a signal, and the root of its tasks: nothing owns what fails here, so it ends."""
+"""The root of the daemon's tasks, and what signals do. Nothing owns this task: if it fails, the daemon ends."""
 
 import logging
 import signal
@@ -18,7 +18,7 @@ log = logging.getLogger("bentpipe")
 
 
 async def run_with_signals(serve: Callable[[trio.TaskStatus[Daemon]], Awaitable[int]]) -> int:
-    """Run `serve` and act on signals meanwhile. Returns what it returns: how many connections were cut, 0 if it ended early.
+    """Run `serve`, and act on signals meanwhile. Returns what `serve` returns; 0 if a signal ended it before it had started.
 
     Raises what `serve` raises: OSError or TlsError if it could not start.
     """
@@ -54,7 +54,7 @@ async def run_with_signals(serve: Callable[[trio.TaskStatus[Daemon]], Awaitable[
 
 
 def _act_on(number: signal.Signals, daemon: Daemon | None, everything: trio.CancelScope) -> None:
-    """Do what a signal asks for. A daemon that has not started yet has nobody to drain: it ends at once."""
+    """Do what a signal asks for. A daemon that has not started yet has no clients to drain, and ends at once."""
     match number:
         case signal.SIGHUP if daemon is not None:
             daemon.reload_certificates()
@@ -65,7 +65,7 @@ def _act_on(number: signal.Signals, daemon: Daemon | None, everything: trio.Canc
         case signal.SIGTERM | signal.SIGINT:
             everything.cancel()
         case _:
-            log.warning("not started yet: the signal is passed over", extra={"fields": {"signal": number.name}})
+            log.warning("not started yet: the signal is ignored", extra={"fields": {"signal": number.name}})
 
 
 class _Started(trio.TaskStatus[Daemon]):

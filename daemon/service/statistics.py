@@ -1,6 +1,6 @@
 """Writes the daemon's counters to the log as one line: on SIGUSR1, and at the end. The metrics' table says what is in it.
 
-Of what is counted by label the zeros are left out, so that the line stays short; a metric has them from the start.
+A counter with labels is left out of the line where it is 0, so that the line stays short. Prometheus gets the zeros.
 """
 
 import logging
@@ -13,7 +13,7 @@ from bentpipe.daemon.tasks import Owner, contained
 log = logging.getLogger("bentpipe")
 
 DIGITS = 6
-"""Of seconds: microseconds."""
+"""Digits after the point: microseconds, of seconds."""
 
 Tree = dict[str, "Tree | float"]
 
@@ -24,7 +24,7 @@ def log_daemon_statistics(daemon: Daemon) -> None:
 
 
 def statistics_fields(daemon: Daemon) -> dict[str, object]:
-    """The line's fields. What cannot be read is left out, and noted as a failure."""
+    """Make the line's fields. A counter that cannot be read is left out, and noted as a failure."""
     look, tree = Snapshot(daemon), Tree()
     for metric in METRICS:
         with contained(Owner("statistics", metric.name)):

@@ -1,4 +1,4 @@
-"""Opens the stores that [store] asks for; nothing is touched before the first call."""
+"""Opens the stores that [store] asks for. No store is touched before the first call."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ SERVICE_LEDGER = Path("/var/lib/bentpipe") / LEDGER_NAME
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stores:
-    """What the daemon keeps, and by what it agrees with other hosts. None: not kept."""
+    """The daemon's stores, and its coordination with other hosts. None: it has no such store."""
 
     ledger: Ledger | None
     registry: Registry | None
@@ -36,11 +36,11 @@ class Stores:
     accounts: AccountStore | None = None
     """None if there is no registry."""
     check_fleet: Callable[[str], Awaitable[None]] | None = None
-    """Tells the operator if hosts of another fleet than the given one use the same store."""
+    """Tells the operator if hosts of another fleet use the same store."""
 
 
 def open_stores(section: StoreSection) -> Stores:
-    """All of them, to read and write."""
+    """Open all stores, to read and write."""
     if section.kind == "dynamodb":
         return _open_dynamodb(section)
     path = section.ledger_path()
@@ -50,7 +50,7 @@ def open_stores(section: StoreSection) -> Stores:
 
 
 def open_ledger_to_read(section: StoreSection) -> Ledger:
-    """The ledger to read, beside a running daemon or without one. Raises StoreUnusable if there is none."""
+    """Open the ledger to read, whether a daemon is running or not. Raises StoreUnusable if there is none."""
     if section.kind == "dynamodb":
         ledger = _open_dynamodb(section).ledger
         if ledger is not None:
@@ -74,7 +74,7 @@ def run_store_init(config_path: Path) -> None:
 
 
 def _open_dynamodb(section: StoreSection) -> Stores:
-    # Here, because boto3 takes a third of a second and 50 MB that a daemon without it should not pay for.
+    # Imported here, because boto3 costs a third of a second and 50 MB, which a daemon without DynamoDB need not pay.
     from bentpipe.daemon.coordination.dynamodb import DynamoRows
     from bentpipe.daemon.ledger.dynamodb import DynamoLedger
     from bentpipe.daemon.registry.dynamodb import DynamoRegistry
@@ -83,7 +83,7 @@ def _open_dynamodb(section: StoreSection) -> Stores:
     from bentpipe.daemon.store.dynamodb_table import Table
 
     def table() -> Table:
-        # Each with threads of its own: books that are slow to be written must not hold up a client.
+        # Each table has threads of its own: a ledger that is slow to write must not delay a client.
         return Table(section.table or "", region=section.region, endpoint=section.endpoint)
 
     host = section.host or socket.gethostname()
