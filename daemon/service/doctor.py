@@ -81,7 +81,9 @@ def check_nofile() -> Finding:
     """How many descriptors this process may open: the daemon raises its limit to the hard limit."""
     hard = hard_limit()
     if hard < NOFILE_WANTED:
-        return Finding(Severity.WARN, "nofile", str(hard), f"set LimitNOFILE={NOFILE_WANTED} in the unit, or ulimit -Hn")
+        return Finding(
+            Severity.WARN, "nofile", str(hard), f"set LimitNOFILE={NOFILE_WANTED} in the unit, or ulimit -Hn"
+        )
     return Finding(Severity.OK, "nofile", str(hard))
 
 
