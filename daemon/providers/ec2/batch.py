@@ -1,8 +1,8 @@
-"""Merges the starts (or stops) that come within a short window into one call, and finds the bad apple if it fails.
+"""Merges the starts (or stops) of a short window into one call, and finds the bad instance if the call fails.
 
-EC2 does such a call for all of its instances or for none. So when one fails for a reason that may lie in one of them,
-those that AWS names are taken out and the rest is sent again; if it names none, the batch is halved. Each call is paid
-for with a token, and a batch has a bounded number of them.
+EC2 carries out such a call for all of its instances or for none. If a call fails and one instance may be the cause, the
+instances that AWS names are taken out, and the rest is sent again. If AWS names none, the batch is halved. Each call costs a
+token, and a batch has a bounded number of calls.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ from bentpipe.daemon.providers.permit import Permit, current_permit, permitted_b
 from bentpipe.daemon.tasks import Decision, Owner, note_failure
 
 WINDOW_S = 0.03
-"""How long the first waits for others: nothing beside the 16 s of a start, enough for a herd."""
+"""How long the first request waits for others. It is short beside the 16 s of a start, and enough for a crowd."""
 BATCH = 100
-"""Instances a call. EC2 takes more (its resource buckets hold 1,000), but all of them share one failure."""
+"""Instances in one call. EC2 accepts more (its resource buckets hold 1,000), but all of them share one failure."""
 SPLITTING_CALLS = 16
-"""After so many calls of a batch no part is split any more: enough to find two or three bad ones among a hundred. A part
-that fails then fails as a whole, and as something that may work later, for most of it are not to blame."""
+"""After this many calls of a batch no part is split any more: enough to find two or three bad instances in a hundred. If a
+part fails then, all of it fails, as something that may work later, since most of its instances are not the cause."""
 
-LEFT_OUT = ("EC2", UNINTELLIGIBLE, "the answer does not speak of the instance", Verdict.RETRYABLE)
+LEFT_OUT = ("EC2", UNINTELLIGIBLE, "the answer does not name the instance", Verdict.RETRYABLE)
 
 OF_ONE = frozenset(
     {
@@ -40,16 +40,16 @@ OF_ONE = frozenset(
         Verdict.NO_HIBERNATION,
         Verdict.TOO_EARLY,
         Verdict.CAPACITY,
-        Verdict.PERMISSION,  # policies often allow by the instance's tags
+        Verdict.PERMISSION,  # policies often depend on the instance's tags
         Verdict.PERMANENT,
     }
 )
-"""Failures that may be one instance's alone."""
+"""Failures that may have their cause in one instance."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Change:
-    """What a call did to an instance: EC2's words for its state before and after."""
+    """The effect of a call on an instance: EC2's names of its state before and after."""
 
     before: str
     after: str
@@ -58,13 +58,13 @@ class Change:
 @dataclasses.dataclass(slots=True)
 class _Wanted:
     permits: list[Permit] = dataclasses.field(default_factory=list)
-    """Of those who wait for it."""
+    """The permits of the tasks that wait for it."""
     done: trio.Event = dataclasses.field(default_factory=trio.Event)
     outcome: Change | Ec2Failure | None = None
 
     @property
     def permitted(self) -> bool:
-        """Whether anybody still waits for it whose turn is not over."""
+        """Whether a task still waits for it and may still send it."""
         return any(permit() for permit in list(self.permits))
 
 
@@ -82,10 +82,10 @@ class Batcher:
         self._came = trio.Event()
 
     async def add(self, instance_id: str) -> Change:
-        """Have the instance be part of the next call. Raises Ec2Failure.
+        """Make the instance part of the next call. Raises Ec2Failure.
 
-        Who is cancelled, or whose permit ends, before the call is sent takes the wish back, unless somebody else has it
-        too. That holds for every further call by which the same wish is carried out.
+        If the task is cancelled, or its permit ends, before the call is sent, the instance is taken out again, unless
+        another task wants the same. That holds for every further call for the same request.
         """
         wanted = self._pending.setdefault(instance_id, _Wanted())
         permit = current_permit()
@@ -137,7 +137,7 @@ class Batcher:
             calls += 1
 
     async def _answered(self, part: Sequence[str], *, turn_taken: bool) -> dict[str, Change]:
-        """Send. Raises Ec2Failure, whatever the answer is like: somebody waits for the outcome of each."""
+        """Send the call. Any unusable answer raises Ec2Failure: a task waits for the outcome of each instance."""
         try:
             return await self._send(part, turn_taken)
         except Ec2Failure:
@@ -152,7 +152,7 @@ def _are_permitted(batch: Mapping[str, _Wanted], part: Sequence[str]) -> bool:
 
 
 def _take_permitted(batch: dict[str, _Wanted], part: list[str]) -> list[str]:
-    """Those of which the call may be sent; the others have failed."""
+    """The instances for which the call may be sent; the others have failed."""
     found = [each for each in part if batch[each].permitted]
     for each in part:
         if each not in found:
@@ -161,9 +161,9 @@ def _take_permitted(batch: dict[str, _Wanted], part: list[str]) -> list[str]:
 
 
 def split(part: list[str], failure: Ec2Failure) -> tuple[list[str], list[list[str]]]:
-    """Say which ids have failed for good, and which are to be sent again, in which calls."""
+    """Return the ids that have failed for good, and the groups of ids to send again."""
     if failure.code == NOT_PERMITTED:
-        return [], [part]  # not for all of them: those whose turn is over are taken out
+        return [], [part]  # only some of them: those with a permit that is over are taken out
     if failure.verdict not in OF_ONE or len(part) == 1:
         return part, []
     named = failure.named(part)
@@ -175,7 +175,7 @@ def split(part: list[str], failure: Ec2Failure) -> tuple[list[str], list[list[st
 
 
 def shared(failure: Ec2Failure) -> Ec2Failure:
-    """The failure of a call for several, as each of them gets it: what may be another's fault is not held against it."""
+    """The failure of a call for several instances, as each of them gets it: another instance may be the cause."""
     if failure.verdict not in OF_ONE or failure.verdict is Verdict.CAPACITY:
         return failure
     return Ec2Failure(failure.api, failure.code, failure.words, Verdict.RETRYABLE)

@@ -1,8 +1,8 @@
 """Every call of EC2's API: boto3 in a few worker threads, each API under its own limiter, failures read, calls counted.
 
-Knows nothing of satellites. One policy of repetition: a call that got no answer is made once more here, since all of
-them are idempotent (RunInstances by its token); all else is for the fleet, which knows what it is worth. boto3's own
-retries are off: they would go round the limiters.
+It must never know a satellite. There is one policy of repetition: a call without an answer is made once more here, since all
+calls are idempotent (RunInstances by its token). The fleet decides about all other repeats. boto3's own retries are off:
+they would bypass the limiters.
 """
 
 import collections
@@ -18,7 +18,7 @@ from bentpipe.daemon.providers.ec2.client import ClientSource
 from bentpipe.daemon.providers.ec2.errors import UNANSWERED, Verdict, failure_of
 from bentpipe.daemon.providers.ec2.limiter import Limiter
 
-if TYPE_CHECKING:  # types-boto3 is for the type checker alone
+if TYPE_CHECKING:  # types-boto3 is only for the type checker
     from types_boto3_ec2 import EC2Client
     from types_boto3_ec2.literals import InstanceTypeType
     from types_boto3_ec2.type_defs import (
@@ -32,18 +32,18 @@ if TYPE_CHECKING:  # types-boto3 is for the type checker alone
 T = TypeVar("T")
 
 THREADS = 4
-"""Describe, start, stop and launch can each be under way; more would only wait for tokens."""
+"""One thread each for describe, start, stop and launch. More threads would only wait for tokens."""
 ATTEMPTS = 2
 PAGE = 1000
-"""The most that DescribeInstances gives at once."""
+"""The most instances in one answer of DescribeInstances."""
 IDS_PER_DESCRIBE = 190
-"""EC2 takes 200 filter values a call; a few are for other filters. Filters and not InstanceIds: one id that EC2 does not
-know yet, or any more, fails a whole call by ids."""
+"""EC2 accepts 200 filter values in a call, and other filters need a few. Calls use filters and not InstanceIds: one id that
+EC2 does not know yet, or any more, fails a whole call by ids."""
 LIVING = ("pending", "running", "stopping", "stopped")
 
 
 class Api(enum.Enum):
-    """The APIs that are called, by EC2's names."""
+    """The APIs that we call, by EC2's names."""
 
     DESCRIBE = "DescribeInstances"
     TYPES = "DescribeInstanceTypes"
@@ -65,7 +65,7 @@ class Ec2Calls:
         rates = section.rates
         self._limiters = {
             Api.DESCRIBE: Limiter(rates.describe),
-            # They have buckets of their own at AWS, and are rare here.
+            # These have buckets of their own at AWS, and are rare here.
             Api.TYPES: Limiter(rates.describe),
             Api.TEMPLATE: Limiter(rates.describe),
             Api.IMAGES: Limiter(rates.describe),
@@ -78,11 +78,14 @@ class Ec2Calls:
         """Calls by API and AWS's code ("ok" if there was none)."""
 
     async def take_turn(self, api: Api) -> None:
-        """Wait until a call may be made, for who gathers in the meantime what the call is for (then `turn_taken`)."""
+        """Wait until a call may be made.
+
+        The caller collects the call's instances meanwhile, and then passes `turn_taken`.
+        """
         await self._limiters[api].take()
 
     async def describe(self, instance_ids: Sequence[str]) -> "list[InstanceTypeDef]":
-        """Look at instances by their ids; what EC2 does not know is left out."""
+        """Look at instances by their ids; ids that EC2 does not know are left out."""
         found = []
         for start in range(0, len(instance_ids), IDS_PER_DESCRIBE):
             part = instance_ids[start : start + IDS_PER_DESCRIBE]
@@ -101,7 +104,7 @@ class Ec2Calls:
         return found
 
     async def find_launched(self, token: str) -> "list[InstanceTypeDef]":
-        """Look for what a launch with this token has made."""
+        """Look for the instance that a launch with this token has made."""
         return await self._describe([{"Name": "client-token", "Values": [token]}])
 
     async def start(
@@ -135,7 +138,7 @@ class Ec2Calls:
         return await self._call(Api.LAUNCH, lambda client: client.run_instances(**request)["Instances"][0])
 
     async def hibernation_of(self, types: Iterable[str]) -> dict[str, bool]:
-        """Say for each instance type whether it can hibernate."""
+        """Return for each instance type whether it can hibernate."""
         asked = cast("list[InstanceTypeType]", sorted(types))  # AWS's list is longer than any copy of it
         found = await self._call(
             Api.TYPES, lambda client: client.describe_instance_types(InstanceTypes=asked)["InstanceTypes"]
@@ -159,7 +162,7 @@ class Ec2Calls:
         return await self._call(Api.TEMPLATE, read)
 
     async def root_device(self, image_id: str) -> str:
-        """Say what an image calls its root volume; "" if EC2 does not say."""
+        """Return the image's name of its root volume; "" if EC2 does not tell."""
         images = await self._call(Api.IMAGES, lambda client: client.describe_images(ImageIds=[image_id])["Images"])
         return images[0].get("RootDeviceName", "") if images else ""
 
@@ -179,7 +182,7 @@ class Ec2Calls:
             try:
                 client = await self._source.client(self._threads)
                 result = await trio.to_thread.run_sync(call, client, limiter=self._threads, abandon_on_cancel=True)
-            except Exception as exc:  # botocore lets through what files, programs and threads raise
+            except Exception as exc:  # botocore lets exceptions of files, programs and threads through
                 failure = failure_of(api.value, exc)
                 self.counts[api, failure.code] += 1
                 if failure.doubts_client:

@@ -1,7 +1,7 @@
-"""boto3's client, and another one when its credentials are no good: boto3 looks for them once, when a client is made.
+"""boto3's client, and a new one if its credentials do not work. boto3 looks for credentials once, when a client is made.
 
-Credentials come late (the instance metadata are slow after a boot), are written anew by others, or expire. So a client
-with which a call has failed for their sake is replaced before the next call, though not more often than NEW_CLIENT_S.
+Credentials may come late (the instance metadata are slow after a boot), be replaced by others, or expire. So if a call has
+failed because of them, the client is replaced before the next call, but not more often than once in NEW_CLIENT_S.
 """
 
 from typing import TYPE_CHECKING
@@ -14,21 +14,21 @@ from bentpipe.config.model import Ec2Section
 from bentpipe.daemon.providers.ec2.errors import PermitOver
 from bentpipe.daemon.providers.permit import current_permit
 
-if TYPE_CHECKING:  # types-boto3 is for the type checker alone
+if TYPE_CHECKING:  # types-boto3 is only for the type checker
     from types_boto3_ec2 import EC2Client
 
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 10.0
-"""An answer takes 0.1 to 1 s. boto3's 60 s would hold a poll, and all who wait for it, that long."""
+"""An answer takes 0.1 to 1 s. boto3's default of 60 s would delay a poll, and everything that waits for it."""
 MAKE_DEADLINE_S = 30.0
-"""For making a client: boto3 waits without end for a credential_process and for a disk; its thread is then left behind."""
+"""For making a client. boto3 waits without end for a credential_process or a disk; then its thread is left behind."""
 SLOW_CREDENTIALS = "a credential_process, or the disk with the configuration, does not answer"
 NEW_CLIENT_S = 5.0
-"""Between clients: to make one takes a tenth of a second of a core, and asks the instance metadata."""
+"""Least time between two clients: making one takes a tenth of a second of a core, and asks the instance metadata."""
 
 
 class ClientSource:
-    """Has the client to make the next call with."""
+    """Keeps the client for the next call."""
 
     def __init__(self, section: Ec2Section, connections: int) -> None:
         self._section = section
@@ -40,19 +40,22 @@ class ClientSource:
         self._making = trio.Lock()
 
     async def client(self, threads: trio.CapacityLimiter) -> "EC2Client":
-        """The client, made if need be, in a thread: it reads a megabyte of EC2's model. Raises whatever boto3 does."""
+        """Return the client. If necessary, make it in a thread:
+
+        boto3 reads a megabyte of EC2's model. Raises boto3's errors.
+        """
         async with self._making:
             due = trio.current_time() >= self._made_at + NEW_CLIENT_S
             if due and (self._client is None or self._doubted):
                 self._failure = None
                 try:
-                    # One that is replaced is left to the calls that still use it.
+                    # The calls that still use a replaced client keep it.
                     with trio.fail_after(MAKE_DEADLINE_S):
                         self._client = await trio.to_thread.run_sync(
                             self._make, limiter=threads, abandon_on_cancel=True
                         )
                 except trio.Cancelled:
-                    self._failure = TimeoutError("the client could not be made in the time there was")
+                    self._failure = TimeoutError("the client could not be made in time")
                     raise
                 except trio.TooSlowError as exc:
                     self._client = None
@@ -69,7 +72,7 @@ class ClientSource:
             return self._client
 
     def doubt(self) -> None:
-        """A call has failed, and for another client's credentials it might not have."""
+        """A call has failed, and might work with another client's credentials."""
         self._doubted = True
 
     def trust(self) -> None:
@@ -88,7 +91,7 @@ class ClientSource:
         client = session.client(
             "ec2", region_name=self._section.region, endpoint_url=self._section.endpoint, config=config
         )
-        # The last step before a request is sent: its signature may have waited for credentials.
+        # This is the last step before a request is sent: its signature may have waited for credentials.
         client.meta.events.register("before-send.ec2", _check_permit)
         return client
 

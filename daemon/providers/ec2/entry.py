@@ -1,4 +1,4 @@
-"""What the poller knows of one machine, and who waits for a change of it. Makes no call."""
+"""What the poller knows of one machine, and the tasks that wait for a change of it. It must never make a call."""
 
 import collections
 import dataclasses
@@ -12,19 +12,19 @@ from bentpipe.daemon.providers.ec2.looks import Mark, Sighting
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ec2Machine:
-    """What the configuration says of a machine. `satellite` is ORG/NAME, its tag's value."""
+    """The configuration of a machine. `satellite` is ORG/NAME, the value of its tag."""
 
     satellite: str
     section: SatelliteEc2Section
 
 
 Hosts = collections.defaultdict[str, set[MachineId]]
-"""By host of an address: the machines that were last seen there."""
+"""By host of an address: the machines that were last seen at it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outdated:
-    """What EC2 said before our newest call: the same words for a while after it mean nothing."""
+    """What EC2 said before our newest call. For a while after the call, the same answer means nothing."""
 
     instance_id: str | None
     raw_state: str
@@ -32,14 +32,14 @@ class Outdated:
     until: float
 
     def fits(self, seen: Sighting, began: float) -> bool:
-        """Whether a look that was asked for at `began` tells no more than that."""
+        """Whether a look that was asked for at `began` shows nothing newer than that."""
         same = (seen.instance_id, seen.raw_state, seen.launched_at)
         return began < self.until and same == (self.instance_id, self.raw_state, self.launched_at)
 
 
 @dataclasses.dataclass(slots=True)
 class Entry:
-    """One machine. `look` is None as long as EC2 is not known to know it; times are trio's."""
+    """One machine. `look` is None until EC2 has shown the instance; times are trio's."""
 
     machine_id: MachineId
     machine: Ec2Machine
@@ -53,11 +53,11 @@ class Entry:
     seen_at: float = float("-inf")
     """When the newest look was asked for."""
     relied_at: float = float("-inf")
-    """When somebody last wanted to know whether it still has its address."""
+    """When the fleet last asked whether it still has its address."""
     lost_at: float = float("-inf")
-    """When it was last seen to become one that has no instance."""
+    """When it was last seen to lose its instance."""
     mismatch: tuple[str, float] | None = None
-    """The newest launch token that was refused as used for something else, and since when."""
+    """The newest launch token that EC2 has refused as used for something else, and since when."""
     acted_at: float = float("-inf")
     visible_by: float = float("-inf")
     outdated: Outdated | None = None
@@ -69,7 +69,7 @@ class Entry:
 
     @property
     def lost(self) -> bool:
-        """It has no instance: one is to be looked for by tags."""
+        """It has no instance: the poller looks for one by tags."""
         gone = self.look is not None and self.look.state is MachineState.TERMINATED
         return self.instance_id is None or (gone and self.machine.section.instance_id is None)
 
@@ -79,7 +79,7 @@ class Entry:
         return "" if self.look is None or self.look.address is None else self.look.address.host
 
     def shown(self) -> Machine | None:
-        """What a waiter is to see; None if it is not known yet."""
+        """The machine that a waiter gets; None if it is not known yet."""
         if self.look is None and self.asked:
             return Machine(self.machine_id, MachineState.TERMINATED, reason="EC2 knows no such instance")
         return self.look
@@ -92,7 +92,7 @@ class Entry:
             self.hosts[self.host].add(self.machine_id)
 
     def show(self, look: Machine | None) -> None:
-        """Set the look, and tell who waits."""
+        """Set the look, and tell the waiting tasks."""
         was_lost = self.asked and self.lost
         before, host = self.shown(), self.host
         self.look = look

@@ -1,9 +1,9 @@
-"""What EC2's errors mean to us: one table from AWS's codes to what the wake and sleep loops do about them.
+"""The meaning of EC2's errors: one table from AWS's codes to what the wake and sleep loops do about them.
 
 Sources of the table: [E] "Error codes for the Amazon EC2 API" (AWS), [T] AWS's pages on troubleshooting launch and
-hibernation, [B] botocore's list of what is transient or throttled (botocore/retries/standard.py), [S] seen in the wild,
-in the issues of tools that start and stop instances. AWS's own words are kept, for the operator. A client is told the
-code and what it means, never AWS's text: that names accounts, roles and other people's instances.
+hibernation, [B] botocore's list of transient and throttled errors (botocore/retries/standard.py), [S] seen in practice, in
+the issues of tools that start and stop instances. AWS's own message is kept for the operator. A client gets the code and its
+meaning. It must never get AWS's message, which names accounts, roles and other people's instances.
 """
 
 import enum
@@ -41,12 +41,12 @@ from bentpipe.daemon.errors import (
 
 
 class Verdict(enum.Enum):
-    """What is to be done about an error."""
+    """The meaning of an error, as clients read it."""
 
-    RETRYABLE = "passing trouble at the cloud"
+    RETRYABLE = "a passing failure of the cloud"
     WRONG_STATE = "the machine is between two states"
     THROTTLED = "too many calls to the cloud"
-    CAPACITY = "the cloud has no such machine to give now"
+    CAPACITY = "the cloud has no such machine free now"
     PERMISSION = "the cloud forbids it"
     CREDENTIALS = "the cloud does not accept this edge host's credentials, or there are none"
     NOT_FOUND = "no such machine"
@@ -59,7 +59,7 @@ class Verdict(enum.Enum):
 
 
 VERDICTS = {
-    # [B], [E]: nothing of it is the caller's fault.
+    # [B], [E]: the caller is not the cause.
     "InternalError": Verdict.RETRYABLE,
     "InternalFailure": Verdict.RETRYABLE,
     "ServiceUnavailable": Verdict.RETRYABLE,
@@ -80,7 +80,7 @@ VERDICTS = {
     "EC2ThrottledException": Verdict.THROTTLED,
     "BandwidthLimitExceeded": Verdict.THROTTLED,
     "SlowDown": Verdict.THROTTLED,
-    # [E], and Karpenter's list of what cannot be had now: worth another attempt in minutes.
+    # [E], and Karpenter's list of what is not available now: another attempt in some minutes may work.
     "InsufficientInstanceCapacity": Verdict.CAPACITY,
     "InsufficientHostCapacity": Verdict.CAPACITY,
     "InsufficientReservedInstanceCapacity": Verdict.CAPACITY,
@@ -95,7 +95,7 @@ VERDICTS = {
     "VolumeLimitExceeded": Verdict.CAPACITY,
     # [E] "ReservationCapacityExceeded": the targeted capacity reservation is full.
     "ReservationCapacityExceeded": Verdict.CAPACITY,
-    # [T]: "Your requested instance type is not supported in your requested Availability Zone"; Karpenter takes it so too.
+    # [T]: "Your requested instance type is not supported in your requested Availability Zone"; Karpenter does the same.
     "Unsupported": Verdict.CAPACITY,
     "UnfulfillableCapacity": Verdict.CAPACITY,
     # [E]: people must act.
@@ -131,7 +131,7 @@ VERDICTS = {
     "IdempotentParameterMismatch": Verdict.MISMATCH,
     "IdempotentInstanceTerminated": Verdict.SPENT,
 }
-"""By AWS's code. What is not here goes by FAMILIES, and then by its HTTP status."""
+"""By AWS's code. A code that is not here is looked up in FAMILIES, and then by its HTTP status."""
 
 FAMILIES = (
     (re.compile(r"Throttl|TooManyRequests"), Verdict.THROTTLED),
@@ -141,38 +141,38 @@ FAMILIES = (
     ),
     (re.compile(r"^(Invalid|Malformed|Missing|Unknown|NoSuch)|NotSupported"), Verdict.PERMANENT),
 )
-"""By how AWS names its codes [E]. Of what no family has, 5xx is transient [E]; the rest is tried again, ever more rarely:
-AWS adds codes, and one that nobody knows must not put a satellite out of service."""
+"""By the pattern of AWS's code [E]. If no family fits, 5xx is transient [E]. All others are tried again, ever more rarely:
+AWS adds codes, and an unknown one must not put a satellite out of service."""
 
 INVALID_ENDPOINT = "Invalid endpoint"
-"""botocore's words, in a plain ValueError (botocore/args.py, botocore/regions.py)."""
+"""botocore's message, in a plain ValueError (botocore/args.py, botocore/regions.py)."""
 
 UNREADY = re.compile(r"not ready to hibernate", re.IGNORECASE)
-"""EC2's words, under the code UnsupportedOperation, in the first two minutes after launch [T, S]."""
+"""EC2's message with the code UnsupportedOperation, in the first two minutes after launch [T, S]."""
 
 CODE = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,99}|[0-9]{3}")
-"""How EC2's codes look [E]; botocore puts the HTTP status where there is none. All else is a proxy's, or nothing."""
+"""The form of EC2's codes [E]. If there is none, botocore gives the HTTP status. Other text comes from a proxy."""
 
 INSTANCE_ID = re.compile(r"\bi-[0-9a-f]+\b")
 
 UNANSWERED = "Unanswered"
 """Our own code for calls that got no answer: no connection, a broken one, or a timeout."""
 UNINTELLIGIBLE = "Unintelligible"
-"""Our own code for an answer that is not EC2's."""
+"""Our own code for an answer that does not come from EC2."""
 NOT_PERMITTED = "NotPermitted"
-"""Our own code for a call that was not sent: the turn in which it was asked for is over."""
+"""Our own code for a call that was not sent, because the turn in which it was requested is over."""
 TURN_OVER = "the call was not sent, since this edge host's turn on the machine is over"
 
 
 class PermitOver(Exception):
-    """Raised where the request would be sent."""
+    """The permit of a call is over; raised in place of sending the request."""
 
 
 class Ec2Failure(Exception):
-    """A call failed: AWS's code, AWS's words, and what they mean. Stays inside this package."""
+    """A call has failed: AWS's code, AWS's message, and their meaning. It stays inside this package."""
 
     def __init__(self, api: str, code: str, words: str, verdict: Verdict, *, doubts_client: bool = False) -> None:
-        """`doubts_client`: another client, with credentials that are looked for anew, may do better."""
+        """`doubts_client`: the call may work with a new client, which looks for credentials again."""
         super().__init__(f"{api}: {code}: {words}")
         self.api = api
         self.code = code
@@ -181,12 +181,12 @@ class Ec2Failure(Exception):
         self.doubts_client = doubts_client or verdict is Verdict.CREDENTIALS
 
     def named(self, instance_ids: list[str]) -> list[str]:
-        """Those of `instance_ids` that AWS's words name."""
+        """The ids of `instance_ids` that AWS's message names."""
         names = set(INSTANCE_ID.findall(self.words))
         return [each for each in instance_ids if each in names]
 
     def to_error(self) -> ProviderError:
-        """The error for the fleet."""
+        """Make the error for the fleet."""
         hint = TURN_OVER if self.code == NOT_PERMITTED else f"{self.verdict.value} ({self.code})"
         return ERRORS[self.verdict](str(self), peer_hint=hint)
 
@@ -209,11 +209,12 @@ ERRORS: dict[Verdict, type[ProviderError]] = {
 
 
 def failure_of(api: str, exc: Exception) -> Ec2Failure:
-    """Read what a call has raised, whatever it is.
+    """Make an Ec2Failure of any exception that a call has raised.
 
-    Beside botocore's own: LookupError from answers that lack what EC2's have (a proxy's page, say), ValueError from what
-    is no JSON or no endpoint, OSError from files and programs that credentials come from, RuntimeError from botocore's
-    renewal of them and from threads that cannot be had; and what the next version raises.
+    Beside botocore's own errors these are: LookupError from an answer that lacks a part (a proxy's page, for example),
+    ValueError from text that is not JSON or not an endpoint, OSError from files and programs that give credentials,
+    RuntimeError from botocore's renewal of credentials and from threads that cannot be started, and new ones of botocore's
+    next version.
     """
     code, words = type(exc).__name__, str(exc)
     doubts_client = not isinstance(exc, ClientError | HTTPClientError | BotoConnectionError | PermitOver)
@@ -237,13 +238,13 @@ def failure_of(api: str, exc: Exception) -> Ec2Failure:
             verdict = Verdict.PERMANENT
         case ValueError() if words.startswith(INVALID_ENDPOINT):
             verdict = Verdict.PERMANENT
-        case _:  # whatever else: it may pass, and is tried again
+        case _:  # any other error may pass, and is tried again
             verdict = Verdict.RETRYABLE
     return Ec2Failure(api, code, words, verdict, doubts_client=doubts_client)
 
 
 def _code_of(said: object) -> str:
-    """What an answer gives for its code, if it can be one: clients, the log and metrics repeat it."""
+    """The code of an answer, if it has the form of one: clients, the log and metrics repeat it."""
     return said if isinstance(said, str) and CODE.fullmatch(said) else UNINTELLIGIBLE
 
 

@@ -1,4 +1,4 @@
-"""How an instance is launched: the template of the configuration, and what we insist on. Pure."""
+"""How an instance is launched: from the configured template, with some settings that we always require. Pure."""
 
 from typing import TYPE_CHECKING, cast
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     )
 
 METADATA_HOPS = 1
-"""So that builds in bridged containers do not reach the instance's credentials."""
+"""With one hop, builds in bridged containers do not reach the instance's credentials."""
 
 
 def launch_request(
@@ -33,8 +33,8 @@ def launch_request(
 ) -> "RunInstancesRequestTypeDef":
     """Ask for one instance by the template `template`, whose content is `data`.
 
-    We insist on: IMDSv2, an encrypted root (hibernation demands it), a shutdown from inside that stops and does not
-    terminate, and our tags on the instance and its volumes. Everything else is the template's.
+    We require: IMDSv2, an encrypted root (hibernation needs it), a shutdown from inside that stops and does not terminate,
+    and our tags on the instance and its volumes. Everything else comes from the template.
     """
     tags: list[TagTypeDef] = [{"Key": FLEET_TAG, "Value": fleet}, {"Key": SATELLITE_TAG, "Value": satellite}]
     specification: LaunchTemplateSpecificationTypeDef = {"Version": section.launch_template_version}
@@ -67,7 +67,7 @@ def launch_request(
 
 
 def _encrypted_root(data: "ResponseLaunchTemplateDataTypeDef", root_device: str) -> "BlockDeviceMappingTypeDef":
-    """The template's own root volume, encrypted. A mapping in the request replaces the template's of that device."""
+    """The template's own root volume, encrypted. A mapping in the request replaces the template's mapping of that device."""
     ebs: EbsBlockDeviceTypeDef = {"Encrypted": True, "DeleteOnTermination": True}
     for mapping in data.get("BlockDeviceMappings", ()):
         if mapping.get("DeviceName") == root_device:

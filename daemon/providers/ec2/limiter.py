@@ -1,4 +1,4 @@
-"""Keeps the calls of one API under its rate: a token bucket that is served in order, and pauses when AWS says so."""
+"""Keeps the calls of one API under its rate: a token bucket that serves in order, and pauses after AWS has throttled."""
 
 import trio
 
@@ -6,12 +6,12 @@ from bentpipe.config.model import RateSection
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
-"""After a throttled call nothing is sent for a second, and twice as long after each further one: with the bucket of the
-whole account empty every refused call is one that others need. AWS asks for exponential backoff."""
+"""After a throttled call nothing is sent for a second, and twice as long after each further one. The bucket of the whole
+account is empty then, and a refused call takes a token that others need. AWS asks for exponential backoff."""
 
 
 class Limiter:
-    """A token bucket. Whoever comes first is served first; a caller that is cancelled takes no token."""
+    """A token bucket. Callers are served in order. A caller that is cancelled takes no token."""
 
     def __init__(self, rate: RateSection) -> None:
         self._rate = rate
@@ -34,11 +34,11 @@ class Limiter:
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
     def answered(self) -> None:
-        """AWS takes calls again."""
+        """AWS accepts calls again."""
         self._pause_s = FIRST_PAUSE_S
 
     def _missing_s(self) -> float:
-        """Refill, and say how long until there is a token."""
+        """Refill the bucket. Returns how long until there is a token."""
         now = trio.current_time()
         if self._at is not None:
             self._tokens = min(self._rate.burst, self._tokens + (now - self._at) * self._rate.per_s)

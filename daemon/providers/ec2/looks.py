@@ -1,7 +1,7 @@
-"""What an instance's description says of a machine. Pure.
+"""Turns an instance's description into a machine. Pure.
 
-An instance that is shutting down is TERMINATED at once: nothing leads back, it can be told to do nothing any more, and
-its successor need not wait for it.
+An instance that is shutting down is TERMINATED at once: it cannot come back, no call has an effect on it any more, and its
+successor does not need to wait for it.
 """
 
 import dataclasses
@@ -24,39 +24,40 @@ FAULTS = {
     "Server.InsufficientInstanceCapacity": Fault.CAPACITY,
     "Server.SpotInstanceShutdown": Fault.CAPACITY,
     "Server.SpotInstanceTermination": Fault.CAPACITY,
-    # Nearly always a volume whose key we may not use: kms:CreateGrant is missing, for us or for the instance.
+    # Nearly always this is a volume with a key that we may not use: kms:CreateGrant is missing, for us or the instance.
     "Client.InternalError": Fault.PERMISSION,
     "Client.InvalidSnapshot.NotFound": Fault.OTHER,
     "Client.VolumeLimitExceeded": Fault.CAPACITY,
     "Server.InternalError": Fault.OTHER,
 }
-"""By StateReason.Code (botocore's model of EC2 lists them); what is neither here nor below was stopped by somebody."""
+"""By StateReason.Code (botocore's model of EC2 lists them). If it is neither here nor below, somebody has stopped it."""
 FULL = re.compile(r"^(Client|Server)\.(Insufficient.*Capacity|.*LimitExceeded|Spot.*)")
 BROKEN = re.compile(r"^(Client|Server)\.(Invalid|Internal).*")
 FAULT_WORDS = {
-    Fault.CAPACITY: "the cloud has no such machine to give now",
+    Fault.CAPACITY: "the cloud has no such machine free now",
     Fault.PERMISSION: "the cloud may not use its disk or the disk's key",
     Fault.OTHER: "the cloud could not bring it up",
 }
-"""What clients hear, beside the code: EC2's own message may name what is the operator's affair."""
+"""The message for clients, beside the code. EC2's own message may name things that only the operator may know."""
 
 STOPPED_AT = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)")
-"""In StateTransitionReason: "User initiated (2026-01-31 12:00:00 GMT)". Often empty, and for people: it may change."""
+"""In StateTransitionReason: "User initiated (2026-01-31 12:00:00 GMT)". It is often empty. It is for people, and may
+change."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sighting:
-    """One description of an instance, as far as it matters here."""
+    """The parts of an instance's description that matter here."""
 
     instance_id: str
     raw_state: str
-    """EC2's word for it."""
+    """EC2's name of the state."""
     state: MachineState
     instance_type: str
     launched_at: float
     """time.time() seconds of its newest start."""
     hibernation: bool
-    """Launched so that it can hibernate."""
+    """Whether it was launched so that it can hibernate."""
     tags: dict[str, str]
     host: str
     """The address of the configured kind; "" if it has none now."""
@@ -67,7 +68,7 @@ class Sighting:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mark:
-    """The tags by which an instance is one satellite's. One that is `given` by its id may lack them, but not contradict."""
+    """The tags that assign an instance to a satellite. If its id is `given`, it may lack them, but they must not differ."""
 
     fleet: str
     satellite: str
@@ -79,7 +80,7 @@ class Mark:
         return f"{FLEET_TAG}={self.fleet} {SATELLITE_TAG}={self.satellite}"
 
     def objection(self, seen: "Sighting") -> str:
-        """Why the instance is not the satellite's, for the operator; "" if it is."""
+        """Why the instance does not belong to the satellite, for the operator; "" if it does."""
         wanted = {FLEET_TAG: self.fleet, SATELLITE_TAG: self.satellite}
         found = {key: value for key, value in seen.tags.items() if key in wanted}
         if found == wanted or (self.given and found.items() <= wanted.items()):
@@ -112,7 +113,7 @@ def sight(instance: "InstanceTypeDef", section: SatelliteEc2Section) -> Sighting
 
 
 def state_of(raw_state: str, reason_code: str) -> MachineState:
-    """EC2's word for a state, and its reason, in our words."""
+    """EC2's name of a state, and its reason, as our values."""
     match raw_state:
         case "pending":
             return MachineState.PENDING
@@ -127,7 +128,10 @@ def state_of(raw_state: str, reason_code: str) -> MachineState:
 
 
 def foreign_look_of(machine_id: MachineId, seen: Sighting) -> Machine:
-    """The machine, if its instance is marked as another's. Clients read the reason, so that it names nobody else."""
+    """The machine, if its instance is marked as another satellite's.
+
+    Clients read the reason, so it names no other satellite.
+    """
     words = f"{seen.instance_id} is not marked as this satellite's"
     return Machine(machine_id, MachineState.TERMINATED, reason=words, fault=Fault.FOREIGN, hint=words)
 
@@ -137,7 +141,7 @@ def look_of(machine_id: MachineId, seen: Sighting, section: SatelliteEc2Section,
     can_hibernate = seen.hibernation and type_hibernates
     match seen.state:
         case MachineState.RUNNING if not seen.host:
-            # It comes a moment after the state. If it never comes, the reason is what a failed wake is explained by.
+            # The address comes a moment after the state. If it never comes, this reason explains the failed wake.
             words = f"it runs, but has no {section.address} address"
             return Machine(machine_id, MachineState.PENDING, reason=words, hint=words, can_hibernate=can_hibernate)
         case MachineState.RUNNING:
@@ -160,7 +164,7 @@ def look_of(machine_id: MachineId, seen: Sighting, section: SatelliteEc2Section,
 
 
 def fault_of(reason_code: str) -> Fault | None:
-    """Why it did not come up, by StateReason.Code; None if it did, and was stopped by somebody."""
+    """Why it did not come up, by StateReason.Code; None if it did, and somebody has stopped it."""
     if reason_code in FAULTS:
         return FAULTS[reason_code]
     if FULL.match(reason_code):

@@ -1,11 +1,11 @@
-"""Knows how every machine is: one task that looks at EC2 for all who want to know, and tells who waits for a change.
+"""Knows the state of every machine: one task looks at EC2 for all other tasks, and tells those that wait for a change.
 
-Looks are taken in rounds, one after the other, so that an older answer never overwrites a newer one. What is wanted
-while a round is under way is the next round's. Machines that are starting or stopping are wanted every `poll`, all of
-them in one call; the others every `sweep`.
+Looks are taken in rounds, one after the other, so that an older answer never overwrites a newer one. A request that comes
+while a round is under way belongs to the next round. Machines that are starting or stopping are looked at every `poll`, all
+of them in one call, and the others every `sweep`.
 
-EC2 is eventually consistent: for a while after a call it may tell the state from before it, and know nothing of an
-instance that it has just launched. Both are known by the times below, and passed over.
+EC2 is eventually consistent: for a while after a call it may show the state from before the call, or not know an instance
+that it has just launched. By the times below, such answers are recognised and ignored.
 """
 
 import collections
@@ -37,18 +37,18 @@ from bentpipe.daemon.tasks import Decision, Owner, note_failure, run_owned
 log = logging.getLogger("bentpipe.providers.ec2")
 
 GATHER_S = 0.01
-"""How long a round waits for others who want to know: at the start that is the whole fleet."""
+"""How long a round waits for further requests: at the start these come from the whole fleet."""
 UNSEEN_GRACE_S = 90.0
-"""After a launch EC2 may not know the new id; seconds are usual, others' tools had to allow a minute."""
+"""For this long after a launch EC2 may not know the new id. Seconds are usual; other tools had to allow a minute."""
 RELIED_S = 30.0
-"""For so long after a client came to a machine it is looked at ahead: builds come in bursts of connections."""
+"""For this long after a client came, its machine is looked at ahead of time: builds come in bursts of connections."""
 OUTDATED_GRACE_S = 10.0
-"""After a start or stop EC2 may tell the state from before it."""
+"""For this long after a start or stop EC2 may show the state from before it."""
 TYPES_RETRY_S = 600.0
-"""After it could not be asked what instance types can (a policy may forbid it): the answer is a nicety."""
+"""Time until the next attempt if EC2 cannot be asked about instance types (a policy may forbid it)."""
 
 SEARCH_S, SEARCH_FOR_S = 5.0, 300.0
-"""Between looks by tags for the successor of a machine that has gone, and for how long; then it is the sweep's."""
+"""Time between looks by tags for the successor of a machine that is gone, and for how long. Then the sweep finds it."""
 
 MOVING = (MachineState.PENDING, MachineState.STOPPING)
 
@@ -57,7 +57,7 @@ MOVING = (MachineState.PENDING, MachineState.STOPPING)
 class _Round:
     wanted: set[MachineId] = dataclasses.field(default_factory=set)
     sweeping: bool = False
-    """Look by tags too, for what is found by them: others may have the same tags."""
+    """Look by tags too, for machines that are found by tags: other instances may have the same tags."""
     begun: trio.Event = dataclasses.field(default_factory=trio.Event)
     done: trio.Event = dataclasses.field(default_factory=trio.Event)
     failure: Ec2Failure | None = None
@@ -82,14 +82,14 @@ class Poller:
         self._series = Series(log, "look at machines", {})
 
     def entry(self, machine_id: MachineId) -> Entry:
-        """Find what is known of a configured machine. Raises MachineNotFound."""
+        """Return the entry of a configured machine. Raises MachineNotFound."""
         try:
             return self._entries[machine_id]
         except KeyError:
             raise MachineNotFound(f"no EC2 instance is configured as {machine_id}") from None
 
     async def refresh(self, entry: Entry) -> Machine | None:
-        """Look at the machine now, together with whoever else wants to know. Raises ProviderError."""
+        """Look at the machine now, together with all other requests. Raises ProviderError."""
         this = self._next
         self.want(entry)
         await this.done.wait()
@@ -106,7 +106,7 @@ class Poller:
         return look
 
     async def wait_changed(self, seen: Machine) -> Machine:
-        """Return as soon as the machine is not as `seen`. What is not configured is TERMINATED."""
+        """Return as soon as the machine differs from `seen`. A machine that is not configured is TERMINATED."""
         await trio.lowlevel.checkpoint()
         entry = self._entries.get(seen.machine_id)
         if entry is None:
@@ -119,7 +119,7 @@ class Poller:
         return look
 
     def vouches(self, look: Machine) -> bool:
-        """Whether the machine is known to have the look's address now. It is kept known while it is asked for."""
+        """Whether the machine certainly has the look's address now. While this is asked, the poller keeps it certain."""
         entry = self._entries.get(look.machine_id)
         if entry is None or look.address is None or entry.look != look:
             return False
@@ -131,14 +131,14 @@ class Poller:
         return not others and now - entry.seen_at <= self._section.address_age_s
 
     def want(self, entry: Entry) -> None:
-        """Have the machine looked at in the next round."""
+        """Let the next round look at the machine."""
         self._next.wanted.add(entry.machine_id)
         self._next.begun.set()
 
     def acted(self, instance_id: str, before: str, after: str) -> None:
-        """A start or stop was accepted: EC2's words for the state before and after."""
+        """A start or stop was accepted. The states before and after have EC2's names."""
         entry = next((each for each in self._entries.values() if each.instance_id == instance_id), None)
-        if entry is None:  # it has become another instance in the meantime
+        if entry is None:  # the machine is another instance by now
             return
         entry.acted_at = trio.current_time()
         if before != after:
@@ -158,7 +158,7 @@ class Poller:
         self.want(entry)
 
     def launched(self, entry: Entry, seen: Sighting) -> None:
-        """The machine has become another instance."""
+        """The machine is another instance now."""
         entry.acted_at = trio.current_time()
         entry.visible_by = entry.acted_at + UNSEEN_GRACE_S
         entry.outdated = None
@@ -181,7 +181,7 @@ class Poller:
                     await self._look(this.wanted, sweeping=this.sweeping)
                 except Ec2Failure as failure:
                     this.failure = failure
-                except Exception as exc:  # an answer that nobody has foreseen
+                except Exception as exc:  # an unforeseen answer
                     note_failure(Owner("EC2 look", decision=Decision.GIVE_UP), exc)
                     this.failure = failure_of(Api.DESCRIBE.value, exc)
                 finally:
@@ -189,7 +189,7 @@ class Poller:
                 self._tell_failing(this.failure)
 
     async def type_hibernates(self, instance_type: str) -> bool:
-        """Say whether a type can hibernate. Raises Ec2Failure."""
+        """Return whether a type can hibernate. Raises Ec2Failure."""
         if instance_type not in self._types:
             self._types |= await self._calls.hibernation_of([instance_type])
         return self._types.get(instance_type, False)
@@ -203,7 +203,7 @@ class Poller:
             self._next.sweeping |= not only_moving
 
     async def _run_address_clock(self) -> None:
-        """Look ahead at what is in use, so that its next client need not wait for a look."""
+        """Look ahead of time at machines in use, so that their next client does not wait for a look."""
         period_s = self._section.address_age_s / 2
         while True:
             await trio.sleep(period_s)
@@ -230,7 +230,7 @@ class Poller:
         for instance in await self._calls.describe(list(known)):
             if (entry := known.get(instance["InstanceId"])) is not None:
                 by_id[entry.machine_id] = sight(instance, entry.machine.section)
-        # What is gone may have a successor already, which whoever waits need not wait for the next round to have.
+        # A machine that is gone may have a successor already. Then the waiting tasks do not need another round to get it.
         gone = [each for each in known.values() if self._may_have_successor(each, by_id.get(each.machine_id), began)]
         sought |= {each.machine.satellite: each for each in gone}
         found: list[tuple[Entry, Sighting]] = []
@@ -251,7 +251,10 @@ class Poller:
                 self._miss(entry, began)
 
     def _may_have_successor(self, entry: Entry, seen: Sighting | None, began: float) -> bool:
-        """Whether its instance is gone, so that another one may have its tags; one that was just launched may be unseen."""
+        """Whether its instance is gone, so that another may have its tags.
+
+        An instance that was just launched may be unseen.
+        """
         if entry.mark.given:
             return False
         if seen is None:
@@ -259,7 +262,10 @@ class Poller:
         return seen.state is MachineState.TERMINATED or bool(entry.mark.objection(seen))
 
     async def _find(self, sought: Mapping[str, Entry], gone: Set[MachineId]) -> list[tuple[Entry, Sighting]]:
-        """Look for satellites' instances by tags. Returns those of the satellites that have none, or whose is `gone`."""
+        """Look for satellites' instances by tags.
+
+        Returns those of satellites without an instance, or with one that is `gone`.
+        """
         tags = ((FLEET_TAG, [self._section.fleet]), (SATELLITE_TAG, list(sought)))
         candidates: dict[str, list[Sighting]] = {satellite: [] for satellite in sought}
         for instance in await self._calls.find(tags):
@@ -278,7 +284,7 @@ class Poller:
         return chosen
 
     def _take(self, entry: Entry, seen: Sighting, began: float) -> None:
-        """Believe what EC2 says, unless it is from before our newest call."""
+        """Take EC2's answer over, unless it is from before our newest call."""
         if began < entry.acted_at:
             self.want(entry)
             return
@@ -293,7 +299,7 @@ class Poller:
         entry.outdated = Outdated(entry.instance_id, before, launched_at, entry.acted_at + OUTDATED_GRACE_S)
 
     def _miss(self, entry: Entry, began: float) -> None:
-        """EC2 does not know it."""
+        """EC2 does not know the machine's instance."""
         if began < max(entry.acted_at, entry.visible_by):
             return
         if entry.look is None:
@@ -318,7 +324,7 @@ class Poller:
         entry.show(look_of(entry.machine_id, seen, entry.machine.section, type_hibernates=type_hibernates))
 
     async def _learn_types(self, types: set[str]) -> None:
-        """Ask what the types can. Without an answer they are taken for able: a refusal will tell."""
+        """Ask what the types can. Without an answer we assume that they can hibernate: a refusal will show it otherwise."""
         unknown = types - self._types.keys()
         if not unknown or trio.current_time() < self._types_retry_at:
             return
@@ -337,16 +343,16 @@ def _mark(fleet: str, machine: Ec2Machine) -> Mark:
 
 
 def _choose(candidates: list[Sighting]) -> Sighting:
-    """Of several instances with a satellite's tags take one that is awake, else the one with the least id.
+    """Of several instances with a satellite's tags, choose one that is awake, or else the one with the smallest id.
 
-    What was taken is kept for as long as it lives and has the tags.
+    The chosen one is kept for as long as it lives and has the tags.
     """
     awake = (MachineState.RUNNING, MachineState.PENDING)
     return min(candidates, key=lambda each: (each.state not in awake, each.instance_id))
 
 
 def _note_rivals(entry: Entry, seen: list[Sighting], taken: str | None) -> None:
-    """Tell the operator of instances that have the same tags as the one that is used, whenever they are others."""
+    """Tell the operator which instances have the same tags as the one in use, whenever their list changes."""
     rivals = tuple(sorted(each.instance_id for each in seen if each.instance_id != taken))
     if rivals and rivals != entry.rivals:
         fields = {"satellite": entry.machine.satellite, "used": taken, "unused": " ".join(rivals)}
