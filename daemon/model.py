@@ -92,6 +92,32 @@ class Machine:
     """The part of `reason` that clients of the satellite may read: one printable line, bounded by the provider."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class MachineTraits:
+    """What machines of one kind are like: facts of the cloud that runs them, which its provider states. Times are seconds.
+
+    There are no defaults: an author of a provider is to know, or to measure, each of them.
+    """
+
+    look_deadline_s: float
+    """A look that has not come back by then is given up and made again: longer than the latest answer that is usual."""
+    address_age_s: float
+    """For so long after a satellite has proved that it is at its address, the address cannot be anybody else's."""
+    appear_grace_s: float
+    """A launched machine may not be found for so long; after that it is lost, and another one is launched."""
+    start_grace_s: float
+    """A look may show a machine as asleep for so long after its start was accepted."""
+    stop_grace_s: float
+    """A look may show a machine as running for so long after its stop was accepted; after that it is awake again."""
+    stuck_stopping_s: float
+    """A machine that is stopping for longer will not come to an end by itself: it is cut off, if we stopped it or a client
+    waits for it."""
+    too_early_retry_s: float
+    """Between two attempts to put a machine to sleep that has not run for long enough (SleepTooEarly)."""
+    hibernation_limit_s: float
+    """So long at most a machine may stay hibernated; infinity if there is no such limit."""
+
+
 class WakePhase(enum.Enum):
     """The parts of a wake, in their order."""
 

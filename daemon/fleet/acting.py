@@ -12,7 +12,6 @@ from bentpipe.daemon.errors import MachineNotFound, ProviderError, ProviderRetry
 from bentpipe.daemon.fleet.launches import LaunchNames
 from bentpipe.daemon.fleet.machine import messages as msg
 from bentpipe.daemon.fleet.machine.messages import Input
-from bentpipe.daemon.fleet.watching import LOOK_DEADLINE_S
 from bentpipe.daemon.model import MachineId, SatelliteKey, SleepMode
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.series import Series
@@ -29,6 +28,7 @@ class Acting:
         provider: Provider,
         machine_id: MachineId,
         names: LaunchNames,
+        look_deadline_s: float,
         *,
         feed: Callable[[Input], None],
         waiting: Callable[[], int],
@@ -36,6 +36,7 @@ class Acting:
         self._provider = provider
         self._machine_id = machine_id
         self._names = names
+        self._look_deadline_s = look_deadline_s
         self._feed = feed
         self._waiting = waiting
         self._key = str(key)
@@ -56,8 +57,8 @@ class Acting:
 
     async def look_as_asked(self) -> None:
         """Carry out a Look."""
-        error: ProviderError | None = ProviderRetryable(f"no look in {LOOK_DEADLINE_S:g} s")
-        with trio.move_on_after(LOOK_DEADLINE_S):
+        error: ProviderError | None = ProviderRetryable(f"no look in {self._look_deadline_s:g} s")
+        with trio.move_on_after(self._look_deadline_s):
             try:
                 await self.look()
                 error = None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from bentpipe.daemon.coordination.contract import IN_USE_HERE, Coordination
 from bentpipe.daemon.errors import ProviderRetryable, SleepVetoed, StoreError
 from bentpipe.daemon.fleet.launches import Launches
-from bentpipe.daemon.model import Machine, MachineId, MachineState, SatelliteKey, SleepMode
+from bentpipe.daemon.model import Machine, MachineId, MachineState, MachineTraits, SatelliteKey, SleepMode
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.permit import permitted_by
 
@@ -43,6 +43,10 @@ class CoordinatedProvider:
     async def wait_changed(self, seen: Machine) -> Machine:
         """See Provider."""
         return await self._provider.wait_changed(seen)
+
+    def traits_of(self, machine_id: MachineId) -> MachineTraits:
+        """See Provider."""
+        return self._provider.traits_of(machine_id)
 
     def vouches_nowait(self, look: Machine) -> bool:
         """See Provider."""

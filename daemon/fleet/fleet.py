@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import time
 from collections.abc import Callable, Iterable
 
 import trio
@@ -16,7 +17,7 @@ from bentpipe.daemon.fleet.resume import Witness
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.fleet.whereabouts import Places
 from bentpipe.daemon.ids import machine_id_of
-from bentpipe.daemon.model import SatelliteKey, SleepMode, Transition
+from bentpipe.daemon.model import MachineTraits, SatelliteKey, SleepMode, Transition
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.registry.contract import Registry
 from bentpipe.daemon.tasks import Owner, run_owned, start_owned
@@ -27,7 +28,7 @@ def limits_of(section: BudgetSection) -> Limits:
     return Limits(section.max_awake, section.max_awake_per_org, tuple(section.org.items()))
 
 
-def rules_of(section: SatelliteSection, max_waiters: int, *, budgeted: bool = False) -> Rules:
+def rules_of(section: SatelliteSection, max_waiters: int, traits: MachineTraits, *, budgeted: bool = False) -> Rules:
     """Take the machine's rules out of the configuration."""
     return Rules(
         sleep_mode=SleepMode(section.sleep_mode),
@@ -37,6 +38,7 @@ def rules_of(section: SatelliteSection, max_waiters: int, *, budgeted: bool = Fa
         hold_limit_s=section.hold_limit_s,
         retry_after_s=section.retry_after_s,
         max_waiters=max_waiters,
+        traits=traits,
         capacity_retry_s=section.capacity_retry_after_s,
         quiet_window_s=QUIET_WINDOW_S,
         launch=section.launches,
@@ -75,6 +77,7 @@ class Fleet:
         places: Places | None = None,
         coordination: Coordination | None = None,
         registry: Registry | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         """`max_held` is for each satellite, the others for all of them together; `witness` says what a wake woke to.
 
@@ -87,7 +90,7 @@ class Fleet:
         self._satellites = {
             (key := SatelliteKey(section.org, section.name)): Satellite(
                 key,
-                rules_of(section, max_held, budgeted=budgeted),
+                rules_of(section, max_held, provider.traits_of(machine_id_of(key)), budgeted=budgeted),
                 provider,
                 machine_id_of(key),
                 observer,
@@ -97,6 +100,7 @@ class Fleet:
                 places=places,
                 coordination=coordination,
                 registry=registry,
+                wall=wall,
                 on_step=self.budget.stepped if self.budget else lambda satellite: None,
             )
             for section in sections

@@ -39,6 +39,7 @@ from bentpipe.daemon.fleet.watching import first_look, run_calendar, run_watch
 from bentpipe.daemon.fleet.whereabouts import Means, Places, Whereabouts
 from bentpipe.daemon.model import (
     Address,
+    Machine,
     MachineId,
     Resume,
     SatelliteKey,
@@ -80,7 +81,7 @@ class Satellite:
     ) -> None:
         """`on_step` is called after every step of the machine; `wall` is time.time, but for tests."""
         self.key = key
-        self._rules = rules
+        self.rules = rules
         self._machine = SatelliteMachine(rules)
         self._granted = 0
         """Leases that live."""
@@ -97,7 +98,15 @@ class Satellite:
         )
         self._machine_id = machine_id
         names = LaunchNames(key, wall)
-        self._acting = Acting(key, self._provider, machine_id, names, feed=self._feed, waiting=lambda: self.waiting)
+        self._acting = Acting(
+            key,
+            self._provider,
+            machine_id,
+            names,
+            rules.traits.look_deadline_s,
+            feed=self._feed,
+            waiting=lambda: self.waiting,
+        )
         self._observer = observer
         self._keep_awake = keep_awake
         self._line = WaitingLine(crowd or Crowd(), rules.max_waiters)
@@ -112,10 +121,11 @@ class Satellite:
         self._memory = Memory(key, witness)
         self._recovering = self._draining = False
         means = Means(
-            machine=lambda: self._machine.facts.machine,
+            machine=self._last_seen,
             vouches=self._provider.vouches_nowait,
             look=self._acting.look,
             recognises=self._memory.recognises,
+            address_age_s=rules.traits.address_age_s,
             unreachable=self.report_unreachable,
         )
         self._whereabouts = Whereabouts(key, places or Places(), means)
@@ -128,22 +138,22 @@ class Satellite:
     @property
     def state(self) -> SatelliteState:
         """The state now."""
-        return self._machine.facts.state
+        return self._machine.known.state
 
     @property
     def leases(self) -> int:
         """Leases held now."""
-        return self._machine.facts.leases
+        return self._machine.known.leases
 
     @property
     def wakes(self) -> int:
         """Wakes begun for clients, and to keep it awake by the hour."""
-        return self._machine.facts.wakes
+        return self._machine.known.wakes
 
     @property
     def waiting(self) -> int:
         """Clients waiting now."""
-        return self._machine.facts.waiting
+        return self._machine.known.waiting
 
     @contextlib.asynccontextmanager
     async def lease(
@@ -222,15 +232,18 @@ class Satellite:
             raise
 
     def _is_used(self) -> bool:
-        return bool(self._entering or self._machine.facts.leases or self._machine.facts.waiting)
+        return bool(self._entering or self._machine.known.leases or self._machine.known.waiting)
 
     def _leave_if_unused(self) -> None:
-        if self._machine.facts.state not in IN_REACH and not self._is_used():
+        if self._machine.known.state not in IN_REACH and not self._is_used():
             self._coordination.leave_nowait(self.key)
+
+    def _last_seen(self) -> Machine | None:
+        return self._machine.known.machine
 
     def is_at(self, address: Address) -> bool:
         """Whether its machine is known to have `address` at this moment."""
-        machine = self._machine.facts.machine
+        machine = self._machine.known.machine
         return machine is not None and machine.address == address and self._whereabouts.is_certain()
 
     def report_unreachable(self) -> bool:
@@ -259,16 +272,16 @@ class Satellite:
 
     def place(self) -> Holder | Request | None:
         """What it is to the awake budget: it holds a place, asks for one, or neither."""
-        facts = self._machine.facts
-        if facts.holds_place:
-            leaving = facts.state is SatelliteState.STOPPING
-            return Holder(self.key, facts.idle_since, facts.evictable_at, facts.keep_awake, leaving)
-        return Request(self.key, upkeep=not facts.waiting) if facts.wants_place(trio.current_time()) else None
+        known = self._machine.known
+        if known.holds_place:
+            leaving = known.state is SatelliteState.STOPPING
+            return Holder(self.key, known.idle_since, known.evictable_at, known.keep_awake, leaving)
+        return Request(self.key, upkeep=not known.waiting) if known.wants_place(trio.current_time()) else None
 
     def grant_place(self) -> bool:
         """The awake budget lets it wake. Returns whether it does."""
         self._feed(msg.PlaceGranted())
-        return self._machine.facts.holds_place
+        return self._machine.known.holds_place
 
     def evict(self) -> bool:
         """The awake budget needs its place. Returns whether it gives it up."""
@@ -284,9 +297,10 @@ class Satellite:
             # Calls that an earlier nursery made have ended with it.
             self._recovering = False
             self._machine.calls_ended(looks=True)
-            watch = (self._provider, self._machine_id, self._feed, self._acting.looks)
+            traits = self.rules.traits
+            watch = (self._provider, self._machine_id, traits.look_deadline_s, self._feed, self._acting.looks)
             await nursery.start(start_owned, self._owner("watch"), run_watch, *watch)
-            calendar = (self._keep_awake, self._wall, lambda: self._machine.facts.machine, self._feed)
+            calendar = (self._keep_awake, traits.hibernation_limit_s, self._wall, self._last_seen, self._feed)
             nursery.start_soon(run_owned, self._owner("calendar"), run_calendar, *calendar)
             if self._ends_quiet:
                 nursery.start_soon(run_owned, self._owner("meters"), self._run_meters)
@@ -299,7 +313,7 @@ class Satellite:
 
     async def _run_clock(self) -> None:
         while True:
-            deadline = self._machine.facts.next_deadline()
+            deadline = self._machine.known.next_deadline()
             moved = self._deadline_moved
             with trio.move_on_at(float("inf") if deadline is None else deadline):
                 await moved.wait()
@@ -351,7 +365,7 @@ class Satellite:
 
     def _broke(self, failure: Exception) -> None:
         """The machine has failed in the middle of a step: it begins anew, UNKNOWN, with what is certain."""
-        before, self._machine = self._machine, SatelliteMachine(self._rules)
+        before, self._machine = self._machine, SatelliteMachine(self.rules)
         self._machine.take_over(before, leases=self._granted, metered=len(self._traffic), draining=self._draining)
         self._probe.cancel()
         self._over.set()
@@ -363,8 +377,8 @@ class Satellite:
                 waiter.error = error
                 self._end_wait(waiter, now)
         with contained(self._owner("step")):
-            if before.facts.state is not SatelliteState.UNKNOWN:
-                self._tell(msg.Moved(before.facts.state, SatelliteState.UNKNOWN, "a fault of the daemon's own"), now)
+            if before.known.state is not SatelliteState.UNKNOWN:
+                self._tell(msg.Moved(before.known.state, SatelliteState.UNKNOWN, "a fault of the daemon's own"), now)
             self._stepped()
         if self._nursery is not None and not self._recovering:
             self._recovering = True
@@ -378,10 +392,10 @@ class Satellite:
         """Look at the machine once no call is under way that may change it, until there is a look to go on with."""
         for failures in itertools.count():
             await trio.sleep(backed_off(LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, failures))
-            if self._machine.facts.busy:
+            if self._machine.known.busy:
                 continue
             with contextlib.suppress(ProviderError):
-                seen = await first_look(self._provider, self._machine_id)
+                seen = await first_look(self._provider, self._machine_id, self.rules.traits.look_deadline_s)
                 self._recovering = False
                 self._feed(msg.Seen(seen))
                 return

@@ -7,24 +7,23 @@ import trio
 from bentpipe.config.model import KeepAwakeSection
 from bentpipe.daemon.errors import MachineNotFound, ProviderError, ProviderRetryable
 from bentpipe.daemon.fleet.machine.messages import KeepAwake, Renew, Seen, Unseen
-from bentpipe.daemon.fleet.machine.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, RENEW_AFTER_S, backed_off
+from bentpipe.daemon.fleet.machine.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, RENEW_AT, backed_off
 from bentpipe.daemon.fleet.schedule import is_kept_awake, next_change
 from bentpipe.daemon.model import Machine, MachineId, MachineState
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.series import Series
 
-LOOK_DEADLINE_S = 15.0
-"""For a look that somebody waits for, the start of the daemon among them: longer than a late answer of EC2 takes. The
-next attempt follows."""
 CALENDAR_S = 60.0
 """The calendar is looked at this often at least: the wall clock may be set."""
 RENEWAL_S = 3600.0
-"""The same for a satellite without hours: only its hibernation can grow too old, and that by days."""
+"""The same for a satellite without hours: only its hibernation can grow too old. If it may not last for days, the calendar
+is looked at twice in the time that RENEW_AT leaves."""
 
 
 async def run_watch(
     provider: Provider,
     machine_id: MachineId,
+    look_deadline_s: float,
     feed: Callable[[Seen | Unseen], None],
     series: Series,
     *,
@@ -39,7 +38,10 @@ async def run_watch(
     started = False
     while True:
         try:
-            seen = await first_look(provider, machine_id) if seen is None else await provider.wait_changed(seen)
+            if seen is None:
+                seen = await first_look(provider, machine_id, look_deadline_s)
+            else:
+                seen = await provider.wait_changed(seen)
         except ProviderError as exc:
             series.told(exc, trio.current_time())
             failures += 1
@@ -55,38 +57,40 @@ async def run_watch(
             await trio.sleep(backed_off(LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, failures - 1))
 
 
-async def first_look(provider: Provider, machine_id: MachineId) -> Machine:
+async def first_look(provider: Provider, machine_id: MachineId, deadline_s: float) -> Machine:
     """How the machine is now; one that there is not is TERMINATED. Raises ProviderError."""
-    with trio.move_on_after(LOOK_DEADLINE_S):
+    with trio.move_on_after(deadline_s):
         try:
             return await provider.describe(machine_id)
         except MachineNotFound as exc:
             return Machine(machine_id, MachineState.TERMINATED, reason=str(exc), hint=exc.peer_hint)
-    raise ProviderRetryable(f"the provider has not said in {LOOK_DEADLINE_S:g} s how the machine is")
+    raise ProviderRetryable(f"the provider has not said in {deadline_s:g} s how the machine is")
 
 
 async def run_calendar(
     sections: Sequence[KeepAwakeSection],
+    hibernation_limit_s: float,
     wall: Callable[[], float],
     look: Callable[[], Machine | None],
     feed: Callable[[KeepAwake | Renew], None],
 ) -> None:
     """Feed what the wall clock (time.time() seconds) brings, for ever."""
     kept: bool | None = None  # nothing is known of what was fed before
+    longest_s = min(CALENDAR_S if sections else RENEWAL_S, hibernation_limit_s * (1 - RENEW_AT) / 2)
     while True:
         now = wall()
         wanted = is_kept_awake(sections, now)
         if wanted is not kept:
             kept = wanted
             feed(KeepAwake(kept))
-        if _is_due_for_renewal(look(), now):
+        if _is_due_for_renewal(look(), hibernation_limit_s, now):
             feed(Renew())
         # The change itself may be missed by a rounding: then it is seen a moment later.
         until_change_s = max(next_change(sections, now) - now, 0.001)
-        await trio.sleep(min(until_change_s, CALENDAR_S if sections else RENEWAL_S))
+        await trio.sleep(min(until_change_s, longest_s))
 
 
-def _is_due_for_renewal(machine: Machine | None, now: float) -> bool:
+def _is_due_for_renewal(machine: Machine | None, limit_s: float, now: float) -> bool:
     if machine is None or machine.state is not MachineState.HIBERNATED or machine.asleep_since is None:
         return False
-    return now >= machine.asleep_since + RENEW_AFTER_S
+    return now >= machine.asleep_since + RENEW_AT * limit_s

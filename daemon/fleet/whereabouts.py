@@ -3,7 +3,7 @@
 A cloud gives addresses out again: what was our machine's a minute ago may be another tenant's now, and would be sent our
 client's token. So an address is used only while
 
-- the provider vouches for it (EC2: it was looked at a few seconds ago; a process: it is what listens on its port), and
+- the provider vouches for it (it has just looked, or it can see who listens there), and
 - no other satellite of this daemon is believed to be there; if one is, both are looked at again.
 
 What is not certain is looked at, once for all who want to know. While the provider cannot say, the satellite itself may: by
@@ -29,8 +29,6 @@ LOOK_AGAIN_S = 0.5
 """Between looks that did not make it certain: a cloud may tell for some seconds what was so before."""
 CERTAIN_DEADLINE_S = 10.0
 """How long it is looked at again before those who wait are refused; each client that comes later begins anew."""
-RECOGNISED_S = 5.0
-"""How long a boot id vouches for an address; as long as a look at EC2 does by default."""
 
 
 class Claims:
@@ -117,6 +115,8 @@ class Means:
     """Look anew. Raises ProviderError."""
     recognises: Callable[[Address], Awaitable[bool]]
     """Ask what answers at an address whether it is the machine that was woken. Never raises an Exception."""
+    address_age_s: float
+    """How long a boot id vouches for an address: see MachineTraits."""
     unreachable: Callable[[], bool]
     """What answers is not the machine: it is to be waited for. Returns False if it is waited for already."""
 
@@ -225,7 +225,7 @@ class Whereabouts:
         if self._recognised is None:
             return False
         there, at = self._recognised
-        return there == address and trio.current_time() - at <= RECOGNISED_S
+        return there == address and trio.current_time() - at <= self._means.address_age_s
 
 
 def _uncertain(key: SatelliteKey, doubt: Doubt) -> MachineUncertain:

@@ -9,7 +9,7 @@ queue, after another host may have had its turn.
 
 from typing import Protocol
 
-from bentpipe.daemon.model import Machine, MachineId, SleepMode
+from bentpipe.daemon.model import Machine, MachineId, MachineTraits, SleepMode
 
 
 class Provider(Protocol):
@@ -24,6 +24,10 @@ class Provider(Protocol):
 
         Never raises MachineNotFound for a machine that was seen: one that is gone is TERMINATED.
         """
+        ...
+
+    def traits_of(self, machine_id: MachineId) -> MachineTraits:
+        """What machines of this kind are like, which never changes. No I/O. Raises MachineNotFound if it is nobody's."""
         ...
 
     def vouches_nowait(self, look: Machine) -> bool:

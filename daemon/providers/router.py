@@ -9,7 +9,7 @@ from typing import Protocol
 import trio
 
 from bentpipe.daemon.errors import MachineNotFound
-from bentpipe.daemon.model import Machine, MachineId, MachineState, SleepMode
+from bentpipe.daemon.model import Machine, MachineId, MachineState, MachineTraits, SleepMode
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.tasks import Decision, Owner, run_owned, start_owned
 
@@ -69,6 +69,10 @@ class Providers:
         gone = Machine(seen.machine_id, MachineState.TERMINATED)
         await trio.lowlevel.checkpoint()
         return gone if seen != gone else await trio.sleep_forever()
+
+    def traits_of(self, machine_id: MachineId) -> MachineTraits:
+        """Return what its provider says."""
+        return self._of(machine_id).traits_of(machine_id)
 
     def vouches_nowait(self, look: Machine) -> bool:
         """Return what its provider says."""

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 
 from bentpipe.daemon.errors import ProviderError, ProviderRetryable
-from bentpipe.daemon.model import Machine, MachineId, SleepMode
+from bentpipe.daemon.model import Machine, MachineId, MachineTraits, SleepMode
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.tasks import Owner, note_failure
 
@@ -30,6 +30,11 @@ class TypedProvider:
         """Wait for another look."""
         with self._typed("look at the machine"):
             return await self._provider.wait_changed(seen)
+
+    def traits_of(self, machine_id: MachineId) -> MachineTraits:
+        """Ask what machines of its kind are like."""
+        with self._typed("learn what the machine is like"):
+            return self._provider.traits_of(machine_id)
 
     def vouches_nowait(self, look: Machine) -> bool:
         """Ask for its word on a look; if it fails there is none."""

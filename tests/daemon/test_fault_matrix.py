@@ -36,7 +36,7 @@ from bentpipe.daemon.edge import dial, transport
 from bentpipe.daemon.edge.boot_id import BootIdQuery
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.fleet import satellite, watching
-from bentpipe.daemon.fleet.machine.facts import Facts
+from bentpipe.daemon.fleet.machine.known import Known
 from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
@@ -93,7 +93,7 @@ PLACES: tuple[tuple[object, str], ...] = (
     (tokens, "_refresh"),
     (Recorder, "record_nowait"),
     (SatelliteMachine, "handle"),
-    (Facts, "next_deadline"),
+    (Known, "next_deadline"),
     (watching, "is_kept_awake"),
     (HandOff, "moved_bytes"),
     *((Engine, name) for name in ("counters", "statistics", "thread_cpu_s")),

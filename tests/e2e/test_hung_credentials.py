@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 
 from beds.hosts.edge_daemons import config_text, edge_daemon
-from bentpipe.daemon.fleet.watching import LOOK_DEADLINE_S
 from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 END_S = 20.0
-START_S = LOOK_DEADLINE_S + 10
+START_S = TRAITS.look_deadline_s + 10
 
 
 def test_a_credential_process_that_hangs_holds_up_neither_the_others_nor_the_end(tmp_path: Path) -> None:

@@ -1,15 +1,16 @@
-"""What the satellite's machine goes by: its section of the configuration, and the fixed times of the loops, with reasons.
+"""What the satellite's machine goes by: its section of the configuration, what its provider states of its machine, and the
+fixed times of the loops, with reasons. What is a fact of one cloud is not here: see `MachineTraits`.
 
 All times are in seconds.
 """
 
 import dataclasses
 
-from bentpipe.daemon.model import SleepMode
+from bentpipe.daemon.model import MachineTraits, SleepMode
 
 RETRY_START_S = 1.0
-"""Between attempts to start while the provider says that it may work a moment later: EC2 refuses a start for as long
-as the machine is stopping, which a look that is a second old may not show."""
+"""Between attempts to start while the provider says that it may work a moment later. A machine that is stopping cannot be
+started, and a look that is a second old may not show that it is."""
 
 THROTTLE_FIRST_S, THROTTLE_MOST_S = 2.0, 30.0
 """Between calls that are throttled, doubling: every call less helps all others."""
@@ -44,22 +45,6 @@ STOPS_FORGIVEN = 1
 """So often a machine that we have started may be stopped by others before it is ready, and is started again at once for
 those who wait. After that it counts as a failure: something stops it each time."""
 
-APPEAR_GRACE_S = 120.0
-"""A launched machine may not be found for this long: EC2 is known for a minute of it."""
-
-START_GRACE_S = 30.0
-"""A start that was accepted may not be seen for this long; until then the machine is not called asleep."""
-
-STUCK_STOPPING_S = 600.0
-"""A machine that is stopping for longer is cut off, if we stopped it or somebody waits for it. A hibernation of a large
-machine takes minutes, and cutting it off loses its memory."""
-
-UNHEEDED_STOP_S = 60.0
-"""A machine that still runs this long after a stop was accepted is taken as awake again."""
-
-TOO_EARLY_S = 120.0
-"""Until the next attempt if it has not run long enough to hibernate: EC2 wants about two minutes."""
-
 SLEEP_RETRY_FIRST_S, SLEEP_RETRY_MOST_S = 60.0, 900.0
 """After a stop that failed otherwise, doubling; meanwhile the satellite serves."""
 
@@ -82,8 +67,9 @@ QUIET_WINDOW_S = 60.0
 """Over which the bytes of open connections are counted. However short `sleep_after` is, so long at least is looked before
 they are called quiet: in a few seconds the most silent build moves nothing (docs/buildkit.md)."""
 
-RENEW_AFTER_S = 50 * 86400.0
-"""EC2 keeps a hibernated machine for 60 days at most: before that it is woken, and stopped plainly."""
+RENEW_AT = 5 / 6
+"""Of the time for which a machine may stay hibernated: then it is woken, and stopped plainly. What is left is for wakes that
+fail and for hosts that are down."""
 
 HOLD_FACTOR, HOLD_FLOOR_S = 3.5, 120.0
 """A client is held for so many times the usual wake (Cloud Run's factor), but not for less than the floor: a wake can
@@ -105,6 +91,8 @@ class Rules:
     hold_limit_s: float
     retry_after_s: float
     max_waiters: int
+    traits: MachineTraits
+    """What the satellite's machine is like, as its provider states it."""
     capacity_retry_s: float = 180.0
     quiet_window_s: float = QUIET_WINDOW_S
     launch: bool = False

@@ -9,7 +9,6 @@ from bentpipe.daemon.fleet.machine.rules import (
     LESSON_S,
     SLEEP_RETRY_FIRST_S,
     SLEEP_RETRY_MOST_S,
-    TOO_EARLY_S,
     VAIN_HIBERNATIONS,
     Rules,
     backed_off,
@@ -67,7 +66,7 @@ class SleepBook:
     def failed(self, error: ProviderError, now: float) -> None:
         """It could not be put to sleep: not now."""
         if isinstance(error, SleepTooEarly):
-            self._not_before = now + TOO_EARLY_S
+            self._not_before = now + self._rules.traits.too_early_retry_s
         else:
             self._not_before = now + backed_off(SLEEP_RETRY_FIRST_S, SLEEP_RETRY_MOST_S, self._failures)
             self._failures += 1

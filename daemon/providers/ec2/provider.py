@@ -24,7 +24,7 @@ from bentpipe.daemon.errors import (
     SleepTooEarly,
 )
 from bentpipe.daemon.ids import client_token
-from bentpipe.daemon.model import Machine, MachineId, MachineState, SleepMode
+from bentpipe.daemon.model import Machine, MachineId, MachineState, MachineTraits, SleepMode
 from bentpipe.daemon.providers.ec2.batch import Batcher, Change
 from bentpipe.daemon.providers.ec2.calls import Api, Ec2Calls
 from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry
@@ -32,6 +32,7 @@ from bentpipe.daemon.providers.ec2.errors import Ec2Failure, Verdict
 from bentpipe.daemon.providers.ec2.launch import launch_request
 from bentpipe.daemon.providers.ec2.looks import Sighting, sight
 from bentpipe.daemon.providers.ec2.poller import UNSEEN_GRACE_S, Poller
+from bentpipe.daemon.providers.ec2.traits import TRAITS
 from bentpipe.daemon.tasks import Owner, run_owned
 
 if TYPE_CHECKING:
@@ -90,6 +91,10 @@ class Ec2Provider:
     async def wait_changed(self, seen: Machine) -> Machine:
         """Return as soon as a look at the machine differs from `seen`. While EC2 does not answer, nothing changes."""
         return await self._poller.wait_changed(seen)
+
+    def traits_of(self, machine_id: MachineId) -> MachineTraits:
+        """The same for every instance."""
+        return TRAITS
 
     def vouches_nowait(self, look: Machine) -> bool:
         """Whether the instance was looked at so lately that EC2 cannot have given its address to another since."""

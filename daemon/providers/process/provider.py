@@ -12,6 +12,7 @@ give the daemon a cgroup (Delegate=yes).
 
 import errno
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ import trio
 
 from bentpipe.config.model import ProcessSection
 from bentpipe.daemon.errors import MachineNotFound, ProviderPermanent, ProviderRetryable
-from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, SleepMode
+from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, MachineTraits, SleepMode
 from bentpipe.daemon.providers.process.cgroup import CgroupTree, find_own_cgroup, sweep_stale
 from bentpipe.daemon.providers.process.containment import PROC, Isolation, Isolator, ProcessGroups
 from bentpipe.daemon.providers.process.listening import Listeners
@@ -30,6 +31,17 @@ from bentpipe.daemon.providers.process.spawn import find_prlimit, find_setpriv, 
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 
 log = logging.getLogger("bentpipe.providers.process")
+
+TRAITS = MachineTraits(
+    look_deadline_s=15.0,  # a look asks nobody, so only a process that gets no CPU time makes it late
+    address_age_s=5.0,  # a port that nobody listens on is free at once; `vouches_nowait` asks the kernel each time
+    appear_grace_s=0.0,  # nothing is launched
+    start_grace_s=30.0,  # to spawn a command on a host that is short of CPU time or memory
+    stop_grace_s=60.0,  # the same for SIGTERM or the freezer
+    stuck_stopping_s=600.0,  # a process is killed after its own `stop_grace`, which is seconds
+    too_early_retry_s=60.0,  # never asked for: a process can be frozen at once
+    hibernation_limit_s=math.inf,  # the kernel keeps a frozen process for ever
+)
 
 
 class ProcessProvider:
@@ -133,6 +145,10 @@ class ProcessProvider:
         gone = Machine(seen.machine_id, MachineState.TERMINATED)
         await trio.lowlevel.checkpoint()
         return gone if seen != gone else await trio.sleep_forever()
+
+    def traits_of(self, machine_id: MachineId) -> MachineTraits:
+        """The same for every command."""
+        return TRAITS
 
     def vouches_nowait(self, look: Machine) -> bool:
         """Whether the machine is as seen, and nobody else listens on its port. One look at the kernel's listeners."""

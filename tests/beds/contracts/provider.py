@@ -192,6 +192,14 @@ class ProviderContract:
         await wait_state(harness.provider, harness.good, MachineState.STOPPED)
         assert not harness.provider.vouches_nowait(look)
 
+    async def test_it_states_what_its_machines_are_like(self, harness: Harness) -> None:
+        traits = harness.provider.traits_of(harness.good)
+        stated = dataclasses.asdict(traits)
+        assert all(value >= 0 for value in stated.values()), stated
+        assert traits.look_deadline_s > 0
+        assert traits.hibernation_limit_s > 0
+        assert harness.provider.traits_of(harness.slow_to_stop) == traits
+
     async def test_a_waiter_that_gives_up_harms_nobody(self, harness: Harness) -> None:
         seen = await harness.provider.describe(harness.good)
         with trio.move_on_after(0) as scope:

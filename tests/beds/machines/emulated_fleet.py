@@ -15,14 +15,16 @@ from bentpipe.config.model import BudgetSection, Ec2Section, SatelliteSection
 from bentpipe.daemon.errors import BentpipeError, StoreError
 from bentpipe.daemon.fleet import satellite
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.fleet.machine import descent, machine, setbacks, sleeping, waiting
+from bentpipe.daemon.fleet.machine import descent, setbacks, sleeping, waiting
 from bentpipe.daemon.ids import machine_id_of
 from bentpipe.daemon.ledger.contract import Interval, Stamp, StampedTransition
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
-from bentpipe.daemon.model import Address, SatelliteKey, Transition
+from bentpipe.daemon.model import Address, MachineTraits, SatelliteKey, Transition
+from bentpipe.daemon.providers.ec2 import provider as ec2_provider
 from bentpipe.daemon.providers.ec2.entry import Ec2Machine
 from bentpipe.daemon.providers.ec2.provider import Ec2Provider
+from bentpipe.daemon.providers.ec2.traits import TRAITS
 from bentpipe.daemon.testbed.ec2_emulator.control import Control
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
@@ -36,12 +38,19 @@ FAST = {
         "THROTTLE_FIRST_S",
         "THROTTLE_MOST_S",
     ),
-    sleeping: ("TOO_EARLY_S", "SLEEP_RETRY_FIRST_S", "SLEEP_RETRY_MOST_S"),
-    machine: ("APPEAR_GRACE_S", "START_GRACE_S", "STUCK_STOPPING_S", "UNHEEDED_STOP_S"),
+    sleeping: ("SLEEP_RETRY_FIRST_S", "SLEEP_RETRY_MOST_S"),
     descent: ("CLOSE_QUIET_S",),
     waiting: ("HOLD_FLOOR_S",),
 }
 """The loops' fixed times run as fast as the emulator's clock."""
+FAST_TRAITS = dataclasses.replace(
+    TRAITS,
+    appear_grace_s=TRAITS.appear_grace_s / SPEED,
+    start_grace_s=TRAITS.start_grace_s / SPEED,
+    stop_grace_s=TRAITS.stop_grace_s / SPEED,
+    stuck_stopping_s=TRAITS.stuck_stopping_s / SPEED,
+    too_early_retry_s=TRAITS.too_early_retry_s / SPEED,
+)
 CAPACITY_RETRY_S = 180.0
 
 
@@ -64,8 +73,9 @@ async def wait_port(control: Control, address: Address) -> None:
         await trio.sleep(LISTEN_POLL_S)
 
 
-def speed_up(monkeypatch: pytest.MonkeyPatch, control: Control) -> None:
-    """Let the loops run as fast as the emulator, and its instances have ports that listen."""
+def speed_up(monkeypatch: pytest.MonkeyPatch, control: Control, traits: MachineTraits = FAST_TRAITS) -> None:
+    """Let the loops run as fast as the emulator, and its instances have ports that listen. Before the fleet is made."""
+    monkeypatch.setattr(ec2_provider, "TRAITS", traits)
     for owner, names in FAST.items():
         for name in names:
             monkeypatch.setattr(owner, name, getattr(owner, name) / SPEED)

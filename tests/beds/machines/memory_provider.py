@@ -18,7 +18,8 @@ from bentpipe.daemon.errors import (
     SleepModeRefused,
     SleepTooEarly,
 )
-from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState, SleepMode
+from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState, MachineTraits, SleepMode
+from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 M = MachineState
 HANGS = float("inf")
@@ -93,9 +94,10 @@ class FakeMachine:
 
 
 class MemoryProvider:
-    """Implements `Provider`. Machines are added and told what to do by the test."""
+    """Implements `Provider`. Machines are added and told what to do by the test. They are like EC2's unless it says else."""
 
-    def __init__(self) -> None:
+    def __init__(self, traits: MachineTraits = TRAITS) -> None:
+        self.traits = traits
         self.machines: dict[MachineId, FakeMachine] = {}
         self._boots = itertools.count(1)
 
@@ -128,6 +130,9 @@ class MemoryProvider:
             with trio.move_on_at(HANGS if machine.due is None else machine.due):
                 await machine.changed.wait()
         return look
+
+    def traits_of(self, machine_id: MachineId) -> MachineTraits:
+        return self.traits
 
     def vouches_nowait(self, look: Machine) -> bool:
         machine = self.machines.get(look.machine_id)

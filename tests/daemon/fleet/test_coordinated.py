@@ -17,7 +17,17 @@ from bentpipe.daemon.errors import STORE_HINT, ProviderRetryable, SleepVetoed, S
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
 from bentpipe.daemon.fleet.machine.rules import Rules
 from bentpipe.daemon.fleet.satellite import Satellite
-from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, SatelliteKey, SatelliteState, SleepMode
+from bentpipe.daemon.model import (
+    Address,
+    Machine,
+    MachineId,
+    MachineState,
+    MachineTraits,
+    SatelliteKey,
+    SatelliteState,
+    SleepMode,
+)
+from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 S, M = SatelliteState, MachineState
 KEY = SatelliteKey("acme", "m")
@@ -53,6 +63,9 @@ class SharedMachine:
         while self.look() == seen:
             await self.changed.wait()
         return self.look()
+
+    def traits_of(self, machine_id: MachineId) -> MachineTraits:
+        return TRAITS
 
     def vouches_nowait(self, look: Machine) -> bool:
         return look == self.look()
@@ -122,6 +135,7 @@ RULES = Rules(
     hold_limit_s=60,
     retry_after_s=1,
     max_waiters=300,
+    traits=TRAITS,
 )
 
 

@@ -29,6 +29,7 @@ from bentpipe.daemon.model import (
     SleepMode,
     Transition,
 )
+from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 NAMES = ("a", "b", "c", "d")
 MIN_AWAKE_S = 30
@@ -232,6 +233,7 @@ RULES: dict[str, Any] = {
     "hold_limit_s": 90.0,
     "retry_after_s": 5.0,
     "max_waiters": 10,
+    "traits": TRAITS,
 }
 
 

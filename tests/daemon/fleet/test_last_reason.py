@@ -37,6 +37,7 @@ from bentpipe.daemon.fleet.machine.messages import (
 )
 from bentpipe.daemon.fleet.machine.rules import LOOK_MOST_S, PATIENCE_S, RETRY_START_S, STOPS_FORGIVEN, Rules
 from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState, SatelliteState, SleepMode
+from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 S = SatelliteState
 M = MachineState
@@ -48,6 +49,7 @@ RULES = Rules(
     hold_limit_s=600,
     retry_after_s=5,
     max_waiters=1000,
+    traits=TRAITS,
 )
 ADDRESS = Address("10.0.0.1", 8372)
 NO_ANSWER = ProviderRetryable("500 for account 123456789012", peer_hint="passing trouble at the cloud (InternalError)")
@@ -66,7 +68,7 @@ class Story:
 
     @property
     def state(self) -> SatelliteState:
-        return self.machine.facts.state
+        return self.machine.known.state
 
     def feed(self, event: Input) -> list[Action]:
         actions = self.machine.handle(event, self.now)
@@ -84,7 +86,7 @@ class Story:
 
     def wait(self, seconds: float) -> list[Action]:
         until, done = self.now + seconds, []
-        while (deadline := self.machine.facts.next_deadline()) is not None and deadline <= until:
+        while (deadline := self.machine.known.next_deadline()) is not None and deadline <= until:
             self.now = deadline
             done += self.feed(Tick())
         self.now = until
@@ -111,7 +113,7 @@ def test_a_suspicion_is_looked_at_at_once_and_a_broken_port_ever_more_rarely() -
     began = story.now
     for _ in range(200):
         story.feed(Suspected())
-        if story.looks and story.machine.facts.looks.under_way:
+        if story.looks and story.machine.known.looks.under_way:
             story.see(M.RUNNING)
             story.feed(Looked(None))
         story.wait(0.5)
@@ -217,7 +219,7 @@ def test_a_known_reason_is_told_before_the_clients_own_deadline() -> None:
         error.peer_hint == "the satellite is not ready; the last reason: passing trouble at the cloud (InternalError)"
     )
     assert "123456789012" in str(error)
-    assert story.machine.facts.waiting == 2
+    assert story.machine.known.waiting == 2
 
 
 def test_a_reason_that_comes_after_that_moment_is_told_at_once() -> None:
@@ -259,7 +261,7 @@ def test_why_nobody_can_say_how_the_machine_is(error: ProviderRetryable, at_once
         assert not first
         while not first and story.now < 1000 + 2 * PATIENCE_S:
             story.wait(1.0)
-            first = told(story.feed(Looked(error))) if story.machine.facts.looks.under_way else []
+            first = told(story.feed(Looked(error))) if story.machine.known.looks.under_way else []
         assert PATIENCE_S <= story.now - 1000 <= PATIENCE_S + LOOK_MOST_S + 1
     assert first[0].peer_hint == f"nobody can say how the satellite's machine is; the last reason: {error}"
     story.wait(LOOK_MOST_S)

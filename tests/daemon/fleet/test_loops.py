@@ -58,7 +58,6 @@ from bentpipe.daemon.fleet.machine.messages import (
     Witnessed,
 )
 from bentpipe.daemon.fleet.machine.rules import (
-    APPEAR_GRACE_S,
     BLOCKED_FIRST_S,
     CAPACITY_MOST_S,
     CLOSE_QUIET_S,
@@ -69,17 +68,14 @@ from bentpipe.daemon.fleet.machine.rules import (
     PATIENCE_S,
     RETRY_START_S,
     SLEEP_RETRY_FIRST_S,
-    START_GRACE_S,
-    STUCK_STOPPING_S,
     THROTTLE_FIRST_S,
     THROTTLE_MOST_S,
-    TOO_EARLY_S,
-    UNHEEDED_STOP_S,
     UNREADY_ROUNDS,
     VAIN_HIBERNATIONS,
     Rules,
 )
 from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState, Resume, SatelliteState, SleepMode
+from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 S = SatelliteState
 M = MachineState
@@ -91,6 +87,7 @@ RULES = Rules(
     hold_limit_s=600,
     retry_after_s=5,
     max_waiters=1000,
+    traits=TRAITS,
 )
 BUDGETED = dataclasses.replace(RULES, budgeted=True)
 ENDS_QUIET = dataclasses.replace(RULES, ends_quiet=True)
@@ -109,7 +106,7 @@ class Life:
 
     @property
     def state(self) -> SatelliteState:
-        return self.machine.facts.state
+        return self.machine.known.state
 
     def feed(self, event: Input) -> list[Action]:
         self.actions = self.machine.handle(event, self.now)
@@ -126,7 +123,7 @@ class Life:
     def wait(self, seconds: float) -> list[Action]:
         """Let time pass; returns all that was done meanwhile."""
         until, done = self.now + seconds, []
-        while (deadline := self.machine.facts.next_deadline()) is not None and deadline <= until:
+        while (deadline := self.machine.known.next_deadline()) is not None and deadline <= until:
             self.now = deadline
             done += self.feed(Tick())
         self.now = until
@@ -145,7 +142,7 @@ class Life:
         assert self.state is S.OPERATIONAL
 
     def leave(self) -> None:
-        while self.machine.facts.leases:
+        while self.machine.known.leases:
             self.feed(Released())
 
     def fall_asleep(self) -> Stop:
@@ -310,7 +307,7 @@ def test_what_may_yet_come_up_is_not_called_asleep() -> None:
     life.feed(StartDone(None))
     assert [type(told) for told in errors(life.wait(1))] == [WakeFailed]
     assert life.state is S.STARTING, "the start was accepted a second ago"
-    life.wait(START_GRACE_S)
+    life.wait(TRAITS.start_grace_s)
     assert life.state is S.SLEEP
 
 
@@ -388,7 +385,7 @@ def test_not_found_is_tolerated_for_a_while_after_a_launch() -> None:
     life.come()
     life.feed(StartDone(None))
     life.see(M.TERMINATED, reason="InvalidInstanceID.NotFound")
-    assert errors(life.wait(APPEAR_GRACE_S - 1)) == []
+    assert errors(life.wait(TRAITS.appear_grace_s - 1)) == []
     (failed,) = errors(life.wait(1))
     assert "never appeared" in str(failed)
     life.wait(RULES.retry_after_s)
@@ -402,7 +399,7 @@ def test_a_launch_that_is_overdue_has_its_time_to_appear_first() -> None:
     life.feed(StartDone(None))
     assert len(errors(life.wait(1))) == 1
     assert life.state is S.CREATING
-    life.wait(APPEAR_GRACE_S)
+    life.wait(TRAITS.appear_grace_s)
     assert life.state is S.SLEEP
     life.wait(2 * RULES.retry_after_s)
     assert Launch(1) in life.come()
@@ -473,8 +470,8 @@ def test_too_early_is_tried_again_and_meanwhile_it_serves() -> None:
     assert life.state is S.OPERATIONAL
     assert any(isinstance(action, Grant) for action in life.come())
     life.leave()
-    life.machine.facts.sleep.idle_since = 0.0
-    assert Stop(SleepMode.HIBERNATE) not in life.wait(TOO_EARLY_S - 1)
+    life.machine.known.sleep.idle_since = 0.0
+    assert Stop(SleepMode.HIBERNATE) not in life.wait(TRAITS.too_early_retry_s - 1)
     assert Stop(SleepMode.HIBERNATE) in life.wait(1)
 
 
@@ -575,7 +572,7 @@ def test_stuck_in_stopping_it_is_cut_off_if_we_stopped_it_or_somebody_waits(ours
         life.leave()
         life.see(M.STOPPING)
     force = Stop(SleepMode.STOP, force=True)
-    done = life.wait(STUCK_STOPPING_S - 1)
+    done = life.wait(TRAITS.stuck_stopping_s - 1)
     if somebody_waits:
         life.come()
     done += life.wait(1)
@@ -583,7 +580,7 @@ def test_stuck_in_stopping_it_is_cut_off_if_we_stopped_it_or_somebody_waits(ours
     if force in done:
         assert lessons(done) == [Lesson.FORCED]
         life.feed(StopDone(None))
-        assert force not in life.wait(STUCK_STOPPING_S - 1)
+        assert force not in life.wait(TRAITS.stuck_stopping_s - 1)
         assert force in life.wait(1)
 
 
@@ -612,7 +609,7 @@ def test_a_stop_that_is_accepted_and_not_heeded() -> None:
     life.fall_asleep()
     life.feed(StopDone(None))
     assert life.come() == []
-    life.wait(UNHEEDED_STOP_S)
+    life.wait(TRAITS.stop_grace_s)
     assert life.state is S.STARTING
     assert [type(action) for action in life.feed(Ready())] == [Moved, Grant]
 
@@ -703,7 +700,7 @@ def test_a_lease_that_is_not_spliced_yet_is_in_use() -> None:
     life.wake()
     life.come()
     life.feed(Metered())
-    assert life.machine.facts.next_deadline() is None
+    assert life.machine.known.next_deadline() is None
     life.feed(Released())
     assert EndQuiet() in life.wait(RULES.sleep_after_s)
 
@@ -729,7 +726,7 @@ def test_clients_are_held_by_what_wakes_usually_take() -> None:
 
     def held_s() -> float:
         life.come()
-        deadline = life.machine.facts.room.first_until
+        deadline = life.machine.known.room.first_until
         assert deadline is not None
         return deadline - life.now
 
@@ -756,9 +753,9 @@ def test_each_is_held_from_its_own_coming() -> None:
     life.wait(7)
     life.come()
     life.wait(RULES.hold_limit_s - 7.1)
-    assert life.machine.facts.waiting == 2
+    assert life.machine.known.waiting == 2
     life.wait(0.2)
-    assert life.machine.facts.waiting == 1
+    assert life.machine.known.waiting == 1
 
 
 # -- the awake budget --------------------------------------------------------------------------------------------------
@@ -767,9 +764,9 @@ def test_each_is_held_from_its_own_coming() -> None:
 def test_with_a_budget_it_wakes_only_when_it_has_a_place() -> None:
     life = Life(rules=BUDGETED)
     assert life.come() == []
-    assert (life.machine.facts.wants_place(life.now), life.machine.facts.holds_place) == (True, False)
+    assert (life.machine.known.wants_place(life.now), life.machine.known.holds_place) == (True, False)
     assert Start() in life.feed(PlaceGranted())
-    assert (life.machine.facts.wants_place(life.now), life.machine.facts.holds_place) == (False, True)
+    assert (life.machine.known.wants_place(life.now), life.machine.known.holds_place) == (False, True)
 
 
 def test_a_place_that_nobody_wants_any_more_is_not_taken() -> None:
@@ -788,14 +785,14 @@ def test_it_is_evicted_only_when_idle_and_old_enough() -> None:
     life.feed(StartDone(None))
     life.see(M.RUNNING)
     life.feed(Ready())
-    assert life.machine.facts.idle_since is None
+    assert life.machine.known.idle_since is None
     assert life.feed(Evict()) == []
     life.leave()
     assert life.feed(Evict()) == [], "younger than its minimum"
     life.wait(RULES.min_awake_s)
-    assert life.machine.facts.idle_since is not None
+    assert life.machine.known.idle_since is not None
     assert Stop(SleepMode.HIBERNATE) in life.feed(Evict())
-    assert life.machine.facts.holds_place, "until it is seen asleep"
+    assert life.machine.known.holds_place, "until it is seen asleep"
     life.feed(StopDone(None))
     life.see(M.HIBERNATED)
-    assert not life.machine.facts.holds_place
+    assert not life.machine.known.holds_place

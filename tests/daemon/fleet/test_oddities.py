@@ -1,6 +1,7 @@
 """EC2's oddities, each by itself, from a client's lease to the emulator's API and back."""
 
 import contextlib
+import dataclasses
 import datetime
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -8,13 +9,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from beds.machines.emulated_fleet import SPEED, Bed, section, speed_up
+from beds.machines.emulated_fleet import FAST_TRAITS, SPEED, Bed, section, speed_up
 from bentpipe.daemon.errors import BentpipeError, SatelliteUnusable, WakeFailed
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.fleet.machine import machine
 from bentpipe.daemon.fleet.machine.messages import Lesson
 from bentpipe.daemon.fleet.satellite import Satellite
-from bentpipe.daemon.model import MachineState, SatelliteKey, SatelliteState
+from bentpipe.daemon.model import MachineState, MachineTraits, SatelliteKey, SatelliteState
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.instance import Timings
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
@@ -67,12 +67,13 @@ async def staged(
     *,
     launch: bool = False,
     before: Callable[[Bed], None] = lambda bed: None,
+    traits: MachineTraits = FAST_TRAITS,
 ) -> AsyncIterator[Stage]:
     with Emulator(ScaledClock(SPEED), timings) as emulator:
         bed = Bed(emulator, tmp_path / "ledger.sqlite", [section(KEY.name, launch=launch, **TIMES)])
         bed.add_instances()
         before(bed)
-        speed_up(monkeypatch, bed.control)
+        speed_up(monkeypatch, bed.control, traits)
         async with trio.open_nursery() as nursery:
             fleet = await nursery.start(bed.run_daemon, bed.ec2(), None, trio.Event())
             yield Stage(bed, fleet)
@@ -137,8 +138,8 @@ async def test_too_early_to_hibernate_is_tried_again(tmp_path: Path, monkeypatch
         await stage.reach(SatelliteState.OPERATIONAL)
         stage.control.script(instance_id=stage.instance_id, on_hibernate="keep")
         await stage.reach(SatelliteState.SLEEP)
-        assert stage.satellite._machine.facts.machine is not None
-        assert stage.satellite._machine.facts.machine.state is MachineState.HIBERNATED
+        assert stage.satellite._machine.known.machine is not None
+        assert stage.satellite._machine.known.machine.state is MachineState.HIBERNATED
         *early, last = stage.calls("StopInstances")
         assert last == "ok"
         assert "ok" not in early
@@ -152,8 +153,8 @@ async def test_too_early_to_hibernate_is_tried_again(tmp_path: Path, monkeypatch
 async def test_hibernations_that_fail(
     habit: str, lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with staged(tmp_path, monkeypatch, SOON) as stage:
-        monkeypatch.setattr(machine, "STUCK_STOPPING_S", 1.0)
+    traits = dataclasses.replace(FAST_TRAITS, stuck_stopping_s=1.0)
+    async with staged(tmp_path, monkeypatch, SOON, traits=traits) as stage:
         stage.control.script(instance_id=stage.instance_id, on_hibernate=habit)
         await stage.use()
         await stage.reach(SatelliteState.SLEEP)
@@ -245,8 +246,8 @@ async def test_hibernated_for_fifty_days_it_is_woken_and_stopped_plainly(
             while stage.calls("StopInstances") != ["ok"]:
                 await trio.sleep(0.01)
         await stage.reach(SatelliteState.SLEEP)
-        assert stage.satellite._machine.facts.machine is not None
-        assert stage.satellite._machine.facts.machine.state is MachineState.STOPPED
+        assert stage.satellite._machine.known.machine is not None
+        assert stage.satellite._machine.known.machine.state is MachineState.STOPPED
         assert [each.cause for each in stage.bed.transitions][1:3] == ["hibernated for too long", "ready"]
 
 

@@ -32,11 +32,13 @@ from bentpipe.daemon.model import (
     Machine,
     MachineId,
     MachineState,
+    MachineTraits,
     SatelliteKey,
     SatelliteState,
     SleepMode,
     Transition,
 )
+from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 RULES = Rules(
     sleep_mode=SleepMode.HIBERNATE,
@@ -46,6 +48,7 @@ RULES = Rules(
     hold_limit_s=90,
     retry_after_s=5,
     max_waiters=300,
+    traits=TRAITS,
 )
 MACHINE_ID = MachineId("acme.m")
 
@@ -79,6 +82,9 @@ class ScriptedProvider:
         while self.look == seen:
             await self.changed.wait()
         return self.look
+
+    def traits_of(self, machine_id: MachineId) -> MachineTraits:
+        return TRAITS
 
     def vouches_nowait(self, look: Machine) -> bool:
         return look == self.look

@@ -28,10 +28,11 @@ from bentpipe.daemon.fleet import satellite as module
 from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.machine import messages as msg
-from bentpipe.daemon.fleet.machine.rules import CAPACITY_MOST_S, STUCK_STOPPING_S, Rules
+from bentpipe.daemon.fleet.machine.rules import CAPACITY_MOST_S, Rules
 from bentpipe.daemon.fleet.resume import Evidence
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import Address, MachineId, MachineState, SatelliteKey, SatelliteState, SleepMode, Transition
+from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 KEY = SatelliteKey("acme", "m")
 RULES = Rules(
@@ -42,6 +43,7 @@ RULES = Rules(
     hold_limit_s=90,
     retry_after_s=5,
     max_waiters=5,
+    traits=TRAITS,
     launch=True,
     ends_quiet=True,
 )
@@ -277,7 +279,7 @@ async def serve_one_more(clock: trio.testing.MockClock, world: World) -> None:
         machine.become(MachineState.STOPPED, "cut off by its owner", machine.fault)
     # By steps of 20 s: over a longer one a wake, its port and its deadline would all be due at once.
     for _ in range(6):
-        await pause(clock, (CAPACITY_MOST_S + STUCK_STOPPING_S) / 6)
+        await pause(clock, (CAPACITY_MOST_S + TRAITS.stuck_stopping_s) / 6)
     starts = machine.starts
     come(1, float("inf"), 1.0, spliced=False, deaf=False)(world)
     await pause(clock, 2.0 * RULES.hold_limit_s)

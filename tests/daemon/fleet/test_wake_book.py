@@ -16,6 +16,7 @@ from bentpipe.daemon.model import (
     Machine,
     MachineId,
     MachineState,
+    MachineTraits,
     SatelliteKey,
     SatelliteState,
     SleepMode,
@@ -24,6 +25,7 @@ from bentpipe.daemon.model import (
     Waits,
     WakePhase,
 )
+from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 S = SatelliteState
 RULES = Rules(
@@ -34,6 +36,7 @@ RULES = Rules(
     hold_limit_s=90,
     retry_after_s=5,
     max_waiters=10,
+    traits=TRAITS,
 )
 ID = MachineId("m")
 
@@ -78,6 +81,9 @@ class SlowProvider:
         while self.look() == seen:
             await self.changed.wait()
         return self.look()
+
+    def traits_of(self, machine_id: MachineId) -> MachineTraits:
+        return TRAITS
 
     def vouches_nowait(self, look: Machine) -> bool:
         return look == self.look()

@@ -14,8 +14,9 @@ from bentpipe.daemon.fleet import satellite as module
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.resume import Evidence
 from bentpipe.daemon.fleet.satellite import Satellite
-from bentpipe.daemon.fleet.whereabouts import CERTAIN_DEADLINE_S, RECOGNISED_S, Claims, Places
+from bentpipe.daemon.fleet.whereabouts import CERTAIN_DEADLINE_S, Claims, Places
 from bentpipe.daemon.model import Address, MachineState, SatelliteKey, SatelliteState
+from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 ONE, TWO = SatelliteKey("acme", "one"), SatelliteKey("globex", "two")
 HERE, THERE = Address("10.0.0.1", 8372), Address("10.0.0.2", 8372)
@@ -182,11 +183,11 @@ async def test_meanwhile_the_boot_id_of_its_wake_will_do(bed: Bed, autojump_cloc
     machine.vouched, machine.unlooked = False, ProviderRetryable("503")
     assert await bed.lease(ONE) == HERE
     assert bed.lease_at_once(ONE) == HERE  # for a moment
-    await trio.sleep(RECOGNISED_S + 1)
+    await trio.sleep(TRAITS.address_age_s + 1)
     assert bed.lease_at_once(ONE) is None
     assert await bed.lease(ONE) == HERE
     bed.boot_ids[HERE] = "b"  # another machine answers there
-    await trio.sleep(RECOGNISED_S + 1)
+    await trio.sleep(TRAITS.address_age_s + 1)
     with pytest.raises(MachineUncertain):
         await bed.lease(ONE)
 

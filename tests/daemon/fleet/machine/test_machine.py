@@ -58,6 +58,7 @@ from bentpipe.daemon.fleet.machine.rules import (
     Rules,
 )
 from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState, Resume, SatelliteState, SleepMode
+from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 S = SatelliteState
 M = MachineState
@@ -69,6 +70,7 @@ RULES = Rules(
     hold_limit_s=90,
     retry_after_s=5,
     max_waiters=4,
+    traits=TRAITS,
 )
 ADDRESS = Address("127.0.0.1", 8372)
 ERRORS: list[type[ProviderError]] = [
@@ -104,11 +106,11 @@ class AnyInterleaving(RuleBasedStateMachine):
     def feed(self, event: Input) -> None:
         if isinstance(event, Arrived):
             self.waiting.add(event.waiter)
-        had_place = self.satellite.facts.holds_place
-        asked = self.satellite.facts.wants_place(self.now)
+        had_place = self.satellite.known.holds_place
+        asked = self.satellite.known.wants_place(self.now)
         for action in self.satellite.handle(event, self.now):
             self.check(action, event)
-        if self.under.budgeted and not had_place and self.satellite.facts.holds_place and not isinstance(event, Seen):
+        if self.under.budgeted and not had_place and self.satellite.known.holds_place and not isinstance(event, Seen):
             assert asked, "woken without a place"
             assert isinstance(event, PlaceGranted)
 
@@ -130,7 +132,7 @@ class AnyInterleaving(RuleBasedStateMachine):
                 assert self.leases == self.metered > 0, "a lease is ended that is not quiet"
                 assert not self.waiting
             case Grant(waiter, _):
-                assert self.satellite.facts.state is S.OPERATIONAL
+                assert self.satellite.known.state is S.OPERATIONAL
                 self.end(waiter)
                 self.leases += 1
             case Fail(waiter, error):
@@ -268,10 +270,10 @@ class AnyInterleaving(RuleBasedStateMachine):
     def clock(self, seconds: float) -> None:
         """The clock never passes a deadline without a Tick there, as the owner task sees to it."""
         until = self.now + seconds
-        while (deadline := self.satellite.facts.next_deadline()) is not None and deadline <= until:
+        while (deadline := self.satellite.known.next_deadline()) is not None and deadline <= until:
             self.now = max(self.now, deadline)
             self.feed(Tick())
-            after = self.satellite.facts.next_deadline()
+            after = self.satellite.known.next_deadline()
             assert after is None or after > self.now, "a Tick at a deadline must lead on"
         self.now = until
 
@@ -284,11 +286,11 @@ class AnyInterleaving(RuleBasedStateMachine):
     def books_agree(self) -> None:
         if not hasattr(self, "satellite"):
             return
-        assert set(self.satellite.facts.room.waiters) == self.waiting
-        assert self.satellite.facts.leases == self.leases
-        assert self.satellite.facts.busy is bool(self.calls)
-        if self.satellite.facts.state in (S.SLEEP, S.FAILED) and self.satellite.facts.machine is not None:
-            assert self.satellite.facts.machine.state in (M.STOPPED, M.HIBERNATED, M.TERMINATED)
+        assert set(self.satellite.known.room.waiters) == self.waiting
+        assert self.satellite.known.leases == self.leases
+        assert self.satellite.known.busy is bool(self.calls)
+        if self.satellite.known.state in (S.SLEEP, S.FAILED) and self.satellite.known.machine is not None:
+            assert self.satellite.known.machine.state in (M.STOPPED, M.HIBERNATED, M.TERMINATED)
 
     def teardown(self) -> None:
         """Every waiter ends, whatever the provider does not do."""
@@ -321,7 +323,7 @@ def test_idle_sleeps_and_a_refused_hibernate_falls_back_to_stop() -> None:
     satellite = woken()
     satellite.handle(Ready(), 4)
     satellite.handle(Released(), 10)
-    assert satellite.facts.next_deadline() == 110
+    assert satellite.known.next_deadline() == 110
     assert Stop(SleepMode.HIBERNATE) in satellite.handle(Tick(), 110)
     assert Stop(SleepMode.STOP) in satellite.handle(StopDone(SleepModeRefused("not configured")), 111)
 
@@ -361,7 +363,7 @@ def test_restarted_by_others_it_is_probed_again_before_anybody_is_let_in(seen: M
     satellite = woken()
     satellite.handle(Seen(look(MachineState.RUNNING)), 3)
     satellite.handle(Ready(), 4)
-    assert satellite.facts.state is SatelliteState.OPERATIONAL
+    assert satellite.known.state is SatelliteState.OPERATIONAL
     satellite.handle(Seen(seen), 5)
     assert satellite.handle(Arrived(WaiterId(9)), 6) == []
     moved = Machine(MachineId("m"), MachineState.RUNNING, Address("127.0.0.1", 9))

@@ -11,6 +11,7 @@ from bentpipe.daemon.fleet.machine.messages import Arrived, Moved, Seen, WaiterI
 from bentpipe.daemon.fleet.machine.rules import Rules
 from bentpipe.daemon.fleet.machine.states import ASLEEP, SIGHTS, TRANSITIONS, UP, Sight
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, SatelliteState, SleepMode
+from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 S = SatelliteState
 RULES = Rules(
@@ -21,6 +22,7 @@ RULES = Rules(
     hold_limit_s=90,
     retry_after_s=5,
     max_waiters=4,
+    traits=TRAITS,
 )
 
 
@@ -71,7 +73,7 @@ def test_what_was_seen_last_decides_where_an_unused_satellite_stands(
     for now, state in enumerate((first, second)):
         satellite.handle(Seen(look(state)), now)
     assert (
-        satellite.facts.state
+        satellite.known.state
         in {
             MachineState.PENDING: {S.STARTING},
             MachineState.RUNNING: {S.STARTING},
@@ -80,7 +82,7 @@ def test_what_was_seen_last_decides_where_an_unused_satellite_stands(
             MachineState.HIBERNATED: {S.SLEEP},
             MachineState.TERMINATED: {S.SLEEP if launch else S.FAILED},
         }[second]
-    ), (first, second, satellite.facts.state)
+    ), (first, second, satellite.known.state)
 
 
 def test_a_move_that_the_table_does_not_have_is_a_bug() -> None:

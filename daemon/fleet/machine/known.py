@@ -23,7 +23,7 @@ S = SatelliteState
 M = MachineState
 
 
-class Facts:
+class Known:
     """Times are seconds of one monotonic clock."""
 
     def __init__(self, rules: Rules) -> None:
@@ -60,7 +60,7 @@ class Facts:
         """It is woken only to be stopped plainly."""
         self.draining = False
 
-    def take_over(self, broken: "Facts", *, leases: int, metered: int, draining: bool) -> None:
+    def take_over(self, broken: "Known", *, leases: int, metered: int, draining: bool) -> None:
         """Begin where the machine of the same satellite has broken, with what is certain beside the leases."""
         self.leases, self.metered = leases, metered
         self.busy, self.wakes = broken.busy, broken.wakes
