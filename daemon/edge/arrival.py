@@ -1,16 +1,16 @@
-"""Where a connection comes from: its own peer, or the client that a proxy names; and its place on the accounts.
+"""Where a connection comes from: its own peer, or the client that a proxy names; and the quota that it counts for.
 
 By the PROXY protocol a proxy names its client. Only proxies that the listener's configuration names are trusted, and they
 must send the header: "the receiver MUST NOT try to guess whether the protocol header is present" (HAProxy,
-doc/proxy-protocol.txt §2). From then on the client's address counts for limits, logs and accounts.
+doc/proxy-protocol.txt §2). From then on the client's address counts for limits, the log and quotas.
 """
 
 import ipaddress
 import logging
 from collections.abc import Sequence
 
-from bentpipe.daemon.edge.accounts import Accounts
 from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
+from bentpipe.daemon.edge.quotas import Quotas
 from bentpipe.daemon.edge.transport import Transport
 from bentpipe.daemon.logs import log_limited
 from bentpipe.proto.proxy_protocol import ProxyHeader, ProxyHeaderError, ProxyRule, canonical, parse_header
@@ -42,14 +42,14 @@ class Proxies:
 
 
 class Arrival:
-    """One accepted connection's origin, and its place: on the account of the peer, or of the client that its proxy names."""
+    """One accepted connection's origin, and its place: it counts for the peer, or for the client that its proxy names."""
 
-    def __init__(self, accounts: Accounts, name: tuple[str, int] | None, proxies: Proxies) -> None:
+    def __init__(self, quotas: Quotas, name: tuple[str, int] | None, proxies: Proxies) -> None:
         self._name = name
         self.by_proxy = name is not None and proxies.cover(name[0])
         """Whether the peer is a trusted proxy, which must name its client."""
         # Until the header has been read the client is unknown, and the place is not charged to the proxy's own address.
-        self.place = accounts.open(f"by {self._host}" if self.by_proxy else self._host)
+        self.place = quotas.open(f"by {self._host}" if self.by_proxy else self._host)
 
     @property
     def _host(self) -> str:

@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from bentpipe.daemon.edge.accounts import Accounts
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.deadlines import Deadlines
 from bentpipe.daemon.edge.dial import SatelliteTls
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.identity import Identities
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
+from bentpipe.daemon.edge.quotas import Quotas
 from bentpipe.daemon.edge.services import Service
 from bentpipe.daemon.fleet.fleet import Fleet
 
@@ -23,7 +23,7 @@ class Edge:
     """They answer the connections whose first request is for them; all others are for satellites."""
     handoff: HandOff
     counters: ConnectionCounters
-    accounts: Accounts
+    quotas: Quotas
     satellite_tls: SatelliteTls
     greetings: Deadlines
     """From accept to the first complete request."""

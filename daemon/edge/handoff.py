@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import trio
 
-from bentpipe.daemon.edge.accounts import Place
+from bentpipe.daemon.edge.quotas import Place
 from bentpipe.daemon.edge.transport import Transport
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.model import SatelliteKey

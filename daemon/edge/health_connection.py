@@ -7,12 +7,12 @@ import random
 
 import trio
 
-from bentpipe.daemon.edge.accounts import Kind, Place
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.health import HealthBoard, HealthService
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.edge.outcomes import ConnectionCounters, ConnectionOver, Outcome
 from bentpipe.daemon.edge.pacing import take_turn
+from bentpipe.daemon.edge.quotas import Kind, Place
 from bentpipe.daemon.errors import LimitReached
 from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.errors import GreetingError
@@ -38,7 +38,7 @@ SEND_DEADLINE_S = 10.0
 
 
 def _promote(place: Place, claim: Claim) -> None:
-    """Move the place of a client that may use a satellite to its principal's account, if there is room."""
+    """Charge the place of a client that may use a satellite to its principal's quota, if there is room."""
     with contextlib.suppress(LimitReached):
         place.promote(claim.payer, None)
 

@@ -1,7 +1,7 @@
 """What a connection costs the daemon besides the bytes that its client has sent.
 
-The figures were measured, and tests/e2e/test_accounts.py measures them again. Every byte that is kept for a connection is on
-one account (`accounts.py`): these bytes, and those that the client has sent.
+The figures were measured, and tests/e2e/test_accounts.py measures them again. Every byte that is kept for a connection is
+charged to one quota (`quotas.py`): these bytes, and those that the client has sent.
 """
 
 FAIR_BYTES = 4 << 10

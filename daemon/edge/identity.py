@@ -49,7 +49,7 @@ class Claim:
 
     @property
     def payer(self) -> str:
-        """The principal whose account the connection is on: the token's, if a token was shown."""
+        """The principal whose quota the connection is charged to: the token's, if a token was shown."""
         return self.principals[0].name
 
     @property

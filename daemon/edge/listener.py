@@ -1,4 +1,4 @@
-"""The listening sockets: accepts connections, and runs a session task for each, with a place on the accounts."""
+"""The listening sockets: accepts connections, and runs a session task for each, with a place on a quota."""
 
 import errno
 import logging
@@ -35,10 +35,10 @@ NETWORK_ERRNOS = frozenset(
 """Errors of accept that concern one connection, which is then gone (accept(2)). Any other error would come again at once."""
 
 EXHAUSTED_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-"""The process or the host has run out of what a connection needs: old strangers are put out (`Accounts.make_room`)."""
+"""The process or the host has run out of what a connection needs: old strangers are put out (`Quotas.make_room`)."""
 
 PAUSE_S = 0.005
-"""Between two looks whether a stranger has left, while none may be put out for a newcomer: see `Accounts.pause_s`."""
+"""Between two looks whether a stranger has left, while none may be put out for a newcomer: see `Quotas.pause_s`."""
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -102,8 +102,8 @@ class Listener:
 
     async def _accept(self, sessions: trio.Nursery) -> bool:
         """Accept one connection. Returns whether there was one."""
-        accounts = self._edge.accounts
-        while (pause_s := accounts.pause_s()) > 0:
+        quotas = self._edge.quotas
+        while (pause_s := quotas.pause_s()) > 0:
             await trio.sleep(min(pause_s, PAUSE_S))
         try:
             sock, name = self._sock.accept()
@@ -114,18 +114,18 @@ class Listener:
             if exc.errno not in NETWORK_ERRNOS:
                 self._tell_failing(str(exc))
                 if exc.errno in EXHAUSTED_ERRNOS:
-                    accounts.make_room()
+                    quotas.make_room()
                 await trio.sleep(ACCEPT_BACKOFF_S)
             return False
         self._edge.counters.accepted += 1
-        if sock.fileno() >= self._edge.admit_below_fd and not accounts.make_room():
+        if sock.fileno() >= self._edge.admit_below_fd and not quotas.make_room():
             sock.close()
             self._edge.counters.ended[Outcome.OVER_LIMIT] += 1
             self._tell_failing("only the descriptors that are kept in reserve are left")
             await trio.sleep(ACCEPT_BACKOFF_S)
             return False
         self._tell_failing("")
-        arrival = Arrival(accounts, (str(name[0]), name[1]) if name else None, self.port.proxies)
+        arrival = Arrival(quotas, (str(name[0]), name[1]) if name else None, self.port.proxies)
         owner = Owner("session", arrival.peer, Decision.GIVE_UP)
         sessions.start_soon(run_owned, owner, self._serve, sock, arrival)
         return True

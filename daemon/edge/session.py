@@ -9,13 +9,13 @@ import logging
 
 import trio
 
-from bentpipe.daemon.edge.accounts import Kind
 from bentpipe.daemon.edge.arrival import Arrival
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.opening import TLS_WANTED, FirstRequest, OtherProtocol, Port, read_opening
 from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.edge.pacing import take_turn
+from bentpipe.daemon.edge.quotas import Kind
 from bentpipe.daemon.edge.services import ServedConnection, answer_to, service_of
 from bentpipe.daemon.edge.splicing import Splicing
 from bentpipe.daemon.edge.transport import OverLimit, PeerLeft, Transport, TransportError

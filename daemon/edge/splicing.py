@@ -30,8 +30,8 @@ from bentpipe.proto.errors import GreetingError
 log = logging.getLogger("bentpipe.edge")
 
 REPLAY_DEADLINE_S = 10.0
-"""How long the replay may take, including the ACK of our SETTINGS. The ACK would break the satellite's connection, so there
-is no splice before it has been taken out."""
+"""How long the replay may take, including the ACK of our SETTINGS. The ACK would break the satellite's connection, so it
+must be taken out before the splice."""
 
 HUNG_UP_S, HUNG_UP_PAUSE_S = 3.0, 0.2
 """If the satellite accepts connections and hangs up, it is dialled again for this time, with this pause between. A machine

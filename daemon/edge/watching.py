@@ -45,7 +45,7 @@ async def held(caller: Caller) -> AsyncIterator[Hold]:
     """Hold the client for as long as the block runs, and watch it meanwhile.
 
     The block is cancelled if the client leaves, or if its place has to be given to another principal's client (see
-    `accounts.py`). Raises BentpipeError, GreetingError, TransportError, ConnectionOver: what ended the block or the hold.
+    `quotas.py`). Raises BentpipeError, GreetingError, TransportError, ConnectionOver: what ended the block or the hold.
     """
     hold, place = Hold(caller), caller.place
     failure: HoldEnd | None = None

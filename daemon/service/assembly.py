@@ -10,7 +10,6 @@ import logging
 import trio
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.edge.accounts import Accounts, account_limits_of
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.boot_id import BootIdQuery
 from bentpipe.daemon.edge.deadlines import Deadlines
@@ -20,6 +19,7 @@ from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.health_connection import HealthChecks
 from bentpipe.daemon.edge.identity import Identities
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
+from bentpipe.daemon.edge.quotas import Quotas, quota_limits_of
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, Transition
@@ -66,8 +66,8 @@ def assemble(config: Config) -> Daemon:
         services=(HealthChecks(health, identities, counters, config.limits.stranger_age_s),),
         handoff=HandOff(engine),
         counters=counters,
-        accounts=Accounts(
-            account_limits_of(config.limits, descriptors.connections),
+        quotas=Quotas(
+            quota_limits_of(config.limits, descriptors.connections),
             trio.current_time,
             lambda: identities.principal_count,
         ),

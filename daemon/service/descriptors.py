@@ -12,7 +12,7 @@ import resource
 from pathlib import Path
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.edge.accounts import CONNECTION_FDS
+from bentpipe.daemon.edge.quotas import CONNECTION_FDS
 from bentpipe.native.engine import PIPES_A_THREAD
 
 LEAST_CONNECTIONS = 2

@@ -12,9 +12,9 @@ import functools
 import importlib.metadata
 from collections.abc import Callable, Mapping
 
-from bentpipe.daemon.edge.accounts import Kind as AccountKind
 from bentpipe.daemon.edge.handoff import CUT_WORDS
 from bentpipe.daemon.edge.outcomes import Outcome
+from bentpipe.daemon.edge.quotas import Kind as PlaceKind
 from bentpipe.daemon.fleet.fleet import FleetStatistics
 from bentpipe.daemon.fleet.machine.messages import Lesson
 from bentpipe.daemon.ledger.recorder import RecorderStatistics
@@ -177,7 +177,7 @@ CONNECTIONS = (
         "connections",
         "Connections open now, spliced or not.",
         "connections",
-        lambda look: look.daemon.accounts.total,
+        lambda look: look.daemon.quotas.total,
     ),
     _by(
         Kind.COUNTER,
@@ -215,29 +215,29 @@ CONNECTIONS = (
         "held_bytes",
         "Memory of all connections before their hand-off: what their clients sent, and what the connections cost besides.",
         "held_bytes",
-        lambda look: look.daemon.accounts.held_bytes,
+        lambda look: look.daemon.quotas.held_bytes,
     ),
     _by(
         Kind.GAUGE,
         "account_connections",
         "account",
-        "Connections open now, by account: strangers' or principals'.",
+        "Connections open now, by the quota that they are charged to: strangers' or principals'.",
         "account_connections.{}",
         lambda look: {
-            AccountKind.STRANGER.value: look.daemon.accounts.strangers,
-            AccountKind.PRINCIPAL.value: look.daemon.accounts.admitted,
+            PlaceKind.STRANGER.value: look.daemon.quotas.strangers,
+            PlaceKind.PRINCIPAL.value: look.daemon.quotas.admitted,
         },
-        {AccountKind.STRANGER.value: "strangers"},
+        {PlaceKind.STRANGER.value: "strangers"},
     ),
     _by(
         Kind.GAUGE,
         "account_bytes",
         "account",
-        "The memory of bentpipe_held_bytes, by account.",
+        "The memory of bentpipe_held_bytes, by the quota that it is charged to.",
         "account_bytes.{}",
         lambda look: {
-            AccountKind.STRANGER.value: look.daemon.accounts.stranger_bytes,
-            AccountKind.PRINCIPAL.value: look.daemon.accounts.admitted_bytes,
+            PlaceKind.STRANGER.value: look.daemon.quotas.stranger_bytes,
+            PlaceKind.PRINCIPAL.value: look.daemon.quotas.admitted_bytes,
         },
     ),
     _by(
@@ -246,7 +246,7 @@ CONNECTIONS = (
         "limit",
         "Clients refused or closed, by limit of `[limits]`, or `descriptors`.",
         "limits_reached.{}",
-        lambda look: look.daemon.accounts.reached + look.daemon.fleet.crowd.reached,
+        lambda look: look.daemon.quotas.reached + look.daemon.fleet.crowd.reached,
     ),
 )
 

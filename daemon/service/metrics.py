@@ -14,7 +14,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from bentpipe.daemon.edge.accounts import AccountLimits, Accounts
+from bentpipe.daemon.edge.quotas import QuotaLimits, Quotas
 from bentpipe.daemon.service.metric_table import METRICS, PREFIX, Kind, Metric, Samples, Snapshot
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
@@ -26,7 +26,7 @@ HEAD_BYTES = 8 << 10
 """Of a request's head: Prometheus sends some 300 bytes."""
 DEADLINE_S = 5.0
 """From accept to the end of the answer; Prometheus gives up after ten."""
-LIMITS = AccountLimits(
+LIMITS = QuotaLimits(
     strangers=CONNECTIONS, strangers_bytes=CONNECTIONS * (64 << 10), per_prefix=CONNECTIONS, admitted=0
 )
 HEAD_END = b"\r\n\r\n"
@@ -71,7 +71,7 @@ class MetricsServer:
     def __init__(self, sockets: Sequence[socket.socket], daemon: Daemon) -> None:
         self._listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
         self._registry = make_registry(daemon)
-        self._accounts = Accounts(LIMITS, trio.current_time)
+        self._quotas = Quotas(LIMITS, trio.current_time)
 
     async def run_metrics(self) -> None:
         """Serve for ever; closes the sockets when cancelled."""
@@ -90,7 +90,7 @@ class MetricsServer:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
-            place = self._accounts.open(str(stream.socket.getpeername()[0]))
+            place = self._quotas.open(str(stream.socket.getpeername()[0]))
             try:
                 with trio.move_on_after(DEADLINE_S) as place.scope:
                     head = await _read_head(stream)

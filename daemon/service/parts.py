@@ -9,11 +9,11 @@ import dataclasses
 import trio
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.edge.accounts import Accounts
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
+from bentpipe.daemon.edge.quotas import Quotas
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteState
@@ -78,9 +78,9 @@ class Daemon:
         return self.edge.counters
 
     @property
-    def accounts(self) -> Accounts:
+    def quotas(self) -> Quotas:
         """The places of all connections."""
-        return self.edge.accounts
+        return self.edge.quotas
 
     @property
     def recorder(self) -> Recorder | None:

@@ -115,7 +115,7 @@ async def refused_by(daemon: Daemon, sent: bytes, limit: str, code: ErrorCode, p
     await counted(daemon, Outcome.MALFORMED)
     assert daemon.counters.malformed == {limit: 1}
     assert waiting(daemon) == 0
-    assert daemon.accounts.used_bytes == 0
+    assert daemon.quotas.used_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ async def test_slow_loris_at_every_stage(daemon: Daemon) -> None:
     assert answers[:4] == [b""] * 4
     for answer in answers[4:]:
         assert goaway_of(answer) == (0, b"no complete request before greeting_deadline")
-    assert daemon.accounts.used_bytes == 0
+    assert daemon.quotas.used_bytes == 0
 
 
 async def test_slow_data_while_held_ends_with_the_hold(daemon: Daemon) -> None:
@@ -352,19 +352,19 @@ async def test_whoever_leaves_gives_its_place_back(daemon: Daemon, reset: bool, 
         if full:
             block = frame(HEADERS, 0, 3, bytes(16_384)) + frame(CONTINUATION, END_HEADERS, 3, bytes(16_000))
             with trio.fail_after(PATIENCE_S):
-                while daemon.accounts.used_bytes < limits.TRANSCRIPT_BYTES:
+                while daemon.quotas.used_bytes < limits.TRANSCRIPT_BYTES:
                     await stream.send_all(block)
                     await trio.sleep(0.01)
-            assert daemon.accounts.used_bytes < limits.TRANSCRIPT_BYTES + RECEIVE_BYTES
+            assert daemon.quotas.used_bytes < limits.TRANSCRIPT_BYTES + RECEIVE_BYTES
             # What comes now stays in the kernel.
             await stream.send_all(block)
             await exchange(daemon, PLAIN, b"GET / HTTP/1.1\r\n\r\n")
-            assert daemon.accounts.used_bytes < limits.TRANSCRIPT_BYTES + RECEIVE_BYTES
+            assert daemon.quotas.used_bytes < limits.TRANSCRIPT_BYTES + RECEIVE_BYTES
         if reset:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     await wait_waiting(daemon, 0)
     await counted(daemon, Outcome.CLIENT_GONE)
-    assert daemon.accounts.used_bytes == 0
+    assert daemon.quotas.used_bytes == 0
 
 
 async def test_whoever_resets_every_stream_keeps_its_place(daemon: Daemon) -> None:
@@ -410,7 +410,7 @@ async def test_what_all_the_held_have_said_is_bounded(daemon: Daemon) -> None:
         with trio.fail_after(PATIENCE_S):
             assert frames_of(await small.receive_some())[-1][:2] == (PING, 1)
     await wait_waiting(daemon, 0)
-    assert daemon.accounts.used_bytes == 0
+    assert daemon.quotas.used_bytes == 0
 
 
 async def test_nothing_of_it_disturbs_a_client_beside(daemon: Daemon) -> None:

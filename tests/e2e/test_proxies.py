@@ -12,7 +12,7 @@ from beds.hosts.behind_proxies import PLAIN, PROXY_ADDRESS, TLS, Behind, edge_be
 from beds.hosts.frontends import envoy, free_port, haproxy, nginx
 from beds.hosts.source_wire import SourceWire
 from beds.peers.clients import CallError
-from bentpipe.daemon.edge.accounts import GRACE_S
+from bentpipe.daemon.edge.quotas import GRACE_S
 
 CLIENTS = tuple(f"127.0.0.{number}" for number in (3, 4, 5))
 MAX_PER_ADDRESS = 3

@@ -17,7 +17,7 @@ def test_nothing_is_known_at_the_start() -> None:
     assert Announcements().announce(ONE) == LEAST
 
 
-def test_the_least_for_strangers_and_its_own_for_who_names_it() -> None:
+def test_the_least_for_strangers_and_its_own_for_a_client_that_names_it() -> None:
     book = Announcements()
     book.hear(ONE, Announcement(10, 65_536))
     book.hear(TWO, Announcement(UNLIMITED_STREAMS, 16_384))

@@ -80,7 +80,7 @@ def saying(words: bytes) -> Iterator[int]:
     ],
     ids=["nothing", "http1", "half", "flood"],
 )
-async def test_what_is_no_answer_is_no_evidence(words: bytes) -> None:
+async def test_a_malformed_answer_gives_no_evidence(words: bytes) -> None:
     with saying(words) as port:
         assert await ask(port) is None
 

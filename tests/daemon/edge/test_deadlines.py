@@ -1,4 +1,4 @@
-"""Whoever is late is ended, a few a turn; whoever is in time is not, and leaves nothing behind."""
+"""Late scopes are ended, a few a turn; a scope that is in time is not, and leaves nothing behind."""
 
 import trio
 import trio.testing

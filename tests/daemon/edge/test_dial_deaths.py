@@ -55,7 +55,7 @@ async def test_a_satellite_that_died_is_given_up_at_once_in_the_middle_of_an_att
         assert trio.current_time() - began < dialling.ATTEMPT_S / 2
 
 
-async def test_a_port_that_answers_and_fails_is_no_unreachable_one(
+async def test_a_port_that_answers_and_fails_does_not_count_as_unreachable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dialling, "UNREACHABLE_S", 0.1)

@@ -1,4 +1,4 @@
-"""Costly steps of many tasks are spread over turns: none is long, none waits for ever, and whoever leaves holds up nobody.
+"""Costly steps of many tasks are spread over turns: none is long, none waits for ever, and a task that leaves delays none.
 
 The clock that measures a turn is the test's own, and steps say what they cost; so nothing here depends on the machine.
 """
@@ -154,7 +154,7 @@ async def test_who_may_be_a_caller_goes_before_those_who_are_none(clock: Clock) 
     assert turns.longest_s <= TURN_BUDGET_S + 2 * 5 * STEP_S
 
 
-async def test_those_who_go_last_go_on_all_the_same(clock: Clock) -> None:
+async def test_those_in_the_last_line_go_on_nevertheless(clock: Clock) -> None:
     served = 0
 
     async def call() -> None:

@@ -13,8 +13,8 @@ import trio
 import trustme
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.edge.accounts import AccountLimits, Accounts
 from bentpipe.daemon.edge.handoff import HandOff, Splice
+from bentpipe.daemon.edge.quotas import QuotaLimits, Quotas
 from bentpipe.daemon.fleet import fleet
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.traffic import QUIET_BYTES_PER_WINDOW
@@ -192,8 +192,8 @@ async def test_a_satellite_that_resets_or_times_out_is_looked_at(reason: EndReas
     lease = Lease(
         Address("192.0.2.1", 1), lambda lease: None, lambda lease: None, suspect=lambda: suspected.append("looked at")
     )
-    limits = AccountLimits(strangers=10, strangers_bytes=1 << 30, per_prefix=10, admitted=10)
-    place = Accounts(limits, lambda: 0.0).open("192.0.2.9")
+    limits = QuotaLimits(strangers=10, strangers_bytes=1 << 30, per_prefix=10, admitted=10)
+    place = Quotas(limits, lambda: 0.0).open("192.0.2.9")
     engine = Engine(EngineOptions(threads=1))
     try:
         handoff = HandOff(engine)

@@ -1,4 +1,4 @@
-"""The control socket: who may ask, what is no request, bounds, and whose file it is."""
+"""The control socket: which users may ask, malformed requests, bounds, and whose file it is."""
 
 import json
 import os
@@ -84,7 +84,7 @@ async def test_words_for_the_operator(path: Path) -> None:
         (b"\xff\n", "not a line of JSON"),
     ],
 )
-async def test_what_is_no_request(path: Path, sent: bytes, words: str) -> None:
+async def test_malformed_requests(path: Path, sent: bytes, words: str) -> None:
     assert words in json.loads(await said(path, sent))["error"]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.edge.accounts import CONNECTION_FDS
+from bentpipe.daemon.edge.quotas import CONNECTION_FDS
 from bentpipe.daemon.service.descriptors import (
     ENGINE_THREAD_FDS,
     LEAST_CONNECTIONS,
@@ -85,7 +85,7 @@ def test_the_binding_knows_the_engines_number() -> None:
     assert re.findall(r"#define PIPE_MAX (\d+)", source) == [str(PIPES_A_THREAD)]
 
 
-def test_no_connection_at_all_is_no_service() -> None:
+def test_a_limit_without_room_for_a_connection_is_refused() -> None:
     assert share_out(config(), 200).connections > 1
     with pytest.raises(TooFewDescriptors):
         share_out(config(), 10)

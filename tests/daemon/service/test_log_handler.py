@@ -129,7 +129,7 @@ def test_a_non_blocking_descriptor_loses_nothing(reader: Reader, logging_to: Log
     assert len(reader.lines("line 499")) == 500
 
 
-def test_a_reader_that_went_is_no_error(
+def test_a_reader_that_has_left_raises_no_error(
     reader: Reader, logging_to: LogHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_queue, "LOOK_S", 0.05)

@@ -1,10 +1,11 @@
-"""The accounts by any sequence of comings and goings: nobody is refused for others, and nothing is counted twice."""
+"""The quotas by any sequence of connections: no client is refused for what others do, and nothing is counted twice."""
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from bentpipe.daemon.edge.accounts import (
+from bentpipe.daemon.edge.held_bytes import FAIR_BYTES, PLACE_BYTES, TLS_BYTES
+from bentpipe.daemon.edge.quotas import (
     CONNECTION_FDS,
     FLOOD_GRACE_S,
     FLOOD_PART,
@@ -12,12 +13,11 @@ from bentpipe.daemon.edge.accounts import (
     GRACE_MOST_S,
     GRACE_S,
     STRANGER_BYTES,
-    AccountLimits,
-    Accounts,
     Kind,
     Place,
+    QuotaLimits,
+    Quotas,
 )
-from bentpipe.daemon.edge.held_bytes import FAIR_BYTES, PLACE_BYTES, TLS_BYTES
 from bentpipe.daemon.errors import LimitReached
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.shares import RESERVED_PART
@@ -25,7 +25,7 @@ from bentpipe.daemon.shares import RESERVED_PART
 HOSTS = ["192.0.2.1", "192.0.2.2", "::ffff:192.0.2.1", "2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "2001:db8:1::1"]
 PRINCIPALS = ["ci", "dev", "laptop"]
 SATELLITES = [SatelliteKey("acme", "a"), SatelliteKey("acme", "b")]
-LIMITS = AccountLimits(
+LIMITS = QuotaLimits(
     strangers=6,
     strangers_bytes=600_000,
     per_prefix=4,
@@ -43,11 +43,11 @@ class Cancelled:
         """Nothing runs in it."""
 
 
-class Comings(RuleBasedStateMachine):
+class Connections(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.accounts = Accounts(LIMITS, lambda: self.now, lambda: len(PRINCIPALS))
+        self.quotas = Quotas(LIMITS, lambda: self.now, lambda: len(PRINCIPALS))
         self.places: list[Place] = []
         self.scope = Cancelled()
         self.flooded: dict[str, float] = {}
@@ -63,13 +63,13 @@ class Comings(RuleBasedStateMachine):
     @rule(host=st.sampled_from(HOSTS))
     def come(self, host: str) -> None:
         """Accept, after the pause that the listener makes."""
-        self.now += self.accounts.pause_s()
-        assert self.accounts.pause_s() == pytest.approx(0.0, abs=1e-6)
+        self.now += self.quotas.pause_s()
+        assert self.quotas.pause_s() == pytest.approx(0.0, abs=1e-6)
         before = set(self.live(Kind.STRANGER))
-        place = self.accounts.open(host)
+        place = self.quotas.open(host)
         place.scope = self.scope
         self.places.append(place)
-        assert place.kind is Kind.STRANGER, "whoever comes is let in"
+        assert place.kind is Kind.STRANGER, "every newcomer is let in"
         left = set(self.live(Kind.STRANGER))
         for gone in before - left:
             floods = self.flooded.get(gone.path[0], -FLOOD_S) + FLOOD_S >= self.now
@@ -85,7 +85,7 @@ class Comings(RuleBasedStateMachine):
         try:
             place.promote(principal, satellite)
         except LimitReached:
-            # Also when what it said is too much: it is on the principal's account then, until it was told.
+            # Also when what it said is too much: it is on the principal's quota then, until it was told.
             if place.kind is Kind.PRINCIPAL:
                 assert place.said_bytes > FAIR_BYTES
                 place.release()
@@ -97,9 +97,9 @@ class Comings(RuleBasedStateMachine):
 
     @rule()
     def run_out(self) -> None:
-        """Of descriptors: those go who had their time, and nobody else."""
+        """Of descriptors: only strangers whose grace is over are put out."""
         before = self.live(Kind.STRANGER)
-        made = self.accounts.make_room()
+        made = self.quotas.make_room()
         gone = [place for place in before if place.kind is Kind.NONE]
         assert all(place.since + FLOOD_GRACE_S <= self.now + 1e-6 for place in gone)
         assert len(gone) == CONNECTION_FDS if made else len(gone) < CONNECTION_FDS
@@ -155,19 +155,19 @@ class Comings(RuleBasedStateMachine):
     @invariant()
     def every_place_and_byte_is_on_one_account(self) -> None:
         strangers, admitted = self.live(Kind.STRANGER), self.live(Kind.PRINCIPAL)
-        accounts = self.accounts
-        assert (accounts.strangers, accounts.admitted) == (len(strangers), len(admitted))
-        assert accounts.total == len(strangers) + len(admitted)
-        assert accounts.stranger_bytes == sum(place.held_bytes for place in strangers)
-        assert accounts.admitted_bytes == sum(place.held_bytes for place in admitted)
-        assert accounts.used_bytes == sum(place.said_bytes for place in strangers + admitted)
+        quotas = self.quotas
+        assert (quotas.strangers, quotas.admitted) == (len(strangers), len(admitted))
+        assert quotas.total == len(strangers) + len(admitted)
+        assert quotas.stranger_bytes == sum(place.held_bytes for place in strangers)
+        assert quotas.admitted_bytes == sum(place.held_bytes for place in admitted)
+        assert quotas.used_bytes == sum(place.said_bytes for place in strangers + admitted)
 
     @invariant()
     def all_of_it_is_bounded(self) -> None:
-        accounts = self.accounts
-        assert accounts.strangers <= LIMITS.strangers
-        assert accounts.stranger_bytes <= max(LIMITS.strangers_bytes, STRANGER_BYTES)
-        assert accounts.admitted <= LIMITS.admitted
+        quotas = self.quotas
+        assert quotas.strangers <= LIMITS.strangers
+        assert quotas.stranger_bytes <= max(LIMITS.strangers_bytes, STRANGER_BYTES)
+        assert quotas.admitted <= LIMITS.admitted
         most = LIMITS.said_bytes + FAIR_BYTES * len(self.live(Kind.PRINCIPAL))
         assert sum(place.said_bytes for place in self.live(Kind.PRINCIPAL)) <= most
 
@@ -175,77 +175,77 @@ class Comings(RuleBasedStateMachine):
         for place in self.places:
             place.release()
             place.release()
-        accounts = self.accounts
-        assert (accounts.total, accounts.held_bytes, accounts.used_bytes) == (0, 0, 0)
-        assert not accounts._satellites
+        quotas = self.quotas
+        assert (quotas.total, quotas.held_bytes, quotas.used_bytes) == (0, 0, 0)
+        assert not quotas._satellites
 
 
-TestComings = Comings.TestCase
+TestConnections = Connections.TestCase
 
 
-def make(clock: list[float], **limits: int) -> Accounts:
-    return Accounts(
-        AccountLimits(**({"strangers": 3, "strangers_bytes": 1 << 30, "per_prefix": 3, "admitted": 9} | limits)),
+def make(clock: list[float], **limits: int) -> Quotas:
+    return Quotas(
+        QuotaLimits(**({"strangers": 3, "strangers_bytes": 1 << 30, "per_prefix": 3, "admitted": 9} | limits)),
         lambda: clock[0],
     )
 
 
 def test_the_oldest_of_the_most_crowded_prefix_makes_room() -> None:
     now = [0.0]
-    accounts = make(now)
-    other, first, second = (accounts.open(host) for host in ("192.0.2.9", "192.0.2.1", "192.0.2.1"))
-    assert accounts.pause_s() == GRACE_S
+    quotas = make(now)
+    other, first, second = (quotas.open(host) for host in ("192.0.2.9", "192.0.2.1", "192.0.2.1"))
+    assert quotas.pause_s() == GRACE_S
     now[0] = GRACE_S
-    assert accounts.pause_s() == 0
-    accounts.open("192.0.2.1")
+    assert quotas.pause_s() == 0
+    quotas.open("192.0.2.1")
     assert (other.kind, first.kind, second.kind) == (Kind.STRANGER, Kind.NONE, Kind.STRANGER)
     assert first.put_out_words is not None
     assert "max_strangers" in first.put_out_words
-    assert accounts.reached == {"max_strangers": 1}
+    assert quotas.reached == {"max_strangers": 1}
 
 
 def test_an_address_at_its_limit_makes_room_itself() -> None:
     now = [0.0]
-    accounts = make(now, strangers=9, per_prefix=2)
-    places = [accounts.open("2001:db8::1") for _ in range(3)]
-    assert accounts.strangers == 3, "who has just come may have a token"
+    quotas = make(now, strangers=9, per_prefix=2)
+    places = [quotas.open("2001:db8::1") for _ in range(3)]
+    assert quotas.strangers == 3, "who has just come may have a token"
     now[0] = GRACE_S
-    accounts.open("2001:db8::ffff")
+    quotas.open("2001:db8::ffff")
     assert places[0].kind is Kind.NONE
-    assert accounts.reached == {"max_connections_per_address": 1}
+    assert quotas.reached == {"max_connections_per_address": 1}
 
 
 def test_the_grace_grows_when_tokens_take_long_to_be_shown() -> None:
     now = [0.0]
-    accounts = make(now)
+    quotas = make(now)
     for _ in range(100):
-        place = accounts.open("192.0.2.1")
+        place = quotas.open("192.0.2.1")
         now[0] += 1.2
         place.promote("ci", None)
         place.release()
-    assert accounts.grace_s == pytest.approx(3.6, abs=0.1)
+    assert quotas.grace_s == pytest.approx(3.6, abs=0.1)
 
 
-def test_who_holds_most_bytes_goes_and_not_who_comes() -> None:
+def test_the_stranger_with_most_bytes_is_put_out_and_not_the_newcomer() -> None:
     now = [0.0]
-    accounts = make(now, strangers_bytes=STRANGER_BYTES)
-    places = [accounts.open(f"192.0.2.{number}") for number in range(2)]
+    quotas = make(now, strangers_bytes=STRANGER_BYTES)
+    places = [quotas.open(f"192.0.2.{number}") for number in range(2)]
     places[0].keep(90_000)
     places[1].keep(50_000)
     assert [place.kind for place in places] == [Kind.NONE, Kind.STRANGER]
-    assert accounts.reached == {"stranger_bytes": 1}
+    assert quotas.reached == {"stranger_bytes": 1}
 
 
 def test_a_prefix_that_floods_makes_nobody_wait() -> None:
     """Its strangers show nothing and come faster than the grace would let them in: newcomers stood behind it for seconds."""
     now = [0.0]
-    limits = AccountLimits(strangers=160, strangers_bytes=80 << 20, per_prefix=160, admitted=10)
-    accounts = Accounts(limits, lambda: now[0])
+    limits = QuotaLimits(strangers=160, strangers_bytes=80 << 20, per_prefix=160, admitted=10)
+    quotas = Quotas(limits, lambda: now[0])
 
     def come(host: str) -> tuple[Place, float]:
-        pause_s = accounts.pause_s()
+        pause_s = quotas.pause_s()
         now[0] += pause_s
-        return accounts.open(host), pause_s
+        return quotas.open(host), pause_s
 
     quiet, _ = come("192.0.2.1")
     flood = [come("198.51.100.9")[0] for _ in range(limits.strangers - 1)]
@@ -260,16 +260,16 @@ def test_a_prefix_that_floods_makes_nobody_wait() -> None:
     assert first.kind is Kind.STRANGER
     for place in flood:
         place.release()
-    for _ in range(limits.strangers - accounts.strangers):
+    for _ in range(limits.strangers - quotas.strangers):
         come("203.0.113.1")
-    assert accounts.pause_s() == GRACE_S, "and others who come together have all their time"
+    assert quotas.pause_s() == GRACE_S, "and others who come together have all their time"
 
 
 def test_many_prefixes_that_come_together_do_not_flood() -> None:
     now = [0.0]
-    limits = AccountLimits(strangers=160, strangers_bytes=80 << 20, per_prefix=160, admitted=10)
-    accounts = Accounts(limits, lambda: now[0])
+    limits = QuotaLimits(strangers=160, strangers_bytes=80 << 20, per_prefix=160, admitted=10)
+    quotas = Quotas(limits, lambda: now[0])
     for number in range(3 * limits.strangers):
-        now[0] += accounts.pause_s()
-        accounts.open(f"192.0.{number % (2 * FLOOD_PART)}.1")
-    assert accounts.pause_s() == pytest.approx(GRACE_S)
+        now[0] += quotas.pause_s()
+        quotas.open(f"192.0.{number % (2 * FLOOD_PART)}.1")
+    assert quotas.pause_s() == pytest.approx(GRACE_S)

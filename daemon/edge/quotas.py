@@ -1,4 +1,4 @@
-"""The edge's accounts: every connection and every byte it holds is on exactly one account, and each account has a limit.
+"""Quotas: every connection and every byte kept for it is charged to exactly one quota, and each quota has a limit.
 
 Pure bookkeeping; only the Trio thread calls it. A connection has one `Place`, from accept to its very end:
 
@@ -12,7 +12,7 @@ Pure bookkeeping; only the Trio thread calls it. A connection has one `Place`, f
   put out. A caller needs a moment to show its token. Nobody is put out before that moment is over to make a place free:
   `pause_s` says for how long the listener must not accept, and new connections wait in the kernel meanwhile. The moment is
   shorter in a prefix that floods.
-- A client that has shown a token is on its principal's account. No stranger and no other principal can fill that account
+- A client that has shown a token is charged to its principal's quota. No stranger and no other principal can fill that quota
   (`shares.py`). A claim with several proofs is charged to the first one, the token: else a place would be counted twice.
 - The bytes are those that are really kept (`held_bytes.py` has what is counted besides the client's own bytes). Strangers'
   bytes are bounded as memory. Principals' bytes are bounded by what their clients have sent; what else these cost is bounded
@@ -55,7 +55,7 @@ STRANGER_BYTES = 128 << 10
 
 
 class Kind(enum.Enum):
-    """The account that a place is on."""
+    """The quota that a place is charged to."""
 
     STRANGER = "stranger"
     PRINCIPAL = "principal"
@@ -64,8 +64,8 @@ class Kind(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class AccountLimits:
-    """The configuration's limits as the accounts need them: numbers of places, and bytes."""
+class QuotaLimits:
+    """The configuration's limits as the quotas need them: numbers of places, and bytes."""
 
     strangers: int
     strangers_bytes: int
@@ -77,11 +77,11 @@ class AccountLimits:
     said_bytes_per_principal: int | None = None
 
 
-def account_limits_of(section: LimitsSection, connections: int) -> AccountLimits:
+def quota_limits_of(section: LimitsSection, connections: int) -> QuotaLimits:
     """Take the limits from the configuration; `connections` is `max_connections`, or what the descriptors allow."""
     section = section.model_copy(update={"max_connections": connections})
     strangers = max(1, min(section.places_for_strangers, connections - 1))
-    return AccountLimits(
+    return QuotaLimits(
         strangers=strangers,
         strangers_bytes=section.bytes_for_strangers,
         per_prefix=min(section.max_connections_per_address, strangers),
@@ -103,8 +103,8 @@ class Place:
     """One connection's place. After its release every method does nothing, except `promote` and `keep`."""
 
     __slots__ = (
-        "_accounts",
         "_handed_off",
+        "_quotas",
         "cost_bytes",
         "kind",
         "path",
@@ -116,10 +116,10 @@ class Place:
         "since",
     )
 
-    def __init__(self, accounts: "Accounts", path: Path, now: float) -> None:
-        self._accounts = accounts
+    def __init__(self, quotas: "Quotas", path: Path, now: float) -> None:
+        self._quotas = quotas
         self.scope: Scope | None = None
-        """Is cancelled when the place is put out; the place has left its account by then, and `put_out_words` has the
+        """Is cancelled when the place is put out; the place is off its quota by then, and `put_out_words` has the
         reason. None: the place cannot be put out now. A stranger's always can; an admitted client's only while the client is
         held."""
         self._handed_off = False
@@ -147,14 +147,14 @@ class Place:
 
     def readdress(self, host: str) -> None:
         """Count the place for another address: the one that a trusted proxy names. Until then the peer's own counts."""
-        self._accounts._readdress(self, prefix_of(host))
+        self._quotas._readdress(self, prefix_of(host))
 
     def promote(self, principal: str, satellite: SatelliteKey | None) -> None:
-        """Move the place to the principal's account, since its client has shown a proof. Raises LimitReached.
+        """Charge the place to the principal's quota, since its client has shown a proof. Raises LimitReached.
 
         A place is promoted once. If it must not be promoted, it stays a stranger's.
         """
-        self._accounts._promote(self, principal, satellite)
+        self._quotas._promote(self, principal, satellite)
 
     def keep(self, said_bytes: int) -> None:
         """Say how much is kept now of what the client has sent. Raises LimitReached if that is too much; it is counted
@@ -162,26 +162,26 @@ class Place:
 
         A stranger is not refused: the stranger that holds most is put out, this one or another.
         """
-        self._accounts._keep(self, said_bytes)
+        self._quotas._keep(self, said_bytes)
 
     def note(self, said_bytes: int) -> None:
         """Say the same without a check: for what is kept only to end the connection."""
-        self._accounts._note(self, said_bytes)
+        self._quotas._note(self, said_bytes)
 
     def cost(self, more_bytes: int) -> None:
         """Count that the connection costs so much more, or less."""
-        self._accounts._cost(self, more_bytes)
+        self._quotas._cost(self, more_bytes)
 
     def hand_off(self) -> None:
         """Give the place to the splice, which releases it. The control plane keeps no byte of the connection any more."""
         self._handed_off = True
         self.scope = None
-        self._accounts._note(self, 0)
-        self._accounts._cost(self, -self.cost_bytes)
+        self._quotas._note(self, 0)
+        self._quotas._cost(self, -self.cost_bytes)
 
     def release(self) -> None:
         """Free the place, since the connection is over. Idempotent."""
-        self._accounts._release(self)
+        self._quotas._release(self)
 
     def __enter__(self) -> "Place":
         """Run the connection's session in the block."""
@@ -193,11 +193,11 @@ class Place:
             self.release()
 
 
-class Accounts:
+class Quotas:
     """All places. `clock` returns seconds of a monotonic clock, `principals` the number of principals."""
 
     def __init__(
-        self, limits: AccountLimits, clock: Callable[[], float], principals: Callable[[], int] = lambda: 1
+        self, limits: QuotaLimits, clock: Callable[[], float], principals: Callable[[], int] = lambda: 1
     ) -> None:
         self._limits = limits
         self._clock = clock
