@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from bentpipe.config.accounts import ID_CLAIMS
 from bentpipe.config.model import Config
 
 MAX_FILE_BYTES = 4 << 20
@@ -62,6 +63,7 @@ def load_config(path: Path, *, check_files: bool = True) -> Config:
             *_duplicates(config),
             *_unknown_names(config),
             *_unverified_certificates(config),
+            *_unfit_rules(config),
             *(_missing_files(config) if check_files else ()),
         }
     )
@@ -118,6 +120,9 @@ def _duplicates(config: Config) -> Iterator[ConfigProblem]:
         *((f"token[{i}].hash", ("hash", t.hash)) for i, t in enumerate(config.token)),
         *((f"certificate[{i}].name", ("certificate", c.name)) for i, c in enumerate(config.certificate)),
         *((f"certificate[{i}]", ("shown", c.shown)) for i, c in enumerate(config.certificate)),
+        *((f"oidc_issuer[{i}].name", ("issuer name", o.name)) for i, o in enumerate(config.oidc_issuer)),
+        *((f"oidc_issuer[{i}].issuer", ("issuer", o.issuer)) for i, o in enumerate(config.oidc_issuer)),
+        *((f"oidc_rule[{i}].name", ("rule", r.name)) for i, r in enumerate(config.oidc_rule)),
         *(
             (f"listener[{i}]", ("listener", listener.address or listener.systemd))
             for i, listener in enumerate(config.listener)
@@ -135,6 +140,7 @@ def _unknown_names(config: Config) -> Iterator[ConfigProblem]:
     granted = [
         *((f"token[{i}].grants", token.grants) for i, token in enumerate(config.token)),
         *((f"certificate[{i}].grants", certificate.grants) for i, certificate in enumerate(config.certificate)),
+        *((f"oidc_rule[{i}].grants", rule.grants) for i, rule in enumerate(config.oidc_rule)),
     ]
     for where, grants in granted:
         for grant in grants:
@@ -154,6 +160,20 @@ def _unverified_certificates(config: Config) -> Iterator[ConfigProblem]:
         yield ConfigProblem("certificate", "no listener has a client_ca, so no client certificate is ever asked for")
 
 
+def _unfit_rules(config: Config) -> Iterator[ConfigProblem]:
+    issuers = {issuer.name: issuer for issuer in config.oidc_issuer}
+    for index, rule in enumerate(config.oidc_rule):
+        issuer = issuers.get(rule.issuer)
+        if issuer is None:
+            yield ConfigProblem(f"oidc_rule[{index}].issuer", f"there is no [[oidc_issuer]] named {rule.issuer!r}")
+        elif not ID_CLAIMS.union(issuer.id_claims).intersection(rule.claims):
+            known = ", ".join(sorted(ID_CLAIMS.union(issuer.id_claims)))
+            words = f"one claim must be an id that is never given to another owner, since names can be: one of {known}"
+            yield ConfigProblem(f"oidc_rule[{index}].claims", words)
+    if config.oidc_rule and config.store.kind == "none":
+        yield ConfigProblem("oidc_rule", 'needs a store, and [store] kind is "none"')
+
+
 def _missing_files(config: Config) -> Iterator[ConfigProblem]:
     files: list[tuple[str, Path | None]] = []
     for index, listener in enumerate(config.listener):
@@ -163,6 +183,8 @@ def _missing_files(config: Config) -> Iterator[ConfigProblem]:
             for number, more in enumerate(listener.tls.more):
                 files.append((f"listener[{index}].tls.more[{number}].certificate", more.certificate))
                 files.append((f"listener[{index}].tls.more[{number}].key", more.key))
+    files.append(("accounts.signing_key", config.accounts.signing_key))
+    files += [(f"oidc_issuer[{index}].ca", issuer.ca) for index, issuer in enumerate(config.oidc_issuer)]
     for index, satellite in enumerate(config.satellite):
         if satellite.tls is not None:
             for key in ("ca", "certificate", "key"):

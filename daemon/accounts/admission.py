@@ -28,6 +28,7 @@ from bentpipe.proto.request import TOKEN_KEY, both_spellings
 TOKEN_WORDS = f"the {both_spellings(TOKEN_KEY)} is missing or not valid"
 EXPIRED_WORDS = "the token has expired"
 REVOKED_WORDS = "the token is not valid any more: what it was given out for was revoked or has expired"
+RULE_REVOKED_WORDS = "the rule for this job is revoked"
 UNKNOWN_WORDS = "the token cannot be checked at this moment; try again"
 SATELLITE_WORDS = "no such satellite, or not yours"
 
@@ -133,7 +134,7 @@ class Admission:
             return None
         credential = f"exchange:{origin.exchange_id}"
         of_rule = self._revocations.get(f"rule:{name}")
-        if credential in self._revocations or self.is_closed(name):
+        if credential in self._revocations or self._is_closed(name):
             return None
         if of_rule is not None and origin.exchanged_us <= of_rule.at_us:
             return None
@@ -142,10 +143,16 @@ class Admission:
             rule.name, _grants(rule.grants), scopes_of(rule.scopes), credentials, session.expires_at, origin
         )
 
-    def is_closed(self, rule: str) -> bool:
-        """Whether the rule is revoked, so that nothing more is exchanged by it."""
+    def _is_closed(self, rule: str) -> bool:
         revocation = self._revocations.get(f"rule:{rule}")
         return revocation is not None and revocation.until_us is None
+
+    def check_rule(self, rule: str) -> None:
+        """Check that tokens may be exchanged by a rule. Raises Unauthenticated if it is revoked, TokensUnknown."""
+        if self._expecting:
+            raise TokensUnknown("the store's revocations have not been read yet", peer_hint=UNKNOWN_WORDS)
+        if self._is_closed(rule):
+            raise Unauthenticated(RULE_REVOKED_WORDS)
 
     def holds(self, version: int, principals: Iterable[Principal]) -> bool:
         """Whether principals that were authenticated when the tables had this version need not be asked again."""

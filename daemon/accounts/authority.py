@@ -1,4 +1,4 @@
-"""`Authority` by the tables of `Admission`: turns what a caller of the control API shows into rights. No I/O."""
+"""`Authority` by the tables of `Admission`: turns what a caller of the control API shows into rights."""
 
 import datetime
 import math
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from bentpipe.daemon.accounts.admission import TOKEN_WORDS, Admission
 from bentpipe.daemon.accounts.certificates import Certificates
 from bentpipe.daemon.accounts.contract import Access, Credentials, Login, Org, Scope, TokenSummary
+from bentpipe.daemon.accounts.exchange import Exchange
 from bentpipe.daemon.accounts.principal import Principal
 from bentpipe.daemon.accounts.sessions import Kind
 from bentpipe.daemon.errors import BentpipeError, Unauthenticated
@@ -24,12 +25,14 @@ class TableAuthority:
         self,
         admission: Admission,
         certificates: Certificates,
+        exchange: Exchange,
         *,
         session_life_s: float,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.admission = admission
         self._certificates = certificates
+        self._exchange = exchange
         self._session_life_s = session_life_s
         self._now = now
 
@@ -57,6 +60,10 @@ class TableAuthority:
             raise Unauthenticated(SESSION_WORDS)
         expires_at = min(self._now() + self._session_life_s, principal.expires_at)
         return self.admission.sessions.issue(Kind.SESSION, principal.origin, expires_at)
+
+    async def exchange(self, id_token: str) -> Login:
+        """See Authority."""
+        return await self._exchange.exchange(id_token)
 
 
 class TableAccess:

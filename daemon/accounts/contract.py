@@ -57,6 +57,11 @@ class TokenSummary:
     expiry: datetime.datetime | None = None
 
 
+EXCHANGE_PATH = "/api/v0/account/exchange"
+"""Where a CI job exchanges its token: POST, `Authorization: Bearer <OIDC token>`, empty body; answered as a login is."""
+EXCHANGE_DEADLINE_S = 20.0
+
+
 class Access(Protocol):
     """What one caller may do. All methods answer at once, by the tables as they are now."""
 
@@ -96,7 +101,7 @@ class Access(Protocol):
 
 
 class Authority(Protocol):
-    """Turns credentials into rights. All methods answer at once; what takes time is done ahead by tasks."""
+    """Turns credentials into rights. All methods but `exchange` answer at once; what takes time is done ahead by tasks."""
 
     def authenticate(self, credentials: Credentials) -> Access:
         """Check every credential that is shown. Raises Unauthenticated, or TokensUnknown while nobody can say."""
@@ -106,5 +111,14 @@ class Authority(Protocol):
         """Exchange a token for a credential that lasts at least an hour, unless the token ends before that.
 
         Raises as `authenticate`.
+        """
+        ...
+
+    async def exchange(self, id_token: str) -> Login:
+        """Exchange a CI system's token for one of its jobs (OIDC) for a token of ours that lasts as long as the job may.
+
+        The result is a token like any other: `log_in` and `authenticate` take it. An OIDC token can be exchanged once. Waits
+        for the issuer's keys and for the store, EXCHANGE_DEADLINE_S at most. Raises as `authenticate`, with words for the
+        job's log; LimitReached; StoreError.
         """
         ...

@@ -56,6 +56,7 @@ class KeyKeeper:
         self._lead_s = lead_s
         self._now = now
         self._key: SigningKey | None = None
+        self._in_memory: SigningKey | None = None
         self._published_at = float("-inf")
         self._failing = ""
 
@@ -102,12 +103,13 @@ class KeyKeeper:
         if self._configured is not None:
             return read_key(self._configured)
         if self._kept is None:
-            if self._key is None:
+            if self._in_memory is None:
+                self._in_memory = new_key()
                 log.warning(
                     "there is no state directory: the key that signs sessions is kept in memory, and a restart ends "
                     "every session; [accounts] signing_key names a file"
                 )
-            return self._key or new_key()
+            return self._in_memory
         try:
             if self._now() - self._kept.stat().st_mtime < ROTATE_S:
                 return read_key(self._kept)

@@ -94,10 +94,15 @@ class Sessions:
             self._checked.clear()
         self._keys = keys
 
+    def signing_key(self) -> SigningKey:
+        """The key that signs now. Raises TokensUnknown while there is none."""
+        if self._signing is None:
+            raise TokensUnknown("there is no key to sign sessions with yet", peer_hint=NO_KEY_YET)
+        return self._signing
+
     def issue(self, kind: Kind, origin: Origin, expires_at: float) -> Login:
         """Give out a token. Raises TokensUnknown while there is no key to sign with."""
-        if self._signing is None:
-            raise TokensUnknown("no key to sign sessions with yet", peer_hint=NO_KEY_YET)
+        signing = self.signing_key()
         now, expires = int(self._now()), int(expires_at)
         claims: dict[str, object] = {
             "iss": ISSUER,
@@ -109,8 +114,7 @@ class Sessions:
         }
         if origin.exchange_id is not None:
             claims |= {"exchange": origin.exchange_id, "exchanged_us": origin.exchanged_us}
-        headers = {"kid": self._signing.key_id, "typ": kind.value}
-        token = jwt.encode(claims, self._signing.private, ALGORITHM, headers)
+        token = jwt.encode(claims, signing.private, ALGORITHM, {"kid": signing.key_id, "typ": kind.value})
         return Login(token, datetime.datetime.fromtimestamp(expires, datetime.UTC))
 
     def check(self, token: str, digest: bytes) -> Session:

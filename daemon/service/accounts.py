@@ -10,10 +10,12 @@ from bentpipe.config.model import Config
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.accounts.authority import TableAuthority
 from bentpipe.daemon.accounts.certificates import Certificates
+from bentpipe.daemon.accounts.exchange import Exchange
+from bentpipe.daemon.accounts.issuer_keys import IssuerKeys
 from bentpipe.daemon.accounts.key_keeper import KEY_NAME, LEAD_S, KeyKeeper
 from bentpipe.daemon.accounts.sessions import Sessions
 from bentpipe.daemon.accounts.signing_key import SigningKeyError, read_key
-from bentpipe.daemon.service.stores import Stores
+from bentpipe.daemon.service.stores import NO_STORE, Stores
 from bentpipe.daemon.tasks import Owner, run_owned
 
 
@@ -25,15 +27,20 @@ class AccountParts:
     certificates: Certificates
     authority: TableAuthority
     keeper: KeyKeeper
+    issuers: tuple[IssuerKeys, ...]
 
     def start(self, nursery: trio.Nursery) -> None:
         """Start the tasks, after the first look at the store's tokens."""
         nursery.start_soon(run_owned, Owner("signing key"), self.keeper.run_keeper)
+        for issuer in self.issuers:
+            nursery.start_soon(run_owned, Owner("OIDC keys", issuer.section.name), issuer.run_fetches)
 
 
 def make_accounts(config: Config, stores: Stores) -> AccountParts:
-    """Make the parts; nothing is started. Raises OSError if the signing key that is configured cannot be used."""
+    """Make the parts; nothing is started. Raises OSError if the signing key cannot be used, or a rule needs a store."""
     section = config.accounts
+    if config.oidc_rule and stores.accounts is None:
+        raise OSError(f"[[oidc_rule]]: an OIDC token is exchanged once, which is noted in the store; {NO_STORE}")
     if section.signing_key is not None:
         try:
             read_key(section.signing_key)
@@ -50,8 +57,10 @@ def make_accounts(config: Config, stores: Stores) -> AccountParts:
         # Only hosts that share a table have to hear of each other's keys.
         lead_s=LEAD_S if config.store.kind == "dynamodb" else 0.0,
     )
-    authority = TableAuthority(admission, certificates, session_life_s=section.session_life_s)
-    return AccountParts(admission, certificates, authority, keeper)
+    issuers = tuple(map(IssuerKeys, config.oidc_issuer))
+    exchange = Exchange(admission, issuers, config.oidc_rule, stores.accounts)
+    authority = TableAuthority(admission, certificates, exchange, session_life_s=section.session_life_s)
+    return AccountParts(admission, certificates, authority, keeper, issuers)
 
 
 def _kept_key_path(config: Config) -> Path | None:

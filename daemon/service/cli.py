@@ -158,6 +158,76 @@ def token_revoke(config_path: Path, name: str, *, cut: bool) -> None:
 
 
 @main.group()
+def oidc() -> None:
+    """List and revoke what CI jobs get by the rules of the configuration."""
+
+
+@oidc.command("rules")
+@click.option(
+    "--config", "config_path", type=CONFIG_PATH, required=True, help="Has the rules, and says where the store is."
+)
+def oidc_rules(config_path: Path) -> None:
+    """Print every rule: name, issuer, claims, grants, and whether it is revoked."""
+    from bentpipe.daemon.service.oidc import run_rule_list
+
+    with _telling_mistakes():
+        run_rule_list(config_path)
+
+
+@oidc.command("revoke")
+@click.option(
+    "--config", "config_path", type=CONFIG_PATH, required=True, help="Has the rules, and says where the store is."
+)
+@click.option(
+    "--rule", help="Refuse all that was given out by this rule, and give out no more until it is allowed again."
+)
+@click.option("--exchange", "exchange_id", help="Refuse what one job got; the log has the id of each exchange.")
+@click.option("--cut", is_flag=True, help="Cut what was opened by it, too, on every host of the fleet.")
+def oidc_revoke(config_path: Path, rule: str | None, exchange_id: str | None, *, cut: bool) -> None:
+    """Revoke a rule or a single exchange; running daemons know it at once."""
+    from bentpipe.daemon.service.oidc import run_exchange_revoke, run_rule_revoke
+
+    with _telling_mistakes():
+        if rule is not None and exchange_id is None:
+            run_rule_revoke(config_path, rule, cut=cut)
+        elif exchange_id is not None and rule is None:
+            run_exchange_revoke(config_path, exchange_id, cut=cut)
+        else:
+            raise click.UsageError("give one of --rule and --exchange")
+
+
+@oidc.command("allow")
+@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
+@click.option("--rule", required=True, help="A rule that was revoked.")
+def oidc_allow(config_path: Path, rule: str) -> None:
+    """Let a rule give out tokens again. What it gave out before stays refused."""
+    from bentpipe.daemon.service.oidc import run_rule_allow
+
+    with _telling_mistakes():
+        run_rule_allow(config_path, rule)
+
+
+@main.command()
+@click.option("--ci", is_flag=True, required=True, help="Exchange the CI's own OIDC token for this job.")
+@click.option(
+    "--server",
+    envvar="EARTHLY_SERVER_ADDRESS",
+    required=True,
+    show_envvar=True,
+    help="Of an edge host: https://HOST:PORT.",
+)
+@click.option("--audience", default="bentpipe", show_default=True, help="As [[oidc_issuer]] says it.")
+@click.option("--ca", type=CONFIG_PATH, envvar="SSL_CERT_FILE", help="Who signs the server's certificate, in PEM.")
+@click.option("--env-file", type=CONFIG_PATH, help="Add EARTHLY_TOKEN=… to this file instead of printing the token.")
+def login(server: str, audience: str, ca: Path | None, env_file: Path | None, *, ci: bool) -> None:
+    """Get a token for this CI job, once for each job; it lasts as long as the job may."""
+    from bentpipe.daemon.service.ci_login import run_ci_login
+
+    with _telling_mistakes():
+        run_ci_login(server, audience, ca, env_file)
+
+
+@main.group()
 def org() -> None:
     """Make and revoke orgs of the store. An org of the configuration needs no row there; it can be revoked by one."""
 

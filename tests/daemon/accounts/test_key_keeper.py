@@ -12,6 +12,7 @@ import trio.testing
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from bentpipe.daemon.accounts import key_keeper
 from bentpipe.daemon.accounts.key_keeper import KEPT_S, LEAD_S, LOOK_S, PUBLISH_S, ROTATE_S, KeyKeeper
 from bentpipe.daemon.accounts.principal import Origin
 from bentpipe.daemon.accounts.sessions import Kind, Sessions
@@ -28,13 +29,14 @@ class Shelf:
     def __init__(self) -> None:
         self.keys: dict[str, StoredKey] = {}
         self.failing = False
-        self.published = 0
+        self.published = self.refused = 0
 
     async def accounts(self) -> StoredAccounts:
         return StoredAccounts(keys=tuple(self.keys.values()))
 
     async def put_key(self, key: StoredKey) -> None:
         if self.failing:
+            self.refused += 1
             raise StoreError("the store fails")
         self.published += 1
         self.keys[key.key_id] = key
@@ -183,19 +185,21 @@ async def test_a_key_is_published_again_before_its_row_ends() -> None:
 
 
 async def test_while_the_store_fails_a_new_key_signs_nothing_and_is_tried_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(key_keeper, "RETRY_S", 0.01)
     shelf = Shelf()
     shelf.failing = True
     host = Host(shelf)
     async with trio.open_nursery() as life:
         life.start_soon(host.keeper.run_keeper)
-        await trio.sleep(30)
+        with trio.fail_after(60):
+            while shelf.refused < 3:
+                await trio.sleep(0.01)
         assert not host.signs()
-        assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
+        assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.ERROR]
         shelf.failing = False
-        await trio.sleep(30)
-        assert host.signs()
+        await until_signing(host)
         life.cancel_scope.cancel()
 
 

@@ -152,6 +152,33 @@ def test_orgs_are_added_listed_and_revoked(good: Path, tmp_path: Path) -> None:
     assert run("org", "add", "--config", good, "a b").returncode == 2
 
 
+def test_rules_are_listed_revoked_and_allowed(good: Path, tmp_path: Path) -> None:
+    rules = """
+[[oidc_issuer]]
+name = "gh"
+issuer = "https://token.actions.githubusercontent.com"
+audience = "bentpipe"
+[[oidc_rule]]
+name = "main"
+issuer = "gh"
+claims = { repository_id = "1" }
+patterns = { ref = "refs/heads/*" }
+grants = ["acme/*"]
+"""
+    good.write_text(GOOD + rules + f'[store]\npath = "{tmp_path / "ledger.sqlite"}"\n')
+    line = 'main\tgh\t{"repository_id": "1", "ref": "refs/heads/*"}\t["acme/*"]\t'
+    assert run("oidc", "rules", "--config", good).stdout == f"{line}allowed\n"
+    assert run("oidc", "revoke", "--config", good, "--cut", "--rule", "main").returncode == 0
+    assert run("oidc", "rules", "--config", good).stdout == f"{line}revoked\n"
+    assert run("oidc", "allow", "--config", good, "--rule", "main").returncode == 0
+    assert run("oidc", "rules", "--config", good).stdout == f"{line}allowed\n"
+    again = run("oidc", "allow", "--config", good, "--rule", "main")
+    assert (again.returncode, again.stderr) == (2, "the rule 'main' is not revoked\n")
+    assert run("oidc", "revoke", "--config", good, "--exchange", "0a1b").returncode == 0
+    for wrong in (("--rule", "other"), ("--exchange", "a b"), (), ("--rule", "main", "--exchange", "0a")):
+        assert run("oidc", "revoke", "--config", good, *wrong).returncode == 2
+
+
 def test_tokens_need_a_store_and_a_grant_that_is_one(good: Path, tmp_path: Path) -> None:
     nowhere = run("token", "add", "--config", good, "--name", "ci", "--grant", "acme/*")
     assert nowhere.returncode == 2
