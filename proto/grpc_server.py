@@ -301,7 +301,7 @@ class ServerConnection:
         self._push(stream_id)
 
     def send_text(self, stream_id: int, http_status: int, text: bytes) -> None:
-        """Answer in plain HTTP what is no gRPC request."""
+        """Answer in plain HTTP a request that is not gRPC."""
         stream = self._streams.get(stream_id)
         if stream is None or stream.ending:
             return

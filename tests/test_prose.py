@@ -28,6 +28,7 @@ CLEAN = (
     "Makefile",
     "README.md",
     "bench",
+    "config",
     "daemon/__init__.py",
     "daemon/coordination",
     "daemon/demo",
@@ -43,7 +44,9 @@ CLEAN = (
     "daemon/tasks.py",
     "daemon/testbed",
     "docs",
+    "proto",
     "systemd",
+    "tests",
 )
 """Folders and files that keep the rules; the others are being mended."""
 

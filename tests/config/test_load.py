@@ -107,7 +107,7 @@ def test_weekdays(text: str, days: set[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "mon-", "-fri", "mon-fri-sat", "Mon", "mo", 1])
-def test_what_is_no_list_of_weekdays(text: object) -> None:
+def test_what_is_not_a_list_of_weekdays(text: object) -> None:
     with pytest.raises(ValueError, match="weekdays"):
         parse_weekdays(text)
 
@@ -120,7 +120,7 @@ def test_hours(text: str, minutes: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "8:00-18:00", "08:00", "24:00-25:00", "08:60-09:00", "08:00-24:01", 8])
-def test_what_is_no_span_of_hours(text: object) -> None:
+def test_what_is_not_a_span_of_hours(text: object) -> None:
     with pytest.raises(ValueError, match="hours"):
         parse_hours(text)
 

@@ -13,6 +13,6 @@ def test_sizes(written: object, size: int) -> None:
 
 
 @pytest.mark.parametrize("written", ["", "1", "1 MiB", "1MB", "-1KiB", "1.5GiB", 1.5, True, None])
-def test_what_is_no_size(written: object) -> None:
+def test_what_is_not_a_size(written: object) -> None:
     with pytest.raises(ValueError, match="is not a valid size"):
         parse_size_bytes(written)

@@ -69,7 +69,7 @@ def test_folder_names_differ_as_ids_do() -> None:
 
 
 def test_no_other_module_joins_org_and_name() -> None:
-    """Whoever needs a new id makes it in `ids`, where the property above is tested."""
+    """Every new id is made in `ids`, where the property above is tested."""
     joined = [
         f"{path.relative_to(DAEMON)}:{node.lineno}"
         for path in sorted(DAEMON.rglob("*.py"))

@@ -86,7 +86,7 @@ def test_a_token_that_is_added_while_all_is_taken_has_its_share() -> None:
     cap=st.none() | st.integers(1, 20),
     steps=st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 6), st.booleans()), max_size=200),
 )
-def test_a_loan_is_for_whoever_has_less_than_the_fair_share(
+def test_a_loan_is_for_a_principal_with_less_than_the_fair_share(
     limit: int, cap: int | None, steps: list[tuple[str, int, bool]]
 ) -> None:
     loan: Loan[int] = Loan(limit, cap)

@@ -1,4 +1,4 @@
-"""The supervisor: what fails is started again, later every time, or given up; what is no failure passes through."""
+"""The supervisor: what fails is started again, later every time, or given up; what is not a failure passes through."""
 
 import logging
 from collections.abc import Callable
@@ -118,7 +118,7 @@ async def test_a_failure_while_it_is_cancelled_is_noted_and_the_cancelling_goes_
     assert task_failures() == {"test": 1}
 
 
-async def test_a_step_is_left_out_and_a_log_or_listener_that_fails_is_no_second_failure(
+async def test_a_step_is_left_out_and_a_log_or_listener_that_fails_does_not_count_as_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object, **__: object) -> None:

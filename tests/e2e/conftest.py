@@ -92,7 +92,7 @@ def connecting(edge: EdgeHost) -> Iterator[Connect]:
         plain: bool = False,
     ) -> Client:
         if satellite in SERVER_KINDS and satellite_command(satellite) is None:
-            pytest.skip(f"no satellite of kind {satellite} can be had here")
+            pytest.skip(f"no satellite of kind {satellite} is available here")
         metadata = (
             ("satellite_name", satellite),
             ("satellite_org", ORG),

@@ -59,7 +59,7 @@ stop_grace = "1s"
 """
 HEALTH = "/grpc.health.v1.Health/Watch"
 CALM_S = 1.2
-"""Longer than the grace: whoever is here for so long may be asked to make room."""
+"""Longer than the grace: a stranger that is here for so long may have to make room."""
 PATIENCE_S = 30.0
 
 Start = Callable[..., contextlib.AbstractContextManager[Served]]
@@ -370,7 +370,7 @@ def test_a_connection_for_health_has_an_age(start: Start) -> None:
         assert sum(kind == GOAWAY for kind, *_ in frames_of(received)) == 2
 
 
-def test_a_health_check_with_a_token_is_no_stranger(start: Start) -> None:
+def test_a_health_check_with_a_token_is_not_a_strangers(start: Start) -> None:
     token = (("satellite_token", TOKEN), ("satellite_org", "acme"), ("satellite_name", "sat"))
     opening = PREFACE + EMPTY_SETTINGS + health_request(1, more=token, end=True)
     with start("max_connections = 60") as served, Crowd(("127.0.0.1", served.ports[PLAIN])) as crowd:

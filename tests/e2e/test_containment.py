@@ -67,7 +67,7 @@ def aws_profile(folder: Path, text: str) -> dict[str, str]:
         "sso_session = nowhere\nsso_account_id = 1\nsso_role_name = x",
     ],
 )
-def test_credentials_that_cannot_be_had_concern_their_satellites_alone(tmp_path: Path, profile: str) -> None:
+def test_missing_credentials_concern_their_satellites_alone(tmp_path: Path, profile: str) -> None:
     satellites: list[DemoSatellite | CloudSatellite] = [
         CloudSatellite("cloud", "i-0123456789abcdef0", 8372, HOLD),
         DemoSatellite("local"),

@@ -164,7 +164,7 @@ def test_satellites_have_the_limit_that_the_daemon_was_started_with() -> None:
 
 
 def test_old_strangers_go_when_there_is_no_descriptor_for_a_client() -> None:
-    """As a leak would, and another program of this user that takes them: whoever has a token is let in all the same."""
+    """As a leak would, or another program of this user that takes them. A client with a token is still let in."""
     with EdgeHost(SATELLITES, sleep_after_s=600, settings=settings()) as edge:
         assert status_of(edge, "one") is GrpcStatus.OK
         before = open_files(edge.pid) - 2  # the call's connection may not have ended yet
@@ -186,7 +186,7 @@ def test_old_strangers_go_when_there_is_no_descriptor_for_a_client() -> None:
 
 
 def test_a_limit_that_is_lowered_under_the_daemon_ends_nothing(manager: Manager) -> None:
-    """As a leak would: no descriptor is to be had by anything at all."""
+    """As a leak would: no descriptor is left for anything at all."""
     with EdgeHost(SATELLITES, sleep_after_s=600, settings=settings(), environment=manager.environment()) as edge:
         build = client(edge, "one")
         assert build.unary("Echo", b"before") == b"before"

@@ -29,7 +29,7 @@ def opened_by_another(fifo: Path) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 def test_a_daemon_that_is_still_starting_is_not_ended(number: signal.Signals, tmp_path: Path) -> None:
-    """It reads its configuration, and hears no signals yet: a reload is sent by whoever renews certificates."""
+    """It reads its configuration, and hears no signals yet: a reload is sent by the program that renews certificates."""
     config, log = tmp_path / "bentpipe.toml", tmp_path / "log"
     os.mkfifo(config)
     with (

@@ -322,7 +322,7 @@ OTHERS_DATA = frame(FrameType.DATA, 0, 3, bytes(16_384))
 @pytest.mark.parametrize(
     ("said", "times", "limit"), [(TRAILERS, 17, b"TRANSCRIPT_BYTES"), (OTHERS_DATA, 2_001, b"FURTHER_FRAMES")]
 )
-def test_whoever_talks_on_and_never_hears_that_it_was_its_last_request_is_ended(
+def test_a_frontend_that_talks_on_and_never_reads_that_it_was_its_last_request_is_ended(
     edge: EdgeHost, said: bytes, times: int, limit: bytes
 ) -> None:
     with socket.create_connection(("127.0.0.1", edge.ports[ONE]), TIMEOUT_S) as sock:

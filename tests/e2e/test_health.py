@@ -108,7 +108,7 @@ async def test_watch_of_the_unknown_waits(channel: grpc.Channel) -> None:
 
 
 async def test_watch_says_what_changes_and_nothing_else(daemon: Daemon, channel: grpc.Channel) -> None:
-    """A wake changes nothing for whoever watches: the satellite was always there. A drain does."""
+    """A wake changes nothing for a client that watches: the satellite was always there. A drain does."""
     watches = [Watch(channel, ""), Watch(channel, "acme/sat", TOKEN_ONLY)]
     async with trio.open_nursery() as nursery:
         for watch in watches:

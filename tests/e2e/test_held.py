@@ -35,7 +35,7 @@ def all_at_once(opened: Mapping[Pair, Client], call: Callable[[Client], None]) -
 
 @pytest.fixture
 def connect_all(connect: Connect, asleep: Callable[[str], str]) -> Callable[..., dict[Pair, Client]]:
-    """`connect_all(extra=())`: each client to each server that can be had here, one sleeping satellite a server."""
+    """`connect_all(extra=())`: each client to each server that is available here, one sleeping satellite for each server."""
 
     def connected(extra: tuple[tuple[str, str], ...] = (), *, held: bool = True) -> dict[Pair, Client]:
         servers = [kind for kind in SERVER_KINDS if satellite_command(kind) is not None]
@@ -97,7 +97,7 @@ settings_servers = pytest.mark.parametrize("server_kind", ["grpcio-settings", "g
 
 def satellite_with(settings: str, server_kind: str) -> str:
     if satellite_command(server_kind) is None:
-        pytest.skip(f"no satellite of kind {server_kind} can be had here")
+        pytest.skip(f"no satellite of kind {server_kind} is available here")
     return f"{settings}-{server_kind}"
 
 

@@ -202,7 +202,7 @@ async def test_a_flood_over_tls(daemon: Daemon, authority: trustme.CA) -> None:
     assert daemon.counters.malformed == {"PING_PER_S": 1}
 
 
-async def test_an_empty_header_block_is_no_request(daemon: Daemon) -> None:
+async def test_an_empty_header_block_is_not_a_request(daemon: Daemon) -> None:
     answer = await exchange(daemon, PLAIN, START + frame(HEADERS, END_HEADERS | END_STREAM, 1))
     assert (RST_STREAM, 0, 1, PROTOCOL.to_bytes(4)) in frames_of(answer), "it is malformed, which ends the stream"
     assert goaway_of(answer) == (0, b":method is missing")
@@ -346,7 +346,7 @@ async def test_pings_are_answered_and_a_wait_goes_on(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("reset", [False, True])
-async def test_whoever_leaves_gives_its_place_back(daemon: Daemon, reset: bool, full: bool) -> None:
+async def test_a_client_that_leaves_gives_its_place_back(daemon: Daemon, reset: bool, full: bool) -> None:
     """Also behind a full transcript, from which nothing more is read."""
     async with held(daemon) as stream:
         if full:
@@ -367,7 +367,7 @@ async def test_whoever_leaves_gives_its_place_back(daemon: Daemon, reset: bool, 
     assert daemon.quotas.used_bytes == 0
 
 
-async def test_whoever_resets_every_stream_keeps_its_place(daemon: Daemon) -> None:
+async def test_a_client_that_resets_every_stream_keeps_its_place(daemon: Daemon) -> None:
     async with held(daemon) as stream:
         await stream.send_all(frame(RST_STREAM, 0, 1, b"\0\0\0\x08") + PINGS)
         with trio.fail_after(PATIENCE_S):

@@ -172,7 +172,7 @@ def test_the_ack_is_taken_out_wherever_it_comes(
 
 
 def curl(edge: EdgeHost, satellite: str, folder: Path, body: bytes, *options: str) -> None:
-    """POST a body that is echoed; what comes back must be it."""
+    """POST a body that is echoed; the answer must be that body."""
     (folder / "ca.pem").write_bytes(edge.ca_pem)
     (folder / "body").write_bytes(body)
     command = [needed("curl"), "-sS", "--http2", "--cacert", str(folder / "ca.pem")]

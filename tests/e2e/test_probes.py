@@ -1,4 +1,4 @@
-"""Whoever goes away before its request is complete is counted as a probe and logged nowhere above debug."""
+"""A client that leaves before its request is complete is counted as a probe, and logged only at debug."""
 
 import contextlib
 import logging

@@ -122,13 +122,13 @@ def test_nobody_else_is_believed(behind: Behind, port: int, header: bytes) -> No
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_whoever_comes_past_the_proxy_is_an_ordinary_client(behind: Behind, tls: bool) -> None:
+def test_a_client_that_comes_past_the_proxy_is_an_ordinary_client(behind: Behind, tls: bool) -> None:
     with behind.wire(TLS if tls else PLAIN, source=STRANGER) as wire:
         assert behind.call(wire, tls=tls) == b"through"
     assert str(behind.logged("spliced")[-1]["peer"]).startswith(f"{STRANGER}:")
 
 
-def test_a_second_header_is_no_header(behind: Behind) -> None:
+def test_a_second_header_is_not_believed(behind: Behind) -> None:
     """Only one is taken: a client that sends one itself, behind its proxy's, is not believed."""
     before = behind.outcomes().get("untrusted-proxy-header", 0)
     behind.raw(PLAIN, HEADER + v2(PROXY, TCP4, address4("198.51.100.1")))
@@ -183,7 +183,7 @@ def test_limits_are_each_clients_and_not_the_proxys(patient: Behind) -> None:
             assert all(map(is_open, opened))
             time.sleep(1.1 * GRACE_S)
             assert not any(map(is_ended, opened))
-            assert is_open(stack.enter_context(connect(of_one[1]))), "whoever comes may show a token"
+            assert is_open(stack.enter_context(connect(of_one[1]))), "every newcomer may show a token"
             # Which of them goes is a matter of whose header was read first.
             wait_until(functools.partial(lambda among: any(map(is_ended, among)), opened))
             time.sleep(SETTLE_S)

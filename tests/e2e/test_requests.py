@@ -108,7 +108,7 @@ async def test_albs_check(daemon: Daemon, path: str, extra: Fields) -> None:
     assert said.goaway is not ErrorCode.PROTOCOL_ERROR
 
 
-async def test_connect_is_no_way_through(daemon: Daemon) -> None:
+async def test_connect_does_not_lead_through(daemon: Daemon) -> None:
     said = await ask(daemon, request([(":method", "CONNECT"), (":authority", "db:5432")]))
     assert said.fields[1][":status"] == "405"
     assert said.goaway is ErrorCode.NO_ERROR

@@ -32,7 +32,7 @@ ONE_SEND_BYTES = 16 << 10
 """What loopback delivers in one piece. Some cases hold a request that asks for no satellite: if it came alone, it would be
 refused before the rest is there."""
 BOOT_S = 600
-"""Longer than any test: whoever asks for the satellite is held."""
+"""Longer than any test: a client that asks for the satellite is held."""
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def test_the_first_client_since_the_start(kind: str, settings: str, enforce: str
 
 @pytest.mark.parametrize("kind", WAIT)
 def test_a_crowd_of_calls_is_refused_each(edge: EdgeHost, kind: str) -> None:
-    """Who may open one call at first gets all of them refused, be it on a connection each.
+    """Who may open one call at first gets all of them refused, even on a connection each.
 
     grpc-go repeats a call that a GOAWAY left unprocessed once, and says UNAVAILABLE if it meets the next GOAWAY with it. Its
     user makes such a call again, and so does this test.
@@ -300,7 +300,7 @@ def announced_streams(address: tuple[str, int], authority: trustme.CA, server_na
 def test_a_server_name_says_whose_settings_are_announced(
     tmp_path: Path, authority: trustme.CA, client_authority: trustme.CA
 ) -> None:
-    """Each satellite's own, once it was heard; the least of all where the name is no satellite's."""
+    """Each satellite's own values, once it was heard; the least of all if the name is not a satellite's."""
     streams = {"few": 7, "many": 50}
     sections = SECTIONS + "".join(
         f'[[satellite]]\norg = "acme"\nname = "{name}"\n[satellite.process]\n'

@@ -136,7 +136,7 @@ def test_suites_of_tls_1_2_are_those_that_http2_may_use(served: Served, name: st
     }
 
 
-def test_the_alert_reaches_whoever_shows_a_wrong_certificate(bed: Bed, served: Served) -> None:
+def test_the_alert_reaches_a_client_with_a_wrong_certificate(bed: Bed, served: Served) -> None:
     context, seen = bed.context(bed.strangers), 0
     for _ in range(HANDSHAKES):
         with (

@@ -1,4 +1,4 @@
-"""What others do to a machine, by a daemon with the default settings: it is seen at once, and whoever comes is served.
+"""What others do to a machine, by a daemon with the default settings: it is seen at once, and the next client is served.
 
 The emulated cloud's clock runs 100 times as fast; the daemon's does not, and its sweep is 60 s.
 """
@@ -177,7 +177,7 @@ async def test_terminated_and_replaced_while_somebody_waits(emulator: Emulator, 
         await crowd_is_served(daemon, 1)
 
 
-async def test_terminated_by_others_it_is_launched_anew_for_who_waits(emulator: Emulator, tmp_path: Path) -> None:
+async def test_terminated_by_others_it_is_launched_anew_for_its_client(emulator: Emulator, tmp_path: Path) -> None:
     control = emulator.control
     control.add_template(name="builder")
     async with daemon_of(emulator, tmp_path, 'launch_template = "builder"') as daemon:
@@ -365,7 +365,7 @@ def satellites_of(port: int) -> list[int]:
 
 
 async def test_rebooted_by_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """EC2 says `running` throughout: whoever comes meanwhile waits until it answers again, and nothing is started."""
+    """EC2 says `running` throughout: a client that comes meanwhile waits until it answers again, and nothing is started."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "AKIDONE")
     port = free_port()

@@ -36,7 +36,7 @@ SHORTENED = {socket.TCP_KEEPIDLE: 1, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT
 
 
 def in_a_network_of_its_own(work: Callable[[], None]) -> None:
-    """Run `work` in a thread that has a network namespace; skips, in words, where that cannot be had."""
+    """Run `work` in a thread that has a network namespace; skips, with the reason, if that is not available."""
     failed: list[BaseException] = []
     libc = ctypes.CDLL(None, use_errno=True)
 

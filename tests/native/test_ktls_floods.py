@@ -86,7 +86,7 @@ def test_a_flood_ends_it(splice: Callable[[ssl.TLSVersion], Spliced], kind: str)
     assert ended.reason in ENDS
 
 
-def test_records_without_data_are_no_end(splice: Callable[[ssl.TLSVersion], Spliced]) -> None:
+def test_records_without_data_do_not_end_the_stream(splice: Callable[[ssl.TLSVersion], Spliced]) -> None:
     """splice(2) returns 0 for one, as for FIN; the kernel passes over them by itself, and what follows still arrives."""
     spliced = splice(V12)
     for _ in range(5):

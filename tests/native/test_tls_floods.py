@@ -154,7 +154,7 @@ KINDS_13: dict[str, Make] = {
     "KeyUpdate that asks for ours": lambda raw: raw.key_update(asks=True),
     "warning": lambda raw: raw.alert(USER_CANCELED),
     "empty": lambda raw: raw.record(b""),
-    "empty but for padding": lambda raw: raw.record(b"", padding=16_000),
+    "empty except for padding": lambda raw: raw.record(b"", padding=16_000),
 }
 KINDS_12: dict[str, Make] = {
     "empty": lambda raw: raw.record(b""),

@@ -1,4 +1,4 @@
-"""The satellite's first frame: what is changed, that nothing else is, however it is cut, and who is no server."""
+"""The satellite's first frame: what is changed, that nothing else is, however it is cut, and what is not a server."""
 
 import h2.config
 import h2.connection
@@ -111,7 +111,7 @@ def test_an_announcement_without_news_is_empty() -> None:
     ],
 )
 @pytest.mark.parametrize("size", [1, 4, 1 << 20])
-def test_who_is_no_server(data: bytes, size: int) -> None:
+def test_what_is_not_a_server(data: bytes, size: int) -> None:
     with pytest.raises(NoServer):
         read(FirstSettings(Announcement()), data, size)
 

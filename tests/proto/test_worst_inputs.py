@@ -94,7 +94,7 @@ def refusing(data: bytes) -> int:
         return True
 
     def answer(_: bytes) -> bool:
-        return refusal.refuse_some(GrpcStatus.UNAVAILABLE, "the satellite is not to be had, " * 10)
+        return refusal.refuse_some(GrpcStatus.UNAVAILABLE, "the satellite is not available, " * 10)
 
     most = worst_step(read, data, PIECE_BYTES)
     if good:
@@ -204,7 +204,7 @@ KINDS: dict[str, Make] = {
     ),
     "data of a byte": lambda c, n: frame(FrameType.DATA, 0, max(1, c.stream - 2), b"x") * n,
     "no data": lambda c, n: frame(FrameType.DATA, 0, max(1, c.stream - 2)) * n,
-    "data but for padding": lambda c, n: frame(FrameType.DATA, PADDED, max(1, c.stream - 2), b"\0") * n,
+    "data of padding only": lambda c, n: frame(FrameType.DATA, PADDED, max(1, c.stream - 2), b"\0") * n,
     "settings": lambda c, n: frame(FrameType.SETTINGS, 0, 0, b"\0\4\0\0\xff\xff" * min(n, 32)),
     "header tables": lambda c, n: frame(FrameType.SETTINGS, 0, 0, b"\0\1\0\0\0\0\0\1\0\0\x10\0" * min(n, 16)),
     "pings": lambda c, n: frame(FrameType.PING, 0, 0, bytes(8)) * min(n, 10),

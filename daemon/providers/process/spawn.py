@@ -101,7 +101,7 @@ def pick_port(host: str, taken: Collection[int]) -> int:
             if port not in taken:
                 return port
     except OSError as error:
-        raise _provider_error(f"no port to be had on {host}", error) from error
+        raise _provider_error(f"cannot open a port on {host}", error) from error
     raise ProviderRetryable(f"no free port on {host}")
 
 

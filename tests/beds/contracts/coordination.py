@@ -105,7 +105,7 @@ class CoordinationContract:
                 await turn.close(unused)
                 assert turn.is_ours()
 
-    async def test_nobody_sleeps_under_whoever_is_here(self, coordination: Coordination) -> None:
+    async def test_no_machine_sleeps_while_a_client_is_here(self, coordination: Coordination) -> None:
         await coordination.enter(A, nothing)
         async with coordination.acting(A) as turn:
             with pytest.raises(InUse, match="somebody came"):
@@ -272,7 +272,7 @@ class SharedContract:
             assert scope.cancelled_caught
             one.wire.cut = False
 
-    async def test_an_answer_that_was_lost_is_no_lost_turn(self, rows: Rows) -> None:
+    async def test_a_lost_answer_does_not_lose_the_turn(self, rows: Rows) -> None:
         async with hosts(rows, "one") as (one,):
             async with one.coordination.acting(A) as turn:
                 one.wire.deaf = True
@@ -283,7 +283,7 @@ class SharedContract:
                 assert turn.is_ours()
             assert (await rows.read(A)).owner == ""
 
-    async def test_several_answers_that_were_lost_are_no_lost_turn(self, rows: Rows) -> None:
+    async def test_several_lost_answers_do_not_lose_the_turn(self, rows: Rows) -> None:
         async with hosts(rows, "one") as (one,):
             async with one.coordination.acting(A) as turn:
                 assert isinstance(turn, SharedTurn)

@@ -273,7 +273,7 @@ class LedgerContract:
         assert seconds(found) == [("unknown", 0), ("sleep", 100), ("starting", 10), ("operational", 5)]
         await writer.ledger.aclose()
 
-    async def test_words_that_are_no_text(self, shelf: Shelf) -> None:
+    async def test_words_that_are_not_text(self, shelf: Shelf) -> None:
         writer = await self.begun(shelf("words"), Clock(), A)
         await writer.move(A, S.FAILED, "half a pair \ud800, a NUL \0, and " + "long" * 10_000)
         (_, failed) = await writer.ledger.intervals(*ALWAYS)

@@ -77,7 +77,7 @@ class ProcessHarness:
 
 
 async def isolation_or_skip(isolation: Isolation) -> Isolation:
-    """Skip, with the host's reason, where this isolation is not to be had."""
+    """Skip, with the host's reason, if this isolation is not available."""
     try:
         (await open_isolator(isolation)).close()
     except OSError as error:

@@ -30,7 +30,7 @@ POLL_S = 0.02
 
 CONTAINED = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 """buildkitd's containers leave the satellite's cgroup, since their cgroups are absolute paths. In a PID namespace of the
-satellite's they die with it all the same, and their mounts go with its mount namespace."""
+satellite's they still die with it, and their mounts go with its mount namespace."""
 
 BUILDKITD = ("--oci-worker-net", "host", "--containerd-worker", "false", "--oci-worker-snapshotter", "native")
 """Needs neither a network, CNI plug-ins, containerd nor overlayfs."""

@@ -1,4 +1,4 @@
-"""Builds the peers that are not Python's, once, into build/peers; whoever needs one that cannot be built is told why.
+"""Builds the peers that are not Python's, once, into build/peers; a test that needs one that cannot be built is told why.
 
 `python -P builds.py` builds all of them, so that `make test` does not do it within a test.
 """
@@ -22,7 +22,7 @@ BUILD_DEADLINE_S = 1200.0
 
 
 class Missing(Exception):
-    """A peer cannot be had here; `str()` says why."""
+    """A peer is not available here; `str()` says why."""
 
 
 def _run(command: list[str], folder: Path, **environment: str) -> None:

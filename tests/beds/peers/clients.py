@@ -43,13 +43,13 @@ class Client(Protocol):
 
 
 class MakesClient(Protocol):
-    """A client of a connection of its own. Raises builds.Missing if it cannot be had here."""
+    """A client of a connection of its own. Raises builds.Missing if it is not available here."""
 
     def __call__(self, port: int, ca_pem: bytes | None, metadata: Metadata, keepalive_s: float = 0) -> Client: ...
 
 
 def _chunks(size_bytes: int, chunk_bytes: int, digest: "hashlib._Hash") -> Iterator[bytes]:
-    """Bytes that are not all the same, in messages; each is hashed when it is taken."""
+    """Bytes of different values, in messages; each is hashed when it is taken."""
     pattern = bytes((i * 31 >> 3) & 0xFF for i in range(chunk_bytes))
     for at in range(0, size_bytes, chunk_bytes):
         message = pattern[: size_bytes - at]

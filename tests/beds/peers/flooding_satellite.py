@@ -1,4 +1,4 @@
-"""A TLS satellite that floods whoever connects with KeyUpdates: `flooding_satellite.py PORT CERTIFICATE KEY WHEN`.
+"""A TLS satellite that floods each client with KeyUpdates: `flooding_satellite.py PORT CERTIFICATE KEY WHEN`.
 
 WHEN is `at-once`, behind the handshake and without a word of HTTP/2, or `answering`, once it has read something and sent
 its SETTINGS.

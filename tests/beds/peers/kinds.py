@@ -1,4 +1,7 @@
-"""The clients and the satellites of the matrix, by name. Those that cannot be had here skip their tests, and say why."""
+"""The clients and the satellites of the matrix, by name.
+
+If one is not available here, its tests are skipped, with the reason.
+"""
 
 import sys
 from collections.abc import Callable
@@ -34,7 +37,7 @@ def or_skip(make: MakesClient, port: int, ca_pem: bytes | None, metadata: Metada
 
 
 def satellite_command(kind: str) -> tuple[str, ...] | None:
-    """The command line of a satellite, None if it cannot be had here."""
+    """The command line of a satellite, None if it is not available here."""
     commands: dict[str, Callable[[], tuple[str, ...]]] = {
         "grpcio": lambda: (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}"),
         "grpcio-settings": lambda: (*program("peers.grpcio_satellite"), "{port}"),
@@ -49,7 +52,7 @@ def satellite_command(kind: str) -> tuple[str, ...] | None:
 
 
 def available_clients() -> list[str]:
-    """The clients that can be had here."""
+    """The clients that are available here."""
     found = ["grpcio", "grpclib"]
     for kind, build in BUILT.items():
         try:

@@ -78,7 +78,7 @@ def reset(stream: int) -> bytes:
 WITHOUT_SETTINGS = [
     Case("3.4", "SETTINGS must be first: PING", frame(FrameType.PING, 0, 0, bytes(8)), PROTOCOL, None),
     Case("3.4", "SETTINGS must be first: HEADERS", headers(1), PROTOCOL, None),
-    Case("3.4", "an ACK is no SETTINGS", frame(FrameType.SETTINGS, ACK, 0), PROTOCOL, None),
+    Case("3.4", "an ACK does not count as SETTINGS", frame(FrameType.SETTINGS, ACK, 0), PROTOCOL, None),
     Case("3.4", "SETTINGS may be empty", EMPTY_SETTINGS, None, None),
 ]
 """These come right behind the preface; `held` means nothing here."""

@@ -41,7 +41,7 @@ def test_no_or_wrong_token(secret: str | None) -> None:
         Admission([token("one", "s1", "acme/*")]).authenticate(secret)
 
 
-def test_the_hash_of_no_token_is_no_token() -> None:
+def test_the_hash_of_an_empty_token_admits_nobody() -> None:
     with pytest.raises(Unauthenticated):
         Admission([token("empty", "", "acme/*")]).authenticate("")
 

@@ -233,7 +233,7 @@ def test_the_attacks_begin_with_a_token_that_is_valid() -> None:
     assert check(sessions(), signed(iat=int(time.time()) + int(LEEWAY_S) - 5)) == ORIGIN
 
 
-def test_a_public_key_in_pem_is_no_secret_to_pyjwt() -> None:
+def test_pyjwt_takes_no_public_key_in_pem_for_a_secret() -> None:
     public = serialization.load_pem_public_key(KEY.public_pem.encode())
     with pytest.raises(jwt.InvalidTokenError):
         jwt.decode(hs256_with_public_key(), public, algorithms=["ES256"], audience="bentpipe/f")  # type: ignore[arg-type]

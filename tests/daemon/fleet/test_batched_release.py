@@ -58,7 +58,7 @@ async def test_who_is_let_in_before_waiting_does_not_wait_behind_the_crowd() -> 
         assert nursery.child_tasks, "the crowd is still on its way"
 
 
-async def test_whoever_gives_up_in_the_queue_is_passed_over() -> None:
+async def test_a_waiter_that_gives_up_in_the_queue_is_passed_over() -> None:
     usher = Usher()
     events = [usher.event() for _ in range(CROWD)]
     done = 0

@@ -152,12 +152,12 @@ class AnyHistory(RuleBasedStateMachine):
             assert planned.again_at > self.now
 
     def overruled_now(self, held: list[str], granted: str) -> bool:
-        """A limit that others exceed is no limit that this grant exceeds: its own org's and the fleet's must hold."""
+        """If others exceed a limit, this grant does not: the limits of its own org and of the fleet must hold."""
         own = [name for name in held if name[0] == granted[0]]
         return len(held) <= self.limits.total and len(own) <= self.limits.of(granted[0])
 
     def check_turn(self, granted: str) -> None:
-        """Whoever came earlier could not have used the place: its own org is full, or it is only upkeep."""
+        """An earlier request could not have used the place: its own org is full, or it is only upkeep."""
         for earlier in self.queue[: self.queue.index(granted)]:
             if self.sims[earlier].upkeep and not self.sims[granted].upkeep:
                 continue

@@ -247,5 +247,5 @@ async def test_what_the_provider_is_asked_in_whose_turn(machine: SharedMachine) 
             with pytest.raises(ProviderRetryable, match="cut") as error:
                 await call
             assert isinstance(error.value.__cause__, StoreError)
-            assert error.value.peer_hint == STORE_HINT, "tables, roles and other hosts are no client's business"
+            assert error.value.peer_hint == STORE_HINT, "clients must not read of tables, roles and other hosts"
         assert machine.calls == ["start", "force", "launch", "terminate"]

@@ -125,7 +125,9 @@ def test_a_suspicion_is_looked_at_at_once_and_a_broken_port_ever_more_rarely() -
 
 @pytest.mark.parametrize("asleep", [M.STOPPED, M.HIBERNATED])
 @pytest.mark.parametrize("unreachable", [False, True], ids=["suspected", "unreachable"])
-def test_found_stopped_by_others_it_is_started_for_who_waits(asleep: MachineState, unreachable: bool) -> None:
+def test_found_stopped_by_others_it_is_started_for_the_client_that_waits(
+    asleep: MachineState, unreachable: bool
+) -> None:
     story = Story()
     story.wake()
     assert Look() in story.feed(Unreachable() if unreachable else Suspected())
@@ -267,7 +269,7 @@ def test_why_nobody_can_say_how_the_machine_is(error: ProviderRetryable, at_once
     story.wait(LOOK_MOST_S)
     story.come()
     story.see(M.STOPPED)
-    assert story.state is S.STARTING, "whoever waits is served as soon as it can be seen"
+    assert story.state is S.STARTING, "the waiting client is served as soon as it can be seen"
 
 
 @pytest.mark.parametrize(

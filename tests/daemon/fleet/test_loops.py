@@ -584,7 +584,7 @@ def test_stuck_in_stopping_it_is_cut_off_if_we_stopped_it_or_somebody_waits(ours
         assert force in life.wait(1)
 
 
-def test_a_stop_that_fails_while_the_machine_goes_down_all_the_same() -> None:
+def test_a_stop_that_fails_while_the_machine_still_goes_down() -> None:
     life = Life()
     life.fall_asleep()
     life.see(M.STOPPING)

@@ -216,8 +216,8 @@ async def test_a_client_cancelled_in_the_moment_of_its_grant_leaves_no_lease(bed
 async def test_a_failure_goes_to_all_and_is_remembered_for_a_while(bed: Bed, clock: trio.testing.MockClock) -> None:
     bed.come(3)
     await bed.settle()
-    await bed.provider.answer(ProviderCapacity("no m7g.large to be had"))
-    words = "no m7g.large to be had; the next attempt is possible in "
+    await bed.provider.answer(ProviderCapacity("no m7g.large is free"))
+    words = "no m7g.large is free; the next attempt is possible in "
     assert [str(error) for error in bed.errors] == [words + "180 s"] * 3
     assert len({id(error) for error in bed.errors}) == 3, "one exception object in several tasks"
     clock.jump(100)

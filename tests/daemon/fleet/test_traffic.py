@@ -1,4 +1,4 @@
-"""Keepalives and health checks are no use of a satellite; anything more is."""
+"""Keepalives and health checks do not count as use of a satellite; anything more does."""
 
 import pytest
 

@@ -54,7 +54,7 @@ def test_one_lawful_chain_of_the_most_awake(seen: list[list[Interval]]) -> None:
         assert now is min(states, key=PRECEDENCE.index)
 
 
-def test_who_woke_it_is_remembered_whoever_saw_it_first() -> None:
+def test_who_woke_it_is_remembered_even_if_another_host_saw_it_first() -> None:
     phases = ((WakePhase.START, 1.0),)
     theirs = [
         interval(S.SLEEP, 0, 10),

@@ -117,7 +117,7 @@ def test_a_span_cuts_hours_and_leaves_out_what_ended_before_it() -> None:
     assert (line.wakes, line.waits, line.money) == (0, NO_WAITS, None)
 
 
-def test_what_nobody_watched_or_had_is_no_saving() -> None:
+def test_time_that_nobody_observed_or_used_saves_nothing() -> None:
     days = [
         *chain("gone", (S.OFFLINE, 24)),
         *chain("lost", (S.UNKNOWN, 10), (S.FAILED, 10), (S.SLEEP, 4)),

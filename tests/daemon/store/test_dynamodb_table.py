@@ -37,7 +37,7 @@ async def test_a_table_that_is_not_there_or_not_reachable(
     assert attempts == table_module.ATTEMPTS - 1
 
 
-async def test_without_a_region_it_is_no_use_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_region_it_is_useless_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")

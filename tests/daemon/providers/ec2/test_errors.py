@@ -127,7 +127,7 @@ STILL_EXPIRED = "Credentials were refreshed, but the refreshed credentials are s
         (ReadTimeoutError(endpoint_url="https://x"), UNANSWERED, Verdict.RETRYABLE),
     ],
 )
-def test_what_is_no_answer_of_aws(exc: Exception, code: str, verdict: Verdict) -> None:
+def test_what_is_not_an_answer_of_aws(exc: Exception, code: str, verdict: Verdict) -> None:
     failure = failure_of("StartInstances", exc)
     assert (failure.code, failure.verdict) == (code, verdict)
 

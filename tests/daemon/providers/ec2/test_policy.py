@@ -28,7 +28,7 @@ def launch(
 ) -> list[Authorization]:
     """What AWS asks for the provider's RunInstances, resource by resource (Service Authorization Reference, EC2).
 
-    `instead`: a resource that the request names itself, and whether it is the template's all the same.
+    `instead`: a resource that the request names itself, and whether it is also the template's.
     """
     by = {} if template is None else {"ec2:LaunchTemplate": template}
     named = {

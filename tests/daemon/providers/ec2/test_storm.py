@@ -47,8 +47,8 @@ async def test_a_thousand_waiters_for_three_hundred_machines_stay_under_the_limi
         }
         assert {outcome for _, outcome in outcomes} == {"ok"}, outcomes
         assert {emulator.control.starts(instance_id=each) for each in ids.values()} == {1}
-        # A hundred instances a call, and more calls only for who comes while one is under way: as long as it lasts, our
-        # own rates bound them, and two looks a poll are all that 300 machines need.
+        # A hundred instances a call, and more calls only for requests that come while one is under way: as long as it lasts,
+        # our own rates bound them, and two looks a poll are all that 300 machines need.
         assert counts["StartInstances"] <= OUR_RATES["start"]["burst"] + OUR_RATES["start"]["per_s"] * lasted_s + 1
         assert counts["StopInstances"] <= FLEET / 10
         assert counts["DescribeInstances"] <= 2 * (lasted_s / POLL_S + 16), (counts, lasted_s)

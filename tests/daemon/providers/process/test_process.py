@@ -245,7 +245,7 @@ async def test_start_says_why_it_cannot(isolation: Isolation, tmp_path: Path) ->
         f"not an executable file: {plain}": ProcessSection(command=(str(plain), "{port}")),
         f"not an executable file: {tmp_path}": ProcessSection(command=(str(tmp_path), "{port}")),
         "no such directory: /no/such": ProcessSection(command=(sys.executable, "{port}"), directory=Path("/no/such")),
-        "no port to be had on 192.0.2.1": ProcessSection(command=(sys.executable, "{port}"), host="192.0.2.1"),
+        "cannot open a port on 192.0.2.1": ProcessSection(command=(sys.executable, "{port}"), host="192.0.2.1"),
     }
     provider = ProcessProvider({MachineId(text): section for text, section in cases.items()}, isolation=isolation)
     async with trio.open_nursery() as nursery:
