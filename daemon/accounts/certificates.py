@@ -1,6 +1,6 @@
 """Which principal a client certificate stands for. Pure: OpenSSL has verified the chain before.
 
-A certificate that no entry maps is no proof. One that two entries map is refused: nobody could say which it stands for.
+A certificate that no entry maps proves nothing. One that two entries map is refused: nobody could say which it stands for.
 """
 
 import hashlib
