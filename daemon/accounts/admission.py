@@ -18,7 +18,7 @@ from bentpipe.config.accounts import OidcRuleSection, TokenSection
 from bentpipe.daemon.accounts.contract import Scope
 from bentpipe.daemon.accounts.jwt_text import looks_like_jwt
 from bentpipe.daemon.accounts.principal import Grant, Origin, Principal, scopes_of
-from bentpipe.daemon.accounts.sessions import Kind, Session, Sessions
+from bentpipe.daemon.accounts.sessions import CACHED_SESSIONS, Kind, Session, Sessions
 from bentpipe.daemon.errors import NoSuchSatellite, TokensUnknown, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.registry.accounts import StoredAccounts, StoredOrg, StoredRevocation
@@ -57,6 +57,8 @@ class Admission:
         self._rules = {rule.name: rule for rule in rules}
         self._stored: list[Entry] = []
         self._by_fingerprint: dict[str, Principal] = {}
+        self._by_session: dict[bytes, Principal] = {}
+        """What sessions stand for by these tables; only sessions that `self.sessions` knows count."""
         self._orgs: tuple[StoredOrg, ...] = ()
         self._revoked_orgs: frozenset[str] = frozenset()
         self._revocations: dict[str, StoredRevocation] = {}
@@ -70,6 +72,7 @@ class Admission:
     def _index(self) -> None:
         entries = (*self._stored, *self._configured)
         self.names = frozenset({*(principal.name for _, principal in entries), *self._rules})
+        self._by_session.clear()
         self._by_fingerprint = {_fingerprint(digest): principal for digest, principal in entries}
 
     def expect_stored(self) -> None:
@@ -92,7 +95,10 @@ class Admission:
         """Find the token's principal. Raises Unauthenticated; TokensUnknown while the store has not been read."""
         digest = hashlib.sha256((token or "").encode()).digest()
         if token and self.sessions.knows(digest):
-            return self._of_session(self.sessions.check(token, digest))
+            known = self._by_session.get(digest)
+            if known is not None and known.expires_at > self._now():
+                return known
+            return self._of_session(self.sessions.check(token, digest), digest)
         found: Principal | None = None
         for stored, principal in (*self._stored, *self._configured):
             if hmac.compare_digest(stored, digest):
@@ -109,14 +115,14 @@ class Admission:
         try:
             if not looks_like_jwt(token):
                 raise Unauthenticated(TOKEN_WORDS)
-            return self._of_session(self.sessions.check(token, digest))
+            return self._of_session(self.sessions.check(token, digest), digest)
         except Unauthenticated as exc:
             if self._expecting:
                 words = "the store's tokens have not been read yet"
                 raise TokensUnknown(words, peer_hint=UNKNOWN_WORDS) from exc
             raise
 
-    def _of_session(self, session: Session) -> Principal:
+    def _of_session(self, session: Session, digest: bytes) -> Principal:
         kind, _, name = session.origin.subject.partition(":")
         principal = self._by_fingerprint.get(name) if kind == "token" else self._of_rule(name, session)
         if principal is None:
@@ -125,7 +131,11 @@ class Admission:
         if expires_at <= self._now():
             raise Unauthenticated(EXPIRED_WORDS)
         by_session = session.kind is Kind.SESSION
-        return dataclasses.replace(principal, expires_at=expires_at, origin=session.origin, by_session=by_session)
+        found = dataclasses.replace(principal, expires_at=expires_at, origin=session.origin, by_session=by_session)
+        if len(self._by_session) >= CACHED_SESSIONS:
+            self._by_session.clear()
+        self._by_session[digest] = found
+        return found
 
     def _of_rule(self, name: str, session: Session) -> Principal | None:
         """None if the rule is gone or revoked, or the exchange is."""
