@@ -56,10 +56,10 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return near, far
 
 
-def dearest_read(
+def costliest_read(
     server: TlsServerContext, trust: ssl.SSLContext, build: Callable[[object], bytes]
 ) -> tuple[float, str]:
-    """Let a peer say what `build` makes of it. Returns the dearest call's CPU milliseconds, and how it ended."""
+    """Let a peer say what `build` makes of it. Returns the most expensive call's CPU milliseconds, and how it ended."""
     raw_tls = importlib.import_module("beds.peers.raw_tls")
     near, far = pair()
     tls = TlsConnection(server, far.fileno())
@@ -120,22 +120,22 @@ def show_tls() -> None:
         files[0].write_bytes(issued.cert_chain_pems[0].bytes())
         files[1].write_bytes(issued.private_key_pem.bytes())
         server = TlsServerContext(*files)
-        print("| TLS records | dearest call, ms of CPU | ends |\n| --- | ---: | --- |")
+        print("| TLS records | most expensive call, ms of CPU | ends |\n| --- | ---: | --- |")
         for name, (make, count) in kinds.items():
 
             def build(raw: object, make: Callable[..., bytes] = make, count: int = count) -> bytes:
                 return b"".join(make(raw) for _ in range(count))
 
-            cost_ms, why = min(dearest_read(server, trust, build) for _ in range(ROUNDS))
+            cost_ms, why = min(costliest_read(server, trust, build) for _ in range(ROUNDS))
             print(f"| {count} × {name} | {cost_ms:.2f} | {why} |", flush=True)
 
 
 def show_http2() -> None:
-    """Print each reader's dearest kinds of frames and header blocks."""
+    """Print each reader's most expensive kinds of frames and header blocks."""
     wire = importlib.import_module("test_worst_inputs")
     vars(wire)["make_meter"] = Microseconds
     ordinary = wire.call("sat", "bp_test")
-    print("| reader | input | dearest step, ms of CPU |\n| --- | --- | ---: |")
+    print("| reader | input | most expensive step, ms of CPU |\n| --- | --- | ---: |")
     for reader, read in wire.READERS.items():
         rows = [(min(read(ordinary) for _ in range(ROUNDS)), "an ordinary client's")]
         for kind in sorted(wire.KINDS):
