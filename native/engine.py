@@ -1,4 +1,4 @@
-"""The engine's binding: handles, counters, ends. Thin: what the engine does is said in include/bp.h.
+"""The engine's binding: handles, counters, ends. It is thin: include/bp.h says what the engine does.
 
 Only one Python thread may use an Engine. A splice's C object lives until its end is taken here.
 """
@@ -14,7 +14,7 @@ SpliceId = NewType("SpliceId", int)
 Splice = Literal["off", "auto", "always"]
 """Whether plain bytes are moved by splice(2)."""
 
-WORDS_BYTES = 512
+MESSAGE_BYTES = 512
 
 
 class EndReason(enum.Enum):
@@ -62,16 +62,16 @@ class EngineOptions:
     threads: int = 0
     splice: Splice = "auto"
     ktls: Ktls = Ktls.NONE
-    """What may be spliced to and from connections whose TLS is the kernel's: the answer of `ktls_self_test`."""
+    """What may be spliced to and from connections whose TLS is the kernel's: the result of `ktls_self_test`."""
     idle_timeout_s: float = 0.0
     half_closed_timeout_s: float = 60.0
     pipes: int = 0
-    """Pipes open at once, a thread, at most: two descriptors each, and what finds none is copied. 0: PIPES_A_THREAD."""
+    """The most pipes that a thread has open at once, two descriptors each; without a pipe it copies. 0: PIPES_A_THREAD."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Counters:
-    """What a splice moved: bytes delivered each way, and when it last did (time.monotonic() seconds)."""
+class SpliceCounters:
+    """What a splice moved: bytes delivered each way, and when it last moved any (time.monotonic() seconds)."""
 
     client_to_satellite_bytes: int
     satellite_to_client_bytes: int
@@ -85,7 +85,7 @@ class Ended:
 
     splice_id: SpliceId
     reason: EndReason
-    counters: Counters
+    counters: SpliceCounters
     error: int
     sockets: tuple[int, int] | None = None
     """Client's and satellite's descriptors, now the caller's to close, if it was given back."""
@@ -104,14 +104,14 @@ class EngineStatistics:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ThreadTurns:
-    """One thread's turns, which are what it does between two waits; nobody on it is heard meanwhile."""
+    """One thread's turns. A turn is what the thread does between two waits; it serves no other connection meanwhile."""
 
     turns: int
     long_turns: int
     """Turns of over 50 ms."""
     longest_s: float
     running_s: float
-    """How long the turn at hand has lasted; 0 while the thread waits."""
+    """How long the present turn has lasted; 0 while the thread waits."""
 
 
 class _CTurns(Protocol):
@@ -137,7 +137,7 @@ _MODES = {"off": 0, "auto": 1, "always": 2}
 
 
 class Engine:
-    """Native threads that move bytes. Raises OSError if they cannot be had."""
+    """Native threads that move bytes. Raises OSError if they cannot be started."""
 
     def __init__(self, options: EngineOptions) -> None:
         self._pointer: Pointer = ffi.NULL
@@ -157,10 +157,12 @@ class Engine:
         check(lib.bp_engine_new(wanted, made))
         self._pointer = _first(made)
         self.event_fd: int = lib.bp_engine_event_fd(self._pointer)
-        """Readable when `take_ended` has something; the engine's own."""
+        """Readable when `take_ended` has something; the engine closes it."""
 
     def splice(self, client: Leg, satellite: Leg) -> SpliceId:
-        """Take both sockets and TLS connections and move bytes between them. Raises OSError; the caller then keeps all."""
+        """Take both sockets and TLS connections and move bytes between them.
+
+        Raises OSError; the caller then keeps all of them."""
         made = ffi.new("bp_splice **")
         check(
             lib.bp_engine_splice(
@@ -180,7 +182,7 @@ class Engine:
         return splice_id
 
     def take_ended(self, at_most: int = 1 << 30) -> list[Ended]:
-        """Splices that ended and were not taken yet; never waits. `event_fd` says nothing again of any that are left."""
+        """Take splices that have ended; never waits. `event_fd` does not become readable again for those that are left."""
         ended: list[Ended] = []
         while len(ended) < at_most and (pointer := lib.bp_engine_take_ended(self._pointer)) != ffi.NULL:
             splice_id = SpliceId(address(pointer))
@@ -192,19 +194,19 @@ class Engine:
             ended.append(Ended(splice_id, reason, _counters(counters), counters.error, sockets))
         return ended
 
-    def counters(self, splice_id: SpliceId) -> Counters:
-        """How far a splice is, read without stopping its thread. Raises KeyError if its end was taken."""
+    def counters(self, splice_id: SpliceId) -> SpliceCounters:
+        """What a splice has moved so far, read without stopping its thread. Raises KeyError if its end was taken."""
         return _counters(_c_counters(self._live[splice_id]))
 
     def abort(self, splice_id: SpliceId) -> None:
-        """Reset both legs; the end comes by `take_ended`. Raises KeyError if its end was taken."""
+        """Reset both legs; `take_ended` returns the end. Raises KeyError if its end was taken."""
         lib.bp_splice_abort(self._live[splice_id])
 
     def give_back(self, splice_id: SpliceId) -> None:
-        """Ask for a live plain connection's sockets; they come by `take_ended`, with nothing in flight.
+        """Ask for a live plain connection's sockets; `take_ended` returns them, with nothing in flight.
 
-        A reader that stalls delays it, and a connection that ends first ends as ever. Raises OSError (EOPNOTSUPP) if a leg
-        is TLS, KeyError if its end was taken.
+        A peer that does not read delays that. A connection that ends before ends as if nothing had been asked. Raises
+        OSError (EOPNOTSUPP) if a leg is TLS, KeyError if its end was taken.
         """
         check(lib.bp_splice_give_back(self._live[splice_id]))
 
@@ -228,7 +230,7 @@ class Engine:
         return tuple(found)
 
     def statistics(self) -> EngineStatistics:
-        """A look at the counters of all threads."""
+        """The counters of all threads, added up."""
         ret = ffi.new("struct bp_statistics *")
         lib.bp_engine_statistics(self._pointer, ret)
         fields = cast(EngineStatistics, ret)
@@ -237,7 +239,7 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Reset what lives, join the threads, free all. Idempotent; nothing else may be called afterwards."""
+        """Reset live connections, join the threads, free all. Idempotent; call nothing else afterwards."""
         pointer, self._pointer = self._pointer, ffi.NULL
         self._live.clear()
         if pointer != ffi.NULL:
@@ -252,10 +254,10 @@ def _first(pointer: Pointer) -> Pointer:
 
 
 def ktls_self_test() -> tuple[Ktls, str]:
-    """Try kTLS over loopback. Returns what may be spliced, and what was found in words. Blocks for some milliseconds."""
-    words = ffi.new("char[]", WORDS_BYTES)
-    found = lib.bp_ktls_self_test(words, WORDS_BYTES)
-    return Ktls(max(found, 0)), ffi.string(words).decode(errors="replace")
+    """Try kTLS over loopback. Returns what may be spliced, and what was found, for people. Blocks for some milliseconds."""
+    message = ffi.new("char[]", MESSAGE_BYTES)
+    found = lib.bp_ktls_self_test(message, MESSAGE_BYTES)
+    return Ktls(max(found, 0)), ffi.string(message).decode(errors="replace")
 
 
 def _take_sockets(splice: Pointer) -> tuple[int, int]:
@@ -270,5 +272,5 @@ def _c_counters(splice: Pointer) -> _CCounters:
     return cast(_CCounters, ret)
 
 
-def _counters(c: _CCounters) -> Counters:
-    return Counters(c.up_bytes, c.down_bytes, c.spliced_bytes, c.last_activity_ms / 1000)
+def _counters(c: _CCounters) -> SpliceCounters:
+    return SpliceCounters(c.up_bytes, c.down_bytes, c.spliced_bytes, c.last_activity_ms / 1000)

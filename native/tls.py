@@ -1,7 +1,7 @@
 """TLS by OpenSSL on the socket itself (never a memory BIO), so that the engine's threads can take a connection over.
 
-Nothing here blocks: an operation that has to wait raises WantRead or WantWrite, and is called again when the socket is
-ready, a write with the same bytes first (SSL_write(3)). One thread at a time may use a connection.
+Nothing here blocks: an operation that has to wait raises WantRead or WantWrite. Call it again when the socket is ready, a
+write with the same bytes first (SSL_write(3)). One thread at a time may use a connection.
 """
 
 import os
@@ -13,7 +13,7 @@ ERROR_BYTES = 512
 NAME_BYTES = 256
 """A DNS name has at most 253 characters (RFC 1035), an ALPN name at most 255 bytes (RFC 7301)."""
 CERTIFICATE_BYTES = 64 << 10
-"""A certificate larger than this is taken for none."""
+"""A larger certificate counts as none."""
 READ_BYTES = 64 << 10
 """Most that one read returns."""
 
@@ -23,7 +23,7 @@ WANT_READ, WANT_WRITE, TRUNCATED, FAILED = -1001, -1002, -1003, -1004
 
 CONTROL_FLOOD, HANDSHAKE_FLOOD = -1005, -1006
 LIMITS = {CONTROL_FLOOD: "TLS_CONTROL_RECORDS", HANDSHAKE_FLOOD: "TLS_HANDSHAKE_RECORDS"}
-"""Results that are a limit of src/tls_meter.c, and its name."""
+"""Results that mean a limit of src/tls_meter.c was passed, and the limit's name."""
 
 
 class WantRead(Exception):
@@ -35,7 +35,7 @@ class WantWrite(Exception):
 
 
 class TlsError(Exception):
-    """OpenSSL refused; `str()` has its words."""
+    """OpenSSL refused; `str()` has its message."""
 
 
 class TlsTruncated(TlsError):
@@ -43,10 +43,10 @@ class TlsTruncated(TlsError):
 
 
 class TlsFlood(TlsError):
-    """The peer sent too many records that carry nothing; `limit` names what it passed. It can still be written to."""
+    """The peer sent too many records that carry no data; `limit` names the limit. Writing to it is still possible."""
 
-    def __init__(self, words: str, limit: str) -> None:
-        super().__init__(words)
+    def __init__(self, message: str, limit: str) -> None:
+        super().__init__(message)
         self.limit = limit
 
 
@@ -64,7 +64,7 @@ class _Context:
         return self._pointer
 
     def enable_ktls(self) -> None:
-        """Let the kernel do the records of connections made from now on, where it, OpenSSL and the cipher can."""
+        """Let the kernel encrypt and decrypt for new connections if it, OpenSSL and the cipher can."""
         lib.bp_tls_ctx_enable_ktls(self._pointer)
 
     def __del__(self) -> None:
@@ -73,7 +73,9 @@ class _Context:
 
 
 class TlsServerContext(_Context):
-    """A server's identity: TLS 1.3, or 1.2 with ECDHE and AEAD; ALPN h2, no tickets. Raises TlsError, naming the file."""
+    """A server's identity: TLS 1.3, or 1.2 with ECDHE and AEAD; ALPN h2, no tickets.
+
+    Raises TlsError, which names the file."""
 
     def __init__(self, certificate: Path, key: Path, *, client_ca: Path | None = None) -> None:
         error = ffi.new("char[]", ERROR_BYTES)
@@ -83,12 +85,12 @@ class TlsServerContext(_Context):
         self._adopt(lib.bp_tls_ctx_server(*files, authorities, error, ERROR_BYTES), error)
 
     def add(self, other: "TlsServerContext") -> None:
-        """Show `other`'s certificate to clients that ask for a name of it (SNI); all else stays as it is. Raises OSError."""
+        """Show `other`'s certificate to clients that ask for one of its names (SNI). Raises OSError."""
         check(lib.bp_tls_ctx_add(self._pointer, other.pointer))
 
 
 class TlsClientContext(_Context):
-    """What a client trusts (`ca`), and what it shows. Raises TlsError, naming the file."""
+    """The authorities that a client trusts (`ca`), and its own certificate. Raises TlsError, which names the file."""
 
     def __init__(self, *, ca: Path, certificate: Path | None = None, key: Path | None = None) -> None:
         error = ffi.new("char[]", ERROR_BYTES)
@@ -120,13 +122,13 @@ class TlsConnection:
             raise WantRead
         if result == WANT_WRITE:
             raise WantWrite
-        words = ffi.string(lib.bp_tls_error(self._pointer)).decode(errors="replace")
+        message = ffi.string(lib.bp_tls_error(self._pointer)).decode(errors="replace")
         if result == TRUNCATED:
-            raise TlsTruncated(words)
+            raise TlsTruncated(message)
         if result in LIMITS:
-            raise TlsFlood(words, LIMITS[result])
+            raise TlsFlood(message, LIMITS[result])
         if result == FAILED:
-            raise TlsError(words)
+            raise TlsError(message)
         raise OSError(-result, os.strerror(-result))
 
     def do_handshake(self) -> None:
@@ -136,8 +138,8 @@ class TlsConnection:
     def read(self, max_bytes: int) -> bytes:
         """Read up to `max_bytes` of the records that are there; b"" after close_notify.
 
-        Works for a bounded time: after WantRead the socket may be readable still. Raises WantRead, WantWrite, TlsTruncated,
-        TlsFlood, TlsError, OSError.
+        The time of a call is bounded, so the socket may still be readable after WantRead. Raises WantRead, WantWrite,
+        TlsTruncated, TlsFlood, TlsError, OSError.
         """
         size = min(max_bytes, READ_BYTES)
         buffer = ffi.new("char[]", size)
@@ -156,7 +158,7 @@ class TlsConnection:
         lib.bp_tls_free(self.release())
 
     def release(self) -> Pointer:
-        """Give the bp_tls away (NULL if it is gone already) and become a closed shell; for the engine."""
+        """Hand the bp_tls to the caller (NULL if it is gone already); this object is closed then. For the engine."""
         pointer, self._pointer = self._pointer, ffi.NULL
         return pointer
 
@@ -199,12 +201,12 @@ class TlsConnection:
 
     @property
     def peer_certificate_der(self) -> bytes | None:
-        """The peer's certificate, if it showed one."""
+        """The peer's certificate, if it sent one."""
         der = ffi.new("char[]", CERTIFICATE_BYTES)
         size = lib.bp_tls_peer_certificate(self._live(), der, CERTIFICATE_BYTES)
         return bytes(ffi.buffer(der, size)) if 0 < size <= CERTIFICATE_BYTES else None
 
 
 def openssl_version() -> str:
-    """The OpenSSL that the engine runs on."""
+    """The version of OpenSSL that the engine uses."""
     return ffi.string(lib.bp_openssl_version()).decode()

@@ -1,9 +1,9 @@
-"""Whether a call that changes a machine may still be sent: whoever asks for it says so, and who sends it looks.
+"""Whether a call that changes a machine may still be sent: the caller gives a permit, and the sender checks it.
 
-Several hosts may share a fleet, and each acts on a machine in its turn only (`daemon/coordination/contract.py`). Between the
-wish and the request that carries it out lie queues, rate limits, repeats, merged calls and threads, some of which do not
-end with the task that asked. So a permit goes with the call, through all of them: a context variable, which Trio hands on
-to its tasks and threads. It is looked at in the last step before the bytes are sent.
+Several hosts may share a fleet, and each acts on a machine in its turn only (`daemon/coordination/contract.py`). A call
+passes queues, rate limits, repeats, merged calls and threads before it is sent, and some of them do not end with the
+caller's task. So the permit goes with the call: it is a context variable, which Trio passes on to tasks and threads. The
+sender checks it in the last step before the bytes are sent.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import contextvars
 from collections.abc import Callable, Iterator
 
 Permit = Callable[[], bool]
-"""Whether the call may be sent in this very moment. Asked from any thread; never raises."""
+"""Returns whether the call may be sent now. Called from any thread; never raises."""
 
 _permit: contextvars.ContextVar[Permit] = contextvars.ContextVar("bentpipe_permit", default=lambda: True)
 
@@ -27,5 +27,5 @@ def permitted_by(permit: Permit) -> Iterator[None]:
 
 
 def current_permit() -> Permit:
-    """The permit of the task or thread that asks; what nobody has bounded may be sent."""
+    """The permit of the calling task or thread. Without one every call may be sent."""
     return _permit.get()

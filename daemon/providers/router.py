@@ -1,6 +1,7 @@
-"""Several providers as one: each machine's calls go to the provider that it is configured with.
+"""Several providers as one: a call for a machine goes to the provider that the machine is configured with.
 
-Owns: which machine is whose, and that the providers run and end together. Built by the service, used by the fleet.
+Owns which machine belongs to which provider, and that the providers run and end together. The service builds it, the fleet
+uses it.
 """
 
 from collections.abc import Mapping
@@ -15,10 +16,10 @@ from bentpipe.daemon.tasks import Decision, Owner, run_owned, start_owned
 
 
 class RunnableProvider(Provider, Protocol):
-    """A provider with a life of its own, which the service begins and ends."""
+    """A provider with background tasks, which the service starts and ends."""
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Do what the other methods need; until cancelled."""
+        """Run the tasks that the other methods need, until cancelled."""
         ...
 
     async def aclose(self) -> None:
@@ -39,7 +40,7 @@ class Providers:
         self._all = list(dict.fromkeys(routes.values()))
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run all of them, until cancelled. One that fails is started again; meanwhile its calls fail, as passing."""
+        """Run all of them, until cancelled. One that fails is started again; meanwhile its calls raise ProviderRetryable."""
         async with trio.open_nursery() as nursery:
             for provider in self._all:
                 await nursery.start(start_owned, Owner("provider", type(provider).__name__), provider.run)
@@ -55,7 +56,7 @@ class Providers:
 
     @property
     def call_counts(self) -> Mapping[tuple[str, str], int]:
-        """All of theirs."""
+        """The counts of all providers."""
         return {key: count for provider in self._all for key, count in provider.call_counts.items()}
 
     async def describe(self, machine_id: MachineId) -> Machine:
@@ -63,7 +64,7 @@ class Providers:
         return await self._of(machine_id).describe(machine_id)
 
     async def wait_changed(self, seen: Machine) -> Machine:
-        """Return what its provider says; a machine that is nobody's is TERMINATED."""
+        """Return what its provider says; a machine without a provider is TERMINATED."""
         if (provider := self._routes.get(seen.machine_id)) is not None:
             return await provider.wait_changed(seen)
         gone = Machine(seen.machine_id, MachineState.TERMINATED)

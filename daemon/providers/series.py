@@ -1,6 +1,7 @@
-"""Says a series of failures once: its beginning, every change of its reason, a reminder now and then, and its end.
+"""Logs a series of failures once: its beginning, every change of its reason, a reminder now and then, and its end.
 
-A call that fails a thousand times is one trouble. The log has the provider's own words, which clients are never told.
+A call that fails a thousand times for one reason is one problem. The log has the provider's own message, which clients never
+get.
 """
 
 import logging
@@ -10,14 +11,14 @@ from collections.abc import Mapping
 from bentpipe.daemon.errors import ProviderError
 
 REMINDER_S = 600.0
-"""Between lines about a trouble that stays the same: so that the log's last hour shows it, and is not filled by it."""
+"""Time between lines about the same problem: the log's last hour shows the problem, and other lines too."""
 
 
 class Series:
     """The calls of one kind, of which some fail."""
 
     def __init__(self, log: logging.Logger, what: str, fields: Mapping[str, object]) -> None:
-        """`what` completes "cannot …"; `fields` say whose calls they are."""
+        """`what` completes "cannot …"; `fields` identify the caller in the log."""
         self._log = log
         self._what = what
         self._fields = fields
@@ -27,7 +28,7 @@ class Series:
         self._said_at = -math.inf
 
     def told(self, error: ProviderError | None, now: float) -> None:
-        """A call has ended, at `now` (seconds of a monotonic clock); `error` is None if it has worked."""
+        """Note that a call has ended, at `now` (seconds of a monotonic clock); `error` is None if it has worked."""
         if error is None:
             if self._failed:
                 lasted = {"failures": self._failed, "seconds": round(now - self._since)}
@@ -38,7 +39,7 @@ class Series:
         if not self._failed:
             self._since = now
         self._failed += 1
-        # The words may have a request's id in them; what clients are told is the same as long as the reason is.
+        # The message may have a request's id in it. The hint for clients stays the same while the reason does.
         reason = f"{type(error).__name__} {error.peer_hint}"
         if reason != self._reason or now - self._said_at >= REMINDER_S:
             self._reason, self._said_at = reason, now

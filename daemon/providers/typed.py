@@ -1,8 +1,8 @@
-"""Whatever a provider raises, as the contract of `base` has it: a ProviderError.
+"""Turns every exception of a provider into a ProviderError, as the contract of `base` demands.
 
-The one place for that on the fleet's side. A provider converts what it knows (EC2's codes, a program that is missing);
-what nobody has foreseen (a plug-in's, a library's, the kernel's) becomes a passing failure here: it is told to the
-clients in words, logged with its traceback and tried again.
+A provider converts the exceptions that it knows (EC2's codes, a program that is missing). An unexpected one (a plug-in's, a
+library's, the kernel's) becomes ProviderRetryable here and only here: clients get a message, the log its traceback, and the
+fleet tries again.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from bentpipe.daemon.tasks import Owner, note_failure
 
 
 class TypedProvider:
-    """`Provider`, and a provider that raises anything; `subject` names the satellite in the log."""
+    """A `Provider` around a provider that may raise any exception; `subject` names the satellite in the log."""
 
     def __init__(self, provider: Provider, subject: str) -> None:
         self._provider = provider
@@ -27,7 +27,7 @@ class TypedProvider:
             return await self._provider.describe(machine_id)
 
     async def wait_changed(self, seen: Machine) -> Machine:
-        """Wait for another look."""
+        """Wait until the machine differs."""
         with self._typed("look at the machine"):
             return await self._provider.wait_changed(seen)
 
@@ -37,7 +37,7 @@ class TypedProvider:
             return self._provider.traits_of(machine_id)
 
     def vouches_nowait(self, look: Machine) -> bool:
-        """Ask for its word on a look; if it fails there is none."""
+        """Return what the provider says; False if it raises."""
         try:
             return self._provider.vouches_nowait(look)
         except Exception as exc:

@@ -6,7 +6,7 @@
  *
  * "Thread" says who may call a function:
  *   any  any thread, at any time
- *   one  any thread, but for the same object one call at a time
+ *   one  any thread; calls for the same object must not overlap
  */
 #ifndef BP_H
 #define BP_H

@@ -87,7 +87,7 @@ int bp_engine_event_fd(const bp_engine *engine) { return engine->event_fd; }
 
 /**
  * prepare() - Make a socket non-blocking and without Nagle's delay; TCP finds a dead peer in about two minutes
- * @fd: Borrows; a socket that is not TCP refuses the options, which is no failure
+ * @fd: Borrows; other sockets than TCP refuse the options, which is ignored
  *
  * Return: 0, or a negative errno if it is not a file descriptor
  * Thread: any

@@ -4,7 +4,7 @@
  * threads too. Each function is documented where it is defined, the public ones in bp.h. "Thread" says who may call it:
  *   own  only the engine's thread that the struct bp_thread or the splice belongs to
  *   any  any thread, at any time
- *   one  any thread, but for the same object one call at a time
+ *   one  any thread; calls for the same object must not overlap
  */
 #ifndef BP_INTERNAL_H
 #define BP_INTERNAL_H

@@ -354,7 +354,7 @@ void bp__tls_spliced(bp_tls *tls, size_t bytes) {
 
 int bp_tls_shutdown(bp_tls *tls) {
     BP_CHECK_TLS(tls);
-    /* After a failure OpenSSL has sent its alert already; a flood is no failure to OpenSSL. */
+    /* After a failure OpenSSL has sent its alert already; OpenSSL does not count a flood as a failure. */
     if (!tls->meter.close_notify_sent && (!tls->read_failure || tls->meter.flood)) {
         ERR_clear_error();
         errno = 0;

@@ -86,7 +86,7 @@ PLACES: tuple[tuple[object, str], ...] = (
     (output.Output, "_read_nowait"),
     (containment.ProcessGroup, "pids"),
     (listening.Listeners, "is_listening"),
-    (poller, "sight"),
+    (poller, "read_description"),
     (metrics, "generate_latest"),
     (json, "loads"),
     (sqlite3, "connect"),

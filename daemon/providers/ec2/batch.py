@@ -16,8 +16,8 @@ from bentpipe.daemon.providers.ec2.errors import (
     NOT_PERMITTED,
     UNINTELLIGIBLE,
     Ec2Failure,
+    FailureKind,
     PermitOver,
-    Verdict,
     failure_of,
 )
 from bentpipe.daemon.providers.permit import Permit, current_permit, permitted_by
@@ -31,24 +31,24 @@ SPLITTING_CALLS = 16
 """After this many calls of a batch no part is split any more: enough to find two or three bad instances in a hundred. If a
 part fails then, all of it fails, as something that may work later, since most of its instances are not the cause."""
 
-LEFT_OUT = ("EC2", UNINTELLIGIBLE, "the answer does not name the instance", Verdict.RETRYABLE)
+LEFT_OUT = ("EC2", UNINTELLIGIBLE, "the answer does not name the instance", FailureKind.RETRYABLE)
 
 OF_ONE = frozenset(
     {
-        Verdict.WRONG_STATE,
-        Verdict.NOT_FOUND,
-        Verdict.NO_HIBERNATION,
-        Verdict.TOO_EARLY,
-        Verdict.CAPACITY,
-        Verdict.PERMISSION,  # policies often depend on the instance's tags
-        Verdict.PERMANENT,
+        FailureKind.WRONG_STATE,
+        FailureKind.NOT_FOUND,
+        FailureKind.NO_HIBERNATION,
+        FailureKind.TOO_EARLY,
+        FailureKind.CAPACITY,
+        FailureKind.PERMISSION,  # policies often depend on the instance's tags
+        FailureKind.PERMANENT,
     }
 )
 """Failures that may have their cause in one instance."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Change:
+class StateChange:
     """The effect of a call on an instance: EC2's names of its state before and after."""
 
     before: str
@@ -60,7 +60,7 @@ class _Wanted:
     permits: list[Permit] = dataclasses.field(default_factory=list)
     """The permits of the tasks that wait for it."""
     done: trio.Event = dataclasses.field(default_factory=trio.Event)
-    outcome: Change | Ec2Failure | None = None
+    outcome: StateChange | Ec2Failure | None = None
 
     @property
     def permitted(self) -> bool:
@@ -74,14 +74,14 @@ class Batcher:
     def __init__(
         self,
         take_turn: Callable[[], Awaitable[None]],
-        send: Callable[[Sequence[str], bool], Awaitable[dict[str, Change]]],
+        send: Callable[[Sequence[str], bool], Awaitable[dict[str, StateChange]]],
     ) -> None:
         self._take_turn = take_turn
         self._send = send
         self._pending: dict[str, _Wanted] = {}
         self._came = trio.Event()
 
-    async def add(self, instance_id: str) -> Change:
+    async def add(self, instance_id: str) -> StateChange:
         """Make the instance part of the next call. Raises Ec2Failure.
 
         If the task is cancelled, or its permit ends, before the call is sent, the instance is taken out again, unless
@@ -97,7 +97,7 @@ class Batcher:
             wanted.permits.remove(permit)
             if not wanted.permits and self._pending.get(instance_id) is wanted:
                 del self._pending[instance_id]
-        if isinstance(wanted.outcome, Change):
+        if isinstance(wanted.outcome, StateChange):
             return wanted.outcome
         if wanted.outcome is None:
             raise AssertionError("done without an outcome")
@@ -136,7 +136,7 @@ class Batcher:
                     _settle(batch[each], changes.get(each) or Ec2Failure(*LEFT_OUT))
             calls += 1
 
-    async def _answered(self, part: Sequence[str], *, turn_taken: bool) -> dict[str, Change]:
+    async def _answered(self, part: Sequence[str], *, turn_taken: bool) -> dict[str, StateChange]:
         """Send the call. Any unusable answer raises Ec2Failure: a task waits for the outcome of each instance."""
         try:
             return await self._send(part, turn_taken)
@@ -164,7 +164,7 @@ def split(part: list[str], failure: Ec2Failure) -> tuple[list[str], list[list[st
     """Return the ids that have failed for good, and the groups of ids to send again."""
     if failure.code == NOT_PERMITTED:
         return [], [part]  # only some of them: those with a permit that is over are taken out
-    if failure.verdict not in OF_ONE or len(part) == 1:
+    if failure.kind not in OF_ONE or len(part) == 1:
         return part, []
     named = failure.named(part)
     if named:
@@ -176,11 +176,11 @@ def split(part: list[str], failure: Ec2Failure) -> tuple[list[str], list[list[st
 
 def shared(failure: Ec2Failure) -> Ec2Failure:
     """The failure of a call for several instances, as each of them gets it: another instance may be the cause."""
-    if failure.verdict not in OF_ONE or failure.verdict is Verdict.CAPACITY:
+    if failure.kind not in OF_ONE or failure.kind is FailureKind.CAPACITY:
         return failure
-    return Ec2Failure(failure.api, failure.code, failure.words, Verdict.RETRYABLE)
+    return Ec2Failure(failure.api, failure.code, failure.message, FailureKind.RETRYABLE)
 
 
-def _settle(wanted: _Wanted, outcome: Change | Ec2Failure) -> None:
+def _settle(wanted: _Wanted, outcome: StateChange | Ec2Failure) -> None:
     wanted.outcome = outcome
     wanted.done.set()

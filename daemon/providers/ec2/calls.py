@@ -15,7 +15,7 @@ import trio
 
 from bentpipe.config.model import Ec2Section
 from bentpipe.daemon.providers.ec2.client import ClientSource
-from bentpipe.daemon.providers.ec2.errors import UNANSWERED, Verdict, failure_of
+from bentpipe.daemon.providers.ec2.errors import UNANSWERED, FailureKind, failure_of
 from bentpipe.daemon.providers.ec2.limiter import Limiter
 
 if TYPE_CHECKING:  # types-boto3 is only for the type checker
@@ -187,7 +187,7 @@ class Ec2Calls:
                 self.counts[api, failure.code] += 1
                 if failure.doubts_client:
                     self._source.doubt()
-                if failure.verdict is Verdict.THROTTLED:
+                if failure.kind is FailureKind.THROTTLED:
                     self._limiters[api].throttled()
                 if failure.code == UNANSWERED and attempt < ATTEMPTS:
                     continue

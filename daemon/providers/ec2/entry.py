@@ -7,7 +7,7 @@ import trio
 
 from bentpipe.config.model import SatelliteEc2Section
 from bentpipe.daemon.model import Machine, MachineId, MachineState
-from bentpipe.daemon.providers.ec2.looks import Mark, Sighting
+from bentpipe.daemon.providers.ec2.descriptions import Description, Mark
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Outdated:
     launched_at: float
     until: float
 
-    def fits(self, seen: Sighting, began: float) -> bool:
+    def fits(self, seen: Description, began: float) -> bool:
         """Whether a look that was asked for at `began` shows nothing newer than that."""
         same = (seen.instance_id, seen.raw_state, seen.launched_at)
         return began < self.until and same == (self.instance_id, self.raw_state, self.launched_at)
@@ -47,7 +47,7 @@ class Entry:
     instance_id: str | None
     hosts: Hosts
     look: Machine | None = None
-    seen: Sighting | None = None
+    seen: Description | None = None
     asked: bool = False
     """EC2 has been asked, and has answered."""
     seen_at: float = float("-inf")

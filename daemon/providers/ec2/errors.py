@@ -40,7 +40,7 @@ from bentpipe.daemon.errors import (
 )
 
 
-class Verdict(enum.Enum):
+class FailureKind(enum.Enum):
     """The meaning of an error, as clients read it."""
 
     RETRYABLE = "a passing failure of the cloud"
@@ -58,88 +58,88 @@ class Verdict(enum.Enum):
     UNKNOWN = "the cloud refuses the request"
 
 
-VERDICTS = {
+KINDS = {
     # [B], [E]: the caller is not the cause.
-    "InternalError": Verdict.RETRYABLE,
-    "InternalFailure": Verdict.RETRYABLE,
-    "ServiceUnavailable": Verdict.RETRYABLE,
-    "Unavailable": Verdict.RETRYABLE,
-    "ServerInternal": Verdict.RETRYABLE,
-    "RequestTimeout": Verdict.RETRYABLE,
-    "RequestTimeoutException": Verdict.RETRYABLE,
+    "InternalError": FailureKind.RETRYABLE,
+    "InternalFailure": FailureKind.RETRYABLE,
+    "ServiceUnavailable": FailureKind.RETRYABLE,
+    "Unavailable": FailureKind.RETRYABLE,
+    "ServerInternal": FailureKind.RETRYABLE,
+    "RequestTimeout": FailureKind.RETRYABLE,
+    "RequestTimeoutException": FailureKind.RETRYABLE,
     # [E]; an instance that is stopping cannot be started, nor one that is pending stopped [S: openshift/hive#1206].
-    "IncorrectInstanceState": Verdict.WRONG_STATE,
-    "IncorrectState": Verdict.WRONG_STATE,
+    "IncorrectInstanceState": FailureKind.WRONG_STATE,
+    "IncorrectState": FailureKind.WRONG_STATE,
     # [E]: an interrupted Spot instance, for as long as its request is being changed [S: gitlab-runner, cloud-custodian].
-    "IncorrectSpotRequestState": Verdict.WRONG_STATE,
-    "ConcurrentModification": Verdict.RETRYABLE,
+    "IncorrectSpotRequestState": FailureKind.WRONG_STATE,
+    "ConcurrentModification": FailureKind.RETRYABLE,
     # [B]
-    "RequestLimitExceeded": Verdict.THROTTLED,
-    "Throttling": Verdict.THROTTLED,
-    "ThrottlingException": Verdict.THROTTLED,
-    "EC2ThrottledException": Verdict.THROTTLED,
-    "BandwidthLimitExceeded": Verdict.THROTTLED,
-    "SlowDown": Verdict.THROTTLED,
+    "RequestLimitExceeded": FailureKind.THROTTLED,
+    "Throttling": FailureKind.THROTTLED,
+    "ThrottlingException": FailureKind.THROTTLED,
+    "EC2ThrottledException": FailureKind.THROTTLED,
+    "BandwidthLimitExceeded": FailureKind.THROTTLED,
+    "SlowDown": FailureKind.THROTTLED,
     # [E], and Karpenter's list of what is not available now: another attempt in some minutes may work.
-    "InsufficientInstanceCapacity": Verdict.CAPACITY,
-    "InsufficientHostCapacity": Verdict.CAPACITY,
-    "InsufficientReservedInstanceCapacity": Verdict.CAPACITY,
-    "InsufficientCapacityOnOutpost": Verdict.CAPACITY,
-    "InsufficientAddressCapacity": Verdict.CAPACITY,
-    "InsufficientFreeAddressesInSubnet": Verdict.CAPACITY,
-    "InsufficientVolumeCapacity": Verdict.CAPACITY,
-    "InstanceLimitExceeded": Verdict.CAPACITY,
-    "VcpuLimitExceeded": Verdict.CAPACITY,
-    "MaxSpotInstanceCountExceeded": Verdict.CAPACITY,
-    "SpotMaxPriceTooLow": Verdict.CAPACITY,
-    "VolumeLimitExceeded": Verdict.CAPACITY,
+    "InsufficientInstanceCapacity": FailureKind.CAPACITY,
+    "InsufficientHostCapacity": FailureKind.CAPACITY,
+    "InsufficientReservedInstanceCapacity": FailureKind.CAPACITY,
+    "InsufficientCapacityOnOutpost": FailureKind.CAPACITY,
+    "InsufficientAddressCapacity": FailureKind.CAPACITY,
+    "InsufficientFreeAddressesInSubnet": FailureKind.CAPACITY,
+    "InsufficientVolumeCapacity": FailureKind.CAPACITY,
+    "InstanceLimitExceeded": FailureKind.CAPACITY,
+    "VcpuLimitExceeded": FailureKind.CAPACITY,
+    "MaxSpotInstanceCountExceeded": FailureKind.CAPACITY,
+    "SpotMaxPriceTooLow": FailureKind.CAPACITY,
+    "VolumeLimitExceeded": FailureKind.CAPACITY,
     # [E] "ReservationCapacityExceeded": the targeted capacity reservation is full.
-    "ReservationCapacityExceeded": Verdict.CAPACITY,
+    "ReservationCapacityExceeded": FailureKind.CAPACITY,
     # [T]: "Your requested instance type is not supported in your requested Availability Zone"; Karpenter does the same.
-    "Unsupported": Verdict.CAPACITY,
-    "UnfulfillableCapacity": Verdict.CAPACITY,
+    "Unsupported": FailureKind.CAPACITY,
+    "UnfulfillableCapacity": FailureKind.CAPACITY,
     # [E]: people must act.
-    "UnauthorizedOperation": Verdict.PERMISSION,
-    "Blocked": Verdict.PERMISSION,
-    "OptInRequired": Verdict.PERMISSION,
-    "PendingVerification": Verdict.PERMISSION,
-    "AccessDenied": Verdict.PERMISSION,
-    "AccessDeniedException": Verdict.PERMISSION,
-    "OperationNotPermitted": Verdict.PERMISSION,
+    "UnauthorizedOperation": FailureKind.PERMISSION,
+    "Blocked": FailureKind.PERMISSION,
+    "OptInRequired": FailureKind.PERMISSION,
+    "PendingVerification": FailureKind.PERMISSION,
+    "AccessDenied": FailureKind.PERMISSION,
+    "AccessDeniedException": FailureKind.PERMISSION,
+    "OperationNotPermitted": FailureKind.PERMISSION,
     # [E], and "Common errors" of AWS's APIs: the credentials are old, unknown or not there, or the clock is wrong. Others
     # may come with the next client.
-    "AuthFailure": Verdict.CREDENTIALS,
-    "ExpiredToken": Verdict.CREDENTIALS,
-    "ExpiredTokenException": Verdict.CREDENTIALS,
-    "RequestExpired": Verdict.CREDENTIALS,
-    "RequestInTheFuture": Verdict.CREDENTIALS,
-    "InvalidClientTokenId": Verdict.CREDENTIALS,
-    "UnrecognizedClientException": Verdict.CREDENTIALS,
-    "SignatureDoesNotMatch": Verdict.CREDENTIALS,
-    "InvalidSignatureException": Verdict.CREDENTIALS,
-    "IncompleteSignature": Verdict.CREDENTIALS,
-    "MissingAuthenticationToken": Verdict.CREDENTIALS,
-    "MissingAuthenticationTokenException": Verdict.CREDENTIALS,
+    "AuthFailure": FailureKind.CREDENTIALS,
+    "ExpiredToken": FailureKind.CREDENTIALS,
+    "ExpiredTokenException": FailureKind.CREDENTIALS,
+    "RequestExpired": FailureKind.CREDENTIALS,
+    "RequestInTheFuture": FailureKind.CREDENTIALS,
+    "InvalidClientTokenId": FailureKind.CREDENTIALS,
+    "UnrecognizedClientException": FailureKind.CREDENTIALS,
+    "SignatureDoesNotMatch": FailureKind.CREDENTIALS,
+    "InvalidSignatureException": FailureKind.CREDENTIALS,
+    "IncompleteSignature": FailureKind.CREDENTIALS,
+    "MissingAuthenticationToken": FailureKind.CREDENTIALS,
+    "MissingAuthenticationTokenException": FailureKind.CREDENTIALS,
     # [E]
-    "UnsupportedOperation": Verdict.PERMANENT,
+    "UnsupportedOperation": FailureKind.PERMANENT,
     # [E]
-    "InvalidInstanceID.NotFound": Verdict.NOT_FOUND,
-    "InvalidInstanceID.Malformed": Verdict.NOT_FOUND,
+    "InvalidInstanceID.NotFound": FailureKind.NOT_FOUND,
+    "InvalidInstanceID.Malformed": FailureKind.NOT_FOUND,
     # [T]; [S: instance-scheduler-on-aws#510]
-    "UnsupportedHibernationConfiguration": Verdict.NO_HIBERNATION,
+    "UnsupportedHibernationConfiguration": FailureKind.NO_HIBERNATION,
     # [E]
-    "IdempotentParameterMismatch": Verdict.MISMATCH,
-    "IdempotentInstanceTerminated": Verdict.SPENT,
+    "IdempotentParameterMismatch": FailureKind.MISMATCH,
+    "IdempotentInstanceTerminated": FailureKind.SPENT,
 }
 """By AWS's code. A code that is not here is looked up in FAMILIES, and then by its HTTP status."""
 
 FAMILIES = (
-    (re.compile(r"Throttl|TooManyRequests"), Verdict.THROTTLED),
+    (re.compile(r"Throttl|TooManyRequests"), FailureKind.THROTTLED),
     (
         re.compile(r"^Insufficient.*Capacity|(Limit|Quota|Capacity|Count)Exceeded$|^CapacityReservation"),
-        Verdict.CAPACITY,
+        FailureKind.CAPACITY,
     ),
-    (re.compile(r"^(Invalid|Malformed|Missing|Unknown|NoSuch)|NotSupported"), Verdict.PERMANENT),
+    (re.compile(r"^(Invalid|Malformed|Missing|Unknown|NoSuch)|NotSupported"), FailureKind.PERMANENT),
 )
 """By the pattern of AWS's code [E]. If no family fits, 5xx is transient [E]. All others are tried again, ever more rarely:
 AWS adds codes, and an unknown one must not put a satellite out of service."""
@@ -171,40 +171,40 @@ class PermitOver(Exception):
 class Ec2Failure(Exception):
     """A call has failed: AWS's code, AWS's message, and their meaning. It stays inside this package."""
 
-    def __init__(self, api: str, code: str, words: str, verdict: Verdict, *, doubts_client: bool = False) -> None:
+    def __init__(self, api: str, code: str, message: str, kind: FailureKind, *, doubts_client: bool = False) -> None:
         """`doubts_client`: the call may work with a new client, which looks for credentials again."""
-        super().__init__(f"{api}: {code}: {words}")
+        super().__init__(f"{api}: {code}: {message}")
         self.api = api
         self.code = code
-        self.words = words
-        self.verdict = verdict
-        self.doubts_client = doubts_client or verdict is Verdict.CREDENTIALS
+        self.message = message
+        self.kind = kind
+        self.doubts_client = doubts_client or kind is FailureKind.CREDENTIALS
 
     def named(self, instance_ids: list[str]) -> list[str]:
         """The ids of `instance_ids` that AWS's message names."""
-        names = set(INSTANCE_ID.findall(self.words))
+        names = set(INSTANCE_ID.findall(self.message))
         return [each for each in instance_ids if each in names]
 
     def to_error(self) -> ProviderError:
         """Make the error for the fleet."""
-        hint = TURN_OVER if self.code == NOT_PERMITTED else f"{self.verdict.value} ({self.code})"
-        return ERRORS[self.verdict](str(self), peer_hint=hint)
+        hint = TURN_OVER if self.code == NOT_PERMITTED else f"{self.kind.value} ({self.code})"
+        return ERRORS[self.kind](str(self), peer_hint=hint)
 
 
-ERRORS: dict[Verdict, type[ProviderError]] = {
-    Verdict.RETRYABLE: ProviderRetryable,
-    Verdict.WRONG_STATE: ProviderRetryable,
-    Verdict.THROTTLED: ProviderThrottled,
-    Verdict.CAPACITY: ProviderCapacity,
-    Verdict.PERMISSION: ProviderPermission,
-    Verdict.CREDENTIALS: ProviderPermission,
-    Verdict.NOT_FOUND: MachineNotFound,
-    Verdict.NO_HIBERNATION: SleepModeRefused,
-    Verdict.TOO_EARLY: SleepTooEarly,
-    Verdict.MISMATCH: ProviderPermanent,
-    Verdict.SPENT: LaunchTokenSpent,
-    Verdict.PERMANENT: ProviderPermanent,
-    Verdict.UNKNOWN: ProviderRefused,
+ERRORS: dict[FailureKind, type[ProviderError]] = {
+    FailureKind.RETRYABLE: ProviderRetryable,
+    FailureKind.WRONG_STATE: ProviderRetryable,
+    FailureKind.THROTTLED: ProviderThrottled,
+    FailureKind.CAPACITY: ProviderCapacity,
+    FailureKind.PERMISSION: ProviderPermission,
+    FailureKind.CREDENTIALS: ProviderPermission,
+    FailureKind.NOT_FOUND: MachineNotFound,
+    FailureKind.NO_HIBERNATION: SleepModeRefused,
+    FailureKind.TOO_EARLY: SleepTooEarly,
+    FailureKind.MISMATCH: ProviderPermanent,
+    FailureKind.SPENT: LaunchTokenSpent,
+    FailureKind.PERMANENT: ProviderPermanent,
+    FailureKind.UNKNOWN: ProviderRefused,
 }
 
 
@@ -216,31 +216,31 @@ def failure_of(api: str, exc: Exception) -> Ec2Failure:
     RuntimeError from botocore's renewal of credentials and from threads that cannot be started, and new ones of botocore's
     next version.
     """
-    code, words = type(exc).__name__, str(exc)
+    code, message = type(exc).__name__, str(exc)
     doubts_client = not isinstance(exc, ClientError | HTTPClientError | BotoConnectionError | PermitOver)
     match exc:
         case ClientError():
             error = exc.response.get("Error", {})
             status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            code, words = _code_of(error.get("Code") or str(status)), error.get("Message") or ""
-            verdict = verdict_of(code, words, status)
+            code, message = _code_of(error.get("Code") or str(status)), error.get("Message") or ""
+            kind = kind_of(code, message, status)
         case PermitOver():
-            code, words, verdict = NOT_PERMITTED, TURN_OVER, Verdict.RETRYABLE
+            code, message, kind = NOT_PERMITTED, TURN_OVER, FailureKind.RETRYABLE
         case HTTPClientError() | BotoConnectionError() | MetadataRetrievalError() | CredentialRetrievalError():
-            code, words, verdict = UNANSWERED, f"{code}: {words}", Verdict.RETRYABLE
+            code, message, kind = UNANSWERED, f"{code}: {message}", FailureKind.RETRYABLE
         case ResponseParserError() | LookupError():
-            code, words, verdict = UNINTELLIGIBLE, f"{code}: {words}", Verdict.RETRYABLE
+            code, message, kind = UNINTELLIGIBLE, f"{code}: {message}", FailureKind.RETRYABLE
         case NoCredentialsError() | PartialCredentialsError() | ProfileNotFound() | SSOError() | TokenRetrievalError():
-            verdict = Verdict.CREDENTIALS
+            kind = FailureKind.CREDENTIALS
         case NoRegionError():
-            words, verdict = f"{words} Set `region` in [ec2].", Verdict.PERMANENT
+            message, kind = f"{message} Set `region` in [ec2].", FailureKind.PERMANENT
         case BotoCoreError():  # parameters, configuration
-            verdict = Verdict.PERMANENT
-        case ValueError() if words.startswith(INVALID_ENDPOINT):
-            verdict = Verdict.PERMANENT
+            kind = FailureKind.PERMANENT
+        case ValueError() if message.startswith(INVALID_ENDPOINT):
+            kind = FailureKind.PERMANENT
         case _:  # any other error may pass, and is tried again
-            verdict = Verdict.RETRYABLE
-    return Ec2Failure(api, code, words, verdict, doubts_client=doubts_client)
+            kind = FailureKind.RETRYABLE
+    return Ec2Failure(api, code, message, kind, doubts_client=doubts_client)
 
 
 def _code_of(said: object) -> str:
@@ -248,13 +248,13 @@ def _code_of(said: object) -> str:
     return said if isinstance(said, str) and CODE.fullmatch(said) else UNINTELLIGIBLE
 
 
-def verdict_of(code: str, words: str, http_status: int) -> Verdict:
+def kind_of(code: str, message: str, http_status: int) -> FailureKind:
     """Decide by the table, then by the code's family, then by the HTTP status."""
-    if code == "UnsupportedOperation" and UNREADY.search(words):
-        return Verdict.TOO_EARLY
-    if (found := VERDICTS.get(code)) is not None:
+    if code == "UnsupportedOperation" and UNREADY.search(message):
+        return FailureKind.TOO_EARLY
+    if (found := KINDS.get(code)) is not None:
         return found
-    family = next((verdict for names, verdict in FAMILIES if names.search(code)), None)
+    family = next((kind for names, kind in FAMILIES if names.search(code)), None)
     if family is not None:
         return family
-    return Verdict.RETRYABLE if http_status >= 500 else Verdict.UNKNOWN
+    return FailureKind.RETRYABLE if http_status >= 500 else FailureKind.UNKNOWN

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, cast
 
 from bentpipe.config.model import SatelliteEc2Section
-from bentpipe.daemon.providers.ec2.looks import FLEET_TAG, SATELLITE_TAG
+from bentpipe.daemon.providers.ec2.descriptions import FLEET_TAG, SATELLITE_TAG
 
 if TYPE_CHECKING:
     from types_boto3_ec2.literals import InstanceTypeType

@@ -19,18 +19,18 @@ from bentpipe.config.model import Ec2Section
 from bentpipe.daemon.errors import MachineNotFound
 from bentpipe.daemon.model import Machine, MachineId, MachineState
 from bentpipe.daemon.providers.ec2.calls import Api, Ec2Calls
-from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry, Hosts, Outdated
-from bentpipe.daemon.providers.ec2.errors import Ec2Failure, failure_of
-from bentpipe.daemon.providers.ec2.looks import (
+from bentpipe.daemon.providers.ec2.descriptions import (
     FLEET_TAG,
     SATELLITE_TAG,
+    Description,
     Mark,
-    Sighting,
-    foreign_look_of,
-    look_of,
-    sight,
+    foreign_machine_of,
+    machine_of,
+    read_description,
     state_of,
 )
+from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry, Hosts, Outdated
+from bentpipe.daemon.providers.ec2.errors import Ec2Failure, failure_of
 from bentpipe.daemon.providers.series import Series
 from bentpipe.daemon.tasks import Decision, Owner, note_failure, run_owned
 
@@ -157,7 +157,7 @@ class Poller:
         entry.show(Machine(entry.machine_id, MachineState.TERMINATED, reason="terminated by bentpipe"))
         self.want(entry)
 
-    def launched(self, entry: Entry, seen: Sighting) -> None:
+    def launched(self, entry: Entry, seen: Description) -> None:
         """The machine is another instance now."""
         entry.acted_at = trio.current_time()
         entry.visible_by = entry.acted_at + UNSEEN_GRACE_S
@@ -226,14 +226,14 @@ class Poller:
         entries = [each for each in self._entries.values() if each.machine_id in wanted or not each.asked]
         sought = {each.machine.satellite: each for each in entries if each.lost or (sweeping and not each.mark.given)}
         known = {each.instance_id: each for each in entries if not each.lost and each.instance_id is not None}
-        by_id: dict[MachineId, Sighting] = {}
+        by_id: dict[MachineId, Description] = {}
         for instance in await self._calls.describe(list(known)):
             if (entry := known.get(instance["InstanceId"])) is not None:
-                by_id[entry.machine_id] = sight(instance, entry.machine.section)
+                by_id[entry.machine_id] = read_description(instance, entry.machine.section)
         # A machine that is gone may have a successor already. Then the waiting tasks do not need another round to get it.
         gone = [each for each in known.values() if self._may_have_successor(each, by_id.get(each.machine_id), began)]
         sought |= {each.machine.satellite: each for each in gone}
-        found: list[tuple[Entry, Sighting]] = []
+        found: list[tuple[Entry, Description]] = []
         if sought:
             found += await self._find(sought, {each.machine_id for each in gone})
         successors = {entry.machine_id for entry, _ in found}
@@ -250,7 +250,7 @@ class Poller:
             if entry.machine_id not in answered:
                 self._miss(entry, began)
 
-    def _may_have_successor(self, entry: Entry, seen: Sighting | None, began: float) -> bool:
+    def _may_have_successor(self, entry: Entry, seen: Description | None, began: float) -> bool:
         """Whether its instance is gone, so that another may have its tags.
 
         An instance that was just launched may be unseen.
@@ -261,18 +261,18 @@ class Poller:
             return began >= max(entry.acted_at, entry.visible_by)
         return seen.state is MachineState.TERMINATED or bool(entry.mark.objection(seen))
 
-    async def _find(self, sought: Mapping[str, Entry], gone: Set[MachineId]) -> list[tuple[Entry, Sighting]]:
+    async def _find(self, sought: Mapping[str, Entry], gone: Set[MachineId]) -> list[tuple[Entry, Description]]:
         """Look for satellites' instances by tags.
 
         Returns those of satellites without an instance, or with one that is `gone`.
         """
         tags = ((FLEET_TAG, [self._section.fleet]), (SATELLITE_TAG, list(sought)))
-        candidates: dict[str, list[Sighting]] = {satellite: [] for satellite in sought}
+        candidates: dict[str, list[Description]] = {satellite: [] for satellite in sought}
         for instance in await self._calls.find(tags):
             satellite = next((tag["Value"] for tag in instance["Tags"] if tag["Key"] == SATELLITE_TAG), "")
             if (entry := sought.get(satellite)) is not None:
-                candidates[satellite].append(sight(instance, entry.machine.section))
-        chosen: list[tuple[Entry, Sighting]] = []
+                candidates[satellite].append(read_description(instance, entry.machine.section))
+        chosen: list[tuple[Entry, Description]] = []
         for satellite, seen in candidates.items():
             entry = sought[satellite]
             if entry.lost or entry.machine_id in gone:
@@ -283,7 +283,7 @@ class Poller:
                 _note_rivals(entry, seen, entry.instance_id)
         return chosen
 
-    def _take(self, entry: Entry, seen: Sighting, began: float) -> None:
+    def _take(self, entry: Entry, seen: Description, began: float) -> None:
         """Take EC2's answer over, unless it is from before our newest call."""
         if began < entry.acted_at:
             self.want(entry)
@@ -309,7 +309,7 @@ class Poller:
             hint = "the cloud does not know its machine any more"
             entry.show(Machine(entry.machine_id, MachineState.TERMINATED, reason=words, hint=hint))
 
-    def _show(self, entry: Entry, seen: Sighting) -> None:
+    def _show(self, entry: Entry, seen: Description) -> None:
         objection = "" if seen.state is MachineState.TERMINATED else entry.mark.objection(seen)
         if objection and objection != entry.objection:
             log.error(
@@ -318,10 +318,10 @@ class Poller:
             )
         entry.objection = objection
         if objection:
-            entry.show(foreign_look_of(entry.machine_id, seen))
+            entry.show(foreign_machine_of(entry.machine_id, seen))
             return
         type_hibernates = self._types.get(seen.instance_type, True)
-        entry.show(look_of(entry.machine_id, seen, entry.machine.section, type_hibernates=type_hibernates))
+        entry.show(machine_of(entry.machine_id, seen, entry.machine.section, type_hibernates=type_hibernates))
 
     async def _learn_types(self, types: set[str]) -> None:
         """Ask what the types can. Without an answer we assume that they can hibernate: a refusal will show it otherwise."""
@@ -342,7 +342,7 @@ def _mark(fleet: str, machine: Ec2Machine) -> Mark:
     return Mark(fleet, machine.satellite, given=machine.section.instance_id is not None)
 
 
-def _choose(candidates: list[Sighting]) -> Sighting:
+def _choose(candidates: list[Description]) -> Description:
     """Of several instances with a satellite's tags, choose one that is awake, or else the one with the smallest id.
 
     The chosen one is kept for as long as it lives and has the tags.
@@ -351,7 +351,7 @@ def _choose(candidates: list[Sighting]) -> Sighting:
     return min(candidates, key=lambda each: (each.state not in awake, each.instance_id))
 
 
-def _note_rivals(entry: Entry, seen: list[Sighting], taken: str | None) -> None:
+def _note_rivals(entry: Entry, seen: list[Description], taken: str | None) -> None:
     """Tell the operator which instances have the same tags as the one in use, whenever their list changes."""
     rivals = tuple(sorted(each.instance_id for each in seen if each.instance_id != taken))
     if rivals and rivals != entry.rivals:

@@ -1,8 +1,8 @@
-"""The provider `ec2`: carries out the contract of `base` by EC2's API.
+"""The provider `ec2`: carries out the contract of `base` with EC2's API.
 
-Owns: what the contract's calls mean in EC2's terms. How machines are is `poller`'s, how calls are merged `batch`'s, how
-they are made `calls`'s. Keeps nothing that outlives the daemon: instances are found again by their id or their tags.
-Used by the fleet through `base.Provider`; run by the service.
+Owns the meaning of the contract's calls in EC2's terms. `poller` keeps the machines' states, `batch` merges calls, `calls`
+makes them. Nothing here outlives the daemon: instances are found again by their id or their tags. The fleet uses it through
+`base.Provider`; the service runs it.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from bentpipe.daemon.errors import (
 )
 from bentpipe.daemon.ids import client_token
 from bentpipe.daemon.model import Machine, MachineId, MachineState, MachineTraits, SleepMode
-from bentpipe.daemon.providers.ec2.batch import Batcher, Change
+from bentpipe.daemon.providers.ec2.batch import Batcher, StateChange
 from bentpipe.daemon.providers.ec2.calls import Api, Ec2Calls
+from bentpipe.daemon.providers.ec2.descriptions import Description, read_description
 from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry
-from bentpipe.daemon.providers.ec2.errors import Ec2Failure, Verdict
+from bentpipe.daemon.providers.ec2.errors import Ec2Failure, FailureKind
 from bentpipe.daemon.providers.ec2.launch import launch_request
-from bentpipe.daemon.providers.ec2.looks import Sighting, sight
 from bentpipe.daemon.providers.ec2.poller import UNSEEN_GRACE_S, Poller
 from bentpipe.daemon.providers.ec2.traits import TRAITS
 from bentpipe.daemon.tasks import Owner, run_owned
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from types_boto3_ec2.type_defs import InstanceStateChangeTypeDef, RunInstancesRequestTypeDef
 
 YOUNG_S = 300.0
-"""EC2 refuses to hibernate for about two minutes after a launch, in words that are not documented: within this time a
-refusal by state is taken for that one, and tried again."""
+"""For about two minutes after a launch EC2 refuses to hibernate, with a message that is not documented. Within this time a
+refusal because of the state counts as that refusal, and the sleep is tried again."""
 
 ASLEEP = (MachineState.STOPPING, MachineState.STOPPED, MachineState.HIBERNATED)
 
@@ -62,11 +62,11 @@ class Ec2Provider:
 
     @property
     def call_counts(self) -> Mapping[tuple[str, str], int]:
-        """How many calls were made, by API and AWS's error code ("ok" if there was none)."""
+        """The number of calls, by API and AWS's error code ("ok" if there was none)."""
         return {(api.value, code): count for (api, code), count in self._calls.counts.items()}
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look at the machines and make the merged calls, until cancelled. Instances go on without us."""
+        """Run the poller and the merged calls, until cancelled. The instances run on."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_owned, Owner("EC2 poller"), self._poller.run_poller)
             for batcher in (self._starts, *self._stops.values()):
@@ -84,12 +84,12 @@ class Ec2Provider:
         self._calls.close()
 
     async def describe(self, machine_id: MachineId) -> Machine:
-        """Say how the machine is now. Raises MachineNotFound, and what EC2 answers otherwise."""
+        """Return the machine's present state. Raises MachineNotFound, or the error for EC2's answer."""
         entry = self._entry(machine_id)
         return await self._poller.describe(entry)
 
     async def wait_changed(self, seen: Machine) -> Machine:
-        """Return as soon as a look at the machine differs from `seen`. While EC2 does not answer, nothing changes."""
+        """Return as soon as the machine differs from `seen`. While EC2 does not answer, nothing changes."""
         return await self._poller.wait_changed(seen)
 
     def traits_of(self, machine_id: MachineId) -> MachineTraits:
@@ -97,25 +97,25 @@ class Ec2Provider:
         return TRAITS
 
     def vouches_nowait(self, look: Machine) -> bool:
-        """Whether the instance was looked at so lately that EC2 cannot have given its address to another since."""
+        """Whether EC2 has described the instance so lately that another cannot have its address by now."""
         return self._poller.vouches(look)
 
     async def start(self, machine_id: MachineId) -> None:
-        """StartInstances, together with whoever else is started now.
+        """StartInstances, in one call with other machines that start now.
 
-        Raises MachineNotFound, ProviderRetryable (it is stopping), ProviderCapacity, and what EC2 answers otherwise.
+        Raises MachineNotFound, ProviderRetryable (it is stopping), ProviderCapacity, or the error for EC2's answer.
         """
         entry = self._entry(machine_id)
         instance_id = await self._instance_id(entry)
         try:
             await self._starts.add(instance_id)
         except Ec2Failure as failure:
-            if failure.verdict not in (Verdict.WRONG_STATE, Verdict.NOT_FOUND):
+            if failure.kind not in (FailureKind.WRONG_STATE, FailureKind.NOT_FOUND):
                 raise self._error(entry, failure) from failure
             look = await self._poller.refresh(entry)
             is_same = entry.instance_id == instance_id
             is_up = look is not None and look.state in (MachineState.PENDING, MachineState.RUNNING)
-            if is_up and (not is_same or failure.verdict is Verdict.WRONG_STATE):
+            if is_up and (not is_same or failure.kind is FailureKind.WRONG_STATE):
                 return
             if is_same:
                 raise self._error(entry, failure) from failure
@@ -129,31 +129,31 @@ class Ec2Provider:
             raise self._error(entry, failure) from failure
 
     async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
-        """StopInstances, together with whoever else is stopped now. A forced stop is never a hibernation.
+        """StopInstances, in one call with other machines that stop now. A forced stop is never a hibernation.
 
-        Raises MachineNotFound, SleepModeRefused, SleepTooEarly, ProviderRetryable (it is pending), and what EC2 answers
-        otherwise.
+        Raises MachineNotFound, SleepModeRefused, SleepTooEarly, ProviderRetryable (it is pending), or the error for EC2's
+        answer.
         """
         entry = self._entry(machine_id)
-        await self._poller.refresh(entry)  # its tags may have become another's since it was seen last
+        await self._poller.refresh(entry)  # somebody may have changed its tags since the last description
         instance_id = await self._instance_id(entry)
         hibernate = mode is SleepMode.HIBERNATE and not force
         try:
             await self._stops[hibernate, force].add(instance_id)
         except Ec2Failure as failure:
-            if failure.verdict in (Verdict.WRONG_STATE, Verdict.NO_HIBERNATION, Verdict.TOO_EARLY):
+            if failure.kind in (FailureKind.WRONG_STATE, FailureKind.NO_HIBERNATION, FailureKind.TOO_EARLY):
                 look = await self._poller.refresh(entry)
                 if look is not None and look.state in ASLEEP:
                     return
-                if hibernate and failure.verdict is Verdict.WRONG_STATE and _is_young(entry):
-                    raise SleepTooEarly(str(failure), peer_hint=Verdict.TOO_EARLY.value) from failure
+                if hibernate and failure.kind is FailureKind.WRONG_STATE and _is_young(entry):
+                    raise SleepTooEarly(str(failure), peer_hint=FailureKind.TOO_EARLY.value) from failure
             raise self._error(entry, failure) from failure
 
     async def launch(self, machine_id: MachineId, token: str) -> None:
         """RunInstances by the launch template of the configuration, with `token` as its client token.
 
-        Raises ProviderPermanent (no template, or the token was for something else), LaunchTokenSpent, ProviderCapacity,
-        and what EC2 answers otherwise.
+        Raises ProviderPermanent (no template, or the token was used for another launch), LaunchTokenSpent,
+        ProviderCapacity, or the error for EC2's answer.
         """
         entry = self._entry(machine_id)
         look = await self._poller.refresh(entry)
@@ -169,9 +169,9 @@ class Ec2Provider:
         self._poller.launched(entry, seen)
 
     async def terminate(self, machine_id: MachineId) -> None:
-        """TerminateInstances, if the instance bears our fleet's and the satellite's tags.
+        """TerminateInstances, if the instance has our fleet's and the satellite's tags.
 
-        Raises ProviderPermission if it does not, and what EC2 answers otherwise.
+        Raises ProviderPermission if it does not, or the error for EC2's answer.
         """
         entry = self._entry(machine_id)
         look = await self._poller.refresh(entry)
@@ -202,7 +202,7 @@ class Ec2Provider:
         return entry
 
     async def _instance_id(self, entry: Entry) -> str:
-        """The machine's instance, looked for if it is not known. Raises MachineNotFound."""
+        """The machine's instance; asks EC2 if it is not known. Raises MachineNotFound."""
         if entry.lost or not entry.asked:
             await self._poller.refresh(entry)
         else:
@@ -211,15 +211,15 @@ class Ec2Provider:
         if entry.instance_id is None or gone:
             reason = "" if entry.look is None else entry.look.reason
             words = f"{entry.machine.satellite} has no instance {reason}".rstrip()
-            raise MachineNotFound(words, peer_hint=Verdict.NOT_FOUND.value)
+            raise MachineNotFound(words, peer_hint=FailureKind.NOT_FOUND.value)
         return entry.instance_id
 
     def _error(self, entry: Entry, failure: Ec2Failure) -> ProviderError:
-        """The fleet's error, by what is known of the machine beside it."""
+        """The fleet's error, from the failure and the machine's state."""
         gone = entry.look is not None and entry.look.state is MachineState.TERMINATED
-        if failure.verdict is Verdict.WRONG_STATE and gone:
-            return MachineNotFound(str(failure), peer_hint=Verdict.NOT_FOUND.value)
-        if failure.verdict is Verdict.NOT_FOUND:
+        if failure.kind is FailureKind.WRONG_STATE and gone:
+            return MachineNotFound(str(failure), peer_hint=FailureKind.NOT_FOUND.value)
+        if failure.kind is FailureKind.NOT_FOUND:
             self._poller.want(entry)
             if trio.current_time() < entry.visible_by:
                 return ProviderRetryable(str(failure), peer_hint="the machine has just been launched")
@@ -248,19 +248,21 @@ class Ec2Provider:
             satellite=entry.machine.satellite,
         )
 
-    async def _launch(self, entry: Entry, request: "RunInstancesRequestTypeDef") -> Sighting:
-        """Launch, and take what came of it only if it is marked as the satellite's.
+    async def _launch(self, entry: Entry, request: "RunInstancesRequestTypeDef") -> Description:
+        """Launch, and return the instance if it has the satellite's tags.
 
-        If the same token was used with another configuration, what it has made is taken. Raises Ec2Failure, and
-        ProviderPermission for what is marked as another's.
+        If the same token was used with another configuration, returns the instance of that launch. Raises Ec2Failure, and
+        ProviderPermission if the instance has another satellite's tags.
         """
         section = entry.machine.section
         try:
-            found = [sight(await self._calls.launch(request), section)]
+            found = [read_description(await self._calls.launch(request), section)]
         except Ec2Failure as failure:
-            if failure.verdict is not Verdict.MISMATCH:
+            if failure.kind is not FailureKind.MISMATCH:
                 raise
-            found = [sight(each, section) for each in await self._calls.find_launched(request["ClientToken"])]
+            found = [
+                read_description(each, section) for each in await self._calls.find_launched(request["ClientToken"])
+            ]
             if not found:
                 self._judge_mismatch(entry, request["ClientToken"])
                 raise
@@ -274,9 +276,9 @@ class Ec2Provider:
         )
 
     def _judge_mismatch(self, entry: Entry, token: str) -> None:
-        """A token was used for another launch, and what that has made cannot be seen, or not yet.
+        """Note that a token was used for another launch, whose instance EC2 does not show, or not yet.
 
-        Raises LaunchTokenSpent once it would long have been seen: with the same token no launch would ever work again.
+        Raises LaunchTokenSpent when EC2 would long have shown it: no launch with this token can ever work again.
         """
         now = trio.current_time()
         if entry.mismatch is None or entry.mismatch[0] != token:
@@ -284,20 +286,21 @@ class Ec2Provider:
         elif now >= entry.mismatch[1] + UNSEEN_GRACE_S:
             raise LaunchTokenSpent(f"token {token} was used for another launch, of which nothing is left: use another")
 
-    async def _send_start(self, instance_ids: Sequence[str], turn_taken: bool) -> dict[str, Change]:
+    async def _send_start(self, instance_ids: Sequence[str], turn_taken: bool) -> dict[str, StateChange]:
         return self._accepted(await self._calls.start(instance_ids, turn_taken=turn_taken))
 
     async def _send_stop(
         self, hibernate: bool, force: bool, instance_ids: Sequence[str], turn_taken: bool
-    ) -> dict[str, Change]:
+    ) -> dict[str, StateChange]:
         return self._accepted(
             await self._calls.stop(instance_ids, hibernate=hibernate, force=force, turn_taken=turn_taken)
         )
 
-    def _accepted(self, changes: "Sequence[InstanceStateChangeTypeDef]") -> dict[str, Change]:
-        """Tell the poller, here and not where the call was asked for: whoever asked may have left since."""
+    def _accepted(self, changes: "Sequence[InstanceStateChangeTypeDef]") -> dict[str, StateChange]:
+        """Tell the poller, here and not in the calling task: that may have been cancelled since."""
         found = {
-            each["InstanceId"]: Change(each["PreviousState"]["Name"], each["CurrentState"]["Name"]) for each in changes
+            each["InstanceId"]: StateChange(each["PreviousState"]["Name"], each["CurrentState"]["Name"])
+            for each in changes
         }
         for instance_id, change in found.items():
             self._poller.acted(instance_id, change.before, change.after)

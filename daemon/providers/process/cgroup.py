@@ -1,8 +1,8 @@
-"""Satellites in cgroups of their own: the cgroup v2 freezer, cgroup.kill, and the sweep after a daemon that died.
+"""Satellites in cgroups of their own: the cgroup v2 freezer, cgroup.kill, and the cleaning up after a daemon that died.
 
-Owns: `bentpipe-<pid>/` under the daemon's own cgroup (with systemd: Delegate=yes), one folder in it per satellite that
-has processes. It never touches a cgroup outside the daemon's own, and enables no controller, so the rule of "no
-processes in inner cgroups" does not concern it. Kernel's Documentation/admin-guide/cgroup-v2.rst is the reference.
+Owns `bentpipe-<pid>/` under the daemon's own cgroup (with systemd: Delegate=yes), and in it one folder for each satellite
+that has processes. It never touches a cgroup outside the daemon's own. It enables no controller, so the rule "no processes
+in inner cgroups" does not apply. The kernel's Documentation/admin-guide/cgroup-v2.rst is the reference.
 """
 
 import contextlib
@@ -25,32 +25,32 @@ FOLDER_PATTERN = re.compile(r"^bentpipe-[0-9]+(-[0-9]+)?$")
 ENTER_SCRIPT = 'echo $$ > "$0" && exec "$@"'
 """Run by /bin/sh with cgroup.procs as $0 and the command as $@.
 
-The process moves itself before it becomes the command, so nothing the command ever forks can be outside. Moving it
-from here after the spawn would race with its first fork; Popen's preexec_fn runs Python between fork and exec, which
-deadlocks at will in a process with threads; and Python has no way to call clone3(CLONE_INTO_CGROUP). The text is
-constant: path and command are arguments, so nothing in them is read as shell.
+The process moves itself before it becomes the command, so each process that the command forks is inside. If the daemon moved
+it after the spawn, that would race with its first fork. Popen's preexec_fn runs Python between fork and exec, which can
+deadlock in a process with threads. Python cannot call clone3(CLONE_INTO_CGROUP). The text is constant: path and command are
+arguments, so the shell interprets nothing in them.
 """
 
 NEEDED_FILES = ("cgroup.procs", "cgroup.events", "cgroup.freeze", "cgroup.kill")
-"""cgroup.freeze is in Linux 5.2, cgroup.kill in 5.14; with less the process group serves better."""
+"""cgroup.freeze is in Linux 5.2, cgroup.kill in 5.14; on an older kernel the process group is better."""
 
 PROBE_DEADLINE_S = 5.0
-"""For the trial process that enters a cgroup at start-up; it takes milliseconds."""
+"""The most time for the trial process that enters a cgroup at start-up; it takes milliseconds."""
 
 SWEEP_DEADLINE_S = 5.0
-"""For the processes of a dead daemon to die of SIGKILL."""
+"""The most time for the processes of a dead daemon to die of SIGKILL."""
 
 POLL_FIRST_S = 0.001
 POLL_MOST_S = 0.02
-"""Bounds of the interval between looks at something that is usually there in a millisecond or two.
+"""Bounds of the interval between checks of something that usually happens within a millisecond or two.
 
-cgroup.events can announce its changes, but only to poll(POLLPRI) or inotify: epoll finds the file readable always,
-and Python has no inotify. Freezing and dying are short, so a few looks cost less than either.
+cgroup.events can announce its changes, but only to poll(POLLPRI) or inotify: to epoll the file is always readable, and
+Python has no inotify. Freezing and dying are short, so a few checks cost less than either.
 """
 
 
 async def wait_until(check: Callable[[], bool]) -> None:
-    """Return once `check` says True, looking at growing intervals. The caller sets the deadline."""
+    """Return when `check` returns True; it is called at growing intervals. The caller sets the deadline."""
     interval_s = POLL_FIRST_S
     while not check():
         await trio.sleep(interval_s)
@@ -60,7 +60,7 @@ async def wait_until(check: Callable[[], bool]) -> None:
 def find_own_cgroup(mountinfo: str, own: str) -> Path | None:
     """Find the folder of our own v2 cgroup, from the text of /proc/self/mountinfo and of /proc/self/cgroup.
 
-    Works for a unified and for a hybrid hierarchy (v2 mounted beside v1). None: there is no v2, or not in our sight.
+    Works for a unified and for a hybrid hierarchy (v2 mounted beside v1). None: this process sees no v2.
     """
     path = next((line.removeprefix("0::") for line in own.splitlines() if line.startswith("0::")), None)
     if path is None:
@@ -83,14 +83,14 @@ def _unescape(field: str) -> str:
 
 
 class Cgroup:
-    """Containment by cgroup: nobody forks out of it, and the freezer is invisible to the frozen."""
+    """Containment by cgroup: no process can fork out of it, and frozen processes cannot notice that they were frozen."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._leader_pid = 0
 
     def wrap(self, argv: Sequence[str]) -> tuple[str, ...]:
-        """Let the process enter the cgroup, then become the command; see ENTER_SCRIPT."""
+        """Make the process enter the cgroup, then become the command; see ENTER_SCRIPT."""
         return ("/bin/sh", "-c", ENTER_SCRIPT, str(self._folder / "cgroup.procs"), *argv)
 
     def adopt(self, leader_pid: int) -> None:
@@ -98,15 +98,15 @@ class Cgroup:
         self._leader_pid = leader_pid
 
     def pids(self) -> list[int]:
-        """Read the members, those in cgroups that the satellite itself has made included."""
+        """Read the members, also those in cgroups that the satellite itself has made."""
         found: list[int] = []
         for folder, _, _ in os.walk(self._folder):
-            with contextlib.suppress(OSError):  # a nested cgroup may go away under us
+            with contextlib.suppress(OSError):  # a nested cgroup may go away meanwhile
                 found += map(int, (Path(folder) / "cgroup.procs").read_text().split())
         return found
 
     def terminate(self) -> None:
-        """Send SIGTERM to the leader's process group, as a terminal would; what stays behind it gets SIGKILL."""
+        """Send SIGTERM to the leader's process group, as a terminal would; processes that remain get SIGKILL later."""
         signal_group(self._leader_pid, signal.SIGTERM)
 
     def freeze(self) -> None:
@@ -122,19 +122,19 @@ class Cgroup:
         (self._folder / "cgroup.freeze").write_text("0")
 
     def kill(self) -> None:
-        """Kill all, frozen or not, and whatever they are forking meanwhile. A cgroup that is gone is no error."""
+        """Kill all, frozen or not, and all that they fork meanwhile. Does nothing if the cgroup is gone."""
         with contextlib.suppress(FileNotFoundError):
             (self._folder / "cgroup.kill").write_text("1")
 
     def is_empty(self) -> bool:
-        """Ask the kernel whether nobody lives here; zombies do not count."""
+        """Ask the kernel whether no process lives here; zombies do not count."""
         try:
             return not self._event("populated")
         except FileNotFoundError:
             return True
 
     def remove(self) -> None:
-        """Remove the folder and those the satellite has made in it. Raises OSError (EBUSY: not empty)."""
+        """Remove the folder and the folders that the satellite has made in it. Raises OSError (EBUSY: not empty)."""
         for folder, _, _ in os.walk(self._folder, topdown=False):
             os.rmdir(folder)
 
@@ -143,16 +143,16 @@ class Cgroup:
 
 
 class CgroupTree:
-    """The daemon's own part of the hierarchy, held by a lock on its folder for as long as the daemon lives.
+    """The daemon's own part of the hierarchy, with a lock on its folder while the daemon lives.
 
-    The lock, not the number in the name, tells a living daemon's folder from a dead one's: numbers are used again,
-    and another container's mean nothing here. The kernel drops it with the process, however that ends.
+    The lock, not the number in the name, distinguishes a living daemon's folder from a dead one's: numbers are used again,
+    and in another container they mean other processes. The kernel releases the lock with the process, however that ends.
     """
 
     isolation = Isolation.CGROUP
 
     def __init__(self, parent: Path) -> None:
-        """Make and lock the folder, and try it. Raises OSError if cgroups cannot be used under `parent`."""
+        """Make and lock the folder, and test it. Raises OSError if cgroups cannot be used under `parent`."""
         self._folder, self._lock_fd = _make_locked(parent)
         try:
             self._try_out()
@@ -162,11 +162,11 @@ class CgroupTree:
         self.detail = str(self._folder)
 
     def contain(self, machine_id: MachineId) -> Cgroup:
-        """Make a cgroup for a new run of this machine. Raises OSError (EBUSY: what is left of the last run still dies)."""
+        """Make a cgroup for a new run of this machine. Raises OSError (EBUSY: processes of the last run are still dying)."""
         folder = self._folder / folder_name(machine_id)
         try:
             folder.mkdir()
-        except FileExistsError:  # the last run could not be killed or removed, which may have passed
+        except FileExistsError:  # the last run could not be killed or removed; try again
             left = Cgroup(folder)
             left.kill()
             left.remove()
@@ -174,14 +174,14 @@ class CgroupTree:
         return Cgroup(folder)
 
     def close(self) -> None:
-        """Remove what is empty and let go of the rest, which the next daemon sweeps."""
+        """Remove the empty folders; the next daemon cleans up the rest."""
         for child in (*_children(self._folder), self._folder):
             with contextlib.suppress(OSError):
                 child.rmdir()
         os.close(self._lock_fd)
 
     def _try_out(self) -> None:
-        """Put a process through the real thing: a mkdir that works does not say that moving in will."""
+        """Move a trial process into a cgroup: that may fail although mkdir works."""
         trial = self._folder / "trial"
         trial.mkdir()
         if missing := [name for name in NEEDED_FILES if not (trial / name).exists()]:
@@ -207,7 +207,7 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _make_locked(parent: Path) -> tuple[Path, int]:
-    """Make a folder that no living daemon holds, and lock it. Raises OSError."""
+    """Make a folder that no living daemon has locked, and lock it. Raises OSError."""
     number = 0
     while True:
         # A second provider in one process (tests) finds the first name taken.
@@ -219,11 +219,11 @@ def _make_locked(parent: Path) -> tuple[Path, int]:
             continue
         if (lock_fd := _lock(folder)) is not None:
             return folder, lock_fd
-        # A sweeper came between mkdir and lock, and has taken it for a dead daemon's: make it again.
+        # Between mkdir and lock another daemon has cleaned it up as a dead daemon's: make it again.
 
 
 def _lock(folder: Path) -> int | None:
-    """Lock a folder; None if somebody holds it or it is gone."""
+    """Lock a folder; None if a daemon holds it or it is gone."""
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -239,9 +239,9 @@ def _lock(folder: Path) -> int | None:
 
 
 async def sweep_stale(parent: Path) -> list[str]:
-    """Kill what daemons that died without a farewell have left under `parent`. Returns the folders removed.
+    """Kill the processes that dead daemons have left under `parent`. Returns the folders removed.
 
-    Only folders of our own naming that nobody holds locked are looked at, and only the cgroups inside them.
+    Touches only folders whose name is ours and that no daemon has locked, and only the cgroups inside them.
     """
     removed = []
     for folder in _children(parent):
@@ -254,7 +254,7 @@ async def sweep_stale(parent: Path) -> list[str]:
             with trio.move_on_after(SWEEP_DEADLINE_S):
                 for cgroup in left:
                     await wait_until(cgroup.is_empty)
-            with contextlib.suppress(OSError):  # one that will not die stays for the next sweep
+            with contextlib.suppress(OSError):  # processes that do not die stay for the next daemon
                 for cgroup in left:
                     cgroup.remove()
                 folder.rmdir()

@@ -1,10 +1,10 @@
-"""How the processes of one local satellite are held together, so that all of them are stopped, frozen or killed.
+"""Keeps the processes of one local satellite together, so that all of them can be stopped, frozen or killed.
 
-Owns: the two kinds of isolation as one interface, and the process group, which needs nothing of the host. The cgroup
-is in `cgroup`. No waiting and no states of machines: every method acts at once; `local_machine` decides and waits.
+Owns the interface of the two kinds of isolation, and the process group, which needs nothing of the host. The cgroup is in
+`cgroup`. No waiting and no states of machines: every method acts at once; `machine` decides and waits.
 
-What a process group cannot do and a cgroup can: hold a process that calls setsid or setpgid for itself. Such a one
-outlives its satellite there. Neither is a wall against a hostile satellite of the daemon's own user.
+A process group cannot hold a process that calls setsid or setpgid for itself; such a process outlives its satellite. A
+cgroup can. Neither protects against a hostile satellite that runs as the daemon's own user.
 """
 
 import enum
@@ -24,25 +24,25 @@ DEAD_STATES = frozenset("ZX")
 
 
 class Isolation(enum.Enum):
-    """Which of the two is in use; the value is what people are shown."""
+    """Which of the two is in use; the value is its name for people."""
 
     CGROUP = "cgroup v2"
     PROCESS_GROUP = "process group"
 
 
 class Containment(Protocol):
-    """The processes of one run of one satellite, from just before its spawn to its burial.
+    """The processes of one run of one satellite, from just before its spawn until all of them are gone.
 
-    The leader must not be reaped before the last call: a zombie keeps its number, so that no signal meant for this
-    group can reach a stranger that got the number next. Methods raise OSError where the host refuses.
+    The leader must not be reaped before the last call: a zombie keeps its process id. So a signal for this group cannot
+    reach another process that got the id next. Methods raise OSError if the host refuses.
     """
 
     def wrap(self, argv: Sequence[str]) -> tuple[str, ...]:
-        """Say what to execute so that `argv` runs contained from its first instruction."""
+        """Return what to execute so that `argv` runs contained from its first instruction."""
         ...
 
     def adopt(self, leader_pid: int) -> None:
-        """Take note of the spawned leader, which leads a session and process group of its own."""
+        """Note the spawned leader, which leads a session and process group of its own."""
         ...
 
     def pids(self) -> list[int]:
@@ -58,7 +58,7 @@ class Containment(Protocol):
         ...
 
     def is_frozen(self) -> bool:
-        """Say whether no member can run."""
+        """Return whether no member can run."""
         ...
 
     def thaw(self) -> None:
@@ -70,11 +70,11 @@ class Containment(Protocol):
         ...
 
     def is_empty(self) -> bool:
-        """Say whether no member lives (zombies do not count)."""
+        """Return whether no member lives (zombies do not count)."""
         ...
 
     def remove(self) -> None:
-        """Give back what the host holds for it; called once it is empty."""
+        """Remove what the host keeps for it; called when it is empty."""
         ...
 
 
@@ -83,12 +83,12 @@ class Isolator(Protocol):
 
     @property
     def isolation(self) -> Isolation:
-        """Say which kind."""
+        """Which kind."""
         ...
 
     @property
     def detail(self) -> str:
-        """Where, or why not better: words for the operator."""
+        """For the operator: where it is, or why it is not the better kind."""
         ...
 
     def contain(self, machine_id: MachineId) -> Containment:
@@ -96,12 +96,12 @@ class Isolator(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what the host holds; every containment is empty by now."""
+        """Remove what the host keeps; every containment is empty by now."""
         ...
 
 
 def signal_group(leader_pid: int, number: signal.Signals) -> None:
-    """Signal a leader's process group; one that is gone is no error. Raises PermissionError."""
+    """Signal a leader's process group; does nothing if it is gone. Raises PermissionError."""
     try:
         os.killpg(leader_pid, number)
     except ProcessLookupError:
@@ -115,7 +115,7 @@ class ProcessGroup:
         self._leader_pid = 0
 
     def wrap(self, argv: Sequence[str]) -> tuple[str, ...]:
-        """Nothing to add: the spawn itself makes the group (setsid in the child)."""
+        """Return the command as it is: the spawn itself makes the group (setsid in the child)."""
         return tuple(argv)
 
     def adopt(self, leader_pid: int) -> None:
@@ -123,7 +123,7 @@ class ProcessGroup:
         self._leader_pid = leader_pid
 
     def pids(self) -> list[int]:
-        """Look through /proc: there is no cheaper way to list a group, and it is asked only at turning points."""
+        """Search /proc: there is no cheaper way to list a group, and it is called only when the state changes."""
         found = []
         for entry in os.listdir(PROC):
             if entry.isdigit():
@@ -137,11 +137,11 @@ class ProcessGroup:
         signal_group(self._leader_pid, signal.SIGTERM)
 
     def freeze(self) -> None:
-        """Send SIGSTOP: it cannot be caught, and a fork under way is restarted after it, so nobody slips out."""
+        """Send SIGSTOP: a process cannot catch it, and a fork in progress is restarted after it, so no process escapes."""
         signal_group(self._leader_pid, signal.SIGSTOP)
 
     def is_frozen(self) -> bool:
-        """Look at every thread: the state of a process in /proc is that of its first thread only."""
+        """Check every thread: the state of a process in /proc is that of its first thread only."""
         for pid in self.pids():
             try:
                 threads = os.listdir(PROC / str(pid) / "task")
@@ -162,11 +162,11 @@ class ProcessGroup:
         signal_group(self._leader_pid, signal.SIGKILL)
 
     def is_empty(self) -> bool:
-        """Say whether nobody but zombies is left."""
+        """Return whether only zombies are left."""
         return not self.pids()
 
     def remove(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: the host keeps nothing."""
 
 
 class ProcessGroups:
@@ -178,20 +178,20 @@ class ProcessGroups:
         self.detail = why
 
     def contain(self, machine_id: MachineId) -> ProcessGroup:
-        """Prepare a group; it comes to be when the leader is spawned. The machine's name plays no part."""
+        """Prepare a group, which the spawn of the leader makes. The machine's name is not used."""
         del machine_id
         return ProcessGroup()
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: the host keeps nothing."""
 
 
 def _state_and_group(stat: Path) -> tuple[str, int]:
-    """Read state and process group from a stat file of /proc; ("X", 0) once the process is gone."""
+    """Read state and process group from a stat file of /proc; ("X", 0) if the process is gone."""
     try:
         text = stat.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return "X", 0
-    # pid (name) state ppid pgrp ...: the name may hold blanks and brackets, the last bracket ends it.
+    # pid (name) state ppid pgrp ...: the name may have blanks and brackets; the last bracket ends it.
     state, _parent, group = text.rpartition(")")[2].split(maxsplit=3)[:3]
     return state, int(group)

@@ -1,7 +1,7 @@
-"""Does a satellite's port listen yet? Answered from the kernel's tables, so that the satellite notices nothing.
+"""Finds out from the kernel's tables whether a satellite listens on its port yet; the satellite notices nothing.
 
-A trial connection would be a client of its own to the satellite: logged, counted, and left half-greeted. And it could
-not tell whose port it is: a stranger on a fixed port would be taken for the satellite and be sent its clients.
+A trial connection would be a client to the satellite, which would log and count it. And it could not tell which process
+listens: if another process had a fixed port, it would count as the satellite and get its clients.
 """
 
 import enum
@@ -23,14 +23,14 @@ LISTEN = "0A"
 
 
 FRESH_S = 0.005
-"""How old an answer of the kernel's may be: half of the pause between two questions about the same satellite."""
+"""The most age of the kernel's answer: half of the time between two questions about the same satellite."""
 
 Table = dict[int, list[tuple[bytes, str]]]
-"""By port: addresses, packed, and sockets' inodes."""
+"""By port: packed addresses, and the sockets' inodes."""
 
 
 class Whose(enum.Enum):
-    """Whose a listener is."""
+    """Which process has a listener."""
 
     NOBODY = "nobody listens"
     OURS = "one of the processes in question"
@@ -38,28 +38,28 @@ class Whose(enum.Enum):
 
 
 class Listeners:
-    """The kernel's listeners, dumped once however many satellites boot at the same time."""
+    """The kernel's listeners, dumped once for all satellites that boot at the same time."""
 
     def __init__(self, fresh_s: float = FRESH_S) -> None:
         self._fresh_s = fresh_s
         self._dumped: dict[socket.AddressFamily, tuple[float, Table]] = {}
 
     def is_listening(self, host: str, port: int, pids: Callable[[], Iterable[int]]) -> bool:
-        """Say whether one of `pids()` listens on `port` so that a connection to the IP address `host` would reach it.
+        """Return whether one of `pids()` listens on `port` so that a connection to the IP address `host` would reach it.
 
-        `pids` is called only if somebody listens there at all.
+        `pids` is called only if any process listens there.
         """
         return _whose(self._listening(host, port), pids, set()) is Whose.OURS
 
     def is_taken(self, host: str, port: int) -> bool:
-        """Say whether anybody listens on `port` so that a connection to `host` would reach them."""
+        """Return whether any process listens on `port` so that a connection to `host` would reach it."""
         return bool(self._listening(host, port))
 
     def whose(self, host: str, port: int, pids: Callable[[], Iterable[int]], known: set[str]) -> "Whose":
-        """Say whose listener a connection to `host` and `port` would reach at this moment.
+        """Return which process's listener a connection to `host` and `port` would reach now.
 
-        `known` holds inodes that were found to be those of `pids()`, and takes another one: a socket that still listens
-        has not changed hands, so that the processes' files are looked through once.
+        `known` has inodes that belong to `pids()`, and receives a new one: a socket that still listens belongs to the same
+        process, so the processes' files are searched only once.
         """
         try:
             found = find_listener(ipaddress.ip_address(host), port)
@@ -87,7 +87,7 @@ class Listeners:
 
 
 def _ways_to(host: str) -> Iterator[tuple[socket.AddressFamily, set[bytes]]]:
-    """The addresses that take connections to `host`."""
+    """The addresses whose listeners take connections to `host`."""
     address = ipaddress.ip_address(host)
     any_v6 = bytes(16)
     if isinstance(address, ipaddress.IPv4Address):
@@ -101,7 +101,7 @@ def _ways_to(host: str) -> Iterator[tuple[socket.AddressFamily, set[bytes]]]:
 def _dump(family: socket.AddressFamily) -> list[Listening]:
     try:
         return list(dump_listeners(family))
-    except OSError:  # no sock_diag in this kernel, or no AF_NETLINK in this sandbox: dearer, and as true
+    except OSError:  # no sock_diag in this kernel, or no AF_NETLINK in this sandbox: slower, and as exact
         return list(read_listeners(family))
 
 
@@ -115,7 +115,7 @@ def read_listeners(family: socket.AddressFamily) -> Iterator[Listening]:
         next(lines, None)
         for line in lines:
             fields = line.split()
-            # The kernel lists all listeners first. Beyond them come the connections, many thousands on an edge host.
+            # The kernel lists all listeners first. After them come the connections, many thousands on an edge host.
             if fields[3] != LISTEN:
                 return
             bound, _, port = fields[1].partition(":")
@@ -144,7 +144,7 @@ def _own_one(inodes: set[str], pids: Callable[[], Iterable[int]]) -> bool:
             if any(_link(folder / fd) in targets for fd in os.listdir(folder)):
                 return True
         except PermissionError:
-            # A command that changes its user, or is not dumpable, keeps its files from us: then the port must do.
+            # A command that changes its user, or is not dumpable, hides its files: then the port alone decides.
             hidden = True
         except FileNotFoundError:
             continue

@@ -1,7 +1,7 @@
 """One machine of the process provider: its state as others see it, and the life of its process.
 
-Owns: the states, what is waited for between them, and the end of every process it has begun. It is told what to do
-by `process`, synchronously; what takes time runs in tasks that end with the process's life.
+Owns the states, the waiting between them, and the end of every process that it has started. `provider` tells it what to do
+by calls that do not wait. What takes time runs in tasks that end with the process.
 
            start             listens               stop(HIBERNATE)             frozen
   STOPPED ───────▶ PENDING ───────────▶ RUNNING ─────────────────▶ STOPPING ─────────▶ HIBERNATED
@@ -10,7 +10,7 @@ by `process`, synchronously; what takes time runs in tasks that end with the pro
      │                ▼                 │        cannot be frozen      │ (thaw: to RUNNING)│
      └──────────── STOPPING ◀───────────┘                              │                   │
      └───────────── the leader dies, in any state: all of it is killed and reaped ─────────┘
-  destroyed, it ends as TERMINATED instead of STOPPED, and only being created anew leads out of that
+  A destroyed machine ends as TERMINATED instead of STOPPED; only `launch` leads out of that.
 """
 
 import dataclasses
@@ -35,16 +35,17 @@ from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 log = logging.getLogger("bentpipe.providers.process")
 
 LISTEN_POLL_S = 0.01
-"""Between looks at the kernel's list of listeners while a machine is PENDING; it has no way to announce one."""
+"""Time between checks of the kernel's list of listeners while a machine is PENDING; the kernel cannot announce one."""
 
 EXPLAIN_S = 1.0
-"""Between looks at why a machine is PENDING still: what it prints may change with every one of them."""
+"""Time between updates of the reason why a machine is still PENDING: its output may change each time."""
 
 FREEZE_DEADLINE_S = 5.0
-"""Freezing takes a millisecond, unless a member sits in an uninterruptible wait; then hibernation is refused."""
+"""Freezing takes a millisecond, unless a process is in an uninterruptible wait; then hibernation is refused."""
 
 KILL_DEADLINE_S = 5.0
-"""From SIGKILL to the end of the last process; one in an uninterruptible wait is given up, loudly."""
+"""The most time from SIGKILL to the end of the last process. If one is in an uninterruptible wait, it is left, with an error
+in the log."""
 
 
 DESTROYED = "destroyed"
@@ -60,18 +61,19 @@ class _Freeze:
 
 @dataclasses.dataclass(slots=True)
 class Life:
-    """One process of a machine, from spawn to burial."""
+    """One process of a machine, from its spawn until it is reaped."""
 
     child: Child
     containment: Containment
     output: Output
     address: Address
     known_inodes: set[str] = dataclasses.field(default_factory=set)
-    """Of its listening sockets, once they were found to be its own."""
+    """The inodes of its listening sockets, when they were found to be its own."""
     ending: trio.Event = dataclasses.field(default_factory=trio.Event)
     """Set when it has been asked to end."""
     dead: bool = False
-    """The leader has died; the rest is being killed. The state is left alone until then: it is over in milliseconds."""
+    """The leader has died and the other processes are being killed, which takes milliseconds. The state changes after
+    that."""
     ended: trio.Event = dataclasses.field(default_factory=trio.Event)
     """Set when nothing of it is left."""
     outlived_grace: bool = False
@@ -98,7 +100,7 @@ class LocalMachine:
         return None if self._life is None else self._life.address.port
 
     def has_port(self) -> bool:
-        """Whether it runs and no stranger listens on its port, as might once its own listener is gone."""
+        """Whether it runs and no other process listens on its port, which could happen when its own listener is gone."""
         life = self._life
         if life is None or life.dead or self.look.state is not MachineState.RUNNING:
             return False
@@ -113,7 +115,7 @@ class LocalMachine:
         return self.look
 
     def begin_nowait(self, nursery: trio.Nursery, spawn: Callable[[], Life]) -> None:
-        """Start, resume, or do nothing, as the state asks for. Raises what `spawn` raises, and ProviderRetryable."""
+        """Start, resume, or do nothing, depending on the state. Raises what `spawn` raises, and ProviderRetryable."""
         if self._life is not None and self._life.dead:
             raise ProviderRetryable("it has just died and is being cleaned up")
         match self.look.state:
@@ -133,7 +135,7 @@ class LocalMachine:
                 self._begin(nursery, spawn)
 
     def recreate_nowait(self, nursery: trio.Nursery, spawn: Callable[[], Life]) -> None:
-        """Begin anew after `destroy_nowait`; does nothing if it exists. Raises what `spawn` raises, ProviderRetryable."""
+        """Start again after `destroy_nowait`; does nothing if it exists. Raises what `spawn` raises, ProviderRetryable."""
         if self.look.state is MachineState.TERMINATED:
             self._begin(nursery, spawn)
             self._destroyed = False
@@ -141,14 +143,14 @@ class LocalMachine:
             raise ProviderRetryable("it is being destroyed")
 
     def destroy_nowait(self) -> None:
-        """End the process and let nobody start it again."""
+        """End the process for good: only `recreate_nowait` starts it again."""
         self._destroyed = True
         self.end_nowait()
         if self._life is None and self.look.state is not MachineState.TERMINATED:
             self._show(MachineState.TERMINATED, reason=DESTROYED)
 
     def kill_nowait(self) -> None:
-        """Give what was asked to end no more grace."""
+        """Kill the process at once if it was asked to end."""
         if self._life is not None and self._life.ending.is_set() and not self._life.dead:
             self._life.containment.kill()
 
@@ -163,20 +165,20 @@ class LocalMachine:
     def end_nowait(self) -> None:
         """Ask the process to end, whatever the state; does nothing if it has been asked or there is none.
 
-        SIGTERM comes before the thaw: a frozen satellite's first act is then to end, not to go on with old work.
+        SIGTERM comes before the thaw, so that a frozen satellite ends at once instead of going on with its work.
         """
         if self._life is None or self._life.dead or self._life.ending.is_set():
             return
         self._life.ending.set()
         self._show(MachineState.STOPPING)
         for ask in (self._life.containment.terminate, self._life.containment.thaw):
-            with contained(self._owner("asked to end")):  # otherwise the grace passes, then SIGKILL
+            with contained(self._owner("asked to end")):  # if this fails, SIGKILL comes after the grace
                 ask()
 
     async def hibernate(self, nursery: trio.Nursery) -> None:
         """Freeze a RUNNING machine. Raises SleepModeRefused; the machine is RUNNING again then.
 
-        Cancelled, the freezing goes on. A freeze that is overtaken by the process's end counts as done.
+        If this is cancelled, the freezing goes on. If the process ends meanwhile, the freeze counts as done.
         """
         if self.look.state is not MachineState.RUNNING or self._life is None:
             raise SleepModeRefused(f"only a running machine can hibernate, this one is {self.look.state.value}")
@@ -188,7 +190,7 @@ class LocalMachine:
             raise SleepModeRefused(attempt.failure)
 
     async def wait_ended(self) -> None:
-        """Return once nothing of the process is left, or when it has had its grace and would not die of SIGKILL."""
+        """Return when nothing of the process is left, or when it does not die of SIGKILL after its grace."""
         life = self._life
         if life is None:
             return
@@ -202,7 +204,7 @@ class LocalMachine:
     def _show(
         self, state: MachineState, address: Address | None = None, reason: str = "", fault: Fault | None = None
     ) -> None:
-        # Whoever may use the satellite may hear what it prints: so is every reason made here.
+        # A client that may use the satellite may read what it prints, so every reason here is a hint too.
         self.look = Machine(self.look.machine_id, state, address, reason, fault, hint=reason)
         self._changed.set()
         self._changed = trio.Event()
@@ -215,7 +217,7 @@ class LocalMachine:
             await life.child.wait_exit()
             life.dead = True
             nursery.cancel_scope.cancel()
-        await self._bury(life)
+        await self._clean_up(life)
 
     async def _watch_port(self, life: Life) -> None:
         explain_at = trio.current_time() + EXPLAIN_S
@@ -229,7 +231,7 @@ class LocalMachine:
             self._show(MachineState.RUNNING, life.address)
 
     def _explain(self, life: Life) -> None:
-        """Say why it is PENDING still: who gives up waiting is told that."""
+        """Set the reason why it is still PENDING: a client that gives up waiting gets it."""
         taken = self._listeners.is_taken(life.address.host, life.address.port)
         port = life.address.port
         words = (
@@ -237,7 +239,7 @@ class LocalMachine:
             if taken
             else f"nothing listens on port {port}"
         )
-        printed = life.output.last_words()
+        printed = life.output.last_lines()
         words = f"{words}; the satellite printed: {printed}" if printed else f"{words}; the satellite printed nothing"
         if self.look.state is MachineState.PENDING and self.look.reason != words:
             self._show(MachineState.PENDING, reason=words)
@@ -252,7 +254,7 @@ class LocalMachine:
         try:
             failure = await self._try_to_freeze(life)
             if life.dead or life.ending.is_set():
-                return  # somebody else has the say now
+                return  # the end of the process decides the state now
             attempt.failure = failure
             if failure is None:
                 self._show(MachineState.HIBERNATED)
@@ -262,7 +264,7 @@ class LocalMachine:
             attempt.done.set()
 
     async def _try_to_freeze(self, life: Life) -> str | None:
-        """Freeze and wait for it. Returns why it failed; the members run again then."""
+        """Freeze and wait for it. Returns why it failed; all processes run again then."""
         try:
             life.containment.freeze()
             with trio.move_on_after(FREEZE_DEADLINE_S):
@@ -270,13 +272,13 @@ class LocalMachine:
                 return None
             life.containment.thaw()
         except Exception as error:
-            with contained(self._owner("thaw")):  # some of it may be frozen, and it is to serve
+            with contained(self._owner("thaw")):  # some processes may be frozen, and the satellite has to serve
                 life.containment.thaw()
             return f"could not be frozen: {error}"
         return f"could not be frozen within {FREEZE_DEADLINE_S:g} s"
 
-    async def _bury(self, life: Life) -> None:
-        """Kill what the leader left behind, reap the leader last (see Containment), and say why it ended."""
+    async def _clean_up(self, life: Life) -> None:
+        """Kill the processes that the leader left, reap the leader last (see Containment), and set the reason of the end."""
         cleaning = self._owner("cleaning up")
         with contained(cleaning):
             life.containment.kill()
@@ -304,7 +306,7 @@ class LocalMachine:
         if life.ending.is_set():
             return "stopped"
         how = f"killed by {_signal_name(-status)}" if status < 0 else f"exited with status {status}"
-        words = life.output.last_words()
+        words = life.output.last_lines()
         return f"{how}: {words}" if words else how
 
     def _log_trouble(self, message: str, detail: str) -> None:
@@ -312,7 +314,7 @@ class LocalMachine:
 
 
 def _fault(life: Life, status: int) -> Fault | None:
-    """It could not come up if it ended before it ever listened, by itself: not asked to, and not killed by somebody."""
+    """It failed to start if it ended by itself before it ever listened: neither asked to end nor killed by a signal."""
     asked = life.ending.is_set() or -status in (signal.SIGTERM, signal.SIGKILL)
     return None if asked or life.listened else Fault.OTHER
 

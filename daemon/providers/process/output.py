@@ -1,8 +1,8 @@
-"""What a local satellite prints: kept briefly for the reason of its death, and written to a log, both bounded.
+"""The output of a local satellite: its end is kept to explain the satellite's death, all of it goes to a log; both bounded.
 
-Owns: the reading end of the satellite's output pipe and the log file. Never decides whether the satellite lives: a
-process that has fled the satellite and still holds the pipe keeps nothing waiting. Never loses the daemon a cycle it
-needs: a flood is read at a limited rate, and the pipe then pushes back on whoever prints.
+Owns the reading end of the satellite's output pipe, and the log file. It never decides whether the satellite lives: a
+process that has left the satellite and still has the pipe open delays nothing. It reads at a limited rate, so a flood of
+output slows down the process that prints, not the daemon.
 """
 
 import collections
@@ -16,18 +16,18 @@ import trio
 log = logging.getLogger("bentpipe.satellite")
 
 TAIL_BYTES = 4096
-"""Kept in memory per satellite: enough for a traceback's end."""
+"""Kept in memory per satellite: enough for the end of a traceback."""
 REASON_LINES = 8
 REASON_CHARS = 1000
-"""What of the tail goes into a machine's reason, which ends up in a client's terminal and in gRPC trailers."""
+"""How much of the tail goes into a machine's reason, which clients get in their terminal and in gRPC trailers."""
 
 CHUNK_BYTES = 65_536
-"""One read: a default pipe's whole capacity."""
+"""One read: the whole capacity of a default pipe."""
 FULL_PAUSE_S = 0.02
-"""Pause after a read that was full: at most ~3 MB/s per satellite go through the daemon's thread."""
+"""Pause after a full read, so that at most 3 MB/s per satellite go through the daemon's thread."""
 
 LOG_FILE_BYTES = 8 * 1024 * 1024
-"""Size at which a log file moves to `.1`, so that one satellite takes at most twice this on disk."""
+"""Size at which a log file is renamed to `.1`: one satellite takes at most twice this on disk."""
 
 
 class Output:
@@ -43,7 +43,7 @@ class Output:
         os.set_blocking(fd, False)
 
     async def run_reader(self) -> None:
-        """Read until every writer has closed the pipe; cancelled by the owner at the satellite's death."""
+        """Read until every writer has closed the pipe; the owner cancels it when the satellite has died."""
         while True:
             await trio.lowlevel.wait_readable(self._fd)
             size = self._read_nowait()
@@ -52,7 +52,7 @@ class Output:
             await trio.sleep(FULL_PAUSE_S if size == CHUNK_BYTES else 0)
 
     def finish(self) -> None:
-        """Read what the pipe holds (at most its capacity) and close it. Call once, with `run_reader` ended."""
+        """Read what is left in the pipe (at most its capacity) and close it. Call once, after `run_reader` has ended."""
         try:
             with contextlib.suppress(BlockingIOError):
                 self._read_nowait()
@@ -61,11 +61,11 @@ class Output:
         if self._line:
             self._log_line(self._line)
 
-    def last_words(self) -> str:
-        """Give the last lines on one line, unprintable characters replaced. Empty if nothing was printed."""
+    def last_lines(self) -> str:
+        """The last lines on one line, unprintable characters replaced. Empty if nothing was printed."""
         lines = bytes(self._tail).decode(errors="replace").splitlines()
-        words = " | ".join([line.strip() for line in lines if line.strip()][-REASON_LINES:])
-        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)[-REASON_CHARS:]
+        joined = " | ".join([line.strip() for line in lines if line.strip()][-REASON_LINES:])
+        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in joined)[-REASON_CHARS:]
 
     def _read_nowait(self) -> int:
         """Read one chunk. Returns its size, 0 at the end. Raises BlockingIOError."""
@@ -87,7 +87,7 @@ class Output:
         log.debug("printed", extra={"fields": {"machine": self._machine, "line": text}})
 
     def _write(self, log_file: Path, data: bytes) -> None:
-        """Append to the log. A disk that fails must not end the satellite: it is said once, and output is dropped."""
+        """Append to the log. If the disk fails, log that once and drop the output; the satellite goes on."""
         try:
             with log_file.open("ab") as file:
                 file.write(data)

@@ -1,13 +1,12 @@
 """The provider `process`: satellites that are commands run on this host.
 
-Owns: every process it has started, until nothing of it is left, and the choice between cgroups and process groups.
-Knows nothing of satellites' clients. Used by the fleet through `base.Provider`; run, stopped and asked for its
-isolation by the service. States and transitions are in `local_machine`.
+Owns every process that it has started, until nothing of it is left, and the choice between cgroups and process groups. Knows
+nothing of satellites' clients. The fleet uses it through `base.Provider`; the service runs and stops it. States and
+transitions are in `machine`.
 
-Four ways lead out, and each leaves no process behind: stop(), the satellite's own death, `aclose` (or cancelling
-`run`), and the daemon's sudden death. For that last one the kernel kills each leader (setpriv --pdeathsig), and the
-next daemon under the same cgroup kills the rest. With process groups the rest of such a group stays: a reason to
-give the daemon a cgroup (Delegate=yes).
+A satellite ends in one of four ways, and none leaves a process: stop(), its own death, `aclose` (or cancelling `run`), and
+the daemon's sudden death. In the last case the kernel kills each leader (setpriv --pdeathsig), and the next daemon in the
+same cgroup kills the other processes. With process groups those stay: give the daemon a cgroup (Delegate=yes).
 """
 
 import errno
@@ -47,8 +46,8 @@ TRAITS = MachineTraits(
 class ProcessProvider:
     """Starts, freezes and stops local commands. `run` must run while any other method is used.
 
-    `log_dir`, if given, takes one bounded log file per machine; otherwise output is logged at level debug.
-    `isolation` demands one kind; by default it is a cgroup where that works, else a process group.
+    `log_dir`, if given, receives one bounded log file per machine; otherwise output is logged at level debug.
+    `isolation` demands one kind; by default it is a cgroup if that works, else a process group.
     `soft_files` is the soft limit of open files that the commands get; by default this process's own.
     """
 
@@ -84,9 +83,9 @@ class ProcessProvider:
         return {}
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the machines' tasks until `aclose`. Cancelled, it stops every process first, as `aclose` does.
+        """Run the machines' tasks until `aclose`. If it is cancelled, it stops every process first, as `aclose` does.
 
-        Raises OSError if the kind of isolation that was demanded is not to be had.
+        Raises OSError if the kind of isolation that was demanded is not available.
         """
         isolator = await open_isolator(self._wanted)
         # It may have been run before, and failed.
@@ -111,7 +110,7 @@ class ProcessProvider:
             self._closed.set()
 
     async def _find_wrappers(self, fields: dict[str, str]) -> tuple[str, ...]:
-        """Say in `fields` what is not to be had."""
+        """Find the wrappers of commands; note in `fields` which are missing."""
         wrappers = await find_setpriv()
         if not wrappers:
             fields["warning"] = "no setpriv with --pdeathsig: satellites outlive a daemon that is killed"
@@ -123,7 +122,7 @@ class ProcessProvider:
         return (*wrappers, *prlimit)
 
     async def aclose(self) -> None:
-        """Stop every process: SIGTERM (thawing the frozen), each machine's grace, SIGKILL. Nothing starts any more.
+        """Stop every process: SIGTERM (frozen ones are thawed), each machine's grace, SIGKILL. Nothing starts any more.
 
         Takes at most the longest grace and ten seconds, even when cancelled. Does nothing if `run` never ran.
         """
@@ -133,12 +132,12 @@ class ProcessProvider:
                 await self._closed.wait()
 
     async def describe(self, machine_id: MachineId) -> Machine:
-        """Say how the machine is now. Raises MachineNotFound."""
+        """Return the machine's present state. Raises MachineNotFound."""
         await trio.lowlevel.checkpoint()
         return self._machine(machine_id).look
 
     async def wait_changed(self, seen: Machine) -> Machine:
-        """Return as soon as the machine differs from `seen`; one that is not configured is TERMINATED."""
+        """Return as soon as the machine differs from `seen`. A machine that is not configured is TERMINATED."""
         machine = self._machines.get(seen.machine_id)
         if machine is not None:
             return await machine.wait_changed(seen)
@@ -151,7 +150,7 @@ class ProcessProvider:
         return TRAITS
 
     def vouches_nowait(self, look: Machine) -> bool:
-        """Whether the machine is as seen, and nobody else listens on its port. One look at the kernel's listeners."""
+        """Whether the machine is as in `look`, and no other process listens on its port. Asks the kernel once."""
         machine = self._machines.get(look.machine_id)
         return machine is not None and machine.look == look and machine.has_port()
 
@@ -174,15 +173,15 @@ class ProcessProvider:
         machine.recreate_nowait(self._tasks(), lambda: self._spawn(machine_id, machine))
 
     async def terminate(self, machine_id: MachineId) -> None:
-        """Ask the machine's process to end, for good: it is TERMINATED once nothing of it is left."""
+        """Ask the machine's process to end, for good: it is TERMINATED when nothing of it is left."""
         await trio.lowlevel.checkpoint()
         self._machine(machine_id).destroy_nowait()
 
     async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
         """Freeze the machine's process, or ask it to end. Raises MachineNotFound, SleepModeRefused, ProviderRetryable.
 
-        A freeze is waited for, a few milliseconds, because only then it is known whether it is refused. `force` does not
-        wait for the grace of a process that was asked to end.
+        Waits a few milliseconds for a freeze, because it may be refused. With `force`, a process that was asked to end gets
+        no more grace.
         """
         await trio.lowlevel.checkpoint()
         machine = self._machine(machine_id)
@@ -236,7 +235,7 @@ class ProcessProvider:
         return Life(child, containment, output, address)
 
     async def _run_machines(self, task_status: trio.TaskStatus[None]) -> None:
-        # Shielded: the tasks that see processes end must outlast a cancelled `run` until it has stopped them all.
+        # Shielded: when `run` is cancelled, the tasks that wait for processes must go on until all processes have stopped.
         with self._machines_scope:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -254,9 +253,9 @@ class ProcessProvider:
 
 
 async def open_isolator(wanted: Isolation | None = None) -> Isolator:
-    """Open the best isolation there is, or the one demanded; also sweeps up after dead daemons. Close it after use.
+    """Open the best isolation there is, or the `wanted` one; also cleans up after dead daemons. Close it after use.
 
-    For `bentpipe doctor` too, whose answer is then what the daemon would do. Raises OSError if it cannot have `wanted`.
+    `bentpipe doctor` uses it too, so that it reports what the daemon would do. Raises OSError if `wanted` is not available.
     """
     if wanted is Isolation.PROCESS_GROUP:
         return ProcessGroups("asked for")

@@ -1,8 +1,8 @@
-"""Who listens, asked of the kernel by netlink (sock_diag(7)): it walks the listeners and nothing else.
+"""Asks the kernel by netlink (sock_diag(7)) which sockets listen: the kernel walks the listeners and nothing else.
 
-/proc/net/tcp has the same, but the kernel fills a page of it before it answers, and beyond the last listener that means
-walking the table of connections: 4 ms for an empty one on a machine with 24 GiB, and this is asked a hundred times a
-second for each satellite that boots. By netlink it takes 60 µs.
+/proc/net/tcp has the same, but the kernel fills a page of it before it answers, and after the last listener it walks the
+table of connections: 4 ms for an empty table on a machine with 24 GiB. A booting satellite asks this a hundred times a
+second. By netlink it takes 60 µs.
 """
 
 import errno
@@ -32,10 +32,10 @@ ANSWER_BYTES = 64 << 10
 
 
 def find_listener(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> str | None:
-    """The inode of the socket that would be given a connection to `address` and `port`; None if nobody listens there.
+    """The inode of the socket that would get a connection to `address` and `port`; None if no process listens there.
 
-    The kernel looks it up as it does for the connection, a dual-stack listener included: some µs, however many listen.
-    Raises OSError where the kernel has no sock_diag, or a sandbox no AF_NETLINK.
+    The kernel looks it up as for the connection itself, also a dual-stack listener: some µs, however many listen. Raises
+    OSError if the kernel has no sock_diag, or a sandbox no AF_NETLINK.
     """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as netlink:
@@ -55,7 +55,7 @@ def find_listener(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: 
 def dump_listeners(family: socket.AddressFamily) -> Iterator[Listening]:
     """Every listener of this network namespace.
 
-    Raises OSError where the kernel has no sock_diag, or a sandbox no AF_NETLINK.
+    Raises OSError if the kernel has no sock_diag, or a sandbox no AF_NETLINK.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as netlink:
         body = REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 1 << TCP_LISTEN)

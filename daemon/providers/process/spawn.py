@@ -1,7 +1,7 @@
 """From a satellite's section to a running child: its port, command line, environment and descriptors.
 
-Owns: everything between the configuration and exec. Knows nothing of states. Everything here is short and synchronous;
-it must be called on the Trio thread, see `spawn`.
+Owns all steps between the configuration and exec. Knows nothing of states. Everything here is short and synchronous, and
+must be called on the Trio thread: see `spawn`.
 """
 
 import errno
@@ -20,21 +20,21 @@ from bentpipe.daemon.model import Address
 from bentpipe.daemon.providers.process.containment import Containment
 
 INHERITED = ("PATH", "HOME", "LANG")
-"""All a satellite gets of the daemon's environment. The rest may hold credentials, or belong to the daemon alone:
-NOTIFY_SOCKET, WATCHDOG_PID and LISTEN_FDS would make a satellite speak to systemd in its name."""
+"""The part of the daemon's environment that a satellite gets. Other variables may hold credentials, or belong to the daemon
+alone: with NOTIFY_SOCKET, WATCHDOG_PID and LISTEN_FDS a satellite would speak to systemd in the daemon's name."""
 
 DIE_WITH_PARENT = ("--pdeathsig", "KILL", "--")
 """setpriv(1) options: the kernel kills the child when the daemon dies without having stopped it."""
 
 SOFT_FILES = "--nofile={}:"
-"""prlimit(1) option: the soft limit of open files alone. The daemon raises its own; a program that uses select(2) must not
-have a descriptor above 1,023, so what it starts gets the limit that the daemon was started with."""
+"""prlimit(1) option: only the soft limit of open files. The daemon raises its own. A program that uses select(2) must not
+have a descriptor above 1,023, so satellites get the limit that the daemon was started with."""
 
 PORT_ATTEMPTS = 20
-"""Free ports to ask for before giving up on one that no other satellite of ours has been given."""
+"""How many free ports to try until one belongs to no other satellite."""
 
 PASSING_ERRNOS = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.EINTR})
-"""Of failures to spawn: those that a moment later may not happen."""
+"""Failures to spawn that may not happen a moment later."""
 
 
 class Child:
@@ -50,7 +50,7 @@ class Child:
         await trio.lowlevel.wait_readable(self._pid_fd)
 
     def abandon(self) -> None:
-        """Kill the leader, which has just been spawned, and reap it: what it needs could not be had."""
+        """Kill and reap the leader, which has just been spawned, because a later step failed."""
         self._popen.kill()
         self.reap()
 
@@ -64,7 +64,7 @@ class Child:
 
 
 async def find_setpriv() -> tuple[str, ...]:
-    """Find what makes a command die with the daemon: a setpriv(1) that knows --pdeathsig. Empty if there is none."""
+    """Find the wrapper that makes a command die with the daemon: a setpriv(1) that knows --pdeathsig. Empty if none."""
     path = shutil.which("setpriv")
     if path is None:
         return ()
@@ -74,9 +74,9 @@ async def find_setpriv() -> tuple[str, ...]:
 
 
 async def find_prlimit(soft_files: int) -> tuple[str, ...]:
-    """Find what gives a command this soft limit of open files: a prlimit(1) that does. Empty if there is none.
+    """Find the wrapper that gives a command this soft limit of open files: a prlimit(1) that works. Empty if none.
 
-    In the child's own steps, before its first instruction: whoever looks at its limit at its start must see this one.
+    It sets the limit before the command's first instruction, because a program may read its limit when it starts.
     """
     path = shutil.which("prlimit")
     if path is None:
@@ -89,8 +89,8 @@ async def find_prlimit(soft_files: int) -> tuple[str, ...]:
 def pick_port(host: str, taken: Collection[int]) -> int:
     """Ask the kernel for a free port that is not in `taken`. Raises ProviderRetryable, ProviderPermanent.
 
-    Between this and the satellite's own bind somebody else may get it. Then the satellite fails to bind, exits with
-    its own words, and is started again by whoever wants it; nobody is sent to the stranger, see `listening`.
+    Another process may get the port before the satellite binds it. Then the satellite exits with its own message, and the
+    next client that wants it starts it again. No client is sent to the other process: see `listening`.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -106,7 +106,7 @@ def pick_port(host: str, taken: Collection[int]) -> int:
 
 
 def build_environment(section: ProcessSection, own: Mapping[str, str]) -> dict[str, str]:
-    """Build a satellite's environment: a few of our own variables, and what its section says."""
+    """Build a satellite's environment: a few of the daemon's variables, and those of its section."""
     inherited = {name: own[name] for name in INHERITED if name in own}
     return {"PATH": os.defpath, **inherited, **section.environment}
 
@@ -114,7 +114,7 @@ def build_environment(section: ProcessSection, own: Mapping[str, str]) -> dict[s
 def resolve_command(section: ProcessSection, address: Address, environment: Mapping[str, str]) -> tuple[str, ...]:
     """Fill in address and program path. Raises ProviderPermanent if there is no such program or folder.
 
-    Looked up here because the child goes through wrappers, whose own exec errors come too late to be a clear answer.
+    The daemon checks this itself because the command runs in wrappers, whose exec errors come too late and are unclear.
     """
     if section.directory is not None and not section.directory.is_dir():
         raise ProviderPermanent(f"cannot start: no such directory: {section.directory}")
@@ -137,7 +137,7 @@ def resolve_command(section: ProcessSection, address: Address, environment: Mapp
 def spawn(
     section: ProcessSection, address: Address, containment: Containment, wrappers: tuple[str, ...]
 ) -> tuple[Child, int]:
-    """Start the command, contained. Returns the child and the reading end of its output, both the caller's.
+    """Start the command, contained. Returns the child and the reading end of its output; the caller owns both.
 
     `wrappers` are a command line in front of it: what `find_setpriv` and `find_prlimit` have found.
 
@@ -167,8 +167,8 @@ def spawn(
 
 
 def _spawn_with(argv: tuple[str, ...], directory: Path | None, environment: dict[str, str], output_fd: int) -> Child:
-    # A session of its own, not only a process group: the daemon's terminal, and its hang-up, are none of a satellite's
-    # business, and a stopped group whose parent dies in the same session would be sent SIGHUP.
+    # A session of its own, not only a process group: the hang-up of the daemon's terminal must not reach a satellite, and
+    # the kernel would send SIGHUP to a stopped group whose parent dies in the same session.
     popen = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,

@@ -20,7 +20,7 @@ from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.traffic import QUIET_BYTES_PER_WINDOW
 from bentpipe.daemon.model import Address, Resume, SatelliteKey, SatelliteState
 from bentpipe.daemon.service.serve import Daemon, serve
-from bentpipe.native.engine import Counters, Ended, EndReason, Engine, EngineOptions, SpliceId
+from bentpipe.native.engine import Ended, EndReason, Engine, EngineOptions, SpliceCounters, SpliceId
 from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
 
 TOKEN = "bp_quiet"
@@ -198,7 +198,7 @@ async def test_a_satellite_that_resets_or_times_out_is_looked_at(reason: EndReas
     try:
         handoff = HandOff(engine)
         handoff._live[SpliceId(1)] = Splice(KEY, "somebody", "192.0.2.9", lease, place)
-        handoff._end(Ended(SpliceId(1), reason, Counters(0, 0, 0, 0), 0))
+        handoff._end(Ended(SpliceId(1), reason, SpliceCounters(0, 0, 0, 0), 0))
     finally:
         engine.close()
     gone = reason in (EndReason.SATELLITE_RESET, EndReason.SATELLITE_TIMEOUT)

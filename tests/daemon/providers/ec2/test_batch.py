@@ -9,17 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from bentpipe.daemon.providers.ec2.batch import BATCH, SPLITTING_CALLS, Batcher, Change, split
-from bentpipe.daemon.providers.ec2.errors import NOT_PERMITTED, Ec2Failure, PermitOver, Verdict, failure_of
+from bentpipe.daemon.providers.ec2.batch import BATCH, SPLITTING_CALLS, Batcher, StateChange, split
+from bentpipe.daemon.providers.ec2.errors import NOT_PERMITTED, Ec2Failure, FailureKind, PermitOver, failure_of
 from bentpipe.daemon.providers.permit import current_permit, permitted_by
 
-OK = Change("stopped", "pending")
+OK = StateChange("stopped", "pending")
 
 
 class Region:
     """Fails calls as EC2 does: as a whole, for the first bad instance, by name or not."""
 
-    def __init__(self, bad: dict[str, Verdict], *, names: bool) -> None:
+    def __init__(self, bad: dict[str, FailureKind], *, names: bool) -> None:
         self.bad = bad
         self.names = names
         self.calls: list[list[str]] = []
@@ -32,7 +32,7 @@ class Region:
         await self.gate.wait()
         self.turns += 1
 
-    async def send(self, ids: Sequence[str], turn_taken: bool) -> dict[str, Change]:
+    async def send(self, ids: Sequence[str], turn_taken: bool) -> dict[str, StateChange]:
         if not turn_taken:
             await self.take_turn()
         self.calls.append(list(ids))
@@ -52,14 +52,14 @@ async def batching(region: Region) -> AsyncIterator[Batcher]:
         nursery.cancel_scope.cancel()
 
 
-async def add_all(batcher: Batcher, ids: Sequence[str]) -> dict[str, Change | Verdict]:
-    outcomes: dict[str, Change | Verdict] = {}
+async def add_all(batcher: Batcher, ids: Sequence[str]) -> dict[str, StateChange | FailureKind]:
+    outcomes: dict[str, StateChange | FailureKind] = {}
 
     async def add(each: str) -> None:
         try:
             outcomes[each] = await batcher.add(each)
         except Ec2Failure as failure:
-            outcomes[each] = failure.verdict
+            outcomes[each] = failure.kind
 
     async with trio.open_nursery() as nursery:
         for each in ids:
@@ -90,10 +90,10 @@ async def test_more_than_fit_are_more_calls(autojump_clock: MockClock) -> None:
 @pytest.mark.parametrize("names", [False, True])
 async def test_a_bad_one_fails_alone(autojump_clock: MockClock, names: bool) -> None:
     ids = ids_of(BATCH)
-    region = Region({ids[7]: Verdict.NOT_FOUND}, names=names)
+    region = Region({ids[7]: FailureKind.NOT_FOUND}, names=names)
     async with batching(region) as batcher:
         outcomes = await add_all(batcher, ids)
-    assert outcomes.pop(ids[7]) is Verdict.NOT_FOUND
+    assert outcomes.pop(ids[7]) is FailureKind.NOT_FOUND
     assert set(outcomes.values()) == {OK}
     assert len(region.calls) <= (2 if names else SPLITTING_CALLS)
     assert region.turns == len(region.calls)
@@ -101,9 +101,9 @@ async def test_a_bad_one_fails_alone(autojump_clock: MockClock, names: bool) -> 
 
 async def test_what_is_everybodys_fails_everybody_at_once(autojump_clock: MockClock) -> None:
     ids = ids_of(30)
-    region = Region({ids[0]: Verdict.THROTTLED}, names=False)
+    region = Region({ids[0]: FailureKind.THROTTLED}, names=False)
     async with batching(region) as batcher:
-        assert set((await add_all(batcher, ids)).values()) == {Verdict.THROTTLED}
+        assert set((await add_all(batcher, ids)).values()) == {FailureKind.THROTTLED}
     assert len(region.calls) == 1
 
 
@@ -112,15 +112,15 @@ async def test_who_is_left_out_of_the_answer_is_told_so(autojump_clock: MockCloc
     region = Region({}, names=False)
     region.silent_on = ids[1]
     async with batching(region) as batcher:
-        assert await add_all(batcher, ids) == {ids[0]: OK, ids[1]: Verdict.RETRYABLE, ids[2]: OK}
+        assert await add_all(batcher, ids) == {ids[0]: OK, ids[1]: FailureKind.RETRYABLE, ids[2]: OK}
 
 
 @pytest.mark.parametrize(
-    ("verdict", "outcome"), [(Verdict.CAPACITY, Verdict.CAPACITY), (Verdict.NOT_FOUND, Verdict.RETRYABLE)]
+    ("kind", "outcome"), [(FailureKind.CAPACITY, FailureKind.CAPACITY), (FailureKind.NOT_FOUND, FailureKind.RETRYABLE)]
 )
-async def test_the_search_is_bounded(autojump_clock: MockClock, verdict: Verdict, outcome: Verdict) -> None:
+async def test_the_search_is_bounded(autojump_clock: MockClock, kind: FailureKind, outcome: FailureKind) -> None:
     ids = ids_of(BATCH)
-    region = Region(dict.fromkeys(ids, verdict), names=False)
+    region = Region(dict.fromkeys(ids, kind), names=False)
     async with batching(region) as batcher:
         assert await add_all(batcher, ids) == dict.fromkeys(ids, outcome)
     assert len(region.calls) <= 2 * SPLITTING_CALLS + 1
@@ -146,9 +146,9 @@ async def test_a_wish_is_taken_back_before_its_call(autojump_clock: MockClock) -
 async def test_what_is_wanted_no_more_is_not_sent_again(autojump_clock: MockClock) -> None:
     """A call fails for the sake of one; in the meantime the turn of another was lost, and the wish of a third."""
     bad, lost, cancelled, kept = ids_of(4)
-    region = Region({bad: Verdict.NOT_FOUND}, names=True)
+    region = Region({bad: FailureKind.NOT_FOUND}, names=True)
     turns = {lost: True}
-    outcomes: dict[str, Change | str] = {}
+    outcomes: dict[str, StateChange | str] = {}
 
     async def add(each: str) -> None:
         with permitted_by(lambda: turns.get(each, True)):
@@ -172,9 +172,9 @@ async def test_a_call_carries_the_permits_of_all_its_wishes(autojump_clock: Mock
     turns = dict.fromkeys(ids_of(2), True)
     first, second = turns
     sent: list[list[str]] = []
-    outcomes: dict[str, Change | str] = {}
+    outcomes: dict[str, StateChange | str] = {}
 
-    async def send(ids: Sequence[str], turn_taken: bool) -> dict[str, Change]:
+    async def send(ids: Sequence[str], turn_taken: bool) -> dict[str, StateChange]:
         turns[first] = False
         if not await trio.to_thread.run_sync(lambda: current_permit()()):
             raise failure_of("StopInstances", PermitOver())
@@ -201,12 +201,12 @@ async def test_a_call_carries_the_permits_of_all_its_wishes(autojump_clock: Mock
 
 @given(
     count=st.integers(1, 40),
-    verdict=st.sampled_from(Verdict),
+    kind=st.sampled_from(FailureKind),
     words=st.sets(st.integers(0, 50), max_size=4),
 )
-def test_splitting_loses_and_doubles_nobody(count: int, verdict: Verdict, words: set[int]) -> None:
+def test_splitting_loses_and_doubles_nobody(count: int, kind: FailureKind, words: set[int]) -> None:
     part = ids_of(count)
-    failure = Ec2Failure("StartInstances", "Bad", " ".join(f"i-{n:017x}" for n in words), verdict)
+    failure = Ec2Failure("StartInstances", "Bad", " ".join(f"i-{n:017x}" for n in words), kind)
     failed, again = split(part, failure)
     assert sorted(failed + [each for one in again for each in one]) == part
     assert all(0 < len(one) < len(part) for one in again)

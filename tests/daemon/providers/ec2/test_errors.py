@@ -18,13 +18,13 @@ from botocore.parsers import ResponseParserError
 from bentpipe.daemon import errors
 from bentpipe.daemon.providers.ec2.errors import (
     ERRORS,
+    KINDS,
     UNANSWERED,
     UNINTELLIGIBLE,
-    VERDICTS,
+    FailureKind,
     PermitOver,
-    Verdict,
     failure_of,
-    verdict_of,
+    kind_of,
 )
 
 
@@ -82,54 +82,54 @@ def test_what_the_fleet_gets(code: str, error: type[errors.ProviderError]) -> No
 
 
 def test_every_verdict_has_an_error_and_is_used() -> None:
-    assert set(ERRORS) == set(Verdict)
-    assert set(VERDICTS.values()) | {Verdict.TOO_EARLY, Verdict.UNKNOWN} == set(Verdict)
+    assert set(ERRORS) == set(FailureKind)
+    assert set(KINDS.values()) | {FailureKind.TOO_EARLY, FailureKind.UNKNOWN} == set(FailureKind)
 
 
 def test_too_early_is_known_by_its_words() -> None:
     words = "Instance i-0123456789abcdef0 is not ready to hibernate yet, retry in a few minutes."
-    assert verdict_of("UnsupportedOperation", words, 400) is Verdict.TOO_EARLY
+    assert kind_of("UnsupportedOperation", words, 400) is FailureKind.TOO_EARLY
 
 
 @pytest.mark.parametrize(
-    ("status", "verdict"), [(500, Verdict.RETRYABLE), (503, Verdict.RETRYABLE), (400, Verdict.UNKNOWN)]
+    ("status", "kind"), [(500, FailureKind.RETRYABLE), (503, FailureKind.RETRYABLE), (400, FailureKind.UNKNOWN)]
 )
-def test_unknown_codes_go_by_their_status(status: int, verdict: Verdict) -> None:
-    assert verdict_of("Nonsense", "", status) is verdict
+def test_unknown_codes_go_by_their_status(status: int, kind: FailureKind) -> None:
+    assert kind_of("Nonsense", "", status) is kind
 
 
 STILL_EXPIRED = "Credentials were refreshed, but the refreshed credentials are still expired."
 
 
 @pytest.mark.parametrize(
-    ("exc", "code", "verdict"),
+    ("exc", "code", "kind"),
     [
-        (NoCredentialsError(), "NoCredentialsError", Verdict.CREDENTIALS),
-        (NoRegionError(), "NoRegionError", Verdict.PERMANENT),
-        (ProfileNotFound(profile="x"), "ProfileNotFound", Verdict.CREDENTIALS),
-        (ParamValidationError(report="x"), "ParamValidationError", Verdict.PERMANENT),
-        (ValueError("Invalid endpoint: x"), "ValueError", Verdict.PERMANENT),
-        (ValueError("of a plug-in"), "ValueError", Verdict.RETRYABLE),
-        (json.JSONDecodeError("x", "", 0), "JSONDecodeError", Verdict.RETRYABLE),
-        (RuntimeError(STILL_EXPIRED), "RuntimeError", Verdict.RETRYABLE),
+        (NoCredentialsError(), "NoCredentialsError", FailureKind.CREDENTIALS),
+        (NoRegionError(), "NoRegionError", FailureKind.PERMANENT),
+        (ProfileNotFound(profile="x"), "ProfileNotFound", FailureKind.CREDENTIALS),
+        (ParamValidationError(report="x"), "ParamValidationError", FailureKind.PERMANENT),
+        (ValueError("Invalid endpoint: x"), "ValueError", FailureKind.PERMANENT),
+        (ValueError("of a plug-in"), "ValueError", FailureKind.RETRYABLE),
+        (json.JSONDecodeError("x", "", 0), "JSONDecodeError", FailureKind.RETRYABLE),
+        (RuntimeError(STILL_EXPIRED), "RuntimeError", FailureKind.RETRYABLE),
         (
             FileNotFoundError(2, "No such file or directory", "/nonexistent/tool"),
             "FileNotFoundError",
-            Verdict.RETRYABLE,
+            FailureKind.RETRYABLE,
         ),
-        (OSError(24, "Too many open files"), "OSError", Verdict.RETRYABLE),
-        (MemoryError(), "MemoryError", Verdict.RETRYABLE),
-        (type("OfAPlugIn", (Exception,), {})("x"), "OfAPlugIn", Verdict.RETRYABLE),
-        (CredentialRetrievalError(provider="x", error_msg="x"), UNANSWERED, Verdict.RETRYABLE),
-        (ResponseParserError("x"), UNINTELLIGIBLE, Verdict.RETRYABLE),
-        (KeyError("Reservations"), UNINTELLIGIBLE, Verdict.RETRYABLE),
-        (ConnectTimeoutError(endpoint_url="https://x"), UNANSWERED, Verdict.RETRYABLE),
-        (ReadTimeoutError(endpoint_url="https://x"), UNANSWERED, Verdict.RETRYABLE),
+        (OSError(24, "Too many open files"), "OSError", FailureKind.RETRYABLE),
+        (MemoryError(), "MemoryError", FailureKind.RETRYABLE),
+        (type("OfAPlugIn", (Exception,), {})("x"), "OfAPlugIn", FailureKind.RETRYABLE),
+        (CredentialRetrievalError(provider="x", error_msg="x"), UNANSWERED, FailureKind.RETRYABLE),
+        (ResponseParserError("x"), UNINTELLIGIBLE, FailureKind.RETRYABLE),
+        (KeyError("Reservations"), UNINTELLIGIBLE, FailureKind.RETRYABLE),
+        (ConnectTimeoutError(endpoint_url="https://x"), UNANSWERED, FailureKind.RETRYABLE),
+        (ReadTimeoutError(endpoint_url="https://x"), UNANSWERED, FailureKind.RETRYABLE),
     ],
 )
-def test_what_is_not_an_answer_of_aws(exc: Exception, code: str, verdict: Verdict) -> None:
+def test_what_is_not_an_answer_of_aws(exc: Exception, code: str, kind: FailureKind) -> None:
     failure = failure_of("StartInstances", exc)
-    assert (failure.code, failure.verdict) == (code, verdict)
+    assert (failure.code, failure.kind) == (code, kind)
 
 
 def test_the_named_are_whole_ids() -> None:
@@ -143,7 +143,7 @@ def test_a_code_that_cannot_be_one_is_not_repeated(code: object, status: int) ->
     """A proxy answers what it likes: clients, the log and the metrics would have had it."""
     failure = failure_of("StartInstances", answer(code, "no words", status))  # type: ignore[arg-type]
     assert failure.code == (UNINTELLIGIBLE if code else str(status))
-    assert failure.verdict is (Verdict.UNKNOWN if status == 400 else Verdict.RETRYABLE)
+    assert failure.kind is (FailureKind.UNKNOWN if status == 400 else FailureKind.RETRYABLE)
     assert failure.code in failure.to_error().peer_hint
 
 

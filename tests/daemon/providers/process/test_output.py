@@ -18,24 +18,24 @@ def written(data: bytes, log_file: Path | None = None) -> Output:
     return Output("acme/x", read_fd, log_file)
 
 
-def test_last_words_are_the_last_lines_made_printable() -> None:
+def test_last_lines_are_the_last_lines_made_printable() -> None:
     out = written(b"".join(b"line %d\n\n" % n for n in range(100)) + b"\xff\x1b[0m\tend")
     out.finish()
-    words = out.last_words().split(" | ")
+    words = out.last_lines().split(" | ")
     assert words == [f"line {n}" for n in range(101 - REASON_LINES, 100)] + ["\ufffd\ufffd[0m\ufffdend"]
 
 
-def test_last_words_are_bounded() -> None:
+def test_last_lines_are_bounded() -> None:
     out = written(b"x" * 60_000)
     out.finish()
-    assert out.last_words() == "x" * REASON_CHARS
+    assert out.last_lines() == "x" * REASON_CHARS
 
 
 def test_a_writer_that_stays_holds_nothing_up() -> None:
     read_fd, write_fd = os.pipe()
     out = Output("acme/x", read_fd, None)
     out.finish()
-    assert out.last_words() == ""
+    assert out.last_lines() == ""
     with pytest.raises(BrokenPipeError):
         os.write(write_fd, b"x")
     os.close(write_fd)
@@ -56,7 +56,7 @@ async def test_the_reader_takes_a_flood_and_ends_with_it() -> None:
             nursery.start_soon(out.run_reader)
             await trio.to_thread.run_sync(flood)
     out.finish()
-    assert out.last_words().endswith("y | last")
+    assert out.last_lines().endswith("y | last")
 
 
 def test_lines_are_logged_at_level_debug(caplog: pytest.LogCaptureFixture) -> None:
@@ -83,4 +83,4 @@ def test_a_log_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytes
     os.close(write_fd)
     out.finish()
     assert [record.message for record in caplog.records] == ["cannot write a satellite's log"]
-    assert out.last_words() == "one | two"
+    assert out.last_lines() == "one | two"

@@ -46,7 +46,7 @@ change."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Sighting:
+class Description:
     """The parts of an instance's description that matter here."""
 
     instance_id: str
@@ -79,7 +79,7 @@ class Mark:
         """Both tags, for people."""
         return f"{FLEET_TAG}={self.fleet} {SATELLITE_TAG}={self.satellite}"
 
-    def objection(self, seen: "Sighting") -> str:
+    def objection(self, seen: "Description") -> str:
         """Why the instance does not belong to the satellite, for the operator; "" if it does."""
         wanted = {FLEET_TAG: self.fleet, SATELLITE_TAG: self.satellite}
         found = {key: value for key, value in seen.tags.items() if key in wanted}
@@ -90,14 +90,14 @@ class Mark:
         return f"{seen.instance_id} has {has} and not {self.words}, so it is not used: mend its tags, or {mend}"
 
 
-def sight(instance: "InstanceTypeDef", section: SatelliteEc2Section) -> Sighting:
+def read_description(instance: "InstanceTypeDef", section: SatelliteEc2Section) -> Description:
     """Read a description."""
     raw_state = instance["State"]["Name"]
     state_reason = instance.get("StateReason", {})
     code, transition = state_reason.get("Code", ""), instance.get("StateTransitionReason", "")
     state = state_of(raw_state, code)
     asleep = state in (MachineState.STOPPED, MachineState.HIBERNATED)
-    return Sighting(
+    return Description(
         instance_id=instance["InstanceId"],
         raw_state=raw_state,
         state=state,
@@ -127,7 +127,7 @@ def state_of(raw_state: str, reason_code: str) -> MachineState:
             return MachineState.TERMINATED
 
 
-def foreign_look_of(machine_id: MachineId, seen: Sighting) -> Machine:
+def foreign_machine_of(machine_id: MachineId, seen: Description) -> Machine:
     """The machine, if its instance is marked as another satellite's.
 
     Clients read the reason, so it names no other satellite.
@@ -136,7 +136,9 @@ def foreign_look_of(machine_id: MachineId, seen: Sighting) -> Machine:
     return Machine(machine_id, MachineState.TERMINATED, reason=words, fault=Fault.FOREIGN, hint=words)
 
 
-def look_of(machine_id: MachineId, seen: Sighting, section: SatelliteEc2Section, *, type_hibernates: bool) -> Machine:
+def machine_of(
+    machine_id: MachineId, seen: Description, section: SatelliteEc2Section, *, type_hibernates: bool
+) -> Machine:
     """The machine as the fleet sees it."""
     can_hibernate = seen.hibernation and type_hibernates
     match seen.state:
@@ -172,7 +174,7 @@ def fault_of(reason_code: str) -> Fault | None:
     return Fault.OTHER if BROKEN.match(reason_code) else None
 
 
-def _hint(seen: Sighting) -> str:
+def _hint(seen: Description) -> str:
     fault = fault_of(seen.reason_code)
     words = FAULT_WORDS[fault] if fault is not None else seen.raw_state
     return f"{words} ({seen.reason_code})" if seen.reason_code else words

@@ -7,7 +7,7 @@ import pytest
 
 from bentpipe.config.model import SatelliteEc2Section
 from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState
-from bentpipe.daemon.providers.ec2.looks import look_of, sight, stopped_at
+from bentpipe.daemon.providers.ec2.descriptions import machine_of, read_description, stopped_at
 
 ONE = MachineId("acme.one")
 LAUNCHED = datetime.datetime(2026, 1, 31, 12, tzinfo=datetime.UTC)
@@ -23,7 +23,7 @@ def look(state: str, *, kind: str = "private", type_hibernates: bool = True, **m
         "PrivateIpAddress": "10.0.0.1",
         **more,
     }
-    return look_of(ONE, sight(instance, section), section, type_hibernates=type_hibernates)
+    return machine_of(ONE, read_description(instance, section), section, type_hibernates=type_hibernates)
 
 
 @pytest.mark.parametrize(
