@@ -94,7 +94,7 @@ async def test_with_two_places_four_satellites_take_turns(autojump_clock: MockCl
     assert evicted == ["a", "b"], "the one idle for longest goes first, and nobody without need"
 
 
-async def test_nobody_is_evicted_for_the_sake_of_another_while_in_use(
+async def test_no_satellite_is_evicted_for_another_while_in_use(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     bed = Bed(nursery, budget=BudgetSection(max_awake=1))

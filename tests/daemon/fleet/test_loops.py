@@ -526,7 +526,7 @@ def test_a_machine_that_cannot_hibernate_is_not_asked_to() -> None:
 
 @pytest.mark.parametrize("cold", [False, True], ids=["fell back", "booted cold"])
 @pytest.mark.parametrize("reset", [False, True], ids=["after a day", "after a reset"])
-def test_hibernations_in_vain_are_counted_and_then_given_up_for_a_day(cold: bool, reset: bool) -> None:
+def test_hibernations_that_kept_nothing_are_counted_and_then_given_up_for_a_day(cold: bool, reset: bool) -> None:
     life = Life()
     for _ in range(VAIN_HIBERNATIONS):
         assert life.fall_asleep().mode is SleepMode.HIBERNATE

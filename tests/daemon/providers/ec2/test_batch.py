@@ -144,7 +144,7 @@ async def test_a_wish_is_taken_back_before_its_call(autojump_clock: MockClock) -
 
 
 async def test_what_is_wanted_no_more_is_not_sent_again(autojump_clock: MockClock) -> None:
-    """A call fails for the sake of one; in the meantime the turn of another was lost, and the wish of a third."""
+    """A call fails because of one instance. Meanwhile the turn for another was lost, and a third is not wanted any more."""
     bad, lost, cancelled, kept = ids_of(4)
     region = Region({bad: FailureKind.NOT_FOUND}, names=True)
     turns = {lost: True}
