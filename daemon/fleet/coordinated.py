@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from bentpipe.daemon.coordination.contract import IN_USE_HERE, Coordination
 from bentpipe.daemon.errors import ProviderRetryable, SleepVetoed, StoreError
-from bentpipe.daemon.fleet.launches import Launches
+from bentpipe.daemon.fleet.launches import LaunchTokens
 from bentpipe.daemon.model import Machine, MachineId, MachineState, MachineTraits, SatelliteKey, SleepMode
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.permit import permitted_by
@@ -28,13 +28,13 @@ class CoordinatedProvider:
         coordination: Coordination,
         key: SatelliteKey,
         is_used: Callable[[], bool],
-        launches: Launches | None = None,
+        tokens: LaunchTokens,
     ) -> None:
         self._provider = provider
         self._coordination = coordination
         self._key = key
         self._is_used = is_used
-        self._launches = launches
+        self._tokens = tokens
 
     async def describe(self, machine_id: MachineId) -> Machine:
         """See Provider."""
@@ -95,14 +95,12 @@ class CoordinatedProvider:
         """See Provider. Raises ProviderRetryable if the store cannot be reached: a launch costs, and is not repeated."""
         try:
             async with self._coordination.acting(self._key) as turn:
-                if self._launches is not None:
-                    token = await self._launches.begin(token)
+                token = await self._tokens.begin(token)
                 if not turn.is_ours():
                     raise ProviderRetryable(TURN_LOST)
                 with permitted_by(turn.is_ours):
                     await self._provider.launch(machine_id, token)
-                if self._launches is not None:
-                    await self._launches.done(machine_id)
+                await self._tokens.done(machine_id)
         except StoreError as exc:
             raise ProviderRetryable(str(exc), peer_hint=exc.peer_hint) from exc
 

@@ -2,30 +2,19 @@
 
 import collections
 import dataclasses
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import trio
 
 from bentpipe.config.model import BudgetSection, SatelliteSection
-from bentpipe.daemon.coordination.contract import Coordination
 from bentpipe.daemon.errors import NoSuchSatellite
-from bentpipe.daemon.fleet.budget import Holder, Limits, Request, plan
-from bentpipe.daemon.fleet.crowd import Crowd
+from bentpipe.daemon.fleet.awake_budget import AwakeBudget, limits_of
+from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.machine.rules import QUIET_WINDOW_S, Rules
-from bentpipe.daemon.fleet.resume import Witness
 from bentpipe.daemon.fleet.satellite import Satellite
-from bentpipe.daemon.fleet.whereabouts import Places
 from bentpipe.daemon.ids import machine_id_of
-from bentpipe.daemon.model import MachineTraits, SatelliteKey, SleepMode, Transition
-from bentpipe.daemon.providers.base import Provider
-from bentpipe.daemon.registry.contract import Registry
+from bentpipe.daemon.model import MachineTraits, SatelliteKey, SleepMode
 from bentpipe.daemon.tasks import Owner, run_owned, start_owned
-
-
-def limits_of(section: BudgetSection) -> Limits:
-    """Take the budget's limits out of the configuration."""
-    return Limits(section.max_awake, section.max_awake_per_org, tuple(section.org.items()))
 
 
 def rules_of(section: SatelliteSection, max_waiters: int, traits: MachineTraits, *, budgeted: bool = False) -> Rules:
@@ -66,45 +55,26 @@ class Fleet:
     def __init__(
         self,
         sections: Iterable[SatelliteSection],
-        provider: Provider,
-        observer: Callable[[Transition], None],
+        context: FleetContext,
         *,
         max_held: int,
-        max_held_in_all: int | None = None,
-        max_held_per_principal: int | None = None,
         budget: BudgetSection | None = None,
-        witness: Witness | None = None,
-        places: Places | None = None,
-        coordination: Coordination | None = None,
-        registry: Registry | None = None,
-        wall: Callable[[], float] = time.time,
     ) -> None:
-        """`max_held` is for each satellite, the others for all of them together; `witness` says what a wake woke to.
-
-        `places` says which satellites prove by TLS who they are.
-        """
+        """`max_held` is for each satellite; `context.crowd` has the limits for all of them together."""
         budgeted = budget is not None and budget.limits_anything
-        self.budget = Budget(limits_of(budget)) if budget is not None and budgeted else None
-        self.crowd = Crowd(max_held_in_all, max_held_per_principal)
-        places = places or Places()
-        self._satellites = {
-            (key := SatelliteKey(section.org, section.name)): Satellite(
+        self.budget = AwakeBudget(limits_of(budget)) if budget is not None and budgeted else None
+        self.crowd = context.crowd
+        self._satellites: dict[SatelliteKey, Satellite] = {}
+        for section in sections:
+            key = SatelliteKey(section.org, section.name)
+            traits = context.provider.traits_of(machine_id_of(key))
+            self._satellites[key] = Satellite(
                 key,
-                rules_of(section, max_held, provider.traits_of(machine_id_of(key)), budgeted=budgeted),
-                provider,
-                machine_id_of(key),
-                observer,
+                rules_of(section, max_held, traits, budgeted=budgeted),
+                context,
                 keep_awake=section.keep_awake,
-                witness=witness,
-                crowd=self.crowd,
-                places=places,
-                coordination=coordination,
-                registry=registry,
-                wall=wall,
                 on_step=self.budget.stepped if self.budget else lambda satellite: None,
             )
-            for section in sections
-        }
         if self.budget is not None:
             self.budget.manage(self._satellites)
 
@@ -157,83 +127,3 @@ class Fleet:
             if self.budget is not None:
                 nursery.start_soon(run_owned, Owner("budget"), self.budget.run_clock)
             task_status.started()
-
-
-class Budget:
-    """Carries out the awake budget's plans, in the same step in which a satellite gives reason for one."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._satellites: dict[SatelliteKey, Satellite] = {}
-        self._holders: dict[SatelliteKey, Holder] = {}
-        self._queue: dict[SatelliteKey, Request] = {}
-        self._settling = False
-        self._again_at = float("inf")
-        self._moved = trio.Event()
-
-    def manage(self, satellites: dict[SatelliteKey, Satellite]) -> None:
-        """Take over, before any of them runs."""
-        self._satellites = satellites
-        for satellite in satellites.values():
-            self._note(satellite)
-
-    @property
-    def queue(self) -> tuple[SatelliteKey, ...]:
-        """Who waits for a place, first come first."""
-        return tuple(self._queue)
-
-    def stepped(self, satellite: Satellite) -> None:
-        """A satellite may be something else to the budget than before: if so, grant and evict until all is settled.
-
-        What is done here makes satellites step, which calls this again.
-        """
-        if self._note(satellite):
-            self._settle()
-
-    def _settle(self) -> None:
-        if self._settling:
-            return
-        self._settling = True
-        try:
-            while self._settle_once():
-                pass
-        finally:
-            self._settling = False
-
-    def _note(self, satellite: Satellite) -> bool:
-        """Remember what the satellite is to the budget. Returns whether that is news."""
-        key, place = satellite.key, satellite.place()
-        before = self._holders.get(key) or self._queue.get(key)
-        if place == before:
-            return False
-        self._holders.pop(key, None)
-        if isinstance(place, Request):
-            self._queue[key] = place  # one that is in it keeps its turn
-            return True
-        self._queue.pop(key, None)
-        if place is not None:
-            self._holders[key] = place
-        return True
-
-    def _settle_once(self) -> bool:
-        self._again_at = float("inf")
-        if not self._queue:
-            return False
-        holders, requests = list(self._holders.values()), list(self._queue.values())
-        planned = plan(self.limits, holders, requests, trio.current_time())
-        done = [self._satellites[key].evict() for key in planned.evictions]
-        done += [self._satellites[key].grant_place() for key in planned.grants]
-        if planned.again_at is not None:
-            self._again_at = planned.again_at
-            self._moved.set()
-            self._moved = trio.Event()
-        return any(done)
-
-    async def run_clock(self) -> None:
-        """Settle when an idle satellite becomes old enough to be evicted, for ever."""
-        while True:
-            moved = self._moved
-            with trio.move_on_at(self._again_at):
-                await moved.wait()
-                continue
-            self._settle()

@@ -1,7 +1,7 @@
-"""Which launch of a satellite's machine this is, as the registry has it: one token a machine, whoever launches it.
+"""The token of each launch of a satellite's machine: one token is one machine, however often and by whichever host launched.
 
-Within a daemon the satellite itself knows when its machine was lost and another is wanted: it then asks with another
-token of its own. Between daemons, and over a restart, the registry's generation says which machine is meant.
+The satellite itself knows when its machine was lost and another one is wanted: it then asks with another token. That is
+enough within one daemon. Between daemons, and over a restart, the registry's generation says which machine is meant.
 """
 
 import contextlib
@@ -14,63 +14,57 @@ from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.registry.contract import Registry, StoredSatellite
 
 PERIOD_S = 3600.0
-"""Launches of one generation within one such period of the wall clock are one launch, a restart of the daemon between
-them included: within it a machine that was launched and cannot be seen yet is not launched twice."""
+"""Without a registry, launches of one generation within one such period of the wall clock are one launch, even if the daemon
+is started again between them: a machine that was launched and cannot be seen yet is not launched twice."""
 
 SETTLED_S = 3600.0
-"""A machine of a generation younger than this may be there and not be seen yet: another daemon's launch of it is ours."""
+"""A machine of a generation younger than this may exist and not be seen yet: another daemon's launch of it is ours."""
 
 
-class LaunchNames:
-    """Of one satellite, without the registry: one token for each machine that there is to be."""
+class LaunchTokens:
+    """Of one satellite. Without a registry its own tokens are the last word."""
 
-    def __init__(self, key: SatelliteKey, wall: Callable[[], float]) -> None:
+    def __init__(
+        self, key: SatelliteKey, registry: Registry | None = None, wall: Callable[[], float] = time.time
+    ) -> None:
         self._key = key
+        self._registry = registry
         self._wall = wall
         self._newest = (-1, "")
+        """The generation that was asked for last, and its token."""
+        self._asked = ""
+        self._registered: StoredSatellite | None = None
 
-    def of(self, generation: int) -> str:
-        """The same token for repeated calls, another after a loss."""
+    def asked(self, generation: int) -> str:
+        """Return the token that the satellite asks with: the same for repeated calls, another one after a loss."""
         if self._newest[0] != generation:
-            period = int(self._wall() // PERIOD_S)
-            self._newest = (generation, launch_token(self._key, generation=generation, period=period))
+            self._newest = (generation, self._token(generation, period=int(self._wall() // PERIOD_S)))
         return self._newest[1]
 
-
-class Launches:
-    """Of one satellite."""
-
-    def __init__(self, registry: Registry, key: SatelliteKey, *, wall: Callable[[], float] = time.time) -> None:
-        self._registry = registry
-        self._key = key
-        self._wall = wall
-        self._asked = ""
-        self._registration: StoredSatellite | None = None
-
     async def begin(self, asked: str) -> str:
-        """Return the token to launch with. `asked` is the satellite's own: another one asks for another machine.
-
-        Raises StoreError.
-        """
-        if self._registration is None:
+        """Return the token to launch with. If `asked` is not the last one, another machine is wanted. Raises StoreError."""
+        if self._registry is None:
+            return asked
+        if self._registered is None:
             known = {each.key: each for each in await self._registry.satellites()}.get(self._key)
-            if known is not None and self._wall() - known.created_us / 1e6 < SETTLED_S:
-                self._registration, self._asked = known, asked
-            else:
-                await self._begin_another(known.generation if known else 0, asked)
+            if known is None or self._wall() - known.created_us / 1e6 >= SETTLED_S:
+                known = await self._begin_another(self._registry, known.generation if known else 0)
         elif asked != self._asked:
-            await self._begin_another(self._registration.generation, asked)
-        if self._registration is None:
-            raise AssertionError("no generation was begun")
-        return launch_token(self._key, generation=self._registration.generation)
+            known = await self._begin_another(self._registry, self._registered.generation)
+        else:
+            known = self._registered
+        self._registered, self._asked = known, asked
+        return self._token(known.generation)
 
     async def done(self, machine_id: MachineId) -> None:
-        """The launch was accepted. The books of it may fail: the generation is what counts."""
-        if self._registration is not None:
+        """The launch was accepted. If that cannot be noted, no harm is done: the generation is what counts."""
+        if self._registry is not None and self._registered is not None:
             with contextlib.suppress(StoreError):
-                await self._registry.set_machine(self._key, self._registration.generation, machine_id)
+                await self._registry.set_machine(self._key, self._registered.generation, machine_id)
 
-    async def _begin_another(self, after: int, asked: str) -> None:
-        at_us = int(self._wall() * 1e6)
-        self._registration = await self._registry.begin_generation(self._key, after=after, owner="", at_us=at_us)
-        self._asked = asked
+    async def _begin_another(self, registry: Registry, after: int) -> StoredSatellite:
+        return await registry.begin_generation(self._key, after=after, owner="", at_us=int(self._wall() * 1e6))
+
+    def _token(self, generation: int, period: int | None = None) -> str:
+        """Without a period, `generation` is the registry's."""
+        return launch_token(self._key, generation=generation, period=period)

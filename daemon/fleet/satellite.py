@@ -9,52 +9,41 @@ import functools
 import itertools
 import logging
 import math
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import assert_never
 
 import trio
 
 from bentpipe.config.model import KeepAwakeSection
-from bentpipe.daemon.coordination.contract import Coordination, LocalCoordination
-from bentpipe.daemon.errors import LimitReached, ProviderError, WakeFailed
-from bentpipe.daemon.fleet.acting import Acting
-from bentpipe.daemon.fleet.batched_release import Usher
+from bentpipe.daemon.errors import ProviderError, WakeFailed
 from bentpipe.daemon.fleet.budget import Holder, Request
+from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
-from bentpipe.daemon.fleet.crowd import Crowd, WaitingLine
-from bentpipe.daemon.fleet.launches import Launches, LaunchNames
+from bentpipe.daemon.fleet.crowd import WaitingLine
+from bentpipe.daemon.fleet.launches import LaunchTokens
 from bentpipe.daemon.fleet.lease import Lease
+from bentpipe.daemon.fleet.leases import Leases
 from bentpipe.daemon.fleet.machine import messages as msg
+from bentpipe.daemon.fleet.machine.known import Known
 from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
-from bentpipe.daemon.fleet.machine.messages import Action, Input, Lesson, WaiterId
+from bentpipe.daemon.fleet.machine.messages import Action, Input, Lesson
 from bentpipe.daemon.fleet.machine.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, Rules, backed_off
 from bentpipe.daemon.fleet.machine.states import WAKING
+from bentpipe.daemon.fleet.machine_calls import MachineCalls
+from bentpipe.daemon.fleet.presence import Presence
 from bentpipe.daemon.fleet.readiness import wait_listening
-from bentpipe.daemon.fleet.resume import Memory, Witness
-from bentpipe.daemon.fleet.traffic import TrafficWatch
-from bentpipe.daemon.fleet.waiters import Waiter, lease_of
+from bentpipe.daemon.fleet.resume import Memory
+from bentpipe.daemon.fleet.waiters import Waiter, Waiters
 from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.fleet.watching import first_look, run_calendar, run_watch
-from bentpipe.daemon.fleet.whereabouts import Means, Places, Whereabouts
-from bentpipe.daemon.model import (
-    Address,
-    Machine,
-    MachineId,
-    Resume,
-    SatelliteKey,
-    SatelliteState,
-    Transition,
-)
+from bentpipe.daemon.fleet.whereabouts import Means, Whereabouts
+from bentpipe.daemon.ids import machine_id_of
+from bentpipe.daemon.model import Address, Machine, Resume, SatelliteKey, SatelliteState, Transition
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.typed import TypedProvider
-from bentpipe.daemon.registry.contract import Registry
 from bentpipe.daemon.tasks import Decision, Owner, Ts, contained, note_failure, run_owned, start_owned
 
 log = logging.getLogger("bentpipe.fleet")
-
-IN_REACH = frozenset({SatelliteState.OPERATIONAL, SatelliteState.STOPPING, *WAKING})
-"""While it is awake it stays in use, to the other hosts, until this one finds it idle: then it asks to put it to sleep."""
 
 BROKEN_WORDS = "the edge host has made a mistake with this satellite and begins anew; try again in a moment"
 
@@ -66,71 +55,46 @@ class Satellite:
         self,
         key: SatelliteKey,
         rules: Rules,
-        provider: Provider,
-        machine_id: MachineId,
-        observer: Callable[[Transition], None],
+        context: FleetContext,
         *,
         keep_awake: Sequence[KeepAwakeSection] = (),
-        witness: Witness | None = None,
-        crowd: Crowd | None = None,
-        places: Places | None = None,
-        coordination: Coordination | None = None,
-        registry: Registry | None = None,
         on_step: Callable[["Satellite"], None] = lambda satellite: None,
-        wall: Callable[[], float] = time.time,
     ) -> None:
-        """`on_step` is called after every step of the machine; `wall` is time.time, but for tests."""
+        """`on_step` is called after every step of the machine."""
         self.key = key
         self.rules = rules
-        self._machine = SatelliteMachine(rules)
-        self._granted = 0
-        """Leases that live."""
         self.lessons: collections.Counter[Lesson] = collections.Counter()
         self.resumes: collections.Counter[Resume] = collections.Counter()
-        self._coordination = coordination or LocalCoordination()
-        self._entering = 0
-        self._provider: Provider = TypedProvider(
-            CoordinatedProvider(
-                *(provider, self._coordination, key, self._is_used),
-                launches=Launches(registry, key, wall=wall) if registry is not None else None,
-            ),
-            str(key),
-        )
-        self._machine_id = machine_id
-        names = LaunchNames(key, wall)
-        self._acting = Acting(
-            key,
-            self._provider,
-            machine_id,
-            names,
-            rules.traits.look_deadline_s,
+        self._observer = context.observer
+        self._wall = context.wall
+        self._machine_id = machine_id_of(key)
+        self._keep_awake = keep_awake
+        self._on_step = on_step
+        self._machine = SatelliteMachine(rules)
+        self._presence = Presence(key, context.coordination, self._now_known)
+        tokens = LaunchTokens(key, context.registry, context.wall)
+        coordinated = CoordinatedProvider(context.provider, context.coordination, key, self._presence.is_used, tokens)
+        self._provider: Provider = TypedProvider(coordinated, str(key))
+        look_deadline_s = rules.traits.look_deadline_s
+        self._calls = MachineCalls(
+            *(key, self._provider, self._machine_id, tokens, look_deadline_s),
             feed=self._feed,
             waiting=lambda: self.waiting,
         )
-        self._observer = observer
-        self._keep_awake = keep_awake
-        self._line = WaitingLine(crowd or Crowd(), rules.max_waiters)
-        self._on_step = on_step
-        self._wall = wall
-        self._waiters: dict[WaiterId, Waiter] = {}
         self._book = WakeBook()
-        self._traffic = TrafficWatch(rules.quiet_window_s)
-        self._ends_quiet = rules.ends_quiet
-        self._over = trio.Event()
-        self._quiet_window_s = rules.quiet_window_s
-        self._memory = Memory(key, witness)
-        self._recovering = self._draining = False
+        self._waiters = Waiters(WaitingLine(context.crowd, rules.max_waiters), self._book.waited)
+        self._leases = Leases(rules.quiet_window_s, ends_quiet=rules.ends_quiet, feed=self._feed, suspect=self.suspect)
+        self._memory = Memory(key, context.witness)
         means = Means(
             machine=self._last_seen,
             vouches=self._provider.vouches_nowait,
-            look=self._acting.look,
+            look=self._calls.look,
             recognises=self._memory.recognises,
             address_age_s=rules.traits.address_age_s,
             unreachable=self.report_unreachable,
         )
-        self._whereabouts = Whereabouts(key, places or Places(), means)
-        self._ids = itertools.count()
-        self._usher = Usher()
+        self._whereabouts = Whereabouts(key, context.places, means)
+        self._recovering = self._draining = False
         self._nursery: trio.Nursery | None = None
         self._probe = trio.CancelScope()
         self._deadline_moved = trio.Event()
@@ -168,19 +132,14 @@ class Satellite:
         on.
         """
         since = trio.current_time() if since is None else since
-        await self._enter()
-        waiter_id = WaiterId(next(self._ids))
-        waiter = self._waiters[waiter_id] = Waiter(who, trio.current_time(), self._usher.event())
         payer = who if payer is None else payer
-        words = self._line.refusal(payer)
-        self._feed(msg.Arrived(waiter_id, words is not None, since, tell_by, words or ""))
-        self._entering -= 1
-        self._leave_if_unused()  # it may have been refused at once
-        waiter.held = not waiter.done.is_set()
-        if waiter.held:
-            waiter.seat = self._line.take(payer, functools.partial(self._let_go, waiter_id))
-        elif words is not None and isinstance(waiter.error, LimitReached):
-            self._line.refused(words)
+        async with self._presence.entering(self._calls.look):
+            if self.state is SatelliteState.OPERATIONAL:
+                await self._whereabouts.make_certain(self._spawn_search)
+            waiter = self._waiters.add(who)
+            refusal = self._waiters.refusal(payer)
+            self._feed(msg.Arrived(waiter.id, refusal is not None, since, tell_by, refusal or ""))
+        self._waiters.hold(waiter, payer, refusal, self._let_go)
         try:
             await waiter.done.wait()
         except trio.Cancelled:
@@ -188,12 +147,9 @@ class Satellite:
                 waiter.lease.release()
             raise
         finally:
-            self._waiters.pop(waiter_id, None)
-            if not waiter.done.is_set():
-                self._book.waited(trio.current_time() - waiter.since)
-                self._leave_line(waiter)
-                self._feed(msg.Departed(waiter_id))
-        lease = lease_of(waiter)
+            if self._waiters.remove(waiter):
+                self._feed(msg.Departed(waiter.id))
+        lease = waiter.outcome()
         try:
             yield lease
         finally:
@@ -205,38 +161,21 @@ class Satellite:
 
         The caller releases the lease, or keeps it.
         """
-        if self.state is not SatelliteState.OPERATIONAL or not self._coordination.is_entered(self.key):
+        if self.state is not SatelliteState.OPERATIONAL or not self._presence.is_entered:
             return None
         if not self._whereabouts.is_certain():
             return None
-        waiter_id = WaiterId(next(self._ids))
-        waiter = self._waiters[waiter_id] = Waiter(who, trio.current_time(), self._usher.event())
-        self._feed(msg.Arrived(waiter_id))
-        del self._waiters[waiter_id]
-        return lease_of(waiter)
+        waiter = self._waiters.add(who)
+        self._feed(msg.Arrived(waiter.id))
+        self._waiters.remove(waiter)
+        return waiter.outcome()
 
-    async def _enter(self) -> None:
-        """Tell the other hosts that the satellite is wanted here; counted until the machine knows.
+    def _let_go(self, waiter: Waiter) -> None:
+        """A held client gives its place to another principal's."""
+        self._feed(msg.Departed(waiter.id))
 
-        Raises ProviderError; MachineUncertain if it is up, and nobody can say whether it still has its address.
-        """
-        self._entering += 1
-        try:
-            if not self._coordination.is_entered(self.key):
-                await self._coordination.enter(self.key, self._acting.look)
-            if self.state is SatelliteState.OPERATIONAL:
-                await self._whereabouts.make_certain(self._spawn_search)
-        except BaseException:
-            self._entering -= 1
-            self._leave_if_unused()
-            raise
-
-    def _is_used(self) -> bool:
-        return bool(self._entering or self._machine.known.leases or self._machine.known.waiting)
-
-    def _leave_if_unused(self) -> None:
-        if self._machine.known.state not in IN_REACH and not self._is_used():
-            self._coordination.leave_nowait(self.key)
+    def _now_known(self) -> Known:
+        return self._machine.known
 
     def _last_seen(self) -> Machine | None:
         return self._machine.known.machine
@@ -298,11 +237,11 @@ class Satellite:
             self._recovering = False
             self._machine.calls_ended(looks=True)
             traits = self.rules.traits
-            watch = (self._provider, self._machine_id, traits.look_deadline_s, self._feed, self._acting.looks)
+            watch = (self._provider, self._machine_id, traits.look_deadline_s, self._feed, self._calls.looks)
             await nursery.start(start_owned, self._owner("watch"), run_watch, *watch)
             calendar = (self._keep_awake, traits.hibernation_limit_s, self._wall, self._last_seen, self._feed)
             nursery.start_soon(run_owned, self._owner("calendar"), run_calendar, *calendar)
-            if self._ends_quiet:
+            if self.rules.ends_quiet:
                 nursery.start_soon(run_owned, self._owner("meters"), self._run_meters)
             nursery.start_soon(run_owned, self._owner("clock", self._broke), self._run_clock)
             task_status.started()
@@ -319,17 +258,13 @@ class Satellite:
                 await moved.wait()
                 continue
             # The last moment before a sleep is decided: the same step reads the meters and acts on them.
-            self._read_meters()
+            self._leases.read_meters()
             self._feed(msg.Tick())
 
     async def _run_meters(self) -> None:
         while True:
-            await trio.sleep(self._quiet_window_s)
-            self._read_meters()
-
-    def _read_meters(self) -> None:
-        if self._traffic.look(trio.current_time()):
-            self._feed(msg.Traffic())
+            await trio.sleep(self.rules.quiet_window_s)
+            self._leases.read_meters()
 
     # -- the machine's inputs and actions ------------------------------------------------------------------------------
 
@@ -359,26 +294,25 @@ class Satellite:
     def _stepped(self) -> None:
         self._deadline_moved.set()
         self._deadline_moved = trio.Event()
-        self._leave_if_unused()
+        self._presence.leave_if_unused()
         with contained(self._owner("budget")):
             self._on_step(self)
 
     def _broke(self, failure: Exception) -> None:
         """The machine has failed in the middle of a step: it begins anew, UNKNOWN, with what is certain."""
         before, self._machine = self._machine, SatelliteMachine(self.rules)
-        self._machine.take_over(before, leases=self._granted, metered=len(self._traffic), draining=self._draining)
+        self._machine.take_over(
+            before, leases=self._leases.granted, metered=self._leases.metered, draining=self._draining
+        )
         self._probe.cancel()
-        self._over.set()
-        self._over = trio.Event()
-        error = WakeFailed(f"{self.key}: {type(failure).__name__}: {failure}", peer_hint=BROKEN_WORDS)
-        now = trio.current_time()
-        for waiter in list(self._waiters.values()):
-            if not waiter.done.is_set():
-                waiter.error = error
-                self._end_wait(waiter, now)
+        self._leases.lapse()
+        self._waiters.fail_all(WakeFailed(f"{self.key}: {type(failure).__name__}: {failure}", peer_hint=BROKEN_WORDS))
         with contained(self._owner("step")):
             if before.known.state is not SatelliteState.UNKNOWN:
-                self._tell(msg.Moved(before.known.state, SatelliteState.UNKNOWN, "a fault of the daemon's own"), now)
+                self._tell(
+                    msg.Moved(before.known.state, SatelliteState.UNKNOWN, "a fault of the daemon's own"),
+                    trio.current_time(),
+                )
             self._stepped()
         if self._nursery is not None and not self._recovering:
             self._recovering = True
@@ -403,23 +337,18 @@ class Satellite:
     def _carry_out(self, action: Action, now: float) -> None:
         match action:
             case msg.Grant(waiter, address):
-                self._waiters[waiter].lease = Lease(
-                    address, self._released, self._metered, over=self._over, suspect=self.suspect
-                )
-                self._granted += 1
-                self._end_wait(self._waiters[waiter], now)
+                self._waiters.grant(waiter, self._leases.grant(address))
             case msg.Fail(waiter, error):
-                self._waiters[waiter].error = error
-                self._end_wait(self._waiters[waiter], now)
+                self._waiters.fail(waiter, error)
             case msg.Start():
                 self._memory.start_asked(now)
-                self._spawn(self._acting.start)
+                self._spawn(self._calls.start)
             case msg.Launch(generation):
-                self._spawn(self._acting.launch, generation)
+                self._spawn(self._calls.launch, generation)
             case msg.Stop(mode, force):
-                self._spawn(self._acting.stop, mode, force)
+                self._spawn(self._calls.stop, mode, force)
             case msg.EndQuiet(cut):
-                ended = self._traffic.end_all(cut=cut)
+                ended = self._leases.end_quiet(cut=cut)
                 self._log("quiet connections ended", {"connections": ended, "cut": cut})
             case msg.Probe(address):
                 self._probe = trio.CancelScope()
@@ -427,52 +356,23 @@ class Satellite:
             case msg.EndProbe():
                 self._probe.cancel()
             case msg.Look():
-                self._spawn(self._acting.look_as_asked)
+                self._spawn(self._calls.look_as_asked)
             case msg.Learned(lesson, words):
                 self.lessons[lesson] += 1
                 self._log("learned of a machine", {"lesson": lesson.value, "words": words}, logging.WARNING)
             case msg.Moved(before):
                 # It is told last, see `_feed`; but leases of what was operational are over before others are granted.
                 if before is SatelliteState.OPERATIONAL:
-                    self._over.set()
-                    self._over = trio.Event()
+                    self._leases.lapse()
             case _:
                 assert_never(action)
-
-    def _end_wait(self, waiter: Waiter, now: float) -> None:
-        if waiter.held:
-            self._book.waited(now - waiter.since)
-        self._leave_line(waiter)
-        waiter.done.set()
-
-    def _leave_line(self, waiter: Waiter) -> None:
-        if waiter.seat is not None:
-            waiter.seat.release()
-            waiter.seat = None
-
-    def _let_go(self, waiter_id: WaiterId, error: LimitReached) -> None:
-        """A held client gives its place to another principal's."""
-        waiter = self._waiters[waiter_id]
-        waiter.error = error
-        self._feed(msg.Departed(waiter_id))
-        self._end_wait(waiter, trio.current_time())
-
-    def _metered(self, lease: Lease) -> None:
-        if self._ends_quiet:
-            self._traffic.add(lease)
-            self._feed(msg.Metered())
-
-    def _released(self, lease: Lease) -> None:
-        self._granted -= 1
-        self._traffic.remove(lease)
-        self._feed(msg.Released(metered=self._ends_quiet and lease.meter is not None))
 
     def _tell(self, moved: msg.Moved, now: float) -> None:
         facts = self._book.take(moved.before, moved.after, now)
         who = ""
         if moved.after in WAKING:
             self._book.began(now)
-            who = next((waiter.who for waiter in self._waiters.values() if not waiter.done.is_set()), "")
+            who = self._waiters.first_who()
         told = Transition(self.key, moved.before, moved.after, self._wall(), moved.cause, who, facts)
         with contained(self._owner("observer")):
             self._observer(told)

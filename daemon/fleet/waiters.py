@@ -1,30 +1,114 @@
-"""Clients that wait for a lease, as the satellite's tasks hold them: who they are, and what their wait came to."""
+"""The clients that wait for a lease of one satellite, as its tasks hold them: what each one's wait came to."""
 
 import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
 
-from bentpipe.daemon.errors import BentpipeError
-from bentpipe.daemon.fleet.batched_release import UsheredEvent
-from bentpipe.daemon.fleet.crowd import Seat
+import trio
+
+from bentpipe.daemon.errors import BentpipeError, LimitReached
+from bentpipe.daemon.fleet.batched_release import Usher, UsheredEvent
+from bentpipe.daemon.fleet.crowd import Seat, WaitingLine
 from bentpipe.daemon.fleet.lease import Lease
+from bentpipe.daemon.fleet.machine.messages import WaiterId
 
 
 @dataclasses.dataclass(slots=True)
 class Waiter:
     """One client. `done` is set once there is a lease or an error."""
 
+    id: WaiterId
     who: str
     since: float
+    """trio.current_time() seconds."""
     done: UsheredEvent
     held: bool = False
     seat: Seat | None = None
     lease: Lease | None = None
     error: BentpipeError | None = None
 
+    def outcome(self) -> Lease:
+        """Return the lease. Raises the error, anew for each waiter: many share one."""
+        if self.error is not None:
+            raise type(self.error)(str(self.error), peer_hint=self.error.peer_hint) from self.error
+        if self.lease is None:
+            raise AssertionError("done without lease or error")
+        return self.lease
 
-def lease_of(waiter: Waiter) -> Lease:
-    """What the wait came to. Raises its error, anew for each waiter: many share one."""
-    if waiter.error is not None:
-        raise type(waiter.error)(str(waiter.error), peer_hint=waiter.error.peer_hint) from waiter.error
-    if waiter.lease is None:
-        raise AssertionError("done without lease or error")
-    return waiter.lease
+
+class Waiters:
+    """Those of one satellite. `waited` is told how long a held client has waited (seconds), when its wait ends."""
+
+    def __init__(self, line: WaitingLine, waited: Callable[[float], None]) -> None:
+        self._line = line
+        self._waited = waited
+        self._ids = itertools.count()
+        self._usher = Usher()
+        self._waiters: dict[WaiterId, Waiter] = {}
+
+    def add(self, who: str) -> Waiter:
+        """A client that wants a lease; `who` is for the books."""
+        waiter = Waiter(WaiterId(next(self._ids)), who, trio.current_time(), self._usher.event())
+        self._waiters[waiter.id] = waiter
+        return waiter
+
+    def refusal(self, payer: str) -> str | None:
+        """Why no more clients of this principal can be held; None if one can."""
+        return self._line.refusal(payer)
+
+    def hold(self, waiter: Waiter, payer: str, refusal: str | None, let_go: Callable[[Waiter], None]) -> None:
+        """Hold the client if its wait is not over yet. `refusal` is what was said of that, and is counted if it stands.
+
+        `let_go` is called if it gives its place to another principal's client.
+        """
+        waiter.held = not waiter.done.is_set()
+        if waiter.held:
+            waiter.seat = self._line.take(payer, functools.partial(self._give_way, waiter, let_go))
+        elif refusal is not None and isinstance(waiter.error, LimitReached):
+            self._line.refused(refusal)
+
+    def grant(self, waiter_id: WaiterId, lease: Lease) -> None:
+        """Its wait is over: it has a lease."""
+        self._waiters[waiter_id].lease = lease
+        self._end(self._waiters[waiter_id])
+
+    def fail(self, waiter_id: WaiterId, error: BentpipeError) -> None:
+        """Its wait is over: it is told `error`."""
+        self._waiters[waiter_id].error = error
+        self._end(self._waiters[waiter_id])
+
+    def fail_all(self, error: BentpipeError) -> None:
+        """All waits are over."""
+        for waiter in list(self._waiters.values()):
+            if not waiter.done.is_set():
+                self.fail(waiter.id, error)
+
+    def remove(self, waiter: Waiter) -> bool:
+        """Its task goes on, or ends. Returns whether it has left before its wait was over."""
+        self._waiters.pop(waiter.id, None)
+        if waiter.done.is_set():
+            return False
+        self._waited(trio.current_time() - waiter.since)
+        self._leave_line(waiter)
+        return True
+
+    def first_who(self) -> str:
+        """For the books: who has waited for the longest time; empty if nobody waits."""
+        return next((waiter.who for waiter in self._waiters.values() if not waiter.done.is_set()), "")
+
+    def _give_way(self, waiter: Waiter, let_go: Callable[[Waiter], None], error: LimitReached) -> None:
+        waiter.error = error
+        let_go(waiter)
+        self._end(waiter)
+
+    def _end(self, waiter: Waiter) -> None:
+        if waiter.held:
+            self._waited(trio.current_time() - waiter.since)
+        self._leave_line(waiter)
+        waiter.done.set()
+
+    def _leave_line(self, waiter: Waiter) -> None:
+        if waiter.seat is not None:
+            waiter.seat.release()
+            waiter.seat = None

@@ -20,6 +20,8 @@ from bentpipe.daemon.edge.health_connection import HealthChecks
 from bentpipe.daemon.edge.identity import Identities
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
 from bentpipe.daemon.edge.quotas import Quotas, quota_limits_of
+from bentpipe.daemon.fleet.context import FleetContext
+from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, Transition
@@ -117,19 +119,17 @@ def _fleet_of(config: Config, provider: Providers, books: Books, boot_ids: BootI
         if books.recorder is not None:
             books.recorder.record_nowait(transition)
 
-    fleet = Fleet(
-        config.satellite,
+    limits = config.limits
+    context = FleetContext(
         provider,
         observe,
-        max_held=config.limits.max_held_per_satellite,
-        max_held_in_all=config.limits.max_held,
-        max_held_per_principal=config.limits.max_held_per_principal,
-        budget=config.budget,
+        crowd=Crowd(limits.max_held, limits.max_held_per_principal),
+        places=places_of(config),
         coordination=books.stores.coordination,
         registry=books.stores.registry,
         witness=boot_ids.ask,
-        places=places_of(config),
     )
+    fleet = Fleet(config.satellite, context, max_held=limits.max_held_per_satellite, budget=config.budget)
     health = HealthBoard(fleet)
     return health, fleet
 

@@ -14,6 +14,8 @@ from beds.machines.emulated_ec2 import TEMPLATE, ec2_section, tags_of
 from bentpipe.config.model import BudgetSection, Ec2Section, SatelliteSection
 from bentpipe.daemon.errors import BentpipeError, StoreError
 from bentpipe.daemon.fleet import satellite
+from bentpipe.daemon.fleet.context import FleetContext
+from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.machine import descent, setbacks, sleeping, waiting
 from bentpipe.daemon.ids import machine_id_of
@@ -158,7 +160,8 @@ class Bed:
             self.transitions.append(transition)
             recorder.record_nowait(transition)
 
-        fleet = Fleet(self.sections, provider, observe, max_held=1000, max_held_in_all=2000, budget=budget)
+        context = FleetContext(provider, observe, crowd=Crowd(2000))
+        fleet = Fleet(self.sections, context, max_held=1000, budget=budget)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(recorder.run_recorder)

@@ -14,7 +14,9 @@ from beds.stores.memory_rows import MemoryRows
 from bentpipe.daemon.coordination.shared import SharedCoordination
 from bentpipe.daemon.coordination.turn import SharedTurn
 from bentpipe.daemon.errors import STORE_HINT, ProviderRetryable, SleepVetoed, StoreError
+from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
+from bentpipe.daemon.fleet.launches import LaunchTokens
 from bentpipe.daemon.fleet.machine.rules import Rules
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import (
@@ -118,7 +120,8 @@ async def edges(machine: SharedMachine, *sleep_after_s: float) -> AsyncIterator[
                 wire, f"edge-{number}", lease_s=LEASE_S, host_expiry_s=EXPIRY_S, clock=clock
             )
             rules = dataclasses.replace(RULES, sleep_after_s=after_s)
-            satellite = Satellite(KEY, rules, machine, MACHINE_ID, lambda transition: None, coordination=coordination)
+            context = FleetContext(machine, lambda transition: None, coordination=coordination)
+            satellite = Satellite(KEY, rules, context)
             found.append(Edge(wire, coordination, satellite))
             await nursery.start(coordination.run)
             await nursery.start(satellite.run)
@@ -225,7 +228,7 @@ async def test_a_client_that_leaves_while_entering_leaves_nothing(machine: Share
 async def test_what_the_provider_is_asked_in_whose_turn(machine: SharedMachine) -> None:
     async with edges(machine, 600) as (edge,):
         used = False
-        provider = CoordinatedProvider(machine, edge.coordination, KEY, lambda: used)
+        provider = CoordinatedProvider(machine, edge.coordination, KEY, lambda: used, LaunchTokens(KEY))
         await provider.start(MACHINE_ID)
         await provider.start(MACHINE_ID)
         assert machine.calls == ["start"]

@@ -17,6 +17,8 @@ from bentpipe.daemon.errors import (
     SatelliteUnusable,
 )
 from bentpipe.daemon.fleet import satellite as module
+from bentpipe.daemon.fleet.context import FleetContext
+from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.machine.rules import Rules
 from bentpipe.daemon.model import (
@@ -42,14 +44,17 @@ def section(name: str, **more: object) -> SatelliteSection:
 
 
 class Bed:
-    def __init__(self, nursery: trio.Nursery, **fleet: Any) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, *, budget: BudgetSection | None = None, max_held_in_all: int | None = None
+    ) -> None:
         self.nursery = nursery
         self.provider = MemoryProvider()
         for name in NAMES:
             self.provider.add(f"acme.{name}", pending_s=5.0, stopping_s=5.0)
         self.told: list[Transition] = []
         sections = [section(name) for name in NAMES]
-        self.fleet = Fleet(sections, self.provider, self.told.append, **{"max_held": 100, **fleet})
+        context = FleetContext(self.provider, self.told.append, crowd=Crowd(max_held_in_all))
+        self.fleet = Fleet(sections, context, max_held=100, budget=budget)
         self.served: list[str] = []
         self.refused: list[str] = []
 
@@ -210,11 +215,8 @@ async def test_the_hours_to_be_awake_by_the_wall_clock(autojump_clock: MockClock
     satellite = module.Satellite(
         SatelliteKey("acme", "a"),
         Rules(**{**RULES, "sleep_after_s": 1800.0}),
-        provider,
-        provider.machines[next(iter(provider.machines))].machine_id,
-        told.append,
+        FleetContext(provider, told.append, wall=lambda: seven + trio.current_time() - begun),
         keep_awake=hours.keep_awake,
-        wall=lambda: seven + trio.current_time() - begun,
     )
     await nursery.start(satellite.run)
     await trio.sleep(24 * 3600)
@@ -257,10 +259,7 @@ async def test_a_machine_hibernated_for_fifty_days_is_renewed(autojump_clock: Mo
     satellite = module.Satellite(
         SatelliteKey("acme", "a"),
         Rules(**{**RULES, "sleep_after_s": 1800.0, "sleep_mode": SleepMode.HIBERNATE}),
-        provider,
-        machine.machine_id,
-        told.append,
-        wall=lambda: 49.9 * 86400 + trio.current_time() - begun,
+        FleetContext(provider, told.append, wall=lambda: 49.9 * 86400 + trio.current_time() - begun),
     )
     await nursery.start(satellite.run)
     await trio.sleep(86400)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bentpipe.daemon.errors import StoreError
-from bentpipe.daemon.fleet.launches import SETTLED_S, Launches
+from bentpipe.daemon.fleet.launches import PERIOD_S, SETTLED_S, LaunchTokens
 from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.registry.sqlite import SqliteRegistry
 
@@ -18,8 +18,8 @@ class Daemons:
         self.now_s = 1e9
         self.registry = SqliteRegistry(path)
 
-    def launches(self) -> Launches:
-        return Launches(self.registry, KEY, wall=lambda: self.now_s)
+    def launches(self) -> LaunchTokens:
+        return LaunchTokens(KEY, self.registry, wall=lambda: self.now_s)
 
 
 @pytest.fixture
@@ -64,3 +64,17 @@ async def test_without_the_registry_there_is_no_launch(daemons: Daemons) -> None
         await daemons.launches().begin("a")
     await daemons.launches().done(MachineId("acme.m"))
     await daemons.registry.aclose()
+
+
+async def test_without_a_registry_the_satellites_own_token_counts() -> None:
+    now_s = 10 * PERIOD_S
+    tokens = LaunchTokens(KEY, wall=lambda: now_s)
+    first = tokens.asked(0)
+    assert await tokens.begin(first) == first
+    await tokens.done(MachineId("acme.m"))
+    now_s += PERIOD_S
+    assert tokens.asked(0) == first  # however late the call is repeated
+    assert tokens.asked(1) != first
+    begun_again = LaunchTokens(KEY, wall=lambda: 10.5 * PERIOD_S)
+    assert begun_again.asked(0) == first
+    assert LaunchTokens(KEY, wall=lambda: 11 * PERIOD_S).asked(0) != first

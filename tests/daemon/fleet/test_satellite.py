@@ -23,6 +23,7 @@ from bentpipe.daemon.errors import (
     SleepModeRefused,
     WakeFailed,
 )
+from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.machine.rules import BLOCKED_FIRST_S, RETRY_START_S, Rules
 from bentpipe.daemon.fleet.satellite import Satellite
@@ -168,7 +169,7 @@ async def open_bed() -> AsyncIterator[Bed]:
     with socket.create_server(("127.0.0.1", 0), backlog=64) as port:
         provider = ScriptedProvider(Address("127.0.0.1", port.getsockname()[1]))
         transitions: list[Transition] = []
-        satellite = Satellite(SatelliteKey("acme", "m"), RULES, provider, MACHINE_ID, transitions.append)
+        satellite = Satellite(SatelliteKey("acme", "m"), RULES, FleetContext(provider, transitions.append))
         async with trio.open_nursery() as nursery:
             bed = Bed(satellite, provider, nursery)
             bed.transitions = transitions

@@ -25,6 +25,7 @@ from bentpipe.daemon.errors import (
     SleepTooEarly,
 )
 from bentpipe.daemon.fleet import satellite as module
+from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.machine import messages as msg
@@ -113,7 +114,7 @@ class World:
     def __init__(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
         self.provider = CheckedProvider()
-        self.machine = self.provider.add("m", call_s=0.1, pending_s=3.0, stopping_s=4.0)
+        self.machine = self.provider.add("acme.m", call_s=0.1, pending_s=3.0, stopping_s=4.0)
         self.told: list[Transition] = []
         self.clients: list[Client] = []
         self.splices: list[Splice] = []
@@ -122,12 +123,13 @@ class World:
         self.satellite = self.provider.satellite = CheckedSatellite(
             KEY,
             RULES,
-            self.provider,
-            self.machine.machine_id,
-            self.observe,
-            witness=self.witness,
-            crowd=self.crowd,
-            wall=lambda: WALL_S + trio.current_time(),
+            FleetContext(
+                self.provider,
+                self.observe,
+                witness=self.witness,
+                crowd=self.crowd,
+                wall=lambda: WALL_S + trio.current_time(),
+            ),
         )
 
     def observe(self, transition: Transition) -> None:

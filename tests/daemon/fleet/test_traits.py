@@ -14,6 +14,7 @@ from beds.machines.memory_provider import FakeMachine, MemoryProvider, OnHiberna
 from bentpipe.config.model import SatelliteSection
 from bentpipe.daemon.errors import WakeFailed
 from bentpipe.daemon.fleet import satellite as module
+from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.ids import machine_id_of
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, MachineTraits, SatelliteKey
@@ -98,7 +99,8 @@ class Bed:
         }
         self.machines["other"].address = Address("198.51.100.1", 8372)
         provider = Providers({self.machines[name].machine_id: cloud for name, cloud in self.clouds.items()})
-        self.fleet = Fleet([section(name) for name in self.clouds], provider, lambda _: None, max_held=10, wall=wall)
+        context = FleetContext(provider, lambda _: None, wall=wall)
+        self.fleet = Fleet([section(name) for name in self.clouds], context, max_held=10)
 
     def satellite(self, name: str) -> module.Satellite:
         return self.fleet.get(SatelliteKey("acme", name))

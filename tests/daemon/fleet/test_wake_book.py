@@ -8,6 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from bentpipe.daemon.errors import ProviderPermanent, ProviderRetryable, SatelliteUnusable
 from bentpipe.daemon.fleet import satellite as module
+from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.machine.rules import Rules
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.fleet.wake_book import WakeBook
@@ -38,7 +39,7 @@ RULES = Rules(
     max_waiters=10,
     traits=TRAITS,
 )
-ID = MachineId("m")
+ID = MachineId("acme.a")
 
 
 def test_phases_never_add_up_to_more_than_the_wake() -> None:
@@ -116,7 +117,7 @@ async def test_a_satellite_tells_who_woke_it_and_what_each_phase_took(
     monkeypatch.setattr(module, "wait_listening", listens_after_a_second)
     told: list[Transition] = []
     provider = SlowProvider()
-    satellite = Satellite(SatelliteKey("acme", "a"), RULES, provider, ID, told.append)
+    satellite = Satellite(SatelliteKey("acme", "a"), RULES, FleetContext(provider, told.append))
     await nursery.start(satellite.run)
 
     async def come(who: str, patience_s: float = 60) -> None:
@@ -156,7 +157,7 @@ async def test_a_wake_that_failed_kept_its_clients_waiting_too(
     told: list[Transition] = []
     provider = SlowProvider()
     provider.refuse = True
-    satellite = Satellite(SatelliteKey("acme", "a"), RULES, provider, ID, told.append)
+    satellite = Satellite(SatelliteKey("acme", "a"), RULES, FleetContext(provider, told.append))
     await nursery.start(satellite.run)
     for _ in range(2):
         with pytest.raises(SatelliteUnusable):
@@ -177,7 +178,7 @@ async def test_each_attempt_to_start_counts_for_its_wake(
     told: list[Transition] = []
     provider = SlowProvider()
     provider.faults = 2
-    satellite = Satellite(SatelliteKey("acme", "a"), RULES, provider, ID, told.append)
+    satellite = Satellite(SatelliteKey("acme", "a"), RULES, FleetContext(provider, told.append))
     await nursery.start(satellite.run)
 
     async def boot() -> None:

@@ -11,6 +11,7 @@ from beds.machines.memory_provider import FakeMachine, MemoryProvider
 from bentpipe.config.model import SatelliteSection
 from bentpipe.daemon.errors import MachineUncertain, ProviderRetryable
 from bentpipe.daemon.fleet import satellite as module
+from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.resume import Evidence
 from bentpipe.daemon.fleet.satellite import Satellite
@@ -73,7 +74,8 @@ async def bed(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
         for key in (ONE, TWO)
     ]
     proven = frozenset(getattr(request, "param", ()))
-    fleet = Fleet(sections, provider, lambda _: None, max_held=100, witness=witness, places=Places(Claims(), proven))
+    context = FleetContext(provider, lambda _: None, witness=witness, places=Places(Claims(), proven))
+    fleet = Fleet(sections, context, max_held=100)
     async with trio.open_nursery() as nursery:
         await nursery.start(fleet.run)
         yield Bed(fleet, provider, boot_ids, probed)

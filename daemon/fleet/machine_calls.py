@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from bentpipe.daemon.errors import MachineNotFound, ProviderError, ProviderRetryable
-from bentpipe.daemon.fleet.launches import LaunchNames
+from bentpipe.daemon.fleet.launches import LaunchTokens
 from bentpipe.daemon.fleet.machine import messages as msg
 from bentpipe.daemon.fleet.machine.messages import Input
 from bentpipe.daemon.model import MachineId, SatelliteKey, SleepMode
@@ -19,7 +19,7 @@ from bentpipe.daemon.providers.series import Series
 log = logging.getLogger("bentpipe.fleet")
 
 
-class Acting:
+class MachineCalls:
     """`feed` takes what is told; `waiting` says how many clients wait."""
 
     def __init__(
@@ -27,7 +27,7 @@ class Acting:
         key: SatelliteKey,
         provider: Provider,
         machine_id: MachineId,
-        names: LaunchNames,
+        tokens: LaunchTokens,
         look_deadline_s: float,
         *,
         feed: Callable[[Input], None],
@@ -35,7 +35,7 @@ class Acting:
     ) -> None:
         self._provider = provider
         self._machine_id = machine_id
-        self._names = names
+        self._tokens = tokens
         self._look_deadline_s = look_deadline_s
         self._feed = feed
         self._waiting = waiting
@@ -73,7 +73,7 @@ class Acting:
 
     async def launch(self, generation: int) -> None:
         """Carry out a Launch."""
-        await self._bring_up(self._provider.launch(self._machine_id, self._names.of(generation)))
+        await self._bring_up(self._provider.launch(self._machine_id, self._tokens.asked(generation)))
 
     async def _bring_up(self, call: Awaitable[None]) -> None:
         error: ProviderError | None = None

@@ -1,0 +1,93 @@
+"""Carries out the plans of the awake budget (`budget.py` makes them): it grants places to satellites, and evicts them."""
+
+import trio
+
+from bentpipe.config.model import BudgetSection
+from bentpipe.daemon.fleet.budget import Holder, Limits, Request, plan
+from bentpipe.daemon.fleet.satellite import Satellite
+from bentpipe.daemon.model import SatelliteKey
+
+
+def limits_of(section: BudgetSection) -> Limits:
+    """Take the budget's limits out of the configuration."""
+    return Limits(section.max_awake, section.max_awake_per_org, tuple(section.org.items()))
+
+
+class AwakeBudget:
+    """Carries out the awake budget's plans, in the same step in which a satellite gives reason for one."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._satellites: dict[SatelliteKey, Satellite] = {}
+        self._holders: dict[SatelliteKey, Holder] = {}
+        self._queue: dict[SatelliteKey, Request] = {}
+        self._settling = False
+        self._again_at = float("inf")
+        self._moved = trio.Event()
+
+    def manage(self, satellites: dict[SatelliteKey, Satellite]) -> None:
+        """Take over, before any of them runs."""
+        self._satellites = satellites
+        for satellite in satellites.values():
+            self._note(satellite)
+
+    @property
+    def queue(self) -> tuple[SatelliteKey, ...]:
+        """Who waits for a place, first come first."""
+        return tuple(self._queue)
+
+    def stepped(self, satellite: Satellite) -> None:
+        """A satellite may be something else to the budget than before: if so, grant and evict until all is settled.
+
+        What is done here makes satellites step, which calls this again.
+        """
+        if self._note(satellite):
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._settling:
+            return
+        self._settling = True
+        try:
+            while self._settle_once():
+                pass
+        finally:
+            self._settling = False
+
+    def _note(self, satellite: Satellite) -> bool:
+        """Remember what the satellite is to the budget. Returns whether that is news."""
+        key, place = satellite.key, satellite.place()
+        before = self._holders.get(key) or self._queue.get(key)
+        if place == before:
+            return False
+        self._holders.pop(key, None)
+        if isinstance(place, Request):
+            self._queue[key] = place  # one that is in it keeps its turn
+            return True
+        self._queue.pop(key, None)
+        if place is not None:
+            self._holders[key] = place
+        return True
+
+    def _settle_once(self) -> bool:
+        self._again_at = float("inf")
+        if not self._queue:
+            return False
+        holders, requests = list(self._holders.values()), list(self._queue.values())
+        planned = plan(self.limits, holders, requests, trio.current_time())
+        done = [self._satellites[key].evict() for key in planned.evictions]
+        done += [self._satellites[key].grant_place() for key in planned.grants]
+        if planned.again_at is not None:
+            self._again_at = planned.again_at
+            self._moved.set()
+            self._moved = trio.Event()
+        return any(done)
+
+    async def run_clock(self) -> None:
+        """Settle when an idle satellite becomes old enough to be evicted, for ever."""
+        while True:
+            moved = self._moved
+            with trio.move_on_at(self._again_at):
+                await moved.wait()
+                continue
+            self._settle()

@@ -1,0 +1,57 @@
+"""Whether this host uses one satellite, as the other hosts of the fleet are told.
+
+A host enters before it lets a client in, and leaves when nobody uses the satellite and it is not awake: while it is awake,
+another host must not put it to sleep before this host has found it idle. The rules between hosts are in
+`daemon/coordination/contract.py`.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from bentpipe.daemon.coordination.contract import Coordination
+from bentpipe.daemon.fleet.machine.known import Known
+from bentpipe.daemon.fleet.machine.states import WAKING
+from bentpipe.daemon.model import SatelliteKey, SatelliteState
+
+KEPT_IN = frozenset({SatelliteState.OPERATIONAL, SatelliteState.STOPPING, *WAKING})
+"""In these states the host stays entered, even if nobody uses the satellite."""
+
+
+class Presence:
+    """Of this host, at one satellite. `known` returns what is known of the satellite now."""
+
+    def __init__(self, key: SatelliteKey, coordination: Coordination, known: Callable[[], Known]) -> None:
+        self._key = key
+        self._coordination = coordination
+        self._known = known
+        self._entering = 0
+
+    @property
+    def is_entered(self) -> bool:
+        """Whether the other hosts know that this host uses the satellite."""
+        return self._coordination.is_entered(self._key)
+
+    def is_used(self) -> bool:
+        """Whether a client uses the satellite, waits for it, or is about to."""
+        known = self._known()
+        return bool(self._entering or known.leases or known.waiting)
+
+    @contextlib.asynccontextmanager
+    async def entering(self, look: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+        """Enter for a client, which counts until the block ends: by then the satellite's machine must know of it.
+
+        `look` looks at the machine anew. Raises ProviderError.
+        """
+        self._entering += 1
+        try:
+            if not self.is_entered:
+                await self._coordination.enter(self._key, look)
+            yield
+        finally:
+            self._entering -= 1
+            self.leave_if_unused()
+
+    def leave_if_unused(self) -> None:
+        """Tell the other hosts that this host uses the satellite no more, if that is so. Called after each step."""
+        if self._known().state not in KEPT_IN and not self.is_used():
+            self._coordination.leave_nowait(self._key)
