@@ -35,10 +35,10 @@ NETWORK_ERRNOS = frozenset(
 """Errors of accept that concern one connection, which is then gone (accept(2)). Any other error would come again at once."""
 
 EXHAUSTED_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-"""The process or the host has run out of what a connection needs: old strangers are put out (`Quotas.make_room`)."""
+"""The process or the host has run out of what a connection needs: old strangers are evicted (`Quotas.make_room`)."""
 
 PAUSE_S = 0.005
-"""Between two looks whether a stranger has left, while none may be put out for a newcomer: see `Quotas.pause_s`."""
+"""Between two looks whether a stranger has left, while none may be evicted for a newcomer: see `Quotas.pause_s`."""
 
 
 def bind(host: str, port: int) -> list[socket.socket]:

@@ -36,7 +36,7 @@ class Outcome(enum.Enum):
     BROKEN = "broken"
     """The connection broke, or one of its legs failed between lease and hand-off."""
     OVER_LIMIT = "over-limit"
-    """A stranger was put out: max_strangers, max_connections_per_address or stranger_bytes was reached."""
+    """A stranger was evicted: max_strangers, max_connections_per_address or stranger_bytes was reached."""
     CRASHED = "crashed"
     """A bug of bentpipe; the log has its traceback."""
 

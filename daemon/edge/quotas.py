@@ -5,11 +5,11 @@ Pure bookkeeping; only the Trio thread calls it. A connection has one `Place`, f
     accept ──▶ stranger (its address prefix's) ──promote──▶ principal (and satellite)
                   │ too many strangers                        │
                   ▼                                           ▼
-                put out                                     released
+                evicted                                     released
 
 - A stranger is a client that has shown no proof yet. It cannot be told from a caller with a token. Strangers have few
   places. If all of them are taken, a newcomer is let in nevertheless, and the oldest stranger of the most crowded prefix is
-  put out. A caller needs a moment to show its token. Nobody is put out before that moment is over to make a place free:
+  evicted. A caller needs a moment to show its token. Nobody is evicted before that moment is over to make a place free:
   `pause_s` says for how long the listener must not accept, and new connections wait in the kernel meanwhile. The moment is
   shorter in a prefix that floods.
 - A client that has shown a token is charged to its principal's quota. No stranger and no other principal can fill that quota
@@ -37,11 +37,11 @@ from bentpipe.daemon.shares import Loan, Reserve
 log = logging.getLogger("bentpipe.edge")
 
 GRACE_S, GRACE_MOST_S = 1.0, 5.0
-"""A stranger is not put out to make a place free before this time has passed: TLS and the opening take three round trips."""
+"""A stranger is not evicted to make a place free before this time has passed: TLS and the opening take three round trips."""
 GRACE_FACTOR = 3.0
 """The grace is this many times the usual time from accept to a token: if there is much to do, all clients are slow."""
 FLOOD_PART, FLOOD_GRACE_S, FLOOD_S = 16, 0.25, 10.0
-"""A prefix floods if it has more than 1/FLOOD_PART of the strangers' places and one of its strangers was put out in the last
+"""A prefix floods if it has more than 1/FLOOD_PART of the strangers' places and one of its strangers was evicted in the last
 FLOOD_S to make a place free. Its strangers then have FLOOD_GRACE_S: else newcomers would wait behind the flood in the
 kernel's queue."""
 NEWEST_WEIGHT = 0.1
@@ -60,7 +60,7 @@ class Kind(enum.Enum):
     STRANGER = "stranger"
     PRINCIPAL = "principal"
     NONE = "none"
-    """Released, or put out."""
+    """Released, or evicted."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,10 +106,10 @@ class Place:
         "_handed_off",
         "_quotas",
         "cost_bytes",
+        "eviction_words",
         "kind",
         "path",
         "principal",
-        "put_out_words",
         "said_bytes",
         "satellite",
         "scope",
@@ -119,8 +119,8 @@ class Place:
     def __init__(self, quotas: "Quotas", path: Path, now: float) -> None:
         self._quotas = quotas
         self.scope: Scope | None = None
-        """Is cancelled when the place is put out; the place is off its quota by then, and `put_out_words` has the
-        reason. None: the place cannot be put out now. A stranger's always can; an admitted client's only while the client is
+        """Is cancelled when the place is evicted; the place is off its quota by then, and `eviction_words` has the
+        reason. None: the place cannot be evicted now. A stranger's always can; an admitted client's only while the client is
         held."""
         self._handed_off = False
         self.kind = Kind.NONE
@@ -132,8 +132,8 @@ class Place:
         """What the connection costs, without what the client has sent."""
         self.said_bytes = 0
         """How much is kept of what the client has sent, or of what has to be sent to it."""
-        self.put_out_words: str | None = None
-        """Why the place was put out, in words for the client; None if it was not."""
+        self.eviction_words: str | None = None
+        """Why the place was evicted, in words for the client; None if it was not."""
 
     @property
     def held_bytes(self) -> int:
@@ -142,7 +142,7 @@ class Place:
 
     @property
     def can_end(self) -> bool:
-        """Whether the place can be put out now."""
+        """Whether the place can be evicted now."""
         return self.scope is not None
 
     def readdress(self, host: str) -> None:
@@ -160,7 +160,7 @@ class Place:
         """Say how much is kept now of what the client has sent. Raises LimitReached if that is too much; it is counted
         still.
 
-        A stranger is not refused: the stranger that holds most is put out, this one or another.
+        A stranger is not refused: the stranger that holds most is evicted, this one or another.
         """
         self._quotas._keep(self, said_bytes)
 
@@ -211,7 +211,7 @@ class Quotas:
         self._usual_s = 0.0
         self._floods_until: dict[str, float] = {}
         self.reached: collections.Counter[str] = collections.Counter()
-        """How often each limit was reached, by its name: a client was refused or put out."""
+        """How often each limit was reached, by its name: a client was refused or evicted."""
 
     # -- what is taken ------------------------------------------------------------------------------------------------
 
@@ -254,7 +254,7 @@ class Quotas:
 
     @property
     def grace_s(self) -> float:
-        """For how long a stranger may show its token before it can be put out to make a place free."""
+        """For how long a stranger may show its token before it can be evicted to make a place free."""
         return self._grace_s(GRACE_S)
 
     def _grace_s(self, least_s: float) -> float:
@@ -266,13 +266,13 @@ class Quotas:
     def _floods(self, path: Path) -> bool:
         return self._floods_until.get(path[0], 0.0) > self._clock() and self._is_crowded(path)
 
-    def _put_out_for_places(self, place: Place | None) -> None:
+    def _evict_for_places(self, place: Place | None) -> None:
         if place is not None and self._is_crowded(place.path):
             self._floods_until.pop(place.path[0], None)
             self._floods_until[place.path[0]] = self._clock() + FLOOD_S
             if len(self._floods_until) > FLOOD_PART:
                 del self._floods_until[next(iter(self._floods_until))]
-        self._put_out(place, "max_strangers")
+        self._evict(place, "max_strangers")
 
     def pause_s(self) -> float:
         """For how long the listener must not accept: strangers have all their places, and the oldest one is still too
@@ -283,15 +283,15 @@ class Quotas:
         return 0.0 if oldest is None else self._due_in_s(oldest)
 
     def _due_in_s(self, stranger: Place) -> float:
-        """For how long the stranger must not be put out yet to make a place free."""
+        """For how long the stranger must not be evicted yet to make a place free."""
         grace_s = self._grace_s(FLOOD_GRACE_S) if self._floods(stranger.path) else self.grace_s
         return max(0.0, stranger.since + grace_s - self._clock())
 
     def open(self, host: str) -> Place:
-        """Give an accepted connection a stranger's place. Another stranger may be put out for it."""
+        """Give an accepted connection a stranger's place. Another stranger may be evicted for it."""
         place = Place(self, prefix_of(host), self._clock())
         if len(self._strangers) >= self._limits.strangers:
-            self._put_out_for_places(self._strangers.oldest_of_the_most_crowded())
+            self._evict_for_places(self._strangers.oldest_of_the_most_crowded())
         place.kind = Kind.STRANGER
         self._enter(place)
         return place
@@ -304,7 +304,7 @@ class Quotas:
             and oldest.since + self.grace_s <= self._clock()
         ):
             # Strangers that have come within the grace stay, as they may all have a token; `max_strangers` bounds them.
-            self._put_out(oldest, "max_connections_per_address")
+            self._evict(oldest, "max_connections_per_address")
         self._strangers.add(place)
         self._stranger_said += place.said_bytes
         self._bound_bytes(place)
@@ -321,31 +321,31 @@ class Quotas:
     def make_room(self) -> bool:
         """Put out as many strangers as a client needs descriptors: the process has run out of descriptors or memory.
 
-        Returns whether there were so many. No stranger is put out within its grace.
+        Returns whether there were so many. No stranger is evicted within its grace.
         """
         for _ in range(CONNECTION_FDS):
             oldest = self._strangers.oldest_of_the_most_crowded()
             if oldest is None or self._due_in_s(oldest) > 0:
                 return False
-            self._put_out(oldest, DESCRIPTORS, "the daemon has run out of descriptors")
+            self._evict(oldest, DESCRIPTORS, "the daemon has run out of descriptors")
         return True
 
     def _bound_bytes(self, place: Place) -> None:
         limit, share = self._limits.strangers_bytes, self._limits.per_prefix / self._limits.strangers
         most = max(int(limit * share), STRANGER_BYTES)
         while self._strangers.bytes_of(place.path) > most:
-            self._put_out(self._strangers.most_expensive(place.path), "stranger_bytes")
+            self._evict(self._strangers.most_expensive(place.path), "stranger_bytes")
         while self._strangers.held_bytes > max(limit, STRANGER_BYTES):
-            self._put_out(self._strangers.most_expensive(), "stranger_bytes")
+            self._evict(self._strangers.most_expensive(), "stranger_bytes")
 
-    def _put_out(self, found: Place | None, limit: str, cause: str | None = None) -> None:
+    def _evict(self, found: Place | None, limit: str, cause: str | None = None) -> None:
         if found is None:
             return
         words = f"{cause or f'limits.{limit} is reached'}, and this connection had to make room for others"
         fields = {"limit": limit, "prefix": found.path[-1], "age_s": round(self._clock() - found.since, 1)}
-        log_limited(log, f"put out: {limit}", "put out", fields, logging.WARNING)
+        log_limited(log, f"evicted: {limit}", "evicted", fields, logging.WARNING)
         self.reached[limit] += 1
-        found.put_out_words = words
+        found.eviction_words = words
         scope, found.scope = found.scope, None
         if found.kind is Kind.STRANGER:
             self._release(found)
@@ -360,7 +360,7 @@ class Quotas:
         if place.kind is Kind.PRINCIPAL:
             return
         if place.kind is Kind.NONE:
-            raise LimitReached("promoted too late", peer_hint=place.put_out_words)
+            raise LimitReached("promoted too late", peer_hint=place.eviction_words)
         known = self._principals()
         self._admitted.know(known)
         limit = "max_connections" if self._limits.per_principal is None else "max_connections_per_principal"
@@ -395,7 +395,7 @@ class Quotas:
         if more > 0 and place.kind is Kind.PRINCIPAL and said_bytes > FAIR_BYTES:
             words = self._said.refusal(place.principal, more)
             while words is None and (found := self._said.excess(more, place.principal, lambda item: item.can_end)):
-                self._put_out(found, "held_bytes")
+                self._evict(found, "held_bytes")
         self._note(place, said_bytes)
         if words is not None:
             self.reached["held_bytes"] += 1

@@ -59,7 +59,7 @@ class Session:
                     # The only way out: the client can read our last words, even if more of its bytes lie unread.
                     await self._client.close_gracefully()
                 if outcome is None:
-                    outcome = self._put_out()
+                    outcome = self._tell_evicted()
             finally:
                 self._client.close()
                 if self._served is not None:
@@ -182,12 +182,12 @@ class Session:
             await self._say(TOO_LATE)
         return Outcome.DEADLINE
 
-    def _put_out(self) -> Outcome:
-        """Tell a stranger that it was put out, as far as that is possible without a wait."""
+    def _tell_evicted(self) -> Outcome:
+        """Tell a stranger that it was evicted, as far as that is possible without a wait."""
         last = self._caller.greeting.last_stream if self._served is None else self._served.last_stream
         if self._caller.greeting.state not in (State.PREFACE, State.ENDED):
             with contextlib.suppress(TransportError):
-                self._client.send_nowait(goaway(ErrorCode.NO_ERROR, self._caller.place.put_out_words or "", last))
+                self._client.send_nowait(goaway(ErrorCode.NO_ERROR, self._caller.place.eviction_words or "", last))
                 self._client.receive_nowait()  # closing with unread input would destroy our last words
         return Outcome.OVER_LIMIT
 

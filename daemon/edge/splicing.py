@@ -195,7 +195,7 @@ class Splicing:
             # The client has heard the satellite: we must not say anything any more.
             log.info("revoked before the splice", extra={"fields": {"peer": caller.peer, "error": str(exc)}})
             raise ConnectionOver(Outcome.REFUSED) from exc
-        # A client that was cut or put out is not spliced in its last step.
+        # A client that was cut or evicted is not spliced in its last step.
         await trio.lowlevel.checkpoint_if_cancelled()
         splice = Splice(claim.key, claim.who, caller.peer, lease, caller.place, claim.credentials)
         self._edge.handoff.hand_off(caller.transport, target, splice, pending)

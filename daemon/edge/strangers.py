@@ -1,7 +1,7 @@
-"""Counts strangers by address prefix, and finds the stranger to put out if there are too many. Pure.
+"""Counts strangers by address prefix, and finds the stranger to evict if there are too many. Pure.
 
 IPv4 counts by /32. IPv6 counts by /64, since a /64 belongs to one customer at least (RFC 6177, RFC 7934). IPv4-mapped
-addresses count as IPv4. A /48 or /56 often belongs to one customer too, and costs nothing. So the stranger to put out is
+addresses count as IPv4. A /48 or /56 often belongs to one customer too, and costs nothing. So the stranger to evict is
 looked for in the most crowded /48, there in the most crowded /56, and so on: 65,536 prefixes of one attacker then weigh no
 more than one prefix.
 """
@@ -151,14 +151,14 @@ class Strangers(Generic[S]):
         return None if found is None else next(iter(found.strangers))
 
     def oldest_of_the_most_crowded(self) -> S | None:
-        """The stranger to put out if there are too many."""
+        """The stranger to evict if there are too many."""
         group = self._root
         while group.finer:
             group = group.most_crowded()
         return next(iter(group.strangers), None)
 
     def most_expensive(self, path: Path = ()) -> S | None:
-        """The stranger to put out for its bytes: the one with most, in the prefix with most (or in the given prefix)."""
+        """The stranger to evict for its bytes: the one with most, in the prefix with most (or in the given prefix)."""
         group = self._finest(path) if path else self._root
         if group is None:
             return None

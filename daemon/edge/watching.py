@@ -34,7 +34,7 @@ class Hold:
             self._ended.set()
 
     async def stop_watching(self) -> None:
-        """Stop, before the client's transport is used otherwise. From then on the client's place cannot be put out."""
+        """Stop, before the client's transport is used otherwise. From then on the client's place cannot be evicted."""
         self._caller.place.scope = None
         self._reading.cancel()
         await self._ended.wait()
@@ -69,8 +69,8 @@ async def held(caller: Caller) -> AsyncIterator[Hold]:
         finally:
             place.scope = None
         nursery.cancel_scope.cancel()
-    if failure is None and place.put_out_words is not None:
-        failure = LimitReached(place.put_out_words)
+    if failure is None and place.eviction_words is not None:
+        failure = LimitReached(place.eviction_words)
     if failure is None:
         return
     place.cost(-HELD_BYTES)

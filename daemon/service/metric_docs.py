@@ -2,7 +2,8 @@
 
 import sys
 
-from bentpipe.daemon.service.metric_table import METRICS, Metric
+from bentpipe.daemon.service.metric import Metric
+from bentpipe.daemon.service.metric_table import METRICS
 
 HEAD = """# Metrics
 

@@ -19,7 +19,7 @@ from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.cutting import cut_revoked
 from bentpipe.daemon.service.engine_watch import run_engine_watch
-from bentpipe.daemon.service.metrics import MetricsServer
+from bentpipe.daemon.service.metrics_server import MetricsServer
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.service.statistics import log_daemon_statistics
 from bentpipe.daemon.service.tokens import run_token_refresh

@@ -6,7 +6,8 @@ A counter with labels is left out of the line where it is 0, so that the line st
 import logging
 from collections.abc import Sequence
 
-from bentpipe.daemon.service.metric_table import METRICS, THREAD, Metric, Samples, Snapshot
+from bentpipe.daemon.service.metric import THREAD, Metric, Samples, Snapshot
+from bentpipe.daemon.service.metric_table import METRICS
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.tasks import Owner, contained
 

@@ -225,7 +225,7 @@ def test_an_ipv6_crowd_counts_by_what_one_customer_has(
 
 
 def test_a_crowd_with_tokens_comes_in_at_once_past_the_strangers(start: Start) -> None:
-    """The places before a token is shown are few; nobody of 40 who come in one moment is put out for the others."""
+    """The places before a token is shown are few; nobody of 40 who come in one moment is evicted for the others."""
     with start("max_connections = 80\nmax_connections_per_address = 2") as served:
         echo(served.ports[PLAIN])
         with Crowd(("127.0.0.1", served.ports[PLAIN])) as crowd:

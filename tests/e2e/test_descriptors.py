@@ -173,14 +173,14 @@ def test_old_strangers_go_when_there_is_no_descriptor_for_a_client() -> None:
         while open_files(edge.pid) < before + 40:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        time.sleep(1.5)  # past the grace: a newcomer must not be able to put out another newcomer
+        time.sleep(1.5)  # past the grace: a newcomer must not be able to evict another newcomer
         resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (open_files(edge.pid), 20_000))
         began = time.monotonic()
         assert status_of(edge, "one") is GrpcStatus.OK
         assert time.monotonic() - began < 10, "strangers go by their own deadline after 60 s"
         assert open_files(edge.pid) > before + 20, "and no more of them than need be"
         resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (20_000, 20_000))
-        assert any(record["message"] == "put out" and record["limit"] == "descriptors" for record in edge.records())
+        assert any(record["message"] == "evicted" and record["limit"] == "descriptors" for record in edge.records())
         crowd.close()
         assert edge.stop() == 0
 

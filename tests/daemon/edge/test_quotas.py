@@ -51,7 +51,7 @@ class Connections(RuleBasedStateMachine):
         self.places: list[Place] = []
         self.scope = Cancelled()
         self.flooded: dict[str, float] = {}
-        """When somebody of a prefix was put out last; of IPv6, of a /48."""
+        """When somebody of a prefix was evicted last; of IPv6, of a /48."""
 
     def live(self, kind: Kind) -> list[Place]:
         return [place for place in self.places if place.kind is kind]
@@ -74,7 +74,7 @@ class Connections(RuleBasedStateMachine):
         for gone in before - left:
             floods = self.flooded.get(gone.path[0], -FLOOD_S) + FLOOD_S >= self.now
             grace_s = FLOOD_GRACE_S if floods else GRACE_S
-            assert gone.since + grace_s <= self.now + 1e-6, "and nobody put out who has just come"
+            assert gone.since + grace_s <= self.now + 1e-6, "and nobody evicted who has just come"
         self.flooded |= {gone.path[0]: self.now for gone in before - left}
 
     @precondition(lambda self: self.live(Kind.STRANGER))
@@ -97,7 +97,7 @@ class Connections(RuleBasedStateMachine):
 
     @rule()
     def run_out(self) -> None:
-        """Of descriptors: only strangers whose grace is over are put out."""
+        """Of descriptors: only strangers whose grace is over are evicted."""
         before = self.live(Kind.STRANGER)
         made = self.quotas.make_room()
         gone = [place for place in before if place.kind is Kind.NONE]
@@ -199,8 +199,8 @@ def test_the_oldest_of_the_most_crowded_prefix_makes_room() -> None:
     assert quotas.pause_s() == 0
     quotas.open("192.0.2.1")
     assert (other.kind, first.kind, second.kind) == (Kind.STRANGER, Kind.NONE, Kind.STRANGER)
-    assert first.put_out_words is not None
-    assert "max_strangers" in first.put_out_words
+    assert first.eviction_words is not None
+    assert "max_strangers" in first.eviction_words
     assert quotas.reached == {"max_strangers": 1}
 
 
@@ -226,7 +226,7 @@ def test_the_grace_grows_when_tokens_take_long_to_be_shown() -> None:
     assert quotas.grace_s == pytest.approx(3.6, abs=0.1)
 
 
-def test_the_stranger_with_most_bytes_is_put_out_and_not_the_newcomer() -> None:
+def test_the_stranger_with_most_bytes_is_evicted_and_not_the_newcomer() -> None:
     now = [0.0]
     quotas = make(now, strangers_bytes=STRANGER_BYTES)
     places = [quotas.open(f"192.0.2.{number}") for number in range(2)]
@@ -273,3 +273,33 @@ def test_many_prefixes_that_come_together_do_not_flood() -> None:
         now[0] += quotas.pause_s()
         quotas.open(f"192.0.{number % (2 * FLOOD_PART)}.1")
     assert quotas.pause_s() == pytest.approx(GRACE_S)
+
+
+def test_a_sessions_end_releases_its_place() -> None:
+    quotas = make([0.0])
+    with quotas.open("192.0.2.1") as place:
+        place.promote("ci", None)
+    assert (place.kind, quotas.total) == (Kind.NONE, 0)
+
+
+def test_a_place_that_was_handed_off_is_the_splices_to_release() -> None:
+    quotas = make([0.0])
+    with quotas.open("192.0.2.1") as place:
+        place.promote("ci", None)
+        place.hand_off()
+    assert (place.kind, quotas.total) == (Kind.PRINCIPAL, 1)
+    place.release()
+    place.release()
+    assert (place.kind, quotas.total) == (Kind.NONE, 0)
+
+
+def test_a_session_that_fails_releases_its_place() -> None:
+    quotas = make([0.0])
+
+    def fail() -> None:
+        with quotas.open("192.0.2.1"):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert quotas.total == 0

@@ -4,8 +4,9 @@ import collections
 import re
 from pathlib import Path
 
+from bentpipe.daemon.service.metric import THREAD
 from bentpipe.daemon.service.metric_docs import to_markdown
-from bentpipe.daemon.service.metric_table import METRICS, THREAD
+from bentpipe.daemon.service.metric_table import METRICS
 
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 

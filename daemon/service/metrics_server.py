@@ -15,7 +15,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from bentpipe.daemon.edge.quotas import QuotaLimits, Quotas
-from bentpipe.daemon.service.metric_table import METRICS, PREFIX, Kind, Metric, Samples, Snapshot
+from bentpipe.daemon.service.metric import PREFIX, Kind, Metric, Samples, Snapshot
+from bentpipe.daemon.service.metric_table import METRICS
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 

@@ -1,0 +1,149 @@
+"""A metric: its name, its labels, what it means, how to read it, and its place in the log's statistics line.
+
+It keeps no counter. A label must never have a value that a stranger could send: its values are the daemon's own states,
+limits and codes, or the cloud's error codes.
+"""
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Callable, Mapping
+
+from bentpipe.daemon.fleet.fleet import FleetStatistics
+from bentpipe.daemon.ledger.recorder import RecorderStatistics
+from bentpipe.daemon.service.log_handler import LogStatistics, log_statistics
+from bentpipe.daemon.service.parts import Daemon
+from bentpipe.daemon.service.turns import TurnStatistics
+from bentpipe.native.engine import EngineStatistics, ThreadTurns
+
+PREFIX = "bentpipe_"
+THREAD = "thread"
+"""The label of the counters of the engine's threads: its values are numbers from 0."""
+
+Labels = tuple[str, ...]
+Samples = Mapping[Labels, float]
+"""The metric's values by the values of its labels; a metric without labels has one value, by ()."""
+
+
+class Kind(enum.Enum):
+    """How a metric behaves over time."""
+
+    COUNTER = "counter"
+    """It only grows, from 0 at the daemon's start."""
+    GAUGE = "gauge"
+    """It goes up and down: it is the present value."""
+
+
+class Snapshot:
+    """The daemon at one moment: each part's statistics are read once, when the first metric needs them."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+
+    @functools.cached_property
+    def engine(self) -> EngineStatistics:
+        """The engine's threads together."""
+        return self.daemon.engine.statistics()
+
+    @functools.cached_property
+    def thread_turns(self) -> tuple[ThreadTurns, ...]:
+        """Each thread's turns."""
+        return self.daemon.engine.thread_turns()
+
+    @functools.cached_property
+    def fleet(self) -> FleetStatistics:
+        """All satellites together."""
+        return self.daemon.fleet.statistics()
+
+    @functools.cached_property
+    def ledger(self) -> RecorderStatistics | None:
+        """What was written to the ledger; None if none is kept."""
+        return self.daemon.recorder.statistics() if self.daemon.recorder is not None else None
+
+    @functools.cached_property
+    def turns(self) -> TurnStatistics:
+        """The Trio thread's turns."""
+        return self.daemon.turns.statistics()
+
+    @functools.cached_property
+    def log(self) -> LogStatistics:
+        """The log's lines."""
+        return log_statistics()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Metric:
+    """One row of the table."""
+
+    name: str
+    """Without PREFIX, and without the `_total` that counters end with."""
+    kind: Kind
+    words: str
+    """What it means, as a sentence."""
+    read: Callable[[Snapshot], Samples]
+    line: str | None
+    """Its place in the log's statistics line: a field, or a path of fields with dots. `{}` stands for the labels' values,
+    joined by a space. None: the metric is not in the line."""
+    labels: Labels = ()
+    line_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The places of those values of the label that stand elsewhere."""
+
+    @property
+    def full_name(self) -> str:
+        """The name in Prometheus."""
+        return PREFIX + self.name + ("_total" if self.kind is Kind.COUNTER else "")
+
+    def place(self, values: Labels) -> tuple[str, ...] | None:
+        """Find the place of a sample in the statistics line, by its labels' values: a path of fields."""
+        joined = " ".join(values)
+        line = self.line_of.get(joined, self.line)
+        return None if line is None else tuple(field.format(joined) for field in line.split("."))
+
+    def is_sparse(self, values: Labels) -> bool:
+        """Whether the statistics line leaves the sample out while it is 0."""
+        return bool(self.labels) and self.labels != (THREAD,) and " ".join(values) not in self.line_of
+
+
+def counter(name: str, words: str, line: str, read: Callable[[Snapshot], float]) -> Metric:
+    """A counter without labels."""
+    return Metric(name, Kind.COUNTER, words, lambda look: {(): read(look)}, line)
+
+
+def gauge(name: str, words: str, line: str, read: Callable[[Snapshot], float]) -> Metric:
+    """A gauge without labels."""
+    return Metric(name, Kind.GAUGE, words, lambda look: {(): read(look)}, line)
+
+
+def of_ledger(kind: Kind, name: str, words: str, line: str, read: Callable[[RecorderStatistics], int]) -> Metric:
+    """A metric of the ledger; it has no value if no ledger is kept."""
+
+    def samples(look: Snapshot) -> Samples:
+        return {} if look.ledger is None else {(): read(look.ledger)}
+
+    return Metric(f"ledger_{name}", kind, words, samples, f"ledger.{line}")
+
+
+def by_label(
+    kind: Kind,
+    name: str,
+    label: str,
+    words: str,
+    line: str | None,
+    read: Callable[[Snapshot], Mapping[str, float]],
+    line_of: Mapping[str, str] | None = None,
+) -> Metric:
+    """A metric with one label."""
+
+    def samples(look: Snapshot) -> Samples:
+        return {(value,): number for value, number in read(look).items()}
+
+    return Metric(name, kind, words, samples, line, (label,), line_of or {})
+
+
+def by_thread(kind: Kind, name: str, words: str, line: str, read: Callable[[ThreadTurns], float]) -> Metric:
+    """A metric with a value for each of the engine's threads."""
+
+    def values(look: Snapshot) -> Mapping[str, float]:
+        return {str(number): read(turns) for number, turns in enumerate(look.thread_turns)}
+
+    return by_label(kind, name, THREAD, words, f"engine_turns.{{}}.{line}", values)
