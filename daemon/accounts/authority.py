@@ -33,6 +33,8 @@ class TableAuthority:
         self.admission = admission
         self._certificates = certificates
         self._exchange = exchange
+        self.logins = 0
+        """Sessions given out since the start."""
         self._session_life_s = session_life_s
         self._now = now
 
@@ -59,7 +61,9 @@ class TableAuthority:
         if principal.origin is None or principal.by_session:
             raise Unauthenticated(SESSION_WORDS)
         expires_at = min(self._now() + self._session_life_s, principal.expires_at)
-        return self.admission.sessions.issue(Kind.SESSION, principal.origin, expires_at)
+        login = self.admission.sessions.issue(Kind.SESSION, principal.origin, expires_at)
+        self.logins += 1
+        return login
 
     async def exchange(self, id_token: str) -> Login:
         """See Authority."""

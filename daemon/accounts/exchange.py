@@ -6,6 +6,8 @@ audience, times; a rule; that the rule is not revoked, and that the token was no
 the rule and the exchange, so that either can be revoked.
 """
 
+import collections
+import enum
 import hashlib
 import logging
 import secrets
@@ -52,6 +54,16 @@ NO_RULE = "no rule ([[oidc_rule]]) is for this job"
 USED = "this CI token was exchanged before: ask the CI for another, and exchange once for each job"
 
 
+class Result(enum.Enum):
+    """How an exchange ended."""
+
+    EXCHANGED = "exchanged"
+    REFUSED = "refused"
+    """The token was not good, or not for any rule."""
+    FAILED = "failed"
+    """Nobody could say: no keys, no store, no place, or the job has left."""
+
+
 class Exchange:
     """The issuers and their rules."""
 
@@ -70,9 +82,23 @@ class Exchange:
         self._store = store
         self._now = now
         self._places = trio.CapacityLimiter(EXCHANGES)
+        self.results: collections.Counter[Result] = collections.Counter()
+        """How exchanges ended since the start."""
 
     async def exchange(self, id_token: str) -> Login:
         """See Authority."""
+        result = Result.FAILED
+        try:
+            login = await self._within_limits(id_token)
+            result = Result.EXCHANGED
+        except Unauthenticated:
+            result = Result.REFUSED
+            raise
+        finally:
+            self.results[result] += 1
+        return login
+
+    async def _within_limits(self, id_token: str) -> Login:
         if self._places.available_tokens < 1:
             raise LimitReached(f"{EXCHANGES} tokens of CI jobs are being exchanged: try again")
         async with self._places:

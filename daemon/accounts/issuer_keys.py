@@ -62,6 +62,7 @@ class IssuerKeys:
         self._now = now
         self._keys: Keys = {}
         self._good_at = float("-inf")
+        self._began_at = now()
         self._tried_at = float("-inf")
         self._wanted = trio.Event()
         self._tried = trio.Event()
@@ -90,6 +91,11 @@ class IssuerKeys:
             words = f"issuer {self.section.name}: {self._failing or 'its keys have not been fetched yet'}"
             raise TokensUnknown(words, peer_hint=UNREACHABLE)
         raise Unauthenticated(UNKNOWN_KEY)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last good fetch; since the start, if there was none yet."""
+        return self._now() - max(self._good_at, self._began_at)
 
     def _fresh(self) -> Keys:
         return self._keys if self._now() - self._good_at < STALE_S else {}

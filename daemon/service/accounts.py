@@ -26,6 +26,7 @@ class AccountParts:
     admission: Admission
     certificates: Certificates
     authority: TableAuthority
+    exchange: Exchange
     keeper: KeyKeeper
     issuers: tuple[IssuerKeys, ...]
 
@@ -60,7 +61,7 @@ def make_accounts(config: Config, stores: Stores) -> AccountParts:
     issuers = tuple(map(IssuerKeys, config.oidc_issuer))
     exchange = Exchange(admission, issuers, config.oidc_rule, stores.accounts)
     authority = TableAuthority(admission, certificates, exchange, session_life_s=section.session_life_s)
-    return AccountParts(admission, certificates, authority, keeper, issuers)
+    return AccountParts(admission, certificates, authority, exchange, keeper, issuers)
 
 
 def _kept_key_path(config: Config) -> Path | None:

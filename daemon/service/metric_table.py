@@ -7,6 +7,7 @@
 import importlib.metadata
 from collections.abc import Mapping
 
+from bentpipe.daemon.accounts.exchange import Result
 from bentpipe.daemon.edge.handoff import CUT_WORDS
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.edge.quotas import Kind as PlaceKind
@@ -249,6 +250,31 @@ FLEET = (
     ),
 )
 
+ACCOUNTS = (
+    _counter(
+        "logins",
+        "Sessions given out for tokens.",
+        "accounts.logins",
+        lambda look: look.daemon.account_parts.authority.logins,
+    ),
+    _by(
+        Kind.COUNTER,
+        "exchanges",
+        "result",
+        "Tokens of CI jobs that were shown to be exchanged, by what came of it.",
+        "accounts.exchanges.{}",
+        lambda look: {result.value: look.daemon.account_parts.exchange.results[result] for result in Result},
+    ),
+    _by(
+        Kind.GAUGE,
+        "oidc_keys_age_seconds",
+        "issuer",
+        "Time since the keys of an `[[oidc_issuer]]` were fetched; they are not used after a day.",
+        "accounts.oidc_keys_age_s.{}",
+        lambda look: {issuer.section.name: issuer.age_s for issuer in look.daemon.account_parts.issuers},
+    ),
+)
+
 OURSELVES = (
     of_ledger(Kind.COUNTER, "recorded", "Changes written to the ledger.", "recorded", lambda ledger: ledger.recorded),
     of_ledger(
@@ -307,4 +333,4 @@ OURSELVES = (
     ),
 )
 
-METRICS: tuple[Metric, ...] = (*CONNECTIONS, *ENGINE, *FLEET, *OURSELVES)
+METRICS: tuple[Metric, ...] = (*CONNECTIONS, *ENGINE, *FLEET, *ACCOUNTS, *OURSELVES)

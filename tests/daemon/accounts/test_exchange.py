@@ -23,6 +23,7 @@ from bentpipe.daemon.accounts.exchange import (
     USED,
     WRONG_ALGORITHM,
     Exchange,
+    Result,
 )
 from bentpipe.daemon.accounts.issuer_keys import UNKNOWN_KEY, IssuerKeys
 from bentpipe.daemon.accounts.sessions import Sessions
@@ -96,8 +97,8 @@ class Host:
         self.admission = Admission([], rules=rules, sessions=self.sessions)
         self.store = SqliteAccountStore(path)
         self.issuers = [IssuerKeys(section, get=get) for section in sections]
-        exchange = Exchange(self.admission, self.issuers, rules, self.store)
-        self.authority = TableAuthority(self.admission, Certificates([]), exchange, session_life_s=HOUR_S)
+        self.exchange = Exchange(self.admission, self.issuers, rules, self.store)
+        self.authority = TableAuthority(self.admission, Certificates([]), self.exchange, session_life_s=HOUR_S)
 
     def start(self, nursery: trio.Nursery) -> None:
         for issuer in self.issuers:
@@ -259,9 +260,13 @@ async def test_while_the_store_fails_nothing_is_exchanged(host: Host, monkeypatc
     async def fails(used_id: str, *, until_us: int) -> bool:
         raise StoreError("the disk hangs")
 
+    with pytest.raises(Unauthenticated):
+        await host.authority.exchange(id_token(repository_id="9"))
+    await host.authority.exchange(id_token())
     monkeypatch.setattr(host.store, "use_once", fails)
     with pytest.raises(StoreError):
         await host.authority.exchange(id_token())
+    assert dict(host.exchange.results) == {Result.REFUSED: 1, Result.EXCHANGED: 1, Result.FAILED: 1}
 
 
 async def test_before_the_store_was_read_nothing_is_exchanged(host: Host) -> None:

@@ -138,6 +138,7 @@ async def test_an_outage_refuses_nobody_until_the_keys_are_stale(
     assert await kinds(keys, "a") == ["a"]
     assert caplog.text.count("an issuer's keys cannot be fetched") == 1
     await trio.sleep(REFRESH_S + 2)
+    assert keys.age_s > STALE_S
     assert await kinds(keys, "a") == [TokensUnknown]
     web.fails = False
     await trio.sleep(SOON_S)
