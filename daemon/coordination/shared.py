@@ -289,7 +289,7 @@ class SharedCoordination:
 
     def _fails(self, exc: StoreError) -> None:
         if str(exc) != self._failing:
-            log.error("coordination fails; nobody is put to sleep", extra={"fields": {"error": str(exc)}})
+            log.error("coordination fails; no satellite is put to sleep", extra={"fields": {"error": str(exc)}})
         self._failing = str(exc)
 
     def _works(self) -> None:

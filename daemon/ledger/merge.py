@@ -21,7 +21,7 @@ PRECEDENCE = (
     *(S.FAILED, S.SLEEP, S.UNKNOWN, S.OFFLINE),
 )
 
-NO_HOST = "no host kept books"
+NO_HOST = "no host recorded it"
 
 
 def merge(chains: Iterable[Sequence[Interval]]) -> list[Interval]:

@@ -43,7 +43,7 @@ class Money:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Summary:
+class ReportLine:
     """One line of the report. `saved_h` is against a machine that is always on; `wake` has TOTAL and each phase."""
 
     name: str
@@ -69,9 +69,9 @@ class Report:
     since_us: int
     until_us: int
     currency: str
-    satellites: tuple[Summary, ...]
-    orgs: tuple[Summary, ...]
-    everything: Summary
+    satellites: tuple[ReportLine, ...]
+    orgs: tuple[ReportLine, ...]
+    everything: ReportLine
 
 
 @dataclasses.dataclass(slots=True)
@@ -199,8 +199,8 @@ def _billed_s(chain: Sequence[Interval], since_us: int, until_us: int, minimum_s
     return billed_s
 
 
-def _summary(name: str, tally: _Tally, *, priced: bool) -> Summary:
-    return Summary(
+def _summary(name: str, tally: _Tally, *, priced: bool) -> ReportLine:
+    return ReportLine(
         name,
         tally.awake_s / HOUR_S,
         tally.asleep_s / HOUR_S,

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from bentpipe.daemon.model import Resume
-from bentpipe.daemon.report.summary import Report, Spread, Summary
+from bentpipe.daemon.report.summary import Report, ReportLine, Spread
 
 
 def utc_text(at_us: int) -> str:
@@ -34,7 +34,7 @@ def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
 
 
-def _hours(report: Report, groups: Sequence[Sequence[Summary]]) -> Table:
+def _hours(report: Report, groups: Sequence[Sequence[ReportLine]]) -> Table:
     money = f"; money in {report.currency}" if report.currency else ""
     table = _table(f"{utc_text(report.since_us)} to {utc_text(report.until_us)}{money}")
     table.add_column("satellite", overflow="fold")
@@ -55,7 +55,7 @@ def _hours(report: Report, groups: Sequence[Sequence[Summary]]) -> Table:
     return table
 
 
-def _wakes(groups: Sequence[Sequence[Summary]]) -> Table:
+def _wakes(groups: Sequence[Sequence[ReportLine]]) -> Table:
     table = _table("wakes, and the clients that were held")
     table.add_column("satellite", overflow="fold")
     for heading in ("wakes", "failed", "resumed", "booted", "clients", "waited s", "longest s"):
@@ -70,7 +70,7 @@ def _wakes(groups: Sequence[Sequence[Summary]]) -> Table:
     return table
 
 
-def _phases(groups: Sequence[Sequence[Summary]]) -> Table:
+def _phases(groups: Sequence[Sequence[ReportLine]]) -> Table:
     table = _table("seconds to wake, by phase: p50/p95/max")
     table.add_column("satellite", overflow="fold")
     phases = list(groups[-1][0].wake)
