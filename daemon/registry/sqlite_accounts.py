@@ -14,7 +14,7 @@ from bentpipe.daemon.registry.accounts import (
 )
 from bentpipe.daemon.registry.sqlite import note_cut
 from bentpipe.daemon.store.malformed import MalformedRows
-from bentpipe.daemon.store.schema import transaction
+from bentpipe.daemon.store.schema import reading, transaction
 from bentpipe.daemon.store.sqlite_file import SqliteFile
 
 Row3 = tuple[object, object, object]
@@ -25,6 +25,8 @@ class SqliteAccountStore:
 
     def __init__(self, path: Path) -> None:
         self._file = SqliteFile(path)
+        self._to_write = SqliteFile(path)
+        """A connection of its own: a write waits for another process's lock, and reads must not wait behind it."""
         self._malformed_orgs = MalformedRows("org")
         self._malformed_keys = MalformedRows("signing_key")
         self._malformed_revocations = MalformedRows("revocation")
@@ -33,7 +35,7 @@ class SqliteAccountStore:
         """See AccountStore."""
 
         def select(db: sqlite3.Connection) -> tuple[list[Row3], list[Row3], list[Row3]]:
-            with transaction(db):
+            with reading(db):
                 return (
                     db.execute("SELECT name, created_us, revoked_us FROM org ORDER BY name").fetchall(),
                     db.execute("SELECT key_id, public_pem, until_us FROM signing_key ORDER BY key_id").fetchall(),
@@ -70,7 +72,7 @@ class SqliteAccountStore:
             done = db.execute("INSERT INTO used_id VALUES (?, ?) ON CONFLICT DO NOTHING", (used_id, until_us))
             return done.rowcount > 0
 
-        return await self._file.call(use)
+        return await self._to_write.call(use)
 
     async def forget_ended(self, *, now_us: int) -> None:
         """See AccountStore."""
@@ -80,11 +82,12 @@ class SqliteAccountStore:
                 for table in ("signing_key", "revocation", "used_id"):
                     db.execute(f"DELETE FROM {table} WHERE until_us < ?", (now_us,))
 
-        await self._file.call(forget)
+        await self._to_write.call(forget)
 
     async def aclose(self) -> None:
         """See AccountStore."""
         await self._file.aclose()
+        await self._to_write.aclose()
 
     async def _put(
         self, table: str, row: tuple[str, int | str, int | None], subject: str, cut_at_us: int | None
@@ -95,4 +98,4 @@ class SqliteAccountStore:
                 if cut_at_us is not None:
                     note_cut(db, subject, cut_at_us)
 
-        await self._file.call(put)
+        await self._to_write.call(put)

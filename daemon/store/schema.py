@@ -116,10 +116,19 @@ def migrate(connection: sqlite3.Connection) -> None:
             connection.execute(f"PRAGMA user_version = {number}")
 
 
+def transaction(connection: sqlite3.Connection) -> contextlib.AbstractContextManager[None]:
+    """All that is written inside, or nothing. It holds the write lock from the beginning."""
+    return _begun(connection, "BEGIN IMMEDIATE")
+
+
+def reading(connection: sqlite3.Connection) -> contextlib.AbstractContextManager[None]:
+    """All that is read inside is of one moment. It takes no lock that another process could hold (sqlite.org/wal.html)."""
+    return _begun(connection, "BEGIN DEFERRED")
+
+
 @contextlib.contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All that is written inside, or nothing; holds the write lock from the beginning."""
-    connection.execute("BEGIN IMMEDIATE")
+def _begun(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
+    connection.execute(begin)
     try:
         yield
         connection.execute("COMMIT")
