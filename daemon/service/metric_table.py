@@ -251,13 +251,13 @@ FLEET = (
 )
 
 ACCOUNTS = (
-    _counter(
+    counter(
         "logins",
         "Sessions given out for tokens.",
         "accounts.logins",
         lambda look: look.daemon.account_parts.authority.logins,
     ),
-    _by(
+    by_label(
         Kind.COUNTER,
         "exchanges",
         "result",
@@ -265,7 +265,7 @@ ACCOUNTS = (
         "accounts.exchanges.{}",
         lambda look: {result.value: look.daemon.account_parts.exchange.results[result] for result in Result},
     ),
-    _by(
+    by_label(
         Kind.GAUGE,
         "oidc_keys_age_seconds",
         "issuer",
