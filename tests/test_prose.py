@@ -29,6 +29,12 @@ LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)(?:#([^)\s]+))?\)")
 PATH = re.compile(
     rf"(?<![\w/.~-])((?:{'|'.join((*TOPS, *READ_ALSO[:-1]))})/[\w./-]+\.(?:py|c|h|md|toml|json|svg|service|socket))\b"
 )
+LONG_SENTENCE_WORDS = 40
+"""A reader has forgotten its beginning by then. The measure of plain English is 20 on the average."""
+NO_SENTENCES = re.compile(r"<!-- made by .*?<!-- end -->|```.*?```|^(?: *\||#|    ).*?$", re.DOTALL | re.MULTILINE)
+"""Parts that a program makes, code, headings and tables."""
+PARAGRAPH_END = re.compile(r"\n\s*\n|\n(?=\s*(?:- |\d+\. ))")
+SENTENCE_END = re.compile(r"(?<=[.!?:;])\s")
 SAYS_NEVER = re.compile(r"\b(never|must not|nothing)\b", re.IGNORECASE)
 
 
@@ -115,6 +121,28 @@ def anchors(path: Path) -> set[str]:
     """The names by which a Markdown file's headings can be linked to, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of Markdown, without tables, headings and code."""
+    for paragraph in PARAGRAPH_END.split(NO_SENTENCES.sub("", text)):
+        yield from SENTENCE_END.split(" ".join(paragraph.split()))
+
+
+def test_no_sentence_of_a_page_is_long() -> None:
+    pages = [path for path in files() if path.suffix == ".md"]
+    long = [
+        f"{path.relative_to(ROOT)}: {len(each.split())} words: {each}"
+        for path in pages
+        for each in sentences(path.read_text())
+        if len(each.split()) > LONG_SENTENCE_WORDS
+    ]
+    assert long == []
+
+
+def test_sentences_are_told_apart() -> None:
+    text = "# Not\nOne is here. Two\nis here.\n\n- three\n- four\n\n| not | this |\n\n```\nnor this. x\n```\n"
+    assert [each for each in sentences(text) if each] == ["One is here.", "Two is here.", "- three", "- four"]
 
 
 def test_every_link_leads_somewhere() -> None:
