@@ -35,7 +35,7 @@ from bentpipe.daemon import tasks
 from bentpipe.daemon.edge import dial, transport
 from bentpipe.daemon.edge.boot_id import BootIdQuery
 from bentpipe.daemon.edge.handoff import HandOff
-from bentpipe.daemon.fleet import satellite, watching
+from bentpipe.daemon.fleet import leases, satellite, watching
 from bentpipe.daemon.fleet.machine.known import Known
 from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
 from bentpipe.daemon.ledger.recorder import Recorder
@@ -364,8 +364,9 @@ async def test_a_storm_in_one_satellite_is_noticed_by_no_other(
             lambda self, *rest, **named: (struck if key_of(self, *rest) else spared)(self, *rest, **named),
         )
 
-    for name in ("_step", "_tell", "_carry_out", "_read_meters", "_stepped"):
+    for name in ("_step", "_tell", "_carry_out", "_stepped"):
         only_the_victims(satellite.Satellite, name, lambda self, *_: self.key == victim)
+    only_the_victims(leases.Leases, "read_meters", lambda self, *_: self._feed.__self__.key == victim)
     for name in ("describe", "start", "stop"):
         only_the_victims(process.ProcessProvider, name, lambda _, machine_id, *__: "one" in machine_id)
     only_the_victims(process.ProcessProvider, "wait_changed", lambda _, seen: "one" in seen.machine_id)
