@@ -20,6 +20,7 @@ from bentpipe.daemon.fleet.budget import Holder, Request
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
 from bentpipe.daemon.fleet.crowd import WaitingLine
+from bentpipe.daemon.fleet.fact_collector import FactCollector
 from bentpipe.daemon.fleet.launches import LaunchTokens
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.leases import Leases
@@ -34,7 +35,6 @@ from bentpipe.daemon.fleet.presence import Presence
 from bentpipe.daemon.fleet.readiness import wait_listening
 from bentpipe.daemon.fleet.resume import Memory
 from bentpipe.daemon.fleet.waiters import Waiter, Waiters
-from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.fleet.watching import first_look, run_calendar, run_watch
 from bentpipe.daemon.fleet.whereabouts import Means, Whereabouts
 from bentpipe.daemon.ids import machine_id_of
@@ -81,8 +81,8 @@ class Satellite:
             feed=self._feed,
             waiting=lambda: self.waiting,
         )
-        self._book = WakeBook()
-        self._waiters = Waiters(WaitingLine(context.crowd, rules.max_waiters), self._book.waited)
+        self._facts = FactCollector()
+        self._waiters = Waiters(WaitingLine(context.crowd, rules.max_waiters), self._facts.waited)
         self._leases = Leases(rules.quiet_window_s, ends_quiet=rules.ends_quiet, feed=self._feed, suspect=self.suspect)
         self._memory = Memory(key, context.witness)
         means = Means(
@@ -280,7 +280,7 @@ class Satellite:
         now = trio.current_time()
         if isinstance(event, msg.Seen):
             self._whereabouts.note(event.machine)
-        self._book.note_input(event, now)
+        self._facts.note_input(event, now)
         actions = self._machine.handle(event, now)
         for action in actions:
             self._carry_out(action, now)
@@ -288,7 +288,7 @@ class Satellite:
         for action in actions:
             if isinstance(action, msg.Moved):
                 self._tell(action, now)
-        self._book.note_actions(actions, now)
+        self._facts.note_actions(actions, now)
         self._stepped()
 
     def _stepped(self) -> None:
@@ -368,10 +368,10 @@ class Satellite:
                 assert_never(action)
 
     def _tell(self, moved: msg.Moved, now: float) -> None:
-        facts = self._book.take(moved.before, moved.after, now)
+        facts = self._facts.take(moved.before, moved.after, now)
         who = ""
         if moved.after in WAKING:
-            self._book.began(now)
+            self._facts.began(now)
             who = self._waiters.first_who()
         told = Transition(self.key, moved.before, moved.after, self._wall(), moved.cause, who, facts)
         with contained(self._owner("observer")):
@@ -405,7 +405,7 @@ class Satellite:
         # Those who waited are on their way; what follows is for the books.
         found = await self._memory.examine(address)
         if scope is self._probe and self.state is SatelliteState.OPERATIONAL:
-            self._book.resumed(found)
+            self._facts.resumed(found)
             self.resumes[found] += 1
             self._log("woken", {"memory": found.value})
             self._feed(msg.Witnessed(found))

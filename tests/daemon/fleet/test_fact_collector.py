@@ -1,4 +1,4 @@
-"""What a wake took and who waited: the book alone, and as a satellite keeps it."""
+"""What a wake took and who waited: the collector alone, and as a satellite uses it."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from bentpipe.daemon.errors import ProviderPermanent, ProviderRetryable, SatelliteUnusable
 from bentpipe.daemon.fleet import satellite as module
 from bentpipe.daemon.fleet.context import FleetContext
+from bentpipe.daemon.fleet.fact_collector import FactCollector
 from bentpipe.daemon.fleet.machine.rules import Rules
 from bentpipe.daemon.fleet.satellite import Satellite
-from bentpipe.daemon.fleet.wake_book import WakeBook
 from bentpipe.daemon.model import (
     Address,
     Machine,
@@ -43,18 +43,18 @@ ID = MachineId("acme.a")
 
 
 def test_phases_never_add_up_to_more_than_the_wake() -> None:
-    book = WakeBook()
-    book.began(10.0)
-    book.phase_ended(WakePhase.BOOT, 14.0)
-    book.phase_ended(WakePhase.START, 15.0)
-    facts = book.take(S.STARTING, S.OPERATIONAL, 18.0)
+    collector = FactCollector()
+    collector.began(10.0)
+    collector.phase_ended(WakePhase.BOOT, 14.0)
+    collector.phase_ended(WakePhase.START, 15.0)
+    facts = collector.take(S.STARTING, S.OPERATIONAL, 18.0)
     assert facts.phases == ((WakePhase.START, 5.0), (WakePhase.BOOT, 0.0), (WakePhase.LISTEN, 3.0))
     assert facts.waits == Waits()
-    book.waited(2.0)
-    book.waited(1.0)
-    assert book.take(S.OPERATIONAL, S.STOPPING, 20.0) == StateFacts((), Waits(2, 3.0, 2.0))
-    book.began(30.0)
-    assert book.take(S.STARTING, S.SLEEP, 31.0) == StateFacts((), Waits())
+    collector.waited(2.0)
+    collector.waited(1.0)
+    assert collector.take(S.OPERATIONAL, S.STOPPING, 20.0) == StateFacts((), Waits(2, 3.0, 2.0))
+    collector.began(30.0)
+    assert collector.take(S.STARTING, S.SLEEP, 31.0) == StateFacts((), Waits())
 
 
 class SlowProvider:

@@ -10,7 +10,7 @@ from bentpipe.daemon.fleet.machine import messages as msg
 from bentpipe.daemon.model import NO_FACTS, Resume, SatelliteState, StateFacts, Waits, WakePhase
 
 
-class WakeBook:
+class FactCollector:
     """The satellite's owner calls it; all times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
