@@ -10,7 +10,7 @@ PACKAGES := daemon native config proto
 PROTOS := $(patsubst %,bentpipe/%,$(wildcard proto/*.proto))
 BENCH_PYTHON := PYTHONPATH=build/bench $(BIN)/python -P
 
-.PHONY: demo test sanitize soak fuzz check generate format docs hooks test-matrix lock bench bench-quick bench-report bench-compare setup peers clean
+.PHONY: demo test coverage sanitize soak fuzz check generate format docs hooks test-matrix lock bench bench-quick bench-report bench-compare setup peers clean
 
 demo: setup
 	$(BIN)/bentpipe demo
@@ -18,8 +18,12 @@ demo: setup
 # The tests wait more than they compute, so more test processes run than there are cores. A file stays in one process, so that
 # its fixtures are made once.
 TEST_PROCESSES ?= 4
-test: setup peers
+test: setup peers coverage
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
+
+# Runs the tests of the pure parts alone, and fails if a part is covered less than its floor in .ci/coverage-floors.
+coverage: setup
+	bash .ci/coverage
 
 # Runs the engine under ASan+UBSan and TSan, and in the guest that has kTLS, for about an hour. `make test` has a bounded run of
 # the same. LSan finds leaks, after 100,000 connections.

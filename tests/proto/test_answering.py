@@ -195,6 +195,7 @@ def test_any_frames_raise_nothing_but_greeting_error(frames: list[bytes]) -> Non
     ours.data_to_send()
 
 
+@pytest.mark.untraced
 def test_what_is_kept_is_counted_and_bounded() -> None:
     """Headers of unfinished requests, their bodies, and streams at all; nothing of it stays when they are over."""
     pair = Pair()

@@ -12,6 +12,7 @@ CORPUS = Path(__file__).parents[1] / "corpus"
 SECONDS = 4
 
 
+@pytest.mark.untraced
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed (no wheel for here)")
 def test_only_greeting_error_comes_out(tmp_path: Path) -> None:
     done = subprocess.run(

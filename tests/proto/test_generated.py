@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.untraced
+
 ROOT = Path(__file__).parents[2]
 PROTOS = sorted((ROOT / "proto").glob("*.proto"))
 ENDINGS = ("_pb2.py", "_pb2.pyi")

@@ -47,6 +47,7 @@ def answered(events: list[h2.events.Event]) -> dict[int, tuple[str, str]]:
     return found
 
 
+@pytest.mark.untraced
 def test_as_many_streams_as_may_be_held_are_all_answered() -> None:
     made = client()
     made.remote_settings[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS] = 1 + limits.HELD_HEADERS

@@ -31,6 +31,8 @@ from bentpipe.proto.refusal import PIECE_BYTES, Refusal
 if TYPE_CHECKING:
     from _typeshed import TraceFunction
 
+pytestmark = pytest.mark.untraced
+
 READ_BYTES = 16_384
 """What the edge reads at once: RECEIVE_BYTES of daemon/edge/transport.py."""
 START = PREFACE + frame(FrameType.SETTINGS, 0, 0)
