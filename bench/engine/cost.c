@@ -1,4 +1,6 @@
-/* What one message through the engine costs its thread, without anything of HTTP/2 or Python: MODE SIZE COUNT KIND [CERTIFICATE KEY CA].
+/* Measures what a message through the engine costs its thread, without HTTP/2 and Python.
+ *
+ * Arguments: MODE SIZE COUNT KIND [CERTIFICATE KEY CA].
  *
  * KIND `echo`: a message goes to the satellite and one of the same size comes back, COUNT times.
  * KIND `stream`: COUNT messages go one way, as fast as the reader takes them.
@@ -11,6 +13,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -100,6 +103,48 @@ static uint64_t now_ns(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* Sends messages of `bytes` through the engine and back, one at a time. */
+static void run_echo(int client, int satellite, char *data, size_t bytes, unsigned long count) {
+    for (unsigned long i = 0; i < count; i++) {
+        put(client, data, bytes);
+        take(satellite, data, bytes);
+        put(satellite, data, bytes);
+        take(client, data, bytes);
+    }
+}
+
+/* Sends a stream of `count` messages one way: down to the client, or up from it. */
+static void run_stream(int client, int satellite, bp_tls *client_tls, bool down, char *data, size_t bytes,
+                       unsigned long count) {
+    struct work work = {down ? satellite : client, down ? NULL : client_tls, bytes, count};
+    pthread_t sender;
+    pthread_create(&sender, NULL, send_stream, &work);
+    for (size_t left = bytes * count; left && down;) {
+        ssize_t n = bp_tls_read(client_tls, data, bytes < left ? bytes : left);
+        if (n <= 0)
+            die("bp_tls_read");
+        left -= (size_t)n;
+    }
+    for (unsigned long i = 0; i < count && !down; i++)
+        take(satellite, data, bytes);
+    pthread_join(sender, NULL);
+}
+
+/* TLS on both ends of the client's leg; files: certificate, key, authority. */
+static void make_tls(char **files, const int client[2], bp_tls **ret_client, bp_tls **ret_near) {
+    char error[256];
+    pthread_t other;
+    bp_tls_ctx *server = bp_tls_ctx_server(files[0], files[1], NULL, error, sizeof error);
+    bp_tls_ctx *trusting = bp_tls_ctx_client(files[2], NULL, NULL, error, sizeof error);
+    if (!server || !trusting)
+        die(error);
+    *ret_client = tls_on(trusting, client[0]);
+    *ret_near = tls_on(server, client[1]);
+    pthread_create(&other, NULL, shake, *ret_client);
+    shake(*ret_near);
+    pthread_join(other, NULL);
+}
+
 int main(int argc, char **argv) {
     if (argc != 5 && argc != 8)
         die("usage: cost off|auto|always SIZE COUNT echo|stream|tls-up|tls-down [CERTIFICATE KEY CA]");
@@ -118,46 +163,17 @@ int main(int argc, char **argv) {
     pair(client);
     pair(satellite);
     bp_tls *client_tls = NULL, *near_tls = NULL;
-    if (argc == 8) {
-        char error[256];
-        pthread_t other;
-        bp_tls_ctx *server = bp_tls_ctx_server(argv[5], argv[6], NULL, error, sizeof error);
-        bp_tls_ctx *trusting = bp_tls_ctx_client(argv[7], NULL, NULL, error, sizeof error);
-        if (!server || !trusting)
-            die(error);
-        client_tls = tls_on(trusting, client[0]);
-        near_tls = tls_on(server, client[1]);
-        pthread_create(&other, NULL, shake, client_tls);
-        shake(near_tls);
-        pthread_join(other, NULL);
-    }
+    if (argc == 8)
+        make_tls(argv + 5, client, &client_tls, &near_tls);
     if (!data || bp_engine_new(&options, &engine) < 0 ||
         bp_engine_splice(engine, client[1], near_tls, satellite[1], NULL, &splice) < 0 ||
         bp_engine_thread_cpu_ns(engine, 0, &cpu_before) < 0)
         die("engine");
     uint64_t start = now_ns();
-    if (strcmp(argv[4], "echo") == 0) {
-        for (unsigned long i = 0; i < count; i++) {
-            put(client[0], data, bytes);
-            take(satellite[0], data, bytes);
-            put(satellite[0], data, bytes);
-            take(client[0], data, bytes);
-        }
-    } else {
-        int down = strcmp(argv[4], "tls-down") == 0;
-        struct work work = {down ? satellite[0] : client[0], down ? NULL : client_tls, bytes, count};
-        pthread_t sender;
-        pthread_create(&sender, NULL, send_stream, &work);
-        for (size_t left = bytes * count; left && down;) {
-            ssize_t n = bp_tls_read(client_tls, data, bytes < left ? bytes : left);
-            if (n <= 0)
-                die("bp_tls_read");
-            left -= (size_t)n;
-        }
-        for (unsigned long i = 0; i < count && !down; i++)
-            take(satellite[0], data, bytes);
-        pthread_join(sender, NULL);
-    }
+    if (strcmp(argv[4], "echo") == 0)
+        run_echo(client[0], satellite[0], data, bytes, count);
+    else
+        run_stream(client[0], satellite[0], client_tls, strcmp(argv[4], "tls-down") == 0, data, bytes, count);
     uint64_t took = now_ns() - start;
     if (bp_engine_thread_cpu_ns(engine, 0, &cpu_after) < 0)
         die("cpu");

@@ -180,7 +180,7 @@ bool client_flush(struct client *client, int epoll_fd) {
     return true;
 }
 
-/* Goes on with connecting and the handshake; once both are done, greets. */
+/* Goes on with connecting and the handshake; when both are done, sends the connection preface (RFC 9113 section 3.4). */
 static bool greet(struct client *client, int epoll_fd) {
     if (!client->connected) {
         int error = 0;

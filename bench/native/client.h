@@ -17,7 +17,7 @@ struct request {
 };
 
 struct client;
-/* Told of every request's end. It may begin the next one. */
+/* Called at every request's end. It may begin the next one. */
 typedef void on_answer(struct client *client, const struct request *request, enum outcome outcome);
 
 struct target {
@@ -26,7 +26,7 @@ struct target {
     const char *org, *token, *satellites; /* satellites: a name, in which %d counts */
     uint32_t satellite_count;
     uint32_t source_addresses; /* loopback addresses to connect from, for more connections than one has ports */
-    bool wait_settings;        /* as grpc-go: no request before the server's SETTINGS */
+    bool wait_settings;        /* like grpc-go: no request before the server's SETTINGS */
     bool resume;
 };
 
@@ -45,16 +45,16 @@ struct client {
     uint32_t echo_bytes; /* of the payload */
     uint64_t messages;   /* of a download or upload */
     uint32_t message_bytes;
-    uint64_t uploaded, moved; /* bytes of the upload under way; bytes of all answers and uploads */
+    uint64_t uploaded, moved; /* bytes of the present upload; bytes of all answers and uploads */
 };
 
 enum { MAX_ECHO_BYTES = 1 << 15 };
 
 void client_init(struct client *client, const struct target *target, uint32_t number, on_answer *answered);
 int client_connect(struct client *client, int epoll_fd); /* 0 or -errno */
-/* Sends the request now, or as soon as the connection has room for it. */
+/* Sends the request now, or when the connection has room for it. */
 void client_ask(struct client *client, const struct request *request);
-/* What epoll said. False: the connection is over, and every request it had was answered for. */
+/* Serves events of epoll. Returns false if the connection is over; each of its requests has been reported then. */
 bool client_serve(struct client *client, int epoll_fd, uint32_t events);
 bool client_flush(struct client *client, int epoll_fd);
 void client_close(struct client *client);

@@ -1,4 +1,4 @@
-/* What the load generator's requests and their answers look like. See client.h. */
+/* The load generator's requests and their answers. See client.h. */
 #include "client.h"
 
 #include <stdio.h>
@@ -15,7 +15,7 @@ static uint8_t *field(uint8_t *at, uint8_t name_index, const char *name, const c
     return mempcpy(at, value, strlen(value));
 }
 
-/* The first request's fields enter the table, later ones refer to them: as real clients do it. */
+/* The fields of the first request enter the dynamic table and later requests refer to them, as with real clients. */
 void write_headers(struct client *client, uint32_t id) {
     enum {
         METHOD_POST = 3,

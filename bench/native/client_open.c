@@ -1,4 +1,4 @@
-/* How a connection of the load generator comes to be: socket, TLS, resumption. See client.h. */
+/* Opens connections of the load generator: socket, TLS, resumption. See client.h. */
 #include "client.h"
 
 #include <errno.h>
@@ -21,7 +21,7 @@ SSL_CTX *client_tls(const char *ca_file) {
     SSL_CTX *tls = SSL_CTX_new(TLS_client_method());
     if (!tls || SSL_CTX_load_verify_locations(tls, ca_file, NULL) != 1)
         return NULL;
-    /* The chain is not verified: the generator would be what limits new connections. The handshake's signature is. */
+    /* The handshake's signature is verified. The chain is not: that would make the generator the bottleneck. */
     SSL_CTX_set_verify(tls, SSL_VERIFY_NONE, NULL);
     SSL_CTX_set_mode(tls, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
     SSL_CTX_set_session_cache_mode(tls, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
@@ -42,7 +42,7 @@ int client_connect(struct client *client, int epoll_fd) {
     client->next_id = 1;
     client->open = 0;
     client->unacknowledged = 0;
-    client->max_streams = 100; /* until the server's SETTINGS say otherwise: what RFC 9113 §6.5.2 recommends at least */
+    client->max_streams = 100; /* until the server's SETTINGS; the least that RFC 9113 §6.5.2 recommends */
     client->window = client->initial_window = DEFAULT_WINDOW;
     if (!client->slots && !(client->slots = calloc(SLOTS, sizeof *client->slots)))
         abort();

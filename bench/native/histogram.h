@@ -1,4 +1,4 @@
-/* Latencies in HdrHistogram's own layout (3 significant digits), so that Python's hdrhistogram takes them bucket by bucket.
+/* Latencies in HdrHistogram's own layout (3 significant digits), so that Python's hdrhistogram can read the buckets.
  */
 #ifndef BENCH_HISTOGRAM_H
 #define BENCH_HISTOGRAM_H

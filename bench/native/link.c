@@ -31,7 +31,7 @@ int link_read(struct link *link) {
         link->in.end += (size_t)got;
         return 1;
     }
-    /* Until OpenSSL holds nothing: epoll does not see what it has decrypted already. */
+    /* Until OpenSSL has nothing left: epoll does not report what it has decrypted already. */
     do {
         int got = SSL_read(link->ssl, buffer_reserve(&link->in, READ_BYTES), READ_BYTES);
         if (got <= 0)

@@ -1,11 +1,11 @@
 /* The load generator: open loop, in a process of its own, one thread.
  *
- * It prints "ready" when its connections stand, waits for a line, runs, prints its report as one line of JSON, and goes
- * when its input ends. Requests of an open loop have Poisson times drawn from a seed, so that every peer is given the
- * same ones, and latency counts from the intended time: a stall is charged to every request that it delayed.
+ * It prints "ready" when its connections are open, waits for a line, runs, prints its report as one line of JSON, and ends
+ * when its input ends. The times of an open loop's requests are a Poisson process from a seed, the same for every peer.
+ * Latency counts from the intended time, so a stall counts for every request that it delayed.
  *
  * rate: phases of an open loop over `connections` warm connections. closed: each connection has `streams` requests
- * under way. connect: each request on a connection of its own, `connections` at a time, open loop if a rate is given.
+ * in progress. connect: each request on a connection of its own, `connections` at a time, open loop if a rate is given.
  * idle: `connections` that each had one answer and are then held.
  */
 #include "load.h"
@@ -136,7 +136,7 @@ static void open_loop(uint64_t now) {
     }
 }
 
-/* Connect mode: frees what has ended for what waits, or, without a rate, for the next. */
+/* Connect mode: takes ended connections for requests that wait or, without a rate, for the next ones. */
 static void reuse_clients(uint64_t now) {
     struct request request;
     while (idle_count && buffer_take(&jobs, &request, sizeof request))
@@ -155,7 +155,7 @@ static void revive_clients(uint64_t now) {
             lose(&clients[i]);
 }
 
-/* One turn: begins what is due, then serves what epoll has until the next is due or `until_ns`. */
+/* One turn: begins the requests that are due, then serves events until the next one is due or until `until_ns`. */
 static void step(uint64_t until_ns) {
     struct epoll_event events[EVENTS];
     uint64_t now = now_ns(), wake = until_ns;
@@ -182,7 +182,7 @@ static void step(uint64_t until_ns) {
     }
 }
 
-/* Opens every connection and has one answer on each: what is measured later is warm. */
+/* Opens every connection and waits for one answer on each, so that all is warm before the measurement. */
 static void open_connections(void) {
     uint64_t deadline = now_ns() + OPEN_DEADLINE_S * SECOND_NS;
     const struct request request = {.phase = WARM};

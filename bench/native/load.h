@@ -29,10 +29,10 @@ struct options {
 };
 
 struct report {
-    struct histogram lateness; /* how long after its intended time the generator got round to a request */
+    struct histogram lateness; /* how long after its intended time the generator sent a request */
     uint64_t resumed, first_answer_ns, last_answer_ns, begin_ns, end_ns, moved_bytes, refused_connects;
     double cpu_s;
-    uint64_t *answers_ns; /* with a count: when the answer to each request came, by its number; 0: never */
+    uint64_t *answers_ns; /* with a count: when the answer to each request came, by number; 0: it did not */
 };
 
 void options_parse(struct options *options, int argc, char **argv); /* exits with a message when it cannot */

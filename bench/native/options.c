@@ -24,7 +24,7 @@ static unsigned choice(const char *option, const char *value, const char *const 
     return 0;
 }
 
-/* "rate:seconds,rate:seconds": one phase behind the other. */
+/* "rate:seconds,rate:seconds": one phase after the other. */
 static void parse_phases(struct options *options, const char *text) {
     const char *at = text;
     for (options->phases = 0; *at && options->phases < MAX_PHASES; at += *at == ',') {
@@ -40,6 +40,63 @@ static void parse_phases(struct options *options, const char *text) {
         fail("--phases", text);
 }
 
+/* Sets an option of what is loaded. Returns false if it is another one. */
+static bool parse_target(struct target *target, const char *option, const char *value) {
+    if (!strcmp(option, "--port"))
+        target->port = (uint16_t)atoi(value);
+    else if (!strcmp(option, "--tls")) {
+        target->tls = client_tls(value);
+        if (!target->tls)
+            fail(option, value);
+    } else if (!strcmp(option, "--org"))
+        target->org = value;
+    else if (!strcmp(option, "--token"))
+        target->token = value;
+    else if (!strcmp(option, "--satellites"))
+        target->satellites = value;
+    else if (!strcmp(option, "--satellite-count"))
+        target->satellite_count = (uint32_t)atoi(value);
+    else if (!strcmp(option, "--source-addresses"))
+        target->source_addresses = (uint32_t)atoi(value);
+    else if (!strcmp(option, "--wait-settings"))
+        target->wait_settings = atoi(value) != 0;
+    else if (!strcmp(option, "--resume"))
+        target->resume = atoi(value) != 0;
+    else
+        return false;
+    return true;
+}
+
+/* Sets an option of the load itself. Exits with a message if there is no such option. */
+static void parse_load(struct options *options, const char *option, const char *value) {
+    if (!strcmp(option, "--mode"))
+        options->mode = choice(option, value, MODES, 4);
+    else if (!strcmp(option, "--task"))
+        options->task = choice(option, value, TASKS, 3);
+    else if (!strcmp(option, "--connections"))
+        options->connections = (uint32_t)atoi(value);
+    else if (!strcmp(option, "--streams"))
+        options->streams = (uint32_t)atoi(value);
+    else if (!strcmp(option, "--count"))
+        options->count = (uint64_t)atoll(value);
+    else if (!strcmp(option, "--echo-bytes"))
+        options->echo_bytes = (uint32_t)atoi(value);
+    else if (!strcmp(option, "--message-bytes"))
+        options->message_bytes = (uint32_t)atoi(value);
+    else if (!strcmp(option, "--messages"))
+        options->messages = (uint64_t)atoll(value);
+    else if (!strcmp(option, "--drain"))
+        options->drain_s = atof(value);
+    else if (!strcmp(option, "--seed"))
+        options->seed = (uint64_t)atoll(value);
+    else if (!strcmp(option, "--phases"))
+        parse_phases(options, value);
+    else if (!strcmp(option, "--cpu"))
+        pin_to_cpu(atoi(value));
+    else
+        fail(option, value);
+}
+
 void options_parse(struct options *options, int argc, char **argv) {
     *options = (struct options){.connections = 1,
                                 .streams = 1,
@@ -52,51 +109,8 @@ void options_parse(struct options *options, int argc, char **argv) {
     parse_phases(options, "0:1");
     for (int i = 1; i < argc; i += 2) {
         const char *option = argv[i], *value = i + 1 < argc ? argv[i + 1] : "";
-        struct target *target = &options->target;
-        if (!strcmp(option, "--mode"))
-            options->mode = choice(option, value, MODES, 4);
-        else if (!strcmp(option, "--task"))
-            options->task = choice(option, value, TASKS, 3);
-        else if (!strcmp(option, "--port"))
-            target->port = (uint16_t)atoi(value);
-        else if (!strcmp(option, "--tls") && !(target->tls = client_tls(value)))
-            fail(option, value);
-        else if (!strcmp(option, "--org"))
-            target->org = value;
-        else if (!strcmp(option, "--token"))
-            target->token = value;
-        else if (!strcmp(option, "--satellites"))
-            target->satellites = value;
-        else if (!strcmp(option, "--satellite-count"))
-            target->satellite_count = (uint32_t)atoi(value);
-        else if (!strcmp(option, "--source-addresses"))
-            target->source_addresses = (uint32_t)atoi(value);
-        else if (!strcmp(option, "--wait-settings"))
-            target->wait_settings = atoi(value) != 0;
-        else if (!strcmp(option, "--resume"))
-            target->resume = atoi(value) != 0;
-        else if (!strcmp(option, "--connections"))
-            options->connections = (uint32_t)atoi(value);
-        else if (!strcmp(option, "--streams"))
-            options->streams = (uint32_t)atoi(value);
-        else if (!strcmp(option, "--count"))
-            options->count = (uint64_t)atoll(value);
-        else if (!strcmp(option, "--echo-bytes"))
-            options->echo_bytes = (uint32_t)atoi(value);
-        else if (!strcmp(option, "--message-bytes"))
-            options->message_bytes = (uint32_t)atoi(value);
-        else if (!strcmp(option, "--messages"))
-            options->messages = (uint64_t)atoll(value);
-        else if (!strcmp(option, "--drain"))
-            options->drain_s = atof(value);
-        else if (!strcmp(option, "--seed"))
-            options->seed = (uint64_t)atoll(value);
-        else if (!strcmp(option, "--phases"))
-            parse_phases(options, value);
-        else if (!strcmp(option, "--cpu"))
-            pin_to_cpu(atoi(value));
-        else if (strcmp(option, "--tls") != 0)
-            fail(option, value);
+        if (!parse_target(&options->target, option, value))
+            parse_load(options, option, value);
     }
     if (options->echo_bytes < 9 || options->echo_bytes > MAX_ECHO_BYTES || options->message_bytes >= PATTERN_BYTES ||
         !options->connections || !options->target.port)

@@ -1,7 +1,7 @@
 /* The upstream of every measurement: an HTTP/2 gRPC server of one thread that decodes nothing but frames.
  *
  * `upstream PORT [--cpu N] [--boot SECONDS] [--mark FILE] [--tls CHAIN_AND_KEY]`. With --mark it writes the moment when it listens
- * (CLOCK_MONOTONIC, ns) to the end of FILE. Commands stand in the requests' bodies: see wire.h.
+ * (CLOCK_MONOTONIC, ns) to the end of FILE. Commands are in the requests' bodies: see wire.h.
  */
 #include "upstream.h"
 

@@ -8,8 +8,8 @@ struct stream {
     uint32_t id;         /* 0: free */
     bool asked;          /* END_STREAM came */
     bool answering;      /* HEADERS went out */
-    struct buffer body;  /* what came and must be kept: all of an echo, a command otherwise */
-    uint64_t got, good;  /* bytes of the body; of an upload's messages, those that were right */
+    struct buffer body;  /* what must be kept: all of an echo, otherwise the command */
+    uint64_t got, good;  /* bytes of the body; those of an upload's messages that were right */
     uint64_t total, sent; /* of the answer */
     int64_t window;
 };
@@ -24,7 +24,7 @@ struct connection {
 };
 
 void upstream_frame(struct connection *connection, const struct frame *frame);
-/* Sends what the windows and the output buffer leave room for. Is it the buffer alone that it waits for? */
+/* Sends what the windows and the output buffer have room for. Returns whether it waits only for the buffer. */
 bool stream_send(struct connection *connection, struct stream *stream);
 
 #endif

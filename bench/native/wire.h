@@ -1,7 +1,7 @@
 /* What the load generator and the upstream share: byte buffers, HTTP/2 frames, a socket with or without TLS.
  *
- * Written by hand and not on a library so that neither end is what limits a measurement, and so that no header block
- * needs decoding: what a request wants stands in its body's first bytes, and an answer is judged by its body.
+ * It uses no HTTP/2 library, so that neither end is the bottleneck of a measurement and no header block needs decoding: the
+ * first bytes of a request's body say what it asks for, and an answer is checked by its body.
  */
 #ifndef BENCH_WIRE_H
 #define BENCH_WIRE_H
@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 enum { FRAME_BYTES = 9, MAX_DATA_BYTES = 16384, PREFIX_BYTES = 5, DEFAULT_WINDOW = 65535 };
-enum { WINDOW_BYTES = 4 << 20 }; /* what both ends grant: grpc-go's own estimate goes as high */
+enum { WINDOW_BYTES = 4 << 20 }; /* of both ends; grpc-go's own estimate goes as high */
 enum frame_type { DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE };
 enum { END_STREAM = 1, ACK = 1, END_HEADERS = 4, PADDED = 8 };
 enum { SETTING_MAX_STREAMS = 3, SETTING_INITIAL_WINDOW = 4 };
@@ -28,7 +28,7 @@ struct buffer {
     size_t start, end, capacity;
 };
 size_t buffer_used(const struct buffer *buffer);
-/* Room for `bytes` more behind the end; aborts without memory, for there is nothing to measure then. */
+/* Makes room for `bytes` more at the end; aborts if there is no memory. */
 uint8_t *buffer_reserve(struct buffer *buffer, size_t bytes);
 void buffer_add(struct buffer *buffer, const void *data, size_t bytes);
 void buffer_consume(struct buffer *buffer, size_t bytes);
@@ -39,14 +39,14 @@ struct frame {
     uint32_t length;
     uint8_t type, flags;
     uint32_t stream;
-    const uint8_t *payload; /* of DATA without its padding; `length` still counts that, for flow control does */
+    const uint8_t *payload; /* of DATA without its padding; `length` counts the padding, as flow control does */
     uint32_t payload_bytes;
 };
-bool frame_next(struct buffer *in, struct frame *ret_frame); /* its payload lives until the next read */
+bool frame_next(struct buffer *in, struct frame *ret_frame); /* its payload is valid until the next read */
 void frame_header(struct buffer *out, size_t length, enum frame_type type, unsigned flags, uint32_t stream);
 void frame_u32(struct buffer *out, enum frame_type type, uint32_t stream, uint32_t value);
 void frame_setting(uint8_t *at, unsigned id, uint32_t value);
-/* Sends what both ends begin with: their windows. */
+/* Sends what both ends send first: their windows. */
 void frame_opening(struct buffer *out);
 
 void put_u32(uint8_t *at, uint32_t value);
@@ -57,7 +57,7 @@ uint64_t get_u64(const uint8_t *at);
 enum { PATTERN_BYTES = 1 << 17 };
 extern uint8_t pattern[2 * PATTERN_BYTES]; /* incompressible, the same in every process */
 void pattern_fill(void);
-/* Is this what stands at `offset` of an endless run of messages of the pattern, `message_bytes` each? */
+/* Whether the bytes are those at `offset` of endless messages of the pattern, `message_bytes` each. */
 bool stream_matches(uint64_t offset, uint32_t message_bytes, const uint8_t *data, size_t bytes);
 void stream_write(uint64_t offset, uint32_t message_bytes, uint8_t *data, size_t bytes);
 
@@ -65,7 +65,7 @@ struct link {
     int fd;
     SSL *ssl; /* or NULL */
     struct buffer in, out;
-    uint32_t events; /* as epoll knows them */
+    uint32_t events; /* as epoll has them */
     bool shaken;
 };
 /* 1: something was read; 0: end; -EAGAIN or -errno. */
@@ -75,7 +75,7 @@ int link_handshake(struct link *link); /* 0, -EAGAIN (events are set), -EPROTO *
 void link_watch(struct link *link, int epoll_fd, uint32_t events, void *owner);
 void link_close(struct link *link);
 
-/* -1: wherever the kernel likes. As root also before other sessions' programs (sched(7), autogroup), as all of the bench. */
+/* -1: any CPU. As root also ahead of other sessions' programs (sched(7), autogroup), like all of the bench. */
 void pin_to_cpu(int cpu);
 uint64_t now_ns(void);
 

@@ -86,7 +86,7 @@ class Ec2Story(Narrator):
         """3. Nobody there: hibernated where the instance can, stopped where it cannot"""
         with DemoClient(self._host, "plain") as client:
             client.echo(b"wake up")
-        self._pids = {name: self._cloud.look(self._instances[name]).pid for name in ("solo", "plain")}
+        self._pids = {name: self._cloud.view(self._instances[name]).pid for name in ("solo", "plain")}
         for name, reason in (("solo", "Client.UserInitiatedHibernate"), ("plain", "Client.UserInitiatedShutdown")):
             seen = self._follow_to_sleep(name)
             self.say(f"{name}: EC2 said: {', '.join(seen)}")
@@ -97,7 +97,7 @@ class Ec2Story(Narrator):
         for name, kept in (("solo", True), ("plain", False)):
             with DemoClient(self._host, name) as client:
                 took_s = timed_s(functools.partial(client.echo, b"again"))
-            same = self._cloud.look(self._instances[name]).pid == self._pids[name]
+            same = self._cloud.view(self._instances[name]).pid == self._pids[name]
             self.say(f"{name}: first answer after {took_s:.2f} s, from {'the same' if same else 'another'} process")
             self.expect(f"{name} {'kept its memory' if kept else 'has booted'}", held=same is kept)
 
@@ -141,7 +141,7 @@ class Ec2Story(Narrator):
         return self._cloud.start_calls(self._instances[name])
 
     def _note(self, name: str, seen: list[str]) -> None:
-        look = self._cloud.look(self._instances[name])
+        look = self._cloud.view(self._instances[name])
         words = f"{look.state} ({look.reason})" if look.state == "stopped" else look.state
         if not seen or seen[-1] != words:
             seen.append(words)

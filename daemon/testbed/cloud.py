@@ -27,7 +27,7 @@ CREDENTIALS = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Look:
+class InstanceView:
     """EC2's state of an instance, the code of its StateReason, and the process that runs as its machine."""
 
     instance_id: str
@@ -41,7 +41,7 @@ class _Call:
     instance_ids: tuple[str, ...]
 
 
-_LOOKS = TypeAdapter(list[Look])
+_VIEWS = TypeAdapter(list[InstanceView])
 _CALLS = TypeAdapter(list[_Call])
 
 
@@ -100,9 +100,9 @@ class EmulatedCloud:
         calls = _CALLS.validate_python(self._post("calls", action="StartInstances"))
         return sum(instance_id in call.instance_ids for call in calls)
 
-    def look(self, instance_id: str) -> Look:
+    def view(self, instance_id: str) -> InstanceView:
         """EC2's state of the instance, and the process that runs as its machine."""
-        seen = {each.instance_id: each for each in _LOOKS.validate_python(self._post("describe"))}
+        seen = {each.instance_id: each for each in _VIEWS.validate_python(self._post("describe"))}
         return seen[instance_id]
 
     def _post(self, name: str, **arguments: object) -> object:

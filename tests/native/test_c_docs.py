@@ -25,9 +25,9 @@ def documentation(text: str, at: int) -> str:
 
 def parameter_names(parameters: str) -> list[str]:
     """Names, in order. A parameter that is an array or a pointer has its name last."""
-    if parameters.strip() == "void":
+    if parameters.strip() in ("", "void"):
         return []
-    return [re.findall(r"\w+", re.sub(r"\[[^]]*\]", "", each))[-1] for each in parameters.split(",")]
+    return [(re.findall(r"\w+", re.sub(r"\[[^]]*\]", "", each)) or [""])[-1] for each in parameters.split(",")]
 
 
 def complaints(path: Path) -> list[str]:
@@ -66,6 +66,7 @@ def functions(path: Path) -> list[tuple[str, int, int]]:
 
 
 SOURCES = sorted((NATIVE / "src").glob("*.c"))
+PROGRAMS = sorted(path for top in ("bench", "tests/native") for path in (NATIVE.parent / top).glob("*/*.c"))
 
 
 @pytest.mark.parametrize("path", [*SOURCES, HEADER], ids=lambda path: path.name)
@@ -73,7 +74,7 @@ def test_each_function_is_documented(path: Path) -> None:
     assert not complaints(path)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*SOURCES, *PROGRAMS], ids=lambda path: path.name)
 def test_no_function_is_long(path: Path) -> None:
     found = functions(path)
     assert found

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 METADATA_HOPS = 1
 """With one hop, builds in bridged containers do not reach the instance's credentials."""
 
+KEPT_OF_ROOT = frozenset(
+    {"KmsKeyId", "SnapshotId", "VolumeSize", "VolumeType", "Iops", "Throughput", "DeleteOnTermination"}
+)
+"""Settings of the template's root volume that the launch keeps."""
+
 
 def launch_request(
     section: SatelliteEc2Section,
@@ -71,19 +76,6 @@ def _encrypted_root(data: "ResponseLaunchTemplateDataTypeDef", root_device: str)
     ebs: EbsBlockDeviceTypeDef = {"Encrypted": True, "DeleteOnTermination": True}
     for mapping in data.get("BlockDeviceMappings", ()):
         if mapping.get("DeviceName") == root_device:
-            old = mapping.get("Ebs", {})
-            if "KmsKeyId" in old:
-                ebs["KmsKeyId"] = old["KmsKeyId"]
-            if "SnapshotId" in old:
-                ebs["SnapshotId"] = old["SnapshotId"]
-            if "VolumeSize" in old:
-                ebs["VolumeSize"] = old["VolumeSize"]
-            if "VolumeType" in old:
-                ebs["VolumeType"] = old["VolumeType"]
-            if "Iops" in old:
-                ebs["Iops"] = old["Iops"]
-            if "Throughput" in old:
-                ebs["Throughput"] = old["Throughput"]
-            if "DeleteOnTermination" in old:
-                ebs["DeleteOnTermination"] = old["DeleteOnTermination"]
+            kept = {key: value for key, value in mapping.get("Ebs", {}).items() if key in KEPT_OF_ROOT}
+            ebs.update(cast("EbsBlockDeviceTypeDef", kept))
     return {"DeviceName": root_device, "Ebs": ebs}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from bentpipe.daemon.testbed.ec2_emulator.clock import Clock
 from bentpipe.daemon.testbed.ec2_emulator.faults import Faults, Limits
-from bentpipe.daemon.testbed.ec2_emulator.instance import Instance, Memory, Timings
+from bentpipe.daemon.testbed.ec2_emulator.instance import Instance, MemoryStep, Timings
 from bentpipe.daemon.testbed.ec2_emulator.machines import Addresses, Machines
 from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError
 
@@ -78,7 +78,7 @@ class Cloud:
             for instance in sorted(self.instances.values(), key=lambda each: each.due or 0.0):
                 self.follow(instance, instance.settle(now))
 
-    def follow(self, instance: Instance, memory: Memory | None) -> None:
+    def follow(self, instance: Instance, memory: MemoryStep | None) -> None:
         """Do to the instance's process, if it has one, what has happened to its memory."""
         if self.machines is not None and memory is not None:
             self.machines.follow(instance, memory)

@@ -107,7 +107,7 @@ NO_CAPACITY = Reason(
 NO_KEY = Reason("Client.InternalError", "Client.InternalError: Client error on launch")
 
 
-class Memory(enum.Enum):
+class MemoryStep(enum.Enum):
     """What happened to the instance's memory in the last step. The process behind it does the same."""
 
     BOOTED = "booted"
@@ -188,7 +188,7 @@ class Instance:
             self.private_ip, self.next_private_ip = self.next_private_ip, None
         self._plan_start(now, timings)
 
-    def begin_stop(self, now: float, timings: Timings, reason: Reason, *, force: bool) -> Memory | None:
+    def begin_stop(self, now: float, timings: Timings, reason: Reason, *, force: bool) -> MemoryStep | None:
         """Begin a stop: from RUNNING or, if forced, from STOPPING. `reason` says whether memory is kept."""
         self._age(now, timings)
         was_hanging = self.state is State.STOPPING
@@ -209,9 +209,9 @@ class Instance:
             self._due = None
         else:
             self._due = now + (timings.hibernating_s if self._keeps_memory else timings.stopping_s)
-        return None if self._keeps_memory or was_hanging else Memory.LOST
+        return None if self._keeps_memory or was_hanging else MemoryStep.LOST
 
-    def begin_terminate(self, now: float, timings: Timings) -> Memory:
+    def begin_terminate(self, now: float, timings: Timings) -> MemoryStep:
         self._age(now, timings)
         self.state = State.SHUTTING_DOWN
         self.reason = USER_SHUTDOWN
@@ -219,9 +219,9 @@ class Instance:
         self._next, self._next_reason = State.TERMINATED, USER_SHUTDOWN
         self._due = now + timings.shutting_down_s
         self._keeps_memory = False
-        return Memory.LOST
+        return MemoryStep.LOST
 
-    def settle(self, now: float) -> Memory | None:
+    def settle(self, now: float) -> MemoryStep | None:
         """End the transition that is due. Returns what happened to the memory; None if nothing did."""
         if self._due is None or now < self._due:
             return None
@@ -237,15 +237,15 @@ class Instance:
                 self.public_ip = f"198.51.100.{secrets.randbelow(254) + 1}"
                 if not resumed:
                     self.boot_id = secrets.token_hex(8)
-                return Memory.RESUMED if resumed else Memory.BOOTED
+                return MemoryStep.RESUMED if resumed else MemoryStep.BOOTED
             case State.STOPPED:
                 self.public_ip = None
                 if self.slept_at is None:  # otherwise it never came up, and what it had kept stays
                     self.slept_at = at
-                return Memory.KEPT if self._keeps_memory else Memory.LOST
+                return MemoryStep.KEPT if self._keeps_memory else MemoryStep.LOST
             case _:
                 self.public_ip = None
-                return Memory.LOST
+                return MemoryStep.LOST
 
     def state_element(self) -> dict[str, str | int]:
         code, name = self.state.value

@@ -14,7 +14,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 
-from bentpipe.daemon.testbed.ec2_emulator.instance import Instance, Memory
+from bentpipe.daemon.testbed.ec2_emulator.instance import Instance, MemoryStep
 
 
 class Machines:
@@ -28,17 +28,17 @@ class Machines:
         self._thread = threading.Thread(target=self._run, name="ec2 machines", daemon=True)
         self._thread.start()
 
-    def follow(self, instance: Instance, memory: Memory) -> None:
+    def follow(self, instance: Instance, memory: MemoryStep) -> None:
         """Do to the process what has happened to the instance's memory. Returns at once."""
         instance_id, host = instance.instance_id, instance.private_ip
         match memory:
-            case Memory.BOOTED:
+            case MemoryStep.BOOTED:
                 self._work.put(lambda: self._boot(instance_id, host))
-            case Memory.RESUMED:
+            case MemoryStep.RESUMED:
                 self._work.put(lambda: self._signal(instance_id, signal.SIGCONT))
-            case Memory.KEPT:
+            case MemoryStep.KEPT:
                 self._work.put(lambda: self._signal(instance_id, signal.SIGSTOP))
-            case Memory.LOST:
+            case MemoryStep.LOST:
                 self._work.put(lambda: self._kill(instance_id))
 
     def pid(self, instance_id: str) -> int | None:
