@@ -1,13 +1,13 @@
-"""The awake budget: who may wake, and who must sleep for that. Pure, and the only place where it is decided.
+"""The awake budget: which satellites may wake, and which must sleep for that. Pure. No other module decides it.
 
-The fleet is a cache of awake satellites, and the least recently used idle one is given up first. Rules:
+The fleet is a cache of awake satellites. The idle one that was used least recently is evicted first. Rules:
 
-- A place is held from the moment of the grant until the satellite is seen asleep. Grants never exceed a limit; what
-  others start counts too, and may.
-- Whoever asked first is served first. One that only its own org's limit holds up holds up nobody else, and keeps its
-  turn: no place that it could use goes to a later one.
-- Clients come before upkeep (hours to be awake, renewals), and upkeep evicts nobody.
-- Nobody with a lease is evicted, nor before its minimum awake time. Those kept awake for the hours go last.
+- A satellite holds its place from the moment of the grant until it is seen asleep. Grants never exceed a limit. Satellites
+  that others start count too, and may exceed it.
+- The first request is served first. If only the limit of its own org holds a request up, it holds up no request of another
+  org, and it keeps its turn: no place that it could use goes to a later request.
+- Clients come before upkeep (hours to be awake, renewals). Upkeep evicts no satellite.
+- A satellite with a lease is not evicted, nor one before its minimum awake time. Those kept awake by the hours go last.
 """
 
 import collections
@@ -20,7 +20,7 @@ from bentpipe.daemon.model import SatelliteKey
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """How many may be awake: in all, and in each org (those not in `by_org`: `per_org`); None is no limit."""
+    """How many may be awake: in all, and in each org (those not in `by_org`: `per_org`); None means no limit."""
 
     fleet: int | None = None
     per_org: int | None = None
@@ -43,20 +43,20 @@ class Holder:
 
     key: SatelliteKey
     idle_since: float | None = None
-    """None: in use, or on its way up or down."""
+    """None: it is in use, or on its way up or down."""
     evictable_at: float = 0.0
     kept_awake: bool = False
     leaving: bool = False
-    """On its way down: its place will be free."""
+    """It is on its way down, so its place will be free."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """A satellite that would wake."""
+    """A satellite that asks to wake."""
 
     key: SatelliteKey
     upkeep: bool = False
-    """Nobody waits for it."""
+    """No client waits for it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,9 +92,9 @@ class _Count:
 
 
 def plan(limits: Limits, holders: Sequence[Holder], requests: Sequence[Request], now: float) -> Plan:
-    """Decide. `requests` are in the order of their coming; `now` is of the clock of the holders' times."""
+    """Decide. `requests` are in the order in which they came. `now` is on the same clock as the holders' times."""
     taken = _Count(limits, [holder.key for holder in holders])
-    # The same count as it will be: without those on their way down, with everybody who was promised a place.
+    # The future count: without satellites on their way down, and with all that were promised a place.
     coming = _Count(limits, [holder.key for holder in holders if not holder.leaving])
     idle = sorted(
         (holder for holder in holders if holder.idle_since is not None and not holder.leaving),
@@ -106,7 +106,7 @@ def plan(limits: Limits, holders: Sequence[Holder], requests: Sequence[Request],
     for request in sorted(requests, key=lambda request: request.upkeep):
         org = request.key.org
         if not coming.has_room(org) and not request.upkeep:
-            # Whoever's leaving makes room for this one: of its own org if that is full, else anybody.
+            # The satellites whose eviction makes room for this one: those of its own org if that is full, otherwise all.
             fitting = [holder for holder in idle if holder.key.org == org or not coming.org_is_full(org)]
             ripe = next((holder for holder in fitting if holder.evictable_at <= now), None)
             if ripe is None:
@@ -118,7 +118,7 @@ def plan(limits: Limits, holders: Sequence[Holder], requests: Sequence[Request],
         if not coming.has_room(org):
             continue
         coming.take(org)
-        # Without room now it waits for a place that becomes free; what is free is then none that it could use.
+        # There is no room now, so it waits for a place to become free. It could use none of the places that are free now.
         if taken.has_room(org):
             taken.take(org)
             grants.append(request.key)

@@ -1,7 +1,7 @@
 """A provider that acts on a machine only in this host's turn, and puts it to sleep only if no host uses it.
 
-Stands between one satellite and the real provider; looks go straight through. What another host's doing means for the
-satellite comes back as the provider's errors do: a sleep that is not to be is SleepVetoed.
+It stands between one satellite and the real provider. Looks pass through. If another host is the reason that a call cannot
+be made, the satellite gets that as a provider's error: a sleep that another host forbids is SleepVetoed.
 """
 
 import logging
@@ -16,11 +16,11 @@ from bentpipe.daemon.providers.permit import permitted_by
 
 log = logging.getLogger("bentpipe.fleet")
 
-TURN_LOST = "this host was held up for so long that another may be acting on the satellite now"
+TURN_LOST = "this host was paused for so long that another may be acting on the satellite now"
 
 
 class CoordinatedProvider:
-    """`Provider` for the machine of one satellite; `is_used` says whether anybody here uses it or wants to."""
+    """`Provider` for the machine of one satellite. `is_used` says whether a client of this host uses it or wants to."""
 
     def __init__(
         self,
@@ -53,13 +53,13 @@ class CoordinatedProvider:
         return self._provider.vouches_nowait(look)
 
     async def start(self, machine_id: MachineId) -> None:
-        """See Provider. Without the store it is done out of turn: two starts are one."""
+        """See Provider. If the store cannot be reached, it starts without the turn: two starts have the effect of one."""
         try:
             async with self._coordination.acting(self._key) as turn:
                 if not turn.alone:
                     seen = await self._provider.describe(machine_id)
                     if seen.state in (MachineState.PENDING, MachineState.RUNNING):
-                        return  # whoever had the turn before has started it
+                        return  # the host that had the turn before has started it
                     if not turn.is_ours():
                         raise ProviderRetryable(TURN_LOST)
                 with permitted_by(turn.is_ours):
@@ -70,11 +70,11 @@ class CoordinatedProvider:
         await self._provider.start(machine_id)
 
     async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
-        """See Provider. Raises SleepVetoed too if somebody uses the satellite, or the store cannot be reached."""
+        """See Provider. Raises SleepVetoed too if a client uses the satellite, or if the store cannot be reached."""
         try:
             async with self._coordination.acting(self._key) as turn:
                 if force:
-                    # Nobody can use what is stopping: whoever waits for it wants it to come to an end.
+                    # A stopping machine cannot be used, and clients that wait for it need the stop to end.
                     seen = await self._provider.describe(machine_id)
                     if seen.state is not MachineState.STOPPING:
                         return
@@ -92,7 +92,7 @@ class CoordinatedProvider:
             raise SleepVetoed(str(exc)) from exc
 
     async def launch(self, machine_id: MachineId, token: str) -> None:
-        """See Provider. Raises ProviderRetryable if the store cannot be reached: a launch costs, and is not repeated."""
+        """See Provider. Raises ProviderRetryable if the store cannot be reached: two launches would cost money."""
         try:
             async with self._coordination.acting(self._key) as turn:
                 token = await self._tokens.begin(token)

@@ -1,7 +1,7 @@
-"""How many clients may be held, of each satellite and in all, and whose turn it is to go when they are too many. Pure.
+"""How many clients may be held, for each satellite and in all, and which of them is let go if there are too many. Pure.
 
-The places are lent (`daemon/shares.py`): one principal may hold them all while nobody else comes; who has less than a
-fair share always gets one, and the newest client of whoever holds most is let go for it, told why.
+The places are lent (`daemon/shares.py`). One principal may hold them all while no other comes. A principal with less than a
+fair share always gets a place. For it the newest client of the principal that holds the most is let go, and told why.
 """
 
 import collections
@@ -20,7 +20,7 @@ class Seat:
         self._loans = loans
         self._principal = principal
         self.let_go = let_go
-        """Ends the client's wait with this error; it has given its place back already."""
+        """End the client's wait with this error. The place has been given back already."""
         for loan in loans:
             loan.change(principal, self, 1)
 
@@ -37,16 +37,16 @@ class Crowd:
     def __init__(self, limit: int | None = None, per_principal: int | None = None) -> None:
         self.loan: Loan[Seat] = Loan(limit, per_principal)
         self.reached: collections.Counter[str] = collections.Counter()
-        """How often a limit was, by its name: somebody was refused or let go."""
+        """How often each limit was reached, by its name: a client was refused or let go."""
 
     @property
     def held(self) -> int:
-        """How many there are."""
+        """How many clients are held."""
         return self.loan.total
 
 
 class WaitingLine:
-    """Those of one satellite."""
+    """The number for one satellite."""
 
     def __init__(self, crowd: Crowd, limit: int) -> None:
         self._crowd = crowd
@@ -62,7 +62,7 @@ class WaitingLine:
         return None
 
     def take(self, principal: str, let_go: Callable[[LimitReached], None]) -> Seat:
-        """Hold one more, which `refusal` has nothing against; others may be let go for it."""
+        """Hold one more client. `refusal` must have returned None. Others may be let go for it."""
         for loan, limit in ((self._loan, "max_held_per_satellite"), (self._crowd.loan, "max_held")):
             while (found := loan.excess(1, principal)) is not None:
                 found.release()
@@ -71,5 +71,5 @@ class WaitingLine:
         return Seat((self._loan, self._crowd.loan), principal, let_go)
 
     def refused(self, words: str) -> None:
-        """Count a refusal, by the limit in its words."""
+        """Count a refusal, by the limit that its message names."""
         self._crowd.reached[words.removeprefix("limits.").partition(" ")[0]] += 1

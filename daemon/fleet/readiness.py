@@ -1,4 +1,7 @@
-"""Waits until a satellite's port accepts connections: one probe for all who wait, so a herd does not dial a booting port."""
+"""Waits until a satellite's port accepts connections.
+
+One probe serves all waiting clients, so no crowd dials a booting port.
+"""
 
 from collections.abc import Callable
 
@@ -7,20 +10,20 @@ import trio
 from bentpipe.daemon.model import Address
 
 RETRY_S = 0.02
-"""Between attempts; a held client feels it on average by half."""
+"""Pause between attempts. On the average a held client waits half of it longer."""
 ATTEMPT_S = 1.0
-"""One attempt: a booting host swallows SYNs, and the kernel would send the next one only seconds later."""
+"""Deadline of one attempt: a booting host drops SYNs, and the kernel would send the next one only seconds later."""
 
 
 REFUSED = "nothing listens on port {}"
 SILENT = "port {} does not answer; a firewall or security group may forbid it"
-"""Why it is not ready, for the clients: without the address, which is the operator's affair."""
+"""Why it is not ready, for clients. The address is left out: only the operator may know it."""
 
 
 async def wait_listening(address: Address, tell: Callable[[str], None] = lambda words: None) -> None:
-    """Return once a TCP connection to `address` was accepted; tries for ever, the caller's cancel scope ends it.
+    """Return once a TCP connection to `address` was accepted. It tries for ever, until the caller's cancel scope ends it.
 
-    Why it is not is told whenever that changes.
+    The reason for failure is reported whenever it changes.
     """
     told = ""
     while True:

@@ -1,8 +1,8 @@
-"""The hours in which a satellite is to be awake, on the wall clock of a time zone: pure.
+"""The hours in which a satellite is kept awake, on the wall clock of a time zone. Pure.
 
-A window begins at the first moment at which its clock shows its beginning and ends at the last at which it shows its
-end: where a change of the clocks repeats an hour, or leaves one out, the satellite is awake rather longer than shorter.
-One that ends at or before its beginning ends the day after.
+A window begins at the first moment at which the clock shows its beginning, and ends at the last at which it shows its end.
+So if a change of the clocks repeats an hour or leaves one out, the satellite is awake longer and not shorter. A window that
+ends at or before its beginning ends on the next day.
 """
 
 import datetime
@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from bentpipe.config.model import KeepAwakeSection
 
 LOOK_AHEAD_DAYS = 9
-"""A week and a day on either side: a week has every window once."""
+"""Days to look at: a week, which has every window once, and a day on either side."""
 DAY = datetime.timedelta(days=1)
 
 
 def is_kept_awake(sections: Sequence[KeepAwakeSection], at: float) -> bool:
-    """Whether `at` (time.time() seconds) lies in a window: its beginning does, its end does not."""
+    """Whether `at` (time.time() seconds) is in a window. Its beginning is, its end is not."""
     return any(begin <= at < end for section in sections for begin, end in _windows(section, at, days=1))
 
 
@@ -44,9 +44,9 @@ def _windows(section: KeepAwakeSection, near: float, days: int) -> Iterator[tupl
 
 
 def _moment(day: datetime.date, minutes: int, zone: datetime.tzinfo, fold: int) -> float:
-    """The moment at which the clock shows so many minutes past midnight: the first such one, or (`fold` 1) the last.
+    """The moment at which the clock shows these minutes past midnight: the first such moment, or (`fold` 1) the last.
 
-    A time that the clock leaves out has two readings as well (PEP 495), by the clock before the gap and by that after it.
+    A time that the clock leaves out has two readings too (PEP 495): by the clock before the gap, and by the clock after it.
     """
     midnight = datetime.datetime.combine(day + (minutes // (24 * 60)) * DAY, datetime.time())
     local = midnight + datetime.timedelta(minutes=minutes % (24 * 60))

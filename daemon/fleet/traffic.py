@@ -1,20 +1,21 @@
-"""Tells connections that are used from those on which only keepalives and health checks pass. Pure bookkeeping.
+"""Tells used connections from connections that move only keepalives and health checks. Pure bookkeeping.
 
-BuildKit's checks of a session are none of these: they pass only while a build runs, and a silent RUN moves nothing else.
+BuildKit's checks of a session count as use: they pass only while a build runs, and a silent RUN moves nothing else.
 Measured (buildctl and buildkitd v0.26.3): 2.6 kB a minute up and 2.2 kB down, in bursts 5 s apart.
 """
 
 from bentpipe.daemon.fleet.lease import Lease, Meter
 
 QUIET_BYTES_PER_WINDOW = 1 << 10
-"""Both directions of one connection, in a minute: a PING and its ACK are 34 bytes, so that a client's keepalive every 5 s
-is 408, and a balancer's grpc.health.v1 Check every 10 s some 900. A quarter of what the most silent build moves."""
+"""Bytes of one connection in a minute, both directions added. A PING and its ACK are 34 bytes, so a client's keepalive every
+5 s is 408 bytes. A balancer's grpc.health.v1 Check every 10 s is some 900. The most silent build moves four times as
+much."""
 
 
 class TrafficWatch:
-    """The metered leases of one satellite; times are seconds of one monotonic clock.
+    """The metered leases of one satellite. Times are seconds of one monotonic clock.
 
-    Bytes are counted over `window_s`; a look may come sooner.
+    Bytes are counted over `window_s`. The meters may be read earlier.
     """
 
     def __init__(self, window_s: float) -> None:
@@ -26,7 +27,7 @@ class TrafficWatch:
         return len(self._moved)
 
     def add(self, lease: Lease) -> None:
-        """A lease has got its meter."""
+        """A lease has its meter from now on."""
         if lease.meter is not None:
             self._moved[lease] = (lease.meter, lease.meter.moved_bytes())
 
@@ -35,7 +36,7 @@ class TrafficWatch:
         self._moved.pop(lease, None)
 
     def look(self, now: float) -> bool:
-        """Read the meters. Returns whether any has moved more than keepalives do since the window began."""
+        """Read the meters. Returns whether any connection has moved more than keepalives since the window began."""
         windows = max(1.0, (now - self._began_at) / self._window_s)
         readings = {lease: (meter, meter.moved_bytes()) for lease, (meter, _) in self._moved.items()}
         used = any(

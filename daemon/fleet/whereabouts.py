@@ -1,14 +1,14 @@
-"""Whether a satellite's machine is, at this moment, where it was last seen. Nobody is let in before that is certain.
+"""Whether a satellite's machine still has the address at which it was last seen. No client is let in before that is certain.
 
-A cloud gives addresses out again: what was our machine's a minute ago may be another tenant's now, and would be sent our
+A cloud reuses addresses: our machine's address of a minute ago may belong to another tenant now, who would be sent our
 client's token. So an address is used only while
 
 - the provider vouches for it (it has just looked, or it can see who listens there), and
 - no other satellite of this daemon is believed to be there; if one is, both are looked at again.
 
-What is not certain is looked at, once for all who want to know. While the provider cannot say, the satellite itself may: by
-the boot id that it told when it was woken. A satellite whose TLS certificate bears a name of its own is certain always: the
-dial verifies it before anything is sent.
+If it is not certain, the daemon looks at the machine, once for all tasks that ask. While the provider cannot answer, the
+satellite itself may prove it, by the boot id that it had when it was woken. If a satellite has a TLS certificate with a name
+of its own, it is always certain: the dial verifies the name before anything is sent.
 """
 
 import collections
@@ -26,13 +26,13 @@ from bentpipe.daemon.model import Address, Machine, MachineState, SatelliteKey
 log = logging.getLogger("bentpipe.fleet")
 
 LOOK_AGAIN_S = 0.5
-"""Between looks that did not make it certain: a cloud may tell for some seconds what was so before."""
+"""Pause between looks that did not make it certain: for some seconds a cloud may show an older state."""
 CERTAIN_DEADLINE_S = 10.0
-"""How long it is looked at again before those who wait are refused; each client that comes later begins anew."""
+"""How long the looks go on before the waiting clients are refused. For each client that comes later they begin again."""
 
 
 class Claims:
-    """Where this daemon's satellites are believed to be."""
+    """The addresses at which this daemon's satellites seem to be."""
 
     def __init__(self) -> None:
         self._places: dict[SatelliteKey, Address] = {}
@@ -40,7 +40,7 @@ class Claims:
         self._looks: dict[SatelliteKey, Callable[[], Awaitable[None]]] = {}
 
     def enter(self, key: SatelliteKey, look: Callable[[], Awaitable[None]]) -> None:
-        """Take part. `look` looks at the satellite's machine and notes where it is; raises ProviderError."""
+        """Add a satellite. `look` looks at its machine and notes the address; it raises ProviderError."""
         self._looks[key] = look
 
     def note(self, key: SatelliteKey, address: Address | None) -> None:
@@ -58,7 +58,7 @@ class Claims:
             self._there[place].add(key)
 
     def rivals(self, key: SatelliteKey) -> frozenset[SatelliteKey]:
-        """The other satellites that are believed to be at the same address."""
+        """The other satellites that seem to be at the same address."""
         place = self._places.get(key)
         return frozenset() if place is None else frozenset(self._there[place] - {key})
 
@@ -81,14 +81,14 @@ class Claims:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Places:
-    """What all satellites of a daemon share: their claims, and which of them prove themselves by TLS."""
+    """What all satellites of a daemon share: their addresses, and which of them prove themselves by TLS."""
 
     claims: Claims = dataclasses.field(default_factory=Claims)
     proven: frozenset[SatelliteKey] = frozenset()
 
 
 class _Search:
-    """Looks under way. Until they end well it is not certain, however they end."""
+    """Looks under way. Only a good end makes it certain."""
 
     def __init__(self, key: SatelliteKey) -> None:
         self.done = trio.Event()
@@ -97,7 +97,7 @@ class _Search:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Doubt:
-    """Why it is not certain: `words` for the operator, `hint` for clients, who hear of no other satellite."""
+    """Why it is not certain: `words` for the operator, `hint` for clients. `hint` names no other satellite."""
 
     words: str
     hint: str
@@ -105,24 +105,24 @@ class Doubt:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Means:
-    """What the whereabouts of one satellite's machine are known by."""
+    """The sources that tell where one satellite's machine is."""
 
     machine: Callable[[], Machine | None]
-    """What was last seen of it."""
+    """The last look at it."""
     vouches: Callable[[Machine], bool]
-    """The provider's word on that: see Provider.vouches_nowait."""
+    """Whether the provider vouches for that look: see Provider.vouches_nowait."""
     look: Callable[[], Awaitable[None]]
-    """Look anew. Raises ProviderError."""
+    """Look again. Raises ProviderError."""
     recognises: Callable[[Address], Awaitable[bool]]
     """Ask what answers at an address whether it is the machine that was woken. Never raises an Exception."""
     address_age_s: float
     """How long a boot id vouches for an address: see MachineTraits."""
     unreachable: Callable[[], bool]
-    """What answers is not the machine: it is to be waited for. Returns False if it is waited for already."""
+    """Another machine answers there, so the satellite is probed again. Returns False if it is being probed already."""
 
 
 class Whereabouts:
-    """Of one satellite's machine."""
+    """Where one satellite's machine is."""
 
     def __init__(self, key: SatelliteKey, places: Places, means: Means) -> None:
         self._key = key
@@ -138,7 +138,7 @@ class Whereabouts:
         self._claims.note(self._key, machine.address)
 
     def is_certain(self) -> bool:
-        """Whether the machine has, now, the address at which it was last seen. No I/O, no wait."""
+        """Whether the machine certainly has its last address at this moment. No I/O, no wait."""
         machine = self._means.machine()
         if machine is None or machine.address is None:
             return False
@@ -151,7 +151,7 @@ class Whereabouts:
     async def make_certain(self, spawn: Callable[[Callable[[], Awaitable[None]]], None]) -> None:
         """Look until it is certain where the machine is, or that it does not run. Raises MachineUncertain.
 
-        Whoever asks meanwhile joins; who leaves does not end it: it is a task of its own, which `spawn` starts.
+        A task that asks meanwhile joins. A task that leaves does not end the looks: `spawn` starts a task for them.
         """
         if self.is_certain():
             return
@@ -169,7 +169,7 @@ class Whereabouts:
         """Return once `listening` has returned, and it is certain that it was this machine that listened."""
         told = ""
         while True:
-            self.is_certain()  # tells the provider that somebody will want to know: it may look ahead while this boots
+            self.is_certain()  # asking tells the provider to look ahead of time while the machine boots
             await listening()
             try:
                 await self.make_certain(spawn)
@@ -193,7 +193,7 @@ class Whereabouts:
             search.done.set()
 
     async def _look_once(self) -> Doubt | None:
-        """Look. Returns None if nobody is in danger of reaching another machine: it is certain, or it is not up."""
+        """Look. Returns None if no client can reach another machine: the address is certain, or the machine is not up."""
         try:
             await self._claims.look_at([self._key, *self._claims.rivals(self._key)])
         except ProviderError as exc:
@@ -211,7 +211,7 @@ class Whereabouts:
         return Doubt(f"what answers at {machine.address} may not be its machine", "something else answers there")
 
     async def _recognise(self) -> bool:
-        """The provider cannot be asked, so the satellite is."""
+        """Ask the satellite, since the provider cannot be asked."""
         machine = self._means.machine()
         if machine is None or machine.address is None or self._claims.rivals(self._key):
             return False
