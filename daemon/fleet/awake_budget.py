@@ -14,7 +14,7 @@ def limits_of(section: BudgetSection) -> Limits:
 
 
 class AwakeBudget:
-    """Carries out the awake budget's plans, in the same step in which a satellite gives reason for one."""
+    """Carries out the awake budget's plans, in the same step in which a satellite gives a reason for one."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -26,20 +26,20 @@ class AwakeBudget:
         self._moved = trio.Event()
 
     def manage(self, satellites: dict[SatelliteKey, Satellite]) -> None:
-        """Take over, before any of them runs."""
+        """Take over the satellites, before any of them runs."""
         self._satellites = satellites
         for satellite in satellites.values():
             self._note(satellite)
 
     @property
     def queue(self) -> tuple[SatelliteKey, ...]:
-        """Who waits for a place, first come first."""
+        """The satellites that wait for a place, in the order in which they came."""
         return tuple(self._queue)
 
     def stepped(self, satellite: Satellite) -> None:
-        """A satellite may be something else to the budget than before: if so, grant and evict until all is settled.
+        """If the satellite's part in the budget has changed, grant and evict until nothing more is to do.
 
-        What is done here makes satellites step, which calls this again.
+        Granting and evicting make satellites step, and each step calls this again.
         """
         if self._note(satellite):
             self._settle()
@@ -55,14 +55,14 @@ class AwakeBudget:
             self._settling = False
 
     def _note(self, satellite: Satellite) -> bool:
-        """Remember what the satellite is to the budget. Returns whether that is news."""
+        """Remember the satellite's part in the budget. Returns whether it has changed."""
         key, place = satellite.key, satellite.place()
         before = self._holders.get(key) or self._queue.get(key)
         if place == before:
             return False
         self._holders.pop(key, None)
         if isinstance(place, Request):
-            self._queue[key] = place  # one that is in it keeps its turn
+            self._queue[key] = place  # a request that is in the queue keeps its turn
             return True
         self._queue.pop(key, None)
         if place is not None:
@@ -84,7 +84,7 @@ class AwakeBudget:
         return any(done)
 
     async def run_clock(self) -> None:
-        """Settle when an idle satellite becomes old enough to be evicted, for ever."""
+        """Settle whenever an idle satellite becomes old enough to be evicted, for ever."""
         while True:
             moved = self._moved
             with trio.move_on_at(self._again_at):

@@ -1,8 +1,8 @@
 """Lets a crowd that waits for one thing go on a few at a time.
 
-A wake that ends frees every waiter in the same instant, and each has work to do at once: dial, replay, or a refusal. All
-of them in one turn of the Trio thread would be a second in which nobody else is heard. What was decided stands at once;
-only the tasks learn of it in turns. Nobody who comes later waits behind the crowd.
+When a wake ends, every waiter is free in the same instant, and each has work to do at once: dial, replay, or a refusal. If
+all of them did it in one turn of the Trio thread, no other client would be read for a second. So the decision holds at once,
+and only the tasks learn of it in turns. A client that comes later does not wait behind the crowd.
 """
 
 import collections
@@ -10,7 +10,8 @@ import collections
 import trio
 
 WAKES_A_TURN = 16
-"""At some 0.6 ms of work each in all, and with those let in before still under way, a turn of about 10 ms."""
+"""Waiters in one turn. Each needs some 0.6 ms in all, and earlier ones are still at work: that makes a turn of about 10
+ms."""
 
 
 class Usher:
@@ -40,7 +41,7 @@ class Usher:
 
 
 class UsheredEvent:
-    """As trio.Event, but who waits for it goes on in its turn."""
+    """Like trio.Event, but the waiting task goes on when its turn comes."""
 
     def __init__(self, usher: Usher) -> None:
         self._usher = usher
@@ -52,7 +53,7 @@ class UsheredEvent:
         return self._is_set
 
     def set(self) -> None:
-        """Let the waiter go on; at once, if it does not wait yet."""
+        """Let the waiter go on. If it does not wait yet, it will not have to."""
         if self._is_set:
             return
         self._is_set = True

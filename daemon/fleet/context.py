@@ -1,4 +1,4 @@
-"""What all satellites of one daemon share: one value in place of a long list of parameters."""
+"""What all satellites of one daemon share, as one value instead of a long list of parameters."""
 
 import dataclasses
 import time
@@ -15,15 +15,18 @@ from bentpipe.daemon.registry.contract import Registry
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FleetContext:
-    """By default: one host alone, without a registry, that holds any number of clients and asks no satellite what it is."""
+    """By default it is for one host alone, without a registry.
+
+    It holds any number of clients, and asks no satellite its boot id.
+    """
 
     provider: Provider
     observer: Callable[[Transition], None]
-    """Is told of each change of state, in the step in which it happens."""
+    """Called with each change of state, in the step in which it happens."""
     crowd: Crowd = dataclasses.field(default_factory=Crowd)
-    """All clients that are held, and how many may be."""
+    """All held clients, and how many there may be."""
     places: Places = dataclasses.field(default_factory=Places)
-    """Where the satellites are believed to be, and which of them prove by TLS who they are."""
+    """Where the satellites seem to be, and which of them prove themselves by TLS."""
     coordination: Coordination = dataclasses.field(default_factory=LocalCoordination)
     registry: Registry | None = None
     """Counts launches over restarts and between hosts."""

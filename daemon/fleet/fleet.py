@@ -38,7 +38,7 @@ def rules_of(section: SatelliteSection, max_waiters: int, traits: MachineTraits,
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FleetStatistics:
-    """Counts since the start, and what is now: satellites by state, clients waiting, leases, satellites in the queue."""
+    """Counts since the start, and present numbers: satellites by state, waiting clients, leases, satellites in the queue."""
 
     wakes: int
     resumes: dict[str, int]
@@ -60,7 +60,7 @@ class Fleet:
         max_held: int,
         budget: BudgetSection | None = None,
     ) -> None:
-        """`max_held` is for each satellite; `context.crowd` has the limits for all of them together."""
+        """`max_held` holds for each satellite. `context.crowd` has the limits for all of them together."""
         budgeted = budget is not None and budget.limits_anything
         self.budget = AwakeBudget(limits_of(budget)) if budget is not None and budgeted else None
         self.crowd = context.crowd
@@ -79,7 +79,7 @@ class Fleet:
             self.budget.manage(self._satellites)
 
     def get(self, key: SatelliteKey) -> Satellite:
-        """Find a satellite. Raises NoSuchSatellite, in the words of one that is somebody else's."""
+        """Find a satellite. Raises NoSuchSatellite, with the message for a satellite of another tenant."""
         try:
             return self._satellites[key]
         except KeyError:
@@ -87,11 +87,11 @@ class Fleet:
 
     @property
     def satellites(self) -> tuple[Satellite, ...]:
-        """All of them, in the order of the configuration."""
+        """All satellites, in the order of the configuration."""
         return tuple(self._satellites.values())
 
     def statistics(self) -> FleetStatistics:
-        """A look at all satellites."""
+        """The counters of all satellites now."""
         resumes = sum((each.resumes for each in self.satellites), collections.Counter())
         lessons = sum((each.lessons for each in self.satellites), collections.Counter())
         states = collections.Counter(each.state for each in self.satellites)
@@ -106,19 +106,19 @@ class Fleet:
         )
 
     def reset(self) -> None:
-        """Somebody has acted: forget every failure, and what was learned of machines."""
+        """Somebody has acted: forget every failure, and every finding about machines."""
         for satellite in self.satellites:
             satellite.reset()
 
     def drain(self) -> None:
-        """Refuse everybody who waits or comes."""
+        """Refuse all clients that wait or come."""
         for satellite in self.satellites:
             satellite.drain()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run every satellite for ever. One that fails is started again; the others do not notice."""
         async with trio.open_nursery() as nursery:
-            # All at once: a provider looks at many machines as quickly as at one.
+            # All at once, since a provider looks at many machines as quickly as at one.
             async with trio.open_nursery() as starting:
                 for satellite in self.satellites:
                     starting.start_soon(

@@ -1,6 +1,6 @@
-"""The token of each launch of a satellite's machine: one token is one machine, however often and by whichever host launched.
+"""The token of each launch of a satellite's machine. One token makes one machine, however often and from whichever host.
 
-The satellite itself knows when its machine was lost and another one is wanted: it then asks with another token. That is
+The satellite itself knows when its machine was lost and another one is needed. It then asks with another token. That is
 enough within one daemon. Between daemons, and over a restart, the registry's generation says which machine is meant.
 """
 
@@ -18,11 +18,12 @@ PERIOD_S = 3600.0
 is started again between them: a machine that was launched and cannot be seen yet is not launched twice."""
 
 SETTLED_S = 3600.0
-"""A machine of a generation younger than this may exist and not be seen yet: another daemon's launch of it is ours."""
+"""If a generation is younger than this, its machine may exist and not be seen yet. Then this host joins the other's
+launch."""
 
 
 class LaunchTokens:
-    """Of one satellite. Without a registry its own tokens are the last word."""
+    """The launches of one satellite. Without a registry only its own tokens count."""
 
     def __init__(
         self, key: SatelliteKey, registry: Registry | None = None, wall: Callable[[], float] = time.time
@@ -31,7 +32,7 @@ class LaunchTokens:
         self._registry = registry
         self._wall = wall
         self._newest = (-1, "")
-        """The generation that was asked for last, and its token."""
+        """The generation of the last request, and its token."""
         self._asked = ""
         self._registered: StoredSatellite | None = None
 
@@ -57,7 +58,7 @@ class LaunchTokens:
         return self._token(known.generation)
 
     async def done(self, machine_id: MachineId) -> None:
-        """The launch was accepted. If that cannot be noted, no harm is done: the generation is what counts."""
+        """The launch was accepted. If that cannot be stored, no harm is done: only the generation matters."""
         if self._registry is not None and self._registered is not None:
             with contextlib.suppress(StoreError):
                 await self._registry.set_machine(self._key, self._registered.generation, machine_id)
@@ -66,5 +67,5 @@ class LaunchTokens:
         return await registry.begin_generation(self._key, after=after, owner="", at_us=int(self._wall() * 1e6))
 
     def _token(self, generation: int, period: int | None = None) -> str:
-        """Without a period, `generation` is the registry's."""
+        """If there is no period, `generation` is the registry's."""
         return launch_token(self._key, generation=generation, period=period)

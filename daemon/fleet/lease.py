@@ -16,12 +16,15 @@ class Meter(Protocol):
         ...
 
     def end(self, *, cut: bool) -> None:
-        """End the connection, in good order or (`cut`) at once; its lease is then released, sooner or later."""
+        """End the connection, in good order or (`cut`) at once. Its lease is released soon after."""
         ...
 
 
 class Lease:
-    """The right to use an operational satellite; while it lives the satellite does not sleep, unless it is quiet."""
+    """The right to use an operational satellite.
+
+    While it lives the satellite does not sleep, unless the connection is quiet.
+    """
 
     def __init__(
         self,
@@ -32,11 +35,11 @@ class Lease:
         over: trio.Event | None = None,
         suspect: Callable[[], None] = lambda: None,
     ) -> None:
-        """`over` is set once the satellite is not what it was at the grant: asleep, gone, elsewhere or unreachable."""
+        """`over` is set once the satellite is not as it was at the grant: it is asleep, gone, elsewhere or unreachable."""
         self.address = address
         self.over = trio.Event() if over is None else over
         self.suspect = suspect
-        """Call it if something says that the machine is not what was last seen: it is then looked at."""
+        """Call it if the machine may have changed since it was last seen: the fleet then looks at it."""
         self.meter: Meter | None = None
         self._release = release
         self._metered = metered
@@ -44,7 +47,7 @@ class Lease:
         self._kept = False
 
     def keep(self) -> None:
-        """Let the lease outlive its context manager: whoever keeps it calls `release`."""
+        """Let the lease outlive its context manager. The new holder calls `release`."""
         self._kept = True
 
     @property
@@ -53,13 +56,13 @@ class Lease:
         return self._kept
 
     def measure(self, meter: Meter) -> None:
-        """Give the lease a meter, once: from now on only traffic keeps the satellite awake. No use after `release`."""
+        """Give the lease a meter, once. From now on only traffic keeps the satellite awake. Not after `release`."""
         if self._live and self.meter is None:
             self.meter = meter
             self._metered(self)
 
     def release(self) -> None:
-        """Give it back; idempotent."""
+        """Give the lease back; idempotent."""
         if self._live:
             self._live = False
             self._release(self)

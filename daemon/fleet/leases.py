@@ -1,4 +1,4 @@
-"""The leases of one satellite that live, what moves on them, and when they are over."""
+"""The live leases of one satellite, the traffic on them, and their end."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from bentpipe.daemon.model import Address
 
 
 class Leases:
-    """`feed` takes what the satellite's machine must know of them; `suspect` is for the leases' holders."""
+    """`feed` takes the inputs of the satellite's machine. The holders of leases call `suspect`."""
 
     def __init__(
         self,
@@ -21,9 +21,9 @@ class Leases:
         feed: Callable[[msg.Input], None],
         suspect: Callable[[], None],
     ) -> None:
-        """`ends_quiet`: connections that move no more than keepalives are ended."""
+        """`ends_quiet`: connections that move no more than keepalives are ended before a sleep."""
         self.granted = 0
-        """Leases that live, whatever the machine believes."""
+        """How many leases live, independently of the machine's own count."""
         self.ends_quiet = ends_quiet
         self._feed = feed
         self._suspect = suspect
@@ -32,21 +32,21 @@ class Leases:
 
     @property
     def metered(self) -> int:
-        """How many of them can be ended by us."""
+        """How many of them have a meter, so that they can be ended."""
         return len(self._traffic)
 
     def grant(self, address: Address) -> Lease:
-        """Make one; its holder releases it."""
+        """Make a lease. Its holder releases it."""
         self.granted += 1
         return Lease(address, self._released, self._metered, over=self._over, suspect=self._suspect)
 
     def lapse(self) -> None:
-        """The satellite is not what it was when they were granted: tell their holders."""
+        """The satellite is not as it was when the leases were granted: tell their holders."""
         self._over.set()
         self._over = trio.Event()
 
     def read_meters(self) -> None:
-        """Tell the machine if any connection has moved more than keepalives do."""
+        """Tell the machine if a connection has moved more than keepalives."""
         if self._traffic.look(trio.current_time()):
             self._feed(msg.Traffic())
 

@@ -1,4 +1,4 @@
-"""The clients that wait for a lease of one satellite, as its tasks hold them: what each one's wait came to."""
+"""The clients that wait for a lease of one satellite, and the outcome of each wait."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ class Waiter:
     error: BentpipeError | None = None
 
     def outcome(self) -> Lease:
-        """Return the lease. Raises the error, anew for each waiter: many share one."""
+        """Return the lease. Raises the error; each waiter gets a copy, since many share one."""
         if self.error is not None:
             raise type(self.error)(str(self.error), peer_hint=self.error.peer_hint) from self.error
         if self.lease is None:
@@ -38,7 +38,7 @@ class Waiter:
 
 
 class Waiters:
-    """Those of one satellite. `waited` is told how long a held client has waited (seconds), when its wait ends."""
+    """The waiters of one satellite. When a wait ends, `waited` is called with its length in seconds."""
 
     def __init__(self, line: WaitingLine, waited: Callable[[float], None]) -> None:
         self._line = line
@@ -48,19 +48,19 @@ class Waiters:
         self._waiters: dict[WaiterId, Waiter] = {}
 
     def add(self, who: str) -> Waiter:
-        """A client that wants a lease; `who` is for the books."""
+        """A client that wants a lease; `who` is for the ledger."""
         waiter = Waiter(WaiterId(next(self._ids)), who, trio.current_time(), self._usher.event())
         self._waiters[waiter.id] = waiter
         return waiter
 
     def refusal(self, payer: str) -> str | None:
-        """Why no more clients of this principal can be held; None if one can."""
+        """Why no further client of this principal can be held; None if one can."""
         return self._line.refusal(payer)
 
     def hold(self, waiter: Waiter, payer: str, refusal: str | None, let_go: Callable[[Waiter], None]) -> None:
-        """Hold the client if its wait is not over yet. `refusal` is what was said of that, and is counted if it stands.
+        """Hold the client if its wait is not over yet. `refusal` is the answer to that, and is counted if it stands.
 
-        `let_go` is called if it gives its place to another principal's client.
+        `let_go` is called if the client gives its place to another principal's client.
         """
         waiter.held = not waiter.done.is_set()
         if waiter.held:
@@ -74,7 +74,7 @@ class Waiters:
         self._end(self._waiters[waiter_id])
 
     def fail(self, waiter_id: WaiterId, error: BentpipeError) -> None:
-        """Its wait is over: it is told `error`."""
+        """Its wait is over: it gets `error`."""
         self._waiters[waiter_id].error = error
         self._end(self._waiters[waiter_id])
 
@@ -85,7 +85,7 @@ class Waiters:
                 self.fail(waiter.id, error)
 
     def remove(self, waiter: Waiter) -> bool:
-        """Its task goes on, or ends. Returns whether it has left before its wait was over."""
+        """Its task goes on or ends. Returns whether it has left before its wait was over."""
         self._waiters.pop(waiter.id, None)
         if waiter.done.is_set():
             return False
@@ -94,7 +94,7 @@ class Waiters:
         return True
 
     def first_who(self) -> str:
-        """For the books: who has waited for the longest time; empty if nobody waits."""
+        """For the ledger: the principal that has waited for the longest time; "" if no client waits."""
         return next((waiter.who for waiter in self._waiters.values() if not waiter.done.is_set()), "")
 
     def _give_way(self, waiter: Waiter, let_go: Callable[[Waiter], None], error: LimitReached) -> None:

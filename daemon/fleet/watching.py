@@ -1,4 +1,4 @@
-"""The two tasks that tell a satellite's machine what goes on outside: the provider's looks, and the wall clock."""
+"""The two tasks that feed a satellite's machine from outside: the provider's looks, and the wall clock."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.series import Series
 
 CALENDAR_S = 60.0
-"""The calendar is looked at this often at least: the wall clock may be set."""
+"""Longest time between looks at the calendar: somebody may set the wall clock."""
 RENEWAL_S = 3600.0
 """The same for a satellite without hours: only its hibernation can grow too old. If it may not last for days, the calendar
 is looked at twice in the time that RENEW_AT leaves."""
@@ -29,9 +29,9 @@ async def run_watch(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Feed every look at the machine, for ever; started with the first one, or with the first failure to get it.
+    """Feed every look at the machine, for ever. It counts as started with the first look, or the first failure to get it.
 
-    While the provider cannot say how the machine is, what was seen last is believed.
+    While the provider cannot answer, the last look stays valid.
     """
     seen: Machine | None = None
     failures = 0
@@ -58,13 +58,13 @@ async def run_watch(
 
 
 async def first_look(provider: Provider, machine_id: MachineId, deadline_s: float) -> Machine:
-    """How the machine is now; one that there is not is TERMINATED. Raises ProviderError."""
+    """The machine now. A machine that does not exist is TERMINATED. Raises ProviderError."""
     with trio.move_on_after(deadline_s):
         try:
             return await provider.describe(machine_id)
         except MachineNotFound as exc:
             return Machine(machine_id, MachineState.TERMINATED, reason=str(exc), hint=exc.peer_hint)
-    raise ProviderRetryable(f"the provider has not said in {deadline_s:g} s how the machine is")
+    raise ProviderRetryable(f"the provider has not answered a look at the machine in {deadline_s:g} s")
 
 
 async def run_calendar(
@@ -74,8 +74,8 @@ async def run_calendar(
     look: Callable[[], Machine | None],
     feed: Callable[[KeepAwake | Renew], None],
 ) -> None:
-    """Feed what the wall clock (time.time() seconds) brings, for ever."""
-    kept: bool | None = None  # nothing is known of what was fed before
+    """Feed the inputs that depend on the wall clock (time.time() seconds), for ever."""
+    kept: bool | None = None  # it is unknown what was fed before
     longest_s = min(CALENDAR_S if sections else RENEWAL_S, hibernation_limit_s * (1 - RENEW_AT) / 2)
     while True:
         now = wall()
@@ -85,7 +85,7 @@ async def run_calendar(
             feed(KeepAwake(kept))
         if _is_due_for_renewal(look(), hibernation_limit_s, now):
             feed(Renew())
-        # The change itself may be missed by a rounding: then it is seen a moment later.
+        # A rounding may miss the change itself; then it is seen a moment later.
         until_change_s = max(next_change(sections, now) - now, 0.001)
         await trio.sleep(min(until_change_s, longest_s))
 
