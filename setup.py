@@ -10,6 +10,7 @@ PACKAGES = {
     "bentpipe.config": "config",
     "bentpipe.daemon": "daemon",
     "bentpipe.daemon.accounts": "daemon/accounts",
+    "bentpipe.daemon.api": "daemon/api",
     "bentpipe.daemon.coordination": "daemon/coordination",
     "bentpipe.daemon.demo": "daemon/demo",
     "bentpipe.daemon.edge": "daemon/edge",

@@ -37,6 +37,8 @@ ListenAddress = Annotated[tuple[str, int], BeforeValidator(parse_address)]
 
 LEDGER_NAME = "ledger.sqlite"
 
+HOST_PORT_PATTERN = r"^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[1-9][0-9]{0,4}$"
+"""A name, an IPv4 address, or an IPv6 address in brackets, and a port."""
 DOMAIN_PATTERN = r"^[a-z0-9-]+(\.[a-z0-9-]+)*$"
 """In lower case, since names are compared in lower case (RFC 4343)."""
 
@@ -87,6 +89,9 @@ class ListenerSection(Section):
     tls: ServerTlsSection | None = None
     """Without it the listener speaks plaintext h2c (prior knowledge)."""
     proxy_protocol: ProxyProtocolSection | None = None
+    api: bool = False
+    """Whether the control API answers here, beside the satellites: gRPC, and HTTP/1.1. With `tls` unless the network is
+    trusted: tokens are sent to it."""
     one_request_per_connection: bool = False
     """For frontends that send several clients' requests on one connection and have no setting against that. Each request
     then has a connection of its own: a GOAWAY after the first request says so, and further requests are refused."""
@@ -95,7 +100,17 @@ class ListenerSection(Section):
     def _one_source(self) -> Self:
         if (self.address is None) == (self.systemd is None):
             raise ValueError("give exactly one of address and systemd")
+        if self.api and self.one_request_per_connection:
+            raise ValueError("give api or one_request_per_connection, not both: an API connection makes many requests")
         return self
+
+
+class ApiSection(Section):
+    """The control API, on the listeners that have `api = true`."""
+
+    satellite_address: str | None = Field(default=None, pattern=HOST_PORT_PATTERN)
+    """HOST:PORT of the listener for builds, as clients reach it; the API tells it to them. By default it is the address at
+    which the client called the API."""
 
 
 STRANGERS_PART, STRANGERS_LEAST = 8, 8
@@ -289,6 +304,8 @@ class SatelliteSection(Section):
     ec2: SatelliteEc2Section | None = None
     tls: SatelliteTlsSection | None = None
     """Without it the daemon speaks plaintext to the satellite."""
+    platform: Literal["linux/amd64", "linux/arm64"] = "linux/amd64"
+    """What the control API says of it, as Docker spells it; nothing else depends on it."""
     sleep_mode: Literal["hibernate", "stop"] = "hibernate"
     sleep_after_s: DurationS = Field(default=1800.0, gt=0, alias="sleep_after")
     min_awake_s: DurationS = Field(default=150.0, ge=0, alias="min_awake")
@@ -455,6 +472,7 @@ class Config(Section):
     engine: EngineSection = Field(default_factory=EngineSection)
     budget: BudgetSection = Field(default_factory=BudgetSection)
     metrics: MetricsSection = Field(default_factory=MetricsSection)
+    api: ApiSection = Field(default_factory=ApiSection)
     control: ControlSection = Field(default_factory=ControlSection)
     store: StoreSection = Field(default_factory=StoreSection)
     ec2: Ec2Section = Field(default_factory=Ec2Section)

@@ -56,6 +56,9 @@ class TokensUnknown(BentpipeError):
     retryable = True
 
 
+SATELLITE_WORDS = "no such satellite, or not yours"
+
+
 class NoSuchSatellite(Refused):
     """The satellite is unknown, or the client may not use it. Both get one answer, so that names cannot be probed."""
 
@@ -66,6 +69,30 @@ class InvalidMetadata(Refused):
     """The request's metadata is missing a field, repeats one, or is malformed."""
 
     status = GrpcStatus.INVALID_ARGUMENT
+
+
+class InvalidRequest(Refused):
+    """A call's message is missing a field, or has one that is malformed."""
+
+    status = GrpcStatus.INVALID_ARGUMENT
+
+
+class NotPermitted(Refused):
+    """The caller may use the satellite, but may not do this to it."""
+
+    status = GrpcStatus.PERMISSION_DENIED
+
+
+class NotServed(Refused):
+    """The daemon does not do this."""
+
+    status = GrpcStatus.UNIMPLEMENTED
+
+
+class SleepRefused(Refused):
+    """The satellite cannot be put to sleep now; `peer_hint` says why."""
+
+    status = GrpcStatus.ABORTED
 
 
 class LimitReached(Refused):

@@ -19,7 +19,7 @@ from bentpipe.daemon.accounts.contract import Scope
 from bentpipe.daemon.accounts.jwt_text import looks_like_jwt
 from bentpipe.daemon.accounts.principal import Grant, Origin, Principal, scopes_of
 from bentpipe.daemon.accounts.sessions import CACHED_SESSIONS, Kind, Session, Sessions
-from bentpipe.daemon.errors import NoSuchSatellite, TokensUnknown, Unauthenticated
+from bentpipe.daemon.errors import SATELLITE_WORDS, NoSuchSatellite, TokensUnknown, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.registry.accounts import StoredAccounts, StoredOrg, StoredRevocation
 from bentpipe.daemon.registry.contract import StoredToken
@@ -30,7 +30,6 @@ EXPIRED_WORDS = "the token has expired"
 REVOKED_WORDS = "the token is not valid any more: what it was given out for was revoked or has expired"
 RULE_REVOKED_WORDS = "the rule for this job is revoked"
 UNKNOWN_WORDS = "the token cannot be checked at this moment; try again"
-SATELLITE_WORDS = "no such satellite, or not yours"
 
 FINGERPRINT_CHARS = 32
 """Hex digits by which sessions name a token: half of the SHA-256 of its hash."""

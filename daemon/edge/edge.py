@@ -9,7 +9,7 @@ from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.identity import Identities
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
 from bentpipe.daemon.edge.quotas import Quotas
-from bentpipe.daemon.edge.services import Service
+from bentpipe.daemon.edge.services import HttpService, Service
 from bentpipe.daemon.fleet.fleet import Fleet
 
 
@@ -21,6 +21,8 @@ class Edge:
     identities: Identities
     services: tuple[Service, ...]
     """They answer the connections whose first request is for them; all others are for satellites."""
+    api: HttpService
+    """The control API, which answers on the ports that are configured for it."""
     handoff: HandOff
     counters: ConnectionCounters
     quotas: Quotas

@@ -87,8 +87,10 @@ class _SpliceMeter:
 class HandOff:
     """Gives connections to the engine and takes their ends from it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, told: Callable[[SatelliteKey, str], None] = lambda key, principal: None) -> None:
+        """`told` is called with each splice's satellite and principal, as `Splice` has them."""
         self._engine = engine
+        self._told = told
         self._live: dict[SpliceId, Splice] = {}
         self._pending: set[Pending] = set()
         self._quiet: set[SpliceId] = set()
@@ -127,6 +129,8 @@ class HandOff:
         self._live[splice_id] = splice
         with contained(Owner("splice meter", splice.peer)):  # the engine has the connection: nothing may fail now
             splice.lease.measure(_SpliceMeter(self, splice_id))
+        with contained(Owner("splice told", splice.peer)):
+            self._told(splice.key, splice.principal)
 
     def moved_bytes(self, splice_id: SpliceId) -> int:
         """Bytes that a live splice has moved, both directions added."""

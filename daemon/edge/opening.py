@@ -39,6 +39,8 @@ class Port:
     tls: TlsServerContext | None = None
     satellite_domain: str | None = None
     proxies: Proxies = dataclasses.field(default_factory=Proxies)
+    serves_api: bool = False
+    """Whether the control API answers here, beside the satellites."""
     one_request: bool = False
     """Whether a connection may make one request, because its clients are frontends that mix several tenants' requests."""
 
@@ -56,6 +58,7 @@ class OtherProtocol:
     """The client speaks something else. The caller's greeting still has its bytes."""
 
     kind: PeerKind
+    identity: TlsIdentity = dataclasses.field(default_factory=TlsIdentity)
 
 
 Opening = FirstRequest | OtherProtocol
@@ -83,7 +86,7 @@ async def read_opening(caller: Caller, port: Port, announcements: Announcements)
         caller.greeting.announce(announced)
         first = await _greet(caller)
         if isinstance(first, OtherProtocol):
-            return first
+            return dataclasses.replace(first, identity=identity)
         await _wait_last(caller)
         return FirstRequest(first, identity)
     except PeerLeft as exc:

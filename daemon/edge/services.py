@@ -2,6 +2,7 @@
 
 HTTP/2, and a service `takes` the path of the first request    that service (`Edge.services`)
 HTTP/2, and any other path                                     the satellite that the request asks for (`splicing.py`)
+HTTP/1.1, on a port with the control API                       the control API (`Edge.api`)
 any other protocol                                             it is refused: see `OTHER_PROTOCOLS`
 """
 
@@ -44,6 +45,14 @@ class Service(Protocol):
 
     def open(self, caller: Caller, identity: TlsIdentity, domain: str | None) -> ServedConnection:
         """Take such a connection. `domain` is the port's: a server name below it is a satellite's."""
+        ...
+
+
+class HttpService(Service, Protocol):
+    """A service that speaks HTTP/1.1 too, on the ports that are configured for it."""
+
+    def open_http1(self, caller: Caller, identity: TlsIdentity) -> ServedConnection:
+        """Take a connection that speaks HTTP/1.1."""
         ...
 
 

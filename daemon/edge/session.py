@@ -89,6 +89,9 @@ class Session:
             match opening:
                 case FirstRequest():
                     return await self._answer(opening)
+                case OtherProtocol(PeerKind.HTTP1, identity) if self._speaks_http1:
+                    self._served = self._edge.api.open_http1(self._caller, identity)
+                    return await self._served.run()
                 case OtherProtocol(kind):
                     return await self._answer_other(kind)
         except GreetingError as exc:
@@ -100,9 +103,15 @@ class Session:
         except BentpipeError as exc:
             return await self._refuse(exc)
 
+    @property
+    def _speaks_http1(self) -> bool:
+        return self._port.serves_api and not self._caller.wants_tls
+
     async def _answer(self, first: FirstRequest) -> Outcome:
         """Let the service answer that the first request is for, or its satellite. Raises what ends the connection."""
-        service = service_of(self._edge.services, first.headers)
+        edge = self._edge
+        services = (edge.api, *edge.services) if self._port.serves_api else edge.services
+        service = service_of(services, first.headers)
         if service is None:
             return await self._admit(first).run()
         self._served = service.open(self._caller, first.identity, self._port.satellite_domain)

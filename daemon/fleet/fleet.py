@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import trio
 
 from bentpipe.config.model import BudgetSection, SatelliteSection
-from bentpipe.daemon.errors import NoSuchSatellite
+from bentpipe.daemon.errors import SATELLITE_WORDS, NoSuchSatellite
 from bentpipe.daemon.fleet.awake_budget import AwakeBudget, limits_of
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.machine.rules import QUIET_WINDOW_S, Rules
@@ -83,7 +83,7 @@ class Fleet:
         try:
             return self._satellites[key]
         except KeyError:
-            raise NoSuchSatellite(f"unknown satellite {key}", peer_hint="no such satellite, or not yours") from None
+            raise NoSuchSatellite(f"unknown satellite {key}", peer_hint=SATELLITE_WORDS) from None
 
     @property
     def satellites(self) -> tuple[Satellite, ...]:

@@ -15,7 +15,7 @@ from typing import assert_never
 import trio
 
 from bentpipe.config.model import KeepAwakeSection
-from bentpipe.daemon.errors import ProviderError, WakeFailed
+from bentpipe.daemon.errors import ProviderError, SleepRefused, WakeFailed
 from bentpipe.daemon.fleet.budget import Holder, Request
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
@@ -201,6 +201,17 @@ class Satellite:
     def reset(self) -> None:
         """Somebody has acted: failures and lessons are forgotten at once."""
         self._feed(msg.Reset())
+
+    def ask_to_sleep(self) -> None:
+        """Put it to sleep now, whatever `min_awake` says. Raises SleepRefused if it is used, or must stay awake."""
+        self._feed(msg.SleepAsked())
+        if self.state is not SatelliteState.STOPPING:
+            raise SleepRefused(self._machine.known.why_awake)
+
+    @property
+    def last_used(self) -> float | None:
+        """When a client used it last, in seconds of time.time(): now, while one does. None if nobody knows."""
+        return self._machine.known.last_used(trio.current_time(), self._wall())
 
     def drain(self) -> None:
         """Refuse waiters and new-comers."""

@@ -10,6 +10,7 @@ import logging
 import trio
 
 from bentpipe.config.model import Config
+from bentpipe.daemon.api.statuses import StateBoard
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.boot_id import BootIdQuery
 from bentpipe.daemon.edge.deadlines import Deadlines
@@ -27,6 +28,7 @@ from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import make_accounts
+from bentpipe.daemon.service.api import ApiNews, make_api
 from bentpipe.daemon.service.cutting import cut_verb
 from bentpipe.daemon.service.descriptors import Descriptors, raise_limit, share_out, soft_limit
 from bentpipe.daemon.service.machines import places_of, providers_of
@@ -59,14 +61,16 @@ def assemble(config: Config) -> Daemon:
     provider = providers_of(config, given if given < descriptors.limit else None)
     books = Books(stores, _recorder_of(config, stores))
     announcements = Announcements()
-    health, fleet = _fleet_of(config, provider, books, BootIdQuery(satellite_tls, announcements.hear))
+    news = ApiNews()
+    health, fleet = _fleet_of(config, provider, books, BootIdQuery(satellite_tls, announcements.hear), news.states)
     identities = Identities(account_parts.admission, account_parts.certificates)
     counters = ConnectionCounters()
     edge = Edge(
         fleet=fleet,
         identities=identities,
         services=(HealthChecks(health, identities, counters, config.limits.stranger_age_s),),
-        handoff=HandOff(engine),
+        api=(api := make_api(config, fleet, account_parts.authority, counters, news)),
+        handoff=HandOff(engine, news.reservations.connected),
         counters=counters,
         quotas=Quotas(
             quota_limits_of(config.limits, descriptors.connections),
@@ -83,6 +87,8 @@ def assemble(config: Config) -> Daemon:
         edge=edge,
         health=health,
         account_parts=account_parts,
+        api=api,
+        api_news=news,
         engine=engine,
         provider=provider,
         books=books,
@@ -109,13 +115,16 @@ def _recorder_of(config: Config, stores: Stores) -> Recorder | None:
     return Recorder(stores.ledger, [SatelliteKey(section.org, section.name) for section in config.satellite])
 
 
-def _fleet_of(config: Config, provider: Providers, books: Books, boot_ids: BootIdQuery) -> tuple[HealthBoard, Fleet]:
+def _fleet_of(
+    config: Config, provider: Providers, books: Books, boot_ids: BootIdQuery, states: StateBoard
+) -> tuple[HealthBoard, Fleet]:
     """Build the satellites, and their health for health checks. Each change of state is logged, counted and recorded."""
 
     def observe(transition: Transition) -> None:
         _log_transition(transition)
         books.arrivals[transition.after] += 1
         health.change()
+        states.observe(transition)
         if books.recorder is not None:
             books.recorder.record_nowait(transition)
 

@@ -9,6 +9,7 @@ import dataclasses
 import trio
 
 from bentpipe.config.model import Config
+from bentpipe.daemon.api.server import Api
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
@@ -19,6 +20,7 @@ from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import AccountParts
+from bentpipe.daemon.service.api import ApiNews
 from bentpipe.daemon.service.ports import Ports
 from bentpipe.daemon.service.stores import Stores
 from bentpipe.daemon.service.turns import TurnMeter
@@ -44,6 +46,8 @@ class Daemon:
     edge: Edge
     health: HealthBoard
     account_parts: AccountParts
+    api: Api
+    api_news: ApiNews
     engine: Engine
     provider: Providers
     books: Books

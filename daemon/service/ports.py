@@ -76,13 +76,13 @@ def read_port(section: ListenerSection, ktls: Ktls) -> Port:
     """Read what a listener speaks, with its certificates. Raises TlsError, naming the file."""
     proxies = Proxies(section.proxy_protocol.networks if section.proxy_protocol is not None else ())
     if section.tls is None:
-        return Port(proxies=proxies, one_request=section.one_request_per_connection)
+        return Port(proxies=proxies, serves_api=section.api, one_request=section.one_request_per_connection)
     context = TlsServerContext(section.tls.certificate, section.tls.key, client_ca=section.tls.client_ca)
     if ktls:
         context.enable_ktls()
     for more in section.tls.more:
         context.add(TlsServerContext(more.certificate, more.key))
-    return Port(context, section.tls.satellite_domain, proxies, section.one_request_per_connection)
+    return Port(context, section.tls.satellite_domain, proxies, section.api, section.one_request_per_connection)
 
 
 def open_ports(config: Config, spoken: Sequence[Port]) -> OpenPorts:

@@ -64,6 +64,7 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
         refresh = (stores.registry, stores.accounts, account_parts.admission, cut_revoked(edge.handoff))
         await nursery.start(start_owned, Owner("tokens"), run_token_refresh, *refresh)
     account_parts.start(nursery)
+    daemon.api_news.start(nursery)
     await nursery.start(start_owned, Owner("coordination"), stores.coordination.run)
     if stores.check_fleet is not None:
         nursery.start_soon(run_owned, Owner("fleet check"), stores.check_fleet, daemon.config.ec2.fleet)
@@ -96,7 +97,7 @@ async def _drain(daemon: Daemon, sessions: trio.Nursery) -> int:
     handoff = daemon.handoff
     sd.notify("STOPPING=1")
     log.info("draining", extra={"fields": {"spliced": handoff.live}})
-    steps: tuple[Callable[[], None], ...] = (daemon.health.drain, daemon.fleet.drain)
+    steps: tuple[Callable[[], None], ...] = (daemon.api.drain, daemon.health.drain, daemon.fleet.drain)
     for step in steps:
         with contained(Owner("drain", step.__qualname__)):
             step()

@@ -9,6 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 OWNED = {"run_owned", "start_owned"}
 INSIDE = {
+    ("api/grpc_connection.py", "self._watch_end"): "inside a session: it waits for the drain, and for a stranger's age",
+    ("api/grpc_connection.py", "self._write"): "the connection's other direction, inside a session",
+    ("api/streams.py", "tell"): "inside a call, which is owned",
     ("edge/caller.py", "self._cancel_after_writable"): "a wait inside a session",
     ("edge/health_connection.py", "wait_readable"): "a wait inside a session",
     ("edge/replay.py", "self._downstream"): "the other direction, inside a session",

@@ -245,3 +245,18 @@ class Known:
     def evictable_at(self) -> float:
         """From when on it may be evicted, if `idle_since` is not None."""
         return self.sleep.evictable_at
+
+    @property
+    def why_awake(self) -> str:
+        """Why it was not put to sleep though somebody asked for it, for the one who did."""
+        if self.leases or self.waiting:
+            return f"the satellite is used: {self.leases} connections or reservations, {self.waiting} clients waiting"
+        return "these are hours in which it is kept awake" if self.keep_awake else "the satellite is busy; try again"
+
+    def last_used(self, now: float, wall: float) -> float | None:
+        """When a client used it last, as time.time() has it; `wall` is that clock's `now`. None if nobody knows."""
+        if self.leases or self.waiting:
+            return wall
+        if self.sleep.idle_since:
+            return wall - (now - self.sleep.idle_since)
+        return self.machine.asleep_since if self.machine is not None else None

@@ -65,7 +65,7 @@ class SatelliteMachine:
         match event:
             case msg.Arrived() | msg.Departed() | msg.Metered() | msg.Released() | msg.Traffic() | msg.Drain():
                 self._take_clients(event, now)
-            case msg.KeepAwake() | msg.Renew() | msg.PlaceGranted() | msg.Evict() | msg.Reset():
+            case msg.KeepAwake() | msg.Renew() | msg.PlaceGranted() | msg.Evict() | msg.SleepAsked() | msg.Reset():
                 self._take_order(event, now)
             case msg.Tick():
                 pass
@@ -155,6 +155,9 @@ class SatelliteMachine:
             case msg.Evict():
                 if known.idle_since is not None and now >= known.evictable_at:
                     self._begin_sleep(SleepReason.EVICTED, now)
+            case msg.SleepAsked():
+                if known.idle_since is not None and not known.keep_awake:
+                    self._begin_sleep(SleepReason.ASKED, now)
             case msg.Reset():
                 known.setbacks.clear()
                 known.sleep.reset()

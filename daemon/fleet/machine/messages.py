@@ -16,6 +16,7 @@ class SleepReason(enum.Enum):
 
     IDLE = "idle"
     EVICTED = "idle, and another satellite needs its place"
+    ASKED = "idle, and somebody asked for it"
     RENEWED = "woken only to be stopped plainly"
     UNREADY = "it runs but never became ready"
 
@@ -164,6 +165,11 @@ class Evict:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SleepAsked:
+    """Somebody who may manage it wants it to sleep, unless it is used."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Reset:
     """The operator has acted, or the configuration was read again: forget failures and lessons."""
 
@@ -192,7 +198,7 @@ MachineInput = (
     | Unseen
     | Looked
 )
-OrderInput = KeepAwake | Renew | PlaceGranted | Evict | Reset
+OrderInput = KeepAwake | Renew | PlaceGranted | Evict | SleepAsked | Reset
 Input = ClientsInput | MachineInput | OrderInput | Tick
 
 # -- actions -----------------------------------------------------------------------------------------------------------

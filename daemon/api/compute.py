@@ -1,0 +1,226 @@
+"""The service api.public.compute.Compute: see proto/compute.proto, which says what each method promises."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Protocol
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from bentpipe.config.base import NAME_PATTERN
+from bentpipe.daemon.accounts.contract import Access, Scope
+from bentpipe.daemon.api.call import Call, Method, unary
+from bentpipe.daemon.api.reservations import Reservations
+from bentpipe.daemon.api.statuses import STATUS, StateBoard
+from bentpipe.daemon.api.streams import interval_of, stream_sleep, stream_wake
+from bentpipe.daemon.errors import SATELLITE_WORDS, InvalidRequest, NoSuchSatellite, NotPermitted, NotServed
+from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.fleet.lease import Lease
+from bentpipe.daemon.fleet.satellite import Satellite
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.proto import compute_pb2 as pb
+
+SERVICE_PATH = "/api.public.compute.Compute/"
+NAME = re.compile(NAME_PATTERN)
+DEFAULT_PORT = 443
+"""Of an `:authority` without one (RFC 9110 §4.2.2)."""
+
+NOT_PERMITTED = "this credential may use the satellite, but not manage it: that takes the scope `manage`"
+NOT_PERMITTED_IN_ORG = "this credential may not manage satellites of this org: that takes the scope `manage`"
+CONFIGURED = "this satellite is part of the daemon's configuration: its operator changes and removes it there"
+NO_LAUNCH = "this daemon serves the satellites of its configuration: its operator adds one there"
+
+
+class Named(Protocol):
+    """A request about one satellite."""
+
+    @property
+    def org_id(self) -> str: ...  # noqa: D102
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+
+class Repeated(Named, Protocol):
+    """... whose answer is a stream of states."""
+
+    @property
+    def update_interval(self) -> Duration: ...  # noqa: D102
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Specs:
+    """What the configuration says of a satellite's machine."""
+
+    platform: str
+    """As in Docker: "linux/amd64"."""
+    size: str
+    """The machine type, or what stands for it."""
+
+
+class Compute:
+    """The service's methods."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        specs: Mapping[SatelliteKey, Specs],
+        board: StateBoard,
+        reservations: Reservations,
+        satellite_address: str | None,
+    ) -> None:
+        """`satellite_address` is HOST:PORT of the port for builds; None: the address at which the API was called."""
+        self._fleet = fleet
+        self._specs = specs
+        self._board = board
+        self._reservations = reservations
+        self._satellite_address = satellite_address
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """All of them, by path."""
+        served = {
+            "ListSatellites": unary(pb.ListSatellitesRequest, self._list),
+            "GetSatellite": unary(pb.GetSatelliteRequest, self._get),
+            "LaunchSatellite": unary(pb.LaunchSatelliteRequest, self._launch),
+            "UpdateSatellite": unary(pb.UpdateSatelliteRequest, self._update),
+            "DeleteSatellite": unary(pb.DeleteSatelliteRequest, self._delete),
+            "WakeSatellite": Method(self._wake, ends_at_once=True),
+            "SleepSatellite": Method(self._sleep, ends_at_once=True),
+            "ReserveSatellite": Method(self._reserve, ends_at_once=True),
+        }
+        return {SERVICE_PATH + name: method for name, method in served.items()}
+
+    # -- who may what ------------------------------------------------------------------------------------------------
+
+    def _find(self, access: Access, request: Named, scope: Scope) -> Satellite:
+        """Find a satellite for a caller. Raises InvalidRequest, NoSuchSatellite, NotPermitted.
+
+        One that is not the caller's and one that does not exist have one answer.
+        """
+        key = SatelliteKey(_name(request.org_id, "org_id"), _name(request.name, "name"))
+        if not access.may(Scope.USE, key.org, key.name):
+            raise NoSuchSatellite(f"{access.name} may not use {key}", peer_hint=SATELLITE_WORDS)
+        satellite = self._fleet.get(key)
+        if not access.may(scope, key.org, key.name):
+            raise NotPermitted(NOT_PERMITTED)
+        return satellite
+
+    # -- what is -----------------------------------------------------------------------------------------------------
+
+    def _list(self, call: Call, request: pb.ListSatellitesRequest) -> pb.ListSatellitesResponse:
+        org = _name(request.org_id, "org_id")
+        found = [
+            satellite
+            for satellite in self._fleet.satellites
+            if satellite.key.org == org and call.access.may(Scope.USE, org, satellite.key.name)
+        ]
+        found.sort(key=lambda satellite: satellite.key.name)
+        return pb.ListSatellitesResponse(instances=map(self._instance, found))
+
+    def _instance(self, satellite: Satellite) -> pb.ListSatellitesResponse.SatelliteInstance:
+        specs = self._specs[satellite.key]
+        return pb.ListSatellitesResponse.SatelliteInstance(
+            name=satellite.key.name,
+            platform=specs.platform,
+            status=STATUS[satellite.state],
+            size=specs.size,
+            last_used=self._last_used(satellite),
+        )
+
+    def _get(self, call: Call, request: pb.GetSatelliteRequest) -> pb.GetSatelliteResponse:
+        satellite = self._find(call.access, request, Scope.USE)
+        specs = self._specs[satellite.key]
+        return pb.GetSatelliteResponse(
+            id=str(satellite.key),
+            platform=specs.platform,
+            status=STATUS[satellite.state],
+            size=specs.size,
+            last_used=self._last_used(satellite),
+            is_managed=True,
+            satellite_address=self._satellite_address or _with_port(call.authority),
+        )
+
+    @staticmethod
+    def _last_used(satellite: Satellite) -> Timestamp | None:
+        last_used = satellite.last_used
+        if last_used is None:
+            return None
+        used = Timestamp()
+        used.FromSeconds(int(last_used))
+        return used
+
+    # -- what is to be -----------------------------------------------------------------------------------------------
+
+    async def _wake(self, call: Call) -> None:
+        request = await call.only(pb.WakeSatelliteRequest)
+        satellite = self._find(call.access, request, Scope.USE)
+
+        def settle(lease: Lease) -> None:
+            self._find(call.access, request, Scope.USE)
+
+        with self._board.watch(satellite.key) as watch:
+            interval_s = interval_of(request.update_interval)
+            await stream_wake(call, satellite, watch, _wake_response, interval_s, settle)
+
+    async def _reserve(self, call: Call) -> None:
+        request = await call.only(pb.ReserveSatelliteRequest)
+        satellite = self._find(call.access, request, Scope.USE)
+
+        def settle(lease: Lease) -> None:
+            self._find(call.access, request, Scope.USE)
+            lease.keep()
+            self._reservations.reserve(satellite.key, call.access.name, lease)
+
+        with self._board.watch(satellite.key) as watch:
+            interval_s = interval_of(request.update_interval)
+            await stream_wake(call, satellite, watch, _reserve_response, interval_s, settle)
+
+    async def _sleep(self, call: Call) -> None:
+        request = await call.only(pb.SleepSatelliteRequest)
+        satellite = self._find(call.access, request, Scope.MANAGE)
+        with self._board.watch(satellite.key) as watch:
+            await stream_sleep(call, satellite, watch, _sleep_response, interval_of(request.update_interval))
+
+    # -- what the configuration says alone ---------------------------------------------------------------------------
+
+    def _launch(self, call: Call, request: pb.LaunchSatelliteRequest) -> pb.LaunchSatelliteResponse:
+        if not call.access.may(Scope.MANAGE, _name(request.org_id, "org_id"), _name(request.name, "name")):
+            raise NotPermitted(NOT_PERMITTED_IN_ORG)
+        raise NotServed(NO_LAUNCH)
+
+    def _update(self, call: Call, request: pb.UpdateSatelliteRequest) -> pb.UpdateSatelliteResponse:
+        self._find(call.access, request, Scope.MANAGE)
+        raise NotServed(CONFIGURED)
+
+    def _delete(self, call: Call, request: pb.DeleteSatelliteRequest) -> pb.DeleteSatelliteResponse:
+        self._find(call.access, request, Scope.MANAGE)
+        raise NotServed(CONFIGURED)
+
+
+def _wake_response(status: pb.SatelliteStatus) -> pb.WakeSatelliteResponse:
+    return pb.WakeSatelliteResponse(status=status)
+
+
+def _reserve_response(status: pb.SatelliteStatus) -> pb.ReserveSatelliteResponse:
+    return pb.ReserveSatelliteResponse(status=status)
+
+
+def _sleep_response(status: pb.SatelliteStatus) -> pb.SleepSatelliteResponse:
+    return pb.SleepSatelliteResponse(status=status)
+
+
+def _name(value: str, field: str) -> str:
+    """Check the name of an org or a satellite. Raises InvalidRequest."""
+    if not value:
+        raise InvalidRequest(f"{field} is missing")
+    if not NAME.fullmatch(value):
+        raise InvalidRequest(f"{field} is malformed: letters, digits, '.', '_' and '-', 64 at most")
+    return value
+
+
+def _with_port(authority: str) -> str:
+    """HOST:PORT of an `:authority`; IPv6 addresses are in brackets there."""
+    host, colon, port = authority.rpartition(":")
+    has_port = colon and port.isdigit() and (":" not in host or host.endswith("]"))
+    return authority if has_port else f"{authority}:{DEFAULT_PORT}"

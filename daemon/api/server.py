@@ -1,0 +1,43 @@
+"""The control API as the edge knows it: which connections are its own, and what serves them."""
+
+from collections.abc import Mapping
+
+from bentpipe.daemon.accounts.contract import Authority
+from bentpipe.daemon.api.account import AccountPages
+from bentpipe.daemon.api.call import Method
+from bentpipe.daemon.api.grpc_connection import GrpcConnection, Services
+from bentpipe.daemon.api.http_connection import HttpConnection
+from bentpipe.daemon.edge.caller import Caller
+from bentpipe.daemon.edge.identity import TlsIdentity
+from bentpipe.daemon.edge.outcomes import ConnectionCounters
+
+PATHS = (b"/api.public.",)
+"""What the paths of a connection's first request begin with that is the API's: Compute, LogStream, and what the Earthly CLI
+asks for beside, which is UNIMPLEMENTED."""
+
+
+class Api:
+    """All of it. One for the daemon; every listener that is configured for it has the same."""
+
+    def __init__(
+        self, methods: Mapping[str, Method], authority: Authority, counters: ConnectionCounters, stranger_age_s: float
+    ) -> None:
+        """`methods` are the services' by path; a connection that proves nothing lasts for `stranger_age_s` at most."""
+        self._services = Services(methods, authority, counters, stranger_age_s)
+        self._pages = AccountPages(authority)
+
+    def takes(self, path: bytes) -> bool:
+        """Whether a connection whose first request has this `:path` is for the API."""
+        return path.startswith(PATHS)
+
+    def open(self, caller: Caller, identity: TlsIdentity, domain: str | None) -> GrpcConnection:
+        """Take such a connection. `domain` does not matter: what a call is about is in its message."""
+        return GrpcConnection(self._services, caller, identity)
+
+    def open_http1(self, caller: Caller, identity: TlsIdentity) -> HttpConnection:
+        """Take a connection that speaks HTTP/1.1."""
+        return HttpConnection(self._pages, self._services.counters, self._services.draining, caller, identity)
+
+    def drain(self) -> None:
+        """Take no more calls, and end connections as their calls end."""
+        self._services.draining.set()

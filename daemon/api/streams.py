@@ -1,0 +1,134 @@
+"""Streams of a satellite's states: what Wake, Sleep and Reserve tell their callers while they wait.
+
+Each state is sent as it comes, and the same one again after an interval without a change, so that no proxy on the way
+takes the silence for an end. FAILED is never sent: the Earthly CLI shows its own words for it, and the reason is lost.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import trio
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from bentpipe.daemon.api.call import Call, Stalled
+from bentpipe.daemon.api.statuses import STATUS, StateWatch
+from bentpipe.daemon.errors import BentpipeError, SleepRefused, WakeFailed
+from bentpipe.daemon.fleet.lease import Lease
+from bentpipe.daemon.fleet.satellite import Satellite
+from bentpipe.daemon.model import SatelliteState
+from bentpipe.proto.compute_pb2 import SatelliteStatus
+
+S = SatelliteState
+
+INTERVAL_S, LEAST_INTERVAL_S, MOST_INTERVAL_S = 10.0, 1.0, 60.0
+"""Between repetitions of a state, if the caller wants nothing else. The Earthly CLI prints a line for each."""
+
+ON_THE_WAY_UP: dict[SatelliteState, SatelliteStatus] = {
+    S.UNKNOWN: STATUS[S.STARTING],
+    S.SLEEP: STATUS[S.SLEEP],
+    S.CREATING: STATUS[S.STARTING],
+    S.STARTING: STATUS[S.STARTING],
+    S.STOPPING: STATUS[S.STOPPING],
+    S.UPDATING: STATUS[S.UPDATING],
+}
+"""What a caller that waits for OPERATIONAL hears. The CLI has no words for UNKNOWN and CREATING; the end says the rest."""
+
+Respond = Callable[[SatelliteStatus], Message]
+"""Makes a method's answer of a status."""
+
+
+def interval_of(asked: Duration) -> float:
+    """The seconds between repetitions: as asked within bounds, or INTERVAL_S if nothing was asked."""
+    asked_s = asked.seconds + asked.nanos / 1e9
+    return min(max(asked_s, LEAST_INTERVAL_S), MOST_INTERVAL_S) if asked_s > 0 else INTERVAL_S
+
+
+async def stream_wake(
+    call: Call,
+    satellite: Satellite,
+    watch: StateWatch,
+    respond: Respond,
+    interval_s: float,
+    settle: Callable[[Lease], None],
+) -> None:
+    """Wake a satellite and tell its states until it is operational, then OPERATIONAL. Raises BentpipeError, Stalled.
+
+    `settle` is called in the step in which the satellite is had: it checks the caller's right again, and takes the lease
+    if it is to last. The caller is told before its own deadline if there is no end to wait for.
+    """
+
+    first = satellite.state  # before the wake changes it
+
+    async def tell() -> None:
+        state, told = first, None
+        while True:
+            status = ON_THE_WAY_UP.get(state)
+            if status is not None and status is not told:
+                await call.send(respond(status))
+            told = status
+            with trio.move_on_after(interval_s):
+                state = await watch.next()
+                continue
+            told = None  # it is time to repeat it
+
+    async def wake() -> None:
+        with trio.move_on_at(call.tell_by) as patience:
+            async with satellite.lease(call.access.name, since=call.began, tell_by=call.tell_by) as lease:
+                settle(lease)
+        if patience.cancelled_caught:
+            waited_s = trio.current_time() - call.began
+            words = f"the satellite is {satellite.state.value} after {waited_s:.0f} s; its wake goes on"
+            raise WakeFailed(words)
+
+    await _beside(tell, wake)
+    await call.send(respond(STATUS[S.OPERATIONAL]))
+
+
+async def _beside(teller: Callable[[], Awaitable[None]], work: Callable[[], Awaitable[None]]) -> None:
+    """Run `teller` for as long as `work` takes. Raises BentpipeError, Stalled: what ended either of them."""
+    failure: BentpipeError | Stalled | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def tell() -> None:
+            nonlocal failure
+            try:
+                await teller()
+            except Stalled as exc:
+                failure = exc
+                nursery.cancel_scope.cancel()
+
+        nursery.start_soon(tell)
+        try:
+            await work()
+        except BentpipeError as exc:
+            failure = exc
+        nursery.cancel_scope.cancel()
+    if failure is None:
+        return
+    try:
+        raise failure
+    finally:
+        failure = None  # or its traceback would keep this frame until the next collection
+
+
+async def stream_sleep(
+    call: Call, satellite: Satellite, watch: StateWatch, respond: Respond, interval_s: float
+) -> None:
+    """Put a satellite to sleep and tell its states until it is. Raises SleepRefused, Stalled."""
+    state = satellite.state
+    if state is S.OPERATIONAL:
+        satellite.ask_to_sleep()
+    while True:
+        if state not in (S.OPERATIONAL, S.STOPPING, S.SLEEP):
+            raise SleepRefused(f"the satellite is {state.value}, so it cannot be put to sleep now")
+        await call.send(respond(STATUS[state]))
+        if state is S.SLEEP:
+            return
+        with trio.move_on_at(min(trio.current_time() + interval_s, call.tell_by)):
+            before, state = state, await watch.next()
+            if before is S.STOPPING and state is S.OPERATIONAL:
+                raise SleepRefused("the satellite stays awake: somebody came, or its machine could not be stopped")
+            continue
+        if trio.current_time() >= call.tell_by:
+            waited_s = trio.current_time() - call.began
+            raise SleepRefused(f"the satellite is {state.value} after {waited_s:.0f} s; it goes on falling asleep")

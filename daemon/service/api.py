@@ -1,0 +1,43 @@
+"""Puts the control API together: its services, the authority that it asks, and what it hears of satellites and splices."""
+
+import dataclasses
+
+import trio
+
+from bentpipe.config.model import Config, SatelliteSection
+from bentpipe.daemon.accounts.contract import Authority
+from bentpipe.daemon.api import logstream
+from bentpipe.daemon.api.compute import Compute, Specs
+from bentpipe.daemon.api.reservations import Reservations
+from bentpipe.daemon.api.server import Api
+from bentpipe.daemon.api.statuses import StateBoard
+from bentpipe.daemon.edge.outcomes import ConnectionCounters
+from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.tasks import Owner, run_owned
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ApiNews:
+    """What the API hears of the daemon: satellites' changes of state, and splices."""
+
+    states: StateBoard = dataclasses.field(default_factory=StateBoard)
+    reservations: Reservations = dataclasses.field(default_factory=Reservations)
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Start the task that ends reservations."""
+        nursery.start_soon(run_owned, Owner("reservations"), self.reservations.run_reservations)
+
+
+def make_api(config: Config, fleet: Fleet, authority: Authority, counters: ConnectionCounters, news: ApiNews) -> Api:
+    """Make the API, for every listener that is configured for it."""
+    specs = {SatelliteKey(section.org, section.name): _specs_of(section) for section in config.satellite}
+    compute = Compute(fleet, specs, news.states, news.reservations, config.api.satellite_address)
+    return Api({**compute.methods, **logstream.METHODS}, authority, counters, config.limits.stranger_age_s)
+
+
+def _specs_of(section: SatelliteSection) -> Specs:
+    """What the configuration says: an instance type if it names one, otherwise the kind of machine."""
+    if section.ec2 is not None:
+        return Specs(section.platform, section.ec2.instance_type or "ec2")
+    return Specs(section.platform, "process")
