@@ -29,6 +29,9 @@ Entries = tuple[tuple[int, int], ...]
 class NoServer(Exception):
     """The satellite's first frame is not SETTINGS; `str()` says what it is instead."""
 
+    def __init__(self, first: bytes | bytearray) -> None:
+        super().__init__(f"it begins with {bytes(first)!r}")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Announcement:
@@ -73,7 +76,7 @@ class FirstSettings:
         self._kept += data
         if len(self._kept) < HEADER_BYTES:
             if not self._may_be_settings():
-                raise NoServer(f"it begins with {bytes(self._kept)!r}")
+                raise NoServer(self._kept)
             return b""
         header = parse_header(self._kept)
         if (
@@ -83,7 +86,7 @@ class FirstSettings:
             or header.length % SETTING_BYTES
             or header.length > limits.FRAME_BYTES
         ):
-            raise NoServer(f"it begins with {bytes(self._kept[:HEADER_BYTES])!r}")
+            raise NoServer(self._kept[:HEADER_BYTES])
         size = HEADER_BYTES + header.length
         if len(self._kept) < size:
             return b""

@@ -22,6 +22,9 @@ class ServingStatus(enum.IntEnum):
     SERVICE_UNKNOWN = 3
 
 
+CUT_OFF = "the message is cut off"
+
+
 class HealthError(Exception):
     """The request does not consist of one HealthCheckRequest; `str()` is for the client."""
 
@@ -54,7 +57,7 @@ def decode_request(body: bytes) -> str:
             raise HealthError("the message is not a HealthCheckRequest")
         length, rest = _varint(rest[1:])
         if length > len(rest):
-            raise HealthError("the message is cut off")
+            raise HealthError(CUT_OFF)
         service, rest = rest[:length], rest[length:]
     try:
         return service.decode()
@@ -68,4 +71,4 @@ def _varint(data: bytes) -> tuple[int, bytes]:
         value |= (byte & 0x7F) << 7 * at
         if not byte & 0x80:
             return value, data[at + 1 :]
-    raise HealthError("the message is cut off")
+    raise HealthError(CUT_OFF)

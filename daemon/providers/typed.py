@@ -13,6 +13,8 @@ from bentpipe.daemon.model import Machine, MachineId, MachineTraits, SleepMode
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.tasks import Owner, note_failure
 
+DESCRIBE = "look at the machine"
+
 
 class TypedProvider:
     """A `Provider` around a provider that may raise any exception; `subject` names the satellite in the log."""
@@ -23,12 +25,12 @@ class TypedProvider:
 
     async def describe(self, machine_id: MachineId) -> Machine:
         """See Provider; so for all below."""
-        with self._typed("look at the machine"):
+        with self._typed(DESCRIBE):
             return await self._provider.describe(machine_id)
 
     async def wait_changed(self, seen: Machine) -> Machine:
         """Wait until the machine differs."""
-        with self._typed("look at the machine"):
+        with self._typed(DESCRIBE):
             return await self._provider.wait_changed(seen)
 
     def traits_of(self, machine_id: MachineId) -> MachineTraits:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from bentpipe.config.model import SatelliteEc2Section
 from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState
+from bentpipe.daemon.providers.ec2.errors import FailureKind
 
 if TYPE_CHECKING:
     from types_boto3_ec2.type_defs import InstanceTypeDef
@@ -34,7 +35,7 @@ FAULTS = {
 FULL = re.compile(r"^(Client|Server)\.(Insufficient.*Capacity|.*LimitExceeded|Spot.*)")
 BROKEN = re.compile(r"^(Client|Server)\.(Invalid|Internal).*")
 FAULT_WORDS = {
-    Fault.CAPACITY: "the cloud has no such machine free now",
+    Fault.CAPACITY: FailureKind.CAPACITY.value,
     Fault.PERMISSION: "the cloud may not use its disk or the disk's key",
     Fault.OTHER: "the cloud could not bring it up",
 }

@@ -9,6 +9,8 @@ from bentpipe.config.model import SatelliteEc2Section
 from bentpipe.daemon.model import Machine, MachineId, MachineState
 from bentpipe.daemon.providers.ec2.descriptions import Description, Mark
 
+NO_INSTANCE = "EC2 knows no such instance"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ec2Machine:
@@ -81,7 +83,7 @@ class Entry:
     def shown(self) -> Machine | None:
         """The machine that a waiter gets; None if it is not known yet."""
         if self.look is None and self.asked:
-            return Machine(self.machine_id, MachineState.TERMINATED, reason="EC2 knows no such instance")
+            return Machine(self.machine_id, MachineState.TERMINATED, reason=NO_INSTANCE)
         return self.look
 
     def _moved(self, before: str) -> None:

@@ -29,7 +29,7 @@ from bentpipe.daemon.providers.ec2.descriptions import (
     read_description,
     state_of,
 )
-from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry, Hosts, Outdated
+from bentpipe.daemon.providers.ec2.entry import NO_INSTANCE, Ec2Machine, Entry, Hosts, Outdated
 from bentpipe.daemon.providers.ec2.errors import Ec2Failure, failure_of
 from bentpipe.daemon.providers.series import Series
 from bentpipe.daemon.tasks import Decision, Owner, note_failure, run_owned
@@ -102,7 +102,7 @@ class Poller:
         look = await self.refresh(entry)
         if look is None:
             how = entry.instance_id or f"{SATELLITE_TAG}={entry.machine.satellite}"
-            raise MachineNotFound(f"EC2 knows no instance {how}", peer_hint="EC2 knows no such instance")
+            raise MachineNotFound(f"EC2 knows no instance {how}", peer_hint=NO_INSTANCE)
         return look
 
     async def wait_changed(self, seen: Machine) -> Machine:

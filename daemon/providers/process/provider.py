@@ -31,6 +31,8 @@ from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 
 log = logging.getLogger("bentpipe.providers.process")
 
+NOT_RUNNING = "the process provider is not running"
+
 TRAITS = MachineTraits(
     look_deadline_s=15.0,  # a look asks nobody, so only a process that gets no CPU time makes it late
     address_age_s=5.0,  # a port that nobody listens on is free at once; `vouches_nowait` asks the kernel each time
@@ -203,13 +205,13 @@ class ProcessProvider:
 
     def _tasks(self) -> trio.Nursery:
         if self._nursery is None or self._close_asked.is_set():
-            raise ProviderRetryable("the process provider is not running")
+            raise ProviderRetryable(NOT_RUNNING)
         return self._nursery
 
     def _spawn(self, machine_id: MachineId, machine: LocalMachine) -> Life:
         isolator = self._isolator
         if isolator is None:
-            raise ProviderRetryable("the process provider is not running")
+            raise ProviderRetryable(NOT_RUNNING)
         section = machine.section
         taken = {other.port for other in self._machines.values() if other.port is not None}
         address = Address(section.host, section.port or pick_port(section.host, taken))
