@@ -39,14 +39,10 @@ class AccountParts:
 
 def make_accounts(config: Config, stores: Stores) -> AccountParts:
     """Make the parts; nothing is started. Raises OSError if the signing key cannot be used, or a rule needs a store."""
+    check_signing_key(config)
     section = config.accounts
     if config.oidc_rule and stores.accounts is None:
         raise OSError(f"[[oidc_rule]]: an OIDC token is exchanged once, which is noted in the store; {NO_STORE}")
-    if section.signing_key is not None:
-        try:
-            read_key(section.signing_key)
-        except SigningKeyError as exc:
-            raise OSError(f"[accounts] signing_key: {exc}") from exc
     sessions = Sessions(config.ec2.fleet)
     admission = Admission(config.token, rules=config.oidc_rule, sessions=sessions)
     certificates = Certificates(config.certificate)
@@ -62,6 +58,17 @@ def make_accounts(config: Config, stores: Stores) -> AccountParts:
     exchange = Exchange(admission, issuers, config.oidc_rule, stores.accounts)
     authority = TableAuthority(admission, certificates, exchange, session_life_s=section.session_life_s)
     return AccountParts(admission, certificates, authority, exchange, keeper, issuers)
+
+
+def check_signing_key(config: Config) -> None:
+    """Read the signing key that is configured, if one is. Raises OSError if it cannot be used."""
+    path = config.accounts.signing_key
+    if path is None:
+        return
+    try:
+        read_key(path)
+    except SigningKeyError as exc:
+        raise OSError(f"[accounts] signing_key: {exc}") from exc
 
 
 def _kept_key_path(config: Config) -> Path | None:

@@ -68,15 +68,17 @@ def serve(config_path: Path) -> None:
 @click.argument("config_path", metavar="FILE", type=CONFIG_PATH)
 def check(config_path: Path) -> None:
     """Report every mistake in a configuration file at once; start nothing."""
-    from bentpipe.daemon.service.descriptors import TooFewDescriptors, hard_limit, share_out
+    from bentpipe.daemon.service.accounts import check_signing_key
+    from bentpipe.daemon.service.descriptors import hard_limit, share_out
 
     try:
         config = load_config(config_path)
         share_out(config, hard_limit())
+        check_signing_key(config)
     except ConfigErrors as exc:
         click.echo(str(exc), err=True)
         sys.exit(EXIT_CONFIG)
-    except TooFewDescriptors as exc:
+    except OSError as exc:  # TooFewDescriptors, or a signing key that is not one
         click.echo(f"{config_path}: {exc}", err=True)
         sys.exit(EXIT_CONFIG)
     click.echo(f"{config_path}: fine: {len(config.listener)} listeners, {len(config.satellite)} satellites")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from pathlib import Path
 
 import click
@@ -12,7 +11,7 @@ from bentpipe.config.load import load_config
 from bentpipe.daemon.registry.accounts import SUBJECT_PATTERN, AccountStore, StoredRevocation
 from bentpipe.daemon.registry.contract import StoreConflict
 from bentpipe.daemon.service.orgs import with_account_store
-from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S
+from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S, now_us, say_revoked
 
 KEPT_S = MOST_SESSION_S + 3_600.0
 """How long a revocation is kept that no longer closes a rule: until every token that it concerns has ended."""
@@ -41,11 +40,11 @@ def run_rule_revoke(config_path: Path, name: str, *, cut: bool) -> None:
         raise StoreConflict(f"{config_path} has no [[oidc_rule]] named {name!r}")
 
     async def revoke(accounts: AccountStore) -> None:
-        now_us = _now_us()
-        await accounts.put_revocation(StoredRevocation(f"rule:{name}", now_us, None), cut_at_us=now_us if cut else None)
+        at_us = now_us()
+        await accounts.put_revocation(StoredRevocation(f"rule:{name}", at_us, None), cut_at_us=at_us if cut else None)
 
     with_account_store(config, revoke)
-    _say_revoked(cut=cut)
+    say_revoked(cut=cut)
 
 
 def run_rule_allow(config_path: Path, name: str) -> None:
@@ -55,7 +54,7 @@ def run_rule_allow(config_path: Path, name: str) -> None:
         known = {each.subject: each for each in (await accounts.accounts()).revocations}.get(f"rule:{name}")
         if known is None or known.until_us is not None:
             raise StoreConflict(f"the rule {name!r} is not revoked")
-        until_us = _now_us() + int(KEPT_S * 1e6)
+        until_us = now_us() + int(KEPT_S * 1e6)
         await accounts.put_revocation(StoredRevocation(known.subject, known.at_us, until_us))
 
     with_account_store(load_config(config_path, check_files=False), allow)
@@ -71,18 +70,9 @@ def run_exchange_revoke(config_path: Path, exchange_id: str, *, cut: bool) -> No
         raise ValueError(f"{exchange_id!r} is not the id of an exchange: the log has it, in the line of the exchange")
 
     async def revoke(accounts: AccountStore) -> None:
-        now_us = _now_us()
-        revocation = StoredRevocation(subject, now_us, now_us + int(KEPT_S * 1e6))
-        await accounts.put_revocation(revocation, cut_at_us=now_us if cut else None)
+        at_us = now_us()
+        revocation = StoredRevocation(subject, at_us, at_us + int(KEPT_S * 1e6))
+        await accounts.put_revocation(revocation, cut_at_us=at_us if cut else None)
 
     with_account_store(load_config(config_path, check_files=False), revoke)
-    _say_revoked(cut=cut)
-
-
-def _say_revoked(*, cut: bool) -> None:
-    also = " and cut its connections" if cut else ""
-    click.echo(f"revoked; running daemons refuse it{also} within {TOKEN_REFRESH_S:g} s")
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000
+    say_revoked(cut=cut)

@@ -1,7 +1,6 @@
 """The commands that make, list and revoke orgs of the store."""
 
 import re
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from bentpipe.daemon.errors import StoreUnusable
 from bentpipe.daemon.registry.accounts import AccountStore, StoredOrg
 from bentpipe.daemon.registry.contract import StoreConflict
 from bentpipe.daemon.service.stores import NO_STORE, open_stores
-from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S
+from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S, now_us, say_revoked
 
 
 def run_org_add(config_path: Path, name: str) -> None:
@@ -27,7 +26,7 @@ def run_org_add(config_path: Path, name: str) -> None:
         known = {org.name: org for org in (await accounts.accounts()).orgs}.get(name)
         if known is not None and known.revoked_us is None:
             raise StoreConflict(f"there is an org {name!r} already")
-        await accounts.put_org(StoredOrg(name, _now_us() if known is None else known.created_us))
+        await accounts.put_org(StoredOrg(name, now_us() if known is None else known.created_us))
 
     with_account_store(load_config(config_path, check_files=False), add)
     click.echo(f"added; running daemons know it within {TOKEN_REFRESH_S:g} s")
@@ -57,13 +56,12 @@ def run_org_revoke(config_path: Path, name: str, *, cut: bool) -> None:
         known = {org.name: org for org in (await accounts.accounts()).orgs}.get(name)
         if known is None and all(satellite.org != name for satellite in config.satellite):
             raise StoreConflict(f"there is no org {name!r} in the store or in {config_path}")
-        now_us = _now_us()
-        created_us = now_us if known is None else known.created_us
-        await accounts.put_org(StoredOrg(name, created_us, now_us), cut_at_us=now_us if cut else None)
+        at_us = now_us()
+        created_us = at_us if known is None else known.created_us
+        await accounts.put_org(StoredOrg(name, created_us, at_us), cut_at_us=at_us if cut else None)
 
     with_account_store(config, revoke)
-    also = " and cut its connections" if cut else ""
-    click.echo(f"revoked; running daemons refuse it{also} within {TOKEN_REFRESH_S:g} s")
+    say_revoked(cut=cut)
 
 
 def with_account_store(config: Config, use: Callable[[AccountStore], Awaitable[None]]) -> None:
@@ -79,7 +77,3 @@ def with_account_store(config: Config, use: Callable[[AccountStore], Awaitable[N
             await accounts.aclose()
 
     trio.run(run)
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000

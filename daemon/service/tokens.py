@@ -107,15 +107,15 @@ def run_token_add(config_path: Path, wish: TokenWish) -> None:
     name = section.name
     if any(token.name == name for token in config.token):
         raise StoreConflict(f"there is a token {name!r} already, in {config_path}")
-    now_us = time.time_ns() // 1000
+    at_us = now_us()
     stored = StoredToken(
         section.name,
         section.hash,
         section.grants,
-        now_us,
+        at_us,
         section.scopes,
         section.principal,
-        None if wish.expires_s is None else now_us + int(wish.expires_s * 1e6),
+        None if wish.expires_s is None else at_us + int(wish.expires_s * 1e6),
     )
 
     async def add(registry: Registry) -> None:
@@ -160,13 +160,23 @@ def run_token_revoke(config_path: Path, name: str, *, cut: bool) -> None:
     config = load_config(config_path, check_files=False)
 
     async def revoke(registry: Registry) -> None:
-        if not await registry.revoke_token(name, cut_at_us=time.time_ns() // 1000 if cut else None):
+        if not await registry.revoke_token(name, cut_at_us=now_us() if cut else None):
             where = f"; it is in {config_path}" if any(token.name == name for token in config.token) else ""
             raise StoreConflict(f"the store has no token {name!r}{where}")
 
     trio.run(_with_registry, config, revoke)
+    say_revoked(cut=cut)
+
+
+def say_revoked(*, cut: bool) -> None:
+    """Tell the operator when a revocation takes effect."""
     also = " and cut its connections" if cut else ""
     click.echo(f"revoked; running daemons refuse it{also} within {TOKEN_REFRESH_S:g} s")
+
+
+def now_us() -> int:
+    """Microseconds since the epoch."""
+    return time.time_ns() // 1000
 
 
 async def _with_registry(config: Config, use: Callable[[Registry], Awaitable[None]]) -> None:

@@ -59,6 +59,18 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert "No such file" in done.stderr
 
 
+@pytest.mark.parametrize("command", [("check",), ("serve", "--config")])
+def test_a_signing_key_that_is_not_one_is_told_before_the_start(
+    good: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    key = tmp_path / "session.key"
+    key.write_text("not a key")
+    good.write_text(GOOD + f'[accounts]\nsigning_key = "{key}"\n')
+    done = run(*command, good)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"[accounts] signing_key: {key}: not a private key in PEM" in done.stderr
+
+
 def test_serve_says_which_port_is_taken(good: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
