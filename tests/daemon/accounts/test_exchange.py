@@ -141,49 +141,53 @@ def part(value: object) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
 
 
-NOW = int(time.time())
+P256 = ec.generate_private_key(ec.SECP256R1())
 OTHER_JWK = jwt.algorithms.RSAAlgorithm.to_jwk(OTHER_RSA.public_key())
-PUBLIC = RSA.public_key()
-REFUSED = {
-    "another repository": (id_token(repository_id="124"), NO_RULE),
-    "the id is a number": (id_token(repository_id=123), NO_RULE),
-    "no id": (id_token(repository_id=None), NO_RULE),
-    "a fork decides": (id_token(event_name="pull_request_target"), NO_RULE),
-    "another issuer": (id_token(iss="https://evil.example"), NO_ISSUER),
-    "issuer with a slash more": (id_token(iss=GITHUB + "/"), NO_ISSUER),
-    "issuer is a list": (id_token(iss=None, sub="x"), NO_ISSUER),
-    "no issuer": (id_token(iss=None), NO_ISSUER),
-    "another issuer's key for GitHub's claims": (id_token(OTHER_RSA), "Signature verification failed"),
-    "another's claims by its own key": (id_token(OTHER_RSA, iss=GITLAB), NO_RULE),
-    "another audience": (id_token(aud="https://github.com/acme"), "Audience"),
-    "several audiences": (id_token(aud=["bentpipe", "x"]), "strict"),
-    "no audience": (id_token(aud=None), "aud"),
-    "no end": (id_token(exp=None), "exp"),
-    "no time of issue": (id_token(iat=None), "iat"),
-    "expired": (id_token(exp=NOW - 31), "expired"),
-    "not yet": (id_token(nbf=NOW + 120), "not yet valid"),
-    "from the future": (id_token(iat=NOW + 120), "not yet valid"),
-    "jti is a number": (id_token(jti=5), "JWT ID"),
-    "jti is empty": (id_token(jti=""), "jti"),
-    "unknown key": (id_token(header={"kid": "x"}), UNKNOWN_KEY),
-    "kid a path": (id_token(header={"kid": "../../k"}), UNKNOWN_KEY),
-    "alg none": (
-        f"{part({'alg': 'none', 'kid': 'k'})}.{part({'iss': GITHUB, 'repository_id': '123'})}.",
-        WRONG_ALGORITHM,
-    ),
-    "HS256": (jwt.encode({"iss": GITHUB}, "x" * 64, "HS256", {"kid": "k"}), WRONG_ALGORITHM),
-    "RS512": (id_token(alg="RS512"), WRONG_ALGORITHM),
-    "ES256": (id_token(ec.generate_private_key(ec.SECP256R1()), alg="ES256"), WRONG_ALGORITHM),
-    "jku": (id_token(OTHER_RSA, header={"jku": "https://evil.example/keys"}), NOT_A_TOKEN),
-    "jwk": (id_token(OTHER_RSA, header={"jwk": json.loads(OTHER_JWK)}), NOT_A_TOKEN),
-    "one of our tokens": ("bp_" + "0" * 64, NOT_A_TOKEN),
-    "empty": ("", NOT_A_TOKEN),
-}
 
 
-@pytest.mark.parametrize("case", REFUSED)
+def refused() -> dict[str, tuple[str, str]]:
+    """Made anew for each test, so that no token is old."""
+    now = int(time.time())
+    return {
+        "another repository": (id_token(repository_id="124"), NO_RULE),
+        "the id is a number": (id_token(repository_id=123), NO_RULE),
+        "no id": (id_token(repository_id=None), NO_RULE),
+        "a fork decides": (id_token(event_name="pull_request_target"), NO_RULE),
+        "another issuer": (id_token(iss="https://evil.example"), NO_ISSUER),
+        "issuer with a slash more": (id_token(iss=GITHUB + "/"), NO_ISSUER),
+        "issuer is a list": (id_token(iss=None, sub="x"), NO_ISSUER),
+        "no issuer": (id_token(iss=None), NO_ISSUER),
+        "another issuer's key for GitHub's claims": (id_token(OTHER_RSA), "Signature verification failed"),
+        "another's claims by its own key": (id_token(OTHER_RSA, iss=GITLAB), NO_RULE),
+        "another audience": (id_token(aud="https://github.com/acme"), "Audience"),
+        "several audiences": (id_token(aud=["bentpipe", "x"]), "strict"),
+        "no audience": (id_token(aud=None), "aud"),
+        "no end": (id_token(exp=None), "exp"),
+        "no time of issue": (id_token(iat=None), "iat"),
+        "expired": (id_token(exp=now - 31), "expired"),
+        "not yet": (id_token(nbf=now + 3600), "not yet valid"),
+        "from the future": (id_token(iat=now + 3600), "not yet valid"),
+        "jti is a number": (id_token(jti=5), "JWT ID"),
+        "jti is empty": (id_token(jti=""), "jti"),
+        "unknown key": (id_token(header={"kid": "x"}), UNKNOWN_KEY),
+        "kid a path": (id_token(header={"kid": "../../k"}), UNKNOWN_KEY),
+        "alg none": (
+            f"{part({'alg': 'none', 'kid': 'k'})}.{part({'iss': GITHUB, 'repository_id': '123'})}.",
+            WRONG_ALGORITHM,
+        ),
+        "HS256": (jwt.encode({"iss": GITHUB}, "x" * 64, "HS256", {"kid": "k"}), WRONG_ALGORITHM),
+        "RS512": (id_token(alg="RS512"), WRONG_ALGORITHM),
+        "ES256": (id_token(P256, alg="ES256"), WRONG_ALGORITHM),
+        "jku": (id_token(OTHER_RSA, header={"jku": "https://evil.example/keys"}), NOT_A_TOKEN),
+        "jwk": (id_token(OTHER_RSA, header={"jwk": json.loads(OTHER_JWK)}), NOT_A_TOKEN),
+        "one of our tokens": ("bp_" + "0" * 64, NOT_A_TOKEN),
+        "empty": ("", NOT_A_TOKEN),
+    }
+
+
+@pytest.mark.parametrize("case", refused())
 async def test_what_is_refused_and_why(host: Host, case: str) -> None:
-    token, words = REFUSED[case]
+    token, words = refused()[case]
     assert words in await host.refusal(token)
 
 
