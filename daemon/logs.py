@@ -1,8 +1,9 @@
 """What a log line may carry, and which lines are limited: for every module that logs.
 
-A record has `extra={"fields": {...}}`. `daemon/service/log.py` limits the number of lines of each kind that a stranger can
-cause, and shortens their fields. These are the lines that name a `peer` and no `principal`, and those made by `log_limited`.
-The lines of libraries (boto3, trio, warnings) are limited too. A record must never carry a token.
+A record has `extra={"fields": {...}}`. Strangers can cause some lines: those that name a `peer` and no `principal`, and
+those made by `log_limited`. `daemon/service/log_handler.py` limits their number by kind, and
+`daemon/service/log_formatters.py` shortens their fields. The lines of libraries (boto3, trio, warnings) are limited too. A
+record must never carry a token.
 """
 
 import logging

@@ -43,7 +43,7 @@ class Session:
         self._port = port
         self._caller = Caller(client, arrival)
         self._served: ServedConnection | None = None
-        """The connection as the service has it that answers it."""
+        """The connection in the hands of the service that answers it, if one does."""
 
     @property
     def _peer(self) -> str:

@@ -32,7 +32,7 @@ from bentpipe.daemon.service.api import ApiNews, make_api
 from bentpipe.daemon.service.cutting import cut_verb
 from bentpipe.daemon.service.descriptors import Descriptors, raise_limit, share_out, soft_limit
 from bentpipe.daemon.service.machines import places_of, providers_of
-from bentpipe.daemon.service.parts import Books, Daemon
+from bentpipe.daemon.service.parts import Daemon, Records
 from bentpipe.daemon.service.ports import (
     find_ktls,
     open_ports,
@@ -59,10 +59,10 @@ def assemble(config: Config) -> Daemon:
     engine = _engine_of(config, descriptors, ktls)
     log.info("descriptors", extra={"fields": dataclasses.asdict(descriptors)})
     provider = providers_of(config, given if given < descriptors.limit else None)
-    books = Books(stores, _recorder_of(config, stores))
+    records = Records(stores, _recorder_of(config, stores))
     announcements = Announcements()
     news = ApiNews()
-    health, fleet = _fleet_of(config, provider, books, BootIdQuery(satellite_tls, announcements.hear), news.states)
+    health, fleet = _fleet_of(config, provider, records, BootIdQuery(satellite_tls, announcements.hear), news.states)
     identities = Identities(account_parts.admission, account_parts.certificates)
     counters = ConnectionCounters()
     edge = Edge(
@@ -91,7 +91,7 @@ def assemble(config: Config) -> Daemon:
         api_news=news,
         engine=engine,
         provider=provider,
-        books=books,
+        records=records,
         ports=serve_ports(opened, edge, ktls, {"cut": cut_verb(edge.handoff, fleet)}),
     )
 
@@ -116,17 +116,17 @@ def _recorder_of(config: Config, stores: Stores) -> Recorder | None:
 
 
 def _fleet_of(
-    config: Config, provider: Providers, books: Books, boot_ids: BootIdQuery, states: StateBoard
+    config: Config, provider: Providers, records: Records, boot_ids: BootIdQuery, states: StateBoard
 ) -> tuple[HealthBoard, Fleet]:
     """Build the satellites, and their health for health checks. Each change of state is logged, counted and recorded."""
 
     def observe(transition: Transition) -> None:
         _log_transition(transition)
-        books.arrivals[transition.after] += 1
+        records.arrivals[transition.after] += 1
         health.change()
         states.observe(transition)
-        if books.recorder is not None:
-            books.recorder.record_nowait(transition)
+        if records.recorder is not None:
+            records.recorder.record_nowait(transition)
 
     limits = config.limits
     context = FleetContext(
@@ -134,8 +134,8 @@ def _fleet_of(
         observe,
         crowd=Crowd(limits.max_held, limits.max_held_per_principal),
         places=places_of(config),
-        coordination=books.stores.coordination,
-        registry=books.stores.registry,
+        coordination=records.stores.coordination,
+        registry=records.stores.registry,
         witness=boot_ids.ask,
     )
     fleet = Fleet(config.satellite, context, max_held=limits.max_held_per_satellite, budget=config.budget)

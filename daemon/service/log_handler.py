@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from bentpipe.daemon.logs import kind_of, log_limited
-from bentpipe.daemon.service.log import JsonFormatter, TextFormatter
+from bentpipe.daemon.service.log_formatters import JsonFormatter, TextFormatter
 from bentpipe.daemon.service.log_queue import LogQueue
 from bentpipe.daemon.service.log_rates import LogRates
 

@@ -237,7 +237,7 @@ FLEET = (
         "state",
         "Changes of state, by the state they led to.",
         "transitions.{}",
-        lambda look: {state.value: look.daemon.books.arrivals.get(state, 0) for state in SatelliteState},
+        lambda look: {state.value: look.daemon.records.arrivals.get(state, 0) for state in SatelliteState},
     ),
     counter("wakes", "Wakes begun.", "fleet.wakes", lambda look: look.fleet.wakes),
     Metric(

@@ -28,7 +28,7 @@ from bentpipe.native.engine import Engine
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Books:
+class Records:
     """The stores, and what the daemon writes down of the satellites' changes of state."""
 
     stores: Stores
@@ -50,7 +50,7 @@ class Daemon:
     api_news: ApiNews
     engine: Engine
     provider: Providers
-    books: Books
+    records: Records
     ports: Ports
     turns: TurnMeter = dataclasses.field(default_factory=TurnMeter)
     drain: trio.Event = dataclasses.field(default_factory=trio.Event)
@@ -89,9 +89,9 @@ class Daemon:
     @property
     def recorder(self) -> Recorder | None:
         """Writes the ledger; None if none is kept."""
-        return self.books.recorder
+        return self.records.recorder
 
-    def reload_certificates(self) -> None:
+    def reload(self) -> None:
         """Read the listeners' certificates again, and try again what only people can mend: SIGHUP says that they acted.
 
         A certificate that cannot be read is logged, and the old one stays.

@@ -56,7 +56,7 @@ async def run_daemon(daemon: Daemon, *, task_status: trio.TaskStatus[Daemon] = t
 
 async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
     """Start all parts except the listeners, and wait for those that other parts need."""
-    edge, ports, stores = daemon.edge, daemon.ports, daemon.books.stores
+    edge, ports, stores = daemon.edge, daemon.ports, daemon.records.stores
     if daemon.recorder is not None:
         nursery.start_soon(run_owned, Owner("recorder"), daemon.recorder.run_recorder)
     account_parts = daemon.account_parts

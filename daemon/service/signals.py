@@ -57,7 +57,7 @@ def _act_on(number: signal.Signals, daemon: Daemon | None, everything: trio.Canc
     """Do what a signal asks for. A daemon that has not started yet has no clients to drain, and ends at once."""
     match number:
         case signal.SIGHUP if daemon is not None:
-            daemon.reload_certificates()
+            daemon.reload()
         case signal.SIGUSR1 if daemon is not None:
             log_daemon_statistics(daemon)
         case signal.SIGTERM | signal.SIGINT if daemon is not None:

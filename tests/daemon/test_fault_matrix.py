@@ -300,7 +300,7 @@ async def trouble(daemon: Daemon, storm: Storm, seed: int, seconds: float) -> No
         with trio.move_on_after(chance.uniform(0.1, 1.0)):
             while True:
                 await scrape(daemon)
-                daemon.reload_certificates()
+                daemon.reload()
                 await trio.sleep(0.1)
         storm.armed = False
         await trio.sleep(chance.uniform(0, 0.3))
@@ -319,7 +319,7 @@ async def weather(storm: Storm, path: Path, seed: int, seconds: float) -> None:
             await in_thread(callers.end)
             assert callers.wrong == []
             # All of it goes on: each satellite answers a new call, one that was never woken too, and so do the metrics.
-            daemon.reload_certificates()
+            daemon.reload()
             for name in (*LOCAL, "cloud", SPARE[-1], SPARE[0]):
                 await in_thread(functools.partial(call_until_answered, port, name))
             states = {name: daemon.fleet.get(SatelliteKey("acme", name)).state for name in (*LOCAL, "cloud")}

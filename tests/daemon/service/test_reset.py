@@ -50,7 +50,7 @@ async def test_a_program_that_is_missing_and_then_is_there(tmp_path: Path) -> No
         )
         program.chmod(0o755)
         await refused()
-        daemon.reload_certificates()
+        daemon.reload()
         assert satellite.state is SatelliteState.SLEEP
         with trio.fail_after(DEADLINE_S):
             async with satellite.lease() as lease:

@@ -3,7 +3,7 @@ import logging
 
 import pytest
 
-from bentpipe.daemon.service.log import JsonFormatter, TextFormatter
+from bentpipe.daemon.service.log_formatters import JsonFormatter, TextFormatter
 
 
 def record(fields: dict[str, object]) -> logging.LogRecord:
