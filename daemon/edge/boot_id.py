@@ -44,14 +44,14 @@ class BootIdQuery:
         tls, server_name = self._satellite_tls.get(key, (None, None))
         transport = await dial_at_once(address, tls, server_name)
         if transport is None:
-            log.info("no witness", extra={"fields": {"satellite": str(key), "error": "it could not be reached"}})
+            log.info("no boot id", extra={"fields": {"satellite": str(key), "error": "it could not be reached"}})
             return None
         try:
             asked = await _ask(transport)
             self._hear(key, asked.announced)
             return read_evidence(asked.headers)
         except Exception as exc:  # any failure: the wake's kind is then UNKNOWN in the ledger
-            log.info("no witness", extra={"fields": {"satellite": str(key), "error": str(exc)}})
+            log.info("no boot id", extra={"fields": {"satellite": str(key), "error": str(exc)}})
             return None
         finally:
             transport.close()
