@@ -56,6 +56,7 @@ check: setup
 	$(BIN)/mypy
 	cd build/types && ../../$(BIN)/lint-imports --config ../../.importlinter
 	set -e; for source in $(C_SOURCES); do gcc $(C_FLAGS) -fanalyzer -c $$source -o /dev/null; done
+	gcc $(C_FLAGS) -DBP_DEBUG -fsyntax-only $(wildcard native/src/*.c)
 
 # proto/*_pb2.py and .pyi, which are committed and never edited; tests/proto/test_generated.py compares.
 generate: setup

@@ -13,8 +13,8 @@ from bentpipe.daemon.errors import BentpipeError, Draining, InvalidRequest
 from bentpipe.proto import limits
 from bentpipe.proto.events import HeaderList
 from bentpipe.proto.grpc_status import GrpcStatus
+from bentpipe.proto.grpc_timeout import tell_within_s, timeout_s
 from bentpipe.proto.messages import MessageReader, encode_message
-from bentpipe.proto.patience import tell_within_s, timeout_s
 
 UNSENT_BYTES = 64 << 10
 """An answer that waits for the client's window is no longer than this and one message: then its method waits too."""

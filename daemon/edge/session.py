@@ -23,7 +23,7 @@ from bentpipe.daemon.errors import BentpipeError, InvalidMetadata, TlsWanted
 from bentpipe.proto.errors import ErrorCode, GreetingError, over
 from bentpipe.proto.events import PeerKind
 from bentpipe.proto.grpc_server import ANSWERING_BYTES, STREAM_BYTES
-from bentpipe.proto.patience import tell_within_s
+from bentpipe.proto.grpc_timeout import tell_within_s
 from bentpipe.proto.refusal import PIECE_BYTES, TOO_LATE, Refusal, goaway
 from bentpipe.proto.request import MetadataError, parse_request
 from bentpipe.proto.states import State
