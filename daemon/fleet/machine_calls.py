@@ -1,6 +1,6 @@
-"""The provider's calls that one satellite's machine asks for, each told to it when it has come back.
+"""Makes the provider calls that one satellite's machine asks for, and feeds the machine with each result.
 
-A series of calls that fail is logged once, with the provider's own words: see `daemon/providers/series.py`.
+A series of failed calls is logged once, with the provider's own message: see `daemon/providers/series.py`.
 """
 
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger("bentpipe.fleet")
 
 
 class MachineCalls:
-    """`feed` takes what is told; `waiting` says how many clients wait."""
+    """`feed` takes the results. `waiting` returns how many clients wait."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class MachineCalls:
         self.looks = Series(log, "look at a machine", fields)
 
     async def look(self) -> None:
-        """Look at the machine, and tell what is seen. Raises ProviderError.
+        """Look at the machine, and feed what is seen. Raises ProviderError.
 
-        What is not found is for the watch to tell, which knows for how long a machine may be missing.
+        If the machine is not found, the watch reports that: it knows for how long a machine may be missing.
         """
         try:
             machine = await self._provider.describe(self._machine_id)
@@ -85,7 +85,7 @@ class MachineCalls:
         self._feed(msg.StartDone(error))
 
     async def stop(self, mode: SleepMode, force: bool) -> None:
-        """Carry out a Stop. Since it was decided somebody may have come: this is the last moment that changes anything."""
+        """Carry out a Stop. A client may have come since it was decided, and this is the last moment to notice that."""
         if self._waiting() and not force:
             self._feed(msg.StopWithdrawn())
             return

@@ -1,4 +1,4 @@
-"""Whether this host uses one satellite, as the other hosts of the fleet are told.
+"""Tells the other hosts of the fleet whether this host uses one satellite.
 
 A host enters before it lets a client in, and leaves when nobody uses the satellite and it is not awake: while it is awake,
 another host must not put it to sleep before this host has found it idle. The rules between hosts are in
@@ -18,7 +18,7 @@ KEPT_IN = frozenset({SatelliteState.OPERATIONAL, SatelliteState.STOPPING, *WAKIN
 
 
 class Presence:
-    """Of this host, at one satellite. `known` returns what is known of the satellite now."""
+    """This host's presence at one satellite. `known` returns what is known of the satellite now."""
 
     def __init__(self, key: SatelliteKey, coordination: Coordination, known: Callable[[], Known]) -> None:
         self._key = key
@@ -38,9 +38,9 @@ class Presence:
 
     @contextlib.asynccontextmanager
     async def entering(self, look: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-        """Enter for a client, which counts until the block ends: by then the satellite's machine must know of it.
+        """Enter for a client. The client counts until the block ends: by then the satellite's machine must know of it.
 
-        `look` looks at the machine anew. Raises ProviderError.
+        `look` looks at the machine again. Raises ProviderError.
         """
         self._entering += 1
         try:
@@ -52,6 +52,6 @@ class Presence:
             self.leave_if_unused()
 
     def leave_if_unused(self) -> None:
-        """Tell the other hosts that this host uses the satellite no more, if that is so. Called after each step."""
+        """Tell the other hosts if this host no longer uses the satellite. Called after each step."""
         if self._known().state not in KEPT_IN and not self.is_used():
             self._coordination.leave_nowait(self._key)

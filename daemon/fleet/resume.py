@@ -1,7 +1,8 @@
-"""Whether a wake was a true resume: measured, never assumed. A provider can only say what it was asked to do.
+"""Finds out whether a wake was a true resume. It is measured and never assumed: a provider only knows what it was asked to
+do.
 
-The satellite may offer its kernel's boot id, which is kept over a resume and new at every boot, or its uptime. Who asks
-it is no business of the fleet: a `Witness` is passed in.
+The satellite may offer its kernel's boot id, which is kept over a resume and new at every boot, or its uptime. The fleet
+does not ask for it itself: the edge passes a `Witness` in.
 """
 
 import dataclasses
@@ -12,14 +13,14 @@ import trio
 from bentpipe.daemon.model import Address, Resume, SatelliteKey
 
 WITNESS_DEADLINE_S = 10.0
-"""For the satellite's answer. Clients do not wait for it."""
+"""Deadline of the satellite's answer. Clients do not wait for it."""
 UPTIME_SLACK_S = 2.0
-"""A machine that has been up for longer than this before it was asked to start was not booted for it."""
+"""If a machine was up for longer than this before it was asked to start, it was not booted for that start."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a satellite says of its kernel; either may be missing."""
+    """What a satellite tells of its kernel. Either value may be missing."""
 
     boot_id: str = ""
     uptime_s: float | None = None
@@ -31,7 +32,7 @@ after WITNESS_DEADLINE_S."""
 
 
 def judge(before: Evidence | None, after: Evidence | None, since_start_s: float | None) -> Resume:
-    """Compare what it said when it was last awake with what it says now, so long after we had it started (if we had)."""
+    """Compare what it told when it was last awake with what it tells now, this long after our start (None: not ours)."""
     if after is None:
         return Resume.UNKNOWN
     if before is not None and before.boot_id and after.boot_id:
@@ -42,7 +43,7 @@ def judge(before: Evidence | None, after: Evidence | None, since_start_s: float 
 
 
 class Memory:
-    """What one satellite has said of itself, from one wake to the next; times are trio.current_time() seconds."""
+    """What one satellite has told, from one wake to the next. Times are trio.current_time() seconds."""
 
     def __init__(self, key: SatelliteKey, witness: Witness | None) -> None:
         self._key = key
@@ -51,11 +52,11 @@ class Memory:
         self._asked_at: float | None = None
 
     def start_asked(self, now: float) -> None:
-        """We have it started, from sleep."""
+        """We start it now, from sleep."""
         self._asked_at = now
 
     async def recognises(self, address: Address) -> bool:
-        """Whether what answers at `address` has the boot id that the satellite told when it was woken. Never raises."""
+        """Whether the machine at `address` has the boot id that the satellite had when it was woken. Never raises."""
         if self._witness is None or self._last is None or not self._last.boot_id:
             return False
         with trio.move_on_after(WITNESS_DEADLINE_S):

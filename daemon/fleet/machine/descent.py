@@ -1,6 +1,6 @@
-"""A sleep under way as a value: when what happens in it, and what to do next. Pure.
+"""A sleep under way as a value: what has happened in it, and what to do next. Pure.
 
-`SatelliteMachine` asks it and acts. A `Descent` never changes: each step of it is another value.
+`SatelliteMachine` asks it and acts. A `Descent` never changes: each step makes another value.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ from bentpipe.daemon.model import Machine, MachineState, SleepMode
 
 
 class DescentStep(enum.Enum):
-    """What to do now."""
+    """What the machine must do now."""
 
-    CALL_OFF = "somebody waits, and the stop call was not made: serve again"
+    CALL_OFF = "a client waits, and the stop call was not made: serve again"
     STOP = "make the stop call"
     CUT = "quiet connections have not ended by themselves: cut them"
-    WAKE = "it is up again: follow it"
-    FORCE = "it is stuck in stopping: cut it off"
+    WAKE = "the machine is up again: the satellite follows"
+    FORCE = "the machine is stuck in stopping: force the stop"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,23 +27,23 @@ class Descent:
     """Times are seconds of one monotonic clock."""
 
     mode: SleepMode | None
-    """None if others brought it about."""
+    """None if others have begun the sleep."""
     pending: bool = False
-    """The stop call is still to be made."""
+    """Whether the stop call must still be made."""
     cut_at: float = math.inf
-    """When quiet connections are cut that do not end by themselves."""
+    """When quiet connections are cut if they have not ended by themselves."""
     dropped: bool = False
-    """The machine has been seen going down since the call."""
+    """Whether the machine has been seen going down since the call."""
     heed_by: float = math.inf
-    """From when on a machine that still runs is taken as awake."""
+    """From then on a machine that still runs counts as awake."""
     force_at: float = math.inf
-    """From when on a machine that is still stopping may be cut off."""
+    """From then on the stop of a machine that is still stopping may be forced."""
 
     # -- how it begins -------------------------------------------------------------------------------------------------
 
     @classmethod
     def decided(cls, mode: SleepMode, now: float) -> "Descent":
-        """We put it to sleep: quiet connections are asked to end, then the stop call is made."""
+        """Begin a sleep of ours: quiet connections are asked to end, then the stop call is made."""
         return cls(mode, pending=True, cut_at=now + CLOSE_QUIET_S)
 
     @classmethod
@@ -53,7 +53,7 @@ class Descent:
 
     @classmethod
     def forced(cls, force_at: float) -> "Descent":
-        """We cut it off, since it was stuck in stopping."""
+        """Begin a forced stop, since the machine was stuck in stopping."""
         return cls(SleepMode.STOP, dropped=True, force_at=force_at)
 
     # -- what has happened ---------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ class Descent:
         return dataclasses.replace(self, heed_by=heed_by, force_at=force_at)
 
     def called_off(self, now: float, force_at: float) -> "Descent":
-        """Nothing was stopped by us, but the machine goes down all the same."""
+        """Our stop has failed, but the machine goes down nevertheless."""
         return dataclasses.replace(self, pending=False, heed_by=now, force_at=min(self.force_at, force_at))
 
     def going_down(self, force_at: float) -> "Descent":
@@ -83,7 +83,7 @@ class Descent:
     # -- what follows --------------------------------------------------------------------------------------------------
 
     def before_call(self, now: float, *, waiting: bool, leases: int) -> DescentStep | None:
-        """Say what to do while the stop call is still to be made; None: nothing yet."""
+        """Return what to do before the stop call is made; None: nothing yet."""
         if waiting:
             return DescentStep.CALL_OFF
         if not leases and self.mode is not None:
@@ -91,7 +91,7 @@ class Descent:
         return DescentStep.CUT if now >= self.cut_at else None
 
     def after_call(self, machine: Machine, now: float, *, waiting: bool) -> DescentStep | None:
-        """Say what to do when the stop call is over, or was not ours; None: nothing yet."""
+        """Return what to do when the stop call is over, or was not ours; None: nothing yet."""
         if machine.state in UP:
             risen = self.dropped or machine.state is MachineState.PENDING or now >= self.heed_by
             return DescentStep.WAKE if risen else None
@@ -99,7 +99,7 @@ class Descent:
         return DescentStep.FORCE if stuck else None
 
     def next_deadline(self, *, busy: bool, up: bool, waiting: bool) -> float:
-        """When something is to be decided at the latest, if nothing happens before."""
+        """When something must be decided at the latest, if nothing happens before."""
         if self.pending:
             return self.cut_at
         if busy:
@@ -107,5 +107,5 @@ class Descent:
         return self.heed_by if up else self._force_at(waiting=waiting)
 
     def _force_at(self, *, waiting: bool) -> float:
-        """When to cut it off: what others stop is theirs, until somebody waits for it."""
+        """When to force the stop. A stop by others is not forced until a client waits for the satellite."""
         return self.force_at if self.mode is not None or waiting else math.inf

@@ -23,7 +23,7 @@ class Looks:
         self._suspected = True
 
     def start_accepted(self, now: float) -> None:
-        """The machine boots: for BOOT_LOOK_S it is no reason to look that it is not ready."""
+        """The machine boots: for BOOT_LOOK_S there is no reason to look if it is not ready."""
         self._boots_until = now + BOOT_LOOK_S
 
     def came_up(self, now: float) -> None:
@@ -34,8 +34,8 @@ class Looks:
     def due_at(self, *, wanted: bool, unsettled: bool) -> float:
         """When to look; infinity if there is no reason to.
 
-        `wanted`: somebody waits for a machine that is gone, or that was never seen. `unsettled`: a wake goes on, and it
-        is not certain that the machine is what was last seen.
+        `wanted`: a client waits for a machine that is gone, or that was never seen. `unsettled`: a wake goes on, and the
+        machine may have changed since it was last seen.
         """
         if self._suspected or wanted:
             return self._allowed_at
@@ -46,7 +46,7 @@ class Looks:
         return self.under_way or now + LOOK_WAIT_S >= self._next_at
 
     def begin(self) -> None:
-        """A look is made now."""
+        """A look begins now."""
         self.under_way = True
         self._suspected = False
 
@@ -57,7 +57,7 @@ class Looks:
         self._fruitless += 1
 
     def news(self, now: float) -> None:
-        """Something new was seen: the next look may be worth as much as a first one."""
+        """Something new was seen, so the next look may be made as soon as a first one."""
         self._fruitless = 0
         self._next_at = min(self._next_at, now + LOOK_FIRST_S)
 

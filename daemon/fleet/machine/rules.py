@@ -1,5 +1,5 @@
-"""What the satellite's machine goes by: its section of the configuration, what its provider states of its machine, and the
-fixed times of the loops, with reasons. What is a fact of one cloud is not here: see `MachineTraits`.
+"""The rules of the satellite's machine: its section of the configuration, its provider's traits, and the fixed times of the
+loops, with reasons. The facts of a single cloud are not here: see `MachineTraits`.
 
 All times are in seconds.
 """
@@ -9,75 +9,76 @@ import dataclasses
 from bentpipe.daemon.model import MachineTraits, SleepMode
 
 RETRY_START_S = 1.0
-"""Between attempts to start while the provider says that it may work a moment later. A machine that is stopping cannot be
-started, and a look that is a second old may not show that it is."""
+"""Pause between attempts to start while the provider says that a start may work a moment later. A stopping machine cannot be
+started, and a look that is a second old may not show that it is stopping."""
 
 THROTTLE_FIRST_S, THROTTLE_MOST_S = 2.0, 30.0
-"""Between calls that are throttled, doubling: every call less helps all others."""
+"""Pause between calls that are throttled, doubling: fewer calls help all others."""
 
 CAPACITY_MOST_S = 1800.0
-"""Bound of `capacity_retry_after`, which doubles like `retry_after`."""
+"""Upper bound of `capacity_retry_after`, which doubles like `retry_after`."""
 
 FAILURE_MOST_S = 300.0
-"""Bound of `retry_after`, which doubles with every wake that fails in a row. No cause of failure is final: the slowest
-attempts are minutes apart."""
+"""Upper bound of `retry_after`, which doubles with every wake that fails in a row. No failure is final: the slowest attempts
+are minutes apart."""
 
 BLOCKED_FIRST_S = 15.0
 """The first wait after a failure that people must mend (a permission, a wrong template, missing credentials), doubling up
-to FAILURE_MOST_S: they may mend it at any moment, and need not tell us."""
+to FAILURE_MOST_S. They may mend it at any moment, and do not have to tell us."""
 
 PATIENCE_S = 60.0
-"""For so long every call may fail, with passing trouble or throttling, until those who wait are told the reason. Most
-troubles of a cloud's API pass within it; a client that has less time itself is told before its own deadline."""
+"""How long all calls may fail, by passing failures or throttling, before the waiting clients are told the reason. Most
+failures of a cloud's API pass in this time. A client with less time is told before its own deadline."""
 
 LOOK_FIRST_S, LOOK_MOST_S = 1.0, 15.0
-"""Between looks at one machine that we ask for beside the provider's own rounds, doubling while they show nothing new: a
-port that stays broken must not cost a call a second."""
+"""Pause between looks at one machine beside the provider's own rounds. It doubles while they show nothing new: a port that
+stays broken must not cost a call every second."""
 
 LOOK_WAIT_S = 2.0
-"""Who wants a machine that is gone, or that nobody can see, waits for the next look if it is no further off: it may have a
-successor by then. Others are told at once what is known."""
+"""If a machine is gone or cannot be seen, a client waits for the next look if that is at most so far away: the machine may
+have a successor by then. Otherwise the client is told at once."""
 
 BOOT_LOOK_S = 5.0
-"""For so long after a start, or since its machine runs, a satellite that is not ready yet is no reason to look: it boots."""
+"""For this long after a start, or since its machine runs, there is no reason to look if a satellite is not ready: it
+boots."""
 
 STOPS_FORGIVEN = 1
-"""So often a machine that we have started may be stopped by others before it is ready, and is started again at once for
-those who wait. After that it counts as a failure: something stops it each time."""
+"""How often others may stop a machine that we have started, before it is ready, so that it is started again at once for the
+waiting clients. After that it counts as a failure: something stops it each time."""
 
 SLEEP_RETRY_FIRST_S, SLEEP_RETRY_MOST_S = 60.0, 900.0
-"""After a stop that failed otherwise, doubling; meanwhile the satellite serves."""
+"""Pause after a stop that failed for another reason, doubling. Meanwhile the satellite serves."""
 
 VAIN_HIBERNATIONS = 2
-"""Hibernations in a row that kept nothing (stopped instead, or booted cold) until plain stops are used: they are
+"""After this many hibernations in a row that kept nothing (stopped instead, or booted cold), plain stops are used: they are
 quicker, and a hibernation is billed until it is done."""
 
 LESSON_S = 86_400.0
-"""After so long a lesson about hibernation is forgotten, and it is tried again: an image, a type or a policy may have
-been mended. A refusal once a day costs nothing."""
+"""After this time a finding about hibernation is forgotten, and hibernation is tried again: somebody may have mended an
+image, a type or a policy. One refusal a day costs nothing."""
 
 UNREADY_ROUNDS = 2
-"""Wake deadlines that may pass while the machine runs and its port does not listen; then it is stopped, so that it costs
+"""How many wake deadlines may pass while the machine runs and its port does not listen. Then it is stopped, so that it costs
 nothing and the next start is a clean one."""
 
 CLOSE_QUIET_S = 5.0
-"""For quiet connections to end in good order before a sleep; then they are cut."""
+"""How long quiet connections may take to end in good order before a sleep. Then they are cut."""
 
 QUIET_WINDOW_S = 60.0
-"""Over which the bytes of open connections are counted. However short `sleep_after` is, so long at least is looked before
-they are called quiet: in a few seconds the most silent build moves nothing (docs/buildkit.md)."""
+"""The time over which the bytes of open connections are counted. It is also the least time before a connection counts as
+quiet, however short `sleep_after` is: in a few seconds the most silent build moves nothing (docs/buildkit.md)."""
 
 RENEW_AT = 5 / 6
-"""Of the time for which a machine may stay hibernated: then it is woken, and stopped plainly. What is left is for wakes that
-fail and for hosts that are down."""
+"""Share of the time for which a machine may stay hibernated. After it the machine is woken, and stopped plainly. The rest is
+for wakes that fail and for hosts that are down."""
 
 HOLD_FACTOR, HOLD_FLOOR_S = 3.5, 120.0
-"""A client is held for so many times the usual wake (Cloud Run's factor), but not for less than the floor: a wake can
-begin with a minute in which the machine is still falling asleep."""
+"""A client is held for this many times the usual wake (Cloud Run's factor), but at least for the floor: a wake can begin
+with a minute in which the machine is still falling asleep."""
 
 
 LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S = 1.0, 30.0
-"""Between attempts to look at a machine while the provider cannot say, doubling; what was seen last is believed."""
+"""Pause between attempts to look at a machine while the provider cannot answer, doubling. The last look stays valid."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,15 +93,15 @@ class Rules:
     retry_after_s: float
     max_waiters: int
     traits: MachineTraits
-    """What the satellite's machine is like, as its provider states it."""
+    """The traits of the satellite's machine, as its provider states them."""
     capacity_retry_s: float = 180.0
     quiet_window_s: float = QUIET_WINDOW_S
     launch: bool = False
-    """A machine that does not exist is created."""
+    """Whether a machine that does not exist is created."""
     budgeted: bool = False
-    """A wake needs a place in the awake budget first."""
+    """Whether a wake needs a place in the awake budget first."""
     ends_quiet: bool = False
-    """Connections that move no more than keepalives do not keep it awake: they are ended."""
+    """Whether connections that move no more than keepalives are ended, and do not keep it awake."""
 
 
 def backed_off(first_s: float, most_s: float, before: int) -> float:

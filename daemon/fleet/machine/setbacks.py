@@ -1,7 +1,7 @@
-"""What a failed attempt to wake means, and the memory of it: pure.
+"""The meaning of a failed attempt to wake, and the memory of it. Pure.
 
-A failure is told to all who wait and replayed to who comes, until it is time for another attempt: a herd must not hammer
-a machine that cannot come up.
+A failure is told to all waiting clients, and to clients that come later, until it is time for another attempt: a crowd must
+not hammer a machine that cannot come up.
 """
 
 import enum
@@ -33,9 +33,9 @@ from bentpipe.daemon.model import Fault
 class Verdict(enum.Enum):
     """What follows from a failure."""
 
-    AGAIN = "the same call a moment later; nobody is told"
-    THROTTLED = "the same call, later every time; nobody is told"
-    SPENT = "the same call a moment later, for another machine; nobody is told"
+    AGAIN = "the same call a moment later; no client is told"
+    THROTTLED = "the same call, later every time; no client is told"
+    SPENT = "the same call a moment later, for another machine; no client is told"
     CAPACITY = "this wake has failed; the next one in minutes"
     FAILED = "this wake has failed; the next one in seconds, later every time"
     BLOCKED = "this wake has failed, and people must act; the next one in seconds, then minutes: they may have acted"
@@ -50,7 +50,7 @@ VERDICTS: tuple[tuple[type[ProviderError], Verdict], ...] = (
     (MachineNotFound, Verdict.AGAIN),
     (ProviderError, Verdict.FAILED),
 )
-"""By the class of a call's error; the first that fits. What is not found is looked at: that look says what follows."""
+"""By the class of a call's error; the first that fits. If a machine is not found, a look at it says what follows."""
 
 FAULTS: dict[Fault | None, Verdict] = {
     Fault.CAPACITY: Verdict.CAPACITY,
@@ -59,22 +59,22 @@ FAULTS: dict[Fault | None, Verdict] = {
     Fault.OTHER: Verdict.FAILED,
     None: Verdict.FAILED,
 }
-"""By what a machine says that came up and went down again, though every call was accepted."""
+"""By the fault of a machine that came up and went down again, though every call was accepted."""
 
 
 PASSING = frozenset({Verdict.AGAIN, Verdict.THROTTLED})
-"""What passes by itself."""
+"""Failures that pass by themselves."""
 REPEATED = PASSING | {Verdict.SPENT}
 """After these the call is made again, and the wake goes on."""
 
 
 def verdict_on(error: ProviderError) -> Verdict:
-    """Say what follows from a call's error."""
+    """Return what follows from a call's error."""
     return next(verdict for kind, verdict in VERDICTS if isinstance(error, kind))
 
 
 class Setbacks:
-    """Remembers why the satellite cannot be had; times are seconds of one monotonic clock."""
+    """Remembers why the satellite cannot be used. Times are seconds of one monotonic clock."""
 
     def __init__(self, retry_after_s: float, capacity_retry_s: float) -> None:
         self._retry_after_s = retry_after_s
@@ -108,7 +108,7 @@ class Setbacks:
         self._failures += 1
 
     def replay(self, now: float) -> BentpipeError | None:
-        """Return the error for who asks now, with the time that is left; None if an attempt may be made."""
+        """Return the error for a client that asks now, with the time until the next attempt; None if it may be made now."""
         if self._error is None or now >= self.retry_at:
             return None
         left = f"; the next attempt is possible in {math.ceil(self.retry_at - now)} s"

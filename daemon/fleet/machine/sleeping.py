@@ -1,6 +1,6 @@
-"""When the satellite may sleep, and in which way, as far as this machine's past tells: pure.
+"""When the satellite may sleep, and in which way, as far as this machine's past shows it. Pure.
 
-Whether anybody uses it is the machine's business; this is the clock and the memory.
+The state machine knows whether a client uses the satellite. This class keeps the times and what was learned.
 """
 
 from bentpipe.daemon.errors import ProviderError, SleepTooEarly
@@ -35,21 +35,21 @@ class SleepBook:
         self.idle_since = self._awake_since = now
 
     def used(self, now: float) -> None:
-        """Somebody has used it until now."""
+        """A client has used it until now."""
         self.idle_since = now
 
     @property
     def evictable_at(self) -> float:
-        """From when on it may be put to sleep for another's sake, if nobody uses it."""
+        """From then on it may be put to sleep for another satellite, if no client uses it."""
         return max(self._awake_since + self._rules.min_awake_s, self._not_before)
 
     @property
     def sleep_at(self) -> float:
-        """When it sleeps if nobody uses it."""
+        """When it sleeps if no client uses it."""
         return max(self.idle_since + self._rules.sleep_after_s, self.evictable_at)
 
     def choose_mode(self, machine: Machine, now: float) -> tuple[SleepMode, list[Learned]]:
-        """Say how to put it to sleep, and what is to be said of that."""
+        """Return how to put it to sleep, and what was learned."""
         if self._mode is not self._rules.sleep_mode and now >= self._taught_at + LESSON_S:
             self._mode = self._rules.sleep_mode
             self._vain = 0
@@ -59,12 +59,12 @@ class SleepBook:
         return self._mode, []
 
     def refused(self, error: ProviderError, now: float) -> Learned:
-        """Hibernation was refused: no more of it for LESSON_S."""
+        """Hibernation was refused, so it is not tried for LESSON_S."""
         self._stop_from_now_on(now)
         return Learned(Lesson.HIBERNATE_REFUSED, str(error))
 
     def failed(self, error: ProviderError, now: float) -> None:
-        """It could not be put to sleep: not now."""
+        """It could not be put to sleep now. It is tried again later."""
         if isinstance(error, SleepTooEarly):
             self._not_before = now + self._rules.traits.too_early_retry_s
         else:
@@ -72,7 +72,7 @@ class SleepBook:
             self._failures += 1
 
     def fell_asleep(self, machine: Machine, asked: SleepMode | None, now: float) -> list[Learned]:
-        """It sleeps; `asked` is how we wanted it, None if it was not our doing. Returns what is to be said of that."""
+        """It sleeps. `asked` is the mode that we asked for; None if others put it to sleep. Returns what was learned."""
         self._slept_in = machine.state
         if asked is not None:
             self._failures = 0
@@ -81,7 +81,7 @@ class SleepBook:
         return []
 
     def witnessed(self, resume: Resume, now: float) -> list[Learned]:
-        """It is known whether the last sleep has kept its memory. Returns what is to be said of that."""
+        """It is known whether the last sleep has kept its memory. Returns what was learned."""
         if resume is Resume.RESUMED:
             self._vain = 0
         elif resume is Resume.COLD and self._slept_in is MachineState.HIBERNATED:
@@ -89,7 +89,7 @@ class SleepBook:
         return []
 
     def reset(self) -> None:
-        """Forget what was learned: the configuration decides again."""
+        """Forget what was learned, so that the configuration decides again."""
         self._mode = self._rules.sleep_mode
         self._vain = self._failures = 0
         self._not_before = 0.0

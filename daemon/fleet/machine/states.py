@@ -1,15 +1,15 @@
 """The states of a satellite as two tables: which may follow which, and what a look at the machine means in each.
 
-Every road there is, our own and those that others force on us (`tests/daemon/fleet/machine/test_states.py` compares):
+These are all transitions, our own and those that others force on us (`tests/daemon/fleet/machine/test_states.py` compares):
 
-    UNKNOWN ─▶ SLEEP ─▶ STARTING ─▶ OPERATIONAL ─▶ STOPPING ─▶ SLEEP      the round of every day
+    UNKNOWN ─▶ SLEEP ─▶ STARTING ─▶ OPERATIONAL ─▶ STOPPING ─▶ SLEEP      the daily round
     SLEEP ─▶ CREATING ─▶ OPERATIONAL                                     there was no machine: one is launched
     CREATING ─▶ STARTING                                                 ... or there was one after all
-    UNKNOWN ─▶ STARTING ─▶ SLEEP                                         found up; a wake that failed
+    UNKNOWN ─▶ STARTING ─▶ SLEEP                                         found running; a wake that failed
     UNKNOWN ─▶ STOPPING ─▶ STARTING                                      found going down; it came up again instead
-    UNKNOWN ─▶ FAILED ─▶ SLEEP ─▶ FAILED                                 it is gone, or nobody but people can help
-    STOPPING ─▶ OPERATIONAL ─▶ STARTING                                  sleep called off; restarted by others
-    OPERATIONAL ─▶ SLEEP ─▶ STOPPING                                     others were quicker than our looks
+    UNKNOWN ─▶ FAILED ─▶ SLEEP ─▶ FAILED                                 it is gone, or only people can help
+    STOPPING ─▶ OPERATIONAL ─▶ STARTING                                  sleep cancelled; restarted by others
+    OPERATIONAL ─▶ SLEEP ─▶ STOPPING                                     others acted between our looks
     STARTING ─▶ STOPPING ─▶ FAILED                                       stopped by others; gone
     CREATING ─▶ STOPPING                                                 stopped by others
     CREATING ─▶ SLEEP                                                    the launch failed
@@ -42,20 +42,20 @@ UP = frozenset({M.PENDING, M.RUNNING})
 
 
 class Sight(enum.Enum):
-    """What a look at the machine tells, given the satellite's state."""
+    """The meaning of a look at the machine, given the satellite's state."""
 
     NOTHING = "as it should be"
-    ROSE = "it comes up though we did not ask for it now"
+    ROSE = "it comes up though we have not started it"
     COMING = "the wake goes on"
     LOOKS_UP = "it runs; unless its address has changed, as it should"
-    RESTARTED = "it was restarted: nobody is let in before its port has answered"
-    FALLING = "it goes down, by others' doing"
+    RESTARTED = "it was restarted: no client is let in before its port has answered"
+    FALLING = "others have stopped it, and it goes down"
     DROPPED = "it goes down as we asked"
     RISEN = "it is up while we wait for it to go down; whether that means anything depends on our call"
     DOWN = "asleep in the middle of a wake: not started yet, or come up and gone down again"
     ASLEEP = "it has fallen asleep"
-    STILL_ASLEEP = "asleep; if that is how it failed, no reason to try again"
-    VANISHED = "not to be seen though launched: perhaps not to be seen yet"
+    STILL_ASLEEP = "asleep; if it has failed like this, there is no reason to try again"
+    VANISHED = "launched and not visible, perhaps not visible yet"
     GONE = "there is no such machine"
 
 

@@ -1,4 +1,4 @@
-"""Which calls fail at the moment, and since when: what those who wait are told if nothing else is known. Pure.
+"""Which calls fail at the moment, and since when. Waiting clients are told that if nothing else is known. Pure.
 
 Times are seconds of one monotonic clock.
 """
@@ -11,7 +11,7 @@ from bentpipe.daemon.fleet.machine.setbacks import PASSING, verdict_on
 
 
 class Trouble:
-    """A series of calls of one kind of which none has worked."""
+    """A series of calls of one kind, of which none has worked."""
 
     def __init__(self) -> None:
         self.error: BentpipeError | None = None
@@ -41,12 +41,12 @@ class Troubles:
 
     @property
     def current(self) -> Trouble:
-        """What keeps the satellite from being used, as far as failed calls tell."""
+        """Why the satellite cannot be used, as far as failed calls show it."""
         return self.start if self.start.error is not None else self.look
 
     @property
     def patience_ends_at(self) -> float:
-        """From when on those who wait are told that every call fails."""
+        """From then on waiting clients are told that every call fails."""
         return self.current.since + PATIENCE_S
 
     def has_failed_since(self, began: float) -> bool:
@@ -54,7 +54,7 @@ class Troubles:
         return self.current.error is not None and self.current.last_at >= began
 
     def lasts(self, now: float) -> bool:
-        """Whether the trouble does not pass by itself: people must mend it, or it has lasted for too long already."""
+        """Whether the failure does not pass by itself: people must mend it, or it has lasted too long already."""
         error = self.current.error
         passing = isinstance(error, ProviderError) and verdict_on(error) in PASSING
         return not passing or now >= self.patience_ends_at

@@ -1,8 +1,8 @@
-"""Those who wait for one satellite, and how long each is held: pure.
+"""The clients that wait for one satellite, and how long each is held. Pure.
 
-A client is held for `HOLD_FACTOR` times the usual wake, `HOLD_FLOOR_S` at least, `hold_limit` at most. While the
-satellite waits for a place in the awake budget only the last counts. How long a client would wait itself does not bound
-this; but if it is known why the satellite cannot be had, the client is told shortly before that time is up.
+A client is held for `HOLD_FACTOR` times the usual wake, `HOLD_FLOOR_S` at least, `hold_limit` at most. While the satellite
+waits for a place in the awake budget, only `hold_limit` counts. The client's own timeout does not shorten this. But if it is
+known why the satellite cannot be used, the client is told shortly before its timeout ends.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from bentpipe.daemon.fleet.machine.messages import WaiterId
 from bentpipe.daemon.fleet.machine.rules import HOLD_FACTOR, HOLD_FLOOR_S
 
 NEWEST_WEIGHT = 0.3
-"""Of the newest wake in the moving average."""
+"""Weight of the newest wake in the moving average."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,21 +24,21 @@ class _Place:
 
 
 class WaitingRoom:
-    """Waiters in the order of their coming; times are seconds of one monotonic clock."""
+    """Waiters in the order in which they came. Times are seconds of one monotonic clock."""
 
     def __init__(self, hold_limit_s: float) -> None:
         self._hold_limit_s = hold_limit_s
         self._places: dict[WaiterId, _Place] = {}
         self._usual_wake_s: float | None = None
         self._wake_began: float | None = None
-        # Never later than the first time out, but perhaps earlier: a room of thousands is searched only when it is
-        # reached, not at every coming and going.
+        # Never later than the first timeout, but perhaps earlier: thousands of waiters are searched only when this time is
+        # reached, and not whenever one comes or goes.
         self._first_until = math.inf
         self._first_tell = math.inf
 
     @property
     def waiters(self) -> tuple[WaiterId, ...]:
-        """All of them, first come first."""
+        """All waiters, in the order in which they came."""
         return tuple(self._places)
 
     def __len__(self) -> int:
@@ -56,31 +56,31 @@ class WaitingRoom:
 
     @property
     def hold_s(self) -> float:
-        """How long a client is held from the beginning of the wake, or from its coming if that is later."""
+        """How long a client is held, from the beginning of the wake or from its own arrival, whichever is later."""
         if self._usual_wake_s is None:
             return self._hold_limit_s
         return min(self._hold_limit_s, max(HOLD_FACTOR * self._usual_wake_s, HOLD_FLOOR_S))
 
     def enter(self, waiter: WaiterId, since: float, tell_by: float = math.inf) -> None:
-        """Somebody waits, `since` then; until `tell_by` it would hear a reason for failure."""
+        """A client waits, `since` then. Until `tell_by` it can still be told a reason for failure."""
         place = _Place(since, since + self._hold_limit_s, tell_by)
         self._places[waiter] = place
         self._first_until = min(self._first_until, self._until(place))
         self._first_tell = min(self._first_tell, tell_by)
 
     def leave(self, waiter: WaiterId) -> None:
-        """Somebody waits no more; does nothing if it did not."""
+        """A client no longer waits. Does nothing if it did not wait."""
         self._places.pop(waiter, None)
 
     def empty(self) -> tuple[WaiterId, ...]:
-        """Let everybody go. Returns who was there."""
+        """Let all waiters go. Returns them."""
         there = self.waiters
         self._places.clear()
         self._first_until = self._first_tell = math.inf
         return there
 
     def wake_begins(self, now: float) -> None:
-        """From now on the usual wake bounds how long anybody is held."""
+        """From now on the usual wake bounds how long clients are held."""
         self._wake_began = now
         self._first_until = min(map(self._until, self._places.values()), default=math.inf)
 
@@ -94,7 +94,7 @@ class WaitingRoom:
         self._usual_wake_s = before + NEWEST_WEIGHT * (seconds - before)
 
     def expired(self, now: float) -> list[tuple[WaiterId, float]]:
-        """Let those go whose time is up. Returns them, and how long each has waited."""
+        """Let the waiters go whose time is over. Returns them, and how long each has waited."""
         if now < self._first_until:
             return []
         gone = [(waiter, now - place.arrived) for waiter, place in self._places.items() if self._until(place) <= now]
@@ -102,7 +102,7 @@ class WaitingRoom:
         return gone
 
     def untold(self, now: float) -> list[WaiterId]:
-        """There is a reason to tell: let those go who will not be there to hear it later."""
+        """There is a reason to tell: let the waiters go that cannot be told later."""
         if now < self._first_tell:
             return []
         gone = [waiter for waiter, place in self._places.items() if place.tell_by <= now]

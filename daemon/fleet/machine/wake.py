@@ -1,6 +1,6 @@
-"""A wake as a value: when what happens in it, what to do next, and what it means if that fails. Pure.
+"""A wake as a value: what has happened in it, what to do next, and what it means if that fails. Pure.
 
-`SatelliteMachine` asks it and acts. A `Wake` never changes: each step of a wake is another value.
+`SatelliteMachine` asks it and acts. A `Wake` never changes: each step makes another value.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ class WakeCall(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failed:
-    """A wake has failed: what follows from it, and what those who wait are told."""
+    """A wake has failed: what follows from it, and what the waiting clients are told."""
 
     verdict: Verdict
     error: BentpipeError
     lost: bool = False
-    """The machine that was launched is not there: the next launch is another machine's."""
+    """The machine that was launched does not exist, so the next launch makes another one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,26 +42,26 @@ class Wake:
     by: float
     """The wake deadline."""
     call_at: float
-    """When to call start or launch; infinity once it was called, unless that is to be repeated."""
+    """When to call start or launch; infinity once it was called, unless the call must be repeated."""
     came_up: bool
-    """The machine was seen up since the wake began."""
+    """Whether the machine was seen up since the wake began."""
     measured: bool
-    """Whether it began with a machine asleep, so that what it takes says something about others."""
+    """Whether it began with a sleeping machine, so that its duration says something about other wakes."""
     settle_by: float = 0.0
-    """Until when a start or launch that was accepted may not be seen to work; 0 if none was accepted."""
+    """Until then an accepted start or launch may have no visible effect; 0 if none was accepted."""
     rounds: int = 0
-    """Wake deadlines that have passed."""
+    """How many wake deadlines have passed."""
 
     @classmethod
     def begin(cls, machine: Machine | None, now: float, deadline_s: float) -> "Wake":
-        """A wake that begins now, with the machine as it was last seen."""
+        """Make a wake that begins now, with the machine as it was last seen."""
         state = None if machine is None else machine.state
         return cls(now, now + deadline_s, call_at=now, came_up=state in UP, measured=state in ASLEEP)
 
     # -- what has happened ---------------------------------------------------------------------------------------------
 
     def called(self) -> "Wake":
-        """The machine's start or launch is called now."""
+        """Start or launch is called now."""
         return dataclasses.replace(self, call_at=math.inf)
 
     def call_accepted(self, settle_by: float) -> "Wake":
@@ -69,11 +69,11 @@ class Wake:
         return dataclasses.replace(self, settle_by=settle_by)
 
     def call_again(self, at: float) -> "Wake":
-        """The call has failed, and is repeated at `at`."""
+        """The call has failed, and will be repeated at `at`."""
         return dataclasses.replace(self, call_at=at)
 
     def seen(self, *, up: bool) -> "Wake":
-        """The machine was seen up, or is not to be seen any more."""
+        """The machine was seen up, or cannot be seen any more."""
         return dataclasses.replace(self, came_up=up)
 
     # -- what follows --------------------------------------------------------------------------------------------------
@@ -84,9 +84,9 @@ class Wake:
         return self.settle_by > 0 and not self.came_up
 
     def next_call(self, machine: Machine, now: float, *, creating: bool) -> WakeCall | Failed | None:
-        """Say what to do with the machine as it is now, while no call is under way; None: nothing, or not yet.
+        """Return what to do with the machine as it is now, while no call is under way; None: nothing, or not yet.
 
-        `creating`: the satellite is CREATING; a machine that exists after all is then started at once.
+        `creating`: the satellite is CREATING. If a machine exists, it is then started at once.
         """
         if self.came_up:
             return None
@@ -100,7 +100,8 @@ class Wake:
     def overdue(
         self, machine: Machine, error: BentpipeError, now: float, *, busy: bool, deadline_s: float
     ) -> "Failed | Wake":
-        """The wake deadline has passed: it has failed, or goes on. What is up, or may yet come up, is not called asleep.
+        """The wake deadline has passed: the wake has failed, or goes on. A machine that may still come up is not called
+        asleep.
 
         `error` says that the satellite was not ready in time, `busy` that a call is under way.
         """
@@ -113,7 +114,7 @@ class Wake:
         return dataclasses.replace(self, by=by, rounds=self.rounds + 1)
 
     def next_deadline(self, *, busy: bool, creating: bool) -> float:
-        """When something is to be decided at the latest, if nothing happens before."""
+        """When something must be decided at the latest, if nothing happens before."""
         if busy or self.came_up:
             return self.by
         settle_by = self.settle_by if creating and self.settle_by else math.inf
@@ -121,22 +122,22 @@ class Wake:
 
 
 def lost(machine: Machine) -> Failed:
-    """The machine was launched, and is not there."""
+    """The machine was launched, and does not exist."""
     if not machine.reason:
         machine = dataclasses.replace(machine, reason=NEVER_APPEARED, hint=NEVER_APPEARED)
     return Failed(FAULTS[machine.fault], about(WakeFailed, "the satellite could not be created", machine), lost=True)
 
 
 def never_appeared(machine: Machine) -> Failed:
-    """The machine was launched, and for too long is not to be seen."""
+    """The machine was launched, and has not been visible for too long."""
     return lost(dataclasses.replace(machine, reason=""))
 
 
 def came_down(machine: Machine, stops: int) -> Failed | None:
     """The machine was up, and is down before it was ready. None if that is not the failure of a start.
 
-    A machine that nobody has called for, or that others have stopped, is merely asleep: the next start serves those who
-    wait. `stops` counts how often others have stopped it after a start of ours since it was last ready.
+    If this wake has not started the machine, or if others have stopped it, it is merely asleep, and the next start serves
+    the waiting clients. `stops` counts how often others have stopped it after a start of ours since it was last ready.
     """
     if machine.fault is None and stops <= STOPS_FORGIVEN:
         return None

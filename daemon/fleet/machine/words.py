@@ -1,4 +1,4 @@
-"""What clients are told of a satellite that cannot be used. Pure.
+"""The messages for clients of a satellite that cannot be used. Pure.
 
 An error's own text is for the operator's log and has the provider's reason; clients get its `peer_hint`.
 """
@@ -9,12 +9,12 @@ from bentpipe.daemon.errors import BentpipeError, WakeFailed
 from bentpipe.daemon.model import Machine, MachineState
 
 M = MachineState
-UNSEEN = "nobody can say how the satellite's machine is"
+UNSEEN = "the state of the satellite's machine is unknown"
 DRAINING = "the edge host is shutting down; try again in a moment"
 
 
 def about(kind: type[BentpipeError], words: str, machine: Machine | None) -> BentpipeError:
-    """Make an error of our words and what is known of the machine: to the log its reason, to clients its hint."""
+    """Make an error of our message and what is known of the machine: its reason for the log, its hint for clients."""
     reason, hint = ("", "") if machine is None else (machine.reason, machine.hint)
     return kind(": ".join(filter(None, (words, reason))), peer_hint=": ".join(filter(None, (words, hint))))
 

@@ -265,7 +265,7 @@ def test_why_nobody_can_say_how_the_machine_is(error: ProviderRetryable, at_once
             story.wait(1.0)
             first = told(story.feed(Looked(error))) if story.machine.known.looks.under_way else []
         assert PATIENCE_S <= story.now - 1000 <= PATIENCE_S + LOOK_MOST_S + 1
-    assert first[0].peer_hint == f"nobody can say how the satellite's machine is; the last reason: {error}"
+    assert first[0].peer_hint == f"the state of the satellite's machine is unknown; the last reason: {error}"
     story.wait(LOOK_MOST_S)
     story.come()
     story.see(M.STOPPED)
