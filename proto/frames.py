@@ -47,6 +47,3 @@ def parse_header(data: bytes | bytearray | memoryview) -> FrameHeader:
 def frame(kind: FrameType, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """Build a frame."""
     return len(payload).to_bytes(3) + bytes((kind, flags)) + stream_id.to_bytes(4) + payload
-
-
-EMPTY_SETTINGS = frame(FrameType.SETTINGS, 0, 0)

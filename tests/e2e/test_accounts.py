@@ -24,21 +24,9 @@ import trustme
 
 from beds.hosts.in_process import PLAIN, TLS, TOKEN, frames_of, write_config
 from beds.hosts.served import SECTIONS, Served
-from beds.http2 import texts
+from beds.http2 import EMPTY_SETTINGS, texts
 from beds.peers.clients import GrpcioClient
-from beds.peers.crowd import (
-    EMPTY_SETTINGS,
-    END_HEADERS,
-    END_STREAM,
-    GOAWAY,
-    HEADERS,
-    PREFACE,
-    Crowd,
-    Member,
-    call,
-    frame,
-    headers,
-)
+from beds.peers.crowd import END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, Crowd, Member, call, frame, headers
 from beds.programs import program
 
 OTHER_TOKEN = "bp_other"

@@ -9,7 +9,8 @@ import pytest
 import trio
 import trustme
 
-from beds.hosts.in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TLS, TOKEN, counted, exchange, frames_of
+from beds.hosts.in_process import PLAIN, PREFACE, TLS, TOKEN, counted, exchange, frames_of
+from beds.http2 import EMPTY_SETTINGS
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon
 

@@ -14,19 +14,9 @@ import trustme
 
 from beds.hosts.in_process import PLAIN, TLS, TOKEN, write_config
 from beds.hosts.served import SECTIONS, Served
+from beds.http2 import EMPTY_SETTINGS
 from beds.peers.clients import GrpcioClient
-from beds.peers.crowd import (
-    EMPTY_SETTINGS,
-    HEADERS,
-    PREFACE,
-    SETTINGS_ACK,
-    Crowd,
-    answered,
-    call,
-    ended,
-    frame,
-    headers,
-)
+from beds.peers.crowd import HEADERS, PREFACE, SETTINGS_ACK, Crowd, answered, call, ended, frame, headers
 from bentpipe.daemon.edge.held_bytes import CLIENT_BYTES
 
 GATED = """

@@ -19,7 +19,8 @@ import pytest
 import trio
 import trustme
 
-from beds.hosts.in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TLS, TOKEN, frames_of, write_config
+from beds.hosts.in_process import PLAIN, PREFACE, TLS, TOKEN, frames_of, write_config
+from beds.http2 import EMPTY_SETTINGS
 from beds.peers.crowd import DATA, END_HEADERS, GOAWAY, HEADERS, SETTINGS, Crowd, call, ended, frame, headers
 from beds.peers.raw_tls import CLIENT_HELLO, HANDSHAKE, USER_CANCELED, RawTls, message
 from beds.programs import program

@@ -20,12 +20,13 @@ import trustme
 from beds.hosts.frontends import envoy, free_port, haproxy, nginx
 from beds.hosts.in_process import TOKEN, write_config
 from beds.hosts.served import SECTIONS, Served
+from beds.http2 import EMPTY_SETTINGS
 from beds.peers.cases import CASES
 from beds.peers.kinds import CLIENT_KINDS, CLIENTS, or_skip
 from beds.programs import program
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.testbed.satellite import SERVICE
-from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, PREFACE, FrameType, frame
+from bentpipe.proto.frames import END_HEADERS, PREFACE, FrameType, frame
 
 NAMED = program("peers.named_satellite")
 TENANTS = ("red", "blue")

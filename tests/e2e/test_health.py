@@ -7,7 +7,8 @@ import grpc
 import pytest
 import trio
 
-from beds.hosts.in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TOKEN, counted, exchange, frames_of
+from beds.hosts.in_process import PLAIN, PREFACE, TOKEN, counted, exchange, frames_of
+from beds.http2 import EMPTY_SETTINGS
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.service.serve import Daemon

@@ -15,8 +15,8 @@ import pytest
 import trio
 import trustme
 
-from beds.hosts.in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TLS, TOKEN, counted, exchange, frames_of, write_config
-from beds.http2 import texts
+from beds.hosts.in_process import PLAIN, PREFACE, TLS, TOKEN, counted, exchange, frames_of, write_config
+from beds.http2 import EMPTY_SETTINGS, texts
 from beds.peers.crowd import (
     DATA,
     END_HEADERS,

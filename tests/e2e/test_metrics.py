@@ -12,7 +12,8 @@ import trio
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
-from beds.hosts.in_process import EMPTY_SETTINGS, PLAIN, TOKEN, counted, exchange, write_config
+from beds.hosts.in_process import PLAIN, TOKEN, counted, exchange, write_config
+from beds.http2 import EMPTY_SETTINGS
 from beds.peers.crowd import PREFACE, call
 from bentpipe.config.load import load_config
 from bentpipe.daemon.edge.outcomes import Outcome

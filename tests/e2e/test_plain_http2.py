@@ -17,7 +17,8 @@ from pathlib import Path
 import hpack
 import pytest
 
-from beds.hosts.in_process import EMPTY_SETTINGS, PREFACE, frames_of
+from beds.hosts.in_process import PREFACE, frames_of
+from beds.http2 import EMPTY_SETTINGS
 from beds.peers.builds import Missing, program
 from beds.peers.clients import SERVICE, CallError, Client
 from beds.peers.kinds import CLIENT_KINDS, CLIENTS, SERVER_KINDS, TABLE_SIZES, or_skip, satellite_command

@@ -11,7 +11,8 @@ import pytest
 import trio
 import trustme
 
-from beds.hosts.in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TLS, counted, exchange
+from beds.hosts.in_process import PLAIN, PREFACE, TLS, counted, exchange
+from beds.http2 import EMPTY_SETTINGS
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon
 

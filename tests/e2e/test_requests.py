@@ -9,8 +9,8 @@ import hpack
 import pytest
 
 from beds.hosts.frontends import free_port, haproxy, nginx
-from beds.hosts.in_process import EMPTY_SETTINGS, PLAIN, PREFACE, TOKEN, exchange, frames_of
-from beds.http2 import texts
+from beds.hosts.in_process import PLAIN, PREFACE, TOKEN, exchange, frames_of
+from beds.http2 import EMPTY_SETTINGS, texts
 from beds.peers.clients import CallError, GrpcioClient
 from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.testbed.edge_host import ORG, EdgeHost

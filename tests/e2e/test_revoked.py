@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from beds.hosts.in_process import frames_of
+from beds.http2 import EMPTY_SETTINGS
 from beds.peers.clients import CallError, GrpcioClient
-from beds.peers.crowd import EMPTY_SETTINGS, GOAWAY, HEADERS, PREFACE, call
+from beds.peers.crowd import GOAWAY, HEADERS, PREFACE, call
 from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus

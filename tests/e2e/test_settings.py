@@ -17,13 +17,14 @@ import trustme
 
 from beds.hosts.in_process import PLAIN, SATELLITE_DOMAIN, TLS, TOKEN, frames_of, write_config
 from beds.hosts.served import SECTIONS, Served
+from beds.http2 import EMPTY_SETTINGS
 from beds.peers.cases import UNAVAILABLE
 from beds.peers.clients import CallError, Client, GrpcioClient
 from beds.peers.kinds import CLIENT_KINDS, CLIENTS, or_skip
 from beds.programs import program
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
-from bentpipe.proto.frames import ACK, EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
+from bentpipe.proto.frames import ACK, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
 
 COMMAND = (*program("peers.settings_satellite"), "{port}")
 UNAUTHENTICATED = 16

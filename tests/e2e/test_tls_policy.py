@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from beds.hosts.in_process import EMPTY_SETTINGS, PREFACE
+from beds.hosts.in_process import PREFACE
 from beds.hosts.served import SECTIONS, Served
+from beds.http2 import EMPTY_SETTINGS
 
 DEADLINE_S = 10.0
 HANDSHAKES = 200

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beds.http2 import texts
+from beds.http2 import EMPTY_SETTINGS, texts
 from bentpipe.proto import limits
 from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.errors import ErrorCode, GreetingError
-from bentpipe.proto.frames import EMPTY_SETTINGS, PREFACE, FrameType, frame
+from bentpipe.proto.frames import PREFACE, FrameType, frame
 from bentpipe.proto.grpc_server import CallEnded
 from bentpipe.proto.grpc_status import GrpcStatus
 

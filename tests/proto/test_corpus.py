@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beds.fuzz.harness import greet, one_input
+from beds.http2 import EMPTY_SETTINGS
 from bentpipe.proto.events import RequestHeaders
-from bentpipe.proto.frames import ACK, EMPTY_SETTINGS, FrameType, frame
+from bentpipe.proto.frames import ACK, FrameType, frame
 from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.request import parse_request
 

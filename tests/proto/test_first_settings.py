@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beds.http2 import EMPTY_SETTINGS
 from bentpipe.proto.first_settings import UNLIMITED_STREAMS, Announcement, Entries, FirstSettings, NoServer
-from bentpipe.proto.frames import ACK, EMPTY_SETTINGS, FrameType, frame
+from bentpipe.proto.frames import ACK, FrameType, frame
 from bentpipe.proto.payloads import INITIAL_WINDOW, LARGEST_WINDOW
 
 TABLE, STREAMS, WINDOW, FRAME, LIST, CONNECT, PRIORITIES = 1, 3, 4, 5, 6, 8, 9

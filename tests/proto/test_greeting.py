@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beds.http2 import texts
+from beds.http2 import EMPTY_SETTINGS, texts
 from bentpipe.proto.ack_filter import AckFilter
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.events import NotHttp2, PeerKind, RequestHeaders
-from bentpipe.proto.frames import ACK, EMPTY_SETTINGS, END_HEADERS, PREFACE, FrameType, frame
+from bentpipe.proto.frames import ACK, END_HEADERS, PREFACE, FrameType, frame
 from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.grpc_status import GrpcStatus
 from bentpipe.proto.refusal import Refusal

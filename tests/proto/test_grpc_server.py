@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beds.http2 import texts
+from beds.http2 import EMPTY_SETTINGS, texts
 from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError
-from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, PREFACE, FrameType, frame
+from bentpipe.proto.frames import END_HEADERS, PREFACE, FrameType, frame
 from bentpipe.proto.grpc_server import API_BOUNDS, CallBegan, CallComplete, CallData, CallEnded, CallEvent, GrpcServer
 from bentpipe.proto.grpc_status import GrpcStatus
 from bentpipe.proto.messages import PREFIX_BYTES, MessageError, MessageReader, encode_message

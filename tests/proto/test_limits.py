@@ -5,12 +5,13 @@ import dataclasses
 import hpack
 import pytest
 
+from beds.http2 import EMPTY_SETTINGS
 from bentpipe.proto import limits
 from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.asking import AnswerError, Asking
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.events import RequestHeaders
-from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
+from bentpipe.proto.frames import END_HEADERS, END_STREAM, PREFACE, FrameType, frame
 from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.grpc_status import encode_grpc_message
 

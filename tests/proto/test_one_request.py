@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beds.http2 import EMPTY_SETTINGS
 from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError
-from bentpipe.proto.frames import ACK, EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
+from bentpipe.proto.frames import ACK, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
 from bentpipe.proto.one_request import PING_PAYLOAD, OneRequest
 
 BLOCK = hpack.Encoder().encode([(":method", "POST"), ("satellite_token", "bp_red")])

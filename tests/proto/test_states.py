@@ -5,9 +5,10 @@ from operator import attrgetter
 
 import pytest
 
+from beds.http2 import EMPTY_SETTINGS
 from bentpipe.proto import limits, states
 from bentpipe.proto.errors import ErrorCode, GreetingError
-from bentpipe.proto.frames import ACK, EMPTY_SETTINGS, END_HEADERS, PREFACE, FrameType, frame
+from bentpipe.proto.frames import ACK, END_HEADERS, PREFACE, FrameType, frame
 from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.states import COUNTED, FRAME_STATES, SHAPES, TABLE, Input, State
 

@@ -7,13 +7,14 @@ passed; how the bytes are cut does not matter.
 
 import contextlib
 
+from beds.http2 import EMPTY_SETTINGS
 from bentpipe.proto import limits
 from bentpipe.proto.ack_filter import AckFilter
 from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import NotHttp2, RequestHeaders
 from bentpipe.proto.first_settings import Announcement, FirstSettings, NoServer
-from bentpipe.proto.frames import EMPTY_SETTINGS, HEADER_BYTES, PREFACE
+from bentpipe.proto.frames import HEADER_BYTES, PREFACE
 from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.grpc_status import GrpcStatus
 from bentpipe.proto.health import HealthError, decode_request

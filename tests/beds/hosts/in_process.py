@@ -14,7 +14,6 @@ TOKEN = "bp_test"
 PLAIN, TLS, MUTUAL = 0, 1, 2
 """Indices of the daemon's ports."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-EMPTY_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 SATELLITE_DOMAIN = "sat.example"
 DEADLINE_S = 15.0
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import hpack
 
+from beds.http2 import EMPTY_SETTINGS
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-EMPTY_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 SETTINGS_ACK = b"\x00\x00\x00\x04\x01\x00\x00\x00\x00"
 END_STREAM, END_HEADERS = 0x1, 0x4
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7

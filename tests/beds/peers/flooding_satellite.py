@@ -10,9 +10,9 @@ import ssl
 import sys
 import threading
 
+from beds.http2 import EMPTY_SETTINGS
 from beds.peers.raw_tls import RawTls
 
-EMPTY_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 UPDATES = 20_000
 
 

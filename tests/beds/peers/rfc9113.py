@@ -8,18 +8,9 @@ which nobody decodes, is the satellite's to judge and is accepted here.
 
 import dataclasses
 
+from beds.http2 import EMPTY_SETTINGS
 from bentpipe.proto.errors import ErrorCode
-from bentpipe.proto.frames import (
-    ACK,
-    EMPTY_SETTINGS,
-    END_HEADERS,
-    END_STREAM,
-    PADDED,
-    PREFACE,
-    PRIORITY_FLAG,
-    FrameType,
-    frame,
-)
+from bentpipe.proto.frames import ACK, END_HEADERS, END_STREAM, PADDED, PREFACE, PRIORITY_FLAG, FrameType, frame
 
 PROTOCOL, SIZE, FLOW = ErrorCode.PROTOCOL_ERROR, ErrorCode.FRAME_SIZE_ERROR, ErrorCode.FLOW_CONTROL_ERROR
 COMPRESSION = ErrorCode.COMPRESSION_ERROR

@@ -13,12 +13,13 @@ import pytest
 import trio
 import trio.testing
 
+from beds.http2 import EMPTY_SETTINGS
 from bentpipe.config.model import Config
 from bentpipe.daemon.edge.handoff import Splice
 from bentpipe.daemon.edge.session import Session
 from bentpipe.daemon.edge.transport import Transport
 from bentpipe.daemon.service.serve import Daemon, serve
-from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
+from bentpipe.proto.frames import END_HEADERS, END_STREAM, PREFACE, FrameType, frame
 from bentpipe.proto.greeting import Greeting
 
 TOKEN = "bp_footprint"

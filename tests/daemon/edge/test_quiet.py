@@ -12,6 +12,7 @@ import pytest
 import trio
 import trustme
 
+from beds.http2 import EMPTY_SETTINGS
 from bentpipe.config.model import Config
 from bentpipe.daemon.edge.handoff import HandOff, Splice
 from bentpipe.daemon.edge.quotas import QuotaLimits, Quotas
@@ -21,7 +22,7 @@ from bentpipe.daemon.fleet.traffic import QUIET_BYTES_PER_WINDOW
 from bentpipe.daemon.model import Address, Resume, SatelliteKey, SatelliteState
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.native.engine import Ended, EndReason, Engine, EngineOptions, SpliceCounters, SpliceId
-from bentpipe.proto.frames import EMPTY_SETTINGS, END_HEADERS, END_STREAM, PREFACE, FrameType, frame
+from bentpipe.proto.frames import END_HEADERS, END_STREAM, PREFACE, FrameType, frame
 
 TOKEN = "bp_quiet"
 KEY = SatelliteKey("acme", "s")
