@@ -1,4 +1,4 @@
-"""Credentials for boto3, and the emulated DynamoDB."""
+"""Credentials for boto3, the emulated EC2, and the emulated DynamoDB."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 import botocore.loaders
 import botocore.session
 import pytest
+
+from bentpipe.daemon.testbed.ec2_emulator.clock import ManualClock
+from bentpipe.daemon.testbed.ec2_emulator.control import Control
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
 if TYPE_CHECKING:
     from beds.stores.dynamodb_server import DynamoDbServer
@@ -65,3 +69,16 @@ def tables(dynamodb: DynamoDbServer, monkeypatch: pytest.MonkeyPatch) -> Callabl
 @pytest.fixture
 def table(tables: Callable[[str], Table]) -> Table:
     return tables("only")
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    """EC2 whose time stands still."""
+    with Emulator(ManualClock()) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def control(emulator: Emulator) -> Control:
+    """The hand of that EC2."""
+    return emulator.control

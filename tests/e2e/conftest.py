@@ -12,10 +12,12 @@ import trio
 import trustme
 
 from beds.hosts.in_process import write_config
+from beds.hosts.one_satellite import emulated_ec2
 from beds.peers.clients import Client
 from beds.peers.kinds import CLIENTS, SERVER_KINDS, TABLE_SIZES, or_skip, satellite_command
 from bentpipe.config.load import load_config
 from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 
 SLOW_SATELLITES = 40
@@ -120,6 +122,15 @@ def connected(edge: EdgeHost) -> Iterator[Connect]:
     """`connected(kind, satellite)`: the one client of its kind to that satellite, shared by the module's cases."""
     with connecting(edge) as connect:
         yield functools.cache(connect)
+
+
+@pytest.fixture
+def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """EC2 whose machines are satellites on this host, and boto3's credentials for it."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "AKIDONE")
+    with emulated_ec2() as emulator:
+        yield emulator
 
 
 @pytest.fixture

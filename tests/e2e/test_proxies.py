@@ -10,7 +10,7 @@ import pytest
 
 from beds.hosts.behind_proxies import PLAIN, PROXY_ADDRESS, TLS, Behind, edge_behind_proxies
 from beds.hosts.frontends import envoy, free_port, haproxy, nginx
-from beds.hosts.source_wire import SourceWire
+from beds.hosts.wires import SourceWire
 from beds.peers.clients import CallError
 from bentpipe.daemon.edge.quotas import GRACE_S
 

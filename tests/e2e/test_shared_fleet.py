@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from beds.hosts.cut_wire import CutWire
+from beds.hosts.wires import CutWire
 from beds.machines.emulator_calls import free_port
 from beds.peers.clients import GrpcioClient
 from beds.stores.dynamodb_server import DynamoDbServer

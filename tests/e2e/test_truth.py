@@ -4,89 +4,44 @@ The emulated cloud's clock runs 100 times as fast; the daemon's does not, and it
 """
 
 import contextlib
-import hashlib
+import functools
 import http.server
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 import trio
 
+from beds.hosts import one_satellite
+from beds.hosts.one_satellite import COMMAND, KEY
+from beds.hosts.one_satellite import call as call_once
 from beds.machines.emulator_calls import free_port
-from beds.peers.clients import CallError, GrpcioClient
-from bentpipe.config.load import load_config
-from bentpipe.daemon.model import SatelliteKey, SatelliteState
-from bentpipe.daemon.service.serve import Daemon, serve
+from beds.peers.clients import CallError
+from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.control import Control
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
-TOKEN = "bp_test"
-KEY = SatelliteKey("acme", "one")
 TAGS = {"bentpipe:fleet": "default", "bentpipe:satellite": "acme/one"}
-SATELLITE = (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}", "--host", "{host}")
 SOON_S = 20.0
 """From a client's coming to its answer: a third of the sweep, and far more than a look and a start take."""
 DEADLINE_S = 30.0
+call = functools.partial(call_once, timeout_s=SOON_S)
 
 
-@pytest.fixture
-def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "AKIDONE")
-    with Emulator(ScaledClock(100.0), machine_command=SATELLITE, machine_port=free_port()) as emulator:
-        yield emulator
-
-
-@contextlib.asynccontextmanager
-async def daemon_of(
+def daemon_of(
     emulator: Emulator, folder: Path, ec2: str = "", *, aws: str = 'region = "eu-central-1"'
-) -> AsyncIterator[Daemon]:
+) -> contextlib.AbstractAsyncContextManager[Daemon]:
     machines = emulator.cloud.machines
     assert machines is not None
-    path = folder / "bentpipe.toml"
-    path.write_text(f"""
-[[listener]]
-address = "127.0.0.1:0"
-[[token]]
-name = "test"
-hash = "sha256:{hashlib.sha256(TOKEN.encode()).hexdigest()}"
-grants = ["acme/*"]
-[ec2]
-{aws}
-endpoint = "{emulator.url}"
-[[satellite]]
-org = "acme"
-name = "one"
-provider = "ec2"
-[satellite.ec2]
-port = {machines.port}
-{ec2}
-""")
-    async with trio.open_nursery() as nursery:
-        daemon = await nursery.start(serve, load_config(path))
-        yield daemon
-        daemon.drain.set()
-
-
-async def call(daemon: Daemon, timeout_s: float = SOON_S) -> bytes:
-    """One call on a connection of its own. Raises CallError."""
-    metadata = (("satellite_name", "one"), ("satellite_org", "acme"), ("satellite_token", TOKEN))
-
-    def run() -> bytes:
-        client = GrpcioClient(daemon.addresses[0][1], None, metadata)
-        try:
-            return client.unary("Echo", b"hello", timeout_s=timeout_s)
-        finally:
-            client.close()
-
-    return await trio.to_thread.run_sync(run)
+    satellite = f'provider = "ec2"\n[satellite.ec2]\nport = {machines.port}\n{ec2}\n'
+    return one_satellite.daemon_of(folder, satellite, sections=f'[ec2]\n{aws}\nendpoint = "{emulator.url}"')
 
 
 async def crowd_is_served(daemon: Daemon, clients: int = 5) -> None:
@@ -369,7 +324,7 @@ async def test_rebooted_by_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "AKIDONE")
     port = free_port()
-    command = ("sh", "-c", f'while :; do "$@"; sleep {REBOOT_S}; done', "sh", *SATELLITE)
+    command = ("sh", "-c", f'while :; do "$@"; sleep {REBOOT_S}; done', "sh", *COMMAND, "--host", "{host}")
     with Emulator(ScaledClock(100.0), machine_command=command, machine_port=port) as emulator:
         control = emulator.control
         instance_id = control.add_instance(tags=TAGS)

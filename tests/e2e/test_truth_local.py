@@ -1,63 +1,28 @@
 """Satellites that are processes: killed by somebody, not there yet, silent, or with a stranger on their port."""
 
 import contextlib
-import hashlib
+import json
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from beds.peers.clients import CallError, GrpcioClient
-from bentpipe.config.load import load_config
-from bentpipe.daemon.model import SatelliteKey
-from bentpipe.daemon.service.serve import Daemon, serve
+from beds.hosts import one_satellite
+from beds.hosts.one_satellite import COMMAND, KEY, call
+from beds.peers.clients import CallError
+from bentpipe.daemon.service.serve import Daemon
 
-TOKEN = "bp_test"
-KEY = SatelliteKey("acme", "one")
-SATELLITE = f'"{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", "{{port}}"'
 DEADLINE_S = 30.0
 
 
-@contextlib.asynccontextmanager
-async def daemon_of(folder: Path, command: str, more: str = "", process: str = "") -> AsyncIterator[Daemon]:
-    path = folder / "bentpipe.toml"
-    path.write_text(f"""
-[[listener]]
-address = "127.0.0.1:0"
-[[token]]
-name = "test"
-hash = "sha256:{hashlib.sha256(TOKEN.encode()).hexdigest()}"
-grants = ["acme/*"]
-[[satellite]]
-org = "acme"
-name = "one"
-{more}
-[satellite.process]
-command = [{command}]
-{process}
-""")
-    async with trio.open_nursery() as nursery:
-        daemon = await nursery.start(serve, load_config(path))
-        yield daemon
-        daemon.drain.set()
-
-
-async def call(daemon: Daemon) -> bytes:
-    metadata = (("satellite_name", "one"), ("satellite_org", "acme"), ("satellite_token", TOKEN))
-
-    def run() -> bytes:
-        client = GrpcioClient(daemon.addresses[0][1], None, metadata)
-        try:
-            return client.unary("Echo", b"hello", timeout_s=DEADLINE_S)
-        finally:
-            client.close()
-
-    return await trio.to_thread.run_sync(run)
+def daemon_of(
+    folder: Path, command: tuple[str, ...], more: str = "", process: str = ""
+) -> contextlib.AbstractAsyncContextManager[Daemon]:
+    return one_satellite.daemon_of(folder, f"{more}\n[satellite.process]\ncommand = {json.dumps(command)}\n{process}\n")
 
 
 def leaders(mark: str) -> list[int]:
@@ -74,7 +39,7 @@ def leaders(mark: str) -> list[int]:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV], ids=lambda each: each.name)
 async def test_killed_by_somebody_it_is_started_for_the_next(how: signal.Signals, tmp_path: Path) -> None:
-    async with daemon_of(tmp_path, SATELLITE) as daemon:
+    async with daemon_of(tmp_path, COMMAND) as daemon:
         assert await call(daemon) == b"hello"
         (pid,) = leaders("bentpipe.daemon.testbed.satellite")
         os.kill(pid, how)
@@ -86,7 +51,7 @@ async def test_killed_by_somebody_it_is_started_for_the_next(how: signal.Signals
 
 
 async def test_what_never_listens_is_told_with_what_it_printed(tmp_path: Path) -> None:
-    command = '"sh", "-c", "echo cache: waiting for a lock; exec sleep 600", "{port}"'
+    command = ("sh", "-c", "echo cache: waiting for a lock; exec sleep 600", "{port}")
     async with daemon_of(tmp_path, command, 'hold_limit = "3s"') as daemon:
         with pytest.raises(CallError) as caught:
             await call(daemon)
@@ -98,7 +63,7 @@ async def test_what_never_listens_is_told_with_what_it_printed(tmp_path: Path) -
 async def test_a_stranger_on_its_port_is_told(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
-        command = '"sh", "-c", "exec sleep 600"'
+        command = ("sh", "-c", "exec sleep 600")
         async with daemon_of(tmp_path, command, 'hold_limit = "3s"', f"port = {port}") as daemon:
             with pytest.raises(CallError) as caught:
                 await call(daemon)
@@ -109,7 +74,7 @@ async def test_a_stranger_on_its_port_is_told(tmp_path: Path) -> None:
 async def test_a_program_that_is_away_while_it_is_installed_anew(tmp_path: Path) -> None:
     program = tmp_path / "builder"
     program.touch(0o755)
-    async with daemon_of(tmp_path, f'"{program}", "{{port}}"') as daemon:
+    async with daemon_of(tmp_path, (str(program), "{port}")) as daemon:
         program.unlink()
         with pytest.raises(CallError, match="no such program") as caught:
             await call(daemon)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from beds.hosts.cut_wire import CutWire
 from beds.hosts.edge_daemons import EdgeDaemon, config_text, edge_daemon, token_of, wait
+from beds.hosts.wires import CutWire
 from beds.machines.emulator_calls import free_port
 from beds.peers.clients import CallError, GrpcioClient
 from beds.programs import program

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trustme
 
-from beds.hosts.source_wire import SourceWire
+from beds.hosts.wires import SourceWire
 from beds.peers.clients import GrpcioClient
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 

@@ -1,4 +1,4 @@
-"""An emulator whose time stands still, and its hand."""
+"""boto3 for the emulator."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,20 +6,7 @@ from typing import Any
 import pytest
 
 from beds.machines.emulator_calls import client_of
-from bentpipe.daemon.testbed.ec2_emulator.clock import ManualClock
-from bentpipe.daemon.testbed.ec2_emulator.control import Control
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
-
-
-@pytest.fixture
-def emulator() -> Iterator[Emulator]:
-    with Emulator(ManualClock()) as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def control(emulator: Emulator) -> Control:
-    return emulator.control
 
 
 @pytest.fixture
