@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from beds.http2 import EMPTY_SETTINGS
 from bentpipe.daemon.edge.arrival import Arrival, Proxies
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.held_bytes import HELD_BYTES, PLACE_BYTES
@@ -16,7 +17,7 @@ from bentpipe.daemon.edge.quotas import QuotaLimits, Quotas
 from bentpipe.daemon.edge.transport import Transport
 from bentpipe.daemon.edge.watching import held
 from bentpipe.daemon.errors import DialFailed, LimitReached
-from bentpipe.proto.frames import EMPTY_SETTINGS, PREFACE, FrameType, frame
+from bentpipe.proto.frames import PREFACE, FrameType, frame
 
 DEADLINE_S = 10.0
 LIMITS = QuotaLimits(strangers=10, strangers_bytes=1 << 30, per_prefix=10, admitted=10, said_bytes=100_000)
