@@ -24,7 +24,7 @@ def client_of(edge: EdgeHost, satellite: str, token: str | None = None) -> Grpci
 
 @contextlib.contextmanager
 def client_of_kind(edge: EdgeHost, kind: str, satellite: str, token: str | None = None) -> Iterator[Client]:
-    """A client of that kind, until the end of the block. Skips the test if it cannot be had here."""
+    """A client of that kind, until the end of the block. Skips the test if it is not available here."""
     with contextlib.closing(
         or_skip(CLIENTS[kind], edge.port, edge.ca_pem, metadata_of(edge, satellite, token))
     ) as made:
