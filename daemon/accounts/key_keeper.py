@@ -59,6 +59,11 @@ class KeyKeeper:
         self._in_memory: SigningKey | None = None
         self._published_at = float("-inf")
         self._failing = ""
+        self._signing = trio.Event()
+
+    async def wait_signing(self) -> None:
+        """Wait until there is a key that signs."""
+        await self._signing.wait()
 
     async def run_keeper(self) -> None:
         """Keep the key for ever."""
@@ -82,13 +87,22 @@ class KeyKeeper:
             await self._publish(key)
 
     async def _take(self, key: SigningKey) -> None:
-        new_to_others = not self._sessions.trusts(key.key_id)
+        if self._store is None or not self._lead_s:
+            self._sign_with(key)  # no other host has to know it, so a store that fails is no reason to wait
+            self._published_at = float("-inf")
+            await self._publish(key)
+            return
+        known = {row.key_id for row in (await self._store.accounts()).keys}
         await self._publish(key)
-        if new_to_others:
+        if key.key_id not in known:
             await trio.sleep(self._lead_s)
+        self._sign_with(key)
+
+    def _sign_with(self, key: SigningKey) -> None:
         self._key = key
         self._sessions.sign_with(key)
-        log.info("sessions are signed with", extra={"fields": {"key": key.key_id}})
+        self._signing.set()
+        log.info("sessions are signed with a key", extra={"fields": {"key": key.key_id}})
 
     async def _publish(self, key: SigningKey) -> None:
         if self._store is None:

@@ -81,10 +81,6 @@ class Sessions:
             self._trusted = trusted
             self._take_keys()
 
-    def trusts(self, key_id: str) -> bool:
-        """Whether the store has published this key."""
-        return any(key.key_id == key_id for key in self._trusted)
-
     def _take_keys(self) -> None:
         pems = {key.key_id: key.public_pem for key in self._trusted}
         if self._signing is not None:

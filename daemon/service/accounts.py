@@ -18,6 +18,10 @@ from bentpipe.daemon.accounts.signing_key import SigningKeyError, read_key
 from bentpipe.daemon.service.stores import NO_STORE, Stores
 from bentpipe.daemon.tasks import Owner, run_owned
 
+FIRST_KEY_S = 1.0
+"""How long the start waits for the signing key. To read or make it takes milliseconds; a new key of a host that shares its
+table is not waited for (LEAD_S)."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AccountParts:
@@ -30,11 +34,13 @@ class AccountParts:
     keeper: KeyKeeper
     issuers: tuple[IssuerKeys, ...]
 
-    def start(self, nursery: trio.Nursery) -> None:
-        """Start the tasks, after the first look at the store's tokens."""
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Start the tasks, and wait for a key that signs: a client that logs in at once is not turned away."""
         nursery.start_soon(run_owned, Owner("signing key"), self.keeper.run_keeper)
         for issuer in self.issuers:
             nursery.start_soon(run_owned, Owner("OIDC keys", issuer.section.name), issuer.run_fetches)
+        with trio.move_on_after(FIRST_KEY_S):
+            await self.keeper.wait_signing()
 
 
 def make_accounts(config: Config, stores: Stores) -> AccountParts:

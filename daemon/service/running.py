@@ -63,7 +63,7 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
     if stores.registry is not None and stores.accounts is not None:
         refresh = (stores.registry, stores.accounts, account_parts.admission, cut_revoked(edge.handoff))
         await nursery.start(start_owned, Owner("tokens"), run_token_refresh, *refresh)
-    account_parts.start(nursery)
+    await account_parts.start(nursery)
     daemon.api_news.start(nursery)
     await nursery.start(start_owned, Owner("coordination"), stores.coordination.run)
     if stores.check_fleet is not None:

@@ -1,0 +1,219 @@
+"""Every method of the API by every kind of credential, over the wire: what a caller hears, and what is done."""
+
+import hashlib
+import itertools
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+import trio
+import trustme
+from google.protobuf.message import Message
+
+from bentpipe.config.load import load_config
+from bentpipe.daemon.accounts.principal import Origin
+from bentpipe.daemon.accounts.sessions import Kind
+from bentpipe.daemon.model import SatelliteKey, SatelliteState
+from bentpipe.daemon.registry.accounts import StoredRevocation
+from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.proto import compute_pb2 as pb
+from bentpipe.proto.grpc_status import GrpcStatus
+
+COMPUTE = "/api.public.compute.Compute/"
+MINE, THEIRS, MISSING = SatelliteKey("acme", "mine"), SatelliteKey("acme", "theirs"), SatelliteKey("acme", "missing")
+METHODS: dict[str, type[Message]] = {
+    "GetSatellite": pb.GetSatelliteRequest,
+    "WakeSatellite": pb.WakeSatelliteRequest,
+    "ReserveSatellite": pb.ReserveSatelliteRequest,
+    "SleepSatellite": pb.SleepSatelliteRequest,
+    "UpdateSatellite": pb.UpdateSatelliteRequest,
+    "DeleteSatellite": pb.DeleteSatelliteRequest,
+    "LaunchSatellite": pb.LaunchSatelliteRequest,
+}
+MANAGES = ("SleepSatellite", "UpdateSatellite", "DeleteSatellite", "LaunchSatellite")
+NOBODY = ("nothing", "bad", "expired", "revoked", "job of a revoked exchange", "session of a revoked token", "alg none")
+ELSEWHERE = ("other org", "job of the wrong repository", "session of the wrong repository")
+USERS = ("use only", "session of use only", "job")
+MANAGERS = ("manage", "session of manage")
+
+
+def hashed(secret: str) -> str:
+    return "sha256:" + hashlib.sha256(secret.encode()).hexdigest()
+
+
+class Bed:
+    """A daemon whose satellites sleep, and a credential of each kind."""
+
+    def __init__(self, daemon: Daemon, ca_pem: bytes) -> None:
+        self.daemon = daemon
+        self._ca_pem = ca_pem
+        parts = daemon.account_parts
+        sessions, log_in = parts.admission.sessions, parts.authority.log_in
+
+        def job(rule: str, exchange: str) -> str:
+            origin = Origin(f"rule:{rule}", exchange, time.time_ns() // 1000)
+            return sessions.issue(Kind.JOB, origin, time.time() + 3600).token
+
+        gone = sessions.issue(Kind.SESSION, Origin("token:" + "0" * 32), time.time() + 3600).token
+        self.credentials: dict[str, str | None] = {
+            "nothing": None,
+            "bad": "bp_bad",
+            "expired": "expired",
+            "revoked": "bp_revoked",
+            "job of a revoked exchange": job("main", "bad"),
+            "session of a revoked token": gone,
+            "alg none": "eyJhbGciOiJub25lIn0." + log_in("manager").token.split(".")[1] + ".",
+            "other org": "foreign",
+            "job of the wrong repository": job("other-repository", "a"),
+            "session of the wrong repository": log_in(job("other-repository", "b")).token,
+            "use only": "user",
+            "session of use only": log_in("user").token,
+            "job": job("main", "c"),
+            "manage": "manager",
+            "session of manage": log_in("manager").token,
+        }
+
+    def state(self, key: SatelliteKey) -> SatelliteState:
+        return self.daemon.fleet.get(key).state
+
+    async def call(self, method: str, request: Message, kind: str) -> tuple[GrpcStatus, str, list[bytes]]:
+        return await trio.to_thread.run_sync(self._call, method, request, self.credentials[kind])
+
+    async def about(self, method: str, kind: str, key: SatelliteKey) -> tuple[GrpcStatus, str, list[bytes]]:
+        return await self.call(method, METHODS[method](org_id=key.org, name=key.name), kind)
+
+    def _call(self, method: str, request: Message, token: str | None) -> tuple[GrpcStatus, str, list[bytes]]:
+        credentials = grpc.ssl_channel_credentials(self._ca_pem)
+        host, port = self.daemon.addresses[0]
+        with grpc.secure_channel(f"{host}:{port}", credentials) as channel:
+            invoke = channel.unary_stream(COMPUTE + method, lambda message: message, lambda data: data)
+            metadata = [] if token is None else [("authorization", f"Bearer {token}")]
+            answers: list[bytes] = []
+            try:
+                answers += invoke(request.SerializeToString(), metadata=metadata, timeout=60)
+            except grpc.RpcError as exc:
+                return GrpcStatus(exc.code().value[0]), exc.details() or "", answers
+            return GrpcStatus.OK, "", answers
+
+
+@pytest.fixture
+async def bed(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Bed]:
+    authority = trustme.CA()
+    server = authority.issue_cert("127.0.0.1")
+    (tmp_path / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
+    (tmp_path / "key.pem").write_bytes(server.private_key_pem.bytes())
+    tokens = "".join(
+        f'[[token]]\nname = "{name}"\nhash = "{hashed(name)}"\n{rest}\n'
+        for name, rest in (
+            ("user", 'grants = ["acme/mine"]'),
+            ("manager", 'grants = ["acme/*"]\nscopes = ["manage"]'),
+            ("foreign", 'grants = ["other/*"]\nscopes = ["manage"]'),
+            ("expired", 'grants = ["acme/*"]\nscopes = ["manage"]\nexpires = 2020-01-01T00:00:00Z'),
+        )
+    )
+    rules = "".join(
+        f'[[oidc_rule]]\nname = "{name}"\nissuer = "ci"\nclaims = {{ repository_id = "{number}" }}\ngrants = ["{grant}"]\n'
+        for number, (name, grant) in enumerate((("main", "acme/mine"), ("other-repository", "other/*")))
+    )
+    satellites = "".join(
+        f"""
+[[satellite]]
+org = "{org}"
+name = "{name}"
+min_awake = 0
+sleep_mode = "stop"
+[satellite.process]
+command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", "{{port}}"]
+"""
+        for org, name in (("acme", "mine"), ("acme", "theirs"), ("other", "x"))
+    )
+    (tmp_path / "bentpipe.toml").write_text(f"""
+[store]
+path = "{tmp_path / "ledger.sqlite"}"
+[[listener]]
+address = "127.0.0.1:0"
+api = true
+[listener.tls]
+certificate = "{tmp_path / "cert.pem"}"
+key = "{tmp_path / "key.pem"}"
+[[oidc_issuer]]
+name = "ci"
+issuer = "https://127.0.0.1:1"
+audience = "bentpipe"
+{tokens}
+{rules}
+{satellites}
+""")
+    daemon = await nursery.start(serve, load_config(tmp_path / "bentpipe.toml"))
+    with trio.fail_after(60):
+        while not signs(daemon):
+            await trio.sleep(0.01)
+    made = Bed(daemon, authority.cert_pem.bytes())
+    store = daemon.books.stores.accounts
+    assert store is not None
+    await store.put_revocation(StoredRevocation("exchange:bad", 1, 1 << 62))
+    with trio.fail_after(60):
+        while daemon.account_parts.admission.version < 2:
+            await trio.sleep(0.01)
+    yield made
+    daemon.drain.set()
+    with trio.fail_after(60):
+        while nursery.child_tasks:
+            await trio.sleep(0.01)
+
+
+def signs(daemon: Daemon) -> bool:
+    try:
+        daemon.account_parts.admission.sessions.signing_key()
+    except Exception:
+        return False
+    return True
+
+
+async def test_the_wrong_caller_hears_its_place_and_nothing_is_done(bed: Bed) -> None:
+    for kind, method in itertools.product(NOBODY, METHODS):
+        status, _, answers = await bed.about(method, kind, MINE)
+        assert (status, answers) == (GrpcStatus.UNAUTHENTICATED, []), (kind, method)
+    for kind, method in itertools.product(ELSEWHERE, METHODS):
+        expected = GrpcStatus.PERMISSION_DENIED if method == "LaunchSatellite" else GrpcStatus.NOT_FOUND
+        found = await bed.about(method, kind, MINE)
+        assert (found[0], found[2]) == (expected, []), (kind, method)
+        assert found == await bed.about(method, kind, MISSING), "a foreign satellite and none have one answer"
+    for kind, method in itertools.product(USERS, METHODS):
+        found = await bed.about(method, kind, THEIRS)
+        expected = GrpcStatus.PERMISSION_DENIED if method == "LaunchSatellite" else GrpcStatus.NOT_FOUND
+        assert (found[0], found[2]) == (expected, []), (kind, method)
+        assert found == await bed.about(method, kind, MISSING), "a foreign satellite and none have one answer"
+    for kind, method in itertools.product(USERS, MANAGES):
+        status, words, answers = await bed.about(method, kind, MINE)
+        assert (status, answers) == (GrpcStatus.PERMISSION_DENIED, []), (kind, method)
+        assert "manage" in words
+    assert {bed.state(key) for key in (MINE, THEIRS)} == {SatelliteState.SLEEP}
+    assert bed.daemon.fleet.statistics().wakes == 0
+
+
+async def test_a_list_has_what_is_the_callers_own(bed: Bed) -> None:
+    request = pb.ListSatellitesRequest(org_id="acme")
+    for kinds, names in ((ELSEWHERE, []), (USERS, ["mine"]), (MANAGERS, ["mine", "theirs"])):
+        for kind in kinds:
+            status, _, [message] = await bed.call("ListSatellites", request, kind)
+            listed = [each.name for each in pb.ListSatellitesResponse.FromString(message).instances]
+            assert (status, listed) == (GrpcStatus.OK, names), kind
+    for kind in NOBODY:
+        assert (await bed.call("ListSatellites", request, kind))[0] is GrpcStatus.UNAUTHENTICATED
+
+
+async def test_the_right_caller_wakes_and_reserves_and_puts_to_sleep(bed: Bed) -> None:
+    for kind in (*USERS, *MANAGERS):
+        for method in ("GetSatellite", "WakeSatellite", "ReserveSatellite"):
+            assert (await bed.about(method, kind, MINE))[0] is GrpcStatus.OK, (kind, method)
+    assert bed.state(MINE) is SatelliteState.OPERATIONAL
+    for kind, method in itertools.product(MANAGERS, MANAGES):
+        status, _, _ = await bed.about(method, kind, THEIRS)
+        assert status not in (GrpcStatus.UNAUTHENTICATED, GrpcStatus.PERMISSION_DENIED, GrpcStatus.NOT_FOUND), (
+            kind,
+            method,
+        )
