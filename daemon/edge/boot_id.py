@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from bentpipe.daemon.edge.dial import SatelliteTls, dial_at_once
 from bentpipe.daemon.edge.transport import Transport
-from bentpipe.daemon.fleet.resume import Evidence
+from bentpipe.daemon.fleet.resume import BootInfo
 from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.proto.asking import AnswerError, Asking
 from bentpipe.proto.events import HeaderList
@@ -39,7 +39,7 @@ class BootIdQuery:
         self._satellite_tls = satellite_tls
         self._hear = hear
 
-    async def ask(self, key: SatelliteKey, address: Address) -> Evidence | None:
+    async def ask(self, key: SatelliteKey, address: Address) -> BootInfo | None:
         """Ask the satellite. Returns None if it cannot be asked or offers nothing; never raises an Exception."""
         tls, server_name = self._satellite_tls.get(key, (None, None))
         transport = await dial_at_once(address, tls, server_name)
@@ -49,7 +49,7 @@ class BootIdQuery:
         try:
             asked = await _ask(transport)
             self._hear(key, asked.announced)
-            return read_evidence(asked.headers)
+            return read_boot_info(asked.headers)
         except Exception as exc:  # any failure: the wake's kind is then UNKNOWN in the ledger
             log.info("no boot id", extra={"fields": {"satellite": str(key), "error": str(exc)}})
             return None
@@ -70,7 +70,7 @@ async def _ask(transport: Transport) -> Asking:
     return asking
 
 
-def read_evidence(headers: HeaderList) -> Evidence | None:
+def read_boot_info(headers: HeaderList) -> BootInfo | None:
     """Read the answer's metadata; None if they have neither value. A malformed value counts as absent."""
     boot_id, uptime_s = "", None
     for name, value in headers:
@@ -78,7 +78,7 @@ def read_evidence(headers: HeaderList) -> Evidence | None:
             boot_id = value.decode()
         elif name == UPTIME_KEY:
             uptime_s = _seconds(value)
-    return Evidence(boot_id, uptime_s) if boot_id or uptime_s is not None else None
+    return BootInfo(boot_id, uptime_s) if boot_id or uptime_s is not None else None
 
 
 def _seconds(value: bytes) -> float | None:

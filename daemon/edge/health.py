@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.errors import BentpipeError, InvalidMetadata, NoSuchSatellite
-from bentpipe.daemon.fleet.batched_release import Usher, UsheredEvent
+from bentpipe.daemon.fleet.batched_release import BatchedEvent, BatchedRelease
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.proto.answering import Answering, Call
@@ -38,8 +38,8 @@ class HealthBoard:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._draining = False
-        self._usher = Usher()
-        self._waiting: dict[UsheredEvent, None] = {}
+        self._batches = BatchedRelease()
+        self._waiting: dict[BatchedEvent, None] = {}
         self.changes = 0
         """How often anything may have changed."""
 
@@ -52,7 +52,7 @@ class HealthBoard:
         """Return when there are more `changes` than `seen`. Of thousands of tasks that wait, a few return in each turn."""
         if self.changes != seen:
             return
-        news = self._usher.event()
+        news = self._batches.event()
         self._waiting[news] = None
         try:
             await news.wait()

@@ -14,17 +14,17 @@ WAKES_A_TURN = 16
 ms."""
 
 
-class Usher:
+class BatchedRelease:
     """Makes events, and sets them for their waiters in the order of `set`."""
 
     def __init__(self) -> None:
         self._queue: collections.deque[trio.Event] = collections.deque()
 
-    def event(self) -> "UsheredEvent":
+    def event(self) -> "BatchedEvent":
         """A new one."""
-        return UsheredEvent(self)
+        return BatchedEvent(self)
 
-    def let_in(self, event: trio.Event) -> None:
+    def release(self, event: trio.Event) -> None:
         """Set `event` when its turn comes."""
         if not self._queue:
             self._next_turn()
@@ -40,11 +40,11 @@ class Usher:
             self._next_turn()
 
 
-class UsheredEvent:
+class BatchedEvent:
     """Like trio.Event, but the waiting task goes on when its turn comes."""
 
-    def __init__(self, usher: Usher) -> None:
-        self._usher = usher
+    def __init__(self, batches: BatchedRelease) -> None:
+        self._batches = batches
         self._is_set = False
         self._event = trio.Event()
 
@@ -58,7 +58,7 @@ class UsheredEvent:
             return
         self._is_set = True
         if self._event.statistics().tasks_waiting:
-            self._usher.let_in(self._event)
+            self._batches.release(self._event)
         else:
             self._event.set()
 

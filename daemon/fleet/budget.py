@@ -69,7 +69,7 @@ class Plan:
 
 
 class _Count:
-    """Places taken, in all and by org, against the limits."""
+    """KnownAddresses taken, in all and by org, against the limits."""
 
     def __init__(self, limits: Limits, keys: Sequence[SatelliteKey]) -> None:
         self._limits = limits

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from bentpipe.daemon.coordination.contract import Coordination, LocalCoordination
 from bentpipe.daemon.fleet.crowd import Crowd
-from bentpipe.daemon.fleet.resume import Witness
-from bentpipe.daemon.fleet.whereabouts import Places
+from bentpipe.daemon.fleet.resume import ReadBootInfo
+from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.model import Transition
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.registry.contract import Registry
@@ -25,11 +25,11 @@ class FleetContext:
     """Called with each change of state, in the step in which it happens."""
     crowd: Crowd = dataclasses.field(default_factory=Crowd)
     """All held clients, and how many there may be."""
-    places: Places = dataclasses.field(default_factory=Places)
+    addresses: KnownAddresses = dataclasses.field(default_factory=KnownAddresses)
     """Where the satellites seem to be, and which of them prove themselves by TLS."""
     coordination: Coordination = dataclasses.field(default_factory=LocalCoordination)
     registry: Registry | None = None
     """Counts launches over restarts and between hosts."""
-    witness: Witness | None = None
+    read_boot_info: ReadBootInfo | None = None
     wall: Callable[[], float] = time.time
     """The wall clock, in seconds; another one in tests only."""

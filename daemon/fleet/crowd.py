@@ -13,10 +13,12 @@ from bentpipe.daemon.shares import Loan
 GAVE_WAY = "its place was needed: this principal holds more of {limit} than its fair share, and others came"
 
 
-class Seat:
+class HeldSlot:
     """A held client's place."""
 
-    def __init__(self, loans: tuple["Loan[Seat]", ...], principal: str, let_go: Callable[[LimitReached], None]) -> None:
+    def __init__(
+        self, loans: tuple["Loan[HeldSlot]", ...], principal: str, let_go: Callable[[LimitReached], None]
+    ) -> None:
         self._loans = loans
         self._principal = principal
         self.let_go = let_go
@@ -35,7 +37,7 @@ class Crowd:
     """All clients that are held."""
 
     def __init__(self, limit: int | None = None, per_principal: int | None = None) -> None:
-        self.loan: Loan[Seat] = Loan(limit, per_principal)
+        self.loan: Loan[HeldSlot] = Loan(limit, per_principal)
         self.reached: collections.Counter[str] = collections.Counter()
         """How often each limit was reached, by its name: a client was refused or let go."""
 
@@ -50,7 +52,7 @@ class WaitingLine:
 
     def __init__(self, crowd: Crowd, limit: int) -> None:
         self._crowd = crowd
-        self._loan: Loan[Seat] = Loan(limit)
+        self._loan: Loan[HeldSlot] = Loan(limit)
 
     def refusal(self, principal: str) -> str | None:
         """Why the principal cannot have one more client held; None if it can."""
@@ -61,14 +63,14 @@ class WaitingLine:
             return f"limits.{limit} is reached: of the clients held {words}"
         return None
 
-    def take(self, principal: str, let_go: Callable[[LimitReached], None]) -> Seat:
+    def take(self, principal: str, let_go: Callable[[LimitReached], None]) -> HeldSlot:
         """Hold one more client. `refusal` must have returned None. Others may be let go for it."""
         for loan, limit in ((self._loan, "max_held_per_satellite"), (self._crowd.loan, "max_held")):
             while (found := loan.excess(1, principal)) is not None:
                 found.release()
                 self._crowd.reached[limit] += 1
                 found.let_go(LimitReached(GAVE_WAY.format(limit=f"limits.{limit}")))
-        return Seat((self._loan, self._crowd.loan), principal, let_go)
+        return HeldSlot((self._loan, self._crowd.loan), principal, let_go)
 
     def refused(self, words: str) -> None:
         """Count a refusal, by the limit that its message names."""

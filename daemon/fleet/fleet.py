@@ -42,7 +42,7 @@ class FleetStatistics:
 
     wakes: int
     resumes: dict[str, int]
-    lessons: dict[str, int]
+    sleep_problems: dict[str, int]
     states: dict[str, int]
     waiting: int
     leases: int
@@ -93,12 +93,12 @@ class Fleet:
     def statistics(self) -> FleetStatistics:
         """The counters of all satellites now."""
         resumes = sum((each.resumes for each in self.satellites), collections.Counter())
-        lessons = sum((each.lessons for each in self.satellites), collections.Counter())
+        sleep_problems = sum((each.sleep_problems for each in self.satellites), collections.Counter())
         states = collections.Counter(each.state for each in self.satellites)
         return FleetStatistics(
             sum(each.wakes for each in self.satellites),
             {resume.value: count for resume, count in resumes.items()},
-            {lesson.name.lower(): count for lesson, count in lessons.items()},
+            {problem.name.lower(): count for problem, count in sleep_problems.items()},
             {state.value: count for state, count in states.items()},
             sum(each.waiting for each in self.satellites),
             sum(each.leases for each in self.satellites),

@@ -65,7 +65,7 @@ class MachineCalls:
             except ProviderError as exc:
                 error = exc
         self.looks.told(error, trio.current_time())
-        self._feed(msg.Looked(error))
+        self._feed(msg.DescribeDone(error))
 
     async def start(self) -> None:
         """Carry out a Start."""

@@ -2,7 +2,7 @@
 do.
 
 The satellite may offer its kernel's boot id, which is kept over a resume and new at every boot, or its uptime. The fleet
-does not ask for it itself: the edge passes a `Witness` in.
+does not ask for it itself: the edge passes a `ReadBootInfo` in.
 """
 
 import dataclasses
@@ -12,26 +12,26 @@ import trio
 
 from bentpipe.daemon.model import Address, Resume, SatelliteKey
 
-WITNESS_DEADLINE_S = 10.0
+BOOT_INFO_DEADLINE_S = 10.0
 """Deadline of the satellite's answer. Clients do not wait for it."""
 UPTIME_SLACK_S = 2.0
 """If a machine was up for longer than this before it was asked to start, it was not booted for that start."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Evidence:
+class BootInfo:
     """What a satellite tells of its kernel. Either value may be missing."""
 
     boot_id: str = ""
     uptime_s: float | None = None
 
 
-Witness = Callable[[SatelliteKey, Address], Awaitable[Evidence | None]]
+ReadBootInfo = Callable[[SatelliteKey, Address], Awaitable[BootInfo | None]]
 """Asks a satellite that is ready; None if it offers nothing or cannot be asked. Must not raise an Exception. Cancelled
-after WITNESS_DEADLINE_S."""
+after BOOT_INFO_DEADLINE_S."""
 
 
-def judge(before: Evidence | None, after: Evidence | None, since_start_s: float | None) -> Resume:
+def judge(before: BootInfo | None, after: BootInfo | None, since_start_s: float | None) -> Resume:
     """Compare what it told when it was last awake with what it tells now, this long after our start (None: not ours)."""
     if after is None:
         return Resume.UNKNOWN
@@ -42,13 +42,13 @@ def judge(before: Evidence | None, after: Evidence | None, since_start_s: float 
     return Resume.RESUMED if after.uptime_s > since_start_s + UPTIME_SLACK_S else Resume.COLD
 
 
-class Memory:
+class ResumeDetector:
     """What one satellite has told, from one wake to the next. Times are trio.current_time() seconds."""
 
-    def __init__(self, key: SatelliteKey, witness: Witness | None) -> None:
+    def __init__(self, key: SatelliteKey, read_boot_info: ReadBootInfo | None) -> None:
         self._key = key
-        self._witness = witness
-        self._last: Evidence | None = None
+        self._read_boot_info = read_boot_info
+        self._last: BootInfo | None = None
         self._asked_at: float | None = None
 
     def start_asked(self, now: float) -> None:
@@ -57,21 +57,21 @@ class Memory:
 
     async def recognises(self, address: Address) -> bool:
         """Whether the machine at `address` has the boot id that the satellite had when it was woken. Never raises."""
-        if self._witness is None or self._last is None or not self._last.boot_id:
+        if self._read_boot_info is None or self._last is None or not self._last.boot_id:
             return False
-        with trio.move_on_after(WITNESS_DEADLINE_S):
-            found = await self._witness(self._key, address)
+        with trio.move_on_after(BOOT_INFO_DEADLINE_S):
+            found = await self._read_boot_info(self._key, address)
             return found is not None and found.boot_id == self._last.boot_id
         return False
 
-    async def examine(self, address: Address) -> Resume:
-        """Ask a satellite that has just become ready. Takes WITNESS_DEADLINE_S at most; never raises."""
+    async def detect(self, address: Address) -> Resume:
+        """Ask a satellite that has just become ready. Takes BOOT_INFO_DEADLINE_S at most; never raises."""
         asked_at, self._asked_at = self._asked_at, None
-        evidence: Evidence | None = None
-        if self._witness is not None:
-            with trio.move_on_after(WITNESS_DEADLINE_S):
-                evidence = await self._witness(self._key, address)
+        info: BootInfo | None = None
+        if self._read_boot_info is not None:
+            with trio.move_on_after(BOOT_INFO_DEADLINE_S):
+                info = await self._read_boot_info(self._key, address)
         since_start_s = None if asked_at is None else trio.current_time() - asked_at
-        found = judge(self._last, evidence, since_start_s)
-        self._last = evidence or self._last
+        found = judge(self._last, info, since_start_s)
+        self._last = info or self._last
         return found

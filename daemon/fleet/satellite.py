@@ -27,13 +27,13 @@ from bentpipe.daemon.fleet.leases import Leases
 from bentpipe.daemon.fleet.machine import messages as msg
 from bentpipe.daemon.fleet.machine.known import Known
 from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
-from bentpipe.daemon.fleet.machine.messages import Action, Input, Lesson
+from bentpipe.daemon.fleet.machine.messages import Action, Input, SleepProblem
 from bentpipe.daemon.fleet.machine.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, Rules, backed_off
 from bentpipe.daemon.fleet.machine.states import WAKING
 from bentpipe.daemon.fleet.machine_calls import MachineCalls
 from bentpipe.daemon.fleet.presence import Presence
 from bentpipe.daemon.fleet.readiness import wait_listening
-from bentpipe.daemon.fleet.resume import Memory
+from bentpipe.daemon.fleet.resume import ResumeDetector
 from bentpipe.daemon.fleet.waiters import Waiter, Waiters
 from bentpipe.daemon.fleet.watching import first_look, run_calendar, run_watch
 from bentpipe.daemon.fleet.whereabouts import Means, Whereabouts
@@ -63,7 +63,7 @@ class Satellite:
         """`on_step` is called after every step of the machine."""
         self.key = key
         self.rules = rules
-        self.lessons: collections.Counter[Lesson] = collections.Counter()
+        self.sleep_problems: collections.Counter[SleepProblem] = collections.Counter()
         self.resumes: collections.Counter[Resume] = collections.Counter()
         self._observer = context.observer
         self._wall = context.wall
@@ -84,16 +84,16 @@ class Satellite:
         self._facts = FactCollector()
         self._waiters = Waiters(WaitingLine(context.crowd, rules.max_waiters), self._facts.waited)
         self._leases = Leases(rules.quiet_window_s, ends_quiet=rules.ends_quiet, feed=self._feed, suspect=self.suspect)
-        self._memory = Memory(key, context.witness)
+        self._resumes = ResumeDetector(key, context.read_boot_info)
         means = Means(
             machine=self._last_seen,
             vouches=self._provider.vouches_nowait,
             look=self._calls.look,
-            recognises=self._memory.recognises,
+            recognises=self._resumes.recognises,
             address_age_s=rules.traits.address_age_s,
             unreachable=self.report_unreachable,
         )
-        self._whereabouts = Whereabouts(key, context.places, means)
+        self._whereabouts = Whereabouts(key, context.addresses, means)
         self._recovering = self._draining = False
         self._nursery: trio.Nursery | None = None
         self._probe = trio.CancelScope()
@@ -199,7 +199,7 @@ class Satellite:
         self._feed(msg.Suspected())
 
     def reset(self) -> None:
-        """Somebody has acted: failures and lessons are forgotten at once."""
+        """Somebody has acted: failures and sleep_problems are forgotten at once."""
         self._feed(msg.Reset())
 
     def ask_to_sleep(self) -> None:
@@ -347,12 +347,12 @@ class Satellite:
 
     def _carry_out(self, action: Action, now: float) -> None:
         match action:
-            case msg.Grant(waiter, address):
+            case msg.GrantLease(waiter, address):
                 self._waiters.grant(waiter, self._leases.grant(address))
             case msg.Fail(waiter, error):
                 self._waiters.fail(waiter, error)
             case msg.Start():
-                self._memory.start_asked(now)
+                self._resumes.start_asked(now)
                 self._spawn(self._calls.start)
             case msg.Launch(generation):
                 self._spawn(self._calls.launch, generation)
@@ -366,11 +366,11 @@ class Satellite:
                 self._spawn(self._run_probe, address, self._probe)
             case msg.EndProbe():
                 self._probe.cancel()
-            case msg.Look():
+            case msg.Describe():
                 self._spawn(self._calls.look_as_asked)
-            case msg.Learned(lesson, words):
-                self.lessons[lesson] += 1
-                self._log("learned of a machine", {"lesson": lesson.value, "words": words}, logging.WARNING)
+            case msg.ProblemFound(problem, words):
+                self.sleep_problems[problem] += 1
+                self._log("problem with sleep", {"problem": problem.value, "words": words}, logging.WARNING)
             case msg.Moved(before):
                 # It is told last, see `_feed`; but leases of what was operational are over before others are granted.
                 if before is SatelliteState.OPERATIONAL:
@@ -414,9 +414,9 @@ class Satellite:
         await self._whereabouts.wait_certain(listening, self._spawn_search)
         self._feed(msg.Ready())
         # Those who waited are on their way; what follows is for the books.
-        found = await self._memory.examine(address)
+        found = await self._resumes.detect(address)
         if scope is self._probe and self.state is SatelliteState.OPERATIONAL:
             self._facts.resumed(found)
             self.resumes[found] += 1
             self._log("woken", {"memory": found.value})
-            self._feed(msg.Witnessed(found))
+            self._feed(msg.ResumeDetected(found))

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import trio
 
 from bentpipe.daemon.errors import BentpipeError, LimitReached
-from bentpipe.daemon.fleet.batched_release import Usher, UsheredEvent
-from bentpipe.daemon.fleet.crowd import Seat, WaitingLine
+from bentpipe.daemon.fleet.batched_release import BatchedEvent, BatchedRelease
+from bentpipe.daemon.fleet.crowd import HeldSlot, WaitingLine
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.machine.messages import WaiterId
 
@@ -22,9 +22,9 @@ class Waiter:
     who: str
     since: float
     """trio.current_time() seconds."""
-    done: UsheredEvent
+    done: BatchedEvent
     held: bool = False
-    seat: Seat | None = None
+    slot: HeldSlot | None = None
     lease: Lease | None = None
     error: BentpipeError | None = None
 
@@ -44,12 +44,12 @@ class Waiters:
         self._line = line
         self._waited = waited
         self._ids = itertools.count()
-        self._usher = Usher()
+        self._batches = BatchedRelease()
         self._waiters: dict[WaiterId, Waiter] = {}
 
     def add(self, who: str) -> Waiter:
         """A client that wants a lease; `who` is for the ledger."""
-        waiter = Waiter(WaiterId(next(self._ids)), who, trio.current_time(), self._usher.event())
+        waiter = Waiter(WaiterId(next(self._ids)), who, trio.current_time(), self._batches.event())
         self._waiters[waiter.id] = waiter
         return waiter
 
@@ -64,7 +64,7 @@ class Waiters:
         """
         waiter.held = not waiter.done.is_set()
         if waiter.held:
-            waiter.seat = self._line.take(payer, functools.partial(self._give_way, waiter, let_go))
+            waiter.slot = self._line.take(payer, functools.partial(self._give_way, waiter, let_go))
         elif refusal is not None and isinstance(waiter.error, LimitReached):
             self._line.refused(refusal)
 
@@ -109,6 +109,6 @@ class Waiters:
         waiter.done.set()
 
     def _leave_line(self, waiter: Waiter) -> None:
-        if waiter.seat is not None:
-            waiter.seat.release()
-            waiter.seat = None
+        if waiter.slot is not None:
+            waiter.slot.release()
+            waiter.slot = None

@@ -31,7 +31,7 @@ CERTAIN_DEADLINE_S = 10.0
 """How long the looks go on before the waiting clients are refused. For each client that comes later they begin again."""
 
 
-class Claims:
+class AddressClaims:
     """The addresses at which this daemon's satellites seem to be."""
 
     def __init__(self) -> None:
@@ -80,10 +80,10 @@ class Claims:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Places:
+class KnownAddresses:
     """What all satellites of a daemon share: their addresses, and which of them prove themselves by TLS."""
 
-    claims: Claims = dataclasses.field(default_factory=Claims)
+    claims: AddressClaims = dataclasses.field(default_factory=AddressClaims)
     proven: frozenset[SatelliteKey] = frozenset()
 
 
@@ -124,10 +124,10 @@ class Means:
 class Whereabouts:
     """Where one satellite's machine is."""
 
-    def __init__(self, key: SatelliteKey, places: Places, means: Means) -> None:
+    def __init__(self, key: SatelliteKey, addresses: KnownAddresses, means: Means) -> None:
         self._key = key
-        self._claims = places.claims
-        self._proven = key in places.proven
+        self._claims = addresses.claims
+        self._proven = key in addresses.proven
         self._means = means
         self._search: _Search | None = None
         self._recognised: tuple[Address, float] | None = None

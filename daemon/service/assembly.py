@@ -31,7 +31,7 @@ from bentpipe.daemon.service.accounts import make_accounts
 from bentpipe.daemon.service.api import ApiNews, make_api
 from bentpipe.daemon.service.cutting import cut_verb
 from bentpipe.daemon.service.descriptors import Descriptors, raise_limit, share_out, soft_limit
-from bentpipe.daemon.service.machines import places_of, providers_of
+from bentpipe.daemon.service.machines import addresses_of, providers_of
 from bentpipe.daemon.service.parts import Daemon, Records
 from bentpipe.daemon.service.ports import (
     find_ktls,
@@ -133,10 +133,10 @@ def _fleet_of(
         provider,
         observe,
         crowd=Crowd(limits.max_held, limits.max_held_per_principal),
-        places=places_of(config),
+        addresses=addresses_of(config),
         coordination=records.stores.coordination,
         registry=records.stores.registry,
-        witness=boot_ids.ask,
+        read_boot_info=boot_ids.ask,
     )
     fleet = Fleet(config.satellite, context, max_held=limits.max_held_per_satellite, budget=config.budget)
     health = HealthBoard(fleet)

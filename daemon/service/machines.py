@@ -3,14 +3,14 @@
 import collections
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.fleet.whereabouts import Places
+from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.ids import machine_id_of, satellite_tag
 from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.providers.process.provider import ProcessProvider
 from bentpipe.daemon.providers.router import Providers, RunnableProvider
 
 
-def places_of(config: Config) -> Places:
+def addresses_of(config: Config) -> KnownAddresses:
     """Find the satellites that TLS identifies: those with a server name that no other satellite in the file has."""
     names = {
         SatelliteKey(each.org, each.name): each.tls.server_name.lower()
@@ -18,7 +18,7 @@ def places_of(config: Config) -> Places:
         if each.tls is not None and each.tls.server_name is not None
     }
     counts = collections.Counter(names.values())
-    return Places(proven=frozenset(key for key, name in names.items() if counts[name] == 1))
+    return KnownAddresses(proven=frozenset(key for key, name in names.items() if counts[name] == 1))
 
 
 def providers_of(config: Config, soft_files: int | None = None) -> Providers:

@@ -11,7 +11,7 @@ from bentpipe.daemon.accounts.exchange import Result
 from bentpipe.daemon.edge.handoff import CUT_WORDS
 from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.edge.quotas import Kind as PlaceKind
-from bentpipe.daemon.fleet.machine.messages import Lesson
+from bentpipe.daemon.fleet.machine.messages import SleepProblem
 from bentpipe.daemon.model import Resume, SatelliteState
 from bentpipe.daemon.service.metric import (
     THREAD,
@@ -225,11 +225,11 @@ FLEET = (
     ),
     by_label(
         Kind.COUNTER,
-        "lessons",
-        "lesson",
-        "Findings about how machines sleep.",
-        "fleet.lessons.{}",
-        lambda look: _zeros([lesson.name.lower() for lesson in Lesson], look.fleet.lessons),
+        "sleep_problems",
+        "problem",
+        "What went wrong when machines were put to sleep, by problem.",
+        "fleet.sleep_problems.{}",
+        lambda look: _zeros([problem.name.lower() for problem in SleepProblem], look.fleet.sleep_problems),
     ),
     by_label(
         Kind.COUNTER,

@@ -7,14 +7,14 @@ import math
 
 from bentpipe.daemon.errors import BentpipeError, SatelliteUnusable, WakeFailed
 from bentpipe.daemon.fleet.machine.descent import Descent, DescentStep
+from bentpipe.daemon.fleet.machine.failures import Consequence, Failures
 from bentpipe.daemon.fleet.machine.looking import Looks
 from bentpipe.daemon.fleet.machine.messages import SleepReason
 from bentpipe.daemon.fleet.machine.rules import Rules
-from bentpipe.daemon.fleet.machine.setbacks import Setbacks, Verdict
-from bentpipe.daemon.fleet.machine.sleeping import SleepBook
+from bentpipe.daemon.fleet.machine.sleeping import SleepPolicy
 from bentpipe.daemon.fleet.machine.states import UP, WAKING
 from bentpipe.daemon.fleet.machine.troubles import Troubles
-from bentpipe.daemon.fleet.machine.waiting import WaitingRoom
+from bentpipe.daemon.fleet.machine.waiting import WaitQueue
 from bentpipe.daemon.fleet.machine.wake import Failed, Wake, WakeCall
 from bentpipe.daemon.fleet.machine.words import UNSEEN, about, not_ready, not_ready_since
 from bentpipe.daemon.model import Fault, Machine, MachineState, SatelliteState, SleepMode
@@ -38,10 +38,10 @@ class Known:
         """Leases whose traffic can be read."""
         self.wakes = 0
         """Wakes begun for a client, or for upkeep."""
-        self.room = WaitingRoom(rules.hold_limit_s)
-        self.setbacks = Setbacks(rules.retry_after_s, rules.capacity_retry_s)
+        self.queue = WaitQueue(rules.hold_limit_s)
+        self.failures = Failures(rules.retry_after_s, rules.capacity_retry_s)
         self.troubles = Troubles()
-        self.sleep = SleepBook(rules)
+        self.sleep = SleepPolicy(rules)
         self.looks = Looks()
         self.wake = Wake.begin(None, 0.0, rules.wake_deadline_s)
         """The last one; it is under way if the state is one of WAKING."""
@@ -72,7 +72,7 @@ class Known:
     @property
     def waiting(self) -> int:
         """How many wait."""
-        return len(self.room)
+        return len(self.queue)
 
     def hopeless(self, now: float) -> BentpipeError | None:
         """Why there is no use in waiting now; None if there is. If a look is near, a newcomer waits for that look."""
@@ -82,7 +82,7 @@ class Known:
             return self.gone()
         if self.state is S.UNKNOWN and self.troubles.current.error is not None and self.troubles.lasts(now):
             return self.troubles.last_reason(UNSEEN)
-        return None if self.is_up else self.setbacks.replay(now)
+        return None if self.is_up else self.failures.replay(now)
 
     @property
     def reason_is_known(self) -> bool:
@@ -148,7 +148,7 @@ class Known:
         if self.waiting:
             return True
         upkeep = self.keep_awake or self.renewing
-        return upkeep and not self.draining and self.setbacks.replay(now) is None
+        return upkeep and not self.draining and self.failures.replay(now) is None
 
     @property
     def has_called(self) -> bool:
@@ -165,7 +165,7 @@ class Known:
         """What the wake under way needs now; None: nothing, or not yet."""
         if now >= self.patience_ends_at:
             words = f"for {now - self.troubles.current.since:.0f} s every attempt has failed"
-            return Failed(Verdict.FAILED, self.troubles.last_reason(words))
+            return Failed(Consequence.FAILED, self.troubles.last_reason(words))
         if self.busy:
             return None
         return self.wake.next_call(self.seen_machine, now, creating=self.state is S.CREATING)
@@ -210,16 +210,16 @@ class Known:
 
     def next_deadline(self) -> float | None:
         """When something is to be decided at the latest, if nothing happens before."""
-        times = [self.room.first_until, self.look_at]
+        times = [self.queue.first_until, self.look_at]
         if self.reason_is_known:
-            times.append(self.room.first_tell)
+            times.append(self.queue.first_tell)
         if self.state in WAKING:
             times.append(self.wake.next_deadline(busy=self.busy, creating=self.state is S.CREATING))
             times.append(self.patience_ends_at)
         elif self.state is S.STOPPING:
             times.append(self.descent.next_deadline(busy=self.busy, up=self.is_up, waiting=self.waiting > 0))
         elif (self.state is S.SLEEP and self.keep_awake and not self.draining) or self.is_blocked:
-            times.append(self.setbacks.retry_at or math.inf)
+            times.append(self.failures.retry_at or math.inf)
         elif self.may_sleep:
             times.append(self.sleep_at)
         first = min(times)

@@ -24,11 +24,11 @@ from bentpipe.daemon.errors import (
 )
 from bentpipe.daemon.fleet.machine import messages as msg
 from bentpipe.daemon.fleet.machine.descent import Descent, DescentStep
+from bentpipe.daemon.fleet.machine.failures import REPEATED, Consequence, consequence_of
 from bentpipe.daemon.fleet.machine.known import Known
-from bentpipe.daemon.fleet.machine.messages import Action, Input, Lesson, SleepReason, WaiterId
+from bentpipe.daemon.fleet.machine.messages import Action, Input, SleepProblem, SleepReason, WaiterId
 from bentpipe.daemon.fleet.machine.rules import UNREADY_ROUNDS, Rules
-from bentpipe.daemon.fleet.machine.setbacks import REPEATED, Verdict, verdict_on
-from bentpipe.daemon.fleet.machine.states import SIGHTS, TRANSITIONS, WAKING, Sight
+from bentpipe.daemon.fleet.machine.states import MEANINGS, TRANSITIONS, WAKING, Meaning
 from bentpipe.daemon.fleet.machine.wake import Failed, Wake, WakeCall, came_down, lost, stopped_too_often
 from bentpipe.daemon.fleet.machine.words import DRAINING, UNSEEN
 from bentpipe.daemon.model import Machine, MachineState, SatelliteState, SleepMode
@@ -61,7 +61,7 @@ class SatelliteMachine:
     def handle(self, event: Input, now: float) -> list[Action]:
         """Take one input. Returns what to do, in order."""
         self._actions = []
-        self.known.setbacks.lapse(now)
+        self.known.failures.lapse(now)
         match event:
             case msg.Arrived() | msg.Departed() | msg.Metered() | msg.Released() | msg.Traffic() | msg.Drain():
                 self._take_clients(event, now)
@@ -75,7 +75,7 @@ class SatelliteMachine:
         self._progress(now)
         if now >= self.known.look_at:
             self.known.looks.begin()
-            self._actions.append(msg.Look())
+            self._actions.append(msg.Describe())
         return self._actions
 
     def _take_clients(self, event: msg.ClientsInput, now: float) -> None:
@@ -84,7 +84,7 @@ class SatelliteMachine:
             case msg.Arrived():
                 self._arrived(event, now)
             case msg.Departed(waiter):
-                known.room.leave(waiter)
+                known.queue.leave(waiter)
             case msg.Metered():
                 known.metered += 1
             case msg.Released(metered):
@@ -120,8 +120,8 @@ class SatelliteMachine:
                     self._ready(now)
             case msg.ProbeFailed(words):
                 known.probe_words = words
-            case msg.Witnessed(resume):
-                self._actions += known.sleep.witnessed(resume, now)
+            case msg.ResumeDetected(resume):
+                self._actions += known.sleep.resume_detected(resume, now)
             case msg.Unreachable() | msg.Suspected():
                 if known.state is S.OPERATIONAL:
                     known.looks.suspect()
@@ -131,7 +131,7 @@ class SatelliteMachine:
                 self._seen(machine, now)
             case msg.Unseen(error):
                 self._unseen(error, now)
-            case msg.Looked(error):
+            case msg.DescribeDone(error):
                 known.looks.end(now)
                 if error is None:
                     known.troubles.look.worked()
@@ -159,7 +159,7 @@ class SatelliteMachine:
                 if known.idle_since is not None and not known.keep_awake:
                     self._begin_sleep(SleepReason.ASKED, now)
             case msg.Reset():
-                known.setbacks.clear()
+                known.failures.clear()
                 known.sleep.reset()
                 known.troubles.clear()
                 if known.is_gone and known.rules.launch:
@@ -170,7 +170,7 @@ class SatelliteMachine:
     def _progress(self, now: float) -> None:
         """Do what follows from the state and the time."""
         known = self.known
-        if known.is_blocked and known.setbacks.replay(now) is None:
+        if known.is_blocked and known.failures.replay(now) is None:
             self._move(S.SLEEP, "it may be tried again")
         if known.state is S.SLEEP and known.is_wanted(now) and not known.rules.budgeted:
             self._begin_wanted_wake(now)
@@ -203,15 +203,15 @@ class SatelliteMachine:
         elif event.crowded:
             self._fail(event.waiter, LimitReached(event.words))
         else:
-            self.known.room.enter(event.waiter, now if event.since is None else event.since, event.tell_by)
+            self.known.queue.enter(event.waiter, now if event.since is None else event.since, event.tell_by)
 
     def _expire(self, now: float) -> None:
         known = self.known
         if known.reason_is_known:
-            for waiter in known.room.untold(now):
+            for waiter in known.queue.untold(now):
                 self._fail(waiter, known.troubles.last_reason("the satellite is not ready"))
         queued = known.wants_place(now)
-        for waiter, waited_s in known.room.expired(now):
+        for waiter, waited_s in known.queue.expired(now):
             if queued:
                 words = f"in {waited_s:.0f} s no place became free among the satellites that may be awake at once"
                 self._fail(waiter, LimitReached(words))
@@ -225,13 +225,13 @@ class SatelliteMachine:
         known.leases += 1
         known.renewing = False
         known.sleep.used(now)
-        self._actions.append(msg.Grant(waiter, known.machine.address))
+        self._actions.append(msg.GrantLease(waiter, known.machine.address))
 
     def _fail(self, waiter: WaiterId, error: BentpipeError) -> None:
         self._actions.append(msg.Fail(waiter, error))
 
     def _fail_all(self, error: BentpipeError) -> None:
-        for waiter in self.known.room.empty():
+        for waiter in self.known.queue.empty():
             self._fail(waiter, error)
 
     # -- what is seen of the machine -----------------------------------------------------------------------------------
@@ -251,40 +251,40 @@ class SatelliteMachine:
         if known.probing and (machine.state is not M.RUNNING or moved_away):
             self._end_probe()
         existed = before is not None and before.state is not M.TERMINATED
-        sight = SIGHTS[known.state][machine.state]
-        match sight:
-            case Sight.NOTHING:
+        meaning = MEANINGS[known.state][machine.state]
+        match meaning:
+            case Meaning.NOTHING:
                 if known.state is S.FAILED and existed:
-                    known.setbacks.forgive()  # it was about that machine
-            case Sight.RISEN:
+                    known.failures.forgive()  # it was about that machine
+            case Meaning.RISEN:
                 pass  # what it means depends on our call: `_progress_descent`
-            case Sight.ROSE:
-                known.setbacks.forgive()
+            case Meaning.ROSE:
+                known.failures.forgive()
                 others = "found up" if known.state is S.UNKNOWN else "started by others"
                 self._begin_wake("an earlier start took effect" if known.busy else others, now)
-            case Sight.COMING:
+            case Meaning.COMING:
                 known.wake = known.wake.seen(up=True)
-            case Sight.LOOKS_UP | Sight.RESTARTED:
-                if moved_away or sight is Sight.RESTARTED:
+            case Meaning.LOOKS_UP | Meaning.RESTARTED:
+                if moved_away or meaning is Meaning.RESTARTED:
                     self._begin_wake("restarted by others", now)
-            case Sight.FALLING:
+            case Meaning.FALLING:
                 self._fall(machine, now)
-            case Sight.DROPPED:
+            case Meaning.DROPPED:
                 known.descent = known.descent.going_down(now + self._traits.stuck_stopping_s)
-            case Sight.DOWN:
+            case Meaning.DOWN:
                 if known.wake.came_up:
                     self._came_down(machine, now)
-            case Sight.ASLEEP | Sight.STILL_ASLEEP:
-                if sight is Sight.ASLEEP or known.setbacks.replay(now) is None:
+            case Meaning.ASLEEP | Meaning.STILL_ASLEEP:
+                if meaning is Meaning.ASLEEP or known.failures.replay(now) is None:
                     self._fell_asleep(machine, now)
-            case Sight.VANISHED:
+            case Meaning.VANISHED:
                 known.wake = known.wake.seen(up=False)
                 if machine.fault is not None:
                     self._wake_failed(lost(machine), now)
-            case Sight.GONE:
+            case Meaning.GONE:
                 self._machine_gone(machine, existed=existed)
             case _:
-                assert_never(sight)
+                assert_never(meaning)
 
     def _machine_gone(self, machine: Machine, *, existed: bool) -> None:
         if existed:
@@ -307,7 +307,7 @@ class SatelliteMachine:
 
     def _begin_wake(self, cause: str, now: float) -> None:
         self.known.wake = Wake.begin(self.known.machine, now, self.known.rules.wake_deadline_s)
-        self.known.room.wake_begins(now)
+        self.known.queue.wake_begins(now)
         self._move(S.CREATING if self.known.machine_is(M.TERMINATED) else S.STARTING, cause)
 
     def _progress_wake(self, now: float) -> None:
@@ -343,12 +343,12 @@ class SatelliteMachine:
             known.troubles.start.failed(error, now)
             if isinstance(error, MachineNotFound):
                 known.looks.suspect()
-            verdict = verdict_on(error)
-            if verdict in REPEATED:
-                known.generation += verdict is Verdict.SPENT
-                known.wake = known.wake.call_again(known.setbacks.next_call_at(verdict, now))
+            consequence = consequence_of(error)
+            if consequence in REPEATED:
+                known.generation += consequence is Consequence.SPENT
+                known.wake = known.wake.call_again(known.failures.next_call_at(consequence, now))
             else:
-                self._wake_failed(Failed(verdict, error), now)
+                self._wake_failed(Failed(consequence, error), now)
 
     def _came_down(self, machine: Machine, now: float) -> None:
         """It was up, and is down before it was ready."""
@@ -365,38 +365,38 @@ class SatelliteMachine:
         if isinstance(after, Failed):
             self._wake_failed(after, now)
         else:
-            self._give_up(Failed(Verdict.FAILED, error), now)
+            self._give_up(Failed(Consequence.FAILED, error), now)
             self.known.wake = after
 
     def _wake_failed(self, failed: Failed, now: float) -> None:
         self.known.generation += failed.lost
         self._give_up(failed, now)
         self.known.renewing = False
-        self._move(S.FAILED if failed.verdict is Verdict.BLOCKED else S.SLEEP, f"wake failed: {failed.error}")
+        self._move(S.FAILED if failed.consequence is Consequence.BLOCKED else S.SLEEP, f"wake failed: {failed.error}")
 
     def _give_up(self, failed: Failed, now: float) -> None:
         """Remember the failure, and tell it to all who wait."""
-        self.known.setbacks.remember(failed.verdict, failed.error, now)
-        self._fail_all(self.known.setbacks.replay(now) or failed.error)
+        self.known.failures.remember(failed.consequence, failed.error, now)
+        self._fail_all(self.known.failures.replay(now) or failed.error)
 
     def _ready(self, now: float) -> None:
         known = self.known
         known.probing = False
         known.probe_words = ""
         known.stops = 0
-        known.setbacks.clear()
+        known.failures.clear()
         known.troubles.start.worked()
         known.sleep.woke(now)
         if known.wake.measured:
-            known.room.wake_took(now - known.wake.began)
+            known.queue.wake_took(now - known.wake.began)
         self._enter_operational("ready", now)
 
     # -- the descent ---------------------------------------------------------------------------------------------------
 
     def _begin_sleep(self, reason: SleepReason, now: float, mode: SleepMode | None = None) -> None:
         if mode is None:
-            mode, learned = self.known.sleep.choose_mode(self.known.seen_machine, now)
-            self._actions += learned
+            mode, found = self.known.sleep.choose_mode(self.known.seen_machine, now)
+            self._actions += found
         self.known.descent = Descent.decided(mode, now)
         self._move(S.STOPPING, reason.value)
         if self.known.leases:
@@ -431,7 +431,9 @@ class SatelliteMachine:
                 self._progress_wake(now)
             case DescentStep.FORCE:
                 known.descent = Descent.forced(now + self._traits.stuck_stopping_s)
-                self._actions.append(msg.Learned(Lesson.FORCED, f"after {self._traits.stuck_stopping_s:g} s"))
+                self._actions.append(
+                    msg.ProblemFound(SleepProblem.FORCED, f"after {self._traits.stuck_stopping_s:g} s")
+                )
                 self._stop(SleepMode.STOP, force=True)
             case None:
                 pass
@@ -477,7 +479,7 @@ class SatelliteMachine:
 
     def _enter_operational(self, cause: str, now: float) -> None:
         self._move(S.OPERATIONAL, cause)
-        for waiter in self.known.room.empty():
+        for waiter in self.known.queue.empty():
             self._grant(waiter, now)
 
     def _end_probe(self) -> None:
@@ -492,5 +494,5 @@ class SatelliteMachine:
         self._actions.append(msg.Moved(self.known.state, after, cause))
         if after not in WAKING:
             self._end_probe()
-            self.known.room.wake_ends()
+            self.known.queue.wake_ends()
         self.known.state = after

@@ -21,7 +21,7 @@ class SleepReason(enum.Enum):
     UNREADY = "it runs but never became ready"
 
 
-class Lesson(enum.Enum):
+class SleepProblem(enum.Enum):
     """What was learned of a machine that changes how it will be treated; counted and logged."""
 
     CANNOT_HIBERNATE = "cannot hibernate: it is stopped instead"
@@ -105,7 +105,7 @@ class Ready:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Witnessed:
+class ResumeDetected:
     """Whether the machine that became ready has kept its memory."""
 
     resume: Resume
@@ -122,7 +122,7 @@ class Suspected:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Looked:
+class DescribeDone:
     """The look that was asked for is over; what it saw came before as Seen. `error`: the provider could not say."""
 
     error: ProviderError | None
@@ -171,7 +171,7 @@ class SleepAsked:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reset:
-    """The operator has acted, or the configuration was read again: forget failures and lessons."""
+    """The operator has acted, or the configuration was read again: forget failures and sleep_problems."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -191,12 +191,12 @@ MachineInput = (
     | StopWithdrawn
     | Ready
     | ProbeFailed
-    | Witnessed
+    | ResumeDetected
     | Unreachable
     | Suspected
     | Seen
     | Unseen
-    | Looked
+    | DescribeDone
 )
 OrderInput = KeepAwake | Renew | PlaceGranted | Evict | SleepAsked | Reset
 Input = ClientsInput | MachineInput | OrderInput | Tick
@@ -240,16 +240,16 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EndProbe:
-    """Look no more."""
+    """Describe no more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Look:
-    """Ask the provider how the machine is now; Looked follows."""
+class Describe:
+    """Ask the provider how the machine is now; DescribeDone follows."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Grant:
+class GrantLease:
     """The waiter has a lease."""
 
     waiter: WaiterId
@@ -274,11 +274,11 @@ class Moved:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Learned:
+class ProblemFound:
     """Something about this machine is worth an operator's attention."""
 
-    lesson: Lesson
+    problem: SleepProblem
     words: str
 
 
-Action = Start | Launch | Stop | EndQuiet | Probe | EndProbe | Look | Grant | Fail | Moved | Learned
+Action = Start | Launch | Stop | EndQuiet | Probe | EndProbe | Describe | GrantLease | Fail | Moved | ProblemFound

@@ -53,7 +53,7 @@ VAIN_HIBERNATIONS = 2
 """After this many hibernations in a row that kept nothing (stopped instead, or booted cold), plain stops are used: they are
 quicker, and a hibernation is billed until it is done."""
 
-LESSON_S = 86_400.0
+SLEEP_PROBLEM_S = 86_400.0
 """After this time a finding about hibernation is forgotten, and hibernation is tried again: somebody may have mended an
 image, a type or a policy. One refusal a day costs nothing."""
 

@@ -1,12 +1,12 @@
 """When the satellite may sleep, and in which way, as far as this machine's past shows it. Pure.
 
-The state machine knows whether a client uses the satellite. This class keeps the times and what was learned.
+The state machine knows whether a client uses the satellite. This class keeps the times and what was found.
 """
 
 from bentpipe.daemon.errors import ProviderError, SleepTooEarly
-from bentpipe.daemon.fleet.machine.messages import Learned, Lesson
+from bentpipe.daemon.fleet.machine.messages import ProblemFound, SleepProblem
 from bentpipe.daemon.fleet.machine.rules import (
-    LESSON_S,
+    SLEEP_PROBLEM_S,
     SLEEP_RETRY_FIRST_S,
     SLEEP_RETRY_MOST_S,
     VAIN_HIBERNATIONS,
@@ -16,7 +16,7 @@ from bentpipe.daemon.fleet.machine.rules import (
 from bentpipe.daemon.model import Machine, MachineState, Resume, SleepMode
 
 
-class SleepBook:
+class SleepPolicy:
     """Times are seconds of one monotonic clock."""
 
     def __init__(self, rules: Rules) -> None:
@@ -26,7 +26,7 @@ class SleepBook:
         self._not_before = 0.0
         self._failures = 0
         self._mode = rules.sleep_mode
-        self._taught_at = 0.0
+        self._stops_since = 0.0
         self._vain = 0
         self._slept_in: MachineState | None = None
 
@@ -48,20 +48,20 @@ class SleepBook:
         """When it sleeps if no client uses it."""
         return max(self.idle_since + self._rules.sleep_after_s, self.evictable_at)
 
-    def choose_mode(self, machine: Machine, now: float) -> tuple[SleepMode, list[Learned]]:
-        """Return how to put it to sleep, and what was learned."""
-        if self._mode is not self._rules.sleep_mode and now >= self._taught_at + LESSON_S:
+    def choose_mode(self, machine: Machine, now: float) -> tuple[SleepMode, list[ProblemFound]]:
+        """Return how to put it to sleep, and what was found."""
+        if self._mode is not self._rules.sleep_mode and now >= self._stops_since + SLEEP_PROBLEM_S:
             self._mode = self._rules.sleep_mode
             self._vain = 0
         if self._mode is SleepMode.HIBERNATE and not machine.can_hibernate:
             self._stop_from_now_on(now)
-            return self._mode, [Learned(Lesson.CANNOT_HIBERNATE, machine.reason)]
+            return self._mode, [ProblemFound(SleepProblem.CANNOT_HIBERNATE, machine.reason)]
         return self._mode, []
 
-    def refused(self, error: ProviderError, now: float) -> Learned:
-        """Hibernation was refused, so it is not tried for LESSON_S."""
+    def refused(self, error: ProviderError, now: float) -> ProblemFound:
+        """Hibernation was refused, so it is not tried for SLEEP_PROBLEM_S."""
         self._stop_from_now_on(now)
-        return Learned(Lesson.HIBERNATE_REFUSED, str(error))
+        return ProblemFound(SleepProblem.HIBERNATE_REFUSED, str(error))
 
     def failed(self, error: ProviderError, now: float) -> None:
         """It could not be put to sleep now. It is tried again later."""
@@ -71,21 +71,21 @@ class SleepBook:
             self._not_before = now + backed_off(SLEEP_RETRY_FIRST_S, SLEEP_RETRY_MOST_S, self._failures)
             self._failures += 1
 
-    def fell_asleep(self, machine: Machine, asked: SleepMode | None, now: float) -> list[Learned]:
-        """It sleeps. `asked` is the mode that we asked for; None if others put it to sleep. Returns what was learned."""
+    def fell_asleep(self, machine: Machine, asked: SleepMode | None, now: float) -> list[ProblemFound]:
+        """It sleeps. `asked` is the mode that we asked for; None if others put it to sleep. Returns what was found."""
         self._slept_in = machine.state
         if asked is not None:
             self._failures = 0
         if asked is SleepMode.HIBERNATE and machine.state is MachineState.STOPPED:
-            return self._in_vain(Learned(Lesson.FELL_BACK, machine.reason), now)
+            return self._in_vain(ProblemFound(SleepProblem.FELL_BACK, machine.reason), now)
         return []
 
-    def witnessed(self, resume: Resume, now: float) -> list[Learned]:
-        """It is known whether the last sleep has kept its memory. Returns what was learned."""
+    def resume_detected(self, resume: Resume, now: float) -> list[ProblemFound]:
+        """It is known whether the last sleep has kept its memory. Returns what was found."""
         if resume is Resume.RESUMED:
             self._vain = 0
         elif resume is Resume.COLD and self._slept_in is MachineState.HIBERNATED:
-            return self._in_vain(Learned(Lesson.COLD_RESUME, ""), now)
+            return self._in_vain(ProblemFound(SleepProblem.COLD_RESUME, ""), now)
         return []
 
     def reset(self) -> None:
@@ -96,13 +96,13 @@ class SleepBook:
 
     def _stop_from_now_on(self, now: float) -> None:
         self._mode = SleepMode.STOP
-        self._taught_at = now
+        self._stops_since = now
 
-    def _in_vain(self, learned: Learned, now: float) -> list[Learned]:
+    def _in_vain(self, found: ProblemFound, now: float) -> list[ProblemFound]:
         self._vain += 1
         if self._vain >= VAIN_HIBERNATIONS:
             self._stop_from_now_on(now)
-            words = f"{learned.words}; {self._vain} times in a row: for {LESSON_S / 3600:g} h it is stopped"
+            words = f"{found.words}; {self._vain} times in a row: for {SLEEP_PROBLEM_S / 3600:g} h it is stopped"
             words = words.removeprefix("; ")
-            return [Learned(learned.lesson, words)]
-        return [learned]
+            return [ProblemFound(found.problem, words)]
+        return [found]

@@ -41,7 +41,7 @@ ASLEEP = frozenset({M.STOPPED, M.HIBERNATED})
 UP = frozenset({M.PENDING, M.RUNNING})
 
 
-class Sight(enum.Enum):
+class Meaning(enum.Enum):
     """The meaning of a look at the machine, given the satellite's state."""
 
     NOTHING = "as it should be"
@@ -59,61 +59,61 @@ class Sight(enum.Enum):
     GONE = "there is no such machine"
 
 
-SIGHTS: dict[SatelliteState, dict[MachineState, Sight]] = {
+MEANINGS: dict[SatelliteState, dict[MachineState, Meaning]] = {
     S.UNKNOWN: {
-        M.PENDING: Sight.ROSE,
-        M.RUNNING: Sight.ROSE,
-        M.STOPPING: Sight.FALLING,
-        M.STOPPED: Sight.ASLEEP,
-        M.HIBERNATED: Sight.ASLEEP,
-        M.TERMINATED: Sight.GONE,
+        M.PENDING: Meaning.ROSE,
+        M.RUNNING: Meaning.ROSE,
+        M.STOPPING: Meaning.FALLING,
+        M.STOPPED: Meaning.ASLEEP,
+        M.HIBERNATED: Meaning.ASLEEP,
+        M.TERMINATED: Meaning.GONE,
     },
     S.SLEEP: {
-        M.PENDING: Sight.ROSE,
-        M.RUNNING: Sight.ROSE,
-        M.STOPPING: Sight.FALLING,
-        M.STOPPED: Sight.NOTHING,
-        M.HIBERNATED: Sight.NOTHING,
-        M.TERMINATED: Sight.GONE,
+        M.PENDING: Meaning.ROSE,
+        M.RUNNING: Meaning.ROSE,
+        M.STOPPING: Meaning.FALLING,
+        M.STOPPED: Meaning.NOTHING,
+        M.HIBERNATED: Meaning.NOTHING,
+        M.TERMINATED: Meaning.GONE,
     },
     S.CREATING: {
-        M.PENDING: Sight.COMING,
-        M.RUNNING: Sight.COMING,
-        M.STOPPING: Sight.FALLING,
-        M.STOPPED: Sight.DOWN,
-        M.HIBERNATED: Sight.DOWN,
-        M.TERMINATED: Sight.VANISHED,
+        M.PENDING: Meaning.COMING,
+        M.RUNNING: Meaning.COMING,
+        M.STOPPING: Meaning.FALLING,
+        M.STOPPED: Meaning.DOWN,
+        M.HIBERNATED: Meaning.DOWN,
+        M.TERMINATED: Meaning.VANISHED,
     },
     S.STARTING: {
-        M.PENDING: Sight.COMING,
-        M.RUNNING: Sight.COMING,
-        M.STOPPING: Sight.FALLING,
-        M.STOPPED: Sight.DOWN,
-        M.HIBERNATED: Sight.DOWN,
-        M.TERMINATED: Sight.GONE,
+        M.PENDING: Meaning.COMING,
+        M.RUNNING: Meaning.COMING,
+        M.STOPPING: Meaning.FALLING,
+        M.STOPPED: Meaning.DOWN,
+        M.HIBERNATED: Meaning.DOWN,
+        M.TERMINATED: Meaning.GONE,
     },
     S.OPERATIONAL: {
-        M.PENDING: Sight.RESTARTED,
-        M.RUNNING: Sight.LOOKS_UP,
-        M.STOPPING: Sight.FALLING,
-        M.STOPPED: Sight.ASLEEP,
-        M.HIBERNATED: Sight.ASLEEP,
-        M.TERMINATED: Sight.GONE,
+        M.PENDING: Meaning.RESTARTED,
+        M.RUNNING: Meaning.LOOKS_UP,
+        M.STOPPING: Meaning.FALLING,
+        M.STOPPED: Meaning.ASLEEP,
+        M.HIBERNATED: Meaning.ASLEEP,
+        M.TERMINATED: Meaning.GONE,
     },
     S.STOPPING: {
-        M.PENDING: Sight.RISEN,
-        M.RUNNING: Sight.RISEN,
-        M.STOPPING: Sight.DROPPED,
-        M.STOPPED: Sight.ASLEEP,
-        M.HIBERNATED: Sight.ASLEEP,
-        M.TERMINATED: Sight.GONE,
+        M.PENDING: Meaning.RISEN,
+        M.RUNNING: Meaning.RISEN,
+        M.STOPPING: Meaning.DROPPED,
+        M.STOPPED: Meaning.ASLEEP,
+        M.HIBERNATED: Meaning.ASLEEP,
+        M.TERMINATED: Meaning.GONE,
     },
     S.FAILED: {
-        M.PENDING: Sight.ROSE,
-        M.RUNNING: Sight.ROSE,
-        M.STOPPING: Sight.FALLING,
-        M.STOPPED: Sight.STILL_ASLEEP,
-        M.HIBERNATED: Sight.STILL_ASLEEP,
-        M.TERMINATED: Sight.NOTHING,
+        M.PENDING: Meaning.ROSE,
+        M.RUNNING: Meaning.ROSE,
+        M.STOPPING: Meaning.FALLING,
+        M.STOPPED: Meaning.STILL_ASLEEP,
+        M.HIBERNATED: Meaning.STILL_ASLEEP,
+        M.TERMINATED: Meaning.NOTHING,
     },
 }

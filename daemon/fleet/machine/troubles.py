@@ -6,8 +6,8 @@ Times are seconds of one monotonic clock.
 import math
 
 from bentpipe.daemon.errors import BentpipeError, ProviderError, WakeFailed
+from bentpipe.daemon.fleet.machine.failures import PASSING, consequence_of
 from bentpipe.daemon.fleet.machine.rules import FAILURE_MOST_S, PATIENCE_S
-from bentpipe.daemon.fleet.machine.setbacks import PASSING, verdict_on
 
 
 class Trouble:
@@ -56,7 +56,7 @@ class Troubles:
     def lasts(self, now: float) -> bool:
         """Whether the failure does not pass by itself: people must mend it, or it has lasted too long already."""
         error = self.current.error
-        passing = isinstance(error, ProviderError) and verdict_on(error) in PASSING
+        passing = isinstance(error, ProviderError) and consequence_of(error) in PASSING
         return not passing or now >= self.patience_ends_at
 
     def last_reason(self, words: str) -> WakeFailed:

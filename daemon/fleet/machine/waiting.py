@@ -23,7 +23,7 @@ class _Place:
     tell_by: float
 
 
-class WaitingRoom:
+class WaitQueue:
     """Waiters in the order in which they came. Times are seconds of one monotonic clock."""
 
     def __init__(self, hold_limit_s: float) -> None:

@@ -8,8 +8,8 @@ import enum
 import math
 
 from bentpipe.daemon.errors import BentpipeError, WakeFailed
+from bentpipe.daemon.fleet.machine.failures import FAULTS, Consequence
 from bentpipe.daemon.fleet.machine.rules import STOPS_FORGIVEN
-from bentpipe.daemon.fleet.machine.setbacks import FAULTS, Verdict
 from bentpipe.daemon.fleet.machine.states import ASLEEP, UP
 from bentpipe.daemon.fleet.machine.words import about
 from bentpipe.daemon.model import Machine, MachineState
@@ -28,7 +28,7 @@ class WakeCall(enum.Enum):
 class Failed:
     """A wake has failed: what follows from it, and what the waiting clients are told."""
 
-    verdict: Verdict
+    consequence: Consequence
     error: BentpipeError
     lost: bool = False
     """The machine that was launched does not exist, so the next launch makes another one."""
@@ -109,7 +109,7 @@ class Wake:
         if not busy and not is_up and now >= self.settle_by:
             if machine.state is MachineState.TERMINATED and self.settle_by:
                 return never_appeared(machine)
-            return Failed(Verdict.FAILED, error)
+            return Failed(Consequence.FAILED, error)
         by = now + deadline_s if busy or is_up else self.settle_by
         return dataclasses.replace(self, by=by, rounds=self.rounds + 1)
 
@@ -149,4 +149,4 @@ def stopped_too_often(machine: Machine, stops: int) -> Failed | None:
     if stops <= STOPS_FORGIVEN:
         return None
     words = f"the satellite was stopped {stops} times while starting"
-    return Failed(Verdict.FAILED, about(WakeFailed, words, machine))
+    return Failed(Consequence.FAILED, about(WakeFailed, words, machine))

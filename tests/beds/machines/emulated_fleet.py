@@ -17,7 +17,7 @@ from bentpipe.daemon.fleet import satellite
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.fleet.machine import descent, setbacks, sleeping, waiting
+from bentpipe.daemon.fleet.machine import descent, failures, sleeping, waiting
 from bentpipe.daemon.ids import machine_id_of
 from bentpipe.daemon.ledger.contract import Interval, Stamp, StampedTransition
 from bentpipe.daemon.ledger.recorder import Recorder
@@ -33,7 +33,7 @@ from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 SPEED = 100.0
 LISTEN_POLL_S = 0.005
 FAST = {
-    setbacks: (
+    failures: (
         "CAPACITY_MOST_S",
         "FAILURE_MOST_S",
         "RETRY_START_S",

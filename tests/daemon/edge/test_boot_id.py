@@ -9,8 +9,8 @@ import grpc
 import pytest
 import trio
 
-from bentpipe.daemon.edge.boot_id import BootIdQuery, read_evidence
-from bentpipe.daemon.fleet.resume import Evidence
+from bentpipe.daemon.edge.boot_id import BootIdQuery, read_boot_info
+from bentpipe.daemon.fleet.resume import BootInfo
 from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.daemon.testbed.satellite import BOOT_ID, make_server
 from bentpipe.proto.asking import MAX_ANSWER_BYTES
@@ -19,7 +19,7 @@ KEY = SatelliteKey("acme", "a")
 DEADLINE_S = 15.0
 
 
-async def ask(port: int) -> Evidence | None:
+async def ask(port: int) -> BootInfo | None:
     with trio.fail_after(DEADLINE_S):
         return await BootIdQuery({}, lambda _key, _heard: None).ask(KEY, Address("127.0.0.1", port))
 
@@ -98,9 +98,9 @@ Fields = list[tuple[bytes, bytes]]
     [
         ([], None),
         ([(b":status", b"200"), (b"grpc-status", b"12")], None),
-        ([(b"bentpipe-boot-id", b"one")], Evidence("one")),
-        ([(b"bentpipe-uptime-s", b"12.5")], Evidence("", 12.5)),
-        ([(b"bentpipe-boot-id", b"one"), (b"bentpipe-uptime-s", b"0")], Evidence("one", 0.0)),
+        ([(b"bentpipe-boot-id", b"one")], BootInfo("one")),
+        ([(b"bentpipe-uptime-s", b"12.5")], BootInfo("", 12.5)),
+        ([(b"bentpipe-boot-id", b"one"), (b"bentpipe-uptime-s", b"0")], BootInfo("one", 0.0)),
         ([(b"bentpipe-boot-id", b"x" * 65)], None),
         ([(b"bentpipe-boot-id", "ü".encode())], None),
         ([(b"bentpipe-uptime-s", b"long")], None),
@@ -109,5 +109,5 @@ Fields = list[tuple[bytes, bytes]]
         ([(b"bentpipe-uptime-s", b"nan")], None),
     ],
 )
-def test_reading(headers: Fields, evidence: Evidence | None) -> None:
-    assert read_evidence(tuple(headers)) == evidence
+def test_reading(headers: Fields, evidence: BootInfo | None) -> None:
+    assert read_boot_info(tuple(headers)) == evidence

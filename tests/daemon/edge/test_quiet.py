@@ -175,7 +175,7 @@ async def test_a_resume_is_proved_by_what_the_satellite_says_of_itself(tmp_path:
                 while satellite.state is not SatelliteState.SLEEP:
                     await trio.sleep(0.01)
         assert satellite.resumes == {Resume.COLD: 1, Resume.RESUMED: 1}
-        assert not satellite.lessons
+        assert not satellite.sleep_problems
 
 
 @pytest.mark.parametrize("cut", [False, True])

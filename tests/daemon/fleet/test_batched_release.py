@@ -3,7 +3,7 @@
 import trio
 import trio.testing
 
-from bentpipe.daemon.fleet.batched_release import WAKES_A_TURN, Usher
+from bentpipe.daemon.fleet.batched_release import WAKES_A_TURN, BatchedRelease
 
 CROWD = 5 * WAKES_A_TURN + 3
 
@@ -17,14 +17,14 @@ class Turns(trio.abc.Instrument):
 
 
 async def test_a_crowd_is_let_in_a_few_a_turn_and_in_order() -> None:
-    usher, turns = Usher(), Turns()
-    events = [usher.event() for _ in range(CROWD)]
-    let_in: list[tuple[int, int]] = []
+    batches, turns = BatchedRelease(), Turns()
+    events = [batches.event() for _ in range(CROWD)]
+    release: list[tuple[int, int]] = []
     trio.lowlevel.add_instrument(turns)
 
     async def wait(number: int) -> None:
         await events[number].wait()
-        let_in.append((number, turns.number))
+        release.append((number, turns.number))
 
     async with trio.open_nursery() as nursery:
         for number in range(CROWD):
@@ -35,7 +35,7 @@ async def test_a_crowd_is_let_in_a_few_a_turn_and_in_order() -> None:
         assert all(event.is_set() for event in events), "what was decided stands at once"
     trio.lowlevel.remove_instrument(turns)
     by_turn: dict[int, list[int]] = {}
-    for number, turn in let_in:
+    for number, turn in release:
         by_turn.setdefault(turn, []).append(number)
     # Within a turn Trio's order is random on purpose.
     assert [sorted(numbers) for numbers in by_turn.values()] == [
@@ -44,23 +44,23 @@ async def test_a_crowd_is_let_in_a_few_a_turn_and_in_order() -> None:
 
 
 async def test_who_is_let_in_before_waiting_does_not_wait_behind_the_crowd() -> None:
-    usher = Usher()
-    crowd = [usher.event() for _ in range(CROWD)]
+    batches = BatchedRelease()
+    crowd = [batches.event() for _ in range(CROWD)]
     async with trio.open_nursery() as nursery:
         for event in crowd:
             nursery.start_soon(event.wait)
         await trio.testing.wait_all_tasks_blocked()
         for event in crowd:
             event.set()
-        late = usher.event()
+        late = batches.event()
         late.set()
         await late.wait()
         assert nursery.child_tasks, "the crowd is still on its way"
 
 
 async def test_a_waiter_that_gives_up_in_the_queue_is_passed_over() -> None:
-    usher = Usher()
-    events = [usher.event() for _ in range(CROWD)]
+    batches = BatchedRelease()
+    events = [batches.event() for _ in range(CROWD)]
     done = 0
 
     async def wait(event: object, scope: trio.CancelScope) -> None:

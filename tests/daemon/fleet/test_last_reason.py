@@ -16,12 +16,12 @@ from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
 from bentpipe.daemon.fleet.machine.messages import (
     Action,
     Arrived,
+    Describe,
+    DescribeDone,
     Fail,
-    Grant,
+    GrantLease,
     Input,
     Launch,
-    Look,
-    Looked,
     Probe,
     ProbeFailed,
     Ready,
@@ -72,7 +72,7 @@ class Story:
 
     def feed(self, event: Input) -> list[Action]:
         actions = self.machine.handle(event, self.now)
-        if Look() in actions:
+        if Describe() in actions:
             self.looks.append(self.now)
         return actions
 
@@ -115,7 +115,7 @@ def test_a_suspicion_is_looked_at_at_once_and_a_broken_port_ever_more_rarely() -
         story.feed(Suspected())
         if story.looks and story.machine.known.looks.under_way:
             story.see(M.RUNNING)
-            story.feed(Looked(None))
+            story.feed(DescribeDone(None))
         story.wait(0.5)
     pauses = [later - before for before, later in zip(story.looks, story.looks[1:], strict=False)]
     assert story.looks[0] == began
@@ -130,7 +130,7 @@ def test_found_stopped_by_others_it_is_started_for_the_client_that_waits(
 ) -> None:
     story = Story()
     story.wake()
-    assert Look() in story.feed(Unreachable() if unreachable else Suspected())
+    assert Describe() in story.feed(Unreachable() if unreachable else Suspected())
     if unreachable:
         assert story.come() == []
     actions = story.see(asleep)
@@ -138,11 +138,11 @@ def test_found_stopped_by_others_it_is_started_for_the_client_that_waits(
         actions += story.come()
     assert actions.count(Start()) == 1
     assert not told(actions)
-    assert story.feed(Looked(None)) == []
+    assert story.feed(DescribeDone(None)) == []
     assert not any(isinstance(action, Start) for action in story.come())
     story.feed(StartDone(None))
     story.see(M.RUNNING)
-    assert len([action for action in story.feed(Ready()) if isinstance(action, Grant)]) == 2
+    assert len([action for action in story.feed(Ready()) if isinstance(action, GrantLease)]) == 2
 
 
 def test_started_by_others_and_stopped_again_it_is_merely_asleep() -> None:
@@ -199,7 +199,7 @@ def test_a_wake_that_is_not_ready_is_looked_at_for_what_others_do() -> None:
     for _ in range(10):
         story.wait(LOOK_MOST_S)
         story.see(M.RUNNING)
-        story.feed(Looked(None))
+        story.feed(DescribeDone(None))
     assert len(story.looks) == 10
     assert Start() in story.see(M.STOPPED)
 
@@ -239,7 +239,7 @@ def test_without_a_reason_a_deadline_ends_nothing() -> None:
     story.feed(StartDone(None))
     assert not told(story.wait(20.0))
     story.see(M.RUNNING)
-    assert any(isinstance(action, Grant) for action in story.feed(Ready()))
+    assert any(isinstance(action, GrantLease) for action in story.feed(Ready()))
 
 
 def test_a_client_is_held_from_its_coming_however_often_it_leased() -> None:
@@ -255,15 +255,15 @@ def test_a_client_is_held_from_its_coming_however_often_it_leased() -> None:
 def test_why_nobody_can_say_how_the_machine_is(error: ProviderRetryable, at_once: bool) -> None:
     story = Story(None)
     story.feed(Unseen(error))
-    assert story.come() == [Look()], "it is looked at before anybody is told"
-    first = told(story.feed(Looked(error)))
+    assert story.come() == [Describe()], "it is looked at before anybody is told"
+    first = told(story.feed(DescribeDone(error)))
     if at_once:
         assert len(first) == 1
     else:
         assert not first
         while not first and story.now < 1000 + 2 * PATIENCE_S:
             story.wait(1.0)
-            first = told(story.feed(Looked(error))) if story.machine.known.looks.under_way else []
+            first = told(story.feed(DescribeDone(error))) if story.machine.known.looks.under_way else []
         assert PATIENCE_S <= story.now - 1000 <= PATIENCE_S + LOOK_MOST_S + 1
     assert first[0].peer_hint == f"the state of the satellite's machine is unknown; the last reason: {error}"
     story.wait(LOOK_MOST_S)
@@ -306,6 +306,6 @@ def test_a_machine_that_is_marked_as_anothers_is_replaced_when_people_say_so() -
 def test_gone_for_good_is_told_in_words_for_clients() -> None:
     story = Story(M.TERMINATED)
     story.come()
-    (error,) = told(story.feed(Looked(None)))
+    (error,) = told(story.feed(DescribeDone(None)))
     assert isinstance(error, SatelliteUnusable)
     assert error.peer_hint == "the satellite's machine is gone"

@@ -25,26 +25,27 @@ from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
 from bentpipe.daemon.fleet.machine.messages import (
     Action,
     Arrived,
+    Describe,
+    DescribeDone,
     EndQuiet,
     Evict,
     Fail,
-    Grant,
+    GrantLease,
     Input,
     KeepAwake,
     Launch,
-    Learned,
-    Lesson,
-    Look,
-    Looked,
     Metered,
     Moved,
     PlaceGranted,
     Probe,
+    ProblemFound,
     Ready,
     Released,
     Renew,
     Reset,
+    ResumeDetected,
     Seen,
+    SleepProblem,
     SleepReason,
     Start,
     StartDone,
@@ -55,7 +56,6 @@ from bentpipe.daemon.fleet.machine.messages import (
     Traffic,
     Unreachable,
     WaiterId,
-    Witnessed,
 )
 from bentpipe.daemon.fleet.machine.rules import (
     BLOCKED_FIRST_S,
@@ -64,9 +64,9 @@ from bentpipe.daemon.fleet.machine.rules import (
     FAILURE_MOST_S,
     HOLD_FACTOR,
     HOLD_FLOOR_S,
-    LESSON_S,
     PATIENCE_S,
     RETRY_START_S,
+    SLEEP_PROBLEM_S,
     SLEEP_RETRY_FIRST_S,
     THROTTLE_FIRST_S,
     THROTTLE_MOST_S,
@@ -165,8 +165,8 @@ def errors(actions: list[Action]) -> list[BentpipeError]:
     return [action.error for action in actions if isinstance(action, Fail)]
 
 
-def lessons(actions: list[Action]) -> list[Lesson]:
-    return [action.lesson for action in actions if isinstance(action, Learned)]
+def sleep_problems(actions: list[Action]) -> list[SleepProblem]:
+    return [action.problem for action in actions if isinstance(action, ProblemFound)]
 
 
 # -- waking ------------------------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def test_if_others_start_what_had_failed_it_is_used_again() -> None:
     life.see(M.PENDING)
     assert life.come() == []
     life.see(M.RUNNING)
-    assert [type(action) for action in life.feed(Ready())] == [Moved, Grant]
+    assert [type(action) for action in life.feed(Ready())] == [Moved, GrantLease]
 
 
 def test_down_again_by_a_fault_is_tried_again_after_seconds_and_then_minutes() -> None:
@@ -295,7 +295,7 @@ def test_down_again_by_a_fault_is_tried_again_after_seconds_and_then_minutes() -
 def test_a_start_of_a_machine_that_is_gone_is_looked_at_before_anybody_is_told() -> None:
     life = Life()
     life.come()
-    assert life.start_fails(MachineNotFound("InvalidInstanceID.NotFound")) == [Look()]
+    assert life.start_fails(MachineNotFound("InvalidInstanceID.NotFound")) == [Describe()]
     assert [type(told) for told in errors(life.see(M.TERMINATED))] == [SatelliteUnusable]
     assert life.state is S.FAILED
 
@@ -334,17 +334,17 @@ def test_a_changed_address_is_probed_before_anybody_is_sent_there(states: tuple[
     new = Address("10.0.0.2", 8372)
     for state in states:
         life.see(state, address=new)
-        assert not any(isinstance(action, Grant) for action in life.come())
-    granted = [action.address for action in life.feed(Ready()) if isinstance(action, Grant)]
+        assert not any(isinstance(action, GrantLease) for action in life.come())
+    granted = [action.address for action in life.feed(Ready()) if isinstance(action, GrantLease)]
     assert granted == [new] * len(states)
 
 
 def test_an_address_that_does_not_answer_is_probed_before_the_next_grant() -> None:
     life = Life()
     life.wake()
-    assert life.feed(Unreachable())[-2:] == [Probe(ADDRESS), Look()]
+    assert life.feed(Unreachable())[-2:] == [Probe(ADDRESS), Describe()]
     assert life.come() == []
-    assert [type(action) for action in life.feed(Ready())] == [Moved, Grant]
+    assert [type(action) for action in life.feed(Ready())] == [Moved, GrantLease]
     life.see(M.STOPPED)
     assert life.feed(Unreachable()) == [], "that is known already"
 
@@ -377,7 +377,7 @@ def test_a_machine_that_does_not_exist_is_launched_for_a_client() -> None:
     life.see(M.TERMINATED)
     life.see(M.PENDING)
     life.see(M.RUNNING)
-    assert [type(action) for action in life.feed(Ready())] == [Moved, Grant]
+    assert [type(action) for action in life.feed(Ready())] == [Moved, GrantLease]
 
 
 def test_not_found_is_tolerated_for_a_while_after_a_launch() -> None:
@@ -451,12 +451,12 @@ def test_terminated_by_others(launch: bool) -> None:
         assert Launch(1) in life.come()
     else:
         assert life.state is S.FAILED
-        assert life.come() == [Look()], "there may be another one since"
-        assert [type(told) for told in errors(life.feed(Looked(None)))] == [SatelliteUnusable]
+        assert life.come() == [Describe()], "there may be another one since"
+        assert [type(told) for told in errors(life.feed(DescribeDone(None)))] == [SatelliteUnusable]
         for pause_s in (1, 2):
             assert life.come() == [], "the next look is soon"
-            assert life.wait(pause_s) == [Look()]
-            assert [type(told) for told in errors(life.feed(Looked(None)))] == [SatelliteUnusable]
+            assert life.wait(pause_s) == [Describe()]
+            assert [type(told) for told in errors(life.feed(DescribeDone(None)))] == [SatelliteUnusable]
         assert [type(told) for told in errors(life.come())] == [SatelliteUnusable], "looks become rare"
 
 
@@ -468,7 +468,7 @@ def test_too_early_is_tried_again_and_meanwhile_it_serves() -> None:
     assert life.fall_asleep().mode is SleepMode.HIBERNATE
     life.feed(StopDone(SleepTooEarly("wait two minutes after launch")))
     assert life.state is S.OPERATIONAL
-    assert any(isinstance(action, Grant) for action in life.come())
+    assert any(isinstance(action, GrantLease) for action in life.come())
     life.leave()
     life.machine.known.sleep.idle_since = 0.0
     assert Stop(SleepMode.HIBERNATE) not in life.wait(TRAITS.too_early_retry_s - 1)
@@ -489,15 +489,15 @@ def test_a_refused_hibernation_is_a_stop_and_is_said_once() -> None:
     life = Life()
     life.fall_asleep()
     done = life.feed(StopDone(SleepModeRefused("UnsupportedHibernationConfiguration")))
-    assert lessons(done) == [Lesson.HIBERNATE_REFUSED]
+    assert sleep_problems(done) == [SleepProblem.HIBERNATE_REFUSED]
     assert Stop(SleepMode.STOP) in done
     life.feed(StopDone(None))
     life.see(M.STOPPED)
     assert life.fall_asleep().mode is SleepMode.STOP
-    assert lessons(life.actions) == []
+    assert sleep_problems(life.actions) == []
     life.feed(StopDone(None))
     life.see(M.STOPPED)
-    life.wait(LESSON_S)
+    life.wait(SLEEP_PROBLEM_S)
     assert life.fall_asleep().mode is SleepMode.HIBERNATE, "it may have been mended since"
 
 
@@ -521,7 +521,7 @@ def test_a_machine_that_cannot_hibernate_is_not_asked_to() -> None:
     life.leave()
     done = life.wait(RULES.sleep_after_s)
     assert Stop(SleepMode.STOP) in done
-    assert lessons(done) == [Lesson.CANNOT_HIBERNATE]
+    assert sleep_problems(done) == [SleepProblem.CANNOT_HIBERNATE]
 
 
 @pytest.mark.parametrize("cold", [False, True], ids=["fell back", "booted cold"])
@@ -534,17 +534,17 @@ def test_hibernations_that_kept_nothing_are_counted_and_then_given_up_for_a_day(
         done = life.see(M.HIBERNATED if cold else M.STOPPED)
         if cold:
             life.wake()
-            done = life.feed(Witnessed(Resume.COLD))
+            done = life.feed(ResumeDetected(Resume.COLD))
             life.leave()
             life.see(M.STOPPED)
-        assert lessons(done) == [Lesson.COLD_RESUME if cold else Lesson.FELL_BACK]
+        assert sleep_problems(done) == [SleepProblem.COLD_RESUME if cold else SleepProblem.FELL_BACK]
     assert life.fall_asleep().mode is SleepMode.STOP
     life.feed(StopDone(None))
     life.see(M.STOPPED)
     if reset:
         life.feed(Reset())
     else:
-        life.wait(LESSON_S)
+        life.wait(SLEEP_PROBLEM_S)
     assert life.fall_asleep().mode is SleepMode.HIBERNATE
 
 
@@ -553,7 +553,7 @@ def test_a_true_resume_makes_up_for_one_that_was_not() -> None:
     for found in (Resume.COLD, Resume.RESUMED) * VAIN_HIBERNATIONS:
         life.sleep_through(M.HIBERNATED)
         life.wake()
-        life.feed(Witnessed(found))
+        life.feed(ResumeDetected(found))
         life.leave()
         life.see(M.HIBERNATED)
     assert life.fall_asleep().mode is SleepMode.HIBERNATE
@@ -578,7 +578,7 @@ def test_stuck_in_stopping_it_is_cut_off_if_we_stopped_it_or_somebody_waits(ours
     done += life.wait(1)
     assert (force in done) is (ours or somebody_waits)
     if force in done:
-        assert lessons(done) == [Lesson.FORCED]
+        assert sleep_problems(done) == [SleepProblem.FORCED]
         life.feed(StopDone(None))
         assert force not in life.wait(TRAITS.stuck_stopping_s - 1)
         assert force in life.wait(1)
@@ -611,7 +611,7 @@ def test_a_stop_that_is_accepted_and_not_heeded() -> None:
     assert life.come() == []
     life.wait(TRAITS.stop_grace_s)
     assert life.state is S.STARTING
-    assert [type(action) for action in life.feed(Ready())] == [Moved, Grant]
+    assert [type(action) for action in life.feed(Ready())] == [Moved, GrantLease]
 
 
 def test_who_comes_before_the_call_is_made_calls_it_off() -> None:
@@ -619,7 +619,7 @@ def test_who_comes_before_the_call_is_made_calls_it_off() -> None:
     life.fall_asleep()
     assert life.come() == []
     done = life.feed(StopWithdrawn())
-    assert [type(action) for action in done] == [Moved, Grant]
+    assert [type(action) for action in done] == [Moved, GrantLease]
     assert life.state is S.OPERATIONAL
 
 
@@ -691,7 +691,7 @@ def test_who_comes_while_quiet_connections_end_is_let_in_at_once() -> None:
     life.wake()
     life.feed(Metered())
     assert EndQuiet() in life.wait(RULES.sleep_after_s)
-    assert [type(action) for action in life.come()] == [Moved, Grant]
+    assert [type(action) for action in life.come()] == [Moved, GrantLease]
     assert Stop(SleepMode.HIBERNATE) not in life.feed(Released(metered=True))
 
 
@@ -726,7 +726,7 @@ def test_clients_are_held_by_what_wakes_usually_take() -> None:
 
     def held_s() -> float:
         life.come()
-        deadline = life.machine.known.room.first_until
+        deadline = life.machine.known.queue.first_until
         assert deadline is not None
         return deadline - life.now
 

@@ -12,7 +12,7 @@ import trio
 from beds.machines.emulated_fleet import FAST_TRAITS, SPEED, Bed, section, speed_up
 from bentpipe.daemon.errors import BentpipeError, SatelliteUnusable, WakeFailed
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.fleet.machine.messages import Lesson
+from bentpipe.daemon.fleet.machine.messages import SleepProblem
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import MachineState, MachineTraits, SatelliteKey, SatelliteState
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
@@ -143,22 +143,22 @@ async def test_too_early_to_hibernate_is_tried_again(tmp_path: Path, monkeypatch
         *early, last = stage.calls("StopInstances")
         assert last == "ok"
         assert "ok" not in early
-        assert not stage.satellite.lessons
+        assert not stage.satellite.sleep_problems
 
 
 @pytest.mark.parametrize(
-    ("habit", "lesson"),
-    [("refuse", Lesson.HIBERNATE_REFUSED), ("fall-back", Lesson.FELL_BACK), ("hang", Lesson.FORCED)],
+    ("habit", "problem"),
+    [("refuse", SleepProblem.HIBERNATE_REFUSED), ("fall-back", SleepProblem.FELL_BACK), ("hang", SleepProblem.FORCED)],
 )
 async def test_hibernations_that_fail(
-    habit: str, lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    habit: str, problem: SleepProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traits = dataclasses.replace(FAST_TRAITS, stuck_stopping_s=1.0)
     async with staged(tmp_path, monkeypatch, SOON, traits=traits) as stage:
         stage.control.script(instance_id=stage.instance_id, on_hibernate=habit)
         await stage.use()
         await stage.reach(SatelliteState.SLEEP)
-        assert stage.satellite.lessons[lesson] == 1
+        assert stage.satellite.sleep_problems[problem] == 1
         assert stage.control.state(instance_id=stage.instance_id) == "stopped"
         await stage.use()
 

@@ -30,7 +30,7 @@ from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.machine import messages as msg
 from bentpipe.daemon.fleet.machine.rules import CAPACITY_MOST_S, Rules
-from bentpipe.daemon.fleet.resume import Evidence
+from bentpipe.daemon.fleet.resume import BootInfo
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import Address, MachineId, MachineState, SatelliteKey, SatelliteState, SleepMode, Transition
 from bentpipe.daemon.providers.ec2.traits import TRAITS
@@ -67,7 +67,7 @@ class CheckedSatellite(Satellite):
     """Looks at every action as it is carried out."""
 
     def _carry_out(self, action: msg.Action, now: float) -> None:
-        if isinstance(action, msg.Grant):
+        if isinstance(action, msg.GrantLease):
             assert self.state is SatelliteState.OPERATIONAL, "a lease of a satellite that is not operational"
         super()._carry_out(action, now)
 
@@ -126,7 +126,7 @@ class World:
             FleetContext(
                 self.provider,
                 self.observe,
-                witness=self.witness,
+                read_boot_info=self.read_boot_info,
                 crowd=self.crowd,
                 wall=lambda: WALL_S + trio.current_time(),
             ),
@@ -138,9 +138,9 @@ class World:
         for step in armed:
             step(self)
 
-    async def witness(self, key: SatelliteKey, address: Address) -> Evidence | None:
+    async def read_boot_info(self, key: SatelliteKey, address: Address) -> BootInfo | None:
         await trio.sleep(1.0)
-        return Evidence(self.machine.memory)
+        return BootInfo(self.machine.memory)
 
     async def client(self, client: Client, patience_s: float, stay_s: float, spliced: bool, deaf: bool) -> None:
         with client.scope, trio.move_on_after(patience_s):

@@ -13,9 +13,9 @@ from bentpipe.daemon.errors import MachineUncertain, ProviderRetryable
 from bentpipe.daemon.fleet import satellite as module
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.fleet.resume import Evidence
+from bentpipe.daemon.fleet.resume import BootInfo
 from bentpipe.daemon.fleet.satellite import Satellite
-from bentpipe.daemon.fleet.whereabouts import CERTAIN_DEADLINE_S, Claims, Places
+from bentpipe.daemon.fleet.whereabouts import CERTAIN_DEADLINE_S, AddressClaims, KnownAddresses
 from bentpipe.daemon.model import Address, MachineState, SatelliteKey, SatelliteState
 from bentpipe.daemon.providers.ec2.traits import TRAITS
 
@@ -62,9 +62,9 @@ async def bed(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
         probed.append(address)
         await trio.sleep(0.1)
 
-    async def witness(key: SatelliteKey, address: Address) -> Evidence | None:
+    async def read_boot_info(key: SatelliteKey, address: Address) -> BootInfo | None:
         await trio.lowlevel.checkpoint()
-        return Evidence(boot_ids[address]) if address in boot_ids else None
+        return BootInfo(boot_ids[address]) if address in boot_ids else None
 
     monkeypatch.setattr(module, "wait_listening", listens)
     sections = [
@@ -74,7 +74,8 @@ async def bed(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
         for key in (ONE, TWO)
     ]
     proven = frozenset(getattr(request, "param", ()))
-    context = FleetContext(provider, lambda _: None, witness=witness, places=Places(Claims(), proven))
+    addresses = KnownAddresses(AddressClaims(), proven)
+    context = FleetContext(provider, lambda _: None, read_boot_info=read_boot_info, addresses=addresses)
     fleet = Fleet(sections, context, max_held=100)
     async with trio.open_nursery() as nursery:
         await nursery.start(fleet.run)

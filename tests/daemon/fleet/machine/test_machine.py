@@ -21,16 +21,16 @@ from bentpipe.daemon.fleet.machine.messages import (
     Action,
     Arrived,
     Departed,
+    Describe,
+    DescribeDone,
     Drain,
     EndQuiet,
     Evict,
     Fail,
-    Grant,
+    GrantLease,
     Input,
     KeepAwake,
     Launch,
-    Look,
-    Looked,
     Metered,
     Moved,
     PlaceGranted,
@@ -40,6 +40,7 @@ from bentpipe.daemon.fleet.machine.messages import (
     Released,
     Renew,
     Reset,
+    ResumeDetected,
     Seen,
     Start,
     StartDone,
@@ -52,7 +53,6 @@ from bentpipe.daemon.fleet.machine.messages import (
     Unreachable,
     Unseen,
     WaiterId,
-    Witnessed,
 )
 from bentpipe.daemon.fleet.machine.rules import (
     Rules,
@@ -99,7 +99,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.ended: set[WaiterId] = set()
         self.leases = 0
         self.looking = False
-        self.looked_for: Looked | None = None
+        self.looked_for: DescribeDone | None = None
         self.metered = 0
         self.next_waiter = 0
 
@@ -124,14 +124,14 @@ class AnyInterleaving(RuleBasedStateMachine):
                     assert not self.waiting, "sleep under a waiter"
                 if isinstance(action, Launch):
                     assert self.under.launch
-            case Look():
+            case Describe():
                 assert not self.looking, "two looks at once"
                 assert event is not self.looked_for, "a look that leads to another at once"
                 self.looking = True
             case EndQuiet():
                 assert self.leases == self.metered > 0, "a lease is ended that is not quiet"
                 assert not self.waiting
-            case Grant(waiter, _):
+            case GrantLease(waiter, _):
                 assert self.satellite.known.state is S.OPERATIONAL
                 self.end(waiter)
                 self.leases += 1
@@ -170,7 +170,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         if error is None and state is not None:
             self.feed(Seen(look(state)))
         self.looking = False
-        self.looked_for = Looked(None if error is None else error("the provider's words"))
+        self.looked_for = DescribeDone(None if error is None else error("the provider's words"))
         self.feed(self.looked_for)
 
     @rule(
@@ -259,7 +259,7 @@ class AnyInterleaving(RuleBasedStateMachine):
                 Renew(),
                 PlaceGranted(),
                 Reset(),
-                *map(Witnessed, Resume),
+                *map(ResumeDetected, Resume),
             ]
         )
     )
@@ -286,7 +286,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     def books_agree(self) -> None:
         if not hasattr(self, "satellite"):
             return
-        assert set(self.satellite.known.room.waiters) == self.waiting
+        assert set(self.satellite.known.queue.waiters) == self.waiting
         assert self.satellite.known.leases == self.leases
         assert self.satellite.known.busy is bool(self.calls)
         if self.satellite.known.state in (S.SLEEP, S.FAILED) and self.satellite.known.machine is not None:
@@ -315,7 +315,7 @@ def woken() -> SatelliteMachine:
 def test_a_wake_is_one_start_and_grants_everybody() -> None:
     satellite = woken()
     assert satellite.handle(Arrived(WaiterId(2)), 3) == []
-    granted = [action for action in satellite.handle(Ready(), 4) if isinstance(action, Grant)]
+    granted = [action for action in satellite.handle(Ready(), 4) if isinstance(action, GrantLease)]
     assert [grant.waiter for grant in granted] == [1, 2]
 
 
@@ -353,7 +353,7 @@ def test_a_new_wake_waits_for_the_start_call_of_the_last_one() -> None:
     assert Start() not in satellite.handle(Arrived(WaiterId(2)), later)
     assert Start() not in satellite.handle(StartDone(None), later + 1), "that is the start that was wanted"
     assert Probe(ADDRESS) in satellite.handle(Seen(look(MachineState.RUNNING)), later + 2)
-    assert Grant(WaiterId(2), ADDRESS) in satellite.handle(Ready(), later + 3)
+    assert GrantLease(WaiterId(2), ADDRESS) in satellite.handle(Ready(), later + 3)
 
 
 @pytest.mark.parametrize(
@@ -368,4 +368,4 @@ def test_restarted_by_others_it_is_probed_again_before_anybody_is_let_in(seen: M
     assert satellite.handle(Arrived(WaiterId(9)), 6) == []
     moved = Machine(MachineId("m"), MachineState.RUNNING, Address("127.0.0.1", 9))
     satellite.handle(Seen(moved), 7)
-    assert Grant(WaiterId(9), Address("127.0.0.1", 9)) in satellite.handle(Ready(), 8)
+    assert GrantLease(WaiterId(9), Address("127.0.0.1", 9)) in satellite.handle(Ready(), 8)

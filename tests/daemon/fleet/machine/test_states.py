@@ -9,7 +9,7 @@ from bentpipe.daemon.fleet.machine import states as module
 from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
 from bentpipe.daemon.fleet.machine.messages import Arrived, Moved, Seen, WaiterId
 from bentpipe.daemon.fleet.machine.rules import Rules
-from bentpipe.daemon.fleet.machine.states import ASLEEP, SIGHTS, TRANSITIONS, UP, Sight
+from bentpipe.daemon.fleet.machine.states import ASLEEP, MEANINGS, TRANSITIONS, UP, Meaning
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, SatelliteState, SleepMode
 from bentpipe.daemon.providers.ec2.traits import TRAITS
 
@@ -47,10 +47,10 @@ def test_no_state_is_a_dead_end(state: SatelliteState) -> None:
 
 
 def test_every_look_means_something_in_every_state() -> None:
-    assert set(SIGHTS) == set(TRANSITIONS)
-    for row in SIGHTS.values():
+    assert set(MEANINGS) == set(TRANSITIONS)
+    for row in MEANINGS.values():
         assert set(row) == set(MachineState)
-    assert {sight for row in SIGHTS.values() for sight in row.values()} == set(Sight)
+    assert {meaning for row in MEANINGS.values() for meaning in row.values()} == set(Meaning)
 
 
 def test_a_machine_is_up_asleep_or_on_its_way_out() -> None:

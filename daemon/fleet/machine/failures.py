@@ -30,7 +30,7 @@ from bentpipe.daemon.fleet.machine.rules import (
 from bentpipe.daemon.model import Fault
 
 
-class Verdict(enum.Enum):
+class Consequence(enum.Enum):
     """What follows from a failure."""
 
     AGAIN = "the same call a moment later; no client is told"
@@ -41,39 +41,39 @@ class Verdict(enum.Enum):
     BLOCKED = "this wake has failed, and people must act; the next one in seconds, then minutes: they may have acted"
 
 
-VERDICTS: tuple[tuple[type[ProviderError], Verdict], ...] = (
-    (ProviderThrottled, Verdict.THROTTLED),
-    (ProviderRetryable, Verdict.AGAIN),
-    (ProviderCapacity, Verdict.CAPACITY),
-    (LaunchTokenSpent, Verdict.SPENT),
-    (ProviderPermanent, Verdict.BLOCKED),
-    (MachineNotFound, Verdict.AGAIN),
-    (ProviderError, Verdict.FAILED),
+CONSEQUENCES: tuple[tuple[type[ProviderError], Consequence], ...] = (
+    (ProviderThrottled, Consequence.THROTTLED),
+    (ProviderRetryable, Consequence.AGAIN),
+    (ProviderCapacity, Consequence.CAPACITY),
+    (LaunchTokenSpent, Consequence.SPENT),
+    (ProviderPermanent, Consequence.BLOCKED),
+    (MachineNotFound, Consequence.AGAIN),
+    (ProviderError, Consequence.FAILED),
 )
 """By the class of a call's error; the first that fits. If a machine is not found, a look at it says what follows."""
 
-FAULTS: dict[Fault | None, Verdict] = {
-    Fault.CAPACITY: Verdict.CAPACITY,
-    Fault.PERMISSION: Verdict.BLOCKED,
-    Fault.FOREIGN: Verdict.BLOCKED,
-    Fault.OTHER: Verdict.FAILED,
-    None: Verdict.FAILED,
+FAULTS: dict[Fault | None, Consequence] = {
+    Fault.CAPACITY: Consequence.CAPACITY,
+    Fault.PERMISSION: Consequence.BLOCKED,
+    Fault.FOREIGN: Consequence.BLOCKED,
+    Fault.OTHER: Consequence.FAILED,
+    None: Consequence.FAILED,
 }
 """By the fault of a machine that came up and went down again, though every call was accepted."""
 
 
-PASSING = frozenset({Verdict.AGAIN, Verdict.THROTTLED})
+PASSING = frozenset({Consequence.AGAIN, Consequence.THROTTLED})
 """Failures that pass by themselves."""
-REPEATED = PASSING | {Verdict.SPENT}
+REPEATED = PASSING | {Consequence.SPENT}
 """After these the call is made again, and the wake goes on."""
 
 
-def verdict_on(error: ProviderError) -> Verdict:
+def consequence_of(error: ProviderError) -> Consequence:
     """Return what follows from a call's error."""
-    return next(verdict for kind, verdict in VERDICTS if isinstance(error, kind))
+    return next(consequence for kind, consequence in CONSEQUENCES if isinstance(error, kind))
 
 
-class Setbacks:
+class Failures:
     """Remembers why the satellite cannot be used. Times are seconds of one monotonic clock."""
 
     def __init__(self, retry_after_s: float, capacity_retry_s: float) -> None:
@@ -86,22 +86,22 @@ class Setbacks:
         self.retry_at = 0.0
         """When the next attempt may be made."""
 
-    def next_call_at(self, verdict: Verdict, now: float) -> float:
+    def next_call_at(self, consequence: Consequence, now: float) -> float:
         """When the same call may be repeated: after AGAIN, SPENT and THROTTLED."""
-        if verdict is not Verdict.THROTTLED:
+        if consequence is not Consequence.THROTTLED:
             return now + RETRY_START_S
         wait_s = backed_off(THROTTLE_FIRST_S, THROTTLE_MOST_S, self._throttled)
         self._throttled += 1
         return now + wait_s
 
-    def remember(self, verdict: Verdict, error: BentpipeError, now: float) -> None:
+    def remember(self, consequence: Consequence, error: BentpipeError, now: float) -> None:
         """A wake has failed."""
         self._error = error
         self._throttled = 0
-        self._blocked = verdict is Verdict.BLOCKED
+        self._blocked = consequence is Consequence.BLOCKED
         if self._blocked:
             self.retry_at = now + backed_off(BLOCKED_FIRST_S, FAILURE_MOST_S, self._failures)
-        elif verdict is Verdict.CAPACITY:
+        elif consequence is Consequence.CAPACITY:
             self.retry_at = now + backed_off(self._capacity_retry_s, CAPACITY_MOST_S, self._failures)
         else:
             self.retry_at = now + backed_off(self._retry_after_s, FAILURE_MOST_S, self._failures)
