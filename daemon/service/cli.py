@@ -4,9 +4,9 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, ParamSpec, get_args
 
 import click
 from pydantic import ValidationError
@@ -15,6 +15,11 @@ from bentpipe.config.accounts import ScopeName, TokenSection
 from bentpipe.config.load import ConfigErrors, load_config
 from bentpipe.config.units import parse_duration_s
 from bentpipe.daemon.service.token import hash_token, new_token
+
+if TYPE_CHECKING:
+    from bentpipe.daemon.service.sat import Asker
+
+P = ParamSpec("P")
 
 EXIT_CONFIG = 2
 
@@ -306,6 +311,86 @@ def _telling_mistakes() -> Iterator[None]:
     except (ConfigErrors, BentpipeError, OSError, ValueError) as exc:
         click.echo(str(exc), err=True)
         sys.exit(EXIT_CONFIG)
+
+
+@main.group()
+def sat() -> None:
+    """See and command satellites by the control API of a daemon, from any machine.
+
+    Exit codes: 0 done, 2 refused or not reached, with the reason on standard error.
+    """
+
+
+def _asking(command: Callable[P, None]) -> Callable[P, None]:
+    """The options that every command of `sat` has."""
+    options = (
+        click.option(
+            "--server",
+            envvar="EARTHLY_SERVER_ADDRESS",
+            required=True,
+            show_envvar=True,
+            help="Of an edge host: https://HOST:PORT.",
+        ),
+        click.option("--token", envvar="EARTHLY_TOKEN", required=True, show_envvar=True, help="Who asks."),
+        click.option("--org", envvar="EARTHLY_ORG", required=True, show_envvar=True, help="Whose satellites."),
+        click.option(
+            "--ca", type=CONFIG_PATH, envvar="SSL_CERT_FILE", help="Who signs the server's certificate, in PEM."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="For programs; states as one object in each line."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _asker(server: str, token: str, org: str, ca: Path | None, *, as_json: bool) -> "Asker":
+    from bentpipe.daemon.api.client import Server
+    from bentpipe.daemon.service.sat import Asker
+
+    return Asker(Server(server, token, ca), org, as_json)
+
+
+@sat.command("ls")
+@_asking
+def sat_ls(server: str, token: str, org: str, ca: Path | None, *, as_json: bool) -> None:
+    """Print the satellites of an org."""
+    from bentpipe.daemon.service.sat import run_list
+
+    with _telling_mistakes():
+        run_list(_asker(server, token, org, ca, as_json=as_json))
+
+
+@sat.command("inspect")
+@_asking
+@click.argument("name")
+def sat_inspect(server: str, token: str, org: str, ca: Path | None, name: str, *, as_json: bool) -> None:
+    """Print one satellite."""
+    from bentpipe.daemon.service.sat import run_inspect
+
+    with _telling_mistakes():
+        run_inspect(_asker(server, token, org, ca, as_json=as_json), name)
+
+
+@sat.command("wake")
+@_asking
+@click.argument("name")
+def sat_wake(server: str, token: str, org: str, ca: Path | None, name: str, *, as_json: bool) -> None:
+    """Wake a satellite, and wait until it is awake."""
+    from bentpipe.daemon.service.sat import run_wake
+
+    with _telling_mistakes():
+        run_wake(_asker(server, token, org, ca, as_json=as_json), name)
+
+
+@sat.command("sleep")
+@_asking
+@click.argument("name")
+def sat_sleep(server: str, token: str, org: str, ca: Path | None, name: str, *, as_json: bool) -> None:
+    """Put a satellite to sleep that nobody uses, and wait until it sleeps."""
+    from bentpipe.daemon.service.sat import run_sleep
+
+    with _telling_mistakes():
+        run_sleep(_asker(server, token, org, ca, as_json=as_json), name)
 
 
 @main.command()

@@ -1,0 +1,77 @@
+"""Calls the control API of a daemon, as our own command line does: one call on each connection, and it blocks."""
+
+import dataclasses
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from google.protobuf.message import Message
+
+from bentpipe.daemon.errors import BentpipeError, Source
+from bentpipe.proto.grpc_client import ClientCall, ClientError
+from bentpipe.proto.grpc_status import GrpcStatus
+
+SILENCE_S = 30.0
+"""Without a byte, after which a daemon is gone: streams of states repeat themselves every 10 s."""
+READ_BYTES = 65_536
+PORTS = {"https": 443, "http": 80}
+
+A = TypeVar("A", bound=Message)
+
+
+class ApiError(BentpipeError):
+    """The daemon refused the call (`status` says how), or could not be reached (UNAVAILABLE)."""
+
+    source = Source.OPERATOR
+
+    def __init__(self, message: str, status: GrpcStatus = GrpcStatus.UNAVAILABLE) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Server:
+    """Where the API is, and what proves who calls. `url` is https://HOST:PORT, or http:// in a trusted network."""
+
+    url: str
+    token: str
+    ca: Path | None = None
+    """Who signs the server's certificate, in PEM; by default the system's authorities."""
+
+    def connect(self) -> tuple[socket.socket, str, str]:
+        """Connect. Returns the socket, the scheme and the authority. Raises ApiError."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in PORTS or not parts.hostname:
+            raise ApiError(
+                f"{self.url!r} is not a valid server: expected https://HOST:PORT", GrpcStatus.INVALID_ARGUMENT
+            )
+        try:
+            raw = socket.create_connection((parts.hostname, parts.port or PORTS[parts.scheme]), SILENCE_S)
+            if parts.scheme == "http":
+                return raw, parts.scheme, parts.netloc
+            context = ssl.create_default_context(cafile=None if self.ca is None else os.fspath(self.ca))
+            context.set_alpn_protocols(["h2"])
+            return context.wrap_socket(raw, server_hostname=parts.hostname), parts.scheme, parts.netloc
+        except (OSError, ValueError) as exc:
+            raise ApiError(f"{self.url}: {exc}") from exc
+
+
+def call(server: Server, path: str, request: Message, kind: type[A]) -> Iterator[A]:
+    """Call a method, and yield its answers as they come. Raises ApiError."""
+    sock, scheme, authority = server.connect()
+    with sock:
+        metadata = (("authorization", f"Bearer {server.token}"),)
+        made = ClientCall(path, request.SerializeToString(), authority=authority, scheme=scheme, metadata=metadata)
+        try:
+            while made.status is None:
+                sock.sendall(made.data_to_send())
+                for message in made.receive_data(sock.recv(READ_BYTES)):
+                    yield kind.FromString(message)
+        except (OSError, ClientError) as exc:
+            raise ApiError(f"{server.url}: {exc}") from exc
+    if made.status is not GrpcStatus.OK:
+        raise ApiError(made.words or made.status.name, made.status)
