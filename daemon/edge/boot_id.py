@@ -7,7 +7,7 @@ satellite that lies here changes nobody's rights: at worst it is put to sleep in
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from bentpipe.daemon.edge.dial import SatelliteTls, dial_at_once
 from bentpipe.daemon.edge.transport import Transport
@@ -33,7 +33,7 @@ class BootIdQuery:
 
     def __init__(
         self,
-        satellite_tls: SatelliteTls,
+        satellite_tls: Mapping[SatelliteKey, SatelliteTls],
         hear: Callable[[SatelliteKey, Announcement], None],
     ) -> None:
         self._satellite_tls = satellite_tls
@@ -41,8 +41,7 @@ class BootIdQuery:
 
     async def ask(self, key: SatelliteKey, address: Address) -> BootInfo | None:
         """Ask the satellite. Returns None if it cannot be asked or offers nothing; never raises an Exception."""
-        tls, server_name = self._satellite_tls.get(key, (None, None))
-        transport = await dial_at_once(address, tls, server_name)
+        transport = await dial_at_once(address, self._satellite_tls.get(key))
         if transport is None:
             log.info("no boot id", extra={"fields": {"satellite": str(key), "error": "it could not be reached"}})
             return None

@@ -1,6 +1,7 @@
 """Connects to a satellite that counts as awake. A machine that runs need not listen yet: refusals are retried to a
 deadline."""
 
+import dataclasses
 import errno
 import logging
 import os
@@ -11,13 +12,10 @@ import trio
 from bentpipe.daemon.edge.transport import Transport, TransportError
 from bentpipe.daemon.edge.unless import unless
 from bentpipe.daemon.errors import BentpipeError, DialFailed, Source
-from bentpipe.daemon.model import Address, SatelliteKey
+from bentpipe.daemon.model import Address
 from bentpipe.native.tls import TlsClientContext, TlsConnection, TlsError
 
 log = logging.getLogger("bentpipe.edge")
-
-SatelliteTls = dict[SatelliteKey, tuple[TlsClientContext, str | None]]
-"""What each satellite with TLS is trusted by, and its server name if that is not its address."""
 
 DIAL_DEADLINE_S = 15.0
 """From the lease to a connection, including the TLS handshake. The fleet saw the port listen a moment ago."""
@@ -37,11 +35,20 @@ AT_ONCE_S = 0.5
 """For the first attempt, while the client is not watched: so short that its PINGs and its end can wait."""
 
 
-async def dial_at_once(address: Address, tls: TlsClientContext | None, server_name: str | None) -> Transport | None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class SatelliteTls:
+    """How a satellite is known by TLS."""
+
+    context: TlsClientContext
+    server_name: str | None = None
+    """The name that its certificate must have; None for its address."""
+
+
+async def dial_at_once(address: Address, tls: SatelliteTls | None) -> Transport | None:
     """Try once, for AT_ONCE_S at most. Returns None if that fails; `dial` then finds out why."""
     with trio.move_on_after(AT_ONCE_S):
         try:
-            return await _attempt(address, tls, server_name)
+            return await _attempt(address, tls)
         except Exception as exc:
             log.debug("dial failed", extra={"fields": {"address": str(address), "error": reason_of(exc)}})
             return None
@@ -55,9 +62,7 @@ class Unreachable(BentpipeError):
     retryable = True
 
 
-async def dial(
-    address: Address, tls: TlsClientContext | None, server_name: str | None, over: trio.Event
-) -> Transport | None:
+async def dial(address: Address, tls: SatelliteTls | None, over: trio.Event) -> Transport | None:
     """Connect, and complete the TLS handshake if `tls` is given. Returns None once `over` is set: see Lease.
 
     Raises Unreachable if TCP does not connect for UNREACHABLE_S, DialFailed if the satellite answers and then fails.
@@ -66,7 +71,7 @@ async def dial(
 
     async def connect() -> None:
         nonlocal made
-        made = await _dial(address, tls, server_name)
+        made = await _dial(address, tls)
 
     try:
         await unless(over, connect)
@@ -77,7 +82,7 @@ async def dial(
     return made
 
 
-async def _dial(address: Address, tls: TlsClientContext | None, server_name: str | None) -> Transport:
+async def _dial(address: Address, tls: SatelliteTls | None) -> Transport:
     reason = "no attempt ended"
     unreachable_at = trio.current_time() + UNREACHABLE_S
     with trio.move_on_after(DIAL_DEADLINE_S):
@@ -86,7 +91,7 @@ async def _dial(address: Address, tls: TlsClientContext | None, server_name: str
                 try:
                     transport = await _connect(address)
                     unreachable_at = trio.current_time() + UNREACHABLE_S  # something answers there
-                    return await _secure(transport, address, tls, server_name)
+                    return await _secure(transport, address, tls)
                 except Exception as exc:
                     reason = reason_of(exc)
             if attempt.cancelled_caught:
@@ -102,8 +107,8 @@ def reason_of(error: Exception) -> str:
     return str(error) if isinstance(error, OSError | TransportError | TlsError) else f"{type(error).__name__}: {error}"
 
 
-async def _attempt(address: Address, tls: TlsClientContext | None, server_name: str | None) -> Transport:
-    return await _secure(await _connect(address), address, tls, server_name)
+async def _attempt(address: Address, tls: SatelliteTls | None) -> Transport:
+    return await _secure(await _connect(address), address, tls)
 
 
 async def _connect(address: Address) -> Transport:
@@ -127,12 +132,12 @@ async def _connect(address: Address) -> Transport:
         raise
 
 
-async def _secure(
-    transport: Transport, address: Address, tls: TlsClientContext | None, server_name: str | None
-) -> Transport:
+async def _secure(transport: Transport, address: Address, tls: SatelliteTls | None) -> Transport:
     try:
         if tls is not None:
-            await transport.start_tls(TlsConnection(tls, transport.fileno, server_name=server_name or address.host))
+            await transport.start_tls(
+                TlsConnection(tls.context, transport.fileno, server_name=tls.server_name or address.host)
+            )
     except BaseException:
         transport.close()
         raise

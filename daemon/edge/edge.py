@@ -1,6 +1,7 @@
 """What all connections of the edge share. The service's assembly makes one."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.deadlines import Deadlines
@@ -11,6 +12,7 @@ from bentpipe.daemon.edge.outcomes import ConnectionCounters
 from bentpipe.daemon.edge.quotas import Quotas
 from bentpipe.daemon.edge.services import HttpService, Service
 from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.model import SatelliteKey
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Edge:
     handoff: HandOff
     counters: ConnectionCounters
     quotas: Quotas
-    satellite_tls: SatelliteTls
+    satellite_tls: Mapping[SatelliteKey, SatelliteTls]
     greetings: Deadlines
     """From accept to the first complete request."""
     announcements: Announcements

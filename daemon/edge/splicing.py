@@ -52,7 +52,7 @@ class Splicing:
         self._caller = caller
         self._claim = claim
         self._satellite = satellite
-        self._tls = edge.satellite_tls.get(claim.key, (None, None))
+        self._tls = edge.satellite_tls.get(claim.key)
         self._since = trio.current_time()
         self._tell_by = tell_by
         self._hears_satellite = False
@@ -93,7 +93,7 @@ class Splicing:
 
     async def _splice_at_once(self, lease: Lease, pending: Pending) -> bool:
         """Returns False if that fails: then the satellite has to be looked at, and the client to be watched meanwhile."""
-        target = await dial_at_once(lease.address, *self._tls)
+        target = await dial_at_once(lease.address, self._tls)
         if target is None:
             return False
         with contextlib.closing(target):
@@ -154,9 +154,8 @@ class Splicing:
 
     async def _dial(self, lease: Lease) -> Transport | None:
         """Returns None if the lease is over, or if the satellite cannot be reached."""
-        tls, server_name = self._tls
         try:
-            return await dial(lease.address, tls, server_name, lease.over)
+            return await dial(lease.address, self._tls, lease.over)
         except Unreachable as exc:
             # Its clients go on waiting: the fleet looks at the satellite, and starts it if somebody has stopped it.
             fields = {"satellite": str(self._claim.key), "error": str(exc)}

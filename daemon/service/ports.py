@@ -56,20 +56,20 @@ def find_ktls(config: Config) -> Ktls:
     return usable
 
 
-def satellite_tls_of(config: Config, ktls: Ktls) -> SatelliteTls:
+def satellite_tls_of(config: Config, ktls: Ktls) -> dict[SatelliteKey, SatelliteTls]:
     """Read the certificates by which satellites are trusted. Raises TlsError, naming the file."""
     return {
-        SatelliteKey(section.org, section.name): (_trust(section.tls, ktls), section.tls.server_name)
+        SatelliteKey(section.org, section.name): _trust(section.tls, ktls)
         for section in config.satellite
         if section.tls is not None
     }
 
 
-def _trust(section: SatelliteTlsSection, ktls: Ktls) -> TlsClientContext:
+def _trust(section: SatelliteTlsSection, ktls: Ktls) -> SatelliteTls:
     context = TlsClientContext(ca=section.ca, certificate=section.certificate, key=section.key)
     if ktls:
         context.enable_ktls()
-    return context
+    return SatelliteTls(context, section.server_name)
 
 
 def read_port(section: ListenerSection, ktls: Ktls) -> Port:

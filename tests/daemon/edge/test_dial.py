@@ -16,7 +16,7 @@ async def test_a_port_that_listens_is_reached_at_once(host: str) -> None:
     family, _, _, _, name = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
     with socket.create_server((name[0], 0), family=family) as server:
         address = Address(host, server.getsockname()[1])
-        transport = await dial_at_once(address, None, None)
+        transport = await dial_at_once(address, None)
         assert transport is not None
         server.accept()[0].close()
         assert await transport.receive_some() == b""
@@ -28,11 +28,11 @@ async def test_a_port_that_refuses_ends_the_first_attempt_and_dial_goes_on(monke
     with socket.socket() as unheard:  # bound and not listening: the port is nobody else's
         unheard.bind(("127.0.0.1", 0))
         address = Address("127.0.0.1", unheard.getsockname()[1])
-        assert await dial_at_once(address, None, None) is None
+        assert await dial_at_once(address, None) is None
         with pytest.raises(Unreachable, match="Connection refused"):
-            await dial(address, None, None, trio.Event())
+            await dial(address, None, trio.Event())
         unheard.listen()
-        target = await dial(address, None, None, trio.Event())
+        target = await dial(address, None, trio.Event())
         assert target is not None
         target.close()
 
@@ -46,4 +46,4 @@ async def test_a_port_that_keeps_silent_ends_the_first_attempt_in_time(monkeypat
             filler = crowd.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(full.getsockname())
-        assert await dial_at_once(Address("127.0.0.1", full.getsockname()[1]), None, None) is None
+        assert await dial_at_once(Address("127.0.0.1", full.getsockname()[1]), None) is None

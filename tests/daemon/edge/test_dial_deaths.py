@@ -10,7 +10,7 @@ import trio
 import trustme
 
 from bentpipe.daemon.edge import dial as dialling
-from bentpipe.daemon.edge.dial import Unreachable, dial
+from bentpipe.daemon.edge.dial import SatelliteTls, Unreachable, dial
 from bentpipe.daemon.errors import DialFailed
 from bentpipe.daemon.model import Address
 from bentpipe.native.tls import TlsClientContext
@@ -29,7 +29,7 @@ async def test_a_satellite_that_begins_to_listen_is_reached() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen_soon)
             with trio.fail_after(DEADLINE_S):
-                target = await dial(Address(*server.getsockname()), None, None, trio.Event())
+                target = await dial(Address(*server.getsockname()), None, trio.Event())
         assert target is not None
         target.close()
 
@@ -51,7 +51,7 @@ async def test_a_satellite_that_died_is_given_up_at_once_in_the_middle_of_an_att
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(die_soon)
-            assert await dial(Address(*full.getsockname()), None, None, over) is None
+            assert await dial(Address(*full.getsockname()), None, over) is None
         assert trio.current_time() - began < dialling.ATTEMPT_S / 2
 
 
@@ -61,7 +61,7 @@ async def test_a_port_that_answers_and_fails_does_not_count_as_unreachable(
     monkeypatch.setattr(dialling, "UNREACHABLE_S", 0.1)
     monkeypatch.setattr(dialling, "DIAL_DEADLINE_S", 0.5)
     trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
-    tls = TlsClientContext(ca=tmp_path / "ca.pem")
+    tls = SatelliteTls(TlsClientContext(ca=tmp_path / "ca.pem"), "satellite")
     async with trio.open_nursery() as nursery:
 
         async def hang_up(stream: trio.SocketStream) -> None:
@@ -71,6 +71,6 @@ async def test_a_port_that_answers_and_fails_does_not_count_as_unreachable(
         (listener,) = await nursery.start(serve)
         address = Address("127.0.0.1", listener.socket.getsockname()[1])
         with pytest.raises((DialFailed, Unreachable)) as caught:
-            await dial(address, tls, "satellite", trio.Event())
+            await dial(address, tls, trio.Event())
         assert caught.type is DialFailed
         nursery.cancel_scope.cancel()
