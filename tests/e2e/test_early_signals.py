@@ -1,4 +1,4 @@
-"""Signals that come before the daemon is ready for them: they end nobody who is starting."""
+"""Signals that come before the daemon is ready for them: they end no daemon that is starting."""
 
 import os
 import signal

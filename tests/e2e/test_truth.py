@@ -118,7 +118,10 @@ async def test_replaced_while_it_slept(emulator: Emulator, tmp_path: Path) -> No
 
 
 async def test_terminated_and_replaced_while_somebody_waits(emulator: Emulator, tmp_path: Path) -> None:
-    """An Auto Scaling group takes a while. Who comes in between is told, and the successor is found before the sweep."""
+    """An Auto Scaling group takes a while.
+
+    A client that comes in between is told, and the successor is found before the sweep.
+    """
     control = emulator.control
     first = control.add_instance(tags=TAGS)
     async with daemon_of(emulator, tmp_path) as daemon:

@@ -19,7 +19,7 @@ NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 HAPROXY = """
 global
-    nbthread 1   # connections are shared within a thread; with several, who is mixed with whom is chance
+    nbthread 1   # connections are shared within a thread; with several, chance decides which clients are mixed
     maxconn 1000
 defaults
     timeout connect 5s

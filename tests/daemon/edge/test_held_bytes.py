@@ -1,4 +1,4 @@
-"""The bytes of a principal's clients, and who is refused when they are too many."""
+"""The bytes of a principal's clients, and which client is refused if they are too many."""
 
 import pytest
 

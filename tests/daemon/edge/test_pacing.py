@@ -125,7 +125,7 @@ async def test_who_is_cancelled_while_it_waits_holds_up_nobody(clock: Clock) -> 
 
 
 async def test_who_may_be_a_caller_goes_before_those_who_are_none(clock: Clock) -> None:
-    """Strangers who keep the daemon busy with health checks hold up nobody who comes: it waited behind all of them."""
+    """Strangers who keep the daemon busy with health checks hold up no newcomer: before, it waited behind all of them."""
     served = 0
     waited: list[int] = []
 

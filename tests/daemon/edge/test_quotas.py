@@ -74,7 +74,7 @@ class Connections(RuleBasedStateMachine):
         for gone in before - left:
             floods = self.flooded.get(gone.path[0], -FLOOD_S) + FLOOD_S >= self.now
             grace_s = FLOOD_GRACE_S if floods else GRACE_S
-            assert gone.since + grace_s <= self.now + 1e-6, "and nobody evicted who has just come"
+            assert gone.since + grace_s <= self.now + 1e-6, "and no stranger evicted that has just come"
         self.flooded |= {gone.path[0]: self.now for gone in before - left}
 
     @precondition(lambda self: self.live(Kind.STRANGER))

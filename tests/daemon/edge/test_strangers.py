@@ -1,4 +1,4 @@
-"""Prefixes, and who has to go."""
+"""Prefixes, and which stranger is evicted."""
 
 import collections
 import dataclasses

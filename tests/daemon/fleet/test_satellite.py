@@ -320,7 +320,7 @@ async def test_it_sleeps_when_idle_and_not_under_a_lease(bed: Bed, clock: trio.t
 
 
 async def to_sleep(bed: Bed, clock: trio.testing.MockClock) -> None:
-    """Wake it for a client who leaves, and let it become idle."""
+    """Wake it for a client that leaves, and let it become idle."""
     (scope,) = bed.come()
     await bed.settle()
     await bed.wake()
