@@ -1,6 +1,6 @@
-"""One satellite at work: its machine's actions carried out, in a nursery of its own, and leases for the edge.
+"""One satellite at work: it carries out the actions of its state machine in a nursery of its own, and gives leases.
 
-Inputs are handed to the machine synchronously, on the Trio thread: between a decision and its state nothing can slip in.
+The state machine gets its inputs synchronously, on the Trio thread. So nothing happens between a decision and its state.
 """
 
 import collections
@@ -125,11 +125,10 @@ class Satellite:
     ) -> AsyncIterator[Lease]:
         """Wait until the satellite is operational. Raises WakeFailed, SatelliteUnusable, LimitReached, Draining, ….
 
-        `who` is for the books; `payer` is the principal whose client is held, by default the same. The client is held
-        `since` then (by default: now). How long it would wait itself (grpc-timeout) does not bound the wait: it is its
-        first request's, and others may share the connection. But if every attempt to wake the satellite has failed, it is
-        told why at `tell_by`, while it can still hear it. Cancelling the wait gives the place back at once; the wake goes
-        on.
+        `who` is for the ledger. `payer` is the principal whose client is held, by default the same. `since` is when the
+        client began to wait, by default now. Its own grpc-timeout does not bound the wait: that is its first request's,
+        and other requests may share the connection. But if every attempt to wake the satellite has failed, the client is
+        told why at `tell_by`, while it still listens. Cancelling the wait gives the place back at once; the wake goes on.
         """
         since = trio.current_time() if since is None else since
         payer = who if payer is None else payer
@@ -171,7 +170,7 @@ class Satellite:
         return waiter.outcome()
 
     def _let_go(self, waiter: Waiter) -> None:
-        """A held client gives its place to another principal's."""
+        """A held client gives its place to a client of another principal."""
         self._feed(msg.Departed(waiter.id))
 
     def _now_known(self) -> Known:
@@ -199,7 +198,7 @@ class Satellite:
         self._feed(msg.Suspected())
 
     def reset(self) -> None:
-        """Somebody has acted: failures and sleep_problems are forgotten at once."""
+        """The operator has acted: forget failures and sleep problems at once."""
         self._feed(msg.Reset())
 
     def ask_to_sleep(self) -> None:
@@ -214,14 +213,14 @@ class Satellite:
         return self._machine.known.last_used(trio.current_time(), self._wall())
 
     def drain(self) -> None:
-        """Refuse waiters and new-comers."""
+        """Refuse the waiting clients, and those that come later."""
         self._draining = True
         self._feed(msg.Drain())
 
     # -- the awake budget --------------------------------------------------------------------------------------------
 
     def place(self) -> Holder | Request | None:
-        """What it is to the awake budget: it holds a place, asks for one, or neither."""
+        """Say how the awake budget sees it: it holds a place, asks for one, or neither."""
         known = self._machine.known
         if known.holds_place:
             leaving = known.state is SatelliteState.STOPPING
@@ -241,7 +240,7 @@ class Satellite:
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the satellite for ever. Started once it knows how its machine is, or that nobody can say."""
+        """Own the satellite for ever. It has started when the first look at the machine has ended, well or not."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             # Calls that an earlier nursery made have ended with it.
@@ -280,7 +279,7 @@ class Satellite:
     # -- the machine's inputs and actions ------------------------------------------------------------------------------
 
     def _feed(self, event: Input) -> None:
-        """Hand an input to the machine and do what it says. Never raises an Exception: who feeds is not to blame."""
+        """Hand an input to the machine and do what it says. Never raises an Exception, since the caller is not to blame."""
         try:
             self._step(event)
         except Exception as exc:
@@ -295,7 +294,7 @@ class Satellite:
         actions = self._machine.handle(event, now)
         for action in actions:
             self._carry_out(action, now)
-        # Told last, so that waits which end with a change count for the state that is left.
+        # Told last, so that a wait that ends with a change of state counts for the state that ended.
         for action in actions:
             if isinstance(action, msg.Moved):
                 self._tell(action, now)
@@ -310,7 +309,7 @@ class Satellite:
             self._on_step(self)
 
     def _broke(self, failure: Exception) -> None:
-        """The machine has failed in the middle of a step: it begins anew, UNKNOWN, with what is certain."""
+        """The state machine has failed in the middle of a step. A new one begins, UNKNOWN, with what is certain."""
         before, self._machine = self._machine, SatelliteMachine(self.rules)
         self._machine.take_over(
             before, leases=self._leases.granted, metered=self._leases.metered, draining=self._draining
@@ -334,7 +333,7 @@ class Satellite:
         self._broke(failure)
 
     async def _recover(self) -> None:
-        """Look at the machine once no call is under way that may change it, until there is a look to go on with."""
+        """Look at the machine, once no call is under way that may change it, until a look succeeds."""
         for failures in itertools.count():
             await trio.sleep(backed_off(LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, failures))
             if self._machine.known.busy:
@@ -372,7 +371,7 @@ class Satellite:
                 self.sleep_problems[problem] += 1
                 self._log("problem with sleep", {"problem": problem.value, "words": words}, logging.WARNING)
             case msg.Moved(before):
-                # It is told last, see `_feed`; but leases of what was operational are over before others are granted.
+                # `_step` tells it last. But the old leases are over before new ones are granted.
                 if before is SatelliteState.OPERATIONAL:
                     self._leases.lapse()
             case _:
@@ -413,7 +412,7 @@ class Satellite:
         listening = functools.partial(wait_listening, address, lambda words: self._feed(msg.ProbeFailed(words)))
         await self._whereabouts.wait_certain(listening, self._spawn_search)
         self._feed(msg.Ready())
-        # Those who waited are on their way; what follows is for the books.
+        # The waiting clients have their leases; what follows is for the ledger and the sleep mode.
         found = await self._resumes.detect(address)
         if scope is self._probe and self.state is SatelliteState.OPERATIONAL:
             self._facts.resumed(found)

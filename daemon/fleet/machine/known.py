@@ -1,6 +1,6 @@
-"""All that is known of one satellite, and the questions that can be answered from it. Pure; no answer changes anything.
+"""All that is known of one satellite, and the questions that can be answered from it. Pure: no answer changes anything.
 
-`SatelliteMachine` alone changes what stands here.
+Only `SatelliteMachine` changes what is kept here.
 """
 
 import math
@@ -61,7 +61,7 @@ class Known:
         self.draining = False
 
     def take_over(self, broken: "Known", *, leases: int, metered: int, draining: bool) -> None:
-        """Begin where the machine of the same satellite has broken, with what is certain beside the leases."""
+        """Start from what the broken machine of the same satellite knew for certain, and from the leases that live."""
         self.leases, self.metered = leases, metered
         self.busy, self.wakes = broken.busy, broken.wakes
         self.generation = broken.generation
@@ -75,7 +75,7 @@ class Known:
         return len(self.queue)
 
     def hopeless(self, now: float) -> BentpipeError | None:
-        """Why there is no use in waiting now; None if there is. If a look is near, a newcomer waits for that look."""
+        """Return why a new client should not wait; None if it should. If a look is near, it waits for that look."""
         if (self.state is S.UNKNOWN or self.is_gone) and self.looks.is_soon(now):
             return None
         if self.is_gone:
@@ -114,29 +114,29 @@ class Known:
 
     @property
     def is_gone(self) -> bool:
-        """Failed since there is no machine, and none is launched: it is looked for when somebody wants it."""
+        """It is FAILED because there is no machine and none may be launched. The next client leads to a new look."""
         return self.state is S.FAILED and self.machine_is(M.TERMINATED) and not self.may_launch
 
     @property
     def may_launch(self) -> bool:
-        """A machine that is marked as another's is still there: people say what it is, before a second one is paid for."""
+        """Whether a machine may be launched. If one is marked as another satellite's, an operator must act first."""
         return self.rules.launch and (self.machine is None or self.machine.fault is not Fault.FOREIGN)
 
     @property
     def is_blocked(self) -> bool:
-        """Failed by what people must mend: after a time it may be tried again."""
+        """It is FAILED because of something that people must mend. After a time it may be tried again."""
         return self.state is S.FAILED and not self.is_gone
 
     @property
     def look_at(self) -> float:
-        """When to look at the machine ourselves; infinity if there is no reason to."""
+        """When to ask for a look of our own; infinity if there is no reason to."""
         wanted = self.waiting > 0 and (self.state is S.UNKNOWN or self.is_gone)
         unsettled = self.state in WAKING and not self.busy and (self.probing or self.wake.is_unseen)
         return self.looks.due_at(wanted=wanted, unsettled=unsettled)
 
     @property
     def seen_machine(self) -> Machine:
-        """The newest look, where there must have been one. Raises AssertionError."""
+        """The newest look at the machine. Raises AssertionError if there was none, in a state that follows a look."""
         if self.machine is None:
             raise AssertionError(f"{self.state.name} with a machine that was never seen")
         return self.machine
@@ -157,9 +157,9 @@ class Known:
 
     @property
     def patience_ends_at(self) -> float:
-        """When those who wait are told that every attempt fails."""
-        in_vain = self.state in WAKING and not self.wake.came_up and self.reason_is_known
-        return self.troubles.patience_ends_at if in_vain else math.inf
+        """When the waiting clients are told that every attempt fails."""
+        no_success = self.state in WAKING and not self.wake.came_up and self.reason_is_known
+        return self.troubles.patience_ends_at if no_success else math.inf
 
     def wake_step(self, now: float) -> WakeCall | Failed | None:
         """What the wake under way needs now; None: nothing, or not yet."""
@@ -192,7 +192,7 @@ class Known:
 
     @property
     def is_unused(self) -> bool:
-        """Up, and nobody uses it. Quiet connections are no use if the rules say so."""
+        """It is OPERATIONAL and no client uses it. The rules say whether quiet connections count as use."""
         quiet = self.metered if self.rules.ends_quiet else 0
         return self.state is S.OPERATIONAL and self.leases == quiet and not self.busy
 
@@ -209,7 +209,7 @@ class Known:
         return self.sleep.evictable_at if self.renewing else self.sleep.sleep_at
 
     def next_deadline(self) -> float | None:
-        """When something is to be decided at the latest, if nothing happens before."""
+        """When the next Tick must come at the latest, if no other input comes before."""
         times = [self.queue.first_until, self.look_at]
         if self.reason_is_known:
             times.append(self.queue.first_tell)
@@ -248,7 +248,7 @@ class Known:
 
     @property
     def why_awake(self) -> str:
-        """Why it was not put to sleep though somebody asked for it, for the one who did."""
+        """Return why it was not put to sleep, for the caller that asked for it."""
         if self.leases or self.waiting:
             return f"the satellite is used: {self.leases} connections or reservations, {self.waiting} clients waiting"
         return "these are hours in which it is kept awake" if self.keep_awake else "the satellite is busy; try again"

@@ -1,14 +1,14 @@
 """The life of one satellite as a pure state machine: inputs and the time go in, actions come out.
 
-This class owns every move: no other module changes the state, answers a waiter or asks for a call. `known` has all that is
-known, and answers questions about it; `wake` and `descent` are the ways up and down as values, which decide; `states` has
-the tables, `messages` what goes in and out. Rules:
+This class owns every move: no other module changes the state, answers a waiter or asks for a call. `known` keeps all that is
+known, and answers questions about it. `wake` and `descent` are the ways up and down, as values that decide. `states` has the
+tables, and `messages` the inputs and actions. The rules:
 
 - At most one provider call is under way (`busy`). A lease is granted in OPERATIONAL only.
-- Sleep is decided in the same step that moves to STOPPING, with no waiter and no lease but quiet ones, which are then
-  ended; the stop call is made when the last of them is gone, and called off if somebody comes before.
-- A wake outlives its clients. A failed one is told to all waiters at once and remembered.
-- The provider is the truth about the machine: what others do to it arrives as `Seen` like everything else.
+- Sleep is decided in the step that moves to STOPPING. At that moment there is no waiter, and no lease except quiet ones. These
+  are ended, and the stop call is made when the last of them is gone. If a client comes before, the sleep is called off.
+- A wake goes on when its clients leave. If it fails, all waiters are told at once, and the failure is remembered.
+- The provider knows the truth about the machine. What others do to the machine arrives as `Seen`, as everything else does.
 """
 
 from typing import assert_never
@@ -42,16 +42,16 @@ class SatelliteMachine:
 
     def __init__(self, rules: Rules) -> None:
         self.known = Known(rules)
-        """For others to read. Nobody but this class changes them."""
+        """Others may read it. Only this class changes it."""
         self._traits = rules.traits
         self._actions: list[Action] = []
 
     def take_over(self, broken: "SatelliteMachine", *, leases: int, metered: int, draining: bool) -> None:
-        """Begin where another machine of the same satellite has broken, with what is certain beside the leases."""
+        """Start from what the broken machine of the same satellite knew for certain, and from the leases that live."""
         self.known.take_over(broken.known, leases=leases, metered=metered, draining=draining)
 
     def calls_ended(self, *, looks: bool) -> None:
-        """The call under way, and with `looks` the look too, has ended with its task: no input will tell its end."""
+        """The call under way has ended with its task, and with `looks` the look too. No input will tell their end."""
         self.known.busy = False
         if looks:
             self.known.looks.under_way = False
@@ -163,7 +163,7 @@ class SatelliteMachine:
                 known.sleep.reset()
                 known.troubles.clear()
                 if known.is_gone and known.rules.launch:
-                    self._move(S.SLEEP, "to be tried again")  # people have said that another may be launched
+                    self._move(S.SLEEP, "to be tried again")  # the operator has said that another may be launched
             case _:
                 assert_never(event)
 
@@ -257,7 +257,7 @@ class SatelliteMachine:
                 if known.state is S.FAILED and existed:
                     known.failures.forgive()  # it was about that machine
             case Meaning.RISEN:
-                pass  # what it means depends on our call: `_progress_descent`
+                pass  # `_progress_descent` decides by our call what it means
             case Meaning.ROSE:
                 known.failures.forgive()
                 others = "found up" if known.state is S.UNKNOWN else "started by others"
@@ -351,7 +351,7 @@ class SatelliteMachine:
                 self._wake_failed(Failed(consequence, error), now)
 
     def _came_down(self, machine: Machine, now: float) -> None:
-        """It was up, and is down before it was ready."""
+        """The machine was up, and went down before it was ready."""
         self.known.stops += self.known.has_called
         failed = came_down(machine, self.known.stops)
         if failed is not None:
@@ -375,7 +375,7 @@ class SatelliteMachine:
         self._move(S.FAILED if failed.consequence is Consequence.BLOCKED else S.SLEEP, f"wake failed: {failed.error}")
 
     def _give_up(self, failed: Failed, now: float) -> None:
-        """Remember the failure, and tell it to all who wait."""
+        """Remember the failure, and tell it to all waiters."""
         self.known.failures.remember(failed.consequence, failed.error, now)
         self._fail_all(self.known.failures.replay(now) or failed.error)
 
@@ -403,7 +403,7 @@ class SatelliteMachine:
             self._actions.append(msg.EndQuiet())
 
     def _fall(self, machine: Machine, now: float) -> None:
-        """Others stop it."""
+        """Others stop the machine."""
         self.known.stops += self.known.has_called
         self.known.descent = Descent.by_others(now + self._traits.stuck_stopping_s)
         self._move(S.STOPPING, machine.reason or "stopped by others")
@@ -459,7 +459,7 @@ class SatelliteMachine:
             self._call_off(f"sleep refused: {error}", now)
 
     def _call_off(self, cause: str, now: float) -> None:
-        """Nothing was stopped by us: serve again, unless the machine goes down all the same."""
+        """We have not stopped the machine: serve again, unless it goes down nevertheless."""
         if self.known.machine_is(M.RUNNING) and not self.known.descent.dropped:
             self._enter_operational(cause, now)
         else:

@@ -1,4 +1,4 @@
-"""What goes into the satellite's machine and what comes out: frozen values, no behaviour."""
+"""The inputs of the satellite's state machine, and its actions: frozen values without behaviour."""
 
 import dataclasses
 import enum
@@ -22,7 +22,7 @@ class SleepReason(enum.Enum):
 
 
 class SleepProblem(enum.Enum):
-    """What was learned of a machine that changes how it will be treated; counted and logged."""
+    """A finding about a machine that changes how it is put to sleep. Each is counted and logged."""
 
     CANNOT_HIBERNATE = "cannot hibernate: it is stopped instead"
     HIBERNATE_REFUSED = "hibernation was refused: it is stopped instead"
@@ -36,7 +36,7 @@ class SleepProblem(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Arrived:
-    """Somebody wants the satellite. `crowded`: it may not be held, since too many are; `words` say which.
+    """A client wants the satellite. `crowded`: it may not be held, since too many are; `words` name the limit.
 
     `since` is when it began to wait, if that was earlier: it is held from then on. `tell_by` is the last moment at which
     a reason for failure is still of use to it.
@@ -58,7 +58,7 @@ class Departed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Metered:
-    """A lease's traffic can be read from now on, and the lease can be ended."""
+    """From now on the traffic of a lease can be read, and the lease can be ended."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class StopDone:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StopWithdrawn:
-    """The stop call was not made: at the last moment somebody wanted the satellite."""
+    """The stop call was not made, since a client came at the last moment."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,55 +123,55 @@ class Suspected:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DescribeDone:
-    """The look that was asked for is over; what it saw came before as Seen. `error`: the provider could not say."""
+    """The look that was asked for is over. If it saw the machine, a Seen came before; otherwise `error` says why not."""
 
     error: ProviderError | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unseen:
-    """The provider's own watch cannot say how the machine is."""
+    """The provider could not say how the machine is, in one of its own rounds."""
 
     error: ProviderError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProbeFailed:
-    """The port does not answer yet, in these words; told when they change."""
+    """The port does not answer yet; `words` say why. The input comes again when they change."""
 
     words: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class KeepAwake:
-    """The hours in which it is to be awake begin or end."""
+    """The hours in which the satellite is kept awake begin or end."""
 
     wanted: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Renew:
-    """It has been hibernated for nearly as long as the provider allows."""
+    """The machine has been hibernated for nearly as long as its cloud allows."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlaceGranted:
-    """The awake budget has a place for it, now."""
+    """The awake budget has a place for the satellite now."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evict:
-    """The awake budget needs its place."""
+    """The awake budget needs the satellite's place."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SleepAsked:
-    """Somebody who may manage it wants it to sleep, unless it is used."""
+    """A caller that may manage the satellite wants it to sleep, unless a client uses it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reset:
-    """The operator has acted, or the configuration was read again: forget failures and sleep_problems."""
+    """The operator has acted, or the configuration was read again: forget failures and sleep problems."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class Tick:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Drain:
-    """The daemon takes nobody in any more."""
+    """The daemon accepts no more clients."""
 
 
 ClientsInput = Arrived | Departed | Metered | Released | Traffic | Drain
@@ -211,7 +211,7 @@ class Start:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Launch:
-    """Call the provider's launch; `generation` is one more after every machine that was lost."""
+    """Call the provider's launch. Each machine that was lost makes `generation` one larger."""
 
     generation: int
 
@@ -226,26 +226,26 @@ class Stop:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EndQuiet:
-    """End the metered leases, in good order or (`cut`) at once; their Released are waited for."""
+    """End the metered leases, in good order or (`cut`) at once. A Released follows for each."""
 
     cut: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Probe:
-    """Begin to look whether the port listens; ends a probe that is under way."""
+    """Begin to test whether the port listens, and end the probe under way."""
 
     address: Address
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EndProbe:
-    """Describe no more."""
+    """End the probe under way."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Describe:
-    """Ask the provider how the machine is now; DescribeDone follows."""
+    """Ask the provider how the machine is now. A DescribeDone follows."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -266,7 +266,7 @@ class Fail:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Moved:
-    """The state has changed: for logs and books."""
+    """The state has changed, which the log and the ledger are told."""
 
     before: SatelliteState
     after: SatelliteState
@@ -275,7 +275,7 @@ class Moved:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProblemFound:
-    """Something about this machine is worth an operator's attention."""
+    """An operator should know this about the machine."""
 
     problem: SleepProblem
     words: str

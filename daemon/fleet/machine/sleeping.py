@@ -77,7 +77,7 @@ class SleepPolicy:
         if asked is not None:
             self._failures = 0
         if asked is SleepMode.HIBERNATE and machine.state is MachineState.STOPPED:
-            return self._in_vain(ProblemFound(SleepProblem.FELL_BACK, machine.reason), now)
+            return self._kept_nothing(ProblemFound(SleepProblem.FELL_BACK, machine.reason), now)
         return []
 
     def resume_detected(self, resume: Resume, now: float) -> list[ProblemFound]:
@@ -85,7 +85,7 @@ class SleepPolicy:
         if resume is Resume.RESUMED:
             self._vain = 0
         elif resume is Resume.COLD and self._slept_in is MachineState.HIBERNATED:
-            return self._in_vain(ProblemFound(SleepProblem.COLD_RESUME, ""), now)
+            return self._kept_nothing(ProblemFound(SleepProblem.COLD_RESUME, ""), now)
         return []
 
     def reset(self) -> None:
@@ -98,7 +98,7 @@ class SleepPolicy:
         self._mode = SleepMode.STOP
         self._stops_since = now
 
-    def _in_vain(self, found: ProblemFound, now: float) -> list[ProblemFound]:
+    def _kept_nothing(self, found: ProblemFound, now: float) -> list[ProblemFound]:
         self._vain += 1
         if self._vain >= VAIN_HIBERNATIONS:
             self._stop_from_now_on(now)
