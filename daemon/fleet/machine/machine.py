@@ -5,8 +5,8 @@ known, and answers questions about it. `wake` and `descent` are the ways up and 
 tables, and `messages` the inputs and actions. The rules:
 
 - At most one provider call is under way (`busy`). A lease is granted in OPERATIONAL only.
-- Sleep is decided in the step that moves to STOPPING. At that moment there is no waiter, and no lease except quiet ones. These
-  are ended, and the stop call is made when the last of them is gone. If a client comes before, the sleep is called off.
+- Sleep is decided in the step that moves to STOPPING. At that moment there is no waiter, and no lease except quiet ones.
+  These are ended, and the stop call is made when the last of them is gone. If a client comes before, sleep is called off.
 - A wake goes on when its clients leave. If it fails, all waiters are told at once, and the failure is remembered.
 - The provider knows the truth about the machine. What others do to the machine arrives as `Seen`, as everything else does.
 """
