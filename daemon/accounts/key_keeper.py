@@ -88,7 +88,7 @@ class KeyKeeper:
 
     async def _take(self, key: SigningKey) -> None:
         if self._store is None or not self._lead_s:
-            self._sign_with(key)  # no other host has to know it, so a store that fails is not a reason to wait
+            self._sign_with(key)  # no other host has to know it: it need not wait for the store
             self._published_at = float("-inf")
             await self._publish(key)
             return

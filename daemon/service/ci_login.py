@@ -6,6 +6,7 @@ It runs in a CI job, far from any daemon. The package `id` (Sigstore's and PyPI'
 import json
 import os
 import ssl
+import time
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ from bentpipe.daemon.errors import BentpipeError, Source
 TIMEOUT_S = EXCHANGE_DEADLINE_S + 10.0
 ATTEMPTS = 3
 """Of the exchange, where nobody answers or the answer is that it may work later. Each asks the CI for a token of its own."""
+PAUSE_S = 1.0
 LATER = (429, 500, 502, 503, 504)
 OK = 200
 ANSWER_BYTES = 64 << 10
@@ -50,11 +52,12 @@ def _exchanged(url: str, audience: str, context: ssl.SSLContext) -> str:
             status, words = _post(url, _id_token(audience), context)
         except (urllib3.exceptions.HTTPError, OSError) as exc:
             words = str(exc)
-            continue
-        if status == OK:
-            return _token_in(words, url)
-        if status not in LATER:
-            break
+        else:
+            if status == OK:
+                return _token_in(words, url)
+            if status not in LATER:
+                break
+        time.sleep(PAUSE_S)
     raise CiLoginError(f"{url}: {words}")
 
 

@@ -2,7 +2,8 @@
 
     run_daemon > providers > satellites' processes, looks at EC2
                > fleet > one nursery a satellite
-               > hand-off, engine watch, deadlines, certificates, recorder, tokens, coordination, control, metrics
+               > hand-off, engine watch, deadlines, certificates, recorder, coordination, control, metrics
+               > tokens, signing key, OIDC keys
                > sessions > one task a connection until its hand-off
                           > listeners
 

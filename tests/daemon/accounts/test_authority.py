@@ -5,10 +5,13 @@ import itertools
 import time
 
 import pytest
+from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bentpipe.config.accounts import OidcRuleSection, TokenSection
+from beds.client_certificates import certificate
+from bentpipe.config.accounts import CertificateSection, OidcRuleSection, TokenSection
+from bentpipe.daemon.accounts import admission as admission_module
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.accounts.authority import TableAuthority
 from bentpipe.daemon.accounts.certificates import Certificates
@@ -256,6 +259,49 @@ def test_an_access_lists_the_tokens_of_its_principal() -> None:
         assert access.email.count("@") == 1
         assert not access.writes
     assert bed.authority.authenticate(Credentials("manager")).writes
+
+
+def test_a_token_and_a_certificate_must_both_allow_what_is_done() -> None:
+    bed = Bed()
+    der = certificate(x509.RFC822Name("dev@example.com"))
+    section = CertificateSection.model_validate(
+        {"name": "dev", "san": "EMAIL:dev@example.com", "grants": ["acme/b*"], "scopes": ["manage"]}
+    )
+    exchange = Exchange(bed.admission, [], [], None)
+    authority = TableAuthority(bed.admission, Certificates([section]), exchange, session_life_s=HOUR_S)
+    alone = authority.authenticate(Credentials(None, der))
+    assert (alone.name, alone.writes, alone.may(Scope.MANAGE, "acme", "b1")) == ("dev", True, True)
+    both = authority.authenticate(Credentials("user", der))
+    assert (both.name, both.writes) == ("user", False)
+    assert both.may(Scope.USE, "acme", "b1")
+    assert not both.may(Scope.USE, "acme", "x")
+    assert not both.may(Scope.MANAGE, "acme", "b1")
+    with pytest.raises(Unauthenticated):
+        authority.authenticate(Credentials("bad", der))
+    stranger = certificate(x509.RFC822Name("somebody@example.com"))
+    with pytest.raises(Unauthenticated):
+        authority.authenticate(Credentials(None, stranger))
+    assert authority.authenticate(Credentials("user", stranger)).may(Scope.USE, "acme", "x")
+
+
+def test_a_token_whose_end_comes_nearer_ends_its_sessions_then() -> None:
+    bed = Bed()
+    session = bed.session("user")
+    bed.admission.replace_stored([stored("user", expires_us=int((bed.now + 10) * 1e6))])
+    assert bed.may(session, Scope.USE, "acme", "x") is True
+    bed.now += 10
+    assert bed.may(session, Scope.USE, "acme", "x") is Unauthenticated
+    bed.admission.replace_stored([stored("user", expires_us=int((bed.now - 1) * 1e6))])
+    assert bed.may(session, Scope.USE, "acme", "x") is Unauthenticated
+
+
+def test_what_sessions_stand_for_is_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission_module, "CACHED_SESSIONS", 3)
+    bed = Bed()
+    for _ in range(2):
+        for token in [bed.session("user") for _ in range(10)]:
+            assert bed.may(token, Scope.USE, "acme", "x") is True
+            assert len(bed.admission._by_session) <= 3
 
 
 GRANTS = st.builds(lambda org, name, star: f"{org}/{name}{star}", NAMES, NAMES, st.sampled_from(["", "*"])) | NAMES.map(

@@ -6,9 +6,8 @@ import itertools
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from beds.client_certificates import certificate
 from bentpipe.config.accounts import CertificateSection, TokenSection
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.accounts.certificates import Certificates, subject_names
@@ -19,16 +18,6 @@ from bentpipe.proto.request import MetadataError, RouteRequest, parse_request
 
 DOMAIN = "sat.example"
 ONE, TWO = SatelliteKey("acme", "one"), SatelliteKey("acme", "two")
-
-
-def certificate(*names: x509.GeneralName) -> bytes:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ci.example")])
-    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now)
-    if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
 KNOWN = certificate(x509.DNSName("CI.example"))
@@ -212,3 +201,26 @@ def test_spellings_that_cannot_be_used(fields: tuple[tuple[str, str], ...], word
 def test_metadata_that_cannot_be_used(fields: tuple[tuple[bytes, bytes], ...]) -> None:
     with pytest.raises(MetadataError):
         parse_request(((b":method", b"POST"), (b":path", b"/s/m"), *fields))
+
+
+def test_a_claim_ends_with_its_token() -> None:
+    now = [100.0]
+    ends = datetime.datetime.fromtimestamp(200, datetime.UTC)
+    section = TokenSection(name="t", hash=hashed(b"t"), grants=("acme/*",), expires=ends)
+    identities = Identities(Admission([section], now=lambda: now[0]), Certificates([]))
+    claim = identities.identify(RouteRequest("/s/m", ("acme", "one"), "t"), TlsIdentity(), None)
+    identities.check_again(claim)
+    now[0] = 200.0
+    with pytest.raises(Unauthenticated, match="expired"):
+        identities.check_again(claim)
+
+
+@pytest.mark.parametrize("scopes", [("use",), ("manage",), ("use", "manage")])
+def test_a_certificate_has_scopes(scopes: tuple[str, ...]) -> None:
+    section = CertificateSection.model_validate(
+        {"name": "dev", "fingerprint": hashed(PINNED), "grants": ["acme/*"], "scopes": scopes}
+    )
+    principal = Certificates([section]).find(PINNED)
+    assert principal is not None
+    assert {scope.value for scope in principal.scopes} == {"use", *scopes}
+    assert principal.credentials == ("certificate:dev",)
