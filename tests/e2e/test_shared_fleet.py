@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from beds.hosts.wires import CutWire
 from beds.machines.emulator_calls import free_port
 from beds.peers.clients import GrpcioClient
 from beds.stores.dynamodb_server import DynamoDbServer
+from bentpipe.daemon.api.client import Server, call
 from bentpipe.daemon.coordination.dynamodb import DynamoRows
 from bentpipe.daemon.coordination.rows import Row
 from bentpipe.daemon.ledger.contract import Interval
@@ -34,6 +36,7 @@ from bentpipe.daemon.store.dynamodb_table import Table
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 from bentpipe.daemon.testbed.edge_host import complete_lines
+from bentpipe.proto import compute_pb2 as pb
 
 TOKEN = "bp_test"
 PROGRAM = Path(sys.executable).with_name("bentpipe")
@@ -102,6 +105,7 @@ log_format = "json"
 drain_deadline = "100ms"
 [[listener]]
 address = "127.0.0.1:0"
+api = true
 [store]
 kind = "dynamodb"
 table = "{self.table_name}"
@@ -208,6 +212,27 @@ def test_two_hundred_clients_over_three_hosts_wake_it_once(world: World) -> None
         check=True,
     )
     assert json.loads(report.stdout)["everything"]["wakes"] == 1
+
+
+def test_a_hundred_reserves_over_two_hosts_start_it_once(world: World) -> None:
+    """Each caller hears states in a legal order, and the satellite is kept awake for each host's callers."""
+
+    def reserve(daemon: Daemon) -> list[str]:
+        server = Server(f"http://127.0.0.1:{daemon.port}", TOKEN)
+        request = pb.ReserveSatelliteRequest(org_id=KEY.org, name=KEY.name)
+        answers = call(server, "/api.public.compute.Compute/ReserveSatellite", request, pb.ReserveSatelliteResponse)
+        return [pb.SatelliteStatus.Name(each.status).removeprefix("SATELLITE_STATUS_") for each in answers]
+
+    with world.daemon("edge-0", "1s") as first, world.daemon("edge-1", "1s") as second:
+        with ThreadPoolExecutor(100) as pool:
+            streams = list(pool.map(reserve, [first, second] * 50))
+        assert world.calls("StartInstances") == 1
+        assert world.cloud.control.starts(instance_id=world.instance_id) == 1
+        for states in streams:
+            assert re.fullmatch("(SLEEP )?(STARTING )*OPERATIONAL", " ".join(states)), states
+        time.sleep(3.0)
+        assert not world.is_asleep(), "it is reserved, though sleep_after is over"
+        assert {each.partition("/")[0] for each in world.row().entered} == {"edge-0", "edge-1"}
 
 
 def test_an_owner_that_is_killed_while_it_starts_is_replaced(world: World) -> None:
