@@ -11,9 +11,9 @@ from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
 
-PATHS = (b"/api.public.",)
-"""What the paths of a connection's first request begin with that is the API's: Compute, LogStream, and what the Earthly CLI
-asks for beside, which is UNIMPLEMENTED."""
+PATHS = (b"/api.public.", b"/grpc.reflection.")
+"""What the paths of a connection's first request begin with that is the API's: Compute, LogStream, other services that the
+Earthly CLI asks for, which are UNIMPLEMENTED, and server reflection."""
 
 
 class Api:

@@ -8,6 +8,7 @@ from bentpipe.config.model import Config, SatelliteSection
 from bentpipe.daemon.accounts.contract import Authority
 from bentpipe.daemon.api import logstream
 from bentpipe.daemon.api.compute import Compute, Specs
+from bentpipe.daemon.api.reflection import Reflection
 from bentpipe.daemon.api.reservations import Reservations
 from bentpipe.daemon.api.server import Api
 from bentpipe.daemon.api.statuses import StateBoard
@@ -15,6 +16,7 @@ from bentpipe.daemon.edge.outcomes import ConnectionCounters
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.tasks import Owner, run_owned
+from bentpipe.proto import compute_pb2, logstream_pb2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,7 +35,9 @@ def make_api(config: Config, fleet: Fleet, authority: Authority, counters: Conne
     """Make the API, for every listener that is configured for it."""
     specs = {SatelliteKey(section.org, section.name): _specs_of(section) for section in config.satellite}
     compute = Compute(fleet, specs, news.states, news.reservations, config.api.satellite_address)
-    return Api({**compute.methods, **logstream.METHODS}, authority, counters, config.limits.stranger_age_s)
+    reflection = Reflection([compute_pb2.DESCRIPTOR, logstream_pb2.DESCRIPTOR])
+    methods = {**compute.methods, **logstream.METHODS, **reflection.methods}
+    return Api(methods, authority, counters, config.limits.stranger_age_s)
 
 
 def _specs_of(section: SatelliteSection) -> Specs:
