@@ -1,4 +1,5 @@
-"""The command line. Parses arguments, calls one function a command, and turns its result into words and an exit code."""
+"""The command line. It parses arguments, calls one function for each command, and turns its result into
+messages and an exit code. It must never do the work itself."""
 
 import contextlib
 import json
@@ -27,6 +28,14 @@ DEMO_EXTRA = ("grpc", "trustme")
 """Modules that only the demo needs: an installation has them with `bentpipe[demo]`."""
 
 CONFIG_PATH = click.Path(path_type=Path, dir_okay=False)
+store_config = click.option(
+    "--config",
+    "config_path",
+    type=CONFIG_PATH,
+    required=True,
+    help="The configuration, which says where the store is.",
+)
+"""The option of every command that works on the store."""
 SCOPES = get_args(ScopeName)
 
 
@@ -56,7 +65,8 @@ def serve(config_path: Path) -> None:
 
     Exit codes: 0 drained, 2 wrong configuration or a port that is taken, 3 drained but connections were cut.
     """
-    # By default they end a process; the daemon hears them once it has read all that they would have it read again.
+    # By default these signals end a process. The daemon handles them once it has read everything that they make it read
+    # again.
     for number in (signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)
     from bentpipe.daemon.service.serve import run_serve
@@ -83,7 +93,7 @@ def check(config_path: Path) -> None:
     except ConfigErrors as exc:
         click.echo(str(exc), err=True)
         sys.exit(EXIT_CONFIG)
-    except OSError as exc:  # TooFewDescriptors, or a signing key that is not one
+    except OSError as exc:  # TooFewDescriptors, or a file that is not a signing key
         click.echo(f"{config_path}: {exc}", err=True)
         sys.exit(EXIT_CONFIG)
     click.echo(f"{config_path}: fine: {len(config.listener)} listeners, {len(config.satellite)} satellites")
@@ -111,7 +121,7 @@ def token_new(name: str, grants: tuple[str, ...]) -> None:
 
 
 @token.command("add")
-@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
+@store_config
 @click.option("--name", required=True, help="The principal's name in logs.")
 @click.option(
     "--grant", "grants", multiple=True, required=True, help="ORG/NAME, ORG/PREFIX* or ORG/*; may be repeated."
@@ -143,7 +153,7 @@ def token_add(
 
 
 @token.command("list")
-@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
+@store_config
 def token_list(config_path: Path) -> None:
     """Print every token: name, source, grants, scopes, end, principal."""
     from bentpipe.daemon.service.tokens import run_token_list
@@ -153,11 +163,11 @@ def token_list(config_path: Path) -> None:
 
 
 @token.command("revoke")
-@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
-@click.option("--cut", is_flag=True, help="Cut what was opened by it, too, on every host of the fleet.")
+@store_config
+@click.option("--cut", is_flag=True, help="Also cut the connections that it has opened, on every host of the fleet.")
 @click.argument("name")
 def token_revoke(config_path: Path, name: str, *, cut: bool) -> None:
-    """Forget a token of the store; without --cut those who have shown it already keep their connections."""
+    """Delete a token from the store. Without --cut, connections that it has opened stay."""
     from bentpipe.daemon.service.tokens import run_token_revoke
 
     with _telling_mistakes():
@@ -171,7 +181,11 @@ def oidc() -> None:
 
 @oidc.command("rules")
 @click.option(
-    "--config", "config_path", type=CONFIG_PATH, required=True, help="Has the rules, and says where the store is."
+    "--config",
+    "config_path",
+    type=CONFIG_PATH,
+    required=True,
+    help="The configuration, which has the rules and the store.",
 )
 def oidc_rules(config_path: Path) -> None:
     """Print every rule: name, issuer, claims, grants, and whether it is revoked."""
@@ -183,13 +197,17 @@ def oidc_rules(config_path: Path) -> None:
 
 @oidc.command("revoke")
 @click.option(
-    "--config", "config_path", type=CONFIG_PATH, required=True, help="Has the rules, and says where the store is."
+    "--config",
+    "config_path",
+    type=CONFIG_PATH,
+    required=True,
+    help="The configuration, which has the rules and the store.",
 )
 @click.option(
     "--rule", help="Refuse all that was given out by this rule, and give out no more until it is allowed again."
 )
 @click.option("--exchange", "exchange_id", help="Refuse what one job got; the log has the id of each exchange.")
-@click.option("--cut", is_flag=True, help="Cut what was opened by it, too, on every host of the fleet.")
+@click.option("--cut", is_flag=True, help="Also cut the connections that it has opened, on every host of the fleet.")
 def oidc_revoke(config_path: Path, rule: str | None, exchange_id: str | None, *, cut: bool) -> None:
     """Revoke a rule or a single exchange; running daemons know it at once."""
     from bentpipe.daemon.service.oidc import run_exchange_revoke, run_rule_revoke
@@ -204,7 +222,7 @@ def oidc_revoke(config_path: Path, rule: str | None, exchange_id: str | None, *,
 
 
 @oidc.command("allow")
-@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
+@store_config
 @click.option("--rule", required=True, help="A rule that was revoked.")
 def oidc_allow(config_path: Path, rule: str) -> None:
     """Let a rule give out tokens again. What it gave out before stays refused."""
@@ -224,7 +242,9 @@ def oidc_allow(config_path: Path, rule: str) -> None:
     help="Of an edge host: https://HOST:PORT.",
 )
 @click.option("--audience", default="bentpipe", show_default=True, help="As [[oidc_issuer]] says it.")
-@click.option("--ca", type=CONFIG_PATH, envvar="SSL_CERT_FILE", help="Who signs the server's certificate, in PEM.")
+@click.option(
+    "--ca", type=CONFIG_PATH, envvar="SSL_CERT_FILE", help="The authority that signs the server's certificate, in PEM."
+)
 @click.option("--env-file", type=CONFIG_PATH, help="Add EARTHLY_TOKEN=… to this file instead of printing the token.")
 def login(server: str, audience: str, ca: Path | None, env_file: Path | None, *, ci: bool) -> None:
     """Get a token for this CI job, once for each job; it lasts as long as the job may."""
@@ -240,7 +260,7 @@ def org() -> None:
 
 
 @org.command("add")
-@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
+@store_config
 @click.argument("name")
 def org_add(config_path: Path, name: str) -> None:
     """Make an org, or allow one again that was revoked."""
@@ -251,7 +271,7 @@ def org_add(config_path: Path, name: str) -> None:
 
 
 @org.command("list")
-@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
+@store_config
 def org_list(config_path: Path) -> None:
     """Print every org: name, source, and whether it is revoked."""
     from bentpipe.daemon.service.orgs import run_org_list
@@ -261,7 +281,7 @@ def org_list(config_path: Path) -> None:
 
 
 @org.command("revoke")
-@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says where the store is.")
+@store_config
 @click.option("--cut", is_flag=True, help="Cut the connections to its satellites, too, on every host of the fleet.")
 @click.argument("name")
 def org_revoke(config_path: Path, name: str, *, cut: bool) -> None:
@@ -273,9 +293,11 @@ def org_revoke(config_path: Path, name: str, *, cut: bool) -> None:
 
 
 @main.command()
-@click.option("--config", "config_path", type=CONFIG_PATH, help="Says where the daemon's socket is.")
-@click.option("--principal", help="All that were opened in the name of this token or certificate.")
-@click.option("--satellite", help="All to this satellite, ORG/NAME.")
+@click.option(
+    "--config", "config_path", type=CONFIG_PATH, help="The configuration, which says where the daemon's socket is."
+)
+@click.option("--principal", help="Cut the connections of this token or certificate.")
+@click.option("--satellite", help="Cut the connections to this satellite, ORG/NAME.")
 def cut(config_path: Path | None, principal: str | None, satellite: str | None) -> None:
     """Cut live connections through the daemon of this host. A client may connect again at once."""
     from bentpipe.daemon.service.cutting import run_cut
@@ -290,7 +312,9 @@ def store() -> None:
 
 
 @store.command("init")
-@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="Says which table.")
+@click.option(
+    "--config", "config_path", type=CONFIG_PATH, required=True, help="The configuration, which names the table."
+)
 def store_init(config_path: Path) -> None:
     """Make the DynamoDB table that the hosts of a fleet share, if it is not there."""
     from bentpipe.daemon.service.stores import run_store_init
@@ -301,7 +325,7 @@ def store_init(config_path: Path) -> None:
 
 @contextlib.contextmanager
 def _telling_mistakes() -> Iterator[None]:
-    """End with what is wrong, in words, and EXIT_CONFIG."""
+    """Print the error, and end with EXIT_CONFIG."""
     from bentpipe.daemon.errors import BentpipeError
 
     try:
@@ -334,7 +358,10 @@ def _asking(command: Callable[P, None]) -> Callable[P, None]:
         click.option("--token", envvar="EARTHLY_TOKEN", required=True, show_envvar=True, help="Who asks."),
         click.option("--org", envvar="EARTHLY_ORG", required=True, show_envvar=True, help="Whose satellites."),
         click.option(
-            "--ca", type=CONFIG_PATH, envvar="SSL_CERT_FILE", help="Who signs the server's certificate, in PEM."
+            "--ca",
+            type=CONFIG_PATH,
+            envvar="SSL_CERT_FILE",
+            help="The authority that signs the server's certificate, in PEM.",
         ),
         click.option("--json", "as_json", is_flag=True, help="For programs; states as one object in each line."),
     )
@@ -395,20 +422,25 @@ def sat_sleep(server: str, token: str, org: str, ca: Path | None, name: str, *, 
 
 @main.command()
 def doctor() -> None:
-    """Say what this machine has and lacks, one line each, with the remedy."""
+    """Print what this machine has and lacks, one line each, with the remedy."""
     from bentpipe.daemon.service.doctor import run_doctor
 
     sys.exit(run_doctor())
 
 
 @main.command()
-@click.option("--config", "config_path", type=CONFIG_PATH, help="Says where the ledger is, and the prices.")
+@click.option(
+    "--config",
+    "config_path",
+    type=CONFIG_PATH,
+    help="The configuration, which has the prices and says where the ledger is.",
+)
 @click.option("--since", default="30d", show_default=True, help='"24h" ago, or a date or time (UTC).')
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.option("--svg", type=CONFIG_PATH, help="Write the timeline as a picture.")
 @click.option("--png", type=CONFIG_PATH, help="The same as PNG; needs Pillow.")
 def report(config_path: Path | None, since: str, as_json: bool, svg: Path | None, png: Path | None) -> None:
-    """Say who was awake for how long, what it cost and saved, and how long wakes took."""
+    """Print which satellite was awake for how long, what that cost and saved, and how long wakes took."""
     from bentpipe.daemon.service.report import run_report
 
     with _telling_mistakes():
@@ -416,9 +448,9 @@ def report(config_path: Path | None, since: str, as_json: bool, svg: Path | None
 
 
 @main.command()
-@click.option("--ec2", is_flag=True, help="With an emulator of EC2 as the cloud.")
+@click.option("--ec2", is_flag=True, help="Use an emulator of EC2 as the cloud.")
 def demo(ec2: bool) -> None:
-    """Run the whole path on this machine, with real gRPC peers and no cloud; ends by itself."""
+    """Run the whole path on this machine, with real gRPC peers and without a cloud. It ends by itself."""
     try:
         from bentpipe.daemon.demo.ec2_story import run_ec2_demo
         from bentpipe.daemon.demo.story import run_demo
