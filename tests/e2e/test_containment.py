@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from beds.peers.clients import CallError, GrpcioClient
+from beds.peers.edge_clients import call_once, client_of
 from bentpipe.daemon.service.token import hash_token
 from bentpipe.daemon.testbed.edge_host import ORG, CloudSatellite, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
@@ -18,25 +18,9 @@ EC2 = '[ec2]\nregion = "eu-central-1"\nendpoint = "http://127.0.0.1:1"\nsweep = 
 HOLD = 'hold_limit = "6s"'
 
 
-def client(edge: EdgeHost, satellite: str, token: str | None = None) -> GrpcioClient:
-    metadata = (("satellite_name", satellite), ("satellite_org", ORG), ("satellite_token", token or edge.token))
-    return GrpcioClient(edge.port, edge.ca_pem, metadata)
-
-
-def call(edge: EdgeHost, satellite: str, token: str | None = None) -> tuple[GrpcStatus, str]:
-    opened = client(edge, satellite, token)
-    try:
-        opened.unary("Echo", b"hello")
-    except CallError as exc:
-        return GrpcStatus(exc.code), exc.details
-    finally:
-        opened.close()
-    return GrpcStatus.OK, ""
-
-
 def wait_answer(edge: EdgeHost, satellite: str, token: str, wanted: GrpcStatus) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while (found := call(edge, satellite, token)[0]) is not wanted:
+    while (found := call_once(edge, satellite, token)[0]) is not wanted:
         assert time.monotonic() < deadline, found
         time.sleep(0.2)
 
@@ -73,9 +57,9 @@ def test_missing_credentials_concern_their_satellites_alone(tmp_path: Path, prof
         DemoSatellite("local"),
     ]
     with EdgeHost(satellites, sleep_after_s=600, settings=EC2, environment=aws_profile(tmp_path, profile)) as edge:
-        build = client(edge, "local")
+        build = client_of(edge, "local")
         assert build.unary("Echo", b"before") == b"before"
-        status, words = call(edge, "cloud")
+        status, words = call_once(edge, "cloud")
         assert status in (GrpcStatus.UNAVAILABLE, GrpcStatus.FAILED_PRECONDITION)
         assert "cloud" in words, "the reason is the provider's"
         assert "/nonexistent" not in words, "our host's files are not a client's business"
@@ -103,12 +87,12 @@ def test_a_web_identity_file_that_goes_while_a_build_runs(tmp_path: Path) -> Non
         settings=EC2,
         environment=aws_profile(tmp_path, f"credential_process = {tool}"),
     ) as edge:
-        build = client(edge, "local")
+        build = client_of(edge, "local")
         assert build.unary("Echo", b"before") == b"before"
         tool.unlink()
         time.sleep(5)  # several sweeps
         assert build.unary("Echo", b"after") == b"after"
-        assert call(edge, "local")[0] is GrpcStatus.OK
+        assert call_once(edge, "local")[0] is GrpcStatus.OK
         build.close()
         assert edge.stop() == 0
 
@@ -120,7 +104,7 @@ def test_a_malformed_token_row_grants_nothing_and_ends_nothing(tmp_path: Path) -
     ledger = tmp_path / "ledger.sqlite"
     secrets = {"good": "bp_good", "bad": "bp_bad"}
     with EdgeHost([DemoSatellite("local")], sleep_after_s=600, ledger=ledger) as edge:
-        build = client(edge, "local")
+        build = client_of(edge, "local")
         assert build.unary("Echo", b"before") == b"before"
         with sqlite3.connect(ledger, timeout=20) as db:
             for name, secret in secrets.items():
@@ -133,13 +117,13 @@ def test_a_malformed_token_row_grants_nothing_and_ends_nothing(tmp_path: Path) -
             with sqlite3.connect(ledger, timeout=20) as db:
                 db.execute(f"UPDATE token SET {column} = {value} WHERE hash <> ?", (hash_token(secrets["good"]),))
             wait_answer(edge, "local", secrets["bad"], GrpcStatus.UNAUTHENTICATED)
-            assert call(edge, "local", secrets["good"])[0] is GrpcStatus.OK
+            assert call_once(edge, "local", secrets["good"])[0] is GrpcStatus.OK
         assert build.unary("Echo", b"after") == b"after"
         build.close()
         assert edge.stop() == 0
         told = [record for record in edge.records() if record["message"] == "a row is left out"]
         assert 1 <= len(told) <= 3, told
     with EdgeHost([DemoSatellite("local")], sleep_after_s=600, ledger=ledger) as edge:  # and it starts again
-        assert call(edge, "local", secrets["good"])[0] is GrpcStatus.OK
-        assert call(edge, "local", secrets["bad"])[0] is GrpcStatus.UNAUTHENTICATED
+        assert call_once(edge, "local", secrets["good"])[0] is GrpcStatus.OK
+        assert call_once(edge, "local", secrets["bad"])[0] is GrpcStatus.UNAUTHENTICATED
         assert edge.stop() == 0

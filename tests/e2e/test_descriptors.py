@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from beds.peers.clients import CallError, GrpcioClient
+from beds.peers.edge_clients import client_of, status_of
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
 
@@ -53,22 +53,6 @@ class Manager:
 @pytest.fixture
 def manager(tmp_path: Path) -> Manager:
     return Manager(tmp_path)
-
-
-def client(edge: EdgeHost, satellite: str) -> GrpcioClient:
-    metadata = (("satellite_name", satellite), ("satellite_org", ORG), ("satellite_token", edge.token))
-    return GrpcioClient(edge.port, edge.ca_pem, metadata)
-
-
-def status_of(edge: EdgeHost, satellite: str) -> GrpcStatus:
-    opened = client(edge, satellite)
-    try:
-        opened.unary("Echo", b"hello")
-    except CallError as exc:
-        return GrpcStatus(exc.code)
-    finally:
-        opened.close()
-    return GrpcStatus.OK
 
 
 def wait_status(edge: EdgeHost, satellite: str, wanted: GrpcStatus) -> None:
@@ -126,7 +110,7 @@ def test_a_crowd_takes_no_descriptor_that_the_daemon_needs(manager: Manager) -> 
         [shared] = [record for record in edge.records() if record["message"] == "descriptors"]
         assert shared["limit"] == LIMIT, "it is raised to the hard limit"
         assert resource.prlimit(edge.pid, resource.RLIMIT_NOFILE) == (LIMIT, LIMIT)
-        build = client(edge, "one")
+        build = client_of(edge, "one")
         assert build.unary("Echo", b"before") == b"before"
         began = time.monotonic()
         crowd = Crowd(edge.port, CROWD)
@@ -188,7 +172,7 @@ def test_old_strangers_go_when_there_is_no_descriptor_for_a_client() -> None:
 def test_a_limit_that_is_lowered_under_the_daemon_ends_nothing(manager: Manager) -> None:
     """As a leak would: no descriptor is left for anything at all."""
     with EdgeHost(SATELLITES, sleep_after_s=600, settings=settings(), environment=manager.environment()) as edge:
-        build = client(edge, "one")
+        build = client_of(edge, "one")
         assert build.unary("Echo", b"before") == b"before"
         began = time.monotonic()
         for soft in (open_files(edge.pid), 3):
@@ -208,7 +192,7 @@ def test_a_limit_that_is_lowered_under_the_daemon_ends_nothing(manager: Manager)
 
 def test_a_daemon_without_a_descriptor_ends_when_it_is_told_to(manager: Manager) -> None:
     with EdgeHost(SATELLITES, sleep_after_s=600, drain_deadline_s=1, environment=manager.environment()) as edge:
-        build = client(edge, "one")
+        build = client_of(edge, "one")
         assert build.unary("Echo", b"before") == b"before"
         resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (3, 20_000))
         crowd = Crowd(edge.port, 20)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from beds.hosts.edge_daemons import config_text, edge_daemon
-from beds.peers.clients import CallError, GrpcioClient
+from beds.peers.clients import CallError
+from beds.peers.edge_clients import status_of, wait_status
 from bentpipe.daemon.coordination.shared import START_DEADLINE_S
 from bentpipe.daemon.ledger.recorder import BEAT_S
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
@@ -92,26 +93,6 @@ def add_token(edge: EdgeHost) -> str:
     return added.stdout.split()[-1]
 
 
-def answer(edge: EdgeHost, satellite: str, token: str) -> GrpcStatus:
-    metadata = (("satellite_name", satellite), ("satellite_org", ORG), ("satellite_token", token))
-    client = GrpcioClient(edge.port, edge.ca_pem, metadata)
-    try:
-        client.unary("Echo", b"hello")
-    except CallError as exc:
-        return GrpcStatus(exc.code)
-    finally:
-        client.close()
-    return GrpcStatus.OK
-
-
-def wait_answer(edge: EdgeHost, token: str, wanted: GrpcStatus, deadline_s: float) -> None:
-    deadline = time.monotonic() + deadline_s
-    while answer(edge, "one", token) is not wanted:
-        if time.monotonic() > deadline:
-            pytest.fail(f"{wanted} did not come")
-        time.sleep(0.1)
-
-
 def ends_in_time(edge: EdgeHost) -> None:
     began = time.monotonic()
     assert edge.stop() == 0
@@ -125,12 +106,12 @@ def test_a_disk_that_hangs_at_the_start(disk: Disk) -> None:
     began = time.monotonic()
     with edge:
         assert time.monotonic() - began < FIRST_LOOK_S + SLACK_S
-        assert answer(edge, "one", edge.token) is GrpcStatus.OK
+        assert status_of(edge, "one", edge.token) is GrpcStatus.OK
         # It may be a good one: nobody knows yet.
-        assert answer(edge, "one", stored) is GrpcStatus.UNAVAILABLE
+        assert status_of(edge, "one", stored) is GrpcStatus.UNAVAILABLE
         disk.go_on()
-        wait_answer(edge, stored, GrpcStatus.OK, TOKEN_REFRESH_S + SLACK_S)
-        assert answer(edge, "one", "bp_wrong") is GrpcStatus.UNAUTHENTICATED
+        wait_status(edge, "one", stored, GrpcStatus.OK, TOKEN_REFRESH_S + SLACK_S)
+        assert status_of(edge, "one", "bp_wrong") is GrpcStatus.UNAUTHENTICATED
         ends_in_time(edge)
         assert states(disk) >= {SatelliteState.OPERATIONAL.value}
 
@@ -162,12 +143,12 @@ def test_a_daemon_that_is_told_to_end_before_it_has_started(disk: Disk, tmp_path
 def test_a_disk_that_hangs_while_the_daemon_runs(disk: Disk) -> None:
     with host(disk) as edge:
         stored = add_token(edge)
-        wait_answer(edge, stored, GrpcStatus.OK, TOKEN_REFRESH_S + SLACK_S)
+        wait_status(edge, "one", stored, GrpcStatus.OK, TOKEN_REFRESH_S + SLACK_S)
         disk.hang()
-        assert answer(edge, "two", stored) is GrpcStatus.OK
+        assert status_of(edge, "two", stored) is GrpcStatus.OK
         edge.wait_message("ledger fails", CALL_DEADLINE_S + SLACK_S)
         edge.wait_message("tokens cannot be read", CALL_DEADLINE_S + SLACK_S)
-        assert answer(edge, "two", stored) is GrpcStatus.OK
+        assert status_of(edge, "two", stored) is GrpcStatus.OK
         disk.go_on()
         edge.wait_message("ledger works again", SLACK_S)
         ends_in_time(edge)
@@ -176,7 +157,7 @@ def test_a_disk_that_hangs_while_the_daemon_runs(disk: Disk) -> None:
 
 def test_a_disk_that_hangs_at_the_end(disk: Disk) -> None:
     with host(disk) as edge:
-        assert answer(edge, "one", edge.token) is GrpcStatus.OK
+        assert status_of(edge, "one", edge.token) is GrpcStatus.OK
         disk.hang()
         ends_in_time(edge)
 
@@ -188,8 +169,8 @@ def test_a_file_that_another_process_holds(disk: Disk) -> None:
         began = time.monotonic()
         with edge:
             assert time.monotonic() - began < FIRST_LOOK_S + SLACK_S
-            assert answer(edge, "one", edge.token) is GrpcStatus.OK
-            assert answer(edge, "one", stored) is GrpcStatus.OK  # readers need no lock
+            assert status_of(edge, "one", edge.token) is GrpcStatus.OK
+            assert status_of(edge, "one", stored) is GrpcStatus.OK  # readers need no lock
             ends_in_time(edge)
 
 
@@ -198,15 +179,15 @@ def test_a_file_that_is_deleted_or_replaced_while_the_daemon_runs(disk: Disk) ->
     kept = disk.ledger.with_name("kept")
     with host(disk) as edge:
         stored = add_token(edge)
-        wait_answer(edge, stored, GrpcStatus.OK, TOKEN_REFRESH_S + SLACK_S)
+        wait_status(edge, "one", stored, GrpcStatus.OK, TOKEN_REFRESH_S + SLACK_S)
         disk.ledger.rename(kept)
         edge.wait_message("tokens cannot be read", TOKEN_REFRESH_S + SLACK_S)
         edge.wait_message("ledger fails", BEAT_S + SLACK_S)
-        assert answer(edge, "two", stored) is GrpcStatus.OK
+        assert status_of(edge, "two", stored) is GrpcStatus.OK
         assert not disk.ledger.exists(), "books that begin in the middle are not begun unasked"
         disk.ledger.write_bytes(kept.read_bytes())  # another file, and an older one
         time.sleep(TOKEN_REFRESH_S + 1.0)
-        assert answer(edge, "two", stored) is GrpcStatus.OK
+        assert status_of(edge, "two", stored) is GrpcStatus.OK
         kept.rename(disk.ledger)
         edge.wait_message("ledger works again", BEAT_S + SLACK_S)
         ends_in_time(edge)

@@ -15,6 +15,7 @@ from beds.hosts.in_process import frames_of
 from beds.http2 import EMPTY_SETTINGS
 from beds.peers.clients import CallError, GrpcioClient
 from beds.peers.crowd import GOAWAY, HEADERS, PREFACE, call
+from beds.peers.edge_clients import client_of, outcome
 from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
@@ -43,19 +44,6 @@ def command(edge: EdgeHost, *arguments: str) -> str:
 
 def add_token(edge: EdgeHost, name: str, grant: str = f"{ORG}/*") -> str:
     return command(edge, "token", "add", "--name", name, "--grant", grant).split()[-1]
-
-
-def client_of(edge: EdgeHost, satellite: str, token: str) -> GrpcioClient:
-    metadata = (("satellite_name", satellite), ("satellite_org", ORG), ("satellite_token", token))
-    return GrpcioClient(edge.port, edge.ca_pem, metadata)
-
-
-def outcome(client: GrpcioClient) -> tuple[GrpcStatus, str]:
-    try:
-        client.unary("Echo", b"hello", timeout_s=60)
-    except CallError as exc:
-        return GrpcStatus(exc.code), exc.details
-    return GrpcStatus.OK, ""
 
 
 def wait_message(edge: EdgeHost, message: str, satellite: str) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from beds.peers.clients import CallError, GrpcioClient
+from beds.peers.clients import CallError
+from beds.peers.edge_clients import client_of, status_of
 from bentpipe.config.load import load_config
 from bentpipe.daemon.accounts.key_keeper import KEY_NAME
 from bentpipe.daemon.accounts.principal import Origin
@@ -63,22 +64,6 @@ def of_token(secret: str) -> Origin:
     return Origin(f"token:{hashlib.sha256(digest).hexdigest()[:32]}")
 
 
-def client_of(edge: EdgeHost, satellite: str, token: str) -> GrpcioClient:
-    metadata = (("satellite_name", satellite), ("satellite_org", ORG), ("satellite_token", token))
-    return GrpcioClient(edge.port, edge.ca_pem, metadata)
-
-
-def answer(edge: EdgeHost, satellite: str, token: str) -> GrpcStatus:
-    client = client_of(edge, satellite, token)
-    try:
-        client.unary("Echo", b"hello")
-    except CallError as exc:
-        return GrpcStatus(exc.code)
-    finally:
-        client.close()
-    return GrpcStatus.OK
-
-
 def wait_until(what: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not what():
@@ -94,17 +79,17 @@ def own_key(edge: EdgeHost) -> SigningKey:
 
 def test_a_session_is_taken_as_its_token_is(edge: EdgeHost) -> None:
     token = session(of_token(edge.token), own_key(edge))
-    assert answer(edge, "mine", token) is GrpcStatus.OK
-    assert answer(edge, "theirs", token) is GrpcStatus.OK
-    assert answer(edge, "mine", token[:-4] + "AAAA") is GrpcStatus.UNAUTHENTICATED
-    assert answer(edge, "mine", session(Origin("token:" + "0" * 32), own_key(edge))) is GrpcStatus.UNAUTHENTICATED
+    assert status_of(edge, "mine", token) is GrpcStatus.OK
+    assert status_of(edge, "theirs", token) is GrpcStatus.OK
+    assert status_of(edge, "mine", token[:-4] + "AAAA") is GrpcStatus.UNAUTHENTICATED
+    assert status_of(edge, "mine", session(Origin("token:" + "0" * 32), own_key(edge))) is GrpcStatus.UNAUTHENTICATED
     assert token not in edge.log_path.read_text()
 
 
 def test_a_session_of_another_host_is_taken_once_its_key_is_in_the_store(edge: EdgeHost) -> None:
     key = new_key()
     token = session(of_token(edge.token), key)
-    assert answer(edge, "mine", token) is GrpcStatus.UNAUTHENTICATED
+    assert status_of(edge, "mine", token) is GrpcStatus.UNAUTHENTICATED
 
     async def publish() -> None:
         path = load_config(edge.config_path).store.ledger_path()
@@ -114,7 +99,7 @@ def test_a_session_of_another_host_is_taken_once_its_key_is_in_the_store(edge: E
         await store.aclose()
 
     trio.run(publish)
-    wait_until(lambda: answer(edge, "mine", token) is GrpcStatus.OK)
+    wait_until(lambda: status_of(edge, "mine", token) is GrpcStatus.OK)
 
 
 def test_revoking_a_token_ends_its_sessions_and_cuts_their_connections_alone(edge: EdgeHost) -> None:
@@ -123,12 +108,12 @@ def test_revoking_a_token_ends_its_sessions_and_cuts_their_connections_alone(edg
         for name in ("first", "second")
     )
     one, two = (session(of_token(secret), own_key(edge)) for secret in (first, second))
-    wait_until(lambda: answer(edge, "mine", one) is answer(edge, "mine", two) is GrpcStatus.OK)
+    wait_until(lambda: status_of(edge, "mine", one) is status_of(edge, "mine", two) is GrpcStatus.OK)
     clients = [client_of(edge, "mine", token) for token in (one, two)]
     for client in clients:
         client.unary("Echo", b"hello")
     command(edge, "token", "revoke", "--cut", "first")
-    wait_until(lambda: answer(edge, "mine", one) is GrpcStatus.UNAUTHENTICATED)
+    wait_until(lambda: status_of(edge, "mine", one) is GrpcStatus.UNAUTHENTICATED)
     wait_until(lambda: "connections of what was revoked cut" in edge.log_path.read_text())
     with pytest.raises(CallError):
         clients[0].unary("Echo", b"hello", timeout_s=20)
@@ -142,21 +127,21 @@ def test_revoking_a_rule_or_an_org_ends_what_jobs_got(edge: EdgeHost) -> None:
         session(Origin("rule:main", f"0{number}", time.time_ns() // 1000), own_key(edge), Kind.JOB)
         for number in range(3)
     ]
-    assert [answer(edge, "mine", job) for job in jobs] == [GrpcStatus.OK] * 3
-    assert answer(edge, "theirs", jobs[0]) is GrpcStatus.NOT_FOUND
+    assert [status_of(edge, "mine", job) for job in jobs] == [GrpcStatus.OK] * 3
+    assert status_of(edge, "theirs", jobs[0]) is GrpcStatus.NOT_FOUND
     command(edge, "oidc", "revoke", "--exchange", "00")
-    wait_until(lambda: answer(edge, "mine", jobs[0]) is GrpcStatus.UNAUTHENTICATED)
-    assert answer(edge, "mine", jobs[1]) is GrpcStatus.OK
+    wait_until(lambda: status_of(edge, "mine", jobs[0]) is GrpcStatus.UNAUTHENTICATED)
+    assert status_of(edge, "mine", jobs[1]) is GrpcStatus.OK
     client = client_of(edge, "mine", jobs[1])
     client.unary("Echo", b"hello")
     command(edge, "oidc", "revoke", "--cut", "--rule", "main")
-    wait_until(lambda: answer(edge, "mine", jobs[1]) is GrpcStatus.UNAUTHENTICATED)
+    wait_until(lambda: status_of(edge, "mine", jobs[1]) is GrpcStatus.UNAUTHENTICATED)
     wait_until(lambda: "rule:main" in edge.log_path.read_text())
     with pytest.raises(CallError):
         client.unary("Echo", b"hello", timeout_s=20)
     client.close()
-    assert answer(edge, "mine", edge.token) is GrpcStatus.OK
+    assert status_of(edge, "mine", edge.token) is GrpcStatus.OK
     command(edge, "org", "revoke", ORG)
-    wait_until(lambda: answer(edge, "mine", edge.token) is GrpcStatus.NOT_FOUND)
+    wait_until(lambda: status_of(edge, "mine", edge.token) is GrpcStatus.NOT_FOUND)
     command(edge, "org", "add", ORG)
-    wait_until(lambda: answer(edge, "mine", edge.token) is GrpcStatus.OK)
+    wait_until(lambda: status_of(edge, "mine", edge.token) is GrpcStatus.OK)
