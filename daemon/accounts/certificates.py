@@ -1,6 +1,7 @@
 """Which principal a client certificate stands for. Pure: OpenSSL has verified the chain before.
 
-A certificate that no entry maps proves nothing. One that two entries map is refused: nobody could say which it stands for.
+A certificate that no entry maps proves nothing. One that two entries map is refused, since it is unclear which it stands
+for.
 """
 
 import hashlib
@@ -59,5 +60,5 @@ def subject_names(der: bytes) -> set[str]:
 
 
 def _normal(name: str) -> str:
-    """DNS names compare without case; the other kinds as they stand, which can only refuse too much."""
+    """DNS names compare without case. The other kinds compare exactly, which can only refuse too much."""
     return name.lower().replace("dns:", "DNS:", 1) if name.startswith("DNS:") else name

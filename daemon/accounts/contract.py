@@ -85,7 +85,7 @@ class Access(Protocol):
         ...
 
     def may(self, scope: Scope, org: str, satellite: str | None) -> bool:
-        """Whether it may do this to a satellite, be there one of that name or not. None stands for the org itself.
+        """Whether it may do this to a satellite, even if none of that name exists. None stands for the org itself.
 
         USE of an org lets its satellites be listed, those that `may` allows one by one. False once it does not hold.
         """
@@ -101,10 +101,14 @@ class Access(Protocol):
 
 
 class Authority(Protocol):
-    """Turns credentials into rights. All methods but `exchange` answer at once; what takes time is done ahead by tasks."""
+    """Turns credentials into rights. All methods except `exchange` answer at once: tasks do ahead of time what takes
+    long."""
 
     def authenticate(self, credentials: Credentials) -> Access:
-        """Check every credential that is shown. Raises Unauthenticated, or TokensUnknown while nobody can say."""
+        """Check every credential that is shown.
+
+        Raises Unauthenticated, or TokensUnknown while the store has not been read.
+        """
         ...
 
     def log_in(self, token: str) -> Login:

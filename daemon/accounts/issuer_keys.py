@@ -155,7 +155,7 @@ def usable_keys(raw: bytes, algorithms: tuple[str, ...]) -> Keys:
         for algorithm in algorithms:
             key = _usable(each, algorithm)
             if key is not None:
-                # Of two keys with one id nobody could say which is meant: the first stays, whatever follows.
+                # If two keys have one id, it is unclear which is meant: the first stays, whatever follows.
                 found.setdefault((str(each["kid"]), algorithm), key)
     return found
 

@@ -45,7 +45,7 @@ class HttpRequest:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """An answer, and the label by which it is counted: never a word of a stranger's."""
+    """An answer, and the label by which it is counted. A stranger can never choose the label."""
 
     status: HTTPStatus
     body: Json

@@ -19,7 +19,7 @@ from bentpipe.proto.messages import MessageReader, encode_message
 UNSENT_BYTES = 64 << 10
 """An answer that waits for the client's window is no longer than this and one message: then its method waits too."""
 STALLED_S = 60.0
-"""A client that opens no window for so long has forgotten its call."""
+"""If a client opens no window for this long, it has forgotten its call."""
 
 RETRIED = frozenset(
     {
@@ -79,9 +79,9 @@ class Call:
         self.deadline = now + timeout_s(headers)
         """When the client stops waiting, on Trio's clock; infinity if it does not."""
         self.tell_by = now + tell_within_s(headers)
-        """The last moment at which an answer is sure to be heard."""
+        """The last moment at which an answer still reaches the client in time."""
         self.scope = trio.CancelScope(deadline=self.deadline)
-        """Everything that is done for the call."""
+        """The scope of all work for the call."""
         self.ended_by_client = False
         self._connection = connection
         self._reader = MessageReader(limits.API_MESSAGE_BYTES, "API_MESSAGE_BYTES")

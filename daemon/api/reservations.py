@@ -15,7 +15,7 @@ from bentpipe.daemon.model import SatelliteKey
 RESERVED_S = 120.0
 """The CLI itself tries for two minutes at most to connect to a satellite that is OPERATIONAL."""
 CONNECTIONS = 2
-"""What a build opens: one to probe, and one to work."""
+"""The connections that a build opens: one to probe, and one to work."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -27,7 +27,7 @@ class _Reservation:
 
 
 class Reservations:
-    """All of them. `run_reservations` must run for them to end by time."""
+    """All reservations. `run_reservations` must run, so that they end in time."""
 
     def __init__(self) -> None:
         self._reserved: dict[tuple[SatelliteKey, str], _Reservation] = {}
@@ -58,7 +58,7 @@ class Reservations:
                     reservation.lease.release()
 
     async def run_reservations(self) -> None:
-        """End those whose time is up, for ever."""
+        """End reservations whose time is over, for ever."""
         while True:
             self._changed = trio.Event()
             now = trio.current_time()

@@ -21,7 +21,7 @@ from bentpipe.proto.compute_pb2 import SatelliteStatus
 S = SatelliteState
 
 INTERVAL_S, LEAST_INTERVAL_S, MOST_INTERVAL_S = 10.0, 1.0, 60.0
-"""Between repetitions of a state, if the caller wants nothing else. The Earthly CLI prints a line for each."""
+"""Time between repetitions of a state, if the caller asks for no other. The Earthly CLI prints a line for each."""
 
 ON_THE_WAY_UP: dict[SatelliteState, SatelliteStatus] = {
     S.UNKNOWN: STATUS[S.STARTING],
@@ -31,7 +31,7 @@ ON_THE_WAY_UP: dict[SatelliteState, SatelliteStatus] = {
     S.STOPPING: STATUS[S.STOPPING],
     S.UPDATING: STATUS[S.UPDATING],
 }
-"""What a caller that waits for OPERATIONAL hears. The CLI has no words for UNKNOWN and CREATING; the end says the rest."""
+"""The states for a caller that waits for OPERATIONAL. The CLI has no words for UNKNOWN and CREATING."""
 
 Respond = Callable[[SatelliteStatus], Message]
 """Makes a method's answer of a status."""
@@ -127,7 +127,7 @@ async def stream_sleep(
         with trio.move_on_at(min(trio.current_time() + interval_s, call.tell_by)):
             before, state = state, await watch.next()
             if before is S.STOPPING and state is S.OPERATIONAL:
-                raise SleepRefused("the satellite stays awake: somebody came, or its machine could not be stopped")
+                raise SleepRefused("the satellite stays awake: a client came, or its machine could not be stopped")
             continue
         if trio.current_time() >= call.tell_by:
             waited_s = trio.current_time() - call.began
