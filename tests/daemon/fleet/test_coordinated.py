@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from beds.contracts.coordination import EXPIRY_S, LEASE_S, CutRows
+from beds.machines.played_machine import RULES as SHORT
 from beds.stores.memory_rows import MemoryRows
 from bentpipe.daemon.coordination.shared import SharedCoordination
 from bentpipe.daemon.coordination.turn import SharedTurn
@@ -17,7 +18,6 @@ from bentpipe.daemon.errors import STORE_HINT, ProviderRetryable, SleepVetoed, S
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
 from bentpipe.daemon.fleet.launches import LaunchTokens
-from bentpipe.daemon.fleet.machine.rules import Rules
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import (
     Address,
@@ -130,15 +130,14 @@ async def edges(machine: SharedMachine, *sleep_after_s: float) -> AsyncIterator[
         nursery.cancel_scope.cancel()
 
 
-RULES = Rules(
+RULES = dataclasses.replace(
+    SHORT,
     sleep_mode=SleepMode.STOP,
     sleep_after_s=600,
     min_awake_s=0,
-    wake_deadline_s=60,
     hold_limit_s=60,
     retry_after_s=1,
     max_waiters=300,
-    traits=TRAITS,
 )
 
 

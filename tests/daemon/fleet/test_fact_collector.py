@@ -1,16 +1,17 @@
 """What a wake took and who waited: the collector alone, and as a satellite uses it."""
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from beds.machines.played_machine import RULES as HIBERNATING
 from bentpipe.daemon.errors import ProviderPermanent, ProviderRetryable, SatelliteUnusable
 from bentpipe.daemon.fleet import satellite as module
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.fact_collector import FactCollector
-from bentpipe.daemon.fleet.machine.rules import Rules
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import (
     Address,
@@ -29,16 +30,7 @@ from bentpipe.daemon.model import (
 from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 S = SatelliteState
-RULES = Rules(
-    sleep_mode=SleepMode.STOP,
-    sleep_after_s=100,
-    min_awake_s=0,
-    wake_deadline_s=60,
-    hold_limit_s=90,
-    retry_after_s=5,
-    max_waiters=10,
-    traits=TRAITS,
-)
+RULES = dataclasses.replace(HIBERNATING, sleep_mode=SleepMode.STOP, min_awake_s=0, max_waiters=10)
 ID = MachineId("acme.a")
 
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from beds.machines.memory_provider import MemoryProvider
+from beds.machines.played_machine import RULES
 from bentpipe.config.model import BudgetSection, ProcessSection, SatelliteSection
 from bentpipe.daemon.errors import (
     LimitReached,
@@ -20,7 +20,6 @@ from bentpipe.daemon.fleet import satellite as module
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.fleet.machine.rules import Rules
 from bentpipe.daemon.model import (
     Address,
     Machine,
@@ -31,7 +30,6 @@ from bentpipe.daemon.model import (
     SleepMode,
     Transition,
 )
-from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 NAMES = ("a", "b", "c", "d")
 MIN_AWAKE_S = 30
@@ -214,7 +212,7 @@ async def test_the_hours_to_be_awake_by_the_wall_clock(autojump_clock: MockClock
     begun = trio.current_time()
     satellite = module.Satellite(
         SatelliteKey("acme", "a"),
-        Rules(**{**RULES, "sleep_after_s": 1800.0}),
+        dataclasses.replace(RULES, sleep_after_s=1800.0, sleep_mode=SleepMode.STOP, max_waiters=10),
         FleetContext(provider, told.append, wall=lambda: seven + trio.current_time() - begun),
         keep_awake=hours.keep_awake,
     )
@@ -226,17 +224,6 @@ async def test_the_hours_to_be_awake_by_the_wall_clock(autojump_clock: MockClock
         (11.0, SatelliteState.STOPPING),
         (11.0, SatelliteState.SLEEP),
     ]
-
-
-RULES: dict[str, Any] = {
-    "sleep_mode": SleepMode.STOP,
-    "min_awake_s": 30.0,
-    "wake_deadline_s": 60.0,
-    "hold_limit_s": 90.0,
-    "retry_after_s": 5.0,
-    "max_waiters": 10,
-    "traits": TRAITS,
-}
 
 
 async def test_a_machine_hibernated_for_fifty_days_is_renewed(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
@@ -258,7 +245,7 @@ async def test_a_machine_hibernated_for_fifty_days_is_renewed(autojump_clock: Mo
     begun = trio.current_time()
     satellite = module.Satellite(
         SatelliteKey("acme", "a"),
-        Rules(**{**RULES, "sleep_after_s": 1800.0, "sleep_mode": SleepMode.HIBERNATE}),
+        dataclasses.replace(RULES, sleep_after_s=1800.0, max_waiters=10),
         FleetContext(provider, told.append, wall=lambda: 49.9 * 86400 + trio.current_time() - begun),
     )
     await nursery.start(satellite.run)

@@ -1,10 +1,10 @@
 """What those who wait are told, and when; and when a machine is looked at beside the provider's own rounds."""
 
 import dataclasses
-from typing import Any
 
 import pytest
 
+from beds.machines.played_machine import ADDRESS, LONG_RULES, PlayedMachine
 from bentpipe.daemon.errors import (
     BentpipeError,
     ProviderPermission,
@@ -15,7 +15,6 @@ from bentpipe.daemon.errors import (
 from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
 from bentpipe.daemon.fleet.machine.messages import (
     Action,
-    Arrived,
     Describe,
     DescribeDone,
     Fail,
@@ -26,71 +25,35 @@ from bentpipe.daemon.fleet.machine.messages import (
     ProbeFailed,
     Ready,
     Reset,
-    Seen,
     Start,
     StartDone,
     Suspected,
-    Tick,
     Unreachable,
     Unseen,
-    WaiterId,
 )
-from bentpipe.daemon.fleet.machine.rules import LOOK_MOST_S, PATIENCE_S, RETRY_START_S, STOPS_FORGIVEN, Rules
-from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState, SatelliteState, SleepMode
-from bentpipe.daemon.providers.ec2.traits import TRAITS
+from bentpipe.daemon.fleet.machine.rules import LOOK_MOST_S, PATIENCE_S, RETRY_START_S, STOPS_FORGIVEN
+from bentpipe.daemon.model import Fault, MachineState, SatelliteState, SleepMode
 
 S = SatelliteState
 M = MachineState
-RULES = Rules(
-    sleep_mode=SleepMode.STOP,
-    sleep_after_s=1800,
-    min_awake_s=0,
-    wake_deadline_s=300,
-    hold_limit_s=600,
-    retry_after_s=5,
-    max_waiters=1000,
-    traits=TRAITS,
-)
-ADDRESS = Address("10.0.0.1", 8372)
+RULES = dataclasses.replace(LONG_RULES, sleep_mode=SleepMode.STOP, min_awake_s=0)
 NO_ANSWER = ProviderRetryable("500 for account 123456789012", peer_hint="passing trouble at the cloud (InternalError)")
 
 
-class Story:
-    """A machine, a clock, and looks that end as soon as they are asked for, if `sees` says with what."""
+class Story(PlayedMachine):
+    """With looks that end as soon as they are asked for, if `sees` says with what."""
 
     def __init__(self, state: MachineState | None = M.STOPPED) -> None:
-        self.machine = SatelliteMachine(RULES)
-        self.now = 1000.0
-        self.waiters = 0
+        super().__init__(RULES)
         self.looks: list[float] = []
         if state is not None:
             self.see(state)
 
-    @property
-    def state(self) -> SatelliteState:
-        return self.machine.known.state
-
     def feed(self, event: Input) -> list[Action]:
-        actions = self.machine.handle(event, self.now)
+        actions = super().feed(event)
         if Describe() in actions:
             self.looks.append(self.now)
         return actions
-
-    def come(self, tell_s: float = float("inf"), since: float | None = None) -> list[Action]:
-        self.waiters += 1
-        return self.feed(Arrived(WaiterId(self.waiters), since=since, tell_by=self.now + tell_s))
-
-    def see(self, state: MachineState, address: Address = ADDRESS, **more: Any) -> list[Action]:
-        machine = Machine(MachineId("m"), state, address if state is M.RUNNING else None)
-        return self.feed(Seen(dataclasses.replace(machine, **more)))
-
-    def wait(self, seconds: float) -> list[Action]:
-        until, done = self.now + seconds, []
-        while (deadline := self.machine.known.next_deadline()) is not None and deadline <= until:
-            self.now = deadline
-            done += self.feed(Tick())
-        self.now = until
-        return done
 
     def wake(self) -> None:
         self.come()

@@ -1,10 +1,11 @@
 """The wake and sleep loops, oddity by oddity: what the machine does when EC2 behaves as EC2 does."""
 
 import dataclasses
-from typing import Any
 
 import pytest
 
+from beds.machines.played_machine import ADDRESS, PlayedMachine
+from beds.machines.played_machine import LONG_RULES as RULES
 from bentpipe.daemon.errors import (
     BentpipeError,
     LaunchTokenSpent,
@@ -21,10 +22,8 @@ from bentpipe.daemon.errors import (
     SleepTooEarly,
     WakeFailed,
 )
-from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
 from bentpipe.daemon.fleet.machine.messages import (
     Action,
-    Arrived,
     Describe,
     DescribeDone,
     EndQuiet,
@@ -44,7 +43,6 @@ from bentpipe.daemon.fleet.machine.messages import (
     Renew,
     Reset,
     ResumeDetected,
-    Seen,
     SleepProblem,
     SleepReason,
     Start,
@@ -52,10 +50,8 @@ from bentpipe.daemon.fleet.machine.messages import (
     Stop,
     StopDone,
     StopWithdrawn,
-    Tick,
     Traffic,
     Unreachable,
-    WaiterId,
 )
 from bentpipe.daemon.fleet.machine.rules import (
     BLOCKED_FIRST_S,
@@ -74,60 +70,24 @@ from bentpipe.daemon.fleet.machine.rules import (
     VAIN_HIBERNATIONS,
     Rules,
 )
-from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState, Resume, SatelliteState, SleepMode
+from bentpipe.daemon.model import Address, Fault, MachineState, Resume, SatelliteState, SleepMode
 from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 S = SatelliteState
 M = MachineState
-RULES = Rules(
-    sleep_mode=SleepMode.HIBERNATE,
-    sleep_after_s=1800,
-    min_awake_s=150,
-    wake_deadline_s=300,
-    hold_limit_s=600,
-    retry_after_s=5,
-    max_waiters=1000,
-    traits=TRAITS,
-)
 BUDGETED = dataclasses.replace(RULES, budgeted=True)
 ENDS_QUIET = dataclasses.replace(RULES, ends_quiet=True)
-ADDRESS = Address("10.0.0.1", 8372)
 
 
-class Life:
-    """A machine with a clock that a story moves; Ticks come when they are due."""
-
+class Life(PlayedMachine):
     def __init__(self, state: MachineState = M.STOPPED, rules: Rules = RULES) -> None:
-        self.machine = SatelliteMachine(rules)
-        self.now = 1000.0
+        super().__init__(rules)
         self.actions: list[Action] = []
-        self.waiters = 0
         self.see(state)
 
-    @property
-    def state(self) -> SatelliteState:
-        return self.machine.known.state
-
     def feed(self, event: Input) -> list[Action]:
-        self.actions = self.machine.handle(event, self.now)
+        self.actions = super().feed(event)
         return self.actions
-
-    def come(self) -> list[Action]:
-        self.waiters += 1
-        return self.feed(Arrived(WaiterId(self.waiters)))
-
-    def see(self, state: MachineState, *, address: Address = ADDRESS, **more: Any) -> list[Action]:
-        machine = Machine(MachineId("m"), state, address if state is M.RUNNING else None)
-        return self.feed(Seen(dataclasses.replace(machine, **more)))
-
-    def wait(self, seconds: float) -> list[Action]:
-        """Let time pass; returns all that was done meanwhile."""
-        until, done = self.now + seconds, []
-        while (deadline := self.machine.known.next_deadline()) is not None and deadline <= until:
-            self.now = deadline
-            done += self.feed(Tick())
-        self.now = until
-        return done
 
     def start_fails(self, error: ProviderError) -> list[Action]:
         return self.feed(StartDone(error))

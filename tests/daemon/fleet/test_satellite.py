@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from beds.machines.played_machine import RULES as FEW_WAITERS
 from bentpipe.daemon.errors import (
     BentpipeError,
     Draining,
@@ -25,7 +26,7 @@ from bentpipe.daemon.errors import (
 )
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.lease import Lease
-from bentpipe.daemon.fleet.machine.rules import BLOCKED_FIRST_S, RETRY_START_S, Rules
+from bentpipe.daemon.fleet.machine.rules import BLOCKED_FIRST_S, RETRY_START_S
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import (
     Address,
@@ -41,16 +42,7 @@ from bentpipe.daemon.model import (
 )
 from bentpipe.daemon.providers.ec2.traits import TRAITS
 
-RULES = Rules(
-    sleep_mode=SleepMode.HIBERNATE,
-    sleep_after_s=100,
-    min_awake_s=30,
-    wake_deadline_s=60,
-    hold_limit_s=90,
-    retry_after_s=5,
-    max_waiters=300,
-    traits=TRAITS,
-)
+RULES = dataclasses.replace(FEW_WAITERS, max_waiters=300)
 MACHINE_ID = MachineId("acme.m")
 
 

@@ -14,6 +14,7 @@ import trio.testing
 from hypothesis import given, settings
 
 from beds.machines.memory_provider import FakeMachine, MemoryProvider, OnHibernate, OnStart
+from beds.machines.played_machine import RULES as FEW_WAITERS
 from bentpipe.daemon.errors import (
     BentpipeError,
     MachineNotFound,
@@ -29,25 +30,14 @@ from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.machine import messages as msg
-from bentpipe.daemon.fleet.machine.rules import CAPACITY_MOST_S, Rules
+from bentpipe.daemon.fleet.machine.rules import CAPACITY_MOST_S
 from bentpipe.daemon.fleet.resume import BootInfo
 from bentpipe.daemon.fleet.satellite import Satellite
-from bentpipe.daemon.model import Address, MachineId, MachineState, SatelliteKey, SatelliteState, SleepMode, Transition
+from bentpipe.daemon.model import Address, MachineId, MachineState, SatelliteKey, SatelliteState, Transition
 from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 KEY = SatelliteKey("acme", "m")
-RULES = Rules(
-    sleep_mode=SleepMode.HIBERNATE,
-    sleep_after_s=100,
-    min_awake_s=30,
-    wake_deadline_s=60,
-    hold_limit_s=90,
-    retry_after_s=5,
-    max_waiters=5,
-    traits=TRAITS,
-    launch=True,
-    ends_quiet=True,
-)
+RULES = dataclasses.replace(FEW_WAITERS, max_waiters=5, launch=True, ends_quiet=True)
 WALL_S = 1_700_000_000.0
 LISTEN_S = 0.5
 ERRORS = [

@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from beds.machines.played_machine import ADDRESS, RULES
 from bentpipe.daemon.errors import (
     ProviderCapacity,
     ProviderError,
@@ -54,25 +55,10 @@ from bentpipe.daemon.fleet.machine.messages import (
     Unseen,
     WaiterId,
 )
-from bentpipe.daemon.fleet.machine.rules import (
-    Rules,
-)
 from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState, Resume, SatelliteState, SleepMode
-from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 S = SatelliteState
 M = MachineState
-RULES = Rules(
-    sleep_mode=SleepMode.HIBERNATE,
-    sleep_after_s=100,
-    min_awake_s=30,
-    wake_deadline_s=60,
-    hold_limit_s=90,
-    retry_after_s=5,
-    max_waiters=4,
-    traits=TRAITS,
-)
-ADDRESS = Address("127.0.0.1", 8372)
 ERRORS: list[type[ProviderError]] = [
     ProviderRetryable,
     ProviderThrottled,

@@ -1,29 +1,21 @@
 """The two tables of states, and the diagram beside them."""
 
+import dataclasses
 import itertools
 import re
 
 import pytest
 
+from beds.machines.played_machine import RULES as HIBERNATING
 from bentpipe.daemon.fleet.machine import states as module
 from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
 from bentpipe.daemon.fleet.machine.messages import Arrived, Moved, Seen, WaiterId
 from bentpipe.daemon.fleet.machine.rules import Rules
 from bentpipe.daemon.fleet.machine.states import ASLEEP, MEANINGS, TRANSITIONS, UP, Meaning
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, SatelliteState, SleepMode
-from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 S = SatelliteState
-RULES = Rules(
-    sleep_mode=SleepMode.STOP,
-    sleep_after_s=100,
-    min_awake_s=30,
-    wake_deadline_s=60,
-    hold_limit_s=90,
-    retry_after_s=5,
-    max_waiters=4,
-    traits=TRAITS,
-)
+RULES = dataclasses.replace(HIBERNATING, sleep_mode=SleepMode.STOP)
 
 
 def test_the_diagram_shows_every_road_and_no_other() -> None:
