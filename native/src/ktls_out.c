@@ -142,5 +142,7 @@ bool bp__ktls_out_drained(const struct ktls_out *out, int fd) {
         return unacknowledged == 0; /* the most that can be known: what waits in TLS follows within a moment */
     if (records(fd, &count, &overhead) < 0)
         return true;
+    BP_ASSERT(written >= out->tcp_before && count >= out->records_before);
+    BP_ASSERT(overhead == out->overhead);
     return written - out->tcp_before >= out->payload_bytes + (count - out->records_before) * out->overhead;
 }
