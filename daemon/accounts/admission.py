@@ -18,7 +18,7 @@ from bentpipe.config.accounts import OidcRuleSection, TokenSection
 from bentpipe.daemon.accounts.contract import Scope
 from bentpipe.daemon.accounts.jwt_text import looks_like_jwt
 from bentpipe.daemon.accounts.principal import Grant, Origin, Principal, scopes_of
-from bentpipe.daemon.accounts.sessions import CACHED_SESSIONS, Kind, Session, Sessions
+from bentpipe.daemon.accounts.sessions import CACHED_SESSIONS, Kind, Session, Sessions, UnknownKey
 from bentpipe.daemon.errors import SATELLITE_WORDS, NoSuchSatellite, TokensUnknown, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.registry.accounts import StoredAccounts, StoredOrg, StoredRevocation
@@ -62,6 +62,8 @@ class Admission:
         self._revoked_orgs: frozenset[str] = frozenset()
         self._revocations: dict[str, StoredRevocation] = {}
         self._expecting = False
+        self.store_fails = False
+        """Whether the last look at the store failed: what was known before counts, but there may be news."""
         self.version = 0
         """Another number whenever the tables are others: what they admitted need not be asked again."""
         self.names: frozenset[str] = frozenset()
@@ -118,6 +120,9 @@ class Admission:
         except Unauthenticated as exc:
             if self._expecting:
                 words = "the store's tokens have not been read yet"
+                raise TokensUnknown(words, peer_hint=UNKNOWN_WORDS) from exc
+            if self.store_fails and isinstance(exc, UnknownKey):
+                words = "the store cannot be read, which may have the key of the host that gave the session out"
                 raise TokensUnknown(words, peer_hint=UNKNOWN_WORDS) from exc
             raise
 

@@ -43,7 +43,7 @@ SHOWN_CLAIMS = (
     *("project_path", "project_id", "namespace_id", "ref_path", "pipeline_source"),
     *("organization_slug", "organization_id", "pipeline_slug", "pipeline_id"),
 )
-"""What the log says of a job: what rules are written by."""
+"""Claims that rules are usually written by."""
 SHOWN_CHARS = 200
 
 NOT_A_TOKEN = "this is not an OIDC token of a CI job"
@@ -114,7 +114,7 @@ class Exchange:
         issuer, claims = await self._verified(id_token, text)
         rule = find_rule(self._rules, issuer.section.name, claims)
         if rule is None:
-            fields = {"issuer": issuer.section.name, **_shown(claims)}
+            fields = {**self._shown(issuer, claims), "issuer": issuer.section.name}
             log_limited(log, "no rule for a CI job", "no rule for a CI job", fields)
             raise Unauthenticated(NO_RULE)
         sessions = self._admission.sessions
@@ -125,7 +125,12 @@ class Exchange:
         exchange_id = secrets.token_hex(EXCHANGE_ID_BYTES)
         origin = Origin(f"rule:{rule.name}", exchange_id, int(now * 1e6))
         login = sessions.issue(Kind.JOB, origin, now + rule.job_life_s)
-        fields = {"rule": rule.name, "exchange": exchange_id, "issuer": issuer.section.name, **_shown(claims)}
+        fields = {
+            **self._shown(issuer, claims),
+            "rule": rule.name,
+            "exchange": exchange_id,
+            "issuer": issuer.section.name,
+        }
         log.info("a CI job's token was exchanged", extra={"fields": fields})
         return login
 
@@ -164,6 +169,9 @@ class Exchange:
         if self._store is None or not await self._store.use_once(used_id, until_us=int(until_s * 1e6)):
             raise Unauthenticated(USED)
 
-
-def _shown(claims: Mapping[str, object]) -> dict[str, str]:
-    return {name: str(claims[name])[:SHOWN_CHARS] for name in SHOWN_CLAIMS if name in claims}
+    def _shown(self, issuer: IssuerKeys, claims: Mapping[str, object]) -> dict[str, str]:
+        """What the log says of a job: the usual claims, and those that the issuer's rules are written by."""
+        section = issuer.section
+        ruled = (name for rule in self._rules if rule.issuer == section.name for name in (*rule.claims, *rule.patterns))
+        names = {*SHOWN_CLAIMS, *section.id_claims, *ruled}
+        return {name: str(claims[name])[:SHOWN_CHARS] for name in sorted(names.intersection(claims))}

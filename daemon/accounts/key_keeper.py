@@ -92,7 +92,8 @@ class KeyKeeper:
             self._published_at = float("-inf")
             await self._publish(key)
             return
-        known = {row.key_id for row in (await self._store.accounts()).keys}
+        now_us = self._now() * 1e6
+        known = {row.key_id for row in (await self._store.accounts()).keys if row.until_us > now_us}
         await self._publish(key)
         if key.key_id not in known:
             await trio.sleep(self._lead_s)

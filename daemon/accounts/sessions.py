@@ -38,6 +38,10 @@ EXPIRED = "the token has expired: log in again"
 NO_KEY_YET = "sessions cannot be signed at this moment; try again"
 
 
+class UnknownKey(Unauthenticated):
+    """Signed with a key that is not known here: another host's, or not one of ours."""
+
+
 class Kind(enum.Enum):
     """What a signed token is for; its value is the header's `typ`, which no token of another issuer has."""
 
@@ -133,8 +137,10 @@ class Sessions:
             text = read_jwt(token, SESSION_BYTES)
             kind = Kind(text.token_type)
             key = self._keys.get(text.key_id or "")
-            if key is None or text.algorithm != ALGORITHM:
+            if text.algorithm != ALGORITHM:
                 raise Unauthenticated(NOT_VALID)
+            if key is None:
+                raise UnknownKey(NOT_VALID)
             claims: Mapping[str, object] = jwt.decode(
                 token,
                 key,

@@ -54,8 +54,9 @@ def run_rule_allow(config_path: Path, name: str) -> None:
         known = {each.subject: each for each in (await accounts.accounts()).revocations}.get(f"rule:{name}")
         if known is None or known.until_us is not None:
             raise StoreConflict(f"the rule {name!r} is not revoked")
-        until_us = now_us() + int(KEPT_S * 1e6)
-        await accounts.put_revocation(StoredRevocation(known.subject, known.at_us, until_us))
+        # Up to now, not to the revocation: a host whose clock is ahead may have dated what it gave out before that later.
+        at_us = now_us()
+        await accounts.put_revocation(StoredRevocation(known.subject, at_us, at_us + int(KEPT_S * 1e6)))
 
     with_account_store(load_config(config_path, check_files=False), allow)
     click.echo(

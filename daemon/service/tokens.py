@@ -78,7 +78,9 @@ async def _refresh(
             if str(exc) != failing:
                 log.error("tokens cannot be read", extra={"fields": {"error": str(exc)}})
             failing = str(exc)
+            admission.store_fails = True
         else:
+            admission.store_fails = False
             if failing:
                 log.warning("tokens can be read again")
             failing = ""

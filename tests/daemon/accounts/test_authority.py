@@ -251,6 +251,20 @@ def test_before_the_store_was_read_nobody_is_called_a_stranger() -> None:
             other.authenticate(token)
 
 
+def test_while_the_store_fails_a_session_of_an_unknown_host_may_be_good() -> None:
+    bed, other = Bed(), Sessions("f")
+    other.sign_with(new_key())
+    session = other.issue(Kind.SESSION, Origin("token:x"), time.time() + 60).token
+    for store_fails, expected in ((False, Unauthenticated), (True, TokensUnknown), (False, Unauthenticated)):
+        bed.admission.store_fails = store_fails
+        with pytest.raises(expected):
+            bed.admission.authenticate(session)
+        for bad in ("bp_bad", session[:-4] + "AAAA" if not store_fails else "eyJ.eyJ.x"):
+            with pytest.raises(Unauthenticated):
+                bed.admission.authenticate(bad)
+        assert bed.admission.authenticate(bed.session("user")).name == "user"
+
+
 def test_an_access_lists_the_tokens_of_its_principal() -> None:
     bed = Bed()
     for token in ("user", "second"):

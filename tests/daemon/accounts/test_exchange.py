@@ -284,8 +284,10 @@ async def test_neither_token_is_in_the_log(host: Host, caplog: pytest.LogCapture
     token = id_token()
     login = await host.authority.exchange(token)
     await host.refusal(token)
-    await host.refusal(id_token(repository_id="9"))
+    await host.refusal(id_token(OTHER_RSA, iss=GITLAB, project_id="99", custom="x"))
     said = " ".join(f"{record.getMessage()} {record.__dict__}" for record in caplog.records)
     assert "acme/app" in said
+    assert "'project_id': '99'" in said
+    assert "custom" not in said
     for secret in (token, login.token, token.rpartition(".")[2], login.token.rpartition(".")[2]):
         assert secret not in said

@@ -133,6 +133,20 @@ async def test_a_new_key_signs_when_every_host_has_read_it(tmp_path: Path) -> No
         life.cancel_scope.cancel()
 
 
+async def test_a_key_that_no_host_trusts_any_more_is_a_new_one(tmp_path: Path) -> None:
+    key = new_key()
+    keep_key(tmp_path / "key.pem", key)
+    shelf = Shelf()
+    shelf.keys[key.key_id] = StoredKey(key.key_id, key.public_pem, int((time.time() - 1) * 1e6))
+    host = Host(shelf, kept=tmp_path / "key.pem", lead_s=0.3)
+    began = trio.current_time()
+    async with trio.open_nursery() as life:
+        life.start_soon(host.keeper.run_keeper)
+        await host.keeper.wait_signing()
+        life.cancel_scope.cancel()
+    assert trio.current_time() - began >= 0.3
+
+
 async def test_an_old_key_is_replaced_and_what_it_signed_stays_valid(tmp_path: Path) -> None:
     shelf, kept = Shelf(), tmp_path / "key.pem"
     host, other = Host(shelf, kept=kept), Host(shelf)
