@@ -8,6 +8,7 @@ import contextlib
 import functools
 import logging
 import math
+import random
 from collections.abc import Mapping
 
 import trio
@@ -36,6 +37,8 @@ SEND_DEADLINE_S = 10.0
 """To take what we say; a client that does not read is let go."""
 AGE_GRACE_S = 5.0
 """Between saying that a connection is too old and closing it: the client opens another for what it asks next."""
+AGE_JITTER = 0.1
+"""The fraction of its age by which a connection ends earlier or later (grpc-go: the same)."""
 CALL_BYTES = 16 << 10
 """What is counted for a call beside its words: its task, scopes and messages."""
 
@@ -331,7 +334,9 @@ class GrpcConnection:
 
     async def _watch_end(self) -> None:
         """End the connection in good order when the daemon drains, or when a stranger has been here for too long."""
-        ends_at = trio.current_time() + self._services.stranger_age_s
+        age_s = self._services.stranger_age_s
+        # Not all at once: connections that came together would all come again together.
+        ends_at = trio.current_time() + age_s * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
         while True:
             with trio.move_on_at(ends_at):
                 await self._services.draining.wait()

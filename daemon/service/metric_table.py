@@ -210,6 +210,12 @@ FLEET = (
     ),
     gauge("leases", "Leases on satellites.", "fleet.leases", lambda look: look.fleet.leases),
     gauge(
+        "reservations",
+        "Leases for builds that have reserved a satellite and not connected yet.",
+        "reservations",
+        lambda look: look.daemon.api_news.reservations.count,
+    ),
+    gauge(
         "budget_queue",
         "Satellites that wait for a place in the awake budget.",
         "fleet.queued",

@@ -1,5 +1,7 @@
 """The server's side of a connection with streams of messages, against an h2 client in memory, at each of its limits."""
 
+import contextlib
+
 import h2.config
 import h2.connection
 import h2.events
@@ -190,6 +192,40 @@ def test_too_many_frames_are_paced_and_end_nothing() -> None:
     assert 0 < pair.ours.pause_s <= 510 / limits.API_FRAMES_PER_S
     pair.ours.receive_data(ping, 1.0)
     assert pair.ours.pause_s == 0
+
+
+FRAMES = st.builds(
+    frame,
+    st.sampled_from(FrameType),
+    st.integers(0, 255),
+    st.sampled_from((0, 1, 3)),
+    st.one_of(st.binary(max_size=12), st.sampled_from((bytes(4), bytes(5), bytes(8), b"\x82\x84\x86"))),
+)
+OPENING = Pair().client.data_to_send()
+
+
+@given(st.lists(FRAMES, max_size=12), st.integers(0, 5))
+def test_any_frames_raise_nothing_but_greeting_error(frames: list[bytes], do: int) -> None:
+    """Whatever the calls do with what comes, and however much of it comes at once."""
+    encoder = hpack.Encoder()
+    ours = GrpcServer(API_BOUNDS)
+    requests = [frame(FrameType.HEADERS, END_HEADERS, stream, encoder.encode(HEADERS)) for stream in (1, 3)]
+    with contextlib.suppress(GreetingError):
+        for piece in (OPENING + b"".join(requests), *frames):
+            for event in ours.receive_data(piece, 0.0):
+                ours.acknowledge(event.stream_id, event.window_bytes if isinstance(event, CallData) else 0)
+                if do >= 1:
+                    ours.send_message(event.stream_id, encode_message(b"x"))
+                if do == 2:
+                    ours.finish(event.stream_id, GrpcStatus.OK)
+                if do == 3:
+                    ours.reset(event.stream_id, ErrorCode.CANCEL)
+                if do == 4:
+                    ours.announce_end()
+        if do == 5:
+            ours.close()
+    ours.data_to_send()
+    assert ours.kept_bytes <= limits.API_BYTES
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------

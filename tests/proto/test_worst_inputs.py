@@ -25,7 +25,9 @@ from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.first_settings import FirstSettings, NoServer
 from bentpipe.proto.frames import END_HEADERS, END_STREAM, PADDED, PREFACE, FrameType, frame
 from bentpipe.proto.greeting import Greeting
+from bentpipe.proto.grpc_server import API_BOUNDS, CallComplete, CallData, GrpcServer
 from bentpipe.proto.grpc_status import GrpcStatus
+from bentpipe.proto.messages import encode_message
 from bentpipe.proto.refusal import PIECE_BYTES, Refusal
 
 if TYPE_CHECKING:
@@ -126,6 +128,26 @@ def in_place(data: bytes) -> int:
     return worst_step(read, data, PIECE_BYTES)
 
 
+def api(data: bytes) -> int:
+    """The control API's connection, whose calls acknowledge all data and answer each complete request."""
+    ours = GrpcServer(API_BOUNDS)
+
+    def read(piece: bytes) -> bool:
+        for event in ours.receive_data(piece, 0.0):
+            match event:
+                case CallData(stream_id, _, window_bytes):
+                    ours.acknowledge(stream_id, window_bytes)
+                case CallComplete(stream_id):
+                    ours.send_message(stream_id, encode_message(b"x" * 100))
+                    ours.finish(stream_id, GrpcStatus.ABORTED, "the reason")
+                case _:
+                    pass
+        ours.data_to_send()
+        return True
+
+    return worst_step(read, data, PIECE_BYTES)
+
+
 def relayed(data: bytes) -> int:
     ours = AckFilter()
     return worst_step(lambda piece: bool(ours.receive_data(piece)) or True, data[len(PREFACE) :], READ_BYTES)
@@ -149,6 +171,7 @@ READERS: dict[str, Callable[[bytes], int]] = {
     "refusal": refusing,
     "greeting": greeting,
     "in place": in_place,
+    "api": api,
     "relay": relayed,
     "satellite": asked,
 }

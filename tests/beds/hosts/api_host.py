@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import trio
 
-from bentpipe.daemon.accounts.contract import Access, Credentials, Login, Org, Scope, TokenSummary
+from bentpipe.daemon.accounts.contract import Access, Authority, Credentials, Login, Org, Scope, TokenSummary
 from bentpipe.daemon.api.call import Method
 from bentpipe.daemon.api.server import Api
 from bentpipe.daemon.edge.announcements import Announcements
@@ -85,14 +85,14 @@ class ApiHost:
     def __init__(
         self,
         methods: Mapping[str, Method],
-        people: People,
+        authority: Authority,
         *,
         stranger_age_s: float = 600.0,
         limits: QuotaLimits = LIMITS,
     ) -> None:
         self.counters = ConnectionCounters()
         self.quotas = Quotas(limits, trio.current_time)
-        self.api = Api(methods, people, self.counters, stranger_age_s)
+        self.api = Api(methods, authority, self.counters, stranger_age_s)
         self.outcomes: list[Outcome] = []
         self._sock = socket.create_server(("127.0.0.1", 0))
         self._sock.setblocking(False)
