@@ -4,7 +4,6 @@ import json
 import os
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,12 +17,12 @@ import urllib3
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from beds.peers.clients import CallError, GrpcioClient
+from beds.programs import BENTPIPE
 from bentpipe.daemon.accounts.contract import EXCHANGE_PATH
 from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
 
-PROGRAM = Path(sys.executable).with_name("bentpipe")
 PATIENCE_S = 20 + TOKEN_REFRESH_S
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
@@ -133,11 +132,11 @@ class Api:
 
     def job(self, id_token: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "GITLAB_CI": "true", "BENTPIPE_ID_TOKEN": id_token}
-        command: list[str | Path] = [PROGRAM, "login", "--ci", "--server", self.url, "--ca", self.ca]
+        command: list[str | Path] = [BENTPIPE, "login", "--ci", "--server", self.url, "--ca", self.ca]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
     def operator(self, *arguments: str) -> None:
-        command: list[str | Path] = [PROGRAM, *arguments, "--config", self.edge.config_path]
+        command: list[str | Path] = [BENTPIPE, *arguments, "--config", self.edge.config_path]
         subprocess.run(command, capture_output=True, timeout=60, check=True)
 
     def build(self, satellite: str, token: str) -> GrpcStatus:

@@ -1,7 +1,6 @@
 """Failures that nobody foresaw, in a real `bentpipe serve`: they end what they belong to, and no one's build."""
 
 import sqlite3
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from bentpipe.daemon.testbed.edge_host import ORG, CloudSatellite, DemoSatellite
 from bentpipe.proto.grpc_status import GrpcStatus
 
 PATIENCE_S = 30.0
-PROGRAM = Path(sys.executable).with_name("bentpipe")
 EC2 = '[ec2]\nregion = "eu-central-1"\nendpoint = "http://127.0.0.1:1"\nsweep = "1s"'
 HOLD = 'hold_limit = "6s"'
 

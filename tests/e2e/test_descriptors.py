@@ -6,7 +6,6 @@ import os
 import resource
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from beds.peers.edge_clients import client_of, status_of
+from beds.programs import BENTPIPE
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
 
-PROGRAM = Path(sys.executable).with_name("bentpipe")
 PATIENCE_S = 30.0
 LIMIT = 256
 CROWD = 400
@@ -118,7 +117,7 @@ def test_a_crowd_takes_no_descriptor_that_the_daemon_needs(manager: Manager) -> 
         assert open_files(edge.pid) <= LIMIT - 32, "a reserve is left"
         # The store, a process, and whatever else needs a descriptor: all of it works meanwhile.
         added = subprocess.run(
-            [PROGRAM, "token", "add", "--config", edge.config_path, "--name", "new", "--grant", f"{ORG}/*"],
+            [BENTPIPE, "token", "add", "--config", edge.config_path, "--name", "new", "--grant", f"{ORG}/*"],
             capture_output=True,
             text=True,
             check=True,
@@ -207,7 +206,7 @@ def test_limits_that_do_not_fit_are_refused_in_words(tmp_path: Path) -> None:
     path.write_text('[[listener]]\naddress = "127.0.0.1:0"\n[limits]\nmax_connections = 1000\n')
     for command in (["check"], ["serve", "--config"]):
         done = subprocess.run(
-            ["prlimit", f"--nofile={LIMIT // 2}:{LIMIT}", PROGRAM, *command, path],
+            ["prlimit", f"--nofile={LIMIT // 2}:{LIMIT}", BENTPIPE, *command, path],
             capture_output=True,
             text=True,
             timeout=60,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from beds.hosts.edge_daemons import PATIENCE_S, PROGRAM, EdgeDaemon, config_text, wait
+from beds.hosts.edge_daemons import PATIENCE_S, EdgeDaemon, config_text, wait
+from beds.programs import BENTPIPE
 from bentpipe.daemon.model import SatelliteKey
 
 KEY = SatelliteKey("acme", "builder")
@@ -34,7 +35,7 @@ def test_a_daemon_that_is_still_starting_is_not_ended(number: signal.Signals, tm
     os.mkfifo(config)
     with (
         log.open("wb") as file,
-        subprocess.Popen([PROGRAM, "serve", "--config", config], stderr=file, stdin=subprocess.DEVNULL) as process,
+        subprocess.Popen([BENTPIPE, "serve", "--config", config], stderr=file, stdin=subprocess.DEVNULL) as process,
     ):
         try:
             with os.fdopen(opened_by_another(config), "w") as writer:

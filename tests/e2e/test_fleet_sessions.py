@@ -12,6 +12,7 @@ import pytest
 import urllib3
 
 from beds.hosts.edge_daemons import EdgeDaemon, config_text, edge_daemon, wait
+from beds.programs import BENTPIPE
 from beds.stores.dynamodb_server import DynamoDbServer
 from bentpipe.daemon.accounts.key_keeper import KEY_NAME
 from bentpipe.daemon.accounts.signing_key import keep_key, new_key
@@ -20,7 +21,6 @@ from bentpipe.daemon.store.dynamodb_table import Table
 from bentpipe.proto import compute_pb2 as pb
 from bentpipe.proto.grpc_status import GrpcStatus
 
-PROGRAM = Path(sys.executable).with_name("bentpipe")
 GET = "/api.public.compute.Compute/GetSatellite"
 SATELLITE = SatelliteKey("acme", "one")
 KEYS = f"""
@@ -65,7 +65,7 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 
 def operator(folder: Path, *arguments: str) -> str:
-    command: list[str | Path] = [PROGRAM, *arguments, "--config", folder / "a.toml"]
+    command: list[str | Path] = [BENTPIPE, *arguments, "--config", folder / "a.toml"]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 

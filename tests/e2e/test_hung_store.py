@@ -16,6 +16,7 @@ import pytest
 from beds.hosts.edge_daemons import config_text, edge_daemon
 from beds.peers.clients import CallError
 from beds.peers.edge_clients import status_of, wait_status
+from beds.programs import BENTPIPE, bentpipe
 from bentpipe.daemon.coordination.shared import START_DEADLINE_S
 from bentpipe.daemon.ledger.recorder import BEAT_S
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
@@ -24,7 +25,6 @@ from bentpipe.daemon.store.sqlite_file import CALL_DEADLINE_S
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
 
-PROGRAM = Path(sys.executable).with_name("bentpipe")
 SLACK_S = 15.0
 END_S = 25.0
 """The drain, the last words of ledger and registry, and a slow machine; systemd would wait for 90 s."""
@@ -88,9 +88,7 @@ def host(disk: Disk) -> EdgeHost:
 
 
 def add_token(edge: EdgeHost) -> str:
-    command = [str(PROGRAM), "token", "add", "--config", str(edge.config_path), "--name", "ci", "--grant", f"{ORG}/*"]
-    added = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return added.stdout.split()[-1]
+    return bentpipe(edge.config_path, "token", "add", "--name", "ci", "--grant", f"{ORG}/*").split()[-1]
 
 
 def ends_in_time(edge: EdgeHost) -> None:
@@ -123,7 +121,7 @@ def test_a_daemon_that_is_told_to_end_before_it_has_started(disk: Disk, tmp_path
     log = tmp_path / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [PROGRAM, "serve", "--config", edge.config_path], stderr=file, env={**os.environ, **disk.environment}
+            [BENTPIPE, "serve", "--config", edge.config_path], stderr=file, env={**os.environ, **disk.environment}
         )
     try:
         deadline = time.monotonic() + SLACK_S

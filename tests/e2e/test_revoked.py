@@ -3,7 +3,6 @@
 import concurrent.futures
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,11 +15,11 @@ from beds.http2 import EMPTY_SETTINGS
 from beds.peers.clients import CallError, GrpcioClient
 from beds.peers.crowd import GOAWAY, HEADERS, PREFACE, call
 from beds.peers.edge_clients import client_of, outcome
+from beds.programs import BENTPIPE, bentpipe
 from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
 
-PROGRAM = Path(sys.executable).with_name("bentpipe")
 BOOT_S = 8.0
 """Of the slow satellite: the revocation is known long before."""
 SLACK_S = 20.0
@@ -34,16 +33,8 @@ def edge(tmp_path: Path) -> Iterator[EdgeHost]:
         yield host
 
 
-def command(edge: EdgeHost, *arguments: str) -> str:
-    done = subprocess.run(
-        [PROGRAM, *arguments, "--config", edge.config_path], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def add_token(edge: EdgeHost, name: str, grant: str = f"{ORG}/*") -> str:
-    return command(edge, "token", "add", "--name", name, "--grant", grant).split()[-1]
+    return bentpipe(edge.config_path, "token", "add", "--name", name, "--grant", grant).split()[-1]
 
 
 def wait_message(edge: EdgeHost, message: str, satellite: str) -> None:
@@ -73,7 +64,7 @@ def test_a_client_that_is_held_while_its_token_is_revoked_is_refused(edge: EdgeH
     thread = threading.Thread(target=lambda: found.append(outcome(held)))
     thread.start()
     time.sleep(0.5)
-    command(edge, "token", "revoke", "ci")
+    bentpipe(edge.config_path, "token", "revoke", "ci")
     thread.join()
     held.close()
     newcomer = client_of(edge, "slow", token)
@@ -110,13 +101,13 @@ def test_a_principals_or_a_satellites_connections_are_cut_and_no_others(edge: Ed
         wait_taken(edge, token).close()
     opened = {(s, t): Streaming(edge, s, tokens[t]) for s in ("sat", "other") for t in tokens}
     try:
-        assert command(edge, "cut", "--principal", "ci") == "cut 2 connections\n"
+        assert bentpipe(edge.config_path, "cut", "--principal", "ci") == "cut 2 connections\n"
         for satellite in ("sat", "other"):
             assert opened[satellite, "ci"].ended.wait(10)
-        assert command(edge, "cut", "--satellite", f"{ORG}/sat") == "cut 1 connections\n"
+        assert bentpipe(edge.config_path, "cut", "--satellite", f"{ORG}/sat") == "cut 1 connections\n"
         assert opened["sat", "dev"].ended.wait(10)
         assert not opened["other", "dev"].ended.wait(0.5)
-        assert command(edge, "cut", "--principal", "nobody") == "cut 0 connections\n"
+        assert bentpipe(edge.config_path, "cut", "--principal", "nobody") == "cut 0 connections\n"
         reasons = [r["reason"] for r in edge.records() if r["message"] == "connection ended"]
         assert reasons.count("cut by the operator") == 3
         # It may come again at once: nothing was revoked.
@@ -136,11 +127,11 @@ def test_held_clients_are_cut_too(edge: EdgeHost) -> None:
         calls = {name: pool.submit(outcome, client) for name, client in held.items()}
         wait_message(edge, "satellite", "slow")
         time.sleep(0.5)
-        assert command(edge, "cut", "--principal", "ci") == "cut 1 connections\n"
+        assert bentpipe(edge.config_path, "cut", "--principal", "ci") == "cut 1 connections\n"
         assert calls["ci"].result(5) == (GrpcStatus.UNAVAILABLE, "cut by the operator")
-        assert command(edge, "cut", "--satellite", f"{ORG}/slow") == "cut 1 connections\n"
+        assert bentpipe(edge.config_path, "cut", "--satellite", f"{ORG}/slow") == "cut 1 connections\n"
         assert calls["dev"].result(5) == (GrpcStatus.UNAVAILABLE, "cut by the operator")
-        assert command(edge, "cut", "--satellite", f"{ORG}/slow") == "cut 0 connections\n"
+        assert bentpipe(edge.config_path, "cut", "--satellite", f"{ORG}/slow") == "cut 0 connections\n"
     assert outcome(held["dev"])[0] is GrpcStatus.OK, "nothing was revoked"
     for client in held.values():
         client.close()
@@ -161,7 +152,7 @@ def test_clients_that_already_hear_their_satellite_are_cut_too(edge: EdgeHost) -
         while not any(kind == HEADERS for kind, *_ in frames_of(received)):
             received += sock.recv(1 << 16)
         peer = f"127.0.0.1:{sock.getsockname()[1]}"
-        assert command(edge, "cut", "--principal", "ci") == "cut 1 connections\n"
+        assert bentpipe(edge.config_path, "cut", "--principal", "ci") == "cut 1 connections\n"
         while data := sock.recv(1 << 16):
             received += data
         assert GOAWAY not in [kind for kind, *_ in frames_of(received)]
@@ -178,8 +169,8 @@ def test_a_token_is_revoked_with_or_without_its_connections(edge: EdgeHost) -> N
         wait_taken(edge, token).close()
     opened = {name: Streaming(edge, "sat", token) for name, token in tokens.items()}
     try:
-        command(edge, "token", "revoke", "kept")
-        assert "cut its connections" in command(edge, "token", "revoke", "--cut", "cut")
+        bentpipe(edge.config_path, "token", "revoke", "kept")
+        assert "cut its connections" in bentpipe(edge.config_path, "token", "revoke", "--cut", "cut")
         assert opened["cut"].ended.wait(TOKEN_REFRESH_S + SLACK_S)
         assert not opened["kept"].ended.wait(TOKEN_REFRESH_S)
         for token in tokens.values():
@@ -193,7 +184,7 @@ def test_a_token_is_revoked_with_or_without_its_connections(edge: EdgeHost) -> N
 
 def test_what_cannot_be_cut_is_told(edge: EdgeHost) -> None:
     def told(*arguments: str) -> str:
-        done = subprocess.run([PROGRAM, "cut", *arguments], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([BENTPIPE, "cut", *arguments], capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 2
         return done.stderr
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 import trustme
 
-from beds.hosts.edge_daemons import PROGRAM
+from beds.programs import BENTPIPE
 from bentpipe.config.load import load_config
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.service.serve import Daemon, serve
@@ -35,7 +35,7 @@ class Bed:
             "COLUMNS": "100",
             **variables,
         }
-        command = [str(PROGRAM), "sat", *arguments]
+        command = [str(BENTPIPE), "sat", *arguments]
         with trio.fail_after(60):
             return await trio.to_thread.run_sync(
                 lambda: subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,17 +1,15 @@
 """Sessions in a daemon that runs: given out by another host of the fleet, used, and ended by what ends their tokens."""
 
 import hashlib
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import trio
 
 from beds.peers.clients import CallError
 from beds.peers.edge_clients import client_of, status_of
+from beds.programs import bentpipe
 from bentpipe.config.load import load_config
 from bentpipe.daemon.accounts.key_keeper import KEY_NAME
 from bentpipe.daemon.accounts.principal import Origin
@@ -23,7 +21,6 @@ from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
 
-PROGRAM = Path(sys.executable).with_name("bentpipe")
 PATIENCE_S = 20 + TOKEN_REFRESH_S
 RULES = f"""
 [[oidc_issuer]]
@@ -43,14 +40,6 @@ def edge() -> Iterator[EdgeHost]:
     satellites = [DemoSatellite("mine"), DemoSatellite("theirs")]
     with EdgeHost(satellites, sleep_after_s=600, drain_deadline_s=1, settings=RULES) as host:
         yield host
-
-
-def command(edge: EdgeHost, *arguments: str) -> str:
-    done = subprocess.run(
-        [PROGRAM, *arguments, "--config", edge.config_path], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def session(origin: Origin, key: SigningKey, kind: Kind = Kind.SESSION) -> str:
@@ -104,7 +93,9 @@ def test_a_session_of_another_host_is_taken_once_its_key_is_in_the_store(edge: E
 
 def test_revoking_a_token_ends_its_sessions_and_cuts_their_connections_alone(edge: EdgeHost) -> None:
     first, second = (
-        command(edge, "token", "add", "--name", name, "--principal", "team", "--grant", f"{ORG}/*").split()[-1]
+        bentpipe(
+            edge.config_path, "token", "add", "--name", name, "--principal", "team", "--grant", f"{ORG}/*"
+        ).split()[-1]
         for name in ("first", "second")
     )
     one, two = (session(of_token(secret), own_key(edge)) for secret in (first, second))
@@ -112,7 +103,7 @@ def test_revoking_a_token_ends_its_sessions_and_cuts_their_connections_alone(edg
     clients = [client_of(edge, "mine", token) for token in (one, two)]
     for client in clients:
         client.unary("Echo", b"hello")
-    command(edge, "token", "revoke", "--cut", "first")
+    bentpipe(edge.config_path, "token", "revoke", "--cut", "first")
     wait_until(lambda: status_of(edge, "mine", one) is GrpcStatus.UNAUTHENTICATED)
     wait_until(lambda: "connections of what was revoked cut" in edge.log_path.read_text())
     with pytest.raises(CallError):
@@ -129,19 +120,19 @@ def test_revoking_a_rule_or_an_org_ends_what_jobs_got(edge: EdgeHost) -> None:
     ]
     assert [status_of(edge, "mine", job) for job in jobs] == [GrpcStatus.OK] * 3
     assert status_of(edge, "theirs", jobs[0]) is GrpcStatus.NOT_FOUND
-    command(edge, "oidc", "revoke", "--exchange", "00")
+    bentpipe(edge.config_path, "oidc", "revoke", "--exchange", "00")
     wait_until(lambda: status_of(edge, "mine", jobs[0]) is GrpcStatus.UNAUTHENTICATED)
     assert status_of(edge, "mine", jobs[1]) is GrpcStatus.OK
     client = client_of(edge, "mine", jobs[1])
     client.unary("Echo", b"hello")
-    command(edge, "oidc", "revoke", "--cut", "--rule", "main")
+    bentpipe(edge.config_path, "oidc", "revoke", "--cut", "--rule", "main")
     wait_until(lambda: status_of(edge, "mine", jobs[1]) is GrpcStatus.UNAUTHENTICATED)
     wait_until(lambda: "rule:main" in edge.log_path.read_text())
     with pytest.raises(CallError):
         client.unary("Echo", b"hello", timeout_s=20)
     client.close()
     assert status_of(edge, "mine", edge.token) is GrpcStatus.OK
-    command(edge, "org", "revoke", ORG)
+    bentpipe(edge.config_path, "org", "revoke", ORG)
     wait_until(lambda: status_of(edge, "mine", edge.token) is GrpcStatus.NOT_FOUND)
-    command(edge, "org", "add", ORG)
+    bentpipe(edge.config_path, "org", "add", ORG)
     wait_until(lambda: status_of(edge, "mine", edge.token) is GrpcStatus.OK)

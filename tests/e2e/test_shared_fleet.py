@@ -25,6 +25,7 @@ import trio
 from beds.hosts.wires import CutWire
 from beds.machines.emulator_calls import free_port
 from beds.peers.clients import GrpcioClient
+from beds.programs import BENTPIPE
 from beds.stores.dynamodb_server import DynamoDbServer
 from bentpipe.daemon.api.client import Server, call
 from bentpipe.daemon.coordination.dynamodb import DynamoRows
@@ -39,7 +40,6 @@ from bentpipe.daemon.testbed.edge_host import complete_lines
 from bentpipe.proto import compute_pb2 as pb
 
 TOKEN = "bp_test"
-PROGRAM = Path(sys.executable).with_name("bentpipe")
 PATIENCE_S = 60.0
 SPEED = 100.0
 """A start then takes 0.2 s, a hibernation 0.3 s."""
@@ -140,7 +140,7 @@ port = {self.cloud.cloud.machines.port}
     def daemon(self, host: str, sleep_after: str = "10m") -> Iterator[Daemon]:
         log = self.folder / f"{host}.log"
         with CutWire(int(self.store.url.rpartition(":")[2])) as wire, log.open("wb") as file:
-            command = [str(PROGRAM), "serve", "--config", str(self.config(host, sleep_after, wire.url))]
+            command = [str(BENTPIPE), "serve", "--config", str(self.config(host, sleep_after, wire.url))]
             with subprocess.Popen(command, stderr=file, stdin=subprocess.DEVNULL) as process:
                 daemon = Daemon(process, log, wire)
                 try:
@@ -178,7 +178,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         instance_id = cloud.control.add_instance(tags={"bentpipe:fleet": "test", "bentpipe:satellite": str(KEY)})
         world = World(tmp_path, store, cloud, instance_id, f"bentpipe-{uuid.uuid4().hex}")
         made = subprocess.run(
-            [PROGRAM, "store", "init", "--config", world.config("init", "1h", store.url)],
+            [BENTPIPE, "store", "init", "--config", world.config("init", "1h", store.url)],
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,
@@ -205,7 +205,7 @@ def test_two_hundred_clients_over_three_hosts_wake_it_once(world: World) -> None
     assert all(before.to_us == after.from_us for before, after in itertools.pairwise(found))
     assert 0 < sum(interval.facts.waits.clients for interval in found) <= CLIENTS
     report = subprocess.run(
-        [PROGRAM, "report", "--config", world.folder / "init.toml", "--json"],
+        [BENTPIPE, "report", "--config", world.folder / "init.toml", "--json"],
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,

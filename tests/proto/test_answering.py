@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beds.http2 import EMPTY_SETTINGS, texts
+from beds.peers.joined_client import JoinedClient
 from bentpipe.proto import limits
 from bentpipe.proto.answering import Answering, Call
 from bentpipe.proto.errors import ErrorCode, GreetingError
@@ -28,21 +29,16 @@ HEADERS = [
 MESSAGE = b"\0\0\0\0\2\x08\x01"
 
 
-class Pair:
-    """A client and our side, joined in memory."""
+class Pair(JoinedClient):
+    ours: Answering
 
     def __init__(self, **initial: int) -> None:
-        self.client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
-        self.client.initiate_connection()
-        if initial:
-            self.client.update_settings({h2.settings.SettingCodes[k]: v for k, v in initial.items()})
+        super().__init__(**initial)
         self.ours = Answering()
         self.calls: list[Call | CallEnded] = []
 
-    def turn(self) -> list[h2.events.Event]:
-        """Everything the client said, to us; everything we say, to the client."""
-        self.calls += self.ours.receive_data(self.client.data_to_send(), 0.0)
-        return self.client.receive_data(self.ours.data_to_send())
+    def hear(self, data: bytes) -> None:
+        self.calls += self.ours.receive_data(data, 0.0)
 
 
 def test_message_and_trailers() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beds.http2 import EMPTY_SETTINGS, texts
+from beds.peers.joined_client import JoinedClient
 from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.frames import END_HEADERS, PREFACE, FrameType, frame
@@ -28,22 +29,17 @@ HEADERS = [
 ]
 
 
-class Pair:
-    """A client and our side, joined in memory."""
+class Pair(JoinedClient):
+    ours: GrpcServer
 
     def __init__(self, **initial: int) -> None:
-        self.client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
-        self.client.initiate_connection()
-        if initial:
-            self.client.update_settings({h2.settings.SettingCodes[k]: v for k, v in initial.items()})
+        super().__init__(**initial)
         self.ours = GrpcServer(API_BOUNDS)
         self.events: list[CallEvent] = []
         self.now_s = 0.0
 
-    def turn(self) -> list[h2.events.Event]:
-        """Everything the client said, to us; everything we say, to the client."""
-        self.events += self.ours.receive_data(self.client.data_to_send(), self.now_s)
-        return self.client.receive_data(self.ours.data_to_send())
+    def hear(self, data: bytes) -> None:
+        self.events += self.ours.receive_data(data, self.now_s)
 
     def take(self, kind: type[CallEvent]) -> list[CallEvent]:
         found = [each for each in self.events if isinstance(each, kind)]

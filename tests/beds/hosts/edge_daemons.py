@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from beds.peers.clients import GrpcioClient
+from beds.programs import BENTPIPE
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.testbed.edge_host import complete_lines
 
-PROGRAM = Path(sys.executable).with_name("bentpipe")
 PATIENCE_S = 60.0
 
 
@@ -97,7 +96,7 @@ def edge_daemon(
 ) -> Iterator[EdgeDaemon]:
     path, log = folder / f"{name}.toml", folder / f"{name}.log"
     path.write_text(config)
-    command: Sequence[str | Path] = [PROGRAM, "serve", "--config", path]
+    command: Sequence[str | Path] = [BENTPIPE, "serve", "--config", path]
     keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "AKIDONE")
     with (
         log.open("wb") as file,

@@ -5,7 +5,6 @@ import json
 import os
 import ssl
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,9 +14,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import trustme
 
+from beds.programs import BENTPIPE
 from bentpipe.daemon.accounts.contract import EXCHANGE_PATH
 
-PROGRAM = Path(sys.executable).with_name("bentpipe")
 OF_A_CI = ("GITHUB_", "ACTIONS_", "GITLAB_", "CI")
 
 
@@ -101,7 +100,7 @@ def login(edge: Edge, ci: dict[str, str], *arguments: str | Path) -> subprocess.
         if not name.startswith(("GITHUB_", "ACTIONS_", "GITLAB_", "CI"))
     }
     environment = {**usual, "EARTHLY_SERVER_ADDRESS": edge.url, **ci}
-    command = [PROGRAM, "login", "--ci", "--ca", edge.ca, *arguments]
+    command = [BENTPIPE, "login", "--ci", "--ca", edge.ca, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
 

@@ -3,17 +3,15 @@
 import datetime
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from beds.programs import BENTPIPE
 from bentpipe.config.load import load_config
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.model import SatelliteKey
-
-PROGRAM = Path(sys.executable).with_name("bentpipe")
 
 GOOD = """
 [[listener]]
@@ -27,7 +25,7 @@ command = ["true", "{port}"]
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([BENTPIPE, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture
