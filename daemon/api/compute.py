@@ -1,8 +1,9 @@
 """The service api.public.compute.Compute: see proto/compute.proto, which says what each method promises."""
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from google.protobuf.duration_pb2 import Duration
@@ -13,7 +14,7 @@ from bentpipe.daemon.accounts.contract import Access, Scope
 from bentpipe.daemon.api.call import Call, Method, unary
 from bentpipe.daemon.api.reservations import Reservations
 from bentpipe.daemon.api.statuses import STATUS, StateBoard
-from bentpipe.daemon.api.streams import interval_of, stream_sleep, stream_wake
+from bentpipe.daemon.api.streams import Respond, StateStream, interval_of, stream_sleep, stream_wake
 from bentpipe.daemon.errors import SATELLITE_WORDS, InvalidRequest, NoSuchSatellite, NotPermitted, NotServed
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.lease import Lease
@@ -152,35 +153,36 @@ class Compute:
 
     # -- what is to be -----------------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _stream(self, call: Call, request: Repeated, scope: Scope, respond: Respond) -> Iterator[StateStream]:
+        """Tell the caller a satellite's states inside the block. Raises as `_find`, and whenever it would raise later."""
+
+        def find() -> Satellite:
+            return self._find(call.access, request, scope)
+
+        satellite = find()
+        with self._board.watch(satellite.key) as watch:
+            yield StateStream(call, satellite, watch, respond, interval_of(request.update_interval), find)
+
     async def _wake(self, call: Call) -> None:
         request = await call.only(pb.WakeSatelliteRequest)
-        satellite = self._find(call.access, request, Scope.USE)
-
-        def settle(lease: Lease) -> None:
-            self._find(call.access, request, Scope.USE)
-
-        with self._board.watch(satellite.key) as watch:
-            interval_s = interval_of(request.update_interval)
-            await stream_wake(call, satellite, watch, _wake_response, interval_s, settle)
+        with self._stream(call, request, Scope.USE, _wake_response) as stream:
+            await stream_wake(stream, lambda lease: None)
 
     async def _reserve(self, call: Call) -> None:
         request = await call.only(pb.ReserveSatelliteRequest)
-        satellite = self._find(call.access, request, Scope.USE)
+        with self._stream(call, request, Scope.USE, _reserve_response) as stream:
 
-        def settle(lease: Lease) -> None:
-            self._find(call.access, request, Scope.USE)
-            lease.keep()
-            self._reservations.reserve(satellite.key, call.access.name, lease)
+            def reserve(lease: Lease) -> None:
+                lease.keep()
+                self._reservations.reserve(stream.satellite.key, call.access.name, lease)
 
-        with self._board.watch(satellite.key) as watch:
-            interval_s = interval_of(request.update_interval)
-            await stream_wake(call, satellite, watch, _reserve_response, interval_s, settle)
+            await stream_wake(stream, reserve)
 
     async def _sleep(self, call: Call) -> None:
         request = await call.only(pb.SleepSatelliteRequest)
-        satellite = self._find(call.access, request, Scope.MANAGE)
-        with self._board.watch(satellite.key) as watch:
-            await stream_sleep(call, satellite, watch, _sleep_response, interval_of(request.update_interval))
+        with self._stream(call, request, Scope.MANAGE, _sleep_response) as stream:
+            await stream_sleep(stream)
 
     # -- what the configuration says alone ---------------------------------------------------------------------------
 

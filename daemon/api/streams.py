@@ -4,6 +4,7 @@ Each state is sent as it comes, and the same one again after an interval without
 takes the silence for an end. FAILED is never sent: the Earthly CLI shows its own words for it, and the reason is lost.
 """
 
+import dataclasses
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -43,20 +44,38 @@ def interval_of(asked: Duration) -> float:
     return min(max(asked_s, LEAST_INTERVAL_S), MOST_INTERVAL_S) if asked_s > 0 else INTERVAL_S
 
 
-async def stream_wake(
-    call: Call,
-    satellite: Satellite,
-    watch: StateWatch,
-    respond: Respond,
-    interval_s: float,
-    settle: Callable[[Lease], None],
-) -> None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class StateStream:
+    """A caller that is told a satellite's states."""
+
+    call: Call
+    satellite: Satellite
+    watch: StateWatch
+    """Of the satellite, from before its state was looked at first."""
+    respond: Respond
+    interval_s: float
+    """Between repetitions of one state."""
+    check: Callable[[], object]
+    """Raises BentpipeError if the caller may not see the satellite any more."""
+
+    async def send(self, status: SatelliteStatus) -> None:
+        """Tell a state. Raises what `check` raises, and Stalled."""
+        self.check()
+        await self.call.send(self.respond(status))
+
+    @property
+    def waited_s(self) -> float:
+        """How long the caller has waited."""
+        return trio.current_time() - self.call.began
+
+
+async def stream_wake(stream: StateStream, settle: Callable[[Lease], None]) -> None:
     """Wake a satellite and tell its states until it is operational, then OPERATIONAL. Raises BentpipeError, Stalled.
 
-    `settle` is called in the step in which the satellite is had: it checks the caller's right again, and takes the lease
-    if it is to last. The caller is told before its own deadline if there is no end to wait for.
+    `settle` is called in the step in which the lease is granted, and takes it if it is to last. The caller is told before
+    its own deadline if there is no end to wait for.
     """
-
+    call, satellite = stream.call, stream.satellite
     first = satellite.state  # before the wake changes it
 
     async def tell() -> None:
@@ -64,24 +83,24 @@ async def stream_wake(
         while True:
             status = ON_THE_WAY_UP.get(state)
             if status is not None and status is not told:
-                await call.send(respond(status))
+                await stream.send(status)
             told = status
-            with trio.move_on_after(interval_s):
-                state = await watch.next()
+            with trio.move_on_after(stream.interval_s):
+                state = await stream.watch.next()
                 continue
             told = None  # it is time to repeat it
 
     async def wake() -> None:
         with trio.move_on_at(call.tell_by) as patience:
             async with satellite.lease(call.access.name, since=call.began, tell_by=call.tell_by) as lease:
+                stream.check()
                 settle(lease)
         if patience.cancelled_caught:
-            waited_s = trio.current_time() - call.began
-            words = f"the satellite is {satellite.state.value} after {waited_s:.0f} s; its wake goes on"
+            words = f"the satellite is {satellite.state.value} after {stream.waited_s:.0f} s; its wake goes on"
             raise WakeFailed(words)
 
     await _beside(tell, wake)
-    await call.send(respond(STATUS[S.OPERATIONAL]))
+    await stream.send(STATUS[S.OPERATIONAL])
 
 
 async def _beside(teller: Callable[[], Awaitable[None]], work: Callable[[], Awaitable[None]]) -> None:
@@ -93,7 +112,7 @@ async def _beside(teller: Callable[[], Awaitable[None]], work: Callable[[], Awai
             nonlocal failure
             try:
                 await teller()
-            except Stalled as exc:
+            except (BentpipeError, Stalled) as exc:
                 failure = exc
                 nursery.cancel_scope.cancel()
 
@@ -111,24 +130,23 @@ async def _beside(teller: Callable[[], Awaitable[None]], work: Callable[[], Awai
         failure = None  # or its traceback would keep this frame until the next collection
 
 
-async def stream_sleep(
-    call: Call, satellite: Satellite, watch: StateWatch, respond: Respond, interval_s: float
-) -> None:
-    """Put a satellite to sleep and tell its states until it is. Raises SleepRefused, Stalled."""
-    state = satellite.state
+async def stream_sleep(stream: StateStream) -> None:
+    """Put a satellite to sleep and tell its states until it is asleep. Raises BentpipeError (SleepRefused), Stalled."""
+    call, state = stream.call, stream.satellite.state
     if state is S.OPERATIONAL:
-        satellite.ask_to_sleep()
+        stream.satellite.ask_to_sleep()
     while True:
         if state not in (S.OPERATIONAL, S.STOPPING, S.SLEEP):
             raise SleepRefused(f"the satellite is {state.value}, so it cannot be put to sleep now")
-        await call.send(respond(STATUS[state]))
+        await stream.send(STATUS[state])
         if state is S.SLEEP:
             return
-        with trio.move_on_at(min(trio.current_time() + interval_s, call.tell_by)):
-            before, state = state, await watch.next()
+        with trio.move_on_at(min(trio.current_time() + stream.interval_s, call.tell_by)):
+            before, state = state, await stream.watch.next()
             if before is S.STOPPING and state is S.OPERATIONAL:
-                raise SleepRefused("the satellite stays awake: a client came, or its machine could not be stopped")
+                raise SleepRefused("the satellite stays awake: somebody came, or its machine could not be stopped")
             continue
         if trio.current_time() >= call.tell_by:
-            waited_s = trio.current_time() - call.began
-            raise SleepRefused(f"the satellite is {state.value} after {waited_s:.0f} s; it goes on falling asleep")
+            raise SleepRefused(
+                f"the satellite is {state.value} after {stream.waited_s:.0f} s; it goes on falling asleep"
+            )

@@ -366,6 +366,8 @@ async def test_a_right_that_ends_while_its_owner_waits(autojump_clock: MockClock
     answers = bed.start("ReserveSatellite", reserve(), caller)
     await trio.sleep(5)
     caller.revoked = True
+    await trio.sleep(6)
+    assert answers, "at the next repetition of the state"
     await trio.sleep(BOOT_S)
     assert answers[0].status is GrpcStatus.NOT_FOUND
     assert OPERATIONAL not in answers[0].statuses
