@@ -11,6 +11,7 @@ import trio
 
 from beds.contracts.coordination import EXPIRY_S, LEASE_S, CutRows
 from beds.machines.played_machine import RULES as SHORT
+from beds.machines.shown_machine import ShownMachine
 from beds.stores.memory_rows import MemoryRows
 from bentpipe.daemon.coordination.shared import SharedCoordination
 from bentpipe.daemon.coordination.turn import SharedTurn
@@ -24,12 +25,10 @@ from bentpipe.daemon.model import (
     Machine,
     MachineId,
     MachineState,
-    MachineTraits,
     SatelliteKey,
     SatelliteState,
     SleepMode,
 )
-from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 S, M = SatelliteState, MachineState
 KEY = SatelliteKey("acme", "m")
@@ -37,40 +36,18 @@ MACHINE_ID = MachineId("acme.m")
 PATIENCE_S = 30
 
 
-class SharedMachine:
+class SharedMachine(ShownMachine):
     """A machine that is up and down at once, and keeps its log of calls."""
 
     def __init__(self, address: Address) -> None:
-        self.address = address
-        self.state = M.STOPPED
-        self.calls: list[str] = []
-        self.changed = trio.Event()
+        super().__init__(MACHINE_ID, address)
         self.held: trio.Event | None = None
-
-    def look(self) -> Machine:
-        return Machine(MACHINE_ID, self.state, self.address if self.state is M.RUNNING else None)
-
-    def show(self, state: MachineState) -> None:
-        self.state = state
-        self.changed.set()
-        self.changed = trio.Event()
 
     async def describe(self, machine_id: MachineId) -> Machine:
         """As EC2's poller: what is found out for one is told to all."""
         await trio.lowlevel.checkpoint()
         self.show(self.state)
         return self.look()
-
-    async def wait_changed(self, seen: Machine) -> Machine:
-        while self.look() == seen:
-            await self.changed.wait()
-        return self.look()
-
-    def traits_of(self, machine_id: MachineId) -> MachineTraits:
-        return TRAITS
-
-    def vouches_nowait(self, look: Machine) -> bool:
-        return look == self.look()
 
     async def start(self, machine_id: MachineId) -> None:
         self.calls.append("start")

@@ -8,6 +8,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from beds.machines.played_machine import RULES as HIBERNATING
+from beds.machines.shown_machine import ShownMachine
 from bentpipe.daemon.errors import ProviderPermanent, ProviderRetryable, SatelliteUnusable
 from bentpipe.daemon.fleet import satellite as module
 from bentpipe.daemon.fleet.context import FleetContext
@@ -15,10 +16,8 @@ from bentpipe.daemon.fleet.fact_collector import FactCollector
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import (
     Address,
-    Machine,
     MachineId,
     MachineState,
-    MachineTraits,
     SatelliteKey,
     SatelliteState,
     SleepMode,
@@ -27,7 +26,6 @@ from bentpipe.daemon.model import (
     Waits,
     WakePhase,
 )
-from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 S = SatelliteState
 RULES = dataclasses.replace(HIBERNATING, sleep_mode=SleepMode.STOP, min_awake_s=0, max_waiters=10)
@@ -49,37 +47,14 @@ def test_phases_never_add_up_to_more_than_the_wake() -> None:
     assert collector.take(S.STARTING, S.SLEEP, 31.0) == StateFacts((), Waits())
 
 
-class SlowProvider:
+class SlowProvider(ShownMachine):
     """Accepts a start after 2 s and runs after 7 more, unless `refuse` is set."""
 
     def __init__(self) -> None:
-        self.state = MachineState.STOPPED
+        super().__init__(ID, Address("192.0.2.1", 1))
         self.refuse = False
         self.faults = 0
         """So many starts fail in passing."""
-        self.changed = trio.Event()
-
-    def look(self) -> Machine:
-        return Machine(ID, self.state, Address("192.0.2.1", 1) if self.state is MachineState.RUNNING else None)
-
-    def become(self, state: MachineState) -> None:
-        self.state = state
-        self.changed.set()
-        self.changed = trio.Event()
-
-    async def describe(self, machine_id: MachineId) -> Machine:
-        return self.look()
-
-    async def wait_changed(self, seen: Machine) -> Machine:
-        while self.look() == seen:
-            await self.changed.wait()
-        return self.look()
-
-    def traits_of(self, machine_id: MachineId) -> MachineTraits:
-        return TRAITS
-
-    def vouches_nowait(self, look: Machine) -> bool:
-        return look == self.look()
 
     async def start(self, machine_id: MachineId) -> None:
         await trio.sleep(2)
@@ -88,16 +63,16 @@ class SlowProvider:
         if self.faults:
             self.faults -= 1
             raise ProviderRetryable("busy")
-        self.become(MachineState.PENDING)
+        self.show(MachineState.PENDING)
 
     async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
-        self.become(MachineState.STOPPED)
+        self.show(MachineState.STOPPED)
 
     async def launch(self, machine_id: MachineId, token: str) -> None:
         raise ProviderPermanent("no way to create it")
 
     async def terminate(self, machine_id: MachineId) -> None:
-        self.become(MachineState.TERMINATED)
+        self.show(MachineState.TERMINATED)
 
 
 async def test_a_satellite_tells_who_woke_it_and_what_each_phase_took(
@@ -119,7 +94,7 @@ async def test_a_satellite_tells_who_woke_it_and_what_each_phase_took(
 
     async def boot() -> None:
         await trio.sleep(9)
-        provider.become(MachineState.RUNNING)
+        provider.show(MachineState.RUNNING)
 
     async with trio.open_nursery() as clients:
         clients.start_soon(come, "alice")
@@ -176,7 +151,7 @@ async def test_each_attempt_to_start_counts_for_its_wake(
     async def boot() -> None:
         while provider.state is not MachineState.PENDING:
             await provider.changed.wait()
-        provider.become(MachineState.RUNNING)
+        provider.show(MachineState.RUNNING)
 
     nursery.start_soon(boot)
     async with satellite.lease("alice"):

@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from beds.machines.played_machine import RULES as FEW_WAITERS
+from beds.machines.shown_machine import ShownMachine
 from bentpipe.daemon.errors import (
     BentpipeError,
     Draining,
@@ -34,33 +35,22 @@ from bentpipe.daemon.model import (
     Machine,
     MachineId,
     MachineState,
-    MachineTraits,
     SatelliteKey,
     SatelliteState,
     SleepMode,
     Transition,
 )
-from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 RULES = dataclasses.replace(FEW_WAITERS, max_waiters=300)
 MACHINE_ID = MachineId("acme.m")
 
 
-class ScriptedProvider:
+class ScriptedProvider(ShownMachine):
     """One machine; `start` and `stop` wait until the test answers them, and move nothing by themselves."""
 
     def __init__(self, address: Address) -> None:
-        self.address = address
-        self.look = Machine(MACHINE_ID, MachineState.STOPPED)
-        self.changed = trio.Event()
-        self.calls: list[str] = []
+        super().__init__(MACHINE_ID, address)
         self.answers, self._asked = trio.open_memory_channel[BentpipeError | None](0)
-
-    def show(self, state: MachineState, reason: str = "", fault: Fault | None = None) -> None:
-        address = self.address if state is MachineState.RUNNING else None
-        self.look = Machine(MACHINE_ID, state, address, reason, fault)
-        self.changed.set()
-        self.changed = trio.Event()
 
     async def answer(self, error: BentpipeError | None = None) -> None:
         """Let the call under way return; the next checkpoint of the test sees it done."""
@@ -68,19 +58,7 @@ class ScriptedProvider:
         await trio.testing.wait_all_tasks_blocked()
 
     async def describe(self, machine_id: MachineId) -> Machine:
-        await trio.lowlevel.checkpoint()
-        return dataclasses.replace(self.look, machine_id=machine_id)
-
-    async def wait_changed(self, seen: Machine) -> Machine:
-        while self.look == seen:
-            await self.changed.wait()
-        return self.look
-
-    def traits_of(self, machine_id: MachineId) -> MachineTraits:
-        return TRAITS
-
-    def vouches_nowait(self, look: Machine) -> bool:
-        return look == self.look
+        return dataclasses.replace(await super().describe(machine_id), machine_id=machine_id)
 
     async def start(self, machine_id: MachineId) -> None:
         await self._call(f"start {machine_id}")
