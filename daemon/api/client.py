@@ -35,7 +35,11 @@ class ApiError(BentpipeError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Server:
-    """Where the API is, and what proves who calls. `url` is https://HOST:PORT, or http:// in a trusted network."""
+    """Where the API is, and what proves who calls.
+
+    `url` is https://HOST:PORT, or http:// in a trusted network, or unix:/PATH of a socket on this host, which asks for no
+    token.
+    """
 
     url: str
     token: str
@@ -45,9 +49,12 @@ class Server:
     def connect(self) -> tuple[socket.socket, str, str]:
         """Connect. Returns the socket, the scheme and the authority. Raises ApiError."""
         parts = urlsplit(self.url)
+        if parts.scheme == "unix":
+            return self._connect_locally(parts.path), "http", "localhost"
         if parts.scheme not in PORTS or not parts.hostname:
             raise ApiError(
-                f"{self.url!r} is not a valid server: expected https://HOST:PORT", GrpcStatus.INVALID_ARGUMENT
+                f"{self.url!r} is not a valid server: expected https://HOST:PORT or unix:/PATH",
+                GrpcStatus.INVALID_ARGUMENT,
             )
         try:
             raw = socket.create_connection((parts.hostname, parts.port or PORTS[parts.scheme]), SILENCE_S)
@@ -58,6 +65,16 @@ class Server:
             return context.wrap_socket(raw, server_hostname=parts.hostname), parts.scheme, parts.netloc
         except (OSError, ValueError) as exc:
             raise ApiError(f"{self.url}: {exc}") from exc
+
+    def _connect_locally(self, path: str) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(SILENCE_S)
+            sock.connect(path)
+        except OSError as exc:
+            sock.close()
+            raise ApiError(f"no daemon answers at {path}: {exc.strerror or exc}") from exc
+        return sock
 
 
 def call(server: Server, path: str, request: Message, kind: type[A]) -> Iterator[A]:

@@ -70,7 +70,7 @@ class Compute:
         reservations: Reservations,
         satellite_address: str | None,
     ) -> None:
-        """`satellite_address` is HOST:PORT of the port for builds; None: the address at which the API was called."""
+        """`satellite_address` is HOST:PORT of the port for builds; None: where the API is called; "": it is not known."""
         self._fleet = fleet
         self._specs = specs
         self._board = board
@@ -139,8 +139,11 @@ class Compute:
             size=specs.size,
             last_used=self._last_used(satellite),
             is_managed=True,
-            satellite_address=self._satellite_address or _with_port(call.authority),
+            satellite_address=self._address_for(call),
         )
+
+    def _address_for(self, call: Call) -> str:
+        return _with_port(call.authority) if self._satellite_address is None else self._satellite_address
 
     @staticmethod
     def _last_used(satellite: Satellite) -> Timestamp | None:

@@ -8,6 +8,7 @@ from bentpipe.config.model import Config, SatelliteSection
 from bentpipe.daemon.accounts.contract import Authority
 from bentpipe.daemon.api import logstream
 from bentpipe.daemon.api.compute import Compute, Specs
+from bentpipe.daemon.api.operator import OperatorAuthority
 from bentpipe.daemon.api.reflection import Reflection
 from bentpipe.daemon.api.reservations import Reservations
 from bentpipe.daemon.api.server import Api
@@ -33,8 +34,25 @@ class ApiNews:
 
 def make_api(config: Config, fleet: Fleet, authority: Authority, counters: ConnectionCounters, news: ApiNews) -> Api:
     """Make the API, for every listener that is configured for it."""
+    return _make(config, fleet, authority, counters, news, config.api.satellite_address)
+
+
+def make_local_api(config: Config, fleet: Fleet, counters: ConnectionCounters, news: ApiNews) -> Api:
+    """Make the API for the Unix socket, whose callers may do all. What they dial is not an address for builds."""
+    authority = OperatorAuthority(sorted({section.org for section in config.satellite}))
+    return _make(config, fleet, authority, counters, news, config.api.satellite_address or "")
+
+
+def _make(
+    config: Config,
+    fleet: Fleet,
+    authority: Authority,
+    counters: ConnectionCounters,
+    news: ApiNews,
+    address: str | None,
+) -> Api:
     specs = {SatelliteKey(section.org, section.name): _specs_of(section) for section in config.satellite}
-    compute = Compute(fleet, specs, news.states, news.reservations, config.api.satellite_address)
+    compute = Compute(fleet, specs, news.states, news.reservations, address)
     reflection = Reflection([compute_pb2.DESCRIPTOR, logstream_pb2.DESCRIPTOR])
     methods = {**compute.methods, **logstream.METHODS, **reflection.methods}
     return Api(methods, authority, counters, config.limits.stranger_age_s)

@@ -28,7 +28,7 @@ from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import make_accounts
-from bentpipe.daemon.service.api import ApiNews, make_api
+from bentpipe.daemon.service.api import ApiNews, make_api, make_local_api
 from bentpipe.daemon.service.cutting import cut_verb
 from bentpipe.daemon.service.descriptors import Descriptors, raise_limit, share_out, soft_limit
 from bentpipe.daemon.service.machines import addresses_of, providers_of
@@ -92,7 +92,9 @@ def assemble(config: Config) -> Daemon:
         engine=engine,
         provider=provider,
         records=records,
-        ports=serve_ports(opened, edge, ktls, {"cut": cut_verb(edge.handoff, fleet)}),
+        ports=serve_ports(
+            opened, edge, ktls, {"cut": cut_verb(edge.handoff, fleet)}, make_local_api(config, fleet, counters, news)
+        ),
     )
 
 

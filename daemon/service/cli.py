@@ -351,11 +351,14 @@ def _asking(command: Callable[P, None]) -> Callable[P, None]:
         click.option(
             "--server",
             envvar="EARTHLY_SERVER_ADDRESS",
-            required=True,
+            default="unix:/run/bentpipe/api.sock",
+            show_default=True,
             show_envvar=True,
-            help="Of an edge host: https://HOST:PORT.",
+            help="https://HOST:PORT of an edge host, or unix:/PATH of its socket on this host.",
         ),
-        click.option("--token", envvar="EARTHLY_TOKEN", required=True, show_envvar=True, help="Who asks."),
+        click.option(
+            "--token", envvar="EARTHLY_TOKEN", default="", help="Who asks; not needed on a socket of this host."
+        ),
         click.option("--org", envvar="EARTHLY_ORG", required=True, show_envvar=True, help="Whose satellites."),
         click.option(
             "--ca",

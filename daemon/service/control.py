@@ -95,7 +95,7 @@ class ControlServer:
         path = Path(str(self._sock.getsockname()))
         self._sock.close()
         with contained(Owner("control")):
-            _unlink_if_dead(path)
+            remove_socket(path)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         with contained(Owner("control client")):
@@ -108,7 +108,7 @@ class ControlServer:
 
     async def _answer(self, stream: trio.SocketStream) -> bytes:
         try:
-            _check_peer(stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+            check_peer(stream.socket)
             answer: Fields = {"done": await self._do(await _read_line(stream))}
         except ControlError as exc:
             answer = {"error": str(exc)}
@@ -127,11 +127,17 @@ class ControlServer:
         return await verb(request)
 
 
-def _unlink_if_dead(path: Path) -> None:
+def remove_socket(path: Path) -> None:
+    """Remove the file of a socket that nobody listens on. Raises OSError."""
     try:
         _make_room(path)
     except FileExistsError:
         return  # it belongs to the next daemon
+
+
+def check_peer(sock: socket.socket | trio.socket.SocketType) -> None:
+    """Check that the kernel says that root or this daemon's own user has connected. Raises ControlError."""
+    _check_peer(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
 
 
 def _check_peer(credentials: bytes) -> None:

@@ -98,3 +98,8 @@ class Daemon:
         """
         self.ports.certificates.ask()
         self.fleet.reset()
+
+    def drain_local_api(self) -> None:
+        """Take no more calls on the Unix socket, if there is one."""
+        if self.ports.local_api is not None:
+            self.ports.local_api.api.drain()

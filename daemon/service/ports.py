@@ -11,6 +11,7 @@ import socket
 from collections.abc import Mapping, Sequence
 
 from bentpipe.config.model import Config, ListenerSection, SatelliteTlsSection
+from bentpipe.daemon.api.server import Api
 from bentpipe.daemon.edge.arrival import Proxies
 from bentpipe.daemon.edge.dial import SatelliteTls
 from bentpipe.daemon.edge.edge import Edge
@@ -20,6 +21,7 @@ from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.certificates import CertificateReload
 from bentpipe.daemon.service.control import ControlServer, Verb, open_control_socket
+from bentpipe.daemon.service.local_api import LocalApi, local_api_path
 from bentpipe.native.engine import Ktls, ktls_self_test
 from bentpipe.native.tls import TlsClientContext, TlsServerContext
 
@@ -33,6 +35,7 @@ class OpenPorts:
     clients: tuple[tuple[ListenerSection, Port, socket.socket], ...]
     metrics: tuple[socket.socket, ...]
     control: socket.socket | None
+    local_api: socket.socket | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Ports:
     metrics: tuple[socket.socket, ...]
     metrics_addresses: tuple[tuple[str, int], ...]
     control: ControlServer | None
+    local_api: LocalApi | None
 
 
 def find_ktls(config: Config) -> Ktls:
@@ -98,9 +102,12 @@ def open_ports(config: Config, spoken: Sequence[Port]) -> OpenPorts:
         for sock in metrics:
             opened.enter_context(sock)
         path = config.control.socket_path()
-        control = open_control_socket(path) if path is not None else None
+        control = local_api = None
+        if path is not None:
+            control = opened.enter_context(open_control_socket(path))
+            local_api = open_control_socket(local_api_path(path))
         opened.pop_all()
-    return OpenPorts(tuple(clients), tuple(metrics), control)
+    return OpenPorts(tuple(clients), tuple(metrics), control, local_api)
 
 
 def _listening(section: ListenerSection, passed: dict[str, list[socket.socket]]) -> list[socket.socket]:
@@ -112,8 +119,11 @@ def _listening(section: ListenerSection, passed: dict[str, list[socket.socket]])
     raise OSError(f"listener: systemd passed no socket named {section.systemd!r}, only {sorted(passed)}")
 
 
-def serve_ports(opened: OpenPorts, edge: Edge, ktls: Ktls, verbs: Mapping[str, Verb]) -> Ports:
-    """Make what serves the sockets, which it takes over. `verbs` are the verbs of the control socket."""
+def serve_ports(opened: OpenPorts, edge: Edge, ktls: Ktls, verbs: Mapping[str, Verb], local_api: Api) -> Ports:
+    """Make what serves the sockets, which it takes over.
+
+    `verbs` are the verbs of the control socket; `local_api` is served on the Unix socket beside it.
+    """
     listeners = tuple(Listener(sock, port, edge) for _, port, sock in opened.clients)
     sections = [section for section, _, _ in opened.clients]
     return Ports(
@@ -124,4 +134,5 @@ def serve_ports(opened: OpenPorts, edge: Edge, ktls: Ktls, verbs: Mapping[str, V
         metrics=opened.metrics,
         metrics_addresses=tuple(sock.getsockname()[:2] for sock in opened.metrics),
         control=ControlServer(opened.control, verbs) if opened.control is not None else None,
+        local_api=LocalApi(opened.local_api, local_api) if opened.local_api is not None else None,
     )

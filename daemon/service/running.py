@@ -77,6 +77,8 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
     nursery.start_soon(run_owned, Owner("certificates"), ports.certificates.run_reload)
     if ports.control is not None:
         nursery.start_soon(run_owned, Owner("control"), ports.control.run_control)
+    if ports.local_api is not None:
+        nursery.start_soon(run_owned, Owner("local api"), ports.local_api.run_local_api)
     nursery.start_soon(run_owned, Owner("metrics"), MetricsServer(ports.metrics, daemon).run_metrics)
 
 
@@ -98,7 +100,12 @@ async def _drain(daemon: Daemon, sessions: trio.Nursery) -> int:
     handoff = daemon.handoff
     sd.notify("STOPPING=1")
     log.info("draining", extra={"fields": {"spliced": handoff.live}})
-    steps: tuple[Callable[[], None], ...] = (daemon.api.drain, daemon.health.drain, daemon.fleet.drain)
+    steps: tuple[Callable[[], None], ...] = (
+        daemon.api.drain,
+        daemon.drain_local_api,
+        daemon.health.drain,
+        daemon.fleet.drain,
+    )
     for step in steps:
         with contained(Owner("drain", step.__qualname__)):
             step()
@@ -118,6 +125,8 @@ async def _drain(daemon: Daemon, sessions: trio.Nursery) -> int:
 async def _close(daemon: Daemon) -> None:
     if daemon.ports.control is not None:
         daemon.ports.control.close()
+    if daemon.ports.local_api is not None:
+        daemon.ports.local_api.close()
     with contextlib.suppress(KeyError):  # Trio has removed one that failed
         trio.lowlevel.remove_instrument(daemon.turns)
     with trio.CancelScope(shield=True):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -16,14 +17,26 @@ import trustme
 from beds.programs import BENTPIPE
 from bentpipe.config.load import load_config
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
+from bentpipe.daemon.service import control
 from bentpipe.daemon.service.serve import Daemon, serve
 
 TOKENS = {"manager": "bp_manager", "user": "bp_user"}
 
 
+class Nobody:
+    """What the kernel says of a caller: the credentials of another user."""
+
+    size = control.CREDENTIALS.size
+
+    def unpack(self, credentials: bytes) -> tuple[int, int, int]:
+        process, _, group = struct.unpack("3i", credentials)
+        return process, 65_534, group
+
+
 class Bed:
     def __init__(self, daemon: Daemon, ca: Path) -> None:
         self.daemon, self.ca = daemon, ca
+        self.socket = ca.with_name("api.sock")
 
     async def sat(self, *arguments: str, token: str = "manager", **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {
@@ -70,6 +83,8 @@ command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", 
         for name, arguments in (("builder", '"--boot", "0.3"'), ("broken", '"--fail"'))
     )
     (tmp_path / "bentpipe.toml").write_text(f"""
+[control]
+path = "{tmp_path / "control.sock"}"
 [[listener]]
 address = "127.0.0.1:0"
 api = true
@@ -112,6 +127,31 @@ async def test_wake_and_sleep_with_their_progress(bed: Bed) -> None:
     assert bed.state() is SatelliteState.SLEEP
 
 
+async def test_root_and_the_daemons_user_need_no_token_on_its_socket(bed: Bed) -> None:
+    server = f"unix:{bed.socket}"
+    listed = await bed.sat("ls", "--json", token="", EARTHLY_SERVER_ADDRESS=server)
+    assert [each["name"] for each in json.loads(listed.stdout)] == ["broken", "builder"]
+    assert (await bed.sat("wake", "builder", token="", EARTHLY_SERVER_ADDRESS=server)).returncode == 0
+    assert (await bed.sat("sleep", "builder", token="", EARTHLY_SERVER_ADDRESS=server)).returncode == 0
+    inspected = await bed.sat("inspect", "--json", "builder", token="", EARTHLY_SERVER_ADDRESS=server)
+    assert "satellite_address" not in json.loads(inspected.stdout)
+    assert bed.socket.stat().st_mode & 0o077 == 0
+
+
+async def test_a_user_who_is_neither_is_turned_away(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "CREDENTIALS", Nobody())
+    listed = await bed.sat("ls", token="", EARTHLY_SERVER_ADDRESS=f"unix:{bed.socket}")
+    assert (listed.returncode, listed.stdout) == (2, "")
+
+
+async def test_the_socket_is_gone_with_its_daemon(bed: Bed) -> None:
+    assert bed.socket.exists()
+    bed.daemon.drain.set()
+    with trio.fail_after(30):
+        while bed.socket.exists():
+            await trio.sleep(0.01)
+
+
 async def test_refusals_say_why_and_have_an_exit_code(bed: Bed) -> None:
     for run, words in (
         (await bed.sat("sleep", "builder", token="user"), "scope"),
@@ -119,6 +159,7 @@ async def test_refusals_say_why_and_have_an_exit_code(bed: Bed) -> None:
         (await bed.sat("ls", token="wrong"), "token"),
         (await bed.sat("wake", "broken"), "satellite"),
         (await bed.sat("ls", EARTHLY_SERVER_ADDRESS="edge:8372"), "https://HOST:PORT"),
+        (await bed.sat("ls", EARTHLY_SERVER_ADDRESS="unix:/nowhere"), "no daemon answers"),
         (await bed.sat("ls", EARTHLY_SERVER_ADDRESS="https://localhost:1"), "refused"),
         (await bed.sat("ls", SSL_CERT_FILE=os.devnull), "certificate"),
     ):

@@ -1,0 +1,92 @@
+"""The control API on a Unix socket beside the control socket, for root and the daemon's own user on this host."""
+
+import contextlib
+import socket
+from pathlib import Path
+
+import trio
+
+from bentpipe.daemon.api.server import Api
+from bentpipe.daemon.edge.announcements import Announcements
+from bentpipe.daemon.edge.arrival import Arrival, Proxies
+from bentpipe.daemon.edge.caller import Caller
+from bentpipe.daemon.edge.opening import FirstRequest, Opening, Port, read_opening
+from bentpipe.daemon.edge.outcomes import ConnectionOver
+from bentpipe.daemon.edge.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.edge.transport import Transport, TransportError
+from bentpipe.daemon.errors import BentpipeError
+from bentpipe.daemon.service.control import ControlError, check_peer, remove_socket
+from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
+from bentpipe.proto.errors import GreetingError
+
+SOCKET_NAME = "api.sock"
+CONNECTIONS = 64
+"""At once. A newcomer puts out the oldest that has not asked anything."""
+LIMITS = QuotaLimits(
+    strangers=CONNECTIONS,
+    strangers_bytes=CONNECTIONS << 17,
+    per_prefix=CONNECTIONS,
+    admitted=CONNECTIONS,
+    said_bytes=64 << 20,
+)
+ENDS = (ConnectionOver, TransportError, GreetingError, BentpipeError)
+"""How a connection of a caller that does not speak the API ends, without a word."""
+PORT = Port(serves_api=True)
+OPENING_S = 10.0
+"""From accept to the first request."""
+
+
+def local_api_path(control: Path) -> Path:
+    """Where the socket is, beside the control socket."""
+    return control.with_name(SOCKET_NAME)
+
+
+class LocalApi:
+    """Serves the API there. It takes the socket, and removes its file at the end."""
+
+    def __init__(self, sock: socket.socket, api: Api) -> None:
+        self._sock = sock
+        self._quotas = Quotas(LIMITS, trio.current_time)
+        self.api = api
+
+    async def run_local_api(self) -> None:
+        """Serve for ever."""
+        # A copy, since this may be started again.
+        with trio.socket.from_stdlib_socket(self._sock.dup()) as listener:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    accepted, _ = await listener.accept()
+                    sock = socket.socket(fileno=accepted.detach())
+                    owner = Owner("local api", decision=Decision.GIVE_UP)
+                    nursery.start_soon(run_owned, owner, self._serve, sock)
+
+    def close(self) -> None:
+        """Close the socket and remove its file, unless the file belongs to another daemon by now."""
+        path = Path(str(self._sock.getsockname()))
+        self._sock.close()
+        with contained(Owner("local api")):
+            remove_socket(path)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        transport = Transport(sock)
+        try:
+            check_peer(sock)
+            caller = Caller(transport, Arrival(self._quotas, None, Proxies()))
+            with caller.place as place, trio.CancelScope() as place.scope, contextlib.suppress(*ENDS):
+                await self._answer(caller)
+                await transport.close_gracefully()
+        except ControlError:
+            pass  # another user's; the file's mode keeps them out already
+        finally:
+            transport.close()
+
+    async def _answer(self, caller: Caller) -> None:
+        opening: Opening | None = None
+        with trio.move_on_after(OPENING_S):
+            opening = await read_opening(caller, PORT, Announcements())
+        if isinstance(opening, FirstRequest):
+            connection = self.api.open(caller, opening.identity, None)
+            try:
+                await connection.run()
+            finally:
+                connection.dispose()
