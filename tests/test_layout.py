@@ -56,3 +56,12 @@ def test_nothing_imported_a_second_copy_under_a_bare_name() -> None:
         if name.partition(".")[0] in TOPS and str(ROOT) in str(getattr(module, "__file__", ""))
     ]
     assert second == []
+
+
+def test_what_tests_share_is_a_bed() -> None:
+    """A folder of tests has tests and fixtures. What several use is in tests/beds; programs in it are modules of it."""
+    alone = {ROOT / "tests/native/guest/init.py"}  # the first process of a guest, which has no import path
+    found = {path for path in (ROOT / "tests").rglob("*.py") if "beds" not in path.parts} - alone
+    assert [path for path in found if not path.name.startswith("test_") and path.name != "conftest.py"] == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["pytest"]["ini_options"]["pythonpath"] == ["tests", "build/bench"]

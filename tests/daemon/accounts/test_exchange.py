@@ -3,7 +3,7 @@
 import base64
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import jwt
@@ -114,10 +114,11 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path, nursery: trio.Nursery) -> Host:
+async def host(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Host]:
     made = Host(tmp_path / "ledger.sqlite")
     made.start(nursery)
-    return made
+    yield made
+    await made.store.aclose()
 
 
 async def test_a_job_gets_a_token_that_lasts_as_long_as_it_may_and_does_what_its_rule_grants(host: Host) -> None:
@@ -220,6 +221,8 @@ async def test_a_token_is_exchanged_once_over_all_hosts(tmp_path: Path, nursery:
         for host in hosts * 3:
             asking.start_soon(exchange, host)
     assert sorted(said) == sorted(["done"] + [USED] * 11)
+    for host in hosts:
+        await host.store.aclose()
 
 
 async def test_the_same_id_of_another_issuer_is_another(host: Host) -> None:
