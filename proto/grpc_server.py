@@ -145,6 +145,8 @@ class ServerConnection:
         self._resets = _Bucket(bounds.resets, bounds.resets_per_s)
         self._ended = False
         self._announcement = b""
+        self.buffered_bytes = 0
+        """Of answers, what the windows allow and `data_to_send` has still to take."""
 
     @property
     def kept_bytes(self) -> int:
@@ -176,6 +178,7 @@ class ServerConnection:
     def data_to_send(self) -> bytes:
         """Take what there is to say."""
         said, self._announcement = self._announcement, b""
+        self.buffered_bytes = 0
         return self._h2.data_to_send() + said
 
     def dispose(self) -> None:
@@ -300,8 +303,8 @@ class ServerConnection:
         stream.answered = stream.ending = True
         self._push(stream_id)
 
-    def send_text(self, stream_id: int, http_status: int, text: bytes) -> None:
-        """Answer in plain HTTP a request that is not gRPC."""
+    def send_text(self, stream_id: int, http_status: int, text: bytes, content_type: bytes = b"text/plain") -> None:
+        """Answer in plain HTTP a request that is not gRPC; without text for HEAD."""
         stream = self._streams.get(stream_id)
         if stream is None or stream.ending:
             return
@@ -310,9 +313,10 @@ class ServerConnection:
             stream_id,
             [
                 (b":status", b"%d" % http_status),
-                (b"content-type", b"text/plain"),
+                (b"content-type", content_type),
                 (b"content-length", b"%d" % len(text)),
             ],
+            end_stream=not text,
         )
         stream.unsent += text
         self._push(stream_id)
@@ -344,6 +348,7 @@ class ServerConnection:
             del stream.unsent[:room]
             last = stream.ending and stream.trailers is None and not stream.unsent
             self._h2.send_data(stream_id, part, end_stream=last)
+            self.buffered_bytes += len(part)
         if not stream.ending:
             return
         if stream.trailers is not None:

@@ -8,7 +8,7 @@ waits for that.
 import dataclasses
 import datetime
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 
 from bentpipe.daemon.accounts import contract
@@ -20,6 +20,9 @@ TOKEN_SCHEME, BEARER_SCHEME = "token", "bearer"
 NO_TOKEN = "the header `Authorization: token TOKEN` is missing"
 NO_ID_TOKEN = "the header `Authorization: Bearer ID_TOKEN` is missing"
 NOT_FOUND = "not found"
+
+PATHS = ("/api/v0/", "/api/v1/")
+"""What the paths of pages begin with. They are answered over HTTP/2 too, for clients such as curl that prefer it."""
 
 HTTP_STATUS = {
     GrpcStatus.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
@@ -41,6 +44,12 @@ class HttpRequest:
     path: str
     authorization: str = ""
     certificate_der: bytes | None = None
+
+
+def request_of(method: str, target: str, authorizations: Sequence[bytes], certificate_der: bytes | None) -> HttpRequest:
+    """Make a request of its parts. Two `Authorization` fields count as none: nobody could say which one is meant."""
+    authorization = authorizations[0].decode("latin-1") if len(authorizations) == 1 else ""
+    return HttpRequest(method, target.partition("?")[0], authorization, certificate_der)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

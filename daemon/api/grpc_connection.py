@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import trio
 
 from bentpipe.daemon.accounts.contract import Access, Authority, Credentials
+from bentpipe.daemon.api import account
 from bentpipe.daemon.api.call import Call, Method, Stalled
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
@@ -35,6 +36,8 @@ log = logging.getLogger("bentpipe.api")
 
 SEND_DEADLINE_S = 10.0
 """To take what we say; a client that does not read is let go."""
+OUTBOX_BYTES = 64 << 10
+"""Of answers that wait for the socket, after which the methods wait too."""
 AGE_GRACE_S = 5.0
 """Between saying that a connection is too old and closing it: the client opens another for what it asks next."""
 AGE_JITTER = 0.1
@@ -57,6 +60,7 @@ class Services:
         """`methods` are by path, "/package.Service/Method"."""
         self.methods = methods
         self.authority = authority
+        self.pages = account.AccountPages(authority)
         self.counters = counters
         self.stranger_age_s = stranger_age_s
         self.draining = trio.Event()
@@ -179,6 +183,9 @@ class GrpcConnection:
     def _begin(self, stream_id: int, headers: HeaderList, now: float) -> None:
         fields = dict(headers)
         path = fields.get(b":path", b"").decode("latin-1")
+        if path.startswith(account.PATHS):
+            self._begin_page(stream_id, headers, path)
+            return
         if fields.get(b":method") != b"POST":
             self._server.send_text(stream_id, HTTP_METHOD_NOT_ALLOWED, NOT_GRPC)
             self._services.counters.answers["HTTP 405"] += 1
@@ -196,12 +203,33 @@ class GrpcConnection:
         except BentpipeError as exc:
             self._finish(stream_id, path, method.status_of(exc), exc.peer_hint)
             return
-        if self._nursery is None:
-            raise AssertionError("not running")
         call = self._calls[stream_id] = Call(self, stream_id, headers, access, now)
         told = functools.partial(self._broke, call)
-        owner = Owner("api call", path, Decision.GIVE_UP, told)
-        self._nursery.start_soon(run_owned, owner, self._serve, call, method)
+        self._running.start_soon(run_owned, Owner("api call", path, Decision.GIVE_UP, told), self._serve, call, method)
+
+    @property
+    def _running(self) -> trio.Nursery:
+        if self._nursery is None:
+            raise AssertionError("not running")
+        return self._nursery
+
+    def _begin_page(self, stream_id: int, headers: HeaderList, target: str) -> None:
+        method = dict(headers).get(b":method", b"").decode("latin-1")
+        authorizations = [value for name, value in headers if name == b"authorization"]
+        request = account.request_of(method, target, authorizations, self._tls.certificate_der)
+        owner = Owner("api page", request.path, Decision.GIVE_UP)
+        self._running.start_soon(run_owned, owner, self._serve_page, stream_id, request)
+
+    async def _serve_page(self, stream_id: int, request: account.HttpRequest) -> None:
+        answer = await self._services.pages.answer(request, self._promote)
+        self._services.counters.answers[answer.label] += 1
+        text = b"" if request.method == "HEAD" else answer.data
+        self._server.send_text(stream_id, answer.status, text, b"application/json")
+        self._poke()
+        self._tell_moved()
+
+    def _promote(self, access: Access) -> None:
+        self._caller.place.promote(access.name, None)
 
     def _authenticate(self, headers: HeaderList) -> Access:
         """Say who calls, and put the connection on its account. Raises BentpipeError."""
@@ -212,7 +240,7 @@ class GrpcConnection:
         except MetadataError as exc:
             raise InvalidMetadata(str(exc)) from exc
         access = self._services.authority.authenticate(Credentials(token, self._tls.certificate_der))
-        self._caller.place.promote(access.name, None)
+        self._promote(access)
         return access
 
     def _take_data(self, stream_id: int, body: bytes, window_bytes: int) -> None:
@@ -289,7 +317,8 @@ class GrpcConnection:
 
     async def wait_sent(self, stream_id: int, most_bytes: int) -> None:
         """See `call.Connection`."""
-        while self._server.unsent(stream_id) > most_bytes:
+        await trio.lowlevel.checkpoint()
+        while self._server.unsent(stream_id) > most_bytes or self._server.buffered_bytes > OUTBOX_BYTES:
             await self._moved.wait()
 
     def _tell_moved(self) -> None:
@@ -314,6 +343,7 @@ class GrpcConnection:
                         await self._caller.transport.send_all(data)
                     if deadline.cancelled_caught:
                         raise ConnectionOver(Outcome.BROKEN)
+                    self._tell_moved()
                     continue
                 self._unsent = False
                 self._all_sent.set()

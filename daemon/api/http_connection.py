@@ -6,7 +6,7 @@ import h11
 import trio
 
 from bentpipe.daemon.accounts.contract import Access
-from bentpipe.daemon.api.account import AccountPages, HttpAnswer, HttpRequest
+from bentpipe.daemon.api.account import AccountPages, HttpAnswer, HttpRequest, request_of
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.edge.outcomes import ConnectionCounters, Outcome
@@ -107,12 +107,8 @@ class HttpConnection:
 
     def _request(self, head: h11.Request) -> HttpRequest:
         authorizations = [value for name, value in head.headers if name == b"authorization"]
-        return HttpRequest(
-            method=head.method.decode("ascii"),
-            path=head.target.decode("latin-1").partition("?")[0],
-            authorization=authorizations[0].decode("latin-1") if len(authorizations) == 1 else "",
-            certificate_der=self._tls.certificate_der,
-        )
+        method, target = head.method.decode("ascii"), head.target.decode("latin-1")
+        return request_of(method, target, authorizations, self._tls.certificate_der)
 
     def _promote(self, access: Access) -> None:
         self._caller.place.promote(access.name, None)

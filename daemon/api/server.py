@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from bentpipe.daemon.accounts.contract import Authority
-from bentpipe.daemon.api.account import AccountPages
+from bentpipe.daemon.api import account
 from bentpipe.daemon.api.call import Method
 from bentpipe.daemon.api.grpc_connection import GrpcConnection, Services
 from bentpipe.daemon.api.http_connection import HttpConnection
@@ -11,9 +11,9 @@ from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
 
-PATHS = (b"/api.public.", b"/grpc.reflection.")
+PATHS = (b"/api.public.", b"/grpc.reflection.", *(path.encode() for path in account.PATHS))
 """What the paths of a connection's first request begin with that is the API's: Compute, LogStream, other services that the
-Earthly CLI asks for, which are UNIMPLEMENTED, and server reflection."""
+Earthly CLI asks for, which are UNIMPLEMENTED, server reflection, and pages over HTTP/2."""
 
 
 class Api:
@@ -24,7 +24,6 @@ class Api:
     ) -> None:
         """`methods` are the services' by path; a connection that proves nothing lasts for `stranger_age_s` at most."""
         self._services = Services(methods, authority, counters, stranger_age_s)
-        self._pages = AccountPages(authority)
 
     def takes(self, path: bytes) -> bool:
         """Whether a connection whose first request has this `:path` is for the API."""
@@ -36,7 +35,7 @@ class Api:
 
     def open_http1(self, caller: Caller, identity: TlsIdentity) -> HttpConnection:
         """Take a connection that speaks HTTP/1.1."""
-        return HttpConnection(self._pages, self._services.counters, self._services.draining, caller, identity)
+        return HttpConnection(self._services.pages, self._services.counters, self._services.draining, caller, identity)
 
     def drain(self) -> None:
         """Take no more calls, and end connections as their calls end."""

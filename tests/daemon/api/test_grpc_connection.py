@@ -3,6 +3,9 @@
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import grpc
+import h2.config
+import h2.connection
+import h2.events
 import pytest
 import trio
 from google.protobuf.wrappers_pb2 import BytesValue, StringValue
@@ -251,3 +254,37 @@ async def test_a_stranger_is_sent_away_when_it_is_old(work: Work, people: People
             await trio.sleep(0.6)
             assert len(host.outcomes) == 1, "who has proved something stays"
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "authorization", "status"),
+    [
+        ("POST", "/api/v0/account/login", "token anna", 200),
+        ("POST", "/api/v0/account/exchange", "Bearer id.anna", 200),
+        ("GET", "/api/v0/account/ping?x=y", "Bearer anna", 200),
+        ("GET", "/api/v0/account/ping", "Bearer eve", 401),
+        ("GET", "/api/v0/account/login", "token anna", 405),
+        ("HEAD", "/api/v0/nothing", "", 404),
+        ("GET", "/api/v1/nothing", "", 404),
+    ],
+)
+async def test_pages_over_http2(host: ApiHost, method: str, path: str, authorization: str, status: int) -> None:
+    """curl prefers HTTP/2 where the server offers it."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    client.initiate_connection()
+    headers = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "edge")]
+    client.send_headers(1, [*headers, *([("authorization", authorization)] if authorization else [])], end_stream=True)
+    found, body, ended = {}, b"", False
+    async with await trio.open_tcp_stream(*host.address) as stream:
+        with trio.fail_after(10):
+            while not ended:
+                await stream.send_all(client.data_to_send())
+                for event in client.receive_data(await stream.receive_some()):
+                    if isinstance(event, h2.events.ResponseReceived):
+                        found = {str(name): str(value) for name, value in event.headers or ()}
+                    elif isinstance(event, h2.events.DataReceived):
+                        body += event.data or b""
+                    ended = ended or isinstance(event, h2.events.StreamEnded)
+    assert (found[":status"], found["content-type"]) == (str(status), "application/json")
+    assert len(body) == int(found["content-length"])
+    assert (b"message" in body) is (status != 200 and method != "HEAD")
