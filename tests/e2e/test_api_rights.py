@@ -152,7 +152,7 @@ audience = "bentpipe"
         while not signs(daemon):
             await trio.sleep(0.01)
     made = Bed(daemon, authority.cert_pem.bytes())
-    store = daemon.books.stores.accounts
+    store = daemon.records.stores.accounts
     assert store is not None
     await store.put_revocation(StoredRevocation("exchange:bad", 1, 1 << 62))
     with trio.fail_after(60):
