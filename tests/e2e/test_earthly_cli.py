@@ -1,16 +1,14 @@
 """The Earthly CLI's recorded calls, replayed against a daemon whose one TLS port has both the API and the satellites."""
 
-import hashlib
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import pytest
 import trio
-import trustme
 
+from beds.hosts.api_daemon import ApiToken, write_api_config
 from beds.peers.clients import GrpcioClient
 from beds.peers.earthly_cli import Answer, EarthlyCli, Json
 from bentpipe.config.load import load_config
@@ -55,47 +53,11 @@ class Bed:
 
 @pytest.fixture
 async def bed(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Bed]:
-    authority = trustme.CA()
-    server = authority.issue_cert("localhost")
-    (tmp_path / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
-    (tmp_path / "key.pem").write_bytes(server.private_key_pem.bytes())
-    tokens = "".join(
-        f'[[token]]\nname = "{name}"\nhash = "sha256:{hashlib.sha256(token.encode()).hexdigest()}"\n{rest}\n'
-        for name, token, rest in (
-            ("anna", TOKEN, 'grants = ["acme/*"]\nscopes = ["manage"]'),
-            ("eve", OTHER_TOKEN, 'grants = ["other/*"]'),
-        )
-    )
-    satellites = "".join(
-        f"""
-[[satellite]]
-org = "{org}"
-name = "{name}"
-platform = "linux/arm64"
-min_awake = 0
-sleep_mode = "stop"
-[satellite.process]
-command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", "{{port}}", {arguments}]
-"""
-        for org, name, arguments in (
-            ("acme", "builder", '"--boot", "0.3"'),
-            ("acme", "vanilla", ""),
-            ("acme", "broken", '"--fail"'),
-            ("other", "theirs", ""),
-        )
-    )
-    (tmp_path / "bentpipe.toml").write_text(f"""
-[[listener]]
-address = "127.0.0.1:0"
-api = true
-[listener.tls]
-certificate = "{tmp_path / "cert.pem"}"
-key = "{tmp_path / "key.pem"}"
-{tokens}
-{satellites}
-""")
-    daemon = await nursery.start(serve, load_config(tmp_path / "bentpipe.toml"))
-    yield Bed(daemon, authority.cert_pem.bytes())
+    tokens = {"anna": ApiToken(TOKEN, scope="manage"), "eve": ApiToken(OTHER_TOKEN, ("other/*",))}
+    satellites = {"acme/builder": ("--boot", "0.3"), "acme/vanilla": (), "acme/broken": ("--fail",), "other/theirs": ()}
+    config, ca = write_api_config(tmp_path, tokens, satellites)
+    daemon = await nursery.start(serve, load_config(config))
+    yield Bed(daemon, ca.read_bytes())
     daemon.drain.set()
     with trio.fail_after(30):
         while nursery.child_tasks:

@@ -1,19 +1,17 @@
 """`bentpipe sat` as a user runs it, against a daemon's TLS port with the control API."""
 
-import hashlib
 import json
 import os
 import re
 import struct
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
-import trustme
 
+from beds.hosts.api_daemon import ApiToken, write_api_config
 from beds.programs import BENTPIPE
 from bentpipe.config.load import load_config
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
@@ -60,42 +58,12 @@ class Bed:
 
 @pytest.fixture
 async def bed(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Bed]:
-    authority = trustme.CA()
-    server = authority.issue_cert("localhost")
-    (tmp_path / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
-    (tmp_path / "key.pem").write_bytes(server.private_key_pem.bytes())
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    tokens = "".join(
-        f'[[token]]\nname = "{name}"\nhash = "sha256:{hashlib.sha256(token.encode()).hexdigest()}"\n'
-        f'grants = ["acme/*"]\nscopes = ["{"manage" if name == "manager" else "use"}"]\n'
-        for name, token in TOKENS.items()
-    )
-    satellites = "".join(
-        f"""
-[[satellite]]
-org = "acme"
-name = "{name}"
-min_awake = 0
-sleep_mode = "stop"
-[satellite.process]
-command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", "{{port}}", {arguments}]
-"""
-        for name, arguments in (("builder", '"--boot", "0.3"'), ("broken", '"--fail"'))
-    )
-    (tmp_path / "bentpipe.toml").write_text(f"""
-[control]
-path = "{tmp_path / "control.sock"}"
-[[listener]]
-address = "127.0.0.1:0"
-api = true
-[listener.tls]
-certificate = "{tmp_path / "cert.pem"}"
-key = "{tmp_path / "key.pem"}"
-{tokens}
-{satellites}
-""")
-    daemon = await nursery.start(serve, load_config(tmp_path / "bentpipe.toml"))
-    yield Bed(daemon, tmp_path / "ca.pem")
+    tokens = {name: ApiToken(TOKENS[name], scope=scope) for name, scope in (("manager", "manage"), ("user", "use"))}
+    satellites = {"acme/builder": ("--boot", "0.3"), "acme/broken": ("--fail",)}
+    control_section = f'[control]\npath = "{tmp_path / "control.sock"}"'
+    config, ca = write_api_config(tmp_path, tokens, satellites, sections=control_section)
+    daemon = await nursery.start(serve, load_config(config))
+    yield Bed(daemon, ca)
     daemon.drain.set()
     with trio.fail_after(30):
         while nursery.child_tasks:
@@ -105,7 +73,7 @@ key = "{tmp_path / "key.pem"}"
 async def test_a_table_for_people_and_json_for_programs(bed: Bed) -> None:
     listed = await bed.sat("ls")
     assert listed.returncode == 0, listed.stderr
-    assert re.search(r"^ *builder +sleep +linux/amd64 +process", listed.stdout, re.MULTILINE)
+    assert re.search(r"^ *builder +sleep +linux/arm64 +process", listed.stdout, re.MULTILINE)
     found = json.loads((await bed.sat("ls", "--json")).stdout)
     assert [each["name"] for each in found] == ["broken", "builder"]
     assert {each["status"] for each in found} == {"sleep"}
