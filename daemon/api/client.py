@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from google.protobuf.message import Message
 
 from bentpipe.daemon.errors import BentpipeError, Source
-from bentpipe.proto.grpc_client import ClientCall, ClientError
+from bentpipe.proto.grpc_client import ClientCall, ClientError, Metadata
 from bentpipe.proto.grpc_status import GrpcStatus
 
 SILENCE_S = 30.0
@@ -78,16 +78,24 @@ class Server:
 
 
 def call(server: Server, path: str, request: Message, kind: type[A]) -> Iterator[A]:
-    """Call a method, and yield its answers as they come. Raises ApiError."""
+    """Call a method of the API, and yield its answers as they come. Raises ApiError."""
+    metadata = (("authorization", f"Bearer {server.token}"),)
+    for message in exchange(server, path, request.SerializeToString(), metadata):
+        yield kind.FromString(message)
+
+
+def exchange(
+    server: Server, path: str, request: bytes, metadata: Metadata, *, silence_s: float = SILENCE_S
+) -> Iterator[bytes]:
+    """Call any gRPC method, and yield its answers as they come. Raises ApiError, also after `silence_s` without a byte."""
     sock, scheme, authority = server.connect()
     with sock:
-        metadata = (("authorization", f"Bearer {server.token}"),)
-        made = ClientCall(path, request.SerializeToString(), authority=authority, scheme=scheme, metadata=metadata)
+        sock.settimeout(silence_s)
+        made = ClientCall(path, request, authority=authority, scheme=scheme, metadata=metadata)
         try:
             while made.status is None:
                 sock.sendall(made.data_to_send())
-                for message in made.receive_data(sock.recv(READ_BYTES)):
-                    yield kind.FromString(message)
+                yield from made.receive_data(sock.recv(READ_BYTES))
         except (OSError, ClientError) as exc:
             raise ApiError(f"{server.url}: {exc}") from exc
     if made.status is not GrpcStatus.OK:

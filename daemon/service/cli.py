@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from bentpipe.config.accounts import ScopeName, TokenSection
 from bentpipe.config.load import ConfigErrors, load_config
 from bentpipe.config.units import parse_duration_s
+from bentpipe.daemon.service.init_command import init
 from bentpipe.daemon.service.token import hash_token, new_token
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ class Duration(click.ParamType[float, object]):
 @click.version_option(package_name="bentpipe")
 def main() -> None:
     """Routes gRPC build traffic to satellites that sleep while nobody builds."""
+
+
+main.add_command(init)
 
 
 @main.command()

@@ -18,6 +18,7 @@ INSIDE = {
     ("edge/watching.py", "watch_client"): "inside a session",
     ("fleet/whereabouts.py", "look"): "a look inside a search, which is owned",
     ("providers/process/provider.py", "self._run_machines"): "sleeps in a nursery whose tasks are all owned",
+    ("service/init_call.py", "serve"): "a whole daemon inside one command: what it raises ends that command",
     ("service/signals.py", "run"): "the root: what it raises ends the daemon, in words",
 }
 """Tasks that end with a block of their caller, which is owned: their failure is that caller's."""
