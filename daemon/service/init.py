@@ -1,6 +1,6 @@
 """`bentpipe init`: from nothing to a daemon that has answered a call. Writes a folder, makes the call, says what is next.
 
-It checks all that it can before it writes anything. The token is printed once; only its hash is written.
+It checks all that it can before it writes anything. It prints the token, and writes only its hash.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def run_init(wish: InitWish) -> int:
     if os.path.lexists(folder):
         raise InitError(THERE_ALREADY.format(folder=folder))
     for kind, name in (("org", wish.org), ("satellite", wish.satellite)):
-        if not re.match(NAME_PATTERN, name):
+        if not re.fullmatch(NAME_PATTERN, name):
             raise InitError(f"--{kind}: {name!r} is not a valid name: letters, digits, '.', '_' and '-', at most 64")
     hosts = _hosts(wish.hosts)
     program = choose_program(wish.command, folder, demo=wish.demo)
