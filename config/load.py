@@ -117,6 +117,7 @@ def _duplicates(config: Config) -> Iterator[ConfigProblem]:
             if s.ec2 is not None and s.ec2.instance_id is not None
         ),
         *((f"token[{i}].name", ("token", t.name)) for i, t in enumerate(config.token)),
+        *((f"machine_type[{i}]", ("machine type", (m.size, m.platform))) for i, m in enumerate(config.machine_type)),
         *((f"token[{i}].hash", ("hash", t.hash)) for i, t in enumerate(config.token)),
         *((f"certificate[{i}].name", ("certificate", c.name)) for i, c in enumerate(config.certificate)),
         *((f"certificate[{i}]", ("shown", c.shown)) for i, c in enumerate(config.certificate)),
@@ -142,16 +143,16 @@ def _unknown_names(config: Config) -> Iterator[ConfigProblem]:
         *((f"certificate[{i}].grants", certificate.grants) for i, certificate in enumerate(config.certificate)),
         *((f"oidc_rule[{i}].grants", rule.grants) for i, rule in enumerate(config.oidc_rule)),
     ]
-    for where, grants in granted:
+    for where, grants in granted if not config.machine_type else ():  # else any org may launch a satellite
         for grant in grants:
             if grant.partition("/")[0] not in orgs:
                 yield ConfigProblem(where, f"{grant!r} is for an org without a satellite")
     for org in config.budget.org:
-        if org not in orgs:
+        if org not in orgs and not config.machine_type:
             yield ConfigProblem(f"budget.org.{org}", "an org that has no satellite")
     names = {f"{satellite.org}/{name}" for satellite in config.satellite for name in (satellite.name, "*")}
     for priced in config.prices.satellite if config.prices else ():
-        if priced not in names:
+        if priced not in names and not config.machine_type:
             yield ConfigProblem(f"prices.satellite.{priced}", "expected ORG/NAME or ORG/* of a satellite in this file")
 
 
@@ -172,6 +173,8 @@ def _unfit_rules(config: Config) -> Iterator[ConfigProblem]:
             yield ConfigProblem(f"oidc_rule[{index}].claims", words)
     if config.oidc_rule and config.store.kind == "none":
         yield ConfigProblem("oidc_rule", 'needs a store, and [store] kind is "none"')
+    if config.machine_type and config.store.kind == "none":
+        yield ConfigProblem("machine_type", 'needs a store, and [store] kind is "none"')
 
 
 def _missing_files(config: Config) -> Iterator[ConfigProblem]:
@@ -185,12 +188,16 @@ def _missing_files(config: Config) -> Iterator[ConfigProblem]:
                 files.append((f"listener[{index}].tls.more[{number}].key", more.key))
     files.append(("accounts.signing_key", config.accounts.signing_key))
     files += [(f"oidc_issuer[{index}].ca", issuer.ca) for index, issuer in enumerate(config.oidc_issuer)]
-    for index, satellite in enumerate(config.satellite):
+    machines = [
+        *((f"satellite[{index}]", machine) for index, machine in enumerate(config.satellite)),
+        *((f"machine_type[{index}]", machine) for index, machine in enumerate(config.machine_type)),
+    ]
+    for table, satellite in machines:
         if satellite.tls is not None:
             for key in ("ca", "certificate", "key"):
-                files.append((f"satellite[{index}].tls.{key}", getattr(satellite.tls, key)))
+                files.append((f"{table}.tls.{key}", getattr(satellite.tls, key)))
         if satellite.process is not None:
-            where = f"satellite[{index}].process"
+            where = f"{table}.process"
             directory = satellite.process.directory
             if directory is not None and not directory.is_dir():
                 yield ConfigProblem(f"{where}.directory", f"{directory} is not a directory")

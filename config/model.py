@@ -7,7 +7,7 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -20,6 +20,8 @@ from bentpipe.config.accounts import (
     TokenSection,
 )
 from bentpipe.config.base import DurationS, Name, Section
+from bentpipe.config.prices import PricesSection
+from bentpipe.config.rates import Ec2RatesSection
 from bentpipe.config.units import (
     Network,
     parse_address,
@@ -141,6 +143,8 @@ class LimitsSection(Section):
     max_held_per_principal: int | None = Field(default=None, ge=1)
     """By default all that others do not want. If a principal has less than its fair share, its client is held, and the
     newest client of the principal that has the most is refused instead."""
+    max_launched_per_org: int = Field(default=50, ge=0)
+    """Satellites that LaunchSatellite has made, of one org."""
     held_bytes: SizeBytes = Field(default=256 << 20, ge=0)
     """What all clients with a token together may have sent before their hand-off. Beyond it, a client with more than a few
     KiB is refused if its principal has its fair share already. proto/limits.py bounds each single client."""
@@ -294,11 +298,11 @@ class KeepAwakeSection(Section):
         return ZoneInfo(self.zone)
 
 
-class SatelliteSection(Section):
-    """One satellite."""
+class MachineSection(Section):
+    """What a satellite's machine is, and how it sleeps: what [[satellite]] and [[machine_type]] have in common."""
 
-    org: Name
-    name: Name
+    TABLE: ClassVar[str] = "satellite"
+
     provider: Literal["process", "ec2"] = "process"
     process: ProcessSection | None = None
     ec2: SatelliteEc2Section | None = None
@@ -333,10 +337,43 @@ class SatelliteSection(Section):
     def _provider_section(self) -> Self:
         for name, section in (("process", self.process), ("ec2", self.ec2)):
             if self.provider == name and section is None:
-                raise ValueError(f"provider {name!r} needs a [satellite.{name}] section")
+                raise ValueError(f"provider {name!r} needs a [{self.TABLE}.{name}] section")
             if self.provider != name and section is not None:
-                raise ValueError(f"provider {self.provider!r} does not use a [satellite.{name}] section; remove it")
+                raise ValueError(f"provider {self.provider!r} does not use a [{self.TABLE}.{name}] section; remove it")
         return self
+
+
+class SatelliteSection(MachineSection):
+    """One satellite."""
+
+    org: Name
+    name: Name
+
+
+class MachineTypeSection(MachineSection):
+    """The machines of the satellites that LaunchSatellite makes. A type is named by its size and its platform."""
+
+    TABLE: ClassVar[str] = "machine_type"
+
+    size: Name
+    """As `earthly sat launch --size` gives it."""
+
+    @model_validator(mode="after")
+    def _makes_machines(self) -> Self:
+        if self.provider == "ec2" and not self.launches:
+            raise ValueError("a machine type of provider 'ec2' needs a launch_template in [machine_type.ec2]")
+        if self.process is not None and self.process.port:
+            raise ValueError("port must be 0 in [machine_type.process], since many satellites have the type")
+        return self
+
+    def satellite(self, org: str, name: str) -> SatelliteSection:
+        """The section of a satellite of this type."""
+        return SatelliteSection.model_construct(
+            self.model_fields_set - {"size"} | {"org", "name"},
+            org=org,
+            name=name,
+            **{field: getattr(self, field) for field in MachineSection.model_fields},
+        )
 
 
 class BudgetSection(Section):
@@ -357,28 +394,6 @@ class BudgetSection(Section):
     def limits_anything(self) -> bool:
         """Whether there is any limit."""
         return self.max_awake is not None or self.max_awake_per_org is not None or bool(self.org)
-
-
-class RateSection(Section):
-    """A token bucket: how many calls at once, and how many a second in the long run."""
-
-    burst: float = Field(ge=1)
-    per_s: float = Field(gt=0)
-
-
-class Ec2RatesSection(Section):
-    """Calls of EC2's API that one daemon makes at most.
-
-    By default half of what AWS grants an account in a region ("Request throttling for the Amazon EC2 API"), because the
-    buckets are shared with everything else in the account. Many satellites are started by one call, so that a low rate is
-    enough.
-    """
-
-    describe: RateSection = RateSection(burst=50, per_s=10)
-    start: RateSection = RateSection(burst=2, per_s=1)
-    stop: RateSection = RateSection(burst=25, per_s=2.5)
-    launch: RateSection = RateSection(burst=2, per_s=1)
-    terminate: RateSection = RateSection(burst=25, per_s=2.5)
 
 
 class Ec2Section(Section):
@@ -440,29 +455,6 @@ class StoreSection(Section):
         return self.path or (Path(directory) / LEDGER_NAME if directory else None)
 
 
-class PriceSection(Section):
-    """What a satellite's machine costs, in the currency of [prices]."""
-
-    awake_hour: float = Field(default=0.0, ge=0)
-    """The price of an hour awake, waking or going to sleep."""
-    always_hour: float = Field(default=0.0, ge=0)
-    """The price of any hour, awake or asleep: disk, address."""
-
-
-class PricesSection(PriceSection):
-    """The price table: for all satellites, and for some of them."""
-
-    currency: str = Field(default="USD", min_length=1, max_length=8)
-    minimum_s: DurationS = Field(default=0.0, ge=0, alias="minimum")
-    """The least time that a wake is billed for; EC2: 60 s."""
-    satellite: dict[str, PriceSection] = Field(default_factory=dict)
-    """By "ORG/NAME", or "ORG/*" for a whole org."""
-
-    def of(self, org: str, name: str) -> PriceSection:
-        """The satellite's own prices, or those of its org, or those for all."""
-        return self.satellite.get(f"{org}/{name}") or self.satellite.get(f"{org}/*") or self
-
-
 class Config(Section):
     """The whole file."""
 
@@ -483,3 +475,9 @@ class Config(Section):
     oidc_issuer: tuple[OidcIssuerSection, ...] = ()
     oidc_rule: tuple[OidcRuleSection, ...] = ()
     satellite: tuple[SatelliteSection, ...] = ()
+    machine_type: tuple[MachineTypeSection, ...] = ()
+
+    @property
+    def machines(self) -> tuple[MachineSection, ...]:
+        """The machines of all satellites that there are or may be."""
+        return (*self.satellite, *self.machine_type)

@@ -95,6 +95,33 @@ class SleepRefused(Refused):
     status = GrpcStatus.ABORTED
 
 
+class SatelliteExists(Refused):
+    """There is another satellite of that name."""
+
+    status = GrpcStatus.ALREADY_EXISTS
+
+
+class SatelliteBeingRemoved(Refused):
+    """The satellite of that name is being removed."""
+
+    status = GrpcStatus.ABORTED
+    retryable = True
+
+
+class SatelliteInUse(Refused):
+    """The satellite is not removed, since a client uses it."""
+
+    status = GrpcStatus.ABORTED
+
+
+class RemovalUnfinished(BentpipeError):
+    """A satellite takes no clients any more, but its machine could not be destroyed yet. `peer_hint` says why."""
+
+    source = Source.PROVIDER
+    status = GrpcStatus.ABORTED
+    retryable = True
+
+
 class LimitReached(Refused):
     """A named limit of the configuration is used up."""
 

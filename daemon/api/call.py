@@ -172,6 +172,15 @@ def decoded(kind: type[Q], data: bytes) -> Q:
         raise InvalidRequest(f"the message is not a {kind.DESCRIPTOR.name}") from exc
 
 
+def waiting(kind: type[Q], answer: Callable[[Call, Q], Awaitable[Message]]) -> Method:
+    """A method with one message either way that waits for others, and whose client hears a reason at once."""
+
+    async def serve(call: Call) -> None:
+        await call.send(await answer(call, await call.only(kind)))
+
+    return Method(serve, ends_at_once=True)
+
+
 def unary(kind: type[Q], answer: Callable[[Call, Q], Message]) -> Method:
     """A method with one message either way that needs no wait."""
 

@@ -11,15 +11,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from bentpipe.config.base import NAME_PATTERN
 from bentpipe.daemon.accounts.contract import Access, Scope
-from bentpipe.daemon.api.call import Call, Method, unary
+from bentpipe.daemon.api.call import Call, Method, unary, waiting
 from bentpipe.daemon.api.reservations import Reservations
 from bentpipe.daemon.api.statuses import STATUS, StateBoard
 from bentpipe.daemon.api.streams import Respond, StateStream, interval_of, stream_sleep, stream_wake
 from bentpipe.daemon.errors import SATELLITE_WORDS, InvalidRequest, NoSuchSatellite, NotPermitted, NotServed
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.lease import Lease
+from bentpipe.daemon.fleet.provisioning import Provisioner
 from bentpipe.daemon.fleet.satellite import Satellite
-from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.proto import compute_pb2 as pb
 
 SERVICE_PATH = "/api.public.compute.Compute/"
@@ -30,6 +31,7 @@ DEFAULT_PORT = 443
 NOT_PERMITTED = "this credential may use the satellite, but not manage it: that takes the scope `manage`"
 NOT_PERMITTED_IN_ORG = "this credential may not manage satellites of this org: that takes the scope `manage`"
 CONFIGURED = "this satellite is part of the daemon's configuration: its operator changes and removes it there"
+NO_UPDATE = "this daemon does not change a launched satellite: remove it, and launch it with what you want"
 NO_LAUNCH = "this daemon serves the satellites of its configuration: its operator adds one there"
 
 
@@ -69,13 +71,18 @@ class Compute:
         board: StateBoard,
         reservations: Reservations,
         satellite_address: str | None,
+        provisioner: Provisioner | None = None,
     ) -> None:
-        """`satellite_address` is HOST:PORT of the port for builds; None: where the API is called; "": it is not known."""
+        """`satellite_address` is HOST:PORT of the port for builds; None: where the API is called; "": it is not known.
+
+        Without a `provisioner` no satellite is launched or removed.
+        """
         self._fleet = fleet
         self._specs = specs
         self._board = board
         self._reservations = reservations
         self._satellite_address = satellite_address
+        self._provisioner = provisioner
 
     @property
     def methods(self) -> dict[str, Method]:
@@ -83,9 +90,9 @@ class Compute:
         served = {
             "ListSatellites": unary(pb.ListSatellitesRequest, self._list),
             "GetSatellite": unary(pb.GetSatelliteRequest, self._get),
-            "LaunchSatellite": unary(pb.LaunchSatelliteRequest, self._launch),
+            "LaunchSatellite": waiting(pb.LaunchSatelliteRequest, self._launch),
             "UpdateSatellite": unary(pb.UpdateSatelliteRequest, self._update),
-            "DeleteSatellite": unary(pb.DeleteSatelliteRequest, self._delete),
+            "DeleteSatellite": waiting(pb.DeleteSatelliteRequest, self._delete),
             "WakeSatellite": Method(self._wake, ends_at_once=True),
             "SleepSatellite": Method(self._sleep, ends_at_once=True),
             "ReserveSatellite": Method(self._reserve, ends_at_once=True),
@@ -124,7 +131,7 @@ class Compute:
         return pb.ListSatellitesResponse.SatelliteInstance(
             name=satellite.key.name,
             platform=specs.platform,
-            status=STATUS[satellite.state],
+            status=STATUS[satellite.shown_state],
             size=specs.size,
             last_used=self._last_used(satellite),
         )
@@ -135,7 +142,7 @@ class Compute:
         return pb.GetSatelliteResponse(
             id=str(satellite.key),
             platform=specs.platform,
-            status=STATUS[satellite.state],
+            status=STATUS[satellite.shown_state],
             size=specs.size,
             last_used=self._last_used(satellite),
             is_managed=True,
@@ -187,20 +194,30 @@ class Compute:
         with self._stream(call, request, Scope.MANAGE, _sleep_response) as stream:
             await stream_sleep(stream)
 
-    # -- what the configuration says alone ---------------------------------------------------------------------------
+    # -- satellites that come and go ---------------------------------------------------------------------------------
 
-    def _launch(self, call: Call, request: pb.LaunchSatelliteRequest) -> pb.LaunchSatelliteResponse:
-        if not call.access.may(Scope.MANAGE, _name(request.org_id, "org_id"), _name(request.name, "name")):
+    async def _launch(self, call: Call, request: pb.LaunchSatelliteRequest) -> pb.LaunchSatelliteResponse:
+        key = SatelliteKey(_name(request.org_id, "org_id"), _name(request.name, "name"))
+        if not call.access.may(Scope.MANAGE, key.org, key.name):
             raise NotPermitted(NOT_PERMITTED_IN_ORG)
-        raise NotServed(NO_LAUNCH)
+        if self._provisioner is None:
+            raise NotServed(NO_LAUNCH)
+        await self._provisioner.launch(key, request.size, request.platform, call.access.name)
+        return pb.LaunchSatelliteResponse(status=STATUS[SatelliteState.CREATING])
 
     def _update(self, call: Call, request: pb.UpdateSatelliteRequest) -> pb.UpdateSatelliteResponse:
-        self._find(call.access, request, Scope.MANAGE)
-        raise NotServed(CONFIGURED)
+        satellite = self._find(call.access, request, Scope.MANAGE)
+        raise NotServed(NO_UPDATE if self._is_launched(satellite) else CONFIGURED)
 
-    def _delete(self, call: Call, request: pb.DeleteSatelliteRequest) -> pb.DeleteSatelliteResponse:
-        self._find(call.access, request, Scope.MANAGE)
-        raise NotServed(CONFIGURED)
+    def _is_launched(self, satellite: Satellite) -> bool:
+        return self._provisioner is not None and self._provisioner.has(satellite.key)
+
+    async def _delete(self, call: Call, request: pb.DeleteSatelliteRequest) -> pb.DeleteSatelliteResponse:
+        satellite = self._find(call.access, request, Scope.MANAGE)
+        if self._provisioner is None or not self._is_launched(satellite):
+            raise NotServed(CONFIGURED)
+        await self._provisioner.remove(satellite.key, force=request.force)
+        return pb.DeleteSatelliteResponse()
 
 
 def _wake_response(status: pb.SatelliteStatus) -> pb.WakeSatelliteResponse:

@@ -47,6 +47,11 @@ class Reservations:
             older.lease.release()
         self._changed.set()
 
+    def drop(self, key: SatelliteKey) -> None:
+        """End all reservations of a satellite that is being removed."""
+        for reserved in [each for each in self._reserved if each[0] == key]:
+            self._reserved.pop(reserved).lease.release()
+
     def connected(self, key: SatelliteKey, principals: str) -> None:
         """A connection of these principals, joined by "+", has come and holds a lease of its own."""
         for principal in principals.split("+"):

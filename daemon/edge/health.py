@@ -73,7 +73,7 @@ class HealthBoard:
 
     def status(self, subject: Subject) -> ServingStatus:
         """Say what the status is now. Raises NoSuchSatellite."""
-        state = None if subject is None else self._fleet.get(subject).state
+        state = None if subject is None else self._fleet.get(subject).shown_state
         if self._draining:
             return ServingStatus.NOT_SERVING
         if state is SatelliteState.UNKNOWN:

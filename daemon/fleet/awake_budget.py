@@ -27,9 +27,21 @@ class AwakeBudget:
 
     def manage(self, satellites: dict[SatelliteKey, Satellite]) -> None:
         """Take over the satellites, before any of them runs."""
-        self._satellites = satellites
+        self._satellites = dict(satellites)
         for satellite in satellites.values():
             self._note(satellite)
+
+    def add(self, satellite: Satellite) -> None:
+        """Take over one more satellite."""
+        self._satellites[satellite.key] = satellite
+        self.stepped(satellite)
+
+    def remove(self, key: SatelliteKey) -> None:
+        """Give up a satellite: its place is free."""
+        del self._satellites[key]
+        self._holders.pop(key, None)
+        self._queue.pop(key, None)
+        self._settle()
 
     @property
     def queue(self) -> tuple[SatelliteKey, ...]:

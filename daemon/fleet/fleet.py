@@ -1,4 +1,7 @@
-"""All satellites of the configuration, each with a task and a nursery of its own, and the awake budget over them."""
+"""All satellites, each with a task and a nursery of its own, and the awake budget over them.
+
+The configuration gives the first of them; others are added and removed at run time.
+"""
 
 import collections
 import dataclasses
@@ -65,18 +68,55 @@ class Fleet:
         self.budget = AwakeBudget(limits_of(budget)) if budget is not None and budgeted else None
         self.crowd = context.crowd
         self._satellites: dict[SatelliteKey, Satellite] = {}
+        self._context = context
+        self._max_held = max_held
+        self._draining = False
+        self._nursery: trio.Nursery | None = None
+        self._scopes: dict[SatelliteKey, trio.CancelScope] = {}
         for section in sections:
-            key = SatelliteKey(section.org, section.name)
-            traits = context.provider.traits_of(machine_id_of(key))
-            self._satellites[key] = Satellite(
-                key,
-                rules_of(section, max_held, traits, budgeted=budgeted),
-                context,
-                keep_awake=section.keep_awake,
-                on_step=self.budget.stepped if self.budget else lambda satellite: None,
-            )
+            satellite = self._make(section)
+            self._satellites[satellite.key] = satellite
         if self.budget is not None:
             self.budget.manage(self._satellites)
+
+    def _make(self, section: SatelliteSection) -> Satellite:
+        key = SatelliteKey(section.org, section.name)
+        traits = self._context.provider.traits_of(machine_id_of(key))
+        return Satellite(
+            key,
+            rules_of(section, self._max_held, traits, budgeted=self.budget is not None),
+            self._context,
+            keep_awake=section.keep_awake,
+            on_step=self.budget.stepped if self.budget else lambda satellite: None,
+        )
+
+    def find(self, key: SatelliteKey) -> Satellite | None:
+        """Find a satellite; None if there is none."""
+        return self._satellites.get(key)
+
+    async def add(self, section: SatelliteSection) -> Satellite:
+        """Take up one more satellite, whose machine the provider knows. Returns once it runs."""
+        satellite = self._make(section)
+        self._satellites[satellite.key] = satellite
+        if self.budget is not None:
+            self.budget.add(satellite)
+        if self._draining:
+            satellite.drain()
+        if self._nursery is not None:
+            await self._nursery.start(start_owned, Owner("satellite", str(satellite.key)), self._run_one, satellite)
+        return satellite
+
+    def remove(self, satellite: Satellite) -> None:
+        """Give up a satellite that has retired, with all that runs for it. Its machine is not touched."""
+        if self._satellites.get(satellite.key) is not satellite:
+            return
+        del self._satellites[satellite.key]
+        if (scope := self._scopes.pop(satellite.key, None)) is not None:
+            scope.cancel()
+        if self.budget is not None:
+            self.budget.remove(satellite.key)
+        self._context.coordination.leave_nowait(satellite.key)
+        satellite.removed()
 
     def get(self, key: SatelliteKey) -> Satellite:
         """Find a satellite. Raises NoSuchSatellite, with the message for a satellite of another tenant."""
@@ -87,7 +127,7 @@ class Fleet:
 
     @property
     def satellites(self) -> tuple[Satellite, ...]:
-        """All satellites, in the order of the configuration."""
+        """All satellites: those of the configuration in its order, then the launched ones."""
         return tuple(self._satellites.values())
 
     def statistics(self) -> FleetStatistics:
@@ -112,18 +152,32 @@ class Fleet:
 
     def drain(self) -> None:
         """Refuse all clients that wait or come."""
+        self._draining = True
         for satellite in self.satellites:
             satellite.drain()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run every satellite for ever. One that fails is started again; the others do not notice."""
-        async with trio.open_nursery() as nursery:
-            # All at once, since a provider looks at many machines as quickly as at one.
-            async with trio.open_nursery() as starting:
-                for satellite in self.satellites:
-                    starting.start_soon(
-                        nursery.start, start_owned, Owner("satellite", str(satellite.key)), satellite.run
-                    )
-            if self.budget is not None:
-                nursery.start_soon(run_owned, Owner("budget"), self.budget.run_clock)
-            task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                # All at once, since a provider looks at many machines as quickly as at one.
+                async with trio.open_nursery() as starting:
+                    self._nursery = nursery
+                    for satellite in self.satellites:
+                        owner = Owner("satellite", str(satellite.key))
+                        starting.start_soon(nursery.start, start_owned, owner, self._run_one, satellite)
+                if self.budget is not None:
+                    nursery.start_soon(run_owned, Owner("budget"), self.budget.run_clock)
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+
+    async def _run_one(
+        self, satellite: Satellite, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        if self._satellites.get(satellite.key) is not satellite:
+            return  # it was removed while it waited to be started again
+        with trio.CancelScope() as scope:
+            self._scopes[satellite.key] = scope
+            await satellite.run(task_status=task_status)

@@ -35,6 +35,8 @@ class LaunchTokens:
         """The generation of the last request, and its token."""
         self._asked = ""
         self._registered: StoredSatellite | None = None
+        self.accepted = 0
+        """The generation whose launch the provider has accepted from this host; 0 if there is none."""
 
     def asked(self, generation: int) -> str:
         """Return the token that the satellite asks with: the same for repeated calls, another one after a loss."""
@@ -60,6 +62,7 @@ class LaunchTokens:
     async def done(self, machine_id: MachineId) -> None:
         """The launch was accepted. If that cannot be stored, no harm is done: only the generation matters."""
         if self._registry is not None and self._registered is not None:
+            self.accepted = self._registered.generation
             with contextlib.suppress(StoreError):
                 await self._registry.set_machine(self._key, self._registered.generation, machine_id)
 

@@ -71,6 +71,14 @@ class MachineCalls:
         """Carry out a Start."""
         await self._bring_up(self._provider.start(self._machine_id))
 
+    async def create(self, generation: int) -> None:
+        """Launch the machine if there is none, for the operator. The watch feeds what comes of it. Raises ProviderError."""
+        await self._provider.launch(self._machine_id, self._tokens.asked(generation))
+
+    async def terminate(self) -> None:
+        """Destroy the machine. Raises ProviderError."""
+        await self._provider.terminate(self._machine_id)
+
     async def launch(self, generation: int) -> None:
         """Carry out a Launch."""
         await self._bring_up(self._provider.launch(self._machine_id, self._tokens.asked(generation)))

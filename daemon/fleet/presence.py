@@ -25,6 +25,8 @@ class Presence:
         self._coordination = coordination
         self._known = known
         self._entering = 0
+        self.is_retired = False
+        """The satellite is removed: it does not matter that it is awake."""
 
     @property
     def is_entered(self) -> bool:
@@ -51,7 +53,12 @@ class Presence:
             self._entering -= 1
             self.leave_if_unused()
 
+    async def check_unused(self) -> None:
+        """Raises InUse if a client of any host uses the satellite, or if it is awake for another host; StoreError."""
+        async with self._coordination.acting(self._key) as turn:
+            await turn.close(self.is_used)
+
     def leave_if_unused(self) -> None:
         """Tell the other hosts if this host no longer uses the satellite. Called after each step."""
-        if self._known().state not in KEPT_IN and not self.is_used():
+        if (self.is_retired or self._known().state not in KEPT_IN) and not self.is_used():
             self._coordination.leave_nowait(self._key)

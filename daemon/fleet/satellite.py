@@ -15,7 +15,7 @@ from typing import assert_never
 import trio
 
 from bentpipe.config.model import KeepAwakeSection
-from bentpipe.daemon.errors import ProviderError, SleepRefused, WakeFailed
+from bentpipe.daemon.errors import BentpipeError, Draining, ProviderError, SatelliteUnusable, SleepRefused, WakeFailed
 from bentpipe.daemon.fleet.budget import Holder, Request
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
@@ -30,6 +30,7 @@ from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
 from bentpipe.daemon.fleet.machine.messages import Action, Input, SleepProblem
 from bentpipe.daemon.fleet.machine.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, Rules, backed_off
 from bentpipe.daemon.fleet.machine.states import WAKING
+from bentpipe.daemon.fleet.machine.words import DRAINING
 from bentpipe.daemon.fleet.machine_calls import MachineCalls
 from bentpipe.daemon.fleet.presence import Presence
 from bentpipe.daemon.fleet.readiness import wait_listening
@@ -46,6 +47,7 @@ from bentpipe.daemon.tasks import Decision, Owner, Ts, contained, note_failure, 
 log = logging.getLogger("bentpipe.fleet")
 
 BROKEN_WORDS = "the edge host has made a mistake with this satellite and begins anew; try again in a moment"
+REMOVED_WORDS = "the satellite is being removed"
 
 
 class Satellite:
@@ -94,7 +96,12 @@ class Satellite:
             unreachable=self.report_unreachable,
         )
         self._whereabouts = Whereabouts(key, context.addresses, means)
-        self._recovering = self._draining = False
+        self._recovering = False
+        self._refusal: BentpipeError | None = None
+        self._tokens = tokens
+        self._creating = 0
+        self.retired = False
+        """It is being removed."""
         self._nursery: trio.Nursery | None = None
         self._probe = trio.CancelScope()
         self._deadline_moved = trio.Event()
@@ -214,8 +221,62 @@ class Satellite:
 
     def drain(self) -> None:
         """Refuse the waiting clients, and those that come later."""
-        self._draining = True
-        self._feed(msg.Drain())
+        self._refuse(Draining(DRAINING))
+
+    def _refuse(self, error: BentpipeError) -> None:
+        self._refusal = error
+        self._feed(msg.Drain(error))
+
+    # -- launched and removed at run time ------------------------------------------------------------------------------
+
+    @property
+    def shown_state(self) -> SatelliteState:
+        """The state as clients see it: the launch and the removal of the satellite itself included."""
+        if self.retired:
+            return SatelliteState.DESTROYING
+        return SatelliteState.CREATING if self._creating else self.state
+
+    @property
+    def is_acting(self) -> bool:
+        """Whether a call to the provider is under way that may make a machine or change it."""
+        return bool(self._creating) or self._machine.known.busy
+
+    @property
+    def launched_generation(self) -> int:
+        """The generation of the machine whose launch the provider has accepted from this host; 0 if there is none."""
+        return self._tokens.accepted
+
+    async def create(self) -> None:
+        """Launch its machine, if there is none. Raises ProviderError."""
+        self._creating += 1
+        try:
+            await self._calls.create(self._machine.known.generation)
+        finally:
+            self._creating -= 1
+
+    async def check_unused(self) -> None:
+        """Raises InUse if a client of any host uses it, or if it is awake for another host; StoreError."""
+        await self._presence.check_unused()
+
+    def retire(self) -> None:
+        """It is being removed: refuse its clients, and let other hosts act on its machine. It does not come back."""
+        if self.retired:
+            return
+        self._report(SatelliteState.DESTROYING, self.state)
+        self.retired = self._presence.is_retired = True
+        self._refuse(SatelliteUnusable(f"{self.key} is being removed", peer_hint=REMOVED_WORDS))
+
+    async def destroy(self) -> None:
+        """Terminate its machine. Raises ProviderError, of which SleepVetoed says that a client still uses it."""
+        await self._calls.terminate()
+
+    def removed(self) -> None:
+        """It is removed: say so in the ledger, where no time after this counts."""
+        self._report(SatelliteState.OFFLINE, SatelliteState.DESTROYING)
+
+    def _report(self, after: SatelliteState, before: SatelliteState) -> None:
+        with contained(self._owner("observer")):
+            self._observer(Transition(self.key, before, after, self._wall(), "removed by a client of the API"))
 
     # -- the awake budget --------------------------------------------------------------------------------------------
 
@@ -312,7 +373,7 @@ class Satellite:
         """The state machine has failed in the middle of a step. A new one begins, UNKNOWN, with what is certain."""
         before, self._machine = self._machine, SatelliteMachine(self.rules)
         self._machine.take_over(
-            before, leases=self._leases.granted, metered=self._leases.metered, draining=self._draining
+            before, leases=self._leases.granted, metered=self._leases.metered, refusal=self._refusal
         )
         self._probe.cancel()
         self._leases.lapse()
@@ -383,6 +444,8 @@ class Satellite:
         if moved.after in WAKING:
             self._facts.began(now)
             who = self._waiters.first_who()
+        if self.retired:
+            return
         told = Transition(self.key, moved.before, moved.after, self._wall(), moved.cause, who, facts)
         with contained(self._owner("observer")):
             self._observer(told)

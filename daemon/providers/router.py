@@ -4,7 +4,7 @@ Owns which machine belongs to which provider, and that the providers run and end
 uses it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import trio
@@ -35,9 +35,18 @@ class RunnableProvider(Provider, Protocol):
 class Providers:
     """Implements `Provider` over several. One instance may serve many machines."""
 
-    def __init__(self, routes: Mapping[MachineId, RunnableProvider]) -> None:
+    def __init__(self, routes: Mapping[MachineId, RunnableProvider], more: Iterable[RunnableProvider] = ()) -> None:
+        """`more` are providers that may have no machine yet."""
         self._routes = dict(routes)
-        self._all = list(dict.fromkeys(routes.values()))
+        self._all = list(dict.fromkeys((*routes.values(), *more)))
+
+    def add(self, machine_id: MachineId, provider: RunnableProvider) -> None:
+        """Route one more machine to its provider, which is one of ours."""
+        self._routes[machine_id] = provider
+
+    def forget(self, machine_id: MachineId) -> None:
+        """Route a machine to nobody any more."""
+        self._routes.pop(machine_id, None)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run all of them, until cancelled. One that fails is started again; meanwhile its calls raise ProviderRetryable."""

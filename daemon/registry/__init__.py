@@ -1,4 +1,4 @@
-"""The registry: stored tokens (as hashes) and the machines that the daemon launched.
+"""The registry: stored tokens (as hashes), launched satellites, and the machines that the daemon launched.
 
 `contract` has the values, their errors and the protocol `Registry`; `sqlite` and `dynamodb` are its adapters.
 

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from bentpipe.config.model import PricesSection
+from bentpipe.config.prices import PricesSection
 from bentpipe.daemon.ledger.contract import Interval
 from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteState, Waits, WakePhase
 

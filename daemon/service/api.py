@@ -1,6 +1,7 @@
 """Puts the control API together: its services, the authority that it asks, and what it hears of satellites and splices."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import trio
 
@@ -15,6 +16,7 @@ from bentpipe.daemon.api.server import Api
 from bentpipe.daemon.api.statuses import StateBoard
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
 from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.fleet.provisioning import Provisioner
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.tasks import Owner, run_owned
 from bentpipe.proto import compute_pb2, logstream_pb2
@@ -32,33 +34,46 @@ class ApiNews:
         nursery.start_soon(run_owned, Owner("reservations"), self.reservations.run_reservations)
 
 
-def make_api(config: Config, fleet: Fleet, authority: Authority, counters: ConnectionCounters, news: ApiNews) -> Api:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Satellites:
+    """What the API works with: the satellites, what the configuration says of each, and who launches more."""
+
+    fleet: Fleet
+    specs: Mapping[SatelliteKey, Specs]
+    provisioner: Provisioner | None
+
+
+def make_api(
+    config: Config, satellites: Satellites, authority: Authority, counters: ConnectionCounters, news: ApiNews
+) -> Api:
     """Make the API, for every listener that is configured for it."""
-    return _make(config, fleet, authority, counters, news, config.api.satellite_address)
+    return _make(config, satellites, authority, counters, news, config.api.satellite_address)
 
 
-def make_local_api(config: Config, fleet: Fleet, counters: ConnectionCounters, news: ApiNews) -> Api:
+def make_local_api(config: Config, satellites: Satellites, counters: ConnectionCounters, news: ApiNews) -> Api:
     """Make the API for the Unix socket, whose callers may do all. What they dial is not an address for builds."""
     authority = OperatorAuthority(sorted({section.org for section in config.satellite}))
-    return _make(config, fleet, authority, counters, news, config.api.satellite_address or "")
+    return _make(config, satellites, authority, counters, news, config.api.satellite_address or "")
 
 
 def _make(
     config: Config,
-    fleet: Fleet,
+    satellites: Satellites,
     authority: Authority,
     counters: ConnectionCounters,
     news: ApiNews,
     address: str | None,
 ) -> Api:
-    specs = {SatelliteKey(section.org, section.name): _specs_of(section) for section in config.satellite}
-    compute = Compute(fleet, specs, news.states, news.reservations, address)
+    compute = Compute(
+        *(satellites.fleet, satellites.specs, news.states, news.reservations, address),
+        provisioner=satellites.provisioner,
+    )
     reflection = Reflection([compute_pb2.DESCRIPTOR, logstream_pb2.DESCRIPTOR])
     methods = {**compute.methods, **logstream.METHODS, **reflection.methods}
     return Api(methods, authority, counters, config.limits.stranger_age_s)
 
 
-def _specs_of(section: SatelliteSection) -> Specs:
+def specs_of(section: SatelliteSection) -> Specs:
     """What the configuration says: an instance type if it names one, otherwise the kind of machine."""
     if section.ec2 is not None:
         return Specs(section.platform, section.ec2.instance_type or "ec2")

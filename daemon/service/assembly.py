@@ -28,10 +28,10 @@ from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import make_accounts
-from bentpipe.daemon.service.api import ApiNews, make_api, make_local_api
+from bentpipe.daemon.service.api import ApiNews, Satellites, make_api, make_local_api, specs_of
 from bentpipe.daemon.service.cutting import cut_verb
 from bentpipe.daemon.service.descriptors import Descriptors, raise_limit, share_out, soft_limit
-from bentpipe.daemon.service.machines import addresses_of, providers_of
+from bentpipe.daemon.service.machines import addresses_of, machines_of
 from bentpipe.daemon.service.parts import Daemon, Records
 from bentpipe.daemon.service.ports import (
     find_ktls,
@@ -39,7 +39,9 @@ from bentpipe.daemon.service.ports import (
     read_port,
     satellite_tls_of,
     serve_ports,
+    type_tls_of,
 )
+from bentpipe.daemon.service.provisioning import SatelliteParts, make_provisioner
 from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.native.engine import Engine, EngineOptions, Ktls
 
@@ -52,25 +54,32 @@ def assemble(config: Config) -> Daemon:
     descriptors = share_out(config, raise_limit())
     ktls = find_ktls(config)
     spoken = [read_port(section, ktls) for section in config.listener]
-    satellite_tls = satellite_tls_of(config, ktls)
+    satellite_tls, type_tls = satellite_tls_of(config, ktls), type_tls_of(config, ktls)
     stores = open_stores(config.store)
     account_parts = make_accounts(config, stores)
     opened = open_ports(config, spoken)
     engine = _engine_of(config, descriptors, ktls)
     log.info("descriptors", extra={"fields": dataclasses.asdict(descriptors)})
-    provider = providers_of(config, given if given < descriptors.limit else None)
+    machines = machines_of(config, given if given < descriptors.limit else None)
     records = Records(stores, _recorder_of(config, stores))
     announcements = Announcements()
     news = ApiNews()
-    health, fleet = _fleet_of(config, provider, records, BootIdQuery(satellite_tls, announcements.hear), news.states)
+    health, fleet = _fleet_of(
+        config, machines.providers, records, BootIdQuery(satellite_tls, announcements.hear), news.states
+    )
     identities = Identities(account_parts.admission, account_parts.certificates)
     counters = ConnectionCounters()
+    handoff = HandOff(engine, news.reservations.connected)
+    specs = {SatelliteKey(section.org, section.name): specs_of(section) for section in config.satellite}
+    parts = SatelliteParts(machines, satellite_tls, type_tls, specs, news.reservations, handoff)
+    provisioner = make_provisioner(config, fleet, stores, parts)
+    satellites = Satellites(fleet, specs, provisioner)
     edge = Edge(
         fleet=fleet,
         identities=identities,
         services=(HealthChecks(health, identities, counters, config.limits.stranger_age_s),),
-        api=(api := make_api(config, fleet, account_parts.authority, counters, news)),
-        handoff=HandOff(engine, news.reservations.connected),
+        api=(api := make_api(config, satellites, account_parts.authority, counters, news)),
+        handoff=handoff,
         counters=counters,
         quotas=Quotas(
             quota_limits_of(config.limits, descriptors.connections),
@@ -90,10 +99,12 @@ def assemble(config: Config) -> Daemon:
         api=api,
         api_news=news,
         engine=engine,
-        provider=provider,
+        provider=machines.providers,
         records=records,
+        provisioner=provisioner,
         ports=serve_ports(
-            opened, edge, ktls, {"cut": cut_verb(edge.handoff, fleet)}, make_local_api(config, fleet, counters, news)
+            *(opened, edge, ktls, {"cut": cut_verb(edge.handoff, fleet)}),
+            make_local_api(config, satellites, counters, news),
         ),
     )
 

@@ -17,10 +17,9 @@ log = logging.getLogger("bentpipe")
 
 def cut_verb(handoff: HandOff, fleet: Fleet) -> Verb:
     """Make the verb: it takes `{"principal": NAME}` or `{"satellite": "ORG/NAME"}`, and answers `{"cut": N}`."""
-    known = {satellite.key for satellite in fleet.satellites}
 
     async def cut(fields: Fields) -> Fields:
-        count = handoff.cut(_meant(fields, known))
+        count = handoff.cut(_meant(fields, fleet))
         log.warning("connections cut", extra={"fields": {**fields, "cut": count}})
         return {"cut": count}
 
@@ -43,15 +42,15 @@ def cut_revoked(handoff: HandOff) -> Callable[[str], None]:
     return cut
 
 
-def _meant(fields: Fields, known: set[SatelliteKey]) -> Callable[[Splice | Pending], bool]:
+def _meant(fields: Fields, fleet: Fleet) -> Callable[[Splice | Pending], bool]:
     match dict(fields):
         case {"principal": str(name), **rest} if not rest:
             return lambda splice: splice.is_of(name)
         case {"satellite": str(text), **rest} if not rest:
             org, _, name = text.partition("/")
             key = SatelliteKey(org, name)
-            if key not in known:
-                raise ControlError(f"no satellite {text!r} here: expected ORG/NAME of the configuration")
+            if fleet.find(key) is None:
+                raise ControlError(f"no satellite {text!r} here: expected ORG/NAME")
             return lambda splice: splice.key == key
         case _:
             raise ControlError("cut needs either principal or satellite, as a string")

@@ -91,7 +91,7 @@ def share_out(config: Config, limit: int) -> Descriptors:
         + len(config.listener)
         + len(config.satellite) * SATELLITE_FDS
         + (DYNAMODB_FDS if config.store.kind == "dynamodb" else 0)
-        + (EC2_FDS if any(each.ec2 is not None for each in config.satellite) else 0)
+        + (EC2_FDS if any(each.ec2 is not None for each in config.machines) else 0)
     )
     free = limit - reserve
     wanted = config.limits.max_connections

@@ -1,43 +1,92 @@
 """Builds the providers that the configuration asks for, and routes each satellite's machine to its own. Starts nothing."""
 
 import collections
+import dataclasses
+from typing import TYPE_CHECKING
 
-from bentpipe.config.model import Config
+from bentpipe.config.model import Config, SatelliteSection
 from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.ids import machine_id_of, satellite_tag
 from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.providers.process.provider import ProcessProvider
 from bentpipe.daemon.providers.router import Providers, RunnableProvider
 
+if TYPE_CHECKING:
+    from bentpipe.daemon.providers.ec2.provider import Ec2Provider
+
 
 def addresses_of(config: Config) -> KnownAddresses:
-    """Find the satellites that TLS identifies: those with a server name that no other satellite in the file has."""
+    """Find the satellites that TLS identifies: those with a server name that nothing else in the file has.
+
+    A launched satellite has its type's server name, which is not its own.
+    """
     names = {
         SatelliteKey(each.org, each.name): each.tls.server_name.lower()
         for each in config.satellite
         if each.tls is not None and each.tls.server_name is not None
     }
-    counts = collections.Counter(names.values())
+    shared = [each.tls.server_name.lower() for each in config.machine_type if each.tls and each.tls.server_name]
+    counts = collections.Counter((*names.values(), *shared))
     return KnownAddresses(proven=frozenset(key for key, name in names.items() if counts[name] == 1))
 
 
-def providers_of(config: Config, soft_files: int | None = None) -> Providers:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Machines:
+    """The providers, and those of each kind that get machines at run time. None: no machine is of that kind."""
+
+    providers: Providers
+    processes: ProcessProvider | None
+    ec2: "Ec2Provider | None"
+
+    def add(self, section: SatelliteSection) -> None:
+        """Let the provider that the section names know the machine of one more satellite."""
+        key = SatelliteKey(section.org, section.name)
+        machine_id = machine_id_of(key)
+        if section.process is not None and self.processes is not None:
+            self.processes.add(machine_id, section.process)
+            self.providers.add(machine_id, self.processes)
+        if section.ec2 is not None and self.ec2 is not None:
+            from bentpipe.daemon.providers.ec2.entry import Ec2Machine
+
+            self.ec2.add(machine_id, Ec2Machine(satellite_tag(key), section.ec2))
+            self.providers.add(machine_id, self.ec2)
+
+    def forget(self, key: SatelliteKey) -> None:
+        """Let no provider know the satellite's machine any more."""
+        machine_id = machine_id_of(key)
+        self.providers.forget(machine_id)
+        if self.processes is not None:
+            self.processes.forget(machine_id)
+        if self.ec2 is not None:
+            self.ec2.forget(machine_id)
+
+
+def machines_of(config: Config, soft_files: int | None = None) -> Machines:
     """Build one provider of each kind that is used. `soft_files`: see ProcessProvider."""
+    process_provider: ProcessProvider | None = None
+    ec2_provider: Ec2Provider | None = None
     routes: dict[MachineId, RunnableProvider] = {}
     keys = [SatelliteKey(each.org, each.name) for each in config.satellite]
     sections = list(zip(keys, config.satellite, strict=True))
     processes = {machine_id_of(key): each.process for key, each in sections if each.process is not None}
-    if processes:
-        routes |= dict.fromkeys(processes, ProcessProvider(processes, soft_files=soft_files))
-    if any(each.ec2 is not None for each in config.satellite):
-        # Imported here, because boto3 costs a third of a second and 50 MB, which a daemon without EC2 need not pay.
-        from bentpipe.daemon.providers.ec2.entry import Ec2Machine
-        from bentpipe.daemon.providers.ec2.provider import Ec2Provider
+    if any(each.process is not None for each in config.machines):
+        process_provider = ProcessProvider(processes, soft_files=soft_files)
+        routes |= dict.fromkeys(processes, process_provider)
+    if any(each.ec2 is not None for each in config.machines):
+        ec2_provider = _ec2_provider_of(config)
+        routes |= dict.fromkeys((machine_id_of(key) for key, each in sections if each.ec2 is not None), ec2_provider)
+    used = [each for each in (process_provider, ec2_provider) if each is not None]
+    return Machines(Providers(routes, used), process_provider, ec2_provider)
 
-        machines = {
-            machine_id_of(key): Ec2Machine(satellite_tag(key), each.ec2)
-            for key, each in sections
-            if each.ec2 is not None
-        }
-        routes |= dict.fromkeys(machines, Ec2Provider(config.ec2, machines))
-    return Providers(routes)
+
+def _ec2_provider_of(config: Config) -> "Ec2Provider":
+    # Imported here, because boto3 costs a third of a second and 50 MB, which a daemon without EC2 need not pay.
+    from bentpipe.daemon.providers.ec2.entry import Ec2Machine
+    from bentpipe.daemon.providers.ec2.provider import Ec2Provider
+
+    machines = {}
+    for each in config.satellite:
+        if each.ec2 is not None:
+            key = SatelliteKey(each.org, each.name)
+            machines[machine_id_of(key)] = Ec2Machine(satellite_tag(key), each.ec2)
+    return Ec2Provider(config.ec2, machines)

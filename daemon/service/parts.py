@@ -16,6 +16,7 @@ from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
 from bentpipe.daemon.edge.quotas import Quotas
 from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.fleet.provisioning import Provisioner
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.providers.router import Providers
@@ -51,6 +52,8 @@ class Daemon:
     engine: Engine
     provider: Providers
     records: Records
+    provisioner: Provisioner | None
+    """None: no satellite is launched or removed at run time."""
     ports: Ports
     turns: TurnMeter = dataclasses.field(default_factory=TurnMeter)
     drain: trio.Event = dataclasses.field(default_factory=trio.Event)

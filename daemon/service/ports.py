@@ -52,7 +52,7 @@ class Ports:
 
 def find_ktls(config: Config) -> Ktls:
     """Find which of the kernel's TLS the engine may use: what a self-test has seen work, if any TLS is configured."""
-    encrypted = any(each.tls for each in config.listener) or any(each.tls for each in config.satellite)
+    encrypted = any(each.tls for each in config.listener) or any(each.tls for each in config.machines)
     if config.engine.ktls == "off" or not encrypted:
         return Ktls.NONE
     usable, words = ktls_self_test()
@@ -67,6 +67,11 @@ def satellite_tls_of(config: Config, ktls: Ktls) -> dict[SatelliteKey, Satellite
         for section in config.satellite
         if section.tls is not None
     }
+
+
+def type_tls_of(config: Config, ktls: Ktls) -> dict[tuple[str, str], SatelliteTls]:
+    """The same for machine types, by size and platform. Raises TlsError, naming the file."""
+    return {(each.size, each.platform): _trust(each.tls, ktls) for each in config.machine_type if each.tls is not None}
 
 
 def _trust(section: SatelliteTlsSection, ktls: Ktls) -> SatelliteTls:

@@ -2,6 +2,7 @@
 
     run_daemon > providers > satellites' processes, looks at EC2
                > fleet > one nursery a satellite
+               > provisioning: satellites that are launched or removed
                > hand-off, engine watch, deadlines, certificates, recorder, coordination, control, metrics
                > tokens, signing key, OIDC keys
                > sessions > one task a connection until its hand-off
@@ -71,6 +72,8 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
         nursery.start_soon(run_owned, Owner("fleet check"), stores.check_fleet, daemon.config.ec2.fleet)
     await nursery.start(start_owned, Owner("providers"), daemon.provider.run)
     await nursery.start(start_owned, Owner("fleet"), edge.fleet.run)
+    if daemon.provisioner is not None:
+        await nursery.start(start_owned, Owner("provisioning"), daemon.provisioner.run_provisioning)
     nursery.start_soon(run_owned, Owner("hand-off"), edge.handoff.run_handoff)
     nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, daemon.engine)
     nursery.start_soon(run_owned, Owner("deadlines"), edge.greetings.run_deadlines)

@@ -18,8 +18,10 @@ from bentpipe.daemon.ledger.contract import Ledger
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.registry.accounts import AccountStore
 from bentpipe.daemon.registry.contract import Registry
+from bentpipe.daemon.registry.launched import LaunchedStore
 from bentpipe.daemon.registry.sqlite import SqliteRegistry
 from bentpipe.daemon.registry.sqlite_accounts import SqliteAccountStore
+from bentpipe.daemon.registry.sqlite_launched import SqliteLaunchedStore
 
 NO_STORE = "no store: [store] in the configuration says where one is kept"
 SERVICE_LEDGER = Path("/var/lib/bentpipe") / LEDGER_NAME
@@ -35,6 +37,8 @@ class Stores:
     coordination: Coordination
     accounts: AccountStore | None = None
     """None if there is no registry."""
+    launched: LaunchedStore | None = None
+    """None if there is no registry."""
     check_fleet: Callable[[str], Awaitable[None]] | None = None
     """Tells the operator if hosts of another fleet use the same store."""
 
@@ -46,7 +50,13 @@ def open_stores(section: StoreSection) -> Stores:
     path = section.ledger_path()
     if path is None:
         return Stores(None, None, LocalCoordination())
-    return Stores(SqliteLedger(path), SqliteRegistry(path), LocalCoordination(), SqliteAccountStore(path))
+    return Stores(
+        SqliteLedger(path),
+        SqliteRegistry(path),
+        LocalCoordination(),
+        SqliteAccountStore(path),
+        SqliteLaunchedStore(path),
+    )
 
 
 def open_ledger_to_read(section: StoreSection) -> Ledger:
@@ -79,6 +89,7 @@ def _open_dynamodb(section: StoreSection) -> Stores:
     from bentpipe.daemon.ledger.dynamodb import DynamoLedger
     from bentpipe.daemon.registry.dynamodb import DynamoRegistry
     from bentpipe.daemon.registry.dynamodb_accounts import DynamoAccountStore
+    from bentpipe.daemon.registry.dynamodb_launched import DynamoLaunchedStore
     from bentpipe.daemon.store.dynamodb_fleets import run_fleet_check
     from bentpipe.daemon.store.dynamodb_table import Table
 
@@ -91,5 +102,5 @@ def _open_dynamodb(section: StoreSection) -> Stores:
         DynamoRows(table()), host, lease_s=section.lease_s, host_expiry_s=section.host_expiry_s
     )
     check_fleet = functools.partial(run_fleet_check, table())
-    accounts = DynamoAccountStore(table())
-    return Stores(DynamoLedger(table(), host), DynamoRegistry(table()), coordination, accounts, check_fleet)
+    accounts, launched = DynamoAccountStore(table()), DynamoLaunchedStore(table())
+    return Stores(DynamoLedger(table(), host), DynamoRegistry(table()), coordination, accounts, launched, check_fleet)

@@ -8,6 +8,8 @@ Every item has a partition key `pk` and a sort key `sk`. This is what they hold,
     TOKEN-HASH         sha256:…                    registry: whose hash that is, so that no two tokens share it
     CUT                NAME                        registry: a revoked token whose connections are cut
     ACCOUNT            ORG#…, KEY#…, REVOKED#…     registry: orgs, public keys of hosts, revoked rules and exchanges
+    LAUNCHED           ORG/NAME                    registry: a satellite that LaunchSatellite has made
+    LAUNCHED-COUNT     ORG                         registry: how many of these the org has
     USED-ID            …                           registry: the id of a CI token that was exchanged
     ROW#ORG/NAME       ROW                         coordination: turn, epoch, closing, hosts that have entered
     STAY               HOST/…                      coordination: a host's incarnation and its newest version

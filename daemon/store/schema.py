@@ -74,12 +74,24 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE revocation (subject TEXT PRIMARY KEY, at_us INTEGER NOT NULL, until_us INTEGER) STRICT",
         "CREATE TABLE used_id (id TEXT PRIMARY KEY, until_us INTEGER NOT NULL) STRICT",
     ),
+    (
+        """CREATE TABLE launched (
+            org TEXT NOT NULL,
+            name TEXT NOT NULL,
+            size TEXT NOT NULL,
+            platform TEXT NOT NULL,
+            principal TEXT NOT NULL,
+            created_us INTEGER NOT NULL,
+            removing INTEGER NOT NULL CHECK (removing IN (FALSE, TRUE)),
+            PRIMARY KEY (org, name)
+        ) STRICT""",
+    ),
 )
 """`interval` is the ledger: the row without `to_us` is a satellite's open interval, and `facts` is JSON by name. Rows that
 were written before FACTS_VERSION have their facts in `phases`, `clients`, `waited_s`, `waited_longest_s` and `resume`.
 `life` is the run that may write, with its last heartbeat. `token` and `registration` are the registry: `grants` is a list
 in JSON, and `cut` has the revoked tokens whose connections are cut. `org`, `signing_key`, `revocation` and `used_id` are
-daemon/registry/accounts.py's."""
+daemon/registry/accounts.py's, and `launched` is daemon/registry/launched.py's."""
 
 RESUME_VERSION = 3
 """The first version in which `interval` has `resume`."""

@@ -63,7 +63,9 @@ def keys_of_sample(value: object, known: frozenset[str], at: str = "") -> Iterat
 def test_the_sample_has_every_key_and_no_other() -> None:
     known = frozenset(keys_of_model(Config))
     shown = frozenset(keys_of_sample(with_what_it_comments_on(), known))
-    assert sorted(known - shown) == [], "missing in config/sample.toml"
+    # [[machine_type]] takes the keys of [[satellite]], and says so there.
+    shared = {f"machine_type.{each.removeprefix('satellite.')}" for each in known if each.startswith("satellite.")}
+    assert sorted(known - shown - shared) == [], "missing in config/sample.toml"
     assert sorted(shown - known) == [], "in config/sample.toml alone"
 
 

@@ -58,14 +58,15 @@ class Known:
         """These are hours in which it is to be awake."""
         self.renewing = False
         """It is woken only to be stopped plainly."""
-        self.draining = False
+        self.refusal: BentpipeError | None = None
+        """What clients get if it accepts no more of them."""
 
-    def take_over(self, broken: "Known", *, leases: int, metered: int, draining: bool) -> None:
+    def take_over(self, broken: "Known", *, leases: int, metered: int, refusal: BentpipeError | None) -> None:
         """Start from what the broken machine of the same satellite knew for certain, and from the leases that live."""
         self.leases, self.metered = leases, metered
         self.busy, self.wakes = broken.busy, broken.wakes
         self.generation = broken.generation
-        self.draining, self.keep_awake = draining, broken.keep_awake
+        self.refusal, self.keep_awake = refusal, broken.keep_awake
 
     # -- clients -------------------------------------------------------------------------------------------------------
 
@@ -148,7 +149,7 @@ class Known:
         if self.waiting:
             return True
         upkeep = self.keep_awake or self.renewing
-        return upkeep and not self.draining and self.failures.replay(now) is None
+        return upkeep and self.refusal is None and self.failures.replay(now) is None
 
     @property
     def has_called(self) -> bool:
@@ -218,7 +219,7 @@ class Known:
             times.append(self.patience_ends_at)
         elif self.state is S.STOPPING:
             times.append(self.descent.next_deadline(busy=self.busy, up=self.is_up, waiting=self.waiting > 0))
-        elif (self.state is S.SLEEP and self.keep_awake and not self.draining) or self.is_blocked:
+        elif (self.state is S.SLEEP and self.keep_awake and self.refusal is None) or self.is_blocked:
             times.append(self.failures.retry_at or math.inf)
         elif self.may_sleep:
             times.append(self.sleep_at)

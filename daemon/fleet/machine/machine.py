@@ -15,7 +15,6 @@ from typing import assert_never
 
 from bentpipe.daemon.errors import (
     BentpipeError,
-    Draining,
     LimitReached,
     MachineNotFound,
     ProviderError,
@@ -30,7 +29,7 @@ from bentpipe.daemon.fleet.machine.messages import Action, Input, SleepProblem, 
 from bentpipe.daemon.fleet.machine.rules import UNREADY_ROUNDS, Rules
 from bentpipe.daemon.fleet.machine.states import MEANINGS, TRANSITIONS, WAKING, Meaning
 from bentpipe.daemon.fleet.machine.wake import Failed, Wake, WakeCall, came_down, lost, stopped_too_often
-from bentpipe.daemon.fleet.machine.words import DRAINING, UNSEEN
+from bentpipe.daemon.fleet.machine.words import UNSEEN
 from bentpipe.daemon.model import Machine, MachineState, SatelliteState, SleepMode
 
 S = SatelliteState
@@ -46,9 +45,11 @@ class SatelliteMachine:
         self._traits = rules.traits
         self._actions: list[Action] = []
 
-    def take_over(self, broken: "SatelliteMachine", *, leases: int, metered: int, draining: bool) -> None:
+    def take_over(
+        self, broken: "SatelliteMachine", *, leases: int, metered: int, refusal: BentpipeError | None
+    ) -> None:
         """Start from what the broken machine of the same satellite knew for certain, and from the leases that live."""
-        self.known.take_over(broken.known, leases=leases, metered=metered, draining=draining)
+        self.known.take_over(broken.known, leases=leases, metered=metered, refusal=refusal)
 
     def calls_ended(self, *, looks: bool) -> None:
         """The call under way has ended with its task, and with `looks` the look too. No input will tell their end."""
@@ -94,9 +95,9 @@ class SatelliteMachine:
                     known.sleep.used(now)
             case msg.Traffic():
                 known.sleep.used(now)
-            case msg.Drain():
-                known.draining = True
-                self._fail_all(Draining(DRAINING))
+            case msg.Drain(error):
+                known.refusal = error
+                self._fail_all(error)
             case _:
                 assert_never(event)
 
@@ -194,8 +195,8 @@ class SatelliteMachine:
     # -- clients -------------------------------------------------------------------------------------------------------
 
     def _arrived(self, event: msg.Arrived, now: float) -> None:
-        if self.known.draining:
-            self._fail(event.waiter, Draining(DRAINING))
+        if self.known.refusal is not None:
+            self._fail(event.waiter, self.known.refusal)
         elif self.known.state is S.OPERATIONAL:
             self._grant(event.waiter, now)
         elif (error := self.known.hopeless(now)) is not None:

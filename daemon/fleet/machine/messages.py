@@ -5,7 +5,8 @@ import enum
 import math
 from typing import NewType
 
-from bentpipe.daemon.errors import BentpipeError, ProviderError
+from bentpipe.daemon.errors import BentpipeError, Draining, ProviderError
+from bentpipe.daemon.fleet.machine.words import DRAINING
 from bentpipe.daemon.model import Address, Machine, Resume, SatelliteState, SleepMode
 
 WaiterId = NewType("WaiterId", int)
@@ -181,7 +182,9 @@ class Tick:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Drain:
-    """The daemon accepts no more clients."""
+    """The satellite accepts no more clients. `error` is what they get."""
+
+    error: BentpipeError = dataclasses.field(default_factory=lambda: Draining(DRAINING))
 
 
 ClientsInput = Arrived | Departed | Metered | Released | Traffic | Drain

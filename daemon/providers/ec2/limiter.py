@@ -2,7 +2,7 @@
 
 import trio
 
-from bentpipe.config.model import RateSection
+from bentpipe.config.rates import RateSection
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0

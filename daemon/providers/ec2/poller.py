@@ -70,16 +70,24 @@ class Poller:
         self._section = section
         self._calls = calls
         self._hosts: Hosts = collections.defaultdict(set)
-        self._entries = {
-            machine_id: Entry(
-                machine_id, machine, _mark(section.fleet, machine), machine.section.instance_id, self._hosts
-            )
-            for machine_id, machine in machines.items()
-        }
+        self._entries: dict[MachineId, Entry] = {}
+        for machine_id, machine in machines.items():
+            self.add(machine_id, machine)
         self._types: dict[str, bool] = {}
         self._types_retry_at = float("-inf")
         self._next = _Round()
         self._series = Series(log, "look at machines", {})
+
+    def add(self, machine_id: MachineId, machine: Ec2Machine) -> None:
+        """Look at one more machine."""
+        mark = _mark(self._section.fleet, machine)
+        self._entries[machine_id] = Entry(machine_id, machine, mark, machine.section.instance_id, self._hosts)
+
+    def forget(self, machine_id: MachineId) -> None:
+        """Look at a machine no more."""
+        entry = self._entries.pop(machine_id, None)
+        if entry is not None:
+            entry.show(None)  # its address is free for another machine
 
     def entry(self, machine_id: MachineId) -> Entry:
         """Return the entry of a configured machine. Raises MachineNotFound."""
@@ -285,6 +293,8 @@ class Poller:
 
     def _take(self, entry: Entry, seen: Description, began: float) -> None:
         """Take EC2's answer over, unless it is from before our newest call."""
+        if self._entries.get(entry.machine_id) is not entry:
+            return  # it was forgotten meanwhile
         if began < entry.acted_at:
             self.want(entry)
             return

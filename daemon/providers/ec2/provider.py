@@ -60,6 +60,14 @@ class Ec2Provider:
         """By (hibernate, force)."""
         self._running = False
 
+    def add(self, machine_id: MachineId, machine: Ec2Machine) -> None:
+        """Know one more machine."""
+        self._poller.add(machine_id, machine)
+
+    def forget(self, machine_id: MachineId) -> None:
+        """Know a machine no more. Its instance, if there is one, is left as it is."""
+        self._poller.forget(machine_id)
+
     @property
     def call_counts(self) -> Mapping[tuple[str, str], int]:
         """The number of calls, by API and AWS's error code ("ok" if there was none)."""

@@ -61,10 +61,11 @@ class ProcessProvider:
         isolation: Isolation | None = None,
         soft_files: int | None = None,
     ) -> None:
-        listeners = Listeners()
-        self._machines = {
-            machine_id: LocalMachine(machine_id, section, log_dir, listeners) for machine_id, section in specs.items()
-        }
+        self._listeners = Listeners()
+        self._log_dir = log_dir
+        self._machines: dict[MachineId, LocalMachine] = {}
+        for machine_id, section in specs.items():
+            self.add(machine_id, section)
         self._wanted = isolation
         self._soft_files = soft_files
         self._isolator: Isolator | None = None
@@ -73,6 +74,14 @@ class ProcessProvider:
         self._machines_scope = trio.CancelScope(shield=True)
         self._close_asked = trio.Event()
         self._closed = trio.Event()
+
+    def add(self, machine_id: MachineId, section: ProcessSection) -> None:
+        """Know one more machine."""
+        self._machines[machine_id] = LocalMachine(machine_id, section, self._log_dir, self._listeners)
+
+    def forget(self, machine_id: MachineId) -> None:
+        """Know a machine no more: it was terminated, and nothing of its process is left."""
+        self._machines.pop(machine_id, None)
 
     @property
     def isolation(self) -> Isolation | None:

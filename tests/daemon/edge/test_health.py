@@ -26,7 +26,7 @@ class OneSatellite:
     """Stands for the fleet: the board asks it for a satellite's state and for nothing else."""
 
     def __init__(self, state: SatelliteState) -> None:
-        self.state = state
+        self.shown_state = state
 
     def get(self, key: SatelliteKey) -> "OneSatellite":
         assert key == KEY
@@ -87,7 +87,7 @@ def test_a_watch_gets_the_newest_status_when_its_window_opens() -> None:
 
     assert turn() == [b"\0\0\0\0\2\x08\1"]
     for state in (SatelliteState.FAILED, SatelliteState.SLEEP, SatelliteState.OFFLINE):
-        fleet.state = state
+        fleet.shown_state = state
         assert turn() == []
     client.increment_flow_control_window(100, 1)
     assert turn() == [b"\0\0\0\0\2\x08\2"]

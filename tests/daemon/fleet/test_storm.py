@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from beds.machines.emulated_fleet import Bed, Use, section, wait_port
-from bentpipe.config.model import Ec2RatesSection
+from bentpipe.config.rates import Ec2RatesSection
 from bentpipe.daemon.fleet import satellite
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey, SatelliteState

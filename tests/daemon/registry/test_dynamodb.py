@@ -5,9 +5,11 @@ from collections.abc import Callable
 import pytest
 
 from beds.contracts.accounts import AccountsContract, AccountStores
+from beds.contracts.launched import LaunchedContract, LaunchedStores
 from beds.contracts.registry import Registries, RegistryContract
 from bentpipe.daemon.registry.dynamodb import DynamoRegistry
 from bentpipe.daemon.registry.dynamodb_accounts import DynamoAccountStore
+from bentpipe.daemon.registry.dynamodb_launched import DynamoLaunchedStore
 from bentpipe.daemon.store.dynamodb_table import Table
 
 
@@ -21,9 +23,18 @@ def account_stores(tables: Callable[[str], Table]) -> AccountStores:
     return lambda name: (DynamoAccountStore(tables(name)), DynamoRegistry(tables(name)))
 
 
+@pytest.fixture
+def launched_stores(tables: Callable[[str], Table]) -> LaunchedStores:
+    return lambda name: DynamoLaunchedStore(tables(name))
+
+
 class TestRegistry(RegistryContract):
     """The suite that every registry passes."""
 
 
 class TestAccounts(AccountsContract):
     """The suite that every store of accounts passes."""
+
+
+class TestLaunched(LaunchedContract):
+    """The suite that every store of launched satellites passes."""

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from beds.contracts.accounts import AccountsContract, AccountStores
+from beds.contracts.launched import LaunchedContract, LaunchedStores
 from beds.contracts.registry import Registries, RegistryContract
 from beds.programs import program
 from bentpipe.daemon.registry.sqlite import SqliteRegistry
 from bentpipe.daemon.registry.sqlite_accounts import SqliteAccountStore
+from bentpipe.daemon.registry.sqlite_launched import SqliteLaunchedStore
 
 KILLS = 12
 
@@ -30,12 +32,21 @@ def account_stores(tmp_path: Path) -> AccountStores:
     return open_both
 
 
+@pytest.fixture
+def launched_stores(tmp_path: Path) -> LaunchedStores:
+    return lambda name: SqliteLaunchedStore(tmp_path / "stores" / f"{name}.sqlite")
+
+
 class TestRegistry(RegistryContract):
     """The suite that every registry passes."""
 
 
 class TestAccounts(AccountsContract):
     """The suite that every store of accounts passes."""
+
+
+class TestLaunched(LaunchedContract):
+    """The suite that every store of launched satellites passes."""
 
 
 async def test_kill_9_loses_no_token_and_no_generation(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import trio
 from click.testing import CliRunner
 
-from bentpipe.config.model import PricesSection
+from bentpipe.config.prices import PricesSection
 from bentpipe.daemon.ledger.contract import Interval, Stamp, StampedTransition
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.model import (

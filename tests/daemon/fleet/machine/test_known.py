@@ -98,8 +98,9 @@ def test_all_that_wait_are_told_of_a_drain() -> None:
 def test_what_is_certain_outlives_a_broken_machine(awake: PlayedMachine) -> None:
     awake.feed(KeepAwake(True))
     fresh = SatelliteMachine(RULES)
-    fresh.take_over(awake.machine, leases=3, metered=1, draining=True)
+    refusal = Draining("drained")
+    fresh.take_over(awake.machine, leases=3, metered=1, refusal=refusal)
     known = fresh.known
-    assert (known.leases, known.metered, known.draining, known.keep_awake) == (3, 1, True, True)
+    assert (known.leases, known.metered, known.refusal, known.keep_awake) == (3, 1, refusal, True)
     assert known.wakes == awake.machine.known.wakes == 1
     assert known.state is S.UNKNOWN

@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from bentpipe.config.model import RateSection
+from bentpipe.config.rates import RateSection
 from bentpipe.daemon.providers.ec2.limiter import FIRST_PAUSE_S, LONGEST_PAUSE_S, Limiter
 
 

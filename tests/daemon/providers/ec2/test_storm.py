@@ -5,7 +5,7 @@ import trio
 
 from beds.contracts.provider import DEADLINE_S, wait_state
 from beds.machines.emulated_ec2 import ec2_section, machine, machine_id, running, tags_of
-from bentpipe.config.model import Ec2RatesSection
+from bentpipe.config.rates import Ec2RatesSection
 from bentpipe.daemon.model import MachineState, SleepMode
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator

@@ -1,0 +1,113 @@
+"""`LaunchedStore` in the DynamoDB table: an item for each satellite, and one for each org that counts them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bentpipe.daemon.errors import StoreError
+from bentpipe.daemon.registry.launched import LaunchedSatellite, OrgFull, launched_satellite
+from bentpipe.daemon.store.dynamodb_table import ConditionFailed, Table, given, given_number, key_of, number, text
+from bentpipe.daemon.store.malformed import MalformedRows
+
+if TYPE_CHECKING:
+    from types_boto3_dynamodb.type_defs import TransactWriteItemTypeDef
+
+    from bentpipe.daemon.store.dynamodb_table import Item
+
+LAUNCHED, COUNT = "LAUNCHED", "LAUNCHED-COUNT"
+ATTEMPTS = 20
+"""Between a look and a write another host may have changed the org's count: then both are done again. Launches are rare."""
+
+
+class DynamoLaunchedStore:
+    """`LaunchedStore` in the table."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._malformed = MalformedRows("launched")
+
+    async def satellites(self) -> tuple[LaunchedSatellite, ...]:
+        """See LaunchedStore."""
+        found = self._malformed.read(await self._table.query(LAUNCHED), key_of, _satellite)
+        return tuple(sorted(found, key=lambda each: each.key))
+
+    async def add(self, satellite: LaunchedSatellite, *, most: int) -> LaunchedSatellite:
+        """See LaunchedStore."""
+        org = satellite.key.org
+        for _ in range(ATTEMPTS):
+            # An attempt whose answer was lost may have written it: then it is found here.
+            known = await self._table.get(LAUNCHED, str(satellite.key))
+            if known:
+                return _satellite(known)
+            counted = await self._table.get(COUNT, org)
+            count = number(counted, "satellites")
+            if count >= most:
+                raise OrgFull(org, most)
+            put = self._table.put(_item(satellite), condition="attribute_not_exists(pk) OR created_us < :no", values=NO)
+            try:
+                await self._table.transact([put, self._count(org, counted, count + 1)])
+            except ConditionFailed:
+                continue
+            return satellite
+        raise StoreError(f"too many changes of {org}'s satellites at once")
+
+    async def begin_removal(self, satellite: LaunchedSatellite) -> None:
+        """See LaunchedStore."""
+        this: Item = {":yes": {"BOOL": True}, ":at": {"N": str(satellite.created_us)}}
+        try:
+            await self._table.update(
+                LAUNCHED, str(satellite.key), "SET removing = :yes", this, condition="created_us = :at"
+            )
+        except ConditionFailed:
+            return  # it is gone
+
+    async def remove(self, satellite: LaunchedSatellite) -> None:
+        """See LaunchedStore."""
+        org, at = satellite.key.org, str(satellite.created_us)
+        for _ in range(ATTEMPTS):
+            known = await self._table.get(LAUNCHED, str(satellite.key))
+            if not known or known.get("created_us", {}).get("N") != at:
+                return
+            counted = await self._table.get(COUNT, org)
+            gone = self._table.remove(
+                LAUNCHED, str(satellite.key), condition="created_us = :at", values={":at": {"N": at}}
+            )
+            try:
+                await self._table.transact([gone, self._count(org, counted, number(counted, "satellites") - 1)])
+            except ConditionFailed:
+                continue
+            return
+        raise StoreError(f"too many changes of {org}'s satellites at once")
+
+    async def aclose(self) -> None:
+        """See LaunchedStore."""
+
+    def _count(self, org: str, seen: Item, count: int) -> TransactWriteItemTypeDef:
+        """Write the org's count, unless it has changed since it was seen."""
+        item: Item = {"pk": {"S": COUNT}, "sk": {"S": org}, "satellites": {"N": str(max(count, 0))}}
+        if not seen:
+            return self._table.put(item, condition="attribute_not_exists(pk) OR satellites < :no", values=NO)
+        return self._table.put(item, condition="satellites = :seen", values={":seen": seen["satellites"]})
+
+
+NO: Item = {":no": {"N": "0"}}
+"""No time and no count is less: `Table.put` wants a value in each condition."""
+
+
+def _item(satellite: LaunchedSatellite) -> Item:
+    return {
+        "pk": {"S": LAUNCHED},
+        "sk": {"S": str(satellite.key)},
+        "size": {"S": satellite.size},
+        "platform": {"S": satellite.platform},
+        "principal": {"S": satellite.principal},
+        "created_us": {"N": str(satellite.created_us)},
+    }
+
+
+def _satellite(item: Item) -> LaunchedSatellite:
+    org, _, name = text(item, "sk").partition("/")
+    return launched_satellite(
+        *(org, name, given(item, "size"), given(item, "platform"), given(item, "principal")),
+        *(given_number(item, "created_us"), "removing" in item),
+    )

@@ -1,0 +1,67 @@
+"""Connects the launching of satellites with the parts that keep something of each satellite. Starts nothing."""
+
+import dataclasses
+import logging
+
+from bentpipe.config.model import Config, MachineTypeSection, SatelliteSection
+from bentpipe.daemon.api.compute import Specs
+from bentpipe.daemon.api.reservations import Reservations
+from bentpipe.daemon.edge.dial import SatelliteTls
+from bentpipe.daemon.edge.handoff import HandOff
+from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.fleet.provisioning import Provisioner
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.service.machines import Machines
+from bentpipe.daemon.service.stores import Stores
+
+log = logging.getLogger("bentpipe")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SatelliteParts:
+    """The `Parts` of `daemon/fleet/provisioning.py`. It changes `tls` and `specs`, which the edge and the API read."""
+
+    machines: Machines
+    tls: dict[SatelliteKey, SatelliteTls]
+    type_tls: dict[tuple[str, str], SatelliteTls]
+    """By size and platform."""
+    specs: dict[SatelliteKey, Specs]
+    reservations: Reservations
+    handoff: HandOff
+
+    def add(self, section: SatelliteSection, kind: MachineTypeSection) -> None:
+        """See Parts."""
+        key = SatelliteKey(section.org, section.name)
+        self.machines.add(section)
+        self.specs[key] = Specs(kind.platform, kind.size)
+        tls = self.type_tls.get((kind.size, kind.platform))
+        if tls is not None:
+            self.tls[key] = tls
+
+    def end_use(self, key: SatelliteKey) -> None:
+        """See Parts."""
+        self.reservations.drop(key)
+        cut = self.handoff.cut(lambda each: each.key == key)
+        if cut:
+            log.warning("connections to a removed satellite cut", extra={"fields": {"satellite": str(key), "cut": cut}})
+
+    def forget(self, key: SatelliteKey) -> None:
+        """See Parts."""
+        self.tls.pop(key, None)
+        self.specs.pop(key, None)
+        self.machines.forget(key)
+
+
+def make_provisioner(config: Config, fleet: Fleet, stores: Stores, parts: SatelliteParts) -> Provisioner | None:
+    """Make what launches satellites; None if the configuration has no machine types, or there is no store."""
+    if not config.machine_type or stores.launched is None or stores.registry is None:
+        return None
+    return Provisioner(
+        fleet,
+        parts.machines.providers,
+        stores.launched,
+        stores.registry,
+        parts,
+        config.machine_type,
+        most_per_org=config.limits.max_launched_per_org,
+    )

@@ -1,0 +1,336 @@
+"""Satellites that are launched and removed by the API: local processes, EC2 with a fault at each call, and two hosts."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import signal
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import trio
+from google.protobuf.message import Message
+
+from beds.hosts.edge_daemons import EdgeDaemon, edge_daemon
+from beds.peers.clients import CallError, GrpcioClient
+from beds.stores.dynamodb_server import DynamoDbServer
+from bentpipe.config.load import load_config
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.providers.ec2 import provider as ec2_provider
+from bentpipe.daemon.providers.ec2.traits import TRAITS
+from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.store.dynamodb_table import Table
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
+from bentpipe.proto import compute_pb2 as pb
+from bentpipe.proto.grpc_status import GrpcStatus
+
+DEADLINE_S = 60.0
+KEY = SatelliteKey("acme", "new")
+TOKENS = (("user", "use", "acme"), ("manager", "manage", "acme"), ("stranger", "manage", "other"))
+GRACE_S = 1.0
+"""Of a new instance to appear, instead of two minutes."""
+PROCESSES = f"""
+[[machine_type]]
+size = "small"
+sleep_mode = "stop"
+min_awake = 0
+[machine_type.process]
+command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", "{{port}}"]
+"""
+EC2 = """
+[ec2]
+region = "eu-central-1"
+endpoint = "{url}"
+fleet = "test"
+poll = "50ms"
+sweep = "200ms"
+[[machine_type]]
+size = "small"
+provider = "ec2"
+min_awake = 0
+retry_after = "100ms"
+[machine_type.ec2]
+launch_template = "builder"
+port = {port}
+"""
+
+
+def config_text(folder: Path, types: str, *, limits: str = "", store: str = "") -> str:
+    tokens = "".join(
+        f"""
+[[token]]
+name = "{name}"
+hash = "sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+grants = ["{org}/*"]
+scopes = ["{scope}"]
+"""
+        for name, scope, org in TOKENS
+    )
+    store = store or f'path = "{folder / "ledger.sqlite"}"'
+    return f"""
+[daemon]
+log_format = "json"
+drain_deadline = "100ms"
+[limits]
+{limits}
+[budget]
+max_awake = 2
+[store]
+{store}
+[[listener]]
+address = "127.0.0.1:0"
+api = true
+{tokens}
+{types}
+"""
+
+
+@contextlib.asynccontextmanager
+async def serving(folder: Path, text: str, name: str = "edge") -> AsyncIterator[Daemon]:
+    path = folder / f"{name}.toml"
+    path.write_text(text)
+    async with trio.open_nursery() as nursery:
+        daemon = await nursery.start(serve, load_config(path))
+        yield daemon
+        daemon.drain.set()
+
+
+def ask(port: int, method: str, request: Message, token: str = "manager") -> tuple[GrpcStatus, str, bytes]:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        path = f"/api.public.compute.Compute/{method}"
+        invoke = channel.unary_unary(path, lambda message: message, lambda data: data)
+        try:
+            metadata = [("authorization", f"Bearer {token}")]
+            answer = invoke(request.SerializeToString(), metadata=metadata, timeout=DEADLINE_S)
+        except grpc.RpcError as exc:
+            return GrpcStatus(exc.code().value[0]), exc.details() or "", b""
+        return GrpcStatus.OK, "", answer
+
+
+def launch(port: int, *, token: str = "manager", size: str = "small", name: str = KEY.name) -> tuple[GrpcStatus, str]:
+    request = pb.LaunchSatelliteRequest(org_id=KEY.org, name=name, size=size, platform="linux/amd64")
+    status, words, answer = ask(port, "LaunchSatellite", request, token)
+    if status is GrpcStatus.OK:
+        assert pb.LaunchSatelliteResponse.FromString(answer).status == pb.SATELLITE_STATUS_CREATING
+    return status, words
+
+
+def remove(port: int, *, token: str = "manager", force: bool = False, name: str = KEY.name) -> tuple[GrpcStatus, str]:
+    return ask(port, "DeleteSatellite", pb.DeleteSatelliteRequest(org_id=KEY.org, name=name, force=force), token)[:2]
+
+
+def listed(port: int) -> dict[str, int]:
+    status, words, answer = ask(port, "ListSatellites", pb.ListSatellitesRequest(org_id=KEY.org))
+    assert status is GrpcStatus.OK, words
+    return {each.name: each.status for each in pb.ListSatellitesResponse.FromString(answer).instances}
+
+
+def client_of(port: int) -> GrpcioClient:
+    names = (("satellite_name", KEY.name), ("satellite_org", KEY.org), ("satellite_token", "user"))
+    return GrpcioClient(port, None, names)
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    with trio.move_on_after(DEADLINE_S):
+        while not await trio.to_thread.run_sync(condition):
+            await trio.sleep(0.05)
+        return
+    pytest.fail(f"never: {what}")
+
+
+def living(emulator: Emulator) -> list[str]:
+    gone = ("terminated", "shutting-down")
+    return [str(each["instance_id"]) for each in emulator.control.describe() if each["state"] not in gone]
+
+
+async def test_local_processes_from_launch_to_removal(tmp_path: Path) -> None:
+    async with serving(tmp_path, config_text(tmp_path, PROCESSES, limits="max_launched_per_org = 2")) as daemon:
+        port = daemon.addresses[0][1]
+
+        def drive() -> None:
+            assert remove(port)[0] is GrpcStatus.NOT_FOUND
+            assert launch(port, token="user")[0] is GrpcStatus.PERMISSION_DENIED
+            assert launch(port, token="stranger")[0] is GrpcStatus.PERMISSION_DENIED
+            status, words = launch(port, size="huge")
+            assert status is GrpcStatus.INVALID_ARGUMENT
+            assert "small (linux/amd64)" in words
+            assert listed(port) == {}
+            assert [launch(port)[0] for _ in range(2)] == [GrpcStatus.OK] * 2, "twice is once"
+            assert launch(port, name="second")[0] is GrpcStatus.OK
+            status, words = launch(port, name="third")
+            assert status in (GrpcStatus.ABORTED, GrpcStatus.RESOURCE_EXHAUSTED)
+            assert "max_launched_per_org" in words
+            assert set(listed(port)) == {"new", "second"}
+            got = pb.GetSatelliteResponse.FromString(
+                ask(port, "GetSatellite", pb.GetSatelliteRequest(org_id=KEY.org, name=KEY.name), "user")[2]
+            )
+            assert (got.size, got.platform, got.is_managed) == ("small", "linux/amd64", True)
+            with contextlib.closing(client_of(port)) as client:
+                assert client.unary("Echo", b"hello", timeout_s=DEADLINE_S) == b"hello"
+                assert remove(port, token="user")[0] is GrpcStatus.PERMISSION_DENIED
+                assert remove(port, token="stranger")[0] is GrpcStatus.NOT_FOUND
+                status, words = remove(port)
+                assert status is GrpcStatus.ABORTED
+                assert "--force" in words
+                assert client.unary("Echo", b"still", timeout_s=DEADLINE_S) == b"still"
+                assert remove(port, force=True)[0] is GrpcStatus.OK
+                with pytest.raises(CallError):
+                    client.unary("Echo", b"gone", timeout_s=DEADLINE_S)
+            assert set(listed(port)) == {"second"}, "the other one is not touched"
+            assert launch(port)[0] is GrpcStatus.OK, "its name and its place are free again"
+            with contextlib.closing(client_of(port)) as client:
+                assert client.unary("Echo", b"again", timeout_s=DEADLINE_S) == b"again"
+            for name in ("new", "second"):
+                assert remove(port, force=True, name=name)[0] is GrpcStatus.OK
+            assert listed(port) == {}
+
+        await trio.to_thread.run_sync(drive)
+        assert daemon.fleet.satellites == ()
+
+
+@pytest.fixture
+def cloud(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    traits = dataclasses.replace(TRAITS, appear_grace_s=GRACE_S)
+    monkeypatch.setattr(ec2_provider, "TRAITS", traits)
+    emulator.control.add_template(name="builder")
+    return emulator
+
+
+def ec2_text(folder: Path, cloud: Emulator, store: str = "") -> str:
+    machines = cloud.cloud.machines
+    assert machines is not None
+    return config_text(folder, EC2.format(url=cloud.url, port=machines.port), store=store)
+
+
+LAUNCH_CALLS = ("DescribeInstances", "DescribeLaunchTemplateVersions", "DescribeImages", "RunInstances")
+FAULTS = ("refused", "no capacity", "broken before", "broken after")
+
+
+def break_call(cloud: Emulator, action: str, fault: str, times: int | None) -> None:
+    match fault:
+        case "refused":
+            cloud.control.fail(action=action, code="UnauthorizedOperation", status=403, times=times)
+        case "no capacity":
+            cloud.control.fail(action=action, code="InsufficientInstanceCapacity", status=500, times=times)
+        case "broken before" | "broken after":
+            cloud.control.reset(action=action, times=times, after=fault == "broken after")
+
+
+@pytest.mark.parametrize("action", LAUNCH_CALLS)
+async def test_a_launch_that_fails_at_any_call_leaves_nothing(tmp_path: Path, cloud: Emulator, action: str) -> None:
+    async with serving(tmp_path, ec2_text(tmp_path, cloud)) as daemon:
+        port = daemon.addresses[0][1]
+        for fault in FAULTS:
+            before = len(cloud.control.describe())
+            break_call(cloud, action, fault, None)
+            status, words = await trio.to_thread.run_sync(launch, port)
+            cloud.control.clear_faults()
+            if status is not GrpcStatus.OK:
+                assert status is GrpcStatus.ABORTED, (fault, words)
+                await until(lambda: listed(port) == {}, f"nothing is left in the store after {action} {fault}")
+                assert living(cloud) == []
+                assert len(cloud.control.describe()) - before <= 1, "one token makes one machine"
+                assert await trio.to_thread.run_sync(launch, port) == (GrpcStatus.OK, "")
+            assert len(living(cloud)) == 1
+            assert (await trio.to_thread.run_sync(launch, port))[0] is GrpcStatus.OK
+            assert len(living(cloud)) == 1, "launched twice is one machine"
+            status, words = await trio.to_thread.run_sync(lambda: remove(port, force=True))
+            assert status is GrpcStatus.OK, words
+            assert living(cloud) == []
+            assert await trio.to_thread.run_sync(listed, port) == {}
+
+
+@pytest.mark.parametrize("action", ["DescribeInstances", "TerminateInstances"])
+async def test_a_removal_that_fails_says_what_is_left_and_is_finished_later(
+    tmp_path: Path, cloud: Emulator, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bentpipe.daemon.fleet.provisioning.FINISH_S", 2.0)
+    async with serving(tmp_path, ec2_text(tmp_path, cloud)) as daemon:
+        port = daemon.addresses[0][1]
+        for fault in ("refused", "broken before", "broken after"):
+            assert (await trio.to_thread.run_sync(launch, port))[0] is GrpcStatus.OK
+            break_call(cloud, action, fault, None)
+            status, words = await trio.to_thread.run_sync(lambda: remove(port, force=True))
+            if status is not GrpcStatus.OK:
+                assert status is GrpcStatus.ABORTED
+                assert "its machine is still there" in words
+            if fault != "broken after":
+                assert await trio.to_thread.run_sync(listed, port) == {"new": pb.SATELLITE_STATUS_DESTROYING}
+                assert (await trio.to_thread.run_sync(launch, port))[0] is GrpcStatus.ABORTED, (
+                    "its name is not free yet"
+                )
+            cloud.control.clear_faults()
+            await until(lambda: listed(port) == {}, f"the removal goes on after {action} {fault}")
+            assert living(cloud) == []
+
+
+@contextlib.contextmanager
+def killed(daemon: EdgeDaemon) -> Iterator[None]:
+    yield
+    daemon.process.send_signal(signal.SIGKILL)
+    daemon.process.wait(DEADLINE_S)
+
+
+async def in_thread(call: Callable[[], object]) -> None:
+    await trio.to_thread.run_sync(call, abandon_on_cancel=True)
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_daemon_that_is_killed_in_a_launch_or_a_removal(tmp_path: Path, cloud: Emulator, after: bool) -> None:
+    text = ec2_text(tmp_path, cloud)
+
+    async def kill_in(action: str, call: Callable[[int], object]) -> None:
+        cloud.control.hold(action=action, after=after)
+        with edge_daemon(tmp_path, text) as daemon, killed(daemon):
+            port = daemon.port
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(in_thread, lambda: call(port))
+                await until(lambda: cloud.control.held(action=action) > 0, f"{action} is under way")
+                nursery.cancel_scope.cancel()
+        cloud.control.release(action=action)
+
+    await kill_in("RunInstances", launch)
+    # What EC2 has received it may still carry out.
+    assert len(living(cloud)) == 1 if after else len(living(cloud)) <= 1
+    with edge_daemon(tmp_path, text) as daemon:
+        assert launch(daemon.port)[0] is GrpcStatus.OK
+        assert len(living(cloud)) == 1, "the launch is repeated with its own token"
+    await kill_in("TerminateInstances", lambda port: remove(port, force=True))
+    with edge_daemon(tmp_path, text) as daemon:
+        port = daemon.port
+        began = time.monotonic()
+        await until(lambda: living(cloud) == [], "the removal is finished by the next daemon")
+        assert time.monotonic() - began < DEADLINE_S
+        assert set(listed(port).values()) <= {pb.SATELLITE_STATUS_DESTROYING}
+
+
+async def test_hosts_take_up_each_others_launches_and_removals(tmp_path: Path, cloud: Emulator) -> None:
+    with DynamoDbServer() as server:
+        table = uuid.uuid4().hex
+        Table(table, region="eu-central-1", endpoint=server.url).create_now()
+        shared = f'kind = "dynamodb"\ntable = "{table}"\nregion = "eu-central-1"\nendpoint = "{server.url}"\n'
+        texts = {host: ec2_text(tmp_path, cloud, shared + f'host = "{host}"') for host in ("a", "b")}
+        async with serving(tmp_path, texts["a"], "a") as a, serving(tmp_path, texts["b"], "b") as b:
+            here, there = a.addresses[0][1], b.addresses[0][1]
+            async with trio.open_nursery() as nursery:
+                for port in (here, there):
+                    nursery.start_soon(in_thread, functools.partial(launch, port))
+            await until(lambda: "new" in listed(here) and "new" in listed(there), "both have it")
+            assert len(living(cloud)) == 1
+            with contextlib.closing(client_of(there)) as client:
+                echo = lambda: client.unary("Echo", b"hello", timeout_s=DEADLINE_S)  # noqa: E731
+                assert await trio.to_thread.run_sync(echo) == b"hello"
+                status, words = await trio.to_thread.run_sync(remove, here)
+                assert status is GrpcStatus.ABORTED, "a client of the other host uses it"
+                assert await trio.to_thread.run_sync(echo) == b"hello"
+                status, words = await trio.to_thread.run_sync(lambda: remove(here, force=True))
+                assert status is GrpcStatus.OK, words
+                assert living(cloud) == []
+                with pytest.raises(CallError):
+                    await trio.to_thread.run_sync(echo)
+            await until(lambda: listed(here) == listed(there) == {}, "neither has it")
