@@ -18,8 +18,9 @@ demo: setup
 # The tests wait more than they compute, so more test processes run than there are cores. A file stays in one process, so that
 # its fixtures are made once.
 TEST_PROCESSES ?= 4
-test: setup peers coverage
+test: setup peers
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
+	bash .ci/coverage
 
 # Runs the tests of the pure parts alone, and fails if a part is covered less than its floor in .ci/coverage-floors.
 coverage: setup

@@ -114,8 +114,9 @@ def _earthly_lines(made: Installation, hosts: tuple[str, ...], token: str) -> st
     """The configuration and environment of an Earthly CLI v0.8.15 that is not modified (docs/api.md)."""
     host = next((host for host in hosts if host not in LOCAL), None)
     address = f"{f'[{host}]' if ':' in (host or '') else host or LOCALHOST}:{made.port}"
+    certificate = made.ca_path.name
     lines = f"""\
-For the Earthly CLI, in the environment ({made.ca_path.name} copied to where the CLI runs):
+For the Earthly CLI, in the environment ({certificate} copied to where the CLI runs):
     export EARTHLY_SERVER_ADDRESS=https://{address}
     export EARTHLY_GRPC_ADDRESS={address}
     export EARTHLY_TOKEN={token}

@@ -19,6 +19,7 @@ import urllib3
 from bentpipe.config.model import Config
 from bentpipe.daemon.api.client import ApiError, Server, exchange
 from bentpipe.daemon.errors import BentpipeError, Source
+from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.init_satellite import Program
 from bentpipe.daemon.service.log_formatters import TextFormatter
 from bentpipe.daemon.service.parts import Daemon
@@ -83,7 +84,7 @@ def _call(server: Server, config: Config, program: Program, say: Say) -> None:
     session = _log_in(server)
     say("logged in with the token, and verified the certificate")
     satellite = config.satellite[0]
-    key = f"{satellite.org}/{satellite.name}"
+    key = SatelliteKey(satellite.org, satellite.name)
     metadata = (
         ("satellite_name", satellite.name),
         ("satellite_org", satellite.org),
