@@ -67,6 +67,7 @@ REFUSED = (ProviderCapacity, ProviderPermanent, ProviderThrottled)
 STILL_THERE = (
     "takes no clients any more, but its machine is still there, and the edge host goes on trying to destroy it"
 )
+MAY_BE_LEFT = "the launch may have made a machine, and the edge host goes on looking for it to destroy it"
 
 
 class Parts(Protocol):
@@ -134,7 +135,8 @@ class Provisioner:
         """Make a satellite and launch its machine; returns when the provider has accepted that. Idempotent.
 
         Raises InvalidRequest (no such machine type), SatelliteExists, SatelliteBeingRemoved, LimitReached, ProviderError,
-        StoreError. If the machine cannot be launched, the satellite is removed again.
+        StoreError. If the machine cannot be launched, the satellite is removed again; RemovalUnfinished says that this
+        goes on.
         """
         kind = self._type(size, platform)
         row = LaunchedSatellite(key, kind.size, kind.platform, principal, int(self._wall() * 1e6))
@@ -144,8 +146,9 @@ class Provisioner:
         try:
             await self._create(taken.satellite)
         except ProviderError as exc:
-            if known == row:
-                await self._undo(taken, refused=isinstance(exc, REFUSED))
+            if known == row and not await self._undo(taken, refused=isinstance(exc, REFUSED)):
+                words = f"; {MAY_BE_LEFT}"
+                raise RemovalUnfinished(str(exc) + words, peer_hint=exc.peer_hint + words) from exc
             raise
         if taken.satellite.retired:
             raise SatelliteBeingRemoved(f"{key} was removed while it was launched")
@@ -184,14 +187,19 @@ class Provisioner:
                 await trio.sleep(RETRY_S)
         await satellite.create()
 
-    async def _undo(self, taken: _Taken, *, refused: bool) -> None:
-        """Remove what a failed launch has stored, and the machine that it may have made nevertheless."""
+    async def _undo(self, taken: _Taken, *, refused: bool) -> bool:
+        """Remove what a failed launch has stored, and the machine that it may have made nevertheless.
+
+        Returns whether nothing is left.
+        """
         with trio.CancelScope(shield=True), contextlib.suppress(BentpipeError):  # what is left is finished by the task
             await self._begin_removal(taken)
             certain = refused and not taken.satellite.wakes
             with trio.move_on_after(FINISH_S):
                 while not await self._finish(taken, certain=certain):
                     await trio.sleep(FINISH_AGAIN_S)
+                return True
+        return False
 
     # -- removal -------------------------------------------------------------------------------------------------------
 

@@ -269,6 +269,29 @@ async def test_a_removal_that_fails_says_what_is_left_and_is_finished_later(
             assert living(cloud) == []
 
 
+async def test_a_launch_says_what_the_cloud_does_not_take_back(
+    tmp_path: Path, cloud: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bentpipe.daemon.fleet.provisioning.FINISH_S", 2.0)
+    async with serving(tmp_path, ec2_text(tmp_path, cloud)) as daemon:
+        port = daemon.addresses[0][1]
+        break_call(cloud, "RunInstances", "broken after", None)
+        cloud.control.hold(action="RunInstances", after=True)
+        answers: list[tuple[GrpcStatus, str]] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_thread, lambda: answers.append(launch(port)))
+            await until(lambda: cloud.control.held(action="RunInstances") > 0, "RunInstances has been carried out")
+            break_call(cloud, "DescribeInstances", "broken before", None)
+            cloud.control.release(action="RunInstances")
+        ((status, words),) = answers
+        assert status is GrpcStatus.ABORTED
+        assert "may have made a machine" in words
+        assert len(living(cloud)) == 1
+        cloud.control.clear_faults()
+        await until(lambda: listed(port) == {}, "it goes on")
+        assert living(cloud) == []
+
+
 @contextlib.contextmanager
 def killed(daemon: EdgeDaemon) -> Iterator[None]:
     yield
