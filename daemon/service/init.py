@@ -3,6 +3,7 @@
 It checks all that it can before it writes anything. It prints the token, and writes only its hash.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -15,7 +16,14 @@ from bentpipe.config.base import NAME_PATTERN
 from bentpipe.daemon.edge.listener import bind
 from bentpipe.daemon.service.init_call import FirstCallFailed, make_first_call
 from bentpipe.daemon.service.init_certificates import is_host, make_certificates
-from bentpipe.daemon.service.init_files import THERE_ALREADY, TOKEN_NAME, Installation, write_installation
+from bentpipe.daemon.service.init_files import (
+    CLIENT_URI,
+    SATELLITE_DOMAIN,
+    THERE_ALREADY,
+    TOKEN_NAME,
+    Installation,
+    write_installation,
+)
 from bentpipe.daemon.service.init_satellite import InitError, choose_program
 from bentpipe.daemon.service.token import hash_token, new_token
 
@@ -37,7 +45,7 @@ class InitWish:
     hosts: tuple[str, ...]
     """Names and addresses for the certificate; empty: this host's name. `localhost` is always added."""
     port: int
-    """0: a free one."""
+    """0: a free one. BuildKit takes the next port too, for clients that show a certificate."""
     org: str
     satellite: str
     command: str | None
@@ -56,10 +64,12 @@ def run_init(wish: InitWish) -> int:
             raise InitError(f"--{kind}: {name!r} is not a valid name: letters, digits, '.', '_' and '-', at most 64")
     hosts = _hosts(wish.hosts)
     program = choose_program(wish.command, folder, demo=wish.demo)
-    port = _free_port(wish.port)
+    port, certificate_port = _free_ports(wish.port, 2 if program.is_buildkit else 1)
     token = new_token()
-    certificates = make_certificates(hosts)
-    made = Installation(folder, port, wish.org, wish.satellite, hash_token(token), program, certificates)
+    certificates = make_certificates((*hosts, f"*.{wish.org}.{SATELLITE_DOMAIN}"), CLIENT_URI)
+    made = Installation(
+        folder, port, certificate_port, wish.org, wish.satellite, hash_token(token), program, certificates
+    )
     config = write_installation(made)
     click.echo(f"wrote {folder}: CA, certificate for {', '.join(hosts)}, configuration, systemd unit")
     click.echo(f"satellite {wish.org}/{wish.satellite} is {program.words}")
@@ -73,6 +83,8 @@ def run_init(wish: InitWish) -> int:
             f"{exc}\nThe files in {folder} stay. Mend the cause and run the daemon, or remove the folder.", err=True
         )
     click.echo("\n" + _next_steps(made))
+    if program.is_buildkit:
+        click.echo("\n" + _buildctl_lines(made))
     if wish.earthly:
         click.echo("\n" + _earthly_lines(made, hosts, token))
     return EXIT_OK if failed is None else EXIT_FIRST_CALL
@@ -88,14 +100,18 @@ def _hosts(wished: tuple[str, ...]) -> tuple[str, ...]:
     return hosts
 
 
-def _free_port(wished: int) -> int:
-    """The port, if nobody listens there; for 0 a free one. Raises InitError."""
-    try:
-        [opened] = bind("", wished)
-    except OSError as exc:
-        raise InitError(f"{exc.strerror}: stop what listens there, or give --port (0: a free one)") from exc
-    with opened:
-        return int(opened.getsockname()[1])
+def _free_ports(wished: int, count: int) -> tuple[int, int]:
+    """The port and the next one, if nobody listens at the first `count` of them; for 0 free ones. Raises InitError."""
+    with contextlib.ExitStack() as opened:
+        ports = []
+        for offset in range(count):
+            try:
+                [sock] = bind("", wished and wished + offset)
+            except OSError as exc:
+                raise InitError(f"{exc.strerror}: stop what listens there, or give --port (0: free ones)") from exc
+            opened.enter_context(sock)
+            ports.append(int(sock.getsockname()[1]))
+    return ports[0], ports[-1]
 
 
 def _next_steps(made: Installation) -> str:
@@ -108,6 +124,15 @@ See your satellites while it runs:
     export EARTHLY_TOKEN=TOKEN
     bentpipe sat ls --server https://{LOCALHOST}:{made.port} --org {made.org} --ca {made.ca_path}
 The certificate ends on {made.certificates.ends:%Y-%m-%d}. Keep ca-key.pem in a safe place: it signs the next one."""
+
+
+def _buildctl_lines(made: Installation) -> str:
+    folder = made.folder
+    return f"""\
+For buildctl, in the folder of a Dockerfile (docker buildx: docs/clients.md):
+    buildctl --addr tcp://{LOCALHOST}:{made.certificate_port} --tlsservername {made.server_name} \\
+        --tlscacert {folder}/ca.pem --tlscert {folder}/client.pem --tlskey {folder}/client-key.pem \\
+        build --frontend dockerfile.v0 --local context=. --local dockerfile=."""
 
 
 def _earthly_lines(made: Installation, hosts: tuple[str, ...], token: str) -> str:

@@ -1,4 +1,4 @@
-"""Makes the authority and the server certificate of a new installation, in memory. It writes no file.
+"""Makes the authority, the server's and a client's certificate of a new installation, in memory. It writes no file.
 
 The extensions are those that strict verifiers ask for (RFC 5280 §4.2): Python 3.13's default context, Go and OpenSSL.
 """
@@ -31,8 +31,10 @@ class Made:
     authority_key: bytes
     certificate: bytes
     key: bytes
+    client_certificate: bytes
+    client_key: bytes
     ends: datetime.datetime
-    """When the server's certificate ends."""
+    """When the server's certificate and the client's end."""
 
 
 def is_host(text: str) -> bool:
@@ -44,10 +46,13 @@ def is_host(text: str) -> bool:
     return True
 
 
-def make_certificates(hosts: tuple[str, ...]) -> Made:
-    """Make an authority, and a server certificate for `hosts`, each of them a DNS name or an IP address."""
+def make_certificates(hosts: tuple[str, ...], client: str) -> Made:
+    """Make an authority, and two certificates that it signs: the server's for `hosts`, and one for the client `client`.
+
+    A host is a DNS name, which may begin with `*.`, or an IP address. The client is a URI.
+    """
     now = datetime.datetime.now(datetime.UTC)
-    authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    authority_key, key, client_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
     authority_name = _name(f"bentpipe CA {now:%Y-%m-%d}")
     authority = (
         _builder(authority_name, authority_name, authority_key.public_key(), now, AUTHORITY_LIFE)
@@ -56,20 +61,31 @@ def make_certificates(hosts: tuple[str, ...]) -> Made:
         .sign(authority_key, hashes.SHA256())
     )
     issuer_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
-    certificate = (
-        _builder(_name("bentpipe"), authority_name, key.public_key(), now, CERTIFICATE_LIFE)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
-        .add_extension(issuer_id, critical=False)
-        .sign(authority_key, hashes.SHA256())
-    )
+
+    def sign(
+        public_key: ec.EllipticCurvePublicKey, use: x509.ObjectIdentifier, names: list[x509.GeneralName]
+    ) -> x509.Certificate:
+        return (
+            _builder(_name("bentpipe"), authority_name, public_key, now, CERTIFICATE_LIFE)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(issuer_id, critical=False)
+            .sign(authority_key, hashes.SHA256())
+        )
+
+    host_names = [_general_name(host) for host in hosts]
+    certificate = sign(key.public_key(), ExtendedKeyUsageOID.SERVER_AUTH, host_names)
+    client_names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(client)]
+    client_certificate = sign(client_key.public_key(), ExtendedKeyUsageOID.CLIENT_AUTH, client_names)
     return Made(
         authority=authority.public_bytes(serialization.Encoding.PEM),
         authority_key=_pem(authority_key),
         certificate=certificate.public_bytes(serialization.Encoding.PEM),
         key=_pem(key),
+        client_certificate=client_certificate.public_bytes(serialization.Encoding.PEM),
+        client_key=_pem(client_key),
         ends=certificate.not_valid_after_utc,
     )
 

@@ -11,7 +11,13 @@ import click
 @click.option(
     "--host", "hosts", multiple=True, help="For the certificate; by default this host's name. May be repeated."
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=8372, show_default=True, help="0: a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65534),
+    default=8372,
+    show_default=True,
+    help="0: a free one. With BuildKit the next port too.",
+)
 @click.option("--org", default="acme", show_default=True, help="Whose satellite.")
 @click.option("--satellite", default="builder", show_default=True, help="The satellite's name.")
 @click.option("--command", help="The satellite's program, with {port} in an argument; by default buildkitd.")

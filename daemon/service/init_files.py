@@ -29,6 +29,9 @@ THERE_ALREADY = "{folder} is there already, and nothing in it was changed: name 
 
 ARM = ("aarch64", "arm64")
 TOKEN_NAME = "admin"
+CLIENT_URI = "bentpipe:admin"
+SATELLITE_DOMAIN = "sat.internal"
+"""Of the TLS server names by which buildctl asks for a satellite; no DNS has to know it (RFC 6762, appendix G)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class Installation:
     folder: Path
     """Absolute, since the daemon may be started in any directory."""
     port: int
+    certificate_port: int
+    """For clients that show a certificate and no token; only if the satellite is BuildKit."""
     org: str
     satellite: str
     token_hash: str
@@ -53,6 +58,11 @@ class Installation:
     def ca_path(self) -> Path:
         """The authority's certificate, which clients need."""
         return self.folder / CA_NAME
+
+    @property
+    def server_name(self) -> str:
+        """The TLS server name by which a client with a certificate asks for the satellite."""
+        return f"{self.satellite}.{self.org}.{SATELLITE_DOMAIN}"
 
     @property
     def unit_path(self) -> Path:
@@ -74,6 +84,9 @@ def write_installation(made: Installation) -> Config:
         _write(folder / "ca-key.pem", made.certificates.authority_key, PRIVATE_MODE)
         _write(folder / "cert.pem", made.certificates.certificate, PUBLIC_MODE)
         _write(folder / "key.pem", made.certificates.key, PRIVATE_MODE)
+        if made.program.is_buildkit:
+            _write(folder / "client.pem", made.certificates.client_certificate, PUBLIC_MODE)
+            _write(folder / "client-key.pem", made.certificates.client_key, PRIVATE_MODE)
         _write(made.config_path, config_text(made).encode(), PRIVATE_MODE)
         _write(made.unit_path, unit_text(made).encode(), PUBLIC_MODE)
         return load_config(made.config_path)
@@ -106,7 +119,7 @@ api = true  # the control API, beside the satellites
 [listener.tls]
 certificate = {_toml(str(folder / "cert.pem"))}
 key = {_toml(str(folder / "key.pem"))}
-
+{_certificate_text(made) if made.program.is_buildkit else ""}
 [[token]]
 name = {_toml(TOKEN_NAME)}
 hash = {_toml(made.token_hash)}
@@ -122,6 +135,25 @@ min_awake = "0s"  # a process can be put to sleep at any time
 [satellite.process]
 command = [
 {"".join(f"    {_toml(word)},{chr(10)}" for word in made.program.command)}]
+"""
+
+
+def _certificate_text(made: Installation) -> str:
+    """The part for buildctl and docker buildx, which can send no token."""
+    folder = made.folder
+    return f"""
+[[listener]]  # for clients that show a certificate: buildctl, docker buildx
+address = ":{made.certificate_port}"
+[listener.tls]
+certificate = {_toml(str(folder / "cert.pem"))}
+key = {_toml(str(folder / "key.pem"))}
+client_ca = {_toml(str(folder / CA_NAME))}
+satellite_domain = {_toml(SATELLITE_DOMAIN)}
+
+[[certificate]]
+name = "buildctl"
+san = {_toml("URI:" + CLIENT_URI)}
+grants = [{_toml(made.org + "/*")}]
 """
 
 

@@ -42,6 +42,11 @@ class Program:
     known: bool
     """Whether the program has that method, so that it must answer OK."""
 
+    @property
+    def is_buildkit(self) -> bool:
+        """Whether buildctl is a client of it."""
+        return self.method == LIST_WORKERS
+
 
 def choose_program(
     command: str | None,

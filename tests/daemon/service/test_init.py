@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bentpipe.config.load import load_config
 from bentpipe.daemon.service.init_certificates import is_host, make_certificates
 from bentpipe.daemon.service.init_files import Installation, config_text, unit_text, write_installation
-from bentpipe.daemon.service.init_satellite import InitError, Program, choose_program
+from bentpipe.daemon.service.init_satellite import LIST_WORKERS, InitError, Program, choose_program
 from bentpipe.daemon.service.token import hash_token, new_token
 
 HOSTS = ("builds.example.com", "10.0.0.7", "::1", "localhost")
@@ -27,7 +28,8 @@ PUBLIC = {"bentpipe.service", "ca.pem", "cert.pem"}
 
 def installation(folder: Path, **changes: object) -> Installation:
     program = Program(("/bin/true", "{port}"), "a program", "/a/b", known=True)
-    made = Installation(folder, 8372, "acme", "builder", hash_token("t"), program, make_certificates(HOSTS))
+    certificates = make_certificates(HOSTS, "bentpipe:admin")
+    made = Installation(folder, 8372, 8373, "acme", "builder", hash_token("t"), program, certificates)
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
@@ -70,7 +72,7 @@ def test_it_accepts_no_other_authority(tmp_path: Path) -> None:
 
 
 def test_what_the_certificates_may_be_used_for() -> None:
-    made = make_certificates(HOSTS)
+    made = make_certificates(HOSTS, "bentpipe:admin")
     authority, leaf = (x509.load_pem_x509_certificate(pem) for pem in (made.authority, made.certificate))
     assert authority.extensions.get_extension_for_class(x509.BasicConstraints).value == x509.BasicConstraints(True, 0)
     assert leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
@@ -119,6 +121,25 @@ def test_the_configuration_is_read_back_whatever_the_folder_is_called(tmp_path: 
     assert process is not None
     assert process.command == ("/bin/true", "{port}")
     assert (config.token[0].grants, config.token[0].scopes) == (("acme/*",), ("manage",))
+
+
+def test_buildkit_gets_a_listener_for_clients_with_a_certificate(tmp_path: Path) -> None:
+    program = Program(("/bin/true", "{port}"), "BuildKit", LIST_WORKERS, known=True)
+    made = installation(tmp_path / "new", program=program)
+    config = write_installation(made)
+    assert [each.address for each in config.listener] == [("", 8372), ("", 8373)]
+    tls = config.listener[1].tls
+    assert tls is not None
+    assert (tls.client_ca, tls.satellite_domain) == (made.ca_path, "sat.internal")
+    assert not config.listener[1].api
+    [certificate] = config.certificate
+    assert (certificate.san, certificate.grants, certificate.scopes) == ("URI:bentpipe:admin", ("acme/*",), ("use",))
+    assert stat.S_IMODE((made.folder / "client-key.pem").stat().st_mode) == 0o600
+    leaf = x509.load_pem_x509_certificate((made.folder / "client.pem").read_bytes())
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == ["bentpipe:admin"]
+    uses = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(uses) == [ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
 def test_what_is_there_is_never_touched(tmp_path: Path) -> None:
