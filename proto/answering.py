@@ -30,7 +30,7 @@ BOUNDS = ServerLimits(
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Call:
+class AnsweredCall:
     """A complete request."""
 
     stream_id: int
@@ -61,11 +61,11 @@ class Answering(ServerConnection):
         self._requests.clear()
         super().dispose()
 
-    def receive_data(self, data: bytes, now_s: float) -> list[Call | CallEnded]:
+    def receive_data(self, data: bytes, now_s: float) -> list[AnsweredCall | CallEnded]:
         """Read on. Raises GreetingError; `data_to_send` then has the GOAWAY."""
         return [out for event in self._receive(data, now_s) if (out := self._take(event)) is not None]
 
-    def _take(self, event: CallEvent) -> Call | CallEnded | None:
+    def _take(self, event: CallEvent) -> AnsweredCall | CallEnded | None:
         match event:
             case CallBegan(stream_id, headers):
                 self._requests[stream_id] = _Request(headers)
@@ -80,7 +80,7 @@ class Answering(ServerConnection):
             case CallComplete(stream_id):
                 request = self._requests.pop(stream_id, None)
                 if request is not None:
-                    return Call(stream_id, request.headers, bytes(request.body))
+                    return AnsweredCall(stream_id, request.headers, bytes(request.body))
             case CallEnded(stream_id):
                 self._requests.pop(stream_id, None)
                 return event

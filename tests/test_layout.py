@@ -46,6 +46,19 @@ def test_the_lock_pins_all_that_the_project_asks_for() -> None:
     assert sorted(names - pinned) == []
 
 
+def test_one_name_is_one_class() -> None:
+    """A public class of the product has its name alone, so that a reader who finds the name has found the thing."""
+    found: dict[str, list[str]] = {}
+    for top in TOPS:
+        for path in (ROOT / top).rglob("*.py"):
+            if path.stem.endswith("_pb2"):
+                continue  # generated: the messages have the names that the wire gives them
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
+
+
 def test_nothing_imported_a_second_copy_under_a_bare_name() -> None:
     import bentpipe.daemon.service.serve  # the root of all imports
 

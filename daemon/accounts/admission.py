@@ -18,7 +18,7 @@ from bentpipe.config.accounts import OidcRuleSection, TokenSection
 from bentpipe.daemon.accounts.contract import Scope
 from bentpipe.daemon.accounts.jwt_text import looks_like_jwt
 from bentpipe.daemon.accounts.principal import Grant, Origin, Principal, scopes_of
-from bentpipe.daemon.accounts.sessions import CACHED_SESSIONS, Kind, Session, Sessions, UnknownKey
+from bentpipe.daemon.accounts.sessions import CACHED_SESSIONS, Sessions, SignedSession, TokenPurpose, UnknownKey
 from bentpipe.daemon.errors import SATELLITE_WORDS, NoSuchSatellite, TokensUnknown, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.registry.accounts import StoredAccounts, StoredOrg, StoredRevocation
@@ -126,7 +126,7 @@ class Admission:
                 raise TokensUnknown(words, peer_hint=UNKNOWN_WORDS) from exc
             raise
 
-    def _of_session(self, session: Session, digest: bytes) -> Principal:
+    def _of_session(self, session: SignedSession, digest: bytes) -> Principal:
         kind, _, name = session.origin.subject.partition(":")
         principal = self._by_fingerprint.get(name) if kind == "token" else self._of_rule(name, session)
         if principal is None:
@@ -134,14 +134,14 @@ class Admission:
         expires_at = min(session.expires_at, principal.expires_at)
         if expires_at <= self._now():
             raise Unauthenticated(EXPIRED_WORDS)
-        by_session = session.kind is Kind.SESSION
+        by_session = session.kind is TokenPurpose.SESSION
         found = dataclasses.replace(principal, expires_at=expires_at, origin=session.origin, by_session=by_session)
         if len(self._by_session) >= CACHED_SESSIONS:
             self._by_session.clear()
         self._by_session[digest] = found
         return found
 
-    def _of_rule(self, name: str, session: Session) -> Principal | None:
+    def _of_rule(self, name: str, session: SignedSession) -> Principal | None:
         """None if the rule is gone or revoked, or the exchange is."""
         rule, origin = self._rules.get(name), session.origin
         if rule is None or origin.exchange_id is None or self._expecting:

@@ -10,7 +10,7 @@ from bentpipe.daemon.accounts.certificates import Certificates
 from bentpipe.daemon.accounts.contract import Access, Credentials, Login, Org, Scope, TokenSummary
 from bentpipe.daemon.accounts.exchange import Exchange
 from bentpipe.daemon.accounts.principal import Principal
-from bentpipe.daemon.accounts.sessions import Kind
+from bentpipe.daemon.accounts.sessions import TokenPurpose
 from bentpipe.daemon.errors import BentpipeError, Unauthenticated
 
 EMAIL_HOST = "bentpipe.invalid"
@@ -61,7 +61,7 @@ class TableAuthority:
         if principal.origin is None or principal.by_session:
             raise Unauthenticated(SESSION_WORDS)
         expires_at = min(self._now() + self._session_life_s, principal.expires_at)
-        login = self.admission.sessions.issue(Kind.SESSION, principal.origin, expires_at)
+        login = self.admission.sessions.issue(TokenPurpose.SESSION, principal.origin, expires_at)
         self.logins += 1
         return login
 

@@ -24,7 +24,7 @@ from bentpipe.daemon.accounts.issuer_keys import UNREACHABLE, IssuerKeys
 from bentpipe.daemon.accounts.jwt_text import JwtText, MalformedJwt, read_jwt
 from bentpipe.daemon.accounts.oidc_rules import find_rule
 from bentpipe.daemon.accounts.principal import Origin
-from bentpipe.daemon.accounts.sessions import LEEWAY_S, Kind
+from bentpipe.daemon.accounts.sessions import LEEWAY_S, TokenPurpose
 from bentpipe.daemon.errors import LimitReached, TokensUnknown, Unauthenticated
 from bentpipe.daemon.logs import log_limited
 from bentpipe.daemon.registry.accounts import AccountStore
@@ -124,7 +124,7 @@ class Exchange:
         now = self._now()
         exchange_id = secrets.token_hex(EXCHANGE_ID_BYTES)
         origin = Origin(f"rule:{rule.name}", exchange_id, int(now * 1e6))
-        login = sessions.issue(Kind.JOB, origin, now + rule.job_life_s)
+        login = sessions.issue(TokenPurpose.JOB, origin, now + rule.job_life_s)
         fields = {
             **self._shown(issuer, claims),
             "rule": rule.name,

@@ -42,7 +42,7 @@ class UnknownKey(Unauthenticated):
     """Signed with a key that is not known here: another host's, or not one of ours."""
 
 
-class Kind(enum.Enum):
+class TokenPurpose(enum.Enum):
     """What a signed token is for; its value is the header's `typ`, which no token of another issuer has."""
 
     SESSION = "bentpipe-session+jwt"
@@ -52,10 +52,10 @@ class Kind(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Session:
+class SignedSession:
     """What a signed token says, once its signature is checked."""
 
-    kind: Kind
+    kind: TokenPurpose
     origin: Origin
     expires_at: float
     """Seconds since the epoch."""
@@ -70,7 +70,7 @@ class Sessions:
         self._signing: SigningKey | None = None
         self._keys: dict[str, ec.EllipticCurvePublicKey] = {}
         self._trusted: frozenset[StoredKey] = frozenset()
-        self._checked: dict[bytes, Session] = {}
+        self._checked: dict[bytes, SignedSession] = {}
 
     def sign_with(self, key: SigningKey) -> None:
         """Sign with this key from now on. What the one before has signed holds as long as `trust` names it."""
@@ -100,7 +100,7 @@ class Sessions:
             raise TokensUnknown("there is no key to sign sessions with yet", peer_hint=NO_KEY_YET)
         return self._signing
 
-    def issue(self, kind: Kind, origin: Origin, expires_at: float) -> Login:
+    def issue(self, kind: TokenPurpose, origin: Origin, expires_at: float) -> Login:
         """Give out a token. Raises TokensUnknown while there is no key to sign with."""
         signing = self.signing_key()
         now, expires = int(self._now()), int(expires_at)
@@ -117,7 +117,7 @@ class Sessions:
         token = jwt.encode(claims, signing.private, ALGORITHM, {"kid": signing.key_id, "typ": kind.value})
         return Login(token, datetime.datetime.fromtimestamp(expires, datetime.UTC))
 
-    def check(self, token: str, digest: bytes) -> Session:
+    def check(self, token: str, digest: bytes) -> SignedSession:
         """Say what a token of ours stands for; `digest` is its SHA-256. Raises Unauthenticated."""
         session = self._checked.get(digest) or self._verified(token)
         if session.expires_at <= self._now():
@@ -132,10 +132,10 @@ class Sessions:
         """Whether the token of this SHA-256 is a session that was checked already."""
         return digest in self._checked
 
-    def _verified(self, token: str) -> Session:
+    def _verified(self, token: str) -> SignedSession:
         try:
             text = read_jwt(token, SESSION_BYTES)
-            kind = Kind(text.token_type)
+            kind = TokenPurpose(text.token_type)
             key = self._keys.get(text.key_id or "")
             if text.algorithm != ALGORITHM:
                 raise Unauthenticated(NOT_VALID)
@@ -154,7 +154,7 @@ class Sessions:
             raise Unauthenticated(EXPIRED) from exc
         except (MalformedJwt, jwt.InvalidTokenError, ValueError) as exc:
             raise Unauthenticated(NOT_VALID) from exc
-        return Session(kind, _origin(claims), float(str(claims["exp"])))
+        return SignedSession(kind, _origin(claims), float(str(claims["exp"])))
 
 
 def _origin(claims: Mapping[str, object]) -> Origin:

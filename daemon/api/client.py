@@ -23,7 +23,7 @@ PORTS = {"https": 443, "http": 80}
 A = TypeVar("A", bound=Message)
 
 
-class ApiError(BentpipeError):
+class ControlApiError(BentpipeError):
     """The daemon refused the call (`status` says how), or could not be reached (UNAVAILABLE)."""
 
     source = Source.OPERATOR
@@ -52,7 +52,7 @@ class Server:
         if parts.scheme == "unix":
             return self._connect_locally(parts.path), "http", "localhost"
         if parts.scheme not in PORTS or not parts.hostname:
-            raise ApiError(
+            raise ControlApiError(
                 f"{self.url!r} is not a valid server: expected https://HOST:PORT or unix:/PATH",
                 GrpcStatus.INVALID_ARGUMENT,
             )
@@ -64,7 +64,7 @@ class Server:
             context.set_alpn_protocols(["h2"])
             return context.wrap_socket(raw, server_hostname=parts.hostname), parts.scheme, parts.netloc
         except (OSError, ValueError) as exc:
-            raise ApiError(f"{self.url}: {exc}") from exc
+            raise ControlApiError(f"{self.url}: {exc}") from exc
 
     def _connect_locally(self, path: str) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -73,7 +73,7 @@ class Server:
             sock.connect(path)
         except OSError as exc:
             sock.close()
-            raise ApiError(f"no daemon answers at {path}: {exc.strerror or exc}") from exc
+            raise ControlApiError(f"no daemon answers at {path}: {exc.strerror or exc}") from exc
         return sock
 
 
@@ -97,6 +97,6 @@ def exchange(
                 sock.sendall(made.data_to_send())
                 yield from made.receive_data(sock.recv(READ_BYTES))
         except (OSError, ClientError) as exc:
-            raise ApiError(f"{server.url}: {exc}") from exc
+            raise ControlApiError(f"{server.url}: {exc}") from exc
     if made.status is not GrpcStatus.OK:
-        raise ApiError(made.words or made.status.name, made.status)
+        raise ControlApiError(made.words or made.status.name, made.status)

@@ -20,7 +20,7 @@ from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.edge.outcomes import ConnectionCounters, ConnectionOver, Outcome
 from bentpipe.daemon.edge.pacing import take_turn
-from bentpipe.daemon.edge.quotas import Kind
+from bentpipe.daemon.edge.quotas import QuotaKind
 from bentpipe.daemon.edge.transport import TransportError
 from bentpipe.daemon.errors import BentpipeError, Draining, InvalidMetadata, LimitReached
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
@@ -148,7 +148,7 @@ class GrpcConnection:
 
     async def _receive(self, data: bytes) -> None:
         for at in range(0, len(data), PIECE_BYTES):
-            await take_turn(last=self._caller.place.kind is not Kind.PRINCIPAL)
+            await take_turn(last=self._caller.place.kind is not QuotaKind.PRINCIPAL)
             now = trio.current_time()
             try:
                 events = self._server.receive_data(data[at : at + PIECE_BYTES], now)
@@ -372,7 +372,7 @@ class GrpcConnection:
                 await self._services.draining.wait()
             if self._services.draining.is_set():
                 break
-            if self._caller.place.kind is Kind.PRINCIPAL:
+            if self._caller.place.kind is QuotaKind.PRINCIPAL:
                 ends_at = math.inf
                 continue
             break

@@ -11,7 +11,7 @@ from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.edge.outcomes import ConnectionCounters, Outcome
 from bentpipe.daemon.edge.pacing import take_turn
-from bentpipe.daemon.edge.quotas import Kind
+from bentpipe.daemon.edge.quotas import QuotaKind
 
 HEAD_BYTES = 24 << 10
 """A request's line and fields: a token of 16 KiB, and the fields that clients and their proxies add."""
@@ -99,10 +99,10 @@ class HttpConnection:
         while data is None:
             await self._caller.transport.wait_readable()
             data = self._caller.transport.receive_nowait()
-        await take_turn(last=self._caller.place.kind is not Kind.PRINCIPAL)
+        await take_turn(last=self._caller.place.kind is not QuotaKind.PRINCIPAL)
         self._h11.receive_data(data)
         unread, _ = self._h11.trailing_data
-        if self._caller.place.kind is Kind.STRANGER:
+        if self._caller.place.kind is QuotaKind.STRANGER:
             self._caller.place.keep(len(unread))
 
     def _request(self, head: h11.Request) -> HttpRequest:

@@ -16,7 +16,7 @@ PATHS = (b"/api.public.", b"/grpc.reflection.", *(path.encode() for path in acco
 Earthly CLI asks for, which are UNIMPLEMENTED, server reflection, and pages over HTTP/2."""
 
 
-class Api:
+class ControlApi:
     """All of it. One for the daemon; every listener that is configured for it has the same."""
 
     def __init__(

@@ -55,7 +55,7 @@ async def dial_at_once(address: Address, tls: SatelliteTls | None) -> Transport 
     return None
 
 
-class Unreachable(BentpipeError):
+class SatelliteUnreachable(BentpipeError):
     """Not even TCP connects; `str()` is the last attempt's reason. No client is told: it waits on."""
 
     source = Source.SATELLITE
@@ -97,7 +97,7 @@ async def _dial(address: Address, tls: SatelliteTls | None) -> Transport:
             if attempt.cancelled_caught:
                 reason = f"no answer in {ATTEMPT_S:g} s"
             if trio.current_time() >= unreachable_at:
-                raise Unreachable(f"{address}: {reason}")
+                raise SatelliteUnreachable(f"{address}: {reason}")
             await trio.sleep(RETRY_S)
     raise DialFailed(f"{address}: {reason}", peer_hint=f"the satellite is awake but could not be used: {reason}")
 

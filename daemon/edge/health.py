@@ -13,7 +13,7 @@ from bentpipe.daemon.errors import BentpipeError, InvalidMetadata, NoSuchSatelli
 from bentpipe.daemon.fleet.batched_release import BatchedEvent, BatchedRelease
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
-from bentpipe.proto.answering import Answering, Call
+from bentpipe.proto.answering import AnsweredCall, Answering
 from bentpipe.proto.grpc_status import GrpcStatus
 from bentpipe.proto.health import SERVICE_PATH, HealthError, ServingStatus, decode_request, encode_response
 from bentpipe.proto.request import MetadataError, parse_request
@@ -119,7 +119,7 @@ class HealthService:
         """Forget a call that the client has ended."""
         self._watches.pop(stream_id, None)
 
-    def handle(self, call: Call) -> str:
+    def handle(self, call: AnsweredCall) -> str:
         """Answer a call. Returns its method and result, for the counters."""
         fields = dict(call.headers)
         path = fields.get(b":path", b"").decode("latin-1")
@@ -140,7 +140,7 @@ class HealthService:
             self._answering.finish(call.stream_id, exc.status, exc.peer_hint)
             return f"{method} {exc.status.name}"
 
-    def _answer(self, call: Call, *, watch: bool) -> str:
+    def _answer(self, call: AnsweredCall, *, watch: bool) -> str:
         try:
             claim = self._claim(call)
             subject = claim.key if claim is not None else None
@@ -159,7 +159,7 @@ class HealthService:
             self._answering.finish(call.stream_id, GrpcStatus.OK)
         return status.name
 
-    def _claim(self, call: Call) -> Claim | None:
+    def _claim(self, call: AnsweredCall) -> Claim | None:
         """Check the client's right to know; None if it asks about the daemon. Raises BentpipeError."""
         try:
             service = decode_request(call.body)

@@ -12,9 +12,9 @@ from bentpipe.daemon.edge.health import HealthBoard, HealthService
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.edge.outcomes import ConnectionCounters, ConnectionOver, Outcome
 from bentpipe.daemon.edge.pacing import take_turn
-from bentpipe.daemon.edge.quotas import Kind, Place
+from bentpipe.daemon.edge.quotas import Place, QuotaKind
 from bentpipe.daemon.errors import LimitReached
-from bentpipe.proto.answering import Answering, Call
+from bentpipe.proto.answering import AnsweredCall, Answering
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.health import SERVICE_PATH
 from bentpipe.proto.refusal import PIECE_BYTES
@@ -129,7 +129,7 @@ class HealthConnection:
         for at in range(0, len(data), PIECE_BYTES):
             await self._take_turn()
             for event in self._answering.receive_data(data[at : at + PIECE_BYTES], trio.current_time()):
-                if isinstance(event, Call):
+                if isinstance(event, AnsweredCall):
                     self._counters.answers[self._health.handle(event)] += 1
                 else:
                     self._health.end(event.stream_id)
@@ -137,7 +137,7 @@ class HealthConnection:
             self._caller.place.keep(self._answering.kept_bytes)
 
     async def _take_turn(self) -> None:
-        await take_turn(last=self._caller.place.kind is not Kind.PRINCIPAL)
+        await take_turn(last=self._caller.place.kind is not QuotaKind.PRINCIPAL)
 
     def _publish(self) -> None:
         self._seen = self._board.changes

@@ -54,7 +54,7 @@ STRANGER_BYTES = 128 << 10
 """A single stranger may always hold this much: its greeting (proto/limits.py), TLS, and its place."""
 
 
-class Kind(enum.Enum):
+class QuotaKind(enum.Enum):
     """The quota that a place is charged to."""
 
     STRANGER = "stranger"
@@ -93,7 +93,7 @@ def quota_limits_of(section: LimitsSection, connections: int) -> QuotaLimits:
     )
 
 
-class Scope(Protocol):
+class Cancellable(Protocol):
     """The scope that a connection runs in: a trio.CancelScope."""
 
     def cancel(self) -> None: ...  # noqa: D102
@@ -118,12 +118,12 @@ class Place:
 
     def __init__(self, quotas: "Quotas", path: Path, now: float) -> None:
         self._quotas = quotas
-        self.scope: Scope | None = None
+        self.scope: Cancellable | None = None
         """Is cancelled when the place is evicted; the place is off its quota by then, and `eviction_words` has the
         reason. None: the place cannot be evicted now. A stranger's always can; an admitted client's only while the client is
         held."""
         self._handed_off = False
-        self.kind = Kind.NONE
+        self.kind = QuotaKind.NONE
         self.path = path
         self.since = now
         self.principal = ""
@@ -292,7 +292,7 @@ class Quotas:
         place = Place(self, prefix_of(host), self._clock())
         if len(self._strangers) >= self._limits.strangers:
             self._evict_for_places(self._strangers.oldest_of_the_most_crowded())
-        place.kind = Kind.STRANGER
+        place.kind = QuotaKind.STRANGER
         self._enter(place)
         return place
 
@@ -310,12 +310,12 @@ class Quotas:
         self._bound_bytes(place)
 
     def _readdress(self, place: Place, path: Path) -> None:
-        if place.kind is Kind.STRANGER and place.path != path:
+        if place.kind is QuotaKind.STRANGER and place.path != path:
             self._strangers.remove(place)
             self._stranger_said -= place.said_bytes
             place.path = path
             self._enter(place)
-        elif place.kind is not Kind.STRANGER:
+        elif place.kind is not QuotaKind.STRANGER:
             place.path = path
 
     def make_room(self) -> bool:
@@ -347,7 +347,7 @@ class Quotas:
         self.reached[limit] += 1
         found.eviction_words = words
         scope, found.scope = found.scope, None
-        if found.kind is Kind.STRANGER:
+        if found.kind is QuotaKind.STRANGER:
             self._release(found)
         else:
             self._note(found, 0)  # it keeps its place until the client has been told
@@ -357,9 +357,9 @@ class Quotas:
     # -- principals --------------------------------------------------------------------------------------------------
 
     def _promote(self, place: Place, principal: str, satellite: SatelliteKey | None) -> None:
-        if place.kind is Kind.PRINCIPAL:
+        if place.kind is QuotaKind.PRINCIPAL:
             return
-        if place.kind is Kind.NONE:
+        if place.kind is QuotaKind.NONE:
             raise LimitReached("promoted too late", peer_hint=place.eviction_words)
         known = self._principals()
         self._admitted.know(known)
@@ -375,7 +375,7 @@ class Quotas:
         self._strangers.remove(place)
         self._stranger_said -= place.said_bytes
         self._admitted.take(principal)
-        place.kind, place.principal = Kind.PRINCIPAL, principal
+        place.kind, place.principal = QuotaKind.PRINCIPAL, principal
         place.scope = None
         said, place.said_bytes = place.said_bytes, 0
         self._admitted_bytes += place.cost_bytes
@@ -392,7 +392,7 @@ class Quotas:
     def _keep(self, place: Place, said_bytes: int) -> None:
         more = said_bytes - place.said_bytes
         words = None
-        if more > 0 and place.kind is Kind.PRINCIPAL and said_bytes > FAIR_BYTES:
+        if more > 0 and place.kind is QuotaKind.PRINCIPAL and said_bytes > FAIR_BYTES:
             words = self._said.refusal(place.principal, more)
             while words is None and (found := self._said.excess(more, place.principal, lambda item: item.can_end)):
                 self._evict(found, "held_bytes")
@@ -400,32 +400,32 @@ class Quotas:
         if words is not None:
             self.reached["held_bytes"] += 1
             raise LimitReached(f"limits.held_bytes is used up: of its bytes {words}")
-        if more > 0 and place.kind is Kind.STRANGER:
+        if more > 0 and place.kind is QuotaKind.STRANGER:
             self._bound_bytes(place)
 
     def _note(self, place: Place, said_bytes: int) -> None:
         more, place.said_bytes = said_bytes - place.said_bytes, said_bytes
-        if place.kind is Kind.STRANGER:
+        if place.kind is QuotaKind.STRANGER:
             self._strangers.grew(place, more)
             self._stranger_said += more
-        elif place.kind is Kind.PRINCIPAL:
+        elif place.kind is QuotaKind.PRINCIPAL:
             self._said.change(place.principal, place, said_bytes)
             self._admitted_bytes += more
 
     def _cost(self, place: Place, more_bytes: int) -> None:
         place.cost_bytes += more_bytes
-        if place.kind is Kind.STRANGER:
+        if place.kind is QuotaKind.STRANGER:
             self._strangers.grew(place, more_bytes)
             self._bound_bytes(place)
-        elif place.kind is Kind.PRINCIPAL:
+        elif place.kind is QuotaKind.PRINCIPAL:
             self._admitted_bytes += more_bytes
 
     def _release(self, place: Place) -> None:
         kind, place.scope = place.kind, None
-        if kind is Kind.STRANGER:
+        if kind is QuotaKind.STRANGER:
             self._strangers.remove(place)
             self._stranger_said -= place.said_bytes
-        elif kind is Kind.PRINCIPAL:
+        elif kind is QuotaKind.PRINCIPAL:
             self._admitted_bytes -= place.held_bytes
             self._said.change(place.principal, place, 0)
             self._admitted.give_back(place.principal)
@@ -434,4 +434,4 @@ class Quotas:
                 reserve.give_back(place.principal)
                 if not reserve.total:
                     del self._satellites[place.satellite]
-        place.kind = Kind.NONE
+        place.kind = QuotaKind.NONE

@@ -15,7 +15,7 @@ from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.opening import TLS_WANTED, FirstRequest, OtherProtocol, Port, read_opening
 from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.edge.pacing import take_turn
-from bentpipe.daemon.edge.quotas import Kind
+from bentpipe.daemon.edge.quotas import QuotaKind
 from bentpipe.daemon.edge.services import ServedConnection, answer_to, service_of
 from bentpipe.daemon.edge.splicing import Splicing
 from bentpipe.daemon.edge.transport import OverLimit, PeerLeft, Transport, TransportError
@@ -157,7 +157,7 @@ class Session:
 
     async def _refusal(self, error: BentpipeError) -> tuple[bytes, Outcome]:
         """Make a refusal of everything that the client has asked for so far, by h2."""
-        refusal, last = Refusal(), self._caller.place.kind is Kind.STRANGER
+        refusal, last = Refusal(), self._caller.place.kind is QuotaKind.STRANGER
         said = self._caller.take_all()
         self._caller.place.note(len(said) + ANSWERING_BYTES + STREAM_BYTES * len(self._caller.greeting.open_streams))
         try:

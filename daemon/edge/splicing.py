@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import trio
 
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.dial import Unreachable, dial, dial_at_once
+from bentpipe.daemon.edge.dial import SatelliteUnreachable, dial, dial_at_once
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import CUT_WORDS, Pending, Splice
 from bentpipe.daemon.edge.identity import Claim
@@ -156,7 +156,7 @@ class Splicing:
         """Returns None if the lease is over, or if the satellite cannot be reached."""
         try:
             return await dial(lease.address, self._tls, lease.over)
-        except Unreachable as exc:
+        except SatelliteUnreachable as exc:
             # Its clients go on waiting: the fleet looks at the satellite, and starts it if somebody has stopped it.
             fields = {"satellite": str(self._claim.key), "error": str(exc)}
             log.warning("satellite could not be reached", extra={"fields": fields})

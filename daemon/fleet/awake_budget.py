@@ -3,20 +3,20 @@
 import trio
 
 from bentpipe.config.model import BudgetSection
-from bentpipe.daemon.fleet.budget import Holder, Limits, Request, plan
+from bentpipe.daemon.fleet.budget import AwakeLimits, Holder, Request, plan
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import SatelliteKey
 
 
-def limits_of(section: BudgetSection) -> Limits:
+def limits_of(section: BudgetSection) -> AwakeLimits:
     """Take the budget's limits out of the configuration."""
-    return Limits(section.max_awake, section.max_awake_per_org, tuple(section.org.items()))
+    return AwakeLimits(section.max_awake, section.max_awake_per_org, tuple(section.org.items()))
 
 
 class AwakeBudget:
     """Carries out the awake budget's plans, in the same step in which a satellite gives a reason for one."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: AwakeLimits) -> None:
         self.limits = limits
         self._satellites: dict[SatelliteKey, Satellite] = {}
         self._holders: dict[SatelliteKey, Holder] = {}

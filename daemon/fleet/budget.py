@@ -19,7 +19,7 @@ from bentpipe.daemon.model import SatelliteKey
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Limits:
+class AwakeLimits:
     """How many may be awake: in all, and in each org (those not in `by_org`: `per_org`); None means no limit."""
 
     fleet: int | None = None
@@ -71,7 +71,7 @@ class Plan:
 class _Count:
     """KnownAddresses taken, in all and by org, against the limits."""
 
-    def __init__(self, limits: Limits, keys: Sequence[SatelliteKey]) -> None:
+    def __init__(self, limits: AwakeLimits, keys: Sequence[SatelliteKey]) -> None:
         self._limits = limits
         self._total = len(keys)
         self._by_org = collections.Counter(key.org for key in keys)
@@ -91,7 +91,7 @@ class _Count:
         self._by_org[org] -= 1
 
 
-def plan(limits: Limits, holders: Sequence[Holder], requests: Sequence[Request], now: float) -> Plan:
+def plan(limits: AwakeLimits, holders: Sequence[Holder], requests: Sequence[Request], now: float) -> Plan:
     """Decide. `requests` are in the order in which they came. `now` is on the same clock as the holders' times."""
     taken = _Count(limits, [holder.key for holder in holders])
     # The future count: without satellites on their way down, and with all that were promised a place.

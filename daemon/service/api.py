@@ -12,7 +12,7 @@ from bentpipe.daemon.api.compute import Compute, Specs
 from bentpipe.daemon.api.operator import OperatorAuthority
 from bentpipe.daemon.api.reflection import Reflection
 from bentpipe.daemon.api.reservations import Reservations
-from bentpipe.daemon.api.server import Api
+from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.api.statuses import StateBoard
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
 from bentpipe.daemon.fleet.fleet import Fleet
@@ -45,12 +45,12 @@ class Satellites:
 
 def make_api(
     config: Config, satellites: Satellites, authority: Authority, counters: ConnectionCounters, news: ApiNews
-) -> Api:
+) -> ControlApi:
     """Make the API, for every listener that is configured for it."""
     return _make(config, satellites, authority, counters, news, config.api.satellite_address)
 
 
-def make_local_api(config: Config, satellites: Satellites, counters: ConnectionCounters, news: ApiNews) -> Api:
+def make_local_api(config: Config, satellites: Satellites, counters: ConnectionCounters, news: ApiNews) -> ControlApi:
     """Make the API for the Unix socket, whose callers may do all. What they dial is not an address for builds."""
     authority = OperatorAuthority(sorted({section.org for section in config.satellite}))
     return _make(config, satellites, authority, counters, news, config.api.satellite_address or "")
@@ -63,14 +63,14 @@ def _make(
     counters: ConnectionCounters,
     news: ApiNews,
     address: str | None,
-) -> Api:
+) -> ControlApi:
     compute = Compute(
         *(satellites.fleet, satellites.specs, news.states, news.reservations, address),
         provisioner=satellites.provisioner,
     )
     reflection = Reflection([compute_pb2.DESCRIPTOR, logstream_pb2.DESCRIPTOR])
     methods = {**compute.methods, **logstream.METHODS, **reflection.methods}
-    return Api(methods, authority, counters, config.limits.stranger_age_s)
+    return ControlApi(methods, authority, counters, config.limits.stranger_age_s)
 
 
 def specs_of(section: SatelliteSection) -> Specs:

@@ -17,7 +17,7 @@ import trio
 import urllib3
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.api.client import ApiError, Server, exchange
+from bentpipe.daemon.api.client import ControlApiError, Server, exchange
 from bentpipe.daemon.errors import BentpipeError, Source
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.init_satellite import Program
@@ -95,7 +95,7 @@ def _call(server: Server, config: Config, program: Program, say: Say) -> None:
     try:
         for _ in exchange(server, program.method, b"", metadata, silence_s=silence_s):
             pass
-    except ApiError as exc:
+    except ControlApiError as exc:
         # A program with another service answers UNIMPLEMENTED. The daemon never does so at a satellite's method.
         if program.known or exc.status is not GrpcStatus.UNIMPLEMENTED:
             raise FirstCallFailed(f"the call to {key} failed: {exc.status.name}: {exc}") from exc

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import trio
 
-from bentpipe.daemon.api.server import Api
+from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.arrival import Arrival, Proxies
 from bentpipe.daemon.edge.caller import Caller
@@ -44,7 +44,7 @@ def local_api_path(control: Path) -> Path:
 class LocalApi:
     """Serves the API there. It takes the socket, and removes its file at the end."""
 
-    def __init__(self, sock: socket.socket, api: Api) -> None:
+    def __init__(self, sock: socket.socket, api: ControlApi) -> None:
         self._sock = sock
         self._quotas = Quotas(LIMITS, trio.current_time)
         self.api = api

@@ -25,7 +25,7 @@ Samples = Mapping[Labels, float]
 """The metric's values by the values of its labels; a metric without labels has one value, by ()."""
 
 
-class Kind(enum.Enum):
+class MetricKind(enum.Enum):
     """How a metric behaves over time."""
 
     COUNTER = "counter"
@@ -77,7 +77,7 @@ class Metric:
 
     name: str
     """Without PREFIX, and without the `_total` that counters end with."""
-    kind: Kind
+    kind: MetricKind
     words: str
     """What it means, as a sentence."""
     read: Callable[[Snapshot], Samples]
@@ -91,7 +91,7 @@ class Metric:
     @property
     def full_name(self) -> str:
         """The name in Prometheus."""
-        return PREFIX + self.name + ("_total" if self.kind is Kind.COUNTER else "")
+        return PREFIX + self.name + ("_total" if self.kind is MetricKind.COUNTER else "")
 
     def place(self, values: Labels) -> tuple[str, ...] | None:
         """Find the place of a sample in the statistics line, by its labels' values: a path of fields."""
@@ -106,15 +106,15 @@ class Metric:
 
 def counter(name: str, words: str, line: str, read: Callable[[Snapshot], float]) -> Metric:
     """A counter without labels."""
-    return Metric(name, Kind.COUNTER, words, lambda look: {(): read(look)}, line)
+    return Metric(name, MetricKind.COUNTER, words, lambda look: {(): read(look)}, line)
 
 
 def gauge(name: str, words: str, line: str, read: Callable[[Snapshot], float]) -> Metric:
     """A gauge without labels."""
-    return Metric(name, Kind.GAUGE, words, lambda look: {(): read(look)}, line)
+    return Metric(name, MetricKind.GAUGE, words, lambda look: {(): read(look)}, line)
 
 
-def of_ledger(kind: Kind, name: str, words: str, line: str, read: Callable[[RecorderStatistics], int]) -> Metric:
+def of_ledger(kind: MetricKind, name: str, words: str, line: str, read: Callable[[RecorderStatistics], int]) -> Metric:
     """A metric of the ledger; it has no value if no ledger is kept."""
 
     def samples(look: Snapshot) -> Samples:
@@ -124,7 +124,7 @@ def of_ledger(kind: Kind, name: str, words: str, line: str, read: Callable[[Reco
 
 
 def by_label(
-    kind: Kind,
+    kind: MetricKind,
     name: str,
     label: str,
     words: str,
@@ -140,7 +140,7 @@ def by_label(
     return Metric(name, kind, words, samples, line, (label,), line_of or {})
 
 
-def by_thread(kind: Kind, name: str, words: str, line: str, read: Callable[[ThreadTurns], float]) -> Metric:
+def by_thread(kind: MetricKind, name: str, words: str, line: str, read: Callable[[ThreadTurns], float]) -> Metric:
     """A metric with a value for each of the engine's threads."""
 
     def values(look: Snapshot) -> Mapping[str, float]:

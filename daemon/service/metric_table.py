@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from bentpipe.daemon.accounts.exchange import Result
 from bentpipe.daemon.edge.handoff import CUT_WORDS
 from bentpipe.daemon.edge.outcomes import Outcome
-from bentpipe.daemon.edge.quotas import Kind as PlaceKind
+from bentpipe.daemon.edge.quotas import QuotaKind
 from bentpipe.daemon.fleet.machine.messages import SleepProblem
 from bentpipe.daemon.model import Resume, SatelliteState
 from bentpipe.daemon.service.metric import (
     THREAD,
-    Kind,
     Metric,
+    MetricKind,
     Snapshot,
     by_label,
     by_thread,
@@ -58,7 +58,7 @@ CONNECTIONS = (
         lambda look: look.daemon.quotas.total,
     ),
     by_label(
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "connections_ended",
         "outcome",
         "Connections that left the control plane, by outcome: spliced, refused, probe, deadline, malformed, …",
@@ -66,7 +66,7 @@ CONNECTIONS = (
         lambda look: {outcome.value: look.daemon.counters.ended[outcome] for outcome in Outcome},
     ),
     by_label(
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "refusals",
         "status",
         "Refusals, by gRPC status.",
@@ -74,7 +74,7 @@ CONNECTIONS = (
         lambda look: look.daemon.counters.refusals,
     ),
     by_label(
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "malformed",
         "rule",
         "Malformed input, by limit of `proto/limits.py` or by RFC 9113 error code.",
@@ -82,7 +82,7 @@ CONNECTIONS = (
         lambda look: look.daemon.counters.malformed,
     ),
     by_label(
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "answers",
         "answer",
         "Calls that the daemon itself has answered, by method and result.",
@@ -96,30 +96,30 @@ CONNECTIONS = (
         lambda look: look.daemon.quotas.held_bytes,
     ),
     by_label(
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "account_connections",
         "account",
         "Connections open now, by the quota that they are charged to: strangers' or principals'.",
         "account_connections.{}",
         lambda look: {
-            PlaceKind.STRANGER.value: look.daemon.quotas.strangers,
-            PlaceKind.PRINCIPAL.value: look.daemon.quotas.admitted,
+            QuotaKind.STRANGER.value: look.daemon.quotas.strangers,
+            QuotaKind.PRINCIPAL.value: look.daemon.quotas.admitted,
         },
-        {PlaceKind.STRANGER.value: "strangers"},
+        {QuotaKind.STRANGER.value: "strangers"},
     ),
     by_label(
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "account_bytes",
         "account",
         "The memory of bentpipe_held_bytes, by the quota that it is charged to.",
         "account_bytes.{}",
         lambda look: {
-            PlaceKind.STRANGER.value: look.daemon.quotas.stranger_bytes,
-            PlaceKind.PRINCIPAL.value: look.daemon.quotas.admitted_bytes,
+            QuotaKind.STRANGER.value: look.daemon.quotas.stranger_bytes,
+            QuotaKind.PRINCIPAL.value: look.daemon.quotas.admitted_bytes,
         },
     ),
     by_label(
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "limits_reached",
         "limit",
         "Clients refused or evicted, by limit of `[limits]`, or `descriptors`.",
@@ -131,7 +131,7 @@ CONNECTIONS = (
 ENGINE = (
     gauge("splices", "Connections in the engine now.", "spliced", lambda look: look.daemon.handoff.live),
     by_label(
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "splices_ended",
         "reason",
         "Connections that ended in the engine, by reason.",
@@ -146,7 +146,7 @@ ENGINE = (
         lambda look: look.engine.live,
     ),
     by_label(
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "engine_bytes",
         "path",
         "Bytes delivered, by splice or by copy.",
@@ -162,30 +162,30 @@ ENGINE = (
         lambda look: look.engine.pipe_fallbacks,
     ),
     by_label(
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "engine_cpu_seconds",
         THREAD,
         "CPU time of the engine's threads.",
         "engine_cpu_s.{}",
         _engine_cpu,
     ),
-    by_thread(Kind.COUNTER, "engine_turns", "Turns of the engine's threads.", "turns", lambda turns: turns.turns),
+    by_thread(MetricKind.COUNTER, "engine_turns", "Turns of the engine's threads.", "turns", lambda turns: turns.turns),
     by_thread(
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "engine_turns_long",
         "Turns of the engine's threads over 50 ms.",
         "long_turns",
         lambda turns: turns.long_turns,
     ),
     by_thread(
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "engine_turn_longest_seconds",
         "The longest turn of an engine thread since the start.",
         "longest_s",
         lambda turns: turns.longest_s,
     ),
     by_thread(
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "engine_turn_running_seconds",
         "How long the present turn has lasted.",
         "running_s",
@@ -195,7 +195,7 @@ ENGINE = (
 
 FLEET = (
     by_label(
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "satellites",
         "state",
         "Satellites, by state.",
@@ -222,7 +222,7 @@ FLEET = (
         lambda look: look.fleet.queued,
     ),
     by_label(
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "resumes",
         "resume",
         "Wakes, by whether the machine's memory was kept.",
@@ -230,7 +230,7 @@ FLEET = (
         lambda look: _zeros([resume.value for resume in Resume], look.fleet.resumes),
     ),
     by_label(
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "sleep_problems",
         "problem",
         "What went wrong when machines were put to sleep, by problem.",
@@ -238,7 +238,7 @@ FLEET = (
         lambda look: _zeros([problem.name.lower() for problem in SleepProblem], look.fleet.sleep_problems),
     ),
     by_label(
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "satellite_transitions",
         "state",
         "Changes of state, by the state they led to.",
@@ -248,7 +248,7 @@ FLEET = (
     counter("wakes", "Wakes begun.", "fleet.wakes", lambda look: look.fleet.wakes),
     Metric(
         "provider_calls",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         'Calls of the cloud\'s API, by its error code or "ok".',
         lambda look: {call: count for call, count in look.daemon.provider.call_counts.items()},
         "provider_calls.{}",
@@ -264,7 +264,7 @@ ACCOUNTS = (
         lambda look: look.daemon.account_parts.authority.logins,
     ),
     by_label(
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "exchanges",
         "result",
         "Tokens of CI jobs that were shown to be exchanged, by what came of it.",
@@ -272,7 +272,7 @@ ACCOUNTS = (
         lambda look: {result.value: look.daemon.account_parts.exchange.results[result] for result in Result},
     ),
     by_label(
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "oidc_keys_age_seconds",
         "issuer",
         "Time since the keys of an `[[oidc_issuer]]` were fetched; they are not used after a day.",
@@ -282,12 +282,20 @@ ACCOUNTS = (
 )
 
 OURSELVES = (
-    of_ledger(Kind.COUNTER, "recorded", "Changes written to the ledger.", "recorded", lambda ledger: ledger.recorded),
     of_ledger(
-        Kind.COUNTER, "lost", "Changes lost: the ledger has that time as UNKNOWN.", "lost", lambda ledger: ledger.lost
+        MetricKind.COUNTER, "recorded", "Changes written to the ledger.", "recorded", lambda ledger: ledger.recorded
     ),
-    of_ledger(Kind.COUNTER, "failures", "Attempts to write that failed.", "failures", lambda ledger: ledger.failures),
-    of_ledger(Kind.GAUGE, "queue", "Changes that wait to be written.", "queued", lambda ledger: ledger.queued),
+    of_ledger(
+        MetricKind.COUNTER,
+        "lost",
+        "Changes lost: the ledger has that time as UNKNOWN.",
+        "lost",
+        lambda ledger: ledger.lost,
+    ),
+    of_ledger(
+        MetricKind.COUNTER, "failures", "Attempts to write that failed.", "failures", lambda ledger: ledger.failures
+    ),
+    of_ledger(MetricKind.GAUGE, "queue", "Changes that wait to be written.", "queued", lambda ledger: ledger.queued),
     counter("turns", "Turns of the Trio thread.", "turns.turns", lambda look: look.turns.turns),
     counter(
         "turns_busy_seconds", "Time spent in turns of the Trio thread.", "turns.busy_s", lambda look: look.turns.busy_s
@@ -322,7 +330,7 @@ OURSELVES = (
     ),
     gauge("log_queue", "Lines that wait to be written.", "log.queued", lambda look: look.log.queued),
     by_label(
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "task_failures",
         "task",
         "Failures of the daemon's own tasks, by owner.",
@@ -330,7 +338,7 @@ OURSELVES = (
         lambda look: task_failures(),
     ),
     by_label(
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "info",
         "version",
         "Always 1.",

@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from bentpipe.daemon.edge.quotas import QuotaLimits, Quotas
-from bentpipe.daemon.service.metric import PREFIX, Kind, Metric, Samples, Snapshot
+from bentpipe.daemon.service.metric import PREFIX, Metric, MetricKind, Samples, Snapshot
 from bentpipe.daemon.service.metric_table import METRICS
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
@@ -51,7 +51,7 @@ class _DaemonCollector(Collector):
 
 
 def _family_of(metric: Metric, samples: Samples) -> Family:
-    kind = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
+    kind = CounterMetricFamily if metric.kind is MetricKind.COUNTER else GaugeMetricFamily
     family = kind(PREFIX + metric.name, metric.words, labels=metric.labels)
     for values, number in samples.items():
         family.add_metric(values, number)

@@ -9,7 +9,7 @@ import dataclasses
 import trio
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.api.server import Api
+from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
@@ -47,7 +47,7 @@ class Daemon:
     edge: Edge
     health: HealthBoard
     account_parts: AccountParts
-    api: Api
+    api: ControlApi
     api_news: ApiNews
     engine: Engine
     provider: Providers

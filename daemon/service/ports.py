@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping, Sequence
 
 from bentpipe.config.model import Config, ListenerSection, SatelliteTlsSection
-from bentpipe.daemon.api.server import Api
+from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.edge.arrival import Proxies
 from bentpipe.daemon.edge.dial import SatelliteTls
 from bentpipe.daemon.edge.edge import Edge
@@ -124,7 +124,7 @@ def _listening(section: ListenerSection, passed: dict[str, list[socket.socket]])
     raise OSError(f"listener: systemd passed no socket named {section.systemd!r}, only {sorted(passed)}")
 
 
-def serve_ports(opened: OpenPorts, edge: Edge, ktls: Ktls, verbs: Mapping[str, Verb], local_api: Api) -> Ports:
+def serve_ports(opened: OpenPorts, edge: Edge, ktls: Ktls, verbs: Mapping[str, Verb], local_api: ControlApi) -> Ports:
     """Make what serves the sockets, which it takes over.
 
     `verbs` are the verbs of the control socket; `local_api` is served on the Unix socket beside it.

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 from bentpipe.config.load import load_config
 from bentpipe.daemon.accounts.principal import Origin
-from bentpipe.daemon.accounts.sessions import Kind
+from bentpipe.daemon.accounts.sessions import TokenPurpose
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.registry.accounts import StoredRevocation
 from bentpipe.daemon.service.serve import Daemon, serve
@@ -55,9 +55,9 @@ class Bed:
 
         def job(rule: str, exchange: str) -> str:
             origin = Origin(f"rule:{rule}", exchange, time.time_ns() // 1000)
-            return sessions.issue(Kind.JOB, origin, time.time() + 3600).token
+            return sessions.issue(TokenPurpose.JOB, origin, time.time() + 3600).token
 
-        gone = sessions.issue(Kind.SESSION, Origin("token:" + "0" * 32), time.time() + 3600).token
+        gone = sessions.issue(TokenPurpose.SESSION, Origin("token:" + "0" * 32), time.time() + 3600).token
         self.credentials: dict[str, str | None] = {
             "nothing": None,
             "bad": "bp_bad",

@@ -13,7 +13,7 @@ from beds.programs import bentpipe
 from bentpipe.config.load import load_config
 from bentpipe.daemon.accounts.key_keeper import KEY_NAME
 from bentpipe.daemon.accounts.principal import Origin
-from bentpipe.daemon.accounts.sessions import Kind, Sessions
+from bentpipe.daemon.accounts.sessions import Sessions, TokenPurpose
 from bentpipe.daemon.accounts.signing_key import SigningKey, new_key, read_key
 from bentpipe.daemon.registry.accounts import StoredKey
 from bentpipe.daemon.registry.sqlite_accounts import SqliteAccountStore
@@ -42,7 +42,7 @@ def edge() -> Iterator[EdgeHost]:
         yield host
 
 
-def session(origin: Origin, key: SigningKey, kind: Kind = Kind.SESSION) -> str:
+def session(origin: Origin, key: SigningKey, kind: TokenPurpose = TokenPurpose.SESSION) -> str:
     sessions = Sessions("default")
     sessions.sign_with(key)
     return sessions.issue(kind, origin, time.time() + 3600).token
@@ -115,7 +115,7 @@ def test_revoking_a_token_ends_its_sessions_and_cuts_their_connections_alone(edg
 
 def test_revoking_a_rule_or_an_org_ends_what_jobs_got(edge: EdgeHost) -> None:
     jobs = [
-        session(Origin("rule:main", f"0{number}", time.time_ns() // 1000), own_key(edge), Kind.JOB)
+        session(Origin("rule:main", f"0{number}", time.time_ns() // 1000), own_key(edge), TokenPurpose.JOB)
         for number in range(3)
     ]
     assert [status_of(edge, "mine", job) for job in jobs] == [GrpcStatus.OK] * 3

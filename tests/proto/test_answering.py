@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from beds.http2 import EMPTY_SETTINGS, texts
 from beds.peers.joined_client import JoinedClient
 from bentpipe.proto import limits
-from bentpipe.proto.answering import Answering, Call
+from bentpipe.proto.answering import AnsweredCall, Answering
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.frames import PREFACE, FrameType, frame
 from bentpipe.proto.grpc_server import CallEnded
@@ -35,7 +35,7 @@ class Pair(JoinedClient):
     def __init__(self, **initial: int) -> None:
         super().__init__(**initial)
         self.ours = Answering()
-        self.calls: list[Call | CallEnded] = []
+        self.calls: list[AnsweredCall | CallEnded] = []
 
     def hear(self, data: bytes) -> None:
         self.calls += self.ours.receive_data(data, 0.0)
@@ -47,7 +47,7 @@ def test_message_and_trailers() -> None:
     pair.client.send_data(1, b"request", end_stream=True)
     pair.turn()
     [call] = pair.calls
-    assert isinstance(call, Call)
+    assert isinstance(call, AnsweredCall)
     assert call.body == b"request"
     pair.ours.send_message(1, MESSAGE)
     pair.ours.finish(1, GrpcStatus.OK)

@@ -7,7 +7,7 @@ import pytest
 
 from beds.http2 import EMPTY_SETTINGS
 from bentpipe.proto import limits
-from bentpipe.proto.answering import Answering, Call
+from bentpipe.proto.answering import AnsweredCall, Answering
 from bentpipe.proto.asking import AnswerError, Asking
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.events import RequestHeaders
@@ -244,7 +244,7 @@ def request(stream: int, flags: int) -> bytes:
 
 def test_streams_that_are_answered() -> None:
     requests = [request(stream, END_STREAM) for stream in range(1, 2 * limits.ANSWERED_STREAMS + 3, 2)]
-    assert [type(call) for call in answered(b"".join(requests[:-1]))] == [Call] * limits.ANSWERED_STREAMS
+    assert [type(call) for call in answered(b"".join(requests[:-1]))] == [AnsweredCall] * limits.ANSWERED_STREAMS
     with pytest.raises(GreetingError):
         answered(b"".join(requests))
 

@@ -42,7 +42,7 @@ EC2 does not know yet, or any more, fails a whole call by ids."""
 LIVING = ("pending", "running", "stopping", "stopped")
 
 
-class Api(enum.Enum):
+class ApiName(enum.Enum):
     """The APIs that we call, by EC2's names."""
 
     DESCRIBE = "DescribeInstances"
@@ -64,20 +64,20 @@ class Ec2Calls:
         self._threads = trio.CapacityLimiter(THREADS)
         rates = section.rates
         self._limiters = {
-            Api.DESCRIBE: Limiter(rates.describe),
+            ApiName.DESCRIBE: Limiter(rates.describe),
             # These have buckets of their own at AWS, and are rare here.
-            Api.TYPES: Limiter(rates.describe),
-            Api.TEMPLATE: Limiter(rates.describe),
-            Api.IMAGES: Limiter(rates.describe),
-            Api.START: Limiter(rates.start),
-            Api.STOP: Limiter(rates.stop),
-            Api.LAUNCH: Limiter(rates.launch),
-            Api.TERMINATE: Limiter(rates.terminate),
+            ApiName.TYPES: Limiter(rates.describe),
+            ApiName.TEMPLATE: Limiter(rates.describe),
+            ApiName.IMAGES: Limiter(rates.describe),
+            ApiName.START: Limiter(rates.start),
+            ApiName.STOP: Limiter(rates.stop),
+            ApiName.LAUNCH: Limiter(rates.launch),
+            ApiName.TERMINATE: Limiter(rates.terminate),
         }
-        self.counts: collections.Counter[tuple[Api, str]] = collections.Counter()
+        self.counts: collections.Counter[tuple[ApiName, str]] = collections.Counter()
         """Calls by API and AWS's code ("ok" if there was none)."""
 
-    async def take_turn(self, api: Api) -> None:
+    async def take_turn(self, api: ApiName) -> None:
         """Wait until a call may be made.
 
         The caller collects the call's instances meanwhile, and then passes `turn_taken`.
@@ -112,7 +112,7 @@ class Ec2Calls:
     ) -> "list[InstanceStateChangeTypeDef]":
         """Start instances, all or none of them."""
         return await self._call(
-            Api.START,
+            ApiName.START,
             lambda client: client.start_instances(InstanceIds=instance_ids)["StartingInstances"],
             turn_taken=turn_taken,
         )
@@ -122,7 +122,7 @@ class Ec2Calls:
     ) -> "list[InstanceStateChangeTypeDef]":
         """Stop instances, all or none of them."""
         return await self._call(
-            Api.STOP,
+            ApiName.STOP,
             lambda client: client.stop_instances(InstanceIds=instance_ids, Hibernate=hibernate, Force=force)[
                 "StoppingInstances"
             ],
@@ -131,17 +131,17 @@ class Ec2Calls:
 
     async def terminate(self, instance_id: str) -> None:
         """Terminate one instance."""
-        await self._call(Api.TERMINATE, lambda client: client.terminate_instances(InstanceIds=[instance_id]))
+        await self._call(ApiName.TERMINATE, lambda client: client.terminate_instances(InstanceIds=[instance_id]))
 
     async def launch(self, request: "RunInstancesRequestTypeDef") -> "InstanceTypeDef":
         """Launch one instance, or get the one that the same token has launched."""
-        return await self._call(Api.LAUNCH, lambda client: client.run_instances(**request)["Instances"][0])
+        return await self._call(ApiName.LAUNCH, lambda client: client.run_instances(**request)["Instances"][0])
 
     async def hibernation_of(self, types: Iterable[str]) -> dict[str, bool]:
         """Return for each instance type whether it can hibernate."""
         asked = cast("list[InstanceTypeType]", sorted(types))  # AWS's list is longer than any copy of it
         found = await self._call(
-            Api.TYPES, lambda client: client.describe_instance_types(InstanceTypes=asked)["InstanceTypes"]
+            ApiName.TYPES, lambda client: client.describe_instance_types(InstanceTypes=asked)["InstanceTypes"]
         )
         return {each["InstanceType"]: each.get("HibernationSupported", False) for each in found}
 
@@ -159,23 +159,23 @@ class Ec2Calls:
                 )
             return answer["LaunchTemplateVersions"][0]["LaunchTemplateData"]
 
-        return await self._call(Api.TEMPLATE, read)
+        return await self._call(ApiName.TEMPLATE, read)
 
     async def root_device(self, image_id: str) -> str:
         """Return the image's name of its root volume; "" if EC2 does not tell."""
-        images = await self._call(Api.IMAGES, lambda client: client.describe_images(ImageIds=[image_id])["Images"])
+        images = await self._call(ApiName.IMAGES, lambda client: client.describe_images(ImageIds=[image_id])["Images"])
         return images[0].get("RootDeviceName", "") if images else ""
 
     async def _describe(self, filters: "Sequence[FilterTypeDef]") -> "list[InstanceTypeDef]":
         found: list[InstanceTypeDef] = []
         token = ""
         while True:
-            page, token = await self._call(Api.DESCRIBE, functools.partial(_page, filters=filters, token=token))
+            page, token = await self._call(ApiName.DESCRIBE, functools.partial(_page, filters=filters, token=token))
             found += page
             if not token:
                 return found
 
-    async def _call(self, api: Api, call: "Callable[[EC2Client], T]", *, turn_taken: bool = False) -> T:
+    async def _call(self, api: ApiName, call: "Callable[[EC2Client], T]", *, turn_taken: bool = False) -> T:
         for attempt in range(1, ATTEMPTS + 1):
             if attempt > 1 or not turn_taken:
                 await self._limiters[api].take()

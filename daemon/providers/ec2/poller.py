@@ -18,7 +18,7 @@ import trio
 from bentpipe.config.model import Ec2Section
 from bentpipe.daemon.errors import MachineNotFound
 from bentpipe.daemon.model import Machine, MachineId, MachineState
-from bentpipe.daemon.providers.ec2.calls import Api, Ec2Calls
+from bentpipe.daemon.providers.ec2.calls import ApiName, Ec2Calls
 from bentpipe.daemon.providers.ec2.descriptions import (
     FLEET_TAG,
     SATELLITE_TAG,
@@ -191,7 +191,7 @@ class Poller:
                     this.failure = failure
                 except Exception as exc:  # an unforeseen answer
                     note_failure(Owner("EC2 look", decision=Decision.GIVE_UP), exc)
-                    this.failure = failure_of(Api.DESCRIBE.value, exc)
+                    this.failure = failure_of(ApiName.DESCRIBE.value, exc)
                 finally:
                     this.done.set()
                 self._tell_failing(this.failure)

@@ -26,7 +26,7 @@ from bentpipe.daemon.errors import (
 from bentpipe.daemon.ids import client_token
 from bentpipe.daemon.model import Machine, MachineId, MachineState, MachineTraits, SleepMode
 from bentpipe.daemon.providers.ec2.batch import Batcher, StateChange
-from bentpipe.daemon.providers.ec2.calls import Api, Ec2Calls
+from bentpipe.daemon.providers.ec2.calls import ApiName, Ec2Calls
 from bentpipe.daemon.providers.ec2.descriptions import Description, read_description
 from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry
 from bentpipe.daemon.providers.ec2.errors import Ec2Failure, FailureKind
@@ -52,9 +52,9 @@ class Ec2Provider:
         self._fleet = section.fleet
         self._calls = Ec2Calls(section)
         self._poller = Poller(section, machines, self._calls)
-        self._starts = Batcher(lambda: self._calls.take_turn(Api.START), self._send_start)
+        self._starts = Batcher(lambda: self._calls.take_turn(ApiName.START), self._send_start)
         self._stops = {
-            kind: Batcher(lambda: self._calls.take_turn(Api.STOP), functools.partial(self._send_stop, *kind))
+            kind: Batcher(lambda: self._calls.take_turn(ApiName.STOP), functools.partial(self._send_stop, *kind))
             for kind in ((False, False), (True, False), (False, True))
         }
         """By (hibernate, force)."""

@@ -7,7 +7,13 @@ import secrets
 from collections.abc import Callable
 
 from bentpipe.daemon.testbed.ec2_emulator.cloud import Cloud, Launched, Template
-from bentpipe.daemon.testbed.ec2_emulator.instance import USER_HIBERNATE, USER_SHUTDOWN, Instance, OnHibernate, State
+from bentpipe.daemon.testbed.ec2_emulator.instance import (
+    USER_HIBERNATE,
+    USER_SHUTDOWN,
+    Instance,
+    InstanceState,
+    OnHibernate,
+)
 from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError, Element, Params, flag, number, strings, structures
 
 OWNER = "123456789012"
@@ -49,12 +55,12 @@ def start_instances(cloud: Cloud, params: Params) -> Result:
     """StartInstances."""
     instances = _named(cloud, params)
     for each in instances:
-        if each.state in (State.STOPPING, State.SHUTTING_DOWN, State.TERMINATED):
+        if each.state in (InstanceState.STOPPING, InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED):
             raise _incorrect_state(each, "started")
     changes: list[Element] = []
     for each in instances:
         previous = each.state_element()
-        if each.state is State.STOPPED:
+        if each.state is InstanceState.STOPPED:
             each.begin_start(cloud.clock.now(), cloud.timings)
         changes.append(_change(each, previous))
     return {"instancesSet": changes}
@@ -66,14 +72,14 @@ def stop_instances(cloud: Cloud, params: Params) -> Result:
     hibernate, force = flag(params, "Hibernate"), flag(params, "Force")
     now = cloud.clock.now()
     for each in instances:
-        if each.state in (State.PENDING, State.SHUTTING_DOWN, State.TERMINATED):
+        if each.state in (InstanceState.PENDING, InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED):
             raise _incorrect_state(each, "stopped")
-        if hibernate and each.state is State.RUNNING:
+        if hibernate and each.state is InstanceState.RUNNING:
             _check_hibernation(cloud, each, now)
     changes: list[Element] = []
     for each in instances:
         previous = each.state_element()
-        if each.state is State.RUNNING or (force and each.state is State.STOPPING):
+        if each.state is InstanceState.RUNNING or (force and each.state is InstanceState.STOPPING):
             reason = USER_HIBERNATE if hibernate else USER_SHUTDOWN
             cloud.follow(each, each.begin_stop(now, cloud.timings, reason, force=force))
         changes.append(_change(each, previous))
@@ -85,7 +91,7 @@ def terminate_instances(cloud: Cloud, params: Params) -> Result:
     changes: list[Element] = []
     for each in _named(cloud, params):
         previous = each.state_element()
-        if each.state not in (State.SHUTTING_DOWN, State.TERMINATED):
+        if each.state not in (InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED):
             cloud.follow(each, each.begin_terminate(cloud.clock.now(), cloud.timings))
         changes.append(_change(each, previous))
     return {"instancesSet": changes}
@@ -105,7 +111,7 @@ def run_instances(cloud: Cloud, params: Params) -> Result:
                 "different parameters.",
             )
         made = [cloud.instances[each] for each in earlier.instance_ids if each in cloud.instances]
-        if not made or made[0].state in (State.SHUTTING_DOWN, State.TERMINATED):
+        if not made or made[0].state in (InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED):
             raise ApiError(
                 "IdempotentInstanceTerminated",
                 "The client token you have provided is associated with an instance that has been terminated.",
@@ -304,8 +310,8 @@ def _instance(instance: Instance) -> Element:
         "launchTime": datetime.datetime.fromtimestamp(instance.launched_at, datetime.UTC),
         "placement": {"availabilityZone": "eu-central-1a", "groupName": "", "tenancy": "default"},
         "monitoring": {"state": "disabled"},
-        "subnetId": None if instance.state is State.TERMINATED else instance.subnet_id,
-        "privateIpAddress": None if instance.state is State.TERMINATED else instance.private_ip,
+        "subnetId": None if instance.state is InstanceState.TERMINATED else instance.subnet_id,
+        "privateIpAddress": None if instance.state is InstanceState.TERMINATED else instance.private_ip,
         "ipAddress": instance.public_ip,
         "stateReason": None if reason is None else {"code": reason.code, "message": reason.message},
         "architecture": "arm64",

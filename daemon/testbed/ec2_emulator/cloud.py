@@ -8,14 +8,14 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from bentpipe.daemon.testbed.ec2_emulator.clock import Clock
-from bentpipe.daemon.testbed.ec2_emulator.faults import Faults, Limits
+from bentpipe.daemon.testbed.ec2_emulator.faults import Faults, RequestLimits
 from bentpipe.daemon.testbed.ec2_emulator.instance import Instance, MemoryStep, Timings
-from bentpipe.daemon.testbed.ec2_emulator.machines import Addresses, Machines
+from bentpipe.daemon.testbed.ec2_emulator.machines import Addresses, EmulatedMachines
 from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Call:
+class ApiCall:
     """One API call: `outcome` is "ok", an error's code, or "reset"; `changes` is (id, state before, state after)."""
 
     at: float
@@ -56,19 +56,19 @@ class Cloud:
     """One region of one account: its instances, templates, faults and limits."""
 
     def __init__(
-        self, clock: Clock, timings: Timings, *, limited: bool = False, machines: Machines | None = None
+        self, clock: Clock, timings: Timings, *, limited: bool = False, machines: EmulatedMachines | None = None
     ) -> None:
         self.clock = clock
         self.timings = timings
         self.faults = Faults()
-        self.limits = Limits(clock, enabled=limited)
+        self.limits = RequestLimits(clock, enabled=limited)
         self.machines = machines
         self.addresses = Addresses(loopback=machines is not None)
         self.instances: dict[str, Instance] = {}
         self.templates: dict[str, Template] = {}
         self.types = dict(DEFAULT_TYPES)
         self.launched: dict[str, Launched] = {}
-        self.calls: list[Call] = []
+        self.calls: list[ApiCall] = []
         self.lock = threading.RLock()
 
     def settle(self) -> None:

@@ -7,18 +7,18 @@ import dataclasses
 import secrets
 from collections.abc import Mapping
 
-from bentpipe.daemon.testbed.ec2_emulator.cloud import Call, Cloud, Template
-from bentpipe.daemon.testbed.ec2_emulator.faults import Fault
+from bentpipe.daemon.testbed.ec2_emulator.cloud import ApiCall, Cloud, Template
+from bentpipe.daemon.testbed.ec2_emulator.faults import InjectedFault
 from bentpipe.daemon.testbed.ec2_emulator.instance import (
     DAY_S,
     INSIDE_SHUTDOWN,
     USER_HIBERNATE,
     USER_SHUTDOWN,
     Instance,
+    InstanceState,
     OnHibernate,
     OnStart,
     OnStop,
-    State,
 )
 from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError
 
@@ -149,7 +149,7 @@ class Control:
     ) -> None:
         """Answer the next `times` calls with an error. `action` "*" is any, `times` None for ever."""
         error = ApiError(code, message or f"{code}: by the script", status)
-        self.cloud.faults.add(Fault(action, times, instance_id, error=error))
+        self.cloud.faults.add(InjectedFault(action, times, instance_id, error=error))
 
     def deny(self, *, action: str) -> None:
         """Forbid an action, until the faults are cleared."""
@@ -158,15 +158,15 @@ class Control:
 
     def reset(self, *, action: str, times: int | None = 1, after: bool = False) -> None:
         """Break the connection: before the action is done, or `after` it."""
-        self.cloud.faults.add(Fault(action, times, reset_before=not after, reset_after=after))
+        self.cloud.faults.add(InjectedFault(action, times, reset_before=not after, reset_after=after))
 
     def foreign(self, *, action: str, body: str, times: int | None = 1) -> None:
         """Answer with something that does not come from EC2, as a captive proxy does."""
-        self.cloud.faults.add(Fault(action, times, foreign_body=body))
+        self.cloud.faults.add(InjectedFault(action, times, foreign_body=body))
 
     def slow(self, *, action: str, delay_s: float, times: int | None = 1) -> None:
         """Wait for this many real seconds before the action is done."""
-        self.cloud.faults.add(Fault(action, times, delay_s=delay_s))
+        self.cloud.faults.add(InjectedFault(action, times, delay_s=delay_s))
 
     def hold(self, *, action: str, after: bool = False) -> None:
         """Let calls of an action wait until `release`: before the action is done, or `after` it, with the answer."""
@@ -193,7 +193,7 @@ class Control:
         with self.cloud.lock:
             self.cloud.settle()
             instance = self.instance(instance_id)
-            if instance.state is State.STOPPED:
+            if instance.state is InstanceState.STOPPED:
                 instance.begin_start(self.cloud.clock.now(), self.cloud.timings)
 
     def others_stop(
@@ -204,7 +204,7 @@ class Control:
             self.cloud.settle()
             instance = self.instance(instance_id)
             reason = INSIDE_SHUTDOWN if inside else USER_HIBERNATE if hibernate else USER_SHUTDOWN
-            stoppable = (State.PENDING, State.RUNNING, *((State.STOPPING,) if force else ()))
+            stoppable = (InstanceState.PENDING, InstanceState.RUNNING, *((InstanceState.STOPPING,) if force else ()))
             if instance.state in stoppable:
                 memory = instance.begin_stop(self.cloud.clock.now(), self.cloud.timings, reason, force=force)
                 self.cloud.follow(instance, memory)
@@ -213,7 +213,7 @@ class Control:
         with self.cloud.lock:
             self.cloud.settle()
             instance = self.instance(instance_id)
-            if instance.state not in (State.SHUTTING_DOWN, State.TERMINATED):
+            if instance.state not in (InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED):
                 memory = instance.begin_terminate(self.cloud.clock.now(), self.cloud.timings)
                 self.cloud.follow(instance, memory)
 
@@ -224,7 +224,7 @@ class Control:
 
     # What has happened
 
-    def calls(self, *, action: str | None = None) -> list[Call]:
+    def calls(self, *, action: str | None = None) -> list[ApiCall]:
         """The API calls so far, of one action or all, in their order."""
         with self.cloud.lock:
             return [each for each in self.cloud.calls if action in (None, each.action)]

@@ -9,7 +9,7 @@ from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError
 
 
 @dataclasses.dataclass(slots=True)
-class Fault:
+class InjectedFault:
     """One scripted fault for calls of `action` ("*": any) that name `instance_id` (None: any)."""
 
     action: str
@@ -45,10 +45,10 @@ class Faults:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._script: list[Fault] = []
+        self._script: list[InjectedFault] = []
         self._held: dict[tuple[str, bool], _Gate] = {}
 
-    def add(self, fault: Fault) -> None:
+    def add(self, fault: InjectedFault) -> None:
         with self._lock:
             self._script.append(fault)
 
@@ -81,7 +81,7 @@ class Faults:
         if gate is not None:
             gate.opened.wait()
 
-    def take(self, action: str, instance_ids: Collection[str]) -> Fault | None:
+    def take(self, action: str, instance_ids: Collection[str]) -> InjectedFault | None:
         with self._lock:
             for fault in self._script:
                 if fault.fits(action, instance_ids):
@@ -138,7 +138,7 @@ RESOURCE_LIMITS: Mapping[str, tuple[float, float]] = {
 """The same for the instances that are named in the calls."""
 
 
-class Limits:
+class RequestLimits:
     """The account's token buckets. While it is off it limits nothing."""
 
     def __init__(self, clock: Clock, *, enabled: bool) -> None:

@@ -17,7 +17,7 @@ HIBERNATION_LIMIT_S = 60 * DAY_S
 """EC2 keeps a hibernated instance for 60 days. After that the emulated instance loses its memory."""
 
 
-class State(enum.Enum):
+class InstanceState(enum.Enum):
     """The value is EC2's code and name (the low byte of InstanceState.Code)."""
 
     PENDING = (0, "pending")
@@ -142,7 +142,7 @@ class Instance:
     encrypted: bool = True
     http_tokens: str = "optional"
     subnet_id: str = "subnet-0emulated"
-    state: State = State.STOPPED
+    state: InstanceState = InstanceState.STOPPED
     reason: Reason | None = None
     transition_reason: str = ""
     public_ip: str | None = None
@@ -157,7 +157,7 @@ class Instance:
     """The state that DescribeInstances shows until `outdated_until`."""
     outdated_until: float = 0.0
     _due: float | None = None
-    _next: State = State.STOPPED
+    _next: InstanceState = InstanceState.STOPPED
     _next_reason: Reason | None = None
     _keeps_memory: bool = False
     _forgets: bool = False
@@ -169,7 +169,7 @@ class Instance:
 
     def launch(self, now: float, timings: Timings) -> None:
         """Create it: PENDING for the first time."""
-        self.state = State.PENDING
+        self.state = InstanceState.PENDING
         self._plan_start(now, timings)
 
     def view(self, now: float) -> "Instance":
@@ -181,7 +181,7 @@ class Instance:
         self._age(now, timings)
         self.effective_starts += 1
         self.launched_at = now
-        self.state = State.PENDING
+        self.state = InstanceState.PENDING
         self.reason = None
         self.transition_reason = ""
         if self.next_private_ip is not None:
@@ -191,8 +191,8 @@ class Instance:
     def begin_stop(self, now: float, timings: Timings, reason: Reason, *, force: bool) -> MemoryStep | None:
         """Begin a stop: from RUNNING or, if forced, from STOPPING. `reason` says whether memory is kept."""
         self._age(now, timings)
-        was_hanging = self.state is State.STOPPING
-        self.state = State.STOPPING
+        was_hanging = self.state is InstanceState.STOPPING
+        self.state = InstanceState.STOPPING
         self.transition_reason = f"User initiated ({_gmt(now)})" if reason is not INSIDE_SHUTDOWN else ""
         hibernate = reason is USER_HIBERNATE and not force
         outcome = self.script.on_hibernate if hibernate else None
@@ -201,7 +201,7 @@ class Instance:
         self.reason = reason
         self._keeps_memory = hibernate and outcome is not OnHibernate.FALL_BACK
         self._forgets = outcome is OnHibernate.COLD_BOOT
-        self._next, self._next_reason = State.STOPPED, USER_SHUTDOWN if was_hanging else reason
+        self._next, self._next_reason = InstanceState.STOPPED, USER_SHUTDOWN if was_hanging else reason
         hangs = outcome is OnHibernate.HANG if hibernate else self.script.on_stop is OnStop.HANG
         if force:
             self._due = now + timings.forced_s
@@ -213,10 +213,10 @@ class Instance:
 
     def begin_terminate(self, now: float, timings: Timings) -> MemoryStep:
         self._age(now, timings)
-        self.state = State.SHUTTING_DOWN
+        self.state = InstanceState.SHUTTING_DOWN
         self.reason = USER_SHUTDOWN
         self.transition_reason = f"User initiated ({_gmt(now)})"
-        self._next, self._next_reason = State.TERMINATED, USER_SHUTDOWN
+        self._next, self._next_reason = InstanceState.TERMINATED, USER_SHUTDOWN
         self._due = now + timings.shutting_down_s
         self._keeps_memory = False
         return MemoryStep.LOST
@@ -229,7 +229,7 @@ class Instance:
         self.state = self._next
         self.reason = self._next_reason
         match self._next:
-            case State.RUNNING:
+            case InstanceState.RUNNING:
                 resumed = self._keeps_memory and self.slept_at is not None and not self._forgets
                 resumed = resumed and at - (self.slept_at or at) <= HIBERNATION_LIMIT_S
                 self._keeps_memory = False
@@ -238,7 +238,7 @@ class Instance:
                 if not resumed:
                     self.boot_id = secrets.token_hex(8)
                 return MemoryStep.RESUMED if resumed else MemoryStep.BOOTED
-            case State.STOPPED:
+            case InstanceState.STOPPED:
                 self.public_ip = None
                 if self.slept_at is None:  # otherwise it never came up, and what it had kept stays
                     self.slept_at = at
@@ -258,11 +258,11 @@ class Instance:
     def _plan_start(self, now: float, timings: Timings) -> None:
         match self.script.on_start:
             case OnStart.RUN:
-                self._due, self._next, self._next_reason = now + timings.pending_s, State.RUNNING, None
+                self._due, self._next, self._next_reason = now + timings.pending_s, InstanceState.RUNNING, None
             case OnStart.NO_CAPACITY:
-                self._due, self._next, self._next_reason = now + timings.failing_s, State.STOPPED, NO_CAPACITY
+                self._due, self._next, self._next_reason = now + timings.failing_s, InstanceState.STOPPED, NO_CAPACITY
             case OnStart.NO_KEY:
-                self._due, self._next, self._next_reason = now + timings.failing_s, State.STOPPED, NO_KEY
+                self._due, self._next, self._next_reason = now + timings.failing_s, InstanceState.STOPPED, NO_KEY
             case OnStart.HANG:
                 self._due = None
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from bentpipe.daemon.testbed.ec2_emulator.instance import Instance, MemoryStep
 
 
-class Machines:
+class EmulatedMachines:
     """Starts, freezes and kills the command of each instance. `{host}`, `{port}` and `{instance_id}` are replaced."""
 
     def __init__(self, command: Sequence[str], port: int) -> None:

@@ -23,8 +23,8 @@ from bentpipe.daemon.testbed.ec2_emulator.clock import Clock, ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.cloud import Cloud
 from bentpipe.daemon.testbed.ec2_emulator.control import Control
 from bentpipe.daemon.testbed.ec2_emulator.instance import Timings
-from bentpipe.daemon.testbed.ec2_emulator.machines import Machines
-from bentpipe.daemon.testbed.ec2_emulator.service import Reset, handle
+from bentpipe.daemon.testbed.ec2_emulator.machines import EmulatedMachines
+from bentpipe.daemon.testbed.ec2_emulator.service import ConnectionReset, handle
 
 MACHINE_PORT = 8372
 IDLE_LOOK_S = 0.5
@@ -45,7 +45,7 @@ class Emulator:
         machine_command: Sequence[str] = (),
         machine_port: int = MACHINE_PORT,
     ) -> None:
-        machines = Machines(machine_command, machine_port) if machine_command else None
+        machines = EmulatedMachines(machine_command, machine_port) if machine_command else None
         self.cloud = Cloud(clock or ScaledClock(), timings or Timings(), limited=limited, machines=machines)
         self.control = Control(self.cloud)
         self._server = _Server((host, port), self.cloud, self.control)
@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         params = dict(parse_qsl(body.decode(), keep_blank_values=True))
         try:
             status, answer = handle(self.server.cloud, params, self._principal())
-        except Reset:
+        except ConnectionReset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.server.broken.add(self.connection)
             self.close_connection = True

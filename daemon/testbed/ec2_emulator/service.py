@@ -3,12 +3,12 @@
 import time
 
 from bentpipe.daemon.testbed.ec2_emulator.actions import ACTIONS
-from bentpipe.daemon.testbed.ec2_emulator.cloud import Call, Cloud
-from bentpipe.daemon.testbed.ec2_emulator.faults import Fault
+from bentpipe.daemon.testbed.ec2_emulator.cloud import ApiCall, Cloud
+from bentpipe.daemon.testbed.ec2_emulator.faults import InjectedFault
 from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError, Params, answer, check_known, error_answer, strings
 
 
-class Reset(Exception):
+class ConnectionReset(Exception):
     """The connection must be broken instead of an answer."""
 
 
@@ -35,11 +35,11 @@ def handle(cloud: Cloud, params: Params, principal: str) -> tuple[int, bytes]:
                     changes.append((instance_id, before.get(instance_id, ""), after))
         cloud.faults.wait_released(action, after=True)
         if fault is not None and fault.reset_after:
-            raise Reset
+            raise ConnectionReset
     except ApiError as error:
         outcome = error.code
         return error.status, error_answer(error)
-    except Reset:
+    except ConnectionReset:
         outcome = "reset"
         raise
     else:
@@ -47,10 +47,10 @@ def handle(cloud: Cloud, params: Params, principal: str) -> tuple[int, bytes]:
     finally:
         token = params.get("ClientToken", "")
         with cloud.lock:
-            cloud.calls.append(Call(cloud.clock.now(), action, ids, outcome, principal, tuple(changes), token))
+            cloud.calls.append(ApiCall(cloud.clock.now(), action, ids, outcome, principal, tuple(changes), token))
 
 
-def _before(cloud: Cloud, action: str, params: Params, ids: tuple[str, ...]) -> Fault | None:
+def _before(cloud: Cloud, action: str, params: Params, ids: tuple[str, ...]) -> InjectedFault | None:
     """Check names, limits and the script, before the action itself. Raises ApiError, Reset."""
     if action not in ACTIONS:
         raise ApiError("InvalidAction", f"The action {action} is not valid for this web service.")
@@ -65,5 +65,5 @@ def _before(cloud: Cloud, action: str, params: Params, ids: tuple[str, ...]) -> 
         if fault.error is not None:
             raise fault.error
         if fault.reset_before:
-            raise Reset
+            raise ConnectionReset
     return fault

@@ -10,7 +10,7 @@ import contextlib
 from beds.http2 import EMPTY_SETTINGS
 from bentpipe.proto import limits
 from bentpipe.proto.ack_filter import AckFilter
-from bentpipe.proto.answering import Answering, Call
+from bentpipe.proto.answering import AnsweredCall, Answering
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import NotHttp2, RequestHeaders
 from bentpipe.proto.first_settings import Announcement, FirstSettings, NoServer
@@ -128,7 +128,7 @@ def answer(data: bytes) -> None:
     answering = Answering()
     try:
         for call in answering.receive_data(data, 0.0):
-            if isinstance(call, Call):
+            if isinstance(call, AnsweredCall):
                 try:
                     decode_request(call.body)
                 except HealthError:

@@ -9,7 +9,7 @@ import trio
 
 from bentpipe.daemon.accounts.contract import Access, Authority, Credentials, Login, Org, Scope, TokenSummary
 from bentpipe.daemon.api.call import Method
-from bentpipe.daemon.api.server import Api
+from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.arrival import Arrival, Proxies
 from bentpipe.daemon.edge.caller import Caller
@@ -92,7 +92,7 @@ class ApiHost:
     ) -> None:
         self.counters = ConnectionCounters()
         self.quotas = Quotas(limits, trio.current_time)
-        self.api = Api(methods, authority, self.counters, stranger_age_s)
+        self.api = ControlApi(methods, authority, self.counters, stranger_age_s)
         self.outcomes: list[Outcome] = []
         self._sock = socket.create_server(("127.0.0.1", 0))
         self._sock.setblocking(False)

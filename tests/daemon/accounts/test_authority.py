@@ -18,7 +18,7 @@ from bentpipe.daemon.accounts.certificates import Certificates
 from bentpipe.daemon.accounts.contract import Credentials, Org, Scope
 from bentpipe.daemon.accounts.exchange import Exchange
 from bentpipe.daemon.accounts.principal import Grant, Origin
-from bentpipe.daemon.accounts.sessions import Kind, Sessions
+from bentpipe.daemon.accounts.sessions import Sessions, TokenPurpose
 from bentpipe.daemon.accounts.signing_key import new_key
 from bentpipe.daemon.errors import NoSuchSatellite, TokensUnknown, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
@@ -67,7 +67,9 @@ class Bed:
         )
 
     def job(self, rule: str = "main", exchange: str = "0a", at_us: int = 5) -> str:
-        return self.sessions.issue(Kind.JOB, Origin(f"rule:{rule}", exchange, at_us), self.now + 6 * HOUR_S).token
+        return self.sessions.issue(
+            TokenPurpose.JOB, Origin(f"rule:{rule}", exchange, at_us), self.now + 6 * HOUR_S
+        ).token
 
     def session(self, token: str) -> str:
         return self.authority.log_in(token).token
@@ -254,7 +256,7 @@ def test_before_the_store_was_read_nobody_is_called_a_stranger() -> None:
 def test_while_the_store_fails_a_session_of_an_unknown_host_may_be_good() -> None:
     bed, other = Bed(), Sessions("f")
     other.sign_with(new_key())
-    session = other.issue(Kind.SESSION, Origin("token:x"), time.time() + 60).token
+    session = other.issue(TokenPurpose.SESSION, Origin("token:x"), time.time() + 60).token
     for store_fails, expected in ((False, Unauthenticated), (True, TokensUnknown), (False, Unauthenticated)):
         bed.admission.store_fails = store_fails
         with pytest.raises(expected):

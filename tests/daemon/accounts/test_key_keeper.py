@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from bentpipe.daemon.accounts import key_keeper
 from bentpipe.daemon.accounts.key_keeper import KEPT_S, LEAD_S, LOOK_S, PUBLISH_S, ROTATE_S, KeyKeeper
 from bentpipe.daemon.accounts.principal import Origin
-from bentpipe.daemon.accounts.sessions import Kind, Sessions
+from bentpipe.daemon.accounts.sessions import Sessions, TokenPurpose
 from bentpipe.daemon.accounts.signing_key import SigningKeyError, keep_key, new_key, read_key
 from bentpipe.daemon.errors import StoreError, TokensUnknown
 from bentpipe.daemon.registry.accounts import StoredAccounts, StoredKey, StoredOrg, StoredRevocation
@@ -72,13 +72,13 @@ class Host:
 
     def signs(self) -> bool:
         try:
-            self.sessions.issue(Kind.SESSION, ORIGIN, self.now() + 60)
+            self.sessions.issue(TokenPurpose.SESSION, ORIGIN, self.now() + 60)
         except TokensUnknown:
             return False
         return True
 
     def token(self) -> str:
-        return self.sessions.issue(Kind.SESSION, ORIGIN, self.now() + 3600).token
+        return self.sessions.issue(TokenPurpose.SESSION, ORIGIN, self.now() + 3600).token
 
 
 async def until_signing(host: Host) -> None:

@@ -23,8 +23,8 @@ from bentpipe.daemon.accounts.sessions import (
     LEEWAY_S,
     NOT_VALID,
     SESSION_BYTES,
-    Kind,
     Sessions,
+    TokenPurpose,
 )
 from bentpipe.daemon.accounts.signing_key import SigningKey, new_key
 from bentpipe.daemon.errors import TokensUnknown, Unauthenticated
@@ -59,15 +59,15 @@ def claims(**changed: object) -> dict[str, object]:
 
 
 def signed(header: dict[str, object] | None = None, key: SigningKey = KEY, **changed: object) -> str:
-    headers = {"typ": Kind.SESSION.value, "kid": key.key_id, **(header or {})}
+    headers = {"typ": TokenPurpose.SESSION.value, "kid": key.key_id, **(header or {})}
     if headers["kid"] is None:
         del headers["kid"]
     return jwt.encode(claims(**changed), key.private, "ES256", headers)
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", TokenPurpose)
 @pytest.mark.parametrize("origin", [ORIGIN, Origin("rule:main", "0a1b", 5)])
-def test_what_is_issued_is_valid_and_says_the_same(kind: Kind, origin: Origin) -> None:
+def test_what_is_issued_is_valid_and_says_the_same(kind: TokenPurpose, origin: Origin) -> None:
     login = sessions().issue(kind, origin, time.time() + 3600)
     assert looks_like_jwt(login.token)
     assert login.token.isascii()
@@ -79,7 +79,7 @@ def test_what_is_issued_is_valid_and_says_the_same(kind: Kind, origin: Origin) -
 
 
 def test_a_session_of_one_host_is_valid_on_another_that_knows_its_key() -> None:
-    token = sessions(KEY).issue(Kind.SESSION, ORIGIN, time.time() + 60).token
+    token = sessions(KEY).issue(TokenPurpose.SESSION, ORIGIN, time.time() + 60).token
     other = sessions(OTHER_KEY)
     with pytest.raises(Unauthenticated):
         check(other, token)
@@ -93,11 +93,11 @@ def test_a_session_of_one_host_is_valid_on_another_that_knows_its_key() -> None:
 def test_a_key_is_trusted_until_its_time_and_a_rotation_ends_no_session() -> None:
     now = time.time()
     by = sessions(KEY, now=lambda: now)
-    token = by.issue(Kind.SESSION, ORIGIN, now + 3600).token
+    token = by.issue(TokenPurpose.SESSION, ORIGIN, now + 3600).token
     by.trust([StoredKey(KEY.key_id, KEY.public_pem, int((now + 100) * 1e6))])
     by.sign_with(OTHER_KEY)
     assert check(by, token) == ORIGIN
-    assert check(by, by.issue(Kind.SESSION, ORIGIN, now + 3600).token) == ORIGIN
+    assert check(by, by.issue(TokenPurpose.SESSION, ORIGIN, now + 3600).token) == ORIGIN
     now += 101
     by.trust([StoredKey(KEY.key_id, KEY.public_pem, int((now - 1) * 1e6))])
     with pytest.raises(Unauthenticated):
@@ -106,12 +106,12 @@ def test_a_key_is_trusted_until_its_time_and_a_rotation_ends_no_session() -> Non
 
 def test_without_a_key_nothing_is_issued() -> None:
     with pytest.raises(TokensUnknown):
-        sessions(None).issue(Kind.SESSION, ORIGIN, time.time() + 60)
+        sessions(None).issue(TokenPurpose.SESSION, ORIGIN, time.time() + 60)
 
 
 def test_the_second_check_of_a_token_costs_no_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     by = sessions()
-    token = by.issue(Kind.SESSION, ORIGIN, time.time() + 60).token
+    token = by.issue(TokenPurpose.SESSION, ORIGIN, time.time() + 60).token
     assert check(by, token) == ORIGIN
     monkeypatch.setattr(jwt, "decode", None)
     assert check(by, token) == ORIGIN
@@ -120,7 +120,7 @@ def test_the_second_check_of_a_token_costs_no_signature(monkeypatch: pytest.Monk
 def test_a_session_ends_at_its_second_also_from_the_cache() -> None:
     now = time.time()
     by = sessions(now=lambda: now)
-    token = by.issue(Kind.SESSION, ORIGIN, now + 60).token
+    token = by.issue(TokenPurpose.SESSION, ORIGIN, now + 60).token
     assert check(by, token) == ORIGIN
     now += 61
     with pytest.raises(Unauthenticated, match=EXPIRED):
@@ -129,7 +129,7 @@ def test_a_session_ends_at_its_second_also_from_the_cache() -> None:
 
 def test_what_was_checked_is_bounded() -> None:
     by = sessions()
-    token = by.issue(Kind.SESSION, ORIGIN, time.time() + 60).token
+    token = by.issue(TokenPurpose.SESSION, ORIGIN, time.time() + 60).token
     session = by.check(token, b"first")
     by._checked.update({number.to_bytes(4, "big"): session for number in range(CACHED_SESSIONS - 1)})
     by.check(token, b"last")
@@ -139,23 +139,25 @@ def test_what_was_checked_is_bounded() -> None:
 
 def hs256_with_public_key() -> str:
     """Key confusion: the public key as an HMAC secret."""
-    text = f"{part({'alg': 'HS256', 'typ': Kind.SESSION.value, 'kid': KEY.key_id})}.{part(claims())}"
+    text = f"{part({'alg': 'HS256', 'typ': TokenPurpose.SESSION.value, 'kid': KEY.key_id})}.{part(claims())}"
     mac = hmac.new(KEY.public_pem.encode(), text.encode(), hashlib.sha256).digest()
     return f"{text}.{part(mac)}"
 
 
 def rs256_with_own_key() -> str:
-    return jwt.encode(claims(), RSA, "RS256", {"typ": Kind.SESSION.value, "kid": KEY.key_id})
+    return jwt.encode(claims(), RSA, "RS256", {"typ": TokenPurpose.SESSION.value, "kid": KEY.key_id})
 
 
 def with_duplicate(name: str) -> str:
     """Signed by our own key: a parser that takes the first and one that takes the last would differ."""
     payload = json.dumps(claims())[:-1] + f', "{name}": "x"}}'
-    return jwt.api_jws.encode(payload.encode(), KEY.private, "ES256", {"typ": Kind.SESSION.value, "kid": KEY.key_id})
+    return jwt.api_jws.encode(
+        payload.encode(), KEY.private, "ES256", {"typ": TokenPurpose.SESSION.value, "kid": KEY.key_id}
+    )
 
 
 def unsigned(alg: object) -> str:
-    return f"{part({'alg': alg, 'typ': Kind.SESSION.value, 'kid': KEY.key_id})}.{part(claims())}."
+    return f"{part({'alg': alg, 'typ': TokenPurpose.SESSION.value, 'kid': KEY.key_id})}.{part(claims())}."
 
 
 def raw_token(header: object, payload: object) -> str:
@@ -178,7 +180,7 @@ def attacks() -> dict[str, str]:
         "alg None": unsigned("None"),
         "alg empty": unsigned(""),
         "alg a list": unsigned(["ES256"]),
-        "no alg": f"{part({'typ': Kind.SESSION.value, 'kid': KEY.key_id})}.{part(claims())}.",
+        "no alg": f"{part({'typ': TokenPurpose.SESSION.value, 'kid': KEY.key_id})}.{part(claims())}.",
         "key confusion": hs256_with_public_key(),
         "another algorithm": rs256_with_own_key(),
         "tampered": tampered(),
@@ -215,7 +217,7 @@ def attacks() -> dict[str, str]:
         "duplicate subject": with_duplicate("sub"),
         "duplicate audience": with_duplicate("aud"),
         "duplicate header": raw_token(b'{"alg":"none","alg":"ES256"}', claims()),
-        "NaN": raw_token({"alg": "ES256", "typ": Kind.SESSION.value, "kid": KEY.key_id}, b'{"exp": NaN}'),
+        "NaN": raw_token({"alg": "ES256", "typ": TokenPurpose.SESSION.value, "kid": KEY.key_id}, b'{"exp": NaN}'),
         "deep nesting": raw_token(b"[" * 700, claims()),
         "an array": raw_token([1], claims()),
         "four parts": signed() + ".x",

@@ -18,7 +18,7 @@ from bentpipe.daemon.accounts.authority import TableAuthority
 from bentpipe.daemon.accounts.certificates import Certificates
 from bentpipe.daemon.accounts.exchange import Exchange
 from bentpipe.daemon.accounts.principal import Origin
-from bentpipe.daemon.accounts.sessions import Kind, Sessions
+from bentpipe.daemon.accounts.sessions import Sessions, TokenPurpose
 from bentpipe.daemon.accounts.signing_key import new_key
 from bentpipe.daemon.api.compute import SERVICE_PATH, Compute, Specs
 from bentpipe.daemon.api.reservations import Reservations
@@ -102,7 +102,7 @@ class Bed:
         )
 
         def job(rule: str) -> str:
-            return sessions.issue(Kind.JOB, Origin(f"rule:{rule}", "0a", now_us), time.time() + HOUR_S).token
+            return sessions.issue(TokenPurpose.JOB, Origin(f"rule:{rule}", "0a", now_us), time.time() + HOUR_S).token
 
         self.credentials: dict[str, str | None] = {
             "no token": None,

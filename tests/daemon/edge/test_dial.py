@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from bentpipe.daemon.edge import dial as dialling
-from bentpipe.daemon.edge.dial import Unreachable, dial, dial_at_once
+from bentpipe.daemon.edge.dial import SatelliteUnreachable, dial, dial_at_once
 from bentpipe.daemon.model import Address
 
 
@@ -29,7 +29,7 @@ async def test_a_port_that_refuses_ends_the_first_attempt_and_dial_goes_on(monke
         unheard.bind(("127.0.0.1", 0))
         address = Address("127.0.0.1", unheard.getsockname()[1])
         assert await dial_at_once(address, None) is None
-        with pytest.raises(Unreachable, match="Connection refused"):
+        with pytest.raises(SatelliteUnreachable, match="Connection refused"):
             await dial(address, None, trio.Event())
         unheard.listen()
         target = await dial(address, None, trio.Event())

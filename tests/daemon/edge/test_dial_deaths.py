@@ -10,7 +10,7 @@ import trio
 import trustme
 
 from bentpipe.daemon.edge import dial as dialling
-from bentpipe.daemon.edge.dial import SatelliteTls, Unreachable, dial
+from bentpipe.daemon.edge.dial import SatelliteTls, SatelliteUnreachable, dial
 from bentpipe.daemon.errors import DialFailed
 from bentpipe.daemon.model import Address
 from bentpipe.native.tls import TlsClientContext
@@ -70,7 +70,7 @@ async def test_a_port_that_answers_and_fails_does_not_count_as_unreachable(
         serve = functools.partial(trio.serve_tcp, hang_up, 0, host="127.0.0.1")
         (listener,) = await nursery.start(serve)
         address = Address("127.0.0.1", listener.socket.getsockname()[1])
-        with pytest.raises((DialFailed, Unreachable)) as caught:
+        with pytest.raises((DialFailed, SatelliteUnreachable)) as caught:
             await dial(address, tls, trio.Event())
         assert caught.type is DialFailed
         nursery.cancel_scope.cancel()

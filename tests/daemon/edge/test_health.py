@@ -16,7 +16,7 @@ from bentpipe.daemon.edge.identity import Identities, TlsIdentity
 from bentpipe.daemon.fleet.batched_release import WAKES_A_TURN
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
-from bentpipe.proto.answering import Answering, Call
+from bentpipe.proto.answering import AnsweredCall, Answering
 from bentpipe.proto.health import ServingStatus
 
 KEY = SatelliteKey("acme", "sat")
@@ -80,7 +80,7 @@ def test_a_watch_gets_the_newest_status_when_its_window_opens() -> None:
 
     def turn() -> list[bytes]:
         for call in ours.receive_data(client.data_to_send(), 0.0):
-            assert isinstance(call, Call)
+            assert isinstance(call, AnsweredCall)
             assert service.handle(call) == "Watch SERVING"
         service.publish()
         return [e.data for e in client.receive_data(ours.data_to_send()) if isinstance(e, h2.events.DataReceived)]

@@ -13,8 +13,8 @@ from bentpipe.daemon.edge.quotas import (
     GRACE_MOST_S,
     GRACE_S,
     STRANGER_BYTES,
-    Kind,
     Place,
+    QuotaKind,
     QuotaLimits,
     Quotas,
 )
@@ -53,7 +53,7 @@ class Connections(RuleBasedStateMachine):
         self.flooded: dict[str, float] = {}
         """When somebody of a prefix was evicted last; of IPv6, of a /48."""
 
-    def live(self, kind: Kind) -> list[Place]:
+    def live(self, kind: QuotaKind) -> list[Place]:
         return [place for place in self.places if place.kind is kind]
 
     @rule(seconds=st.sampled_from([0.0, 0.1, GRACE_S, GRACE_MOST_S]))
@@ -65,52 +65,52 @@ class Connections(RuleBasedStateMachine):
         """Accept, after the pause that the listener makes."""
         self.now += self.quotas.pause_s()
         assert self.quotas.pause_s() == pytest.approx(0.0, abs=1e-6)
-        before = set(self.live(Kind.STRANGER))
+        before = set(self.live(QuotaKind.STRANGER))
         place = self.quotas.open(host)
         place.scope = self.scope
         self.places.append(place)
-        assert place.kind is Kind.STRANGER, "every newcomer is let in"
-        left = set(self.live(Kind.STRANGER))
+        assert place.kind is QuotaKind.STRANGER, "every newcomer is let in"
+        left = set(self.live(QuotaKind.STRANGER))
         for gone in before - left:
             floods = self.flooded.get(gone.path[0], -FLOOD_S) + FLOOD_S >= self.now
             grace_s = FLOOD_GRACE_S if floods else GRACE_S
             assert gone.since + grace_s <= self.now + 1e-6, "and no stranger evicted that has just come"
         self.flooded |= {gone.path[0]: self.now for gone in before - left}
 
-    @precondition(lambda self: self.live(Kind.STRANGER))
+    @precondition(lambda self: self.live(QuotaKind.STRANGER))
     @rule(data=st.data(), principal=st.sampled_from(PRINCIPALS), satellite=st.none() | st.sampled_from(SATELLITES))
     def promote(self, data: st.DataObject, principal: str, satellite: SatelliteKey | None) -> None:
-        place = data.draw(st.sampled_from(self.live(Kind.STRANGER)))
-        held = sum(each.principal == principal for each in self.live(Kind.PRINCIPAL))
+        place = data.draw(st.sampled_from(self.live(QuotaKind.STRANGER)))
+        held = sum(each.principal == principal for each in self.live(QuotaKind.PRINCIPAL))
         try:
             place.promote(principal, satellite)
         except LimitReached:
             # Also when what it said is too much: it is on the principal's quota then, until it was told.
-            if place.kind is Kind.PRINCIPAL:
+            if place.kind is QuotaKind.PRINCIPAL:
                 assert place.said_bytes > FAIR_BYTES
                 place.release()
             else:
                 assert held >= max(SHARE, 1)
         else:
-            assert place.kind is Kind.PRINCIPAL
+            assert place.kind is QuotaKind.PRINCIPAL
             place.scope = self.scope  # it is held
 
     @rule()
     def run_out(self) -> None:
         """Of descriptors: only strangers whose grace is over are evicted."""
-        before = self.live(Kind.STRANGER)
+        before = self.live(QuotaKind.STRANGER)
         made = self.quotas.make_room()
-        gone = [place for place in before if place.kind is Kind.NONE]
+        gone = [place for place in before if place.kind is QuotaKind.NONE]
         assert all(place.since + FLOOD_GRACE_S <= self.now + 1e-6 for place in gone)
         assert len(gone) == CONNECTION_FDS if made else len(gone) < CONNECTION_FDS
 
-    @precondition(lambda self: self.live(Kind.PRINCIPAL))
+    @precondition(lambda self: self.live(QuotaKind.PRINCIPAL))
     @rule(data=st.data(), said=st.integers(0, 90_000))
     def say(self, data: st.DataObject, said: int) -> None:
-        place = data.draw(st.sampled_from(self.live(Kind.PRINCIPAL)))
+        place = data.draw(st.sampled_from(self.live(QuotaKind.PRINCIPAL)))
         mine = sum(
             each.said_bytes
-            for each in self.live(Kind.PRINCIPAL)
+            for each in self.live(QuotaKind.PRINCIPAL)
             if each.principal == place.principal and each is not place
         )
         try:
@@ -120,10 +120,10 @@ class Connections(RuleBasedStateMachine):
             assert mine + said > LIMITS.said_bytes // len(PRINCIPALS), "it had less than its fair share"
             place.release()
 
-    @precondition(lambda self: self.live(Kind.STRANGER))
+    @precondition(lambda self: self.live(QuotaKind.STRANGER))
     @rule(data=st.data(), said=st.integers(0, 150_000))
     def say_as_a_stranger(self, data: st.DataObject, said: int) -> None:
-        data.draw(st.sampled_from(self.live(Kind.STRANGER))).keep(said)
+        data.draw(st.sampled_from(self.live(QuotaKind.STRANGER))).keep(said)
 
     @precondition(lambda self: self.places)
     @rule(data=st.data(), host=st.sampled_from(HOSTS))
@@ -137,13 +137,13 @@ class Connections(RuleBasedStateMachine):
         if place.cost_bytes == PLACE_BYTES:
             place.cost(TLS_BYTES)
 
-    @precondition(lambda self: self.live(Kind.PRINCIPAL))
+    @precondition(lambda self: self.live(QuotaKind.PRINCIPAL))
     @rule(data=st.data())
     def hand_off(self, data: st.DataObject) -> None:
-        place = data.draw(st.sampled_from(self.live(Kind.PRINCIPAL)))
+        place = data.draw(st.sampled_from(self.live(QuotaKind.PRINCIPAL)))
         place.hand_off()
         assert place.held_bytes == 0
-        assert place.kind is Kind.PRINCIPAL, "its place is taken until the splice ends"
+        assert place.kind is QuotaKind.PRINCIPAL, "its place is taken until the splice ends"
 
     @precondition(lambda self: self.places)
     @rule(data=st.data(), times=st.integers(1, 2))
@@ -154,7 +154,7 @@ class Connections(RuleBasedStateMachine):
 
     @invariant()
     def every_place_and_byte_is_on_one_account(self) -> None:
-        strangers, admitted = self.live(Kind.STRANGER), self.live(Kind.PRINCIPAL)
+        strangers, admitted = self.live(QuotaKind.STRANGER), self.live(QuotaKind.PRINCIPAL)
         quotas = self.quotas
         assert (quotas.strangers, quotas.admitted) == (len(strangers), len(admitted))
         assert quotas.total == len(strangers) + len(admitted)
@@ -168,8 +168,8 @@ class Connections(RuleBasedStateMachine):
         assert quotas.strangers <= LIMITS.strangers
         assert quotas.stranger_bytes <= max(LIMITS.strangers_bytes, STRANGER_BYTES)
         assert quotas.admitted <= LIMITS.admitted
-        most = LIMITS.said_bytes + FAIR_BYTES * len(self.live(Kind.PRINCIPAL))
-        assert sum(place.said_bytes for place in self.live(Kind.PRINCIPAL)) <= most
+        most = LIMITS.said_bytes + FAIR_BYTES * len(self.live(QuotaKind.PRINCIPAL))
+        assert sum(place.said_bytes for place in self.live(QuotaKind.PRINCIPAL)) <= most
 
     def teardown(self) -> None:
         for place in self.places:
@@ -198,7 +198,7 @@ def test_the_oldest_of_the_most_crowded_prefix_makes_room() -> None:
     now[0] = GRACE_S
     assert quotas.pause_s() == 0
     quotas.open("192.0.2.1")
-    assert (other.kind, first.kind, second.kind) == (Kind.STRANGER, Kind.NONE, Kind.STRANGER)
+    assert (other.kind, first.kind, second.kind) == (QuotaKind.STRANGER, QuotaKind.NONE, QuotaKind.STRANGER)
     assert first.eviction_words is not None
     assert "max_strangers" in first.eviction_words
     assert quotas.reached == {"max_strangers": 1}
@@ -211,7 +211,7 @@ def test_an_address_at_its_limit_makes_room_itself() -> None:
     assert quotas.strangers == 3, "who has just come may have a token"
     now[0] = GRACE_S
     quotas.open("2001:db8::ffff")
-    assert places[0].kind is Kind.NONE
+    assert places[0].kind is QuotaKind.NONE
     assert quotas.reached == {"max_connections_per_address": 1}
 
 
@@ -232,7 +232,7 @@ def test_the_stranger_with_most_bytes_is_evicted_and_not_the_newcomer() -> None:
     places = [quotas.open(f"192.0.2.{number}") for number in range(2)]
     places[0].keep(90_000)
     places[1].keep(50_000)
-    assert [place.kind for place in places] == [Kind.NONE, Kind.STRANGER]
+    assert [place.kind for place in places] == [QuotaKind.NONE, QuotaKind.STRANGER]
     assert quotas.reached == {"stranger_bytes": 1}
 
 
@@ -256,8 +256,8 @@ def test_a_prefix_that_floods_makes_nobody_wait() -> None:
         place, pause_s = come("198.51.100.9")
         flood.append(place)
         assert pause_s == pytest.approx(0, abs=0.01)
-    assert quiet.kind is Kind.STRANGER
-    assert first.kind is Kind.STRANGER
+    assert quiet.kind is QuotaKind.STRANGER
+    assert first.kind is QuotaKind.STRANGER
     for place in flood:
         place.release()
     for _ in range(limits.strangers - quotas.strangers):
@@ -279,7 +279,7 @@ def test_a_sessions_end_releases_its_place() -> None:
     quotas = make([0.0])
     with quotas.open("192.0.2.1") as place:
         place.promote("ci", None)
-    assert (place.kind, quotas.total) == (Kind.NONE, 0)
+    assert (place.kind, quotas.total) == (QuotaKind.NONE, 0)
 
 
 def test_a_place_that_was_handed_off_is_the_splices_to_release() -> None:
@@ -287,10 +287,10 @@ def test_a_place_that_was_handed_off_is_the_splices_to_release() -> None:
     with quotas.open("192.0.2.1") as place:
         place.promote("ci", None)
         place.hand_off()
-    assert (place.kind, quotas.total) == (Kind.PRINCIPAL, 1)
+    assert (place.kind, quotas.total) == (QuotaKind.PRINCIPAL, 1)
     place.release()
     place.release()
-    assert (place.kind, quotas.total) == (Kind.NONE, 0)
+    assert (place.kind, quotas.total) == (QuotaKind.NONE, 0)
 
 
 def test_a_session_that_fails_releases_its_place() -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from bentpipe.daemon.fleet.budget import Holder, Limits, Plan, Request, plan
+from bentpipe.daemon.fleet.budget import AwakeLimits, Holder, Plan, Request, plan
 from bentpipe.daemon.model import SatelliteKey
 
 
@@ -34,12 +34,12 @@ def keys(*texts: str) -> tuple[SatelliteKey, ...]:
     return tuple(key(text) for text in texts)
 
 
-TWO = Limits(fleet=2)
+TWO = AwakeLimits(fleet=2)
 
 
 def test_what_fits_is_granted_in_order() -> None:
     assert plan(TWO, [in_use("a/1")], wanted("a/2", "a/3"), 0) == Plan(grants=keys("a/2"))
-    assert plan(Limits(), [in_use("a/1")], wanted("a/2", "b/3"), 0) == Plan(grants=keys("a/2", "b/3"))
+    assert plan(AwakeLimits(), [in_use("a/1")], wanted("a/2", "b/3"), 0) == Plan(grants=keys("a/2", "b/3"))
 
 
 def test_the_one_idle_for_longest_is_evicted_and_nothing_is_granted_before_it_is_gone() -> None:
@@ -70,7 +70,7 @@ def test_upkeep_comes_last_and_evicts_nobody() -> None:
 
 
 def test_an_org_at_its_limit_holds_up_itself_only_and_evicts_its_own() -> None:
-    limits = Limits(fleet=3, per_org=1, by_org=(("b", 2),))
+    limits = AwakeLimits(fleet=3, per_org=1, by_org=(("b", 2),))
     held = [idle("a/1", 50), idle("b/1", 10)]
     assert plan(limits, held, wanted("a/2", "b/2"), 100) == Plan(grants=keys("b/2"), evictions=keys("a/1"))
     assert plan(limits, [in_use("a/1"), in_use("b/1")], wanted("a/2", "b/2"), 100) == Plan(grants=keys("b/2"))
@@ -113,7 +113,7 @@ class AnyHistory(RuleBasedStateMachine):
         of_b=st.sampled_from([None, 1, 3]),
     )
     def set_limits(self, fleet: int | None, per_org: int | None, of_b: int | None) -> None:
-        self.limits = Limits(fleet, per_org, () if of_b is None else (("b", of_b),))
+        self.limits = AwakeLimits(fleet, per_org, () if of_b is None else (("b", of_b),))
 
     def named(self, *states: str) -> list[str]:
         return [name for name, sim in self.sims.items() if sim.state in states]

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from beds.machines.iam import Authorization, allows, listed
-from bentpipe.daemon.providers.ec2.calls import Api
+from bentpipe.daemon.providers.ec2.calls import ApiName
 
 POLICY = Path(__file__).parents[4] / "config" / "iam-policy.json"
 STATEMENTS = json.loads(POLICY.read_text())["Statement"]
 IMPLIED = {"CreateTags"}
 """Not called, but asked for by RunInstances with tags."""
-LOOKS = {api.value for api in Api if api.value.startswith("Describe")}
+LOOKS = {api.value for api in ApiName if api.value.startswith("Describe")}
 
 HERE = "arn:aws:ec2:REGION:ACCOUNT"
 TEMPLATE = f"{HERE}:launch-template/TEMPLATE"
@@ -61,7 +61,7 @@ def refused(asked: list[Authorization]) -> set[str]:
 def test_the_policy_names_the_calls_that_are_made() -> None:
     actions = {action for each in STATEMENTS for action in listed(each["Action"])}
     assert {each.removeprefix("ec2:") for each in actions if each.startswith("ec2:")} == {
-        api.value for api in Api
+        api.value for api in ApiName
     } | IMPLIED
 
 
@@ -80,13 +80,13 @@ def test_nothing_that_changes_anything_is_allowed_for_every_resource(statement: 
         assert "*" not in resource or "Condition" in statement
 
 
-@pytest.mark.parametrize("api", [Api.DESCRIBE, Api.TYPES, Api.TEMPLATE, Api.IMAGES])
-def test_looks_are_allowed(api: Api) -> None:
+@pytest.mark.parametrize("api", [ApiName.DESCRIBE, ApiName.TYPES, ApiName.TEMPLATE, ApiName.IMAGES])
+def test_looks_are_allowed(api: ApiName) -> None:
     assert allows(STATEMENTS, Authorization(f"ec2:{api.value}", "*"))
 
 
-@pytest.mark.parametrize("api", [Api.START, Api.STOP, Api.TERMINATE])
-def test_only_our_fleet_is_started_stopped_and_terminated(api: Api) -> None:
+@pytest.mark.parametrize("api", [ApiName.START, ApiName.STOP, ApiName.TERMINATE])
+def test_only_our_fleet_is_started_stopped_and_terminated(api: ApiName) -> None:
     ours = Authorization(f"ec2:{api.value}", INSTANCE, {"aws:ResourceTag/bentpipe:fleet": "FLEET"})
     assert allows(STATEMENTS, ours)
     for fleet in ("staging", "fleet", ""):
