@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/bentpipe demo
 
 # The tests wait more than they compute, so more test processes run than there are cores. A file stays in one process, so that
-# its fixtures are made once. They come last, so that the output ends with their count; a floor that is missed fails all the same.
+# its fixtures are made once. The tests come last, so that the output ends with their count.
 TEST_PROCESSES ?= 4
 test: setup peers
 	bash .ci/coverage; floors=$$?; $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile && exit $$floors
