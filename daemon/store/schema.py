@@ -100,14 +100,18 @@ FACTS_VERSION = 5
 
 
 def version_of(connection: sqlite3.Connection) -> int:
-    """Say which version the file has; 0 if it is empty. Raises StoreUnusable if it is not ours, or newer than we are."""
-    version = _pragma(connection, "user_version")
+    """Say which version the file has; 0 if it is empty. Raises StoreUnusable if it is not ours, or newer than we are.
+
+    All is read of one moment: another daemon may be making the file just now.
+    """
+    with contextlib.nullcontext() if connection.in_transaction else reading(connection):
+        version = _pragma(connection, "user_version")
+        ours = _pragma(connection, "application_id") == APPLICATION_ID
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if version > len(MIGRATIONS):
         raise StoreUnusable(f"the ledger has version {version}; this bentpipe knows only {len(MIGRATIONS)}")
-    if _pragma(connection, "application_id") != APPLICATION_ID:
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        if tables or version:
-            raise StoreUnusable("the file is an SQLite database of something else")
+    if not ours and (tables or version):
+        raise StoreUnusable("the file is an SQLite database of something else")
     return version
 
 
