@@ -8,7 +8,6 @@ import contextlib
 import functools
 import logging
 import math
-import random
 from collections.abc import Mapping
 
 import trio
@@ -16,6 +15,7 @@ import trio
 from bentpipe.daemon.accounts.contract import Access, Authority, Credentials
 from bentpipe.daemon.api import account
 from bentpipe.daemon.api.call import Call, Method, Stalled
+from bentpipe.daemon.edge.answered_times import AGE_GRACE_S, SEND_DEADLINE_S, varied_s
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.edge.outcomes import ConnectionCounters, ConnectionOver, Outcome
@@ -34,14 +34,8 @@ from bentpipe.proto.request import MetadataError, parse_request
 
 log = logging.getLogger("bentpipe.api")
 
-SEND_DEADLINE_S = 10.0
-"""To take what we say; a client that does not read is let go."""
 OUTBOX_BYTES = 64 << 10
 """Of answers that wait for the socket, after which the methods wait too."""
-AGE_GRACE_S = 5.0
-"""Between saying that a connection is too old and closing it: the client opens another for what it asks next."""
-AGE_JITTER = 0.1
-"""The fraction of its age by which a connection ends earlier or later (grpc-go: the same)."""
 CALL_BYTES = 16 << 10
 """What is counted for a call beside its words: its task, scopes and messages."""
 
@@ -364,9 +358,7 @@ class GrpcConnection:
 
     async def _watch_end(self) -> None:
         """End the connection in good order when the daemon drains, or when a stranger has been here for too long."""
-        age_s = self._services.stranger_age_s
-        # Not all at once: connections that came together would all come again together.
-        ends_at = trio.current_time() + age_s * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
+        ends_at = trio.current_time() + varied_s(self._services.stranger_age_s)
         while True:
             with trio.move_on_at(ends_at):
                 await self._services.draining.wait()

@@ -5,7 +5,7 @@ takes the silence for an end. FAILED is never sent: the Earthly CLI shows its ow
 """
 
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import trio
 from google.protobuf.duration_pb2 import Duration
@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from bentpipe.daemon.api.call import Call, Stalled
 from bentpipe.daemon.api.statuses import STATUS, StateWatch
+from bentpipe.daemon.edge.unless import beside
 from bentpipe.daemon.errors import BentpipeError, SleepRefused, WakeFailed
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.satellite import Satellite
@@ -99,35 +100,8 @@ async def stream_wake(stream: StateStream, settle: Callable[[Lease], None]) -> N
             words = f"the satellite is {satellite.state.value} after {stream.waited_s:.0f} s; its wake goes on"
             raise WakeFailed(words)
 
-    await _beside(tell, wake)
+    await beside(tell, wake, (BentpipeError, Stalled))
     await stream.send(STATUS[S.OPERATIONAL])
-
-
-async def _beside(teller: Callable[[], Awaitable[None]], work: Callable[[], Awaitable[None]]) -> None:
-    """Run `teller` for as long as `work` takes. Raises BentpipeError, Stalled: what ended either of them."""
-    failure: BentpipeError | Stalled | None = None
-    async with trio.open_nursery() as nursery:
-
-        async def tell() -> None:
-            nonlocal failure
-            try:
-                await teller()
-            except (BentpipeError, Stalled) as exc:
-                failure = exc
-                nursery.cancel_scope.cancel()
-
-        nursery.start_soon(tell)
-        try:
-            await work()
-        except BentpipeError as exc:
-            failure = exc
-        nursery.cancel_scope.cancel()
-    if failure is None:
-        return
-    try:
-        raise failure
-    finally:
-        failure = None  # or its traceback would keep this frame until the next collection
 
 
 async def stream_sleep(stream: StateStream) -> None:

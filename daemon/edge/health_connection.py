@@ -3,10 +3,10 @@
 import contextlib
 import functools
 import math
-import random
 
 import trio
 
+from bentpipe.daemon.edge.answered_times import AGE_GRACE_S, SEND_DEADLINE_S, varied_s
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.health import HealthBoard, HealthService
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
@@ -26,15 +26,6 @@ connection that they keep."""
 PATHS = (SERVICE_PATH.encode(), b"/AWS.ALB/")
 """What the paths of health checks begin with. AWS' Application Load Balancer checks gRPC targets by `/AWS.ALB/healthcheck`,
 a method that no server has, and by default takes UNIMPLEMENTED for health: the answer needs no knowledge of a satellite."""
-
-AGE_GRACE_S = 5.0
-"""Between saying that a connection is too old and closing it: the client opens another for what it asks next."""
-
-AGE_JITTER = 0.1
-"""The age is varied by this share, as grpc-go does: else clients that came together would come again together."""
-
-SEND_DEADLINE_S = 10.0
-"""For the client to take what is sent to it; if it does not read, the connection ends."""
 
 
 def _promote(place: Place, claim: Claim) -> None:
@@ -84,7 +75,7 @@ class HealthConnection:
         self._counters = counters
         self._answering = answering
         self._health = health
-        self._age_s = age_s * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
+        self._age_s = varied_s(age_s)
         self._ends_at = math.inf
         self._aged = False
         self._seen = 0

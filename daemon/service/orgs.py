@@ -10,10 +10,9 @@ import trio
 from bentpipe.config.base import NAME_PATTERN
 from bentpipe.config.load import load_config
 from bentpipe.config.model import Config
-from bentpipe.daemon.errors import StoreUnusable
 from bentpipe.daemon.registry.accounts import AccountStore, StoredOrg
 from bentpipe.daemon.registry.contract import StoreConflict
-from bentpipe.daemon.service.stores import NO_STORE, open_stores
+from bentpipe.daemon.service.stores import use_store
 from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S, now_us, say_revoked
 
 
@@ -67,13 +66,4 @@ def run_org_revoke(config_path: Path, name: str, *, cut: bool) -> None:
 def with_account_store(config: Config, use: Callable[[AccountStore], Awaitable[None]]) -> None:
     """Use the store that the configuration names, and close it. Raises StoreError."""
 
-    async def run() -> None:
-        accounts = open_stores(config.store).accounts
-        if accounts is None:
-            raise StoreUnusable(NO_STORE)
-        try:
-            await use(accounts)
-        finally:
-            await accounts.aclose()
-
-    trio.run(run)
+    trio.run(use_store, config.store, lambda stores: stores.accounts, use)

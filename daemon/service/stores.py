@@ -5,6 +5,7 @@ import functools
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import click
 import trio
@@ -57,6 +58,26 @@ def open_stores(section: StoreSection) -> Stores:
         SqliteAccountStore(path),
         SqliteLaunchedStore(path),
     )
+
+
+class _Closable(Protocol):
+    async def aclose(self) -> None: ...
+
+
+T = TypeVar("T", bound=_Closable)
+
+
+async def use_store(
+    section: StoreSection, pick: Callable[[Stores], T | None], use: Callable[[T], Awaitable[None]]
+) -> None:
+    """Use one of the stores for one command, and close it. Raises StoreUnusable if [store] asks for none, and StoreError."""
+    store = pick(open_stores(section))
+    if store is None:
+        raise StoreUnusable(NO_STORE)
+    try:
+        await use(store)
+    finally:
+        await store.aclose()
 
 
 def open_ledger_to_read(section: StoreSection) -> Ledger:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -12,12 +12,11 @@ import trio
 
 from bentpipe.config.accounts import TokenSection
 from bentpipe.config.load import load_config
-from bentpipe.config.model import Config
 from bentpipe.daemon.accounts.admission import Admission
-from bentpipe.daemon.errors import StoreError, StoreUnusable
+from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.registry.accounts import AccountStore
 from bentpipe.daemon.registry.contract import Registry, StoreConflict, StoredCut, StoredToken
-from bentpipe.daemon.service.stores import NO_STORE, open_stores
+from bentpipe.daemon.service.stores import use_store
 from bentpipe.daemon.service.token import hash_token, new_token
 from bentpipe.daemon.tasks import Owner, run_owned
 
@@ -123,7 +122,7 @@ def run_token_add(config_path: Path, wish: TokenWish) -> None:
     async def add(registry: Registry) -> None:
         await registry.add_token(stored)
 
-    trio.run(_with_registry, config, add)
+    trio.run(use_store, config.store, lambda stores: stores.registry, add)
     click.echo(f"token (shown once; give it to the client as satellite_token):\n  {made}")
 
 
@@ -136,7 +135,7 @@ def run_token_list(config_path: Path) -> None:
         nonlocal stored
         stored = await registry.tokens()
 
-    trio.run(_with_registry, config, read)
+    trio.run(use_store, config.store, lambda stores: stores.registry, read)
     for token in config.token:
         expires_at = token.expires.timestamp() if token.expires is not None else None
         _print_token(token.name, "configuration", token.grants, token.scopes, expires_at, token.principal)
@@ -166,7 +165,7 @@ def run_token_revoke(config_path: Path, name: str, *, cut: bool) -> None:
             where = f"; it is in {config_path}" if any(token.name == name for token in config.token) else ""
             raise StoreConflict(f"the store has no token {name!r}{where}")
 
-    trio.run(_with_registry, config, revoke)
+    trio.run(use_store, config.store, lambda stores: stores.registry, revoke)
     say_revoked(cut=cut)
 
 
@@ -179,13 +178,3 @@ def say_revoked(*, cut: bool) -> None:
 def now_us() -> int:
     """Microseconds since the epoch."""
     return time.time_ns() // 1000
-
-
-async def _with_registry(config: Config, use: Callable[[Registry], Awaitable[None]]) -> None:
-    registry = open_stores(config.store).registry
-    if registry is None:
-        raise StoreUnusable(NO_STORE)
-    try:
-        await use(registry)
-    finally:
-        await registry.aclose()

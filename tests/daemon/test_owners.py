@@ -11,10 +11,10 @@ OWNED = {"run_owned", "start_owned"}
 INSIDE = {
     ("api/grpc_connection.py", "self._watch_end"): "inside a session: it waits for the drain, and for a stranger's age",
     ("api/grpc_connection.py", "self._write"): "the connection's other direction, inside a session",
-    ("api/streams.py", "tell"): "inside a call, which is owned",
     ("edge/caller.py", "self._cancel_after_writable"): "a wait inside a session",
     ("edge/health_connection.py", "wait_readable"): "a wait inside a session",
     ("edge/replay.py", "self._downstream"): "the other direction, inside a session",
+    ("edge/unless.py", "accompany"): "inside a session or a call, which is owned",
     ("edge/watching.py", "watch_client"): "inside a session",
     ("fleet/whereabouts.py", "look"): "a look inside a search, which is owned",
     ("providers/process/provider.py", "self._run_machines"): "sleeps in a nursery whose tasks are all owned",
