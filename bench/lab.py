@@ -19,6 +19,8 @@ from typing import Self
 
 import trustme
 
+from bentpipe.daemon.ports import PortReservation, reserve_port
+
 BENCH = Path(__file__).resolve().parent
 BUILD = BENCH.parent / "build" / "bench"
 CPUS = sorted(os.sched_getaffinity(0))
@@ -70,22 +72,14 @@ def build_programs() -> None:
 
 
 def free_port() -> int:
-    """Find a port on which nobody listens, outside the range of clients' ports."""
-    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    for port in range(free_port_next[0], first_ephemeral):
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        free_port_next[0] = port + 1
-        return port
-    raise LabError("no free port is left")
+    """Return a port on which nobody listens, and which no other lab on this machine gets. Raises OSError if none is left."""
+    reservation = reserve_port("127.0.0.1")
+    reservations.append(reservation)
+    return reservation.port
 
 
-free_port_next = [20_000 + os.getpid() % 8_000]
-"""Where the next search begins. It is random, so two labs on one machine rarely try the same port."""
+reservations: list[PortReservation] = []
+"""Open until this process ends: a peer may be started anew on its port."""
 
 
 class Lab:

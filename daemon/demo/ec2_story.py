@@ -4,7 +4,6 @@ Emulated time runs faster than ours by `SPEED`; what the acts print is our own t
 """
 
 import functools
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from rich.console import Console
 
 from bentpipe.daemon.demo.narrator import Narrator, PromiseBroken, play, timed_s, wide_console
 from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.ports import reserve_port
 from bentpipe.daemon.testbed.client import DemoClient, stampede
 from bentpipe.daemon.testbed.cloud import CREDENTIALS, EmulatedCloud
 from bentpipe.daemon.testbed.edge_host import CloudSatellite, EdgeHost
@@ -28,6 +28,7 @@ CAPACITY_RETRY = 'capacity_retry_after = "4s"'
 """Instead of minutes."""
 LOOK_S = 0.1
 """Time between looks at EC2's answers, for the story only."""
+LOCALHOST = "127.0.0.1"
 NAMES = ("solo", "herd", "plain", "scarce", "locked")
 CANNOT_HIBERNATE = {"plain"}
 MACHINE = (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.satellite", "{port}", "--host", "{host}")
@@ -162,10 +163,12 @@ class Ec2Story(Narrator):
 def run_ec2_demo() -> int:
     """Run the demo with the EC2 emulator as the cloud. Returns 0 if every promise held, else 1."""
     console = wide_console()
-    port = _free_port()
-    with EmulatedCloud(speed=SPEED, port=port, machine_command=MACHINE) as cloud:
+    with (
+        reserve_port(LOCALHOST) as reservation,
+        EmulatedCloud(speed=SPEED, port=reservation.port, machine_command=MACHINE) as cloud,
+    ):
         instances = {name: cloud.add_instance(hibernation=name not in CANNOT_HIBERNATE) for name in NAMES}
-        satellites = [CloudSatellite(name, instances[name], port, CAPACITY_RETRY) for name in NAMES]
+        satellites = [CloudSatellite(name, instances[name], reservation.port, CAPACITY_RETRY) for name in NAMES]
         settings = SETTINGS.format(url=cloud.url)
         with EdgeHost(satellites, sleep_after_s=SLEEP_AFTER_S, settings=settings, environment=CREDENTIALS) as host:
             begun = time.monotonic()
@@ -185,9 +188,3 @@ def print_report(host: EdgeHost, console: Console, span_s: float) -> None:
     done = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
     console.print(f"\n[bold]bentpipe report[/bold]\n{done.stdout}")
     console.print(f"the report's picture: {picture}")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port

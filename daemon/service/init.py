@@ -14,6 +14,7 @@ import click
 
 from bentpipe.config.base import NAME_PATTERN
 from bentpipe.daemon.edge.listener import bind
+from bentpipe.daemon.ports import reserve_port
 from bentpipe.daemon.service.init_call import FirstCallFailed, make_first_call
 from bentpipe.daemon.service.init_certificates import is_host, make_certificates
 from bentpipe.daemon.service.init_files import (
@@ -33,6 +34,7 @@ EXIT_FIRST_CALL = 4
 """Everything is written, but the first call failed."""
 
 LOCALHOST = "localhost"
+EVERY_ADDRESS = "0.0.0.0"
 LOCAL = (LOCALHOST, "127.0.0.1", "::1")
 """The Earthly CLI takes a satellite at one of these for a local container, and wants Docker."""
 
@@ -106,11 +108,12 @@ def _free_ports(wished: int, count: int) -> tuple[int, int]:
         ports = []
         for offset in range(count):
             try:
-                [sock] = bind("", wished and wished + offset)
+                port = wished + offset if wished else opened.enter_context(reserve_port(EVERY_ADDRESS)).port
+                [sock] = bind("", port)
             except OSError as exc:
                 raise InitError(f"{exc.strerror}: stop what listens there, or give --port (0: free ones)") from exc
             opened.enter_context(sock)
-            ports.append(int(sock.getsockname()[1]))
+            ports.append(port)
     return ports[0], ports[-1]
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from bench.lab import Lab, free_port
+from beds.ports import free_port
+from bench.lab import Lab
 from bench.load import Load, LoadReport, LoadSpec, Phase, PhaseReport, encode, histogram_of, merge
 
 

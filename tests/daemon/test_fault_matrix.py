@@ -28,8 +28,8 @@ import trio
 import trustme
 
 from beds.hosts.fault_storm import FAULTY, Storm, faulty_connection
-from beds.machines.emulator_calls import free_port
 from beds.peers.clients import CallError, GrpcioClient
+from beds.ports import free_port
 from bentpipe.config.load import load_config
 from bentpipe.daemon import tasks
 from bentpipe.daemon.edge import dial, transport

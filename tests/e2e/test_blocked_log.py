@@ -15,6 +15,7 @@ import grpc
 import trustme
 
 from beds.hosts.in_process import TOKEN, write_config
+from beds.ports import free_port
 from bentpipe.daemon.service.log_rates import LINES_A_WINDOW, WINDOW_S
 
 METADATA = (("satellite_name", "sat"), ("satellite_org", "acme"), ("satellite_token", TOKEN))
@@ -24,11 +25,6 @@ STRANGERS = 400
 CALLS = 60
 START_S, END_S = 60.0, 30.0
 SECTIONS = '[daemon]\nlog_format = "json"\ndrain_deadline = "1s"\n[metrics]\naddress = "{metrics}"\n'
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 class Unread:

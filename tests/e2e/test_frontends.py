@@ -17,12 +17,13 @@ import grpc
 import pytest
 import trustme
 
-from beds.hosts.frontends import envoy, free_port, haproxy, nginx
+from beds.hosts.frontends import envoy, haproxy, nginx
 from beds.hosts.in_process import TOKEN, write_config
 from beds.hosts.served import SECTIONS, Served
 from beds.http2 import EMPTY_SETTINGS
 from beds.peers.cases import CASES
 from beds.peers.kinds import CLIENT_KINDS, CLIENTS, or_skip
+from beds.ports import free_port
 from beds.programs import program
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.daemon.testbed.satellite import SERVICE

@@ -19,6 +19,8 @@ import grpc
 import pytest
 import trustme
 
+from beds.ports import free_port
+
 TOKEN = "bp_" + "5a" * 32
 METADATA = (("satellite_name", "s"), ("satellite_org", "acme"), ("satellite_token", TOKEN))
 CONFIG = f"""
@@ -109,13 +111,6 @@ def serving(
 def echo(target: str) -> None:
     with grpc.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         assert channel.unary_unary("/bentpipe.demo.Satellite/Echo")(b"hello", metadata=METADATA, timeout=30) == b"hello"
-
-
-def free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

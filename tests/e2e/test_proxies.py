@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from beds.hosts.behind_proxies import PLAIN, PROXY_ADDRESS, TLS, Behind, edge_behind_proxies
-from beds.hosts.frontends import envoy, free_port, haproxy, nginx
+from beds.hosts.frontends import envoy, haproxy, nginx
 from beds.hosts.wires import SourceWire
 from beds.peers.clients import CallError
+from beds.ports import free_port
 from bentpipe.daemon.edge.quotas import GRACE_S
 
 CLIENTS = tuple(f"127.0.0.{number}" for number in (3, 4, 5))

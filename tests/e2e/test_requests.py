@@ -8,10 +8,11 @@ from pathlib import Path
 import hpack
 import pytest
 
-from beds.hosts.frontends import free_port, haproxy, nginx
+from beds.hosts.frontends import haproxy, nginx
 from beds.hosts.in_process import PLAIN, PREFACE, TOKEN, exchange, frames_of
 from beds.http2 import EMPTY_SETTINGS, texts
 from beds.peers.clients import CallError, GrpcioClient
+from beds.ports import free_port
 from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.testbed.edge_host import ORG, EdgeHost
 from bentpipe.proto.errors import ErrorCode

@@ -23,8 +23,8 @@ import pytest
 import trio
 
 from beds.hosts.wires import CutWire
-from beds.machines.emulator_calls import free_port
 from beds.peers.clients import GrpcioClient
+from beds.ports import free_port
 from beds.programs import BENTPIPE
 from beds.stores.dynamodb_server import DynamoDbServer
 from bentpipe.daemon.api.client import Server, call

@@ -20,8 +20,8 @@ import trio
 from beds.hosts import one_satellite
 from beds.hosts.one_satellite import COMMAND, KEY
 from beds.hosts.one_satellite import call as call_once
-from beds.machines.emulator_calls import free_port
 from beds.peers.clients import CallError
+from beds.ports import free_port
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock

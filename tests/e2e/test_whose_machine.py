@@ -15,8 +15,8 @@ import trustme
 
 from beds.hosts.edge_daemons import EdgeDaemon, config_text, edge_daemon, token_of, wait
 from beds.hosts.wires import CutWire
-from beds.machines.emulator_calls import free_port
 from beds.peers.clients import CallError, GrpcioClient
+from beds.ports import free_port
 from beds.programs import program
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock

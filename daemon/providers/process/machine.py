@@ -25,6 +25,7 @@ from bentpipe.config.model import ProcessSection
 from bentpipe.daemon.errors import MachineNotFound, ProviderRetryable, SleepModeRefused
 from bentpipe.daemon.ids import folder_name
 from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState
+from bentpipe.daemon.ports import PortReservation
 from bentpipe.daemon.providers.process.cgroup import wait_until
 from bentpipe.daemon.providers.process.containment import Containment
 from bentpipe.daemon.providers.process.listening import Listeners, Whose
@@ -67,6 +68,8 @@ class Life:
     containment: Containment
     output: Output
     address: Address
+    reservation: PortReservation | None
+    """Of the port that was chosen for it, until it listens there; None if its section names the port."""
     known_inodes: set[str] = dataclasses.field(default_factory=set)
     """The inodes of its listening sockets, when they were found to be its own."""
     ending: trio.Event = dataclasses.field(default_factory=trio.Event)
@@ -78,6 +81,11 @@ class Life:
     """Set when nothing of it is left."""
     outlived_grace: bool = False
     listened: bool = False
+
+    def free_reservation(self) -> None:
+        """Let others reserve its port; does nothing the second time."""
+        if self.reservation is not None:
+            self.reservation.close()
 
 
 class LocalMachine:
@@ -227,6 +235,7 @@ class LocalMachine:
                 explain_at = trio.current_time() + EXPLAIN_S
                 self._explain(life)
         life.listened = True
+        life.free_reservation()
         if self.look.state is MachineState.PENDING:
             self._show(MachineState.RUNNING, life.address)
 
@@ -290,6 +299,8 @@ class LocalMachine:
             life.containment.remove()
         with contained(cleaning):
             life.output.finish()
+        with contained(cleaning):
+            life.free_reservation()
         status = 0
         with contained(cleaning):
             status = life.child.reap()

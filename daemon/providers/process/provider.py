@@ -21,6 +21,7 @@ import trio
 from bentpipe.config.model import ProcessSection
 from bentpipe.daemon.errors import MachineNotFound, ProviderPermanent, ProviderRetryable
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, MachineTraits, SleepMode
+from bentpipe.daemon.ports import PortReservation
 from bentpipe.daemon.providers.process.cgroup import CgroupTree, find_own_cgroup, sweep_stale
 from bentpipe.daemon.providers.process.containment import PROC, Isolation, Isolator, ProcessGroups
 from bentpipe.daemon.providers.process.listening import Listeners
@@ -223,7 +224,19 @@ class ProcessProvider:
             raise ProviderRetryable(NOT_RUNNING)
         section = machine.section
         taken = {other.port for other in self._machines.values() if other.port is not None}
-        address = Address(section.host, section.port or pick_port(section.host, taken))
+        reservation = None if section.port else pick_port(section.host, taken)
+        try:
+            return self._spawn_at(machine_id, machine, isolator, reservation)
+        except BaseException:
+            if reservation is not None:
+                reservation.close()
+            raise
+
+    def _spawn_at(
+        self, machine_id: MachineId, machine: LocalMachine, isolator: Isolator, reservation: PortReservation | None
+    ) -> Life:
+        section = machine.section
+        address = Address(section.host, section.port if reservation is None else reservation.port)
         try:
             containment = isolator.contain(machine_id)
         except OSError as error:
@@ -243,7 +256,7 @@ class ProcessProvider:
                 containment.kill()
             os.close(output_fd)
             raise
-        return Life(child, containment, output, address)
+        return Life(child, containment, output, address, reservation)
 
     async def _run_machines(self, task_status: trio.TaskStatus[None]) -> None:
         # Shielded: when `run` is cancelled, the tasks that wait for processes must go on until all processes have stopped.

@@ -7,7 +7,6 @@ must be called on the Trio thread: see `spawn`.
 import errno
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import trio
 from bentpipe.config.model import ProcessSection
 from bentpipe.daemon.errors import ProviderError, ProviderPermanent, ProviderRetryable
 from bentpipe.daemon.model import Address
+from bentpipe.daemon.ports import PortReservation, reserve_port
 from bentpipe.daemon.providers.process.containment import Containment
 
 INHERITED = ("PATH", "HOME", "LANG")
@@ -29,9 +29,6 @@ DIE_WITH_PARENT = ("--pdeathsig", "KILL", "--")
 SOFT_FILES = "--nofile={}:"
 """prlimit(1) option: only the soft limit of open files. The daemon raises its own. A program that uses select(2) must not
 have a descriptor above 1,023, so satellites get the limit that the daemon was started with."""
-
-PORT_ATTEMPTS = 20
-"""How many free ports to try until one belongs to no other satellite."""
 
 PASSING_ERRNOS = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.EINTR})
 """Failures to spawn that may not happen a moment later."""
@@ -86,23 +83,18 @@ async def find_prlimit(soft_files: int) -> tuple[str, ...]:
     return command if done.returncode == 0 else ()
 
 
-def pick_port(host: str, taken: Collection[int]) -> int:
-    """Ask the kernel for a free port that is not in `taken`. Raises ProviderRetryable, ProviderPermanent.
+def pick_port(host: str, taken: Collection[int]) -> PortReservation:
+    """Reserve a free port that is not in `taken`. Raises ProviderRetryable, ProviderPermanent.
 
-    Another process may get the port before the satellite binds it. Then the satellite exits with its own message, and the
-    next client that wants it starts it again. No client is sent to the other process: see `listening`.
+    A process that is not ours may still get the port before the satellite binds it. Then the satellite exits with its own
+    message, and the next client that wants it starts it again. No client is sent to the other process: see `listening`.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        for _ in range(PORT_ATTEMPTS):
-            with socket.socket(family, socket.SOCK_STREAM) as sock:
-                sock.bind((host, 0))
-                port: int = sock.getsockname()[1]
-            if port not in taken:
-                return port
+        return reserve_port(host, taken)
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ProviderRetryable(f"no free port on {host}") from error
         raise _provider_error(f"cannot open a port on {host}", error) from error
-    raise ProviderRetryable(f"no free port on {host}")
 
 
 def build_environment(section: ProcessSection, own: Mapping[str, str]) -> dict[str, str]:

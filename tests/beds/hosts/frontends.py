@@ -46,11 +46,6 @@ NGINX_HTTP = """
 """
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
 @contextlib.contextmanager
 def running(command: list[str], port: int) -> Iterator[int]:
     """Run a frontend until the end of the block; it listens on `port`."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import trio
 
-from beds.machines.emulator_calls import free_port
 from beds.peers.clients import TIMEOUT_S, GrpcioClient
+from beds.ports import free_port
 from bentpipe.config.load import load_config
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.serve import Daemon, serve

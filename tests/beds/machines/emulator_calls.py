@@ -1,7 +1,6 @@
 """What the tests of the emulator, and those that use it, share: boto3 clients, and its hand over HTTP."""
 
 import json
-import socket
 import urllib.request
 from typing import TYPE_CHECKING
 
@@ -36,8 +35,3 @@ def post(url: str, **body: object) -> object:
     with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=DEADLINE_S) as answer:
         result: object = json.load(answer)["result"]
         return result
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])

@@ -9,6 +9,7 @@ import grpc
 import pytest
 import trio
 
+from beds.ports import free_port
 from bentpipe.daemon.edge.boot_id import BootIdQuery, read_boot_info
 from bentpipe.daemon.fleet.resume import BootInfo
 from bentpipe.daemon.model import Address, SatelliteKey
@@ -22,11 +23,6 @@ DEADLINE_S = 15.0
 async def ask(port: int) -> BootInfo | None:
     with trio.fail_after(DEADLINE_S):
         return await BootIdQuery({}, lambda _key, _heard: None).ask(KEY, Address("127.0.0.1", port))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 async def test_a_satellite_that_offers_both() -> None:

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 
-from beds.machines.emulator_calls import DEADLINE_S, client_of, free_port, look, post
+from beds.machines.emulator_calls import DEADLINE_S, client_of, look, post
+from beds.ports import free_port
 
 PROGRAM = (sys.executable, "-P", "-m", "bentpipe.daemon.testbed.ec2_emulator.main")
 
