@@ -14,9 +14,12 @@ from bench.session import CaseValue
 Case = dict[str, CaseValue]
 LATENCY, BYTES, NEW, IDLE = "added_latency", "cost_of_bytes", "new_connections", "idle_connections"
 WAKES = "wakes"
+API = "api_calls"
 OURS, TCP = "bentpipe", "haproxy tcp"
 PYTHONS = {"python obvious": "the obvious Python proxy's", "python uvloop": "the leanest Python proxy's"}
 FIRST_REQUEST_MS = 20.0
+STILL = 1.25
+"""A tail that is higher by more has moved. On a quiet machine two runs of the same thing differ by a quarter at p99.9."""
 FLOOR_KIB = 0.1
 FLOOR_US = 10.0
 """Two runs of the same thing differ by as much on a quiet machine. A value of ours below it counts as this value. If a
@@ -57,6 +60,7 @@ def all_claims(results: Results) -> list[Claim]:
         *_idle(results),
         *_python(results),
         *_wakes(results),
+        *_api(results),
     ]
 
 
@@ -160,3 +164,14 @@ def _wakes(results: Results) -> Iterator[Claim]:
             for delay in results.values(WAKES, OURS, value, dict(key))
         ]
         yield from _claim(6, f"port listens to client answered, {name}, in ms", delays, "at most", limit)
+
+
+def _api(results: Results) -> Iterator[Claim]:
+    """The tail of spliced calls beside API calls: to none, and to the same calls at another daemon on the same core."""
+    here = results.median(API, OURS, "p99.9_us", {"api calls": "here"})
+    for where, name in (("nowhere", "without"), ("elsewhere", "beside another daemon's")):
+        other = results.median(API, OURS, "p99.9_us", {"api calls": where})
+        ratio = [here / other] if here and other else []
+        yield from _claim(
+            7, f"p99.9 of a spliced call beside 1,000 API calls a second: to {name}", ratio, "at most", STILL
+        )

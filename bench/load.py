@@ -34,6 +34,15 @@ class Phase:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class UnaryCall:
+    """One gRPC call, the same in each request: its path, its message in hex, and the only message that is a right answer."""
+
+    path: str
+    body: str
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class LoadSpec:
     """What to ask for; `port` and TLS come from the peer."""
 
@@ -41,7 +50,7 @@ class LoadSpec:
     phases: tuple[Phase, ...] = (Phase(0, 1),)
     connections: int = 1
     streams: int = 1
-    task: Literal["echo", "download", "upload"] = "echo"
+    task: Literal["echo", "download", "upload", "call"] = "echo"
     echo_bytes: int = 128
     messages: int = 1024
     message_bytes: int = 65536
@@ -55,10 +64,13 @@ class LoadSpec:
     satellites: str = "bench"
     satellite_count: int = 0
     source_addresses: int = 1
+    call: UnaryCall | None = None
+    """With the task "call"."""
 
     def arguments(self) -> list[str]:
         """The generator's own options."""
         fields = dataclasses.asdict(self)
+        fields |= fields.pop("call") or {}
         fields["phases"] = ",".join(f"{phase.rate!r}:{phase.seconds!r}" for phase in self.phases)
         fields["drain"] = fields.pop("drain_s")
         return [

@@ -24,6 +24,7 @@ QUESTIONS = (
     "wakes",
     "control_plane_noise",
     "blocked_control_plane",
+    "api_calls",
     "overload",
     "profile",
 )

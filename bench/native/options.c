@@ -7,7 +7,7 @@
 #include <sys/resource.h>
 
 static const char *const MODES[] = {"rate", "closed", "connect", "idle"};
-static const char *const TASKS[] = {"echo", "download", "upload"};
+static const char *const TASKS[] = {"echo", "download", "upload", "call"};
 static const char *const OUTCOME_NAMES[] = {"answered",        "wrong_bytes", "reset",
                                             "connection_lost", "refused",     "unanswered"};
 
@@ -50,9 +50,19 @@ static bool parse_target(struct target *target, const char *option, const char *
             fail(option, value);
     } else if (!strcmp(option, "--org"))
         target->org = value;
-    else if (!strcmp(option, "--token"))
+    else if (!strcmp(option, "--token")) {
         target->token = value;
-    else if (!strcmp(option, "--satellites"))
+        if (strlen(value) > MAX_TOKEN_BYTES)
+            fail(option, value);
+    } else if (!strcmp(option, "--path"))
+        target->call.path = value;
+    else if (!strcmp(option, "--body")) {
+        if (!call_message(value, &target->call.body, &target->call.body_bytes))
+            fail(option, value);
+    } else if (!strcmp(option, "--answer")) {
+        if (!call_message(value, &target->call.answer, &target->call.answer_bytes))
+            fail(option, value);
+    } else if (!strcmp(option, "--satellites"))
         target->satellites = value;
     else if (!strcmp(option, "--satellite-count"))
         target->satellite_count = (uint32_t)atoi(value);
@@ -72,7 +82,7 @@ static void parse_load(struct options *options, const char *option, const char *
     if (!strcmp(option, "--mode"))
         options->mode = choice(option, value, MODES, 4);
     else if (!strcmp(option, "--task"))
-        options->task = choice(option, value, TASKS, 3);
+        options->task = choice(option, value, TASKS, 4);
     else if (!strcmp(option, "--connections"))
         options->connections = (uint32_t)atoi(value);
     else if (!strcmp(option, "--streams"))
@@ -115,6 +125,9 @@ void options_parse(struct options *options, int argc, char **argv) {
     if (options->echo_bytes < 9 || options->echo_bytes > MAX_ECHO_BYTES || options->message_bytes >= PATTERN_BYTES ||
         !options->connections || !options->target.port)
         fail("--echo-bytes, --message-bytes, --connections or", "--port");
+    const struct call *call = &options->target.call;
+    if (options->task == CALL && (!call->path || !call->body || !call->answer))
+        fail("--task call without --path, --body and", "--answer");
 }
 
 static void print_phase(const struct phase *phase) {

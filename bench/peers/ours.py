@@ -31,6 +31,8 @@ class Bentpipe(Peer):
         """What is run with the configuration."""
         self.sleep_after = NEVER
         self.log_level = "warning"
+        self.api = False
+        """Whether the port with TLS serves the control API too."""
 
     def start(self, lab: Lab) -> None:
         """Write the configuration and serve; the satellites sleep until the first client."""
@@ -52,6 +54,7 @@ class Bentpipe(Peer):
             "bentpipe.toml",
             splice=self._splice,
             log_level=self.log_level,
+            api=str(self.api).lower(),
             max_connections=str(most),
             max_strangers=str(most // 2),
             token_hash=hashlib.sha256(self.token.encode()).hexdigest(),

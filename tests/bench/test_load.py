@@ -11,7 +11,7 @@ from hdrh.histogram import HdrHistogram
 
 from beds.ports import free_port
 from bench.lab import Lab
-from bench.load import Load, LoadReport, LoadSpec, Phase, PhaseReport, encode, histogram_of, merge
+from bench.load import Load, LoadReport, LoadSpec, Phase, PhaseReport, UnaryCall, encode, histogram_of, merge
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,17 @@ def test_every_answer_is_right(lab: Lab, tls_port: int, spec: LoadSpec, tls: boo
         assert report.moved_bytes == report.answered * spec.messages * (spec.message_bytes + 5)
     if spec.resume and tls:
         assert report.resumed > 0
+
+
+def test_a_call_of_another_service_has_one_right_answer(lab: Lab) -> None:
+    """The upstream answers this message with itself. A session is longer than any token here: 600 bytes of metadata."""
+    said = (b"E" + bytes(8) + b"words").hex()
+    for answer, outcome in ((said, "answered"), (said[:-2] + "00", "wrong_bytes"), (said + "00", "wrong_bytes")):
+        spec = LoadSpec("rate", (Phase(100, 0.3),), task="call", call=UnaryCall("/a.B/C", said, answer))
+        with Load(lab.upstream_port, None, "t" * 600, spec) as load:
+            phase = load.run().phases[0]
+        assert phase.sent > 0
+        assert phase.outcomes[outcome] == phase.sent
 
 
 def test_a_damaged_byte_is_noticed(lab: Lab, relay: Relay) -> None:

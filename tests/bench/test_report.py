@@ -51,6 +51,23 @@ def test_a_case_where_direct_is_as_slow_as_a_peer_judges_nobody(tmp_path: Path) 
     assert claims["added latency, p50, plain: to the best L7 peer"].figure == 40 / 80
 
 
+def test_the_tail_beside_api_calls_is_compared_with_both_others(tmp_path: Path) -> None:
+    samples = [
+        {
+            "question": "api_calls",
+            "peer": "bentpipe",
+            "case": {"api calls": where},
+            "values": {"p99.9_us": us},
+            "histograms": {},
+        }
+        for where, us in (("nowhere", 2000.0), ("here", 3000.0), ("elsewhere", 2900.0))
+    ]
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({"environment": {}, "absent": {}, "seconds": {}, "samples": samples}))
+    claims = [(claim.number, claim.figure, claim.holds) for claim in all_claims(Results(path))]
+    assert claims == [(7, 3000 / 2000, False), (7, 3000 / 2900, True)]
+
+
 def test_repetitions_are_summed_up_and_histograms_added(tmp_path: Path) -> None:
     results, case = write_results(tmp_path, {"direct": 0})
     assert results.summary("added_latency", "direct", "p50_us", case) == Summary(51.0, 50.0, 52.0, 3)
