@@ -1,8 +1,7 @@
 """The Earthly CLI's recorded calls, replayed against a daemon whose one TLS port has both the API and the satellites."""
 
-import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import trio
 
 from beds.hosts.api_daemon import ApiToken, write_api_config
 from beds.peers.clients import GrpcioClient
-from beds.peers.earthly_cli import Answer, EarthlyCli, Json
+from beds.peers.earthly_cli import RECORDED, Answer, EarthlyCli, Json
 from bentpipe.config.load import load_config
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.service.serve import Daemon, serve
@@ -18,7 +17,6 @@ from bentpipe.proto import compute_pb2 as pb
 from bentpipe.proto.grpc_status import GrpcStatus
 from bentpipe.proto.logstream_pb2 import StreamLogRequest, StreamLogResponse
 
-RECORDED: Mapping[str, list[Json]] = json.loads((Path(__file__).parent / "earthly_calls.json").read_text())
 TOKEN, OTHER_TOKEN = "bp_manager", "bp_foreign"
 SLEEP, STARTING, OPERATIONAL, STOPPING = (
     getattr(pb, f"SATELLITE_STATUS_{name}") for name in ("SLEEP", "STARTING", "OPERATIONAL", "STOPPING")

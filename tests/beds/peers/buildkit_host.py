@@ -62,6 +62,12 @@ class Built:
         return [int(number) for number in STEP.findall(self.progress)]
 
 
+def buildkitd_command(programs: BuildKit, root: Path) -> list[str]:
+    """The command line of a satellite that is BuildKit, with a folder for its state. The daemon fills in {port}."""
+    command = [*CONTAINED, programs.buildkitd, "--addr", "tcp://127.0.0.1:{port}", "--root", str(root)]
+    return [*command, "--oci-worker-binary", programs.runc, *BUILDKITD]
+
+
 def _pids(program: bytes, argument: bytes) -> list[int]:
     """Everybody on this machine who runs the program with this argument."""
     found = []
@@ -163,14 +169,7 @@ class BuildKitHost:
             f'[[certificate]]\nname = "builder"\nsan = "EMAIL:{CLIENT}"\ngrants = ["{ORG}/*"]',
         ]
         for satellite in satellites:
-            command = [*CONTAINED, self._programs.buildkitd, "--addr", "tcp://127.0.0.1:{port}"]
-            command += [
-                "--root",
-                str(self.root(satellite.name)),
-                "--oci-worker-binary",
-                self._programs.runc,
-                *BUILDKITD,
-            ]
+            command = buildkitd_command(self._programs, self.root(satellite.name))
             lines += [
                 f'[[satellite]]\norg = "{ORG}"\nname = "{satellite.name}"\nsleep_after = "{satellite.sleep_after_s}s"',
                 f'min_awake = "0s"\n[satellite.process]\ncommand = {json.dumps(command)}',

@@ -85,6 +85,12 @@ def buildx() -> str:
 
 
 @functools.cache
+def grpcurl() -> str:
+    """fullstorydev/grpcurl, which knows a service by server reflection alone. Raises Missing."""
+    return str(_go_build("grpcurl", "github.com/fullstorydev/grpcurl/cmd/grpcurl") / "grpcurl")
+
+
+@functools.cache
 def h2spec() -> str:
     """The conformance tests of summerwind/h2spec. Raises Missing."""
     return str(_go_build("h2spec", "github.com/summerwind/h2spec/cmd/h2spec") / "h2spec")
@@ -92,12 +98,16 @@ def h2spec() -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BuildKit:
-    """BuildKit's two programs, what runs its containers, and a static program for images that have nothing else."""
+    """BuildKit's two programs, what runs its containers, a static program for images that have nothing else, and a client
+
+    that names its satellite and its session in metadata.
+    """
 
     buildkitd: str
     buildctl: str
     runc: str
     step: str
+    satbuild: str
 
 
 @functools.cache
@@ -107,10 +117,10 @@ def buildkit() -> BuildKit:
     if os.geteuid() != 0:
         raise Missing("buildkitd with runc needs root")
     names = "github.com/moby/buildkit/cmd/buildkitd", "github.com/moby/buildkit/cmd/buildctl"
-    folder = _go_build("buildkit", *names, "./step")
-    step = folder / "step"
-    _try_container(runc, step)
-    return BuildKit(str(folder / "buildkitd"), str(folder / "buildctl"), runc, str(step))
+    folder = _go_build("buildkit", *names, "./step", "./satbuild")
+    _try_container(runc, folder / "step")
+    buildkitd, buildctl, step, satbuild = (str(folder / n) for n in ("buildkitd", "buildctl", "step", "satbuild"))
+    return BuildKit(buildkitd, buildctl, runc, step, satbuild)
 
 
 def _try_container(runc: str, step: Path) -> None:
@@ -177,7 +187,7 @@ def java_client() -> tuple[str, ...]:
 
 CLIENTS = {"grpc-go": go_peer, "grpc-js": js_client, "tonic": tonic_client, "grpc-java": java_client}
 """The clients of the matrix that are built, by their names there."""
-OTHERS = {"h2spec": h2spec, "buildkit": buildkit, "buildx": buildx}
+OTHERS = {"h2spec": h2spec, "grpcurl": grpcurl, "buildkit": buildkit, "buildx": buildx}
 
 
 def main() -> int:

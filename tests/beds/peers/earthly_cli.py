@@ -10,6 +10,7 @@ import socket
 import ssl
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import h2.config
 import h2.connection
@@ -24,6 +25,9 @@ from bentpipe.proto.messages import MessageReader, encode_message
 TIMEOUT_S = 60.0
 Address = tuple[str, int]
 Json = Mapping[str, object]
+
+RECORDED: Mapping[str, list[Json]] = json.loads((Path(__file__).parents[2] / "e2e" / "earthly_calls.json").read_text())
+"""The calls of each command, in their order."""
 
 
 @dataclasses.dataclass(frozen=True)
