@@ -45,9 +45,11 @@ class Server:
     token: str
     ca: Path | None = None
     """Who signs the server's certificate, in PEM; by default the system's authorities."""
+    patience_s: float = SILENCE_S
+    """To connect, and for each next byte of an answer."""
 
     def connect(self) -> tuple[socket.socket, str, str]:
-        """Connect. Returns the socket, the scheme and the authority. Raises ApiError."""
+        """Connect. Returns the socket, the scheme and the authority. Raises ControlApiError."""
         parts = urlsplit(self.url)
         if parts.scheme == "unix":
             return self._connect_locally(parts.path), "http", "localhost"
@@ -57,7 +59,7 @@ class Server:
                 GrpcStatus.INVALID_ARGUMENT,
             )
         try:
-            raw = socket.create_connection((parts.hostname, parts.port or PORTS[parts.scheme]), SILENCE_S)
+            raw = socket.create_connection((parts.hostname, parts.port or PORTS[parts.scheme]), self.patience_s)
             if parts.scheme == "http":
                 return raw, parts.scheme, parts.netloc
             context = ssl.create_default_context(cafile=None if self.ca is None else os.fspath(self.ca))
@@ -69,7 +71,7 @@ class Server:
     def _connect_locally(self, path: str) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.settimeout(SILENCE_S)
+            sock.settimeout(self.patience_s)
             sock.connect(path)
         except OSError as exc:
             sock.close()
@@ -77,20 +79,23 @@ class Server:
         return sock
 
 
-def call(server: Server, path: str, request: Message, kind: type[A]) -> Iterator[A]:
-    """Call a method of the API, and yield its answers as they come. Raises ApiError."""
+def call(server: Server, path: str, request: Message, kind: type[A], *, silence_s: float | None = None) -> Iterator[A]:
+    """Call a method of the API, and yield its answers as they come. Raises as `exchange`."""
     metadata = (("authorization", f"Bearer {server.token}"),)
-    for message in exchange(server, path, request.SerializeToString(), metadata):
+    for message in exchange(server, path, request.SerializeToString(), metadata, silence_s=silence_s):
         yield kind.FromString(message)
 
 
 def exchange(
-    server: Server, path: str, request: bytes, metadata: Metadata, *, silence_s: float = SILENCE_S
+    server: Server, path: str, request: bytes, metadata: Metadata, *, silence_s: float | None = None
 ) -> Iterator[bytes]:
-    """Call any gRPC method, and yield its answers as they come. Raises ApiError, also after `silence_s` without a byte."""
+    """Call any gRPC method, and yield its answers as they come. Raises ControlApiError.
+
+    That is also raised after `silence_s` without a byte, by default the server's `patience_s`.
+    """
     sock, scheme, authority = server.connect()
     with sock:
-        sock.settimeout(silence_s)
+        sock.settimeout(server.patience_s if silence_s is None else silence_s)
         made = ClientCall(path, request, authority=authority, scheme=scheme, metadata=metadata)
         try:
             while made.status is None:

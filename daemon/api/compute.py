@@ -2,20 +2,19 @@
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from bentpipe.config.base import NAME_PATTERN
 from bentpipe.daemon.accounts.contract import Access, Scope
 from bentpipe.daemon.api.call import Call, Method, unary, waiting
+from bentpipe.daemon.api.finding import Named, check_name, find_satellite, satellites_of
 from bentpipe.daemon.api.reservations import Reservations
 from bentpipe.daemon.api.statuses import STATUS, StateBoard
 from bentpipe.daemon.api.streams import Respond, StateStream, interval_of, stream_sleep, stream_wake
-from bentpipe.daemon.errors import SATELLITE_WORDS, InvalidRequest, NoSuchSatellite, NotPermitted, NotServed
+from bentpipe.daemon.errors import NotPermitted, NotServed
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.provisioning import Provisioner
@@ -24,24 +23,13 @@ from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.proto import compute_pb2 as pb
 
 SERVICE_PATH = "/api.public.compute.Compute/"
-NAME = re.compile(NAME_PATTERN)
 DEFAULT_PORT = 443
 """Of an `:authority` without one (RFC 9110 §4.2.2)."""
 
-NOT_PERMITTED = "this credential may use the satellite, but not manage it: that takes the scope `manage`"
 NOT_PERMITTED_IN_ORG = "this credential may not manage satellites of this org: that takes the scope `manage`"
 CONFIGURED = "this satellite is part of the daemon's configuration: its operator changes and removes it there"
 NO_UPDATE = "this daemon does not change a launched satellite: remove it, and launch it with what you want"
 NO_LAUNCH = "this daemon serves the satellites of its configuration: its operator adds one there"
-
-
-class Named(Protocol):
-    """A request about one satellite."""
-
-    @property
-    def org_id(self) -> str: ...  # noqa: D102
-    @property
-    def name(self) -> str: ...  # noqa: D102
 
 
 class Repeated(Named, Protocol):
@@ -102,28 +90,13 @@ class Compute:
     # -- who may what ------------------------------------------------------------------------------------------------
 
     def _find(self, access: Access, request: Named, scope: Scope) -> Satellite:
-        """Find a satellite for a caller. Raises InvalidRequest, NoSuchSatellite, NotPermitted.
-
-        One that is not the caller's and one that does not exist have one answer.
-        """
-        key = SatelliteKey(_name(request.org_id, "org_id"), _name(request.name, "name"))
-        if not access.may(Scope.USE, key.org, key.name):
-            raise NoSuchSatellite(f"{access.name} may not use {key}", peer_hint=SATELLITE_WORDS)
-        satellite = self._fleet.get(key)
-        if not access.may(scope, key.org, key.name):
-            raise NotPermitted(NOT_PERMITTED)
-        return satellite
+        """See `find_satellite`."""
+        return find_satellite(self._fleet, access, request, scope)
 
     # -- what is -----------------------------------------------------------------------------------------------------
 
     def _list(self, call: Call, request: pb.ListSatellitesRequest) -> pb.ListSatellitesResponse:
-        org = _name(request.org_id, "org_id")
-        found = [
-            satellite
-            for satellite in self._fleet.satellites
-            if satellite.key.org == org and call.access.may(Scope.USE, org, satellite.key.name)
-        ]
-        found.sort(key=lambda satellite: satellite.key.name)
+        found = satellites_of(self._fleet, call.access, request.org_id)
         return pb.ListSatellitesResponse(instances=map(self._instance, found))
 
     def _instance(self, satellite: Satellite) -> pb.ListSatellitesResponse.SatelliteInstance:
@@ -197,7 +170,7 @@ class Compute:
     # -- satellites that come and go ---------------------------------------------------------------------------------
 
     async def _launch(self, call: Call, request: pb.LaunchSatelliteRequest) -> pb.LaunchSatelliteResponse:
-        key = SatelliteKey(_name(request.org_id, "org_id"), _name(request.name, "name"))
+        key = SatelliteKey(check_name(request.org_id, "org_id"), check_name(request.name, "name"))
         if not call.access.may(Scope.MANAGE, key.org, key.name):
             raise NotPermitted(NOT_PERMITTED_IN_ORG)
         if self._provisioner is None:
@@ -230,15 +203,6 @@ def _reserve_response(status: pb.SatelliteStatus) -> pb.ReserveSatelliteResponse
 
 def _sleep_response(status: pb.SatelliteStatus) -> pb.SleepSatelliteResponse:
     return pb.SleepSatelliteResponse(status=status)
-
-
-def _name(value: str, field: str) -> str:
-    """Check the name of an org or a satellite. Raises InvalidRequest."""
-    if not value:
-        raise InvalidRequest(f"{field} is missing")
-    if not NAME.fullmatch(value):
-        raise InvalidRequest(f"{field} is malformed: letters, digits, '.', '_' and '-', 64 at most")
-    return value
 
 
 def _with_port(authority: str) -> str:

@@ -11,9 +11,9 @@ from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
 
-PATHS = (b"/api.public.", b"/grpc.reflection.", *(path.encode() for path in account.PATHS))
+PATHS = (b"/api.public.", b"/bentpipe.operations.", b"/grpc.reflection.", *(path.encode() for path in account.PATHS))
 """What the paths of a connection's first request begin with that is the API's: Compute, LogStream, other services that the
-Earthly CLI asks for, which are UNIMPLEMENTED, server reflection, and pages over HTTP/2."""
+Earthly CLI asks for, which are UNIMPLEMENTED, our own command line's, server reflection, and pages over HTTP/2."""
 
 
 class ControlApi:

@@ -1,4 +1,4 @@
-"""The states of satellites as the API has them, and those who want to hear each change.
+"""The states of satellites as the API has them, since when, and those who want to hear each change.
 
 A watcher hears every state, in order. If it is BACKLOG states behind, those that it has not read are dropped and the newest
 is kept.
@@ -56,9 +56,17 @@ class StateBoard:
 
     def __init__(self) -> None:
         self._watches: dict[SatelliteKey, set[StateWatch]] = {}
+        self._since: dict[SatelliteKey, float] = {}
+
+    def since(self, key: SatelliteKey) -> float | None:
+        """When the satellite came into its state, in seconds of time.time(); None if it was not seen to change."""
+        return self._since.get(key)
 
     def observe(self, transition: Transition) -> None:
         """A satellite has changed its state."""
+        self._since[transition.key] = transition.at
+        if transition.before is SatelliteState.DESTROYING:  # it is gone
+            del self._since[transition.key]
         for watch in self._watches.get(transition.key, ()):
             watch.tell(transition.after)
 

@@ -33,7 +33,27 @@ read."""
 CUT_WORDS = "cut by the operator"
 
 
+READS_A_TURN = 128
+"""Counters of connections that are read at once, each in some microseconds, before others have their turn."""
+
 NO_CREDENTIALS: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MovedBytes:
+    """A satellite's connections now, and what these and earlier ones have moved since the daemon started."""
+
+    connections: int = 0
+    up_bytes: int = 0
+    """From client to satellite."""
+    down_bytes: int = 0
+
+    def __add__(self, other: "MovedBytes") -> "MovedBytes":
+        connections = self.connections + other.connections
+        return MovedBytes(connections, self.up_bytes + other.up_bytes, self.down_bytes + other.down_bytes)
+
+
+NOTHING_MOVED = MovedBytes()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,6 +116,8 @@ class HandOff:
         self._quiet: set[SpliceId] = set()
         self._cut: set[SpliceId] = set()
         self._changed = trio.Event()
+        self._moved: collections.defaultdict[SatelliteKey, MovedBytes] = collections.defaultdict(MovedBytes)
+        """By connections that have ended."""
         self.ended: collections.Counter[EndReason] = collections.Counter()
         """How many spliced connections ended since the start, by reason, without those that the operator cut."""
         self.cut_by_operator = 0
@@ -137,6 +159,27 @@ class HandOff:
         counters = self._engine.counters(splice_id)
         return counters.client_to_satellite_bytes + counters.satellite_to_client_bytes
 
+    async def read_traffic(self) -> dict[SatelliteKey, MovedBytes]:
+        """Read what each satellite's connections have moved; a satellite that never had one is left out."""
+        counted: dict[SpliceId, MovedBytes] = {}
+        for number, splice_id in enumerate(list(self._live)):
+            if number % READS_A_TURN == READS_A_TURN - 1:
+                await trio.lowlevel.checkpoint()
+            with contextlib.suppress(KeyError):  # its end was taken
+                counters = self._engine.counters(splice_id)
+                counted[splice_id] = MovedBytes(
+                    1, counters.client_to_satellite_bytes, counters.satellite_to_client_bytes
+                )
+        # Added up in one step, so that each connection counts once: as live, or as ended.
+        moved = dict(self._moved)
+        for splice_id, splice in self._live.items():
+            moved[splice.key] = moved.get(splice.key, NOTHING_MOVED) + counted.get(splice_id, MovedBytes(1))
+        return moved
+
+    def forget(self, key: SatelliteKey) -> None:
+        """A satellite is gone: forget what its connections have moved."""
+        self._moved.pop(key, None)
+
     def end_quiet(self, splice_id: SpliceId, *, cut: bool) -> None:
         """End a live splice because its satellite will sleep: by FIN on both legs, or by RST.
 
@@ -164,7 +207,7 @@ class HandOff:
                 await trio.lowlevel.checkpoint()
 
     def _end(self, ended: Ended) -> None:
-        splice = self._live.pop(ended.splice_id)
+        splice, counters = self._live.pop(ended.splice_id), ended.counters
         quiet = ended.splice_id in self._quiet
         self._quiet.discard(ended.splice_id)
         # A splice that has ended by itself in the same moment counts as such.
@@ -176,6 +219,7 @@ class HandOff:
             self.ended[ended.reason] += 1
         self._changed.set()
         self._changed = trio.Event()
+        self._moved[splice.key] += MovedBytes(0, counters.client_to_satellite_bytes, counters.satellite_to_client_bytes)
         # Each step is done even if another fails: a lease that stays would keep its satellite awake for ever.
         owner = Owner("splice end", splice.peer)
         for fd in ended.sockets or ():
@@ -196,8 +240,8 @@ class HandOff:
                     "principal": splice.principal,
                     "peer": splice.peer,
                     "reason": CUT_WORDS if cut else "quiet" if quiet else ended.reason.name.lower(),
-                    "up_bytes": ended.counters.client_to_satellite_bytes,
-                    "down_bytes": ended.counters.satellite_to_client_bytes,
+                    "up_bytes": counters.client_to_satellite_bytes,
+                    "down_bytes": counters.satellite_to_client_bytes,
                     **({"error": os.strerror(ended.error)} if ended.error else {}),
                 }
             },

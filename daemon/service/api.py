@@ -9,17 +9,19 @@ from bentpipe.config.model import Config, SatelliteSection
 from bentpipe.daemon.accounts.contract import Authority
 from bentpipe.daemon.api import logstream
 from bentpipe.daemon.api.compute import Compute, Specs
+from bentpipe.daemon.api.operations import Operations
 from bentpipe.daemon.api.operator import OperatorAuthority
 from bentpipe.daemon.api.reflection import Reflection
 from bentpipe.daemon.api.reservations import Reservations
 from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.api.statuses import StateBoard
+from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.provisioning import Provisioner
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.tasks import Owner, run_owned
-from bentpipe.proto import compute_pb2, logstream_pb2
+from bentpipe.proto import compute_pb2, logstream_pb2, operations_pb2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,9 +38,10 @@ class ApiNews:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Satellites:
-    """What the API works with: the satellites, what the configuration says of each, and who launches more."""
+    """What the API works with: satellites, what the configuration says of each, their connections, and who launches more."""
 
     fleet: Fleet
+    handoff: HandOff
     specs: Mapping[SatelliteKey, Specs]
     provisioner: Provisioner | None
 
@@ -68,8 +71,9 @@ def _make(
         *(satellites.fleet, satellites.specs, news.states, news.reservations, address),
         provisioner=satellites.provisioner,
     )
-    reflection = Reflection([compute_pb2.DESCRIPTOR, logstream_pb2.DESCRIPTOR])
-    methods = {**compute.methods, **logstream.METHODS, **reflection.methods}
+    operations = Operations(satellites.fleet, news.states, satellites.handoff)
+    reflection = Reflection([compute_pb2.DESCRIPTOR, logstream_pb2.DESCRIPTOR, operations_pb2.DESCRIPTOR])
+    methods = {**compute.methods, **operations.methods, **logstream.METHODS, **reflection.methods}
     return ControlApi(methods, authority, counters, config.limits.stranger_age_s)
 
 

@@ -73,7 +73,7 @@ def assemble(config: Config) -> Daemon:
     specs = {SatelliteKey(section.org, section.name): specs_of(section) for section in config.satellite}
     parts = SatelliteParts(machines, satellite_tls, type_tls, specs, news.reservations, handoff)
     provisioner = make_provisioner(config, fleet, stores, parts)
-    satellites = Satellites(fleet, specs, provisioner)
+    satellites = Satellites(fleet, handoff, specs, provisioner)
     edge = Edge(
         fleet=fleet,
         identities=identities,

@@ -1,13 +1,11 @@
 """The command line. It parses arguments, calls one function for each command, and turns its result into
 messages and an exit code. It must never do the work itself."""
 
-import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, get_args
+from typing import get_args
 
 import click
 from pydantic import ValidationError
@@ -15,20 +13,14 @@ from pydantic import ValidationError
 from bentpipe.config.accounts import ScopeName, TokenSection
 from bentpipe.config.load import ConfigErrors, load_config
 from bentpipe.config.units import parse_duration_s
+from bentpipe.daemon.service.command_line import CONFIG_PATH, EXIT_CONFIG, telling_mistakes
 from bentpipe.daemon.service.init_command import init
+from bentpipe.daemon.service.sat_command import completion, sat, top
 from bentpipe.daemon.service.token import hash_token, new_token
-
-if TYPE_CHECKING:
-    from bentpipe.daemon.service.sat import Asker
-
-P = ParamSpec("P")
-
-EXIT_CONFIG = 2
 
 DEMO_EXTRA = ("grpc", "trustme")
 """Modules that only the demo needs: an installation has them with `bentpipe[demo]`."""
 
-CONFIG_PATH = click.Path(path_type=Path, dir_okay=False)
 store_config = click.option(
     "--config",
     "config_path",
@@ -59,7 +51,8 @@ def main() -> None:
     """Routes gRPC build traffic to satellites that sleep while nobody builds."""
 
 
-main.add_command(init)
+for command in (init, sat, top, completion):
+    main.add_command(command)
 
 
 @main.command()
@@ -152,7 +145,7 @@ def token_add(
     """Make a token, print it once and keep its hash in the store; running daemons take it without a restart."""
     from bentpipe.daemon.service.tokens import TokenWish, run_token_add
 
-    with _telling_mistakes():
+    with telling_mistakes():
         run_token_add(config_path, TokenWish(name, grants, scopes, principal, expires_s))
 
 
@@ -162,7 +155,7 @@ def token_list(config_path: Path) -> None:
     """Print every token: name, source, grants, scopes, end, principal."""
     from bentpipe.daemon.service.tokens import run_token_list
 
-    with _telling_mistakes():
+    with telling_mistakes():
         run_token_list(config_path)
 
 
@@ -174,7 +167,7 @@ def token_revoke(config_path: Path, name: str, *, cut: bool) -> None:
     """Delete a token from the store. Without --cut, connections that it has opened stay."""
     from bentpipe.daemon.service.tokens import run_token_revoke
 
-    with _telling_mistakes():
+    with telling_mistakes():
         run_token_revoke(config_path, name, cut=cut)
 
 
@@ -195,7 +188,7 @@ def oidc_rules(config_path: Path) -> None:
     """Print every rule: name, issuer, claims, grants, and whether it is revoked."""
     from bentpipe.daemon.service.oidc import run_rule_list
 
-    with _telling_mistakes():
+    with telling_mistakes():
         run_rule_list(config_path)
 
 
@@ -216,7 +209,7 @@ def oidc_revoke(config_path: Path, rule: str | None, exchange_id: str | None, *,
     """Revoke a rule or a single exchange; running daemons know it at once."""
     from bentpipe.daemon.service.oidc import run_exchange_revoke, run_rule_revoke
 
-    with _telling_mistakes():
+    with telling_mistakes():
         if rule is not None and exchange_id is None:
             run_rule_revoke(config_path, rule, cut=cut)
         elif exchange_id is not None and rule is None:
@@ -232,7 +225,7 @@ def oidc_allow(config_path: Path, rule: str) -> None:
     """Let a rule give out tokens again. What it gave out before stays refused."""
     from bentpipe.daemon.service.oidc import run_rule_allow
 
-    with _telling_mistakes():
+    with telling_mistakes():
         run_rule_allow(config_path, rule)
 
 
@@ -254,7 +247,7 @@ def login(server: str, audience: str, ca: Path | None, env_file: Path | None, *,
     """Get a token for this CI job, once for each job; it lasts as long as the job may."""
     from bentpipe.daemon.service.ci_login import run_ci_login
 
-    with _telling_mistakes():
+    with telling_mistakes():
         run_ci_login(server, audience, ca, env_file)
 
 
@@ -270,7 +263,7 @@ def org_add(config_path: Path, name: str) -> None:
     """Make an org, or allow one again that was revoked."""
     from bentpipe.daemon.service.orgs import run_org_add
 
-    with _telling_mistakes():
+    with telling_mistakes():
         run_org_add(config_path, name)
 
 
@@ -280,7 +273,7 @@ def org_list(config_path: Path) -> None:
     """Print every org: name, source, and whether it is revoked."""
     from bentpipe.daemon.service.orgs import run_org_list
 
-    with _telling_mistakes():
+    with telling_mistakes():
         run_org_list(config_path)
 
 
@@ -292,7 +285,7 @@ def org_revoke(config_path: Path, name: str, *, cut: bool) -> None:
     """Let no credential do anything in an org until it is added again. Nothing of it is deleted."""
     from bentpipe.daemon.service.orgs import run_org_revoke
 
-    with _telling_mistakes():
+    with telling_mistakes():
         run_org_revoke(config_path, name, cut=cut)
 
 
@@ -306,7 +299,7 @@ def cut(config_path: Path | None, principal: str | None, satellite: str | None) 
     """Cut live connections through the daemon of this host. A client may connect again at once."""
     from bentpipe.daemon.service.cutting import run_cut
 
-    with _telling_mistakes():
+    with telling_mistakes():
         run_cut(config_path, principal, satellite)
 
 
@@ -323,108 +316,8 @@ def store_init(config_path: Path) -> None:
     """Make the DynamoDB table that the hosts of a fleet share, if it is not there."""
     from bentpipe.daemon.service.stores import run_store_init
 
-    with _telling_mistakes():
+    with telling_mistakes():
         run_store_init(config_path)
-
-
-@contextlib.contextmanager
-def _telling_mistakes() -> Iterator[None]:
-    """Print the error, and end with EXIT_CONFIG."""
-    from bentpipe.daemon.errors import BentpipeError
-
-    try:
-        yield
-    except ValidationError as exc:
-        raise click.UsageError("; ".join(str(error["msg"]) for error in exc.errors())) from exc
-    except (ConfigErrors, BentpipeError, OSError, ValueError) as exc:
-        click.echo(str(exc), err=True)
-        sys.exit(EXIT_CONFIG)
-
-
-@main.group()
-def sat() -> None:
-    """See and command satellites by the control API of a daemon, from any machine.
-
-    Exit codes: 0 done, 2 refused or not reached, with the reason on standard error.
-    """
-
-
-def _asking(command: Callable[P, None]) -> Callable[P, None]:
-    """The options that every command of `sat` has."""
-    options = (
-        click.option(
-            "--server",
-            envvar="EARTHLY_SERVER_ADDRESS",
-            default="unix:/run/bentpipe/api.sock",
-            show_default=True,
-            show_envvar=True,
-            help="https://HOST:PORT of an edge host, or unix:/PATH of its socket on this host.",
-        ),
-        click.option(
-            "--token", envvar="EARTHLY_TOKEN", default="", help="Who asks; not needed on a socket of this host."
-        ),
-        click.option("--org", envvar="EARTHLY_ORG", required=True, show_envvar=True, help="Whose satellites."),
-        click.option(
-            "--ca",
-            type=CONFIG_PATH,
-            envvar="SSL_CERT_FILE",
-            help="The authority that signs the server's certificate, in PEM.",
-        ),
-        click.option("--json", "as_json", is_flag=True, help="For programs; states as one object in each line."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _asker(server: str, token: str, org: str, ca: Path | None, *, as_json: bool) -> "Asker":
-    from bentpipe.daemon.api.client import Server
-    from bentpipe.daemon.service.sat import Asker
-
-    return Asker(Server(server, token, ca), org, as_json)
-
-
-@sat.command("ls")
-@_asking
-def sat_ls(server: str, token: str, org: str, ca: Path | None, *, as_json: bool) -> None:
-    """Print the satellites of an org."""
-    from bentpipe.daemon.service.sat import run_list
-
-    with _telling_mistakes():
-        run_list(_asker(server, token, org, ca, as_json=as_json))
-
-
-@sat.command("inspect")
-@_asking
-@click.argument("name")
-def sat_inspect(server: str, token: str, org: str, ca: Path | None, name: str, *, as_json: bool) -> None:
-    """Print one satellite."""
-    from bentpipe.daemon.service.sat import run_inspect
-
-    with _telling_mistakes():
-        run_inspect(_asker(server, token, org, ca, as_json=as_json), name)
-
-
-@sat.command("wake")
-@_asking
-@click.argument("name")
-def sat_wake(server: str, token: str, org: str, ca: Path | None, name: str, *, as_json: bool) -> None:
-    """Wake a satellite, and wait until it is awake."""
-    from bentpipe.daemon.service.sat import run_wake
-
-    with _telling_mistakes():
-        run_wake(_asker(server, token, org, ca, as_json=as_json), name)
-
-
-@sat.command("sleep")
-@_asking
-@click.argument("name")
-def sat_sleep(server: str, token: str, org: str, ca: Path | None, name: str, *, as_json: bool) -> None:
-    """Put a satellite to sleep that nobody uses, and wait until it sleeps."""
-    from bentpipe.daemon.service.sat import run_sleep
-
-    with _telling_mistakes():
-        run_sleep(_asker(server, token, org, ca, as_json=as_json), name)
 
 
 @main.command()
@@ -450,7 +343,7 @@ def report(config_path: Path | None, since: str, as_json: bool, svg: Path | None
     """Print which satellite was awake for how long, what that cost and saved, and how long wakes took."""
     from bentpipe.daemon.service.report import run_report
 
-    with _telling_mistakes():
+    with telling_mistakes():
         run_report(config_path, since, as_json=as_json, svg=svg, png=png)
 
 

@@ -50,6 +50,7 @@ class SatelliteParts:
         self.tls.pop(key, None)
         self.specs.pop(key, None)
         self.machines.forget(key)
+        self.handoff.forget(key)
 
 
 def make_provisioner(config: Config, fleet: Fleet, stores: Stores, parts: SatelliteParts) -> Provisioner | None:

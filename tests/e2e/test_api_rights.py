@@ -20,9 +20,11 @@ from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.registry.accounts import StoredRevocation
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.proto import compute_pb2 as pb
+from bentpipe.proto import operations_pb2
 from bentpipe.proto.grpc_status import GrpcStatus
 
 COMPUTE = "/api.public.compute.Compute/"
+OPERATIONS = "/bentpipe.operations.Operations/"
 MINE, THEIRS, MISSING = SatelliteKey("acme", "mine"), SatelliteKey("acme", "theirs"), SatelliteKey("acme", "missing")
 METHODS: dict[str, type[Message]] = {
     "GetSatellite": pb.GetSatelliteRequest,
@@ -32,8 +34,10 @@ METHODS: dict[str, type[Message]] = {
     "UpdateSatellite": pb.UpdateSatelliteRequest,
     "DeleteSatellite": pb.DeleteSatelliteRequest,
     "LaunchSatellite": pb.LaunchSatelliteRequest,
+    OPERATIONS + "CutConnections": operations_pb2.CutConnectionsRequest,
 }
-MANAGES = ("SleepSatellite", "UpdateSatellite", "DeleteSatellite", "LaunchSatellite")
+"""By name, or by path if they are of another service than Compute."""
+MANAGES = ("SleepSatellite", "UpdateSatellite", "DeleteSatellite", "LaunchSatellite", OPERATIONS + "CutConnections")
 NOBODY = ("nothing", "bad", "expired", "revoked", "job of a revoked exchange", "session of a revoked token", "alg none")
 ELSEWHERE = ("other org", "job of the wrong repository", "session of the wrong repository")
 USERS = ("use only", "session of use only", "job")
@@ -89,7 +93,9 @@ class Bed:
         credentials = grpc.ssl_channel_credentials(self._ca_pem)
         host, port = self.daemon.addresses[0]
         with grpc.secure_channel(f"{host}:{port}", credentials) as channel:
-            invoke = channel.unary_stream(COMPUTE + method, lambda message: message, lambda data: data)
+            invoke = channel.unary_stream(
+                method if "/" in method else COMPUTE + method, lambda message: message, lambda data: data
+            )
             metadata = [] if token is None else [("authorization", f"Bearer {token}")]
             answers: list[bytes] = []
             try:
@@ -204,6 +210,17 @@ async def test_a_list_has_what_is_the_callers_own(bed: Bed) -> None:
             assert (status, listed) == (GrpcStatus.OK, names), kind
     for kind in NOBODY:
         assert (await bed.call("ListSatellites", request, kind))[0] is GrpcStatus.UNAUTHENTICATED
+
+
+async def test_an_activity_has_what_is_the_callers_own(bed: Bed) -> None:
+    request, method = operations_pb2.GetActivityRequest(org_id="acme"), OPERATIONS + "GetActivity"
+    for kinds, names in ((ELSEWHERE, []), (USERS, ["mine"]), (MANAGERS, ["mine", "theirs"])):
+        for kind in kinds:
+            status, _, [message] = await bed.call(method, request, kind)
+            shown = [each.name for each in operations_pb2.GetActivityResponse.FromString(message).satellites]
+            assert (status, shown) == (GrpcStatus.OK, names), kind
+    for kind in NOBODY:
+        assert (await bed.call(method, request, kind))[0] is GrpcStatus.UNAUTHENTICATED
 
 
 async def test_the_right_caller_wakes_and_reserves_and_puts_to_sleep(bed: Bed) -> None:

@@ -4,21 +4,15 @@ import json
 import os
 import re
 import struct
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from beds.hosts.api_daemon import ApiToken, write_api_config
-from beds.programs import BENTPIPE
-from bentpipe.config.load import load_config
-from bentpipe.daemon.model import SatelliteKey, SatelliteState
+from beds.hosts.command_bed import MACHINE_TYPE, CommandBed, command_bed
+from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.service import control
-from bentpipe.daemon.service.serve import Daemon, serve
-
-TOKENS = {"manager": "bp_manager", "user": "bp_user"}
 
 
 class Nobody:
@@ -31,46 +25,13 @@ class Nobody:
         return process, 65_534, group
 
 
-class Bed:
-    def __init__(self, daemon: Daemon, ca: Path) -> None:
-        self.daemon, self.ca = daemon, ca
-        self.socket = ca.with_name("api.sock")
-
-    async def sat(self, *arguments: str, token: str = "manager", **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {
-            **os.environ,
-            "EARTHLY_SERVER_ADDRESS": f"https://localhost:{self.daemon.addresses[0][1]}",
-            "EARTHLY_TOKEN": TOKENS.get(token, token),
-            "EARTHLY_ORG": "acme",
-            "SSL_CERT_FILE": str(self.ca),
-            "COLUMNS": "100",
-            **variables,
-        }
-        command = [str(BENTPIPE), "sat", *arguments]
-        with trio.fail_after(60):
-            return await trio.to_thread.run_sync(
-                lambda: subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            )
-
-    def state(self, name: str = "builder") -> SatelliteState:
-        return self.daemon.fleet.get(SatelliteKey("acme", name)).state
-
-
 @pytest.fixture
-async def bed(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Bed]:
-    tokens = {name: ApiToken(TOKENS[name], scope=scope) for name, scope in (("manager", "manage"), ("user", "use"))}
-    satellites = {"acme/builder": ("--boot", "0.3"), "acme/broken": ("--fail",)}
-    control_section = f'[control]\npath = "{tmp_path / "control.sock"}"'
-    config, ca = write_api_config(tmp_path, tokens, satellites, sections=control_section)
-    daemon = await nursery.start(serve, load_config(config))
-    yield Bed(daemon, ca)
-    daemon.drain.set()
-    with trio.fail_after(30):
-        while nursery.child_tasks:
-            await trio.sleep(0.01)
+async def bed(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[CommandBed]:
+    async with command_bed(tmp_path, nursery, types=MACHINE_TYPE) as made:
+        yield made
 
 
-async def test_a_table_for_people_and_json_for_programs(bed: Bed) -> None:
+async def test_a_table_for_people_and_json_for_programs(bed: CommandBed) -> None:
     listed = await bed.sat("ls")
     assert listed.returncode == 0, listed.stderr
     assert re.search(r"^ *builder +sleep +linux/arm64 +process", listed.stdout, re.MULTILINE)
@@ -79,11 +40,11 @@ async def test_a_table_for_people_and_json_for_programs(bed: Bed) -> None:
     assert {each["status"] for each in found} == {"sleep"}
     inspected = await bed.sat("inspect", "builder")
     assert "satellite  acme/builder\n" in inspected.stdout
-    assert f"address    localhost:{bed.daemon.addresses[0][1]}\n" in inspected.stdout
+    assert f"address    localhost:{bed.port}\n" in inspected.stdout
     assert json.loads((await bed.sat("inspect", "--json", "builder")).stdout)["id"] == "acme/builder"
 
 
-async def test_wake_and_sleep_with_their_progress(bed: Bed) -> None:
+async def test_wake_and_sleep_with_their_progress(bed: CommandBed) -> None:
     woken = await bed.sat("wake", "builder", token="user")
     assert woken.returncode == 0, woken.stderr
     assert re.sub(r"\([0-9.]+ s\)", "(…)", woken.stdout).splitlines() == [
@@ -95,7 +56,7 @@ async def test_wake_and_sleep_with_their_progress(bed: Bed) -> None:
     assert bed.state() is SatelliteState.SLEEP
 
 
-async def test_root_and_the_daemons_user_need_no_token_on_its_socket(bed: Bed) -> None:
+async def test_root_and_the_daemons_user_need_no_token_on_its_socket(bed: CommandBed) -> None:
     server = f"unix:{bed.socket}"
     listed = await bed.sat("ls", "--json", token="", EARTHLY_SERVER_ADDRESS=server)
     assert [each["name"] for each in json.loads(listed.stdout)] == ["broken", "builder"]
@@ -106,13 +67,13 @@ async def test_root_and_the_daemons_user_need_no_token_on_its_socket(bed: Bed) -
     assert bed.socket.stat().st_mode & 0o077 == 0
 
 
-async def test_a_user_who_is_neither_is_turned_away(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_user_who_is_neither_is_turned_away(bed: CommandBed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "CREDENTIALS", Nobody())
     listed = await bed.sat("ls", token="", EARTHLY_SERVER_ADDRESS=f"unix:{bed.socket}")
     assert (listed.returncode, listed.stdout) == (2, "")
 
 
-async def test_the_socket_is_gone_with_its_daemon(bed: Bed) -> None:
+async def test_the_socket_is_gone_with_its_daemon(bed: CommandBed) -> None:
     assert bed.socket.exists()
     bed.daemon.drain.set()
     with trio.fail_after(30):
@@ -120,7 +81,7 @@ async def test_the_socket_is_gone_with_its_daemon(bed: Bed) -> None:
             await trio.sleep(0.01)
 
 
-async def test_refusals_say_why_and_have_an_exit_code(bed: Bed) -> None:
+async def test_refusals_say_why_and_have_an_exit_code(bed: CommandBed) -> None:
     for run, words in (
         (await bed.sat("sleep", "builder", token="user"), "scope"),
         (await bed.sat("inspect", "nothing"), "no such satellite"),
@@ -134,3 +95,51 @@ async def test_refusals_say_why_and_have_an_exit_code(bed: Bed) -> None:
         assert run.returncode == 2, run
         assert words.lower() in run.stderr.lower()
         assert run.stdout.startswith("broken: ") or not run.stdout
+
+
+async def test_launch_and_removal(bed: CommandBed) -> None:
+    launched = await bed.sat("launch", "new", "--size", "small", "--wake")
+    assert launched.returncode == 0, launched.stderr
+    assert launched.stdout.startswith("new: creating\n")
+    assert launched.stdout.splitlines()[-1].startswith("new: operational")
+    assert bed.state("new") is SatelliteState.OPERATIONAL
+    again = await bed.sat("launch", "new", "--json")
+    assert (again.returncode, json.loads(again.stdout)) == (0, {"state": "creating"})
+    for arguments, words in (
+        (("launch", "other", "--size", "none"), "no machine type has size 'none'"),
+        (("rm", "builder"), "configuration"),
+        (("rm", "nothing"), "no such satellite"),
+    ):
+        refused = await bed.sat(*arguments)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert words in refused.stderr
+    for method in ("rm", "update", "cut", "launch"):
+        refused = await bed.sat(method, "new", *(("--size", "small") if method == "update" else ()), token="user")
+        assert refused.returncode == 2
+        assert "manage" in refused.stderr, method
+    removed = await bed.sat("rm", "new")
+    assert (removed.returncode, removed.stdout) == (0, "new: removed\n"), removed.stderr
+
+
+async def test_an_update_needs_something_to_change(bed: CommandBed) -> None:
+    nothing = await bed.sat("update", "builder")
+    assert nothing.returncode == 2
+    assert "--size" in nothing.stderr
+    refused = await bed.sat("update", "builder", "--version", "v2")
+    assert refused.returncode == 2
+    assert "configuration" in refused.stderr
+
+
+async def test_cut_ends_the_connections_of_one_satellite(bed: CommandBed) -> None:
+    with bed.channel() as echo:
+        assert await trio.to_thread.run_sync(echo, b"hello") == b"hello"
+        assert bed.daemon.handoff.live == 1
+        assert (await bed.sat("cut", "broken")).stdout == "broken: 0 connections cut\n"
+        assert bed.daemon.handoff.live == 1
+        cut = await bed.sat("cut", "builder", "--json")
+        assert (cut.returncode, json.loads(cut.stdout)) == (0, {"cut": 1})
+        with trio.fail_after(30):
+            await bed.daemon.handoff.wait_none()
+    assert bed.state() is SatelliteState.OPERATIONAL
+    refused = await bed.sat("cut", "nothing")
+    assert (refused.returncode, refused.stderr) == (2, "no such satellite, or not yours\n")

@@ -1,0 +1,75 @@
+"""The service bentpipe.operations.Operations: see proto/operations.proto, which says what each method promises."""
+
+import logging
+
+import trio
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from bentpipe.daemon.accounts.contract import Scope
+from bentpipe.daemon.api.call import Call, Method, unary, waiting
+from bentpipe.daemon.api.finding import find_satellite, satellites_of
+from bentpipe.daemon.api.statuses import STATUS, StateBoard
+from bentpipe.daemon.edge.handoff import NOTHING_MOVED, HandOff, MovedBytes
+from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.fleet.satellite import Satellite
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.proto import operations_pb2 as pb
+
+log = logging.getLogger("bentpipe.api")
+
+OPERATIONS_PATH = "/bentpipe.operations.Operations/"
+TRAFFIC_AGE_S = 0.5
+"""However many callers ask, the counters of all connections are read once in this time."""
+
+
+class Operations:
+    """The service's methods."""
+
+    def __init__(self, fleet: Fleet, board: StateBoard, handoff: HandOff) -> None:
+        self._fleet = fleet
+        self._board = board
+        self._handoff = handoff
+        self._traffic: dict[SatelliteKey, MovedBytes] = {}
+        self._looked_at = Timestamp()
+        self._old_at = float("-inf")
+        self._reading = trio.Lock()
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """All of them, by path."""
+        return {
+            OPERATIONS_PATH + "GetActivity": waiting(pb.GetActivityRequest, self._activity),
+            OPERATIONS_PATH + "CutConnections": unary(pb.CutConnectionsRequest, self._cut),
+        }
+
+    async def _activity(self, call: Call, request: pb.GetActivityRequest) -> pb.GetActivityResponse:
+        satellites_of(self._fleet, call.access, request.org_id)  # a malformed request costs no reading
+        async with self._reading:
+            if trio.current_time() >= self._old_at:
+                self._traffic = await self._handoff.read_traffic()
+                self._looked_at.GetCurrentTime()
+                self._old_at = trio.current_time() + TRAFFIC_AGE_S
+        found = satellites_of(self._fleet, call.access, request.org_id)
+        return pb.GetActivityResponse(satellites=map(self._shown, found), looked_at=self._looked_at)
+
+    def _shown(self, satellite: Satellite) -> pb.SatelliteActivity:
+        traffic = self._traffic.get(satellite.key, NOTHING_MOVED)
+        shown = pb.SatelliteActivity(
+            name=satellite.key.name,
+            status=STATUS[satellite.shown_state],
+            held=satellite.waiting,
+            connections=traffic.connections,
+            up_bytes=traffic.up_bytes,
+            down_bytes=traffic.down_bytes,
+        )
+        since = self._board.since(satellite.key)
+        if since is not None:
+            shown.since.FromMicroseconds(int(since * 1e6))
+        return shown
+
+    def _cut(self, call: Call, request: pb.CutConnectionsRequest) -> pb.CutConnectionsResponse:
+        key = find_satellite(self._fleet, call.access, request, Scope.MANAGE).key
+        count = self._handoff.cut(lambda each: each.key == key)
+        fields = {"satellite": str(key), "principal": call.access.name, "cut": count}
+        log.warning("connections cut", extra={"fields": fields})
+        return pb.CutConnectionsResponse(cut=count)

@@ -1,0 +1,172 @@
+"""`bentpipe top`: what the satellites of an org do on one host, again and again."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+import click
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from bentpipe.daemon.api.client import ControlApiError, call
+from bentpipe.daemon.api.operations import OPERATIONS_PATH
+from bentpipe.daemon.service.sat import Asker, state_of
+from bentpipe.proto import operations_pb2 as pb
+
+UNITS = ("B", "kB", "MB", "GB", "TB")
+COLOURS = {"operational": "green", "starting": "yellow", "creating": "yellow", "failed": "red", "offline": "red"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TopRow:
+    """A satellite as it is shown. Rates are bytes per second between two looks; None at the first one."""
+
+    name: str
+    state: str
+    state_s: float | None
+    """For how long it has had the state; None: since before the daemon started."""
+    held: int
+    connections: int
+    up_rate: float | None
+    down_rate: float | None
+
+
+class RateMeter:
+    """Makes rates of the totals of successive answers."""
+
+    def __init__(self) -> None:
+        self._before: pb.GetActivityResponse | None = None
+        self._rates: dict[str, tuple[float, float]] = {}
+
+    def rows(self, answer: pb.GetActivityResponse) -> list[TopRow]:
+        """The rows of an answer. If the host has not looked again since the answer before, the rates stay."""
+        now = _seconds(answer.looked_at)
+        before = self._before
+        passed_s = 0.0 if before is None else now - _seconds(before.looked_at)
+        if before is not None and passed_s > 0:
+            totals = {each.name: (each.up_bytes, each.down_bytes) for each in before.satellites}
+            self._rates = {
+                each.name: _rates((each.up_bytes, each.down_bytes), totals[each.name], passed_s)
+                for each in answer.satellites
+                if each.name in totals
+            }
+        if before is None or passed_s != 0:
+            self._before = answer
+        return [self._row(each, now) for each in answer.satellites]
+
+    def _row(self, each: pb.SatelliteActivity, now: float) -> TopRow:
+        state_s = max(now - _seconds(each.since), 0.0) if each.HasField("since") else None
+        up_rate, down_rate = self._rates.get(each.name, (None, None))
+        return TopRow(each.name, state_of(each.status), state_s, each.held, each.connections, up_rate, down_rate)
+
+
+def _rates(totals: tuple[int, int], before: tuple[int, int], passed_s: float) -> tuple[float, float]:
+    if totals < before or totals[1] < before[1]:
+        before = (0, 0)  # the daemon was started again, or there is another satellite of that name
+    return (totals[0] - before[0]) / passed_s, (totals[1] - before[1]) / passed_s
+
+
+def run_top(asker: Asker, interval_s: float, *, once: bool) -> None:
+    """Show the satellites until the user ends it. Raises ControlApiError if the first look fails."""
+    looks, console = _looks(asker, interval_s), Console()
+    with contextlib.suppress(KeyboardInterrupt):  # the way to leave
+        if asker.as_json:
+            for rows, words in looks:
+                click.echo(json.dumps(_plain(rows, words)))
+                if once:
+                    return
+        elif once or not console.is_terminal:
+            rows, _ = next(looks)
+            console.print(_table(rows))
+        else:
+            _show(asker, looks, console)
+
+
+def _show(asker: Asker, looks: Iterator[tuple[list[TopRow], str]], console: Console) -> None:
+    """Keep a picture on the terminal's second screen, which goes away with it."""
+    # SIGTERM ends a process on the spot by default, and would leave the terminal as it is in the middle of this.
+    signal.signal(signal.SIGTERM, _leave)
+    rows, words = next(looks)
+    with Live(_picture(asker, rows, words), console=console, screen=True, auto_refresh=False) as live:
+        for rows, words in looks:
+            live.update(_picture(asker, rows, words), refresh=True)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _looks(asker: Asker, interval_s: float) -> Iterator[tuple[list[TopRow], str]]:
+    """The rows of each look, and why there are no newer ones. Raises ControlApiError at the first look alone."""
+    meter, rows = RateMeter(), list[TopRow]()
+    first = True
+    while True:
+        words = ""
+        try:
+            request = pb.GetActivityRequest(org_id=asker.org)
+            [answer] = call(asker.server, OPERATIONS_PATH + "GetActivity", request, pb.GetActivityResponse)
+            rows = meter.rows(answer)
+        except ControlApiError as exc:
+            if first:
+                raise
+            words = str(exc)
+        first = False
+        yield rows, words
+        time.sleep(interval_s)
+
+
+def _picture(asker: Asker, rows: list[TopRow], words: str) -> Group:
+    awake = sum(row.state == "operational" for row in rows)
+    connections = sum(row.connections for row in rows)
+    counts = f"{len(rows)} satellites, {awake} awake, {connections} connections"
+    head = f"bentpipe top  {asker.org} at {asker.server.url}: {counts}"
+    return Group(Text(head, style="bold"), Text(words, style="red"), _table(rows), Text("Ctrl-C ends it", style="dim"))
+
+
+def _table(rows: list[TopRow]) -> Table:
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    table.add_column("name", overflow="fold")
+    table.add_column("state")
+    for heading in ("for", "held", "connections", "up/s", "down/s"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        numbers = (_span(row.state_s), str(row.held), str(row.connections), _size(row.up_rate), _size(row.down_rate))
+        table.add_row(Text(row.name), Text(row.state, style=COLOURS.get(row.state, "")), *numbers)
+    return table
+
+
+def _plain(rows: list[TopRow], words: str) -> dict[str, object]:
+    return {"satellites": [dataclasses.asdict(row) for row in rows], **({"error": words} if words else {})}
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole // 60 % 60:02} min"
+
+
+def _size(rate: float | None) -> str:
+    if rate is None:
+        return ""
+    power = min(int(math.log10(rate) // 3), len(UNITS) - 1) if rate >= 1 else 0
+    value = rate / 1000**power
+    return f"{value:.1f} {UNITS[power]}" if power else f"{value:.0f} {UNITS[0]}"
+
+
+def _seconds(at: Timestamp) -> float:
+    return at.seconds + at.nanos / 1e9

@@ -1,0 +1,57 @@
+import datetime
+
+from bentpipe.proto import compute_pb2 as _compute_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetActivityRequest(_message.Message):
+    __slots__ = ("org_id",)
+    ORG_ID_FIELD_NUMBER: _ClassVar[int]
+    org_id: str
+    def __init__(self, org_id: _Optional[str] = ...) -> None: ...
+
+class GetActivityResponse(_message.Message):
+    __slots__ = ("satellites", "looked_at")
+    SATELLITES_FIELD_NUMBER: _ClassVar[int]
+    LOOKED_AT_FIELD_NUMBER: _ClassVar[int]
+    satellites: _containers.RepeatedCompositeFieldContainer[SatelliteActivity]
+    looked_at: _timestamp_pb2.Timestamp
+    def __init__(self, satellites: _Optional[_Iterable[_Union[SatelliteActivity, _Mapping]]] = ..., looked_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class SatelliteActivity(_message.Message):
+    __slots__ = ("name", "status", "since", "held", "connections", "up_bytes", "down_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    UP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DOWN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    status: _compute_pb2.SatelliteStatus
+    since: _timestamp_pb2.Timestamp
+    held: int
+    connections: int
+    up_bytes: int
+    down_bytes: int
+    def __init__(self, name: _Optional[str] = ..., status: _Optional[_Union[_compute_pb2.SatelliteStatus, str]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., held: _Optional[int] = ..., connections: _Optional[int] = ..., up_bytes: _Optional[int] = ..., down_bytes: _Optional[int] = ...) -> None: ...
+
+class CutConnectionsRequest(_message.Message):
+    __slots__ = ("org_id", "name")
+    ORG_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    org_id: str
+    name: str
+    def __init__(self, org_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class CutConnectionsResponse(_message.Message):
+    __slots__ = ("cut",)
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    cut: int
+    def __init__(self, cut: _Optional[int] = ...) -> None: ...
