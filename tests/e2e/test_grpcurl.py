@@ -68,7 +68,7 @@ async def curl(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Grpcurl]:
 
 
 async def test_it_learns_the_services_and_their_messages(curl: Grpcurl) -> None:
-    assert await curl("list") == (0, f"{COMPUTE}\napi.public.logstream.LogStream\n")
+    assert await curl("list") == (0, f"{COMPUTE}\napi.public.logstream.LogStream\nbentpipe.operations.Operations\n")
     code, methods = await curl("list", COMPUTE)
     assert code == 0
     assert f"{COMPUTE}.ReserveSatellite\n" in methods
