@@ -17,6 +17,7 @@ PACKAGES = {
     "bentpipe.daemon.fleet": "daemon/fleet",
     "bentpipe.daemon.fleet.machine": "daemon/fleet/machine",
     "bentpipe.daemon.ledger": "daemon/ledger",
+    "bentpipe.daemon.pki": "daemon/pki",
     "bentpipe.daemon.providers": "daemon/providers",
     "bentpipe.daemon.providers.ec2": "daemon/providers/ec2",
     "bentpipe.daemon.providers.process": "daemon/providers/process",

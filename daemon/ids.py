@@ -16,6 +16,10 @@ from urllib.parse import quote
 
 from bentpipe.daemon.model import MachineId, SatelliteKey
 
+MACHINE_DOMAIN = "machine.bentpipe.internal"
+NAME_DIGITS = 40
+"""Hex digits of a machine's DNS label: 160 bits, and with the letter before them fewer than a label's 63 octets."""
+
 
 def satellite_tag(key: SatelliteKey) -> str:
     """Value of the tag `bentpipe:satellite`, and a satellite's name in the ledger and in logs: ORG/NAME."""
@@ -63,6 +67,20 @@ def client_token(fleet: str, satellite: str, token: str) -> str:
     return _digest("ec2", fleet, satellite, token)
 
 
+def machine_dns_name(fleet: str, key: SatelliteKey, launch: str) -> str:
+    """The DNS name in the certificate of one machine of a satellite; `launch` is its launch token.
+
+    A name holds characters that a DNS label may not have, so the label is a hash. The domain is for private use only (ICANN
+    reserves .internal), and nobody resolves it.
+    """
+    return f"m{_digest('machine', fleet, key.org, key.name, launch)[:NAME_DIGITS]}.{MACHINE_DOMAIN}"
+
+
+def machine_uri(fleet: str, key: SatelliteKey, launch: str) -> str:
+    """The same as a URI that people can read."""
+    return f"bentpipe://{fleet}/{key.org}/{key.name}/{launch}"
+
+
 def _digest(*parts: str | int | None) -> str:
     """SHA-256 of the parts as JSON, where "a b", "c" is not "a", "b c", nor 1 "1"."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -81,6 +99,14 @@ JOINED: dict[str, Callable[[str, SatelliteKey, int, int | None], tuple[object, s
     "client token": lambda fleet, key, generation, period: (
         (fleet, key, generation, period),
         client_token(fleet, satellite_tag(key), launch_token(key, generation=generation, period=period)),
+    ),
+    "machine name": lambda fleet, key, generation, period: (
+        (fleet, key, generation, period),
+        machine_dns_name(fleet, key, launch_token(key, generation=generation, period=period)),
+    ),
+    "machine uri": lambda fleet, key, generation, period: (
+        (fleet, key, generation, period),
+        machine_uri(fleet, key, launch_token(key, generation=generation, period=period)),
     ),
 }
 """By kind: a function of a fleet, a satellite, a generation and a period. It returns those for which the id stands, and the

@@ -4,18 +4,17 @@ ES256 (ECDSA on P-256, RFC 7518 §3.4): every library knows it by one name, whil
 """
 
 import dataclasses
-import os
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from bentpipe.daemon.private_file import write_private
 from bentpipe.daemon.registry.accounts import key_id_of
 
 ALGORITHM = "ES256"
 MAX_FILE_BYTES = 16 << 10
 """A key in PEM has some 230 bytes; a larger file is a mistaken path."""
-OWNER_ONLY = 0o600
 
 
 class SigningKeyError(Exception):
@@ -58,16 +57,8 @@ def keep_key(path: Path, key: SigningKey) -> None:
     pem = key.private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.unlink(missing_ok=True)
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        write_private(path, pem)
     except OSError as exc:
         raise SigningKeyError(f"{path}: {exc.strerror or exc}") from exc
 

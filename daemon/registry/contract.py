@@ -194,7 +194,7 @@ class Registry(Protocol):
         ...
 
     async def forget(self, key: SatelliteKey) -> None:
-        """Delete the satellite, and keep only the number of its newest generation."""
+        """Delete the satellite and its machines' identity, and keep only the number of its newest generation."""
         ...
 
     async def aclose(self) -> None:

@@ -18,6 +18,7 @@ from bentpipe.daemon.registry.contract import (
     stored_satellite,
     stored_token,
 )
+from bentpipe.daemon.registry.dynamodb_identities import IDENTITY
 from bentpipe.daemon.store.dynamodb_table import ConditionFailed, Table, given, given_number, key_of, text
 from bentpipe.daemon.store.malformed import MalformedRow, MalformedRows
 
@@ -141,6 +142,7 @@ class DynamoRegistry:
 
     async def forget(self, key: SatelliteKey) -> None:
         """See Registry."""
+        await self._table.delete(IDENTITY, str(key))
         change = "SET forgotten = :yes REMOVE machine"
         values: Item = {":yes": {"BOOL": True}}
         try:

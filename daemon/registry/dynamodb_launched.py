@@ -42,6 +42,8 @@ class DynamoLaunchedStore:
             counted = await self._table.get(COUNT, org)
             count = number(counted, "satellites")
             if count >= most:
+                if await self._table.get(LAUNCHED, str(satellite.key)):
+                    continue  # another has just taken the name, and the org's last place with it
                 raise OrgFull(org, most)
             put = self._table.put(_item(satellite), condition="attribute_not_exists(pk) OR created_us < :no", values=NO)
             try:

@@ -103,12 +103,14 @@ class SqliteRegistry:
 
     async def forget(self, key: SatelliteKey) -> None:
         """See Registry."""
-        await self._file.call(
-            lambda db: db.execute(
-                "UPDATE registration SET forgotten = TRUE, machine = NULL WHERE org = ? AND name = ?",
-                (key.org, key.name),
-            ),
-        )
+
+        def forget(db: sqlite3.Connection) -> None:
+            this = "WHERE org = ? AND name = ?", (key.org, key.name)
+            with transaction(db):
+                db.execute(f"UPDATE registration SET forgotten = TRUE, machine = NULL {this[0]}", this[1])
+                db.execute(f"DELETE FROM identity {this[0]}", this[1])
+
+        await self._file.call(forget)
 
     async def aclose(self) -> None:
         """See Registry."""

@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from bentpipe.daemon.pki.authority import key_usage, private_pem_of
+
 AUTHORITY_LIFE = datetime.timedelta(days=3650)
 CERTIFICATE_LIFE = datetime.timedelta(days=825)
 """Apple's verifiers refuse a server certificate that lasts longer (support.apple.com/HT210176)."""
@@ -57,7 +59,7 @@ def make_certificates(hosts: tuple[str, ...], client: str) -> Made:
     authority = (
         _builder(authority_name, authority_name, authority_key.public_key(), now, AUTHORITY_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(key_usage(signs_certificates=True), critical=True)
         .sign(authority_key, hashes.SHA256())
     )
     issuer_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
@@ -68,7 +70,7 @@ def make_certificates(hosts: tuple[str, ...], client: str) -> Made:
         return (
             _builder(_name("bentpipe"), authority_name, public_key, now, CERTIFICATE_LIFE)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(signs_certificates=False), critical=True)
+            .add_extension(key_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(issuer_id, critical=False)
@@ -81,11 +83,11 @@ def make_certificates(hosts: tuple[str, ...], client: str) -> Made:
     client_certificate = sign(client_key.public_key(), ExtendedKeyUsageOID.CLIENT_AUTH, client_names)
     return Made(
         authority=authority.public_bytes(serialization.Encoding.PEM),
-        authority_key=_pem(authority_key),
+        authority_key=private_pem_of(authority_key).encode(),
         certificate=certificate.public_bytes(serialization.Encoding.PEM),
-        key=_pem(key),
+        key=private_pem_of(key).encode(),
         client_certificate=client_certificate.public_bytes(serialization.Encoding.PEM),
-        client_key=_pem(client_key),
+        client_key=private_pem_of(client_key).encode(),
         ends=certificate.not_valid_after_utc,
     )
 
@@ -113,28 +115,8 @@ def _builder(
     )
 
 
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
 def _general_name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )

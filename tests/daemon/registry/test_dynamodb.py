@@ -5,10 +5,12 @@ from collections.abc import Callable
 import pytest
 
 from beds.contracts.accounts import AccountsContract, AccountStores
+from beds.contracts.identities import IdentityContract, IdentityStores
 from beds.contracts.launched import LaunchedContract, LaunchedStores
 from beds.contracts.registry import Registries, RegistryContract
 from bentpipe.daemon.registry.dynamodb import DynamoRegistry
 from bentpipe.daemon.registry.dynamodb_accounts import DynamoAccountStore
+from bentpipe.daemon.registry.dynamodb_identities import DynamoIdentityStore
 from bentpipe.daemon.registry.dynamodb_launched import DynamoLaunchedStore
 from bentpipe.daemon.store.dynamodb_table import Table
 
@@ -28,12 +30,21 @@ def launched_stores(tables: Callable[[str], Table]) -> LaunchedStores:
     return lambda name: DynamoLaunchedStore(tables(name))
 
 
+@pytest.fixture
+def identity_stores(tables: Callable[[str], Table]) -> IdentityStores:
+    return lambda name: (DynamoIdentityStore(tables(name)), DynamoRegistry(tables(name)))
+
+
 class TestRegistry(RegistryContract):
     """The suite that every registry passes."""
 
 
 class TestAccounts(AccountsContract):
     """The suite that every store of accounts passes."""
+
+
+class TestIdentities(IdentityContract):
+    """The suite that every store of identities passes."""
 
 
 class TestLaunched(LaunchedContract):

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from beds.contracts.accounts import AccountsContract, AccountStores
+from beds.contracts.identities import IdentityContract, IdentityStores
 from beds.contracts.launched import LaunchedContract, LaunchedStores
 from beds.contracts.registry import Registries, RegistryContract
 from beds.programs import program
 from bentpipe.daemon.registry.sqlite import SqliteRegistry
 from bentpipe.daemon.registry.sqlite_accounts import SqliteAccountStore
+from bentpipe.daemon.registry.sqlite_identities import SqliteIdentityStore
 from bentpipe.daemon.registry.sqlite_launched import SqliteLaunchedStore
 
 KILLS = 12
@@ -37,12 +39,25 @@ def launched_stores(tmp_path: Path) -> LaunchedStores:
     return lambda name: SqliteLaunchedStore(tmp_path / "stores" / f"{name}.sqlite")
 
 
+@pytest.fixture
+def identity_stores(tmp_path: Path) -> IdentityStores:
+    def open_both(name: str) -> tuple[SqliteIdentityStore, SqliteRegistry]:
+        path = tmp_path / "stores" / f"{name}.sqlite"
+        return SqliteIdentityStore(path), SqliteRegistry(path)
+
+    return open_both
+
+
 class TestRegistry(RegistryContract):
     """The suite that every registry passes."""
 
 
 class TestAccounts(AccountsContract):
     """The suite that every store of accounts passes."""
+
+
+class TestIdentities(IdentityContract):
+    """The suite that every store of identities passes."""
 
 
 class TestLaunched(LaunchedContract):

@@ -1,0 +1,247 @@
+"""The certificates between real TLS peers: who is accepted as what, before and after a rotation. The authority's file."""
+
+import datetime
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from beds.tls_pairs import daemon, machine, shake_hands
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.pki.authority import (
+    DAEMON_NAME,
+    CertificateAuthority,
+    MachineName,
+    new_authority,
+    new_key,
+    pem_of,
+    private_pem_of,
+    rotated,
+)
+from bentpipe.daemon.pki.authority_file import AuthorityError, keep_authority, read_authority
+
+NOW = datetime.datetime.now(datetime.UTC)
+DAY = datetime.timedelta(days=1)
+LIFE_S = 900.0
+FLEET = "fleet"
+MINE = MachineName(FLEET, SatelliteKey("acme", "one"), "1" * 64)
+OTHERS = {
+    "an earlier launch": MachineName(FLEET, SatelliteKey("acme", "one"), "2" * 64),
+    "the same tenant's": MachineName(FLEET, SatelliteKey("acme", "two"), "1" * 64),
+    "another tenant's": MachineName(FLEET, SatelliteKey("rival", "one"), "1" * 64),
+    "another fleet's": MachineName("other", SatelliteKey("acme", "one"), "1" * 64),
+}
+
+
+@pytest.fixture(scope="module")
+def authority() -> CertificateAuthority:
+    return new_authority(FLEET, NOW)
+
+
+def test_daemon_and_machine_know_each_other(authority: CertificateAuthority, tmp_path: Path) -> None:
+    mine = machine(tmp_path, authority, MINE, NOW)
+    shake_hands(daemon(tmp_path, authority, NOW).client(), mine.server(), MINE.dns)
+
+
+@pytest.mark.parametrize("whose", OTHERS)
+def test_another_machine_is_refused(authority: CertificateAuthority, tmp_path: Path, whose: str) -> None:
+    other = machine(tmp_path, authority, OTHERS[whose], NOW)
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        shake_hands(daemon(tmp_path, authority, NOW).client(), other.server(), MINE.dns)
+
+
+def test_a_machine_is_nobodys_client(authority: CertificateAuthority, tmp_path: Path) -> None:
+    """buildkitd takes every client certificate of its authority: a machine's must not be one."""
+    mine, other = machine(tmp_path, authority, MINE, NOW), machine(tmp_path, authority, OTHERS["another tenant's"], NOW)
+    with pytest.raises(ssl.SSLError, match=r"(?i)unsupported certificate|unsuitable"):
+        shake_hands(mine.client(), other.server(), OTHERS["another tenant's"].dns)
+
+
+def test_a_machine_is_not_the_daemon_nor_the_daemon_a_machine(authority: CertificateAuthority, tmp_path: Path) -> None:
+    mine, edge = machine(tmp_path, authority, MINE, NOW), daemon(tmp_path, authority, NOW)
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.load_verify_locations(cadata=mine.trusted)
+    for server, name in ((mine, DAEMON_NAME), (edge, MINE.dns)):
+        context = server.server()
+        context.verify_mode = ssl.CERT_NONE
+        with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+            shake_hands(trusting, context, name)
+
+
+def test_another_authority_is_refused_either_way(authority: CertificateAuthority, tmp_path: Path) -> None:
+    foreign = new_authority(FLEET, NOW)
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"self-signed|issuer certificate"):
+        shake_hands(daemon(tmp_path, authority, NOW).client(), machine(tmp_path, foreign, MINE, NOW).server(), MINE.dns)
+    edge = daemon(tmp_path, foreign, NOW).client()
+    edge.load_verify_locations(cadata=pem_of([authority.certificate]))
+    with pytest.raises(ssl.SSLError, match=r"(?i)unknown ca|self-signed|issuer certificate"):
+        shake_hands(edge, machine(tmp_path, authority, MINE, NOW).server(), MINE.dns)
+
+
+def test_a_certificate_that_has_ended_is_refused(authority: CertificateAuthority, tmp_path: Path) -> None:
+    ended = machine(tmp_path, authority, MINE, NOW, made_at=NOW - DAY)
+    with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
+        shake_hands(daemon(tmp_path, authority, NOW).client(), ended.server(), MINE.dns)
+
+
+def test_clocks_may_differ(authority: CertificateAuthority, tmp_path: Path) -> None:
+    """A host whose clock is late accepts a new machine; a machine that slept for 60 days accepts the daemon."""
+    early = machine(tmp_path, authority, MINE, NOW, 7200.0, made_at=NOW + datetime.timedelta(minutes=50))
+    shake_hands(daemon(tmp_path, authority, NOW).client(), early.server(), MINE.dns)
+    made = authority.issue_daemon(new_key().public_key(), NOW)
+    assert made.not_valid_before_utc < NOW - 60 * DAY
+
+
+def test_hosts_and_machines_change_over_to_another_authority_one_by_one(tmp_path: Path) -> None:
+    """The host may have the old file or the new one, and so may the host that gave the machine its certificate."""
+    old = new_authority(FLEET, NOW - 30 * DAY)
+    new = rotated(old, FLEET, NOW)
+    for hosts in (old, new):
+        for machines in (old, new):
+            peer = machine(tmp_path, machines, MINE, NOW)
+            shake_hands(daemon(tmp_path, hosts, NOW).client(), peer.server(), MINE.dns)
+
+
+def test_the_old_authority_counts_until_its_last_certificate_has_ended(tmp_path: Path) -> None:
+    old = new_authority(FLEET, NOW - 30 * DAY)
+    new = rotated(old, FLEET, NOW - datetime.timedelta(seconds=LIFE_S - 60))
+    assert new.trusted(NOW, LIFE_S) == (new.certificate, old.certificate)
+    later = rotated(old, FLEET, NOW - datetime.timedelta(seconds=LIFE_S + 60))
+    assert later.trusted(NOW, LIFE_S) == (later.certificate,)
+    forged = machine(tmp_path, old, MINE, NOW)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake_hands(daemon(tmp_path, later, NOW).client(), forged.server(), MINE.dns)
+
+
+def test_a_machine_that_slept_through_two_rotations_still_trusts_the_daemon(tmp_path: Path) -> None:
+    first = new_authority(FLEET, NOW - 90 * DAY)
+    asleep = machine(tmp_path, first, MINE, NOW)
+    third = rotated(rotated(first, FLEET, NOW - 40 * DAY), FLEET, NOW)
+    edge = daemon(tmp_path, third, NOW).client()
+    edge.load_verify_locations(cadata=pem_of([first.certificate]))  # its own certificate is not the question here
+    shake_hands(edge, asleep.server(), MINE.dns)
+    assert len(third.chain) == 2
+
+
+def test_an_intermediate_authority(tmp_path: Path) -> None:
+    """Each host may have a key of its own that one root has signed."""
+    root = new_authority(FLEET, NOW)
+    host = rotated(root, FLEET, NOW)
+    (cross,) = host.chain
+    file = tmp_path / "host.pem"
+    file.write_text(private_pem_of(host.key) + pem_of([cross, root.certificate]))
+    file.chmod(0o600)
+    intermediate = read_authority(file)
+    assert intermediate.trusted(NOW, LIFE_S) == (root.certificate,)
+    peer = machine(tmp_path, intermediate, MINE, NOW)
+    shake_hands(daemon(tmp_path, root, NOW).client(), peer.server(), MINE.dns)
+    shake_hands(daemon(tmp_path, intermediate, NOW).client(), peer.server(), MINE.dns)
+
+
+def test_openssls_own_check_of_the_whole_chain(authority: CertificateAuthority, tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    assert openssl is not None
+    new = rotated(authority, FLEET, NOW)
+    leaf = new.issue_machine(new_key().public_key(), MINE, NOW, LIFE_S)
+    for name, certificates in (
+        ("leaf", [leaf]),
+        ("chain", new.chain),
+        ("old", authority.roots),
+        ("new", new.roots[:1]),
+    ):
+        (tmp_path / name).write_text(pem_of(certificates))
+    for root in ("old", "new"):
+        strict = ("-x509_strict", "-purpose", "sslserver", "-verify_hostname", MINE.dns)
+        command = (openssl, "verify", *strict, "-CAfile", root, "-untrusted", "chain", "leaf")
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_file_gives_back_what_was_kept(authority: CertificateAuthority, tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "authority.pem"
+    for each in (authority, rotated(authority, FLEET, NOW), rotated(rotated(authority, FLEET, NOW), FLEET, NOW)):
+        keep_authority(path, each)
+        assert path.stat().st_mode & 0o777 == 0o600
+        found = read_authority(path)
+        assert (found.certificate, found.chain, found.roots) == (each.certificate, each.chain, each.roots)
+        assert found.secret("one") == each.secret("one") != each.secret("two")
+    assert list(path.parent.iterdir()) == [path]
+
+
+def _authority_text(authority: CertificateAuthority, key: str | None = None, *certificates: x509.Certificate) -> str:
+    return (private_pem_of(authority.key) if key is None else key) + pem_of(certificates or [authority.certificate])
+
+
+def _password_key() -> str:
+    encryption = serialization.BestAvailableEncryption(b"secret")
+    kind = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return new_key().private_bytes(*kind, encryption).decode()
+
+
+def _rsa_key() -> str:
+    kind = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return rsa.generate_private_key(65537, 2048).private_bytes(*kind).decode()
+
+
+WRONG = {
+    "empty": ("", "PEM"),
+    "no key": (_authority_text(new_authority(FLEET, NOW), ""), "key"),
+    "no certificate": (private_pem_of(new_key()), "."),
+    "another key": (_authority_text(new_authority(FLEET, NOW), private_pem_of(new_key())), "not the private key's"),
+    "another curve": (
+        _authority_text(new_authority(FLEET, NOW), private_pem_of(ec.generate_private_key(ec.SECP384R1()))),
+        "P-256",
+    ),
+    "RSA": (_authority_text(new_authority(FLEET, NOW), _rsa_key()), "P-256"),
+    "a password": (_authority_text(new_authority(FLEET, NOW), _password_key()), "(?i)password"),
+    "ended": (_authority_text(new_authority(FLEET, NOW - 4000 * DAY)), "ended at"),
+    "too long": ("x" * (257 << 10), "larger than"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_file_is_refused_by_its_name(tmp_path: Path, kind: str) -> None:
+    text, words = WRONG[kind]
+    path = tmp_path / "authority.pem"
+    path.touch(0o600)
+    path.write_text(text)
+    with pytest.raises(AuthorityError, match=words) as caught:
+        read_authority(path)
+    assert str(path) in str(caught.value)
+    assert "PRIVATE KEY" not in str(caught.value)
+
+
+def test_an_intermediate_without_its_root_and_a_machines_certificate_are_refused(
+    authority: CertificateAuthority, tmp_path: Path
+) -> None:
+    host = rotated(authority, FLEET, NOW)
+    leaf = authority.issue_machine(authority.key.public_key(), MINE, NOW, LIFE_S)
+    path = tmp_path / "authority.pem"
+    path.touch(0o600)
+    for text, words in (
+        (_authority_text(host, None, *host.chain), "root is missing"),
+        (_authority_text(authority, None, leaf, authority.certificate), "may not sign others"),
+    ):
+        path.write_text(text)
+        with pytest.raises(AuthorityError, match=words):
+            read_authority(path)
+
+
+def test_a_file_that_others_may_read_or_that_is_missing_is_refused(
+    authority: CertificateAuthority, tmp_path: Path
+) -> None:
+    path = tmp_path / "authority.pem"
+    with pytest.raises(AuthorityError, match="No such file"):
+        read_authority(path)
+    keep_authority(path, authority)
+    for mode in (0o604, 0o620, 0o601):
+        path.chmod(mode)
+        with pytest.raises(AuthorityError, match="chmod 600"):
+            read_authority(path)
