@@ -1,21 +1,16 @@
 """A CI job from its OIDC token to a build's call: `bentpipe login --ci`, one exchange, sessions, revocation."""
 
-import json
 import os
-import ssl
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import jwt
 import pytest
 import trustme
 import urllib3
-from cryptography.hazmat.primitives.asymmetric import rsa
 
+from beds.hosts.ci_issuer import CiIssuer
 from beds.peers.clients import CallError, GrpcioClient
 from beds.programs import BENTPIPE
 from bentpipe.daemon.accounts.contract import EXCHANGE_PATH
@@ -24,69 +19,17 @@ from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
 
 PATIENCE_S = 20 + TOKEN_REFRESH_S
-KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-
-
-class Issuer:
-    """A GitLab of one's own: discovery and keys over HTTPS, and tokens for jobs."""
-
-    def __init__(self, directory: Path) -> None:
-        authority = trustme.CA()
-        self.ca = directory / "gitlab-ca.pem"
-        authority.cert_pem.write_to_path(str(self.ca))
-        public: dict[str, object] = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(KEY.public_key()))
-        keys = {"keys": [{**public, "kid": "k", "use": "sig", "alg": "RS256"}]}
-        issuer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                pages = {
-                    "/.well-known/openid-configuration": {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"},
-                    "/keys": keys,
-                }
-                body = json.dumps(pages.get(self.path)).encode()
-                self.send_response(200 if self.path in pages else 404)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("127.0.0.1").configure_cert(context)
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.url = f"https://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-
-    def token(self, project_id: str = "7", **claims: object) -> str:
-        now = int(time.time())
-        usual = {"iss": self.url, "aud": "bentpipe", "iat": now, "exp": now + 300, "jti": str(time.time_ns())}
-        job = {
-            "project_id": project_id,
-            "project_path": "acme/app",
-            "ref_path": "refs/heads/main",
-            "ref_protected": "true",
-        }
-        return jwt.encode({**usual, **job, **claims}, KEY, "RS256", {"kid": "k"})
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 @pytest.fixture
-def issuer(tmp_path: Path) -> Iterator[Issuer]:
-    made = Issuer(tmp_path)
+def issuer(tmp_path: Path) -> Iterator[CiIssuer]:
+    made = CiIssuer(tmp_path)
     yield made
     made.close()
 
 
 @pytest.fixture
-def edge(issuer: Issuer, tmp_path: Path) -> Iterator[EdgeHost]:
+def edge(issuer: CiIssuer, tmp_path: Path) -> Iterator[EdgeHost]:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "edge-ca.pem"))
     served = authority.issue_cert("localhost")
@@ -156,7 +99,7 @@ def api(edge: EdgeHost, tmp_path: Path) -> Api:
     return Api(edge, tmp_path)
 
 
-def test_a_job_logs_in_once_and_builds_where_its_rule_lets_it(api: Api, issuer: Issuer) -> None:
+def test_a_job_logs_in_once_and_builds_where_its_rule_lets_it(api: Api, issuer: CiIssuer) -> None:
     id_token = issuer.token()
     done = api.job(id_token)
     assert (done.returncode, done.stderr) == (0, "")
@@ -175,7 +118,7 @@ def test_a_job_logs_in_once_and_builds_where_its_rule_lets_it(api: Api, issuer: 
     assert not any(secret in log for secret in (id_token, token, login["token"]))
 
 
-def test_other_jobs_get_nothing_and_hear_why(api: Api, issuer: Issuer) -> None:
+def test_other_jobs_get_nothing_and_hear_why(api: Api, issuer: CiIssuer) -> None:
     for claims, words in (
         ({"project_id": "8"}, "no rule"),
         ({"ref_protected": "false"}, "no rule"),
@@ -191,7 +134,7 @@ def test_other_jobs_get_nothing_and_hear_why(api: Api, issuer: Issuer) -> None:
     assert api.build("mine", issuer.token()) is GrpcStatus.UNAUTHENTICATED
 
 
-def test_a_revoked_rule_ends_what_its_jobs_got_until_they_exchange_again(api: Api, issuer: Issuer) -> None:
+def test_a_revoked_rule_ends_what_its_jobs_got_until_they_exchange_again(api: Api, issuer: CiIssuer) -> None:
     status, login = api.post(EXCHANGE_PATH, f"Bearer {issuer.token()}")
     assert status == 200
     assert api.build("mine", login["token"]) is GrpcStatus.OK

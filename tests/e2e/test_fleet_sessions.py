@@ -1,7 +1,12 @@
-"""Two daemons that share a DynamoDB table: each takes the sessions of the other, and both end with their token."""
+"""Two daemons that share a DynamoDB table: each takes the sessions of the other, and both end with their token.
 
+A CI job's token is exchanged once, on whichever host.
+"""
+
+import concurrent.futures
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,9 +16,11 @@ import grpc
 import pytest
 import urllib3
 
+from beds.hosts.ci_issuer import CiIssuer
 from beds.hosts.edge_daemons import EdgeDaemon, config_text, edge_daemon, wait
 from beds.programs import BENTPIPE
 from beds.stores.dynamodb_server import DynamoDbServer
+from bentpipe.daemon.accounts.contract import EXCHANGE_PATH
 from bentpipe.daemon.accounts.key_keeper import KEY_NAME
 from bentpipe.daemon.accounts.signing_key import keep_key, new_key
 from bentpipe.daemon.model import SatelliteKey
@@ -23,6 +30,8 @@ from bentpipe.proto.grpc_status import GrpcStatus
 
 GET = "/api.public.compute.Compute/GetSatellite"
 SATELLITE = SatelliteKey("acme", "one")
+RACES, RACERS = 10, 3
+"""Tokens that are raced for, and callers on each host."""
 KEYS = f"""
 [satellite.process]
 command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", "{{port}}"]
@@ -30,11 +39,19 @@ command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", 
 
 
 def log_in(daemon: EdgeDaemon, token: str) -> tuple[int, str]:
-    headers = {"Authorization": f"token {token}"}
+    status, answer = post(daemon, "/api/v0/account/login", f"token {token}")
+    return status, answer.get("token", "")
+
+
+def exchange(daemon: EdgeDaemon, id_token: str) -> tuple[int, dict[str, str]]:
+    return post(daemon, EXCHANGE_PATH, f"Bearer {id_token}")
+
+
+def post(daemon: EdgeDaemon, path: str, authorization: str) -> tuple[int, dict[str, str]]:
     with urllib3.PoolManager() as pool:
-        url = f"http://127.0.0.1:{daemon.port}/api/v0/account/login"
-        answer = pool.request("POST", url, headers=headers, retries=False)
-        return answer.status, str(answer.json().get("token", ""))
+        url = f"http://127.0.0.1:{daemon.port}{path}"
+        answer = pool.request("POST", url, headers={"Authorization": authorization}, retries=False)
+        return answer.status, answer.json()
 
 
 def get(daemon: EdgeDaemon, session: str) -> GrpcStatus:
@@ -91,6 +108,59 @@ def test_each_host_takes_the_sessions_of_the_other_until_their_token_is_revoked(
         for daemon in (a, b):
             for session in sessions:
                 wait(lambda d=daemon, s=session: get(d, s) is GrpcStatus.UNAUTHENTICATED, "it is refused")  # type: ignore[misc]
+
+
+@pytest.fixture
+def issuer(tmp_path: Path) -> Iterator[CiIssuer]:
+    made = CiIssuer(tmp_path)
+    yield made
+    made.close()
+
+
+def oidc(issuer: CiIssuer) -> str:
+    return f"""
+[[oidc_issuer]]
+name = "gitlab"
+issuer = "{issuer.url}"
+audience = "bentpipe"
+ca = "{issuer.ca}"
+[[oidc_rule]]
+name = "main"
+issuer = "gitlab"
+claims = {{ project_id = "7" }}
+grants = ["{SATELLITE}"]
+"""
+
+
+def test_a_ci_token_is_exchanged_once_on_whichever_host(
+    tmp_path: Path, fleet: Callable[[str], str], issuer: CiIssuer
+) -> None:
+    """One after the other in both orders, and then at once: of the callers on both hosts exactly one gets a token."""
+    with (
+        edge_daemon(tmp_path, fleet("a") + oidc(issuer), name="a") as a,
+        edge_daemon(tmp_path, fleet("b") + oidc(issuer), name="b") as b,
+    ):
+        for daemon in (a, b):
+            wait(lambda daemon=daemon: exchange(daemon, issuer.token())[0] == 200, "it exchanges")  # type: ignore[misc]
+        for first, second in ((a, b), (b, a)):
+            id_token = issuer.token()
+            status, login = exchange(first, id_token)
+            assert status == 200
+            for refusing in (second, first):
+                status, refused = exchange(refusing, id_token)
+                assert status == 401
+                assert "exchanged before" in refused["message"]
+            assert get(first, login["token"]) is get(second, login["token"]) is GrpcStatus.OK
+        callers = [a, b] * RACERS
+        with concurrent.futures.ThreadPoolExecutor(len(callers)) as pool:
+            for _ in range(RACES):
+                id_token, at_once = issuer.token(), threading.Barrier(len(callers))
+
+                def race(daemon: EdgeDaemon, id_token: str = id_token, at_once: threading.Barrier = at_once) -> int:
+                    at_once.wait(30)
+                    return exchange(daemon, id_token)[0]
+
+                assert sorted(pool.map(race, callers)) == [200] + [401] * (len(callers) - 1)
 
 
 def test_a_key_that_is_replaced_ends_no_session(tmp_path: Path, fleet: Callable[[str], str]) -> None:
