@@ -84,7 +84,7 @@ def run_init(wish: InitWish) -> int:
         click.echo(
             f"{exc}\nThe files in {folder} stay. Mend the cause and run the daemon, or remove the folder.", err=True
         )
-    click.echo("\n" + _next_steps(made))
+    click.echo("\n" + _next_steps(made, token))
     if program.is_buildkit:
         click.echo("\n" + _buildctl_lines(made))
     if wish.earthly:
@@ -117,14 +117,14 @@ def _free_ports(wished: int, count: int) -> tuple[int, int]:
     return ports[0], ports[-1]
 
 
-def _next_steps(made: Installation) -> str:
+def _next_steps(made: Installation, token: str) -> str:
     return f"""\
 Next:
     bentpipe serve --config {made.config_path}
 or as a service:
     systemctl enable --now {made.unit_path}
 See your satellites while it runs:
-    export EARTHLY_TOKEN=TOKEN
+    export EARTHLY_TOKEN={token}
     bentpipe sat ls --server https://{LOCALHOST}:{made.port} --org {made.org} --ca {made.ca_path}
 The certificate ends on {made.certificates.ends:%Y-%m-%d}. Keep ca-key.pem in a safe place: it signs the next one."""
 
@@ -132,10 +132,12 @@ The certificate ends on {made.certificates.ends:%Y-%m-%d}. Keep ca-key.pem in a 
 def _buildctl_lines(made: Installation) -> str:
     folder = made.folder
     return f"""\
-For buildctl, in the folder of a Dockerfile (docker buildx: docs/clients.md):
+A first build while it runs, in the folder of a Dockerfile (docker buildx: docs/clients.md). The result is in ./out:
     buildctl --addr tcp://{LOCALHOST}:{made.certificate_port} --tlsservername {made.server_name} \\
         --tlscacert {folder}/ca.pem --tlscert {folder}/client.pem --tlskey {folder}/client-key.pem \\
-        build --frontend dockerfile.v0 --local context=. --local dockerfile=."""
+        build --frontend dockerfile.v0 --local context=. --local dockerfile=. --output type=local,dest=out
+Without a Dockerfile at hand, this makes one that needs no network:
+    printf 'FROM scratch\\nCOPY . /\\n' > Dockerfile"""
 
 
 def _earthly_lines(made: Installation, hosts: tuple[str, ...], token: str) -> str:

@@ -21,6 +21,11 @@ ANY_METHOD = "/bentpipe.Init/Ping"
 CONTAINED = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 """Puts buildkitd into a PID namespace of its own, so that no build outlives it."""
 
+RUNTIMES = ("buildkit-runc", "runc")
+"""What buildkitd runs containers with, in the order in which it looks for them."""
+CONTAINERD = Path("/run/containerd/containerd.sock")
+"""If containerd is there, buildkitd lets it run them."""
+
 INSTALL = "install buildkitd, or name another gRPC server with --command"
 
 
@@ -96,6 +101,8 @@ def _buildkit(buildkitd: str, folder: Path, path: str, *, root: bool) -> Program
         raise InitError(
             "unshare is not installed (package util-linux): without it builds could outlive their satellite"
         )
+    if not CONTAINERD.exists() and not any(shutil.which(runtime, path=path) for runtime in RUNTIMES):
+        raise InitError(f"{buildkitd} needs {RUNTIMES[-1]}, which is not on PATH: install it (package runc)")
     state = ("--root", str(folder / "buildkit"), "--addr", "tcp://127.0.0.1:{port}")
     command = (unshare, *CONTAINED[1:], buildkitd, *state)
     return Program(command, f"BuildKit, {buildkitd}", LIST_WORKERS, known=True)

@@ -1,6 +1,7 @@
 """`bentpipe init` as a new user runs it, and then the daemon from what it wrote, with clients that know only its output."""
 
 import contextlib
+import hashlib
 import os
 import re
 import shlex
@@ -219,10 +220,9 @@ def test_from_nothing_to_a_build_in_less_than_two_minutes(tmp_path: Path) -> Non
     shutil.copy(programs.step, context / "step")
     (context / "Dockerfile").write_text('FROM scratch\nCOPY step /step\nRUN ["/step", "sum", "/step"]\n')
     [line] = re.findall(r"^    (buildctl .*?[^\\])$", made.stdout, re.MULTILINE | re.DOTALL)
-    out = tmp_path / "out"
     with serving(tmp_path, tmp_path / "bentpipe/bentpipe.toml", path=path):
         built = subprocess.run(
-            ["sh", "-c", f"{line} --output type=local,dest={out}"],
+            ["sh", "-c", line],
             cwd=context,
             env={**os.environ, "PATH": path},
             capture_output=True,
@@ -231,6 +231,7 @@ def test_from_nothing_to_a_build_in_less_than_two_minutes(tmp_path: Path) -> Non
             check=False,
         )
         assert built.returncode == 0, built.stderr
-        assert (out / "step").read_bytes() == Path(programs.step).read_bytes()
+        assert (context / "out/step").read_bytes() == Path(programs.step).read_bytes()
+        assert (context / "out/step.sum").read_text() == hashlib.sha256(Path(programs.step).read_bytes()).hexdigest()
     assert time.monotonic() - began < TWO_MINUTES_S
     assert commands_with(tmp_path / "bentpipe") == []

@@ -199,7 +199,7 @@ def programs(folder: Path, *names: str) -> dict[str, str]:
 
 
 def test_buildkit_is_taken_if_it_is_there(tmp_path: Path) -> None:
-    environment = programs(tmp_path / "bin", "buildkitd", "unshare")
+    environment = programs(tmp_path / "bin", "buildkitd", "unshare", "runc")
     chosen = choose_program(None, tmp_path / "new", demo=False, environment=environment, root=True)
     assert chosen.command[0] == str(tmp_path / "bin/unshare")
     assert str(tmp_path / "bin/buildkitd") in chosen.command
@@ -207,6 +207,12 @@ def test_buildkit_is_taken_if_it_is_there(tmp_path: Path) -> None:
     asked = choose_program(None, tmp_path / "new", demo=True, environment=environment, root=True)
     assert "bentpipe.daemon.testbed.satellite" in asked.command
     assert "as asked" in asked.words
+
+
+def test_containerd_runs_containers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bentpipe.daemon.service.init_satellite.CONTAINERD", tmp_path)
+    environment = programs(tmp_path / "bin", "buildkitd", "unshare")
+    assert choose_program(None, tmp_path / "new", demo=False, environment=environment, root=True).is_buildkit
 
 
 def test_the_demo_s_server_is_taken_if_there_is_no_buildkit_and_the_user_is_told(tmp_path: Path) -> None:
@@ -238,11 +244,16 @@ def test_a_program_that_cannot_be_a_satellite(tmp_path: Path, command: str, word
 
 @pytest.mark.parametrize(
     ("installed", "root", "words"),
-    [(("buildkitd", "unshare"), False, "needs root"), (("buildkitd",), True, "unshare is not installed")],
+    [
+        (("buildkitd", "unshare", "runc"), False, "needs root"),
+        (("buildkitd", "runc"), True, "unshare is not installed"),
+        (("buildkitd", "unshare"), True, "needs runc, which is not on PATH"),
+    ],
 )
 def test_buildkit_that_cannot_run_is_told_and_nothing_else_is_taken(
-    tmp_path: Path, installed: tuple[str, ...], root: bool, words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], root: bool, words: str
 ) -> None:
+    monkeypatch.setattr("bentpipe.daemon.service.init_satellite.CONTAINERD", tmp_path / "no containerd")
     with pytest.raises(InitError, match=words):
         choose_program(None, tmp_path, demo=False, environment=programs(tmp_path / "bin", *installed), root=root)
 
