@@ -4,6 +4,7 @@ Two cores are enough. The load generator and the upstream share LOAD_CPU. The pe
 worker, so that its CPU seconds and its knee are those of one core.
 """
 
+import atexit
 import contextlib
 import os
 import resource
@@ -19,7 +20,7 @@ from typing import Self
 
 import trustme
 
-from bentpipe.daemon.ports import PortReservation, reserve_port
+from bentpipe.daemon.ports import reserve_port
 
 BENCH = Path(__file__).resolve().parent
 BUILD = BENCH.parent / "build" / "bench"
@@ -74,12 +75,8 @@ def build_programs() -> None:
 def free_port() -> int:
     """Return a port on which nobody listens, and which no other lab on this machine gets. Raises OSError if none is left."""
     reservation = reserve_port("127.0.0.1")
-    reservations.append(reservation)
+    atexit.register(reservation.close)  # only then: a peer may be started anew on its port
     return reservation.port
-
-
-reservations: list[PortReservation] = []
-"""Open until this process ends: a peer may be started anew on its port."""
 
 
 class Lab:

@@ -215,6 +215,8 @@ class EngineSection(Section):
     ktls: Literal["off", "auto"] = "auto"
     """auto: the kernel does TLS if the kernel and OpenSSL can, and a self-test at start-up passes. Otherwise TLS stays in
     userspace."""
+    priority: Literal["normal", "slice", "realtime"] = "slice"
+    """How soon the threads run beside others that want their cores. What the kernel refuses is said in the log."""
     idle_timeout_s: DurationS = Field(default=0.0, ge=0, alias="idle_timeout")
     """0: a silent connection lives for ever (dead peers are found by keepalive)."""
     half_closed_timeout_s: DurationS = Field(default=60.0, ge=0, alias="half_closed_timeout")

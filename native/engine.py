@@ -17,6 +17,16 @@ Splice = Literal["off", "auto", "always"]
 MESSAGE_BYTES = 512
 
 
+class Priority(enum.Enum):
+    """How soon a thread runs that has something to do, beside others that want its core: enum bp_priority."""
+
+    NORMAL = 0
+    SLICE = 1
+    """Slices of 0.1 ms under SCHED_OTHER; needs Linux 6.12, and no privilege."""
+    REALTIME = 2
+    """SCHED_RR 1, except while a thread is busy all the time; needs RLIMIT_RTPRIO."""
+
+
 class EndReason(enum.Enum):
     """Why a splice ended: enum bp_reason."""
 
@@ -65,6 +75,8 @@ class EngineOptions:
     """What may be spliced to and from connections whose TLS is the kernel's: the result of `ktls_self_test`."""
     idle_timeout_s: float = 0.0
     half_closed_timeout_s: float = 60.0
+    priority: Priority = Priority.NORMAL
+    """A thread that is refused one gets the next below it."""
     pipes: int = 0
     """The most pipes that a thread has open at once, two descriptors each; without a pipe it copies. 0: PIPES_A_THREAD."""
 
@@ -114,6 +126,14 @@ class ThreadTurns:
     """How long the present turn has lasted; 0 while the thread waits."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ThreadPriority:
+    """One thread's priority; `error` is the errno of the priority that it was refused at its start, or 0."""
+
+    held: Priority
+    error: int
+
+
 class _CTurns(Protocol):
     turns: int
     long_turns: int
@@ -151,6 +171,7 @@ class Engine:
                 "idle_timeout_s": -int(-options.idle_timeout_s // 1),
                 "half_closed_timeout_s": -int(-options.half_closed_timeout_s // 1),
                 "pipes": options.pipes,
+                "priority": options.priority.value,
             },
         )
         made = ffi.new("bp_engine **")
@@ -227,6 +248,15 @@ class Engine:
             check(lib.bp_engine_thread_turns(self._pointer, index, ret))
             c = cast(_CTurns, ret)
             found.append(ThreadTurns(c.turns, c.long_turns, c.longest_ns / 1e9, c.running_ns / 1e9))
+        return tuple(found)
+
+    def thread_priorities(self) -> tuple[ThreadPriority, ...]:
+        """The priority that each thread has now."""
+        found = []
+        for index in range(lib.bp_engine_threads(self._pointer)):
+            held, error = ffi.new("enum bp_priority *"), ffi.new("int *")
+            check(lib.bp_engine_thread_priority(self._pointer, index, held, error))
+            found.append(ThreadPriority(Priority(cast(list[int], held)[0]), cast(list[int], error)[0]))
         return tuple(found)
 
     def statistics(self) -> EngineStatistics:

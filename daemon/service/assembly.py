@@ -31,6 +31,7 @@ from bentpipe.daemon.service.accounts import make_accounts
 from bentpipe.daemon.service.api import ApiNews, Satellites, make_api, make_local_api, specs_of
 from bentpipe.daemon.service.cutting import cut_verb
 from bentpipe.daemon.service.descriptors import Descriptors, raise_limit, share_out, soft_limit
+from bentpipe.daemon.service.engine_priority import explain_priority
 from bentpipe.daemon.service.machines import addresses_of, machines_of
 from bentpipe.daemon.service.parts import Daemon, Records
 from bentpipe.daemon.service.ports import (
@@ -43,7 +44,7 @@ from bentpipe.daemon.service.ports import (
 )
 from bentpipe.daemon.service.provisioning import SatelliteParts, make_provisioner
 from bentpipe.daemon.service.stores import Stores, open_stores
-from bentpipe.native.engine import Engine, EngineOptions, Ktls
+from bentpipe.native.engine import Engine, EngineOptions, Ktls, Priority
 
 log = logging.getLogger("bentpipe")
 
@@ -110,7 +111,8 @@ def assemble(config: Config) -> Daemon:
 
 
 def _engine_of(config: Config, descriptors: Descriptors, ktls: Ktls) -> Engine:
-    return Engine(
+    wanted = Priority[config.engine.priority.upper()]
+    engine = Engine(
         EngineOptions(
             threads=config.engine.threads,
             splice=config.engine.splice if descriptors.pipes else "off",
@@ -118,8 +120,12 @@ def _engine_of(config: Config, descriptors: Descriptors, ktls: Ktls) -> Engine:
             ktls=ktls,
             idle_timeout_s=config.engine.idle_timeout_s,
             half_closed_timeout_s=config.engine.half_closed_timeout_s,
+            priority=wanted,
         )
     )
+    if lacking := explain_priority(wanted, engine.thread_priorities()):
+        log.warning("the engine's threads run later than configured", extra={"fields": {"reason": lacking}})
+    return engine
 
 
 def _recorder_of(config: Config, stores: Stores) -> Recorder | None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import click
 
 from bentpipe.daemon.service.descriptors import hard_limit
-from bentpipe.native.engine import Ktls, ktls_self_test
+from bentpipe.daemon.service.engine_priority import explain_priority, try_priority
+from bentpipe.native.engine import Ktls, Priority, ktls_self_test
 from bentpipe.native.tls import openssl_version
 
 NOFILE_WANTED = 65_536
@@ -64,6 +65,21 @@ def check_ktls() -> Finding:
     return Finding(Severity.WARN, "kTLS", f"{'partly' if usable else 'no'} ({words})", remedy)
 
 
+def check_priority() -> Finding:
+    """Which priorities the system grants to the engine's threads: `[engine] priority`."""
+    granted, reasons = [Priority.NORMAL], []
+    for wanted in (Priority.SLICE, Priority.REALTIME):
+        seen = try_priority(wanted)
+        if seen.held is wanted:
+            granted.append(wanted)
+        else:
+            reasons.append(explain_priority(wanted, [seen]))
+    words = ", ".join(each.name.lower() for each in granted)
+    if Priority.SLICE in granted or Priority.REALTIME in granted:
+        return Finding(Severity.OK, "priority", f"{words}{f' ({reasons[0]})' if reasons else ''}")
+    return Finding(Severity.WARN, "priority", words, "; ".join(reasons))
+
+
 def check_pipe_pages(proc: Path = Path("/proc")) -> Finding:
     """fs.pipe-user-pages-soft: beyond it, an unprivileged user's pipes have two slots."""
     pages = int((proc / "sys/fs/pipe-user-pages-soft").read_text())
@@ -110,6 +126,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_kernel,
     check_openssl,
     check_ktls,
+    check_priority,
     check_pipe_pages,
     check_nofile,
     check_cgroup,

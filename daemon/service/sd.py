@@ -4,6 +4,7 @@ Sources: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3). It is written h
 a few lines of a stable, documented protocol.
 """
 
+import atexit
 import functools
 import logging
 import os
@@ -40,6 +41,7 @@ def _notify_socket() -> socket.socket:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     sock.setblocking(False)
+    atexit.register(sock.close)
     return sock
 
 

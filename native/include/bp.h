@@ -258,6 +258,12 @@ enum bp_reason { /* why a connection ended */
                  BP_REASONS
 };
 
+enum bp_priority { /* how soon a thread runs that has something to do, beside others that want its core */
+                   BP_PRIORITY_NORMAL, /* SCHED_OTHER */
+                   BP_PRIORITY_SLICE, /* SCHED_OTHER with slices of 0.1 ms (Linux 6.12); needs no privilege */
+                   BP_PRIORITY_REALTIME, /* SCHED_RR 1 unless the thread is busy all the time; needs RLIMIT_RTPRIO */
+};
+
 struct bp_options {
     unsigned threads; /* 0: one per core */
     enum bp_splice_mode splice;
@@ -265,6 +271,7 @@ struct bp_options {
     uint32_t idle_timeout_s; /* 0: none */
     uint32_t half_closed_timeout_s; /* 0: none */
     uint32_t pipes; /* most that are open at once, per thread; 0 or over PIPE_MAX: PIPE_MAX */
+    enum bp_priority priority; /* a thread that is refused one gets the next below it */
 };
 
 struct bp_counters {
@@ -399,6 +406,18 @@ unsigned bp_engine_threads(const bp_engine *engine);
  * Thread: one, with bp_engine_close()
  */
 BP_MUST_CHECK int bp_engine_thread_cpu_ns(const bp_engine *engine, unsigned index, uint64_t *ret_ns);
+/**
+ * bp_engine_thread_priority() - The priority that a thread has now
+ * @engine: Engine
+ * @index: Thread, from 0
+ * @ret_priority: Receives the priority
+ * @ret_error: Receives the errno of the priority that was refused at the start, or 0
+ *
+ * Return: 0; or -EINVAL if there is no such thread
+ * Thread: any
+ */
+BP_MUST_CHECK int bp_engine_thread_priority(const bp_engine *engine, unsigned index, enum bp_priority *ret_priority,
+                                            int *ret_error);
 /**
  * bp_engine_thread_turns() - Read what a thread tells of its turns, without stopping it
  * @engine: Engine

@@ -48,6 +48,8 @@ static int thread_start(bp_engine *engine, unsigned index) {
     if (r)
         return -r;
     t->started = true;
+    while (sem_wait(&t->settled) < 0 && errno == EINTR) {
+    }
     snprintf(name, sizeof name, "bp-engine-%u", index % 1000u);
     (void)pthread_setname_np(t->thread, name);
     return 0;
@@ -70,6 +72,7 @@ int bp_engine_new(const struct bp_options *options, bp_engine **ret_engine) {
     for (unsigned i = 0; i < count && engine->threads; i++) {
         engine->threads[i].epoll_fd = engine->threads[i].wake_fd = -1;
         pthread_mutex_init(&engine->threads[i].lock, NULL);
+        (void)sem_init(&engine->threads[i].settled, 0, 0);
         engine->thread_count = i + 1;
     }
     for (unsigned i = 0; i < engine->thread_count && r == 0; i++)
@@ -261,6 +264,14 @@ int bp_engine_thread_cpu_ns(const bp_engine *engine, unsigned index, uint64_t *r
     return 0;
 }
 
+int bp_engine_thread_priority(const bp_engine *engine, unsigned index, enum bp_priority *ret_priority, int *ret_error) {
+    if (index >= engine->thread_count)
+        return -EINVAL;
+    *ret_priority = (enum bp_priority)atomic_load(&engine->threads[index].priority);
+    *ret_error = atomic_load(&engine->threads[index].priority_error);
+    return 0;
+}
+
 int bp_engine_thread_turns(const bp_engine *engine, unsigned index, struct bp_turns *ret) {
     if (index >= engine->thread_count)
         return -EINVAL;
@@ -308,6 +319,7 @@ void bp_engine_free(bp_engine *engine) {
         if (t->wake_fd >= 0)
             (void)close(t->wake_fd);
         pthread_mutex_destroy(&t->lock);
+        (void)sem_destroy(&t->settled);
     }
     if (engine->event_fd >= 0)
         (void)close(engine->event_fd);

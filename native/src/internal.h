@@ -12,6 +12,7 @@
 #include "bp.h"
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
@@ -96,6 +97,13 @@ struct bp_splice {
     _Atomic int error;
 };
 
+/* What a thread used of its core in the window that began last; the thread's own. */
+struct share {
+    bool watched; /* the thread has had SCHED_RR, which a busy one must leave */
+    uint64_t began_ns, used_ns;
+    uint64_t busy, calm; /* windows in a row over BUSY_PERCENT, under CALM_PERCENT */
+};
+
 struct bp_thread {
     bp_engine *engine;
     pthread_t thread;
@@ -107,11 +115,14 @@ struct bp_thread {
     _Atomic uint64_t live, pipes_open, pipe_fallbacks, spliced_bytes, copied_bytes;
     _Atomic uint64_t turn_began_ns; /* 0: waits */
     _Atomic uint64_t turns, long_turns, longest_ns;
+    _Atomic int priority, priority_error; /* enum bp_priority, and the errno of what was refused at the start */
+    sem_t settled; /* posted when the thread has its priority */
     bp_splice *splices; /* this and what follows belongs to the thread alone */
     bp_splice *ready, **ready_tail; /* splices that have more to do, first come, first served */
     unsigned ready_count;
     size_t turn_bytes; /* what a direction may move in this turn */
     uint64_t now_ms;
+    struct share share;
     int pool[PIPE_POOL][2];
     unsigned pooled;
     char scratch[SCRATCH_BYTES];
@@ -177,6 +188,11 @@ void *bp__thread_main(void *thread);
 /* clock.c */
 uint64_t bp__now_ns(void);
 uint64_t bp__now_ms(void);
+
+/* priority.c */
+enum bp_priority bp__priority_apply(enum bp_priority wanted, int *ret_error);
+void bp__priority_begin(struct bp_thread *thread);
+void bp__priority_window(struct bp_thread *thread);
 
 /* ready.c */
 void bp__ready(struct bp_thread *thread, bp_splice *splice);

@@ -284,6 +284,8 @@ void *bp__thread_main(void *argument) {
     uint64_t next_tick_ms = bp__now_ms() + TICK_MS;
     bool asked = false, late = false;
     BP_CHECK_ENTER(t);
+    bp__priority_begin(t);
+    (void)sem_post(&t->settled);
     while (!atomic_load(&t->stop)) {
         int timeout_ms = t->ready || asked || late ? 0 : t->splices ? TICK_MS : -1;
         int count = epoll_wait(t->epoll_fd, events, EVENTS, timeout_ms);
@@ -299,6 +301,7 @@ void *bp__thread_main(void *argument) {
         }
         publish_retired(t, &retired);
         end_turn(t);
+        bp__priority_window(t);
     }
     end_all(t, &retired);
     BP_CHECK_ENTER(NULL);
