@@ -1,4 +1,4 @@
-"""Build of bentpipe: the four top-level folders become the packages of `bentpipe`, and the C engine is compiled.
+"""Build of bentpipe: the five top-level folders become the packages of `bentpipe`, and the C engine is compiled.
 
 There is no `bentpipe/__init__.py`: bentpipe is a namespace (PEP 420), and every package is listed here. What the project
 is and needs stands in pyproject.toml.
@@ -29,6 +29,7 @@ PACKAGES = {
     "bentpipe.daemon.testbed.ec2_emulator": "daemon/testbed/ec2_emulator",
     "bentpipe.native": "native",
     "bentpipe.proto": "proto",
+    "bentpipe.responder": "responder",
 }
 
 setup(

@@ -1,4 +1,4 @@
-"""The four top-level folders are the packages of `bentpipe`, and are importable by that name alone."""
+"""The five top-level folders are the packages of `bentpipe`, and are importable by that name alone."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TOPS = ("daemon", "native", "config", "proto")
+TOPS = ("daemon", "native", "config", "proto", "responder")
 
 
 def declared_packages() -> dict[str, str]:
