@@ -1,6 +1,7 @@
 """What every certificate of a listener has in common, which cipher suites there are, and that alerts arrive."""
 
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -114,22 +115,54 @@ def suites() -> list[str]:
     return [suite for suite in done.stdout.strip().split(":") if not suite.startswith("TLS_")]
 
 
+def chosen_suite(served: Served, name: str, *offer: str) -> str:
+    """The suite that a client gets which makes the offer; "(NONE)" if the handshake fails."""
+    done = subprocess.run(
+        ["openssl", "s_client", "-connect", f"127.0.0.1:{served.ports[OPEN]}", "-servername", name, *offer],
+        input="",
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    found = re.search(r"Cipher is (\S+)", done.stdout)
+    assert found is not None, done.stderr
+    return found[1]
+
+
+AES_128, AES_256, CHACHA = "TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"
+HAS_AES = " aes " in Path("/proc/cpuinfo").read_text().replace("\n", " ")
+
+
+@pytest.mark.skipif(not HAS_AES, reason="this CPU has no instructions for AES, so the client's order decides")
+@pytest.mark.parametrize(
+    ("offer", "suite"),
+    [
+        ((AES_256, CHACHA, AES_128), AES_128),
+        ((AES_128, AES_256), AES_128),
+        ((AES_256,), AES_256),
+        ((AES_256, CHACHA), AES_256),
+        ((CHACHA, AES_128, AES_256), CHACHA),
+        ((CHACHA,), CHACHA),
+    ],
+)
+@names
+def test_the_cheapest_suite_that_both_do_in_hardware(
+    served: Served, name: str, offer: tuple[str, ...], suite: str
+) -> None:
+    """A client that puts ChaCha20 first has no instructions for AES (RFC 7539 was made for those)."""
+    assert chosen_suite(served, name, "-tls1_3", "-ciphersuites", ":".join(offer)) == suite
+    kind = "RSA" if name == "first.example" else "ECDSA"
+    older = {AES_128: "AES128-GCM-SHA256", AES_256: "AES256-GCM-SHA384", CHACHA: "CHACHA20-POLY1305"}
+    names_1_2 = [f"ECDHE-{kind}-{older[each]}" for each in offer]
+    assert chosen_suite(served, name, "-tls1_2", "-cipher", ":".join(names_1_2)) == f"ECDHE-{kind}-{older[suite]}"
+
+
 @names
 def test_suites_of_tls_1_2_are_those_that_http2_may_use(served: Served, name: str) -> None:
     taken = set()
     for suite in suites():
-        done = subprocess.run(
-            [
-                *("openssl", "s_client", "-connect", f"127.0.0.1:{served.ports[OPEN]}", "-servername", name),
-                *("-tls1_2", "-cipher", f"{suite}:@SECLEVEL=0"),
-            ],
-            input="",
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_S,
-            check=False,
-        )
-        if f"Cipher is {suite}" in done.stdout:
+        if chosen_suite(served, name, "-tls1_2", "-cipher", f"{suite}:@SECLEVEL=0") == suite:
             taken.add(suite)
     kind = "RSA" if name == "first.example" else "ECDSA"
     assert taken == {
