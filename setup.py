@@ -16,6 +16,8 @@ PACKAGES = {
     "bentpipe.daemon.edge": "daemon/edge",
     "bentpipe.daemon.fleet": "daemon/fleet",
     "bentpipe.daemon.fleet.machine": "daemon/fleet/machine",
+    "bentpipe.daemon.image": "daemon/image",
+    "bentpipe.daemon.image.programs": "daemon/image/programs",
     "bentpipe.daemon.ledger": "daemon/ledger",
     "bentpipe.daemon.pki": "daemon/pki",
     "bentpipe.daemon.providers": "daemon/providers",

@@ -19,7 +19,8 @@ from bentpipe.config.accounts import (
     OidcRuleSection,
     TokenSection,
 )
-from bentpipe.config.base import DurationS, Name, Section
+from bentpipe.config.base import DurationS, Name, Section, SizeBytes
+from bentpipe.config.image import ImageSection
 from bentpipe.config.prices import PricesSection
 from bentpipe.config.rates import Ec2RatesSection
 from bentpipe.config.units import (
@@ -27,12 +28,8 @@ from bentpipe.config.units import (
     parse_address,
     parse_hours,
     parse_networks,
-    parse_size_bytes,
     parse_weekdays,
 )
-
-SizeBytes = Annotated[int, BeforeValidator(parse_size_bytes)]
-"""Bytes; in the file a string with a unit ("512KiB", "256MiB") or a bare number of bytes."""
 
 ListenAddress = Annotated[tuple[str, int], BeforeValidator(parse_address)]
 """(IP address, port) from "127.0.0.1:8372", "[::1]:8372" or ":8372" (all addresses, both families)."""
@@ -308,6 +305,8 @@ class MachineSection(Section):
     provider: Literal["process", "ec2"] = "process"
     process: ProcessSection | None = None
     ec2: SatelliteEc2Section | None = None
+    image: ImageSection | None = None
+    """What runs on its machine, given as user data when the daemon launches it. Without it that is the template's matter."""
     tls: SatelliteTlsSection | None = None
     """Without it the daemon speaks plaintext to the satellite."""
     platform: Literal["linux/amd64", "linux/arm64"] = "linux/amd64"
@@ -342,6 +341,11 @@ class MachineSection(Section):
                 raise ValueError(f"provider {name!r} needs a [{self.TABLE}.{name}] section")
             if self.provider != name and section is not None:
                 raise ValueError(f"provider {self.provider!r} does not use a [{self.TABLE}.{name}] section; remove it")
+        if self.image is not None and not self.launches:
+            raise ValueError(
+                f"[{self.TABLE}.image] is for machines that the daemon launches: give a launch_template in "
+                f"[{self.TABLE}.ec2], or remove the section. A process runs on this host, within the host's own limits"
+            )
         return self
 
 

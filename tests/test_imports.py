@@ -152,7 +152,7 @@ def test_every_package_and_module_has_one_row() -> None:
 
 def test_a_row_inside_another_is_a_folder_that_is_there() -> None:
     inside = [module for module in rows() if outer_of(module) is not None]
-    assert inside == ["bentpipe.daemon.fleet.machine"]
+    assert inside == ["bentpipe.daemon.image.programs", "bentpipe.daemon.fleet.machine"]
     assert all((ROOT.joinpath(*module.split(".")[1:]) / "__init__.py").exists() for module in inside)
 
 

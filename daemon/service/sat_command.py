@@ -9,6 +9,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from bentpipe.daemon.service.command_line import asker_of, asking, telling_mistakes
+from bentpipe.daemon.service.render_command import render
 
 P = ParamSpec("P")
 
@@ -42,6 +43,9 @@ def sat() -> None:
 
     Exit codes: 0 done, 2 refused or not reached, with the reason on standard error.
     """
+
+
+sat.add_command(render)
 
 
 @sat.command("ls")
