@@ -201,10 +201,8 @@ def _missing_files(config: Config) -> Iterator[ConfigProblem]:
             directory = satellite.process.directory
             if directory is not None and not directory.is_dir():
                 yield ConfigProblem(f"{where}.directory", f"{directory} is not a directory")
-            if shutil.which(satellite.process.command[0]) is None:
-                yield ConfigProblem(
-                    f"{where}.command", f"{satellite.process.command[0]!r} is not an executable program"
-                )
+            if unfit := _unfit_program(satellite.process.command[0]):
+                yield ConfigProblem(f"{where}.command", unfit)
     for where, path in files:
         if path is None:
             continue
@@ -213,3 +211,17 @@ def _missing_files(config: Config) -> Iterator[ConfigProblem]:
                 pass
         except OSError as exc:
             yield ConfigProblem(where, f"cannot read {path}: {exc.strerror}")
+
+
+def _unfit_program(program: str) -> str:
+    """Say why a satellite's program cannot be run; empty if it can."""
+    if shutil.which(program) is not None:
+        return ""
+    path = Path(program)
+    if "/" not in program:
+        return f"there is no program {program!r} in PATH"
+    if path.is_dir():
+        return f"{program!r} is a directory, not a program"
+    if path.exists():
+        return f"{program!r} is not executable by this user; chmod +x may be missing"
+    return f"there is no program {program!r}"

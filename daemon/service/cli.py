@@ -77,11 +77,20 @@ def serve(config_path: Path) -> None:
 
 
 @main.command()
-@click.argument("config_path", metavar="FILE", type=CONFIG_PATH)
-def check(config_path: Path) -> None:
-    """Report every mistake in a configuration file at once; start nothing."""
+@click.argument("path", metavar="[FILE]", type=CONFIG_PATH, required=False)
+@click.option("--config", "config_path", type=CONFIG_PATH, help="The same, written as for `bentpipe serve`.")
+def check(path: Path | None, config_path: Path | None) -> None:
+    """Report every mistake in a configuration file at once, and whether `serve` could start with it here; start nothing."""
+    if (path is None) == (config_path is None):
+        raise click.UsageError("give the configuration once: bentpipe check FILE")
+    run_check(path or config_path or Path())
+
+
+def run_check(config_path: Path) -> None:
+    """Print what is wrong. Ends with EXIT_CONFIG if `serve` would not start."""
     from bentpipe.daemon.service.accounts import check_signing_key
     from bentpipe.daemon.service.descriptors import hard_limit, share_out
+    from bentpipe.daemon.service.preflight import find_concerns
 
     try:
         config = load_config(config_path)
@@ -92,6 +101,11 @@ def check(config_path: Path) -> None:
         sys.exit(EXIT_CONFIG)
     except OSError as exc:  # TooFewDescriptors, or a file that is not a signing key
         click.echo(f"{config_path}: {exc}", err=True)
+        sys.exit(EXIT_CONFIG)
+    concerns = find_concerns(config)
+    for concern in concerns:
+        click.echo(f"{config_path}: {concern}", err=True)
+    if any(concern.fatal for concern in concerns):
         sys.exit(EXIT_CONFIG)
     click.echo(f"{config_path}: fine: {len(config.listener)} listeners, {len(config.satellite)} satellites")
 

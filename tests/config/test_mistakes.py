@@ -33,7 +33,7 @@ def problems(path: Path) -> list[tuple[str, str]]:
         (
             LISTENER + TYPE + '[machine_type.process]\ncommand = ["/absent/program", "{port}"]\n',
             "machine_type[0].process.command",
-            "'/absent/program' is not an executable program",
+            "there is no program '/absent/program'",
         ),
         (
             LISTENER + TYPE + PROCESS + 'directory = "/absent/folder"\n',

@@ -1,12 +1,12 @@
 """Failures that nobody foresaw, in a real `bentpipe serve`: they end what they belong to, and no one's build."""
 
-import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 
 from beds.peers.edge_clients import call_once, client_of
+from beds.stores.edited import edited
 from bentpipe.daemon.service.token import hash_token
 from bentpipe.daemon.testbed.edge_host import ORG, CloudSatellite, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
@@ -104,7 +104,7 @@ def test_a_malformed_token_row_grants_nothing_and_ends_nothing(tmp_path: Path) -
     with EdgeHost([DemoSatellite("local")], sleep_after_s=600, ledger=ledger) as edge:
         build = client_of(edge, "local")
         assert build.unary("Echo", b"before") == b"before"
-        with sqlite3.connect(ledger, timeout=20) as db:
+        with edited(ledger, 20) as db:
             for name, secret in secrets.items():
                 db.execute(
                     "INSERT INTO token (name, hash, grants, created_us) VALUES (?, ?, ?, 1)",
@@ -112,7 +112,7 @@ def test_a_malformed_token_row_grants_nothing_and_ends_nothing(tmp_path: Path) -
                 )
         wait_answer(edge, "local", secrets["bad"], GrpcStatus.OK)
         for column, value in (("hash", "'sha256:zz'"), ("grants", "'no json'"), ("name", "CAST(x'ff' AS TEXT)")):
-            with sqlite3.connect(ledger, timeout=20) as db:
+            with edited(ledger, 20) as db:
                 db.execute(f"UPDATE token SET {column} = {value} WHERE hash <> ?", (hash_token(secrets["good"]),))
             wait_answer(edge, "local", secrets["bad"], GrpcStatus.UNAUTHENTICATED)
             assert call_once(edge, "local", secrets["good"])[0] is GrpcStatus.OK

@@ -1,11 +1,11 @@
 """A row of the ledger whose columns hold anything is left out and told once; all others count as before."""
 
-import sqlite3
 from pathlib import Path
 
 import pytest
 
 from beds.contracts.ledger import ALWAYS, A, B
+from beds.stores.edited import edited
 from beds.stores.spoiled_rows import JUNK, columns, loosen, put, spoil, spoilings
 from bentpipe.daemon.ledger.contract import Ledger, Stamp, StampedTransition
 from bentpipe.daemon.ledger.dynamodb import DynamoLedger
@@ -36,7 +36,7 @@ async def test_the_ledger_in_sqlite(tmp_path: Path, which: str) -> None:
     await keep_books(first)
     good = await states_of(first, A)
     await first.aclose()
-    with sqlite3.connect(tmp_path / "first.sqlite") as db:
+    with edited(tmp_path / "first.sqlite") as db:
         for table in ("interval", "life"):
             loosen(db, table)
     db.close()
@@ -46,7 +46,7 @@ async def test_the_ledger_in_sqlite(tmp_path: Path, which: str) -> None:
         "past": ("interval", "satellite = 2 AND state = 'sleep'"),
         "life": ("life", "TRUE"),
     }[which]
-    with sqlite3.connect(tmp_path / "first.sqlite") as db:
+    with edited(tmp_path / "first.sqlite") as db:
         names = [name for name in columns(db, table) if name not in ("id", "satellite", "to_us", "run")]
     db.close()
     for column in names:
@@ -57,7 +57,7 @@ async def test_the_ledger_in_sqlite(tmp_path: Path, which: str) -> None:
             for suffix in ("", "-wal", "-shm"):
                 file.with_name(f"one.sqlite{suffix}").unlink(missing_ok=True)
             file.write_bytes(whole)
-            with sqlite3.connect(file) as db:
+            with edited(file) as db:
                 put(db, table, column, value, where)
             db.close()
             reader = SqliteLedger(file, read_only=True)

@@ -11,6 +11,7 @@ import pytest
 
 from beds.contracts.ledger import ALWAYS, A, Clock, LedgerContract, Shelf, Writer, check_laws
 from beds.programs import program
+from beds.stores.edited import edited
 from beds.stores.ledger_child import KEYS
 from bentpipe.daemon.errors import StoreError, StoreUnusable
 from bentpipe.daemon.ledger.contract import ENDED_BADLY, Stamp
@@ -164,7 +165,7 @@ OLDER_ROWS = """
 async def test_facts_of_an_older_file_are_read_from_their_columns(shelf: Shelf, tmp_path: Path) -> None:
     path = tmp_path / "books" / "older.sqlite"
     path.parent.mkdir()
-    with sqlite3.connect(path) as db:
+    with edited(path) as db:
         for statement in itertools.chain.from_iterable(schema.MIGRATIONS[: schema.FACTS_VERSION - 1]):
             db.execute(statement)
         db.executescript(OLDER_ROWS)

@@ -1,6 +1,5 @@
 """A token or a satellite whose columns hold anything is left out and told once; all others count as before."""
 
-import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +7,7 @@ import pytest
 
 from beds.contracts.accounts import key as stored_key
 from beds.contracts.ledger import A, B
+from beds.stores.edited import edited
 from beds.stores.spoiled_rows import JUNK, columns, is_ours, loosen, put, spoil, spoilings
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.errors import StoreError
@@ -39,7 +39,7 @@ async def test_tokens_in_sqlite(file: Path, caplog: pytest.LogCaptureFixture) ->
     registry, admission = SqliteRegistry(file), Admission([])
     for token in (GOOD, BAD):
         await registry.add_token(token)
-    with sqlite3.connect(file) as db:
+    with edited(file) as db:
         loosen(db, "token")
         before = columns(db, "token")
     more = {"grants": (*JUNK, *GRANTS), "scopes": (*JUNK, *SCOPES)}
@@ -51,7 +51,7 @@ async def test_tokens_in_sqlite(file: Path, caplog: pytest.LogCaptureFixture) ->
                 continue
             if column in ("principal", "expires_us") and value is None:
                 continue
-            with sqlite3.connect(file) as db:
+            with edited(file) as db:
                 put(db, "token", column, value, "rowid = 2")
             caplog.clear()
             for _ in range(3):
@@ -60,7 +60,7 @@ async def test_tokens_in_sqlite(file: Path, caplog: pytest.LogCaptureFixture) ->
                 admission.replace_stored(tokens)
             told = [record for record in caplog.records if record.getMessage() == "a row is left out"]
             assert len(told) <= 1, (column, value)
-            with sqlite3.connect(file) as db:
+            with edited(file) as db:
                 put(db, "token", column, before[column], "rowid = 2")
             assert await registry.tokens() == (BAD, GOOD)
     db.close()
@@ -71,7 +71,7 @@ async def test_registrations_in_sqlite(file: Path) -> None:
     registry = SqliteRegistry(file)
     for key in (A, B):
         await registry.begin_generation(key, after=0, owner="", at_us=1)
-    with sqlite3.connect(file) as db:
+    with edited(file) as db:
         db.execute("CREATE TABLE kept AS SELECT * FROM registration")
         db.execute("DROP TABLE registration")
         db.execute(
@@ -86,13 +86,13 @@ async def test_registrations_in_sqlite(file: Path) -> None:
                 continue
             if (column in ("owner", "machine") and value == "") or (column, value) == ("created_us", -1):
                 continue
-            with sqlite3.connect(file) as db:
+            with edited(file) as db:
                 put(db, "registration", column, value, "name = 'b'")
             assert [each.key for each in await registry.satellites()] == [A], (column, value)
             with pytest.raises(StoreError):
                 await registry.begin_generation(B, after=7, owner="", at_us=1)
             assert (await registry.begin_generation(A, after=7, owner="", at_us=1)).key == A
-            with sqlite3.connect(file) as db:
+            with edited(file) as db:
                 put(db, "registration", column, before[column], "name = 'b'")
     assert [each.key for each in await registry.satellites()] == [A, B]
     db.close()
@@ -145,7 +145,7 @@ async def test_accounts_in_sqlite(file: Path, caplog: pytest.LogCaptureFixture) 
     await store.put_key(bad)
     await store.put_revocation(StoredRevocation("rule:worse", 1, 2))
     for table, junk_key in (("org", "name"), ("signing_key", "key_id"), ("revocation", "subject")):
-        with sqlite3.connect(file) as db:
+        with edited(file) as db:
             loosen(db, table)
             before = columns(db, table)
         for column in before:
@@ -156,7 +156,7 @@ async def test_accounts_in_sqlite(file: Path, caplog: pytest.LogCaptureFixture) 
                     continue
                 if table == "org" and column == "name" and value == "x":
                     continue
-                with sqlite3.connect(file) as db:
+                with edited(file) as db:
                     put(db, table, column, value, "rowid = 2")
                 caplog.clear()
                 for _ in range(3):
@@ -164,10 +164,10 @@ async def test_accounts_in_sqlite(file: Path, caplog: pytest.LogCaptureFixture) 
                     assert getattr(found, FIELDS[table]) == getattr(whole, FIELDS[table]), (table, column, value)
                 told = [record for record in caplog.records if record.getMessage() == "a row is left out"]
                 assert len(told) == 1, (column, value)
-                with sqlite3.connect(file) as db:
+                with edited(file) as db:
                     put(db, table, column, before[column], "rowid = 2")
                 await store.accounts()
-        with sqlite3.connect(file) as db:
+        with edited(file) as db:
             db.execute(f"DELETE FROM {table} WHERE {junk_key} != ''")
         db.close()
     await store.aclose()
@@ -180,7 +180,7 @@ async def test_a_key_under_the_id_of_another_is_left_out(file: Path) -> None:
     store = SqliteAccountStore(file)
     one, other = stored_key(5), stored_key(6)
     await store.put_key(one)
-    with sqlite3.connect(file) as db:
+    with edited(file) as db:
         db.execute("UPDATE signing_key SET public_pem = ?", (other.public_pem,))
     db.close()
     assert (await store.accounts()).keys == ()

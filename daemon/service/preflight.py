@@ -1,0 +1,41 @@
+"""What `bentpipe check` finds beyond the file's own form: whether `serve` could start here, and what clients would see.
+
+It looks at certificates, ports, programs, the store and the cloud's settings. It must never change anything, and never open
+a port for longer than one look takes.
+"""
+
+import difflib
+from collections.abc import Iterator
+
+from bentpipe.config.model import Config
+from bentpipe.daemon.service.concern import Concern
+from bentpipe.daemon.service.preflight_ec2 import ec2_concerns
+from bentpipe.daemon.service.preflight_host import host_concerns
+from bentpipe.daemon.service.preflight_tls import tls_concerns
+
+NEAR = 0.6
+"""How much two names must be alike to be suggested (difflib's ratio)."""
+
+
+def find_concerns(config: Config) -> list[Concern]:
+    """Find all that is wrong or suspicious, errors first."""
+    found = {*tls_concerns(config), *host_concerns(config), *ec2_concerns(config), *_grant_concerns(config)}
+    return sorted(found, key=lambda each: (not each.fatal, each.where, each.message))
+
+
+def _grant_concerns(config: Config) -> Iterator[Concern]:
+    """Grants that no satellite of the file fits. With machine types a client may launch one later."""
+    keys = [f"{satellite.org}/{satellite.name}" for satellite in config.satellite]
+    granted = [
+        *((f"token[{i}].grants", token.grants) for i, token in enumerate(config.token)),
+        *((f"certificate[{i}].grants", certificate.grants) for i, certificate in enumerate(config.certificate)),
+        *((f"oidc_rule[{i}].grants", rule.grants) for i, rule in enumerate(config.oidc_rule)),
+    ]
+    for where, grants in granted if not config.machine_type else ():
+        for grant in grants:
+            prefix = grant.removesuffix("*")
+            if any(key.startswith(prefix) if grant.endswith("*") else key == grant for key in keys):
+                continue
+            near = difflib.get_close_matches(grant, keys, n=1, cutoff=NEAR)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            yield Concern(where, f"{grant!r} fits no satellite of this file{hint}", fatal=False)

@@ -1,0 +1,116 @@
+"""Looks at this host: are the ports free or already ours, can the store be written, is there room for the sockets."""
+
+import contextlib
+import errno
+import ipaddress
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from bentpipe.config.model import Config
+from bentpipe.daemon.edge.listener import bind
+from bentpipe.daemon.providers.process.sock_diag import find_listener
+from bentpipe.daemon.service.concern import Concern
+
+PROC = Path("/proc")
+LOCKED_S = 1.0
+"""How long to wait for a store that another process is writing to."""
+
+
+def host_concerns(config: Config) -> Iterator[Concern]:
+    """Look at ports, the store and the control socket's folder."""
+    for index, listener in enumerate(config.listener):
+        if listener.address is not None:
+            yield from _port_concerns(f"listener[{index}].address", *listener.address)
+    if config.metrics.address is not None:
+        yield from _port_concerns("metrics.address", *config.metrics.address)
+    path = config.store.ledger_path()
+    if path is not None:
+        yield from _store_concerns(path)
+    socket_path = config.control.socket_path()
+    if socket_path is not None:
+        yield from _folder_concerns("control.path", socket_path.parent)
+
+
+def _port_concerns(where: str, host: str, port: int) -> Iterator[Concern]:
+    try:
+        for sock in bind(host, port):
+            sock.close()
+    except OSError as exc:
+        if exc.errno != errno.EADDRINUSE:
+            hint = (
+                "; a port below 1024 needs CAP_NET_BIND_SERVICE, or a socket unit" if exc.errno == errno.EACCES else ""
+            )
+            yield Concern(where, f"{exc.strerror or exc}{hint}", fatal=True)
+            return
+        owner = _owner_of(host, port)
+        if owner is None:
+            yield Concern(where, f"a process that this user may not see listens on port {port}", fatal=False)
+        elif owner.is_systemd:
+            words = f"systemd listens on port {port} already; if that is bentpipe.socket, set systemd = NAME instead"
+            yield Concern(where, words, fatal=True)
+        elif not owner.is_ours:
+            yield Concern(where, f"process {owner.pid} ({owner.name}) listens on port {port} already", fatal=True)
+
+
+class _Owner:
+    """The process that has a listening socket."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        words = (PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        self.name = (PROC / str(pid) / "comm").read_text().strip()
+        self.is_systemd = pid == 1
+        self.is_ours = "serve" in words and any(Path(word).name == "bentpipe" or "bentpipe" in word for word in words)
+
+
+def _owner_of(host: str, port: int) -> _Owner | None:
+    """The process that a connection to `host` would reach; None if it cannot be told."""
+    try:
+        inode = find_listener(ipaddress.ip_address(host or "::"), port)
+    except (OSError, ValueError):
+        return None
+    if inode is None:
+        return None
+    for folder in PROC.iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            if any(os.readlink(file) == f"socket:[{inode}]" for file in (folder / "fd").iterdir()):
+                return _Owner(int(folder.name))
+        except OSError:  # not ours to see, or gone
+            continue
+    return None
+
+
+def _store_concerns(path: Path) -> Iterator[Concern]:
+    where = "store.path"
+    if not path.exists():
+        yield from _folder_concerns(where, path.parent)
+        return
+    # SQLite makes a reader of a writer whose file is read-only, so it does not tell; its journal needs the folder.
+    for each in (path, path.parent):
+        if not os.access(each, os.W_OK):
+            yield Concern(where, f"{each} cannot be written by user {os.geteuid()}", fatal=True)
+            return
+    try:
+        opened = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=LOCKED_S, isolation_level=None)
+        with contextlib.closing(opened) as store:
+            store.execute("BEGIN IMMEDIATE")
+            store.execute("ROLLBACK")
+    except sqlite3.OperationalError as exc:
+        if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            return  # another process is writing to it, so it can be written
+        yield Concern(where, f"{path} cannot be written: {exc}", fatal=True)
+    except sqlite3.DatabaseError as exc:
+        yield Concern(where, f"{path} is not a SQLite file: {exc}", fatal=True)
+
+
+def _folder_concerns(where: str, folder: Path) -> Iterator[Concern]:
+    if not folder.is_dir():
+        yield Concern(
+            where, f"there is no folder {folder}; make it, owned by the user that runs the daemon", fatal=True
+        )
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        yield Concern(where, f"{folder} cannot be written by user {os.geteuid()}", fatal=True)

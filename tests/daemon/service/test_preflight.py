@@ -1,0 +1,357 @@
+"""`bentpipe check` on files whose form is right: what would keep `serve` from starting here, and what clients would see."""
+
+import contextlib
+import datetime
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from beds.programs import BENTPIPE
+
+NOW = datetime.datetime.now(datetime.UTC)
+DAY = datetime.timedelta(days=1)
+SATELLITE = '[[satellite]]\norg = "acme"\nname = "builder"\n[satellite.process]\ncommand = ["true", "{port}"]\n'
+NO_CREDENTIALS = {
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    "AWS_CONFIG_FILE": "/dev/null",
+}
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+
+class Issued:
+    """A certificate with its key, issued for a test."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        names: Sequence[str] = ("edge.example",),
+        issuer: "Issued | None" = None,
+        begins: datetime.datetime = NOW - DAY,
+        ends: datetime.datetime = NOW + 90 * DAY,
+        authority: bool = False,
+        usage: x509.ObjectIdentifier | None = None,
+        key: Key | None = None,
+    ) -> None:
+        self.key: Key = key or ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer.certificate.subject if issuer else subject)
+            .public_key(self.key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(begins)
+            .not_valid_after(ends)
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(each) for each in names]), False)
+        if usage is not None:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        self.certificate: x509.Certificate = builder.sign(issuer.key if issuer else self.key, hashes.SHA256())
+
+    def pem(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    def key_pem(self, passphrase: bytes | None = None) -> bytes:
+        encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+        if passphrase is not None:
+            encryption = serialization.BestAvailableEncryption(passphrase)
+        return self.key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+
+
+ROOT = Issued("Root", names=(), authority=True, ends=NOW + 3650 * DAY)
+GOOD = Issued("edge", issuer=ROOT)
+OTHER = Issued("other", issuer=ROOT)
+
+
+class Bed:
+    """A folder with a configuration and the files that it names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "bentpipe.toml"
+
+    def put(self, name: str, content: bytes) -> Path:
+        path = self.folder / name
+        path.write_bytes(content)
+        return path
+
+    def check(self, text: str, environment: dict[str, str] | None = None) -> tuple[int, list[str]]:
+        """Run `bentpipe check`. Returns its exit code and its lines without the path."""
+        self.config.write_text(text)
+        done = subprocess.run(
+            [BENTPIPE, "check", self.config],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, **(environment or {})},
+        )
+        assert "Traceback" not in done.stderr
+        return done.returncode, [line.removeprefix(f"{self.config}: ") for line in done.stderr.splitlines()]
+
+    def tls(self, chain: bytes, key: bytes, more: str = "") -> tuple[int, list[str]]:
+        """Check a listener with these files."""
+        certificate, key_path = self.put("chain.pem", chain), self.put("key.pem", key)
+        return self.check(
+            f'[[listener]]\naddress = "127.0.0.1:0"\n[listener.tls]\ncertificate = "{certificate}"\nkey = "{key_path}"\n'
+            f"{more}{SATELLITE}"
+        )
+
+
+@pytest.fixture
+def bed(tmp_path: Path) -> Bed:
+    return Bed(tmp_path)
+
+
+def test_a_good_pair_has_nothing_to_say(bed: Bed) -> None:
+    assert bed.tls(GOOD.pem() + ROOT.pem(), GOOD.key_pem()) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("chain", "key", "code", "words"),
+    [
+        (GOOD.pem(), OTHER.key_pem(), 2, "listener[0].tls.key: {key} is not the key of {chain}"),
+        (GOOD.pem(), b"", 2, "{key}: has no private key in PEM form"),
+        (GOOD.pem(), GOOD.key_pem(b"secret"), 2, "{key}: the key is encrypted; bentpipe cannot ask for its passphrase"),
+        (GOOD.pem(), GOOD.pem(), 2, "{key}: has no private key in PEM form"),
+        (b"hello", GOOD.key_pem(), 2, "{chain}: has no certificate in PEM form"),
+        (GOOD.key_pem(), GOOD.key_pem(), 2, "{chain}: has no certificate in PEM form"),
+        (GOOD.pem() + OTHER.pem(), GOOD.key_pem(), 0, "'CN=other' follows certificate 'CN=edge' and did not sign it"),
+        (ROOT.pem() + GOOD.pem(), GOOD.key_pem(), 2, "{key} is not the key of {chain}"),
+    ],
+    ids=["foreign", "empty key", "encrypted", "certificate as key", "no PEM", "key as certificate", "chain", "order"],
+)
+def test_a_pair_that_clients_or_the_engine_refuse(bed: Bed, chain: bytes, key: bytes, code: int, words: str) -> None:
+    seen, lines = bed.tls(chain, key)
+    expected = words.format(chain=bed.folder / "chain.pem", key=bed.folder / "key.pem")
+    assert (seen, [expected in line for line in lines if "expires" not in line][:1]) == (code, [True]), lines
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "words"),
+    [
+        (NOW - 400 * DAY, NOW - 2 * DAY, f"expired on {NOW - 2 * DAY:%Y-%m-%d}"),
+        (NOW + 2 * DAY, NOW + 90 * DAY, "holds only from"),
+        (NOW - 80 * DAY, NOW + 10 * DAY, "in 9 days; renew it"),
+        (NOW - 50 * DAY, NOW + 40 * DAY, None),
+        (NOW - datetime.timedelta(hours=1), NOW + datetime.timedelta(hours=23), None),
+        (NOW - datetime.timedelta(hours=20), NOW + datetime.timedelta(hours=4), "in 0 days; renew it"),
+    ],
+)
+def test_dates_by_the_share_of_a_life(
+    bed: Bed, begins: datetime.datetime, ends: datetime.datetime, words: str | None
+) -> None:
+    issued = Issued("edge", begins=begins, ends=ends)
+    code, lines = bed.tls(issued.pem(), issued.key_pem())
+    assert code == 0
+    assert [words in line if words else line for line in lines] == ([True] if words else [])
+
+
+@pytest.mark.parametrize(
+    ("issued", "words"),
+    [
+        (Issued("edge", names=()), "no subject alternative name"),
+        (Issued("edge", usage=ExtendedKeyUsageOID.CLIENT_AUTH), "not for servers"),
+        (Issued("edge", usage=ExtendedKeyUsageOID.SERVER_AUTH), None),
+    ],
+)
+def test_what_makes_clients_refuse(bed: Bed, issued: Issued, words: str | None) -> None:
+    code, lines = bed.tls(issued.pem(), issued.key_pem())
+    assert (code, [words in line if words else line for line in lines]) == (0, [True] if words else [])
+
+
+def test_names_that_no_certificate_covers(bed: Bed) -> None:
+    domain = 'satellite_domain = "sat.example"\n'
+    code, lines = bed.tls(GOOD.pem(), GOOD.key_pem(), domain)
+    assert code == 0
+    assert [line for line in lines if "no certificate is for builder.acme.sat.example" in line] == lines != []
+    for name in ("*.acme.sat.example", "builder.acme.sat.example", "Builder.ACME.sat.example"):
+        covering = Issued("edge", names=(name,))
+        assert bed.tls(covering.pem(), covering.key_pem(), domain) == (0, []), name
+
+
+def test_an_authority_that_is_none(bed: Bed) -> None:
+    leaf = bed.put("ca.pem", GOOD.pem())
+    code, lines = bed.tls(GOOD.pem(), GOOD.key_pem(), f'client_ca = "{leaf}"\n')
+    assert code == 0
+    assert ["is not a certificate authority" in line for line in lines] == [True]
+    empty = bed.put("ca.pem", b"")
+    code, lines = bed.tls(GOOD.pem(), GOOD.key_pem(), f'client_ca = "{empty}"\n')
+    assert (code, ["listener[0].tls.client_ca" in line for line in lines]) == (2, [True])
+
+
+def plain(address: str, more: str = "") -> str:
+    return f'[[listener]]\naddress = "{address}"\n{more}{SATELLITE}'
+
+
+def test_a_port_that_another_process_has(bed: Bed) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, lines = bed.check(plain(f"127.0.0.1:{port}"))
+        metrics = bed.check(plain("127.0.0.1:0", f'[metrics]\naddress = "127.0.0.1:{port}"\n'))
+    words = f"process {os.getpid()} ({Path('/proc/self/comm').read_text().strip()}) listens on port {port} already"
+    assert (code, lines) == (2, [f"listener[0].address: {words}"])
+    assert metrics == (2, [f"metrics.address: {words}"])
+    assert bed.check(plain(f"127.0.0.1:{port}")) == (0, [])
+
+
+OURS = """
+import socket, sys
+with socket.create_server(("127.0.0.1", 0)) as sock:
+    print(sock.getsockname()[1], flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_port_of_the_running_daemon_is_no_mistake(bed: Bed) -> None:
+    """The command line of the process is what tells: `bentpipe serve --config F`, as under the unit."""
+    with subprocess.Popen(
+        [sys.executable, "-c", OURS, "bentpipe", "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as daemon:
+        assert daemon.stdout is not None
+        assert bed.check(plain(f"127.0.0.1:{daemon.stdout.readline().strip()}")) == (0, [])
+        daemon.communicate()
+
+
+def test_an_address_that_this_host_does_not_have(bed: Bed) -> None:
+    code, lines = bed.check(plain("192.0.2.1:0"))
+    assert (code, len(lines)) == (2, 1)
+    assert "listener[0].address: " in lines[0]
+    assert "Cannot assign requested address" in lines[0]
+
+
+def store(path: Path) -> str:
+    return plain("127.0.0.1:0", f'[store]\npath = "{path}"\n')
+
+
+def test_a_store_that_cannot_be_written(bed: Bed) -> None:
+    assert bed.check(store(bed.folder / "new.sqlite")) == (0, [])
+    assert not (bed.folder / "new.sqlite").exists()
+    code, lines = bed.check(store(bed.folder / "absent" / "ledger.sqlite"))
+    assert (code, lines) == (
+        2,
+        [f"store.path: there is no folder {bed.folder}/absent; make it, owned by the user that runs the daemon"],
+    )
+    text = bed.put("text.sqlite", b"hello, this is no database at all" * 100)
+    code, lines = bed.check(store(text))
+    assert (code, [f"{text} is not a SQLite file" in line for line in lines]) == (2, [True])
+
+
+def test_a_store_that_is_in_use_is_fine(bed: Bed) -> None:
+    path = bed.folder / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE t (x)")
+        other.execute("BEGIN IMMEDIATE")
+        assert bed.check(store(path)) == (0, [])
+        other.execute("ROLLBACK")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_the_store_of_another_user() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        bed = Bed(Path(folder))
+        path = bed.put("ledger.sqlite", b"")
+        bed.config.write_text(store(path))
+        for each, mode in ((path, 0o644), (bed.config, 0o644), (bed.folder, 0o755)):
+            each.chmod(mode)
+        as_nobody = ["setpriv", "--reuid", "65534", "--clear-groups", str(BENTPIPE)]
+        if subprocess.run([*as_nobody, "--version"], capture_output=True, check=False).returncode != 0:
+            pytest.skip("the program itself is closed to other users")
+        done = subprocess.run([*as_nobody, "check", str(bed.config)], capture_output=True, text=True, check=False)
+    assert (done.returncode, f"{path} cannot be written" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("grant", "words"),
+    [
+        ("acme/bilder", "'acme/bilder' fits no satellite of this file; did you mean acme/builder?"),
+        ("acme/x*", "'acme/x*' fits no satellite of this file"),
+        ("acme/builder", None),
+        ("acme/b*", None),
+        ("acme/*", None),
+    ],
+)
+def test_grants_that_fit_nothing(bed: Bed, grant: str, words: str | None) -> None:
+    token = f'[[token]]\nname = "ci"\nhash = "sha256:{"0" * 64}"\ngrants = ["{grant}"]\n'
+    code, lines = bed.check(plain("127.0.0.1:0", token))
+    assert (code, lines) == (0, [f"warning: token[0].grants: {words}"] if words else [])
+
+
+EC2 = (
+    '[[satellite]]\norg = "acme"\nname = "vm"\nprovider = "ec2"\n[satellite.ec2]\ninstance_id = "i-0123456789abcdef0"\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("region", "code", "words"),
+    [
+        ('region = "eu-centrl-1"', 0, ["'eu-centrl-1' is not a region of AWS", "did you mean eu-central-1?"]),
+        ('region = "eu-central-1"', 0, []),
+        ("", 2, ["ec2.region: no region"]),
+        ('region = "moon-1"\nendpoint = "http://127.0.0.1:1"', 0, []),
+    ],
+)
+def test_regions(bed: Bed, region: str, code: int, words: list[str]) -> None:
+    text = f'[[listener]]\naddress = "127.0.0.1:0"\n[ec2]\n{region}\n{EC2}'
+    environment = {**NO_CREDENTIALS, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": ""}
+    seen, lines = bed.check(text, environment)
+    assert seen == code, lines
+    assert all(word in lines[0] for word in words) if words else lines == []
+
+
+def test_no_credentials(bed: Bed) -> None:
+    text = f'[[listener]]\naddress = "127.0.0.1:0"\n[ec2]\nregion = "eu-central-1"\n{EC2}'
+    code, lines = bed.check(text, {**NO_CREDENTIALS, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""})
+    assert (code, ["no AWS credentials are found" in line for line in lines]) == (0, [True])
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Callable[[str], str]:
+    closed = tmp_path / "closed"
+    closed.write_text("#!/bin/sh\n")
+    return {
+        "closed": f"{closed}",
+        "folder": f"{tmp_path}",
+        "absent": "/absent/x",
+        "unknown": "bentpipe-absent",
+    }.__getitem__
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("closed", "is not executable by this user"),
+        ("folder", "is a directory"),
+        ("absent", "there is no program"),
+        ("unknown", "in PATH"),
+    ],
+)
+def test_programs(bed: Bed, programs: Callable[[str], str], kind: str, words: str) -> None:
+    code, lines = bed.check(plain("127.0.0.1:0").replace('"true"', f'"{programs(kind)}"'))
+    assert (code, len(lines)) == (2, 1)
+    assert lines[0].startswith("satellite[0].process.command: ")
+    assert words in lines[0]
+
+
+def test_the_file_is_given_once_in_either_way(bed: Bed) -> None:
+    bed.config.write_text(plain("127.0.0.1:0"))
+    for arguments in ([str(bed.config)], ["--config", str(bed.config)]):
+        assert subprocess.run([BENTPIPE, "check", *arguments], capture_output=True, check=False).returncode == 0
+    for arguments in ([], [str(bed.config), "--config", str(bed.config)]):
+        done = subprocess.run([BENTPIPE, "check", *arguments], capture_output=True, text=True, check=False)
+        assert (done.returncode, "give the configuration once" in done.stderr) == (2, True)
