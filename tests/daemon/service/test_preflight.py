@@ -185,7 +185,7 @@ def test_names_that_no_certificate_covers(bed: Bed) -> None:
         assert bed.tls(covering.pem(), covering.key_pem(), domain) == (0, []), name
 
 
-def test_an_authority_that_is_none(bed: Bed) -> None:
+def test_an_authority_that_is_not_one(bed: Bed) -> None:
     leaf = bed.put("ca.pem", GOOD.pem())
     code, lines = bed.tls(GOOD.pem(), GOOD.key_pem(), f'client_ca = "{leaf}"\n')
     assert code == 0
@@ -218,7 +218,7 @@ with socket.create_server(("127.0.0.1", 0)) as sock:
 """
 
 
-def test_a_port_of_the_running_daemon_is_no_mistake(bed: Bed) -> None:
+def test_a_port_of_the_running_daemon_is_accepted(bed: Bed) -> None:
     """The command line of the process is what tells: `bentpipe serve --config F`, as under the unit."""
     with subprocess.Popen(
         [sys.executable, "-c", OURS, "bentpipe", "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -247,7 +247,7 @@ def test_a_store_that_cannot_be_written(bed: Bed) -> None:
         2,
         [f"store.path: there is no folder {bed.folder}/absent; make it, owned by the user that runs the daemon"],
     )
-    text = bed.put("text.sqlite", b"hello, this is no database at all" * 100)
+    text = bed.put("text.sqlite", b"hello, this is not a database" * 100)
     code, lines = bed.check(store(text))
     assert (code, [f"{text} is not a SQLite file" in line for line in lines]) == (2, [True])
 
