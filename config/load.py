@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bentpipe.config.accounts import ID_CLAIMS
-from bentpipe.config.model import Config
+from bentpipe.config.model import Config, MachineSection
 
 MAX_FILE_BYTES = 4 << 20
 """A configuration has a few KiB, or some hundred for thousands of satellites. A larger file means that the path is wrong."""
@@ -64,6 +64,7 @@ def load_config(path: Path, *, check_files: bool = True) -> Config:
             *_unknown_names(config),
             *_unverified_certificates(config),
             *_unfit_rules(config),
+            *_unfit_authority(config),
             *(_missing_files(config) if check_files else ()),
         }
     )
@@ -177,6 +178,34 @@ def _unfit_rules(config: Config) -> Iterator[ConfigProblem]:
         yield ConfigProblem("machine_type", 'needs a store, and [store] kind is "none"')
 
 
+def _unfit_authority(config: Config) -> Iterator[ConfigProblem]:
+    for where, machine in _machines(config):
+        if machine.has_issued_tls and config.satellite_ca is None:
+            yield ConfigProblem(
+                f"{where}.tls.issued", "needs a [satellite_ca] section, which says where machines enrol"
+            )
+        if machine.has_issued_tls and not machine.launches:
+            words = (
+                "only a machine that the daemon launches can get a certificate: give a launch_template, or ca instead"
+            )
+            yield ConfigProblem(f"{where}.tls.issued", words)
+    if config.satellite_ca is None:
+        return
+    if config.store.kind == "none":
+        yield ConfigProblem("satellite_ca", 'needs a store, and [store] kind is "none"')
+    if config.store.kind == "dynamodb" and config.satellite_ca.file is None:
+        words = "hosts that share a store need the same authority: `bentpipe ca new` makes a file; give it to each host"
+        yield ConfigProblem("satellite_ca.file", words)
+
+
+def _machines(config: Config) -> list[tuple[str, MachineSection]]:
+    """All satellites and machine types, with their places in the file."""
+    return [
+        *((f"satellite[{index}]", machine) for index, machine in enumerate(config.satellite)),
+        *((f"machine_type[{index}]", machine) for index, machine in enumerate(config.machine_type)),
+    ]
+
+
 def _missing_files(config: Config) -> Iterator[ConfigProblem]:
     files: list[tuple[str, Path | None]] = []
     for index, listener in enumerate(config.listener):
@@ -188,11 +217,9 @@ def _missing_files(config: Config) -> Iterator[ConfigProblem]:
                 files.append((f"listener[{index}].tls.more[{number}].key", more.key))
     files.append(("accounts.signing_key", config.accounts.signing_key))
     files += [(f"oidc_issuer[{index}].ca", issuer.ca) for index, issuer in enumerate(config.oidc_issuer)]
-    machines = [
-        *((f"satellite[{index}]", machine) for index, machine in enumerate(config.satellite)),
-        *((f"machine_type[{index}]", machine) for index, machine in enumerate(config.machine_type)),
-    ]
-    for table, satellite in machines:
+    if config.satellite_ca is not None:
+        files.append(("satellite_ca.file", config.satellite_ca.file))
+    for table, satellite in _machines(config):
         if satellite.tls is not None:
             for key in ("ca", "certificate", "key"):
                 files.append((f"{table}.tls.{key}", getattr(satellite.tls, key)))

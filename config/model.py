@@ -19,25 +19,20 @@ from bentpipe.config.accounts import (
     OidcRuleSection,
     TokenSection,
 )
-from bentpipe.config.base import DurationS, Name, Section, SizeBytes
+from bentpipe.config.base import HOST_PORT_PATTERN, DurationS, ListenAddress, Name, Section, SizeBytes
 from bentpipe.config.image import ImageSection
 from bentpipe.config.prices import PricesSection
 from bentpipe.config.rates import Ec2RatesSection
+from bentpipe.config.satellite_ca import SatelliteCaSection
 from bentpipe.config.units import (
     Network,
-    parse_address,
     parse_hours,
     parse_networks,
     parse_weekdays,
 )
 
-ListenAddress = Annotated[tuple[str, int], BeforeValidator(parse_address)]
-"""(IP address, port) from "127.0.0.1:8372", "[::1]:8372" or ":8372" (all addresses, both families)."""
-
 LEDGER_NAME = "ledger.sqlite"
 
-HOST_PORT_PATTERN = r"^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[1-9][0-9]{0,4}$"
-"""A name, an IPv4 address, or an IPv6 address in brackets, and a port."""
 DOMAIN_PATTERN = r"^[a-z0-9-]+(\.[a-z0-9-]+)*$"
 """In lower case, since names are compared in lower case (RFC 4343)."""
 
@@ -266,11 +261,25 @@ class SatelliteEc2Section(Section):
 class SatelliteTlsSection(Section):
     """TLS from the daemon to a satellite."""
 
-    ca: Path
+    issued: bool = False
+    """The daemon's own authority gives each machine that it launches a certificate: see [satellite_ca]. The daemon then
+    accepts that machine and no other, whatever its address."""
+    ca: Path | None = None
+    """Instead of `issued`: the authority that signs the satellites' certificates."""
     certificate: Path | None = None
     key: Path | None = None
     server_name: str | None = None
     """Name to verify; by default the satellite's host."""
+
+    @model_validator(mode="after")
+    def _one_authority(self) -> Self:
+        if self.issued == (self.ca is not None):
+            raise ValueError("give exactly one of ca and issued = true")
+        if self.issued and (self.certificate or self.key or self.server_name):
+            raise ValueError(
+                "with issued = true the daemon has its own certificate and names: remove certificate, key, server_name"
+            )
+        return self
 
 
 class KeepAwakeSection(Section):
@@ -333,6 +342,11 @@ class MachineSection(Section):
     def launches(self) -> bool:
         """Whether the machine is created if a client wants it and it does not exist."""
         return self.ec2 is not None and self.ec2.launch_template is not None
+
+    @property
+    def has_issued_tls(self) -> bool:
+        """Whether the daemon's own authority gives its machine a certificate."""
+        return self.tls is not None and self.tls.issued
 
     @model_validator(mode="after")
     def _provider_section(self) -> Self:
@@ -476,6 +490,7 @@ class Config(Section):
     ec2: Ec2Section = Field(default_factory=Ec2Section)
     prices: PricesSection | None = None
     accounts: AccountsSection = Field(default_factory=AccountsSection)
+    satellite_ca: SatelliteCaSection | None = None
     token: tuple[TokenSection, ...] = ()
     certificate: tuple[CertificateSection, ...] = ()
     oidc_issuer: tuple[OidcIssuerSection, ...] = ()

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import socket
+from collections.abc import Callable
 
 import trio
 
@@ -42,6 +43,12 @@ class SatelliteTls:
     context: TlsClientContext
     server_name: str | None = None
     """The name that its certificate must have; None for its address."""
+    refused: str = ""
+    """Why no machine can be accepted as the satellite now; "" if one can. Nothing is sent then."""
+
+
+FindTls = Callable[[], SatelliteTls | None]
+"""Asked at each attempt: the satellite's machine may be replaced, or get its certificate, meanwhile. None: plaintext."""
 
 
 async def dial_at_once(address: Address, tls: SatelliteTls | None) -> Transport | None:
@@ -62,8 +69,8 @@ class SatelliteUnreachable(BentpipeError):
     retryable = True
 
 
-async def dial(address: Address, tls: SatelliteTls | None, over: trio.Event) -> Transport | None:
-    """Connect, and complete the TLS handshake if `tls` is given. Returns None once `over` is set: see Lease.
+async def dial(address: Address, find_tls: FindTls, over: trio.Event) -> Transport | None:
+    """Connect, and complete the TLS handshake if there is one. Returns None once `over` is set: see Lease.
 
     Raises Unreachable if TCP does not connect for UNREACHABLE_S, DialFailed if the satellite answers and then fails.
     """
@@ -71,7 +78,7 @@ async def dial(address: Address, tls: SatelliteTls | None, over: trio.Event) -> 
 
     async def connect() -> None:
         nonlocal made
-        made = await _dial(address, tls)
+        made = await _dial(address, find_tls)
 
     try:
         await unless(over, connect)
@@ -82,7 +89,7 @@ async def dial(address: Address, tls: SatelliteTls | None, over: trio.Event) -> 
     return made
 
 
-async def _dial(address: Address, tls: SatelliteTls | None) -> Transport:
+async def _dial(address: Address, find_tls: FindTls) -> Transport:
     reason = "no attempt ended"
     unreachable_at = trio.current_time() + UNREACHABLE_S
     with trio.move_on_after(DIAL_DEADLINE_S):
@@ -91,7 +98,7 @@ async def _dial(address: Address, tls: SatelliteTls | None) -> Transport:
                 try:
                     transport = await _connect(address)
                     unreachable_at = trio.current_time() + UNREACHABLE_S  # something answers there
-                    return await _secure(transport, address, tls)
+                    return await _secure(transport, address, find_tls())
                 except Exception as exc:
                     reason = reason_of(exc)
             if attempt.cancelled_caught:
@@ -135,6 +142,8 @@ async def _connect(address: Address) -> Transport:
 async def _secure(transport: Transport, address: Address, tls: SatelliteTls | None) -> Transport:
     try:
         if tls is not None:
+            if tls.refused:
+                raise TlsError(tls.refused)
             await transport.start_tls(
                 TlsConnection(tls.context, transport.fileno, server_name=tls.server_name or address.host)
             )

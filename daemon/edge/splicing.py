@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import trio
 
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.dial import SatelliteUnreachable, dial, dial_at_once
+from bentpipe.daemon.edge.dial import SatelliteTls, SatelliteUnreachable, dial, dial_at_once
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import CUT_WORDS, Pending, Splice
 from bentpipe.daemon.edge.identity import Claim
@@ -52,7 +52,6 @@ class Splicing:
         self._caller = caller
         self._claim = claim
         self._satellite = satellite
-        self._tls = edge.satellite_tls.get(claim.key)
         self._since = trio.current_time()
         self._tell_by = tell_by
         self._hears_satellite = False
@@ -93,7 +92,7 @@ class Splicing:
 
     async def _splice_at_once(self, lease: Lease, pending: Pending) -> bool:
         """Returns False if that fails: then the satellite has to be looked at, and the client to be watched meanwhile."""
-        target = await dial_at_once(lease.address, self._tls)
+        target = await dial_at_once(lease.address, self._find_tls())
         if target is None:
             return False
         with contextlib.closing(target):
@@ -155,13 +154,16 @@ class Splicing:
     async def _dial(self, lease: Lease) -> Transport | None:
         """Returns None if the lease is over, or if the satellite cannot be reached."""
         try:
-            return await dial(lease.address, self._tls, lease.over)
+            return await dial(lease.address, self._find_tls, lease.over)
         except SatelliteUnreachable as exc:
             # Its clients go on waiting: the fleet looks at the satellite, and starts it if somebody has stopped it.
             fields = {"satellite": str(self._claim.key), "error": str(exc)}
             log.warning("satellite could not be reached", extra={"fields": fields})
             self._satellite.report_unreachable()
             return None
+
+    def _find_tls(self) -> SatelliteTls | None:
+        return self._edge.satellite_tls.get(self._claim.key)
 
     @staticmethod
     async def _introduce(introduction: Introduction, lease: Lease) -> bool:

@@ -84,7 +84,8 @@ class KnownAddresses:
     """What all satellites of a daemon share: their addresses, and which of them prove themselves by TLS."""
 
     claims: AddressClaims = dataclasses.field(default_factory=AddressClaims)
-    proven: frozenset[SatelliteKey] = frozenset()
+    proven: set[SatelliteKey] = dataclasses.field(default_factory=set)
+    """Satellites that are launched at run time are added to it, and taken from it."""
 
 
 class _Search:

@@ -55,7 +55,7 @@ class Bootstrap:
 
     def to_json(self) -> str:
         """As the file that the machine reads."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -48,6 +48,11 @@ def token_hash_of(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def is_enrolled(row: StoredIdentity) -> bool:
+    """Whether the machine that was launched last has enrolled."""
+    return row.expected is None or (row.enrolled is not None and row.enrolled.launch == row.expected.launch)
+
+
 def expect(key: SatelliteKey, row: StoredIdentity | None, machine: ExpectedMachine) -> StoredIdentity | None:
     """The row once `machine` may be launched; None if the row says so already, or a later machine is expected."""
     if row is None:
@@ -56,7 +61,7 @@ def expect(key: SatelliteKey, row: StoredIdentity | None, machine: ExpectedMachi
     if expected is not None and expected.generation > machine.generation:
         return None
     if expected is not None and expected.launch == machine.launch:
-        if row.enrolled is not None and row.enrolled.launch == machine.launch:
+        if is_enrolled(row):
             return None
         hashes = (*(each for each in expected.token_hashes if each not in machine.token_hashes), *machine.token_hashes)
         until_us = max(expected.until_us, machine.until_us)
@@ -72,7 +77,7 @@ def prolong(row: StoredIdentity | None, until_us: int) -> StoredIdentity | None:
     """
     if row is None or row.expected is None or row.expected.until_us >= until_us:
         return None
-    if row.enrolled is not None and row.enrolled.generation >= row.expected.generation:
+    if is_enrolled(row):
         return None
     return _changed(row, expected=dataclasses.replace(row.expected, until_us=until_us))
 

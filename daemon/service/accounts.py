@@ -1,8 +1,6 @@
 """Puts the parts of daemon/accounts together for a configuration: what `serve` starts, and what the edge and the API ask."""
 
 import dataclasses
-import os
-from pathlib import Path
 
 import trio
 
@@ -15,7 +13,7 @@ from bentpipe.daemon.accounts.issuer_keys import IssuerKeys
 from bentpipe.daemon.accounts.key_keeper import KEY_NAME, LEAD_S, KeyKeeper
 from bentpipe.daemon.accounts.sessions import Sessions
 from bentpipe.daemon.accounts.signing_key import SigningKeyError, read_key
-from bentpipe.daemon.service.stores import NO_STORE, Stores
+from bentpipe.daemon.service.stores import NO_STORE, Stores, state_file
 from bentpipe.daemon.tasks import Owner, run_owned
 
 FIRST_KEY_S = 1.0
@@ -56,7 +54,7 @@ def make_accounts(config: Config, stores: Stores) -> AccountParts:
         sessions,
         stores.accounts,
         configured=section.signing_key,
-        kept=_kept_key_path(config),
+        kept=state_file(config.store, KEY_NAME),
         # Only hosts that share a table have to hear of each other's keys.
         lead_s=LEAD_S if config.store.kind == "dynamodb" else 0.0,
     )
@@ -75,12 +73,3 @@ def check_signing_key(config: Config) -> None:
         read_key(path)
     except SigningKeyError as exc:
         raise OSError(f"[accounts] signing_key: {exc}") from exc
-
-
-def _kept_key_path(config: Config) -> Path | None:
-    """Beside the ledger's file, or in systemd's state directory; None if there is neither."""
-    ledger = config.store.ledger_path()
-    if ledger is not None:
-        return ledger.parent / KEY_NAME
-    directory = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    return Path(directory) / KEY_NAME if directory else None

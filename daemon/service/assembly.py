@@ -24,6 +24,7 @@ from bentpipe.daemon.edge.quotas import Quotas, quota_limits_of
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.providers.router import Providers
@@ -43,6 +44,7 @@ from bentpipe.daemon.service.ports import (
     type_tls_of,
 )
 from bentpipe.daemon.service.provisioning import SatelliteParts, make_provisioner
+from bentpipe.daemon.service.satellite_ca import make_satellite_ca
 from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.native.engine import Engine, EngineOptions, Ktls, Priority
 
@@ -61,18 +63,25 @@ def assemble(config: Config) -> Daemon:
     opened = open_ports(config, spoken)
     engine = _engine_of(config, descriptors, ktls)
     log.info("descriptors", extra={"fields": dataclasses.asdict(descriptors)})
-    machines = machines_of(config, given if given < descriptors.limit else None)
+    satellite_ca = make_satellite_ca(config, stores, satellite_tls, ktls)
+    make_user_data = None if satellite_ca is None else satellite_ca.make_user_data
+    machines = machines_of(config, given if given < descriptors.limit else None, make_user_data)
+    addresses = addresses_of(config)
     records = Records(stores, _recorder_of(config, stores))
     announcements = Announcements()
     news = ApiNews()
     health, fleet = _fleet_of(
-        config, machines.providers, records, BootIdQuery(satellite_tls, announcements.hear), news.states
+        *(config, machines.providers, addresses, records),
+        *(BootIdQuery(satellite_tls, announcements.hear), news.states),
     )
     identities = Identities(account_parts.admission, account_parts.certificates)
     counters = ConnectionCounters()
     handoff = HandOff(engine, news.reservations.connected)
     specs = {SatelliteKey(section.org, section.name): specs_of(section) for section in config.satellite}
-    parts = SatelliteParts(machines, satellite_tls, type_tls, specs, news.reservations, handoff)
+    issued = None if satellite_ca is None else satellite_ca.issued
+    parts = SatelliteParts(
+        machines, satellite_tls, type_tls, specs, news.reservations, handoff, issued, addresses.proven
+    )
     provisioner = make_provisioner(config, fleet, stores, parts)
     satellites = Satellites(fleet, handoff, specs, provisioner)
     edge = Edge(
@@ -103,6 +112,7 @@ def assemble(config: Config) -> Daemon:
         provider=machines.providers,
         records=records,
         provisioner=provisioner,
+        satellite_ca=satellite_ca,
         ports=serve_ports(
             *(opened, edge, ktls, {"cut": cut_verb(edge.handoff, fleet)}),
             make_local_api(config, satellites, counters, news),
@@ -135,7 +145,12 @@ def _recorder_of(config: Config, stores: Stores) -> Recorder | None:
 
 
 def _fleet_of(
-    config: Config, provider: Providers, records: Records, boot_ids: BootIdQuery, states: StateBoard
+    config: Config,
+    provider: Providers,
+    addresses: KnownAddresses,
+    records: Records,
+    boot_ids: BootIdQuery,
+    states: StateBoard,
 ) -> tuple[HealthBoard, Fleet]:
     """Build the satellites, and their health for health checks. Each change of state is logged, counted and recorded."""
 
@@ -152,7 +167,7 @@ def _fleet_of(
         provider,
         observe,
         crowd=Crowd(limits.max_held, limits.max_held_per_principal),
-        addresses=addresses_of(config),
+        addresses=addresses,
         coordination=records.stores.coordination,
         registry=records.stores.registry,
         read_boot_info=boot_ids.ask,

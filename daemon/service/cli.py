@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from bentpipe.config.accounts import ScopeName, TokenSection
 from bentpipe.config.load import ConfigErrors, load_config
 from bentpipe.config.units import parse_duration_s
+from bentpipe.daemon.service.ca_command import ca
 from bentpipe.daemon.service.command_line import CONFIG_PATH, EXIT_CONFIG, telling_mistakes
 from bentpipe.daemon.service.init_command import init
 from bentpipe.daemon.service.sat_command import completion, sat, top
@@ -51,7 +52,7 @@ def main() -> None:
     """Routes gRPC build traffic to satellites that sleep while nobody builds."""
 
 
-for command in (init, sat, top, completion):
+for command in (init, sat, top, ca, completion):
     main.add_command(command)
 
 
@@ -91,15 +92,17 @@ def run_check(config_path: Path) -> None:
     from bentpipe.daemon.service.accounts import check_signing_key
     from bentpipe.daemon.service.descriptors import hard_limit, share_out
     from bentpipe.daemon.service.preflight import find_concerns
+    from bentpipe.daemon.service.satellite_ca import check_authority
 
     try:
         config = load_config(config_path)
         share_out(config, hard_limit())
         check_signing_key(config)
+        check_authority(config)
     except ConfigErrors as exc:
         click.echo(str(exc), err=True)
         sys.exit(EXIT_CONFIG)
-    except OSError as exc:  # TooFewDescriptors, or a file that is not a signing key
+    except OSError as exc:  # TooFewDescriptors, or a file that is not a key
         click.echo(f"{config_path}: {exc}", err=True)
         sys.exit(EXIT_CONFIG)
     concerns = find_concerns(config)

@@ -2,9 +2,11 @@
 
 import collections
 import dataclasses
+import functools
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from bentpipe.config.model import Config, SatelliteSection
+from bentpipe.config.model import Config, SatelliteEc2Section, SatelliteSection
 from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.ids import machine_id_of, satellite_tag
 from bentpipe.daemon.model import MachineId, SatelliteKey
@@ -12,13 +14,19 @@ from bentpipe.daemon.providers.process.provider import ProcessProvider
 from bentpipe.daemon.providers.router import Providers, RunnableProvider
 
 if TYPE_CHECKING:
+    from bentpipe.daemon.providers.ec2.entry import Ec2Machine
     from bentpipe.daemon.providers.ec2.provider import Ec2Provider
 
 
-def addresses_of(config: Config) -> KnownAddresses:
-    """Find the satellites that TLS identifies: those with a server name that nothing else in the file has.
+MakeUserData = Callable[[SatelliteSection, str], Awaitable[str]]
+"""Makes the user data of a satellite's machine from the token of its launch; "" if it has none. Raises ProviderError."""
 
-    A launched satellite has its type's server name, which is not its own.
+
+def addresses_of(config: Config) -> KnownAddresses:
+    """Find the satellites that TLS identifies: those with a server name that nothing else in the file has, and those whose
+    machines have certificates of the daemon's own authority.
+
+    A satellite that is launched at run time has its type's server name, which is not its own.
     """
     names = {
         SatelliteKey(each.org, each.name): each.tls.server_name.lower()
@@ -27,7 +35,8 @@ def addresses_of(config: Config) -> KnownAddresses:
     }
     shared = [each.tls.server_name.lower() for each in config.machine_type if each.tls and each.tls.server_name]
     counts = collections.Counter((*names.values(), *shared))
-    return KnownAddresses(proven=frozenset(key for key, name in names.items() if counts[name] == 1))
+    issued = {SatelliteKey(each.org, each.name) for each in config.satellite if each.has_issued_tls}
+    return KnownAddresses(proven=issued | {key for key, name in names.items() if counts[name] == 1})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,6 +46,7 @@ class Machines:
     providers: Providers
     processes: ProcessProvider | None
     ec2: "Ec2Provider | None"
+    make_user_data: MakeUserData | None = None
 
     def add(self, section: SatelliteSection) -> None:
         """Let the provider that the section names know the machine of one more satellite."""
@@ -46,9 +56,7 @@ class Machines:
             self.processes.add(machine_id, section.process)
             self.providers.add(machine_id, self.processes)
         if section.ec2 is not None and self.ec2 is not None:
-            from bentpipe.daemon.providers.ec2.entry import Ec2Machine
-
-            self.ec2.add(machine_id, Ec2Machine(satellite_tag(key), section.ec2))
+            self.ec2.add(machine_id, _ec2_machine_of(section, section.ec2, self.make_user_data))
             self.providers.add(machine_id, self.ec2)
 
     def forget(self, key: SatelliteKey) -> None:
@@ -61,7 +69,7 @@ class Machines:
             self.ec2.forget(machine_id)
 
 
-def machines_of(config: Config, soft_files: int | None = None) -> Machines:
+def machines_of(config: Config, soft_files: int | None = None, make_user_data: MakeUserData | None = None) -> Machines:
     """Build one provider of each kind that is used. `soft_files`: see ProcessProvider."""
     process_provider: ProcessProvider | None = None
     ec2_provider: Ec2Provider | None = None
@@ -73,20 +81,29 @@ def machines_of(config: Config, soft_files: int | None = None) -> Machines:
         process_provider = ProcessProvider(processes, soft_files=soft_files)
         routes |= dict.fromkeys(processes, process_provider)
     if any(each.ec2 is not None for each in config.machines):
-        ec2_provider = _ec2_provider_of(config)
+        ec2_provider = _ec2_provider_of(config, make_user_data)
         routes |= dict.fromkeys((machine_id_of(key) for key, each in sections if each.ec2 is not None), ec2_provider)
     used = [each for each in (process_provider, ec2_provider) if each is not None]
-    return Machines(Providers(routes, used), process_provider, ec2_provider)
+    return Machines(Providers(routes, used), process_provider, ec2_provider, make_user_data)
 
 
-def _ec2_provider_of(config: Config) -> "Ec2Provider":
+def _ec2_provider_of(config: Config, make_user_data: MakeUserData | None) -> "Ec2Provider":
     # Imported here, because boto3 costs a third of a second and 50 MB, which a daemon without EC2 need not pay.
-    from bentpipe.daemon.providers.ec2.entry import Ec2Machine
     from bentpipe.daemon.providers.ec2.provider import Ec2Provider
 
     machines = {}
     for each in config.satellite:
         if each.ec2 is not None:
-            key = SatelliteKey(each.org, each.name)
-            machines[machine_id_of(key)] = Ec2Machine(satellite_tag(key), each.ec2)
+            machine_id = machine_id_of(SatelliteKey(each.org, each.name))
+            machines[machine_id] = _ec2_machine_of(each, each.ec2, make_user_data)
     return Ec2Provider(config.ec2, machines)
+
+
+def _ec2_machine_of(
+    section: SatelliteSection, ec2: SatelliteEc2Section, make_user_data: MakeUserData | None
+) -> "Ec2Machine":
+    from bentpipe.daemon.providers.ec2.entry import Ec2Machine
+
+    key = SatelliteKey(section.org, section.name)
+    user_data = None if make_user_data is None else functools.partial(make_user_data, section)
+    return Ec2Machine(satellite_tag(key), ec2, user_data)

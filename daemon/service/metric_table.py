@@ -43,6 +43,12 @@ def _splices_ended(look: Snapshot) -> Mapping[str, float]:
     return {**ended, CUT_WORDS: handoff.cut_by_operator}
 
 
+def _certificate_requests(look: Snapshot) -> Mapping[str, float]:
+    ca = look.daemon.satellite_ca
+    results = {} if ca is None else ca.enrolments.results
+    return {f"{kind} {result}": count for (kind, result), count in results.items()}
+
+
 CONNECTIONS = (
     counter("connections_accepted", "Connections accepted.", "accepted", lambda look: look.daemon.counters.accepted),
     counter(
@@ -220,6 +226,14 @@ FLEET = (
         "Satellites that wait for a place in the awake budget.",
         "fleet.queued",
         lambda look: look.fleet.queued,
+    ),
+    by_label(
+        MetricKind.COUNTER,
+        "certificate_requests",
+        "result",
+        "Machines' requests for certificates, by kind and result. After second and stale_key a secret is in other hands.",
+        "certificate_requests.{}",
+        _certificate_requests,
     ),
     by_label(
         MetricKind.COUNTER,

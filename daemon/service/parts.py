@@ -23,6 +23,7 @@ from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import AccountParts
 from bentpipe.daemon.service.api import ApiNews
 from bentpipe.daemon.service.ports import Ports
+from bentpipe.daemon.service.satellite_ca import SatelliteCa
 from bentpipe.daemon.service.stores import Stores
 from bentpipe.daemon.service.turns import TurnMeter
 from bentpipe.native.engine import Engine
@@ -54,6 +55,8 @@ class Daemon:
     records: Records
     provisioner: Provisioner | None
     """None: no satellite is launched or removed at run time."""
+    satellite_ca: SatelliteCa | None
+    """None: the daemon issues no certificates."""
     ports: Ports
     turns: TurnMeter = dataclasses.field(default_factory=TurnMeter)
     drain: trio.Event = dataclasses.field(default_factory=trio.Event)

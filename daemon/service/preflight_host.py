@@ -25,6 +25,8 @@ def host_concerns(config: Config) -> Iterator[Concern]:
             yield from _port_concerns(f"listener[{index}].address", *listener.address)
     if config.metrics.address is not None:
         yield from _port_concerns("metrics.address", *config.metrics.address)
+    if config.satellite_ca is not None:
+        yield from _port_concerns("satellite_ca.address", *config.satellite_ca.address)
     path = config.store.ledger_path()
     if path is not None:
         yield from _store_concerns(path)

@@ -34,7 +34,7 @@ def tls_concerns(config: Config) -> Iterator[Concern]:
         *((f"machine_type[{index}].tls", machine.tls) for index, machine in enumerate(config.machine_type)),
     ]
     for where, trust in machines:
-        if trust is None:
+        if trust is None or trust.ca is None:
             continue
         yield from _authority_concerns(f"{where}.ca", trust.ca)
         if trust.certificate is not None and trust.key is not None:

@@ -11,6 +11,7 @@ from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.provisioning import Provisioner
 from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.service.issued_tls import IssuedTls
 from bentpipe.daemon.service.machines import Machines
 from bentpipe.daemon.service.stores import Stores
 
@@ -28,6 +29,9 @@ class SatelliteParts:
     specs: dict[SatelliteKey, Specs]
     reservations: Reservations
     handoff: HandOff
+    issued: IssuedTls | None
+    proven: set[SatelliteKey]
+    """See KnownAddresses."""
 
     def add(self, section: SatelliteSection, kind: MachineTypeSection) -> None:
         """See Parts."""
@@ -37,6 +41,9 @@ class SatelliteParts:
         tls = self.type_tls.get((kind.size, kind.platform))
         if tls is not None:
             self.tls[key] = tls
+        if kind.has_issued_tls and self.issued is not None:
+            self.issued.add(key)
+            self.proven.add(key)
 
     def end_use(self, key: SatelliteKey) -> None:
         """See Parts."""
@@ -47,6 +54,9 @@ class SatelliteParts:
 
     def forget(self, key: SatelliteKey) -> None:
         """See Parts."""
+        if self.issued is not None:
+            self.issued.forget(key)
+            self.proven.discard(key)
         self.tls.pop(key, None)
         self.specs.pop(key, None)
         self.machines.forget(key)

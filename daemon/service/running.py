@@ -3,6 +3,7 @@
     run_daemon > providers > satellites' processes, looks at EC2
                > fleet > one nursery a satellite
                > provisioning: satellites that are launched or removed
+               > satellite authority, machine identities, enrolment
                > hand-off, engine watch, deadlines, certificates, recorder, coordination, control, metrics
                > tokens, signing key, OIDC keys
                > sessions > one task a connection until its hand-off
@@ -70,6 +71,8 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
     await nursery.start(start_owned, Owner("coordination"), stores.coordination.run)
     if stores.check_fleet is not None:
         nursery.start_soon(run_owned, Owner("fleet check"), stores.check_fleet, daemon.config.ec2.fleet)
+    if daemon.satellite_ca is not None:
+        await daemon.satellite_ca.start(nursery, edge.fleet)
     await nursery.start(start_owned, Owner("providers"), daemon.provider.run)
     await nursery.start(start_owned, Owner("fleet"), edge.fleet.run)
     if daemon.provisioner is not None:

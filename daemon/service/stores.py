@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,9 +20,11 @@ from bentpipe.daemon.ledger.contract import Ledger
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.registry.accounts import AccountStore
 from bentpipe.daemon.registry.contract import Registry
+from bentpipe.daemon.registry.identities import IdentityStore
 from bentpipe.daemon.registry.launched import LaunchedStore
 from bentpipe.daemon.registry.sqlite import SqliteRegistry
 from bentpipe.daemon.registry.sqlite_accounts import SqliteAccountStore
+from bentpipe.daemon.registry.sqlite_identities import SqliteIdentityStore
 from bentpipe.daemon.registry.sqlite_launched import SqliteLaunchedStore
 
 NO_STORE = "no store: [store] in the configuration says where one is kept"
@@ -40,6 +43,8 @@ class Stores:
     """None if there is no registry."""
     launched: LaunchedStore | None = None
     """None if there is no registry."""
+    identities: IdentityStore | None = None
+    """None if there is no registry."""
     check_fleet: Callable[[str], Awaitable[None]] | None = None
     """Tells the operator if hosts of another fleet use the same store."""
 
@@ -57,7 +62,17 @@ def open_stores(section: StoreSection) -> Stores:
         LocalCoordination(),
         SqliteAccountStore(path),
         SqliteLaunchedStore(path),
+        SqliteIdentityStore(path),
     )
+
+
+def state_file(section: StoreSection, name: str) -> Path | None:
+    """A file beside the ledger's, or in systemd's state directory; None if there is neither."""
+    ledger = section.ledger_path()
+    if ledger is not None:
+        return ledger.parent / name
+    directory = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(directory) / name if directory else None
 
 
 class _Closable(Protocol):
@@ -110,6 +125,7 @@ def _open_dynamodb(section: StoreSection) -> Stores:
     from bentpipe.daemon.ledger.dynamodb import DynamoLedger
     from bentpipe.daemon.registry.dynamodb import DynamoRegistry
     from bentpipe.daemon.registry.dynamodb_accounts import DynamoAccountStore
+    from bentpipe.daemon.registry.dynamodb_identities import DynamoIdentityStore
     from bentpipe.daemon.registry.dynamodb_launched import DynamoLaunchedStore
     from bentpipe.daemon.store.dynamodb_fleets import run_fleet_check
     from bentpipe.daemon.store.dynamodb_table import Table
@@ -123,5 +139,12 @@ def _open_dynamodb(section: StoreSection) -> Stores:
         DynamoRows(table()), host, lease_s=section.lease_s, host_expiry_s=section.host_expiry_s
     )
     check_fleet = functools.partial(run_fleet_check, table())
-    accounts, launched = DynamoAccountStore(table()), DynamoLaunchedStore(table())
-    return Stores(DynamoLedger(table(), host), DynamoRegistry(table()), coordination, accounts, launched, check_fleet)
+    return Stores(
+        DynamoLedger(table(), host),
+        DynamoRegistry(table()),
+        coordination,
+        DynamoAccountStore(table()),
+        DynamoLaunchedStore(table()),
+        DynamoIdentityStore(table()),
+        check_fleet,
+    )

@@ -82,10 +82,14 @@ def _check(_request: bytes, context: grpc.ServicerContext) -> bytes:
     return HEALTHY
 
 
-def make_server(address: str, options: Sequence[tuple[str, int]] = ()) -> grpc.Server:
+def make_server(
+    address: str,
+    options: Sequence[tuple[str, int]] = (),
+    credentials: grpc.ServerCredentials | None = None,
+) -> grpc.Server:
     """Build the server, bound to `address` ("host:port") but not started. Raises RuntimeError if the port is taken.
 
-    `options` are further channel arguments of grpcio.
+    `options` are further channel arguments of grpcio. Without credentials it speaks plaintext.
     """
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(WORKERS),
@@ -109,7 +113,10 @@ def make_server(address: str, options: Sequence[tuple[str, int]] = ()) -> grpc.S
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     health = {"Check": grpc.unary_unary_rpc_method_handler(_check)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("grpc.health.v1.Health", health),))
-    server.add_insecure_port(address)
+    if credentials is None:
+        server.add_insecure_port(address)
+    else:
+        server.add_secure_port(address, credentials)
     return server
 
 

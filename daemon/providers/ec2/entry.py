@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -18,6 +19,8 @@ class Ec2Machine:
 
     satellite: str
     section: SatelliteEc2Section
+    user_data: Callable[[str], Awaitable[str]] | None = None
+    """Makes the user data of a launch from its token, always the same from the same token. Raises ProviderError."""
 
 
 Hosts = collections.defaultdict[str, set[MachineId]]

@@ -245,7 +245,7 @@ class Ec2Provider:
         root_device = await self._calls.root_device(image_id)
         if not root_device:
             raise ProviderPermanent(f"EC2 does not say what the root volume of {image_id} is called")
-        return launch_request(
+        request = launch_request(
             section,
             template=template,
             data=data,
@@ -255,6 +255,9 @@ class Ec2Provider:
             fleet=self._fleet,
             satellite=entry.machine.satellite,
         )
+        if entry.machine.user_data is not None and (text := await entry.machine.user_data(token)):
+            request["UserData"] = text  # boto3 encodes it
+        return request
 
     async def _launch(self, entry: Entry, request: "RunInstancesRequestTypeDef") -> Description:
         """Launch, and return the instance if it has the satellite's tags.

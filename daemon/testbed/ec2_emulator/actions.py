@@ -1,5 +1,6 @@
 """The API's actions on the emulated cloud: parameters in, result out. Each lists every parameter that it understands."""
 
+import base64
 import dataclasses
 import datetime
 import fnmatch
@@ -142,6 +143,7 @@ def run_instances(cloud: Cloud, params: Params) -> Result:
         client_token=token or secrets.token_hex(8),
         encrypted=encrypted,
         http_tokens=params.get("MetadataOptions.HttpTokens", "optional"),
+        user_data=base64.b64decode(params.get("UserData", "")).decode(),
     )
     for specification in structures(params, "TagSpecification"):
         tags = {each["Key"]: each.get("Value", "") for each in structures(specification, "Tag")}
@@ -342,7 +344,7 @@ ACTIONS = {
     "RunInstances": Action(
         run_instances,
         frozenset(
-            {"MinCount", "MaxCount", "ClientToken", "InstanceType", "HibernationOptions.Configured"}
+            {"MinCount", "MaxCount", "ClientToken", "UserData", "InstanceType", "HibernationOptions.Configured"}
             | {f"LaunchTemplate.{name}" for name in (*TEMPLATE, "Version")}
             | {f"MetadataOptions.{name}" for name in ("HttpTokens", "HttpPutResponseHopLimit", "HttpEndpoint")}
             | {"BlockDeviceMapping.N.DeviceName", "InstanceInitiatedShutdownBehavior"}

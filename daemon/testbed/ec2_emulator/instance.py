@@ -141,6 +141,7 @@ class Instance:
     volume_tags: dict[str, str] = dataclasses.field(default_factory=dict)
     encrypted: bool = True
     http_tokens: str = "optional"
+    user_data: str = ""
     subnet_id: str = "subnet-0emulated"
     state: InstanceState = InstanceState.STOPPED
     reason: Reason | None = None

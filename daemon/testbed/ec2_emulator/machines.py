@@ -16,6 +16,9 @@ from collections.abc import Callable, Sequence
 
 from bentpipe.daemon.testbed.ec2_emulator.instance import Instance, MemoryStep
 
+USER_DATA_NAME = "EMULATED_USER_DATA"
+"""The variable in which a machine's process gets its user data: it stands for the metadata service."""
+
 
 class EmulatedMachines:
     """Starts, freezes and kills the command of each instance. `{host}`, `{port}` and `{instance_id}` are replaced."""
@@ -30,10 +33,10 @@ class EmulatedMachines:
 
     def follow(self, instance: Instance, memory: MemoryStep) -> None:
         """Do to the process what has happened to the instance's memory. Returns at once."""
-        instance_id, host = instance.instance_id, instance.private_ip
+        instance_id, host, user_data = instance.instance_id, instance.private_ip, instance.user_data
         match memory:
             case MemoryStep.BOOTED:
-                self._work.put(lambda: self._boot(instance_id, host))
+                self._work.put(lambda: self._boot(instance_id, host, user_data))
             case MemoryStep.RESUMED:
                 self._work.put(lambda: self._signal(instance_id, signal.SIGCONT))
             case MemoryStep.KEPT:
@@ -56,7 +59,7 @@ class EmulatedMachines:
         while (work := self._work.get()) is not None:
             work()
 
-    def _boot(self, instance_id: str, host: str) -> None:
+    def _boot(self, instance_id: str, host: str, user_data: str) -> None:
         self._kill(instance_id)
         names = {"{host}": host, "{port}": str(self.port), "{instance_id}": instance_id}
         argv = []
@@ -64,9 +67,12 @@ class EmulatedMachines:
             for name, value in names.items():
                 argument = argument.replace(name, value)
             argv.append(argument)
+        environment = {**os.environ, USER_DATA_NAME: user_data}
         if setpriv := shutil.which("setpriv"):
             argv = [setpriv, "--pdeathsig", "KILL", *argv]
-        self._children[instance_id] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._children[instance_id] = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, start_new_session=True, env=environment
+        )
 
     def _signal(self, instance_id: str, number: signal.Signals) -> None:
         child = self._children.get(instance_id)

@@ -30,9 +30,9 @@ async def test_a_port_that_refuses_ends_the_first_attempt_and_dial_goes_on(monke
         address = Address("127.0.0.1", unheard.getsockname()[1])
         assert await dial_at_once(address, None) is None
         with pytest.raises(SatelliteUnreachable, match="Connection refused"):
-            await dial(address, None, trio.Event())
+            await dial(address, lambda: None, trio.Event())
         unheard.listen()
-        target = await dial(address, None, trio.Event())
+        target = await dial(address, lambda: None, trio.Event())
         assert target is not None
         target.close()
 

@@ -29,7 +29,7 @@ async def test_a_satellite_that_begins_to_listen_is_reached() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen_soon)
             with trio.fail_after(DEADLINE_S):
-                target = await dial(Address(*server.getsockname()), None, trio.Event())
+                target = await dial(Address(*server.getsockname()), lambda: None, trio.Event())
         assert target is not None
         target.close()
 
@@ -51,7 +51,7 @@ async def test_a_satellite_that_died_is_given_up_at_once_in_the_middle_of_an_att
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(die_soon)
-            assert await dial(Address(*full.getsockname()), None, over) is None
+            assert await dial(Address(*full.getsockname()), lambda: None, over) is None
         assert trio.current_time() - began < dialling.ATTEMPT_S / 2
 
 
@@ -71,6 +71,6 @@ async def test_a_port_that_answers_and_fails_does_not_count_as_unreachable(
         (listener,) = await nursery.start(serve)
         address = Address("127.0.0.1", listener.socket.getsockname()[1])
         with pytest.raises((DialFailed, SatelliteUnreachable)) as caught:
-            await dial(address, tls, trio.Event())
+            await dial(address, lambda: tls, trio.Event())
         assert caught.type is DialFailed
         nursery.cancel_scope.cancel()

@@ -73,7 +73,7 @@ async def bed(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
         )
         for key in (ONE, TWO)
     ]
-    proven = frozenset(getattr(request, "param", ()))
+    proven = set(getattr(request, "param", ()))
     addresses = KnownAddresses(AddressClaims(), proven)
     context = FleetContext(provider, lambda _: None, read_boot_info=read_boot_info, addresses=addresses)
     fleet = Fleet(sections, context, max_held=100)

@@ -1,0 +1,138 @@
+"""By which certificate each satellite is known, if the daemon's own authority issues it. It keeps the edge's table right.
+
+The table says at each moment which machine is a satellite's: the one that has enrolled last. Another host may have enrolled
+it, so the store is read again and again. No satellite of this kind is ever dialled in plaintext: while its machine is not
+known, its entry refuses.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bentpipe.daemon.edge.dial import SatelliteTls
+from bentpipe.daemon.errors import StoreError
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.pki.authority import MachineName, pem_of, private_pem_of
+from bentpipe.daemon.pki.authority_keeper import Signing
+from bentpipe.daemon.pki.rules import is_enrolled
+from bentpipe.daemon.registry.identities import IdentityStore, StoredIdentity
+from bentpipe.native.engine import Ktls
+from bentpipe.native.tls import TlsClientContext
+
+log = logging.getLogger("bentpipe.pki")
+
+NOT_ENROLLED = (
+    "no machine of the satellite has its certificate yet: see the log of bentpipe-enrol.service on the machine"
+)
+
+
+@contextlib.contextmanager
+def in_memory(*texts: str) -> Iterator[list[Path]]:
+    """Files for libraries that read only files, which never touch a disk (memfd_create(2))."""
+    with contextlib.ExitStack() as opened:
+        paths = []
+        for text in texts:
+            file = opened.enter_context(os.fdopen(os.memfd_create("bentpipe"), "w"))
+            file.write(text)
+            file.flush()
+            paths.append(Path(f"/proc/self/fd/{file.fileno()}"))
+        yield paths
+
+
+class IssuedTls:
+    """Keeps `table` for the satellites in it. `signing` and `trusted` are the authority's, as PEM for the latter."""
+
+    def __init__(
+        self,
+        table: dict[SatelliteKey, SatelliteTls],
+        store: IdentityStore,
+        fleet: str,
+        ktls: Ktls,
+        *,
+        signing: Callable[[], Signing],
+        trusted: Callable[[], str],
+    ) -> None:
+        self._table = table
+        self._store = store
+        self._fleet = fleet
+        self._ktls = ktls
+        self._signing = signing
+        self._trusted = trusted
+        self._satellites: set[SatelliteKey] = set()
+        self._rows: dict[SatelliteKey, StoredIdentity] = {}
+        self._taken: set[SatelliteKey] = set()
+        self._trusted_by_context = ""
+        self._failing = ""
+        self._context = self._make_context()
+
+    def add(self, key: SatelliteKey) -> None:
+        """The satellite's machines have certificates of the authority."""
+        self._satellites.add(key)
+        self._enter(key)
+
+    def forget(self, key: SatelliteKey) -> None:
+        """The satellite is gone."""
+        self._satellites.discard(key)
+        self._table.pop(key, None)
+
+    def has(self, key: SatelliteKey) -> bool:
+        """Whether its machines have certificates of the authority."""
+        return key in self._satellites
+
+    def take(self, row: StoredIdentity) -> None:
+        """This host has changed a row."""
+        self._taken.add(row.key)
+        self._rows[row.key] = row
+        self._enter(row.key)
+
+    def waiting(self) -> list[SatelliteKey]:
+        """The satellites whose newest machine has not enrolled yet."""
+        rows = [row for key in self._satellites if (row := self._rows.get(key)) is not None]
+        return [row.key for row in rows if not is_enrolled(row)]
+
+    def renew_context(self) -> None:
+        """The authority, what it trusts, or the daemon's own certificate is another one."""
+        self._context = self._make_context()
+        for key in self._satellites:
+            self._enter(key)
+
+    async def refresh(self) -> None:
+        """Follow the store. While it cannot be read, what was known last counts."""
+        self._taken.clear()
+        try:
+            rows = {row.key: row for row in await self._store.identities()}
+        except StoreError as exc:
+            if str(exc) != self._failing:
+                log.error("the machines' identities cannot be read", extra={"fields": {"error": str(exc)}})
+            self._failing = str(exc)
+            return
+        self._failing = ""
+        # What this host has written meanwhile may be newer than what was read.
+        self._rows = rows | {key: self._rows[key] for key in self._taken}
+        if self._trusted() != self._trusted_by_context:
+            self.renew_context()
+            return
+        for key in self._satellites:
+            self._enter(key)
+
+    def _enter(self, key: SatelliteKey) -> None:
+        row = self._rows.get(key)
+        known = self._table.get(key)
+        if row is None or row.enrolled is None:
+            made = SatelliteTls(self._context, refused=NOT_ENROLLED)
+        else:
+            made = SatelliteTls(self._context, MachineName(self._fleet, key, row.enrolled.launch).dns)
+        if made != known:
+            self._table[key] = made
+
+    def _make_context(self) -> TlsClientContext:
+        signing = self._signing()
+        self._trusted_by_context = self._trusted()
+        shown = pem_of([signing.certificate, *signing.authority.chain])
+        with in_memory(self._trusted_by_context, shown, private_pem_of(signing.key)) as (ca, certificate, key):
+            context = TlsClientContext(ca=ca, certificate=certificate, key=key)
+        if self._ktls:
+            context.enable_ktls()
+        return context
