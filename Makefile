@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 C_SOURCES := $(wildcard native/src/*.c bench/native/*.c bench/engine/*.c)
 C_INPUTS := $(wildcard native/src/*.c) $(wildcard native/include/*.h native/src/*.h) native/_build.py
-C_STYLED := $(wildcard native/src/*.[ch] native/include/*.h bench/native/*.[ch] bench/engine/*.c tests/native/*/*.[ch])
+C_STYLED := $(wildcard native/src/*.[ch] native/include/*.h bench/native/*.[ch] bench/engine/*.c tests/native/*/*.[ch] tests/beds/guest/*.c)
 C_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Wshadow -Werror -Inative/include
 PACKAGES := daemon native config proto responder
 PROTOS := $(patsubst %,bentpipe/%,$(wildcard proto/*.proto))
@@ -44,10 +44,11 @@ fuzz: setup
 	    build/fuzz tests/corpus
 
 # Gets the tests' peers: the distribution's packages, then those built from Go, JavaScript, Rust and Java (BuildKit takes
-# minutes, once). It names each peer that is not available, and the tests of that peer are skipped.
+# minutes, once), then a guest that has booted (a minute, once). It names each peer that is not available, and the tests of that peer are skipped.
 peers: setup
 	bash tests/peers/system-packages
 	PYTHONPATH=tests $(BIN)/python -P -m beds.peers.builds
+	PYTHONPATH=tests $(BIN)/python -P -m beds.guest.machine
 
 check: setup
 	$(BIN)/ruff format --check .
