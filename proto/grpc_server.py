@@ -208,6 +208,9 @@ class ServerConnection:
                 else:
                     self._push(stream_id)
         except h2.exceptions.ProtocolError as exc:
+            # h2 has said GOAWAY.
+            self._ended = True
+            self._streams.clear()
             raise GreetingError(ErrorCode(exc.error_code), str(exc)) from exc
         return events
 

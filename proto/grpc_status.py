@@ -34,6 +34,8 @@ def encode_grpc_message(message: str, max_bytes: int) -> bytes:
 
     Words that would be longer than `max_bytes` are cut off after a whole character.
     """
+    if message.isascii() and message.isprintable() and "%" not in message:
+        return message[:max_bytes].encode()
     words = bytearray()
     for character in message:
         code = character.encode(errors="replace")

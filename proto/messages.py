@@ -3,6 +3,16 @@
 from bentpipe.proto.grpc_status import GrpcStatus
 
 PREFIX_BYTES = 5
+CONTENT_TYPE = b"application/grpc"
+
+
+def is_grpc(content_type: bytes) -> bool:
+    """Whether a request's content-type says gRPC, with any codec: "application/grpc", perhaps with "+proto" or ";…".
+
+    "application/grpc-web" is another protocol, and its clients could not read our answers.
+    """
+    kind, rest = content_type[: len(CONTENT_TYPE)], content_type[len(CONTENT_TYPE) :]
+    return kind.lower() == CONTENT_TYPE and (not rest or rest[:1] in b"+;")
 
 
 class MessageError(Exception):

@@ -9,6 +9,7 @@ import h2.connection
 import h2.events
 import h2.exceptions
 import h2.settings
+import hpack
 
 from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError
@@ -46,6 +47,26 @@ STREAMS_AT_ONCE = 16
 """Streams to answer at once, in some 2 ms."""
 
 
+class _Encoder(hpack.Encoder):
+    """An encoder whose table stays small, however large a table the client would keep. RFC 7541 §4.2 leaves that to us.
+
+    Words that a client chooses come back in our answers, each an entry of the table, and the library searches all entries
+    for each field.
+    """
+
+    @property
+    def header_table_size(self) -> int:
+        """The bound of the table, in bytes as RFC 7541 §4.1 counts them."""
+        return self.header_table.maxsize
+
+    @header_table_size.setter
+    def header_table_size(self, value: int) -> None:
+        small = min(value, limits.TABLE_BYTES)
+        if small != self.header_table.maxsize:
+            self.header_table.maxsize = small
+            self.table_size_changes.append(small)
+
+
 class _Server(h2.connection.H2Connection):
     """An h2 connection that remembers only few closed streams: the library keeps 65,536, which takes 10 MiB."""
 
@@ -55,6 +76,7 @@ class _Server(h2.connection.H2Connection):
 def server_connection(max_streams: int) -> h2.connection.H2Connection:
     """An h2 server that has sent its SETTINGS, within our limits. It accepts any fields: see proto/wellformed.py."""
     made = _Server(h2.config.H2Configuration(client_side=False, header_encoding=None, validate_inbound_headers=False))
+    made.encoder = _Encoder()
     made.local_settings = h2.settings.Settings(
         client=False,
         initial_values={

@@ -18,14 +18,21 @@ from bentpipe.config.accounts import OidcRuleSection, TokenSection
 from bentpipe.daemon.accounts.contract import Scope
 from bentpipe.daemon.accounts.jwt_text import looks_like_jwt
 from bentpipe.daemon.accounts.principal import Grant, Origin, Principal, scopes_of
-from bentpipe.daemon.accounts.sessions import CACHED_SESSIONS, Sessions, SignedSession, TokenPurpose, UnknownKey
+from bentpipe.daemon.accounts.sessions import (
+    CACHED_SESSIONS,
+    NOT_VALID,
+    Sessions,
+    SignedSession,
+    TokenPurpose,
+    UnknownKey,
+)
 from bentpipe.daemon.errors import SATELLITE_WORDS, NoSuchSatellite, TokensUnknown, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.registry.accounts import StoredAccounts, StoredOrg, StoredRevocation
 from bentpipe.daemon.registry.contract import StoredToken
 from bentpipe.proto.request import TOKEN_KEY, both_spellings
 
-TOKEN_WORDS = f"the {both_spellings(TOKEN_KEY)} is missing or not valid"
+NO_TOKEN_WORDS = f"no token: send it as {both_spellings(TOKEN_KEY)}, or as authorization: Bearer"
 EXPIRED_WORDS = "the token has expired"
 REVOKED_WORDS = "the token is not valid any more: what it was given out for was revoked or has expired"
 RULE_REVOKED_WORDS = "the rule for this job is revoked"
@@ -105,7 +112,7 @@ class Admission:
             if hmac.compare_digest(stored, digest):
                 found = principal
         if not token:
-            raise Unauthenticated(TOKEN_WORDS)
+            raise Unauthenticated(NO_TOKEN_WORDS)
         if found is None:
             return self._by_signature(token, digest)
         if found.expires_at <= self._now():
@@ -115,7 +122,7 @@ class Admission:
     def _by_signature(self, token: str, digest: bytes) -> Principal:
         try:
             if not looks_like_jwt(token):
-                raise Unauthenticated(TOKEN_WORDS)
+                raise Unauthenticated(NOT_VALID)
             return self._of_session(self.sessions.check(token, digest), digest)
         except Unauthenticated as exc:
             if self._expecting:

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 
-from bentpipe.daemon.accounts.admission import TOKEN_WORDS, Admission
+from bentpipe.daemon.accounts.admission import NO_TOKEN_WORDS, Admission
 from bentpipe.daemon.accounts.certificates import Certificates
 from bentpipe.daemon.accounts.contract import Access, Credentials, Login, Org, Scope, TokenSummary
 from bentpipe.daemon.accounts.exchange import Exchange
@@ -52,7 +52,7 @@ class TableAuthority:
             if principal is not None:
                 found.append(principal)
         if not found:
-            raise Unauthenticated(TOKEN_WORDS)
+            raise Unauthenticated(NO_TOKEN_WORDS)
         return tuple(found)
 
     def log_in(self, token: str) -> Login:

@@ -28,7 +28,7 @@ from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.events import HeaderList
 from bentpipe.proto.grpc_server import API_BOUNDS, CallBegan, CallComplete, CallData, CallEnded, GrpcServer
 from bentpipe.proto.grpc_status import GrpcStatus
-from bentpipe.proto.messages import MessageError
+from bentpipe.proto.messages import MessageError, is_grpc
 from bentpipe.proto.refusal import PIECE_BYTES
 from bentpipe.proto.request import MetadataError, parse_request
 
@@ -38,6 +38,9 @@ OUTBOX_BYTES = 64 << 10
 """Of answers that wait for the socket, after which the methods wait too."""
 CALL_BYTES = 16 << 10
 """What is counted for a call beside its words: its task, scopes and messages."""
+
+SHOWN_PATH_CHARS = 200
+"""Of a path that nobody serves, in the answer: a longer one only costs, since Python encodes each character."""
 
 NOT_GRPC = b"This is a gRPC service: POST, content-type application/grpc.\n"
 HTTP_METHOD_NOT_ALLOWED, HTTP_UNSUPPORTED_MEDIA_TYPE = 405, 415
@@ -184,13 +187,13 @@ class GrpcConnection:
             self._server.send_text(stream_id, HTTP_METHOD_NOT_ALLOWED, NOT_GRPC)
             self._services.counters.answers["HTTP 405"] += 1
             return
-        if not fields.get(b"content-type", b"").startswith(b"application/grpc"):
+        if not is_grpc(fields.get(b"content-type", b"")):
             self._server.send_text(stream_id, HTTP_UNSUPPORTED_MEDIA_TYPE, NOT_GRPC)
             self._services.counters.answers["HTTP 415"] += 1
             return
         method = self._services.methods.get(path)
         if method is None:
-            self._finish(stream_id, path, GrpcStatus.UNIMPLEMENTED, f"unknown method {path}")
+            self._finish(stream_id, path, GrpcStatus.UNIMPLEMENTED, f"unknown method {path[:SHOWN_PATH_CHARS]}")
             return
         try:
             access = self._authenticate(headers)

@@ -23,6 +23,9 @@ REQUEST_DEADLINE_S = 10.0
 """From one answer to the next complete request, and for the client to read the answer."""
 
 
+CONTINUE = h11.InformationalResponse(status_code=HTTPStatus.CONTINUE, headers=[], reason=HTTPStatus.CONTINUE.phrase)
+"""For a client that waits with its body (`Expect: 100-continue`, RFC 9110 §10.1.1)."""
+
 NOT_HTTP = "this is not a request of HTTP/1.1, or it is too long"
 
 
@@ -82,7 +85,9 @@ class HttpConnection:
         while True:
             match self._h11.next_event():
                 case h11.Request() as head:
-                    pass
+                    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in head.headers}:
+                        # RFC 9112 §6.3: it may be an attempt to have a proxy and us disagree on where the request ends.
+                        raise h11.RemoteProtocolError("two lengths of one body")
                 case h11.Data(data=data):
                     body_bytes += len(data)
                     if body_bytes > BODY_BYTES:
@@ -90,6 +95,8 @@ class HttpConnection:
                 case h11.EndOfMessage() if head is not None:
                     return self._request(head)
                 case h11.NEED_DATA:
+                    if self._h11.they_are_waiting_for_100_continue:
+                        await self._caller.transport.send_all(self._h11.send(CONTINUE) or b"")
                     await self._read()
                 case _:
                     return None

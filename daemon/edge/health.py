@@ -16,6 +16,7 @@ from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.proto.answering import AnsweredCall, Answering
 from bentpipe.proto.grpc_status import GrpcStatus
 from bentpipe.proto.health import SERVICE_PATH, HealthError, ServingStatus, decode_request, encode_response
+from bentpipe.proto.messages import is_grpc
 from bentpipe.proto.request import MetadataError, parse_request
 
 USABLE = {
@@ -126,7 +127,7 @@ class HealthService:
         if fields.get(b":method") != b"POST":
             self._answering.send_text(call.stream_id, HTTP_METHOD_NOT_ALLOWED, NOT_GRPC)
             return "HTTP 405"
-        if not fields.get(b"content-type", b"").startswith(b"application/grpc"):
+        if not is_grpc(fields.get(b"content-type", b"")):
             self._answering.send_text(call.stream_id, HTTP_UNSUPPORTED_MEDIA_TYPE, NOT_GRPC)
             return "HTTP 415"
         method = path.removeprefix(SERVICE_PATH)

@@ -1,6 +1,7 @@
 """The server's side of a connection with streams of messages, against an h2 client in memory, at each of its limits."""
 
 import contextlib
+from collections.abc import Iterator
 
 import h2.config
 import h2.connection
@@ -8,6 +9,7 @@ import h2.events
 import h2.settings
 import hpack
 import pytest
+from hyperframe.frame import SettingsFrame
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,10 +17,10 @@ from beds.http2 import EMPTY_SETTINGS, texts
 from beds.peers.joined_client import JoinedClient
 from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError
-from bentpipe.proto.frames import END_HEADERS, PREFACE, FrameType, frame
+from bentpipe.proto.frames import END_HEADERS, END_STREAM, PREFACE, FrameType, frame
 from bentpipe.proto.grpc_server import API_BOUNDS, CallBegan, CallComplete, CallData, CallEnded, CallEvent, GrpcServer
 from bentpipe.proto.grpc_status import GrpcStatus
-from bentpipe.proto.messages import PREFIX_BYTES, MessageError, MessageReader, encode_message
+from bentpipe.proto.messages import PREFIX_BYTES, MessageError, MessageReader, encode_message, is_grpc
 
 HEADERS = [
     (":method", "POST"),
@@ -190,6 +192,50 @@ def test_too_many_frames_are_paced_and_end_nothing() -> None:
     assert pair.ours.pause_s == 0
 
 
+def test_a_client_that_would_keep_a_huge_table_of_fields_gets_a_small_one() -> None:
+    """Each answer has other words. The table of all would take memory for each, and h2 searches all of it for each field."""
+    ours, encoder, decoder = GrpcServer(API_BOUNDS), hpack.Encoder(), hpack.Decoder()
+    decoder.max_allowed_table_size = 2**32 - 1
+    table = SettingsFrame.HEADER_TABLE_SIZE
+
+    def settings(size: int) -> bytes:
+        return frame(FrameType.SETTINGS, 0, 0, table.to_bytes(2) + size.to_bytes(4))
+
+    ours.receive_data(PREFACE + settings(2**32 - 1), 0.0)
+    for number in range(300):
+        if number == 200:
+            ours.receive_data(settings(50), 0.0)
+        elif number == 250:
+            ours.receive_data(settings(2**20), 0.0)
+        stream = 1 + 2 * number
+        ours.receive_data(frame(FrameType.HEADERS, END_HEADERS | END_STREAM, stream, encoder.encode(HEADERS)), 0.0)
+        words = f"{number} " + "x" * 50
+        ours.finish(stream, GrpcStatus.UNIMPLEMENTED, words)
+        said = ours.data_to_send()
+        [block] = [payload for kind, payload in frames_of(said) if kind == FrameType.HEADERS]
+        assert dict(decoder.decode(block, raw=True))[b"grpc-message"] == words.encode()
+        assert decoder.header_table_size == (50 if 200 <= number < 250 else limits.TABLE_BYTES)
+
+
+def frames_of(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The type and payload of each frame."""
+    while data:
+        size = int.from_bytes(data[:3])
+        yield data[3], data[9 : 9 + size]
+        data = data[9 + size :]
+
+
+def test_what_the_client_breaks_ends_in_one_goaway() -> None:
+    """A second one without an error would hide the first."""
+    pair = Pair()
+    pair.turn()
+    with pytest.raises(GreetingError):
+        pair.ours.receive_data(frame(FrameType.DATA, 0, 3, b"on a stream that was never opened"), 0.0)
+    assert pair.ours.ended
+    [goaway] = [payload for kind, payload in frames_of(pair.ours.data_to_send()) if kind == FrameType.GOAWAY]
+    assert int.from_bytes(goaway[4:8]) == ErrorCode.PROTOCOL_ERROR
+
+
 FRAMES = st.builds(
     frame,
     st.sampled_from(FrameType),
@@ -263,3 +309,21 @@ def test_a_body_that_ends_in_a_message_and_one_that_is_compressed() -> None:
     with pytest.raises(MessageError) as error:
         MessageReader(10, "LIMIT").receive_data(b"\1\0\0\0\0")
     assert error.value.status is GrpcStatus.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize(
+    ("content_type", "grpc"),
+    [
+        (b"application/grpc", True),
+        (b"Application/gRPC", True),
+        (b"application/grpc+proto", True),
+        (b"application/grpc;charset=utf-8", True),
+        (b"application/grpc-web", False),
+        (b"application/grpc-web+proto", False),
+        (b"application/grpcx", False),
+        (b"application/json", False),
+        (b"", False),
+    ],
+)
+def test_content_types(content_type: bytes, grpc: bool) -> None:
+    assert is_grpc(content_type) is grpc

@@ -146,6 +146,26 @@ async def test_a_body_in_chunks_is_read_over(host: ApiHost) -> None:
     assert [status for status, _ in parsed(await exchange(host, chunked + PING))] == [200, 200]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+async def test_a_body_with_two_lengths_is_refused_and_what_follows_is_not_read(host: ApiHost, order: int) -> None:
+    """A proxy may go by the other length, and take what is the body to us for another client's request."""
+    lengths = b"\r\n".join([b"Content-Length: 4", b"Transfer-Encoding: chunked"][::order])
+    smuggled = LOGIN.replace(b"Content-Length: 0", lengths) + b"0\r\n\r\n"
+    received = await exchange(host, smuggled + PING)
+    assert received.startswith(b"HTTP/1.1 400")
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
+async def test_a_client_that_waits_with_its_body_is_told_to_send_it(host: ApiHost) -> None:
+    waiting = LOGIN.replace(b"Content-Length: 0", b"Content-Length: 2\r\nExpect: 100-continue")
+    async with await trio.open_tcp_stream(*host.address) as stream:
+        with trio.fail_after(20):
+            await stream.send_all(waiting)
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 100 ")
+            await stream.send_all(b"{}")
+            assert parsed(bytes(await stream.receive_some()))[0][0] == 200
+
+
 async def test_a_request_that_does_not_end_has_a_deadline(host: ApiHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REQUEST_DEADLINE_S", 0.2)
     assert await exchange(host, LOGIN[:40], end=False) == b""
