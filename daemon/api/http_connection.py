@@ -69,6 +69,8 @@ class HttpConnection:
                 return Outcome.DEADLINE
             if request is None:
                 return Outcome.ANSWERED
+            # One read may bring a hundred requests.
+            await take_turn(last=self._is_strangers)
             answer = await self._pages.answer(request, self._promote)
             with trio.move_on_after(REQUEST_DEADLINE_S):
                 last = self._draining.is_set() or self._h11.their_state is not h11.DONE
@@ -106,11 +108,15 @@ class HttpConnection:
         while data is None:
             await self._caller.transport.wait_readable()
             data = self._caller.transport.receive_nowait()
-        await take_turn(last=self._caller.place.kind is not QuotaKind.PRINCIPAL)
+        await take_turn(last=self._is_strangers)
         self._h11.receive_data(data)
         unread, _ = self._h11.trailing_data
         if self._caller.place.kind is QuotaKind.STRANGER:
             self._caller.place.keep(len(unread))
+
+    @property
+    def _is_strangers(self) -> bool:
+        return self._caller.place.kind is not QuotaKind.PRINCIPAL
 
     def _request(self, head: h11.Request) -> HttpRequest:
         authorizations = [value for name, value in head.headers if name == b"authorization"]

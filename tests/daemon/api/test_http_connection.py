@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from beds.hosts.api_host import SESSION, ApiHost, People, Person
 from bentpipe.daemon.accounts.contract import Scope
 from bentpipe.daemon.api import http_connection as module
+from bentpipe.daemon.edge import pacing
 from bentpipe.daemon.edge.outcomes import Outcome
 
 ANNA = Person("anna", {("acme", "*"): frozenset({Scope.USE})})
@@ -164,6 +165,25 @@ async def test_a_client_that_waits_with_its_body_is_told_to_send_it(host: ApiHos
             assert (await stream.receive_some()).startswith(b"HTTP/1.1 100 ")
             await stream.send_all(b"{}")
             assert parsed(bytes(await stream.receive_some()))[0][0] == 200
+
+
+async def test_requests_that_come_at_once_are_answered_over_many_turns(
+    host: ApiHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no other client waits for all of them. Without a budget each costly step has a turn of its own."""
+    monkeypatch.setattr(pacing, "TURN_BUDGET_S", 0.0)
+    turns = 0
+
+    class Turns(trio.abc.Instrument):
+        def after_io_wait(self, timeout: float) -> None:
+            nonlocal turns
+            turns += 1
+
+    counter = Turns()
+    trio.lowlevel.add_instrument(counter)
+    assert len(parsed(await exchange(host, PING * 50))) == 50
+    trio.lowlevel.remove_instrument(counter)
+    assert turns > 50
 
 
 async def test_a_request_that_does_not_end_has_a_deadline(host: ApiHost, monkeypatch: pytest.MonkeyPatch) -> None:
