@@ -40,5 +40,9 @@ setup(
     package_data={name: ["py.typed", "*.pyi", "*.toml", "*.proto"] for name in PACKAGES},
     cffi_modules=["native/_build.py:ffi"],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    data_files=[
+        ("share/bentpipe/systemd", ["systemd/bentpipe.service", "systemd/bentpipe.socket"]),
+        ("share/bentpipe", ["config/iam-policy.json", "config/sample.toml"]),
+    ],
     zip_safe=False,
 )

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import tomllib
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -39,10 +40,13 @@ class ConfigErrors(Exception):
         super().__init__("\n".join(f"{path}: {problem}" for problem in self.problems))
 
 
-def load_config(path: Path, *, check_files: bool = True) -> Config:
+def load_config(
+    path: Path, *, check_files: bool = True, credentials: Mapping[str, Path] = types.MappingProxyType({})
+) -> Config:
     """Read and check `path`. Raises ConfigErrors with every mistake.
 
     Without `check_files`, the files that it names may be missing: `bentpipe report` does not need to read the keys.
+    `credentials` are files by the name of a systemd credential, for a process to which systemd has not given them.
     """
     try:
         with path.open("rb") as file:
@@ -55,7 +59,7 @@ def load_config(path: Path, *, check_files: bool = True) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigErrors(path, [ConfigProblem("", f"not TOML: {exc}")]) from exc
     try:
-        config = Config.model_validate(_resolve_credentials(raw))
+        config = Config.model_validate(_resolve_credentials(raw, credentials))
     except ValidationError as exc:
         raise ConfigErrors(path, sorted({_problem(error) for error in _first_causes(exc)})) from exc
     problems = sorted(
@@ -73,13 +77,14 @@ def load_config(path: Path, *, check_files: bool = True) -> Config:
     return config
 
 
-def _resolve_credentials(value: object) -> object:
+def _resolve_credentials(value: object, known: Mapping[str, Path]) -> object:
     if isinstance(value, dict):
-        return {key: _resolve_credentials(item) for key, item in value.items()}
+        return {key: _resolve_credentials(item, known) for key, item in value.items()}
     if isinstance(value, list):
-        return [_resolve_credentials(item) for item in value]
+        return [_resolve_credentials(item, known) for item in value]
     if isinstance(value, str) and value.startswith(CREDENTIAL_PREFIX):
-        return str(Path(os.environ.get("CREDENTIALS_DIRECTORY", "")) / value.removeprefix(CREDENTIAL_PREFIX))
+        name, folder = value.removeprefix(CREDENTIAL_PREFIX), os.environ.get("CREDENTIALS_DIRECTORY", "")
+        return str(Path(folder) / name if folder or name not in known else known[name])
     return value
 
 

@@ -123,6 +123,14 @@ def test_it_runs_what_is_installed_and_not_this_tree(installed: Installed) -> No
     assert all(path.startswith(str(installed.python.parents[1])) for path in done.stdout.split()), done.stdout
 
 
+def test_it_brings_the_units_and_the_policy(installed: Installed) -> None:
+    share = installed.python.parent.parent / "share" / "bentpipe"
+    for name in ("systemd/bentpipe.service", "systemd/bentpipe.socket"):
+        assert (share / name).read_bytes() == (ROOT / name).read_bytes()
+    for name in ("iam-policy.json", "sample.toml"):
+        assert (share / name).read_bytes() == (ROOT / "config" / name).read_bytes()
+
+
 def test_it_checks_the_sample_that_comes_with_it(installed: Installed, tmp_path: Path) -> None:
     sample = next(installed.python.parents[1].rglob("bentpipe/config/sample.toml")).read_text()
     issued = trustme.CA().issue_cert("localhost")

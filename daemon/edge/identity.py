@@ -118,7 +118,7 @@ class Identities:
             raise InvalidMetadata(OTHER_DESTINATION)
         key = by_metadata or by_name
         if key is None:
-            raise InvalidMetadata(NO_DESTINATION)
+            raise InvalidMetadata(_no_destination(tls.server_name, domain))
         return key
 
     def principals(self, request: RouteRequest, tls: TlsIdentity) -> tuple[Principal, ...]:
@@ -138,3 +138,10 @@ class Identities:
         """Check that every principal of the claim may use the satellite. Raises NoSuchSatellite."""
         for principal in claim.principals:
             self._admission.authorize(principal, claim.key)
+
+
+def _no_destination(server_name: str | None, domain: str | None) -> str:
+    """Say why no satellite is named; the name is the client's own, from its TLS handshake."""
+    if server_name is None or domain is None:
+        return NO_DESTINATION
+    return f"{NO_DESTINATION}, and the server name {server_name!r} is not NAME.ORG.{domain}"

@@ -11,11 +11,12 @@ import click
 from pydantic import ValidationError
 
 from bentpipe.config.accounts import ScopeName, TokenSection
-from bentpipe.config.load import ConfigErrors, load_config
+from bentpipe.config.load import ConfigErrors
 from bentpipe.config.units import parse_duration_s
 from bentpipe.daemon.service.ca_command import ca
 from bentpipe.daemon.service.command_line import CONFIG_PATH, EXIT_CONFIG, telling_mistakes
 from bentpipe.daemon.service.init_command import init
+from bentpipe.daemon.service.installed import load_operators_config
 from bentpipe.daemon.service.sat_command import completion, sat, top
 from bentpipe.daemon.service.token import hash_token, new_token
 
@@ -95,7 +96,7 @@ def run_check(config_path: Path) -> None:
     from bentpipe.daemon.service.satellite_ca import check_authority
 
     try:
-        config = load_config(config_path)
+        config = load_operators_config(config_path)
         share_out(config, hard_limit())
         check_signing_key(config)
         check_authority(config)

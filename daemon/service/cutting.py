@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from bentpipe.config.load import load_config
 from bentpipe.daemon.edge.handoff import HandOff, Pending, Splice
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.control import SERVICE_SOCKET, ControlError, Fields, Verb, ask
+from bentpipe.daemon.service.installed import load_operators_config
 
 log = logging.getLogger("bentpipe")
 
@@ -60,7 +60,7 @@ def run_cut(config_path: Path | None, principal: str | None, satellite: str | No
     """Ask this host's daemon to cut, and say how many were. Raises ConfigErrors, ControlError."""
     if (principal is None) == (satellite is None):
         raise click.UsageError("give one of --principal and --satellite")
-    section = load_config(config_path, check_files=False).control if config_path is not None else None
+    section = load_operators_config(config_path, check_files=False).control if config_path is not None else None
     path = (section.socket_path() if section is not None else None) or SERVICE_SOCKET
     fields = {"principal": principal} if principal is not None else {"satellite": satellite}
     click.echo(f"cut {ask(path, 'cut', fields)['cut']} connections")

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from bentpipe.config.accounts import MOST_SESSION_S
-from bentpipe.config.load import load_config
 from bentpipe.daemon.registry.accounts import SUBJECT_PATTERN, AccountStore, StoredRevocation
 from bentpipe.daemon.registry.contract import StoreConflict
+from bentpipe.daemon.service.installed import load_operators_config
 from bentpipe.daemon.service.orgs import with_account_store
 from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S, now_us, say_revoked
 
@@ -19,7 +19,7 @@ KEPT_S = MOST_SESSION_S + 3_600.0
 
 def run_rule_list(config_path: Path) -> None:
     """Print every rule of the configuration, and whether it is revoked. Raises ConfigErrors, StoreError."""
-    config = load_config(config_path, check_files=False)
+    config = load_operators_config(config_path, check_files=False)
     closed: set[str] = set()
 
     async def read(accounts: AccountStore) -> None:
@@ -35,7 +35,7 @@ def run_rule_list(config_path: Path) -> None:
 
 def run_rule_revoke(config_path: Path, name: str, *, cut: bool) -> None:
     """Close a rule: its tokens are refused, and it gives out no others. Raises ConfigErrors, StoreError."""
-    config = load_config(config_path, check_files=False)
+    config = load_operators_config(config_path, check_files=False)
     if all(rule.name != name for rule in config.oidc_rule):
         raise StoreConflict(f"{config_path} has no [[oidc_rule]] named {name!r}")
 
@@ -58,7 +58,7 @@ def run_rule_allow(config_path: Path, name: str) -> None:
         at_us = now_us()
         await accounts.put_revocation(StoredRevocation(known.subject, at_us, at_us + int(KEPT_S * 1e6)))
 
-    with_account_store(load_config(config_path, check_files=False), allow)
+    with_account_store(load_operators_config(config_path, check_files=False), allow)
     click.echo(
         f"allowed; running daemons know it within {TOKEN_REFRESH_S:g} s. Jobs have to exchange their tokens again"
     )
@@ -75,5 +75,5 @@ def run_exchange_revoke(config_path: Path, exchange_id: str, *, cut: bool) -> No
         revocation = StoredRevocation(subject, at_us, at_us + int(KEPT_S * 1e6))
         await accounts.put_revocation(revocation, cut_at_us=at_us if cut else None)
 
-    with_account_store(load_config(config_path, check_files=False), revoke)
+    with_account_store(load_operators_config(config_path, check_files=False), revoke)
     say_revoked(cut=cut)

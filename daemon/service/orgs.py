@@ -8,10 +8,10 @@ import click
 import trio
 
 from bentpipe.config.base import NAME_PATTERN
-from bentpipe.config.load import load_config
 from bentpipe.config.model import Config
 from bentpipe.daemon.registry.accounts import AccountStore, StoredOrg
 from bentpipe.daemon.registry.contract import StoreConflict
+from bentpipe.daemon.service.installed import load_operators_config
 from bentpipe.daemon.service.stores import use_store
 from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S, now_us, say_revoked
 
@@ -27,13 +27,13 @@ def run_org_add(config_path: Path, name: str) -> None:
             raise StoreConflict(f"there is an org {name!r} already")
         await accounts.put_org(StoredOrg(name, now_us() if known is None else known.created_us))
 
-    with_account_store(load_config(config_path, check_files=False), add)
+    with_account_store(load_operators_config(config_path, check_files=False), add)
     click.echo(f"added; running daemons know it within {TOKEN_REFRESH_S:g} s")
 
 
 def run_org_list(config_path: Path) -> None:
     """Print every org. Raises ConfigErrors, StoreError."""
-    config = load_config(config_path, check_files=False)
+    config = load_operators_config(config_path, check_files=False)
     found: dict[str, StoredOrg] = {}
 
     async def read(accounts: AccountStore) -> None:
@@ -49,7 +49,7 @@ def run_org_list(config_path: Path) -> None:
 
 def run_org_revoke(config_path: Path, name: str, *, cut: bool) -> None:
     """Revoke an org of the store or of the configuration. Raises ConfigErrors, StoreError."""
-    config = load_config(config_path, check_files=False)
+    config = load_operators_config(config_path, check_files=False)
 
     async def revoke(accounts: AccountStore) -> None:
         known = {org.name: org for org in (await accounts.accounts()).orgs}.get(name)

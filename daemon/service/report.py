@@ -9,7 +9,6 @@ import click
 import rich.console
 import trio
 
-from bentpipe.config.load import load_config
 from bentpipe.config.model import StoreSection
 from bentpipe.config.units import parse_duration_s
 from bentpipe.daemon.ledger.contract import Interval
@@ -18,6 +17,7 @@ from bentpipe.daemon.report.png import find_pillow, to_png
 from bentpipe.daemon.report.summary import summarise
 from bentpipe.daemon.report.svg import to_svg
 from bentpipe.daemon.report.table import to_json, to_tables
+from bentpipe.daemon.service.installed import load_operators_config
 from bentpipe.daemon.service.stores import open_ledger_to_read
 
 PIPE_COLUMNS = 200
@@ -41,7 +41,7 @@ def run_report(config_path: Path | None, since: str, *, as_json: bool, svg: Path
     """Print the report and write the pictures. Raises ConfigErrors, StoreError, NoPainter, OSError, ValueError."""
     if png is not None:
         find_pillow()
-    config = load_config(config_path, check_files=False) if config_path is not None else None
+    config = load_operators_config(config_path, check_files=False) if config_path is not None else None
     now_s = time.time()
     since_us, until_us = int(parse_since(since, now_s) * 1e6), int(now_s * 1e6)
     if since_us >= until_us:

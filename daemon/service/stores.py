@@ -11,7 +11,6 @@ from typing import Protocol, TypeVar
 import click
 import trio
 
-from bentpipe.config.load import load_config
 from bentpipe.config.model import LEDGER_NAME, StoreSection
 from bentpipe.daemon.coordination.contract import Coordination, LocalCoordination
 from bentpipe.daemon.coordination.shared import SharedCoordination
@@ -26,6 +25,7 @@ from bentpipe.daemon.registry.sqlite import SqliteRegistry
 from bentpipe.daemon.registry.sqlite_accounts import SqliteAccountStore
 from bentpipe.daemon.registry.sqlite_identities import SqliteIdentityStore
 from bentpipe.daemon.registry.sqlite_launched import SqliteLaunchedStore
+from bentpipe.daemon.service.installed import load_operators_config
 
 NO_STORE = "no store: [store] in the configuration says where one is kept"
 SERVICE_LEDGER = Path("/var/lib/bentpipe") / LEDGER_NAME
@@ -109,7 +109,7 @@ def open_ledger_to_read(section: StoreSection) -> Ledger:
 
 def run_store_init(config_path: Path) -> None:
     """Make the table that [store] names. Raises ConfigErrors, StoreError."""
-    section = load_config(config_path, check_files=False).store
+    section = load_operators_config(config_path, check_files=False).store
     if section.kind != "dynamodb":
         raise StoreUnusable(f"[store] kind {section.kind!r} needs no preparation")
     from bentpipe.daemon.store.dynamodb_table import Table

@@ -11,11 +11,11 @@ import click
 import trio
 
 from bentpipe.config.accounts import TokenSection
-from bentpipe.config.load import load_config
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.registry.accounts import AccountStore
 from bentpipe.daemon.registry.contract import Registry, StoreConflict, StoredCut, StoredToken
+from bentpipe.daemon.service.installed import load_operators_config
 from bentpipe.daemon.service.stores import use_store
 from bentpipe.daemon.service.token import hash_token, new_token
 from bentpipe.daemon.tasks import Owner, run_owned
@@ -101,7 +101,7 @@ class TokenWish:
 
 def run_token_add(config_path: Path, wish: TokenWish) -> None:
     """Make a token, keep its hash in the store and print it. Raises ConfigErrors, StoreError, pydantic's errors."""
-    config = load_config(config_path, check_files=False)
+    config = load_operators_config(config_path, check_files=False)
     made = new_token()
     asked = {"name": wish.name, "hash": hash_token(made), "grants": wish.grants, "principal": wish.principal}
     section = TokenSection.model_validate({**asked, "scopes": wish.scopes})
@@ -128,7 +128,7 @@ def run_token_add(config_path: Path, wish: TokenWish) -> None:
 
 def run_token_list(config_path: Path) -> None:
     """Print every token's name, source, grants, scopes, end and principal. Raises ConfigErrors, StoreError."""
-    config = load_config(config_path, check_files=False)
+    config = load_operators_config(config_path, check_files=False)
     stored: tuple[StoredToken, ...] = ()
 
     async def read(registry: Registry) -> None:
@@ -158,7 +158,7 @@ def _print_token(
 
 def run_token_revoke(config_path: Path, name: str, *, cut: bool) -> None:
     """Forget a token of the store. Raises ConfigErrors, StoreError."""
-    config = load_config(config_path, check_files=False)
+    config = load_operators_config(config_path, check_files=False)
 
     async def revoke(registry: Registry) -> None:
         if not await registry.revoke_token(name, cut_at_us=now_us() if cut else None):

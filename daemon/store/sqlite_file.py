@@ -11,6 +11,7 @@ every call must be one that can be repeated.
 
 import contextlib
 import math
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,7 @@ class SqliteFile:
         mode = "ro" if self._read_only else "rwc"
         if not self._read_only:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not self._read_only and not self._path.exists()
         connection = sqlite3.connect(
             f"{self._path.absolute().as_uri()}?mode={mode}",
             uri=True,
@@ -105,6 +107,8 @@ class SqliteFile:
         )
         connection.text_factory = _text
         try:
+            if is_new:
+                self._give_to_the_folders_owner()
             if not self._read_only:
                 migrate(connection)
             elif not version_of(connection):
@@ -113,6 +117,12 @@ class SqliteFile:
             connection.close()
             raise
         return connection
+
+    def _give_to_the_folders_owner(self) -> None:
+        """Let root make the file for the daemon's user; SQLite does so itself with the files that it makes beside it."""
+        if os.geteuid() == 0:
+            owner = self._path.parent.stat()
+            os.chown(self._path, owner.st_uid, owner.st_gid)
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

@@ -224,3 +224,22 @@ def test_a_certificate_has_scopes(scopes: tuple[str, ...]) -> None:
     assert principal is not None
     assert {scope.value for scope in principal.scopes} == {"use", *scopes}
     assert principal.credentials == ("certificate:dev",)
+
+
+@pytest.mark.parametrize(
+    ("server_name", "domain", "words"),
+    [
+        ("one.acme.other.example", DOMAIN, "the server name 'one.acme.other.example' is not NAME.ORG.sat.example"),
+        ("edge.sat.example", DOMAIN, "the server name 'edge.sat.example' is not NAME.ORG.sat.example"),
+        (None, DOMAIN, None),
+        ("one.acme.other.example", None, None),
+    ],
+)
+def test_a_server_name_that_is_not_a_satellites_is_told(
+    identities: Identities, server_name: str | None, domain: str | None, words: str | None
+) -> None:
+    with pytest.raises(InvalidMetadata) as error:
+        identities.identify(RouteRequest("/s/m", None, "all"), TlsIdentity(server_name), domain)
+    assert "are missing" in str(error.value)
+    assert ("the server name" in str(error.value)) is (words is not None)
+    assert words is None or words in str(error.value)

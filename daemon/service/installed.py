@@ -1,0 +1,138 @@
+"""The installed service as its unit describes it, for commands that an operator runs beside it in a shell.
+
+systemd gives the daemon folders and credentials by its environment (systemd.exec(5)). A shell has none of that, so a command
+with the service's own configuration would look for the store and the keys in the wrong place.
+"""
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from bentpipe.config.load import load_config
+from bentpipe.config.model import Config
+
+UNIT = "bentpipe.service"
+UNIT_FOLDERS = tuple(
+    map(
+        Path,
+        (
+            "/etc/systemd/system",
+            "/run/systemd/system",
+            "/usr/local/lib/systemd/system",
+            "/usr/lib/systemd/system",
+            "/lib/systemd/system",
+        ),
+    )
+)
+"""Where systemd looks for units, first match first (systemd.unit(5))."""
+
+STATE_ROOT, RUNTIME_ROOT = Path("/var/lib"), Path("/run")
+MAX_UNIT_BYTES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class InstalledService:
+    """What a unit says of its daemon."""
+
+    config_path: Path | None
+    credentials: Mapping[str, Path]
+    """By name, those that LoadCredential= reads from a file of this host."""
+    state_directory: Path | None
+    runtime_directory: Path | None
+
+
+def find_service(folders: Sequence[Path] = UNIT_FOLDERS) -> InstalledService | None:
+    """Read the unit and its drop-ins. Returns None if there is no unit. Raises OSError if one cannot be read."""
+    unit = next((folder / UNIT for folder in folders if (folder / UNIT).exists()), None)
+    if unit is None:
+        return None
+    # A drop-in hides those of the same name in later folders; all others apply in the order of their names.
+    drop_ins: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted((folder / f"{UNIT}.d").glob("*.conf")):
+            drop_ins.setdefault(path.name, path)
+    settings: dict[str, list[str]] = {}
+    for path in (unit, *(drop_ins[name] for name in sorted(drop_ins))):
+        for key, value in _service_settings(path):
+            if value:
+                settings.setdefault(key, []).append(value)
+            else:
+                settings.pop(key, None)  # an empty value takes back all that came before
+    return InstalledService(
+        _config_of(settings.get("ExecStart", [])),
+        dict(_credentials_of(settings.get("LoadCredential", []))),
+        _folder_of(STATE_ROOT, settings.get("StateDirectory", [])),
+        _folder_of(RUNTIME_ROOT, settings.get("RuntimeDirectory", [])),
+    )
+
+
+def load_operators_config(
+    config_path: Path, *, check_files: bool = True, folders: Sequence[Path] = UNIT_FOLDERS
+) -> Config:
+    """Read a configuration; if it is the installed service's own, with the folders and credentials that the service has.
+
+    Raises ConfigErrors.
+    """
+    try:
+        service = find_service(folders)
+    except OSError:
+        service = None  # a unit that this user may not read: the command says what it then lacks
+    if service is None or service.config_path is None or not _same(service.config_path, config_path):
+        return load_config(config_path, check_files=check_files)
+    for name, folder in (
+        ("STATE_DIRECTORY", service.state_directory),
+        ("RUNTIME_DIRECTORY", service.runtime_directory),
+    ):
+        if folder is not None:
+            os.environ.setdefault(name, str(folder))
+    return load_config(config_path, check_files=check_files, credentials=service.credentials)
+
+
+def _service_settings(path: Path) -> Iterator[tuple[str, str]]:
+    """The assignments of the section [Service] (systemd.syntax(7))."""
+    with path.open(errors="replace") as file:
+        text = file.read(MAX_UNIT_BYTES)
+    section = ""
+    for line in text.replace("\\\n", " ").splitlines():
+        stripped = line.strip()
+        if stripped.startswith("["):
+            section = stripped
+        elif section == "[Service]" and "=" in stripped and not stripped.startswith(("#", ";")):
+            key, _, value = stripped.partition("=")
+            yield key.strip(), value.strip()
+
+
+def _config_of(commands: Sequence[str]) -> Path | None:
+    for command in commands:
+        try:
+            words = shlex.split(command)
+        except ValueError:  # quotes that do not end
+            continue
+        for index, word in enumerate(words):
+            if word == "--config" and index + 1 < len(words):
+                return Path(words[index + 1])
+            if word.startswith("--config="):
+                return Path(word.partition("=")[2])
+    return None
+
+
+def _credentials_of(values: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    for value in values:
+        name, colon, path = value.partition(":")
+        if colon and path.startswith("/"):
+            yield name, Path(path)
+
+
+def _folder_of(root: Path, values: Sequence[str]) -> Path | None:
+    """The first folder of StateDirectory= and the like: "NAME" or "NAME:LINK"."""
+    names = " ".join(values).split()
+    return root / names[0].partition(":")[0] if names else None
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return one.absolute() == other.absolute()

@@ -1,0 +1,158 @@
+"""Commands beside the installed service: they use its store and its keys, wherever systemd has put them."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from beds.programs import BENTPIPE
+from bentpipe.config.load import ConfigErrors
+from bentpipe.daemon.service.installed import find_service, load_operators_config
+
+SHIPPED = Path(__file__).parents[3] / "systemd" / "bentpipe.service"
+CONFIG = """
+[[listener]]
+address = "127.0.0.1:0"
+[listener.tls]
+certificate = "{folder}/tls.pem"
+key = "credential:tls.key"
+[[satellite]]
+org = "acme"
+name = "ci"
+[satellite.process]
+command = ["true", "{{port}}"]
+"""
+
+
+@pytest.fixture(autouse=True)
+def shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator's shell has none of what systemd gives; what a test sets is taken back."""
+    for name in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY", "CREDENTIALS_DIRECTORY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def unit(folder: Path, text: str, name: str = "bentpipe.service") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_the_shipped_unit(tmp_path: Path) -> None:
+    shutil.copy(SHIPPED, tmp_path)
+    service = find_service([tmp_path])
+    assert service is not None
+    assert service.config_path == Path("/etc/bentpipe/bentpipe.toml")
+    assert service.credentials == {"tls.key": Path("/etc/bentpipe/tls.key")}
+    assert service.state_directory == Path("/var/lib/bentpipe")
+    assert service.runtime_directory == Path("/run/bentpipe")
+
+
+def test_no_unit(tmp_path: Path) -> None:
+    assert find_service([tmp_path, tmp_path / "absent"]) is None
+
+
+def test_drop_ins_add_replace_and_hide(tmp_path: Path) -> None:
+    first, second = tmp_path / "etc", tmp_path / "lib"
+    unit(
+        second,
+        "[Unit]\nStateDirectory=wrong\n[Service]\n# StateDirectory=wrong\n"
+        "ExecStart=/usr/bin/bentpipe serve \\\n  --config=/etc/old.toml\n"
+        "LoadCredential=tls.key:/etc/old.key\nLoadCredential=inherited\nStateDirectory=bentpipe:link other\n",
+    )
+    unit(second, "[Service]\nStateDirectory=hidden\n", "bentpipe.service.d/10-state.conf")
+    unit(first, "[Service]\nLoadCredential=tls.key:/etc/new.key\n", "bentpipe.service.d/10-state.conf")
+    unit(
+        second,
+        "[Service]\nExecStart=\nExecStart=bentpipe serve --config '/etc/new one.toml'\n",
+        "bentpipe.service.d/20.conf",
+    )
+    service = find_service([first, second])
+    assert service is not None
+    assert service.config_path == Path("/etc/new one.toml")
+    assert service.credentials == {"tls.key": Path("/etc/new.key")}
+    assert service.state_directory == Path("/var/lib/bentpipe")
+    assert service.runtime_directory is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[Service]\n", "[Service]\nExecStart='no end\n", "\0\0", "[Service]\nExecStart=--config"]
+)
+def test_a_unit_that_says_nothing(tmp_path: Path, text: str) -> None:
+    unit(tmp_path, text)
+    service = find_service([tmp_path])
+    assert service is not None
+    assert service.config_path is None
+
+
+def test_credentials_of_the_services_own_configuration_alone(tmp_path: Path) -> None:
+    config, other = tmp_path / "bentpipe.toml", tmp_path / "other.toml"
+    for path in (config, other):
+        path.write_text(CONFIG.format(folder=tmp_path))
+    (tmp_path / "tls.pem").write_text("x")
+    (tmp_path / "server.key").write_text("x")
+    unit(
+        tmp_path,
+        f"[Service]\nExecStart=bentpipe serve --config {config}\nLoadCredential=tls.key:{tmp_path}/server.key\n"
+        "StateDirectory=bp-test\n",
+    )
+    loaded = load_operators_config(config, folders=[tmp_path])
+    tls = loaded.listener[0].tls
+    assert tls is not None
+    assert tls.key == tmp_path / "server.key"
+    assert loaded.store.ledger_path() == Path("/var/lib/bp-test/ledger.sqlite")
+    with pytest.raises(ConfigErrors, match=r"cannot read tls\.key"):
+        load_operators_config(other, folders=[tmp_path])
+
+
+def test_what_systemd_gave_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "bentpipe.toml"
+    config.write_text(CONFIG.format(folder=tmp_path))
+    unit(
+        tmp_path,
+        f"[Service]\nExecStart=bentpipe serve --config {config}\nLoadCredential=tls.key:/x\nStateDirectory=a\n",
+    )
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/bentpipe.service")
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/own")
+    loaded = load_operators_config(config, check_files=False, folders=[tmp_path])
+    tls = loaded.listener[0].tls
+    assert tls is not None
+    assert tls.key == Path("/run/credentials/bentpipe.service/tls.key")
+    assert loaded.store.ledger_path() == Path("/var/lib/own/ledger.sqlite")
+
+
+IN_A_NAMESPACE = """
+set -e
+mount -t tmpfs none /var/lib
+mkdir /var/lib/bentpipe; chown 4242:4242 /var/lib/bentpipe
+mkdir -p /run/systemd; mount -t tmpfs none /run/systemd; mkdir /run/systemd/system
+cp "$1" /run/systemd/system/bentpipe.service
+"$2" token add --config "$3" --name ci --grant 'acme/*' >/dev/null
+"$2" token list --config "$3"
+stat -c '%u:%g' /var/lib/bentpipe/ledger.sqlite*
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs a mount namespace")
+def test_a_token_is_added_beside_the_installed_service(tmp_path: Path) -> None:
+    """As root, into the state directory, and the daemon's user owns what is made."""
+    config = tmp_path / "bentpipe.toml"
+    config.write_text(CONFIG.format(folder=tmp_path))
+    made = unit(tmp_path, f"[Service]\nExecStart=bentpipe serve --config {config}\nStateDirectory=bentpipe\n")
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_DIRECTORY")}
+    done = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", IN_A_NAMESPACE, "bash", made, BENTPIPE, config],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if "unshare failed" in done.stderr or "permission denied" in done.stderr:
+        pytest.skip(f"no mount namespace: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    listed, *owners = done.stdout.splitlines()
+    assert listed.startswith("ci\tstore\t")
+    assert set(owners) == {"4242:4242"}
