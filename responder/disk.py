@@ -1,7 +1,8 @@
 """Keeps room on the file system of BuildKit's cache: watches bytes and inodes, prunes at a low mark, and holds the ballast.
 
 BuildKit collects garbage only after a build returns, and counts no inodes. The ballast is room that only pruning may use:
-it is given up just before a prune on a full disk, since BuildKit must write to record what it removes.
+BuildKit must write to record what it removes, and on a full disk it could not. Each prune of a full disk gives up half of
+it, since a build that still fills the disk takes what it finds.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ KEPT_SHARES = (0.75, 0.5, 0.25, 0.0)
 """Of what is used: how much BuildKit may keep, try after try. It counts less than the file system does, and no inodes."""
 PRUNE_DEADLINE_S = 600.0
 """Of one try. BuildKit goes on removing what it has begun to remove."""
-PAUSE_S = 60.0
+PAUSE_S = 30.0
 """After a prune that has not reached its mark: the rest is in use by builds."""
+RETRY_S = 5.0
+"""After a prune that has failed."""
+WORK_BYTES, WORK_INODES = 16 << 20, 64
+"""Room that BuildKit needs to record what it removes. If there is less, half of the ballast is given up."""
 SETTLE_S = 2.0
 """BuildKit removes snapshots in the background after it has answered."""
 BALLAST_NAME = "bentpipe-ballast"
@@ -51,32 +56,38 @@ class Ballast:
         self._path = os.path.join(settings.cache, BALLAST_NAME)
         self._file = os.path.join(self._path, "bytes")
         self._bytes, self._inodes = settings.ballast_bytes, settings.ballast_inodes
-        self.held_bytes = 0
+        self.held_bytes = self.held_inodes = 0
+
+    def measure(self) -> None:
+        """Find what an earlier responder has left. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            self.held_inodes = len(self._names())
+            self.held_bytes = os.lstat(self._file).st_blocks * 512
 
     def take(self) -> None:
-        """Hold it, if it is not held. Raises OSError."""
+        """Hold all of it. Raises OSError."""
         os.makedirs(self._path, mode=0o700, exist_ok=True)
         file = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            if self._bytes and os.fstat(file).st_blocks * 512 < self._bytes:
+            if self._bytes:
                 os.posix_fallocate(file, 0, self._bytes)
-            self.held_bytes = os.fstat(file).st_blocks * 512
         finally:
             os.close(file)
         for number in range(self._inodes):
-            os.close(os.open(os.path.join(self._path, str(number)), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+            path = os.path.join(self._path, str(number))
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        self.measure()
 
-    def release(self) -> None:
-        """Give it up. Raises OSError."""
-        for number in range(self._inodes):
-            _unlink(os.path.join(self._path, str(number)))
-        _unlink(self._file)
-        self.held_bytes = 0
+    def release_half(self) -> None:
+        """Give up half of it, or what is left if that is little. Raises OSError."""
+        names = self._names()
+        for name in names[len(names) // 2 if len(names) > WORK_INODES else 0 :]:
+            os.unlink(os.path.join(self._path, name))
+        os.truncate(self._file, self.held_bytes // 2 if self.held_bytes > WORK_BYTES else 0)
+        self.measure()
 
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    def _names(self) -> list[str]:
+        return [name for name in os.listdir(self._path) if name.isdigit()]
 
 
 class LastPrune:
@@ -143,12 +154,15 @@ class Pruner:
 
     def run(self) -> None:
         """Wait for the low mark and prune, for ever."""
+        with contextlib.suppress(OSError):  # a file system that cannot be read is the look's to report
+            self._disk.ballast.measure()
         self._hold_ballast()
         while True:
             self._disk.low.wait()
             reached = self.prune()
             self._hold_ballast()
-            time.sleep(0 if reached else PAUSE_S)
+            if not reached:
+                time.sleep(RETRY_S if self._disk.last and self._disk.last.error else PAUSE_S)
             self._disk.low.clear()
 
     def prune(self) -> bool:
@@ -173,8 +187,11 @@ class Pruner:
             space = Space(settings.cache)
             if not space.below(settings.prune_until_percent):
                 return True
-            if space.available_bytes < settings.ballast_bytes or space.available_inodes < settings.ballast_inodes:
-                self._disk.ballast.release()
+            full = space.available_bytes < WORK_BYTES or (space.total_inodes and space.available_inodes < WORK_INODES)
+            ballast = self._disk.ballast
+            if full and (ballast.held_bytes or ballast.held_inodes):
+                ballast.release_half()
+                log(WARNING, f"disk: it is full; {ballast.held_bytes} bytes of the ballast are left")
             used = space.total_bytes - space.available_bytes
             for size in prune(settings.buildkit_socket, int(used * share), PRUNE_DEADLINE_S):
                 last.freed_bytes += size
@@ -188,7 +205,7 @@ class Pruner:
         try:
             space = Space(settings.cache)
             space.available_bytes -= settings.ballast_bytes - self._disk.ballast.held_bytes
-            space.available_inodes -= settings.ballast_inodes
+            space.available_inodes -= settings.ballast_inodes - self._disk.ballast.held_inodes
             if not space.below(settings.prune_below_percent):
                 self._disk.ballast.take()
         except OSError as exc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -98,21 +99,23 @@ class Step:
 def find_steps(cgroup: str) -> Iterator[str]:
     """Find the cgroups of steps: BuildKit makes them as PARENT/buildkit/ID, and a client chooses PARENT."""
     unread, left, found = [cgroup], MAX_CGROUPS, 0
-    while unread and left and found < MAX_STEPS:
+    while unread and left:
         folder = unread.pop(0)
         left -= 1
         try:
             with os.scandir(folder) as entries:
-                names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+                some = itertools.islice(entries, MAX_CGROUPS)
+                names = [entry.name for entry in some if entry.is_dir(follow_symlinks=False)]
         except OSError:
             continue  # it has ended
-        for name in names[:MAX_CGROUPS]:
+        for name in names:
             path = os.path.join(folder, name)
-            if os.path.basename(folder) == "buildkit":
+            if os.path.basename(folder) != "buildkit":
+                unread.append(path)
+            elif found < MAX_STEPS:
                 found += 1
                 yield path
-            else:
-                unread.append(path)
+        del unread[left:]
 
 
 def read_step(path: str) -> Step | None:

@@ -35,7 +35,7 @@ class TlsLook(Look[Optional[ssl.SSLContext]]):
     """Reads the certificate, its key and the CA, and again when one of the files has changed."""
 
     name = "tls"
-    period_s = 10.0
+    period_s = 1.0
 
     def __init__(self, settings: ResponderSettings) -> None:
         super().__init__()
