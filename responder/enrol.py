@@ -32,7 +32,7 @@ import time
 from collections.abc import Sequence
 
 DAEMON_NAME = "daemon.bentpipe.internal"
-"""In the daemon's certificate, whatever its address."""
+"""In the daemon's certificates, whatever its address. It is outside the domain of machines, so that no machine has it."""
 REQUEST_S = 10.0
 TICK_S = 5.0
 """Between looks at the wall clock. A machine that wakes after weeks may find its certificate ended. A timer that counts the

@@ -6,7 +6,7 @@ of the disk that its databases are on.
 """
 
 from bentpipe.config.image import CacheSection, ImageSection
-from bentpipe.daemon.image.places import AUTHORITY, CERTIFICATE, KEY, RUNTIME
+from bentpipe.daemon.image.places import AUTHORITY, IDENTITY, RUNTIME
 from bentpipe.daemon.image.programs.cache import KEEP_MARK, SOURCES_MARK
 from bentpipe.daemon.image.programs.settings import ROOT, SOCKET
 
@@ -23,7 +23,7 @@ def buildkit_configuration(section: ImageSection, port: int, *, tls: bool) -> st
         lines += ["# Such a step is root on this machine.", 'insecure-entitlements = ["security.insecure"]']
     lines += ["", "[grpc]", f'address = ["unix://{SOCKET}", "tcp://:{port}"]']
     if tls:
-        lines += ["[grpc.tls]", f'cert = "{CERTIFICATE}"', f'key = "{KEY}"', f'ca = "{AUTHORITY}"']
+        lines += ["[grpc.tls]", f'cert = "{IDENTITY}"', f'key = "{IDENTITY}"', f'ca = "{AUTHORITY}"']
     if section.flavour == "earthly":
         lines += ["", *_health(section)]
     lines += ["", "[worker.containerd]", "enabled = false", "", *_worker(section)]

@@ -4,6 +4,7 @@ programs/settings.py has the places that the programs on the satellite use. This
 
 LIBRARY = "/usr/local/lib/bentpipe"
 RESPONDER = f"{LIBRARY}/responder.py"
+ENROL = f"{LIBRARY}/enrol.py"
 RESPONDER_SETTINGS = "/etc/bentpipe/responder.json"
 RUNTIME = f"{LIBRARY}/runtime"
 """What BuildKit runs as runc."""
@@ -15,9 +16,10 @@ TARGET = "bentpipe-satellite.target"
 LIMITS_DROP_IN = "/run/systemd/generator/builds.slice.d/50-bentpipe-limits.conf"
 
 ENROLMENT = "/etc/bentpipe/enrolment.json"
-AUTHORITY = "/etc/bentpipe/tls/ca.pem"
-CERTIFICATE = "/etc/bentpipe/tls/certificate.pem"
-KEY = "/etc/bentpipe/tls/key.pem"
+TLS_FOLDER = "/etc/bentpipe/tls"
+AUTHORITY = f"{TLS_FOLDER}/ca.pem"
+IDENTITY = f"{TLS_FOLDER}/identity.pem"
+"""The machine's key and its certificate in one file, which responder/enrol.py replaces as a whole."""
 
 PROGRAMS_PACKAGE = "bentpipe.daemon.image.programs"
 PYTHON = "/usr/bin/python3 -sS -m"

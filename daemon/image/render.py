@@ -13,7 +13,9 @@ from bentpipe.daemon.image.buildkit import buildkit_configuration
 from bentpipe.daemon.image.files import EXECUTABLE, SECRET, ImageFile, MachineImage
 from bentpipe.daemon.image.places import (
     AUTHORITY,
+    ENROL,
     ENROLMENT,
+    IDENTITY,
     LIBRARY,
     PROGRAMS_PACKAGE,
     RESPONDER,
@@ -29,43 +31,33 @@ from bentpipe.daemon.image.programs.settings import (
     SatelliteSettings,
 )
 from bentpipe.daemon.image.units import render_links, render_units
-from bentpipe.responder.bundle import bundle
+from bentpipe.responder.bundle import PACKAGE, bundle
+from bentpipe.responder.enrol import DAEMON_NAME
 from bentpipe.responder.settings import ResponderSettings
 
 PROGRAMS = ("settings", "limits", "cache", "enclose", "fetch")
 """Programs that run as modules; `runtime` is a file of its own."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Enrolment:
-    """How a new machine gets its certificate. The token is worth nothing once it is used, or some minutes later."""
-
-    daemon: str
-    """HOST:PORT at which the machine asks."""
-    satellite: str
-    """ORG/NAME."""
-    token: str
-    authority_pem: str
-    """The certificate of the daemon's own authority."""
-
-
-def render_image(machine: SatelliteSection, section: ImageSection, enrolment: Enrolment | None = None) -> MachineImage:
-    """Render all files of the machine. Without an enrolment, BuildKit and the responder speak plaintext."""
+def render_image(machine: SatelliteSection, section: ImageSection) -> MachineImage:
+    """Render all files of the machine. Unless its certificate is issued, BuildKit and the responder speak plaintext."""
+    enrols = machine.has_issued_tls
     port = machine.ec2.port if machine.ec2 is not None else 0
     hibernates = machine.sleep_mode == "hibernate"
     settings = dataclasses.asdict(_settings(section, hibernates=hibernates))
     common = [
-        *render_units(section, hibernates=hibernates),
+        *render_units(section, hibernates=hibernates, enrols_for=port if enrols else None),
         ImageFile(str(SETTINGS), _json(settings)),
-        ImageFile(str(TEMPLATE), buildkit_configuration(section, port, tls=enrolment is not None)),
-        ImageFile(RESPONDER_SETTINGS, _json(dataclasses.asdict(_responder(section)))),
-        *_programs(),
+        ImageFile(str(TEMPLATE), buildkit_configuration(section, port, tls=enrols)),
+        ImageFile(RESPONDER_SETTINGS, _json(dataclasses.asdict(_responder(section, tls=enrols)))),
+        *_programs(enrols=enrols),
     ]
-    own = []
-    if enrolment is not None:
-        told = {"daemon": enrolment.daemon, "satellite": enrolment.satellite, "token": enrolment.token}
-        own += [ImageFile(ENROLMENT, _json(told), SECRET), ImageFile(AUTHORITY, enrolment.authority_pem)]
-    return MachineImage(tuple(common), tuple(render_links()), tuple(own))
+    return MachineImage(tuple(common), tuple(render_links(enrols=enrols)), ())
+
+
+def enrolment_file(text: str) -> ImageFile:
+    """The file of a machine's own by which it gets its certificate: see responder/enrol.py."""
+    return ImageFile(ENROLMENT, text, SECRET)
 
 
 def _settings(section: ImageSection, *, hibernates: bool) -> SatelliteSettings:
@@ -89,9 +81,9 @@ def _settings(section: ImageSection, *, hibernates: bool) -> SatelliteSettings:
     )
 
 
-def _responder(section: ImageSection) -> ResponderSettings:
+def _responder(section: ImageSection, *, tls: bool) -> ResponderSettings:
     cache = section.cache
-    return ResponderSettings(
+    plain = ResponderSettings(
         listen=f"[::]:{section.responder_port}",
         builds_cgroup=BUILDS_CGROUP,
         buildkit_socket=str(SOCKET),
@@ -101,15 +93,19 @@ def _responder(section: ImageSection) -> ResponderSettings:
         prune_until_percent=cache.prune_until_percent,
         ballast_bytes=cache.ballast_bytes,
     )
+    if not tls:
+        return plain
+    return dataclasses.replace(plain, certificate=IDENTITY, key=IDENTITY, client_ca=AUTHORITY, client_name=DAEMON_NAME)
 
 
 def _json(value: object) -> str:
     return json.dumps(value, indent=1) + "\n"
 
 
-def _programs() -> list[ImageFile]:
+def _programs(*, enrols: bool) -> list[ImageFile]:
     folder = importlib.resources.files(PROGRAMS_PACKAGE)
     place = f"{LIBRARY}/{PROGRAMS_PACKAGE.replace('.', '/')}"
     files = [ImageFile(f"{place}/{name}.py", (folder / f"{name}.py").read_text()) for name in PROGRAMS]
     runtime = ImageFile(RUNTIME, (folder / "runtime.py").read_text(), EXECUTABLE)
-    return [*files, runtime, ImageFile(RESPONDER, bundle())]
+    enrol = [ImageFile(ENROL, importlib.resources.files(PACKAGE).joinpath("enrol.py").read_text())]
+    return [*files, runtime, ImageFile(RESPONDER, bundle()), *(enrol if enrols else ())]

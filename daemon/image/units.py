@@ -9,6 +9,8 @@ import re
 from bentpipe.config.image import ImageSection
 from bentpipe.daemon.image.files import EXECUTABLE, ImageFile, ImageLink
 from bentpipe.daemon.image.places import (
+    ENROL,
+    ENROLMENT,
     GENERATOR,
     LIBRARY,
     LIMITS_DROP_IN,
@@ -19,15 +21,17 @@ from bentpipe.daemon.image.places import (
     SLEEP_HOOK,
     SYSCTL,
     TARGET,
+    TLS_FOLDER,
     UNITS,
 )
-from bentpipe.daemon.image.programs.settings import BUILDKIT_UNIT, ROOT, SLICE
+from bentpipe.daemon.image.programs.settings import BUILDKIT_UNIT, BUILDS_CGROUP, ROOT, SLICE
 
 CACHE_UNIT, FETCH_UNIT, RESPONDER_UNIT = (
     "bentpipe-cache.service",
     "bentpipe-fetch.service",
     "bentpipe-responder.service",
 )
+ENROL_UNIT = "bentpipe-enrol.service"
 RESPONDER_SLICE = "responder.slice"
 MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "unattended-upgrades.service", "dnf-makecache.timer")
 """They would run at every wake, when their hour has passed, beside the first build."""
@@ -37,18 +41,24 @@ METADATA_SERVICE = "169.254.169.254/32 fd00:ec2::254/128"
 RESPONDER_BYTES = "64M"
 
 
-def render_units(section: ImageSection, *, hibernates: bool) -> list[ImageFile]:
-    """Return all units, and what else systemd and the kernel read."""
+def render_units(section: ImageSection, *, hibernates: bool, enrols_for: int | None) -> list[ImageFile]:
+    """Return all units, and what else systemd and the kernel read.
+
+    `enrols_for` is BuildKit's port if the machine gets a certificate from the daemon, else None.
+    """
+    enrols = enrols_for is not None
     units = {
         TARGET: _target(),
         SLICE: _builds_slice(),
         RESPONDER_SLICE: _responder_slice(section),
         CACHE_UNIT: _cache(section.cache.device),
-        BUILDKIT_UNIT: _buildkit(section, fetches=_fetches(section)),
-        RESPONDER_UNIT: _responder(),
+        BUILDKIT_UNIT: _buildkit(section, fetches=_fetches(section), enrols=enrols),
+        RESPONDER_UNIT: _responder(enrols=enrols),
     }
     if _fetches(section):
         units[FETCH_UNIT] = _fetch()
+    if enrols_for is not None:
+        units[ENROL_UNIT] = _enrol(enrols_for)
     if hibernates:
         units |= {f"{each}.d/50-bentpipe.conf": _no_swap() for each in ("system.slice", "user.slice")}
     files = [ImageFile(f"{UNITS}/{name}", text) for name, text in units.items()]
@@ -59,9 +69,9 @@ def render_units(section: ImageSection, *, hibernates: bool) -> list[ImageFile]:
     return files
 
 
-def render_links() -> list[ImageLink]:
+def render_links(*, enrols: bool) -> list[ImageLink]:
     """Return the links that enable our units and mask the distribution's, as `systemctl enable` and `mask` make them."""
-    wanted = [BUILDKIT_UNIT, RESPONDER_UNIT]
+    wanted = [BUILDKIT_UNIT, RESPONDER_UNIT, *([ENROL_UNIT] if enrols else [])]
     return [
         ImageLink(f"{UNITS}/multi-user.target.wants/{TARGET}", f"{UNITS}/{TARGET}"),
         *(ImageLink(f"{UNITS}/{TARGET}.wants/{name}", f"{UNITS}/{name}") for name in wanted),
@@ -177,14 +187,14 @@ TimeoutStartSec=infinity
 """
 
 
-def _buildkit(section: ImageSection, *, fetches: bool) -> str:
+def _buildkit(section: ImageSection, *, fetches: bool, enrols: bool) -> str:
     needs = f"{CACHE_UNIT} {FETCH_UNIT}" if fetches else CACHE_UNIT
     kind = {"moby": "BuildKit", "earthly": "BuildKit, Earthly's fork"}[section.flavour]
     return f"""[Unit]
 Description={kind}
 Requires={needs}
 After={needs}
-# Without limits it does not start.
+{_after_enrolment(enrols=enrols)}# Without limits it does not start.
 AssertPathExists={LIMITS_DROP_IN}
 # It is never given up.
 StartLimitIntervalSec=0
@@ -222,10 +232,41 @@ WantedBy={TARGET}
 """
 
 
-def _responder() -> str:
+def _enrol(port: int) -> str:
+    restart = f"--restart {BUILDKIT_UNIT} --port {port} --builds {BUILDS_CGROUP}"
+    return f"""[Unit]
+Description=This machine's certificate, from the daemon, and the next one in time
+Wants=network-online.target
+# cloud-init writes {ENROLMENT} in its network stage; the unit of that stage has two names.
+After=network-online.target cloud-init.service cloud-init-network.service
+StartLimitIntervalSec=0
+
+[Service]
+Slice={RESPONDER_SLICE}
+# It is ready once there is a certificate. It tries again by itself, for ever.
+Type=notify
+NotifyAccess=main
+TimeoutStartSec=infinity
+ExecStart=/usr/bin/python3 -I -S {ENROL} {ENROLMENT} {TLS_FOLDER} {restart}
+OOMScoreAdjust=-900
+OOMPolicy=continue
+Restart=always
+RestartSec=1
+
+[Install]
+WantedBy={TARGET}
+"""
+
+
+def _after_enrolment(*, enrols: bool) -> str:
+    # Wants= and not Requires=: if a program is restarted, units that require it are restarted too, and builds with them.
+    return f"Wants={ENROL_UNIT}\nAfter={ENROL_UNIT}\n" if enrols else ""
+
+
+def _responder(*, enrols: bool) -> str:
     return f"""[Unit]
 Description=The responder: tells the daemon how this machine is
-StartLimitIntervalSec=0
+{_after_enrolment(enrols=enrols)}StartLimitIntervalSec=0
 
 [Service]
 Slice={RESPONDER_SLICE}

@@ -25,9 +25,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bentpipe.daemon.ids import machine_dns_name, machine_uri
 from bentpipe.daemon.model import SatelliteKey
+from bentpipe.responder.enrol import DAEMON_NAME
 
-DAEMON_NAME = "daemon.bentpipe.internal"
-"""The daemon's name in its certificates. It is not in MACHINE_DOMAIN, so no machine can have it."""
 SKEW_S = 3_600.0
 """A certificate begins to be valid this much before it is made: clocks of two machines differ."""
 SLEEP_S = 61 * 86_400.0

@@ -13,6 +13,10 @@ from bentpipe.responder.bundle import MODULES, OLDEST_PYTHON, BundleError, bundl
 ROOT = Path(__file__).parents[2]
 
 
+ENROL = "enrol"
+"""A program of its own."""
+
+
 def test_it_has_all_modules_and_imports_the_standard_library_alone() -> None:
     tree = ast.parse(bundle(), feature_version=OLDEST_PYTHON)
     imported = set()
@@ -25,12 +29,15 @@ def test_it_has_all_modules_and_imports_the_standard_library_alone() -> None:
     assert not imported & {"site", "bentpipe"}
 
 
+def test_the_program_that_enrols_is_one_file_for_the_oldest_python() -> None:
+    tree = ast.parse((ROOT / "responder" / f"{ENROL}.py").read_text(), feature_version=OLDEST_PYTHON)
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {each.module if isinstance(each, ast.ImportFrom) else each.names[0].name for each in imports}
+    assert {(name or "").partition(".")[0] for name in names} <= sys.stdlib_module_names
+
+
 def test_every_module_of_the_package_is_in_it() -> None:
-    names = {path.stem for path in (ROOT / "responder").glob("*.py")} - {
-        "__init__",
-        "bundle",
-        "enrol",
-    }  # a program of its own
+    names = {path.stem for path in (ROOT / "responder").glob("*.py")} - {"__init__", "bundle", ENROL}
     assert set(MODULES) == names
     assert len(MODULES) == len(names)
 

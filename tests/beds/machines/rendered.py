@@ -5,12 +5,14 @@ from pathlib import Path
 
 from bentpipe.config.image import ImageSection
 from bentpipe.config.load import load_config
-from bentpipe.config.model import SatelliteSection
+from bentpipe.config.model import SatelliteSection, SatelliteTlsSection
 from bentpipe.daemon.image.files import MachineImage
-from bentpipe.daemon.image.render import Enrolment, render_image
+from bentpipe.daemon.image.render import enrolment_file, render_image
 
 SAMPLE = Path(__file__).parents[3] / "config" / "sample.toml"
-ENROLMENT = Enrolment("edge.example.com:8372", "acme/cloud", "token: 'one' use", "-----BEGIN CERTIFICATE-----\nMA==\n")
+TOKEN = "token: 'one' use"
+OWN = (enrolment_file(f'{{\n "token": "{TOKEN}",\n "trusted": "-----BEGIN CERTIFICATE-----\\nMA=="\n}}\n'),)
+"""What a machine that enrols has of its own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,9 +23,11 @@ class RenderedMachine:
     machine: SatelliteSection
     section: ImageSection
 
-    def image(self, enrolment: Enrolment | None = ENROLMENT) -> MachineImage:
-        """Its files."""
-        return render_image(self.machine, self.section, enrolment)
+    def image(self, *, issued: bool = True) -> MachineImage:
+        """Its files, with a certificate that the daemon issues or without TLS."""
+        tls = SatelliteTlsSection(issued=True) if issued else None
+        image = render_image(self.machine.model_copy(update={"tls": tls}), self.section)
+        return dataclasses.replace(image, own=OWN if issued else ())
 
 
 def machines_of_the_sample() -> list[RenderedMachine]:

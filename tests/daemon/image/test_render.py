@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from beds.machines.rendered import ENROLMENT, RenderedMachine, machines_of_the_sample, written
+from beds.machines.rendered import TOKEN, RenderedMachine, machines_of_the_sample, written
 from bentpipe.config.image import ImageSection
 from bentpipe.daemon.image.files import SECRET, ImageFile
 from bentpipe.daemon.image.programs.settings import SatelliteSettings
@@ -71,9 +71,9 @@ def test_systemd_would_complain_of_a_mistake(tmp_path: Path) -> None:
 @each_machine
 @pytest.mark.skipif(shutil.which("cloud-init") is None, reason="cloud-init is not installed")
 def test_cloud_init_accepts_the_user_data(machine: RenderedMachine, tmp_path: Path) -> None:
-    for enrolment in (ENROLMENT, None):
+    for issued in (True, False):
         path = tmp_path / "user-data"
-        path.write_text(cloud_config(machine.image(enrolment).own))
+        path.write_text(cloud_config(machine.image(issued=issued).own))
         done = subprocess.run(
             ["cloud-init", "schema", "--config-file", str(path)], capture_output=True, text=True, check=False
         )
@@ -88,18 +88,21 @@ def test_the_user_data_say_each_file_exactly(machine: RenderedMachine) -> None:
     found = [ImageFile(each["path"], each["content"], int(each["permissions"], 8)) for each in read["write_files"]]
     assert tuple(found) == own
     assert "runcmd" not in read
-    secrets = [each for each in own if ENROLMENT.token in json.dumps(each.content)]
+    secrets = [each for each in own if TOKEN in (each.content)]
     assert [each.mode for each in secrets] == [SECRET]
 
 
 @each_machine
 def test_no_secret_is_in_what_several_machines_share(machine: RenderedMachine) -> None:
     image = machine.image()
-    shared = machine.image(None)
-    assert not any(ENROLMENT.token in each.content for each in image.common)
-    # Of the common files only BuildKit's configuration goes by whether there is TLS.
-    differing = {each.path for each in set(image.common) ^ set(shared.common)}
-    assert differing <= {"/etc/bentpipe/buildkitd.toml", "/etc/bentpipe/responder.json"}
+    plain = machine.image(issued=False)
+    assert not any(TOKEN in each.content for each in image.common)
+    units = ("buildkitd.service", "bentpipe-responder.service", "bentpipe-enrol.service")
+    differing = {each.path for each in set(image.common) ^ set(plain.common)}
+    assert differing == {
+        *("/etc/bentpipe/buildkitd.toml", "/etc/bentpipe/responder.json", "/usr/local/lib/bentpipe/enrol.py"),
+        *(f"/etc/systemd/system/{each}" for each in units),
+    }
 
 
 def test_user_data_are_packed_alike_each_time_and_refused_if_ec2_would() -> None:

@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from beds.tls_pairs import daemon, machine, shake_hands
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.pki.authority import (
-    DAEMON_NAME,
     CertificateAuthority,
     MachineName,
     new_authority,
@@ -24,6 +23,7 @@ from bentpipe.daemon.pki.authority import (
     rotated,
 )
 from bentpipe.daemon.pki.authority_file import AuthorityError, keep_authority, read_authority
+from bentpipe.responder.enrol import DAEMON_NAME
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
