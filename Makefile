@@ -49,6 +49,7 @@ peers: setup
 	bash tests/peers/system-packages
 	PYTHONPATH=tests $(BIN)/python -P -m beds.peers.builds
 	PYTHONPATH=tests $(BIN)/python -P -m beds.guest.machine
+	PYTHONPATH=tests $(BIN)/python -P -m beds.peers.earthly_buildkit
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -13,11 +13,13 @@ from bentpipe.daemon.image.buildkit import buildkit_configuration
 from bentpipe.daemon.image.files import EXECUTABLE, SECRET, ImageFile, MachineImage
 from bentpipe.daemon.image.places import (
     AUTHORITY,
+    DOCTOR,
     ENROL,
     ENROLMENT,
     IDENTITY,
     LIBRARY,
     PROGRAMS_PACKAGE,
+    PYTHON,
     RESPONDER,
     RESPONDER_SETTINGS,
     RUNTIME,
@@ -35,7 +37,18 @@ from bentpipe.responder.bundle import PACKAGE, bundle
 from bentpipe.responder.enrol import DAEMON_NAME
 from bentpipe.responder.settings import ResponderSettings
 
-PROGRAMS = ("settings", "limits", "cache", "enclose", "fetch")
+PROGRAMS = (
+    "settings",
+    "limits",
+    "cache",
+    "enclose",
+    "fetch",
+    "findings",
+    "looks",
+    "check_limits",
+    "check_disks",
+    "doctor",
+)
 """Programs that run as modules; `runtime` is a file of its own."""
 
 
@@ -107,5 +120,10 @@ def _programs(*, enrols: bool) -> list[ImageFile]:
     place = f"{LIBRARY}/{PROGRAMS_PACKAGE.replace('.', '/')}"
     files = [ImageFile(f"{place}/{name}.py", (folder / f"{name}.py").read_text()) for name in PROGRAMS]
     runtime = ImageFile(RUNTIME, (folder / "runtime.py").read_text(), EXECUTABLE)
+    doctor = ImageFile(DOCTOR, _shell(f'PYTHONPATH={LIBRARY} exec {PYTHON} {PROGRAMS_PACKAGE}.doctor "$@"'), EXECUTABLE)
     enrol = [ImageFile(ENROL, importlib.resources.files(PACKAGE).joinpath("enrol.py").read_text())]
-    return [*files, runtime, ImageFile(RESPONDER, bundle()), *(enrol if enrols else ())]
+    return [*files, runtime, doctor, ImageFile(RESPONDER, bundle()), *(enrol if enrols else ())]
+
+
+def _shell(command: str) -> str:
+    return f"#!/bin/sh\n{command}\n"

@@ -339,11 +339,16 @@ def store_init(config_path: Path) -> None:
 
 
 @main.command()
-def doctor() -> None:
-    """Print what this machine has and lacks, one line each, with the remedy."""
+@click.option("--satellite", is_flag=True, help="This machine is a satellite: check that it is what was rendered.")
+def doctor(*, satellite: bool) -> None:
+    """Print what this machine has and lacks, one line each, with the remedy.
+
+    Exit codes: 0 nothing is missing that is needed, 1 something is, 2 with --satellite: this machine is not a satellite.
+    """
+    from bentpipe.daemon.image.programs.doctor import main as examine_satellite
     from bentpipe.daemon.service.doctor import run_doctor
 
-    sys.exit(run_doctor())
+    sys.exit(examine_satellite() if satellite else run_doctor())
 
 
 @main.command()

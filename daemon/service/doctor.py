@@ -1,7 +1,5 @@
 """`bentpipe doctor`: what this machine has and lacks, one line each, with the remedy. It must never change anything."""
 
-import dataclasses
-import enum
 import os
 import platform
 import re
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from bentpipe.daemon.image.programs.findings import Finding, Severity
 from bentpipe.daemon.service.descriptors import hard_limit
 from bentpipe.daemon.service.engine_priority import explain_priority, try_priority
 from bentpipe.native.engine import Ktls, Priority, ktls_self_test
@@ -20,28 +19,6 @@ NOFILE_WANTED = 65_536
 and all pipes of 40 threads."""
 PIPE_PAGES_WANTED = 16_384
 """The kernel's default: 64 MiB of pipes for each user. With less, streams fall back to copying early (pipe(7))."""
-
-
-class Severity(enum.Enum):
-    """How serious a finding is."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "FAIL"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Finding:
-    """One line: what was checked, what was found, and what to do about it."""
-
-    severity: Severity
-    subject: str
-    seen: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        remedy = f"; {self.remedy}" if self.remedy else ""
-        return f"{self.severity.value:<5}{self.subject:<24}{self.seen}{remedy}"
 
 
 def check_kernel() -> Finding:

@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> int:
         if bundle is not None and settings["flavour"] == "earthly" and "run" in arguments:
             return run_beside(runc, arguments, cgroup)
         os.execv(runc, [runc, *arguments])
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         sys.stderr.write(f"bentpipe: cannot run this step: {type(exc).__name__}: {exc}\n")
     return 1
 
