@@ -1,5 +1,6 @@
 """What a user installs: the wheel, built from the source distribution, in an environment and an empty folder of its own."""
 
+import ast
 import dataclasses
 import os
 import shutil
@@ -13,11 +14,10 @@ import trustme
 
 ROOT = Path(__file__).parent.parent
 SITE = Path(sysconfig.get_path("purelib"))
+SETUP = (ROOT / "setup.py").read_text()
+[PACKAGES] = (node.value for node in ast.parse(SETUP).body if isinstance(node, ast.Assign))
 SOURCES = (
-    "config",
-    "daemon",
-    "native",
-    "proto",
+    *sorted({folder.partition("/")[0] for folder in ast.literal_eval(PACKAGES).values()}),
     "systemd",
     "setup.py",
     "pyproject.toml",
@@ -145,6 +145,9 @@ def test_it_checks_the_sample_that_comes_with_it(installed: Installed, tmp_path:
         "= 10000 ": "= 100 ",
         "= 5000\n": "= 50\n",
         "= 2000 ": "= 20 ",
+        '"/run/bentpipe/': f'"{tmp_path}/',
+        '"/var/lib/bentpipe/ledger': f'"{tmp_path}/ledger',
+        '# region = "eu-central-1"  ': 'region = "eu-central-1"  ',
     }
     for theirs, own in ours.items():
         assert theirs in sample
