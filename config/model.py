@@ -20,6 +20,7 @@ from bentpipe.config.accounts import (
     TokenSection,
 )
 from bentpipe.config.base import HOST_PORT_PATTERN, DurationS, ListenAddress, Name, Section, SizeBytes
+from bentpipe.config.ec2_machine import MachineTypeEc2Section, SatelliteEc2Section
 from bentpipe.config.image import ImageSection
 from bentpipe.config.prices import PricesSection
 from bentpipe.config.rates import Ec2RatesSection
@@ -235,29 +236,6 @@ class ProcessSection(Section):
         return self
 
 
-class SatelliteEc2Section(Section):
-    """A satellite that is an EC2 instance: a given one, one that is launched from a template, or one found by tags."""
-
-    instance_id: str | None = Field(default=None, pattern=r"^i-[0-9a-f]{8,17}$")
-    """Without it the instance is the one with the tags `bentpipe:fleet` and `bentpipe:satellite` = "ORG/NAME"."""
-    launch_template: str | None = Field(default=None, min_length=1)
-    """Id (lt-…) or name of the template for launching the satellite if there is no instance."""
-    launch_template_version: str = Field(default="$Default", pattern=r"^(\$Default|\$Latest|[1-9][0-9]*)$")
-    instance_type: str | None = Field(default=None, pattern=r"^[a-z0-9-]+\.[a-z0-9-]+$")
-    """By default the template's."""
-    hibernation: bool = True
-    """Launch it so that it can hibernate, if its type can. EC2 does not allow changing that later."""
-    port: int = Field(default=8372, ge=1, le=65535)
-    address: Literal["private", "public", "ipv6"] = "private"
-    """A private address stays the same over a sleep. A public one changes with every start unless it is elastic."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if self.instance_id is not None and self.launch_template is not None:
-            raise ValueError("give instance_id or launch_template, not both")
-        return self
-
-
 class SatelliteTlsSection(Section):
     """TLS from the daemon to a satellite."""
 
@@ -377,6 +355,7 @@ class MachineTypeSection(MachineSection):
 
     size: Name
     """As `earthly sat launch --size` gives it."""
+    ec2: MachineTypeEc2Section | None = None
 
     @model_validator(mode="after")
     def _makes_machines(self) -> Self:

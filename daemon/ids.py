@@ -58,13 +58,14 @@ def launch_token(key: SatelliteKey, *, generation: int, period: int | None = Non
     return _digest("launch", key.org, key.name, generation, period)
 
 
-def client_token(fleet: str, satellite: str, token: str) -> str:
+def client_token(fleet: str, satellite: str, token: str, alternative: str = "") -> str:
     """EC2's ClientToken of a launch, 64 hex digits (EC2 takes 64 ASCII characters, and scopes them by account and region).
 
     If EC2 knows the token, it answers with the instance that the token has made. So the fleet is part of it: two fleets of
-    one account may have satellites of the same name. `satellite` is the tag's value, `token` is the launch's own.
+    one account may have satellites of the same name. `satellite` is the tag's value, `token` is the launch's own. Each
+    alternative of a launch has a token of its own, since EC2 refuses one token with other parameters.
     """
-    return _digest("ec2", fleet, satellite, token)
+    return _digest("ec2", fleet, satellite, token, *([alternative] if alternative else ()))
 
 
 def machine_dns_name(fleet: str, key: SatelliteKey, launch: str) -> str:
@@ -107,6 +108,10 @@ JOINED: dict[str, Callable[[str, SatelliteKey, int, int | None], tuple[object, s
     "machine uri": lambda fleet, key, generation, period: (
         (fleet, key, generation, period),
         machine_uri(fleet, key, launch_token(key, generation=generation, period=period)),
+    ),
+    "client token of an alternative": lambda fleet, key, generation, period: (
+        (fleet, key, generation, period),
+        client_token(fleet, satellite_tag(key), launch_token(key, generation=generation, period=period), fleet),
     ),
 }
 """By kind: a function of a fleet, a satellite, a generation and a period. It returns those for which the id stands, and the

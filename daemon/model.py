@@ -90,6 +90,9 @@ class Machine:
     """time.time() seconds at which it fell asleep, as far as the provider knows; None if it is not asleep."""
     hint: str = ""
     """The part of `reason` that clients of the satellite may read: one printable line, bounded by the provider."""
+    other_left: bool = False
+    """It could not come up for lack of capacity, and there is an alternative that has not lately lacked it. So it is worth
+    launching or starting again at once."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from bentpipe.daemon.coordination.contract import IN_USE_HERE, Coordination
 from bentpipe.daemon.errors import ProviderRetryable, SleepVetoed, StoreError
 from bentpipe.daemon.fleet.launches import LaunchTokens
 from bentpipe.daemon.model import Machine, MachineId, MachineState, MachineTraits, SatelliteKey, SleepMode
+from bentpipe.daemon.providers.attempts import recorded_by
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.permit import permitted_by
 
@@ -98,7 +99,7 @@ class CoordinatedProvider:
                 token = await self._tokens.begin(token)
                 if not turn.is_ours():
                     raise ProviderRetryable(TURN_LOST)
-                with permitted_by(turn.is_ours):
+                with permitted_by(turn.is_ours), recorded_by(self._tokens.record):
                     await self._provider.launch(machine_id, token)
                 await self._tokens.done(machine_id)
         except StoreError as exc:

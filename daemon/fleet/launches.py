@@ -1,17 +1,19 @@
 """The token of each launch of a satellite's machine. One token makes one machine, however often and from whichever host.
 
 The satellite itself knows when its machine was lost and another one is needed. It then asks with another token. That is
-enough within one daemon. Between daemons, and over a restart, the registry's generation says which machine is meant.
+enough within one daemon. Between daemons, and over a restart, the registry's generation says which machine is meant, and the
+registry's attempt says what the provider was asked for without an answer.
 """
 
 import contextlib
 import time
 from collections.abc import Callable
 
-from bentpipe.daemon.errors import StoreError
+from bentpipe.daemon.errors import ProviderRetryable, StoreError
 from bentpipe.daemon.ids import launch_token
 from bentpipe.daemon.model import MachineId, SatelliteKey
-from bentpipe.daemon.registry.contract import Registry, StoredSatellite
+from bentpipe.daemon.providers.attempts import Attempt, LaunchRecord, UnsharedRecord
+from bentpipe.daemon.registry.contract import Registry, StoredAttempt, StoredSatellite
 
 PERIOD_S = 3600.0
 """Without a registry, launches of one generation within one such period of the wall clock are one launch, even if the daemon
@@ -37,6 +39,8 @@ class LaunchTokens:
         self._registered: StoredSatellite | None = None
         self.accepted = 0
         """The generation whose launch the provider has accepted from this host; 0 if there is none."""
+        self.record: LaunchRecord = UnsharedRecord()
+        """What the provider was asked for with the token that `begin` has returned last."""
 
     def asked(self, generation: int) -> str:
         """Return the token that the satellite asks with: the same for repeated calls, another one after a loss."""
@@ -45,8 +49,13 @@ class LaunchTokens:
         return self._newest[1]
 
     async def begin(self, asked: str) -> str:
-        """Return the token to launch with. If `asked` is not the last one, another machine is wanted. Raises StoreError."""
+        """Return the token to launch with; `record` is its record. If `asked` is not the last one, it is another machine's.
+
+        Raises StoreError. Call it in this host's turn: another host may have launched meanwhile.
+        """
         if self._registry is None:
+            if self._asked != asked:
+                self._asked, self.record = asked, UnsharedRecord()
             return asked
         if self._registered is None:
             known = {each.key: each for each in await self._registry.satellites()}.get(self._key)
@@ -55,9 +64,15 @@ class LaunchTokens:
         elif asked != self._asked:
             known = await self._begin_another(self._registry, self._registered.generation)
         else:
-            known = self._registered
+            found = {each.key: each for each in await self._registry.satellites()}.get(self._key)
+            known = found or await self._begin_another(self._registry, self._registered.generation)
         self._registered, self._asked = known, asked
+        self.record = _StoredRecord(self._registry, known)
         return self._token(known.generation)
+
+    def spent(self) -> None:
+        """The newest token's machine is gone: the next launch makes another one, even if the same token is asked."""
+        self._asked = ""
 
     async def done(self, machine_id: MachineId) -> None:
         """The launch was accepted. If that cannot be stored, no harm is done: only the generation matters."""
@@ -72,3 +87,30 @@ class LaunchTokens:
     def _token(self, generation: int, period: int | None = None) -> str:
         """If there is no period, `generation` is the registry's."""
         return launch_token(self._key, generation=generation, period=period)
+
+
+class _StoredRecord:
+    """`LaunchRecord` in the registry."""
+
+    def __init__(self, registry: Registry, known: StoredSatellite) -> None:
+        self._registry = registry
+        self._known = known
+        self._stored = known.attempt
+
+    @property
+    def open(self) -> Attempt | None:
+        """See LaunchRecord."""
+        return None if self._stored is None else Attempt(self._stored.alternative, self._stored.at_us)
+
+    async def write(self, attempt: Attempt | None) -> None:
+        """See LaunchRecord."""
+        wanted = None if attempt is None else StoredAttempt(attempt.alternative, attempt.at_us)
+        if wanted == self._stored:
+            return
+        try:
+            await self._registry.set_attempt(
+                self._known.key, self._known.generation, after=self._stored, attempt=wanted
+            )
+        except StoreError as exc:
+            raise ProviderRetryable(str(exc), peer_hint=exc.peer_hint) from exc
+        self._stored = wanted

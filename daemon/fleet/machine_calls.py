@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from bentpipe.daemon.errors import MachineNotFound, ProviderError, ProviderRetryable
+from bentpipe.daemon.errors import LaunchTokenSpent, MachineNotFound, ProviderError, ProviderRetryable
 from bentpipe.daemon.fleet.launches import LaunchTokens
 from bentpipe.daemon.fleet.machine import messages as msg
 from bentpipe.daemon.fleet.machine.messages import Input
@@ -73,7 +73,12 @@ class MachineCalls:
 
     async def create(self, generation: int) -> None:
         """Launch the machine if there is none, for the operator. The watch feeds what comes of it. Raises ProviderError."""
-        await self._provider.launch(self._machine_id, self._tokens.asked(generation))
+        token = self._tokens.asked(generation)
+        try:
+            await self._provider.launch(self._machine_id, token)
+        except LaunchTokenSpent:  # what an earlier launch has made is gone
+            self._tokens.spent()
+            await self._provider.launch(self._machine_id, token)
 
     async def terminate(self) -> None:
         """Destroy the machine. Raises ProviderError."""

@@ -273,9 +273,9 @@ class Provisioner:
     async def _is_settled(self, satellite: Satellite) -> bool:
         """Whether the newest machine is known, or would have appeared by now."""
         newest = next((each for each in await self._registry.satellites() if each.key == satellite.key), None)
-        if newest is None or newest.generation == satellite.launched_generation:
+        if newest is None or newest.attempt is None or newest.generation == satellite.launched_generation:
             return True
-        return self._wall() - newest.created_us / 1e6 >= satellite.rules.traits.appear_grace_s
+        return self._wall() - newest.attempt.at_us / 1e6 >= satellite.rules.traits.appear_grace_s
 
     # -- as the store says ---------------------------------------------------------------------------------------------
 

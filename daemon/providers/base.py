@@ -59,7 +59,10 @@ class Provider(Protocol):
         """Begin to create the machine as the configuration says; returns when accepted. The machine then starts by itself.
 
         One token (64 ASCII characters at most) makes one machine, however often the call is repeated. Does nothing if
-        the machine exists. Raises ProviderPermanent if the configuration does not say how to create it, LaunchTokenSpent if
+        the machine exists. If the configuration has alternatives and the first has no capacity, the next is tried. If a
+        machine can appear after the call has failed, the caller's record says so: see `attempts`.
+
+        Raises ProviderPermanent if the configuration does not say how to create it, LaunchTokenSpent if
         the token's machine is known to be gone.
         """
         ...

@@ -7,7 +7,9 @@ The registry holds hashes of tokens, never a token. `tests/beds/contracts/regist
    it knows. Of all hosts that do so at once, one begins the next generation, and the others are told its number. So one
    launch makes one machine, however many hosts ask for it.
 3. Generations only rise. The number of a forgotten machine is not used again.
-4. A row that cannot be read affects its own token or satellite and no other.
+4. What a launch has asked a provider for is stored before the call, and is replaced only by a host that knows it. So of one
+   generation one attempt at most has an unknown outcome, whatever host dies.
+5. A row that cannot be read affects its own token or satellite and no other.
 """
 
 import dataclasses
@@ -79,6 +81,23 @@ class StoredCut:
     """Microseconds since the epoch. It only tells two cuts of one name apart: nobody compares it with a clock."""
 
 
+class AttemptOver(StoreConflict):
+    """Another host has tried to launch the machine meanwhile, or a newer generation has begun."""
+
+    def __init__(self, key: SatelliteKey, generation: int) -> None:
+        super().__init__(f"another host has changed what is known of the launch of {key}, generation {generation}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredAttempt:
+    """A launch that a provider was asked for, and of which nobody knows that it made no machine."""
+
+    alternative: str
+    """Which alternative of the machine type; "" if the type has none."""
+    at_us: int
+    """When it was asked for, in microseconds since the epoch."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredSatellite:
     """A satellite whose machines the daemon launches, with its newest machine."""
@@ -92,6 +111,8 @@ class StoredSatellite:
     """None until the provider has named the machine of this generation."""
     created_us: int
     """When this generation began, in microseconds since the epoch."""
+    attempt: StoredAttempt | None = None
+    """The newest launch of this generation, unless the provider has refused it."""
 
 
 def stored_token(
@@ -141,7 +162,14 @@ def stored_cut(name: object, at_us: object) -> StoredCut:
 
 
 def stored_satellite(
-    org: object, name: object, owner: object, generation: object, machine: object, created_us: object
+    org: object,
+    name: object,
+    owner: object,
+    generation: object,
+    machine: object,
+    created_us: object,
+    alternative: object = None,
+    attempted_us: object = None,
 ) -> StoredSatellite:
     """Check a satellite's columns, whatever they hold. Raises MalformedRow."""
     if whole_of(generation, "generation") < 1:
@@ -152,6 +180,9 @@ def stored_satellite(
         whole_of(generation, "generation"),
         None if machine is None else MachineId(text_of(machine, "machine")),
         whole_of(created_us, "created_us"),
+        None
+        if attempted_us is None
+        else StoredAttempt(text_of(alternative, "alternative"), whole_of(attempted_us, "attempted_us")),
     )
 
 
@@ -191,6 +222,12 @@ class Registry(Protocol):
 
     async def set_machine(self, key: SatelliteKey, generation: int, machine_id: MachineId) -> None:
         """Store which machine the provider made for the generation. Raises GenerationOver."""
+        ...
+
+    async def set_attempt(
+        self, key: SatelliteKey, generation: int, *, after: StoredAttempt | None, attempt: StoredAttempt | None
+    ) -> None:
+        """Replace the generation's attempt `after` by `attempt`. Raises AttemptOver if the store holds neither of them."""
         ...
 
     async def forget(self, key: SatelliteKey) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.registry.contract import (
     CUT_KEPT_S,
+    AttemptOver,
     GenerationOver,
+    StoredAttempt,
     StoredCut,
     StoredSatellite,
     StoredToken,
@@ -124,7 +126,7 @@ class DynamoRegistry:
             ":at": {"N": str(at_us)},
             **({":seen": known["generation"]} if known else {}),
         }
-        change = "SET generation = :generation, owned_by = :owner, created_us = :at REMOVE machine, forgotten"
+        change = "SET generation = :generation, owned_by = :owner, created_us = :at REMOVE machine, forgotten, attempt"
         try:
             made = await self._table.update(SATELLITE, str(key), change, values, condition=seen)
         except ConditionFailed as exc:
@@ -140,10 +142,32 @@ class DynamoRegistry:
         except ConditionFailed as exc:
             raise GenerationOver(key, generation) from exc
 
+    async def set_attempt(
+        self, key: SatelliteKey, generation: int, *, after: StoredAttempt | None, attempt: StoredAttempt | None
+    ) -> None:
+        """See Registry."""
+        named = {name: each for name, each in ((":after", after), (":attempt", attempt)) if each is not None}
+        holds = [f"attempt = {name}" for name in named]
+        if len(named) < 2:
+            holds.append("attribute_not_exists(attempt)")
+        values: Item = {
+            ":generation": {"N": str(generation)},
+            **{
+                name: {"M": {"alternative": {"S": each.alternative}, "at_us": {"N": str(each.at_us)}}}
+                for name, each in named.items()
+            },
+        }
+        change = "REMOVE attempt" if attempt is None else "SET attempt = :attempt"
+        condition = f"generation = :generation AND attribute_not_exists(forgotten) AND ({' OR '.join(holds)})"
+        try:
+            await self._table.update(SATELLITE, str(key), change, values, condition=condition)
+        except ConditionFailed as exc:
+            raise AttemptOver(key, generation) from exc
+
     async def forget(self, key: SatelliteKey) -> None:
         """See Registry."""
         await self._table.delete(IDENTITY, str(key))
-        change = "SET forgotten = :yes REMOVE machine"
+        change = "SET forgotten = :yes REMOVE machine, attempt"
         values: Item = {":yes": {"BOOL": True}}
         try:
             await self._table.update(SATELLITE, str(key), change, values, condition="attribute_exists(generation)")
@@ -184,4 +208,6 @@ def _satellite(item: Item) -> StoredSatellite:
     org, _, name = text(item, "sk").partition("/")
     machine = given(item, "machine") if "machine" in item else None
     generation, created_us = given_number(item, "generation"), given_number(item, "created_us")
-    return stored_satellite(org, name, given(item, "owned_by"), generation, machine, created_us)
+    attempt = item.get("attempt", {}).get("M", {})
+    tried = (given(attempt, "alternative"), given_number(attempt, "at_us")) if "attempt" in item else ()
+    return stored_satellite(org, name, given(item, "owned_by"), generation, machine, created_us, *tried)

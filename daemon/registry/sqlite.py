@@ -7,7 +7,9 @@ from pathlib import Path
 from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.registry.contract import (
     CUT_KEPT_S,
+    AttemptOver,
     GenerationOver,
+    StoredAttempt,
     StoredCut,
     StoredSatellite,
     StoredToken,
@@ -101,6 +103,26 @@ class SqliteRegistry:
 
         await self._file.call(note)
 
+    async def set_attempt(
+        self, key: SatelliteKey, generation: int, *, after: StoredAttempt | None, attempt: StoredAttempt | None
+    ) -> None:
+        """See Registry."""
+        this = (key.org, key.name)
+
+        def replace(db: sqlite3.Connection) -> None:
+            with transaction(db):
+                found = _select(db, "WHERE NOT forgotten AND org = ? AND name = ?", this)
+                known = stored_satellite(*found[0]) if found else None
+                if known is None or known.generation != generation or known.attempt not in (after, attempt):
+                    raise AttemptOver(key, generation)
+                if attempt is None:
+                    db.execute("DELETE FROM attempt WHERE org = ? AND name = ?", this)
+                else:
+                    row = (*this, generation, attempt.alternative, attempt.at_us)
+                    db.execute("INSERT OR REPLACE INTO attempt VALUES (?, ?, ?, ?, ?)", row)
+
+        await self._file.call(replace)
+
     async def forget(self, key: SatelliteKey) -> None:
         """See Registry."""
 
@@ -131,7 +153,8 @@ def _token(row: tuple[object, ...]) -> StoredToken:
 
 def _select(
     db: sqlite3.Connection, where: str, arguments: tuple[str, ...]
-) -> list[tuple[object, object, object, object, object, object]]:
+) -> list[tuple[object, object, object, object, object, object, object, object]]:
+    columns = "org, name, owner, generation, machine, created_us, attempt.alternative, attempt.at_us"
     return db.execute(
-        f"SELECT org, name, owner, generation, machine, created_us FROM registration {where}", arguments
+        f"SELECT {columns} FROM registration LEFT JOIN attempt USING (org, name, generation) {where}", arguments
     ).fetchall()

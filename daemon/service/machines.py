@@ -6,7 +6,8 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from bentpipe.config.model import Config, SatelliteEc2Section, SatelliteSection
+from bentpipe.config.ec2_machine import SatelliteEc2Section
+from bentpipe.config.model import Config, SatelliteSection
 from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.ids import machine_id_of, satellite_tag
 from bentpipe.daemon.model import MachineId, SatelliteKey

@@ -96,13 +96,24 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (org, name)
         ) STRICT""",
     ),
+    (
+        """CREATE TABLE attempt (
+            org TEXT NOT NULL,
+            name TEXT NOT NULL,
+            generation INTEGER NOT NULL,
+            alternative TEXT NOT NULL,
+            at_us INTEGER NOT NULL,
+            PRIMARY KEY (org, name)
+        ) STRICT""",
+    ),
 )
 """`interval` is the ledger: the row without `to_us` is a satellite's open interval, and `facts` is JSON by name. Rows that
 were written before FACTS_VERSION have their facts in `phases`, `clients`, `waited_s`, `waited_longest_s` and `resume`.
 `life` is the run that may write, with its last heartbeat. `token` and `registration` are the registry: `grants` is a list
 in JSON, and `cut` has the revoked tokens whose connections are cut. `org`, `signing_key`, `revocation` and `used_id` are
 daemon/registry/accounts.py's, `launched` is daemon/registry/launched.py's, and `identity` is
-daemon/registry/identities.py's."""
+daemon/registry/identities.py's. `attempt` belongs to `registration`: the launch of a generation whose outcome is not
+known."""
 
 RESUME_VERSION = 3
 """The first version in which `interval` has `resume`."""

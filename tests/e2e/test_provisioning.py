@@ -3,149 +3,42 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import signal
-import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
-import grpc
 import pytest
 import trio
-from google.protobuf.message import Message
 
-from beds.hosts.edge_daemons import EdgeDaemon, edge_daemon
-from beds.peers.clients import CallError, GrpcioClient
+from beds.hosts.edge_daemons import edge_daemon
+from beds.hosts.provisioned import (
+    DEADLINE_S,
+    KEY,
+    PROCESSES,
+    ask,
+    client_of,
+    config_text,
+    ec2_text,
+    in_thread,
+    kill_in,
+    launch,
+    listed,
+    living,
+    remove,
+    serving,
+    until,
+)
+from beds.peers.clients import CallError
 from beds.stores.dynamodb_server import DynamoDbServer
-from bentpipe.config.load import load_config
-from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.providers.ec2 import provider as ec2_provider
 from bentpipe.daemon.providers.ec2.traits import TRAITS
-from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.daemon.store.dynamodb_table import Table
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 from bentpipe.proto import compute_pb2 as pb
 from bentpipe.proto.grpc_status import GrpcStatus
 
-DEADLINE_S = 60.0
-KEY = SatelliteKey("acme", "new")
-TOKENS = (("user", "use", "acme"), ("manager", "manage", "acme"), ("stranger", "manage", "other"))
 GRACE_S = 1.0
 """Of a new instance to appear, instead of two minutes."""
-PROCESSES = f"""
-[[machine_type]]
-size = "small"
-sleep_mode = "stop"
-min_awake = 0
-[machine_type.process]
-command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", "{{port}}"]
-"""
-EC2 = """
-[ec2]
-region = "eu-central-1"
-endpoint = "{url}"
-fleet = "test"
-poll = "50ms"
-sweep = "200ms"
-[[machine_type]]
-size = "small"
-provider = "ec2"
-min_awake = 0
-retry_after = "100ms"
-[machine_type.ec2]
-launch_template = "builder"
-port = {port}
-"""
-
-
-def config_text(folder: Path, types: str, *, limits: str = "", store: str = "") -> str:
-    tokens = "".join(
-        f"""
-[[token]]
-name = "{name}"
-hash = "sha256:{hashlib.sha256(name.encode()).hexdigest()}"
-grants = ["{org}/*"]
-scopes = ["{scope}"]
-"""
-        for name, scope, org in TOKENS
-    )
-    store = store or f'path = "{folder / "ledger.sqlite"}"'
-    return f"""
-[daemon]
-log_format = "json"
-drain_deadline = "100ms"
-[limits]
-{limits}
-[budget]
-max_awake = 2
-[store]
-{store}
-[[listener]]
-address = "127.0.0.1:0"
-api = true
-{tokens}
-{types}
-"""
-
-
-@contextlib.asynccontextmanager
-async def serving(folder: Path, text: str, name: str = "edge") -> AsyncIterator[Daemon]:
-    path = folder / f"{name}.toml"
-    path.write_text(text)
-    async with trio.open_nursery() as nursery:
-        daemon = await nursery.start(serve, load_config(path))
-        yield daemon
-        daemon.drain.set()
-
-
-def ask(port: int, method: str, request: Message, token: str = "manager") -> tuple[GrpcStatus, str, bytes]:
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        path = f"/api.public.compute.Compute/{method}"
-        invoke = channel.unary_unary(path, lambda message: message, lambda data: data)
-        try:
-            metadata = [("authorization", f"Bearer {token}")]
-            answer = invoke(request.SerializeToString(), metadata=metadata, timeout=DEADLINE_S)
-        except grpc.RpcError as exc:
-            return GrpcStatus(exc.code().value[0]), exc.details() or "", b""
-        return GrpcStatus.OK, "", answer
-
-
-def launch(port: int, *, token: str = "manager", size: str = "small", name: str = KEY.name) -> tuple[GrpcStatus, str]:
-    request = pb.LaunchSatelliteRequest(org_id=KEY.org, name=name, size=size, platform="linux/amd64")
-    status, words, answer = ask(port, "LaunchSatellite", request, token)
-    if status is GrpcStatus.OK:
-        assert pb.LaunchSatelliteResponse.FromString(answer).status == pb.SATELLITE_STATUS_CREATING
-    return status, words
-
-
-def remove(port: int, *, token: str = "manager", force: bool = False, name: str = KEY.name) -> tuple[GrpcStatus, str]:
-    return ask(port, "DeleteSatellite", pb.DeleteSatelliteRequest(org_id=KEY.org, name=name, force=force), token)[:2]
-
-
-def listed(port: int) -> dict[str, int]:
-    status, words, answer = ask(port, "ListSatellites", pb.ListSatellitesRequest(org_id=KEY.org))
-    assert status is GrpcStatus.OK, words
-    return {each.name: each.status for each in pb.ListSatellitesResponse.FromString(answer).instances}
-
-
-def client_of(port: int) -> GrpcioClient:
-    names = (("satellite_name", KEY.name), ("satellite_org", KEY.org), ("satellite_token", "user"))
-    return GrpcioClient(port, None, names)
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    with trio.move_on_after(DEADLINE_S):
-        while not await trio.to_thread.run_sync(condition):
-            await trio.sleep(0.05)
-        return
-    pytest.fail(f"never: {what}")
-
-
-def living(emulator: Emulator) -> list[str]:
-    gone = ("terminated", "shutting-down")
-    return [str(each["instance_id"]) for each in emulator.control.describe() if each["state"] not in gone]
 
 
 async def test_local_processes_from_launch_to_removal(tmp_path: Path) -> None:
@@ -199,12 +92,6 @@ def cloud(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
     monkeypatch.setattr(ec2_provider, "TRAITS", traits)
     emulator.control.add_template(name="builder")
     return emulator
-
-
-def ec2_text(folder: Path, cloud: Emulator, store: str = "") -> str:
-    machines = cloud.cloud.machines
-    assert machines is not None
-    return config_text(folder, EC2.format(url=cloud.url, port=machines.port), store=store)
 
 
 LAUNCH_CALLS = ("DescribeInstances", "DescribeLaunchTemplateVersions", "DescribeImages", "RunInstances")
@@ -292,38 +179,17 @@ async def test_a_launch_says_what_the_cloud_does_not_take_back(
         assert living(cloud) == []
 
 
-@contextlib.contextmanager
-def killed(daemon: EdgeDaemon) -> Iterator[None]:
-    yield
-    daemon.process.send_signal(signal.SIGKILL)
-    daemon.process.wait(DEADLINE_S)
-
-
-async def in_thread(call: Callable[[], object]) -> None:
-    await trio.to_thread.run_sync(call, abandon_on_cancel=True)
-
-
 @pytest.mark.parametrize("after", [False, True])
 async def test_a_daemon_that_is_killed_in_a_launch_or_a_removal(tmp_path: Path, cloud: Emulator, after: bool) -> None:
     text = ec2_text(tmp_path, cloud)
 
-    async def kill_in(action: str, call: Callable[[int], object]) -> None:
-        cloud.control.hold(action=action, after=after)
-        with edge_daemon(tmp_path, text) as daemon, killed(daemon):
-            port = daemon.port
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(in_thread, lambda: call(port))
-                await until(lambda: cloud.control.held(action=action) > 0, f"{action} is under way")
-                nursery.cancel_scope.cancel()
-        cloud.control.release(action=action)
-
-    await kill_in("RunInstances", launch)
+    await kill_in(tmp_path, text, cloud, "RunInstances", launch, after=after)
     # What EC2 has received it may still carry out.
     assert len(living(cloud)) == 1 if after else len(living(cloud)) <= 1
     with edge_daemon(tmp_path, text) as daemon:
         assert launch(daemon.port)[0] is GrpcStatus.OK
         assert len(living(cloud)) == 1, "the launch is repeated with its own token"
-    await kill_in("TerminateInstances", lambda port: remove(port, force=True))
+    await kill_in(tmp_path, text, cloud, "TerminateInstances", lambda port: remove(port, force=True), after=after)
     with edge_daemon(tmp_path, text) as daemon:
         port = daemon.port
         began = time.monotonic()

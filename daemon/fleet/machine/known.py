@@ -58,6 +58,8 @@ class Known:
         """These are hours in which it is to be awake."""
         self.renewing = False
         """It is woken only to be stopped plainly."""
+        self.relaunching = False
+        """Its machine came to nothing for lack of capacity, and an alternative is left: it is launched again at once."""
         self.refusal: BentpipeError | None = None
         """What clients get if it accepts no more of them."""
 
@@ -148,8 +150,17 @@ class Known:
         """Whether it should be awake: for a client, or for upkeep that has not just failed."""
         if self.waiting:
             return True
-        upkeep = self.keep_awake or self.renewing
+        upkeep = self.keep_awake or self.renewing or self.relaunching
         return upkeep and self.refusal is None and self.failures.replay(now) is None
+
+    @property
+    def wake_cause(self) -> str:
+        """Why it wakes, if it is wanted."""
+        if self.waiting:
+            return "a client came"
+        if self.relaunching:
+            return "its machine came to nothing, and another is launched"
+        return "these are hours to be awake" if self.keep_awake else "hibernated for too long"
 
     @property
     def has_called(self) -> bool:

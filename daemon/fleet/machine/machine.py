@@ -279,8 +279,9 @@ class SatelliteMachine:
                 if meaning is Meaning.ASLEEP or known.failures.replay(now) is None:
                     self._fell_asleep(machine, now)
             case Meaning.VANISHED:
-                known.wake = known.wake.seen(up=False)
-                if machine.fault is not None:
+                known.generation += known.wake.has_lost(machine, busy=known.busy)
+                known.wake = known.wake.vanished(machine, now, busy=known.busy)
+                if machine.fault is not None and not machine.other_left:
                     self._wake_failed(lost(machine), now)
             case Meaning.GONE:
                 self._machine_gone(machine, existed=existed)
@@ -291,6 +292,7 @@ class SatelliteMachine:
         if existed:
             self.known.generation += 1
             self.known.sleep.reset()  # what was learned was about that machine
+            self.known.relaunching = machine.other_left and self.known.may_launch
         if not self.known.may_launch:
             self._fail_all(self.known.gone())
             self._move(S.FAILED, machine.reason or "terminated")
@@ -301,10 +303,7 @@ class SatelliteMachine:
 
     def _begin_wanted_wake(self, now: float) -> None:
         self.known.wakes += 1
-        if self.known.waiting:
-            self._begin_wake("a client came", now)
-        else:
-            self._begin_wake("these are hours to be awake" if self.known.keep_awake else "hibernated for too long", now)
+        self._begin_wake(self.known.wake_cause, now)
 
     def _begin_wake(self, cause: str, now: float) -> None:
         self.known.wake = Wake.begin(self.known.machine, now, self.known.rules.wake_deadline_s)
@@ -353,6 +352,9 @@ class SatelliteMachine:
 
     def _came_down(self, machine: Machine, now: float) -> None:
         """The machine was up, and went down before it was ready."""
+        if machine.other_left:
+            self.known.wake = self.known.wake.tried_otherwise(now)
+            return
         self.known.stops += self.known.has_called
         failed = came_down(machine, self.known.stops)
         if failed is not None:
@@ -372,7 +374,7 @@ class SatelliteMachine:
     def _wake_failed(self, failed: Failed, now: float) -> None:
         self.known.generation += failed.lost
         self._give_up(failed, now)
-        self.known.renewing = False
+        self.known.renewing = self.known.relaunching = False
         self._move(S.FAILED if failed.consequence is Consequence.BLOCKED else S.SLEEP, f"wake failed: {failed.error}")
 
     def _give_up(self, failed: Failed, now: float) -> None:
@@ -385,6 +387,7 @@ class SatelliteMachine:
         known.probing = False
         known.probe_words = ""
         known.stops = 0
+        known.relaunching = False
         known.failures.clear()
         known.troubles.start.worked()
         known.sleep.woke(now)
@@ -475,8 +478,6 @@ class SatelliteMachine:
         failed = stopped_too_often(machine, self.known.stops) if asked is None else None
         if failed is not None:
             self._give_up(failed, now)
-
-    # -- moves ---------------------------------------------------------------------------------------------------------
 
     def _enter_operational(self, cause: str, now: float) -> None:
         self._move(S.OPERATIONAL, cause)

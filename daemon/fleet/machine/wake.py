@@ -76,6 +76,18 @@ class Wake:
         """The machine was seen up, or cannot be seen any more."""
         return dataclasses.replace(self, came_up=up)
 
+    def has_lost(self, machine: Machine, *, busy: bool) -> bool:
+        """Whether the launched machine is gone for lack of capacity, so that another is launched. `busy`: it already is."""
+        return machine.other_left and not busy and (self.came_up or self.is_unseen)
+
+    def vanished(self, machine: Machine, now: float, *, busy: bool) -> "Wake":
+        """The machine that was launched is gone, or not visible yet."""
+        return self.tried_otherwise(now) if self.has_lost(machine, busy=busy) else self.seen(up=False)
+
+    def tried_otherwise(self, now: float) -> "Wake":
+        """It lacked capacity, and is called again at once: there is an alternative."""
+        return dataclasses.replace(self, call_at=now, came_up=False, settle_by=0.0)
+
     # -- what follows --------------------------------------------------------------------------------------------------
 
     @property

@@ -53,6 +53,8 @@ class ApiName(enum.Enum):
     STOP = "StopInstances"
     LAUNCH = "RunInstances"
     TERMINATE = "TerminateInstances"
+    MODIFY = "ModifyInstanceAttribute"
+    CANCEL_SPOT = "CancelSpotInstanceRequests"
 
 
 class Ec2Calls:
@@ -73,6 +75,9 @@ class Ec2Calls:
             ApiName.STOP: Limiter(rates.stop),
             ApiName.LAUNCH: Limiter(rates.launch),
             ApiName.TERMINATE: Limiter(rates.terminate),
+            # As rare as launches, each with a bucket of its own.
+            ApiName.MODIFY: Limiter(rates.launch),
+            ApiName.CANCEL_SPOT: Limiter(rates.terminate),
         }
         self.counts: collections.Counter[tuple[ApiName, str]] = collections.Counter()
         """Calls by API and AWS's code ("ok" if there was none)."""
@@ -133,6 +138,22 @@ class Ec2Calls:
         """Terminate one instance."""
         await self._call(ApiName.TERMINATE, lambda client: client.terminate_instances(InstanceIds=[instance_id]))
 
+    async def change_type(self, instance_id: str, instance_type: str) -> None:
+        """Give a stopped instance another type."""
+        await self._call(
+            ApiName.MODIFY,
+            lambda client: client.modify_instance_attribute(
+                InstanceId=instance_id, InstanceType={"Value": instance_type}
+            ),
+        )
+
+    async def cancel_spot(self, request_id: str) -> None:
+        """Cancel a Spot request, so that EC2 launches no other instance by it."""
+        await self._call(
+            ApiName.CANCEL_SPOT,
+            lambda client: client.cancel_spot_instance_requests(SpotInstanceRequestIds=[request_id]),
+        )
+
     async def launch(self, request: "RunInstancesRequestTypeDef") -> "InstanceTypeDef":
         """Launch one instance, or get the one that the same token has launched."""
         return await self._call(ApiName.LAUNCH, lambda client: client.run_instances(**request)["Instances"][0])
@@ -184,6 +205,7 @@ class Ec2Calls:
                 result = await trio.to_thread.run_sync(call, client, limiter=self._threads, abandon_on_cancel=True)
             except Exception as exc:  # botocore lets exceptions of files, programs and threads through
                 failure = failure_of(api.value, exc)
+                failure.after_unanswered = attempt > 1
                 self.counts[api, failure.code] += 1
                 if failure.doubts_client:
                     self._source.doubt()

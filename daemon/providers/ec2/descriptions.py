@@ -9,7 +9,7 @@ import datetime
 import re
 from typing import TYPE_CHECKING, assert_never
 
-from bentpipe.config.model import SatelliteEc2Section
+from bentpipe.config.ec2_machine import SatelliteEc2Section
 from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState
 from bentpipe.daemon.providers.ec2.errors import FailureKind
 
@@ -65,6 +65,11 @@ class Description:
     reason_code: str
     reason: str
     asleep_since: float | None
+    zone: str = ""
+    subnet: str = ""
+    """"" if it is terminated."""
+    spot_request: str = ""
+    """The id of the request of a Spot Instance; "" if it is on demand."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,6 +115,9 @@ def read_description(instance: "InstanceTypeDef", section: SatelliteEc2Section) 
         reason_code=code,
         reason=" ".join(filter(None, (state_reason.get("Message", code), transition))),
         asleep_since=stopped_at(transition) if asleep else None,
+        zone=instance.get("Placement", {}).get("AvailabilityZone", ""),
+        subnet=instance.get("SubnetId", ""),
+        spot_request=instance.get("SpotInstanceRequestId", ""),
     )
 
 

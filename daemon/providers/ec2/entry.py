@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from bentpipe.config.model import SatelliteEc2Section
+from bentpipe.config.ec2_machine import SatelliteEc2Section
 from bentpipe.daemon.model import Machine, MachineId, MachineState
+from bentpipe.daemon.providers.ec2.alternatives import Alternative
 from bentpipe.daemon.providers.ec2.descriptions import Description, Mark
 
 NO_INSTANCE = "EC2 knows no such instance"
@@ -63,6 +64,10 @@ class Entry:
     """When it was last seen to lose its instance."""
     mismatch: tuple[str, float] | None = None
     """The newest launch token that EC2 has refused as used for something else, and since when."""
+    launched_by: tuple[str, Alternative] | None = None
+    """The newest instance that was launched here, and by which alternative."""
+    judged: tuple[tuple[str, float], bool] | None = None
+    """Which start of which instance was last found to lack capacity, and whether an alternative was left then."""
     acted_at: float = float("-inf")
     visible_by: float = float("-inf")
     outdated: Outdated | None = None

@@ -179,11 +179,18 @@ class Ec2Failure(Exception):
         self.message = message
         self.kind = kind
         self.doubts_client = doubts_client or kind is FailureKind.CREDENTIALS
+        self.after_unanswered = False
+        """It is the answer to the repetition of a call that was not answered."""
 
     def named(self, instance_ids: list[str]) -> list[str]:
         """The ids of `instance_ids` that AWS's message names."""
         names = set(INSTANCE_ID.findall(self.message))
         return [each for each in instance_ids if each in names]
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether EC2 has answered that it does not carry out the call, or the call was not sent."""
+        return self.kind in REFUSALS or self.code == NOT_PERMITTED
 
     def to_error(self) -> ProviderError:
         """Make the error for the fleet."""
@@ -206,6 +213,20 @@ ERRORS: dict[FailureKind, type[ProviderError]] = {
     FailureKind.PERMANENT: ProviderPermanent,
     FailureKind.UNKNOWN: ProviderRefused,
 }
+
+
+REFUSALS = frozenset(
+    {
+        FailureKind.THROTTLED,
+        FailureKind.CAPACITY,
+        FailureKind.PERMISSION,
+        FailureKind.CREDENTIALS,
+        FailureKind.NO_HIBERNATION,
+        FailureKind.PERMANENT,
+        FailureKind.UNKNOWN,
+    }
+)
+"""After these nothing was done. A failure of EC2's own may come after it has done something, and a mismatch says so."""
 
 
 def failure_of(api: str, exc: Exception) -> Ec2Failure:

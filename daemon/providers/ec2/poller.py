@@ -18,7 +18,9 @@ import trio
 from bentpipe.config.model import Ec2Section
 from bentpipe.daemon.errors import MachineNotFound
 from bentpipe.daemon.model import Machine, MachineId, MachineState
+from bentpipe.daemon.providers.ec2.alternatives import CapacityMemory
 from bentpipe.daemon.providers.ec2.calls import ApiName, Ec2Calls
+from bentpipe.daemon.providers.ec2.capacity import judged
 from bentpipe.daemon.providers.ec2.descriptions import (
     FLEET_TAG,
     SATELLITE_TAG,
@@ -42,6 +44,8 @@ UNSEEN_GRACE_S = 90.0
 """For this long after a launch EC2 may not know the new id. Seconds are usual; other tools had to allow a minute."""
 RELIED_S = 30.0
 """For this long after a client came, its machine is looked at ahead of time: builds come in bursts of connections."""
+ENDED_KEPT_S = 3600.0
+"""EC2 shows a terminated instance for an hour at most; after that no answer can name it."""
 OUTDATED_GRACE_S = 10.0
 """For this long after a start or stop EC2 may show the state from before it."""
 TYPES_RETRY_S = 600.0
@@ -66,7 +70,16 @@ class _Round:
 class Poller:
     """Looks at the machines. `run_poller` must run."""
 
-    def __init__(self, section: Ec2Section, machines: Mapping[MachineId, Ec2Machine], calls: Ec2Calls) -> None:
+    def __init__(
+        self,
+        section: Ec2Section,
+        machines: Mapping[MachineId, Ec2Machine],
+        calls: Ec2Calls,
+        memory: CapacityMemory | None = None,
+    ) -> None:
+        self._memory = memory or CapacityMemory()
+        self._ended: dict[str, float] = {}
+        """The instances that were terminated here, and when. They never live again, whatever a late answer shows."""
         self._section = section
         self._calls = calls
         self._hosts: Hosts = collections.defaultdict(set)
@@ -162,6 +175,9 @@ class Poller:
         entry.acted_at = trio.current_time()
         if entry.seen is not None:
             self._outdate(entry, entry.seen.raw_state)
+        if entry.instance_id is not None:
+            self._ended = {each: at for each, at in self._ended.items() if entry.acted_at < at + ENDED_KEPT_S}
+            self._ended[entry.instance_id] = entry.acted_at
         entry.show(Machine(entry.machine_id, MachineState.TERMINATED, reason="terminated by bentpipe"))
         self.want(entry)
 
@@ -277,6 +293,8 @@ class Poller:
         tags = ((FLEET_TAG, [self._section.fleet]), (SATELLITE_TAG, list(sought)))
         candidates: dict[str, list[Description]] = {satellite: [] for satellite in sought}
         for instance in await self._calls.find(tags):
+            if instance["InstanceId"] in self._ended:
+                continue
             satellite = next((tag["Value"] for tag in instance["Tags"] if tag["Key"] == SATELLITE_TAG), "")
             if (entry := sought.get(satellite)) is not None:
                 candidates[satellite].append(read_description(instance, entry.machine.section))
@@ -331,7 +349,8 @@ class Poller:
             entry.show(foreign_machine_of(entry.machine_id, seen))
             return
         type_hibernates = self._types.get(seen.instance_type, True)
-        entry.show(machine_of(entry.machine_id, seen, entry.machine.section, type_hibernates=type_hibernates))
+        look = machine_of(entry.machine_id, seen, entry.machine.section, type_hibernates=type_hibernates)
+        entry.show(judged(self._memory, entry, seen, look))
 
     async def _learn_types(self, types: set[str]) -> None:
         """Ask what the types can. Without an answer we assume that they can hibernate: a refusal will show it otherwise."""

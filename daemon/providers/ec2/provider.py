@@ -7,6 +7,7 @@ makes them. Nothing here outlives the daemon: instances are found again by their
 
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -18,29 +19,33 @@ from bentpipe.daemon.errors import (
     LaunchTokenSpent,
     MachineNotFound,
     ProviderError,
-    ProviderPermanent,
     ProviderPermission,
     ProviderRetryable,
     SleepTooEarly,
 )
-from bentpipe.daemon.ids import client_token
 from bentpipe.daemon.model import Machine, MachineId, MachineState, MachineTraits, SleepMode
+from bentpipe.daemon.providers.ec2.alternatives import Alternative, CapacityMemory
 from bentpipe.daemon.providers.ec2.batch import Batcher, StateChange
 from bentpipe.daemon.providers.ec2.calls import ApiName, Ec2Calls
-from bentpipe.daemon.providers.ec2.descriptions import Description, read_description
+from bentpipe.daemon.providers.ec2.capacity import types_in_place, zone_is_empty
+from bentpipe.daemon.providers.ec2.descriptions import Description
 from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry
 from bentpipe.daemon.providers.ec2.errors import Ec2Failure, FailureKind
-from bentpipe.daemon.providers.ec2.launch import launch_request
+from bentpipe.daemon.providers.ec2.launching import OF_ONE_ALTERNATIVE, Launcher
 from bentpipe.daemon.providers.ec2.poller import UNSEEN_GRACE_S, Poller
 from bentpipe.daemon.providers.ec2.traits import TRAITS
 from bentpipe.daemon.tasks import Owner, run_owned
 
 if TYPE_CHECKING:
-    from types_boto3_ec2.type_defs import InstanceStateChangeTypeDef, RunInstancesRequestTypeDef
+    from types_boto3_ec2.type_defs import InstanceStateChangeTypeDef
 
 YOUNG_S = 300.0
 """For about two minutes after a launch EC2 refuses to hibernate, with a message that is not documented. Within this time a
 refusal because of the state counts as that refusal, and the sleep is tried again."""
+
+NO_SPOT_REQUEST = "InvalidSpotInstanceRequestID.NotFound"
+
+log = logging.getLogger("bentpipe.providers.ec2")
 
 ASLEEP = (MachineState.STOPPING, MachineState.STOPPED, MachineState.HIBERNATED)
 
@@ -51,7 +56,9 @@ class Ec2Provider:
     def __init__(self, section: Ec2Section, machines: Mapping[MachineId, Ec2Machine]) -> None:
         self._fleet = section.fleet
         self._calls = Ec2Calls(section)
-        self._poller = Poller(section, machines, self._calls)
+        self._memory = CapacityMemory()
+        self._poller = Poller(section, machines, self._calls, self._memory)
+        self._launcher = Launcher(section.fleet, self._calls, self._poller, self._memory, unseen_s=UNSEEN_GRACE_S)
         self._starts = Batcher(lambda: self._calls.take_turn(ApiName.START), self._send_start)
         self._stops = {
             kind: Batcher(lambda: self._calls.take_turn(ApiName.STOP), functools.partial(self._send_stop, *kind))
@@ -111,12 +118,14 @@ class Ec2Provider:
     async def start(self, machine_id: MachineId) -> None:
         """StartInstances, in one call with other machines that start now.
 
+        If its zone has no capacity, it gets another type, if the configuration and EC2 allow that.
+
         Raises MachineNotFound, ProviderRetryable (it is stopping), ProviderCapacity, or the error for EC2's answer.
         """
         entry = self._entry(machine_id)
         instance_id = await self._instance_id(entry)
         try:
-            await self._starts.add(instance_id)
+            await self._start_with_capacity(entry, instance_id)
         except Ec2Failure as failure:
             if failure.kind not in (FailureKind.WRONG_STATE, FailureKind.NOT_FOUND):
                 raise self._error(entry, failure) from failure
@@ -128,6 +137,37 @@ class Ec2Provider:
             if is_same:
                 raise self._error(entry, failure) from failure
             await self._start_successor(entry)
+
+    async def _start_with_capacity(self, entry: Entry, instance_id: str) -> None:
+        """Start the instance with the first type of which its zone has one. Raises Ec2Failure, ProviderCapacity."""
+        seen = entry.seen
+        if seen is None:
+            await self._starts.add(instance_id)
+            return
+        failures: list[tuple[Alternative, Ec2Failure]] = []
+        for kind in self._memory.ordered(types_in_place(entry, seen), trio.current_time()):
+            try:
+                await self._change_type(entry, instance_id, kind.instance_type)
+                await self._starts.add(instance_id)
+            except Ec2Failure as failure:
+                is_of_type = failure.api == ApiName.MODIFY.value and failure.kind in OF_ONE_ALTERNATIVE
+                if failure.kind is not FailureKind.CAPACITY and not is_of_type:
+                    raise
+                self._memory.lacked(kind, trio.current_time())
+                failures.append((kind, failure))
+            else:
+                self._memory.worked(kind, trio.current_time())
+                return
+        raise zone_is_empty(seen, failures) from failures[0][1]
+
+    async def _change_type(self, entry: Entry, instance_id: str, instance_type: str | None) -> None:
+        """Give a stopped instance another type, if it has not got it. Raises Ec2Failure."""
+        if entry.seen is None or instance_type in (None, entry.seen.instance_type):
+            return
+        await self._calls.change_type(instance_id, instance_type)
+        fields = {"satellite": entry.machine.satellite, "before": entry.seen.instance_type, "type": instance_type}
+        log.info("an instance has another type", extra={"fields": fields})
+        entry.seen = dataclasses.replace(entry.seen, instance_type=instance_type)
 
     async def _start_successor(self, entry: Entry) -> None:
         """Start the instance that has taken the place of one that is gone."""
@@ -158,7 +198,9 @@ class Ec2Provider:
             raise self._error(entry, failure) from failure
 
     async def launch(self, machine_id: MachineId, token: str) -> None:
-        """RunInstances by the launch template of the configuration, with `token` as its client token.
+        """RunInstances by the launch template of the configuration, with a client token made of `token`.
+
+        If EC2 has no capacity for one alternative, the next is tried.
 
         Raises ProviderPermanent (no template, or the token was used for another launch), LaunchTokenSpent,
         ProviderCapacity, or the error for EC2's answer.
@@ -168,8 +210,7 @@ class Ec2Provider:
         if look is not None and look.state is not MachineState.TERMINATED:
             return
         try:
-            request = await self._launch_request(entry, token)
-            seen = await self._launch(entry, request)
+            seen = await self._launcher.launch(entry, token)
         except Ec2Failure as failure:
             raise self._error(entry, failure) from failure
         if seen.state is MachineState.TERMINATED:
@@ -193,6 +234,7 @@ class Ec2Provider:
                 peer_hint="the instance is not marked as ours",
             )
         try:
+            await self._cancel_spot(entry.seen)
             await self._calls.terminate(entry.instance_id)
         except Ec2Failure as failure:
             error = self._error(entry, failure)
@@ -202,6 +244,16 @@ class Ec2Provider:
             if look is not None and look.state is not MachineState.TERMINATED:
                 raise ProviderRetryable(str(failure), peer_hint=error.peer_hint) from failure
         self._poller.terminated(entry)
+
+    async def _cancel_spot(self, seen: Description) -> None:
+        """Cancel the request of a Spot Instance: EC2 would launch another instance by it. Raises Ec2Failure."""
+        if not seen.spot_request:
+            return
+        try:
+            await self._calls.cancel_spot(seen.spot_request)
+        except Ec2Failure as failure:
+            if failure.code != NO_SPOT_REQUEST:
+                raise
 
     def _entry(self, machine_id: MachineId) -> Entry:
         entry = self._poller.entry(machine_id)
@@ -232,70 +284,6 @@ class Ec2Provider:
             if trio.current_time() < entry.visible_by:
                 return ProviderRetryable(str(failure), peer_hint="the machine has just been launched")
         return failure.to_error()
-
-    async def _launch_request(self, entry: Entry, token: str) -> "RunInstancesRequestTypeDef":
-        section = entry.machine.section
-        template = section.launch_template
-        if template is None:
-            raise ProviderPermanent(f"{entry.machine.satellite} has no launch_template in [satellite.ec2]")
-        data = await self._calls.template(template, section.launch_template_version)
-        image_id, instance_type = data.get("ImageId", ""), section.instance_type or data.get("InstanceType", "")
-        if not image_id or not instance_type:
-            raise ProviderPermanent(f"launch template {template} names no image, or no type (set instance_type)")
-        root_device = await self._calls.root_device(image_id)
-        if not root_device:
-            raise ProviderPermanent(f"EC2 does not say what the root volume of {image_id} is called")
-        request = launch_request(
-            section,
-            template=template,
-            data=data,
-            root_device=root_device,
-            hibernation=section.hibernation and await self._poller.type_hibernates(instance_type),
-            token=client_token(self._fleet, entry.machine.satellite, token),
-            fleet=self._fleet,
-            satellite=entry.machine.satellite,
-        )
-        if entry.machine.user_data is not None and (text := await entry.machine.user_data(token)):
-            request["UserData"] = text  # boto3 encodes it
-        return request
-
-    async def _launch(self, entry: Entry, request: "RunInstancesRequestTypeDef") -> Description:
-        """Launch, and return the instance if it has the satellite's tags.
-
-        If the same token was used with another configuration, returns the instance of that launch. Raises Ec2Failure, and
-        ProviderPermission if the instance has another satellite's tags.
-        """
-        section = entry.machine.section
-        try:
-            found = [read_description(await self._calls.launch(request), section)]
-        except Ec2Failure as failure:
-            if failure.kind is not FailureKind.MISMATCH:
-                raise
-            found = [
-                read_description(each, section) for each in await self._calls.find_launched(request["ClientToken"])
-            ]
-            if not found:
-                self._judge_mismatch(entry, request["ClientToken"])
-                raise
-        for seen in found:
-            objection = entry.mark.objection(seen)
-            if not objection or seen.state is MachineState.TERMINATED:
-                return seen
-        raise ProviderPermission(
-            f"the launch's token has made an instance before: {objection}",
-            peer_hint="the launch has led to an instance that is not marked as this satellite's",
-        )
-
-    def _judge_mismatch(self, entry: Entry, token: str) -> None:
-        """Note that a token was used for another launch, whose instance EC2 does not show, or not yet.
-
-        Raises LaunchTokenSpent when EC2 would long have shown it: no launch with this token can ever work again.
-        """
-        now = trio.current_time()
-        if entry.mismatch is None or entry.mismatch[0] != token:
-            entry.mismatch = (token, now)
-        elif now >= entry.mismatch[1] + UNSEEN_GRACE_S:
-            raise LaunchTokenSpent(f"token {token} was used for another launch, of which nothing is left: use another")
 
     async def _send_start(self, instance_ids: Sequence[str], turn_taken: bool) -> dict[str, StateChange]:
         return self._accepted(await self._calls.start(instance_ids, turn_taken=turn_taken))

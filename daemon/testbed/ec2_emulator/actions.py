@@ -57,12 +57,17 @@ def start_instances(cloud: Cloud, params: Params) -> Result:
     instances = _named(cloud, params)
     for each in instances:
         if each.state in (InstanceState.STOPPING, InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED):
-            raise _incorrect_state(each, "started")
+            raise incorrect_state(each, "started")
+    stopped = [each for each in instances if each.state is InstanceState.STOPPED]
+    unfulfilled = {
+        each.instance_id: not cloud.check_capacity(each.instance_type, each.zone, spot=bool(each.spot_request))
+        for each in stopped
+    }
     changes: list[Element] = []
     for each in instances:
         previous = each.state_element()
         if each.state is InstanceState.STOPPED:
-            each.begin_start(cloud.clock.now(), cloud.timings)
+            each.begin_start(cloud.clock.now(), cloud.timings, unfulfilled=unfulfilled[each.instance_id])
         changes.append(_change(each, previous))
     return {"instancesSet": changes}
 
@@ -74,7 +79,7 @@ def stop_instances(cloud: Cloud, params: Params) -> Result:
     now = cloud.clock.now()
     for each in instances:
         if each.state in (InstanceState.PENDING, InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED):
-            raise _incorrect_state(each, "stopped")
+            raise incorrect_state(each, "stopped")
         if hibernate and each.state is InstanceState.RUNNING:
             _check_hibernation(cloud, each, now)
     changes: list[Element] = []
@@ -94,8 +99,28 @@ def terminate_instances(cloud: Cloud, params: Params) -> Result:
         previous = each.state_element()
         if each.state not in (InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED):
             cloud.follow(each, each.begin_terminate(cloud.clock.now(), cloud.timings))
+            if cloud.spot_requests.get(each.spot_request, False):
+                _replace(cloud, each)
         changes.append(_change(each, previous))
     return {"instancesSet": changes}
+
+
+def _replace(cloud: Cloud, instance: Instance) -> None:
+    """EC2's user guide, "Terminate a Spot Instance": a persistent request that is open launches another instance."""
+    now = cloud.clock.now()
+    successor = dataclasses.replace(
+        instance,
+        instance_id=f"i-{secrets.token_hex(8)}2",
+        private_ip=cloud.addresses.give(),
+        launched_at=now,
+        created_at=now,
+        client_token="",
+        tags=dict(instance.tags),
+        reason=None,
+        transition_reason="",
+    )
+    successor.launch(now, cloud.timings)
+    cloud.instances[successor.instance_id] = successor
 
 
 def run_instances(cloud: Cloud, params: Params) -> Result:
@@ -131,6 +156,9 @@ def run_instances(cloud: Cloud, params: Params) -> Result:
         )
     if hibernation and not encrypted:
         raise ApiError("UnsupportedHibernationConfiguration", "Hibernation requires an encrypted root volume.")
+    zone, subnet_id = _place(cloud, params)
+    spot = _check_spot(params, hibernation=hibernation)
+    unfulfilled = not cloud.check_capacity(instance_type, zone, spot=spot)
     now = cloud.clock.now()
     instance = Instance(
         instance_id=f"i-{secrets.token_hex(8)}1",
@@ -144,18 +172,52 @@ def run_instances(cloud: Cloud, params: Params) -> Result:
         encrypted=encrypted,
         http_tokens=params.get("MetadataOptions.HttpTokens", "optional"),
         user_data=base64.b64decode(params.get("UserData", "")).decode(),
+        subnet_id=subnet_id,
+        zone=zone,
+        spot_request=f"sir-{secrets.token_hex(4)}" if spot else "",
     )
+    if spot:
+        cloud.spot_requests[instance.spot_request] = True
     for specification in structures(params, "TagSpecification"):
         tags = {each["Key"]: each.get("Value", "") for each in structures(specification, "Tag")}
         if specification["ResourceType"] == "instance":
             instance.tags.update(tags)
         elif specification["ResourceType"] == "volume":
             instance.volume_tags.update(tags)
-    instance.launch(now, cloud.timings)
+    instance.launch(now, cloud.timings, unfulfilled=unfulfilled)
     cloud.instances[instance.instance_id] = instance
     if token:
         cloud.launched[token] = Launched(content, (instance.instance_id,))
     return _reservation([instance])
+
+
+def _place(cloud: Cloud, params: Params) -> tuple[str, str]:
+    """The zone and the subnet of a launch."""
+    subnet_id = params.get("SubnetId")
+    zone = params.get("Placement.AvailabilityZone")
+    if subnet_id is not None:
+        if subnet_id not in cloud.subnets:
+            raise ApiError("InvalidSubnetID.NotFound", f"The subnet ID '{subnet_id}' does not exist")
+        if zone not in (None, cloud.subnets[subnet_id]):
+            raise ApiError("InvalidParameterValue", "The specified subnet is not in the specified Availability Zone.")
+        return cloud.subnets[subnet_id], subnet_id
+    found = next((each for each, its in cloud.subnets.items() if zone in (None, its)), None)
+    if found is None:
+        raise ApiError("InvalidParameterValue", f"Invalid availability zone: [{zone}]")
+    return cloud.subnets[found], found
+
+
+def _check_spot(params: Params, *, hibernation: bool) -> bool:
+    """Whether a Spot Instance is wanted (botocore's model of EC2, SpotMarketOptions)."""
+    if params.get("InstanceMarketOptions.MarketType") is None:
+        return False
+    behaviour = params.get("InstanceMarketOptions.SpotOptions.InstanceInterruptionBehavior")
+    if hibernation and behaviour not in (None, "hibernate"):
+        raise ApiError("InvalidParameterCombination", "With hibernation configured, the behavior must be hibernate.")
+    persistent = params.get("InstanceMarketOptions.SpotOptions.SpotInstanceType") == "persistent"
+    if persistent and not hibernation and behaviour not in ("hibernate", "stop"):
+        raise ApiError("InvalidParameterCombination", "A persistent request needs the behavior hibernate or stop.")
+    return True
 
 
 def describe_instance_types(cloud: Cloud, params: Params) -> Result:
@@ -228,7 +290,8 @@ def _template(cloud: Cloud, params: Params, prefix: str) -> Template:
     )
 
 
-def _incorrect_state(instance: Instance, verb: str) -> ApiError:
+def incorrect_state(instance: Instance, verb: str) -> ApiError:
+    """EC2's answer to a call that the instance's state does not allow; `verb` is in the past tense."""
     return ApiError(
         "IncorrectInstanceState",
         f"The instance '{instance.instance_id}' is not in a state from which it can be {verb}.",
@@ -310,7 +373,9 @@ def _instance(instance: Instance) -> Element:
         "productCodes": [],
         "instanceType": instance.instance_type,
         "launchTime": datetime.datetime.fromtimestamp(instance.launched_at, datetime.UTC),
-        "placement": {"availabilityZone": "eu-central-1a", "groupName": "", "tenancy": "default"},
+        "spotInstanceRequestId": instance.spot_request or None,
+        "instanceLifecycle": "spot" if instance.spot_request else None,
+        "placement": {"availabilityZone": instance.zone, "groupName": "", "tenancy": "default"},
         "monitoring": {"state": "disabled"},
         "subnetId": None if instance.state is InstanceState.TERMINATED else instance.subnet_id,
         "privateIpAddress": None if instance.state is InstanceState.TERMINATED else instance.private_ip,
@@ -332,6 +397,7 @@ def _instance(instance: Instance) -> Element:
 
 
 EBS = ("Encrypted", "VolumeSize", "VolumeType", "DeleteOnTermination", "KmsKeyId", "SnapshotId", "Iops", "Throughput")
+SPOT = ("SpotInstanceType", "InstanceInterruptionBehavior")
 TEMPLATE = ("LaunchTemplateId", "LaunchTemplateName")
 ACTIONS = {
     "DescribeInstances": Action(
@@ -348,6 +414,8 @@ ACTIONS = {
             | {f"LaunchTemplate.{name}" for name in (*TEMPLATE, "Version")}
             | {f"MetadataOptions.{name}" for name in ("HttpTokens", "HttpPutResponseHopLimit", "HttpEndpoint")}
             | {"BlockDeviceMapping.N.DeviceName", "InstanceInitiatedShutdownBehavior"}
+            | {"SubnetId", "Placement.AvailabilityZone", "InstanceMarketOptions.MarketType"}
+            | {f"InstanceMarketOptions.SpotOptions.{name}" for name in SPOT}
             | {f"BlockDeviceMapping.N.Ebs.{name}" for name in EBS}
             | {f"TagSpecification.N.{name}" for name in ("ResourceType", "Tag.N.Key", "Tag.N.Value")}
         ),

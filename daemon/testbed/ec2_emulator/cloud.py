@@ -11,6 +11,7 @@ from bentpipe.daemon.testbed.ec2_emulator.clock import Clock
 from bentpipe.daemon.testbed.ec2_emulator.faults import Faults, RequestLimits
 from bentpipe.daemon.testbed.ec2_emulator.instance import Instance, MemoryStep, Timings
 from bentpipe.daemon.testbed.ec2_emulator.machines import Addresses, EmulatedMachines
+from bentpipe.daemon.testbed.ec2_emulator.pools import EmptyPools, Lack
 from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError
 
 
@@ -68,6 +69,11 @@ class Cloud:
         self.templates: dict[str, Template] = {}
         self.types = dict(DEFAULT_TYPES)
         self.launched: dict[str, Launched] = {}
+        self.subnets = {"subnet-0emulated": "eu-central-1a"}
+        """The zone of each."""
+        self.empty: list[EmptyPools] = []
+        self.spot_requests: dict[str, bool] = {}
+        """Whether the persistent Spot request is open: then EC2 replaces an instance of it that is terminated."""
         self.calls: list[ApiCall] = []
         self.lock = threading.RLock()
 
@@ -82,6 +88,14 @@ class Cloud:
         """Do to the instance's process, if it has one, what has happened to its memory."""
         if self.machines is not None and memory is not None:
             self.machines.follow(instance, memory)
+
+    def check_capacity(self, instance_type: str, zone: str, *, spot: bool) -> bool:
+        """Return whether an instance of the pool can run. Raises ApiError if EC2 says at once that it cannot."""
+        found = next((each for each in self.empty if each.has(instance_type, zone, spot=spot)), None)
+        if found is not None and found.lack is Lack.REFUSED:
+            words = f"We currently do not have sufficient {instance_type} capacity in the Availability Zone {zone}."
+            raise ApiError(found.code, words, 500)
+        return found is None
 
     def next_due(self) -> float | None:
         with self.lock:

@@ -20,6 +20,7 @@ from bentpipe.daemon.testbed.ec2_emulator.instance import (
     OnStart,
     OnStop,
 )
+from bentpipe.daemon.testbed.ec2_emulator.pools import EmptyPools, Lack
 from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError
 
 
@@ -70,6 +71,32 @@ class Control:
             )
             self.cloud.templates[template.template_id] = template
             return template.template_id
+
+    def add_subnet(self, *, zone: str) -> str:
+        """Create a subnet. Returns its id."""
+        with self.cloud.lock:
+            subnet_id = f"subnet-{secrets.token_hex(8)}0"
+            self.cloud.subnets[subnet_id] = zone
+            return subnet_id
+
+    def exhaust(
+        self,
+        *,
+        instance_type: str | None = None,
+        zone: str | None = None,
+        spot: bool | None = None,
+        later: bool = False,
+        code: str = "InsufficientInstanceCapacity",
+    ) -> None:
+        """Let pools have no capacity; None means all. `later`: EC2 accepts the call, and the instance ends by itself."""
+        with self.cloud.lock:
+            lack = Lack.LATER if later else Lack.REFUSED
+            self.cloud.empty.append(EmptyPools(lack, instance_type, zone, spot, code))
+
+    def refill(self) -> None:
+        """Let all pools have capacity again."""
+        with self.cloud.lock:
+            self.cloud.empty.clear()
 
     # Time
 
@@ -168,9 +195,12 @@ class Control:
         """Wait for this many real seconds before the action is done."""
         self.cloud.faults.add(InjectedFault(action, times, delay_s=delay_s))
 
-    def hold(self, *, action: str, after: bool = False) -> None:
-        """Let calls of an action wait until `release`: before the action is done, or `after` it, with the answer."""
-        self.cloud.faults.hold(action, after=after)
+    def hold(self, *, action: str, after: bool = False, skip: int = 0) -> None:
+        """Let calls of an action wait until `release`: before the action is done, or `after` it, with the answer.
+
+        The first `skip` calls do not wait.
+        """
+        self.cloud.faults.hold(action, after=after, skip=skip)
 
     def held(self, *, action: str) -> int:
         """The number of calls of an action that wait now."""
@@ -256,6 +286,9 @@ class Control:
             return [
                 {
                     "instance_id": each.instance_id,
+                    "instance_type": each.instance_type,
+                    "zone": each.zone,
+                    "spot": bool(each.spot_request),
                     "state": each.state.label,
                     "reason": each.reason.code if each.reason else "",
                     "tags": each.tags,

@@ -35,6 +35,8 @@ class InjectedFault:
 class _Gate:
     opened: threading.Event = dataclasses.field(default_factory=threading.Event)
     waiting: int = 0
+    skip: int = 0
+    """So many calls do not wait."""
 
 
 class Faults:
@@ -59,9 +61,9 @@ class Faults:
                 gate.opened.set()
             self._held.clear()
 
-    def hold(self, action: str, *, after: bool) -> None:
+    def hold(self, action: str, *, after: bool, skip: int = 0) -> None:
         with self._lock:
-            self._held.setdefault((action, after), _Gate())
+            self._held.setdefault((action, after), _Gate(skip=skip))
 
     def release(self, action: str) -> None:
         with self._lock:
@@ -76,6 +78,9 @@ class Faults:
     def wait_released(self, action: str, *, after: bool) -> None:
         with self._lock:
             gate = self._held.get((action, after))
+            if gate is not None and gate.skip:
+                gate.skip -= 1
+                gate = None
             if gate is not None:
                 gate.waiting += 1
         if gate is not None:
@@ -123,6 +128,8 @@ REQUEST_LIMITS: Mapping[str, tuple[float, float]] = {
     "StopInstances": (50, 5),
     "TerminateInstances": (100, 5),
     "CreateTags": (50, 5),
+    "ModifyInstanceAttribute": (50, 5),
+    "CancelSpotInstanceRequests": (50, 5),
 }
 """Bucket and tokens a second, for each action: AWS's page "Request throttling for the Amazon EC2 API"."""
 

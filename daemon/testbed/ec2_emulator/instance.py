@@ -143,6 +143,9 @@ class Instance:
     http_tokens: str = "optional"
     user_data: str = ""
     subnet_id: str = "subnet-0emulated"
+    zone: str = "eu-central-1a"
+    spot_request: str = ""
+    """The id of its Spot request; "" if it is on demand."""
     state: InstanceState = InstanceState.STOPPED
     reason: Reason | None = None
     transition_reason: str = ""
@@ -168,17 +171,19 @@ class Instance:
         """When the transition under way ends; None if there is none, or it never ends by itself."""
         return self._due
 
-    def launch(self, now: float, timings: Timings) -> None:
-        """Create it: PENDING for the first time."""
+    def launch(self, now: float, timings: Timings, *, unfulfilled: bool = False) -> None:
+        """Create it: PENDING for the first time. `unfulfilled`: it ends as TERMINATED, since there is no capacity."""
         self.state = InstanceState.PENDING
         self._plan_start(now, timings)
+        if unfulfilled:
+            self._due, self._next, self._next_reason = now + timings.failing_s, InstanceState.TERMINATED, NO_CAPACITY
 
     def view(self, now: float) -> "Instance":
         """The instance as DescribeInstances shows it."""
         return self.outdated if self.outdated is not None and now < self.outdated_until else self
 
-    def begin_start(self, now: float, timings: Timings) -> None:
-        """Begin a start. Only from STOPPED; the caller has checked that."""
+    def begin_start(self, now: float, timings: Timings, *, unfulfilled: bool = False) -> None:
+        """Begin a start. Only from STOPPED; the caller has checked that. `unfulfilled`: there is no capacity after all."""
         self._age(now, timings)
         self.effective_starts += 1
         self.launched_at = now
@@ -188,6 +193,8 @@ class Instance:
         if self.next_private_ip is not None:
             self.private_ip, self.next_private_ip = self.next_private_ip, None
         self._plan_start(now, timings)
+        if unfulfilled:
+            self._due, self._next, self._next_reason = now + timings.failing_s, InstanceState.STOPPED, NO_CAPACITY
 
     def begin_stop(self, now: float, timings: Timings, reason: Reason, *, force: bool) -> MemoryStep | None:
         """Begin a stop: from RUNNING or, if forced, from STOPPING. `reason` says whether memory is kept."""

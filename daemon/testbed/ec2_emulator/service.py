@@ -3,9 +3,12 @@
 import time
 
 from bentpipe.daemon.testbed.ec2_emulator.actions import ACTIONS
+from bentpipe.daemon.testbed.ec2_emulator.changes import CHANGES
 from bentpipe.daemon.testbed.ec2_emulator.cloud import ApiCall, Cloud
 from bentpipe.daemon.testbed.ec2_emulator.faults import InjectedFault
 from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError, Params, answer, check_known, error_answer, strings
+
+ALL_ACTIONS = ACTIONS | CHANGES
 
 
 class ConnectionReset(Exception):
@@ -26,7 +29,7 @@ def handle(cloud: Cloud, params: Params, principal: str) -> tuple[int, bytes]:
         with cloud.lock:
             cloud.settle()
             before = {each.instance_id: each.state.label for each in cloud.instances.values()}
-            body = answer(action, ACTIONS[action].run(cloud, params))
+            body = answer(action, ALL_ACTIONS[action].run(cloud, params))
             if action == "RunInstances":
                 ids = tuple(each for each in cloud.instances if each not in before)
             for instance_id in ids:
@@ -52,9 +55,9 @@ def handle(cloud: Cloud, params: Params, principal: str) -> tuple[int, bytes]:
 
 def _before(cloud: Cloud, action: str, params: Params, ids: tuple[str, ...]) -> InjectedFault | None:
     """Check names, limits and the script, before the action itself. Raises ApiError, Reset."""
-    if action not in ACTIONS:
+    if action not in ALL_ACTIONS:
         raise ApiError("InvalidAction", f"The action {action} is not valid for this web service.")
-    check_known(action, params, ACTIONS[action].parameters)
+    check_known(action, params, ALL_ACTIONS[action].parameters)
     cloud.faults.wait_released(action, after=False)
     paginated = not action.startswith("Describe") or set(params) > {"Action", "Version"}
     with cloud.lock:

@@ -15,6 +15,7 @@ from bentpipe.daemon.registry.contract import (
     CUT_KEPT_S,
     Registry,
     StoreConflict,
+    StoredAttempt,
     StoredCut,
     StoredSatellite,
     StoredToken,
@@ -117,6 +118,37 @@ class RegistryContract:
         assert (await registry.begin_generation(A, after=0, owner="", at_us=9)).generation == 3
         assert (await registry.begin_generation(A, after=0, owner="", at_us=9)).generation == 3
         await registry.aclose()
+
+    async def test_of_one_generation_one_attempt_at_most_is_open(self, registries: Registries) -> None:
+        one, other = registries("attempts"), registries("attempts")
+        await one.begin_generation(A, after=0, owner="", at_us=1)
+        await one.begin_generation(B, after=0, owner="", at_us=1)
+        first, second = StoredAttempt("c7g.xlarge in eu-central-1a", 5), StoredAttempt("", 6)
+        await one.set_attempt(A, 1, after=None, attempt=first)
+        assert [each.attempt for each in await other.satellites()] == [first, None]
+        await one.set_attempt(A, 1, after=None, attempt=first)  # its answer was lost
+        for stale in (None, second):
+            with pytest.raises(StoreConflict):
+                await other.set_attempt(A, 1, after=stale, attempt=StoredAttempt("third", 7))
+        await other.set_attempt(A, 1, after=first, attempt=second)
+        assert [each.attempt for each in await one.satellites()] == [second, None]
+        with pytest.raises(StoreConflict):
+            await one.set_attempt(A, 1, after=first, attempt=None)
+        await other.set_attempt(A, 1, after=second, attempt=None)
+        await other.set_attempt(A, 1, after=second, attempt=None)
+        assert [each.attempt for each in await one.satellites()] == [None, None]
+        await one.set_attempt(A, 1, after=None, attempt=first)
+        assert (await one.begin_generation(A, after=1, owner="", at_us=8)).attempt is None
+        for generation in (1, 3):
+            with pytest.raises(StoreConflict):
+                await one.set_attempt(A, generation, after=None, attempt=first)
+        await one.set_attempt(A, 2, after=None, attempt=second)
+        await one.forget(A)
+        with pytest.raises(StoreConflict):
+            await one.set_attempt(A, 2, after=second, attempt=None)
+        assert (await one.begin_generation(A, after=0, owner="", at_us=9)).attempt is None
+        await one.aclose()
+        await other.aclose()
 
     async def test_of_many_who_want_the_next_generation_all_get_the_same(self, registries: Registries) -> None:
         opened = [registries("next") for _ in range(WANTERS)]

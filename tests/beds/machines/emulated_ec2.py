@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 import trio
 
 from beds.contracts.provider import DEADLINE_S
-from bentpipe.config.model import Ec2Section, SatelliteEc2Section
+from bentpipe.config.ec2_machine import MachineTypeEc2Section
+from bentpipe.config.model import Ec2Section
 from bentpipe.daemon.model import Address, MachineId
 from bentpipe.daemon.providers.ec2.entry import Ec2Machine
 from bentpipe.daemon.providers.ec2.provider import Ec2Provider
@@ -31,7 +32,7 @@ def ec2_section(url: str, **more: object) -> Ec2Section:
 
 
 def machine(satellite: str, **section: object) -> Ec2Machine:
-    return Ec2Machine(satellite, SatelliteEc2Section.model_validate(section))
+    return Ec2Machine(satellite, MachineTypeEc2Section.model_validate(section))
 
 
 def machine_id(satellite: str) -> MachineId:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bentpipe.config.model import SatelliteEc2Section
+from bentpipe.config.ec2_machine import SatelliteEc2Section
 from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState
 from bentpipe.daemon.providers.ec2.descriptions import machine_of, read_description, stopped_at
 

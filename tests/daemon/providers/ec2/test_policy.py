@@ -19,6 +19,7 @@ LOOKS = {api.value for api in ApiName if api.value.startswith("Describe")}
 HERE = "arn:aws:ec2:REGION:ACCOUNT"
 TEMPLATE = f"{HERE}:launch-template/TEMPLATE"
 INSTANCE, VOLUME = f"{HERE}:instance/i-1", f"{HERE}:volume/vol-1"
+SPOT_REQUEST = f"{HERE}:spot-instances-request/sir-1"
 TAGS = {"aws:RequestTag/bentpipe:fleet": "FLEET", "aws:RequestTag/bentpipe:satellite": "acme/builder"}
 OTHER = TEMPLATE.replace("TEMPLATE", "lt-other")
 
@@ -98,6 +99,31 @@ def test_only_our_fleet_is_started_stopped_and_terminated(api: ApiName) -> None:
 
 def test_a_launch_as_the_provider_makes_it_is_allowed() -> None:
     assert refused(launch()) == set()
+
+
+def test_a_launch_by_an_alternative_is_allowed() -> None:
+    """In a subnet that the request names, and as a Spot Instance."""
+    assert refused(launch(subnet=(f"{HERE}:subnet/ALTERNATIVE", False))) == set()
+    by = {"ec2:LaunchTemplate": TEMPLATE}
+    assert allows(STATEMENTS, Authorization("ec2:RunInstances", SPOT_REQUEST, {**by, **TAGS}))
+    assert allows(
+        STATEMENTS, Authorization("ec2:CreateTags", SPOT_REQUEST, {**TAGS, "ec2:CreateAction": "RunInstances"})
+    )
+    for context in ({}, by, TAGS, {**by, **TAGS, "aws:RequestTag/bentpipe:fleet": "staging"}):
+        assert not allows(STATEMENTS, Authorization("ec2:RunInstances", SPOT_REQUEST, context))
+
+
+def test_only_our_fleets_types_and_spot_requests_are_changed() -> None:
+    ours = {"aws:ResourceTag/bentpipe:fleet": "FLEET"}
+    modify = Authorization("ec2:ModifyInstanceAttribute", INSTANCE, {**ours, "ec2:Attribute": "InstanceType"})
+    cancel = Authorization("ec2:CancelSpotInstanceRequests", SPOT_REQUEST, ours)
+    for asked in (modify, cancel):
+        assert allows(STATEMENTS, asked)
+        other = {**asked.context, "aws:ResourceTag/bentpipe:fleet": "staging"}
+        assert not allows(STATEMENTS, dataclasses.replace(asked, context=other))
+    for attribute in ("UserData", "InstanceInitiatedShutdownBehavior", "GroupSet"):
+        other = {**ours, "ec2:Attribute": attribute}
+        assert not allows(STATEMENTS, dataclasses.replace(modify, context=other))
 
 
 @pytest.mark.parametrize(

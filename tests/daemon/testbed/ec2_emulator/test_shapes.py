@@ -11,9 +11,9 @@ import pytest
 from botocore.model import ListShape, ServiceModel, Shape, StringShape, StructureShape
 
 from beds.machines.emulator_calls import DEADLINE_S, TAGS
-from bentpipe.daemon.testbed.ec2_emulator.actions import ACTIONS
 from bentpipe.daemon.testbed.ec2_emulator.control import Control
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
+from bentpipe.daemon.testbed.ec2_emulator.service import ALL_ACTIONS
 from bentpipe.daemon.testbed.ec2_emulator.wire import NAMESPACE
 
 
@@ -36,9 +36,9 @@ def wire_names(shape: Shape | None, prefix: str = "", depth: int = 0) -> Iterato
             yield key
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", ALL_ACTIONS)
 def test_every_parameter_that_is_understood_exists(action: str) -> None:
-    assert ACTIONS[action].parameters <= set(wire_names(ec2_model().operation_model(action).input_shape))
+    assert ALL_ACTIONS[action].parameters <= set(wire_names(ec2_model().operation_model(action).input_shape))
 
 
 def check_shape(element: ET.Element, shape: Shape, where: str) -> None:
@@ -68,6 +68,8 @@ def check_shape(element: ET.Element, shape: Shape, where: str) -> None:
 def test_every_answer_has_the_shape_of_the_model(emulator: Emulator, control: Control) -> None:
     control.add_template(name="builder")
     stopped, running = control.add_instance(tags=TAGS), control.add_instance(tags=TAGS, running=True)
+    resized = control.add_instance(tags=TAGS, hibernation=False)
+    emulator.cloud.spot_requests["sir-1"] = True
     for _ in range(5):
         control.add_instance()
     requests = [
@@ -81,9 +83,11 @@ def test_every_answer_has_the_shape_of_the_model(emulator: Emulator, control: Co
         "DescribeLaunchTemplateVersions&LaunchTemplateName=builder",
         "DescribeImages",
         f"CreateTags&ResourceId.1={stopped}&Tag.1.Key=a&Tag.1.Value=b",
+        f"ModifyInstanceAttribute&InstanceId={resized}&InstanceType.Value=c7g.xlarge",
+        "CancelSpotInstanceRequests&SpotInstanceRequestId.1=sir-1",
     ]
     model = ec2_model()
-    assert {request.partition("&")[0] for request in requests} == set(ACTIONS)
+    assert {request.partition("&")[0] for request in requests} == set(ALL_ACTIONS)
     for request in requests:
         action = request.partition("&")[0]
         with urllib.request.urlopen(emulator.url, f"Action={request}".encode(), timeout=DEADLINE_S) as answer:

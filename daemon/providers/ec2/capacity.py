@@ -1,0 +1,79 @@
+"""What the lack of capacity means for one machine: which alternatives are left, and which types it may be given.
+
+A machine that exists is bound to its zone by its disk. EC2 changes the type of a stopped instance, but of no Spot Instance,
+and of none that was launched for hibernation (EC2's user guide, "Change the instance type").
+"""
+
+import dataclasses
+
+import trio
+
+from bentpipe.config.ec2_machine import MachineTypeEc2Section
+from bentpipe.daemon.errors import ProviderCapacity
+from bentpipe.daemon.model import Fault, Machine, MachineState
+from bentpipe.daemon.providers.ec2.alternatives import Alternative, CapacityMemory, alternatives_of
+from bentpipe.daemon.providers.ec2.descriptions import Description
+from bentpipe.daemon.providers.ec2.entry import Entry
+from bentpipe.daemon.providers.ec2.errors import Ec2Failure, FailureKind
+
+
+def present(seen: Description) -> Alternative:
+    """The pool from which the machine is started as it is."""
+    return Alternative("", seen.instance_type, seen.zone, spot=bool(seen.spot_request))
+
+
+def fixed_type(seen: Description) -> str:
+    """Why EC2 would not change the machine's type; "" if it would."""
+    if seen.spot_request:
+        return "EC2 does not change the type of a Spot Instance"
+    return "EC2 does not change the type of a machine that was launched for hibernation" if seen.hibernation else ""
+
+
+def types_in_place(entry: Entry, seen: Description) -> list[Alternative]:
+    """The types that the machine may have where it is, by the configuration; the present one first."""
+    kinds = [present(seen)]
+    section = entry.machine.section
+    if isinstance(section, MachineTypeEc2Section) and section.change_type and not fixed_type(seen):
+        kinds += [
+            Alternative("", each.instance_type, seen.zone)
+            for each in alternatives_of(section)
+            if each.instance_type is not None and not each.spot and each.takes_place_in(seen.zone, seen.subnet)
+        ]
+    return list(dict.fromkeys(kinds))
+
+
+def judged(memory: CapacityMemory, entry: Entry, seen: Description, look: Machine) -> Machine:
+    """Add to a look whether the machine is worth another launch or start at once. A lack of capacity is noted once."""
+    if look.fault is not Fault.CAPACITY:
+        return look
+    start = seen.instance_id, seen.launched_at
+    if entry.judged is None or entry.judged[0] != start:
+        now = trio.current_time()
+        if seen.state is MachineState.TERMINATED:
+            options = list(alternatives_of(entry.machine.section))
+            memory.lacked(_launched_by(entry, seen, options), now)
+        else:
+            options = types_in_place(entry, seen)
+            memory.lacked(present(seen), now)
+        entry.judged = start, len(options) > 1 and memory.any_left(options, now)
+    return dataclasses.replace(look, other_left=entry.judged[1])
+
+
+def _launched_by(entry: Entry, seen: Description, alternatives: list[Alternative]) -> Alternative:
+    if entry.launched_by is not None and entry.launched_by[0] == seen.instance_id:
+        return entry.launched_by[1]
+    fitting = (
+        each
+        for each in alternatives
+        if each.instance_type in (None, seen.instance_type)
+        and each.spot == bool(seen.spot_request)
+        and each.takes_place_in(seen.zone, seen.subnet or each.subnet or "")
+    )
+    return next(fitting, present(seen))
+
+
+def zone_is_empty(seen: Description, failures: list[tuple[Alternative, Ec2Failure]]) -> ProviderCapacity:
+    """The error for a machine that exists and cannot be started where it is."""
+    types = ", ".join(f"{kind.instance_type} ({failure.code})" for kind, failure in failures)
+    words = f"{FailureKind.CAPACITY.value} in {seen.zone or 'its zone'}, where the satellite's disk is: {types}"
+    return ProviderCapacity("; ".join([words, *(str(failure) for _, failure in failures)]), peer_hint=words)
