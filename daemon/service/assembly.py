@@ -30,6 +30,7 @@ from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import make_accounts
 from bentpipe.daemon.service.api import ApiNews, Satellites, make_api, make_local_api, specs_of
+from bentpipe.daemon.service.certificate_watch import CertificateWatch
 from bentpipe.daemon.service.cutting import cut_verb
 from bentpipe.daemon.service.descriptors import Descriptors, raise_limit, share_out, soft_limit
 from bentpipe.daemon.service.engine_priority import explain_priority
@@ -113,6 +114,7 @@ def assemble(config: Config) -> Daemon:
         records=records,
         provisioner=provisioner,
         satellite_ca=satellite_ca,
+        certificate_watch=CertificateWatch(config),
         ports=serve_ports(
             *(opened, edge, ktls, {"cut": cut_verb(edge.handoff, fleet)}),
             make_local_api(config, satellites, counters, news),

@@ -125,6 +125,14 @@ CONNECTIONS = (
         },
     ),
     by_label(
+        MetricKind.GAUGE,
+        "certificate_end_seconds",
+        "file",
+        "Until when a configured certificate holds, in seconds since the epoch.",
+        None,
+        lambda look: look.daemon.certificate_watch.ends,
+    ),
+    by_label(
         MetricKind.COUNTER,
         "limits_reached",
         "limit",

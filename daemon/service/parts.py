@@ -22,6 +22,7 @@ from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import AccountParts
 from bentpipe.daemon.service.api import ApiNews
+from bentpipe.daemon.service.certificate_watch import CertificateWatch
 from bentpipe.daemon.service.ports import Ports
 from bentpipe.daemon.service.satellite_ca import SatelliteCa
 from bentpipe.daemon.service.stores import Stores
@@ -58,6 +59,7 @@ class Daemon:
     satellite_ca: SatelliteCa | None
     """None: the daemon issues no certificates."""
     ports: Ports
+    certificate_watch: CertificateWatch
     turns: TurnMeter = dataclasses.field(default_factory=TurnMeter)
     drain: trio.Event = dataclasses.field(default_factory=trio.Event)
     """Set it to begin the drain."""
@@ -103,6 +105,7 @@ class Daemon:
         A certificate that cannot be read is logged, and the old one stays.
         """
         self.ports.certificates.ask()
+        self.certificate_watch.ask()
         self.fleet.reset()
 
     def drain_local_api(self) -> None:

@@ -3,6 +3,7 @@
 The engine reads the same files with OpenSSL, which says of a wrong pair only that a key does not fit.
 """
 
+import contextlib
 import datetime
 import itertools
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,23 @@ def tls_concerns(config: Config) -> Iterator[Concern]:
         yield from _authority_concerns(f"{where}.ca", trust.ca)
         if trust.certificate is not None and trust.key is not None:
             yield from _pair_concerns(where, trust.certificate, trust.key)
+
+
+def certificate_ends(config: Config) -> dict[str, float]:
+    """Until when the certificates hold that the daemon shows, by their file, in seconds since the epoch."""
+    files = [
+        *(pair.certificate for each in config.listener if each.tls is not None for pair in (each.tls, *each.tls.more)),
+        *(
+            each.tls.certificate
+            for each in config.machines
+            if each.tls is not None and each.tls.certificate is not None
+        ),
+    ]
+    ends = {}
+    for path in files:
+        with contextlib.suppress(ValueError):  # tls_concerns says why it cannot be read
+            ends[str(path)] = _read_chain(path)[0].not_valid_after_utc.timestamp()
+    return ends
 
 
 def _listener_concerns(where: str, section: ServerTlsSection, config: Config) -> Iterator[Concern]:

@@ -4,7 +4,7 @@
                > fleet > one nursery a satellite
                > provisioning: satellites that are launched or removed
                > satellite authority, machine identities, enrolment
-               > hand-off, engine watch, deadlines, certificates, recorder, coordination, control, metrics
+               > hand-off, engine watch, deadlines, certificates and their watch, recorder, coordination, control, metrics
                > tokens, signing key, OIDC keys
                > sessions > one task a connection until its hand-off
                           > listeners
@@ -81,6 +81,7 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
     nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, daemon.engine)
     nursery.start_soon(run_owned, Owner("deadlines"), edge.greetings.run_deadlines)
     nursery.start_soon(run_owned, Owner("certificates"), ports.certificates.run_reload)
+    nursery.start_soon(run_owned, Owner("certificate watch"), daemon.certificate_watch.run_watch)
     if ports.control is not None:
         nursery.start_soon(run_owned, Owner("control"), ports.control.run_control)
     if ports.local_api is not None:
