@@ -1,7 +1,11 @@
 """Every method of the API by every kind of credential, over the wire: what a caller hears, and what is done."""
 
+import contextlib
 import hashlib
+import http.client
 import itertools
+import json
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -22,8 +26,22 @@ from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.proto import compute_pb2 as pb
 from bentpipe.proto import operations_pb2
 from bentpipe.proto.grpc_status import GrpcStatus
+from bentpipe.proto.logstream_pb2 import StreamLogRequest
+from bentpipe.proto.reflection_pb2 import ServerReflectionRequest
 
 COMPUTE = "/api.public.compute.Compute/"
+LOGS = "/api.public.logstream.LogStream/StreamLogs"
+REFLECTION = tuple(f"/grpc.reflection.{v}.ServerReflection/ServerReflectionInfo" for v in ("v1", "v1alpha"))
+PAGES = (
+    ("POST", "/api/v0/account/login", "token"),
+    ("POST", "/api/v0/account/exchange", "Bearer"),
+    ("GET", "/api/v0/admin/organizations", "Bearer"),
+    ("GET", "/api/v0/account/ping", "Bearer"),
+    ("GET", "/api/v0/account/tokens", "Bearer"),
+    ("GET", "/api/v1/secrets/user/std/registry/docker.io/username", "Bearer"),
+)
+Page = dict[str, list[dict[str, str]]]
+"""What the pages with lists have."""
 OPERATIONS = "/bentpipe.operations.Operations/"
 MINE, THEIRS, MISSING = SatelliteKey("acme", "mine"), SatelliteKey("acme", "theirs"), SatelliteKey("acme", "missing")
 METHODS: dict[str, type[Message]] = {
@@ -88,6 +106,19 @@ class Bed:
 
     async def about(self, method: str, kind: str, key: SatelliteKey) -> tuple[GrpcStatus, str, list[bytes]]:
         return await self.call(method, METHODS[method](org_id=key.org, name=key.name), kind)
+
+    async def page(self, method: str, path: str, scheme: str, kind: str) -> tuple[int, Page]:
+        """The status and the JSON of an HTTP/1.1 page."""
+        return await trio.to_thread.run_sync(self._page, method, path, scheme, self.credentials[kind])
+
+    def _page(self, method: str, path: str, scheme: str, token: str | None) -> tuple[int, Page]:
+        host, port = self.daemon.addresses[0]
+        context = ssl.create_default_context(cadata=self._ca_pem.decode())
+        with contextlib.closing(http.client.HTTPSConnection(host, port, timeout=60, context=context)) as connection:
+            connection.request(method, path, headers={} if token is None else {"Authorization": f"{scheme} {token}"})
+            answer = connection.getresponse()
+            found: Page = json.loads(answer.read())
+            return answer.status, found
 
     def _call(self, method: str, request: Message, token: str | None) -> tuple[GrpcStatus, str, list[bytes]]:
         credentials = grpc.ssl_channel_credentials(self._ca_pem)
@@ -221,6 +252,31 @@ async def test_an_activity_has_what_is_the_callers_own(bed: Bed) -> None:
             assert (status, shown) == (GrpcStatus.OK, names), kind
     for kind in NOBODY:
         assert (await bed.call(method, request, kind))[0] is GrpcStatus.UNAUTHENTICATED
+
+
+async def test_nobody_hears_nothing_from_the_other_methods_and_pages(bed: Bed) -> None:
+    """Server reflection, the log stream, and every page over HTTP/1.1. A page that does not exist is 404 for all."""
+    for kind, path in itertools.product(NOBODY, (LOGS, *REFLECTION)):
+        request = StreamLogRequest(eof=True) if path == LOGS else ServerReflectionRequest(list_services="")
+        status, _, answers = await bed.call(path, request, kind)
+        assert (status, answers) == (GrpcStatus.UNAUTHENTICATED, []), (kind, path)
+    for kind in NOBODY:
+        for method, page, scheme in PAGES:
+            code, body = await bed.page(method, page, scheme, kind)
+            assert (code, list(body)) == (401, ["message"]), (kind, page)
+    assert (await bed.page("GET", "/api/v0/nothing", "Bearer", "bad"))[0] == 404
+
+
+async def test_pages_have_what_is_the_callers_own(bed: Bed) -> None:
+    for kinds, org in ((ELSEWHERE, "other"), (USERS, "acme"), (MANAGERS, "acme")):
+        for kind in kinds:
+            status, body = await bed.page("GET", "/api/v0/admin/organizations", "Bearer", kind)
+            assert (status, [each["name"] for each in body["details"]]) == (200, [org]), kind
+            status, body = await bed.page("GET", "/api/v0/account/tokens", "Bearer", kind)
+            assert status == 200
+            assert {each["name"] for each in body["tokenDetails"]} <= {"user", "manager", "foreign"} - (
+                {"foreign"} if org == "acme" else {"user", "manager"}
+            ), kind
 
 
 async def test_the_right_caller_wakes_and_reserves_and_puts_to_sleep(bed: Bed) -> None:

@@ -1,7 +1,8 @@
 """The Earthly CLI's recorded calls, replayed against a daemon whose one TLS port has both the API and the satellites."""
 
+import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,11 @@ from bentpipe.proto import compute_pb2 as pb
 from bentpipe.proto.grpc_status import GrpcStatus
 from bentpipe.proto.logstream_pb2 import StreamLogRequest, StreamLogResponse
 
-TOKEN, OTHER_TOKEN = "bp_manager", "bp_foreign"
+TOKEN, USE_TOKEN, OTHER_TOKEN = "bp_manager", "bp_user", "bp_foreign"
+MAX_HELD = 2
+"""Callers that may wait for one satellite."""
+AT_ONCE_S = 5.0
+"""On a busy machine. Had the CLI to try again, its user would read our words after 31 s or more."""
 SLEEP, STARTING, OPERATIONAL, STOPPING = (
     getattr(pb, f"SATELLITE_STATUS_{name}") for name in ("SLEEP", "STARTING", "OPERATIONAL", "STOPPING")
 )
@@ -25,7 +30,7 @@ COMPUTE = "/api.public.compute.Compute/"
 
 
 class Bed:
-    """A daemon with the satellites acme/builder, acme/vanilla and acme/broken, which all sleep."""
+    """A daemon with the satellites acme/builder, acme/vanilla, acme/broken and acme/slow, which all sleep."""
 
     def __init__(self, daemon: Daemon, ca_pem: bytes) -> None:
         self.daemon, self.ca_pem = daemon, ca_pem
@@ -51,9 +56,20 @@ class Bed:
 
 @pytest.fixture
 async def bed(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Bed]:
-    tokens = {"anna": ApiToken(TOKEN, scope="manage"), "eve": ApiToken(OTHER_TOKEN, ("other/*",))}
-    satellites = {"acme/builder": ("--boot", "0.3"), "acme/vanilla": (), "acme/broken": ("--fail",), "other/theirs": ()}
-    config, ca = write_api_config(tmp_path, tokens, satellites)
+    tokens = {
+        "anna": ApiToken(TOKEN, scope="manage"),
+        "ben": ApiToken(USE_TOKEN),
+        "eve": ApiToken(OTHER_TOKEN, ("other/*",)),
+    }
+    satellites = {
+        "acme/builder": ("--boot", "0.3"),
+        "acme/vanilla": (),
+        "acme/broken": ("--fail",),
+        "acme/slow": ("--boot", "600"),
+        "other/theirs": (),
+    }
+    sections = f"[limits]\nmax_held_per_satellite = {MAX_HELD}\n"
+    config, ca = write_api_config(tmp_path, tokens, satellites, sections=sections)
     daemon = await nursery.start(serve, load_config(config))
     yield Bed(daemon, ca.read_bytes())
     daemon.drain.set()
@@ -84,9 +100,10 @@ def listed(cli: EarthlyCli, call: Json) -> None:
     [message] = answer.messages
     instances = pb.ListSatellitesResponse.FromString(message).instances
     assert [(each.name, each.platform, each.size) for each in instances] == [
-        (name, "linux/arm64", "process") for name in ("broken", "builder", "vanilla")
+        (name, "linux/arm64", "process") for name in ("broken", "builder", "slow", "vanilla")
     ]
     assert all(each.status for each in instances)
+    assert not any(each.hidden for each in instances)
 
 
 def got(cli: EarthlyCli, call: Json) -> pb.GetSatelliteResponse:
@@ -96,7 +113,10 @@ def got(cli: EarthlyCli, call: Json) -> pb.GetSatelliteResponse:
     found = pb.GetSatelliteResponse.FromString(message)
     assert found.is_managed
     assert found.satellite_address == f"localhost:{cli.address[1]}", "where BuildKit's client connects: HOST:PORT"
-    assert not found.HasField("certificate")
+    assert not found.HasField("certificate"), "it trusts SSL_CERT_FILE"
+    assert (found.id, found.platform, found.size) == ("acme/builder", "linux/arm64", "process")
+    assert (found.maintenance_window_start, found.maintenance_window_end) == ("", ""), "a start without an end is fatal"
+    assert found.HasField("last_used") is (found.status == OPERATIONAL), "it was not used before its first wake"
     return found
 
 
@@ -242,18 +262,85 @@ async def test_removing_is_refused_at_once(bed: Bed) -> None:
     await bed.replay("sat rm builder", check)
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
+# -- errors: a status that the CLI retries hides our words for 31 s or more ---------------------------------------------
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < AT_ONCE_S
+
+
+def about(call: Json, name: str) -> Json:
+    """The call, about another satellite."""
+    return {**call, "body": {"org_id": "acme", "name": name}}
 
 
 async def test_a_wake_that_fails_is_told_at_once_and_not_retried(bed: Bed) -> None:
+    """By Reserve and Wake, for the first caller and for one that finds it FAILED. FAILED itself is never sent."""
+
     def check(cli: EarthlyCli, calls: list[Json]) -> None:
         log_in(cli, calls[0])
-        reserve = {**calls[4], "body": {"org_id": "acme", "name": "broken"}}
-        answer = cli.grpc(reserve, pb.ReserveSatelliteRequest)
-        assert answer.status == GrpcStatus.ABORTED
-        assert answer.words
-        assert set(statuses(answer)) <= {SLEEP, STARTING}
+        wake = about(RECORDED["sat wake builder"][-1], "broken")
+        for call, kind in ((about(calls[4], "broken"), pb.ReserveSatelliteRequest), (wake, pb.WakeSatelliteRequest)):
+            for _ in range(2):
+                with at_once():
+                    answer = cli.grpc(call, kind)
+                assert answer.status == GrpcStatus.ABORTED
+                assert answer.words
+                assert set(statuses(answer)) <= {SLEEP, STARTING}
 
+    await bed.replay("build-sat-builder", check)
+
+
+async def test_what_the_caller_may_not_do_is_told_at_once(bed: Bed) -> None:
+    def check(cli: EarthlyCli, calls: list[Json]) -> None:
+        log_in(cli, calls[0])
+        for command, kind in (
+            ("sat sleep builder", pb.SleepSatelliteRequest),
+            ("sat update builder", pb.UpdateSatelliteRequest),
+            ("sat rm builder", pb.DeleteSatelliteRequest),
+        ):
+            with at_once():
+                answer = cli.grpc(RECORDED[command][-1], kind)
+            assert (answer.status, answer.messages) == (GrpcStatus.PERMISSION_DENIED, []), command
+            assert "manage" in answer.words
+        assert got(cli, calls[2]).status == SLEEP
+
+    await bed.replay("build-sat-builder", check, token=USE_TOKEN)
+
+
+async def test_a_satellite_that_is_busy_waking_or_in_use_is_told_at_once(bed: Bed) -> None:
+    """A limit that is reached, and a sleep that is refused: ABORTED, since the CLI repeats the usual statuses of both."""
+
+    def check(cli: EarthlyCli, calls: list[Json]) -> None:
+        log_in(cli, calls[0])
+        waiting = [cli.begin(about(calls[4], "slow"), pb.ReserveSatelliteRequest) for _ in range(MAX_HELD)]
+        while bed.daemon.fleet.statistics().waiting < MAX_HELD:
+            time.sleep(0.01)
+        for call, kind in ((calls[4], pb.ReserveSatelliteRequest), (wake, pb.WakeSatelliteRequest)):
+            with at_once():
+                answer = cli.grpc(about(call, "slow"), kind)
+            assert answer.status == GrpcStatus.ABORTED
+            assert "limits.max_held_per_satellite" in answer.words
+        with at_once():
+            answer = cli.grpc(about(sleep, "slow"), pb.SleepSatelliteRequest)
+        assert answer.status == GrpcStatus.ABORTED
+        assert "starting" in answer.words
+        assert cli.grpc(calls[4], pb.ReserveSatelliteRequest).status == GrpcStatus.OK
+        with at_once():
+            answer = cli.grpc(sleep, pb.SleepSatelliteRequest)
+        assert answer.status == GrpcStatus.ABORTED, "it is reserved"
+        # Those who wait are told of a drain, and go to another host.
+        trio.from_thread.run_sync(bed.daemon.fleet.drain)
+        with at_once():
+            for wire, stream in waiting:
+                ended = wire.finish(stream)
+                assert ended.status == GrpcStatus.UNAVAILABLE
+                assert set(statuses(ended)) <= {SLEEP, STARTING}
+
+    wake, sleep = RECORDED["sat wake builder"][-1], RECORDED["sat sleep builder"][-1]
     await bed.replay("build-sat-builder", check)
 
 

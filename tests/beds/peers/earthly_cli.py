@@ -107,13 +107,14 @@ class GrpcWire:
         """Read a call to its end."""
         reader, messages = MessageReader(1 << 20, "test"), list[bytes]()
         trailers: dict[str, str] = {}
+        others: list[h2.events.Event] = []
         ended = False
         while not ended:
             events, self._unread = self._unread or self._read(), []
             for event in events:
                 if getattr(event, "stream_id", None) != stream:
-                    continue
-                if isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
+                    others.append(event)
+                elif isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
                     trailers.update({str(name): str(value) for name, value in event.headers})
                 elif isinstance(event, h2.events.DataReceived):
                     messages += reader.receive_data(event.data)
@@ -121,6 +122,7 @@ class GrpcWire:
                     self._send()
                 elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
                     ended = True
+        self._unread = others
         assert trailers[":status"] == "200"
         assert trailers["content-type"].startswith("application/grpc")
         return Answer(messages, int(trailers["grpc-status"]), trailers.get("grpc-message", ""))
@@ -197,9 +199,13 @@ class EarthlyCli:
         raise AssertionError("an answer without its length")
 
     def grpc(self, call: Json, kind: type[Message], more: Sequence[Message] = ()) -> Answer:
-        """Make a recorded gRPC call, with a PING behind it, as grpc-go sends for its estimate of bandwidth."""
+        """Make a recorded gRPC call."""
+        wire, stream = self.begin(call, kind, more)
+        return wire.finish(stream)
+
+    def begin(self, call: Json, kind: type[Message], more: Sequence[Message] = ()) -> tuple[GrpcWire, int]:
+        """Begin a recorded gRPC call. Its answer is to be read from the wire's stream."""
         path = str(call["grpc"])
         wire = self.logs if "LogStream" in path else self.api
         bodies = [Parse(json.dumps(call["body"]), kind())] if "body" in call else []
-        stream = wire.start(path, self._filled(call["headers"]), [*bodies, *more])
-        return wire.finish(stream)
+        return wire, wire.start(path, self._filled(call["headers"]), [*bodies, *more])
