@@ -24,6 +24,7 @@ PACKAGES = {
     "bentpipe.daemon.providers.ec2": "daemon/providers/ec2",
     "bentpipe.daemon.providers.process": "daemon/providers/process",
     "bentpipe.daemon.registry": "daemon/registry",
+    "bentpipe.daemon.readings": "daemon/readings",
     "bentpipe.daemon.report": "daemon/report",
     "bentpipe.daemon.service": "daemon/service",
     "bentpipe.daemon.store": "daemon/store",

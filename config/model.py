@@ -24,6 +24,7 @@ from bentpipe.config.ec2_machine import MachineTypeEc2Section, SatelliteEc2Secti
 from bentpipe.config.image import ImageSection
 from bentpipe.config.prices import PricesSection
 from bentpipe.config.rates import Ec2RatesSection
+from bentpipe.config.responder import ResponderSection
 from bentpipe.config.satellite_ca import SatelliteCaSection
 from bentpipe.config.units import (
     Network,
@@ -296,6 +297,8 @@ class MachineSection(Section):
     """What runs on its machine, given as user data when the daemon launches it. Without it that is the template's matter."""
     tls: SatelliteTlsSection | None = None
     """Without it the daemon speaks plaintext to the satellite."""
+    responder: ResponderSection | None = None
+    """Without it nothing is known of the machine but what its provider and its port tell."""
     platform: Literal["linux/amd64", "linux/arm64"] = "linux/amd64"
     """What the control API says of it, as Docker spells it; nothing else depends on it."""
     sleep_mode: Literal["hibernate", "stop"] = "hibernate"

@@ -158,6 +158,39 @@ NO_WAITS = Waits()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Suspicion:
+    """How much a satellite looks as if it mined instead of building: `score` is 0 to 100, `reasons` are for people."""
+
+    score: int = 0
+    reasons: tuple[str, ...] = ()
+
+    def __or__(self, other: "Suspicion") -> "Suspicion":
+        return other if other.score > self.score else self
+
+
+NO_SUSPICION = Suspicion()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Peaks:
+    """The highest shares of any 10 s, in percent, in which some task waited for a resource (PSI)."""
+
+    cpu_percent: float = 0.0
+    memory_percent: float = 0.0
+    io_percent: float = 0.0
+
+    def __or__(self, other: "Peaks") -> "Peaks":
+        return Peaks(
+            max(self.cpu_percent, other.cpu_percent),
+            max(self.memory_percent, other.memory_percent),
+            max(self.io_percent, other.io_percent),
+        )
+
+
+NO_PEAKS = Peaks()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class StateFacts:
     """What is known of a satellite's stay in one state once that state has ended.
 
@@ -172,6 +205,12 @@ class StateFacts:
     """Of OPERATIONAL: what the wake before it found. The machine is asked only when it is operational."""
     start_attempts: int = 0
     """Of a wake: how often the provider was asked to start or launch the machine."""
+    peaks: Peaks = NO_PEAKS
+    """Of OPERATIONAL, as the next two: what its responder has told."""
+    kills: int = 0
+    """Processes and steps of builds that were ended because memory ran out."""
+    suspicion: Suspicion = NO_SUSPICION
+    """The highest."""
 
 
 NO_FACTS = StateFacts()

@@ -55,7 +55,7 @@ async def dial_at_once(address: Address, tls: SatelliteTls | None) -> Transport 
     """Try once, for AT_ONCE_S at most. Returns None if that fails; `dial` then finds out why."""
     with trio.move_on_after(AT_ONCE_S):
         try:
-            return await _attempt(address, tls)
+            return await dial_once(address, tls)
         except Exception as exc:
             log.debug("dial failed", extra={"fields": {"address": str(address), "error": reason_of(exc)}})
             return None
@@ -114,7 +114,8 @@ def reason_of(error: Exception) -> str:
     return str(error) if isinstance(error, OSError | TransportError | TlsError) else f"{type(error).__name__}: {error}"
 
 
-async def _attempt(address: Address, tls: SatelliteTls | None) -> Transport:
+async def dial_once(address: Address, tls: SatelliteTls | None) -> Transport:
+    """Try once. Raises any exception: `reason_of` has its words."""
     return await _secure(await _connect(address), address, tls)
 
 

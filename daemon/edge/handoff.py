@@ -123,6 +123,11 @@ class HandOff:
         self.cut_by_operator = 0
         """How many the operator cut."""
 
+    def connected(self, key: SatelliteKey) -> list[str]:
+        """The spliced clients of a satellite, in words for the log."""
+        found = [splice for splice in self._live.values() if splice.key == key]
+        return [f"{splice.peer} of {splice.principal or 'nobody known'}" for splice in found]
+
     @property
     def live(self) -> int:
         """Spliced connections now."""

@@ -15,7 +15,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.fleet.machine.known import Known
+from bentpipe.daemon.model import SatelliteKey, SatelliteState
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,6 +58,14 @@ class Request:
     key: SatelliteKey
     upkeep: bool = False
     """No client waits for it."""
+
+
+def place_of(key: SatelliteKey, known: Known, now: float) -> Holder | Request | None:
+    """Say how the awake budget sees a satellite: it holds a place, asks for one, or neither."""
+    if known.holds_place:
+        leaving = known.state is SatelliteState.STOPPING
+        return Holder(key, known.idle_since, known.evictable_at, known.keep_awake, leaving)
+    return Request(key, upkeep=not known.waiting) if known.wants_place(now) else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

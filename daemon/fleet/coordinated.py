@@ -21,7 +21,7 @@ TURN_LOST = "this host was paused for so long that another may be acting on the 
 
 
 class CoordinatedProvider:
-    """`Provider` for the machine of one satellite. `is_used` says whether a client of this host uses it or wants to."""
+    """`Provider` for the machine of one satellite. `is_used` says whether a client of this host forbids to stop it."""
 
     def __init__(
         self,

@@ -7,7 +7,10 @@ wrong entry here can make a report wrong, not a wake.
 from collections.abc import Sequence
 
 from bentpipe.daemon.fleet.machine import messages as msg
-from bentpipe.daemon.model import NO_FACTS, Resume, SatelliteState, StateFacts, Waits, WakePhase
+from bentpipe.daemon.model import NO_FACTS, Resume, SatelliteState, StateFacts, Suspicion, Waits, WakePhase
+from bentpipe.daemon.readings.changes import Kills
+from bentpipe.daemon.readings.condition import peaks_of
+from bentpipe.daemon.readings.reading import Reading
 
 
 class FactCollector:
@@ -16,9 +19,12 @@ class FactCollector:
     def __init__(self) -> None:
         self._began = 0.0
         self._ends: dict[WakePhase, float] = {}
-        self._waits = NO_FACTS.waits
-        self._resume = NO_FACTS.resume
+        self._forget()
+
+    def _forget(self) -> None:
+        self._waits, self._resume = NO_FACTS.waits, NO_FACTS.resume
         self._start_attempts = NO_FACTS.start_attempts
+        self._peaks, self._kills, self._suspicion = NO_FACTS.peaks, NO_FACTS.kills, NO_FACTS.suspicion
 
     def note_input(self, event: msg.Input, now: float) -> None:
         """The machine is about to handle `event`."""
@@ -48,6 +54,12 @@ class FactCollector:
         """The machine that was woken has been asked whether it kept its memory."""
         self._resume = resume
 
+    def read(self, reading: Reading, kills: Kills, suspicion: Suspicion) -> None:
+        """Its responder was read."""
+        self._peaks |= peaks_of(reading)
+        self._kills += kills.oom + kills.pressure
+        self._suspicion |= suspicion
+
     def take(self, before: SatelliteState, after: SatelliteState, now: float) -> StateFacts:
         """Return the facts of `before`, which ends now, and forget them.
 
@@ -63,7 +75,11 @@ class FactCollector:
                 if phase in self._ends:
                     phases.append((phase, max(0.0, self._ends[phase] - last)))
                     last = max(last, self._ends[phase])
-        facts = StateFacts(tuple(phases), self._waits, self._resume, self._start_attempts)
-        self._waits, self._resume = NO_FACTS.waits, NO_FACTS.resume
-        self._start_attempts = NO_FACTS.start_attempts
+        facts = StateFacts(
+            *(tuple(phases), self._waits, self._resume, self._start_attempts),
+            peaks=self._peaks,
+            kills=self._kills,
+            suspicion=self._suspicion,
+        )
+        self._forget()
         return facts

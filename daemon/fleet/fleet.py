@@ -5,6 +5,8 @@ The configuration gives the first of them; others are added and removed at run t
 
 import collections
 import dataclasses
+import functools
+import math
 from collections.abc import Iterable
 
 import trio
@@ -14,14 +16,22 @@ from bentpipe.daemon.errors import SATELLITE_WORDS, NoSuchSatellite
 from bentpipe.daemon.fleet.awake_budget import AwakeBudget, limits_of
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.machine.rules import QUIET_WINDOW_S, Rules
+from bentpipe.daemon.fleet.reader import ReadingCounters
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.ids import machine_id_of
-from bentpipe.daemon.model import MachineTraits, SatelliteKey, SleepMode
+from bentpipe.daemon.model import NO_PEAKS, MachineTraits, Peaks, SatelliteKey, SatelliteState, SleepMode
+from bentpipe.daemon.readings.condition import peaks_of
 from bentpipe.daemon.tasks import Owner, run_owned, start_owned
 
+STALE_INTERVALS = 3
+"""A count of builds grows stale when so many readings were due and did not come."""
 
-def rules_of(section: SatelliteSection, max_waiters: int, traits: MachineTraits, *, budgeted: bool = False) -> Rules:
-    """Take the machine's rules out of the configuration."""
+
+def rules_of(
+    section: SatelliteSection, max_waiters: int, traits: MachineTraits, *, budgeted: bool = False, reads: bool = True
+) -> Rules:
+    """Take the machine's rules out of the configuration. `reads`: responders are read."""
+    responder = section.responder
     return Rules(
         sleep_mode=SleepMode(section.sleep_mode),
         sleep_after_s=section.sleep_after_s,
@@ -36,6 +46,9 @@ def rules_of(section: SatelliteSection, max_waiters: int, traits: MachineTraits,
         launch=section.launches,
         budgeted=budgeted,
         ends_quiet=section.quiet_connections == "end",
+        counts_builds=responder is not None and reads,
+        builds_stale_s=STALE_INTERVALS * responder.interval_s + responder.deadline_s if responder else math.inf,
+        trust_builds_s=responder.trust_builds_s if responder else math.inf,
     )
 
 
@@ -50,6 +63,21 @@ class FleetStatistics:
     waiting: int
     leases: int
     queued: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReadStatistics:
+    """What the responders of awake satellites tell now."""
+
+    conditions: dict[str, int]
+    """Satellites that have a responder and are operational, by condition."""
+    builds: int
+    peaks: Peaks
+    """The highest of any satellite."""
+    disk_used: float
+    """The fullest cache: a share of its bytes or inodes, whichever is higher."""
+    suspected: int
+    """Satellites whose score of abuse has reached the one of their configuration."""
 
 
 class Fleet:
@@ -67,6 +95,7 @@ class Fleet:
         budgeted = budget is not None and budget.limits_anything
         self.budget = AwakeBudget(limits_of(budget)) if budget is not None and budgeted else None
         self.crowd = context.crowd
+        self.reading = ReadingCounters() if context.reading is None else context.reading.counters
         self._satellites: dict[SatelliteKey, Satellite] = {}
         self._context = context
         self._max_held = max_held
@@ -84,9 +113,16 @@ class Fleet:
         traits = self._context.provider.traits_of(machine_id_of(key))
         return Satellite(
             key,
-            rules_of(section, self._max_held, traits, budgeted=self.budget is not None),
+            rules_of(
+                section,
+                self._max_held,
+                traits,
+                budgeted=self.budget is not None,
+                reads=self._context.reading is not None,
+            ),
             self._context,
             keep_awake=section.keep_awake,
+            responder=section.responder,
             on_step=self.budget.stepped if self.budget else lambda satellite: None,
         )
 
@@ -143,6 +179,21 @@ class Fleet:
             sum(each.waiting for each in self.satellites),
             sum(each.leases for each in self.satellites),
             len(self.budget.queue) if self.budget is not None else 0,
+        )
+
+    def read_statistics(self) -> ReadStatistics:
+        """What the responders tell now, of all satellites."""
+        readers = [
+            each.reader for each in self.satellites if each.reader.reads and each.state is SatelliteState.OPERATIONAL
+        ]
+        readings = [reader.last for reader in readers if reader.last is not None]
+        disks = [reading.disk for reading in readings if reading.disk is not None]
+        return ReadStatistics(
+            conditions=dict(collections.Counter(reader.condition.value for reader in readers)),
+            builds=sum(reading.running_builds or 0 for reading in readings),
+            peaks=functools.reduce(Peaks.__or__, map(peaks_of, readings), NO_PEAKS),
+            disk_used=max((max(disk.used, disk.inodes_used) for disk in disks), default=0.0),
+            suspected=sum(reader.is_suspected for reader in readers),
         )
 
     def reset(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import trio
 
-from bentpipe.daemon.fleet.lease import Lease
+from bentpipe.daemon.fleet.lease import Lease, Meter
 from bentpipe.daemon.fleet.machine import messages as msg
 from bentpipe.daemon.fleet.traffic import TrafficWatch
 from bentpipe.daemon.model import Address
@@ -28,6 +28,7 @@ class Leases:
         self._feed = feed
         self._suspect = suspect
         self._traffic = TrafficWatch(quiet_window_s)
+        self._meters: dict[Lease, tuple[Meter, int]] = {}
         self._over = trio.Event()
 
     @property
@@ -50,11 +51,22 @@ class Leases:
         if self._traffic.look(trio.current_time()):
             self._feed(msg.Traffic())
 
+    def client_moved(self) -> int:
+        """Bytes that the connections there are have moved since the last call, both directions added."""
+        moved = 0
+        for lease, (meter, before) in self._meters.items():
+            now = meter.moved_bytes()
+            moved += now - before
+            self._meters[lease] = meter, now
+        return moved
+
     def end_quiet(self, *, cut: bool) -> int:
         """End the connections that have a meter, in good order or (`cut`) at once. Returns how many."""
         return self._traffic.end_all(cut=cut)
 
     def _metered(self, lease: Lease) -> None:
+        if lease.meter is not None:
+            self._meters[lease] = lease.meter, 0
         if self.ends_quiet:
             self._traffic.add(lease)
             self._feed(msg.Metered())
@@ -62,4 +74,5 @@ class Leases:
     def _released(self, lease: Lease) -> None:
         self.granted -= 1
         self._traffic.remove(lease)
+        self._meters.pop(lease, None)
         self._feed(msg.Released(metered=self.ends_quiet and lease.meter is not None))

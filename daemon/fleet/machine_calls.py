@@ -12,7 +12,7 @@ from bentpipe.daemon.errors import LaunchTokenSpent, MachineNotFound, ProviderEr
 from bentpipe.daemon.fleet.launches import LaunchTokens
 from bentpipe.daemon.fleet.machine import messages as msg
 from bentpipe.daemon.fleet.machine.messages import Input
-from bentpipe.daemon.model import MachineId, SatelliteKey, SleepMode
+from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.series import Series
 
@@ -20,7 +20,7 @@ log = logging.getLogger("bentpipe.fleet")
 
 
 class MachineCalls:
-    """`feed` takes the results. `waiting` returns how many clients wait."""
+    """`feed` takes the results. `waiting` returns how many clients wait. `enter_again` enters the satellite for them."""
 
     def __init__(
         self,
@@ -32,6 +32,7 @@ class MachineCalls:
         *,
         feed: Callable[[Input], None],
         waiting: Callable[[], int],
+        enter_again: Callable[[], Awaitable[None]],
     ) -> None:
         self._provider = provider
         self._machine_id = machine_id
@@ -39,6 +40,7 @@ class MachineCalls:
         self._look_deadline_s = look_deadline_s
         self._feed = feed
         self._waiting = waiting
+        self._enter_again = enter_again
         self._key = str(key)
         fields = {"satellite": self._key}
         self._starts = Series(log, "start a machine", fields)
@@ -97,15 +99,17 @@ class MachineCalls:
         self._starts.told(error, trio.current_time())
         self._feed(msg.StartDone(error))
 
-    async def stop(self, mode: SleepMode, force: bool) -> None:
+    async def stop(self, asked: msg.Stop) -> None:
         """Carry out a Stop. A client may have come since it was decided, and this is the last moment to notice that."""
-        if self._waiting() and not force:
+        if self._waiting() and not (asked.force or asked.restart):
             self._feed(msg.StopWithdrawn())
             return
         error: ProviderError | None = None
         try:
-            await self._provider.stop(self._machine_id, mode, force=force)
+            await self._provider.stop(self._machine_id, asked.mode, force=asked.force)
         except ProviderError as exc:
             error = exc
             log.warning("sleep refused", extra={"fields": {"satellite": self._key, "error": str(exc)}})
+        if asked.restart:
+            await self._enter_again()
         self._feed(msg.StopDone(error))

@@ -8,6 +8,8 @@ another host must not put it to sleep before this host has found it idle. The ru
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import trio
+
 from bentpipe.daemon.coordination.contract import Coordination
 from bentpipe.daemon.fleet.machine.known import Known
 from bentpipe.daemon.fleet.machine.states import WAKING
@@ -37,6 +39,19 @@ class Presence:
         """Whether a client uses the satellite, waits for it, or is about to."""
         known = self._known()
         return bool(self._entering or known.leases or known.waiting)
+
+    def forbids_stop(self) -> bool:
+        """Whether the machine must not be stopped. Clients that wait for a restart are for it."""
+        known = self._known()
+        return bool(known.leases) if known.is_restarting else self.is_used()
+
+    async def enter_again(self) -> None:
+        """A stop was tried for clients that still wait, so this host is not entered any more: enter for them.
+
+        The machine is not looked at: it is being stopped, and no client uses it before it has been started and probed.
+        """
+        if self.is_used() and not self.is_entered:
+            await self._coordination.enter(self._key, trio.lowlevel.checkpoint)
 
     @contextlib.asynccontextmanager
     async def entering(self, look: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:

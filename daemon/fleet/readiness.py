@@ -19,20 +19,23 @@ REFUSED = "nothing listens on port {}"
 SILENT = "port {} does not answer; a firewall or security group may forbid it"
 """Why it is not ready, for clients. The address is left out: only the operator may know it."""
 
+Tell = Callable[[str, bool], None]
+"""Takes the reason for failure, and whether nothing at all has answered: a machine that refuses can be reached."""
 
-async def wait_listening(address: Address, tell: Callable[[str], None] = lambda words: None) -> None:
+
+async def wait_listening(address: Address, tell: Tell = lambda words, silent: None) -> None:
     """Return once a TCP connection to `address` was accepted. It tries for ever, until the caller's cancel scope ends it.
 
     The reason for failure is reported whenever it changes.
     """
     told = ""
     while True:
-        words = SILENT.format(address.port)
+        words, silent = SILENT.format(address.port), True
         with trio.move_on_after(ATTEMPT_S):
             try:
                 stream = await trio.open_tcp_stream(address.host, address.port)
             except ConnectionRefusedError:
-                words = REFUSED.format(address.port)
+                words, silent = REFUSED.format(address.port), False
             except OSError:
                 pass
             else:
@@ -40,5 +43,5 @@ async def wait_listening(address: Address, tell: Callable[[str], None] = lambda 
                 return
         if words != told:
             told = words
-            tell(words)
+            tell(words, silent)
         await trio.sleep(RETRY_S)

@@ -15,8 +15,9 @@ from typing import assert_never
 import trio
 
 from bentpipe.config.model import KeepAwakeSection
+from bentpipe.config.responder import ResponderSection
 from bentpipe.daemon.errors import BentpipeError, Draining, ProviderError, SatelliteUnusable, SleepRefused, WakeFailed
-from bentpipe.daemon.fleet.budget import Holder, Request
+from bentpipe.daemon.fleet.budget import Holder, Request, place_of
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
 from bentpipe.daemon.fleet.crowd import WaitingLine
@@ -25,7 +26,6 @@ from bentpipe.daemon.fleet.launches import LaunchTokens
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.leases import Leases
 from bentpipe.daemon.fleet.machine import messages as msg
-from bentpipe.daemon.fleet.machine.known import Known
 from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
 from bentpipe.daemon.fleet.machine.messages import Action, Input, SleepProblem
 from bentpipe.daemon.fleet.machine.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, Rules, backed_off
@@ -33,6 +33,7 @@ from bentpipe.daemon.fleet.machine.states import WAKING
 from bentpipe.daemon.fleet.machine.words import DRAINING
 from bentpipe.daemon.fleet.machine_calls import MachineCalls
 from bentpipe.daemon.fleet.presence import Presence
+from bentpipe.daemon.fleet.reader import Reader, ReadSatellite
 from bentpipe.daemon.fleet.readiness import wait_listening
 from bentpipe.daemon.fleet.resume import ResumeDetector
 from bentpipe.daemon.fleet.waiters import Waiter, Waiters
@@ -60,6 +61,7 @@ class Satellite:
         context: FleetContext,
         *,
         keep_awake: Sequence[KeepAwakeSection] = (),
+        responder: ResponderSection | None = None,
         on_step: Callable[["Satellite"], None] = lambda satellite: None,
     ) -> None:
         """`on_step` is called after every step of the machine."""
@@ -73,20 +75,25 @@ class Satellite:
         self._keep_awake = keep_awake
         self._on_step = on_step
         self._machine = SatelliteMachine(rules)
-        self._presence = Presence(key, context.coordination, self._now_known)
+        self._presence = Presence(key, context.coordination, lambda: self._machine.known)
         tokens = LaunchTokens(key, context.registry, context.wall)
-        coordinated = CoordinatedProvider(context.provider, context.coordination, key, self._presence.is_used, tokens)
+        coordinated = CoordinatedProvider(
+            context.provider, context.coordination, key, self._presence.forbids_stop, tokens
+        )
         self._provider: Provider = TypedProvider(coordinated, str(key))
         look_deadline_s = rules.traits.look_deadline_s
         self._calls = MachineCalls(
             *(key, self._provider, self._machine_id, tokens, look_deadline_s),
             feed=self._feed,
             waiting=lambda: self.waiting,
+            enter_again=self._presence.enter_again,
         )
         self._facts = FactCollector()
         self._waiters = Waiters(WaitingLine(context.crowd, rules.max_waiters), self._facts.waited)
         self._leases = Leases(rules.quiet_window_s, ends_quiet=rules.ends_quiet, feed=self._feed, suspect=self.suspect)
-        self._resumes = ResumeDetector(key, context.read_boot_info)
+        read = ReadSatellite(self._operational_at, self._leases, self._facts, self._feed)
+        self.reader = Reader(key, responder, context.reading, read)
+        self._resumes = ResumeDetector(key, self.reader.boot_info if self.reader.reads else context.read_boot_info)
         means = Means(
             machine=self._last_seen,
             vouches=self._provider.vouches_nowait,
@@ -180,11 +187,12 @@ class Satellite:
         """A held client gives its place to a client of another principal."""
         self._feed(msg.Departed(waiter.id))
 
-    def _now_known(self) -> Known:
-        return self._machine.known
-
     def _last_seen(self) -> Machine | None:
         return self._machine.known.machine
+
+    def _operational_at(self) -> Address | None:
+        machine = self._machine.known.machine
+        return machine.address if machine is not None and self.state is SatelliteState.OPERATIONAL else None
 
     def is_at(self, address: Address) -> bool:
         """Whether its machine is known to have `address` at this moment."""
@@ -282,11 +290,7 @@ class Satellite:
 
     def place(self) -> Holder | Request | None:
         """Say how the awake budget sees it: it holds a place, asks for one, or neither."""
-        known = self._machine.known
-        if known.holds_place:
-            leaving = known.state is SatelliteState.STOPPING
-            return Holder(self.key, known.idle_since, known.evictable_at, known.keep_awake, leaving)
-        return Request(self.key, upkeep=not known.waiting) if known.wants_place(trio.current_time()) else None
+        return place_of(self.key, self._machine.known, trio.current_time())
 
     def grant_place(self) -> bool:
         """The awake budget lets it wake. Returns whether it does."""
@@ -314,6 +318,8 @@ class Satellite:
             nursery.start_soon(run_owned, self._owner("calendar"), run_calendar, *calendar)
             if self.rules.ends_quiet:
                 nursery.start_soon(run_owned, self._owner("meters"), self._run_meters)
+            if self.reader.reads:
+                nursery.start_soon(run_owned, self._owner("reader"), self.reader.run_reader)
             nursery.start_soon(run_owned, self._owner("clock", self._broke), self._run_clock)
             task_status.started()
             await trio.sleep_forever()
@@ -416,8 +422,8 @@ class Satellite:
                 self._spawn(self._calls.start)
             case msg.Launch(generation):
                 self._spawn(self._calls.launch, generation)
-            case msg.Stop(mode, force):
-                self._spawn(self._calls.stop, mode, force)
+            case msg.Stop():
+                self._spawn(self._calls.stop, action)
             case msg.EndQuiet(cut):
                 ended = self._leases.end_quiet(cut=cut)
                 self._log("quiet connections ended", {"connections": ended, "cut": cut})
@@ -428,6 +434,8 @@ class Satellite:
                 self._probe.cancel()
             case msg.Describe():
                 self._spawn(self._calls.look_as_asked)
+            case msg.CountBuilds():
+                self.reader.count_builds()
             case msg.ProblemFound(problem, words):
                 self.sleep_problems[problem] += 1
                 self._log("problem with sleep", {"problem": problem.value, "words": words}, logging.WARNING)
@@ -435,6 +443,9 @@ class Satellite:
                 # `_step` tells it last. But the old leases are over before new ones are granted.
                 if before is SatelliteState.OPERATIONAL:
                     self._leases.lapse()
+                    self.reader.ended()
+                elif action.after is SatelliteState.OPERATIONAL:
+                    self.reader.began()
             case _:
                 assert_never(action)
 
@@ -472,7 +483,9 @@ class Satellite:
             await run_owned(self._owner("probe"), self._probe_once, address, scope)
 
     async def _probe_once(self, address: Address, scope: trio.CancelScope) -> None:
-        listening = functools.partial(wait_listening, address, lambda words: self._feed(msg.ProbeFailed(words)))
+        listening = functools.partial(
+            wait_listening, address, lambda words, silent: self._feed(msg.ProbeFailed(words, silent))
+        )
         await self._whereabouts.wait_certain(listening, self._spawn_search)
         self._feed(msg.Ready())
         # The waiting clients have their leases; what follows is for the ledger and the sleep mode.

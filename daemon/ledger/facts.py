@@ -11,7 +11,7 @@ import dataclasses
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from bentpipe.daemon.model import NO_FACTS, Resume, StateFacts, Waits, WakePhase
+from bentpipe.daemon.model import NO_FACTS, Peaks, Resume, StateFacts, Suspicion, Waits, WakePhase
 from bentpipe.daemon.store.malformed import MalformedRow, number_of, text_of, whole_of
 
 Plain = str | int | float | Sequence["Plain"] | Mapping[str, "Plain"]
@@ -65,6 +65,27 @@ def _read_waits(found: object) -> Waits:
     return Waits(whole_of(clients, "waits"), number_of(total_s, "waits"), number_of(longest_s, "waits"))
 
 
+def _write_peaks(facts: StateFacts) -> Plain:
+    return [round(percent, 2) for percent in dataclasses.astuple(facts.peaks)]
+
+
+def _read_peaks(found: object) -> Peaks:
+    if not isinstance(found, list) or len(found) != len(dataclasses.fields(Peaks)):
+        raise MalformedRow(f"peaks is not a list of three numbers: {found!r}")
+    return Peaks(*(number_of(percent, "peaks") for percent in found))
+
+
+def _write_suspicion(facts: StateFacts) -> Plain:
+    return [facts.suspicion.score, *facts.suspicion.reasons]
+
+
+def _read_suspicion(found: object) -> Suspicion:
+    if not isinstance(found, list) or not found:
+        raise MalformedRow(f"suspicion is not a list of a score and its reasons: {found!r}")
+    score, *reasons = found
+    return Suspicion(whole_of(score, "suspicion"), tuple(text_of(reason, "suspicion") for reason in reasons))
+
+
 FACTS = (
     Fact("phases", _write_phases, _read_phases, MergeRule.OF_WAKER),
     Fact("waits", _write_waits, _read_waits, MergeRule.SUM),
@@ -80,6 +101,9 @@ FACTS = (
         lambda found: whole_of(found, "start_attempts"),
         MergeRule.OF_WAKER,
     ),
+    Fact("peaks", _write_peaks, _read_peaks, MergeRule.ANY),
+    Fact("kills", lambda facts: facts.kills, lambda found: whole_of(found, "kills"), MergeRule.ANY),
+    Fact("suspicion", _write_suspicion, _read_suspicion, MergeRule.ANY),
 )
 
 

@@ -12,7 +12,17 @@ from collections.abc import Iterable, Sequence
 
 from bentpipe.config.prices import PricesSection
 from bentpipe.daemon.ledger.contract import Interval
-from bentpipe.daemon.model import NO_WAITS, Resume, SatelliteState, Waits, WakePhase
+from bentpipe.daemon.model import (
+    NO_PEAKS,
+    NO_SUSPICION,
+    NO_WAITS,
+    Peaks,
+    Resume,
+    SatelliteState,
+    Suspicion,
+    Waits,
+    WakePhase,
+)
 
 S = SatelliteState
 
@@ -60,6 +70,12 @@ class ReportLine:
     """Wakes, by whether the machine still had its memory: resumed, cold (booted anew), or unknown."""
     start_attempts: dict[str, int]
     """Wakes, failed ones included, by how often the provider was asked to start or launch the machine."""
+    peaks: Peaks
+    """The highest shares of 10 s in which tasks waited, in percent, as the responder told."""
+    kills: int
+    """Processes and steps of builds that were ended because memory ran out."""
+    suspicion: Suspicion
+    """The highest score of abuse, and its reasons."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,6 +103,9 @@ class _Tally:
     woken_by: Counter[str] = dataclasses.field(default_factory=Counter)
     resumes: Counter[Resume] = dataclasses.field(default_factory=Counter)
     start_attempts: Counter[int] = dataclasses.field(default_factory=Counter)
+    peaks: Peaks = NO_PEAKS
+    kills: int = 0
+    suspicion: Suspicion = NO_SUSPICION
 
     def add(self, other: "_Tally") -> None:
         self.awake_s += other.awake_s
@@ -101,6 +120,9 @@ class _Tally:
         self.woken_by += other.woken_by
         self.resumes += other.resumes
         self.start_attempts += other.start_attempts
+        self.peaks |= other.peaks
+        self.kills += other.kills
+        self.suspicion |= other.suspicion
 
 
 def spread_of(durations: Iterable[float]) -> Spread:
@@ -162,6 +184,9 @@ def _tally(chain: Sequence[Interval], since_us: int, until_us: int) -> _Tally:
             tally.unknown_s += lasted_s
         if after is not None and since_us <= interval.to_us < until_us:
             tally.waits += interval.facts.waits
+            tally.peaks |= interval.facts.peaks
+            tally.kills += interval.facts.kills
+            tally.suspicion |= interval.facts.suspicion
             if interval.state in WAKING and after.state not in WAKING and _is_ours(interval):
                 _count_wake(tally, interval, after, attempts)
     return tally
@@ -213,4 +238,7 @@ def _summary(name: str, tally: _Tally, *, priced: bool) -> ReportLine:
         dict(tally.woken_by.most_common()),
         {resume.value: tally.resumes[resume] for resume in Resume},
         {str(attempts): count for attempts, count in sorted(tally.start_attempts.items())},
+        tally.peaks,
+        tally.kills,
+        tally.suspicion,
     )

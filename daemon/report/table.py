@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from bentpipe.daemon.model import Resume
+from bentpipe.daemon.model import NO_PEAKS, Resume
 from bentpipe.daemon.report.summary import Report, ReportLine, Spread
 
 
@@ -27,7 +27,10 @@ def to_json(report: Report) -> dict[str, object]:
 def to_tables(report: Report) -> list[Table]:
     """Hours and money, and how long wakes took by phase: one line for each satellite, for each org, and for all."""
     groups = [report.satellites, report.orgs if len(report.orgs) > 1 else (), (report.everything,)]
-    return [_hours(report, groups), _wakes(groups), _phases(groups)]
+    tables = [_hours(report, groups), _wakes(groups), _phases(groups)]
+    if any(line.peaks != NO_PEAKS or line.kills or line.suspicion.score for line in report.satellites):
+        tables.append(_machines(report.satellites))
+    return tables
 
 
 def _table(title: str) -> Table:
@@ -80,6 +83,19 @@ def _phases(groups: Sequence[Sequence[ReportLine]]) -> Table:
         for line in group:
             table.add_row(line.name, *(_spread(line.wake[phase]) for phase in phases))
         table.add_section()
+    return table
+
+
+def _machines(lines: Sequence[ReportLine]) -> Table:
+    table = _table("what the responders told: highest share of 10 s in which tasks waited, kills, signs of abuse")
+    table.add_column("satellite", overflow="fold")
+    for heading in ("cpu %", "memory %", "io %", "out of memory", "abuse"):
+        table.add_column(heading, justify="right")
+    table.add_column("why", overflow="fold")
+    for line in lines:
+        peaks = (f"{percent:.0f}" for percent in dataclasses.astuple(line.peaks))
+        why = "; ".join(line.suspicion.reasons)
+        table.add_row(line.name, *peaks, str(line.kills), str(line.suspicion.score), why)
     return table
 
 

@@ -12,7 +12,6 @@ import trio
 from bentpipe.config.model import Config
 from bentpipe.daemon.api.statuses import StateBoard
 from bentpipe.daemon.edge.announcements import Announcements
-from bentpipe.daemon.edge.boot_id import BootIdQuery
 from bentpipe.daemon.edge.deadlines import Deadlines
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import HandOff
@@ -20,10 +19,12 @@ from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.health_connection import HealthChecks
 from bentpipe.daemon.edge.identity import Identities
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
+from bentpipe.daemon.edge.questions import Questions
 from bentpipe.daemon.edge.quotas import Quotas, quota_limits_of
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.fleet.reader import ReadingContext
 from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, Transition
@@ -45,6 +46,7 @@ from bentpipe.daemon.service.ports import (
     type_tls_of,
 )
 from bentpipe.daemon.service.provisioning import SatelliteParts, make_provisioner
+from bentpipe.daemon.service.readings import reading_of, responders_of
 from bentpipe.daemon.service.satellite_ca import make_satellite_ca
 from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.native.engine import Engine, EngineOptions, Ktls, Priority
@@ -71,17 +73,20 @@ def assemble(config: Config) -> Daemon:
     records = Records(stores, _recorder_of(config, stores))
     announcements = Announcements()
     news = ApiNews()
+    handoff = HandOff(engine, news.reservations.connected)
+    responders = responders_of(config)
+    questions = Questions(satellite_tls, responders, announcements.hear)
     health, fleet = _fleet_of(
         *(config, machines.providers, addresses, records),
-        *(BootIdQuery(satellite_tls, announcements.hear), news.states),
+        *(questions, reading_of(config, questions, handoff), news.states),
     )
     identities = Identities(account_parts.admission, account_parts.certificates)
     counters = ConnectionCounters()
-    handoff = HandOff(engine, news.reservations.connected)
     specs = {SatelliteKey(section.org, section.name): specs_of(section) for section in config.satellite}
     issued = None if satellite_ca is None else satellite_ca.issued
     parts = SatelliteParts(
-        machines, satellite_tls, type_tls, specs, news.reservations, handoff, issued, addresses.proven
+        *(machines, satellite_tls, type_tls, responders, specs, news.reservations, handoff),
+        *(issued, addresses.proven),
     )
     provisioner = make_provisioner(config, fleet, stores, parts)
     satellites = Satellites(fleet, handoff, specs, provisioner)
@@ -151,7 +156,8 @@ def _fleet_of(
     provider: Providers,
     addresses: KnownAddresses,
     records: Records,
-    boot_ids: BootIdQuery,
+    questions: Questions,
+    reading: ReadingContext | None,
     states: StateBoard,
 ) -> tuple[HealthBoard, Fleet]:
     """Build the satellites, and their health for health checks. Each change of state is logged, counted and recorded."""
@@ -172,7 +178,8 @@ def _fleet_of(
         addresses=addresses,
         coordination=records.stores.coordination,
         registry=records.stores.registry,
-        read_boot_info=boot_ids.ask,
+        read_boot_info=questions.boot_info,
+        reading=reading,
     )
     fleet = Fleet(config.satellite, context, max_held=limits.max_held_per_satellite, budget=config.budget)
     health = HealthBoard(fleet)

@@ -9,7 +9,8 @@ import enum
 import functools
 from collections.abc import Callable, Mapping
 
-from bentpipe.daemon.fleet.fleet import FleetStatistics
+from bentpipe.daemon.fleet.fleet import FleetStatistics, ReadStatistics
+from bentpipe.daemon.fleet.reader import ReadingCounters
 from bentpipe.daemon.ledger.recorder import RecorderStatistics
 from bentpipe.daemon.service.log_handler import LogStatistics, log_statistics
 from bentpipe.daemon.service.parts import Daemon
@@ -54,6 +55,16 @@ class Snapshot:
     def fleet(self) -> FleetStatistics:
         """All satellites together."""
         return self.daemon.fleet.statistics()
+
+    @functools.cached_property
+    def read(self) -> ReadStatistics:
+        """What responders tell now."""
+        return self.daemon.fleet.read_statistics()
+
+    @functools.cached_property
+    def reading(self) -> ReadingCounters:
+        """What came of reading responders; all zero if none is read."""
+        return self.daemon.fleet.reading
 
     @functools.cached_property
     def ledger(self) -> RecorderStatistics | None:

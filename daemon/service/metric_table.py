@@ -13,6 +13,8 @@ from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.edge.quotas import QuotaKind
 from bentpipe.daemon.fleet.machine.messages import SleepProblem
 from bentpipe.daemon.model import Resume, SatelliteState
+from bentpipe.daemon.readings.condition import Condition
+from bentpipe.daemon.readings.reading import ReadResult
 from bentpipe.daemon.service.metric import (
     THREAD,
     Metric,
@@ -278,6 +280,73 @@ FLEET = (
     ),
 )
 
+READINGS = (
+    by_label(
+        MetricKind.COUNTER,
+        "readings",
+        "result",
+        "Readings of satellites' responders, by what came of them.",
+        "readings.{}",
+        lambda look: {result.value: look.reading.results[result] for result in ReadResult},
+    ),
+    by_label(
+        MetricKind.GAUGE,
+        "satellite_conditions",
+        "condition",
+        "Operational satellites that have a responder, by condition. `deaf`: BuildKit does not answer though the responder "
+        "does. `silent`: not even the responder answers.",
+        "conditions.{}",
+        lambda look: _zeros([condition.value for condition in Condition], look.read.conditions),
+    ),
+    gauge("builds", "Builds that run now, as responders tell.", "builds", lambda look: look.read.builds),
+    by_label(
+        MetricKind.GAUGE,
+        "pressure_highest_percent",
+        "resource",
+        "The highest share of the last 10 s in which tasks of a satellite waited for the resource (PSI, some).",
+        "pressure.{}",
+        lambda look: {
+            "cpu": look.read.peaks.cpu_percent,
+            "memory": look.read.peaks.memory_percent,
+            "io": look.read.peaks.io_percent,
+        },
+    ),
+    gauge(
+        "cache_disk_highest_ratio",
+        "The fullest cache of a satellite: the used share of its file system's bytes or inodes.",
+        "cache_disk_highest",
+        lambda look: look.read.disk_used,
+    ),
+    by_label(
+        MetricKind.COUNTER,
+        "build_kills",
+        "cause",
+        "Processes (oom) and steps (pressure) of builds that were ended because memory ran out.",
+        "build_kills.{}",
+        lambda look: {"oom": look.reading.oom_kills, "pressure": look.reading.pressure_kills},
+    ),
+    counter(
+        "satellite_boots",
+        "Satellites that were booted anew while they were operational.",
+        "satellite_boots",
+        lambda look: look.reading.boots,
+    ),
+    gauge(
+        "abuse_suspected",
+        "Satellites whose score of abuse has reached the one of their configuration.",
+        "abuse.suspected",
+        lambda look: look.read.suspected,
+    ),
+    by_label(
+        MetricKind.COUNTER,
+        "abuse_actions",
+        "action",
+        "What was done about suspected abuse.",
+        "abuse.{}",
+        lambda look: {action: look.reading.actions[action] for action in ("notify", "sleep", "cut")},
+    ),
+)
+
 ACCOUNTS = (
     counter(
         "logins",
@@ -369,4 +438,4 @@ OURSELVES = (
     ),
 )
 
-METRICS: tuple[Metric, ...] = (*CONNECTIONS, *ENGINE, *FLEET, *ACCOUNTS, *OURSELVES)
+METRICS: tuple[Metric, ...] = (*CONNECTIONS, *ENGINE, *FLEET, *READINGS, *ACCOUNTS, *OURSELVES)

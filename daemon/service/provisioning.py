@@ -8,11 +8,13 @@ from bentpipe.daemon.api.compute import Specs
 from bentpipe.daemon.api.reservations import Reservations
 from bentpipe.daemon.edge.dial import SatelliteTls
 from bentpipe.daemon.edge.handoff import HandOff
+from bentpipe.daemon.edge.questions import ResponderTarget
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.provisioning import Provisioner
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.issued_tls import IssuedTls
 from bentpipe.daemon.service.machines import Machines
+from bentpipe.daemon.service.readings import target_of
 from bentpipe.daemon.service.stores import Stores
 
 log = logging.getLogger("bentpipe")
@@ -20,12 +22,13 @@ log = logging.getLogger("bentpipe")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SatelliteParts:
-    """The `Parts` of `daemon/fleet/provisioning.py`. It changes `tls` and `specs`, which the edge and the API read."""
+    """The `Parts` of `daemon/fleet/provisioning.py`. It changes `tls`, `responders` and `specs`, which others read."""
 
     machines: Machines
     tls: dict[SatelliteKey, SatelliteTls]
     type_tls: dict[tuple[str, str], SatelliteTls]
     """By size and platform."""
+    responders: dict[SatelliteKey, ResponderTarget]
     specs: dict[SatelliteKey, Specs]
     reservations: Reservations
     handoff: HandOff
@@ -38,6 +41,8 @@ class SatelliteParts:
         key = SatelliteKey(section.org, section.name)
         self.machines.add(section)
         self.specs[key] = Specs(kind.platform, kind.size)
+        if (responder := target_of(section)) is not None:
+            self.responders[key] = responder
         tls = self.type_tls.get((kind.size, kind.platform))
         if tls is not None:
             self.tls[key] = tls
@@ -58,6 +63,7 @@ class SatelliteParts:
             self.issued.forget(key)
             self.proven.discard(key)
         self.tls.pop(key, None)
+        self.responders.pop(key, None)
         self.specs.pop(key, None)
         self.machines.forget(key)
         self.handoff.forget(key)

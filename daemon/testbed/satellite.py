@@ -5,7 +5,7 @@
 Echo (unary), Upload (client streaming, answers the SHA-256 of all bytes), Download (server streaming, the request says
 how many bytes, the trailer `sha256` has their hash), Chat (bidirectional echo), Sleep (unary, the request says how many
 seconds), Fail (unary, ends with the status code of the request and details). It answers grpc.health.v1's Check too, and
-offers the boot id and uptime that a satellite may (`daemon/edge/boot_id.py`): its process is its machine.
+offers the boot id and uptime that a satellite may (`daemon/edge/questions.py`): its process is its machine.
 """
 
 import argparse

@@ -33,8 +33,8 @@ from beds.ports import free_port
 from bentpipe.config.load import load_config
 from bentpipe.daemon import tasks
 from bentpipe.daemon.edge import dial, transport
-from bentpipe.daemon.edge.boot_id import BootIdQuery
 from bentpipe.daemon.edge.handoff import HandOff
+from bentpipe.daemon.edge.questions import Questions
 from bentpipe.daemon.fleet import leases, satellite, watching
 from bentpipe.daemon.fleet.machine.known import Known
 from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
@@ -77,7 +77,7 @@ PLACES: tuple[tuple[object, str], ...] = (
     *((transport.Transport, name) for name in ("receive_nowait", "send_nowait", "detach", "close_gracefully")),
     (transport, "tune_socket"),
     (dial, "_resolve"),
-    (BootIdQuery, "ask"),
+    (Questions, "boot_info"),
     *((os, name) for name in ("pipe2", "pidfd_open", "listdir", "readlink", "set_blocking", "killpg", "close")),
     (subprocess, "Popen"),
     *((Path, name) for name in ("read_text", "open", "exists", "is_dir", "mkdir")),

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from beds.peers.responder_process import CALL_DEADLINE_S, HEALTH, STATUS, ResponderProcess, locked_bytes
-from bentpipe.daemon.edge.boot_id import BootIdQuery
+from bentpipe.daemon.edge.questions import Questions, ResponderTarget
 from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.proto.health import ServingStatus, encode_request
 
@@ -110,10 +110,17 @@ def test_many_calls_at_once_end_all(responder: ResponderProcess) -> None:
         assert done.qsize() == 200
 
 
-async def test_the_daemon_reads_the_boot_id(responder: ResponderProcess) -> None:
+async def test_the_daemon_reads_the_boot_id_and_the_status(responder: ResponderProcess) -> None:
     with trio.fail_after(CALL_DEADLINE_S):
-        key = SatelliteKey("acme", "build")
-        found = await BootIdQuery({}, lambda _key, _said: None).ask(key, Address("127.0.0.1", responder.port))
+        key, address = SatelliteKey("acme", "build"), Address("127.0.0.1", responder.port)
+        questions = Questions({}, {key: ResponderTarget(responder.port, CALL_DEADLINE_S)}, lambda _key, _said: None)
+        found = await questions.boot_info(key, address)
+        reading = await questions.read(key, address)
+    assert reading.boot_id == BOOT_ID
+    assert reading.machine is not None
+    assert reading.disk is not None
+    assert reading.running_builds is None, "there is no BuildKit"
+    assert reading.buildkit_error.startswith("BuildKitError: ")
     assert found is not None
     assert found.boot_id == BOOT_ID
     assert found.uptime_s is not None

@@ -38,13 +38,18 @@ class Descent:
     """From then on a machine that still runs counts as awake."""
     force_at: float = math.inf
     """From then on the stop of a machine that is still stopping may be forced."""
+    was_ready: bool = True
+    """Whether the satellite was operational when the sleep began. If not, it has to answer before it serves again."""
+    restarts: bool = False
+    """The machine is stopped for the clients that wait, to be started again: they do not call the stop off."""
 
     # -- how it begins -------------------------------------------------------------------------------------------------
 
     @classmethod
-    def decided(cls, mode: SleepMode, now: float) -> "Descent":
+    def decided(cls, mode: SleepMode, now: float, *, was_ready: bool = True, restarts: bool = False) -> "Descent":
         """Begin a sleep of ours: quiet connections are asked to end, then the stop call is made."""
-        return cls(mode, pending=True, cut_at=now + CLOSE_QUIET_S)
+        ready = was_ready and not restarts
+        return cls(mode, pending=True, cut_at=now + CLOSE_QUIET_S, was_ready=ready, restarts=restarts)
 
     @classmethod
     def by_others(cls, force_at: float) -> "Descent":
@@ -84,7 +89,7 @@ class Descent:
 
     def before_call(self, now: float, *, waiting: bool, leases: int) -> DescentStep | None:
         """Return what to do before the stop call is made; None: nothing yet."""
-        if waiting:
+        if waiting and not self.restarts:
             return DescentStep.CALL_OFF
         if not leases and self.mode is not None:
             return DescentStep.STOP

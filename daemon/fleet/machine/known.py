@@ -6,11 +6,12 @@ Only `SatelliteMachine` changes what is kept here.
 import math
 
 from bentpipe.daemon.errors import BentpipeError, SatelliteUnusable, WakeFailed
+from bentpipe.daemon.fleet.machine.builds import Builds
 from bentpipe.daemon.fleet.machine.descent import Descent, DescentStep
 from bentpipe.daemon.fleet.machine.failures import Consequence, Failures
 from bentpipe.daemon.fleet.machine.looking import Looks
 from bentpipe.daemon.fleet.machine.messages import SleepReason
-from bentpipe.daemon.fleet.machine.rules import Rules
+from bentpipe.daemon.fleet.machine.rules import RESTART_AT, SILENT_LEAST_S, Rules
 from bentpipe.daemon.fleet.machine.sleeping import SleepPolicy
 from bentpipe.daemon.fleet.machine.states import UP, WAKING
 from bentpipe.daemon.fleet.machine.troubles import Troubles
@@ -42,6 +43,7 @@ class Known:
         self.failures = Failures(rules.retry_after_s, rules.capacity_retry_s)
         self.troubles = Troubles()
         self.sleep = SleepPolicy(rules)
+        self.builds = Builds(rules)
         self.looks = Looks()
         self.wake = Wake.begin(None, 0.0, rules.wake_deadline_s)
         """The last one; it is under way if the state is one of WAKING."""
@@ -54,6 +56,10 @@ class Known:
         self.probing = False
         self.probe_words = ""
         """Why its port does not answer; empty if nothing was said of that."""
+        self.silent_since: float | None = None
+        """Since when nothing at all has answered the probe under way; None if something has, or nothing was said of it."""
+        self.restarted = False
+        """Since it was last ready, it was stopped and started because it could not be reached."""
         self.keep_awake = False
         """These are hours in which it is to be awake."""
         self.renewing = False
@@ -204,9 +210,14 @@ class Known:
 
     @property
     def is_unused(self) -> bool:
-        """It is OPERATIONAL and no client uses it. The rules say whether quiet connections count as use."""
+        """It is OPERATIONAL, and no client and no build uses it. The rules say whether quiet connections count as use."""
         quiet = self.metered if self.rules.ends_quiet else 0
-        return self.state is S.OPERATIONAL and self.leases == quiet and not self.busy
+        return (
+            self.state is S.OPERATIONAL
+            and self.leases == quiet
+            and not self.busy
+            and not self.builds.hold(leases=self.leases)
+        )
 
     @property
     def may_sleep(self) -> bool:
@@ -220,6 +231,28 @@ class Known:
             return max(self.sleep.sleep_at, self.sleep.idle_since + self.rules.quiet_window_s)
         return self.sleep.evictable_at if self.renewing else self.sleep.sleep_at
 
+    @property
+    def is_hibernated(self) -> bool:
+        """Whether a wake that begins now is a resume. Others may have begun it, so that the machine is seen up already."""
+        slept_in = self.sleep.slept_in
+        return self.state is S.SLEEP and slept_in is M.HIBERNATED and not self.machine_is(M.TERMINATED, M.STOPPED)
+
+    @property
+    def restart_at(self) -> float:
+        """When a machine that has resumed and is silent is stopped and started for the clients that wait, else infinity."""
+        is_wanted = self.state in WAKING and self.wake.from_memory and self.waiting
+        if not is_wanted or self.restarted or self.busy or self.leases:
+            return math.inf
+        if self.silent_since is None or not self.machine_is(M.RUNNING):
+            return math.inf
+        until_s = RESTART_AT * min(self.rules.wake_deadline_s, self.queue.hold_s)
+        return max(self.silent_since + SILENT_LEAST_S, self.wake.began + until_s)
+
+    @property
+    def is_restarting(self) -> bool:
+        """Whether it is being stopped so that it is started for the clients that wait."""
+        return self.state is S.STOPPING and self.descent.restarts
+
     def next_deadline(self) -> float | None:
         """When the next Tick must come at the latest, if no other input comes before."""
         times = [self.queue.first_until, self.look_at]
@@ -227,13 +260,15 @@ class Known:
             times.append(self.queue.first_tell)
         if self.state in WAKING:
             times.append(self.wake.next_deadline(busy=self.busy, creating=self.state is S.CREATING))
-            times.append(self.patience_ends_at)
+            times += [self.patience_ends_at, self.restart_at]
         elif self.state is S.STOPPING:
             times.append(self.descent.next_deadline(busy=self.busy, up=self.is_up, waiting=self.waiting > 0))
         elif (self.state is S.SLEEP and self.keep_awake and self.refusal is None) or self.is_blocked:
             times.append(self.failures.retry_at or math.inf)
-        elif self.may_sleep:
+        elif self.may_sleep and not self.builds.asking:
             times.append(self.sleep_at)
+        elif self.state is S.OPERATIONAL:
+            times.append(self.builds.next_lapse(self.sleep.client_at))
         first = min(times)
         return None if first == math.inf else first
 
@@ -263,6 +298,8 @@ class Known:
         """Return why it was not put to sleep, for the caller that asked for it."""
         if self.leases or self.waiting:
             return f"the satellite is used: {self.leases} connections or reservations, {self.waiting} clients waiting"
+        if self.builds.hold(leases=0):
+            return f"the satellite says that builds run on it: {self.builds.running}"
         return "these are hours in which it is kept awake" if self.keep_awake else "the satellite is busy; try again"
 
     def last_used(self, now: float, wall: float) -> float | None:

@@ -1,8 +1,8 @@
 """The life of one satellite as a pure state machine: inputs and the time go in, actions come out.
 
-This class owns every move: no other module changes the state, answers a waiter or asks for a call. `known` keeps all that is
-known, and answers questions about it. `wake` and `descent` are the ways up and down, as values that decide. `states` has the
-tables, and `messages` the inputs and actions. The rules:
+This class decides every move, by the steps in `moves`: no other module changes the state, answers a waiter or asks for a
+call. `known` keeps all that is known, and answers questions about it. `wake` and `descent` are the ways up and down, as
+values that decide. `states` has the tables, and `messages` the inputs and actions. The rules:
 
 - At most one provider call is under way (`busy`). A lease is granted in OPERATIONAL only.
 - Sleep is decided in the step that moves to STOPPING. At that moment there is no waiter, and no lease except quiet ones.
@@ -24,10 +24,10 @@ from bentpipe.daemon.errors import (
 from bentpipe.daemon.fleet.machine import messages as msg
 from bentpipe.daemon.fleet.machine.descent import Descent, DescentStep
 from bentpipe.daemon.fleet.machine.failures import REPEATED, Consequence, consequence_of
-from bentpipe.daemon.fleet.machine.known import Known
-from bentpipe.daemon.fleet.machine.messages import Action, Input, SleepProblem, SleepReason, WaiterId
+from bentpipe.daemon.fleet.machine.messages import Action, Input, SleepProblem, SleepReason
+from bentpipe.daemon.fleet.machine.moves import Moves
 from bentpipe.daemon.fleet.machine.rules import UNREADY_ROUNDS, Rules
-from bentpipe.daemon.fleet.machine.states import MEANINGS, TRANSITIONS, WAKING, Meaning
+from bentpipe.daemon.fleet.machine.states import MEANINGS, WAKING, Meaning
 from bentpipe.daemon.fleet.machine.wake import Failed, Wake, WakeCall, came_down, lost, stopped_too_often
 from bentpipe.daemon.fleet.machine.words import UNSEEN
 from bentpipe.daemon.model import Machine, MachineState, SatelliteState, SleepMode
@@ -36,14 +36,12 @@ S = SatelliteState
 M = MachineState
 
 
-class SatelliteMachine:
+class SatelliteMachine(Moves):
     """One satellite. `handle` is the only way to change it; times are seconds of one monotonic clock."""
 
     def __init__(self, rules: Rules) -> None:
-        self.known = Known(rules)
-        """Others may read it. Only this class changes it."""
+        super().__init__(rules)
         self._traits = rules.traits
-        self._actions: list[Action] = []
 
     def take_over(
         self, broken: "SatelliteMachine", *, leases: int, metered: int, refusal: BentpipeError | None
@@ -55,7 +53,7 @@ class SatelliteMachine:
         """The call under way has ended with its task, and with `looks` the look too. No input will tell their end."""
         self.known.busy = False
         if looks:
-            self.known.looks.under_way = False
+            self.known.looks.under_way = self.known.builds.asking = False
 
     # -- inputs --------------------------------------------------------------------------------------------------------
 
@@ -63,11 +61,14 @@ class SatelliteMachine:
         """Take one input. Returns what to do, in order."""
         self._actions = []
         self.known.failures.lapse(now)
+        self.known.builds.lapse(now, self.known.sleep.client_at)
         match event:
             case msg.Arrived() | msg.Departed() | msg.Metered() | msg.Released() | msg.Traffic() | msg.Drain():
                 self._take_clients(event, now)
             case msg.KeepAwake() | msg.Renew() | msg.PlaceGranted() | msg.Evict() | msg.SleepAsked() | msg.Reset():
                 self._take_order(event, now)
+            case msg.Distrusted():
+                self.known.builds.distrust()
             case msg.Tick():
                 pass
             case _:
@@ -119,8 +120,11 @@ class SatelliteMachine:
             case msg.Ready():
                 if known.state in WAKING and known.probing:
                     self._ready(now)
-            case msg.ProbeFailed(words):
+            case msg.ProbeFailed(words, silent):
                 known.probe_words = words
+                known.silent_since = now if silent else None
+            case msg.BuildsRead(running):
+                self._builds_read(running, now)
             case msg.ResumeDetected(resume):
                 self._actions += known.sleep.resume_detected(resume, now)
             case msg.Unreachable() | msg.Suspected():
@@ -186,9 +190,10 @@ class SatelliteMachine:
                 self._begin_sleep(SleepReason.UNREADY, now, SleepMode.STOP)
         if known.state in WAKING:
             self._progress_wake(now)
+            if now >= known.restart_at:
+                self._restart(now)
         if known.may_sleep and now >= known.sleep_at:
-            reason, mode = known.idle_sleep
-            self._begin_sleep(reason, now, mode)
+            self._fall_idle(now)
         if known.state is S.STOPPING:
             self._progress_descent(now)
 
@@ -218,22 +223,6 @@ class SatelliteMachine:
                 self._fail(waiter, LimitReached(words))
             else:
                 self._fail(waiter, known.not_ready(waited_s))
-
-    def _grant(self, waiter: WaiterId, now: float) -> None:
-        known = self.known
-        if known.machine is None or known.machine.address is None:
-            raise AssertionError("operational without an address")
-        known.leases += 1
-        known.renewing = False
-        known.sleep.used(now)
-        self._actions.append(msg.GrantLease(waiter, known.machine.address))
-
-    def _fail(self, waiter: WaiterId, error: BentpipeError) -> None:
-        self._actions.append(msg.Fail(waiter, error))
-
-    def _fail_all(self, error: BentpipeError) -> None:
-        for waiter in self.known.queue.empty():
-            self._fail(waiter, error)
 
     # -- what is seen of the machine -----------------------------------------------------------------------------------
 
@@ -306,7 +295,8 @@ class SatelliteMachine:
         self._begin_wake(self.known.wake_cause, now)
 
     def _begin_wake(self, cause: str, now: float) -> None:
-        self.known.wake = Wake.begin(self.known.machine, now, self.known.rules.wake_deadline_s)
+        deadline_s, resumes = self.known.rules.wake_deadline_s, self.known.is_hibernated
+        self.known.wake = Wake.begin(self.known.machine, now, deadline_s, from_memory=resumes)
         self.known.queue.wake_begins(now)
         self._move(S.CREATING if self.known.machine_is(M.TERMINATED) else S.STARTING, cause)
 
@@ -388,6 +378,7 @@ class SatelliteMachine:
         known.probe_words = ""
         known.stops = 0
         known.relaunching = False
+        known.restarted = False
         known.failures.clear()
         known.troubles.start.worked()
         known.sleep.woke(now)
@@ -395,13 +386,38 @@ class SatelliteMachine:
             known.queue.wake_took(now - known.wake.began)
         self._enter_operational("ready", now)
 
+    def _restart(self, now: float) -> None:
+        """It has resumed and cannot be reached: stop it and start it once. Its clients wait on."""
+        known = self.known
+        known.restarted = True
+        self._actions += known.sleep.resumed_unreachable(now)
+        known.descent = Descent.decided(SleepMode.STOP, now, restarts=True)
+        self._move(S.STOPPING, SleepReason.UNREACHABLE.value)
+
     # -- the descent ---------------------------------------------------------------------------------------------------
+
+    def _builds_read(self, running: int | None, now: float) -> None:
+        known = self.known
+        if known.state is S.OPERATIONAL:
+            known.builds.read(running, now)
+            if known.builds.hold(leases=0):
+                known.sleep.built(now)
+
+    def _fall_idle(self, now: float) -> None:
+        """Nobody uses it. If its builds are counted, they are counted once more first."""
+        if not self.known.builds.is_fresh(now):
+            if not self.known.builds.asking:
+                self.known.builds.asking = True
+                self._actions.append(msg.CountBuilds())
+            return
+        reason, mode = self.known.idle_sleep
+        self._begin_sleep(reason, now, mode)
 
     def _begin_sleep(self, reason: SleepReason, now: float, mode: SleepMode | None = None) -> None:
         if mode is None:
             mode, found = self.known.sleep.choose_mode(self.known.seen_machine, now)
             self._actions += found
-        self.known.descent = Descent.decided(mode, now)
+        self.known.descent = Descent.decided(mode, now, was_ready=self.known.state is S.OPERATIONAL)
         self._move(S.STOPPING, reason.value)
         if self.known.leases:
             self._actions.append(msg.EndQuiet())
@@ -446,7 +462,7 @@ class SatelliteMachine:
 
     def _stop(self, mode: SleepMode, *, force: bool = False) -> None:
         self.known.busy = True
-        self._actions.append(msg.Stop(mode, force))
+        self._actions.append(msg.Stop(mode, force, restart=self.known.descent.restarts))
 
     def _stop_done(self, error: ProviderError | None, now: float) -> None:
         known = self.known
@@ -454,7 +470,7 @@ class SatelliteMachine:
             known.descent = known.descent.accepted(now + self._traits.stop_grace_s, now + self._traits.stuck_stopping_s)
         elif isinstance(error, SleepModeRefused) and known.descent.mode is SleepMode.HIBERNATE:
             self._actions.append(known.sleep.refused(error, now))
-            known.descent = Descent.decided(SleepMode.STOP, now)
+            known.descent = Descent.decided(SleepMode.STOP, now, was_ready=known.descent.was_ready)
         else:
             if isinstance(error, SleepVetoed):
                 known.sleep.used(now)
@@ -463,9 +479,13 @@ class SatelliteMachine:
             self._call_off(f"sleep refused: {error}", now)
 
     def _call_off(self, cause: str, now: float) -> None:
-        """We have not stopped the machine: serve again, unless it goes down nevertheless."""
+        """We have not stopped the machine: serve again, unless it goes down nevertheless, or has never answered."""
         if self.known.machine_is(M.RUNNING) and not self.known.descent.dropped:
-            self._enter_operational(cause, now)
+            if self.known.descent.was_ready:
+                self._enter_operational(cause, now)
+            else:
+                self._begin_wake(cause, now)
+                self._progress_wake(now)
         else:
             self.known.descent = self.known.descent.called_off(now, now + self._traits.stuck_stopping_s)
 
@@ -478,23 +498,3 @@ class SatelliteMachine:
         failed = stopped_too_often(machine, self.known.stops) if asked is None else None
         if failed is not None:
             self._give_up(failed, now)
-
-    def _enter_operational(self, cause: str, now: float) -> None:
-        self._move(S.OPERATIONAL, cause)
-        for waiter in self.known.queue.empty():
-            self._grant(waiter, now)
-
-    def _end_probe(self) -> None:
-        self.known.probe_words = ""
-        if self.known.probing:
-            self.known.probing = False
-            self._actions.append(msg.EndProbe())
-
-    def _move(self, after: SatelliteState, cause: str) -> None:
-        if after not in TRANSITIONS[self.known.state]:
-            raise AssertionError(f"{self.known.state.name} to {after.name}: {cause}")
-        self._actions.append(msg.Moved(self.known.state, after, cause))
-        if after not in WAKING:
-            self._end_probe()
-            self.known.queue.wake_ends()
-        self.known.state = after

@@ -20,6 +20,7 @@ class SleepReason(enum.Enum):
     ASKED = "idle, and somebody asked for it"
     RENEWED = "woken only to be stopped plainly"
     UNREADY = "it runs but never became ready"
+    UNREACHABLE = "it runs after a resume but cannot be reached: it is stopped and started once"
 
 
 class SleepProblem(enum.Enum):
@@ -29,6 +30,7 @@ class SleepProblem(enum.Enum):
     HIBERNATE_REFUSED = "hibernation was refused: it is stopped instead"
     FELL_BACK = "it stopped though it was to hibernate"
     COLD_RESUME = "it hibernated but came back without its memory"
+    UNREACHABLE_RESUME = "it resumed but could not be reached: it is stopped and started once"
     FORCED = "it was stuck in stopping and was cut off"
 
 
@@ -138,9 +140,20 @@ class Unseen:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProbeFailed:
-    """The port does not answer yet; `words` say why. The input comes again when they change."""
+    """The port does not answer yet; `words` say why. The input comes again when they change.
+
+    `silent`: nothing at all has answered, not even a refusal.
+    """
 
     words: str
+    silent: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BuildsRead:
+    """The satellite was asked how many builds run on it. None: it could not tell, or could not be asked."""
+
+    running: int | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -168,6 +181,11 @@ class Evict:
 @dataclasses.dataclass(frozen=True, slots=True)
 class SleepAsked:
     """A caller that may manage the satellite wants it to sleep, unless a client uses it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Distrusted:
+    """The satellite's own word that builds run on it does not count any more, until it has slept."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -200,9 +218,10 @@ MachineInput = (
     | Seen
     | Unseen
     | DescribeDone
+    | BuildsRead
 )
 OrderInput = KeepAwake | Renew | PlaceGranted | Evict | SleepAsked | Reset
-Input = ClientsInput | MachineInput | OrderInput | Tick
+Input = ClientsInput | MachineInput | OrderInput | Distrusted | Tick
 
 # -- actions -----------------------------------------------------------------------------------------------------------
 
@@ -221,10 +240,11 @@ class Launch:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stop:
-    """Call the provider's stop."""
+    """Call the provider's stop. `restart`: the clients that wait want it, since the machine cannot be reached."""
 
     mode: SleepMode
     force: bool = False
+    restart: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -249,6 +269,11 @@ class EndProbe:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Describe:
     """Ask the provider how the machine is now. A DescribeDone follows."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CountBuilds:
+    """Ask the satellite how many builds run on it. A BuildsRead follows, whatever happens."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -284,4 +309,17 @@ class ProblemFound:
     words: str
 
 
-Action = Start | Launch | Stop | EndQuiet | Probe | EndProbe | Describe | GrantLease | Fail | Moved | ProblemFound
+Action = (
+    Start
+    | Launch
+    | Stop
+    | EndQuiet
+    | Probe
+    | EndProbe
+    | Describe
+    | CountBuilds
+    | GrantLease
+    | Fail
+    | Moved
+    | ProblemFound
+)

@@ -61,6 +61,14 @@ UNREADY_ROUNDS = 2
 """How many wake deadlines may pass while the machine runs and its port does not listen. Then it is stopped, so that it costs
 nothing and the next start is a clean one."""
 
+RESTART_AT, SILENT_LEAST_S = 0.75, 30.0
+"""Share of a client's hold, or of the wake deadline if that is shorter, after which a machine that has resumed and is silent
+is stopped and started: before the clients are given up, and as late as that allows, since a large memory is read for long.
+It must have been silent for some time too. If it refuses connections, it is not silent: it can be reached."""
+
+FRESH_S = 1.0
+"""A count of builds that is not older is the last look before a sleep."""
+
 CLOSE_QUIET_S = 5.0
 """How long quiet connections may take to end in good order before a sleep. Then they are cut."""
 
@@ -102,6 +110,12 @@ class Rules:
     """Whether a wake needs a place in the awake budget first."""
     ends_quiet: bool = False
     """Whether connections that move no more than keepalives are ended, and do not keep it awake."""
+    counts_builds: bool = False
+    """Whether the satellite can be asked how many builds run on it."""
+    builds_stale_s: float = 60.0
+    """A count of builds that is older counts as unknown."""
+    trust_builds_s: float = 86_400.0
+    """For how long after its last client a satellite is kept awake by its own word that builds run on it."""
 
 
 def backed_off(first_s: float, most_s: float, before: int) -> float:

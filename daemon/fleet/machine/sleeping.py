@@ -22,20 +22,27 @@ class SleepPolicy:
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self.idle_since = 0.0
+        self.client_at = 0.0
+        """When a client used it last, or it became operational; builds alone do not count."""
         self._awake_since = 0.0
         self._not_before = 0.0
         self._failures = 0
         self._mode = rules.sleep_mode
         self._stops_since = 0.0
         self._vain = 0
-        self._slept_in: MachineState | None = None
+        self.slept_in: MachineState | None = None
+        """How it was last asleep."""
 
     def woke(self, now: float) -> None:
         """It is operational."""
-        self.idle_since = self._awake_since = now
+        self.idle_since = self.client_at = self._awake_since = now
 
     def used(self, now: float) -> None:
         """A client has used it until now."""
+        self.idle_since = self.client_at = now
+
+    def built(self, now: float) -> None:
+        """A build has run on it until now."""
         self.idle_since = now
 
     @property
@@ -73,7 +80,7 @@ class SleepPolicy:
 
     def fell_asleep(self, machine: Machine, asked: SleepMode | None, now: float) -> list[ProblemFound]:
         """It sleeps. `asked` is the mode that we asked for; None if others put it to sleep. Returns what was found."""
-        self._slept_in = machine.state
+        self.slept_in = machine.state
         if asked is not None:
             self._failures = 0
         if asked is SleepMode.HIBERNATE and machine.state is MachineState.STOPPED:
@@ -84,9 +91,13 @@ class SleepPolicy:
         """It is known whether the last sleep has kept its memory. Returns what was found."""
         if resume is Resume.RESUMED:
             self._vain = 0
-        elif resume is Resume.COLD and self._slept_in is MachineState.HIBERNATED:
+        elif resume is Resume.COLD and self.slept_in is MachineState.HIBERNATED:
             return self._kept_nothing(ProblemFound(SleepProblem.COLD_RESUME, ""), now)
         return []
+
+    def resumed_unreachable(self, now: float) -> list[ProblemFound]:
+        """It has resumed and cannot be reached, so its memory is given up. Returns what was found."""
+        return self._kept_nothing(ProblemFound(SleepProblem.UNREACHABLE_RESUME, ""), now)
 
     def reset(self) -> None:
         """Forget what was learned, so that the configuration decides again."""

@@ -51,12 +51,20 @@ class Wake:
     """Until then an accepted start or launch may have no visible effect; 0 if none was accepted."""
     rounds: int = 0
     """How many wake deadlines have passed."""
+    from_memory: bool = False
+    """Whether the machine was hibernated, so that this wake is a resume."""
 
     @classmethod
-    def begin(cls, machine: Machine | None, now: float, deadline_s: float) -> "Wake":
+    def begin(cls, machine: Machine | None, now: float, deadline_s: float, *, from_memory: bool = False) -> "Wake":
         """Make a wake that begins now, with the machine as it was last seen."""
         state = None if machine is None else machine.state
-        return cls(now, now + deadline_s, call_at=now, came_up=state in UP, measured=state in ASLEEP)
+        return cls(
+            *(now, now + deadline_s),
+            call_at=now,
+            came_up=state in UP,
+            measured=state in ASLEEP,
+            from_memory=from_memory,
+        )
 
     # -- what has happened ---------------------------------------------------------------------------------------------
 

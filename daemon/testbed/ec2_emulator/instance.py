@@ -66,6 +66,8 @@ class OnHibernate(enum.Enum):
     """Stopping until it is forced."""
     COLD_BOOT = "cold-boot"
     """EC2 says that it hibernated, but the next start boots."""
+    UNREACHABLE = "unreachable"
+    """EC2 says that it runs after the next start, but nothing of it answers until it is stopped and started."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -151,6 +153,8 @@ class Instance:
     transition_reason: str = ""
     public_ip: str | None = None
     boot_id: str = ""
+    reachable: bool = True
+    """Whether it answers on the network while it runs."""
     script: Script = dataclasses.field(default_factory=Script)
     next_private_ip: str | None = None
     """The address for the next start."""
@@ -241,10 +245,13 @@ class Instance:
                 resumed = self._keeps_memory and self.slept_at is not None and not self._forgets
                 resumed = resumed and at - (self.slept_at or at) <= HIBERNATION_LIMIT_S
                 self._keeps_memory = False
+                self.reachable = not (resumed and self.script.on_hibernate is OnHibernate.UNREACHABLE)
                 self.slept_at = None
                 self.public_ip = f"198.51.100.{secrets.randbelow(254) + 1}"
                 if not resumed:
                     self.boot_id = secrets.token_hex(8)
+                if not self.reachable:
+                    return None
                 return MemoryStep.RESUMED if resumed else MemoryStep.BOOTED
             case InstanceState.STOPPED:
                 self.public_ip = None

@@ -24,16 +24,26 @@ from bentpipe.daemon.ledger.contract import (
 )
 from bentpipe.daemon.model import (
     NO_FACTS,
+    Peaks,
     Resume,
     SatelliteKey,
     SatelliteState,
     StateFacts,
+    Suspicion,
     Transition,
     Waits,
     WakePhase,
 )
 
-FULL = StateFacts(((WakePhase.START, 1.5), (WakePhase.LISTEN, 0.25)), Waits(2, 9.0, 5.0), Resume.COLD, 3)
+FULL = StateFacts(
+    ((WakePhase.START, 1.5), (WakePhase.LISTEN, 0.25)),
+    Waits(2, 9.0, 5.0),
+    Resume.COLD,
+    3,
+    Peaks(99.5, 12.0, 0.25),
+    2,
+    Suspicion(80, ("it burns", "it is flat")),
+)
 """Each fact differs from its default."""
 
 S = SatelliteState

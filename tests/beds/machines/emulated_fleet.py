@@ -17,7 +17,8 @@ from bentpipe.daemon.fleet import satellite
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.fleet.machine import descent, failures, sleeping, waiting
+from bentpipe.daemon.fleet.machine import descent, failures, known, sleeping, waiting
+from bentpipe.daemon.fleet.readiness import SILENT, Tell
 from bentpipe.daemon.ids import machine_id_of
 from bentpipe.daemon.ledger.contract import Interval, Stamp, StampedTransition
 from bentpipe.daemon.ledger.recorder import Recorder
@@ -41,6 +42,7 @@ FAST = {
         "THROTTLE_MOST_S",
     ),
     sleeping: ("SLEEP_RETRY_FIRST_S", "SLEEP_RETRY_MOST_S"),
+    known: ("SILENT_LEAST_S",),
     descent: ("CLOSE_QUIET_S",),
     waiting: ("HOLD_FLOOR_S",),
 }
@@ -62,16 +64,22 @@ def section(name: str, *, launch: bool = False, **more: object) -> SatelliteSect
     return SatelliteSection.model_validate({**own, **more})
 
 
-async def wait_port(control: Control, address: Address) -> None:
-    """Stands for the probe: an instance's port listens as soon as it runs."""
+async def wait_port(control: Control, address: Address, tell: Tell) -> None:
+    """Stands for the probe: an instance's port listens as soon as it runs, unless it is not to be reached."""
+    told = False
     while True:
         with control.cloud.lock:
             control.cloud.settle()
-            if any(
-                each.private_ip == address.host and each.state.label == "running"
+            there = [
+                each
                 for each in control.cloud.instances.values()
-            ):
-                return
+                if each.private_ip == address.host and each.state.label == "running"
+            ]
+        if any(each.reachable for each in there):
+            return
+        if there and not told:
+            tell(SILENT.format(address.port), True)
+            told = True
         await trio.sleep(LISTEN_POLL_S)
 
 
@@ -81,7 +89,7 @@ def speed_up(monkeypatch: pytest.MonkeyPatch, control: Control, traits: MachineT
     for owner, names in FAST.items():
         for name in names:
             monkeypatch.setattr(owner, name, getattr(owner, name) / SPEED)
-    monkeypatch.setattr(satellite, "wait_listening", lambda address, tell: wait_port(control, address))
+    monkeypatch.setattr(satellite, "wait_listening", lambda address, tell: wait_port(control, address, tell))
 
 
 class _MortalLedger(SqliteLedger):

@@ -13,12 +13,15 @@ from beds.contracts.coordination import EXPIRY_S, LEASE_S, CutRows
 from beds.machines.played_machine import RULES as SHORT
 from beds.machines.shown_machine import ShownMachine
 from beds.stores.memory_rows import MemoryRows
+from bentpipe.daemon.coordination.contract import InUse
 from bentpipe.daemon.coordination.shared import SharedCoordination
 from bentpipe.daemon.coordination.turn import SharedTurn
 from bentpipe.daemon.errors import STORE_HINT, ProviderRetryable, SleepVetoed, StoreError
+from bentpipe.daemon.fleet import satellite as satellite_module
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
 from bentpipe.daemon.fleet.launches import LaunchTokens
+from bentpipe.daemon.fleet.machine import known
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import (
     Address,
@@ -199,6 +202,56 @@ async def test_a_client_that_leaves_while_entering_leaves_nothing(machine: Share
             await two.wait(lambda: not two.coordination.is_entered(KEY))
             assert isinstance(turn, SharedTurn)
             await turn.close(lambda: False)
+
+
+class UnreachableMachine(SharedMachine):
+    """It cannot be reached after a resume until it has been stopped."""
+
+    reachable = False
+
+    async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
+        await super().stop(machine_id, mode, force=force)
+        self.reachable = True
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> UnreachableMachine:
+    machine = UnreachableMachine(Address("192.0.2.1", 1))
+    machine.show(M.HIBERNATED)
+
+    async def listens(address: Address, tell: Callable[[str, bool], None]) -> None:
+        while not machine.reachable:
+            tell("port 1 does not answer", True)
+            await trio.sleep(0.05)
+
+    monkeypatch.setattr(satellite_module, "wait_listening", listens)
+    monkeypatch.setattr(known, "SILENT_LEAST_S", 0.0)
+    monkeypatch.setattr(known, "RESTART_AT", 0.3 / RULES.wake_deadline_s)
+    return machine
+
+
+async def test_a_restart_for_clients_that_wait_leaves_their_host_entered(unreachable: UnreachableMachine) -> None:
+    async with edges(unreachable, 600, 600) as (first, second), first.satellite.lease():
+        assert unreachable.calls == ["start", "stop", "start"]
+        assert first.coordination.is_registered(KEY)
+        with pytest.raises(InUse, match="in use at edge-0"):
+            async with second.coordination.acting(KEY) as turn:
+                await turn.close(lambda: False)
+
+
+async def test_a_machine_that_another_host_uses_is_not_restarted(unreachable: UnreachableMachine) -> None:
+    """Perhaps it is this host's own way to the machine that is broken."""
+    async with edges(unreachable, 600, 600) as (first, second):
+        await second.coordination.enter(KEY, trio.lowlevel.checkpoint)
+        with trio.move_on_after(1.5):
+            async with first.satellite.lease():
+                raise AssertionError("nobody can reach it")
+        assert unreachable.calls == ["start"]
+        assert first.satellite.state is S.STARTING
+        unreachable.reachable = True
+        async with first.satellite.lease():
+            assert first.coordination.is_registered(KEY)
+        assert unreachable.calls == ["start"]
 
 
 async def test_what_the_provider_is_asked_in_whose_turn(machine: SharedMachine) -> None:

@@ -12,7 +12,7 @@ import trio
 from beds.machines.emulated_fleet import FAST_TRAITS, SPEED, Bed, section, speed_up
 from bentpipe.daemon.errors import BentpipeError, SatelliteUnusable, WakeFailed
 from bentpipe.daemon.fleet.fleet import Fleet
-from bentpipe.daemon.fleet.machine.messages import SleepProblem
+from bentpipe.daemon.fleet.machine.messages import SleepProblem, SleepReason
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import MachineState, MachineTraits, SatelliteKey, SatelliteState
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
@@ -161,6 +161,25 @@ async def test_hibernations_that_fail(
         assert stage.satellite.sleep_problems[problem] == 1
         assert stage.control.state(instance_id=stage.instance_id) == "stopped"
         await stage.use()
+
+
+async def test_a_resume_that_cannot_be_reached_is_stopped_and_started_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with staged(tmp_path, monkeypatch, SOON) as stage:
+        stage.control.script(instance_id=stage.instance_id, on_hibernate="unreachable")
+        await stage.use()
+        await stage.reach(SatelliteState.SLEEP)
+        before = len(stage.bed.transitions)
+        await stage.use()
+        assert stage.satellite.sleep_problems[SleepProblem.UNREACHABLE_RESUME] == 1
+        assert stage.control.starts(instance_id=stage.instance_id) == 3
+        since = stage.bed.transitions[before:]
+        assert [each.after.value for each in since[:4]] == ["starting", "stopping", "sleep", "starting"]
+        assert since[1].cause == SleepReason.UNREACHABLE.value
+        await stage.reach(SatelliteState.SLEEP)
+    (found,) = [each for each in await stage.bed.intervals() if each.cause == SleepReason.UNREACHABLE.value]
+    assert found.state is SatelliteState.STOPPING
 
 
 async def test_a_launched_machine_that_ec2_does_not_know_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

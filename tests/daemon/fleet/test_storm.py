@@ -37,7 +37,7 @@ async def test_a_storm_wakes_everybody_once_and_stays_under_the_limits(
         bed = Bed(emulator, tmp_path / "ledger.sqlite", sections)
         bed.add_instances()
         control = bed.control
-        monkeypatch.setattr(satellite, "wait_listening", lambda address, tell: wait_port(control, address))
+        monkeypatch.setattr(satellite, "wait_listening", lambda address, tell: wait_port(control, address, tell))
         rates = Ec2RatesSection()
         ec2 = bed.ec2(poll=0.3, sweep=60, rates=rates.model_dump())
         async with trio.open_nursery() as nursery:

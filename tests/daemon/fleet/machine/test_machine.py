@@ -21,6 +21,8 @@ from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
 from bentpipe.daemon.fleet.machine.messages import (
     Action,
     Arrived,
+    BuildsRead,
+    CountBuilds,
     Departed,
     Describe,
     DescribeDone,
@@ -43,6 +45,7 @@ from bentpipe.daemon.fleet.machine.messages import (
     Reset,
     ResumeDetected,
     Seen,
+    SleepAsked,
     Start,
     StartDone,
     Stop,
@@ -55,6 +58,7 @@ from bentpipe.daemon.fleet.machine.messages import (
     Unseen,
     WaiterId,
 )
+from bentpipe.daemon.fleet.machine.rules import FRESH_S
 from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState, Resume, SatelliteState, SleepMode
 
 S = SatelliteState
@@ -88,6 +92,9 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.looked_for: DescribeDone | None = None
         self.metered = 0
         self.next_waiter = 0
+        self.counting = False
+        self.count: tuple[int | None, float] = (None, -math.inf)
+        self.restarts = 0
 
     def feed(self, event: Input) -> None:
         if isinstance(event, Arrived):
@@ -107,13 +114,20 @@ class AnyInterleaving(RuleBasedStateMachine):
                 self.calls.append(action)
                 if isinstance(action, Stop) and not action.force:
                     assert not self.leases, "sleep under a lease"
-                    assert not self.waiting, "sleep under a waiter"
+                    assert action.restart or not self.waiting, "sleep under a waiter"
+                if isinstance(action, Stop) and action.restart:
+                    self.restarts += 1
+                    assert self.restarts == 1, "restarted twice before it was ready"
                 if isinstance(action, Launch):
                     assert self.under.launch
             case Describe():
                 assert not self.looking, "two looks at once"
                 assert event is not self.looked_for, "a look that leads to another at once"
                 self.looking = True
+            case CountBuilds():
+                assert self.under.counts_builds
+                assert not self.counting, "builds are counted twice at once"
+                self.counting = True
             case EndQuiet():
                 assert self.leases == self.metered > 0, "a lease is ended that is not quiet"
                 assert not self.waiting
@@ -129,8 +143,23 @@ class AnyInterleaving(RuleBasedStateMachine):
                 if (before, after) == (S.OPERATIONAL, S.STOPPING) and not isinstance(event, Seen):
                     assert self.leases == (self.metered if self.under.ends_quiet else 0)
                     assert not isinstance(event, Evict) or not self.leases
+                    self.check_builds(event)
+                if after is S.OPERATIONAL:
+                    self.restarts = 0
+                if before is S.OPERATIONAL:
+                    self.count, self.counting = (None, -math.inf), False
             case _:
                 pass
+
+    def check_builds(self, event: Input) -> None:
+        """It is put to sleep in this step."""
+        if not self.under.counts_builds:
+            return
+        running, read_at = self.count
+        assert not running or self.now >= read_at + self.under.builds_stale_s, "sleep under a build"
+        if not isinstance(event, Evict | SleepAsked):
+            assert self.now - read_at <= FRESH_S, "builds are counted once more before a sleep"
+            assert running == 0 or not self.leases, "a connection on which a build may run is ended"
 
     def end(self, waiter: WaiterId) -> None:
         assert waiter not in self.ended, "a waiter ended twice"
@@ -138,10 +167,23 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.ended.add(waiter)
 
     @initialize(
-        state=st.none() | st.sampled_from(M), launch=st.booleans(), budgeted=st.booleans(), ends_quiet=st.booleans()
+        state=st.none() | st.sampled_from(M),
+        launch=st.booleans(),
+        budgeted=st.booleans(),
+        ends_quiet=st.booleans(),
+        counts_builds=st.booleans(),
     )
-    def first_look(self, state: MachineState | None, launch: bool, budgeted: bool, ends_quiet: bool) -> None:
-        self.under = dataclasses.replace(RULES, launch=launch, budgeted=budgeted, ends_quiet=ends_quiet)
+    def first_look(
+        self, state: MachineState | None, launch: bool, budgeted: bool, ends_quiet: bool, counts_builds: bool
+    ) -> None:
+        self.under = dataclasses.replace(
+            RULES,
+            launch=launch,
+            budgeted=budgeted,
+            ends_quiet=ends_quiet,
+            counts_builds=counts_builds,
+            trust_builds_s=math.inf,
+        )
         self.satellite = SatelliteMachine(self.under)
         self.feed(Seen(look(state)) if state is not None else Unseen(ProviderRetryable("no answer")))
 
@@ -167,9 +209,20 @@ class AnyInterleaving(RuleBasedStateMachine):
     def be_told(self, event: Input) -> None:
         self.feed(event)
 
-    @rule()
-    def fail_probe(self) -> None:
-        self.feed(ProbeFailed("nothing listens on port 8372"))
+    @rule(silent=st.booleans())
+    def fail_probe(self, silent: bool) -> None:
+        self.feed(ProbeFailed("nothing listens on port 8372", silent=silent))
+
+    @precondition(lambda self: self.under.counts_builds)
+    @rule(running=st.none() | st.sampled_from([0, 0, 1, 7]), asked=st.booleans())
+    def count_builds(self, running: int | None, asked: bool) -> None:
+        if asked:
+            self.counting = False
+        elif self.counting:
+            return
+        if self.satellite.known.state is S.OPERATIONAL:
+            self.count = (running, self.now)
+        self.feed(BuildsRead(running))
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -228,9 +281,29 @@ class AnyInterleaving(RuleBasedStateMachine):
         if ages:
             self.clock(RULES.min_awake_s)
 
-    @rule()
-    def evict(self) -> None:
-        self.feed(Evict())
+    @precondition(lambda self: self.under.counts_builds)
+    @rule(
+        counts=st.lists(st.none() | st.sampled_from([0, 0, 1]), min_size=1, max_size=3),
+        quiet=st.booleans(),
+        event=st.sampled_from([None, Evict(), SleepAsked()]),
+    )
+    def grow_idle(self, counts: list[int | None], quiet: bool, event: Input | None) -> None:
+        """The straight way to the last look before a sleep."""
+        self.bring_up(1, ages=True)
+        while self.leases > self.metered:
+            if quiet:
+                self.splice()
+            else:
+                self.release()
+        for running in counts:
+            self.count_builds(running, asked=self.counting)
+            self.clock(RULES.sleep_after_s)
+            if event is not None:
+                self.feed(event)
+
+    @rule(event=st.sampled_from([Evict(), SleepAsked()]))
+    def ask_for_sleep(self, event: Input) -> None:
+        self.feed(event)
 
     @rule()
     def port_listens(self) -> None:
