@@ -159,9 +159,11 @@ class Method:
 
     def status_of(self, error: BentpipeError) -> GrpcStatus:
         """The status that the client gets for an error; UNAVAILABLE stays where the daemon drains, to be retried."""
-        if self.ends_at_once and error.status in RETRIED and not isinstance(error, Draining):
-            return GrpcStatus.ABORTED
-        return error.status
+        return error.status if isinstance(error, Draining) else self.told(error.status)
+
+    def told(self, status: GrpcStatus) -> GrpcStatus:
+        """The status that the client gets for any reason but a drain."""
+        return GrpcStatus.ABORTED if self.ends_at_once and status in RETRIED else status
 
 
 def decoded(kind: type[Q], data: bytes) -> Q:

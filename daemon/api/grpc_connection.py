@@ -259,7 +259,7 @@ class GrpcConnection:
                 self._refuse(call, exc.status, str(exc))
 
     def _refuse(self, call: Call, status: GrpcStatus, words: str) -> None:
-        self._finish(call.stream_id, call.path, status, words)
+        self._finish(call.stream_id, call.path, self._services.methods[call.path].told(status), words)
         self._end_call(call)
 
     # -- calls -------------------------------------------------------------------------------------------------------

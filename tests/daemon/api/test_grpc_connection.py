@@ -190,6 +190,8 @@ async def test_a_message_of_the_largest_size_and_one_more(channel: grpc.Channel)
     assert (await ask(channel, "Size", largest)).value == str(len(largest))
     error = await refusal(channel, "Size", largest + "y")
     assert (error.code(), error.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "over the limit API_MESSAGE_BYTES")
+    error = await refusal(channel, "FailAtOnce", "x" * (limits.API_MESSAGE_BYTES + 1))
+    assert error.code() is grpc.StatusCode.ABORTED, "the connection's own refusals are told at once too"
 
 
 async def test_a_request_of_no_message_of_two_and_of_another_kind(channel: grpc.Channel) -> None:
