@@ -9,6 +9,7 @@ from bentpipe.config.model import Config, SatelliteSection
 from bentpipe.daemon.accounts.contract import Authority
 from bentpipe.daemon.api import logstream
 from bentpipe.daemon.api.compute import Compute, Specs
+from bentpipe.daemon.api.health import HealthCalls
 from bentpipe.daemon.api.operations import Operations
 from bentpipe.daemon.api.operator import OperatorAuthority
 from bentpipe.daemon.api.reflection import Reflection
@@ -16,12 +17,13 @@ from bentpipe.daemon.api.reservations import Reservations
 from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.api.statuses import StateBoard
 from bentpipe.daemon.edge.handoff import HandOff
+from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.provisioning import Provisioner
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.tasks import Owner, run_owned
-from bentpipe.proto import compute_pb2, logstream_pb2, operations_pb2
+from bentpipe.proto import compute_pb2, health_check_pb2, logstream_pb2, operations_pb2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Satellites:
     handoff: HandOff
     specs: Mapping[SatelliteKey, Specs]
     provisioner: Provisioner | None
+    health: HealthBoard
 
 
 def make_api(
@@ -72,8 +75,16 @@ def _make(
         provisioner=satellites.provisioner,
     )
     operations = Operations(satellites.fleet, news.states, satellites.handoff)
-    reflection = Reflection([compute_pb2.DESCRIPTOR, logstream_pb2.DESCRIPTOR, operations_pb2.DESCRIPTOR])
-    methods = {**compute.methods, **operations.methods, **logstream.METHODS, **reflection.methods}
+    health = HealthCalls(satellites.health)
+    described = (compute_pb2, logstream_pb2, operations_pb2, health_check_pb2)
+    reflection = Reflection([each.DESCRIPTOR for each in described])
+    methods = {
+        **compute.methods,
+        **operations.methods,
+        **health.methods,
+        **logstream.METHODS,
+        **reflection.methods,
+    }
     return ControlApi(methods, authority, counters, config.limits.stranger_age_s)
 
 

@@ -89,7 +89,7 @@ def assemble(config: Config) -> Daemon:
         *(issued, addresses.proven),
     )
     provisioner = make_provisioner(config, fleet, stores, parts)
-    satellites = Satellites(fleet, handoff, specs, provisioner)
+    satellites = Satellites(fleet, handoff, specs, provisioner, health)
     edge = Edge(
         fleet=fleet,
         identities=identities,

@@ -134,7 +134,9 @@ def begin(cli: EarthlyCli, calls: list[Json]) -> list[Json]:
     return calls[2:]
 
 
-@pytest.mark.parametrize("command", ["org ls", "org select acme", "sat ls --json", "sat select vanilla", "sat rm --force new1"])
+@pytest.mark.parametrize(
+    "command", ["org ls", "org select acme", "sat ls --json", "sat select vanilla", "sat rm --force new1"]
+)
 async def test_commands_that_look(bed: Bed, command: str) -> None:
     def check(cli: EarthlyCli, calls: list[Json]) -> None:
         for call in begin(cli, calls):

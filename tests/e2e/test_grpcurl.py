@@ -68,7 +68,8 @@ async def curl(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Grpcurl]:
 
 
 async def test_it_learns_the_services_and_their_messages(curl: Grpcurl) -> None:
-    assert await curl("list") == (0, f"{COMPUTE}\napi.public.logstream.LogStream\nbentpipe.operations.Operations\n")
+    others = ("api.public.logstream.LogStream", "bentpipe.operations.Operations", "grpc.health.v1.Health")
+    assert await curl("list") == (0, "\n".join((COMPUTE, *others)) + "\n")
     code, methods = await curl("list", COMPUTE)
     assert code == 0
     assert f"{COMPUTE}.ReserveSatellite\n" in methods
@@ -85,6 +86,11 @@ async def test_it_calls_what_it_has_learnt(curl: Grpcurl) -> None:
     code, said = await curl(f"{COMPUTE}/GetSatellite", data=BUILDER)
     assert code == 0, said
     assert json.loads(said)["status"] == "SATELLITE_STATUS_SLEEP"
+    for service in ("", "acme/builder"):
+        code, said = await curl("grpc.health.v1.Health/Check", data=json.dumps({"service": service}))
+        assert (code, json.loads(said)) == (0, {"status": "SERVING"}), (
+            "a satellite that sleeps is there for its clients"
+        )
     code, said = await curl(f"{COMPUTE}/WakeSatellite", data=BUILDER)
     assert code == 0, said
     states = [json.loads(each + "}")["status"] for each in said.split("}")[:-1]]
