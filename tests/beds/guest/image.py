@@ -66,7 +66,7 @@ UNITS_LEFT_OUT = (
 )
 """Costs seconds each in an emulator, and no test needs them."""
 DISK_BYTES = 3 << 30
-CACHE_BYTES = 2 << 30
+CACHE_BYTES = 1 << 30
 """Of the second disk, /dev/vdb, which is empty. Both disks are sparse files."""
 MAKE_DEADLINE_S = 600.0
 INIT = """#!/bin/busybox sh
