@@ -37,8 +37,10 @@ REQUEST_S = 10.0
 TICK_S = 5.0
 """Between looks at the wall clock. A machine that wakes after weeks may find its certificate ended. A timer that counts the
 time awake would not tell."""
-PAUSE_FIRST_S, PAUSE_MOST_S, PAUSE_DENIED_S = 0.2, 30.0, 60.0
-"""After a failure, doubling: builds wait for the first certificate. After a denial nothing helps but what people do."""
+PAUSE_FIRST_S, PAUSE_MOST_S, PAUSE_DENIED_S = 0.1, 30.0, 60.0
+"""After a failure, doubling. After a denial nothing helps but what people do."""
+EAGER_S, PAUSE_EAGER_S = 120.0, 0.5
+"""After its start the program tries more often: builds wait while the network comes up, and cloud-init writes its file."""
 RESTART_S = 60
 MAX_ANSWER_BYTES = 256 << 10
 MAX_FILE_BYTES = 64 << 10
@@ -107,6 +109,9 @@ class Identity:
 
     def _request(self) -> str:
         """Make a key and a request for it. If there is a key that was asked for and not answered, that one again."""
+        known = [path for path in (self.file, self._next_key) if os.path.exists(path)]
+        if len(known) > 1 and _read(self.file).startswith(_read(self._next_key)):
+            os.unlink(self._next_key)  # it was answered, and then the power was lost
         if not os.path.exists(self._next_key):
             fresh = self._next_key + ".new"
             with contextlib.suppress(FileNotFoundError):
@@ -282,6 +287,7 @@ def tell_systemd() -> None:
 def keep(identity: Identity, restarts: Restarts | None) -> None:
     """Have a certificate for ever."""
     told, pause_s, ready = "", PAUSE_FIRST_S, False
+    eager_until = time.monotonic() + EAGER_S
     while True:
         try:
             if identity.is_due():
@@ -295,7 +301,7 @@ def keep(identity: Identity, restarts: Restarts | None) -> None:
                 say(WARNING, f"no certificate, trying again: {exc}")
             told = str(exc)
             time.sleep(PAUSE_DENIED_S if isinstance(exc, DeniedError) else pause_s)
-            pause_s = min(2 * pause_s, PAUSE_MOST_S)
+            pause_s = min(2 * pause_s, PAUSE_EAGER_S if time.monotonic() < eager_until else PAUSE_MOST_S)
             if not os.path.exists(identity.file):
                 continue
         if not ready:

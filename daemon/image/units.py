@@ -236,9 +236,7 @@ def _enrol(port: int) -> str:
     restart = f"--restart {BUILDKIT_UNIT} --port {port} --builds {BUILDS_CGROUP}"
     return f"""[Unit]
 Description=This machine's certificate, from the daemon, and the next one in time
-Wants=network-online.target
-# cloud-init writes {ENROLMENT} in its network stage; the unit of that stage has two names.
-After=network-online.target cloud-init.service cloud-init-network.service
+# It waits neither for the network nor for cloud-init, which writes {ENROLMENT}: at later boots it needs neither.
 StartLimitIntervalSec=0
 
 [Service]

@@ -12,11 +12,13 @@ import hashlib
 import hmac
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
 
 from cryptography import x509
 
+from bentpipe.config.base import NAME_PATTERN
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.logs import log_limited
 from bentpipe.daemon.model import SatelliteKey
@@ -35,6 +37,8 @@ TOKEN_PREFIX = "bpm_"
 PURPOSE = "bentpipe bootstrap token"
 LOGGED_DIGITS = 12
 """Of a launch's token: enough to tell launches apart."""
+LOGGED_CHARS = 130
+"""Of what a machine calls its satellite: no satellite's ORG/NAME is longer."""
 RENEW_PART = 3
 """A machine asks for its next certificate after a third of the life of the present one. With the default life of 90 days, 60
 days are left by then, and that is the longest time for which EC2 keeps a hibernated machine."""
@@ -94,7 +98,7 @@ class Enrolments:
         self._authority = authority
         self._changed = changed
         self._wall = wall
-        self._told: set[tuple[SatelliteKey, str, Denial]] = set()
+        self._told: set[tuple[str, str, Denial]] = set()
         self.results: collections.Counter[tuple[str, str]] = collections.Counter()
         """Requests since the start, by kind and result."""
 
@@ -114,11 +118,11 @@ class Enrolments:
     async def enrol(self, satellite: str, launch: str, token: str, request_pem: str) -> Issued:
         """Give a machine its first certificate. Raises RequestError, Denied, StoreError."""
         public = read_request(request_pem)
-        key = _key_of(satellite)
         try:
+            key = _key_of(satellite)
             await self._change(key, lambda row: rules.enrol(row, launch, token, key_hash_of(public), self._us()))
         except Denied as exc:
-            self._note("enrol", exc, key, launch)
+            self._note("enrol", exc, satellite, launch)
             raise
         self._count("enrol", key, launch)
         name = MachineName(self._settings.fleet, key, launch)
@@ -132,11 +136,11 @@ class Enrolments:
         """
         public = read_request(request_pem)
         present = key_hash_of(check_signature(public_pem, request_pem, signature))
-        key = _key_of(satellite)
         try:
+            key = _key_of(satellite)
             await self._change(key, lambda row: rules.renew(row, launch, present, key_hash_of(public), self._us()))
         except Denied as exc:
-            self._note("renew", exc, key, launch)
+            self._note("renew", exc, satellite, launch)
             raise
         self._count("renew", key, launch)
         name = MachineName(self._settings.fleet, key, launch)
@@ -167,16 +171,22 @@ class Enrolments:
         made = hmac.digest(self._authority().secret(PURPOSE), name.uri.encode(), hashlib.sha256)
         return TOKEN_PREFIX + base64.urlsafe_b64encode(made).decode().rstrip("=")
 
-    def _note(self, kind: str, denied: Denied, key: SatelliteKey, launch: str) -> None:
+    def _note(self, kind: str, denied: Denied, satellite: str, launch: str) -> None:
         """Count a denial. One that shows a stolen secret is an error in the log, once for each launch."""
         denial = denied.denial
         self.results[kind, denial.name.lower()] += 1
-        fields = {"request": kind, "satellite": str(key), "launch": launch[:LOGGED_DIGITS], "error": denial.value}
+        shown = ascii(satellite[:LOGGED_CHARS])[1:-1]
+        fields = {
+            "request": kind,
+            "satellite": shown,
+            "launch": ascii(launch[:LOGGED_DIGITS])[1:-1],
+            "error": denial.value,
+        }
         if not denial.alarming:
             log_limited(log, "denied certificate", "a machine gets no certificate", fields, logging.WARNING)
-        elif (key, launch, denial) not in self._told:
+        elif (satellite, launch, denial) not in self._told:
             # Only requests with a right token or key come here, so there are no more of these than launches.
-            self._told.add((key, launch, denial))
+            self._told.add((satellite, launch, denial))
             log.error("a machine's secret is in other hands", extra={"fields": fields})
 
     def _count(self, kind: str, key: SatelliteKey, launch: str) -> None:
@@ -192,5 +202,8 @@ class Enrolments:
 
 
 def _key_of(satellite: str) -> SatelliteKey:
+    """Read ORG/NAME. Raises Denied if that cannot be a satellite's: such text must not come to the store."""
     org, _, name = satellite.partition("/")
+    if not re.fullmatch(NAME_PATTERN, org) or not re.fullmatch(NAME_PATTERN, name) or "\n" in satellite:
+        raise Denied(Denial.UNKNOWN)
     return SatelliteKey(org, name)

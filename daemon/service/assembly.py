@@ -47,7 +47,7 @@ from bentpipe.daemon.service.ports import (
 )
 from bentpipe.daemon.service.provisioning import SatelliteParts, make_provisioner
 from bentpipe.daemon.service.readings import reading_of, responders_of
-from bentpipe.daemon.service.satellite_ca import make_satellite_ca
+from bentpipe.daemon.service.satellite_ca import make_keeper, make_satellite_ca
 from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.native.engine import Engine, EngineOptions, Ktls, Priority
 
@@ -63,10 +63,13 @@ def assemble(config: Config) -> Daemon:
     satellite_tls, type_tls = satellite_tls_of(config, ktls), type_tls_of(config, ktls)
     stores = open_stores(config.store)
     account_parts = make_accounts(config, stores)
+    keeper = make_keeper(config)
     opened = open_ports(config, spoken)
     engine = _engine_of(config, descriptors, ktls)
     log.info("descriptors", extra={"fields": dataclasses.asdict(descriptors)})
-    satellite_ca = make_satellite_ca(config, stores, satellite_tls, ktls)
+    satellite_ca = (
+        None if keeper is None else make_satellite_ca(config, keeper, stores, satellite_tls, ktls, opened.enrolment)
+    )
     make_user_data = None if satellite_ca is None else satellite_ca.make_user_data
     machines = machines_of(config, given if given < descriptors.limit else None, make_user_data)
     addresses = addresses_of(config)

@@ -93,13 +93,11 @@ def run_check(config_path: Path) -> None:
     from bentpipe.daemon.service.accounts import check_signing_key
     from bentpipe.daemon.service.descriptors import hard_limit, share_out
     from bentpipe.daemon.service.preflight import find_concerns
-    from bentpipe.daemon.service.satellite_ca import check_authority
 
     try:
         config = load_operators_config(config_path)
         share_out(config, hard_limit())
         check_signing_key(config)
-        check_authority(config)
     except ConfigErrors as exc:
         click.echo(str(exc), err=True)
         sys.exit(EXIT_CONFIG)

@@ -30,6 +30,9 @@ CONNECTIONS = 128
 """At once. If there are more, the oldest of the most crowded address is closed."""
 CONNECTIONS_OF_ONE = 8
 """At once of one address: a machine needs one."""
+BURST, PER_S, ADDRESSES = 50, 10.0, 4096
+"""Connections of one address: at once and in the long run. A build that floods the port takes a few percent of the control
+plane's time. Machines behind one NAT gateway try again by themselves."""
 DEADLINE_S = 10.0
 """From accept to the end of the answer."""
 HEAD_BYTES, BODY_BYTES = 8 << 10, 16 << 10
@@ -50,6 +53,27 @@ DENIED = "no certificate for this machine; the daemon's log says why"
 TRY_LATER = "the daemon cannot reach its store: try again"
 
 
+class AddressRates:
+    """A token bucket for each address. It remembers those that have used theirs, ADDRESSES at most."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._full_at: dict[str, float] = {}
+        """When the bucket will be full again."""
+
+    def take(self, address: str) -> bool:
+        """Take a token. Returns False if there is none."""
+        now = self._now()
+        full_at = max(self._full_at.pop(address, now), now) + 1 / PER_S
+        if round((full_at - now) * PER_S, 3) > BURST:
+            self._full_at[address] = full_at - 1 / PER_S
+            return False
+        self._full_at[address] = full_at
+        if len(self._full_at) > ADDRESSES:
+            del self._full_at[next(iter(self._full_at))]  # it has been silent for longest
+        return True
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Answer:
     status: HTTPStatus
@@ -67,6 +91,7 @@ class EnrolmentServer:
         self._context = make_context()
         self._enrolments = enrolments
         self._quotas = Quotas(LIMITS, trio.current_time)
+        self._rates = AddressRates(trio.current_time)
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
@@ -95,7 +120,12 @@ class EnrolmentServer:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
-            peer = str(stream.socket.getpeername()[0])
+            try:
+                peer = str(stream.socket.getpeername()[0])
+            except OSError:
+                return  # it has left already
+            if not self._rates.take(peer):
+                return  # without a TLS handshake: that is what costs
             place = self._quotas.open(peer)
             tls = trio.SSLStream(stream, self._context, server_side=True, https_compatible=True)
             try:

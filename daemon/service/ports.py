@@ -37,6 +37,8 @@ class OpenPorts:
     metrics: tuple[socket.socket, ...]
     control: socket.socket | None
     local_api: socket.socket | None
+    enrolment: tuple[socket.socket, ...]
+    """For machines that want a certificate."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,13 +113,16 @@ def open_ports(config: Config, spoken: Sequence[Port]) -> OpenPorts:
         metrics = bind(*config.metrics.address) if config.metrics.address is not None else []
         for sock in metrics:
             opened.enter_context(sock)
+        enrolment = bind(*config.satellite_ca.address) if config.satellite_ca is not None else []
+        for sock in enrolment:
+            opened.enter_context(sock)
         path = config.control.socket_path()
         control = local_api = None
         if path is not None:
             control = opened.enter_context(open_control_socket(path))
             local_api = open_control_socket(local_api_path(path))
         opened.pop_all()
-    return OpenPorts(tuple(clients), tuple(metrics), control, local_api)
+    return OpenPorts(tuple(clients), tuple(metrics), control, local_api, tuple(enrolment))
 
 
 def _listening(section: ListenerSection, passed: dict[str, list[socket.socket]]) -> list[socket.socket]:

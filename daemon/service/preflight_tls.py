@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bentpipe.config.model import Config, KeyPairSection, ServerTlsSection
+from bentpipe.daemon.pki.authority_file import AuthorityError, read_authority
+from bentpipe.daemon.pki.authority_keeper import ENDS_SOON_S
 from bentpipe.daemon.service.concern import Concern
 
 RENEW_AT = 2 / 3
@@ -30,6 +32,8 @@ def tls_concerns(config: Config) -> Iterator[Concern]:
     for index, listener in enumerate(config.listener):
         if listener.tls is not None:
             yield from _listener_concerns(f"listener[{index}].tls", listener.tls, config)
+    if config.satellite_ca is not None and config.satellite_ca.file is not None:
+        yield from _own_authority_concerns(config.satellite_ca.file)
     machines = [
         *((f"satellite[{index}].tls", machine.tls) for index, machine in enumerate(config.satellite)),
         *((f"machine_type[{index}].tls", machine.tls) for index, machine in enumerate(config.machine_type)),
@@ -57,6 +61,18 @@ def certificate_ends(config: Config) -> dict[str, float]:
         with contextlib.suppress(ValueError):  # tls_concerns says why it cannot be read
             ends[str(path)] = _read_chain(path)[0].not_valid_after_utc.timestamp()
     return ends
+
+
+def _own_authority_concerns(path: Path) -> Iterator[Concern]:
+    """The authority that gives satellites their certificates."""
+    try:
+        ends = read_authority(path).certificate.not_valid_after_utc
+    except AuthorityError as exc:
+        yield Concern("satellite_ca.file", str(exc), fatal=True)
+        return
+    if ends - datetime.datetime.now(datetime.UTC) < datetime.timedelta(seconds=ENDS_SOON_S):
+        words = f"{path}: the authority ends at {ends:%Y-%m-%d}: `bentpipe ca rotate` replaces its key"
+        yield Concern("satellite_ca.file", words, fatal=False)
 
 
 def _listener_concerns(where: str, section: ServerTlsSection, config: Config) -> Iterator[Concern]:

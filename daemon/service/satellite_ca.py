@@ -1,13 +1,14 @@
 """Puts the satellites' certificate authority together for a configuration, and runs it."""
 
 import dataclasses
+import socket
 import ssl
+from collections.abc import Sequence
 
 import trio
 
 from bentpipe.config.model import Config, SatelliteSection
 from bentpipe.daemon.edge.dial import SatelliteTls
-from bentpipe.daemon.edge.listener import bind
 from bentpipe.daemon.errors import ProviderRetryable, StoreError
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.machine.states import WAKING
@@ -16,7 +17,7 @@ from bentpipe.daemon.image.render import enrolment_file
 from bentpipe.daemon.image.user_data import cloud_config
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.pki.authority import pem_of, private_pem_of
-from bentpipe.daemon.pki.authority_file import AuthorityError, read_authority
+from bentpipe.daemon.pki.authority_file import AuthorityError
 from bentpipe.daemon.pki.authority_keeper import AUTHORITY_NAME, AuthorityKeeper
 from bentpipe.daemon.pki.enrolment import Bootstrap, Enrolments, Settings
 from bentpipe.daemon.registry.contract import Registry
@@ -91,26 +92,36 @@ class SatelliteCa:
             return  # the refresh tells that the store fails, and the next round tries again
 
 
-def make_satellite_ca(
-    config: Config, stores: Stores, table: dict[SatelliteKey, SatelliteTls], ktls: Ktls
-) -> SatelliteCa | None:
-    """Make the parts, and open the listener; nothing is started. `table` is the edge's, which it keeps right.
-
-    Raises OSError if the authority's file, or the port, cannot be used.
-    """
+def make_keeper(config: Config) -> AuthorityKeeper | None:
+    """Read the authority's file, or make it; None without the section. Raises OSError if it cannot be used."""
     section = config.satellite_ca
     if section is None:
         return None
-    if stores.identities is None or stores.registry is None:
-        raise OSError(f"[satellite_ca]: {NO_STORE}")
-    fleet = config.ec2.fleet
     path = section.file or state_file(config.store, AUTHORITY_NAME)
     if path is None:
         raise OSError("[satellite_ca]: there is no state directory to keep the authority in; file names one")
     try:
-        keeper = AuthorityKeeper(path, fleet, makes=section.file is None)
+        return AuthorityKeeper(path, config.ec2.fleet, makes=section.file is None)
     except AuthorityError as exc:
         raise OSError(f"[satellite_ca]: {exc}") from exc
+
+
+def make_satellite_ca(
+    config: Config,
+    keeper: AuthorityKeeper,
+    stores: Stores,
+    table: dict[SatelliteKey, SatelliteTls],
+    ktls: Ktls,
+    sockets: Sequence[socket.socket],
+) -> SatelliteCa:
+    """Make the parts; nothing is started. `table` is the edge's, which it keeps right. It takes the sockets over.
+
+    Raises OSError if there is no store.
+    """
+    section = config.satellite_ca
+    if section is None or stores.identities is None or stores.registry is None:
+        raise OSError(f"[satellite_ca]: {NO_STORE}")
+    fleet = config.ec2.fleet
     settings = Settings(fleet, section.machines_call, section.machine_life_s, section.token_life_s)
     enrolments = Enrolments(settings, stores.identities, lambda: keeper.signing.authority, lambda row: issued.take(row))
     issued = IssuedTls(
@@ -121,20 +132,8 @@ def make_satellite_ca(
     for each in config.satellite:
         if each.has_issued_tls:
             issued.add(SatelliteKey(each.org, each.name))
-    sockets = bind(*section.address)
     server = EnrolmentServer(sockets, enrolments, lambda: _server_context(keeper))
     return SatelliteCa(keeper, enrolments, issued, server, stores.registry)
-
-
-def check_authority(config: Config) -> None:
-    """Read the authority's file, if the configuration names one. Raises OSError if it cannot be used."""
-    section = config.satellite_ca
-    if section is None or section.file is None:
-        return
-    try:
-        read_authority(section.file)
-    except AuthorityError as exc:
-        raise OSError(f"[satellite_ca]: {exc}") from exc
 
 
 def _server_context(keeper: AuthorityKeeper) -> ssl.SSLContext:
