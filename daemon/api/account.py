@@ -21,6 +21,9 @@ NO_TOKEN = "the header `Authorization: token TOKEN` is missing"
 NO_ID_TOKEN = "the header `Authorization: Bearer ID_TOKEN` is missing"
 NOT_FOUND = "not found"
 
+BODY_BYTES = 4 << 10
+"""Of a request's body. No page reads one. More is answered by 413."""
+
 PATHS = ("/api/v0/", "/api/v1/")
 """What the paths of pages begin with. They are answered over HTTP/2 too, for clients such as curl that prefer it."""
 
@@ -52,6 +55,14 @@ def request_of(method: str, target: str, authorizations: Sequence[bytes], certif
     return HttpRequest(method, target.partition("?")[0], authorization, certificate_der)
 
 
+@dataclasses.dataclass(slots=True)
+class IncompleteRequest:
+    """A request whose body is still to come. curl 7.88 fails if its stream ends before it has sent all of it."""
+
+    request: HttpRequest
+    body_bytes: int = 0
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class HttpAnswer:
     """An answer, and the label by which it is counted. A stranger can never choose the label."""
@@ -64,6 +75,11 @@ class HttpAnswer:
     def data(self) -> bytes:
         """The body's bytes."""
         return json.dumps(self.body).encode()
+
+
+BODY_TOO_LONG = HttpAnswer(
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"message": "the body is too long: no page reads one"}, "HTTP 413"
+)
 
 
 class AccountPages:

@@ -77,6 +77,7 @@ class GrpcConnection:
         self._tls = tls
         self._server = GrpcServer(API_BOUNDS)
         self._calls: dict[int, Call] = {}
+        self._pages: dict[int, account.IncompleteRequest] = {}
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()
         self._failure: TransportError | ConnectionOver | None = None
@@ -160,6 +161,7 @@ class GrpcConnection:
                     case CallComplete(stream_id):
                         self._complete(stream_id)
                     case CallEnded(stream_id):
+                        self._pages.pop(stream_id, None)
                         ended = self._calls.get(stream_id)
                         if ended is not None:
                             ended.ended_by_client = True
@@ -214,11 +216,12 @@ class GrpcConnection:
         method = dict(headers).get(b":method", b"").decode("latin-1")
         authorizations = [value for name, value in headers if name == b"authorization"]
         request = account.request_of(method, target, authorizations, self._tls.certificate_der)
-        owner = Owner("api page", request.path, Decision.GIVE_UP)
-        self._running.start_soon(run_owned, owner, self._serve_page, stream_id, request)
+        self._pages[stream_id] = account.IncompleteRequest(request)
 
     async def _serve_page(self, stream_id: int, request: account.HttpRequest) -> None:
-        answer = await self._services.pages.answer(request, self._promote)
+        self._answer_page(stream_id, request, await self._services.pages.answer(request, self._promote))
+
+    def _answer_page(self, stream_id: int, request: account.HttpRequest, answer: account.HttpAnswer) -> None:
         self._services.counters.answers[answer.label] += 1
         text = b"" if request.method == "HEAD" else answer.data
         self._server.send_text(stream_id, answer.status, text, b"application/json")
@@ -242,15 +245,29 @@ class GrpcConnection:
 
     def _take_data(self, stream_id: int, body: bytes, window_bytes: int) -> None:
         call = self._calls.get(stream_id)
-        if call is None:  # it was answered without waiting for its request
+        if call is None:  # a page reads no body; anything else was answered without waiting for its request
             self.acknowledge(stream_id, window_bytes)
+            self._pass_over(stream_id, len(body))
             return
         try:
             call.receive_data(body, window_bytes)
         except MessageError as exc:
             self._refuse(call, exc.status, str(exc))
 
+    def _pass_over(self, stream_id: int, body_bytes: int) -> None:
+        """Count the body of a page's request, and refuse one that is too long."""
+        page = self._pages.get(stream_id)
+        if page is not None:
+            page.body_bytes += body_bytes
+            if page.body_bytes > account.BODY_BYTES:
+                del self._pages[stream_id]
+                self._answer_page(stream_id, page.request, account.BODY_TOO_LONG)
+
     def _complete(self, stream_id: int) -> None:
+        page = self._pages.pop(stream_id, None)
+        if page is not None:
+            owner = Owner("api page", page.request.path, Decision.GIVE_UP)
+            self._running.start_soon(run_owned, owner, self._serve_page, stream_id, page.request)
         call = self._calls.get(stream_id)
         if call is not None:
             try:

@@ -6,7 +6,7 @@ import h11
 import trio
 
 from bentpipe.daemon.accounts.contract import Access
-from bentpipe.daemon.api.account import AccountPages, HttpAnswer, HttpRequest, request_of
+from bentpipe.daemon.api.account import BODY_BYTES, AccountPages, HttpAnswer, HttpRequest, request_of
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.edge.outcomes import ConnectionCounters, Outcome
@@ -15,8 +15,6 @@ from bentpipe.daemon.edge.quotas import QuotaKind
 
 HEAD_BYTES = 24 << 10
 """A request's line and fields: a token of 16 KiB, and the fields that clients and their proxies add."""
-BODY_BYTES = 4 << 10
-"""No page of ours reads one. More is answered by 413."""
 REQUESTS = 100
 """On one connection; the Earthly CLI makes a new one for each."""
 REQUEST_DEADLINE_S = 10.0

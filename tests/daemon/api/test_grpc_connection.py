@@ -12,6 +12,7 @@ from google.protobuf.wrappers_pb2 import BytesValue, StringValue
 
 from beds.hosts.api_host import ApiHost, People, Person
 from bentpipe.daemon.accounts.contract import Scope
+from bentpipe.daemon.api import account
 from bentpipe.daemon.api.call import Call, Method, unary
 from bentpipe.daemon.errors import BentpipeError, Draining, LimitReached, WakeFailed
 from bentpipe.proto import limits
@@ -258,6 +259,36 @@ async def test_a_stranger_is_sent_away_when_it_is_old(work: Work, people: People
             await trio.sleep(0.6)
             assert len(host.outcomes) == 1, "who has proved something stays"
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("body_bytes", "status"), [(account.BODY_BYTES, "200"), (account.BODY_BYTES + 1, "413")])
+async def test_a_page_is_answered_when_its_request_is_complete_or_too_long(
+    host: ApiHost, body_bytes: int, status: str
+) -> None:
+    """curl fails if its stream ends before it has sent the whole body, unless it knows from the status."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    client.initiate_connection()
+    fields = [(":method", "POST"), (":scheme", "http"), (":path", "/api/v0/account/login"), (":authority", "edge")]
+    client.send_headers(1, [*fields, ("authorization", "token anna")])
+    client.send_data(1, bytes(account.BODY_BYTES - 1))
+    statuses: list[str] = []
+    async with await trio.open_tcp_stream(*host.address) as stream:
+
+        async def turn() -> None:
+            await stream.send_all(client.data_to_send())
+            for event in client.receive_data(await stream.receive_some()):
+                if isinstance(event, h2.events.ResponseReceived):
+                    statuses.extend(str(value) for name, value in event.headers or () if str(name) == ":status")
+
+        with trio.fail_after(20):
+            for number in range(3):  # each answer to a PING follows what was made of the bytes before it
+                client.ping(number.to_bytes(8))
+                await turn()
+            assert statuses == []
+            client.send_data(1, bytes(body_bytes - account.BODY_BYTES + 1), end_stream=body_bytes == account.BODY_BYTES)
+            while not statuses:
+                await turn()
+    assert statuses == [status]
 
 
 @pytest.mark.parametrize(
