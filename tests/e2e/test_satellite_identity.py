@@ -1,142 +1,43 @@
 """Machines with certificates of the daemon's own authority: EC2 emulated, real enrolment, real TLS to the satellites."""
 
-import contextlib
 import dataclasses
 import datetime
 import functools
-import hashlib
-import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Iterator
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import grpc
 import pytest
 import trio
 from cryptography import x509
 
-from beds.peers.clients import CallError, GrpcioClient
+from beds.hosts.enrolling_cloud import DEADLINE_S, MINE, THEIRS, EnrollingCloud, call, enrolling_cloud
+from beds.peers.clients import CallError
 from beds.ports import free_port
-from beds.programs import program
-from bentpipe.config.load import load_config
+from beds.stores.dynamodb_server import DynamoDbServer
 from bentpipe.daemon.edge import dial as dialling
 from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.daemon.pki import authority_keeper
-from bentpipe.daemon.pki.authority import rotated
+from bentpipe.daemon.pki.authority import new_authority, rotated
 from bentpipe.daemon.pki.authority_file import keep_authority, read_authority
-from bentpipe.daemon.service.serve import Daemon, serve
-from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
-from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
-
-DEADLINE_S = 60.0
-SPEED = 100.0
-MINE, THEIRS = SatelliteKey("acme", "one"), SatelliteKey("rival", "one")
-CONFIG = """
-[daemon]
-drain_deadline = "100ms"
-[store]
-path = "{folder}/ledger.sqlite"
-[satellite_ca]
-address = "127.0.0.1:{enrolment}"
-machines_call = "127.0.0.1:{enrolment}"
-machine_life = "{life}"
-[ec2]
-region = "eu-central-1"
-endpoint = "{url}"
-fleet = "test"
-poll = "50ms"
-sweep = "200ms"
-[[listener]]
-address = "127.0.0.1:0"
-api = true
-"""
-SATELLITE = """
-[[token]]
-name = "{org}"
-hash = "sha256:{hash}"
-grants = ["{org}/*"]
-scopes = ["manage"]
-[[satellite]]
-org = "{org}"
-name = "one"
-provider = "ec2"
-min_awake = 0
-wake_deadline = "20s"
-retry_after = "100ms"
-[satellite.ec2]
-launch_template = "builder"
-port = {port}
-[satellite.tls]
-issued = true
-"""
-
-
-@dataclasses.dataclass
-class Bed:
-    """An emulated EC2 whose machines enrol, and the daemon's configuration."""
-
-    emulator: Emulator
-    folder: Path
-    enrolment: int
-
-    def text(self, *, life: str = "90d") -> str:
-        machines = self.emulator.cloud.machines
-        assert machines is not None
-        text = CONFIG.format(folder=self.folder, enrolment=self.enrolment, url=self.emulator.url, life=life)
-        for key in (MINE, THEIRS):
-            digest = hashlib.sha256(key.org.encode()).hexdigest()
-            text += SATELLITE.format(org=key.org, hash=digest, port=machines.port)
-        return text
-
-    @contextlib.asynccontextmanager
-    async def serving(self, *, life: str = "90d") -> AsyncIterator[Daemon]:
-        path = self.folder / "bentpipe.toml"
-        path.write_text(self.text(life=life))
-        async with trio.open_nursery() as nursery:
-            daemon = await nursery.start(serve, load_config(path))
-            yield daemon
-            daemon.drain.set()
-
-    def instance_of(self, key: SatelliteKey) -> str:
-        (found,) = [
-            instance_id
-            for instance_id, each in self.emulator.cloud.instances.items()
-            if each.tags.get("bentpipe:satellite") == str(key) and each.state.label in ("pending", "running")
-        ]
-        return found
-
-    def disk_of(self, key: SatelliteKey) -> Path:
-        return self.folder / "disks" / self.instance_of(key) / "etc/bentpipe"
-
-    def bootstrap_of(self, key: SatelliteKey) -> dict[str, str]:
-        found: dict[str, str] = json.loads((self.disk_of(key) / "enrolment.json").read_text())
-        return found
+from bentpipe.daemon.service.serve import Daemon
+from bentpipe.daemon.store.dynamodb_table import Table
 
 
 @pytest.fixture
-def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
+def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EnrollingCloud]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "AKIDONE")
-    disk = str(tmp_path / "disks" / "{instance_id}")
-    command = (*program("machines.enrolled_satellite"), "{port}", "{host}", disk)
     monkeypatch.setattr(dialling, "DIAL_DEADLINE_S", 2.0)
-    with Emulator(ScaledClock(SPEED), machine_command=command, machine_port=free_port()) as emulator:
-        emulator.control.add_template(name="builder")
-        yield Bed(emulator, tmp_path, free_port())
+    with enrolling_cloud(tmp_path) as cloud:
+        yield cloud
 
 
-async def call(daemon: Daemon, key: SatelliteKey, words: bytes = b"hello", timeout_s: float = DEADLINE_S) -> bytes:
-    names = (("satellite_name", key.name), ("satellite_org", key.org), ("satellite_token", key.org))
-
-    def run() -> bytes:
-        with contextlib.closing(GrpcioClient(daemon.addresses[0][1], None, names)) as client:
-            return client.unary("Echo", words, timeout_s=timeout_s)
-
-    return await trio.to_thread.run_sync(run)
-
-
-async def test_two_tenants_machines_enrol_and_serve(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
+async def test_two_tenants_machines_enrol_and_serve(bed: EnrollingCloud, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with bed.serving() as daemon:
         async with trio.open_nursery() as nursery:
@@ -176,7 +77,7 @@ def _name_in(identity: Path) -> str:
     return names.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)[0]
 
 
-async def test_addresses_that_two_tenants_machines_exchange_carry_no_byte(bed: Bed) -> None:
+async def test_addresses_that_two_tenants_machines_exchange_carry_no_byte(bed: EnrollingCloud) -> None:
     """EC2 says that each machine is where the other one is, and both listen. No client's byte may go to the other tenant."""
     async with bed.serving() as daemon:
         for key in (MINE, THEIRS):
@@ -192,7 +93,7 @@ async def test_addresses_that_two_tenants_machines_exchange_carry_no_byte(bed: B
                 assert await _until_served(daemon, key) == b"hello"
 
 
-async def _exchange(bed: Bed, daemon: Daemon) -> None:
+async def _exchange(bed: EnrollingCloud, daemon: Daemon) -> None:
     """Let EC2 tell the one's address of the other, and wait until the daemon believes it."""
     one, two = (bed.emulator.cloud.instances[bed.instance_of(key)] for key in (MINE, THEIRS))
     with bed.emulator.cloud.lock:
@@ -214,7 +115,7 @@ async def _until_served(daemon: Daemon, key: SatelliteKey) -> bytes:
 
 
 async def test_a_token_that_is_read_from_the_user_data_is_worth_nothing(
-    bed: Bed, caplog: pytest.LogCaptureFixture
+    bed: EnrollingCloud, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with bed.serving() as daemon:
         assert await call(daemon, MINE) == b"hello"
@@ -232,7 +133,7 @@ async def test_a_token_that_is_read_from_the_user_data_is_worth_nothing(
         assert await call(daemon, MINE) == b"hello", "the machine itself is not harmed"
 
 
-async def test_certificates_are_renewed_and_the_daemon_goes_on(bed: Bed) -> None:
+async def test_certificates_are_renewed_and_the_daemon_goes_on(bed: EnrollingCloud) -> None:
     """A life of 60 s, so the next certificate comes after 20 s; the clock in the test is the machine's own."""
     async with bed.serving(life="60s") as daemon:
         assert await call(daemon, MINE) == b"hello"
@@ -247,7 +148,7 @@ async def test_certificates_are_renewed_and_the_daemon_goes_on(bed: Bed) -> None
         assert await call(daemon, MINE) == b"hello", "it still serves with the certificate before"
 
 
-async def test_a_daemon_that_is_started_again_knows_its_machines(bed: Bed) -> None:
+async def test_a_daemon_that_is_started_again_knows_its_machines(bed: EnrollingCloud) -> None:
     async with bed.serving() as daemon:
         assert await call(daemon, MINE) == b"hello"
         instance = bed.instance_of(MINE)
@@ -264,3 +165,115 @@ async def test_a_daemon_that_is_started_again_knows_its_machines(bed: Bed) -> No
 
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
+
+
+async def test_a_launch_that_was_not_answered_is_repeated_as_it_was(bed: EnrollingCloud) -> None:
+    """EC2 refuses one client token with other parameters, and the user data are parameters."""
+    bed.emulator.control.reset(action="RunInstances", after=True)
+    async with bed.serving() as daemon:
+        assert await call(daemon, MINE) == b"hello"
+        assert daemon.provider.call_counts["RunInstances", "ok"] >= 1
+        assert ("RunInstances", "IdempotentParameterMismatch") not in daemon.provider.call_counts
+        assert len(bed.emulator.cloud.instances) == 1
+        assert bed.emulator.cloud.instances[bed.instance_of(MINE)].user_data.startswith("#cloud-config")
+
+
+async def test_a_launch_is_repeated_after_a_crash_and_a_rotation(bed: EnrollingCloud) -> None:
+    """The new authority makes another token. The machine has the old one, which stays good."""
+    bed.emulator.control.reset(action="RunInstances", times=None, after=True)
+    async with bed.serving() as daemon:
+        with trio.move_on_after(5.0):
+            await call(daemon, MINE, timeout_s=4.0)
+    assert len(bed.emulator.cloud.instances) == 1
+    bed.emulator.cloud.faults.clear()
+    authority = bed.folder / authority_keeper.AUTHORITY_NAME
+    keep_authority(authority, rotated(read_authority(authority), "test", _now()))
+    async with bed.serving() as daemon:
+        with trio.fail_after(DEADLINE_S):
+            assert await _until_served(daemon, MINE) == b"hello"
+    assert len(bed.emulator.cloud.instances) == 1
+
+
+async def test_a_machine_that_sleeps_keeps_its_identity(bed: EnrollingCloud) -> None:
+    async with bed.serving() as daemon:
+        assert await call(daemon, MINE) == b"hello"
+        instance = bed.instance_of(MINE)
+        first = (bed.disk_of(MINE) / "tls/identity.pem").read_bytes()
+        # Hibernated, then stopped plainly: a process that is frozen, and one that begins anew on the same disk.
+        for hibernate in (True, False):
+            await trio.to_thread.run_sync(_stop, bed, instance, hibernate)
+            assert await _until_served(daemon, MINE) == b"hello"
+            assert bed.instance_of(MINE) == instance
+        assert (bed.disk_of(MINE) / "tls/identity.pem").read_bytes() == first
+        assert daemon.satellite_ca is not None
+        assert daemon.satellite_ca.enrolments.results == {("enrol", "ok"): 1}
+
+
+def _stop(bed: EnrollingCloud, instance_id: str, hibernate: bool) -> None:
+    client = boto3.client("ec2", region_name="eu-central-1", endpoint_url=bed.emulator.url)
+    client.stop_instances(InstanceIds=[instance_id], Hibernate=hibernate)
+    client.get_waiter("instance_stopped").wait(InstanceIds=[instance_id], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+
+
+TYPE = """
+[[machine_type]]
+size = "small"
+provider = "ec2"
+min_awake = 0
+retry_after = "100ms"
+[machine_type.ec2]
+launch_template = "builder"
+port = {port}
+[machine_type.tls]
+issued = true
+"""
+
+
+async def test_a_satellite_that_is_removed_and_launched_again_has_another_identity(bed: EnrollingCloud) -> None:
+    bed.types = TYPE
+    key = SatelliteKey(MINE.org, "new")
+    async with bed.serving() as daemon:
+        assert daemon.provisioner is not None
+        assert daemon.satellite_ca is not None
+        names = []
+        for _ in range(2):
+            await daemon.provisioner.launch(key, "small", "linux/amd64", "somebody")
+            assert await call(daemon, key) == b"hello"
+            names.append(_name_in(bed.disk_of(key) / "tls/identity.pem"))
+            await daemon.provisioner.remove(key, force=True)
+            assert key not in daemon.edge.satellite_tls
+            with trio.fail_after(DEADLINE_S):
+                while daemon.provisioner.has(key):
+                    await trio.sleep(0.05)
+            await daemon.satellite_ca.issued.refresh()
+            assert key not in daemon.edge.satellite_tls
+        assert names[0] != names[1]
+
+
+async def test_two_hosts_share_the_machines(bed: EnrollingCloud, tmp_path: Path) -> None:
+    """A machine enrols at one host. Both hosts bring clients to it, also when only one of them has the rotated authority."""
+    with DynamoDbServer() as server:
+        table = uuid.uuid4().hex
+        Table(table, region="eu-central-1", endpoint=server.url).create_now()
+        settings = f'kind = "dynamodb"\ntable = "{table}"\nregion = "eu-central-1"\nendpoint = "{server.url}"\n'
+        authority = new_authority("test", _now())
+        hosts = []
+        for name in ("one", "two"):
+            file = tmp_path / f"{name}.pem"
+            keep_authority(file, authority)
+            store = f'{settings}host = "{name}"\n'
+            hosts.append(dataclasses.replace(bed, enrolment=free_port(), store=store, file=file))
+        async with hosts[0].serving() as one, hosts[1].serving() as two:
+            assert await call(one, MINE) == b"hello"
+            assert await call(two, MINE) == b"hello"
+            assert one.satellite_ca is not None
+            assert two.satellite_ca is not None
+            assert one.satellite_ca.enrolments.results == {("enrol", "ok"): 1}
+            assert two.satellite_ca.enrolments.results == {}
+            assert len(bed.emulator.cloud.instances) == 1
+        keep_authority(tmp_path / "two.pem", rotated(authority, "test", _now()))
+        async with hosts[0].serving() as one, hosts[1].serving() as two:
+            for daemon in (one, two):
+                assert await call(daemon, MINE) == b"hello"
+            assert await call(two, THEIRS) == b"hello"
+            assert await call(one, THEIRS) == b"hello"
