@@ -26,9 +26,18 @@ class ImageLink:
 class MachineImage:
     """All that makes a machine a satellite."""
 
-    common: tuple[ImageFile, ...]
-    """The same on all machines with these settings: they are in the machine image (AMI)."""
+    programs: tuple[ImageFile, ...]
+    """Programs of ours. They are in the machine image (AMI), since user data have no room for them."""
+    settings: tuple[ImageFile, ...]
+    """All that follows from the configuration: units, limits, BuildKit's configuration. They are in the user data."""
     links: tuple[ImageLink, ...]
-    """These too: units that are enabled, and units of the distribution that must not run."""
-    own: tuple[ImageFile, ...]
-    """Of one machine alone: never in a machine image, which another tenant's machine may be made of."""
+    """As `systemctl enable` and `systemctl mask` make them."""
+    start: str
+    """A shell's commands that make the links and start the satellite, on a machine that has just got the files."""
+    own: tuple[ImageFile, ...] = ()
+    """Of one machine alone: in the user data too, and never in a machine image, which has no machine's secrets."""
+
+    @property
+    def common(self) -> tuple[ImageFile, ...]:
+        """All files that are the same on all machines with these settings."""
+        return (*self.programs, *self.settings)

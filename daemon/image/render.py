@@ -4,6 +4,7 @@ It must never decide anything that depends on the machine: programs/ does that o
 """
 
 import dataclasses
+import hashlib
 import importlib.resources
 import json
 
@@ -27,12 +28,13 @@ from bentpipe.daemon.image.places import (
 from bentpipe.daemon.image.programs.settings import (
     BUILDS_CGROUP,
     CACHE,
+    PROGRAM_SUMS,
     SETTINGS,
     SOCKET,
     TEMPLATE,
     SatelliteSettings,
 )
-from bentpipe.daemon.image.units import render_links, render_units
+from bentpipe.daemon.image.units import render_links, render_start, render_units
 from bentpipe.responder.bundle import PACKAGE, bundle
 from bentpipe.responder.enrol import DAEMON_NAME
 from bentpipe.responder.settings import ResponderSettings
@@ -47,6 +49,7 @@ PROGRAMS = (
     "looks",
     "check_limits",
     "check_disks",
+    "check_programs",
     "doctor",
 )
 """Programs that run as modules; `runtime` is a file of its own."""
@@ -58,14 +61,20 @@ def render_image(machine: SatelliteSection, section: ImageSection) -> MachineIma
     port = machine.ec2.port if machine.ec2 is not None else 0
     hibernates = machine.sleep_mode == "hibernate"
     settings = dataclasses.asdict(_settings(section, hibernates=hibernates))
-    common = [
+    programs = _programs()
+    told = [
         *render_units(section, hibernates=hibernates, enrols_for=port if enrols else None),
         ImageFile(str(SETTINGS), _json(settings)),
         ImageFile(str(TEMPLATE), buildkit_configuration(section, port, tls=enrols)),
         ImageFile(RESPONDER_SETTINGS, _json(dataclasses.asdict(_responder(section, tls=enrols)))),
-        *_programs(enrols=enrols),
+        ImageFile(str(PROGRAM_SUMS), _sums(programs)),
     ]
-    return MachineImage(tuple(common), tuple(render_links(enrols=enrols)), ())
+    return MachineImage(
+        programs=tuple(programs),
+        settings=tuple(told),
+        links=tuple(render_links(enrols=enrols)),
+        start=render_start(enrols=enrols),
+    )
 
 
 def enrolment_file(text: str) -> ImageFile:
@@ -115,14 +124,20 @@ def _json(value: object) -> str:
     return json.dumps(value, indent=1) + "\n"
 
 
-def _programs(*, enrols: bool) -> list[ImageFile]:
+def _sums(programs: list[ImageFile]) -> str:
+    """The programs' digests, as sha256sum(1) writes and checks them."""
+    return "".join(f"{hashlib.sha256(each.content.encode()).hexdigest()}  {each.path}\n" for each in programs)
+
+
+def _programs() -> list[ImageFile]:
+    """The same for all settings, so that one machine image serves every machine type."""
     folder = importlib.resources.files(PROGRAMS_PACKAGE)
     place = f"{LIBRARY}/{PROGRAMS_PACKAGE.replace('.', '/')}"
     files = [ImageFile(f"{place}/{name}.py", (folder / f"{name}.py").read_text()) for name in PROGRAMS]
     runtime = ImageFile(RUNTIME, (folder / "runtime.py").read_text(), EXECUTABLE)
     doctor = ImageFile(DOCTOR, _shell(f'PYTHONPATH={LIBRARY} exec {PYTHON} {PROGRAMS_PACKAGE}.doctor "$@"'), EXECUTABLE)
-    enrol = [ImageFile(ENROL, importlib.resources.files(PACKAGE).joinpath("enrol.py").read_text())]
-    return [*files, runtime, doctor, ImageFile(RESPONDER, bundle()), *(enrol if enrols else ())]
+    enrol = ImageFile(ENROL, importlib.resources.files(PACKAGE).joinpath("enrol.py").read_text())
+    return [*files, runtime, doctor, ImageFile(RESPONDER, bundle()), enrol]
 
 
 def _shell(command: str) -> str:

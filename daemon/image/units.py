@@ -69,14 +69,26 @@ def render_units(section: ImageSection, *, hibernates: bool, enrols_for: int | N
     return files
 
 
+def _enabled(*, enrols: bool) -> list[str]:
+    return [BUILDKIT_UNIT, RESPONDER_UNIT, *([ENROL_UNIT] if enrols else [])]
+
+
 def render_links(*, enrols: bool) -> list[ImageLink]:
     """Return the links that enable our units and mask the distribution's, as `systemctl enable` and `mask` make them."""
-    wanted = [BUILDKIT_UNIT, RESPONDER_UNIT, *([ENROL_UNIT] if enrols else [])]
     return [
         ImageLink(f"{UNITS}/multi-user.target.wants/{TARGET}", f"{UNITS}/{TARGET}"),
-        *(ImageLink(f"{UNITS}/{TARGET}.wants/{name}", f"{UNITS}/{name}") for name in wanted),
+        *(ImageLink(f"{UNITS}/{TARGET}.wants/{name}", f"{UNITS}/{name}") for name in _enabled(enrols=enrols)),
         *(ImageLink(f"{UNITS}/{name}", "/dev/null") for name in MASKED),
     ]
+
+
+def render_start(*, enrols: bool) -> str:
+    """Return the commands for a machine that has just got its files. Later boots need none: the units are enabled."""
+    enabled = " ".join([TARGET, *_enabled(enrols=enrols)])
+    return (
+        f"systemctl mask {' '.join(MASKED)}; systemctl daemon-reload && systemctl enable {enabled} && "
+        f"systemctl restart --no-block systemd-sysctl.service && systemctl start --no-block {TARGET}"
+    )
 
 
 def _fetches(section: ImageSection) -> bool:

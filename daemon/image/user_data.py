@@ -1,8 +1,9 @@
-"""The user data of a launch: a cloud-config with what differs between machines. Pure.
+"""The user data of a launch: a cloud-config with the satellite's settings, and what one machine alone has. Pure.
 
-The units are in the machine image (AMI) and start by themselves. cloud-init only writes files, in its network stage. Its
-last stage (runcmd) runs after the network is online and, on Debian and Ubuntu, after multi-user.target. User data must never
-hold a secret that outlives the launch: every process that reaches the metadata service can read them.
+cloud-init writes the files in its network stage. `bootcmd` of the machine's first boot queues one unit before, which starts
+the satellite as soon as that stage is done. cloud-init's last stage (runcmd) would come after the network is online and, on
+Debian and Ubuntu, after multi-user.target. On later boots the units are enabled, and nothing waits for cloud-init.
+User data must never hold a secret that outlives the launch: every process that reaches the metadata service can read them.
 """
 
 import gzip
@@ -12,20 +13,28 @@ from bentpipe.daemon.image.files import ImageFile
 
 LIMIT_BYTES = 16 << 10
 """EC2's, before it encodes them in base 64."""
+FIRST_START = "bentpipe-first-start"
+NETWORK_STAGE = "cloud-init.service cloud-init-network.service"
+"""The unit of the stage that writes files, as it is called before and since cloud-init 24.3."""
 
 
 class UserDataTooLarge(ProviderPermanent):
     """EC2 would refuse the launch."""
 
 
-def cloud_config(files: tuple[ImageFile, ...]) -> str:
-    """Write the cloud-config that gives a machine these files."""
+def cloud_config(files: tuple[ImageFile, ...], start: str = "") -> str:
+    """Write the cloud-config that gives a machine these files, and then runs the shell's commands `start`, once."""
     lines = [
         "#cloud-config",
         "# Made by bentpipe. Nothing is installed or upgraded at a boot: that would take time before the first build.",
         "package_update: false",
         "package_upgrade: false",
     ]
+    if start:
+        words = ("cloud-init-per", "instance", FIRST_START, "systemd-run", "--no-block", f"--unit={FIRST_START}")
+        options = ("--property=Type=oneshot", "--property=DefaultDependencies=no", f"--property=After={NETWORK_STAGE}")
+        quoted = ", ".join(_quoted(each) for each in (*words, *options, "/bin/sh", "-c", start))
+        lines += ["bootcmd:", f"  - [{quoted}]"]
     if files:
         lines.append("write_files:")
     for file in files:
@@ -43,12 +52,17 @@ def _quoted(text: str) -> str:
 
 
 def packed(text: str) -> bytes:
-    """Compress a cloud-config as cloud-init reads it: the same text gives the same bytes. Raises UserDataTooLarge."""
-    data = gzip.compress(text.encode(), compresslevel=9, mtime=0)
+    """Return a cloud-config as EC2 takes it, compressed if it must be. The same text gives the same bytes.
+
+    Raises UserDataTooLarge.
+    """
+    data = text.encode()
+    if len(data) > LIMIT_BYTES:
+        data = gzip.compress(data, compresslevel=9, mtime=0)
     if len(data) > LIMIT_BYTES:
         raise UserDataTooLarge(
-            f"the user data have {len(data)} bytes after compression, and EC2 takes {LIMIT_BYTES}: a chain of certificates "
-            "in them is too long",
+            f"the user data have {len(data)} bytes after compression, and EC2 takes {LIMIT_BYTES}: make additional_config, "
+            "or the authority's chain of certificates, shorter",
             peer_hint="the machine's user data are too large for EC2",
         )
     return data

@@ -49,6 +49,7 @@ from bentpipe.daemon.service.provisioning import SatelliteParts, make_provisione
 from bentpipe.daemon.service.readings import reading_of, responders_of
 from bentpipe.daemon.service.satellite_ca import make_keeper, make_satellite_ca
 from bentpipe.daemon.service.stores import Stores, open_stores
+from bentpipe.daemon.service.user_data import UserDataMaker
 from bentpipe.native.engine import Engine, EngineOptions, Ktls, Priority
 
 log = logging.getLogger("bentpipe")
@@ -70,8 +71,7 @@ def assemble(config: Config) -> Daemon:
     satellite_ca = (
         None if keeper is None else make_satellite_ca(config, keeper, stores, satellite_tls, ktls, opened.enrolment)
     )
-    make_user_data = None if satellite_ca is None else satellite_ca.make_user_data
-    machines = machines_of(config, given if given < descriptors.limit else None, make_user_data)
+    machines = machines_of(config, given if given < descriptors.limit else None, UserDataMaker(satellite_ca).make)
     addresses = addresses_of(config)
     records = Records(stores, _recorder_of(config, stores))
     announcements = Announcements()

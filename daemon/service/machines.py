@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from bentpipe.daemon.providers.ec2.provider import Ec2Provider
 
 
-MakeUserData = Callable[[SatelliteSection, str], Awaitable[str]]
-"""Makes the user data of a satellite's machine from the token of its launch; "" if it has none. Raises ProviderError."""
+MakeUserData = Callable[[SatelliteSection, str], Awaitable[bytes]]
+"""Makes the user data of a satellite's machine from the token of its launch; empty if it has none. Raises ProviderError."""
 
 
 def addresses_of(config: Config) -> KnownAddresses:

@@ -57,7 +57,8 @@ def run_render(wish: RenderWish) -> None:
         return
     _write(image, wish.out)
     click.echo(
-        f"{wish.out}/{ROOT_FOLDER}: {len(image.common)} files for the machine image; {wish.out}/{INSTALL_NAME} copies them"
+        f"{wish.out}/{ROOT_FOLDER}: {len(image.programs)} programs for the machine image; {wish.out}/{INSTALL_NAME} copies "
+        f"them. {wish.out}/{USER_DATA_NAME}: what a launch gives the machine"
     )
 
 
@@ -99,25 +100,26 @@ def _no_image(machine: SatelliteSection) -> str:
 
 
 def _shown(image: MachineImage) -> Iterator[str]:
-    for file in image.common:
+    yield "# In the machine image (AMI): `--out DIR` writes them, and DIR/install copies them."
+    for file in image.programs:
+        yield f"==> {file.path} ({file.mode:04o}, {len(file.content.encode())} bytes)"
+    yield f"\n# In the user data ({len(packed(_user_data(image)))} of at most {LIMIT_BYTES} bytes, compressed if need be)."
+    for file in image.settings:
         yield f"==> {file.path} ({file.mode:04o})\n{file.content}"
-    for link in image.links:
-        yield f"==> {link.path} -> {link.target}"
-    text = cloud_config(image.own)
-    yield f"\n==> user data ({len(packed(text))} of at most {LIMIT_BYTES} bytes, compressed)\n{text}"
+    yield f"==> at the first boot, after cloud-init has written them\n{image.start}"
+
+
+def _user_data(image: MachineImage) -> str:
+    return cloud_config(image.settings, image.start)
 
 
 def _write(image: MachineImage, out: Path) -> None:
     root = out / ROOT_FOLDER
     if root.exists():
         raise RenderError(f"{root} exists: remove it, or give another folder")
-    for file in image.common:
+    for file in image.programs:
         _write_file(root, file)
-    for link in image.links:
-        place = root / link.path.lstrip("/")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(link.target)
-    (out / USER_DATA_NAME).write_text(cloud_config(image.own))
+    (out / USER_DATA_NAME).write_bytes(packed(_user_data(image)))
     _write_file(out, ImageFile(INSTALL_NAME, INSTALL, EXECUTABLE))
 
 

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 
 import trio
 
-from bentpipe.config.model import Config, SatelliteSection
+from bentpipe.config.model import Config
 from bentpipe.daemon.edge.dial import SatelliteTls
 from bentpipe.daemon.errors import ProviderRetryable, StoreError
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.machine.states import WAKING
 from bentpipe.daemon.ids import launch_token
-from bentpipe.daemon.image.render import enrolment_file
-from bentpipe.daemon.image.user_data import cloud_config
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.pki.authority import pem_of, private_pem_of
 from bentpipe.daemon.pki.authority_file import AuthorityError
@@ -55,11 +53,6 @@ class SatelliteCa:
             return await self.enrolments.expect(key, launch, found.generation)
         except StoreError as exc:
             raise ProviderRetryable(str(exc), peer_hint=exc.peer_hint) from exc
-
-    async def make_user_data(self, section: SatelliteSection, launch: str) -> str:
-        """The user data of a machine; "" if it needs none. Raises ProviderError."""
-        bootstrap = await self.bootstrap(SatelliteKey(section.org, section.name), launch)
-        return "" if bootstrap is None else cloud_config((enrolment_file(bootstrap.to_json()),))
 
     async def start(self, nursery: trio.Nursery, fleet: Fleet) -> None:
         """Start the tasks; returns once the machines are known, or the store has failed to tell."""

@@ -12,7 +12,7 @@ import ssl
 import sys
 from collections.abc import Iterator
 
-from bentpipe.daemon.image.programs import check_disks, check_limits
+from bentpipe.daemon.image.programs import check_disks, check_limits, check_programs
 from bentpipe.daemon.image.programs.findings import Finding, Severity, fail, fine, warn
 from bentpipe.daemon.image.programs.looks import SatelliteLook
 from bentpipe.daemon.image.programs.settings import SETTINGS, SetupError, load_settings
@@ -64,7 +64,7 @@ def _shake(plain: socket.socket, port: int) -> Finding:
 
 def findings(look: SatelliteLook) -> Iterator[Finding]:
     """Run every check. If one fails, its line says so, and the others still run."""
-    for check in (*check_limits.CHECKS, *check_disks.CHECKS, check_answer):
+    for check in (*check_programs.CHECKS, *check_limits.CHECKS, *check_disks.CHECKS, check_answer):
         try:
             yield from check(look)
         except (OSError, ValueError) as exc:

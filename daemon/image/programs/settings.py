@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 
 SETTINGS = Path("/etc/bentpipe/satellite.json")
+PROGRAM_SUMS = Path("/etc/bentpipe/programs.sha256")
+"""The digests of the programs that fit the settings: a machine image may have those of another version."""
 TEMPLATE = Path("/etc/bentpipe/buildkitd.toml")
 """BuildKit's configuration, with marks for what depends on the size of the cache."""
 CONFIGURATION = Path("/run/bentpipe/buildkitd.toml")
@@ -61,19 +63,26 @@ class SatelliteSettings:
 
 
 def load_settings(path: Path = SETTINGS) -> SatelliteSettings:
-    """Read the file. Raises SetupError."""
+    """Read the file. Raises SetupError.
+
+    Keys that are not known are a newer daemon's. The machine works without them, and the doctor says that it is old.
+    """
     try:
         raw = json.loads(path.read_text())
     except (OSError, ValueError) as exc:
         raise SetupError(f"{path}: {exc}: render the satellite's image again") from exc
     fields = {each.name: each.type for each in dataclasses.fields(SatelliteSettings)}
-    if not isinstance(raw, dict) or set(raw) != set(fields):
-        differing = sorted(set(fields) ^ set(raw)) if isinstance(raw, dict) else ["not an object"]
-        raise SetupError(f"{path}: keys are missing or unknown: {', '.join(differing)}: render the image again")
+    if not isinstance(raw, dict):
+        raise SetupError(f"{path}: not an object: render the image again")
+    missing = sorted(set(fields) - set(raw))
+    if missing:
+        raise SetupError(
+            f"{path}: {', '.join(missing)} missing: these programs are newer than the daemon that launched this"
+        )
     for name, kind in fields.items():
         if type(raw[name]).__name__ != kind:
             raise SetupError(f"{path}: {name} is not of type {kind}: {raw[name]!r}")
-    return SatelliteSettings(**raw)
+    return SatelliteSettings(**{name: raw[name] for name in fields})
 
 
 @dataclasses.dataclass(frozen=True)

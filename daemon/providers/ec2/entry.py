@@ -20,7 +20,7 @@ class Ec2Machine:
 
     satellite: str
     section: SatelliteEc2Section
-    user_data: Callable[[str], Awaitable[str]] | None = None
+    user_data: Callable[[str], Awaitable[bytes]] | None = None
     """Makes the user data of a launch from its token, always the same from the same token. Raises ProviderError."""
 
 

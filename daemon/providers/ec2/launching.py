@@ -9,7 +9,7 @@ is looked for by its token, and the next alternative waits until EC2 would have 
 import dataclasses
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import trio
 
@@ -184,8 +184,8 @@ class Launcher:
             fleet=self._fleet,
             satellite=satellite,
         )
-        if entry.machine.user_data is not None and (text := await entry.machine.user_data(token)):
-            request["UserData"] = text  # boto3 encodes it
+        if entry.machine.user_data is not None and (data := await entry.machine.user_data(token)):
+            request["UserData"] = cast("str", data)  # boto3 takes bytes too, and encodes both in base 64
         return placed(request, alternative, plan.data)
 
     async def _run(self, entry: Entry, request: "RunInstancesRequestTypeDef") -> Description:

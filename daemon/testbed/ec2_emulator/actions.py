@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import datetime
 import fnmatch
+import gzip
 import secrets
 from collections.abc import Callable
 
@@ -18,6 +19,9 @@ from bentpipe.daemon.testbed.ec2_emulator.instance import (
 from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError, Element, Params, flag, number, strings, structures
 
 OWNER = "123456789012"
+USER_DATA_BYTES = 16 << 10
+"""Before base 64."""
+GZIP_MAGIC = b"\x1f\x8b"
 MAX_FILTER_VALUES = 200
 """EC2's own limit for one request."""
 Result = dict[str, Element]
@@ -171,7 +175,7 @@ def run_instances(cloud: Cloud, params: Params) -> Result:
         client_token=token or secrets.token_hex(8),
         encrypted=encrypted,
         http_tokens=params.get("MetadataOptions.HttpTokens", "optional"),
-        user_data=base64.b64decode(params.get("UserData", "")).decode(),
+        user_data=_user_data(base64.b64decode(params.get("UserData", ""))),
         subnet_id=subnet_id,
         zone=zone,
         spot_request=f"sir-{secrets.token_hex(4)}" if spot else "",
@@ -428,3 +432,10 @@ ACTIONS = {
     ),
     "DescribeImages": Action(describe_images, frozenset({"ImageId.N"})),
 }
+
+
+def _user_data(given: bytes) -> str:
+    """User data as cloud-init reads it: gzip is allowed. Raises ApiError if EC2 would not take it."""
+    if len(given) > USER_DATA_BYTES:
+        raise ApiError("InvalidParameterValue", f"User data is limited to {USER_DATA_BYTES} bytes")
+    return (gzip.decompress(given) if given.startswith(GZIP_MAGIC) else given).decode()

@@ -1,5 +1,6 @@
 """A satellite's /proc, /sys and /etc as files in a folder, as they are if all is well. Tests then change one thing."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -44,6 +45,10 @@ class SatelliteTree:
         self.write_program("usr/local/lib/bentpipe/runtime", "#!/bin/sh\n")
         for folder in ("var/lib/bentpipe/cache", "var/lib/buildkit"):
             (root / folder).mkdir(parents=True)
+        program = (root / "usr/local/lib/bentpipe/runtime").read_bytes()
+        self.write(
+            "etc/bentpipe/programs.sha256", f"{hashlib.sha256(program).hexdigest()}  /usr/local/lib/bentpipe/runtime\n"
+        )
         self.write_program("opt/buildkit/buildctl", f"#!/bin/sh\necho '{self.workers(self.kept_bytes)}'\n")
         self.bin = root / "bin"
         self.write_program("bin/systemctl", SYSTEMCTL)

@@ -107,6 +107,8 @@ STEPS = f"{CGROUPS}builds.slice/buildkitd.service/steps/"
         ("proc/swaps", "h\n/swap file 8 0 -2\n/dev/zram0 partition 8 0 100\n", "swap"),
         ("run/bentpipe/buildkitd.toml", 'binary = "/usr/bin/runc"\n', "runtime"),
         ("opt/buildkit/buildctl", "#!/bin/sh\nexit 1\n", "garbage collection"),
+        ("usr/local/lib/bentpipe/runtime", "#!/bin/sh\n# Of another version.\n", "programs"),
+        ("etc/bentpipe/programs.sha256", "", "programs"),
         ("opt/buildkit/buildctl", f"#!/bin/sh\necho '{SatelliteTree.workers(0)}'\n", "garbage collection"),
         ("bin/systemctl", SYSTEMCTL.replace("IPAddressDeny", "Nothing"), "metadata service"),
     ],

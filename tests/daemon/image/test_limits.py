@@ -71,7 +71,7 @@ def test_a_limit_of_io_is_for_the_disk_of_the_cache(told: Path, tmp_path: Path) 
     [
         ("{", "render the satellite's image again"),
         ("[]", "not an object"),
-        ('{"flavour": "moby"}', "missing or unknown"),
+        ('{"flavour": "moby"}', "newer than the daemon"),
     ],
 )
 def test_settings_that_cannot_be_read_make_no_limits(broken: str, words: str, tmp_path: Path) -> None:
@@ -79,6 +79,12 @@ def test_settings_that_cannot_be_read_make_no_limits(broken: str, words: str, tm
     place.write_text(broken)
     with pytest.raises(SetupError, match=words):
         load_settings(place)
+
+
+def test_a_key_of_a_newer_daemon_does_not_stop_the_machine(told: Path) -> None:
+    before = load_settings(told)
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"of_tomorrow": 1}))
+    assert load_settings(told) == before
 
 
 def test_a_value_of_the_wrong_kind_is_named(told: Path) -> None:

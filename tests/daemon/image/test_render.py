@@ -29,6 +29,11 @@ def file_of(machine: RenderedMachine, ending: str) -> str:
     return found
 
 
+def user_data(machine: RenderedMachine, *, issued: bool = True) -> str:
+    image = machine.image(issued=issued)
+    return cloud_config((*image.settings, *image.own), image.start)
+
+
 def test_the_sample_has_both_flavours_and_both_places_of_a_cache() -> None:
     assert {each.section.flavour for each in MACHINES} == {"moby", "earthly"}
     assert {each.section.cache.device is None for each in MACHINES} == {True, False}
@@ -73,7 +78,7 @@ def test_systemd_would_complain_of_a_mistake(tmp_path: Path) -> None:
 def test_cloud_init_accepts_the_user_data(machine: RenderedMachine, tmp_path: Path) -> None:
     for issued in (True, False):
         path = tmp_path / "user-data"
-        path.write_text(cloud_config(machine.image(issued=issued).own))
+        path.write_text(user_data(machine, issued=issued))
         done = subprocess.run(
             ["cloud-init", "schema", "--config-file", str(path)], capture_output=True, text=True, check=False
         )
@@ -83,12 +88,14 @@ def test_cloud_init_accepts_the_user_data(machine: RenderedMachine, tmp_path: Pa
 
 @each_machine
 def test_the_user_data_say_each_file_exactly(machine: RenderedMachine) -> None:
-    own = machine.image().own
-    read = yaml.safe_load(cloud_config(own))
+    image = machine.image()
+    read = yaml.safe_load(user_data(machine))
     found = [ImageFile(each["path"], each["content"], int(each["permissions"], 8)) for each in read["write_files"]]
-    assert tuple(found) == own
-    assert "runcmd" not in read
-    secrets = [each for each in own if TOKEN in (each.content)]
+    assert tuple(found) == (*image.settings, *image.own)
+    assert "runcmd" not in read, "it would wait for multi-user.target"
+    [first] = read["bootcmd"]
+    assert first[-1] == image.start
+    secrets = [each for each in found if TOKEN in each.content]
     assert [each.mode for each in secrets] == [SECRET]
 
 
@@ -100,13 +107,21 @@ def test_no_secret_is_in_what_several_machines_share(machine: RenderedMachine) -
     units = ("buildkitd.service", "bentpipe-responder.service", "bentpipe-enrol.service")
     differing = {each.path for each in set(image.common) ^ set(plain.common)}
     assert differing == {
-        *("/etc/bentpipe/buildkitd.toml", "/etc/bentpipe/responder.json", "/usr/local/lib/bentpipe/enrol.py"),
+        *("/etc/bentpipe/buildkitd.toml", "/etc/bentpipe/responder.json"),
         *(f"/etc/systemd/system/{each}" for each in units),
     }
 
 
+@each_machine
+def test_the_user_data_fit_and_one_machine_image_serves_every_type(machine: RenderedMachine) -> None:
+    compressed = gzip.compress(user_data(machine).encode())
+    assert len(compressed) < LIMIT_BYTES // 2, "the rest is for additional_config and certificates"
+    assert machine.image().programs == MACHINES[0].image(issued=False).programs
+
+
 def test_user_data_are_packed_alike_each_time_and_refused_if_ec2_would() -> None:
     text = cloud_config((ImageFile("/a", "x\n" * 50_000),))
+    assert packed("#cloud-config\n") == b"#cloud-config\n"
     assert packed(text) == packed(text)
     assert gzip.decompress(packed(text)).decode() == text
     noise = cloud_config((ImageFile("/a", os.urandom(LIMIT_BYTES).hex() + "\n"),))
