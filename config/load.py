@@ -149,16 +149,16 @@ def _unknown_names(config: Config) -> Iterator[ConfigProblem]:
         *((f"certificate[{i}].grants", certificate.grants) for i, certificate in enumerate(config.certificate)),
         *((f"oidc_rule[{i}].grants", rule.grants) for i, rule in enumerate(config.oidc_rule)),
     ]
-    for where, grants in granted if not config.machine_type else ():  # else any org may launch a satellite
+    for where, grants in granted if not config.makes_satellites else ():
         for grant in grants:
             if grant.partition("/")[0] not in orgs:
                 yield ConfigProblem(where, f"{grant!r} is for an org without a satellite")
     for org in config.budget.org:
-        if org not in orgs and not config.machine_type:
+        if org not in orgs and not config.makes_satellites:
             yield ConfigProblem(f"budget.org.{org}", "an org that has no satellite")
     names = {f"{satellite.org}/{name}" for satellite in config.satellite for name in (satellite.name, "*")}
     for priced in config.prices.satellite if config.prices else ():
-        if priced not in names and not config.machine_type:
+        if priced not in names and not config.makes_satellites:
             yield ConfigProblem(f"prices.satellite.{priced}", "expected ORG/NAME or ORG/* of a satellite in this file")
 
 
@@ -181,6 +181,8 @@ def _unfit_rules(config: Config) -> Iterator[ConfigProblem]:
         yield ConfigProblem("oidc_rule", 'needs a store, and [store] kind is "none"')
     if config.machine_type and config.store.kind == "none":
         yield ConfigProblem("machine_type", 'needs a store, and [store] kind is "none"')
+    if config.registration is not None and config.store.kind == "none":
+        yield ConfigProblem("registration", 'needs a store, and [store] kind is "none"')
 
 
 def _unfit_authority(config: Config) -> Iterator[ConfigProblem]:

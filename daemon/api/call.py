@@ -67,10 +67,21 @@ class _Arrived:
 class Call:
     """One call, from its headers to its status."""
 
-    def __init__(self, connection: Connection, stream_id: int, headers: HeaderList, access: Access, now: float) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        stream_id: int,
+        headers: HeaderList,
+        access: Access,
+        now: float,
+        *,
+        source: str | None = None,
+    ) -> None:
         self.stream_id = stream_id
         self.access = access
         """Who calls, and what it may do."""
+        self.source = source
+        """The IP address from which the call comes; None if it comes over a Unix socket."""
         fields = dict(headers)
         self.path = fields.get(b":path", b"").decode("latin-1")
         self.authority = fields.get(b":authority", b"").decode("latin-1")

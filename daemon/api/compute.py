@@ -14,10 +14,12 @@ from bentpipe.daemon.api.finding import Named, check_name, find_satellite, satel
 from bentpipe.daemon.api.reservations import Reservations
 from bentpipe.daemon.api.statuses import STATUS, StateBoard
 from bentpipe.daemon.api.streams import Respond, StateStream, interval_of, stream_sleep, stream_wake
-from bentpipe.daemon.errors import NotPermitted, NotServed
+from bentpipe.daemon.errors import NotPermitted, NotServed, SleepRefused
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.lease import Lease
+from bentpipe.daemon.fleet.machine.words import NOT_OURS
 from bentpipe.daemon.fleet.provisioning import Provisioner
+from bentpipe.daemon.fleet.registrar import Registrar
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.proto import compute_pb2 as pb
@@ -29,6 +31,7 @@ DEFAULT_PORT = 443
 NOT_PERMITTED_IN_ORG = "this credential may not manage satellites of this org: that takes the scope `manage`"
 CONFIGURED = "this satellite is part of the daemon's configuration: its operator changes and removes it there"
 NO_UPDATE = "this daemon does not change a launched satellite: remove it, and launch it with what you want"
+REGISTERED = "this satellite has registered itself: who runs its machine changes it there, and registers it again"
 NO_LAUNCH = "this daemon serves the satellites of its configuration: its operator adds one there"
 
 
@@ -47,6 +50,8 @@ class Specs:
     """As in Docker: "linux/amd64"."""
     size: str
     """The machine type, or what stands for it."""
+    version: str = ""
+    """Of the software on the satellite; empty if it is not known."""
 
 
 class Compute:
@@ -60,10 +65,11 @@ class Compute:
         reservations: Reservations,
         satellite_address: str | None,
         provisioner: Provisioner | None = None,
+        registrar: Registrar | None = None,
     ) -> None:
         """`satellite_address` is HOST:PORT of the port for builds; None: where the API is called; "": it is not known.
 
-        Without a `provisioner` no satellite is launched or removed.
+        Without a `provisioner` no satellite is launched or removed, without a `registrar` none registers itself.
         """
         self._fleet = fleet
         self._specs = specs
@@ -71,6 +77,7 @@ class Compute:
         self._reservations = reservations
         self._satellite_address = satellite_address
         self._provisioner = provisioner
+        self._registrar = registrar
 
     @property
     def methods(self) -> dict[str, Method]:
@@ -106,6 +113,7 @@ class Compute:
             platform=specs.platform,
             status=STATUS[satellite.shown_state],
             size=specs.size,
+            version=specs.version,
             last_used=self._last_used(satellite),
         )
 
@@ -118,7 +126,8 @@ class Compute:
             status=STATUS[satellite.shown_state],
             size=specs.size,
             last_used=self._last_used(satellite),
-            is_managed=True,
+            version=specs.version,
+            is_managed=satellite.rules.owned,
             satellite_address=self._address_for(call),
         )
 
@@ -165,6 +174,8 @@ class Compute:
     async def _sleep(self, call: Call) -> None:
         request = await call.only(pb.SleepSatelliteRequest)
         with self._stream(call, request, Scope.MANAGE, _sleep_response) as stream:
+            if not stream.satellite.rules.owned:
+                raise SleepRefused(NOT_OURS)
             await stream_sleep(stream)
 
     # -- satellites that come and go ---------------------------------------------------------------------------------
@@ -180,6 +191,8 @@ class Compute:
 
     def _update(self, call: Call, request: pb.UpdateSatelliteRequest) -> pb.UpdateSatelliteResponse:
         satellite = self._find(call.access, request, Scope.MANAGE)
+        if not satellite.rules.owned:
+            raise NotServed(REGISTERED)
         raise NotServed(NO_UPDATE if self._is_launched(satellite) else CONFIGURED)
 
     def _is_launched(self, satellite: Satellite) -> bool:
@@ -187,6 +200,9 @@ class Compute:
 
     async def _delete(self, call: Call, request: pb.DeleteSatelliteRequest) -> pb.DeleteSatelliteResponse:
         satellite = self._find(call.access, request, Scope.MANAGE)
+        if self._registrar is not None and self._registrar.has(satellite.key):
+            await self._registrar.remove(satellite.key, force=request.force)
+            return pb.DeleteSatelliteResponse()
         if self._provisioner is None or not self._is_launched(satellite):
             raise NotServed(CONFIGURED)
         await self._provisioner.remove(satellite.key, force=request.force)

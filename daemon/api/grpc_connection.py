@@ -202,7 +202,8 @@ class GrpcConnection:
         except BentpipeError as exc:
             self._finish(stream_id, path, method.status_of(exc), exc.peer_hint)
             return
-        call = self._calls[stream_id] = Call(self, stream_id, headers, access, now)
+        source = self._caller.arrival.address
+        call = self._calls[stream_id] = Call(self, stream_id, headers, access, now, source=source)
         told = functools.partial(self._broke, call)
         self._running.start_soon(run_owned, Owner("api call", path, Decision.GIVE_UP, told), self._serve, call, method)
 

@@ -48,12 +48,18 @@ class Arrival:
         self._name = name
         self.by_proxy = name is not None and proxies.cover(name[0])
         """Whether the peer is a trusted proxy, which must name its client."""
+        self._known = not self.by_proxy
         # Until the header has been read the client is unknown, and the place is not charged to the proxy's own address.
         self.place = quotas.open(f"by {self._host}" if self.by_proxy else self._host)
 
     @property
     def _host(self) -> str:
         return self._name[0] if self._name is not None else "unix"
+
+    @property
+    def address(self) -> str | None:
+        """The client's IP address; None for the peer of a Unix socket, and for a proxy whose header has not come."""
+        return self._name[0] if self._name is not None and self._known else None
 
     @property
     def peer(self) -> str:
@@ -64,6 +70,7 @@ class Arrival:
         """Take the client's address as the proxy names it; None if the proxy connects for itself."""
         if source is not None:
             self._name = source
+        self._known = True
         self.place.readdress(self._host)
 
 

@@ -26,7 +26,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from bentpipe.config.model import LimitsSection
+from bentpipe.config.limits import LimitsSection
 from bentpipe.daemon.edge.held_bytes import FAIR_BYTES, PLACE_BYTES
 from bentpipe.daemon.edge.strangers import Path, Strangers, prefix_of
 from bentpipe.daemon.errors import LimitReached

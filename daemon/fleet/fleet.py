@@ -19,7 +19,7 @@ from bentpipe.daemon.fleet.machine.rules import QUIET_WINDOW_S, Rules
 from bentpipe.daemon.fleet.reader import ReadingCounters
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.ids import machine_id_of
-from bentpipe.daemon.model import NO_PEAKS, MachineTraits, Peaks, SatelliteKey, SatelliteState, SleepMode
+from bentpipe.daemon.model import NO_PEAKS, Address, MachineTraits, Peaks, SatelliteKey, SatelliteState, SleepMode
 from bentpipe.daemon.readings.condition import peaks_of
 from bentpipe.daemon.tasks import Owner, run_owned, start_owned
 
@@ -49,6 +49,27 @@ def rules_of(
         counts_builds=responder is not None and reads,
         builds_stale_s=STALE_INTERVALS * responder.interval_s + responder.deadline_s if responder else math.inf,
         trust_builds_s=responder.trust_builds_s if responder else math.inf,
+    )
+
+
+REGISTERED_READY_S, REGISTERED_HOLD_S = 300.0, 120.0
+"""How long a registered satellite's port may stay silent before clients are refused at once, and how long a client waits for
+it: whether it will answer is not in our hands."""
+REGISTERED_RETRY_S = 5.0
+
+
+def registered_rules(max_waiters: int, traits: MachineTraits) -> Rules:
+    """The rules of a satellite that has registered itself: it is never woken, never put to sleep, and takes no budget."""
+    return Rules(
+        sleep_mode=SleepMode.STOP,
+        sleep_after_s=math.inf,
+        min_awake_s=0.0,
+        wake_deadline_s=REGISTERED_READY_S,
+        hold_limit_s=REGISTERED_HOLD_S,
+        retry_after_s=REGISTERED_RETRY_S,
+        max_waiters=max_waiters,
+        traits=traits,
+        owned=False,
     )
 
 
@@ -133,14 +154,28 @@ class Fleet:
     async def add(self, section: SatelliteSection) -> Satellite:
         """Take up one more satellite, whose machine the provider knows. Returns once it runs."""
         satellite = self._make(section)
-        self._satellites[satellite.key] = satellite
         if self.budget is not None:
             self.budget.add(satellite)
+        await self._take_up(satellite)
+        return satellite
+
+    async def add_registered(self, key: SatelliteKey) -> Satellite:
+        """Take up a satellite that has registered itself. Returns once it runs."""
+        traits = self._context.provider.traits_of(machine_id_of(key))
+        satellite = Satellite(key, registered_rules(self._max_held, traits), self._context)
+        await self._take_up(satellite)
+        return satellite
+
+    def has_machine_at(self, address: Address) -> bool:
+        """Whether a satellite's provider says that its machine is at an address."""
+        return bool(self._context.addresses.claims.provided_at(address))
+
+    async def _take_up(self, satellite: Satellite) -> None:
+        self._satellites[satellite.key] = satellite
         if self._draining:
             satellite.drain()
         if self._nursery is not None:
             await self._nursery.start(start_owned, Owner("satellite", str(satellite.key)), self._run_one, satellite)
-        return satellite
 
     def remove(self, satellite: Satellite) -> None:
         """Give up a satellite that has retired, with all that runs for it. Its machine is not touched."""
@@ -149,7 +184,7 @@ class Fleet:
         del self._satellites[satellite.key]
         if (scope := self._scopes.pop(satellite.key, None)) is not None:
             scope.cancel()
-        if self.budget is not None:
+        if self.budget is not None and satellite.rules.budgeted:
             self.budget.remove(satellite.key)
         self._context.coordination.leave_nowait(satellite.key)
         satellite.removed()

@@ -47,6 +47,7 @@ from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.series import Series
 from bentpipe.daemon.registry.contract import Registry
 from bentpipe.daemon.registry.launched import LaunchedSatellite, LaunchedStore, OrgFull
+from bentpipe.daemon.registry.registered import NameTaken
 from bentpipe.daemon.tasks import Owner, contained
 
 log = logging.getLogger("bentpipe.fleet")
@@ -165,9 +166,11 @@ class Provisioner:
     async def _add(self, row: LaunchedSatellite) -> LaunchedSatellite:
         key = row.key
         if key not in self._taken and self._fleet.find(key) is not None:
-            raise SatelliteExists(f"the configuration has a satellite {key} already")
+            raise SatelliteExists(f"there is another satellite {key} already")
         try:
             known = await self._store.add(row, most=self._most_per_org)
+        except NameTaken as exc:
+            raise SatelliteExists(str(exc)) from exc
         except OrgFull as exc:
             words = f"limits.max_launched_per_org: the org has {self._most_per_org} launched satellites already"
             raise LimitReached(str(exc), peer_hint=words) from exc
@@ -327,7 +330,7 @@ class Provisioner:
         kind = self._types.get((row.size, row.platform))
         why = "" if kind is not None else f"no machine type has size {row.size} and platform {row.platform}"
         if row.key not in self._taken and self._fleet.find(row.key) is not None:
-            why = "the configuration has a satellite of this name"
+            why = "there is another satellite of this name"
         if kind is not None and not why:
             taken = await self._take_up(row, kind)
             if row.removing and not taken.satellite.retired:

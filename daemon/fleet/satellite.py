@@ -101,6 +101,7 @@ class Satellite:
             recognises=self._resumes.recognises,
             address_age_s=rules.traits.address_age_s,
             unreachable=self.report_unreachable,
+            owned=rules.owned,
         )
         self._whereabouts = Whereabouts(key, context.addresses, means)
         self._recovering = False
@@ -116,7 +117,7 @@ class Satellite:
     @property
     def state(self) -> SatelliteState:
         """The state now."""
-        return self._machine.known.state
+        return self.rules.as_told(self._machine.known.state)
 
     @property
     def leases(self) -> int:
@@ -280,6 +281,7 @@ class Satellite:
 
     def removed(self) -> None:
         """It is removed: say so in the ledger, where no time after this counts."""
+        self._whereabouts.leave()
         self._report(SatelliteState.OFFLINE, SatelliteState.DESTROYING)
 
     def _report(self, after: SatelliteState, before: SatelliteState) -> None:
@@ -457,7 +459,8 @@ class Satellite:
             who = self._waiters.first_who()
         if self.retired:
             return
-        told = Transition(self.key, moved.before, moved.after, self._wall(), moved.cause, who, facts)
+        before, after = self.rules.as_told(moved.before), self.rules.as_told(moved.after)
+        told = Transition(self.key, before, after, self._wall(), moved.cause, who, facts)
         with contained(self._owner("observer")):
             self._observer(told)
 

@@ -38,10 +38,22 @@ class AddressClaims:
         self._places: dict[SatelliteKey, Address] = {}
         self._there: dict[Address, set[SatelliteKey]] = collections.defaultdict(set)
         self._looks: dict[SatelliteKey, Callable[[], Awaitable[None]]] = {}
+        self._yielding: set[SatelliteKey] = set()
 
-    def enter(self, key: SatelliteKey, look: Callable[[], Awaitable[None]]) -> None:
-        """Add a satellite. `look` looks at its machine and notes the address; it raises ProviderError."""
+    def enter(self, key: SatelliteKey, look: Callable[[], Awaitable[None]], *, yields: bool = False) -> None:
+        """Add a satellite. `look` looks at its machine and notes the address; it raises ProviderError.
+
+        One that `yields` has named its address itself: it is not let in where a machine is that a provider knows, and does
+        not keep clients from that one.
+        """
         self._looks[key] = look
+        (self._yielding.add if yields else self._yielding.discard)(key)
+
+    def leave(self, key: SatelliteKey) -> None:
+        """A satellite is gone, and claims nothing any more."""
+        self.note(key, None)
+        self._looks.pop(key, None)
+        self._yielding.discard(key)
 
     def note(self, key: SatelliteKey, address: Address | None) -> None:
         """The satellite's machine was seen at `address`, or nowhere."""
@@ -60,7 +72,14 @@ class AddressClaims:
     def rivals(self, key: SatelliteKey) -> frozenset[SatelliteKey]:
         """The other satellites that seem to be at the same address."""
         place = self._places.get(key)
-        return frozenset() if place is None else frozenset(self._there[place] - {key})
+        if place is None:
+            return frozenset()
+        others = self._there[place] - {key}
+        return frozenset(others if key in self._yielding else others - self._yielding)
+
+    def provided_at(self, address: Address) -> frozenset[SatelliteKey]:
+        """The satellites that their providers know to be at an address."""
+        return frozenset(self._there.get(_normal(address), set()) - self._yielding)
 
     async def look_at(self, keys: Collection[SatelliteKey]) -> None:
         """Look at their machines, all at once. Raises ProviderError."""
@@ -120,6 +139,8 @@ class Means:
     """How long a boot id vouches for an address: see MachineTraits."""
     unreachable: Callable[[], bool]
     """Another machine answers there, so the satellite is probed again. Returns False if it is being probed already."""
+    owned: bool = True
+    """Whether a provider knows its address. Otherwise the machine has named it itself."""
 
 
 class Whereabouts:
@@ -132,11 +153,15 @@ class Whereabouts:
         self._means = means
         self._search: _Search | None = None
         self._recognised: tuple[Address, float] | None = None
-        self._claims.enter(key, means.look)
+        self._claims.enter(key, means.look, yields=not means.owned)
 
     def note(self, machine: Machine) -> None:
         """It was seen."""
         self._claims.note(self._key, machine.address)
+
+    def leave(self) -> None:
+        """The satellite is gone."""
+        self._claims.leave(self._key)
 
     def is_certain(self) -> bool:
         """Whether the machine certainly has its last address at this moment. No I/O, no wait."""

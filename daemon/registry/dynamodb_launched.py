@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bentpipe.daemon.errors import StoreError
+from bentpipe.daemon.registry.dynamodb_registered import ABSENT, LAUNCHED, NO, REGISTERED
 from bentpipe.daemon.registry.launched import LaunchedSatellite, OrgFull, launched_satellite
+from bentpipe.daemon.registry.registered import NameTaken
 from bentpipe.daemon.store.dynamodb_table import ConditionFailed, Table, given, given_number, key_of, number, text
 from bentpipe.daemon.store.malformed import MalformedRows
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
     from bentpipe.daemon.store.dynamodb_table import Item
 
-LAUNCHED, COUNT = "LAUNCHED", "LAUNCHED-COUNT"
+COUNT = "LAUNCHED-COUNT"
 ATTEMPTS = 20
 """Between a look and a write another host may have changed the org's count: then both are done again. Launches are rare."""
 
@@ -39,15 +41,18 @@ class DynamoLaunchedStore:
             known = await self._table.get(LAUNCHED, str(satellite.key))
             if known:
                 return _satellite(known)
+            if await self._table.get(REGISTERED, str(satellite.key)):
+                raise NameTaken(satellite.key)
             counted = await self._table.get(COUNT, org)
             count = number(counted, "satellites")
             if count >= most:
                 if await self._table.get(LAUNCHED, str(satellite.key)):
                     continue  # another has just taken the name, and the org's last place with it
                 raise OrgFull(org, most)
-            put = self._table.put(_item(satellite), condition="attribute_not_exists(pk) OR created_us < :no", values=NO)
+            put = self._table.put(_item(satellite), condition=ABSENT, values=NO)
+            unregistered = self._table.check(REGISTERED, str(satellite.key), condition=ABSENT, values=NO)
             try:
-                await self._table.transact([put, self._count(org, counted, count + 1)])
+                await self._table.transact([put, unregistered, self._count(org, counted, count + 1)])
             except ConditionFailed:
                 continue
             return satellite
@@ -90,10 +95,6 @@ class DynamoLaunchedStore:
         if not seen:
             return self._table.put(item, condition="attribute_not_exists(pk) OR satellites < :no", values=NO)
         return self._table.put(item, condition="satellites = :seen", values={":seen": seen["satellites"]})
-
-
-NO: Item = {":no": {"N": "0"}}
-"""No time and no count is less: `Table.put` wants a value in each condition."""
 
 
 def _item(satellite: LaunchedSatellite) -> Item:

@@ -3,7 +3,8 @@
 Every host reads them again and again, and serves them beside those of the configuration. `tests/beds/contracts/launched.py`
 tests these laws:
 
-1. A name stands for one satellite. Of all who add it at once, on any host, one does, and the others are told what it is.
+1. A name stands for one satellite, launched or registered. Of all who add it at once, on any host, one does, and the
+   others are told what it is.
 2. An org never has more satellites than the limit that each of the callers names, however many add at once.
 3. A satellite that is being removed stays, and its name with it, until its machine is gone. Then `remove` deletes the one
    that it is given, and no other that has taken the name since.
@@ -69,7 +70,8 @@ class LaunchedStore(Protocol):
     async def add(self, satellite: LaunchedSatellite, *, most: int) -> LaunchedSatellite:
         """Add a satellite, unless there is one of its name. Returns the one that there is then.
 
-        Raises OrgFull if its org has `most` already, MalformedRow if the row of its name cannot be read.
+        Raises NameTaken if a satellite of its name is registered, OrgFull if its org has `most` already, MalformedRow if
+        the row of its name cannot be read.
         """
         ...
 

@@ -4,6 +4,7 @@ import sqlite3
 from pathlib import Path
 
 from bentpipe.daemon.registry.launched import LaunchedSatellite, OrgFull, launched_satellite
+from bentpipe.daemon.registry.registered import NameTaken
 from bentpipe.daemon.store.malformed import MalformedRows
 from bentpipe.daemon.store.schema import transaction
 from bentpipe.daemon.store.sqlite_file import SqliteFile
@@ -37,6 +38,8 @@ class SqliteLaunchedStore:
                 known = db.execute(query, (key.org, key.name)).fetchone()
                 if known is not None:
                     return launched_satellite(*known)
+                if db.execute("SELECT 1 FROM registered WHERE org = ? AND name = ?", (key.org, key.name)).fetchone():
+                    raise NameTaken(key)
                 (count,) = db.execute("SELECT count(*) FROM launched WHERE org = ?", (key.org,)).fetchone()
                 if count >= most:
                     raise OrgFull(key.org, most)

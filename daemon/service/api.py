@@ -13,6 +13,7 @@ from bentpipe.daemon.api.health import HealthCalls
 from bentpipe.daemon.api.operations import Operations
 from bentpipe.daemon.api.operator import OperatorAuthority
 from bentpipe.daemon.api.reflection import Reflection
+from bentpipe.daemon.api.registration import Registration
 from bentpipe.daemon.api.reservations import Reservations
 from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.api.statuses import StateBoard
@@ -21,6 +22,7 @@ from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.provisioning import Provisioner
+from bentpipe.daemon.fleet.registrar import Registrar
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.tasks import Owner, run_owned
 from bentpipe.proto import compute_pb2, health_check_pb2, logstream_pb2, operations_pb2
@@ -40,12 +42,13 @@ class ApiNews:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Satellites:
-    """What the API works with: satellites, what the configuration says of each, their connections, and who launches more."""
+    """What the API works with: satellites, what is known of each, their connections, and who launches or registers more."""
 
     fleet: Fleet
     handoff: HandOff
     specs: Mapping[SatelliteKey, Specs]
     provisioner: Provisioner | None
+    registrar: Registrar | None
     health: HealthBoard
 
 
@@ -73,13 +76,15 @@ def _make(
     compute = Compute(
         *(satellites.fleet, satellites.specs, news.states, news.reservations, address),
         provisioner=satellites.provisioner,
+        registrar=satellites.registrar,
     )
     operations = Operations(satellites.fleet, news.states, satellites.handoff)
-    health = HealthCalls(satellites.health)
+    health, registration = HealthCalls(satellites.health), Registration(satellites.registrar)
     described = (compute_pb2, logstream_pb2, operations_pb2, health_check_pb2)
     reflection = Reflection([each.DESCRIPTOR for each in described])
     methods = {
         **compute.methods,
+        **registration.methods,
         **operations.methods,
         **health.methods,
         **logstream.METHODS,

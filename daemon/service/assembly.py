@@ -47,6 +47,7 @@ from bentpipe.daemon.service.ports import (
 )
 from bentpipe.daemon.service.provisioning import SatelliteParts, make_provisioner
 from bentpipe.daemon.service.readings import reading_of, responders_of
+from bentpipe.daemon.service.registration import make_registrar
 from bentpipe.daemon.service.satellite_ca import make_keeper, make_satellite_ca
 from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.daemon.service.user_data import UserDataMaker
@@ -92,7 +93,8 @@ def assemble(config: Config) -> Daemon:
         *(issued, addresses.proven),
     )
     provisioner = make_provisioner(config, fleet, stores, parts)
-    satellites = Satellites(fleet, handoff, specs, provisioner, health)
+    registrar = make_registrar(config, fleet, stores, parts, ktls, opened.numbers)
+    satellites = Satellites(fleet, handoff, specs, provisioner, registrar, health)
     edge = Edge(
         fleet=fleet,
         identities=identities,
@@ -123,6 +125,7 @@ def assemble(config: Config) -> Daemon:
         provisioner=provisioner,
         satellite_ca=satellite_ca,
         certificate_watch=CertificateWatch(config),
+        registrar=registrar,
         ports=serve_ports(
             *(opened, edge, ktls, {"cut": cut_verb(edge.handoff, fleet)}),
             make_local_api(config, satellites, counters, news),

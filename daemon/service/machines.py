@@ -12,6 +12,7 @@ from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.ids import machine_id_of, satellite_tag
 from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.providers.process.provider import ProcessProvider
+from bentpipe.daemon.providers.registered import RegisteredProvider
 from bentpipe.daemon.providers.router import Providers, RunnableProvider
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Machines:
     providers: Providers
     processes: ProcessProvider | None
     ec2: "Ec2Provider | None"
+    registered: RegisteredProvider | None
     make_user_data: MakeUserData | None = None
 
     def add(self, section: SatelliteSection) -> None:
@@ -84,8 +86,10 @@ def machines_of(config: Config, soft_files: int | None = None, make_user_data: M
     if any(each.ec2 is not None for each in config.machines):
         ec2_provider = _ec2_provider_of(config, make_user_data)
         routes |= dict.fromkeys((machine_id_of(key) for key, each in sections if each.ec2 is not None), ec2_provider)
-    used = [each for each in (process_provider, ec2_provider) if each is not None]
-    return Machines(Providers(routes, used), process_provider, ec2_provider, make_user_data)
+    registration = config.registration
+    registered = RegisteredProvider(registration.offline_after_s) if registration is not None else None
+    used = [each for each in (process_provider, ec2_provider, registered) if each is not None]
+    return Machines(Providers(routes, used), process_provider, ec2_provider, registered, make_user_data)
 
 
 def _ec2_provider_of(config: Config, make_user_data: MakeUserData | None) -> "Ec2Provider":

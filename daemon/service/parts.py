@@ -17,6 +17,7 @@ from bentpipe.daemon.edge.outcomes import ConnectionCounters
 from bentpipe.daemon.edge.quotas import Quotas
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.provisioning import Provisioner
+from bentpipe.daemon.fleet.registrar import Registrar
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.providers.router import Providers
@@ -58,6 +59,8 @@ class Daemon:
     """None: no satellite is launched or removed at run time."""
     satellite_ca: SatelliteCa | None
     """None: the daemon issues no certificates."""
+    registrar: Registrar | None
+    """None: no satellite registers itself."""
     ports: Ports
     certificate_watch: CertificateWatch
     turns: TurnMeter = dataclasses.field(default_factory=TurnMeter)

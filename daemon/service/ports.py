@@ -40,6 +40,12 @@ class OpenPorts:
     enrolment: tuple[socket.socket, ...]
     """For machines that want a certificate."""
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The TCP ports."""
+        sockets = (*(sock for _, _, sock in self.clients), *self.metrics)
+        return tuple(sock.getsockname()[1] for sock in sockets if sock.family != socket.AF_UNIX)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ports:
@@ -55,7 +61,8 @@ class Ports:
 
 def find_ktls(config: Config) -> Ktls:
     """Find which of the kernel's TLS the engine may use: what a self-test has seen work, if any TLS is configured."""
-    encrypted = any(each.tls for each in config.listener) or any(each.tls for each in config.machines)
+    listeners, machines = any(each.tls for each in config.listener), any(each.tls for each in config.machines)
+    encrypted = listeners or machines or config.registration is not None
     if config.engine.ktls == "off" or not encrypted:
         return Ktls.NONE
     usable, words = ktls_self_test()

@@ -2,8 +2,8 @@
 
     run_daemon > providers > satellites' processes, looks at EC2
                > fleet > one nursery a satellite
-               > provisioning: satellites that are launched or removed
                > satellite authority, machine identities, enrolment
+               > provisioning, registrar: satellites that are launched, registered or removed
                > hand-off, engine watch, deadlines, certificates and their watch, recorder, coordination, control, metrics
                > tokens, signing key, OIDC keys
                > sessions > one task a connection until its hand-off
@@ -77,6 +77,8 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
     await nursery.start(start_owned, Owner("fleet"), edge.fleet.run)
     if daemon.provisioner is not None:
         await nursery.start(start_owned, Owner("provisioning"), daemon.provisioner.run_provisioning)
+    if daemon.registrar is not None:
+        await nursery.start(start_owned, Owner("registrar"), daemon.registrar.run_registrar)
     nursery.start_soon(run_owned, Owner("hand-off"), edge.handoff.run_handoff)
     nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, daemon.engine)
     nursery.start_soon(run_owned, Owner("deadlines"), edge.greetings.run_deadlines)

@@ -21,10 +21,12 @@ from bentpipe.daemon.registry.accounts import AccountStore
 from bentpipe.daemon.registry.contract import Registry
 from bentpipe.daemon.registry.identities import IdentityStore
 from bentpipe.daemon.registry.launched import LaunchedStore
+from bentpipe.daemon.registry.registered import RegisteredStore
 from bentpipe.daemon.registry.sqlite import SqliteRegistry
 from bentpipe.daemon.registry.sqlite_accounts import SqliteAccountStore
 from bentpipe.daemon.registry.sqlite_identities import SqliteIdentityStore
 from bentpipe.daemon.registry.sqlite_launched import SqliteLaunchedStore
+from bentpipe.daemon.registry.sqlite_registered import SqliteRegisteredStore
 from bentpipe.daemon.service.installed import load_operators_config
 
 NO_STORE = "no store: [store] in the configuration says where one is kept"
@@ -45,6 +47,8 @@ class Stores:
     """None if there is no registry."""
     identities: IdentityStore | None = None
     """None if there is no registry."""
+    registered: RegisteredStore | None = None
+    """None if there is no registry."""
     check_fleet: Callable[[str], Awaitable[None]] | None = None
     """Tells the operator if hosts of another fleet use the same store."""
 
@@ -63,6 +67,7 @@ def open_stores(section: StoreSection) -> Stores:
         SqliteAccountStore(path),
         SqliteLaunchedStore(path),
         SqliteIdentityStore(path),
+        SqliteRegisteredStore(path),
     )
 
 
@@ -127,6 +132,7 @@ def _open_dynamodb(section: StoreSection) -> Stores:
     from bentpipe.daemon.registry.dynamodb_accounts import DynamoAccountStore
     from bentpipe.daemon.registry.dynamodb_identities import DynamoIdentityStore
     from bentpipe.daemon.registry.dynamodb_launched import DynamoLaunchedStore
+    from bentpipe.daemon.registry.dynamodb_registered import DynamoRegisteredStore
     from bentpipe.daemon.store.dynamodb_fleets import run_fleet_check
     from bentpipe.daemon.store.dynamodb_table import Table
 
@@ -146,5 +152,6 @@ def _open_dynamodb(section: StoreSection) -> Stores:
         DynamoAccountStore(table()),
         DynamoLaunchedStore(table()),
         DynamoIdentityStore(table()),
+        DynamoRegisteredStore(table()),
         check_fleet,
     )

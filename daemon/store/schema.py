@@ -106,6 +106,22 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (org, name)
         ) STRICT""",
     ),
+    (
+        """CREATE TABLE registered (
+            org TEXT NOT NULL,
+            name TEXT NOT NULL,
+            host TEXT NOT NULL,
+            port INTEGER NOT NULL,
+            platform TEXT NOT NULL,
+            version TEXT NOT NULL,
+            root_ca TEXT NOT NULL,
+            principal TEXT NOT NULL,
+            token_hash TEXT NOT NULL,
+            created_us INTEGER NOT NULL,
+            beat_us INTEGER NOT NULL,
+            PRIMARY KEY (org, name)
+        ) STRICT""",
+    ),
 )
 """`interval` is the ledger: the row without `to_us` is a satellite's open interval, and `facts` is JSON by name. Rows that
 were written before FACTS_VERSION have their facts in `phases`, `clients`, `waited_s`, `waited_longest_s` and `resume`.

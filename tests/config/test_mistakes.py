@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from bentpipe.config.limits import LimitsSection
 from bentpipe.config.load import MAX_FILE_BYTES, ConfigErrors, load_config
-from bentpipe.config.model import ControlSection, LimitsSection
+from bentpipe.config.model import ControlSection
 
 LISTENER = '[[listener]]\naddress = ":1"\n'
 TYPE = '[[machine_type]]\nsize = "small"\n'

@@ -17,6 +17,7 @@ import trio
 import trustme
 from google.protobuf.message import Message
 
+from beds.ports import free_port
 from bentpipe.config.load import load_config
 from bentpipe.daemon.accounts.principal import Origin
 from bentpipe.daemon.accounts.sessions import TokenPurpose
@@ -43,6 +44,7 @@ PAGES = (
 Page = dict[str, list[dict[str, str]]]
 """What the pages with lists have."""
 OPERATIONS = "/bentpipe.operations.Operations/"
+OWN = SatelliteKey("acme", "own")
 MINE, THEIRS, MISSING = SatelliteKey("acme", "mine"), SatelliteKey("acme", "theirs"), SatelliteKey("acme", "missing")
 METHODS: dict[str, type[Message]] = {
     "GetSatellite": pb.GetSatelliteRequest,
@@ -170,6 +172,9 @@ command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", 
     (tmp_path / "bentpipe.toml").write_text(f"""
 [store]
 path = "{tmp_path / "ledger.sqlite"}"
+[registration]
+networks = ["127.0.0.0/8"]
+plaintext = true
 [[listener]]
 address = "127.0.0.1:0"
 api = true
@@ -277,6 +282,37 @@ async def test_pages_have_what_is_the_callers_own(bed: Bed) -> None:
             assert {each["name"] for each in body["tokenDetails"]} <= {"user", "manager", "foreign"} - (
                 {"foreign"} if org == "acme" else {"user", "manager"}
             ), kind
+
+
+async def test_who_registers_a_satellite_and_keeps_it_registered(bed: Bed) -> None:
+    def wanted(port: int) -> pb.RegisterSatelliteRequest:
+        return pb.RegisterSatelliteRequest(
+            org_id="acme", satellite_name="own", satellite_port=port, platform="linux/amd64"
+        )
+
+    ports = (free_port(), free_port())
+    for kind in (*NOBODY, *ELSEWHERE, *USERS):
+        expected = GrpcStatus.UNAUTHENTICATED if kind in NOBODY else GrpcStatus.PERMISSION_DENIED
+        status, _, answers = await bed.call("RegisterSatellite", wanted(ports[0]), kind)
+        assert (status, answers) == (expected, []), kind
+    assert bed.daemon.fleet.find(OWN) is None
+    status, words, [message] = await bed.call("RegisterSatellite", wanted(ports[0]), "manage")
+    assert status is GrpcStatus.OK, words
+    token = pb.RegisterSatelliteResponse.FromString(message).registration_token
+    about = (
+        ("SatelliteHeartbeat", pb.SatelliteHeartbeatRequest),
+        ("DeregisterSatellite", pb.DeregisterSatelliteRequest),
+    )
+    for method, request in about:
+        for kind in (*NOBODY, *ELSEWHERE, *USERS):
+            expected = GrpcStatus.UNAUTHENTICATED if kind in NOBODY else GrpcStatus.NOT_FOUND
+            found = await bed.call(method, request(registration_token=token), kind)
+            assert (found[0], found[2]) == (expected, []), (kind, method)
+            if kind not in NOBODY:
+                unknown = await bed.call(method, request(registration_token="bpr_unknown"), kind)
+                assert found == unknown, "a token of another's satellite and none have one answer"
+        assert (await bed.call(method, request(registration_token=token), "session of manage"))[0] is GrpcStatus.OK
+    assert bed.daemon.fleet.find(OWN) is None
 
 
 async def test_the_right_caller_wakes_and_reserves_and_puts_to_sleep(bed: Bed) -> None:

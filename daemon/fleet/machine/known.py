@@ -17,7 +17,7 @@ from bentpipe.daemon.fleet.machine.states import UP, WAKING
 from bentpipe.daemon.fleet.machine.troubles import Troubles
 from bentpipe.daemon.fleet.machine.waiting import WaitQueue
 from bentpipe.daemon.fleet.machine.wake import Failed, Wake, WakeCall
-from bentpipe.daemon.fleet.machine.words import UNSEEN, about, not_ready, not_ready_since
+from bentpipe.daemon.fleet.machine.words import NOT_OURS, UNSEEN, about, not_ready, not_ready_since
 from bentpipe.daemon.model import Fault, Machine, MachineState, SatelliteState, SleepMode
 
 S = SatelliteState
@@ -107,8 +107,9 @@ class Known:
         return not_ready_since(after_s, self.machine, called=self.has_called, probe_words=self.probe_words)
 
     def gone(self) -> BentpipeError:
-        """Make the error that says that there is no machine."""
-        return about(SatelliteUnusable, "the satellite's machine is gone", self.machine)
+        """Make the error that says that there is no machine, or that a machine of others sends no heartbeats."""
+        words = "the satellite's machine is gone" if self.rules.owned else "the satellite is offline"
+        return about(SatelliteUnusable, words, self.machine)
 
     # -- the provider's machine ----------------------------------------------------------------------------------------
 
@@ -210,10 +211,14 @@ class Known:
 
     @property
     def is_unused(self) -> bool:
-        """It is OPERATIONAL, and no client and no build uses it. The rules say whether quiet connections count as use."""
+        """It is OPERATIONAL, ours, and no client and no build uses it.
+
+        The rules say whether quiet connections count as use.
+        """
         quiet = self.metered if self.rules.ends_quiet else 0
         return (
-            self.state is S.OPERATIONAL
+            self.rules.owned
+            and self.state is S.OPERATIONAL
             and self.leases == quiet
             and not self.busy
             and not self.builds.hold(leases=self.leases)
@@ -296,6 +301,8 @@ class Known:
     @property
     def why_awake(self) -> str:
         """Return why it was not put to sleep, for the caller that asked for it."""
+        if not self.rules.owned:
+            return NOT_OURS
         if self.leases or self.waiting:
             return f"the satellite is used: {self.leases} connections or reservations, {self.waiting} clients waiting"
         if self.builds.hold(leases=0):

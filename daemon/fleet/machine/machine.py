@@ -182,7 +182,8 @@ class SatelliteMachine(Moves):
         if known.state in WAKING and now >= known.wake.by:
             self._overdue(now)
             if (
-                known.wake.rounds >= UNREADY_ROUNDS
+                known.rules.owned
+                and known.wake.rounds >= UNREADY_ROUNDS
                 and known.machine_is(M.RUNNING)
                 and not known.busy
                 and not known.leases

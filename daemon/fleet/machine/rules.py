@@ -6,7 +6,7 @@ All times are in seconds.
 
 import dataclasses
 
-from bentpipe.daemon.model import MachineTraits, SleepMode
+from bentpipe.daemon.model import MachineTraits, SatelliteState, SleepMode
 
 RETRY_START_S = 1.0
 """Pause between attempts to start while the provider says that a start may work a moment later. A stopping machine cannot be
@@ -116,6 +116,12 @@ class Rules:
     """A count of builds that is older counts as unknown."""
     trust_builds_s: float = 86_400.0
     """For how long after its last client a satellite is kept awake by its own word that builds run on it."""
+    owned: bool = True
+    """Whether its machine is started and stopped here. A machine that has registered itself is not."""
+
+    def as_told(self, state: SatelliteState) -> SatelliteState:
+        """The state's name for others: a machine of others that cannot be used is OFFLINE, and nobody here can mend it."""
+        return SatelliteState.OFFLINE if state is SatelliteState.FAILED and not self.owned else state
 
 
 def backed_off(first_s: float, most_s: float, before: int) -> float:

@@ -10,6 +10,7 @@ from bentpipe.daemon.model import Machine, MachineState
 
 M = MachineState
 UNSEEN = "the state of the satellite's machine is unknown"
+NOT_OURS = "the satellite has registered itself: the edge host neither wakes it nor puts it to sleep"
 DRAINING = "the edge host is shutting down; try again in a moment"
 
 

@@ -7,11 +7,13 @@ import pytest
 from beds.contracts.accounts import AccountsContract, AccountStores
 from beds.contracts.identities import IdentityContract, IdentityStores
 from beds.contracts.launched import LaunchedContract, LaunchedStores
+from beds.contracts.registered import RegisteredContract, RegisteredStores
 from beds.contracts.registry import Registries, RegistryContract
 from bentpipe.daemon.registry.dynamodb import DynamoRegistry
 from bentpipe.daemon.registry.dynamodb_accounts import DynamoAccountStore
 from bentpipe.daemon.registry.dynamodb_identities import DynamoIdentityStore
 from bentpipe.daemon.registry.dynamodb_launched import DynamoLaunchedStore
+from bentpipe.daemon.registry.dynamodb_registered import DynamoRegisteredStore
 from bentpipe.daemon.store.dynamodb_table import Table
 
 
@@ -35,6 +37,11 @@ def identity_stores(tables: Callable[[str], Table]) -> IdentityStores:
     return lambda name: (DynamoIdentityStore(tables(name)), DynamoRegistry(tables(name)))
 
 
+@pytest.fixture
+def registered_stores(tables: Callable[[str], Table]) -> RegisteredStores:
+    return lambda name: (DynamoRegisteredStore(tables(name)), DynamoLaunchedStore(tables(name)))
+
+
 class TestRegistry(RegistryContract):
     """The suite that every registry passes."""
 
@@ -49,3 +56,7 @@ class TestIdentities(IdentityContract):
 
 class TestLaunched(LaunchedContract):
     """The suite that every store of launched satellites passes."""
+
+
+class TestRegistered(RegisteredContract):
+    """The suite that every store of registered satellites passes."""

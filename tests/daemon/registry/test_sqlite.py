@@ -10,12 +10,14 @@ import pytest
 from beds.contracts.accounts import AccountsContract, AccountStores
 from beds.contracts.identities import IdentityContract, IdentityStores
 from beds.contracts.launched import LaunchedContract, LaunchedStores
+from beds.contracts.registered import RegisteredContract, RegisteredStores
 from beds.contracts.registry import Registries, RegistryContract
 from beds.programs import program
 from bentpipe.daemon.registry.sqlite import SqliteRegistry
 from bentpipe.daemon.registry.sqlite_accounts import SqliteAccountStore
 from bentpipe.daemon.registry.sqlite_identities import SqliteIdentityStore
 from bentpipe.daemon.registry.sqlite_launched import SqliteLaunchedStore
+from bentpipe.daemon.registry.sqlite_registered import SqliteRegisteredStore
 
 KILLS = 12
 
@@ -46,6 +48,14 @@ def identity_stores(tmp_path: Path) -> IdentityStores:
         return SqliteIdentityStore(path), SqliteRegistry(path)
 
     return open_both
+
+
+@pytest.fixture
+def registered_stores(tmp_path: Path) -> RegisteredStores:
+    def stores(name: str) -> tuple[SqliteRegisteredStore, SqliteLaunchedStore]:
+        return SqliteRegisteredStore(tmp_path / name), SqliteLaunchedStore(tmp_path / name)
+
+    return stores
 
 
 class TestRegistry(RegistryContract):
@@ -90,3 +100,7 @@ async def test_kill_9_loses_no_token_and_no_generation(tmp_path: Path) -> None:
         assert generation < last <= satellite.generation <= last + 1
         assert satellite.machine_id == (f"i-{satellite.generation}" if satellite.machine_id else None)
         generation = satellite.generation
+
+
+class TestRegistered(RegisteredContract):
+    """The suite that every store of registered satellites passes."""
