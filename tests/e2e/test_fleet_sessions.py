@@ -30,7 +30,7 @@ from bentpipe.proto.grpc_status import GrpcStatus
 
 GET = "/api.public.compute.Compute/GetSatellite"
 SATELLITE = SatelliteKey("acme", "one")
-RACES, RACERS = 10, 3
+RACES, RACERS = 5, 3
 """Tokens that are raced for, and callers on each host."""
 KEYS = f"""
 [satellite.process]

@@ -7,8 +7,17 @@ from types import TracebackType
 from typing import Self
 from wsgiref.types import StartResponse, WSGIEnvironment
 
+import urllib3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
+
+LIST_TABLES = {
+    "Content-Type": "application/x-amz-json-1.0",
+    "X-Amz-Target": "DynamoDB_20120810.ListTables",
+    # moto takes the service from it, and checks no signature.
+    "Authorization": "AWS4-HMAC-SHA256 Credential=K/20260101/eu-central-1/dynamodb/aws4_request, SignedHeaders=, Signature=",
+}
+LOAD_DEADLINE_S = 60.0
 
 
 class _Quiet(WSGIRequestHandler):
@@ -46,6 +55,8 @@ class DynamoDbServer:
 
     def __enter__(self) -> Self:
         self._thread.start()
+        # moto loads itself for its first request, which takes longer on a busy machine than the daemon waits for an answer.
+        urllib3.request("POST", self.url, body="{}", headers=LIST_TABLES, timeout=LOAD_DEADLINE_S, retries=False)
         return self
 
     def __exit__(
