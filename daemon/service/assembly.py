@@ -56,7 +56,7 @@ from bentpipe.native.engine import Engine, EngineOptions, Ktls, Priority
 log = logging.getLogger("bentpipe")
 
 
-def assemble(config: Config) -> Daemon:
+def assemble(config: Config, problem: str = "") -> Daemon:
     """Build the daemon. Raises OSError (a taken port, a bad key, TooFewDescriptors) or TlsError (a bad certificate)."""
     given = soft_limit()
     descriptors = share_out(config, raise_limit())
@@ -114,6 +114,7 @@ def assemble(config: Config) -> Daemon:
     )
     return Daemon(
         config=config,
+        config_problem=problem,
         edge=edge,
         health=health,
         account_parts=account_parts,

@@ -59,7 +59,13 @@ for command in (init, sat, top, ca, completion):
 
 @main.command()
 @click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="The configuration file.")
-def serve(config_path: Path) -> None:
+@click.option(
+    "--last-good",
+    "use_last_good",
+    is_flag=True,
+    help="If the file has mistakes, start with the configuration of the last start, kept in $STATE_DIRECTORY.",
+)
+def serve(config_path: Path, *, use_last_good: bool) -> None:
     """Run the daemon until SIGTERM.
 
     Exit codes: 0 drained, 2 wrong configuration or a port that is taken, 3 drained but connections were cut.
@@ -72,7 +78,7 @@ def serve(config_path: Path) -> None:
     from bentpipe.native.tls import TlsError
 
     try:
-        sys.exit(run_serve(config_path))
+        sys.exit(run_serve(config_path, use_last_good=use_last_good))
     except (ConfigErrors, OSError, TlsError) as exc:
         click.echo(str(exc), err=True)
         sys.exit(EXIT_CONFIG)

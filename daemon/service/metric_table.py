@@ -126,6 +126,12 @@ CONNECTIONS = (
             QuotaKind.PRINCIPAL.value: look.daemon.quotas.admitted_bytes,
         },
     ),
+    gauge(
+        "configuration_is_last_good",
+        "Whether the daemon runs with the configuration of its last start, because the file has mistakes: 1 or 0.",
+        "configuration_is_last_good",
+        lambda look: bool(look.daemon.config_problem),
+    ),
     by_label(
         MetricKind.GAUGE,
         "certificate_end_seconds",

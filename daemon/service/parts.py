@@ -47,6 +47,8 @@ class Daemon:
     """All parts of a daemon."""
 
     config: Config
+    config_problem: str
+    """Why this is not the configuration of the file; empty if it is."""
     edge: Edge
     health: HealthBoard
     account_parts: AccountParts

@@ -109,13 +109,18 @@ def read_port(section: ListenerSection, ktls: Ktls) -> Port:
 
 
 def open_ports(config: Config, spoken: Sequence[Port]) -> OpenPorts:
-    """Open every socket; `spoken` is what `read_port` says of each listener. Raises OSError, with none left open."""
+    """Open every socket; `spoken` is what `read_port` says of each listener.
+
+    Raises OSError, with none left open except those that systemd has passed: another configuration may use them.
+    """
     passed = sd.listen_sockets()
     with contextlib.ExitStack() as opened:
+        opened.callback(_leave_open, passed)
         clients = []
         for section, port in zip(config.listener, spoken, strict=True):
             for sock in _listening(section, passed):
-                opened.enter_context(sock)
+                if section.address is not None:
+                    opened.enter_context(sock)
                 clients.append((section, port, sock))
         metrics = bind(*config.metrics.address) if config.metrics.address is not None else []
         for sock in metrics:
@@ -130,6 +135,12 @@ def open_ports(config: Config, spoken: Sequence[Port]) -> OpenPorts:
             local_api = open_control_socket(local_api_path(path))
         opened.pop_all()
     return OpenPorts(tuple(clients), tuple(metrics), control, local_api, tuple(enrolment))
+
+
+def _leave_open(passed: Mapping[str, list[socket.socket]]) -> None:
+    for sockets in passed.values():
+        for sock in sockets:
+            sock.detach()
 
 
 def _listening(section: ListenerSection, passed: dict[str, list[socket.socket]]) -> list[socket.socket]:

@@ -4,14 +4,16 @@ The daemon is built by `assembly.py`, run by `running.py`, and told of signals b
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
 
-from bentpipe.config.load import load_config
+from bentpipe.config.load import ConfigErrors, load_config
 from bentpipe.config.model import Config
 from bentpipe.daemon.service.assembly import assemble
 from bentpipe.daemon.service.garbage import set_up_garbage
+from bentpipe.daemon.service.last_good import Announced, LastGood, read_text
 from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.service.running import run_daemon
@@ -29,14 +31,35 @@ EXIT_CUT = 3
 """Drained, but connections were cut at the drain deadline."""
 
 
-def run_serve(config_path: Path) -> int:
-    """Run the daemon until SIGTERM or SIGINT. Returns the exit code. Raises ConfigErrors, OSError, TlsError."""
-    config = load_config(config_path)
+def run_serve(config_path: Path, *, use_last_good: bool = False) -> int:
+    """Run the daemon until SIGTERM or SIGINT. Returns the exit code. Raises ConfigErrors, OSError, TlsError.
+
+    With `use_last_good`, a daemon that cannot start with the file starts with the configuration of its last start.
+    """
+    last_good = LastGood.of_service() if use_last_good else None
+    text = read_text(config_path)
+    try:
+        return _run(load_config(config_path), lambda started: Announced(started, last_good, text, ""))
+    except (ConfigErrors, OSError, TlsError) as exc:
+        kept = last_good.load() if last_good is not None else None
+        if kept is None:
+            raise
+        problem = f"runs with the configuration of {kept.since}, because of mistakes in {config_path}:\n{exc}"
+    return _run(kept.config, lambda started: Announced(started, None, b"", problem), problem)
+
+
+def _run(
+    config: Config, announce: Callable[[trio.TaskStatus[Daemon]], trio.TaskStatus[Daemon]], problem: str = ""
+) -> int:
     fill_standard_descriptors()
     with daemon_log(config.daemon.log_format, config.daemon.log_level):
         set_up_garbage()
+        for line in problem.splitlines():
+            log.error("not the configuration of the file", extra={"fields": {"reason": line}})
         try:
-            cut = trio.run(run_with_signals, lambda started: serve(config, task_status=started))
+            cut = trio.run(
+                run_with_signals, lambda started: serve(config, task_status=announce(started), problem=problem)
+            )
         except (OSError, TlsError):
             raise  # it could not start: the command line says why
         except Exception:
@@ -45,9 +68,12 @@ def run_serve(config_path: Path) -> int:
         return EXIT_CUT if cut else EXIT_OK
 
 
-async def serve(config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED) -> int:
+async def serve(
+    config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED, problem: str = ""
+) -> int:
     """Serve until the daemon's `drain` is set, then drain. Returns how many connections were cut.
 
-    Raises OSError (a port is taken, TooFewDescriptors) or TlsError (a bad certificate) before anything is started.
+    `problem` says why this is not the configuration that the operator wanted, if so. Raises OSError (a port is taken,
+    TooFewDescriptors) or TlsError (a bad certificate) before anything is started.
     """
-    return await run_daemon(assemble(config), task_status=task_status)
+    return await run_daemon(assemble(config, problem), task_status=task_status)

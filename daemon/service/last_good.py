@@ -1,0 +1,105 @@
+"""The last configuration with which the daemon has started, so that a mistake in the file does not keep the port shut.
+
+It is for `bentpipe serve --last-good`, as the shipped unit runs it. A restart happens at night, by an upgrade or a crash,
+hours after somebody edited the file. The daemon then says in its log, its status and its metrics that it does not run with
+the file as it is.
+"""
+
+import dataclasses
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import trio
+
+from bentpipe.config.load import MAX_FILE_BYTES, ConfigErrors, load_config
+from bentpipe.config.model import Config
+from bentpipe.daemon.service import sd
+from bentpipe.daemon.service.parts import Daemon
+
+log = logging.getLogger("bentpipe")
+
+NAME = "last-good.toml"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kept:
+    """The kept copy: the configuration, and when a daemon has started with it."""
+
+    config: Config
+    since: str
+
+
+class LastGood:
+    """The copy in the service's state directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / NAME
+
+    @classmethod
+    def of_service(cls, environment: Mapping[str, str] = os.environ) -> "LastGood | None":
+        """None without a state directory (StateDirectory=, systemd.exec(5))."""
+        folder = environment.get("STATE_DIRECTORY", "").partition(":")[0]
+        return cls(Path(folder)) if folder else None
+
+    def load(self) -> Kept | None:
+        """Read the copy. Returns None if there is none, or if this version cannot use it any more."""
+        try:
+            since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self._path.stat().st_mtime))
+            return Kept(load_config(self._path), since)
+        except (OSError, ConfigErrors) as exc:
+            log.warning("no last good configuration", extra={"fields": {"reason": str(exc)}})
+            return None
+
+    def keep(self, text: bytes) -> None:
+        """Write the copy in a thread: a disk that hangs must not delay the start. What fails is logged."""
+        threading.Thread(target=self._write, args=(text,), name="last good configuration", daemon=True).start()
+
+    def _write(self, text: bytes) -> None:
+        """Replace the copy in one step, so that a crash leaves the old one or the new one."""
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=NAME, delete=False) as file:
+                try:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    Path(file.name).replace(self._path)
+                except BaseException:
+                    Path(file.name).unlink()
+                    raise
+        except OSError as exc:
+            log.warning(
+                "the configuration was not kept", extra={"fields": {"path": str(self._path), "error": str(exc)}}
+            )
+
+
+def read_text(path: Path) -> bytes:
+    """The configuration as it is in the file; what is wrong with it, `load_config` says. Empty if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_FILE_BYTES)
+    except OSError:
+        return b""
+
+
+class Announced(trio.TaskStatus[Daemon]):
+    """Passes on that the daemon has started. Then keeps its configuration, or says that it is not the file's."""
+
+    def __init__(self, status: trio.TaskStatus[Daemon], last_good: LastGood | None, text: bytes, problem: str) -> None:
+        self._status = status
+        self._last_good = last_good
+        self._text = text
+        self._problem = problem
+
+    def started(self, value: Daemon | None = None) -> None:
+        """Called once the daemon's ports are open."""
+        if value is not None:
+            self._status.started(value)
+        if self._problem:
+            sd.notify(f"STATUS={self._problem.splitlines()[0]}")
+        elif self._last_good is not None and self._text:
+            self._last_good.keep(self._text)
