@@ -50,6 +50,7 @@ PROGRAMS = (
     "check_limits",
     "check_disks",
     "check_programs",
+    "check_identity",
     "doctor",
 )
 """Programs that run as modules; `runtime` is a file of its own."""

@@ -12,12 +12,12 @@ import ssl
 import sys
 from collections.abc import Iterator
 
-from bentpipe.daemon.image.programs import check_disks, check_limits, check_programs
+from bentpipe.daemon.image.programs import check_disks, check_identity, check_limits, check_programs
+from bentpipe.daemon.image.programs.check_identity import RESPONDER_SETTINGS
 from bentpipe.daemon.image.programs.findings import Finding, Severity, fail, fine, warn
 from bentpipe.daemon.image.programs.looks import SatelliteLook
 from bentpipe.daemon.image.programs.settings import SETTINGS, SetupError, load_settings
 
-RESPONDER_SETTINGS = "/etc/bentpipe/responder.json"
 ANSWER_S = 5.0
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 """RFC 9113, section 3.4, and an empty SETTINGS frame."""
@@ -64,7 +64,8 @@ def _shake(plain: socket.socket, port: int) -> Finding:
 
 def findings(look: SatelliteLook) -> Iterator[Finding]:
     """Run every check. If one fails, its line says so, and the others still run."""
-    for check in (*check_programs.CHECKS, *check_limits.CHECKS, *check_disks.CHECKS, check_answer):
+    checks = (*check_programs.CHECKS, *check_limits.CHECKS, *check_disks.CHECKS, *check_identity.CHECKS, check_answer)
+    for check in checks:
         try:
             yield from check(look)
         except (OSError, ValueError) as exc:

@@ -1,6 +1,7 @@
 """`bentpipe doctor --satellite`: a satellite that is as rendered has no fault, and each fault is told with its remedy."""
 
 import contextlib
+import datetime
 import json
 import os
 import socket
@@ -15,9 +16,13 @@ import pytest
 import trustme
 
 from beds.machines.satellite_tree import BUILDKIT_MOUNTS, CACHE_DISK, DISK, MOUNTS, PID, SYSTEMCTL, SatelliteTree
+from beds.tls_pairs import machine as machine_identity
+from bentpipe.daemon.image.places import IDENTITY
 from bentpipe.daemon.image.programs import doctor
 from bentpipe.daemon.image.programs.findings import Finding, Severity
 from bentpipe.daemon.image.programs.looks import SatelliteLook
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.pki.authority import MachineName, new_authority
 
 EMPTY_SETTINGS_FRAME = bytes(3) + b"\x04" + bytes(5)
 
@@ -81,6 +86,50 @@ def test_tls_is_an_answer_too(tree: SatelliteTree, tmp_path: Path) -> None:
         told_port(tree, port, "/etc/bentpipe/tls/identity.pem")
         [answer] = [each for each in examine(tree) if each.subject == "responder's answer"]
     assert (answer.severity, answer.seen) == (Severity.OK, f"TLSv1.3 at port {port}")
+
+
+def _identity(tree: SatelliteTree, days: float) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    made_at, life_s = now - datetime.timedelta(days=10), (days + 10) * 86_400
+    made = machine_identity(tree.root / "made", new_authority("test", now), NAME, now, life_s, made_at=made_at)
+    tree.write(IDENTITY.lstrip("/"), made.file.read_text())
+    (tree.root / IDENTITY.lstrip("/")).chmod(0o600)
+
+
+NAME = MachineName("test", SatelliteKey("acme", "one"), "1" * 64)
+
+
+@pytest.mark.parametrize(
+    ("days", "severity", "words"),
+    [
+        (60.5, Severity.OK, "for another 60 days"),
+        (3.0, Severity.WARN, "was not renewed"),
+        (-2.0, Severity.FAIL, "ended 2 days ago"),
+    ],
+)
+def test_the_certificate_is_looked_at(tree: SatelliteTree, days: float, severity: Severity, words: str) -> None:
+    told_port(tree, 1, IDENTITY)
+    _identity(tree, days)
+    [found] = [each for each in examine(tree) if each.subject == "certificate"]
+    assert found.severity is severity
+    assert words in found.seen
+
+
+def test_a_certificate_that_cannot_serve_is_told(tree: SatelliteTree) -> None:
+    told_port(tree, 1, IDENTITY)
+    assert "is not there" in _certificate_words(tree)
+    _identity(tree, 60.0)
+    path = tree.root / IDENTITY.lstrip("/")
+    path.chmod(0o644)
+    assert "others may read it" in _certificate_words(tree)
+    path.write_text("spoiled")
+    assert "cannot be used" in _certificate_words(tree)
+    told_port(tree, 1)
+    assert _certificate_words(tree) == "", "the machine is rendered without TLS"
+
+
+def _certificate_words(tree: SatelliteTree) -> str:
+    return "; ".join(each.seen for each in examine(tree) if each.subject == "certificate")
 
 
 CGROUPS = "sys/fs/cgroup/"
