@@ -16,6 +16,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from beds.issued import DAY, NOW, Issued
 from beds.programs import BENTPIPE
+from bentpipe.config.load import ConfigErrors, load_config
+from bentpipe.daemon.service.command_line import EXIT_CONFIG
+from bentpipe.daemon.service.preflight import find_concerns
 
 SATELLITE = '[[satellite]]\norg = "acme"\nname = "builder"\n[satellite.process]\ncommand = ["true", "{port}"]\n'
 NO_CREDENTIALS = {
@@ -40,19 +43,14 @@ class Bed:
         path.write_bytes(content)
         return path
 
-    def check(self, text: str, environment: dict[str, str] | None = None) -> tuple[int, list[str]]:
-        """Run `bentpipe check`. Returns its exit code and its lines without the path."""
+    def check(self, text: str) -> tuple[int, list[str]]:
+        """Do what `bentpipe check` does. Returns its exit code and its lines without the path."""
         self.config.write_text(text)
-        done = subprocess.run(
-            [BENTPIPE, "check", self.config],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            env={**os.environ, **(environment or {})},
-        )
-        assert "Traceback" not in done.stderr
-        return done.returncode, [line.removeprefix(f"{self.config}: ") for line in done.stderr.splitlines()]
+        try:
+            concerns = find_concerns(load_config(self.config))
+        except ConfigErrors as exc:
+            return EXIT_CONFIG, [str(problem) for problem in exc.problems]
+        return EXIT_CONFIG if any(each.fatal for each in concerns) else 0, list(map(str, concerns))
 
     def tls(self, chain: bytes, key: bytes, more: str = "") -> tuple[int, list[str]]:
         """Check a listener with these files."""
@@ -256,17 +254,22 @@ EC2 = (
         ('region = "moon-1"\nendpoint = "http://127.0.0.1:1"', 0, []),
     ],
 )
-def test_regions(bed: Bed, region: str, code: int, words: list[str]) -> None:
+def test_regions(bed: Bed, monkeypatch: pytest.MonkeyPatch, region: str, code: int, words: list[str]) -> None:
     text = f'[[listener]]\naddress = "127.0.0.1:0"\n[ec2]\n{region}\n{EC2}'
-    environment = {**NO_CREDENTIALS, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": ""}
-    seen, lines = bed.check(text, environment)
+    environment = {**NO_CREDENTIALS, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    seen, lines = bed.check(text)
     assert seen == code, lines
     assert all(word in lines[0] for word in words) if words else lines == []
 
 
-def test_no_credentials(bed: Bed) -> None:
+def test_no_credentials(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     text = f'[[listener]]\naddress = "127.0.0.1:0"\n[ec2]\nregion = "eu-central-1"\n{EC2}'
-    code, lines = bed.check(text, {**NO_CREDENTIALS, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""})
+    for name, value in {**NO_CREDENTIALS, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}.items():
+        monkeypatch.setenv(name, value)
+    code, lines = bed.check(text)
     assert (code, ["no AWS credentials are found" in line for line in lines]) == (0, [True])
 
 
@@ -296,6 +299,16 @@ def test_programs(bed: Bed, programs: Callable[[str], str], kind: str, words: st
     assert (code, len(lines)) == (2, 1)
     assert lines[0].startswith("satellite[0].process.command: ")
     assert words in lines[0]
+
+
+def test_the_command_prints_what_was_found_and_ends_with_its_code(bed: Bed) -> None:
+    token = f'[[token]]\nname = "ci"\nhash = "sha256:{"0" * 64}"\ngrants = ["acme/bilder"]\n'
+    for more, code in (("", 0), (f'[store]\npath = "{bed.folder}/absent/ledger.sqlite"\n', EXIT_CONFIG)):
+        _, lines = bed.check(plain("127.0.0.1:0", more + token))
+        done = subprocess.run([BENTPIPE, "check", bed.config], capture_output=True, text=True, check=False)
+        assert done.returncode == code
+        assert done.stderr.splitlines() == [f"{bed.config}: {line}" for line in lines]
+        assert ("fine" in done.stdout) is (code == 0)
 
 
 def test_the_file_is_given_once_in_either_way(bed: Bed) -> None:
