@@ -11,7 +11,7 @@ class AbuseSection(Section):
     """What is done if a satellite seems to mine or to compute for somebody, instead of building."""
 
     action: Literal["off", "notify", "sleep", "cut"] = "off"
-    """off: the score is in the report, the metrics and the API only. notify: the log says it too. sleep: the satellite
+    """off: the score is in the report and the metrics only. notify: the log says it too. sleep: the satellite
     sleeps as soon as no client is connected, though it says that builds run. cut: its connections are cut first."""
     score: int = Field(default=75, ge=1, le=100)
     """From this score on."""

@@ -157,6 +157,19 @@ class Waits:
 NO_WAITS = Waits()
 
 
+class BootPhase(enum.Enum):
+    """The phases of a machine's boot that its responder measures, in their usual order."""
+
+    KERNEL = "kernel"
+    """Until process 1 was started."""
+    CLOUD_INIT = "cloud-init"
+    """Until the end of its last stage."""
+    BUILDKIT = "buildkit"
+    """Until buildkitd has answered."""
+    FIRST_BUILD = "first build"
+    """Until the first build was over."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Suspicion:
     """How much a satellite looks as if it mined instead of building: `score` is 0 to 100, `reasons` are for people."""
@@ -211,6 +224,8 @@ class StateFacts:
     """Processes and steps of builds that were ended because memory ran out."""
     suspicion: Suspicion = NO_SUSPICION
     """The highest."""
+    boot: tuple[tuple[BootPhase, float], ...] = ()
+    """If the wake before was a boot: the machine's uptime at which each of its phases was over, in seconds."""
 
 
 NO_FACTS = StateFacts()

@@ -25,7 +25,7 @@ class GetActivityResponse(_message.Message):
     def __init__(self, satellites: _Optional[_Iterable[_Union[SatelliteActivity, _Mapping]]] = ..., looked_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class SatelliteActivity(_message.Message):
-    __slots__ = ("name", "status", "since", "held", "connections", "up_bytes", "down_bytes")
+    __slots__ = ("name", "status", "since", "held", "connections", "up_bytes", "down_bytes", "reading")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class SatelliteActivity(_message.Message):
     CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     UP_BYTES_FIELD_NUMBER: _ClassVar[int]
     DOWN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READING_FIELD_NUMBER: _ClassVar[int]
     name: str
     status: _compute_pb2.SatelliteStatus
     since: _timestamp_pb2.Timestamp
@@ -40,7 +41,28 @@ class SatelliteActivity(_message.Message):
     connections: int
     up_bytes: int
     down_bytes: int
-    def __init__(self, name: _Optional[str] = ..., status: _Optional[_Union[_compute_pb2.SatelliteStatus, str]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., held: _Optional[int] = ..., connections: _Optional[int] = ..., up_bytes: _Optional[int] = ..., down_bytes: _Optional[int] = ...) -> None: ...
+    reading: Reading
+    def __init__(self, name: _Optional[str] = ..., status: _Optional[_Union[_compute_pb2.SatelliteStatus, str]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., held: _Optional[int] = ..., connections: _Optional[int] = ..., up_bytes: _Optional[int] = ..., down_bytes: _Optional[int] = ..., reading: _Optional[_Union[Reading, _Mapping]] = ...) -> None: ...
+
+class Reading(_message.Message):
+    __slots__ = ("condition", "builds", "cpu_percent", "memory_percent", "io_percent", "disk_used_percent", "oom_kills", "uptime_s")
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    BUILDS_FIELD_NUMBER: _ClassVar[int]
+    CPU_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    IO_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    DISK_USED_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    OOM_KILLS_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    condition: str
+    builds: int
+    cpu_percent: float
+    memory_percent: float
+    io_percent: float
+    disk_used_percent: float
+    oom_kills: int
+    uptime_s: float
+    def __init__(self, condition: _Optional[str] = ..., builds: _Optional[int] = ..., cpu_percent: _Optional[float] = ..., memory_percent: _Optional[float] = ..., io_percent: _Optional[float] = ..., disk_used_percent: _Optional[float] = ..., oom_kills: _Optional[int] = ..., uptime_s: _Optional[float] = ...) -> None: ...
 
 class CutConnectionsRequest(_message.Message):
     __slots__ = ("org_id", "name")

@@ -12,7 +12,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("version", "boot_id", "uptime_ms", "started_at_uptime_ms", "cpus", "memory_locked", "slow_turns", "machine", "builds", "buildkit", "disk", "kills", "network")
+    __slots__ = ("version", "boot_id", "uptime_ms", "started_at_uptime_ms", "cpus", "memory_locked", "slow_turns", "machine", "builds", "buildkit", "disk", "kills", "network", "boot")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BOOT_ID_FIELD_NUMBER: _ClassVar[int]
     UPTIME_MS_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,7 @@ class Status(_message.Message):
     DISK_FIELD_NUMBER: _ClassVar[int]
     KILLS_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
     version: str
     boot_id: str
     uptime_ms: int
@@ -39,7 +40,8 @@ class Status(_message.Message):
     disk: Disk
     kills: Kills
     network: Network
-    def __init__(self, version: _Optional[str] = ..., boot_id: _Optional[str] = ..., uptime_ms: _Optional[int] = ..., started_at_uptime_ms: _Optional[int] = ..., cpus: _Optional[int] = ..., memory_locked: _Optional[bool] = ..., slow_turns: _Optional[int] = ..., machine: _Optional[_Union[Machine, _Mapping]] = ..., builds: _Optional[_Union[Builds, _Mapping]] = ..., buildkit: _Optional[_Union[BuildKit, _Mapping]] = ..., disk: _Optional[_Union[Disk, _Mapping]] = ..., kills: _Optional[_Union[Kills, _Mapping]] = ..., network: _Optional[_Union[Network, _Mapping]] = ...) -> None: ...
+    boot: Boot
+    def __init__(self, version: _Optional[str] = ..., boot_id: _Optional[str] = ..., uptime_ms: _Optional[int] = ..., started_at_uptime_ms: _Optional[int] = ..., cpus: _Optional[int] = ..., memory_locked: _Optional[bool] = ..., slow_turns: _Optional[int] = ..., machine: _Optional[_Union[Machine, _Mapping]] = ..., builds: _Optional[_Union[Builds, _Mapping]] = ..., buildkit: _Optional[_Union[BuildKit, _Mapping]] = ..., disk: _Optional[_Union[Disk, _Mapping]] = ..., kills: _Optional[_Union[Kills, _Mapping]] = ..., network: _Optional[_Union[Network, _Mapping]] = ..., boot: _Optional[_Union[Boot, _Mapping]] = ...) -> None: ...
 
 class Look(_message.Message):
     __slots__ = ("age_ms", "error")
@@ -224,3 +226,17 @@ class Network(_message.Message):
     over_1h: int
     more: bool
     def __init__(self, look: _Optional[_Union[Look, _Mapping]] = ..., under_1m: _Optional[int] = ..., under_10m: _Optional[int] = ..., under_1h: _Optional[int] = ..., over_1h: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class Boot(_message.Message):
+    __slots__ = ("look", "init_ms", "cloud_init_ms", "buildkit_ms", "first_build_ms")
+    LOOK_FIELD_NUMBER: _ClassVar[int]
+    INIT_MS_FIELD_NUMBER: _ClassVar[int]
+    CLOUD_INIT_MS_FIELD_NUMBER: _ClassVar[int]
+    BUILDKIT_MS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_BUILD_MS_FIELD_NUMBER: _ClassVar[int]
+    look: Look
+    init_ms: int
+    cloud_init_ms: int
+    buildkit_ms: int
+    first_build_ms: int
+    def __init__(self, look: _Optional[_Union[Look, _Mapping]] = ..., init_ms: _Optional[int] = ..., cloud_init_ms: _Optional[int] = ..., buildkit_ms: _Optional[int] = ..., first_build_ms: _Optional[int] = ...) -> None: ...

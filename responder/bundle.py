@@ -18,6 +18,7 @@ MODULES = (
     "machine",
     "network",
     "buildkit",
+    "boot",
     "disk",
     "kills",
     "service",

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Callable
 
+from bentpipe.responder.boot import BootLook
 from bentpipe.responder.buildkit import BuildKitLook
 from bentpipe.responder.disk import DiskLook, Pruner
 from bentpipe.responder.kills import KillsLook
@@ -80,7 +81,8 @@ def build(settings: ResponderSettings, beat: Callable[[], None], root: str = "/"
     machine, builds, network = MachineLook(root), BuildsLook(cgroup), NetworkLook(root, cgroup)
     kills = KillsLook(root, cgroup, settings, buildkit)
     sections = {8: machine.section, 9: builds.section, 10: buildkit.section}
-    sections.update({11: disk.section, 12: kills.section, 13: network.section})
+    boot = BootLook(root, buildkit)
+    sections.update({11: disk.section, 12: kills.section, 13: network.section, 14: boot.section})
     service = ResponderService(root, sections, buildkit.age_s)
     service.memory_locked = lock_memory()
     tls = TlsLook(settings) if settings.certificate else None
@@ -88,7 +90,7 @@ def build(settings: ResponderSettings, beat: Callable[[], None], root: str = "/"
     if tls is not None:
         tls.look()
         start_thread(tls.run, tls.name)
-    for run in (machine.run, builds.run, buildkit.run, disk.run, kills.run, network.run):
+    for run in (machine.run, builds.run, buildkit.run, disk.run, kills.run, network.run, boot.run):
         start_thread(run, "look")
     if settings.prune_below_percent:
         start_thread(Pruner(settings, disk).run, "prune")

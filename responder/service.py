@@ -92,7 +92,7 @@ class ResponderService:
         return Answer(self._headers(), _serving_message(status), [(b"grpc-status", OK)])
 
     def _headers(self) -> Headers:
-        """With the values that `daemon/edge/boot_id.py` reads."""
+        """With the values that `daemon/edge/questions.py` reads."""
         uptime = b"%.3f" % uptime_s()
         return [*_headers(), (b"bentpipe-boot-id", self._boot_id.encode()), (b"bentpipe-uptime-s", uptime)]
 

@@ -1,5 +1,6 @@
 """The service bentpipe.operations.Operations: see proto/operations.proto, which says what each method promises."""
 
+import dataclasses
 import logging
 
 import trio
@@ -11,8 +12,10 @@ from bentpipe.daemon.api.finding import find_satellite, satellites_of
 from bentpipe.daemon.api.statuses import STATUS, StateBoard
 from bentpipe.daemon.edge.handoff import NOTHING_MOVED, HandOff, MovedBytes
 from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.fleet.reader import Reader
 from bentpipe.daemon.fleet.satellite import Satellite
-from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.model import SatelliteKey, SatelliteState
+from bentpipe.daemon.readings.condition import peaks_of
 from bentpipe.proto import operations_pb2 as pb
 
 log = logging.getLogger("bentpipe.api")
@@ -65,6 +68,8 @@ class Operations:
         since = self._board.since(satellite.key)
         if since is not None:
             shown.since.FromMicroseconds(int(since * 1e6))
+        if satellite.reader.reads and satellite.state is SatelliteState.OPERATIONAL:
+            shown.reading.CopyFrom(reading_of(satellite.reader))
         return shown
 
     def _cut(self, call: Call, request: pb.CutConnectionsRequest) -> pb.CutConnectionsResponse:
@@ -73,3 +78,21 @@ class Operations:
         fields = {"satellite": str(key), "principal": call.access.name, "cut": count}
         log.warning("connections cut", extra={"fields": fields})
         return pb.CutConnectionsResponse(cut=count)
+
+
+def reading_of(reader: Reader) -> pb.Reading:
+    """What a satellite's responder has told. The score of abuse is for operators: its tenant must not tune by it."""
+    shown = pb.Reading(condition=reader.condition.value)
+    reading = reader.last
+    if reading is None:
+        return shown
+    peaks = peaks_of(reading)
+    shown.cpu_percent, shown.memory_percent, shown.io_percent = dataclasses.astuple(peaks)
+    shown.uptime_s = reading.uptime_s
+    if reading.running_builds is not None:
+        shown.builds = reading.running_builds
+    if reading.disk is not None:
+        shown.disk_used_percent = 100 * max(reading.disk.used, reading.disk.inodes_used)
+    if reading.kills is not None:
+        shown.oom_kills = reading.kills.machine_oom
+    return shown

@@ -25,6 +25,7 @@ class FactCollector:
         self._waits, self._resume = NO_FACTS.waits, NO_FACTS.resume
         self._start_attempts = NO_FACTS.start_attempts
         self._peaks, self._kills, self._suspicion = NO_FACTS.peaks, NO_FACTS.kills, NO_FACTS.suspicion
+        self._boot = NO_FACTS.boot
 
     def note_input(self, event: msg.Input, now: float) -> None:
         """The machine is about to handle `event`."""
@@ -59,6 +60,7 @@ class FactCollector:
         self._peaks |= peaks_of(reading)
         self._kills += kills.oom + kills.pressure
         self._suspicion |= suspicion
+        self._boot = reading.boot
 
     def take(self, before: SatelliteState, after: SatelliteState, now: float) -> StateFacts:
         """Return the facts of `before`, which ends now, and forget them.
@@ -80,6 +82,7 @@ class FactCollector:
             peaks=self._peaks,
             kills=self._kills,
             suspicion=self._suspicion,
+            boot=self._boot if self._resume is Resume.COLD else NO_FACTS.boot,
         )
         self._forget()
         return facts

@@ -11,7 +11,7 @@ import dataclasses
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from bentpipe.daemon.model import NO_FACTS, Peaks, Resume, StateFacts, Suspicion, Waits, WakePhase
+from bentpipe.daemon.model import NO_FACTS, BootPhase, Peaks, Resume, StateFacts, Suspicion, Waits, WakePhase
 from bentpipe.daemon.store.malformed import MalformedRow, number_of, text_of, whole_of
 
 Plain = str | int | float | Sequence["Plain"] | Mapping[str, "Plain"]
@@ -86,6 +86,16 @@ def _read_suspicion(found: object) -> Suspicion:
     return Suspicion(whole_of(score, "suspicion"), tuple(text_of(reason, "suspicion") for reason in reasons))
 
 
+def _write_boot(facts: StateFacts) -> Plain:
+    return {phase.value: round(seconds, 3) for phase, seconds in facts.boot}
+
+
+def _read_boot(found: object) -> tuple[tuple[BootPhase, float], ...]:
+    if not isinstance(found, dict):
+        raise MalformedRow("boot is not a JSON object")
+    return tuple((BootPhase(phase), number_of(seconds, "boot")) for phase, seconds in found.items())
+
+
 FACTS = (
     Fact("phases", _write_phases, _read_phases, MergeRule.OF_WAKER),
     Fact("waits", _write_waits, _read_waits, MergeRule.SUM),
@@ -104,6 +114,7 @@ FACTS = (
     Fact("peaks", _write_peaks, _read_peaks, MergeRule.ANY),
     Fact("kills", lambda facts: facts.kills, lambda found: whole_of(found, "kills"), MergeRule.ANY),
     Fact("suspicion", _write_suspicion, _read_suspicion, MergeRule.ANY),
+    Fact("boot", _write_boot, _read_boot, MergeRule.ANY),
 )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from google.protobuf.message import DecodeError
 
+from bentpipe.daemon.model import BootPhase
 from bentpipe.proto import responder_pb2 as pb
 from bentpipe.proto.asking import printable
 
@@ -169,6 +170,8 @@ class Reading:
     disk: DiskReading | None
     kills: KillsReading | None
     network: NetworkReading | None
+    boot: tuple[tuple[BootPhase, float], ...]
+    """The uptime at which each phase of the machine's boot was over, as far as it is known, in seconds."""
 
     @property
     def running_builds(self) -> int | None:
@@ -207,6 +210,7 @@ def read_status(message: bytes) -> Reading:
         disk=_disk(status.disk) if _is_young(status.disk.look) else None,
         kills=_kills(status.kills) if _is_young(status.kills.look) else None,
         network=_network(status.network) if _is_young(status.network.look) else None,
+        boot=_boot(status.boot),
     )
 
 
@@ -277,6 +281,19 @@ def _kills(section: pb.Kills) -> KillsReading:
 def _network(section: pb.Network) -> NetworkReading:
     young, old = section.under_1m + section.under_10m, section.under_1h + section.over_1h
     return NetworkReading(min(young, MAX_CONNECTIONS), min(old, MAX_CONNECTIONS))
+
+
+PHASES = {
+    "init_ms": BootPhase.KERNEL,
+    "cloud_init_ms": BootPhase.CLOUD_INIT,
+    "buildkit_ms": BootPhase.BUILDKIT,
+    "first_build_ms": BootPhase.FIRST_BUILD,
+}
+
+
+def _boot(section: pb.Boot) -> tuple[tuple[BootPhase, float], ...]:
+    found = [(phase, getattr(section, field), field) for field, phase in PHASES.items() if section.HasField(field)]
+    return tuple((phase, _count(value, field) / 1e3) for phase, value, field in found)
 
 
 def _refs(refs: Iterable[str]) -> tuple[str, ...]:

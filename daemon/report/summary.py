@@ -16,6 +16,7 @@ from bentpipe.daemon.model import (
     NO_PEAKS,
     NO_SUSPICION,
     NO_WAITS,
+    BootPhase,
     Peaks,
     Resume,
     SatelliteState,
@@ -76,6 +77,8 @@ class ReportLine:
     """Processes and steps of builds that were ended because memory ran out."""
     suspicion: Suspicion
     """The highest score of abuse, and its reasons."""
+    boot: dict[str, Spread]
+    """Of wakes that booted: the machine's uptime at which each phase of the boot was over."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ class _Tally:
     peaks: Peaks = NO_PEAKS
     kills: int = 0
     suspicion: Suspicion = NO_SUSPICION
+    boot: dict[BootPhase, list[float]] = dataclasses.field(default_factory=dict)
 
     def add(self, other: "_Tally") -> None:
         self.awake_s += other.awake_s
@@ -123,6 +127,8 @@ class _Tally:
         self.peaks |= other.peaks
         self.kills += other.kills
         self.suspicion |= other.suspicion
+        for phase, ends in other.boot.items():
+            self.boot.setdefault(phase, []).extend(ends)
 
 
 def spread_of(durations: Iterable[float]) -> Spread:
@@ -187,6 +193,8 @@ def _tally(chain: Sequence[Interval], since_us: int, until_us: int) -> _Tally:
             tally.peaks |= interval.facts.peaks
             tally.kills += interval.facts.kills
             tally.suspicion |= interval.facts.suspicion
+            for phase, ended_s in interval.facts.boot:
+                tally.boot.setdefault(phase, []).append(ended_s)
             if interval.state in WAKING and after.state not in WAKING and _is_ours(interval):
                 _count_wake(tally, interval, after, attempts)
     return tally
@@ -241,4 +249,5 @@ def _summary(name: str, tally: _Tally, *, priced: bool) -> ReportLine:
         tally.peaks,
         tally.kills,
         tally.suspicion,
+        {phase.value: spread_of(tally.boot[phase]) for phase in BootPhase if phase in tally.boot},
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from bentpipe.daemon.model import NO_PEAKS, Resume
+from bentpipe.daemon.model import NO_PEAKS, BootPhase, Resume
 from bentpipe.daemon.report.summary import Report, ReportLine, Spread
 
 
@@ -30,6 +30,8 @@ def to_tables(report: Report) -> list[Table]:
     tables = [_hours(report, groups), _wakes(groups), _phases(groups)]
     if any(line.peaks != NO_PEAKS or line.kills or line.suspicion.score for line in report.satellites):
         tables.append(_machines(report.satellites))
+    if any(line.boot for line in report.satellites):
+        tables.append(_boots(groups))
     return tables
 
 
@@ -82,6 +84,19 @@ def _phases(groups: Sequence[Sequence[ReportLine]]) -> Table:
     for group in groups:
         for line in group:
             table.add_row(line.name, *(_spread(line.wake[phase]) for phase in phases))
+        table.add_section()
+    return table
+
+
+def _boots(groups: Sequence[Sequence[ReportLine]]) -> Table:
+    table = _table("boots: seconds of uptime at which each phase was over, p50/p95/max")
+    table.add_column("satellite", overflow="fold")
+    for phase in BootPhase:
+        table.add_column(phase.value, justify="right")
+    for group in groups:
+        for line in group:
+            found = (line.boot.get(phase.value) for phase in BootPhase)
+            table.add_row(line.name, *("" if spread is None else _spread(spread) for spread in found))
         table.add_section()
     return table
 

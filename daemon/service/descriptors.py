@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.edge.quotas import CONNECTION_FDS
+from bentpipe.daemon.fleet.reader import READINGS_AT_ONCE
 from bentpipe.native.engine import PIPES_A_THREAD
 
 LEAST_CONNECTIONS = 2
@@ -22,6 +23,8 @@ ENGINE_THREAD_FDS = 2
 """The thread's epoll and its eventfd."""
 SATELLITE_FDS = 3
 """The satellite's process, its output, and a connection that checks whether it listens or asks it how it woke."""
+READING_FDS = READINGS_AT_ONCE
+"""Connections to responders, if any satellite has one."""
 DYNAMODB_FDS = 48
 """Three clients of eight threads, each with a connection and a name that is being resolved."""
 EC2_FDS = 12
@@ -90,6 +93,7 @@ def share_out(config: Config, limit: int) -> Descriptors:
         + threads * ENGINE_THREAD_FDS
         + len(config.listener)
         + len(config.satellite) * SATELLITE_FDS
+        + (READING_FDS if any(each.responder is not None for each in config.machines) else 0)
         + (DYNAMODB_FDS if config.store.kind == "dynamodb" else 0)
         + (EC2_FDS if any(each.ec2 is not None for each in config.machines) else 0)
     )

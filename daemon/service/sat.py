@@ -72,8 +72,10 @@ def run_inspect(asker: Asker, name: str) -> None:
     """Print one satellite. Raises ControlApiError."""
     request = pb.GetSatelliteRequest(org_id=asker.org, name=name)
     [answer] = call(asker.server, SERVICE_PATH + "GetSatellite", request, pb.GetSatelliteResponse)
+    reading = _reading_of(asker, name)
     if asker.as_json:
-        click.echo(json.dumps(_plain(answer), indent=2))
+        told = {} if reading is None else {"reading": MessageToDict(reading, preserving_proto_field_name=True)}
+        click.echo(json.dumps(_plain(answer) | told, indent=2))
         return
     rows = {
         "satellite": answer.id,
@@ -82,10 +84,31 @@ def run_inspect(asker: Asker, name: str) -> None:
         "size": answer.size,
         "address": answer.satellite_address,
         "last used": _moment(answer, answer.last_used),
+        **({} if reading is None else _reading_rows(reading)),
     }
     width = max(map(len, rows))
     for heading, value in rows.items():
         click.echo(f"{heading:{width}}  {value}".rstrip())
+
+
+def _reading_of(asker: Asker, name: str) -> operations_pb2.Reading | None:
+    """What the satellite's responder has told; None if it has none, or if the satellite is not operational."""
+    request = operations_pb2.GetActivityRequest(org_id=asker.org)
+    [answer] = call(asker.server, OPERATIONS_PATH + "GetActivity", request, operations_pb2.GetActivityResponse)
+    found = (each.reading for each in answer.satellites if each.name == name and each.HasField("reading"))
+    return next(found, None)
+
+
+def _reading_rows(reading: operations_pb2.Reading) -> dict[str, str]:
+    waits = f"{reading.cpu_percent:.0f} % cpu, {reading.memory_percent:.0f} % memory, {reading.io_percent:.0f} % io"
+    return {
+        "condition": reading.condition,
+        "builds": str(reading.builds) if reading.HasField("builds") else "unknown",
+        "pressure": waits,
+        "cache disk": f"{reading.disk_used_percent:.0f} % used" if reading.HasField("disk_used_percent") else "unknown",
+        "out of memory": f"{reading.oom_kills} kills since its boot",
+        "up": f"{reading.uptime_s:.0f} s",
+    }
 
 
 def run_wake(asker: Asker, name: str) -> None:

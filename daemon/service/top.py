@@ -25,6 +25,7 @@ from bentpipe.proto import operations_pb2 as pb
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 COLOURS = {"operational": "green", "starting": "yellow", "creating": "yellow", "failed": "red", "offline": "red"}
+COLOURS |= {"busy": "yellow", "full": "red", "deaf": "red", "silent": "red"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class TopRow:
     connections: int
     up_rate: float | None
     down_rate: float | None
+    condition: str = ""
+    """What its responder tells; "" if it has none or is not awake."""
+    builds: int | None = None
+    pressure_percent: float | None = None
+    """The highest share of the last 10 s in which tasks waited for CPU, memory or IO."""
 
 
 class RateMeter:
@@ -67,7 +73,17 @@ class RateMeter:
     def _row(self, each: pb.SatelliteActivity, now: float) -> TopRow:
         state_s = max(now - _seconds(each.since), 0.0) if each.HasField("since") else None
         up_rate, down_rate = self._rates.get(each.name, (None, None))
-        return TopRow(each.name, state_of(each.status), state_s, each.held, each.connections, up_rate, down_rate)
+        row = TopRow(each.name, state_of(each.status), state_s, each.held, each.connections, up_rate, down_rate)
+        return _with_reading(row, each.reading) if each.HasField("reading") else row
+
+
+def _with_reading(row: TopRow, reading: pb.Reading) -> TopRow:
+    return dataclasses.replace(
+        row,
+        condition=reading.condition,
+        builds=reading.builds if reading.HasField("builds") else None,
+        pressure_percent=max(reading.cpu_percent, reading.memory_percent, reading.io_percent),
+    )
 
 
 def _rates(totals: tuple[int, int], before: tuple[int, int], passed_s: float) -> tuple[float, float]:
@@ -139,9 +155,19 @@ def _table(rows: list[TopRow]) -> Table:
     table.add_column("state")
     for heading in ("for", "held", "connections", "up/s", "down/s"):
         table.add_column(heading, justify="right")
+    read = any(row.condition for row in rows)
+    if read:
+        table.add_column("condition")
+        table.add_column("builds", justify="right")
+        table.add_column("pressure", justify="right")
     for row in rows:
-        numbers = (_span(row.state_s), str(row.held), str(row.connections), _size(row.up_rate), _size(row.down_rate))
-        table.add_row(Text(row.name), Text(row.state, style=COLOURS.get(row.state, "")), *numbers)
+        numbers = [_span(row.state_s), str(row.held), str(row.connections), _size(row.up_rate), _size(row.down_rate)]
+        cells = [Text(row.name), Text(row.state, style=COLOURS.get(row.state, "")), *map(Text, numbers)]
+        if read:
+            pressure = "" if row.pressure_percent is None else f"{row.pressure_percent:.0f} %"
+            builds = "" if row.builds is None else str(row.builds)
+            cells += [Text(row.condition, style=COLOURS.get(row.condition, "")), Text(builds), Text(pressure)]
+        table.add_row(*cells)
     return table
 
 

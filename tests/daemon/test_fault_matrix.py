@@ -77,7 +77,7 @@ PLACES: tuple[tuple[object, str], ...] = (
     *((transport.Transport, name) for name in ("receive_nowait", "send_nowait", "detach", "close_gracefully")),
     (transport, "tune_socket"),
     (dial, "_resolve"),
-    (Questions, "boot_info"),
+    *((Questions, name) for name in ("boot_info", "read")),
     *((os, name) for name in ("pipe2", "pidfd_open", "listdir", "readlink", "set_blocking", "killpg", "close")),
     (subprocess, "Popen"),
     *((Path, name) for name in ("read_text", "open", "exists", "is_dir", "mkdir")),
@@ -142,6 +142,7 @@ def write_config(folder: Path, emulator: Emulator) -> Path:
         f'[ec2]\nregion = "eu-central-1"\nendpoint = "{emulator.url}"\nfleet = "test"\npoll = "50ms"\nsweep = "100ms"',
         '[[satellite]]\norg = "acme"\nname = "cloud"\nprovider = "ec2"\nsleep_after = "10m"\nretry_after = "100ms"',
         f"[satellite.ec2]\nport = {emulator.cloud.machines.port}",
+        f"[satellite.responder]\nport = {free_port()}\ninterval = 1",  # nobody listens there
     ]
     for name in (*LOCAL, *SPARE):
         lines += [f'[[satellite]]\norg = "acme"\nname = "{name}"\nsleep_after = "10m"\nretry_after = "100ms"']

@@ -24,6 +24,7 @@ from bentpipe.daemon.ledger.contract import (
 )
 from bentpipe.daemon.model import (
     NO_FACTS,
+    BootPhase,
     Peaks,
     Resume,
     SatelliteKey,
@@ -43,6 +44,7 @@ FULL = StateFacts(
     Peaks(99.5, 12.0, 0.25),
     2,
     Suspicion(80, ("it burns", "it is flat")),
+    ((BootPhase.KERNEL, 1.25), (BootPhase.BUILDKIT, 9.5)),
 )
 """Each fact differs from its default."""
 

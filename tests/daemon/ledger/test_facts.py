@@ -71,7 +71,7 @@ def test_each_rule_is_kept() -> None:
 
 
 PLACES = {"daemon/model.py", "daemon/fleet/fact_collector.py", "daemon/ledger/facts.py", "daemon/report/summary.py"}
-SPELT_ELSEWHERE = {"phases", "waits", "resume", "peaks", "kills", "suspicion"}
+SPELT_ELSEWHERE = {"phases", "waits", "resume", "peaks", "kills", "suspicion", "boot"}
 """SQLite's older files have columns of their own for the first three, and the report's tables show all of these."""
 
 
