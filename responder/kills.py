@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import os
 import select
 import signal
@@ -18,15 +19,27 @@ from typing import Optional
 
 from bentpipe.responder.buildkit import BuildKitLook
 from bentpipe.responder.looks import WARNING, Look, log, milliseconds, start_thread, uptime_s
-from bentpipe.responder.machine import Step, find_steps, read_number, read_stall_us, read_step, read_table, read_text
+from bentpipe.responder.machine import (
+    MAX_CGROUPS,
+    Step,
+    find_steps,
+    read_held_bytes,
+    read_number,
+    read_stall_us,
+    read_step,
+    read_table,
+    read_text,
+)
 from bentpipe.responder.settings import ResponderSettings
 from bentpipe.responder.wire import Fields, encode_fields
 
 MAX_KILLS = 16
 """The newest kills that are reported one by one."""
 MAX_REFS = 8
-NEAR_LIMIT = 0.95
-"""If the builds use this share of memory.max, the stall is theirs together. Else it is of steps with limits of their own."""
+HELD_SHARE = 0.8
+"""Of memory.max. A cgroup that holds less has room for page cache: it stalls since it reads more than that, and goes on."""
+KILLABLE = "1000"
+"""The highest oom_score_adj (proc(5))."""
 GENTLE_S = 5.0
 """For the kernel's OOM killer to end a step, before cgroup.kill does."""
 POLL_S = 0.1
@@ -152,12 +165,22 @@ class KillsLook(Look[tuple[int, Optional[int]]]):
         return total_us - first_us >= (now - since) * 1e6 * self._settings.memory_stall_percent / 100
 
     def _victim(self) -> Step | None:
-        limit = read_number(os.path.join(self._cgroup, "memory.max"))
-        used = read_number(os.path.join(self._cgroup, "memory.current")) or 0
+        """The step that holds the most; None if memory is not what is missing."""
         steps = list(self._steps.values())
-        if limit is not None and used < limit * NEAR_LIMIT:
-            steps = [step for step in steps if self._stalls_itself(step)]
+        if not self._holds_its_limit(self._cgroup, self._machine_bytes()):
+            steps = [step for step in steps if self._stalls_itself(step) and self._holds_its_limit(step.path, None)]
         return max(steps, key=lambda step: step.memory_bytes, default=None)
+
+    def _machine_bytes(self) -> int:
+        return read_table(os.path.join(self._proc, "meminfo"))["MemTotal"] << 10
+
+    def _holds_its_limit(self, cgroup: str, otherwise: int | None) -> bool:
+        """`otherwise` is the limit of a cgroup that has none of its own, if there is one."""
+        try:
+            limit = read_number(os.path.join(cgroup, "memory.max")) or otherwise
+            return limit is not None and read_held_bytes(cgroup) >= limit * HELD_SHARE
+        except OSError:  # the step has ended
+            return False
 
     def _stalls_itself(self, step: Step) -> bool:
         try:
@@ -177,7 +200,7 @@ class KillsLook(Look[tuple[int, Optional[int]]]):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
         # The write returns when the kernel has reclaimed or killed, which may take long: another thread waits for it.
-        start_thread(lambda: _run_out(step.path), "run-out")
+        start_thread(lambda: _run_out(step.path, self._proc), "run-out")
         until = time.monotonic() + GENTLE_S
         while time.monotonic() < until:
             if not _populated(step.path):
@@ -202,17 +225,21 @@ class KillsLook(Look[tuple[int, Optional[int]]]):
         return found
 
 
-def _write(cgroup: str, name: str, text: str) -> None:
-    file = os.open(os.path.join(cgroup, name), os.O_WRONLY | os.O_CLOEXEC)
+def _write(folder: str, name: str, text: str) -> None:
+    file = os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(file, text.encode())
     finally:
         os.close(file)
 
 
-def _run_out(cgroup: str) -> None:
-    """Have the kernel's OOM killer end all of a cgroup."""
+def _run_out(cgroup: str, proc: str) -> None:
+    """Have the kernel's OOM killer end all of a cgroup, also processes that have inherited protection from it (-1000)."""
     try:
+        for folder, _, _ in itertools.islice(os.walk(cgroup), MAX_CGROUPS):
+            for process in read_text(os.path.join(folder, "cgroup.procs")).split():
+                with contextlib.suppress(OSError):  # it has ended
+                    _write(os.path.join(proc, process), "oom_score_adj", KILLABLE)
         _write(cgroup, "memory.oom.group", "1")
         _write(cgroup, "memory.max", "0")
     except OSError as exc:

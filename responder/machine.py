@@ -84,7 +84,7 @@ def read_stall_us(path: str) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step of a build: its cgroup, and what of its memory cannot be taken from it for nothing."""
+    """A step of a build: its cgroup, the memory that it holds, and how many of its processes were killed for memory."""
 
     path: str
     memory_bytes: int
@@ -118,15 +118,21 @@ def find_steps(cgroup: str) -> Iterator[str]:
         del unread[left:]
 
 
+def read_held_bytes(cgroup: str) -> int:
+    """Memory that the kernel cannot take from a cgroup: all but the page cache of files. Raises OSError."""
+    memory = read_number(os.path.join(cgroup, "memory.current")) or 0
+    table = read_table(os.path.join(cgroup, "memory.stat"))
+    return max(0, memory - table.get("active_file", 0) - table.get("inactive_file", 0))
+
+
 def read_step(path: str) -> Step | None:
     """Read a step; None if it has ended."""
     try:
-        memory = read_number(os.path.join(path, "memory.current")) or 0
-        reclaimable = read_table(os.path.join(path, "memory.stat")).get("inactive_file", 0)
+        held = read_held_bytes(path)
         kills = read_table(os.path.join(path, "memory.events")).get("oom_kill", 0)
     except OSError:
         return None
-    return Step(path, max(0, memory - reclaimable), kills)
+    return Step(path, held, kills)
 
 
 class MachineLook(Look[Fields]):

@@ -36,6 +36,7 @@ class FakeMachine:
         self.limit("cpu.max", "190000 100000\n")
         self.limit("memory.current", f"{1 << 30}\n")
         self.limit("memory.max", f"{1 << 30}\n")
+        self.limit("memory.stat", "anon 1\ninactive_file 4096\nactive_file 4096\n")
         self.limit("memory.events", "low 0\nhigh 0\nmax 9\noom 1\noom_kill 0\noom_group_kill 0\n")
         self.limit("pids.current", "17\n")
         self.limit("pids.max", "max\n")

@@ -130,7 +130,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The steps that the kernel's OOM killer has been called for: it ends them at once."""
     found: list[str] = []
 
-    def run_out(path: str) -> None:
+    def run_out(path: str, _proc: str) -> None:
         assert (Path(path) / "memory.max").exists()
         found.append(Path(path).name)
         (Path(path) / "cgroup.events").write_text("populated 0\n")
@@ -183,9 +183,34 @@ def test_below_the_common_limit_only_a_step_that_stalls_itself_is_ended(
     machine.limit("memory.current", f"{1 << 29}\n")
     look = make(machine)
     machine.step("buildkit/sleeper", 900)
-    machine.step("buildkit/limited", 50, full_avg10=95.0)
+    machine.step("buildkit/reader", 950, cache=900, full_avg10=95.0)
+    path = machine.step("buildkit/limited", 50, full_avg10=95.0)
+    for limited in (path, machine.cgroup / "buildkit/reader"):
+        (limited / "memory.max").write_text("60\n")
     stall(machine, look, clock, 1.0, seconds=22)
     assert ended == ["limited"]
+
+
+def test_builds_that_only_read_much_are_not_ended(machine: FakeMachine, clock: Clock, ended: list[str]) -> None:
+    """All memory is in use, but half of it is page cache."""
+    machine.limit("memory.stat", f"inactive_file {1 << 28}\nactive_file {1 << 28}\n")
+    look = make(machine)
+    machine.step("buildkit/reader", 1 << 30, cache=1 << 29, full_avg10=95.0)
+    stall(machine, look, clock, 1.0)
+    assert ended == []
+
+
+def test_without_a_limit_the_machine_s_memory_is_the_limit(
+    machine: FakeMachine, clock: Clock, ended: list[str]
+) -> None:
+    machine.limit("memory.max", "max\n")
+    look = make(machine)
+    machine.step("buildkit/hog", 700)
+    stall(machine, look, clock, 1.0, seconds=21)
+    assert ended == ["hog"]
+    machine.write("proc/meminfo", f"MemTotal: {1 << 30} kB\n")
+    stall(machine, look, clock, 1.0)
+    assert ended == ["hog"]
 
 
 def test_without_a_step_nothing_is_ended(machine: FakeMachine, clock: Clock, ended: list[str]) -> None:
@@ -210,6 +235,10 @@ def test_our_own_kill_is_not_counted_twice(machine: FakeMachine, clock: Clock, e
 def test_the_step_s_files_are_written(machine: FakeMachine) -> None:
     """The kernel's files say what was asked for: the whole step, by the OOM killer, and after 5 s by cgroup.kill."""
     path = machine.step("buildkit/hog", 700)
+    machine.limit("buildkit/hog/cgroup.procs", "71\n")
+    machine.limit("buildkit/hog/inner/cgroup.procs", "72\n73\n")
+    for process in ("71", "72"):  # 73 has ended
+        machine.write(f"proc/{process}/oom_score_adj", "-1000")
     look = make(machine)
     look.look()
     (step,) = look._steps.values()
@@ -219,6 +248,8 @@ def test_the_step_s_files_are_written(machine: FakeMachine) -> None:
     assert (path / "memory.oom.group").read_text().strip() == "1"
     assert (path / "memory.max").read_text().strip().startswith("0")
     assert (path / "cgroup.kill").read_text() == "1"
+    for process in ("71", "72"):
+        assert (machine.root / "proc" / process / "oom_score_adj").read_text().startswith("1000")
 
 
 def test_for_earthly_the_runc_of_that_step_is_killed_first(
