@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from bentpipe.config.base import DurationS, Section, SizeBytes
+from bentpipe.config.responder import RESPONDER_PORT
 
 BUILDKIT_PATTERN = (
     r"^(oci:/[A-Za-z0-9._/-]+|[a-z0-9][a-z0-9.:-]*(/[a-z0-9._-]+)+)@sha256:[0-9a-f]{64}$|^/[A-Za-z0-9._/-]+$"
@@ -90,7 +91,7 @@ class ImageSection(Section):
     """The time in which the responder's reads and writes shall be done; builds are slowed down for it (io.latency)."""
     io_max_bytes_per_s: SizeBytes = Field(default=0, ge=0, alias="io_max")
     """What builds may read, and what they may write, a second, on the cache's disk. 0: no limit."""
-    responder_port: int = Field(default=9571, ge=1, le=65535)
+    responder_port: int = Field(default=RESPONDER_PORT, ge=1, le=65535)
     health: HealthSection = HealthSection()
     cache: CacheSection
 

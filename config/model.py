@@ -257,9 +257,10 @@ class MachineSection(Section):
     capacity_retry_after_s: DurationS = Field(default=180.0, ge=0, alias="capacity_retry_after")
     """The same after a lack of capacity. Karpenter, too, leaves an exhausted offering alone for 3 minutes."""
     keep_awake: tuple[KeepAwakeSection, ...] = ()
-    quiet_connections: Literal["keep", "end"] = "keep"
+    quiet_connections: Literal["keep", "end"] | None = None
     """Whether open connections that move no more than keepalives and health checks keep it awake, or are ended so that it
-    can sleep. "end" can cut a call that is silent for longer than `sleep_after`."""
+    can sleep. By default "end" if there is a responder, which tells whether a build runs, and "keep" otherwise. "end" can
+    cut a call that is silent for longer than `sleep_after`, unless it is a build that the responder counts."""
 
     @property
     def launches(self) -> bool:
@@ -271,6 +272,13 @@ class MachineSection(Section):
         """Whether the daemon's own authority gives its machine a certificate."""
         return self.tls is not None and self.tls.issued
 
+    @property
+    def ends_quiet(self) -> bool:
+        """Whether connections that move no more than keepalives are ended."""
+        if self.quiet_connections is None:
+            return self.responder is not None
+        return self.quiet_connections == "end"
+
     @model_validator(mode="after")
     def _provider_section(self) -> Self:
         for name, section in (("process", self.process), ("ec2", self.ec2)):
@@ -278,6 +286,11 @@ class MachineSection(Section):
                 raise ValueError(f"provider {name!r} needs a [{self.TABLE}.{name}] section")
             if self.provider != name and section is not None:
                 raise ValueError(f"provider {self.provider!r} does not use a [{self.TABLE}.{name}] section; remove it")
+        if self.image is not None and self.responder is not None and self.responder.port != self.image.responder_port:
+            raise ValueError(
+                f"[{self.TABLE}.responder] port is {self.responder.port}, and [{self.TABLE}.image] responder_port is "
+                f"{self.image.responder_port}: give both the same port"
+            )
         if self.image is not None and not self.launches:
             raise ValueError(
                 f"[{self.TABLE}.image] is for machines that the daemon launches: give a launch_template in "

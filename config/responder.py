@@ -6,6 +6,9 @@ from pydantic import Field
 
 from bentpipe.config.base import DurationS, Section
 
+RESPONDER_PORT = 9571
+"""Of the responder in the images that bentpipe renders, by default."""
+
 
 class AbuseSection(Section):
     """What is done if a satellite seems to mine or to compute for somebody, instead of building."""
@@ -20,7 +23,7 @@ class AbuseSection(Section):
 class ResponderSection(Section):
     """The responder listens on the satellite's own host. It is asked with `[satellite.tls]`, if there is such a section."""
 
-    port: int = Field(ge=1, le=65535)
+    port: int = Field(default=RESPONDER_PORT, ge=1, le=65535)
     interval_s: DurationS = Field(default=15.0, ge=1, le=300, alias="interval")
     """Time between readings while the satellite is awake."""
     deadline_s: DurationS = Field(default=5.0, gt=0, le=60, alias="deadline")

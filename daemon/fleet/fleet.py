@@ -45,7 +45,7 @@ def rules_of(
         quiet_window_s=QUIET_WINDOW_S,
         launch=section.launches,
         budgeted=budgeted,
-        ends_quiet=section.quiet_connections == "end",
+        ends_quiet=section.ends_quiet,
         counts_builds=responder is not None and reads,
         builds_stale_s=STALE_INTERVALS * responder.interval_s + responder.deadline_s if responder else math.inf,
         trust_builds_s=responder.trust_builds_s if responder else math.inf,

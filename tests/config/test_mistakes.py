@@ -11,6 +11,8 @@ from bentpipe.config.model import ControlSection
 LISTENER = '[[listener]]\naddress = ":1"\n'
 TYPE = '[[machine_type]]\nsize = "small"\n'
 EC2 = 'provider = "ec2"\n[machine_type.ec2]\ninstance_id = "i-0123456789abcdef0"\n'
+TEMPLATE = 'provider = "ec2"\n[machine_type.ec2]\nlaunch_template = "lt-1"\n'
+IMAGE = '[machine_type.image]\nflavour = "moby"\nbuildkit = "/opt/buildkit"\n[machine_type.image.cache]\nfile = "60GiB"\n'
 PROCESS = '[machine_type.process]\ncommand = ["true", "{port}"]\n'
 
 
@@ -29,6 +31,16 @@ def problems(path: Path) -> list[tuple[str, str]]:
         (LISTENER + "[limits]\nmax_connections = 10\nmax_strangers = 10\n", "limits", "less than max_connections"),
         (LISTENER + f'[control]\npath = "/{"x" * 120}"\n', "control", "too many for a socket"),
         (LISTENER + TYPE + EC2, "machine_type[0]", "needs a launch_template"),
+        (
+            LISTENER + TYPE + TEMPLATE + IMAGE + "[machine_type.responder]\nport = 1\n",
+            "machine_type[0]",
+            "the same port",
+        ),
+        (
+            LISTENER + TYPE + TEMPLATE + "[machine_type.responder]\ninterval = 0\n",
+            "machine_type[0].responder.interval",
+            "1",
+        ),
         (LISTENER + TYPE + PROCESS + "port = 80\n", "machine_type[0]", "port must be 0"),
         (LISTENER + TYPE + PROCESS + '[store]\nkind = "none"\n', "machine_type", "needs a store"),
         (
@@ -77,3 +89,21 @@ def test_limits_for_strangers_follow_from_the_others_unless_they_are_given() -> 
     assert by_default.bytes_for_strangers > by_default.places_for_strangers
     given = LimitsSection(max_connections=1000, max_strangers=10, stranger_bytes=1 << 20)
     assert (given.places_for_strangers, given.bytes_for_strangers) == (10, 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("", False),
+        ("[machine_type.responder]\n", True),
+        ('quiet_connections = "keep"\n[machine_type.responder]\n', False),
+        ('quiet_connections = "end"\n', True),
+    ],
+)
+def test_quiet_connections_are_ended_by_default_if_a_responder_counts_builds(
+    text: str, ends: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "bentpipe.toml"
+    path.write_text(LISTENER + TYPE + text + PROCESS + f'[store]\npath = "{tmp_path}/store.sqlite"\n')
+    (kind,) = load_config(path).machine_type
+    assert kind.satellite("acme", "one").ends_quiet is ends

@@ -1,8 +1,7 @@
 """The life of one satellite as a pure state machine: inputs and the time go in, actions come out.
 
-This class decides every move, by the steps in `moves`: no other module changes the state, answers a waiter or asks for a
-call. `known` keeps all that is known, and answers questions about it. `wake` and `descent` are the ways up and down, as
-values that decide. `states` has the tables, and `messages` the inputs and actions. The rules:
+This class decides every move, by the steps in `moves`; no other module does. `known` keeps all that is known, and answers
+questions about it. `wake` and `descent` are the ways up and down, as values that decide. The rules:
 
 - At most one provider call is under way (`busy`). A lease is granted in OPERATIONAL only.
 - Sleep is decided in the step that moves to STOPPING. At that moment there is no waiter, and no lease except quiet ones.

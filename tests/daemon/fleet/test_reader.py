@@ -24,7 +24,7 @@ from bentpipe.proto import responder_pb2 as pb
 
 S = SatelliteState
 KEY = SatelliteKey("acme", "m")
-SECTION = ResponderSection.model_validate({"port": 8373})
+SECTION = ResponderSection.model_validate({"port": 9571})
 RULES = dataclasses.replace(LONG_RULES, counts_builds=True, min_awake_s=0)
 HOUR_S = 3600.0
 
