@@ -69,6 +69,12 @@ class CertificateAuthority:
     roots: tuple[x509.Certificate, ...] = ()
     """Certificates that are their own issuers: `certificate` if it is one, then those that it has replaced, newest first."""
 
+    @property
+    def fleet(self) -> str:
+        """The fleet that it was made for; "" if its certificate does not say."""
+        names = self.certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+        return str(names[0].value) if names else ""
+
     def trusted(self, now: datetime.datetime, machine_life_s: float) -> tuple[x509.Certificate, ...]:
         """The roots that count now: a replaced one until the last certificate that it has signed has ended."""
         found = list(self.roots[:1])
@@ -155,10 +161,8 @@ def private_pem_of(key: ec.EllipticCurvePrivateKey) -> str:
 
 
 def _authority_name(fleet: str, now: datetime.datetime) -> x509.Name:
-    made = f"bentpipe satellites {now:%Y%m%dT%H%M%SZ}"
-    return x509.Name(
-        [x509.NameAttribute(NameOID.ORGANIZATION_NAME, fleet), x509.NameAttribute(NameOID.COMMON_NAME, made)]
-    )
+    named = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, fleet)] if fleet else []
+    return x509.Name([*named, x509.NameAttribute(NameOID.COMMON_NAME, f"bentpipe satellites {now:%Y%m%dT%H%M%SZ}")])
 
 
 def _authority_certificate(

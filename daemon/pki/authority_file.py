@@ -23,7 +23,7 @@ EXPOSED = 0o027
 root's has an ACL, and its mask looks like that."""
 
 
-class AuthorityError(Exception):
+class AuthorityError(ValueError):
     """The file cannot be used; `str()` says which file, and what is wrong with it."""
 
 

@@ -7,13 +7,6 @@ import click
 
 from bentpipe.daemon.service.command_line import CONFIG_PATH, telling_mistakes
 
-fleet_option = click.option(
-    "--fleet",
-    default="default",
-    show_default=True,
-    help="As [ec2] fleet in the configuration; it is in the authority's name.",
-)
-
 
 @click.group()
 def ca() -> None:
@@ -22,7 +15,12 @@ def ca() -> None:
 
 @ca.command("new")
 @click.argument("path", metavar="FILE", type=CONFIG_PATH)
-@fleet_option
+@click.option(
+    "--fleet",
+    default="default",
+    show_default=True,
+    help="As [ec2] fleet in the configuration; it is in the authority's name.",
+)
 def ca_new(path: Path, fleet: str) -> None:
     """Make FILE, which [satellite_ca] file names, for hosts that share a store. Give each of them the same file."""
     from bentpipe.daemon.pki.authority import new_authority
@@ -37,14 +35,14 @@ def ca_new(path: Path, fleet: str) -> None:
 
 @ca.command("rotate")
 @click.argument("path", metavar="FILE", type=CONFIG_PATH)
-@fleet_option
-def ca_rotate(path: Path, fleet: str) -> None:
+def ca_rotate(path: Path) -> None:
     """Put a new key into FILE, which all that trust the old key trust too. A running daemon takes it up by itself."""
     from bentpipe.daemon.pki.authority import rotated
     from bentpipe.daemon.pki.authority_file import keep_authority, read_authority
 
     with telling_mistakes():
-        keep_authority(path, rotated(read_authority(path), fleet, _now()))
+        old = read_authority(path)
+        keep_authority(path, rotated(old, old.fleet, _now()))
     click.echo(f"{path}: has a new key. Copy the file to each other host of the fleet")
 
 

@@ -43,6 +43,7 @@ class SatelliteParts:
         self.specs[key] = Specs(kind.platform, kind.size)
         if (responder := target_of(section)) is not None:
             self.responders[key] = responder
+        self._forget_tls(key)  # of an earlier type
         tls = self.type_tls.get((kind.size, kind.platform))
         if tls is not None:
             self.tls[key] = tls
@@ -59,14 +60,17 @@ class SatelliteParts:
 
     def forget(self, key: SatelliteKey) -> None:
         """See Parts."""
-        if self.issued is not None:
-            self.issued.forget(key)
-            self.proven.discard(key)
-        self.tls.pop(key, None)
+        self._forget_tls(key)
         self.responders.pop(key, None)
         self.specs.pop(key, None)
         self.machines.forget(key)
         self.handoff.forget(key)
+
+    def _forget_tls(self, key: SatelliteKey) -> None:
+        if self.issued is not None:
+            self.issued.forget(key)
+        self.proven.discard(key)
+        self.tls.pop(key, None)
 
 
 def make_provisioner(config: Config, fleet: Fleet, stores: Stores, parts: SatelliteParts) -> Provisioner | None:

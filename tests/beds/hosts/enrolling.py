@@ -36,6 +36,7 @@ address = "127.0.0.1:{port}"
 machines_call = "127.0.0.1:{port}"
 machine_life = "{life}"
 [ec2]
+region = "eu-central-1"
 fleet = "test"
 [[listener]]
 address = "127.0.0.1:0"

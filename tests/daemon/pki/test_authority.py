@@ -128,6 +128,23 @@ def test_a_machine_that_slept_through_two_rotations_still_trusts_the_daemon(tmp_
     assert len(third.chain) == 2
 
 
+def test_a_clock_that_stood_still_while_the_machine_slept_accepts_the_daemon(tmp_path: Path) -> None:
+    """At the time that it believes, neither the daemon's certificate nor the authority that made it was there."""
+    openssl = shutil.which("openssl")
+    assert openssl is not None
+    first = new_authority(FLEET, NOW - 90 * DAY)
+    third = rotated(rotated(first, FLEET, NOW - 40 * DAY), FLEET, NOW)
+    leaf = third.issue_daemon(new_key().public_key(), NOW)
+    for name, certificates in (("leaf", [leaf]), ("chain", third.chain), ("root", [first.certificate])):
+        (tmp_path / name).write_text(pem_of(certificates))
+    asleep = int((NOW - 60 * DAY).timestamp())
+    command = (openssl, "verify", "-purpose", "sslclient", "-CAfile", "root", "-untrusted", "chain", "-attime")
+    subprocess.run((*command, str(asleep), "leaf"), cwd=tmp_path, check=True, capture_output=True)
+    too_early = int((NOW - 95 * DAY).timestamp())
+    done = subprocess.run((*command, str(too_early), "leaf"), cwd=tmp_path, check=False, capture_output=True)
+    assert done.returncode != 0
+
+
 def test_an_intermediate_authority(tmp_path: Path) -> None:
     """Each host may have a key of its own that one root has signed."""
     root = new_authority(FLEET, NOW)
