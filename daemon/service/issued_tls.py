@@ -110,11 +110,13 @@ class IssuedTls:
             return
         self._failing = ""
         # What this host has written meanwhile may be newer than what was read.
-        self._rows = rows | {key: self._rows[key] for key in self._taken}
+        rows |= {key: self._rows[key] for key in self._taken}
+        changed = [key for key in self._satellites if rows.get(key) != self._rows.get(key)]
+        self._rows = rows
         if self._trusted() != self._trusted_by_context:
             self.renew_context()
             return
-        for key in self._satellites:
+        for key in changed:
             self._enter(key)
 
     def _enter(self, key: SatelliteKey) -> None:

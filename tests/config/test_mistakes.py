@@ -12,7 +12,9 @@ LISTENER = '[[listener]]\naddress = ":1"\n'
 TYPE = '[[machine_type]]\nsize = "small"\n'
 EC2 = 'provider = "ec2"\n[machine_type.ec2]\ninstance_id = "i-0123456789abcdef0"\n'
 TEMPLATE = 'provider = "ec2"\n[machine_type.ec2]\nlaunch_template = "lt-1"\n'
-IMAGE = '[machine_type.image]\nflavour = "moby"\nbuildkit = "/opt/buildkit"\n[machine_type.image.cache]\nfile = "60GiB"\n'
+IMAGE = (
+    '[machine_type.image]\nflavour = "moby"\nbuildkit = "/opt/buildkit"\n[machine_type.image.cache]\nfile = "60GiB"\n'
+)
 PROCESS = '[machine_type.process]\ncommand = ["true", "{port}"]\n'
 
 

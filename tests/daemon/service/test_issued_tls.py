@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 from cryptography import x509
@@ -16,8 +17,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from beds.hosts.enrolling import MINE, THEIRS, EnrolmentBed, enrolment_bed
 from beds.ports import free_port
 from bentpipe.daemon.edge.dial import SatelliteTls, dial_at_once
+from bentpipe.daemon.errors import ProviderRetryable
+from bentpipe.daemon.ids import launch_token
 from bentpipe.daemon.model import Address, SatelliteKey
-from bentpipe.daemon.pki.authority import new_authority, new_key, private_pem_of, rotated
+from bentpipe.daemon.pki.authority import MachineName, new_authority, new_key, pem_of, private_pem_of, rotated
 from bentpipe.daemon.pki.authority_file import keep_authority, read_authority
 from bentpipe.daemon.pki.authority_keeper import AUTHORITY_NAME
 from bentpipe.daemon.registry.sqlite import SqliteRegistry
@@ -114,6 +117,18 @@ async def test_a_later_machine_takes_its_place(tmp_path: Path) -> None:
         assert not await speaks(old, bed.table[MINE])
 
 
+async def test_a_certificate_that_has_ended_is_not_accepted(tmp_path: Path) -> None:
+    async with enrolment_bed(tmp_path, free_port()) as bed:
+        machine = await enrolled(bed, tmp_path)
+        assert await speaks(machine, bed.table[MINE])
+        authority, private = bed.ca.keeper.signing.authority, new_key()
+        name = MachineName("test", MINE, launch_token(MINE, generation=1))
+        ended = authority.issue_machine(private.public_key(), name, _now() - datetime.timedelta(days=2), 86_400.0)
+        late = Machine(tmp_path, private_pem_of(private) + pem_of([ended]), pem_of(authority.roots))
+        assert not await speaks(late, bed.table[MINE])
+        assert late.said == []
+
+
 async def test_another_host_learns_of_a_machine_by_the_store(tmp_path: Path) -> None:
     async with enrolment_bed(tmp_path, free_port()) as one, enrolment_bed(tmp_path, free_port()) as two:
         machine = await enrolled(one, tmp_path)
@@ -174,3 +189,22 @@ async def test_another_authority_is_not_trusted(tmp_path: Path) -> None:
         assert bed.table[MINE].refused == ""
         assert not await speaks(machine, bed.table[MINE])
         assert machine.said == []
+
+
+async def test_a_launch_gets_its_bootstrap_token_from_the_store_or_is_tried_again(tmp_path: Path) -> None:
+    async with enrolment_bed(tmp_path, free_port()) as bed:
+        launches = [launch_token(MINE, generation=number) for number in (1, 2)]
+        with pytest.raises(ProviderRetryable, match="another launch"):
+            await bed.ca.bootstrap(MINE, launches[0])
+        await bed.ca.registry.begin_generation(MINE, after=0, owner="", at_us=1)
+        given = await bed.ca.bootstrap(MINE, launches[0])
+        assert given == await bed.ca.bootstrap(MINE, launches[0])
+        assert given is not None
+        assert given.launch == launches[0]
+        await bed.ca.registry.begin_generation(MINE, after=1, owner="", at_us=1)
+        with pytest.raises(ProviderRetryable, match="another launch"):
+            await bed.ca.bootstrap(MINE, launches[0])
+        assert await bed.ca.bootstrap(SatelliteKey("acme", "plain"), launches[0]) is None
+        (tmp_path / "ledger.sqlite").rename(tmp_path / "elsewhere")
+        with pytest.raises(ProviderRetryable):
+            await bed.ca.bootstrap(MINE, launches[1])
