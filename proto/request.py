@@ -11,6 +11,8 @@ from bentpipe.proto.events import HeaderList
 NAME = re.compile(rb"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 """As in the configuration. Such a name fits a DNS label, a metadata value and a cgroup's folder."""
 ORG_KEY, NAME_KEY, TOKEN_KEY = b"satellite_org", b"satellite_name", b"satellite_token"
+SATELLITE_KEYS = frozenset(key for named in (ORG_KEY, NAME_KEY) for key in (named, named.replace(b"_", b"-")))
+"""Both, in both spellings."""
 TOKEN_BYTES = 16 << 10
 BEARER = b"bearer "
 
@@ -44,6 +46,11 @@ def parse_request(headers: HeaderList) -> RouteRequest:
         raise MetadataError(f"the metadata {both_spellings(ORG_KEY if org is None else NAME_KEY)} is missing")
     satellite = None if org is None or name is None else (org, name)
     return RouteRequest(path.decode("latin-1"), satellite, _token(headers))
+
+
+def names_satellite(headers: HeaderList) -> bool:
+    """Whether the metadata name a satellite, well or badly."""
+    return any(name in SATELLITE_KEYS for name, _ in headers)
 
 
 def _token(headers: HeaderList) -> str | None:

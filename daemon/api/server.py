@@ -11,7 +11,8 @@ from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
 
-PATHS = (b"/api.public.", b"/bentpipe.operations.", b"/grpc.reflection.", *(path.encode() for path in account.PATHS))
+REFLECTION_PATH = b"/grpc.reflection."
+PATHS = (b"/api.public.", b"/bentpipe.operations.", REFLECTION_PATH, *(path.encode() for path in account.PATHS))
 """What the paths of a connection's first request begin with that is the API's: Compute, LogStream, other services that the
 Earthly CLI asks for, which are UNIMPLEMENTED, our own command line's, server reflection, and pages over HTTP/2."""
 
@@ -25,9 +26,12 @@ class ControlApi:
         """`methods` are the services' by path; a connection that proves nothing lasts for `stranger_age_s` at most."""
         self._services = Services(methods, authority, counters, stranger_age_s)
 
-    def takes(self, path: bytes) -> bool:
-        """Whether a connection whose first request has this `:path` is for the API."""
-        return path.startswith(PATHS)
+    def takes(self, path: bytes, *, names_satellite: bool) -> bool:
+        """Whether a connection whose first request has this `:path` is for the API.
+
+        Satellites may have server reflection too, as BuildKit does: one that is named is asked itself.
+        """
+        return path.startswith(PATHS) and not (names_satellite and path.startswith(REFLECTION_PATH))
 
     def open(self, caller: Caller, identity: TlsIdentity, domain: str | None) -> GrpcConnection:
         """Take such a connection. `domain` does not matter: what a call is about is in its message."""

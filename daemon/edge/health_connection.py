@@ -46,8 +46,8 @@ class HealthChecks:
         self._counters = counters
         self._age_s = stranger_age_s
 
-    def takes(self, path: bytes) -> bool:
-        """Whether the first request's path is a health check's."""
+    def takes(self, path: bytes, *, names_satellite: bool) -> bool:
+        """Whether the first request's path is a health check's, of the daemon or of a satellite that it names."""
         return path.startswith(PATHS)
 
     def open(self, caller: Caller, identity: TlsIdentity, domain: str | None) -> "HealthConnection":

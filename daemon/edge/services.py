@@ -39,8 +39,8 @@ class ServedConnection(Protocol):
 class Service(Protocol):
     """A service of the daemon's own."""
 
-    def takes(self, path: bytes) -> bool:
-        """Whether the service answers a connection whose first request has this `:path`."""
+    def takes(self, path: bytes, *, names_satellite: bool) -> bool:
+        """Whether the service answers a connection whose first request has this `:path`, and perhaps names a satellite."""
         ...
 
     def open(self, caller: Caller, identity: TlsIdentity, domain: str | None) -> ServedConnection:
@@ -56,10 +56,10 @@ class HttpService(Service, Protocol):
         ...
 
 
-def service_of(services: Iterable[Service], request: RequestHeaders) -> Service | None:
+def service_of(services: Iterable[Service], request: RequestHeaders, *, names_satellite: bool) -> Service | None:
     """Find the service that a connection's first request is for; None if it is for a satellite."""
     path = dict(request.headers).get(b":path", b"")
-    return next((each for each in services if each.takes(path)), None)
+    return next((each for each in services if each.takes(path, names_satellite=names_satellite)), None)
 
 
 OTHER_PROTOCOLS: Mapping[PeerKind, tuple[Outcome, bytes]] = {

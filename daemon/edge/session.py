@@ -12,6 +12,7 @@ import trio
 from bentpipe.daemon.edge.arrival import Arrival
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.edge import Edge
+from bentpipe.daemon.edge.identity import parse_server_name
 from bentpipe.daemon.edge.opening import TLS_WANTED, FirstRequest, OtherProtocol, Port, read_opening
 from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.edge.pacing import take_turn
@@ -25,7 +26,7 @@ from bentpipe.proto.events import PeerKind
 from bentpipe.proto.grpc_server import ANSWERING_BYTES, STREAM_BYTES
 from bentpipe.proto.grpc_timeout import tell_within_s
 from bentpipe.proto.refusal import PIECE_BYTES, TOO_LATE, Refusal, goaway
-from bentpipe.proto.request import MetadataError, parse_request
+from bentpipe.proto.request import MetadataError, names_satellite, parse_request
 from bentpipe.proto.states import State
 
 log = logging.getLogger("bentpipe.edge")
@@ -111,10 +112,14 @@ class Session:
         """Let the service answer that the first request is for, or its satellite. Raises what ends the connection."""
         edge = self._edge
         services = (edge.api, *edge.services) if self._port.serves_api else edge.services
-        service = service_of(services, first.headers)
+        domain = self._port.satellite_domain
+        named = (
+            names_satellite(first.headers.headers) or parse_server_name(first.identity.server_name, domain) is not None
+        )
+        service = service_of(services, first.headers, names_satellite=named)
         if service is None:
             return await self._admit(first).run()
-        self._served = service.open(self._caller, first.identity, self._port.satellite_domain)
+        self._served = service.open(self._caller, first.identity, domain)
         return await self._served.run()
 
     async def _answer_other(self, kind: PeerKind) -> Outcome:

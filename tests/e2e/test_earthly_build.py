@@ -18,7 +18,7 @@ import trustme
 
 from beds.hosts.api_daemon import ApiToken, write_api_config
 from beds.peers.buildkit_host import CLIENT, SATELLITE_DOMAIN, buildkitd_command
-from beds.peers.builds import BuildKit, Missing, buildkit
+from beds.peers.builds import BuildKit, Missing, buildkit, grpcurl
 from beds.peers.earthly_cli import RECORDED, EarthlyCli, Json
 from bentpipe.config.load import load_config
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
@@ -209,6 +209,23 @@ async def test_buildctl_after_the_same_login(bed: Bed) -> None:
 
     await trio.to_thread.run_sync(run)
     await bed.wait_leases(0)
+
+
+async def test_grpcurl_learns_what_the_satellite_that_it_names_serves(bed: Bed) -> None:
+    """Without the metadata it learns what the daemon serves (test_grpcurl.py)."""
+    try:
+        program = grpcurl()
+    except Missing as exc:
+        pytest.skip(str(exc))
+    metadata = {"satellite_org": KEY.org, "satellite_name": KEY.name, "satellite_token": TOKEN}
+    options = [word for name, value in metadata.items() for word in ("-H", f"{name}: {value}")]
+    where = [program, "-cacert", str(bed.folder / "ca.pem"), *options, f"localhost:{bed.port}"]
+    with trio.fail_after(DEADLINE_S):
+        listed = await trio.run_process([*where, "list"], capture_stdout=True)
+        assert b"moby.buildkit.v1.Control\n" in listed.stdout
+        assert b"api.public.compute" not in listed.stdout
+        called = await trio.run_process([*where, "moby.buildkit.v1.Control/Info"], capture_stdout=True)
+        assert json.loads(called.stdout)["buildkitVersion"]["package"] == "github.com/moby/buildkit"
 
 
 async def test_a_session_of_another_org_builds_nothing(bed: Bed) -> None:

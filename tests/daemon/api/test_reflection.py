@@ -12,6 +12,8 @@ from google.protobuf.message_factory import GetMessageClass
 from beds.hosts.api_host import ApiHost, People, Person
 from bentpipe.daemon.accounts.contract import Scope
 from bentpipe.daemon.api.reflection import PATHS, Reflection
+from bentpipe.daemon.api.server import ControlApi
+from bentpipe.daemon.edge.outcomes import ConnectionCounters
 from bentpipe.proto import compute_pb2, logstream_pb2
 from bentpipe.proto.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
@@ -62,6 +64,15 @@ async def test_a_client_that_knows_nothing_learns_every_message(host: ApiHost, p
     request = GetMessageClass(pool.FindMessageTypeByName("api.public.compute.GetSatelliteRequest"))
     ours = compute_pb2.GetSatelliteRequest(org_id="acme", name="a")
     assert request(org_id="acme", name="a").SerializeToString() == ours.SerializeToString()
+
+
+def test_a_satellite_that_is_named_is_asked_itself() -> None:
+    """BuildKit has server reflection too."""
+    api = ControlApi({}, People({}), ConnectionCounters(), 600.0)
+    for path in map(str.encode, PATHS):
+        assert api.takes(path, names_satellite=False)
+        assert not api.takes(path, names_satellite=True)
+    assert api.takes(b"/api.public.compute.Compute/GetSatellite", names_satellite=True)
 
 
 @pytest.mark.parametrize(

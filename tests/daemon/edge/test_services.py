@@ -17,7 +17,7 @@ class Paths:
     def __init__(self, *prefixes: bytes) -> None:
         self._prefixes = prefixes
 
-    def takes(self, path: bytes) -> bool:
+    def takes(self, path: bytes, *, names_satellite: bool) -> bool:
         return path.startswith(self._prefixes)
 
     def open(self, caller: Caller, identity: TlsIdentity, domain: str | None) -> ServedConnection:
@@ -41,11 +41,12 @@ HEALTH, API = Paths(*PATHS), Paths(b"/api.", b"/grpc.health.v1.Health/Other")
 )
 def test_the_first_requests_path_decides(path: bytes, service: Paths | None) -> None:
     headers = RequestHeaders(1, ((b":method", b"POST"), (b":path", path)), end_stream=True)
-    assert service_of((HEALTH, API), headers) is service
+    assert service_of((HEALTH, API), headers, names_satellite=False) is service
 
 
 def test_a_request_without_a_path_is_its_satellites() -> None:
-    assert service_of((HEALTH, API), RequestHeaders(1, ((b":method", b"CONNECT"),), end_stream=True)) is None
+    request = RequestHeaders(1, ((b":method", b"CONNECT"),), end_stream=True)
+    assert service_of((HEALTH, API), request, names_satellite=False) is None
 
 
 def test_every_other_protocol_has_an_outcome_of_its_own() -> None:
