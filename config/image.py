@@ -1,5 +1,6 @@
 """What runs on a satellite's machine: BuildKit, its limits, its cache. `bentpipe sat render` shows what is made of it."""
 
+import ipaddress
 from pathlib import Path
 from typing import Literal, Self
 
@@ -83,8 +84,13 @@ class ImageSection(Section):
     """Steps that run at once; 0: no limit."""
     security_insecure: bool = False
     """Whether builds may ask for the entitlement `security.insecure`. Such a step is root on the machine."""
-    network: Literal["host", "bridge"] = "host"
-    """Of steps: the machine's own network, or a network namespace for each (moby only)."""
+    network: Literal["host", "cni"] = "host"
+    """Of steps: the machine's own, so that two steps cannot listen on one port; or a network namespace for each step, by CNI
+    plug-ins that the machine image has."""
+    cni_plugins: str = Field(default="/usr/lib/cni", pattern=ABSOLUTE_PATTERN)
+    """Where the plug-ins bridge, host-local and loopback are, for network = "cni"."""
+    cni_subnet: str = "172.30.0.0/16"
+    """The steps' addresses. The machine translates them to its own."""
     additional_config: str = Field(default="", max_length=4096)
     """TOML that is added to the end of BuildKit's configuration. It must begin with a table's header."""
     io_latency_s: DurationS = Field(default=0.05, gt=0, le=10, alias="io_latency")
@@ -97,10 +103,10 @@ class ImageSection(Section):
 
     @model_validator(mode="after")
     def _fits_flavour(self) -> Self:
-        if self.flavour == "earthly" and self.network == "bridge":
-            raise ValueError(
-                "the Earthly fork of BuildKit has no network 'bridge': use 'host', or CNI by additional_config"
-            )
+        try:
+            ipaddress.IPv4Network(self.cni_subnet)
+        except ValueError as exc:
+            raise ValueError(f"cni_subnet: {exc}") from exc
         if self.flavour == "moby" and "health" in self.model_fields_set:
             raise ValueError("moby's BuildKit has no setting for health; remove it")
         added = self.additional_config.lstrip()

@@ -5,8 +5,10 @@ programs/cache.py replaces on the machine, by the size of the cache. It must nev
 of the disk that its databases are on.
 """
 
+import json
+
 from bentpipe.config.image import CacheSection, ImageSection
-from bentpipe.daemon.image.places import AUTHORITY, IDENTITY, RUNTIME
+from bentpipe.daemon.image.places import AUTHORITY, CNI, IDENTITY, RUNTIME
 from bentpipe.daemon.image.programs.cache import KEEP_MARK, SOURCES_MARK
 from bentpipe.daemon.image.programs.settings import ROOT, SOCKET
 
@@ -44,9 +46,22 @@ def _worker(section: ImageSection) -> list[str]:
         f'networkMode = "{section.network}"',
         "gc = true",
     ]
+    if section.network == "cni":
+        lines += [f'cniConfigPath = "{CNI}"', f'cniBinaryPath = "{section.cni_plugins}"']
     if section.parallelism:
         lines.append(f"max-parallelism = {section.parallelism}")
     return lines
+
+
+def cni_configuration(section: ImageSection) -> str:
+    """Return the list of CNI plug-ins for a step's network (CNI specification 0.4.0): a bridge, its addresses translated."""
+    addresses = {
+        "type": "host-local",
+        "ranges": [[{"subnet": section.cni_subnet}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    }
+    bridge = {"type": "bridge", "bridge": "builds0", "isGateway": True, "ipMasq": True, "ipam": addresses}
+    return json.dumps({"cniVersion": "0.4.0", "name": "bentpipe", "plugins": [bridge]}, indent=1) + "\n"
 
 
 def _policies(cache: CacheSection, size: str) -> list[list[str]]:

@@ -16,6 +16,8 @@ SYSCTL = "/etc/sysctl.d/60-bentpipe.conf"
 TARGET = "bentpipe-satellite.target"
 LIMITS_DROP_IN = "/run/systemd/generator/builds.slice.d/50-bentpipe-limits.conf"
 
+CNI = "/etc/bentpipe/cni.conflist"
+
 ENROLMENT = "/etc/bentpipe/enrolment.json"
 TLS_FOLDER = "/etc/bentpipe/tls"
 AUTHORITY = f"{TLS_FOLDER}/ca.pem"

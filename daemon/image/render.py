@@ -10,10 +10,11 @@ import json
 
 from bentpipe.config.image import ImageSection
 from bentpipe.config.model import SatelliteSection
-from bentpipe.daemon.image.buildkit import buildkit_configuration
+from bentpipe.daemon.image.buildkit import buildkit_configuration, cni_configuration
 from bentpipe.daemon.image.files import EXECUTABLE, SECRET, ImageFile, MachineImage
 from bentpipe.daemon.image.places import (
     AUTHORITY,
+    CNI,
     DOCTOR,
     ENROL,
     ENROLMENT,
@@ -69,6 +70,7 @@ def render_image(machine: SatelliteSection, section: ImageSection) -> MachineIma
         ImageFile(str(TEMPLATE), buildkit_configuration(section, port, tls=enrols)),
         ImageFile(RESPONDER_SETTINGS, _json(dataclasses.asdict(_responder(section, tls=enrols)))),
         ImageFile(str(PROGRAM_SUMS), _sums(programs)),
+        *([ImageFile(CNI, cni_configuration(section))] if section.network == "cni" else []),
     ]
     return MachineImage(
         programs=tuple(programs),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from bentpipe.daemon.image.programs.settings import CACHE, CONFIGURATION, ROOT, 
 
 RESPONDER_SLICE = "responder.slice"
 RUNTIME = "/usr/local/lib/bentpipe/runtime"
+CNI_PLUGINS = ("bridge", "host-local", "loopback")
 DEBUGGER = "/usr/bin/earth_debugger"
 SPARE_PERCENT = 5
 ROUNDING = 1 << 20
@@ -140,9 +142,23 @@ def check_configuration(look: SatelliteLook) -> Iterator[Finding]:
         yield fail("runtime", f"{RUNTIME} is not used, or cannot be run", remedy)
     else:
         yield fine("runtime", RUNTIME)
+    yield from _check_plugins(look, text)
     if look.settings.flavour == "earthly" and not look.path(DEBUGGER).exists():
         yield fail("Earthly's debugger", f"{DEBUGGER} is not there", "journalctl -u bentpipe-fetch.service")
     yield from _check_policies(look)
+
+
+def _check_plugins(look: SatelliteLook, configuration: str) -> Iterator[Finding]:
+    """The CNI plug-ins, if steps have networks of their own."""
+    match = re.search(r'^cniBinaryPath = "(.*)"$', configuration, re.MULTILINE)
+    if match is None:
+        return
+    missing = [each for each in CNI_PLUGINS if not os.access(look.path(f"{match[1]}/{each}"), os.X_OK)]
+    if missing:
+        remedy = "add them to the machine image (containernetworking-plugins), or set cni_plugins"
+        yield fail("CNI plug-ins", f"{match[1]} lacks {', '.join(missing)}", remedy)
+    else:
+        yield fine("CNI plug-ins", match[1])
 
 
 def _check_policies(look: SatelliteLook) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,13 +15,16 @@ from beds.machines.rendered import RenderedMachine, machines_of_the_sample
 from beds.peers.builds import BuildKit, Missing, buildkit
 from beds.peers.earthly_buildkit import earthly_buildkitd
 from bentpipe.daemon.image.buildkit import buildkit_configuration
+from bentpipe.daemon.image.places import CNI
 from bentpipe.daemon.image.programs.cache import configuration
 from bentpipe.daemon.image.programs.settings import SatelliteSettings
 
 CACHE_BYTES = 100_000_000_000
 START_DEADLINE_S = 60.0
+SEARCHED = "/usr/sbin:/sbin:/usr/bin:/bin"
 MACHINES: dict[str, RenderedMachine] = {each.section.flavour: each for each in machines_of_the_sample()}
-CONTAINED = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+CONTAINED = ("unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""In a network namespace of its own: BuildKit makes a bridge when it starts with CNI."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,6 +57,9 @@ def buildkitd_of(flavour: str, programs: BuildKit) -> str:
 def rendered(machine: RenderedMachine, folder: Path, runc: str, more: str = "") -> Path:
     """The configuration, with this machine's places instead of a satellite's."""
     image = machine.image(issued=False)
+    plugins = Path(machine.section.cni_plugins, "host-local")
+    if machine.section.network == "cni" and not (plugins.exists() and shutil.which("iptables", path=SEARCHED)):
+        pytest.skip("CNI's plug-ins or iptables are not installed")
     contents = {each.path: each.content for each in image.common}
     settings = SatelliteSettings(**json.loads(contents["/etc/bentpipe/satellite.json"]))
     text = configuration(contents["/etc/bentpipe/buildkitd.toml"], settings, CACHE_BYTES)
@@ -65,6 +72,9 @@ def rendered(machine: RenderedMachine, folder: Path, runc: str, more: str = "") 
     ):
         assert old in text
         text = text.replace(old, new)
+    if CNI in contents:
+        (folder / "cni.conflist").write_text(contents[CNI])
+        text = text.replace(CNI, str(folder / "cni.conflist"))
     path = folder / "buildkitd.toml"
     path.write_text(text + more)
     return path
@@ -119,7 +129,7 @@ def test_buildkit_reads_what_is_rendered(flavour: str, programs: BuildKit, tmp_p
         Policy(True, (), 0, keep),
     ]
     assert labels["org.mobyproject.buildkit.worker.executor"] == "oci"
-    assert labels["org.mobyproject.buildkit.worker.network"] == "host"
+    assert labels["org.mobyproject.buildkit.worker.network"] == machine.section.network
 
 
 def test_the_fork_does_not_read_mobys_key(programs: BuildKit, tmp_path: Path) -> None:
@@ -147,6 +157,23 @@ def test_the_fork_reads_the_health_of_clients(programs: BuildKit, tmp_path: Path
     )
     assert done.returncode != 0
     assert "often" in done.stderr
+
+
+@pytest.mark.parametrize("flavour", ["moby", "earthly"])
+def test_a_step_has_a_network_of_its_own(flavour: str, programs: BuildKit, tmp_path: Path) -> None:
+    section = MACHINES[flavour].section.model_copy(update={"network": "cni"})
+    configuration = rendered(dataclasses.replace(MACHINES[flavour], section=section), tmp_path, programs.runc)
+    context = tmp_path / "context"
+    context.mkdir()
+    shutil.copy(programs.step, context / "step")
+    (context / "Dockerfile").write_text('FROM scratch\nCOPY step /step\nRUN ["/step", "silence", "0"]\n')
+    command = [programs.buildctl, "--addr", f"unix://{tmp_path}/socket", "build", "--frontend", "dockerfile.v0"]
+    command += ["--local", f"context={context}", "--local", f"dockerfile={context}"]
+    with running(buildkitd_of(flavour, programs), configuration):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=START_DEADLINE_S, check=False)
+        _, labels = policies_of(programs, tmp_path / "socket")
+    assert done.returncode == 0, done.stderr
+    assert labels["org.mobyproject.buildkit.worker.network"] == "cni"
 
 
 @pytest.mark.parametrize("flavour", ["moby", "earthly"])

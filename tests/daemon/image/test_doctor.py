@@ -158,6 +158,11 @@ STEPS = f"{CGROUPS}builds.slice/buildkitd.service/steps/"
         ("opt/buildkit/buildctl", "#!/bin/sh\nexit 1\n", "garbage collection"),
         ("usr/local/lib/bentpipe/runtime", "#!/bin/sh\n# Of another version.\n", "programs"),
         ("etc/bentpipe/programs.sha256", "", "programs"),
+        (
+            "run/bentpipe/buildkitd.toml",
+            'binary = "/usr/local/lib/bentpipe/runtime"\ncniBinaryPath = "/none"\n',
+            "CNI plug-ins",
+        ),
         ("opt/buildkit/buildctl", f"#!/bin/sh\necho '{SatelliteTree.workers(0)}'\n", "garbage collection"),
         ("bin/systemctl", SYSTEMCTL.replace("IPAddressDeny", "Nothing"), "metadata service"),
     ],

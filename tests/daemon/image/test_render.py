@@ -191,7 +191,8 @@ def test_a_device_has_the_unit_that_systemd_names(path: str) -> None:
     [
         ({"buildkit": "docker.io/moby/buildkit:latest"}, "buildkit"),
         ({"buildkit": "docker.io/moby/buildkit@sha256:12"}, "buildkit"),
-        ({"flavour": "earthly", "network": "bridge"}, "bridge"),
+        ({"network": "bridge"}, "network"),
+        ({"cni_subnet": "172.30.0.1/16"}, "cni_subnet"),
         ({"health": {"frequency": "5s"}}, "no setting for health"),
         ({"additional_config": "debug = true"}, "header of a table"),
         ({"cache": {}}, "exactly one"),
