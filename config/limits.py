@@ -45,9 +45,11 @@ class LimitsSection(Section):
     stranger_bytes: SizeBytes | None = Field(default=None, ge=0)
     """All memory that strangers may hold; by default 64 KiB for each of their places."""
     stranger_age_s: DurationS = Field(default=600.0, gt=0, alias="stranger_age")
-    """How long a connection that only asks for health may last; its client is told to open another."""
+    """How long a connection that only asks for health may last, or one without a request at a listener with the API; its
+    client is told to open another."""
     greeting_deadline_s: DurationS = Field(default=10.0, gt=0, alias="greeting_deadline")
-    """From accept to the first complete request, TLS handshake included."""
+    """From accept to the first complete request, TLS handshake included. At a listener with the API, HTTP/2 that has said
+    nothing of a request may stay for longer: see `stranger_age`."""
 
     @model_validator(mode="after")
     def _leave_some(self) -> Self:

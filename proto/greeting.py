@@ -144,6 +144,11 @@ class Greeting:
         return self._last_stream
 
     @property
+    def asks_nothing(self) -> bool:
+        """Whether preface and SETTINGS have come whole, and no part of a request, nor of any other frame."""
+        return self._state is State.OPENING and not self._buffer
+
+    @property
     def leaving(self) -> bool:
         """Whether the client has sent GOAWAY and waits for no answer any more, or has left because of an error.
 

@@ -341,6 +341,15 @@ class ServerConnection:
         self._ended = True
         self._h2.close_connection(int(error_code), last_stream_id=self.last_stream)
 
+    def turn_away(self, words: str) -> None:
+        """Say GOAWAY, and that no stream of the client's was looked at: it makes its requests on another connection.
+
+        That is safe for any request (RFC 9113 §6.8), and gRPC's clients do it by themselves.
+        """
+        self._streams.clear()
+        self._ended = True
+        self._h2.close_connection(int(ErrorCode.NO_ERROR), words.encode(), last_stream_id=0)
+
     def _push(self, stream_id: int) -> None:
         stream = self._streams[stream_id]
         while stream.unsent:

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -45,6 +45,7 @@ SHOWN_PATH_CHARS = 200
 NOT_GRPC = b"This is a gRPC service: POST, content-type application/grpc.\n"
 HTTP_METHOD_NOT_ALLOWED, HTTP_UNSUPPORTED_MEDIA_TYPE = 405, 415
 BROKEN_WORDS = "the edge host has made a mistake; its log says which"
+TURNED_AWAY = "this connection was without a request for too long to lead to a satellite: connect again"
 DRAINING_WORDS = "the edge host is shutting down; try again in a moment"
 
 
@@ -71,8 +72,12 @@ class Services:
 class GrpcConnection:
     """One such connection."""
 
-    def __init__(self, services: Services, caller: Caller, tls: TlsIdentity) -> None:
+    def __init__(
+        self, services: Services, caller: Caller, tls: TlsIdentity, *, decides: Callable[[bytes], bool] | None = None
+    ) -> None:
+        """`decides`: the client has made no request yet; it says by the first one's `:path` whether it is for the API."""
         self._services = services
+        self._decides = decides
         self._caller = caller
         self._tls = tls
         self._server = GrpcServer(API_BOUNDS)
@@ -101,6 +106,8 @@ class GrpcConnection:
     async def run(self) -> Outcome:
         """Serve until either side ends it. Raises TransportError, ConnectionOver."""
         outcome = Outcome.ANSWERED
+        if self._decides is not None:
+            self._admit_by_certificate()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._write)
@@ -125,7 +132,13 @@ class GrpcConnection:
             nursery.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
-        return outcome
+        return Outcome.PROBE if self._decides is not None and outcome is Outcome.ANSWERED else outcome
+
+    def _admit_by_certificate(self) -> None:
+        """Put a client that has made no request on its principal's account, if its certificate is known."""
+        if self._tls.certificate_der is not None:
+            with contextlib.suppress(BentpipeError):
+                self._promote(self._services.authority.authenticate(Credentials(None, self._tls.certificate_der)))
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -154,6 +167,9 @@ class GrpcConnection:
                 self._poke()  # h2 has something to say in any case: an ACK, a window, a GOAWAY
             for event in events:
                 match event:
+                    case CallBegan(stream_id, headers) if self._is_for_another(headers):
+                        self._server.turn_away(TURNED_AWAY)
+                        return
                     case CallBegan(stream_id, headers):
                         self._begin(stream_id, headers, now)
                     case CallData(stream_id, body, window_bytes):
@@ -168,6 +184,17 @@ class GrpcConnection:
                             self._end_call(ended)
             self._bound()
             self._tell_moved()
+
+    def _is_for_another(self, headers: HeaderList) -> bool:
+        """Whether this is the client's first request, and for a satellite or for health: nothing here passes it on."""
+        decides = self._decides
+        if decides is None:
+            return False
+        if not decides(dict(headers).get(b":path", b"")):
+            return True
+        self._decides = None
+        self._caller.place.has_request()
+        return False
 
     def _bound(self) -> None:
         """Count what is kept. Raises GreetingError. What the principal may keep no more is refused, call by call."""

@@ -37,6 +37,11 @@ class ControlApi:
         """Take such a connection. `domain` does not matter: what a call is about is in its message."""
         return GrpcConnection(self._services, caller, identity)
 
+    def open_waiting(self, caller: Caller) -> GrpcConnection:
+        """Take a connection that has made no request yet. If its first one is not for the API, it is turned away unread."""
+        caller.place.wait_for_request()
+        return GrpcConnection(self._services, caller, caller.identity, decides=self.takes)
+
     def open_http1(self, caller: Caller, identity: TlsIdentity) -> HttpConnection:
         """Take a connection that speaks HTTP/1.1."""
         return HttpConnection(self._services.pages, self._services.counters, self._services.draining, caller, identity)

@@ -6,6 +6,7 @@ While the client is held this reads and writes for it, so that its PINGs are ans
 import trio
 
 from bentpipe.daemon.edge.arrival import Arrival
+from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.edge.transport import PeerLeft, Transport
 from bentpipe.proto.events import Event, RequestHeaders
@@ -21,6 +22,8 @@ class Caller:
         self.greeting = Greeting()
         self.arrival = arrival
         self.place = arrival.place
+        self.identity = TlsIdentity()
+        """What the TLS handshake has shown of it."""
         self.wants_tls = False
         """Whether it speaks in the clear to a port with TLS: its first request is read, and refused."""
         self._one_request: OneRequest | None = None

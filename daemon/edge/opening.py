@@ -76,7 +76,7 @@ async def read_opening(caller: Caller, port: Port, announcements: Announcements)
         if port.tls is not None:
             if not await _begins_tls(caller.transport):
                 return await _hear_out(caller)
-            identity = await _start_tls(caller, port.tls)
+            identity = caller.identity = await _start_tls(caller, port.tls)
         asked = parse_server_name(identity.server_name, port.satellite_domain)
         announced = announcements.announce(asked)
         if port.one_request:

@@ -114,6 +114,7 @@ class Place:
         "satellite",
         "scope",
         "since",
+        "waiting",
     )
 
     def __init__(self, quotas: "Quotas", path: Path, now: float) -> None:
@@ -134,6 +135,8 @@ class Place:
         """How much is kept of what the client has sent, or of what has to be sent to it."""
         self.eviction_words: str | None = None
         """Why the place was evicted, in words for the client; None if it was not."""
+        self.waiting: _Waiting | None = None
+        """Set while the client is connected without a request."""
 
     @property
     def held_bytes(self) -> int:
@@ -155,6 +158,14 @@ class Place:
         A place is promoted once. If it must not be promoted, it stays a stranger's.
         """
         self._quotas._promote(self, principal, satellite)
+
+    def wait_for_request(self) -> None:
+        """The client stays without a request: among strangers, it is the first to be evicted."""
+        self._quotas._wait(self)
+
+    def has_request(self) -> None:
+        """It has made one."""
+        self._quotas._end_wait(self)
 
     def keep(self, said_bytes: int) -> None:
         """Say how much is kept now of what the client has sent. Raises LimitReached if that is too much; it is counted
@@ -193,6 +204,16 @@ class Place:
             self.release()
 
 
+@dataclasses.dataclass(eq=False, slots=True)
+class _Waiting:
+    """A stranger without a request, as `Strangers` counts it. Its bytes are counted with all strangers'."""
+
+    place: Place
+    path: Path
+    since: float
+    held_bytes: int = 0
+
+
 class Quotas:
     """All places. `clock` returns seconds of a monotonic clock, `principals` the number of principals."""
 
@@ -203,6 +224,8 @@ class Quotas:
         self._clock = clock
         self._principals = principals
         self._strangers: Strangers[Place] = Strangers()
+        self._waiting: Strangers[_Waiting] = Strangers()
+        """Those of them that are connected without a request."""
         self._admitted = Reserve(limits.admitted, limits.per_principal)
         self._satellites: dict[SatelliteKey, Reserve] = {}
         self._said: Loan[Place] = Loan(limits.said_bytes, limits.said_bytes_per_principal)
@@ -219,6 +242,11 @@ class Quotas:
     def strangers(self) -> int:
         """Connections without a proof."""
         return len(self._strangers)
+
+    @property
+    def waiting(self) -> int:
+        """Those of them that stay without a request."""
+        return len(self._waiting)
 
     @property
     def admitted(self) -> int:
@@ -279,8 +307,28 @@ class Quotas:
         new."""
         if len(self._strangers) < self._limits.strangers:
             return 0.0
-        oldest = self._strangers.oldest_of_the_most_crowded()
-        return 0.0 if oldest is None else self._due_in_s(oldest)
+        first = self._first_to_go()
+        return 0.0 if first is None else self._due_in_s(first)
+
+    def _first_to_go(self) -> Place | None:
+        """The stranger to evict if there are too many: one without a request, if there is one."""
+        waiting = self._waiting.oldest_of_the_most_crowded()
+        return self._strangers.oldest_of_the_most_crowded() if waiting is None else waiting.place
+
+    def _first_of(self, path: Path) -> Place | None:
+        """The same among those of a prefix."""
+        waiting = self._waiting.oldest_of(path)
+        return self._strangers.oldest_of(path) if waiting is None else waiting.place
+
+    def _wait(self, place: Place) -> None:
+        if place.kind is QuotaKind.STRANGER and place.waiting is None:
+            place.waiting = _Waiting(place, place.path, place.since)
+            self._waiting.add(place.waiting)
+
+    def _end_wait(self, place: Place) -> None:
+        if place.waiting is not None:
+            self._waiting.remove(place.waiting)
+            place.waiting = None
 
     def _due_in_s(self, stranger: Place) -> float:
         """For how long the stranger must not be evicted yet to make a place free."""
@@ -291,13 +339,13 @@ class Quotas:
         """Give an accepted connection a stranger's place. Another stranger may be evicted for it."""
         place = Place(self, prefix_of(host), self._clock())
         if len(self._strangers) >= self._limits.strangers:
-            self._evict_for_places(self._strangers.oldest_of_the_most_crowded())
+            self._evict_for_places(self._first_to_go())
         place.kind = QuotaKind.STRANGER
         self._enter(place)
         return place
 
     def _enter(self, place: Place) -> None:
-        oldest = self._strangers.oldest_of(place.path)
+        oldest = self._first_of(place.path)
         if (
             oldest is not None
             and self._strangers.count_of(place.path) >= self._limits.per_prefix
@@ -311,6 +359,7 @@ class Quotas:
 
     def _readdress(self, place: Place, path: Path) -> None:
         if place.kind is QuotaKind.STRANGER and place.path != path:
+            self._end_wait(place)
             self._strangers.remove(place)
             self._stranger_said -= place.said_bytes
             place.path = path
@@ -324,19 +373,22 @@ class Quotas:
         Returns whether there were so many. No stranger is evicted within its grace.
         """
         for _ in range(CONNECTION_FDS):
-            oldest = self._strangers.oldest_of_the_most_crowded()
-            if oldest is None or self._due_in_s(oldest) > 0:
+            first = self._first_to_go()
+            if first is None or self._due_in_s(first) > 0:
                 return False
-            self._evict(oldest, DESCRIPTORS, "the daemon has run out of descriptors")
+            self._evict(first, DESCRIPTORS, "the daemon has run out of descriptors")
         return True
 
     def _bound_bytes(self, place: Place) -> None:
         limit, share = self._limits.strangers_bytes, self._limits.per_prefix / self._limits.strangers
         most = max(int(limit * share), STRANGER_BYTES)
         while self._strangers.bytes_of(place.path) > most:
-            self._evict(self._strangers.most_expensive(place.path), "stranger_bytes")
+            waiting = self._waiting.oldest_of(place.path)
+            found = self._strangers.most_expensive(place.path) if waiting is None else waiting.place
+            self._evict(found, "stranger_bytes")
         while self._strangers.held_bytes > max(limit, STRANGER_BYTES):
-            self._evict(self._strangers.most_expensive(), "stranger_bytes")
+            waiting = self._waiting.oldest_of_the_most_crowded()
+            self._evict(self._strangers.most_expensive() if waiting is None else waiting.place, "stranger_bytes")
 
     def _evict(self, found: Place | None, limit: str, cause: str | None = None) -> None:
         if found is None:
@@ -371,7 +423,9 @@ class Quotas:
             self._check(reserve, "max_connections_per_satellite", principal, reserve.total, "connections to it")
             reserve.take(principal)
             place.satellite = satellite
-        self._usual_s += NEWEST_WEIGHT * (self._clock() - place.since - self._usual_s)
+        if place.waiting is None:  # one that has waited for a request says nothing of how long a proof takes
+            self._usual_s += NEWEST_WEIGHT * (self._clock() - place.since - self._usual_s)
+        self._end_wait(place)
         self._strangers.remove(place)
         self._stranger_said -= place.said_bytes
         self._admitted.take(principal)
@@ -422,6 +476,7 @@ class Quotas:
 
     def _release(self, place: Place) -> None:
         kind, place.scope = place.kind, None
+        self._end_wait(place)
         if kind is QuotaKind.STRANGER:
             self._strangers.remove(place)
             self._stranger_said -= place.said_bytes

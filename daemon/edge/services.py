@@ -3,6 +3,7 @@
 HTTP/2, and a service `takes` the path of the first request    that service (`Edge.services`)
 HTTP/2, and any other path                                     the satellite that the request asks for (`splicing.py`)
 HTTP/1.1, on a port with the control API                       the control API (`Edge.api`)
+HTTP/2 without a request for long, on such a port              the control API, until the first request
 any other protocol                                             it is refused: see `OTHER_PROTOCOLS`
 """
 
@@ -49,7 +50,12 @@ class Service(Protocol):
 
 
 class HttpService(Service, Protocol):
-    """A service that speaks HTTP/1.1 too, on the ports that are configured for it."""
+    """A service that speaks HTTP/1.1 too, and whose clients may wait with their first request, on the ports that are
+    configured for it."""
+
+    def open_waiting(self, caller: Caller) -> ServedConnection:
+        """Take a connection that has said that it speaks HTTP/2, and has made no request before `greeting_deadline`."""
+        ...
 
     def open_http1(self, caller: Caller, identity: TlsIdentity) -> ServedConnection:
         """Take a connection that speaks HTTP/1.1."""

@@ -86,11 +86,14 @@ class Session:
             with self._edge.greetings.scope() as deadline:
                 opening = await read_opening(self._caller, self._port, self._edge.announcements)
             if deadline.cancelled_caught:
+                if self._has_api and self._caller.greeting.asks_nothing:
+                    self._served = self._edge.api.open_waiting(self._caller)
+                    return await self._served.run()
                 return await self._too_late()
             match opening:
                 case FirstRequest():
                     return await self._answer(opening)
-                case OtherProtocol(PeerKind.HTTP1, identity) if self._speaks_http1:
+                case OtherProtocol(PeerKind.HTTP1, identity) if self._has_api:
                     self._served = self._edge.api.open_http1(self._caller, identity)
                     return await self._served.run()
                 case OtherProtocol(kind):
@@ -105,7 +108,7 @@ class Session:
             return await self._refuse(exc)
 
     @property
-    def _speaks_http1(self) -> bool:
+    def _has_api(self) -> bool:
         return self._port.serves_api and not self._caller.wants_tls
 
     async def _answer(self, first: FirstRequest) -> Outcome:

@@ -86,7 +86,11 @@ class LocalApi:
             opening = await read_opening(caller, PORT, Announcements())
         if isinstance(opening, FirstRequest):
             connection = self.api.open(caller, opening.identity, None)
-            try:
-                await connection.run()
-            finally:
-                connection.dispose()
+        elif opening is None and caller.greeting.asks_nothing:
+            connection = self.api.open_waiting(caller)
+        else:
+            return
+        try:
+            await connection.run()
+        finally:
+            connection.dispose()

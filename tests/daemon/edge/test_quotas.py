@@ -66,16 +66,35 @@ class Connections(RuleBasedStateMachine):
         self.now += self.quotas.pause_s()
         assert self.quotas.pause_s() == pytest.approx(0.0, abs=1e-6)
         before = set(self.live(QuotaKind.STRANGER))
+        waited = {each for each in before if each.waiting is not None}
         place = self.quotas.open(host)
         place.scope = self.scope
         self.places.append(place)
         assert place.kind is QuotaKind.STRANGER, "every newcomer is let in"
         left = set(self.live(QuotaKind.STRANGER))
         for gone in before - left:
+            if gone not in waited and gone.path != place.path:
+                assert not any(each in waited for each in left), "those without a request go first"
             floods = self.flooded.get(gone.path[0], -FLOOD_S) + FLOOD_S >= self.now
             grace_s = FLOOD_GRACE_S if floods else GRACE_S
             assert gone.since + grace_s <= self.now + 1e-6, "and no stranger evicted that has just come"
         self.flooded |= {gone.path[0]: self.now for gone in before - left}
+
+    @precondition(lambda self: self.live(QuotaKind.STRANGER))
+    @rule(data=st.data())
+    def stay_without_a_request(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.live(QuotaKind.STRANGER))).wait_for_request()
+
+    @precondition(lambda self: self.live(QuotaKind.STRANGER))
+    @rule(data=st.data())
+    def make_a_request(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.live(QuotaKind.STRANGER))).has_request()
+
+    @invariant()
+    def waiting_ones_are_strangers(self) -> None:
+        waiting = [place for place in self.places if place.waiting is not None]
+        assert self.quotas.waiting == len(waiting)
+        assert all(place.kind is QuotaKind.STRANGER for place in waiting)
 
     @precondition(lambda self: self.live(QuotaKind.STRANGER))
     @rule(data=st.data(), principal=st.sampled_from(PRINCIPALS), satellite=st.none() | st.sampled_from(SATELLITES))
