@@ -73,9 +73,14 @@ class GrpcConnection:
     """One such connection."""
 
     def __init__(
-        self, services: Services, caller: Caller, tls: TlsIdentity, *, decides: Callable[[bytes], bool] | None = None
+        self,
+        services: Services,
+        caller: Caller,
+        tls: TlsIdentity,
+        *,
+        decides: Callable[[HeaderList], bool] | None = None,
     ) -> None:
-        """`decides`: the client has made no request yet; it says by the first one's `:path` whether it is for the API."""
+        """`decides`: the client has made no request yet; it says whether the first one is for the API."""
         self._services = services
         self._decides = decides
         self._caller = caller
@@ -190,7 +195,7 @@ class GrpcConnection:
         decides = self._decides
         if decides is None:
             return False
-        if not decides(dict(headers).get(b":path", b"")):
+        if not decides(headers):
             return True
         self._decides = None
         self._caller.place.has_request()

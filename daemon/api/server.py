@@ -8,8 +8,9 @@ from bentpipe.daemon.api.call import Method
 from bentpipe.daemon.api.grpc_connection import GrpcConnection, Services
 from bentpipe.daemon.api.http_connection import HttpConnection
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.identity import TlsIdentity
+from bentpipe.daemon.edge.identity import TlsIdentity, names_any_satellite
 from bentpipe.daemon.edge.outcomes import ConnectionCounters
+from bentpipe.proto.events import HeaderList
 
 REFLECTION_PATH = b"/grpc.reflection."
 PATHS = (b"/api.public.", b"/bentpipe.operations.", REFLECTION_PATH, *(path.encode() for path in account.PATHS))
@@ -37,10 +38,15 @@ class ControlApi:
         """Take such a connection. `domain` does not matter: what a call is about is in its message."""
         return GrpcConnection(self._services, caller, identity)
 
-    def open_waiting(self, caller: Caller) -> GrpcConnection:
+    def open_waiting(self, caller: Caller, domain: str | None) -> GrpcConnection:
         """Take a connection that has made no request yet. If its first one is not for the API, it is turned away unread."""
+
+        def is_ours(headers: HeaderList) -> bool:
+            named = names_any_satellite(headers, caller.identity, domain)
+            return self.takes(dict(headers).get(b":path", b""), names_satellite=named)
+
         caller.place.wait_for_request()
-        return GrpcConnection(self._services, caller, caller.identity, decides=self.takes)
+        return GrpcConnection(self._services, caller, caller.identity, decides=is_ours)
 
     def open_http1(self, caller: Caller, identity: TlsIdentity) -> HttpConnection:
         """Take a connection that speaks HTTP/1.1."""

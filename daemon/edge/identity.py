@@ -20,7 +20,8 @@ from bentpipe.daemon.accounts.certificates import Certificates
 from bentpipe.daemon.accounts.principal import Principal
 from bentpipe.daemon.errors import InvalidMetadata, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.proto.request import NAME_KEY, ORG_KEY, TOKEN_KEY, RouteRequest, both_spellings
+from bentpipe.proto.events import HeaderList
+from bentpipe.proto.request import NAME_KEY, ORG_KEY, TOKEN_KEY, RouteRequest, both_spellings, names_satellite
 
 NO_DESTINATION = f"the metadata {both_spellings(ORG_KEY)} and {both_spellings(NAME_KEY)} are missing"
 OTHER_DESTINATION = "the metadata and the TLS server name are for different satellites"
@@ -61,6 +62,11 @@ class Claim:
     def who(self) -> str:
         """The principals' names, for logs."""
         return "+".join(sorted({principal.name for principal in self.principals}))
+
+
+def names_any_satellite(headers: HeaderList, tls: TlsIdentity, domain: str | None) -> bool:
+    """Whether a request names a satellite, well or badly: by its metadata, or by the server name of its connection."""
+    return names_satellite(headers) or parse_server_name(tls.server_name, domain) is not None
 
 
 def parse_server_name(server_name: str | None, domain: str | None) -> SatelliteKey | None:

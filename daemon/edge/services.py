@@ -53,8 +53,11 @@ class HttpService(Service, Protocol):
     """A service that speaks HTTP/1.1 too, and whose clients may wait with their first request, on the ports that are
     configured for it."""
 
-    def open_waiting(self, caller: Caller) -> ServedConnection:
-        """Take a connection that has said that it speaks HTTP/2, and has made no request before `greeting_deadline`."""
+    def open_waiting(self, caller: Caller, domain: str | None) -> ServedConnection:
+        """Take a connection that has said that it speaks HTTP/2, and has made no request before `greeting_deadline`.
+
+        `domain` is the port's, as for `open`.
+        """
         ...
 
     def open_http1(self, caller: Caller, identity: TlsIdentity) -> ServedConnection:

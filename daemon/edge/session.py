@@ -12,7 +12,7 @@ import trio
 from bentpipe.daemon.edge.arrival import Arrival
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.edge import Edge
-from bentpipe.daemon.edge.identity import parse_server_name
+from bentpipe.daemon.edge.identity import names_any_satellite
 from bentpipe.daemon.edge.opening import TLS_WANTED, FirstRequest, OtherProtocol, Port, read_opening
 from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.edge.pacing import take_turn
@@ -26,7 +26,7 @@ from bentpipe.proto.events import PeerKind
 from bentpipe.proto.grpc_server import ANSWERING_BYTES, STREAM_BYTES
 from bentpipe.proto.grpc_timeout import tell_within_s
 from bentpipe.proto.refusal import PIECE_BYTES, TOO_LATE, Refusal, goaway
-from bentpipe.proto.request import MetadataError, names_satellite, parse_request
+from bentpipe.proto.request import MetadataError, parse_request
 from bentpipe.proto.states import State
 
 log = logging.getLogger("bentpipe.edge")
@@ -87,7 +87,7 @@ class Session:
                 opening = await read_opening(self._caller, self._port, self._edge.announcements)
             if deadline.cancelled_caught:
                 if self._has_api and self._caller.greeting.asks_nothing:
-                    self._served = self._edge.api.open_waiting(self._caller)
+                    self._served = self._edge.api.open_waiting(self._caller, self._port.satellite_domain)
                     return await self._served.run()
                 return await self._too_late()
             match opening:
@@ -116,9 +116,7 @@ class Session:
         edge = self._edge
         services = (edge.api, *edge.services) if self._port.serves_api else edge.services
         domain = self._port.satellite_domain
-        named = (
-            names_satellite(first.headers.headers) or parse_server_name(first.identity.server_name, domain) is not None
-        )
+        named = names_any_satellite(first.headers.headers, first.identity, domain)
         service = service_of(services, first.headers, names_satellite=named)
         if service is None:
             return await self._admit(first).run()

@@ -87,7 +87,7 @@ class LocalApi:
         if isinstance(opening, FirstRequest):
             connection = self.api.open(caller, opening.identity, None)
         elif opening is None and caller.greeting.asks_nothing:
-            connection = self.api.open_waiting(caller)
+            connection = self.api.open_waiting(caller, None)
         else:
             return
         try:

@@ -134,8 +134,10 @@ def _follow(asker: Asker, name: str, answers: Iterator[Stated]) -> None:
     began, last, console = time.monotonic(), "", Console(soft_wrap=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     hidden = asker.as_json or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        under_way = progress.add_task(name, total=None)
+    progress = Progress(*columns, console=console, transient=True, disable=hidden)
+    under_way = progress.add_task(name, total=None)
+    try:
+        progress.start()
         for answer in answers:
             state, after_s = state_of(answer.status), time.monotonic() - began
             if asker.as_json:
@@ -144,6 +146,10 @@ def _follow(asker: Asker, name: str, answers: Iterator[Stated]) -> None:
                 console.print(f"{name}: {state} ({after_s:.1f} s)", markup=False, highlight=False)
                 progress.update(under_way, description=f"{name}: {state}")
             last = state
+    finally:
+        progress.stop()
+        if not hidden:
+            console.show_cursor()  # a signal in the middle of the start leaves it hidden
 
 
 def run_launch(asker: Asker, name: str, size: str, platform: str, *, wake: bool) -> None:

@@ -113,9 +113,16 @@ def _show(asker: Asker, looks: Iterator[tuple[list[TopRow], str]], console: Cons
     # SIGTERM ends a process on the spot by default, and would leave the terminal as it is in the middle of this.
     signal.signal(signal.SIGTERM, _leave)
     rows, words = next(looks)
-    with Live(_picture(asker, rows, words), console=console, screen=True, auto_refresh=False) as live:
+    live = Live(_picture(asker, rows, words), console=console, screen=True, auto_refresh=False)
+    try:
+        live.start(refresh=True)
         for rows, words in looks:
             live.update(_picture(asker, rows, words), refresh=True)
+    finally:
+        live.stop()
+        # A signal may have come in the middle of its beginning, of which it then undoes nothing.
+        console.set_alt_screen(False)
+        console.show_cursor()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
