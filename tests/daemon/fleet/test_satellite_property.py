@@ -15,6 +15,8 @@ from hypothesis import given, settings
 
 from beds.machines.memory_provider import FakeMachine, MemoryProvider, OnHibernate, OnStart
 from beds.machines.played_machine import RULES as FEW_WAITERS
+from beds.peers.responder_status import status
+from bentpipe.config.responder import ResponderSection
 from bentpipe.daemon.errors import (
     BentpipeError,
     MachineNotFound,
@@ -31,15 +33,20 @@ from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.machine import messages as msg
 from bentpipe.daemon.fleet.machine.rules import CAPACITY_MOST_S
-from bentpipe.daemon.fleet.resume import BootInfo
+from bentpipe.daemon.fleet.reader import MOST_PAUSE_S, ReadingContext
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import Address, MachineId, MachineState, SatelliteKey, SatelliteState, Transition
 from bentpipe.daemon.providers.ec2.traits import TRAITS
+from bentpipe.daemon.readings.reading import Reading, ReadingFailed, ReadResult, read_status
 
 KEY = SatelliteKey("acme", "m")
-RULES = dataclasses.replace(FEW_WAITERS, max_waiters=5, launch=True, ends_quiet=True)
+RESPONDER = ResponderSection(port=1)
+RULES = dataclasses.replace(FEW_WAITERS, max_waiters=5, launch=True, ends_quiet=True, counts_builds=True)
 WALL_S = 1_700_000_000.0
 LISTEN_S = 0.5
+READ_S = 1.0
+KNOWN_AFTER_S = 2 * (RESPONDER.interval_s + READ_S)
+"""By then the next reading has been made, and the one after it."""
 ERRORS = [
     ProviderRetryable,
     ProviderThrottled,
@@ -54,22 +61,37 @@ Step = Callable[["World"], object]
 
 
 class CheckedSatellite(Satellite):
-    """Looks at every action as it is carried out."""
+    """Looks at every action as it is carried out. An exception here would only make the satellite begin anew."""
+
+    violations: list[str]
 
     def _carry_out(self, action: msg.Action, now: float) -> None:
-        if isinstance(action, msg.GrantLease):
-            assert self.state is SatelliteState.OPERATIONAL, "a lease of a satellite that is not operational"
+        if isinstance(action, msg.GrantLease) and self.state is not SatelliteState.OPERATIONAL:
+            self.violations.append("a lease of a satellite that is not operational")
         super()._carry_out(action, now)
 
 
 class CheckedProvider(MemoryProvider):
+    """Notes what must not happen: what a provider raises is only a failed call to the satellite."""
+
     satellite: Satellite
+    world: "World"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.violations: list[str] = []
 
     async def _call(self, name: str, machine_id: MachineId) -> FakeMachine:
-        assert not self.machines[machine_id].under_way, "two calls at once"
+        if self.machines[machine_id].under_way:
+            self.violations.append("two calls at once")
         if name in ("hibernate", "stop"):
-            assert not self.satellite.leases, "sleep under a lease"
-            assert not self.satellite.waiting, "sleep under a waiter"
+            known = self.satellite._machine.known
+            if self.satellite.leases:
+                self.violations.append("sleep under a lease")
+            if self.satellite.waiting and not known.is_restarting:
+                self.violations.append("sleep under a waiter")
+            if known.descent.was_ready and self.world.builds_are_known():
+                self.violations.append("sleep under a build")
         return await super()._call(name, machine_id)
 
 
@@ -105,21 +127,28 @@ class World:
         self.nursery = nursery
         self.provider = CheckedProvider()
         self.machine = self.provider.add("acme.m", call_s=0.1, pending_s=3.0, stopping_s=4.0)
+        self.provider.world = self
+        self.running = 0
+        self.answers = True
+        self.known_since = 0.0
+        self.unreachable = False
         self.told: list[Transition] = []
         self.clients: list[Client] = []
         self.splices: list[Splice] = []
         self.at_next_move: list[Step] = []
         self.crowd = Crowd(limit=8)
+        CheckedSatellite.violations = self.provider.violations
         self.satellite = self.provider.satellite = CheckedSatellite(
             KEY,
             RULES,
             FleetContext(
                 self.provider,
                 self.observe,
-                read_boot_info=self.read_boot_info,
+                reading=ReadingContext(self.read),
                 crowd=self.crowd,
                 wall=lambda: WALL_S + trio.current_time(),
             ),
+            responder=RESPONDER,
         )
 
     def observe(self, transition: Transition) -> None:
@@ -128,9 +157,18 @@ class World:
         for step in armed:
             step(self)
 
-    async def read_boot_info(self, key: SatelliteKey, address: Address) -> BootInfo | None:
-        await trio.sleep(1.0)
-        return BootInfo(self.machine.memory)
+    async def read(self, key: SatelliteKey, address: Address) -> Reading:
+        await trio.sleep(READ_S)
+        if not self.answers:
+            raise ReadingFailed(ReadResult.TIMEOUT, "no answer")
+        return read_status(
+            status(boot_id=self.machine.memory or "none", running=self.running, uptime_ms=1).SerializeToString()
+        )
+
+    def builds_are_known(self) -> bool:
+        """Whether builds have run for so long that every satellite that is read has told of them since it woke."""
+        woken = max((each.at - WALL_S for each in self.told if each.after is SatelliteState.OPERATIONAL), default=0.0)
+        return bool(self.running) and trio.current_time() - max(self.known_since, woken) > KNOWN_AFTER_S
 
     async def client(self, client: Client, patience_s: float, stay_s: float, spliced: bool, deaf: bool) -> None:
         with client.scope, trio.move_on_after(patience_s):
@@ -152,6 +190,7 @@ class World:
         assert self.crowd.held == self.satellite.waiting
         assert self.satellite.leases >= 0
         assert self.machine.under_way <= 1
+        assert not self.provider.violations
         for before, after in zip(self.told, self.told[1:], strict=False):
             assert before.after is after.before
 
@@ -202,6 +241,26 @@ def tell(event: msg.Input) -> Step:
     return lambda world: world.satellite._feed(event)
 
 
+def build(running: int, answers: bool) -> Step:
+    """The responder tells, or does not tell, that so many builds run from now on."""
+
+    def step(world: World) -> None:
+        if not (world.running and world.answers):
+            world.known_since = trio.current_time()
+        world.running, world.answers = running, answers
+        if not answers:
+            world.known_since = float("inf")
+        elif world.known_since == float("inf"):
+            world.known_since = trio.current_time() + MOST_PAUSE_S  # readings that fail become rare
+
+    return step
+
+
+def reach(unreachable: bool) -> Step:
+    """The machine answers on its port, or not."""
+    return lambda world: setattr(world, "unreachable", unreachable)
+
+
 def in_the_same_moment(step: Step) -> Step:
     """Done in the very step of the scheduler in which the satellite next changes its state."""
     return lambda world: world.at_next_move.append(step)
@@ -223,6 +282,8 @@ PLAIN_STEPS = st.one_of(
     st.builds(behave, st.just("on_hibernate"), st.sampled_from(OnHibernate)),
     st.builds(behave, st.just("stop_hangs"), st.booleans()),
     st.builds(behave, st.just("address"), st.sampled_from([Address("192.0.2.1", 1), Address("192.0.2.2", 1)])),
+    st.builds(build, st.sampled_from([0, 0, 1, 3]), st.booleans()),
+    st.builds(reach, st.booleans()),
     st.builds(fail_next, st.sampled_from(ERRORS)),
     st.builds(others, st.sampled_from(["start", "stop", "stop", "terminate"])),
     st.builds(
@@ -282,8 +343,13 @@ async def serve_one_more(clock: trio.testing.MockClock, world: World) -> None:
 async def tell_story(
     clock: trio.testing.MockClock, first: MachineState, story: list[tuple[Step, float]], one_more: bool = True
 ) -> World:
-    async def listens(address: Address, tell: Callable[[str], None]) -> None:
+    world: World
+
+    async def listens(address: Address, tell: Callable[[str, bool], None]) -> None:
         await trio.sleep(LISTEN_S)
+        while world.unreachable:
+            tell("nothing answers", True)
+            await trio.sleep(LISTEN_S)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "wait_listening", listens)
@@ -296,6 +362,8 @@ async def tell_story(
                 world.check()
                 await pause(clock, length)
                 world.check()
+            reach(False)(world)
+            build(0, answers=True)(world)
             # Clients that stay are served; all who wait must end, whatever the machine does not do.
             world.at_next_move.clear()
             for splice in world.splices:
@@ -334,6 +402,19 @@ def test_any_long_story(first: MachineState, story: list[tuple[Step, float]]) ->
     trio.run(tell_story, clock, first, story, clock=clock)
 
 
+@pytest.mark.parametrize("spliced", [False, True])
+def test_a_silent_build_keeps_it_awake_in_any_pause(spliced: bool) -> None:
+    clock = trio.testing.MockClock()
+    story: list[tuple[Step, float]] = [
+        (build(1, answers=True), 0.5),
+        (come(1, float("inf"), 1.0, spliced=spliced, deaf=False), 700.0),
+        *[(build(2, answers=True), 700.0)] * 3,
+        (build(0, answers=True), 700.0),
+    ]
+    world = trio.run(tell_story, clock, MachineState.STOPPED, story, False, clock=clock)
+    assert world.machine.calls == ["start", "hibernate"]
+
+
 def test_a_story_of_a_whole_day() -> None:
     """The property's own bed does what it should: a wake, a quiet splice, a sleep, and a resume that is proved."""
     clock = trio.testing.MockClock()
@@ -347,6 +428,6 @@ def test_a_story_of_a_whole_day() -> None:
     assert [client.end for client in world.clients] == ["served"] * 4
     assert world.machine.calls == ["start", "hibernate"] * 2
     assert world.machine.starts == 2
-    assert [found.value for found in world.satellite.resumes] == ["unknown", "resumed"]
+    assert [found.value for found in world.satellite.resumes] == ["cold", "resumed"]
     asleep_again = [transition for transition in world.told if transition.before is SatelliteState.OPERATIONAL]
-    assert [transition.facts.resume.value for transition in asleep_again] == ["unknown", "resumed"]
+    assert [transition.facts.resume.value for transition in asleep_again] == ["cold", "resumed"]
