@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from bentpipe.proto import responder_pb2 as pb
 from bentpipe.responder import disk
 from bentpipe.responder.buildkit import BuildKitError
 from bentpipe.responder.disk import WORK_BYTES, DiskLook, Pruner, Space
+from bentpipe.responder.looks import uptime_s
 from bentpipe.responder.settings import ResponderSettings
 
 GIB = 1 << 30
@@ -184,6 +186,27 @@ def test_a_link_in_the_place_of_the_ballast_is_not_followed(tmp_path: Path, file
     work._hold_ballast()
     assert victim.read_text() == "kept"
     assert look.ballast.held_bytes == 0
+
+
+def test_what_is_told(tmp_path: Path, files: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, look = pruner(tmp_path, ballast_bytes=WORK_BYTES)
+    files.used = 0
+    work._hold_ballast()
+    files.used = 95 * GIB
+    look.look()
+    before = uptime_s()
+    work.prune()
+    told = pb.Disk.FromString(look.section(before + 5))
+    assert (told.total_bytes, told.available_bytes, told.total_inodes, told.available_inodes) == (
+        TOTAL,
+        5 * GIB,
+        1000,
+        990,
+    )
+    assert (told.ballast_bytes, told.prunes) == (WORK_BYTES, 1)
+    assert 4000 < told.last_prune.age_ms <= 5000
+    assert (told.last_prune.running, told.last_prune.removed_records) == (False, 1)
+    assert told.last_prune.freed_bytes == 95 * GIB - files.kept[0]
 
 
 def test_a_real_file_system(tmp_path: Path) -> None:

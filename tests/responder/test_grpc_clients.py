@@ -1,8 +1,10 @@
 """Real clients of gRPC ask the responder: grpcio, and the daemon's own question after a wake."""
 
+import os
 import queue
 import socket
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import grpc
@@ -46,6 +48,9 @@ def test_status(responder: ResponderProcess) -> None:
     status = responder.status()
     assert status.boot_id == BOOT_ID
     assert status.uptime_ms >= status.started_at_uptime_ms > 0
+    assert status.cpus == os.sysconf("SC_NPROCESSORS_ONLN")
+    assert status.version == version("bentpipe")
+    assert status.slow_turns < status.uptime_ms / 1000
     assert status.machine.memory_total_bytes > status.machine.memory_available_bytes > 0
     assert status.disk.total_bytes >= status.disk.available_bytes > 0
     assert status.buildkit.look.error.startswith("BuildKitError: ")

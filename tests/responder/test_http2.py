@@ -1,5 +1,6 @@
 """The protocol without I/O: HPACK against the `hpack` library, frames in any pieces, flow control, deadlines, budgets."""
 
+import random
 import struct
 
 import h2.config
@@ -30,6 +31,37 @@ def test_hpack_decodes_what_the_library_encodes(blocks: list[list[tuple[bytes, b
 def test_the_library_decodes_what_hpack_encodes(fields: list[tuple[bytes, bytes]]) -> None:
     found = hpack.Decoder(max_header_list_size=1 << 20).decode(encode_headers(fields), raw=True)
     assert [(bytes(each[0]), bytes(each[1])) for each in found] == fields
+
+
+@pytest.mark.parametrize("length", [0, 1, 126, 127, 128, 254, 255, 256, 382, 383, 5000, 7000])
+@pytest.mark.parametrize("huffman", [True, False])
+def test_hpack_reads_and_writes_lengths_of_one_byte_and_more(length: int, huffman: bool) -> None:
+    fields = [(b"n" * length, b"v" * length)]
+    assert HeaderDecoder().decode(hpack.Encoder().encode(fields, huffman=huffman)) == fields
+    found = hpack.Decoder(max_header_list_size=1 << 20).decode(encode_headers(fields), raw=True)
+    assert [(bytes(each[0]), bytes(each[1])) for each in found] == fields
+
+
+def test_hpack_keeps_the_table_that_the_library_keeps() -> None:
+    """Entries of all sizes come, are named again and go; a table that differs by one entry says something else."""
+    numbers = random.Random(7541)
+    encoder, decoder = hpack.Encoder(), HeaderDecoder()
+    for _ in range(400):
+        names = [b"n" * numbers.randrange(1, 40) for _ in range(5)]
+        fields = [(name, b"v" * numbers.randrange(0, 700)) for name in names]
+        assert decoder.decode(encoder.encode(fields)) == fields
+
+
+@pytest.mark.parametrize(("extra", "accepted"), [(0, True), (1, False)])
+def test_a_list_has_at_most_16_kib(extra: int, accepted: bool) -> None:
+    """RFC 9113, 6.5.2: names, values, and 32 for each field."""
+    value = b"v" * (8192 - 32 - 1)
+    block = encode_headers([(b"n", value), (b"n", value + b"v" * extra)])
+    if accepted:
+        assert len(HeaderDecoder().decode(block)) == 2
+    else:
+        with pytest.raises(HpackError, match="too large"):
+            HeaderDecoder().decode(block)
 
 
 def library_says(blocks: list[bytes]) -> list[Headers] | None:

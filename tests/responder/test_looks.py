@@ -8,7 +8,7 @@ import pytest
 
 from beds.fake_machine import FakeMachine
 from bentpipe.proto import responder_pb2 as pb
-from bentpipe.responder.looks import Look, uptime_s
+from bentpipe.responder.looks import Look, log_lines, uptime_s
 from bentpipe.responder.machine import MAX_STEPS, BuildsLook, MachineLook, find_steps, read_text
 from bentpipe.responder.network import NetworkLook, find_outgoing
 from bentpipe.responder.wire import Fields
@@ -101,6 +101,43 @@ def test_a_look_that_hangs_is_told_with_its_last_result() -> None:
     found = pb.BuildKit.FromString(look.section(uptime_s() + 5))
     assert (found.look.error, found.running_count) == ("", 7)
     assert found.look.age_ms >= 5000
+
+
+def test_an_error_is_logged_once_and_again_if_it_changes() -> None:
+    errors = iter(["one", "one", "two", "", "two"])
+
+    class Failing(Look[int]):
+        name = "failing"
+
+        def read(self) -> int:
+            if error := next(errors):
+                raise OSError(error)
+            return 1
+
+        def fields(self, _result: int, _now: float) -> Fields:
+            return []
+
+    log_lines.clear()
+    look = Failing()
+    for _ in range(5):
+        look.look()
+    assert list(log_lines) == [f"<4>failing: OSError: {error}\n" for error in ("one", "two", "two")]
+
+
+def test_the_age_is_of_the_last_success() -> None:
+    class Good(Look[int]):
+        def read(self) -> int:
+            return 1
+
+        def fields(self, _result: int, _now: float) -> Fields:
+            return []
+
+    look = Good()
+    assert look.age_s(uptime_s()) is None
+    look.look()
+    age_s = look.age_s(uptime_s() + 100)
+    assert age_s is not None
+    assert 100 <= age_s < 160
 
 
 def test_steps_are_bounded(tmp_path: Path) -> None:
