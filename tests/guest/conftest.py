@@ -1,13 +1,16 @@
 """A satellite in a guest, one for each module: it takes half a minute to make."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from beds.guest.image import guest_image
 from beds.guest.machine import Guest
-from beds.guest.satellite import BUILDKIT_PORT, RESPONDER_PORT, GuestSatellite
+from beds.guest.satellite import BUILDKIT_PORT, RESPONDER_PORT, Answers, GuestSatellite
 from beds.peers.builds import Missing
+
+IDLE_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -21,3 +24,12 @@ def satellite() -> Iterator[GuestSatellite]:
         installed = GuestSatellite(guest, image)
         installed.install()
         yield installed
+
+
+@pytest.fixture(scope="module")
+def idle(satellite: GuestSatellite) -> Answers:
+    """How the responder answers when nothing else runs."""
+    with satellite.asked() as answers:
+        time.sleep(IDLE_S)
+    assert answers[0].failed == ()
+    return answers[0]

@@ -10,6 +10,9 @@ from beds.peers.buildkit_host import Built
 CLEAN_DEADLINE_S = 180.0
 """For the responder to notice that the cache is full, and for BuildKit to remove what is in it."""
 POLL_S = 0.5
+NO_MEMORY = "cannot allocate memory"
+NO_SPACE = "[Nn]o space left on device"
+"""What the clients read, as patterns."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
