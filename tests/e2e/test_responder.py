@@ -1,13 +1,11 @@
 """A daemon with a satellite and the real responder: what an operator and a tenant read of it; and responders that lie."""
 
-import concurrent.futures
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import grpc
 import pytest
 import trio
 
@@ -15,6 +13,7 @@ from beds.hosts.api_daemon import ApiToken, write_api_config
 from beds.hosts.command_bed import DEADLINE_S, TOKENS, CommandBed
 from beds.peers.responder_process import ResponderProcess
 from beds.peers.responder_status import YOUNG, status
+from beds.peers.scripted_responder import scripted_responder
 from bentpipe.config.load import load_config
 from bentpipe.daemon.model import Resume, SatelliteKey, SatelliteState
 from bentpipe.daemon.readings.condition import Condition
@@ -42,25 +41,6 @@ async def bed(folder: Path, port: int, *, machine: str = "") -> AsyncIterator[Co
         with trio.fail_after(DEADLINE_S):
             while nursery.child_tasks:
                 await trio.sleep(0.01)
-
-
-@contextlib.contextmanager
-def lying(answer: Callable[[], pb.Status]) -> Iterator[int]:
-    """A responder that says whatever the test says."""
-
-    def respond(request: bytes, context: grpc.ServicerContext) -> bytes:
-        return answer().SerializeToString()
-
-    handler = grpc.method_handlers_generic_handler(
-        "bentpipe.responder.v1.Responder", {"GetStatus": grpc.unary_unary_rpc_method_handler(respond)}
-    )
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(2), handlers=[handler])
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield port
-    finally:
-        server.stop(grace=None).wait()
 
 
 async def wait_for(check: Callable[[], object]) -> None:
@@ -118,7 +98,7 @@ async def test_an_out_of_memory_kill_is_logged_beside_the_client_that_is_connect
 ) -> None:
     caplog.set_level(logging.WARNING, "bentpipe.fleet")
     kills = pb.Kills(look=YOUNG)
-    with lying(lambda: status(running=1, kills=kills)) as port:
+    with scripted_responder(lambda: status(running=1, kills=kills)) as port:
         async with bed(tmp_path, port) as stage:
             satellite = stage.daemon.fleet.get(KEY)
             with stage.channel() as echo:
@@ -138,7 +118,7 @@ async def test_an_out_of_memory_kill_is_logged_beside_the_client_that_is_connect
 async def test_a_satellite_without_clients_sleeps_unless_it_says_that_a_build_runs(
     tmp_path: Path, running: int
 ) -> None:
-    with lying(lambda: status(running=running)) as port:
+    with scripted_responder(lambda: status(running=running)) as port:
         async with bed(tmp_path, port, machine="sleep_after = 1") as stage:
             satellite = stage.daemon.fleet.get(KEY)
             with stage.channel() as echo:

@@ -13,6 +13,8 @@ import trio
 import trustme
 
 from beds.http2 import EMPTY_SETTINGS
+from beds.peers.responder_status import status
+from beds.peers.scripted_responder import scripted_responder
 from bentpipe.config.model import Config
 from bentpipe.daemon.edge.handoff import HandOff, Splice
 from bentpipe.daemon.edge.quotas import QuotaLimits, Quotas
@@ -64,7 +66,10 @@ def _short_window(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, authority: trustme.CA, sleep_after_s: float = SLEEP_AFTER_S) -> AsyncIterator[Daemon]:
+async def running(
+    folder: Path, authority: trustme.CA, sleep_after_s: float = SLEEP_AFTER_S, responder: int | None = None
+) -> AsyncIterator[Daemon]:
+    """`responder` is the port of the satellite's responder, if it has one."""
     certificate = authority.issue_cert("localhost")
     (folder / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
     (folder / "key.pem").write_bytes(certificate.private_key_pem.bytes())
@@ -80,6 +85,7 @@ async def running(folder: Path, authority: trustme.CA, sleep_after_s: float = SL
                     "org": KEY.org,
                     "name": KEY.name,
                     "quiet_connections": "end",
+                    "responder": None if responder is None else {"port": responder, "interval": 1},
                     "sleep_after": sleep_after_s,
                     "min_awake": 0,
                     "process": {
@@ -143,6 +149,26 @@ async def test_a_quiet_connection_ends_and_its_satellite_sleeps(
         assert [each["reason"] for each in fields if "up_bytes" in each] == ["quiet"]
         assert any(record.message == "quiet connections ended" for record in caplog.records)
         await stream.aclose()
+
+
+async def test_a_quiet_connection_stays_while_a_build_runs_and_ends_after_it(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    builds = 1
+    with scripted_responder(lambda: status(running=builds)) as port:
+        async with running(tmp_path, authority, responder=port) as daemon:
+            satellite = daemon.fleet.get(KEY)
+            stream = await connect(daemon, PLAIN, authority)
+            with trio.fail_after(DEADLINE_S):
+                while satellite.reader.last is None:
+                    await trio.sleep(0.01)
+            await trio.sleep(4 * SLEEP_AFTER_S)
+            assert (satellite.state, satellite.leases) == (SatelliteState.OPERATIONAL, 1)
+            builds = 0
+            assert await read_to_end(stream) == "closed"
+            with trio.fail_after(DEADLINE_S):
+                while satellite.state is not SatelliteState.SLEEP:
+                    await trio.sleep(0.01)
+            await stream.aclose()
 
 
 async def test_a_connection_in_use_keeps_its_satellite_awake(tmp_path: Path) -> None:
