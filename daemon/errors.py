@@ -108,6 +108,13 @@ class SatelliteBeingRemoved(Refused):
     retryable = True
 
 
+class SatelliteBeingUpdated(Refused):
+    """The satellite of that name is being updated."""
+
+    status = GrpcStatus.ABORTED
+    retryable = True
+
+
 class SatelliteInUse(Refused):
     """The satellite is not removed, since a client uses it."""
 
@@ -116,6 +123,21 @@ class SatelliteInUse(Refused):
 
 class RemovalUnfinished(BentpipeError):
     """A satellite takes no clients any more, but its machine could not be destroyed yet. `peer_hint` says why."""
+
+    source = Source.PROVIDER
+    status = GrpcStatus.ABORTED
+    retryable = True
+
+
+class UpdateGivenUp(BentpipeError):
+    """A satellite could not be updated, and is what it was. `peer_hint` says why."""
+
+    source = Source.PROVIDER
+    status = GrpcStatus.ABORTED
+
+
+class UpdateUnfinished(BentpipeError):
+    """The update of a satellite goes on, or has left it without a machine. `peer_hint` says why."""
 
     source = Source.PROVIDER
     status = GrpcStatus.ABORTED

@@ -21,6 +21,7 @@ from bentpipe.daemon.fleet.machine.words import NOT_OURS
 from bentpipe.daemon.fleet.provisioning import Provisioner
 from bentpipe.daemon.fleet.registrar import Registrar
 from bentpipe.daemon.fleet.satellite import Satellite
+from bentpipe.daemon.fleet.updating import WantedUpdate
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.proto import compute_pb2 as pb
 
@@ -30,8 +31,15 @@ DEFAULT_PORT = 443
 
 NOT_PERMITTED_IN_ORG = "this credential may not manage satellites of this org: that takes the scope `manage`"
 CONFIGURED = "this satellite is part of the daemon's configuration: its operator changes and removes it there"
-NO_UPDATE = "this daemon does not change a launched satellite: remove it, and launch it with what you want"
 REGISTERED = "this satellite has registered itself: who runs its machine changes it there, and registers it again"
+NO_WINDOW = "this daemon changes nothing by itself, so there is no maintenance and no window for it"
+NOT_UPDATED = {
+    "version": "the satellite's software comes with the image of its machine type; --drop-cache gives it a machine of that",
+    "maintenance_window_start": NO_WINDOW,
+    "maintenance_weekends_only": NO_WINDOW,
+    "feature_flags": "this daemon knows no feature flags",
+}
+"""The fields of an update that cannot be carried out, and why."""
 NO_LAUNCH = "this daemon serves the satellites of its configuration: its operator adds one there"
 
 
@@ -86,7 +94,7 @@ class Compute:
             "ListSatellites": unary(pb.ListSatellitesRequest, self._list),
             "GetSatellite": unary(pb.GetSatelliteRequest, self._get),
             "LaunchSatellite": waiting(pb.LaunchSatelliteRequest, self._launch),
-            "UpdateSatellite": unary(pb.UpdateSatelliteRequest, self._update),
+            "UpdateSatellite": waiting(pb.UpdateSatelliteRequest, self._update),
             "DeleteSatellite": waiting(pb.DeleteSatelliteRequest, self._delete),
             "WakeSatellite": Method(self._wake, ends_at_once=True),
             "SleepSatellite": Method(self._sleep, ends_at_once=True),
@@ -189,11 +197,18 @@ class Compute:
         await self._provisioner.launch(key, request.size, request.platform, call.access.name)
         return pb.LaunchSatelliteResponse(status=STATUS[SatelliteState.CREATING])
 
-    def _update(self, call: Call, request: pb.UpdateSatelliteRequest) -> pb.UpdateSatelliteResponse:
+    async def _update(self, call: Call, request: pb.UpdateSatelliteRequest) -> pb.UpdateSatelliteResponse:
         satellite = self._find(call.access, request, Scope.MANAGE)
         if not satellite.rules.owned:
             raise NotServed(REGISTERED)
-        raise NotServed(NO_UPDATE if self._is_launched(satellite) else CONFIGURED)
+        if self._provisioner is None or not self._is_launched(satellite):
+            raise NotServed(CONFIGURED)
+        for field, words in NOT_UPDATED.items():
+            if getattr(request, field):
+                raise NotServed(f"{field}: {words}")
+        wanted = WantedUpdate(request.size, request.platform, request.drop_cache)
+        await self._provisioner.update(satellite.key, wanted)
+        return pb.UpdateSatelliteResponse()
 
     def _is_launched(self, satellite: Satellite) -> bool:
         return self._provisioner is not None and self._provisioner.has(satellite.key)

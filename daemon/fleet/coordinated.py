@@ -4,10 +4,12 @@ It stands between one satellite and the real provider. Looks pass through. If an
 be made, the satellite gets that as a provider's error: a sleep that another host forbids is SleepVetoed.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
-from bentpipe.daemon.coordination.contract import IN_USE_HERE, Coordination
+from bentpipe.config.model import MachineSection
+from bentpipe.daemon.coordination.contract import IN_USE_HERE, Coordination, InUse
 from bentpipe.daemon.errors import ProviderRetryable, SleepVetoed, StoreError
 from bentpipe.daemon.fleet.launches import LaunchTokens
 from bentpipe.daemon.model import Machine, MachineId, MachineState, MachineTraits, SatelliteKey, SleepMode
@@ -30,7 +32,13 @@ class CoordinatedProvider:
         key: SatelliteKey,
         is_used: Callable[[], bool],
         tokens: LaunchTokens,
+        confirm: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`confirm` is called in the turn, before a machine is launched, changed or destroyed.
+
+        It raises ProviderRetryable if another host has made something else of the satellite meanwhile, and StoreError.
+        """
+        self._confirm = confirm
         self._provider = provider
         self._coordination = coordination
         self._key = key
@@ -96,6 +104,7 @@ class CoordinatedProvider:
         """See Provider. Raises ProviderRetryable if the store cannot be reached: two launches would cost money."""
         try:
             async with self._coordination.acting(self._key) as turn:
+                await self._check_current()
                 token = await self._tokens.begin(token)
                 if not turn.is_ours():
                     raise ProviderRetryable(TURN_LOST)
@@ -105,14 +114,36 @@ class CoordinatedProvider:
         except StoreError as exc:
             raise ProviderRetryable(str(exc), peer_hint=exc.peer_hint) from exc
 
+    async def objection_to(self, machine_id: MachineId, section: MachineSection) -> str:
+        """See Provider."""
+        return await self._provider.objection_to(machine_id, section)
+
+    async def adapt(self, machine_id: MachineId, section: MachineSection) -> None:
+        """See Provider. Raises SleepVetoed too if a client uses the satellite, ProviderRetryable without the store."""
+        async with self._alone():
+            await self._provider.adapt(machine_id, section)
+
     async def terminate(self, machine_id: MachineId) -> None:
-        """See Provider. Raises ProviderRetryable too, as `stop` does."""
+        """See Provider. Raises SleepVetoed too if a client uses the satellite, ProviderRetryable without the store."""
+        async with self._alone():
+            await self._provider.terminate(machine_id)
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """This host's turn, with no client on any host."""
         try:
             async with self._coordination.acting(self._key) as turn:
                 await turn.close(self._is_used)
+                await self._check_current()
                 if not turn.is_ours():
                     raise ProviderRetryable(TURN_LOST)
                 with permitted_by(turn.is_ours):
-                    await self._provider.terminate(machine_id)
+                    yield
+        except InUse as exc:
+            raise SleepVetoed(str(exc), peer_hint=exc.peer_hint) from exc
         except StoreError as exc:
             raise ProviderRetryable(str(exc), peer_hint=exc.peer_hint) from exc
+
+    async def _check_current(self) -> None:
+        if self._confirm is not None:
+            await self._confirm()

@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
@@ -129,7 +129,7 @@ class Fleet:
         if self.budget is not None:
             self.budget.manage(self._satellites)
 
-    def _make(self, section: SatelliteSection) -> Satellite:
+    def _make(self, section: SatelliteSection, confirm: Callable[[], Awaitable[None]] | None = None) -> Satellite:
         key = SatelliteKey(section.org, section.name)
         traits = self._context.provider.traits_of(machine_id_of(key))
         return Satellite(
@@ -145,15 +145,19 @@ class Fleet:
             keep_awake=section.keep_awake,
             responder=section.responder,
             on_step=self.budget.stepped if self.budget else lambda satellite: None,
+            confirm=confirm,
         )
 
     def find(self, key: SatelliteKey) -> Satellite | None:
         """Find a satellite; None if there is none."""
         return self._satellites.get(key)
 
-    async def add(self, section: SatelliteSection) -> Satellite:
-        """Take up one more satellite, whose machine the provider knows. Returns once it runs."""
-        satellite = self._make(section)
+    async def add(self, section: SatelliteSection, confirm: Callable[[], Awaitable[None]] | None = None) -> Satellite:
+        """Take up one more satellite, whose machine the provider knows. Returns once it runs.
+
+        `confirm`: see CoordinatedProvider.
+        """
+        satellite = self._make(section, confirm)
         if self.budget is not None:
             self.budget.add(satellite)
         await self._take_up(satellite)

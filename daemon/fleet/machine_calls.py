@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from bentpipe.config.model import MachineSection
 from bentpipe.daemon.errors import LaunchTokenSpent, MachineNotFound, ProviderError, ProviderRetryable
 from bentpipe.daemon.fleet.launches import LaunchTokens
 from bentpipe.daemon.fleet.machine import messages as msg
 from bentpipe.daemon.fleet.machine.messages import Input
-from bentpipe.daemon.model import MachineId, SatelliteKey
+from bentpipe.daemon.model import MachineId, MachineState, SatelliteKey, SleepMode
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.series import Series
 
@@ -45,6 +46,11 @@ class MachineCalls:
         fields = {"satellite": self._key}
         self._starts = Series(log, "start a machine", fields)
         self.looks = Series(log, "look at a machine", fields)
+
+    @property
+    def launched_generation(self) -> int:
+        """The generation of the machine whose launch the provider has accepted from this host; 0 if there is none."""
+        return self._tokens.accepted
 
     async def look(self) -> None:
         """Look at the machine, and feed what is seen. Raises ProviderError.
@@ -82,8 +88,26 @@ class MachineCalls:
             self._tokens.spent()
             await self._provider.launch(self._machine_id, token)
 
+    async def lay_down(self) -> bool:
+        """Stop the machine if it is up. Returns whether it is asleep, or does not exist. Raises ProviderError."""
+        try:
+            machine = await self._provider.describe(self._machine_id)
+        except MachineNotFound:
+            return True
+        if machine.state is MachineState.RUNNING:
+            await self._provider.stop(self._machine_id, SleepMode.STOP)
+        return machine.state in (MachineState.STOPPED, MachineState.HIBERNATED, MachineState.TERMINATED)
+
+    async def objection_to(self, section: MachineSection) -> str:
+        """See Provider."""
+        return await self._provider.objection_to(self._machine_id, section)
+
+    async def adapt(self, section: MachineSection) -> None:
+        """See Provider."""
+        await self._provider.adapt(self._machine_id, section)
+
     async def terminate(self) -> None:
-        """Destroy the machine. Raises ProviderError."""
+        """Destroy the machine. Raises ProviderError, of which SleepVetoed says that a client still uses it."""
         await self._provider.terminate(self._machine_id)
 
     async def launch(self, generation: int) -> None:

@@ -6,11 +6,16 @@ machine is terminated in this host's turn; then the satellite is deleted from th
 these steps, the others go on, or the same host when it is started again: a stored satellite without a machine gets one by
 the next launch or build, with the same token, and a removal that was begun is finished.
 
+An update is stored first, too. Each host then refuses new clients, and the machine is changed or destroyed in a host's turn,
+while nobody uses it. If somebody does, or the provider refuses, the update is given up and the satellite stays what it was.
+If a host dies, the others go on.
+
 Owns: which launched satellites are in the fleet. Knows no client and no configuration file.
 """
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -34,19 +39,32 @@ from bentpipe.daemon.errors import (
     ProviderThrottled,
     RemovalUnfinished,
     SatelliteBeingRemoved,
+    SatelliteBeingUpdated,
     SatelliteExists,
     SatelliteInUse,
+    SleepVetoed,
     StoreError,
+    UpdateGivenUp,
+    UpdateUnfinished,
 )
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.machine.rules import backed_off
 from bentpipe.daemon.fleet.satellite import Satellite
+from bentpipe.daemon.fleet.taken_up import TakenUp
+from bentpipe.daemon.fleet.updating import (
+    WantedUpdate,
+    adapt_machine,
+    check_possible,
+    decide_change,
+    section_of,
+    words_of,
+)
 from bentpipe.daemon.ids import machine_id_of
-from bentpipe.daemon.model import MachineState, SatelliteKey
+from bentpipe.daemon.model import MachineState, SatelliteKey, SatelliteState
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.series import Series
 from bentpipe.daemon.registry.contract import Registry
-from bentpipe.daemon.registry.launched import LaunchedSatellite, LaunchedStore, OrgFull
+from bentpipe.daemon.registry.launched import LaunchedSatellite, LaunchedStore, OrgFull, SatelliteChange
 from bentpipe.daemon.registry.registered import NameTaken
 from bentpipe.daemon.tasks import Owner, contained
 
@@ -68,6 +86,8 @@ REFUSED = (ProviderCapacity, ProviderPermanent, ProviderThrottled)
 STILL_THERE = (
     "takes no clients any more, but its machine is still there, and the edge host goes on trying to destroy it"
 )
+STILL_UPDATED = "is still being updated, and the edge host goes on with that"
+NO_NEW_MACHINE = "is updated, but its new machine could not be launched, and the next build tries again"
 MAY_BE_LEFT = "the launch may have made a machine, and the edge host goes on looking for it to destroy it"
 
 
@@ -85,16 +105,6 @@ class Parts(Protocol):
     def forget(self, key: SatelliteKey) -> None:
         """A satellite is gone."""
         ...
-
-
-@dataclasses.dataclass(slots=True)
-class _Taken:
-    row: LaunchedSatellite
-    satellite: Satellite
-    removals: Series
-    attempts: int = 0
-    """To finish its removal, by the task."""
-    again_at: float = float("-inf")
 
 
 class Provisioner:
@@ -120,7 +130,7 @@ class Provisioner:
         self._types: Mapping[tuple[str, str], MachineTypeSection] = {(each.size, each.platform): each for each in types}
         self._most_per_org = most_per_org
         self._wall = wall
-        self._taken: dict[SatelliteKey, _Taken] = {}
+        self._taken: dict[SatelliteKey, TakenUp] = {}
         self._changing = trio.Lock()
         """Held while the store is read or written and this host's satellites follow, so that nothing acts on an old read."""
         self._read_failed = False
@@ -147,7 +157,7 @@ class Provisioner:
         try:
             await self._create(taken.satellite)
         except ProviderError as exc:
-            if known == row and not await self._undo(taken, refused=isinstance(exc, REFUSED)):
+            if known == row and not await self._undo(taken):
                 words = f"; {MAY_BE_LEFT}"
                 raise RemovalUnfinished(str(exc) + words, peer_hint=exc.peer_hint + words) from exc
             raise
@@ -160,7 +170,7 @@ class Provisioner:
         for each in self._types.values():
             if size in ("", each.size) and platform in ("", each.platform):
                 return each
-        known = ", ".join(f"{size} ({platform})" for size, platform in self._types)
+        known = words_of(self._types)
         raise InvalidRequest(f"no machine type has size {size!r} and platform {platform!r}; there are: {known}")
 
     async def _add(self, row: LaunchedSatellite) -> LaunchedSatellite:
@@ -176,6 +186,8 @@ class Provisioner:
             raise LimitReached(str(exc), peer_hint=words) from exc
         if known.removing:
             raise SatelliteBeingRemoved(f"{key} is being removed: try again in a moment")
+        if known.change is not None:
+            raise SatelliteBeingUpdated(f"{key} is being updated: try again in a moment")
         if (known.size, known.platform) != (row.size, row.platform):
             raise SatelliteExists(f"there is a satellite {key} already, of size {known.size} for {known.platform}")
         return known
@@ -190,16 +202,15 @@ class Provisioner:
                 await trio.sleep(RETRY_S)
         await satellite.create()
 
-    async def _undo(self, taken: _Taken, *, refused: bool) -> bool:
+    async def _undo(self, taken: TakenUp) -> bool:
         """Remove what a failed launch has stored, and the machine that it may have made nevertheless.
 
         Returns whether nothing is left.
         """
         with trio.CancelScope(shield=True), contextlib.suppress(BentpipeError):  # what is left is finished by the task
             await self._begin_removal(taken)
-            certain = refused and not taken.satellite.wakes
             with trio.move_on_after(FINISH_S):
-                while not await self._finish(taken, certain=certain):
+                while not await self._finish(taken):
                     await trio.sleep(FINISH_AGAIN_S)
                 return True
         return False
@@ -216,47 +227,59 @@ class Provisioner:
         if taken is None:
             raise NoSuchSatellite(f"no launched satellite {key}", peer_hint=SATELLITE_WORDS)
         if not force and not taken.satellite.retired:
-            try:
-                await taken.satellite.check_unused()
-            except InUse as exc:
-                raise SatelliteInUse(f"{key} is used now: remove it with --force, or when nobody uses it") from exc
+            await self._check_unused(taken, "remove it with --force, or when nobody uses it")
         await self._begin_removal(taken)
+        refusal = await self._see_through(taken)
+        if refusal is not None:
+            words = f"{key} {STILL_THERE}: "
+            raise RemovalUnfinished(words + str(refusal), peer_hint=words + refusal.peer_hint)
+
+    async def _see_through(self, taken: TakenUp) -> ProviderError | None:
+        """Finish a removal or an update, for FINISH_S at most. Returns why it is not finished, if that is known."""
         refusal: ProviderError | None = None
         with trio.move_on_after(FINISH_S):
             while True:
                 try:
                     if await self._finish(taken):
-                        return
+                        return None
                 except ProviderError as exc:
                     refusal = exc
                     if not exc.retryable:
                         break
                 await trio.sleep(FINISH_AGAIN_S)
-        if refusal is not None:
-            words = f"{key} {STILL_THERE}: "
-            raise RemovalUnfinished(words + str(refusal), peer_hint=words + refusal.peer_hint)
+        return refusal
 
-    async def _begin_removal(self, taken: _Taken) -> None:
+    async def _begin_removal(self, taken: TakenUp) -> None:
         async with self._changing:
             await self._store.begin_removal(taken.row)
+            taken.row = dataclasses.replace(taken.row, removing=True, change=None)
             self._retire(taken)
 
-    def _retire(self, taken: _Taken) -> None:
+    def _retire(self, taken: TakenUp) -> None:
         taken.satellite.retire()
         self._parts.end_use(taken.row.key)
 
-    async def _finish(self, taken: _Taken, *, certain: bool = False) -> bool:
-        """Destroy the machine of a satellite that has retired, and delete it. Returns whether that is done.
+    async def _finish(self, taken: TakenUp) -> bool:
+        """Take the next step of a removal or an update. Returns whether it was the last one.
 
-        `certain`: no machine can appear that is not seen yet. Raises ProviderError, StoreError.
+        Raises ProviderError, StoreError.
         """
-        key, satellite = taken.row.key, taken.satellite
-        if self._taken.get(key) is not taken:
-            return True
-        if satellite.is_acting:
-            return False
-        await satellite.destroy()
-        if satellite.is_acting or not await self._is_gone(key) or not (certain or await self._is_settled(satellite)):
+        async with taken.working:
+            if self._taken.get(taken.row.key) is not taken or not taken.satellite.retired:
+                return True
+            if taken.satellite.is_acting:
+                return False
+            return await (self._finish_removal(taken) if taken.row.removing else self._finish_update(taken))
+
+    async def _destroy(self, taken: TakenUp) -> bool:
+        """Destroy a satellite's machine. Returns whether it is gone, and none can appear that is not seen yet."""
+        await taken.satellite.calls.terminate()
+        gone = not taken.satellite.is_acting and await self._is_gone(taken.row.key)
+        return gone and await self._is_settled(taken.satellite)
+
+    async def _finish_removal(self, taken: TakenUp) -> bool:
+        key = taken.row.key
+        if not await self._destroy(taken):
             return False
         async with self._changing:
             if self._taken.get(key) is taken:
@@ -276,9 +299,107 @@ class Provisioner:
     async def _is_settled(self, satellite: Satellite) -> bool:
         """Whether the newest machine is known, or would have appeared by now."""
         newest = next((each for each in await self._registry.satellites() if each.key == satellite.key), None)
-        if newest is None or newest.attempt is None or newest.generation == satellite.launched_generation:
+        if newest is None or newest.attempt is None or newest.generation == satellite.calls.launched_generation:
             return True
         return self._wall() - newest.attempt.at_us / 1e6 >= satellite.rules.traits.appear_grace_s
+
+    # -- update --------------------------------------------------------------------------------------------------------
+
+    async def update(self, key: SatelliteKey, wanted: WantedUpdate) -> None:
+        """Make a launched satellite what the client wants. Returns once it is that, or after FINISH_S: then it goes on.
+
+        Raises NoSuchSatellite, InvalidRequest, NotServed, SatelliteInUse, SatelliteBeingRemoved, SatelliteBeingUpdated,
+        StoreError, ProviderError before anything has changed; UpdateGivenUp if it is what it was; UpdateUnfinished.
+        """
+        taken = self._taken.get(key)
+        if taken is None:
+            raise NoSuchSatellite(f"no launched satellite {key}", peer_hint=SATELLITE_WORDS)
+        row = taken.row
+        if row.removing:
+            raise SatelliteBeingRemoved(f"{key} is being removed")
+        change = decide_change(row, wanted, self._types, int(self._wall() * 1e6))
+        if change is None and row.change is None:
+            return
+        if change is None or (row.change is not None and not change.has_target_of(row.change)):
+            raise SatelliteBeingUpdated(f"{key} is being updated to something else: try again in a moment")
+        if row.change is None:
+            await check_possible(taken.satellite, row, change, self._types)
+            await self._check_unused(taken, "update it when nobody uses it")
+            await self._begin_update(taken, row, change)
+        refusal = await self._see_through(taken)
+        if taken.outcome is not None:
+            raise taken.outcome
+        if refusal is not None:
+            words = f"{key} {STILL_UPDATED}: "
+            raise UpdateUnfinished(words + str(refusal), peer_hint=words + refusal.peer_hint)
+
+    async def _begin_update(self, taken: TakenUp, row: LaunchedSatellite, change: SatelliteChange) -> None:
+        async with self._changing:
+            found = await self._store.begin_change(row, change)
+            if found is None or found.change is None or not change.has_target_of(found.change):
+                raise SatelliteBeingUpdated(f"{row.key} has just been changed by somebody else: try again in a moment")
+            taken.row, taken.outcome, taken.attempts, taken.again_at = found, None, 0, float("-inf")
+            taken.satellite.retire(SatelliteState.UPDATING)
+
+    async def _finish_update(self, taken: TakenUp) -> bool:
+        """Take the next step of an update, and give it up if it cannot be taken."""
+        row = taken.row
+        if row.change is None or (row.change.size, row.change.platform) not in self._types:
+            return False  # another host, which has the machine type, carries it out
+        try:
+            if row.change.replace:
+                done = await self._destroy(taken)
+            else:
+                done = await adapt_machine(taken.satellite, section_of(row, row.change, self._types))
+        except ProviderError as exc:
+            if not isinstance(exc, SleepVetoed) and exc.retryable:
+                raise
+            if row.change.replace and await self._is_gone(row.key):
+                raise  # the way back is gone with it
+            return await self._give_update_up(taken, row.change, exc)
+        return done and await self._end_update(taken, row, row.change)
+
+    async def _end_update(self, taken: TakenUp, row: LaunchedSatellite, change: SatelliteChange) -> bool:
+        renewed: TakenUp | None = None
+        async with self._changing:
+            if self._taken.get(row.key) is taken:
+                if change.replace:
+                    await self._registry.forget(row.key)
+                if not await self._store.end_change(row, change, done=True):
+                    return True  # another host has ended it, and the next look at the store shows how
+                self._give_up(taken)
+                renewed = await self._take_up(row.changed(), self._types[change.size, change.platform])
+        log.info("updated", extra={"fields": {"satellite": str(row.key), "size": change.size, "anew": change.replace}})
+        if renewed is not None and change.replace:
+            try:
+                await self._create(renewed.satellite)
+            except ProviderError as exc:
+                words = f"{row.key} {NO_NEW_MACHINE}: "
+                log.warning(words, extra={"fields": {"error": str(exc)}})
+                taken.outcome = UpdateUnfinished(words + str(exc), peer_hint=words + exc.peer_hint)
+        return True
+
+    async def _give_update_up(self, taken: TakenUp, change: SatelliteChange, reason: ProviderError) -> bool:
+        async with self._changing:
+            if await self._store.end_change(taken.row, change, done=False):
+                words = f"{taken.row.key} is not updated, and stays what it was: "
+                log.warning("an update was given up", extra={"fields": {"error": words + str(reason)}})
+                taken.outcome = UpdateGivenUp(words + str(reason), peer_hint=words + reason.peer_hint)
+                taken.row = dataclasses.replace(taken.row, change=None)
+                taken.satellite.revive()
+        return True
+
+    async def _check_unused(self, taken: TakenUp, instead: str) -> None:
+        try:
+            await taken.satellite.check_unused()
+        except InUse as exc:
+            raise SatelliteInUse(f"{taken.row.key} is used now: {instead}") from exc
+
+    async def _check_current(self, key: SatelliteKey) -> None:
+        """Raises ProviderRetryable if the store does not say of the satellite what this host knows of it; StoreError."""
+        taken = self._taken.get(key)
+        if taken is None or await self._store.find(key) != taken.row:
+            raise ProviderRetryable(f"{key} has just been changed, by another host or a client")
 
     # -- as the store says ---------------------------------------------------------------------------------------------
 
@@ -293,8 +414,8 @@ class Provisioner:
                         await self._go_on(taken)
             await trio.sleep(REFRESH_S)
 
-    async def _go_on(self, taken: _Taken) -> None:
-        """Try to finish a removal. A series of failures is logged once."""
+    async def _go_on(self, taken: TakenUp) -> None:
+        """Try to finish a removal or an update. A series of failures is logged once."""
         failure: ProviderError | None = None
         try:
             await self._finish(taken)
@@ -332,18 +453,30 @@ class Provisioner:
         if row.key not in self._taken and self._fleet.find(row.key) is not None:
             why = "there is another satellite of this name"
         if kind is not None and not why:
-            taken = await self._take_up(row, kind)
-            if row.removing and not taken.satellite.retired:
-                self._retire(taken)
+            self._show(await self._take_up(row, kind), row)
         elif row not in self._unknown:
             self._unknown.add(row)
             fields = {"satellite": str(row.key), "error": why}
             log.error("a launched satellite is not served by this host", extra={"fields": fields})
 
-    async def _take_up(self, row: LaunchedSatellite, kind: MachineTypeSection) -> _Taken:
+    def _show(self, taken: TakenUp, row: LaunchedSatellite) -> None:
+        """Take over what the store says of a satellite that is in the fleet."""
+        taken.row = row
+        if row.removing:
+            if taken.satellite.shown_state is not SatelliteState.DESTROYING:
+                self._retire(taken)
+        elif row.change is not None:
+            if not taken.satellite.retired:
+                taken.attempts, taken.again_at = 0, float("-inf")
+            taken.satellite.retire(SatelliteState.UPDATING)
+        elif taken.satellite.retired:
+            taken.satellite.revive()
+
+    async def _take_up(self, row: LaunchedSatellite, kind: MachineTypeSection) -> TakenUp:
         """Have the satellite in this host's fleet."""
         taken = self._taken.get(row.key)
-        if taken is not None and taken.row.created_us == row.created_us:
+        mark = (row.created_us, row.size, row.platform)
+        if taken is not None and mark == (taken.row.created_us, taken.row.size, taken.row.platform):
             return taken
         if taken is not None:
             self._retire(taken)
@@ -351,11 +484,12 @@ class Provisioner:
         section = kind.satellite(row.key.org, row.key.name)
         with trio.CancelScope(shield=True):  # a client that leaves must not leave half of it
             self._parts.add(section, kind)
-            series = Series(log, "remove a satellite", {"satellite": str(row.key)})
-            taken_up = self._taken[row.key] = _Taken(row, await self._fleet.add(section), series)
+            series = Series(log, "remove or update a satellite", {"satellite": str(row.key)})
+            confirm = functools.partial(self._check_current, row.key)
+            taken_up = self._taken[row.key] = TakenUp(row, await self._fleet.add(section, confirm), series)
         return taken_up
 
-    def _give_up(self, taken: _Taken) -> None:
+    def _give_up(self, taken: TakenUp) -> None:
         del self._taken[taken.row.key]
         self._fleet.remove(taken.satellite)
         self._parts.forget(taken.row.key)

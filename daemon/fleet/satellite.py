@@ -16,7 +16,7 @@ import trio
 
 from bentpipe.config.model import KeepAwakeSection
 from bentpipe.config.responder import ResponderSection
-from bentpipe.daemon.errors import BentpipeError, Draining, ProviderError, SatelliteUnusable, SleepRefused, WakeFailed
+from bentpipe.daemon.errors import BentpipeError, ProviderError, SleepRefused, WakeFailed
 from bentpipe.daemon.fleet.budget import Holder, Request, place_of
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.coordinated import CoordinatedProvider
@@ -30,12 +30,12 @@ from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
 from bentpipe.daemon.fleet.machine.messages import Action, Input, SleepProblem
 from bentpipe.daemon.fleet.machine.rules import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, Rules, backed_off
 from bentpipe.daemon.fleet.machine.states import WAKING
-from bentpipe.daemon.fleet.machine.words import DRAINING
 from bentpipe.daemon.fleet.machine_calls import MachineCalls
 from bentpipe.daemon.fleet.presence import Presence
 from bentpipe.daemon.fleet.reader import Reader, ReadSatellite
 from bentpipe.daemon.fleet.readiness import wait_listening
 from bentpipe.daemon.fleet.resume import ResumeDetector
+from bentpipe.daemon.fleet.retirement import Retirement
 from bentpipe.daemon.fleet.waiters import Waiter, Waiters
 from bentpipe.daemon.fleet.watching import first_look, run_calendar, run_watch
 from bentpipe.daemon.fleet.whereabouts import Means, Whereabouts
@@ -48,7 +48,6 @@ from bentpipe.daemon.tasks import Decision, Owner, Ts, contained, note_failure, 
 log = logging.getLogger("bentpipe.fleet")
 
 BROKEN_WORDS = "the edge host has made a mistake with this satellite and begins anew; try again in a moment"
-REMOVED_WORDS = "the satellite is being removed"
 
 
 class Satellite:
@@ -63,8 +62,9 @@ class Satellite:
         keep_awake: Sequence[KeepAwakeSection] = (),
         responder: ResponderSection | None = None,
         on_step: Callable[["Satellite"], None] = lambda satellite: None,
+        confirm: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`on_step` is called after every step of the machine."""
+        """`on_step` is called after every step of the machine. `confirm`: see CoordinatedProvider."""
         self.key = key
         self.rules = rules
         self.sleep_problems: collections.Counter[SleepProblem] = collections.Counter()
@@ -77,9 +77,8 @@ class Satellite:
         self._machine = SatelliteMachine(rules)
         self._presence = Presence(key, context.coordination, lambda: self._machine.known)
         tokens = LaunchTokens(key, context.registry, context.wall)
-        coordinated = CoordinatedProvider(
-            context.provider, context.coordination, key, self._presence.forbids_stop, tokens
-        )
+        forbids_stop = self._presence.forbids_stop
+        coordinated = CoordinatedProvider(context.provider, context.coordination, key, forbids_stop, tokens, confirm)
         self._provider: Provider = TypedProvider(coordinated, str(key))
         look_deadline_s = rules.traits.look_deadline_s
         self._calls = MachineCalls(
@@ -105,11 +104,8 @@ class Satellite:
         )
         self._whereabouts = Whereabouts(key, context.addresses, means)
         self._recovering = False
-        self._refusal: BentpipeError | None = None
-        self._tokens = tokens
         self._creating = 0
-        self.retired = False
-        """It is being removed."""
+        self._retirement = Retirement(key, self._refuse, self._report)
         self._nursery: trio.Nursery | None = None
         self._probe = trio.CancelScope()
         self._deadline_moved = trio.Event()
@@ -230,10 +226,9 @@ class Satellite:
 
     def drain(self) -> None:
         """Refuse the waiting clients, and those that come later."""
-        self._refuse(Draining(DRAINING))
+        self._retirement.drain()
 
-    def _refuse(self, error: BentpipeError) -> None:
-        self._refusal = error
+    def _refuse(self, error: BentpipeError | None) -> None:
         self._feed(msg.Drain(error))
 
     # -- launched and removed at run time ------------------------------------------------------------------------------
@@ -241,19 +236,14 @@ class Satellite:
     @property
     def shown_state(self) -> SatelliteState:
         """The state as clients see it: the launch and the removal of the satellite itself included."""
-        if self.retired:
-            return SatelliteState.DESTROYING
+        if self._retirement.state is not None:
+            return self._retirement.state
         return SatelliteState.CREATING if self._creating else self.state
 
     @property
     def is_acting(self) -> bool:
         """Whether a call to the provider is under way that may make a machine or change it."""
         return bool(self._creating) or self._machine.known.busy
-
-    @property
-    def launched_generation(self) -> int:
-        """The generation of the machine whose launch the provider has accepted from this host; 0 if there is none."""
-        return self._tokens.accepted
 
     async def create(self) -> None:
         """Launch its machine, if there is none. Raises ProviderError."""
@@ -267,26 +257,34 @@ class Satellite:
         """Raises InUse if a client of any host uses it, or if it is awake for another host; StoreError."""
         await self._presence.check_unused()
 
-    def retire(self) -> None:
-        """It is being removed: refuse its clients, and let other hosts act on its machine. It does not come back."""
-        if self.retired:
-            return
-        self._report(SatelliteState.DESTROYING, self.state)
-        self.retired = self._presence.is_retired = True
-        self._refuse(SatelliteUnusable(f"{self.key} is being removed", peer_hint=REMOVED_WORDS))
+    @property
+    def retired(self) -> bool:
+        """Whether it is being removed or updated."""
+        return self._retirement.state is not None
 
-    async def destroy(self) -> None:
-        """Terminate its machine. Raises ProviderError, of which SleepVetoed says that a client still uses it."""
-        await self._calls.terminate()
+    @property
+    def calls(self) -> MachineCalls:
+        """The calls for its machine, which change it only in this host's turn."""
+        return self._calls
+
+    def retire(self, state: SatelliteState = SatelliteState.DESTROYING) -> None:
+        """It is being removed, or updated: refuse its clients, and let other hosts act on its machine."""
+        self._presence.is_retired = True
+        self._retirement.begin(state, self.shown_state)
+
+    def revive(self) -> None:
+        """Its update was given up: take clients again."""
+        self._presence.is_retired = False
+        self._retirement.end(self.state)
 
     def removed(self) -> None:
-        """It is removed: say so in the ledger, where no time after this counts."""
+        """It is removed, or another one takes its place: say so in the ledger."""
         self._whereabouts.leave()
-        self._report(SatelliteState.OFFLINE, SatelliteState.DESTROYING)
+        self._retirement.finish()
 
-    def _report(self, after: SatelliteState, before: SatelliteState) -> None:
+    def _report(self, after: SatelliteState, before: SatelliteState, cause: str) -> None:
         with contained(self._owner("observer")):
-            self._observer(Transition(self.key, before, after, self._wall(), "removed by a client of the API"))
+            self._observer(Transition(self.key, before, after, self._wall(), cause))
 
     # -- the awake budget --------------------------------------------------------------------------------------------
 
@@ -381,7 +379,7 @@ class Satellite:
         """The state machine has failed in the middle of a step. A new one begins, UNKNOWN, with what is certain."""
         before, self._machine = self._machine, SatelliteMachine(self.rules)
         self._machine.take_over(
-            before, leases=self._leases.granted, metered=self._leases.metered, refusal=self._refusal
+            before, leases=self._leases.granted, metered=self._leases.metered, refusal=self._retirement.refusal
         )
         self._probe.cancel()
         self._leases.lapse()

@@ -9,6 +9,7 @@ host may have had its turn.
 
 from typing import Protocol
 
+from bentpipe.config.model import MachineSection
 from bentpipe.daemon.model import Machine, MachineId, MachineTraits, SleepMode
 
 
@@ -64,6 +65,21 @@ class Provider(Protocol):
 
         Raises ProviderPermanent if the configuration does not say how to create it, LaunchTokenSpent if
         the token's machine is known to be gone.
+        """
+        ...
+
+    async def objection_to(self, machine_id: MachineId, section: MachineSection) -> str:
+        """Why the machine cannot become what `section` says with its disks kept, in words for clients; "" if it can.
+
+        Changes nothing. A machine that does not exist can become anything.
+        """
+        ...
+
+    async def adapt(self, machine_id: MachineId, section: MachineSection) -> None:
+        """Make a sleeping machine what `section` says, with its disks kept. What it had in memory is lost.
+
+        Does nothing if it is that already, or does not exist. Raises ProviderPermanent with `objection_to`'s words,
+        ProviderRetryable if it is not asleep.
         """
         ...
 

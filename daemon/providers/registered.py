@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import trio
 
+from bentpipe.config.model import MachineSection
 from bentpipe.daemon.errors import MachineNotFound, ProviderPermanent
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, MachineTraits, SleepMode
 
@@ -135,5 +136,14 @@ class RegisteredProvider:
         raise ProviderPermanent(NOT_OURS)
 
     async def terminate(self, machine_id: MachineId) -> None:
+        """Refuse."""
+        raise ProviderPermanent(NOT_OURS)
+
+    async def objection_to(self, machine_id: MachineId, section: MachineSection) -> str:
+        """Object."""
+        await trio.lowlevel.checkpoint()
+        return NOT_OURS
+
+    async def adapt(self, machine_id: MachineId, section: MachineSection) -> None:
         """Refuse."""
         raise ProviderPermanent(NOT_OURS)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import trio
 
+from bentpipe.config.model import MachineSection
 from bentpipe.daemon.errors import MachineNotFound
 from bentpipe.daemon.model import Machine, MachineId, MachineState, MachineTraits, SleepMode
 from bentpipe.daemon.providers.base import Provider
@@ -104,6 +105,14 @@ class Providers:
     async def terminate(self, machine_id: MachineId) -> None:
         """Begin to destroy the machine."""
         await self._of(machine_id).terminate(machine_id)
+
+    async def objection_to(self, machine_id: MachineId, section: MachineSection) -> str:
+        """Return what its provider says."""
+        return await self._of(machine_id).objection_to(machine_id, section)
+
+    async def adapt(self, machine_id: MachineId, section: MachineSection) -> None:
+        """Make a sleeping machine what `section` says."""
+        await self._of(machine_id).adapt(machine_id, section)
 
     def _of(self, machine_id: MachineId) -> RunnableProvider:
         try:

@@ -8,6 +8,7 @@ fleet tries again.
 import contextlib
 from collections.abc import Iterator
 
+from bentpipe.config.model import MachineSection
 from bentpipe.daemon.errors import ProviderError, ProviderRetryable
 from bentpipe.daemon.model import Machine, MachineId, MachineTraits, SleepMode
 from bentpipe.daemon.providers.base import Provider
@@ -65,6 +66,16 @@ class TypedProvider:
         """Begin to destroy the machine."""
         with self._typed("terminate the machine"):
             await self._provider.terminate(machine_id)
+
+    async def objection_to(self, machine_id: MachineId, section: MachineSection) -> str:
+        """Ask whether the machine can be changed."""
+        with self._typed("learn whether the machine can be changed"):
+            return await self._provider.objection_to(machine_id, section)
+
+    async def adapt(self, machine_id: MachineId, section: MachineSection) -> None:
+        """Change the machine."""
+        with self._typed("change the machine"):
+            await self._provider.adapt(machine_id, section)
 
     @contextlib.contextmanager
     def _typed(self, what: str) -> Iterator[None]:

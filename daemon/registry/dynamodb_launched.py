@@ -5,14 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bentpipe.daemon.errors import StoreError
+from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.registry.dynamodb_registered import ABSENT, LAUNCHED, NO, REGISTERED
-from bentpipe.daemon.registry.launched import LaunchedSatellite, OrgFull, launched_satellite
+from bentpipe.daemon.registry.launched import (
+    LaunchedSatellite,
+    OrgFull,
+    SatelliteChange,
+    launched_satellite,
+    satellite_change,
+)
 from bentpipe.daemon.registry.registered import NameTaken
 from bentpipe.daemon.store.dynamodb_table import ConditionFailed, Table, given, given_number, key_of, number, text
 from bentpipe.daemon.store.malformed import MalformedRows
 
 if TYPE_CHECKING:
-    from types_boto3_dynamodb.type_defs import TransactWriteItemTypeDef
+    from types_boto3_dynamodb.type_defs import AttributeValueTypeDef, TransactWriteItemTypeDef
 
     from bentpipe.daemon.store.dynamodb_table import Item
 
@@ -58,15 +65,55 @@ class DynamoLaunchedStore:
             return satellite
         raise StoreError(f"too many changes of {org}'s satellites at once")
 
+    async def find(self, key: SatelliteKey) -> LaunchedSatellite | None:
+        """See LaunchedStore."""
+        known = await self._table.get(LAUNCHED, str(key))
+        return _satellite(known) if known else None
+
     async def begin_removal(self, satellite: LaunchedSatellite) -> None:
         """See LaunchedStore."""
         this: Item = {":yes": {"BOOL": True}, ":at": {"N": str(satellite.created_us)}}
+        removing = "SET removing = :yes REMOVE becoming"
         try:
-            await self._table.update(
-                LAUNCHED, str(satellite.key), "SET removing = :yes", this, condition="created_us = :at"
-            )
+            await self._table.update(LAUNCHED, str(satellite.key), removing, this, condition="created_us = :at")
         except ConditionFailed:
             return  # it is gone
+
+    async def begin_change(self, satellite: LaunchedSatellite, change: SatelliteChange) -> LaunchedSatellite | None:
+        """See LaunchedStore."""
+        condition = "created_us = :at AND #size = :size AND platform = :platform AND attribute_not_exists(removing)"
+        values: Item = {
+            ":at": {"N": str(satellite.created_us)},
+            ":size": {"S": satellite.size},
+            ":platform": {"S": satellite.platform},
+            ":change": _change_value(change),
+        }
+        try:
+            made = await self._table.update(
+                *(LAUNCHED, str(satellite.key), "SET becoming = :change", values),
+                condition=f"{condition} AND (attribute_not_exists(becoming) OR becoming = :change)",
+                names=("size",),
+            )
+        except ConditionFailed as exc:
+            return _satellite(exc.item) if exc.item else None
+        return _satellite(made)
+
+    async def end_change(self, satellite: LaunchedSatellite, change: SatelliteChange, *, done: bool) -> bool:
+        """See LaunchedStore."""
+        values: Item = {":at": {"N": str(satellite.created_us)}, ":change": _change_value(change)}
+        becomes = "REMOVE becoming"
+        if done:
+            becomes = f"SET #size = :size, platform = :platform {becomes}"
+            values = {**values, ":size": {"S": change.size}, ":platform": {"S": change.platform}}
+        try:
+            await self._table.update(
+                *(LAUNCHED, str(satellite.key), becomes, values),
+                condition="created_us = :at AND becoming = :change",
+                names=("size",) if done else (),
+            )
+        except ConditionFailed:
+            return False
+        return True
 
     async def remove(self, satellite: LaunchedSatellite) -> None:
         """See LaunchedStore."""
@@ -112,5 +159,20 @@ def _satellite(item: Item) -> LaunchedSatellite:
     org, _, name = text(item, "sk").partition("/")
     return launched_satellite(
         *(org, name, given(item, "size"), given(item, "platform"), given(item, "principal")),
-        *(given_number(item, "created_us"), "removing" in item),
+        *(given_number(item, "created_us"), "removing" in item, _change(item)),
     )
+
+
+def _change(item: Item) -> SatelliteChange | None:
+    if "becoming" not in item:
+        return None
+    change = item["becoming"].get("M", {})
+    return satellite_change(
+        *(given(change, "size"), given(change, "platform"), "replace" in change, given_number(change, "at_us"))
+    )
+
+
+def _change_value(change: SatelliteChange) -> AttributeValueTypeDef:
+    replace: Item = {"replace": {"BOOL": True}} if change.replace else {}
+    size, platform, at_us = {"S": change.size}, {"S": change.platform}, {"N": str(change.at_us)}
+    return {"M": {"size": size, "platform": platform, "at_us": at_us, **replace}}

@@ -122,6 +122,18 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (org, name)
         ) STRICT""",
     ),
+    (
+        """CREATE TABLE change (
+            org TEXT NOT NULL,
+            name TEXT NOT NULL,
+            created_us INTEGER NOT NULL,
+            size TEXT NOT NULL,
+            platform TEXT NOT NULL,
+            replace INTEGER NOT NULL CHECK (replace IN (FALSE, TRUE)),
+            at_us INTEGER NOT NULL,
+            PRIMARY KEY (org, name)
+        ) STRICT""",
+    ),
 )
 """`interval` is the ledger: the row without `to_us` is a satellite's open interval, and `facts` is JSON by name. Rows that
 were written before FACTS_VERSION have their facts in `phases`, `clients`, `waited_s`, `waited_longest_s` and `resume`.
@@ -129,7 +141,7 @@ were written before FACTS_VERSION have their facts in `phases`, `clients`, `wait
 in JSON, and `cut` has the revoked tokens whose connections are cut. `org`, `signing_key`, `revocation` and `used_id` are
 daemon/registry/accounts.py's, `launched` is daemon/registry/launched.py's, and `identity` is
 daemon/registry/identities.py's. `attempt` belongs to `registration`: the launch of a generation whose outcome is not
-known."""
+known. `change` belongs to `launched`: what a satellite is to become."""
 
 RESUME_VERSION = 3
 """The first version in which `interval` has `resume`."""

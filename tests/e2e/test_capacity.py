@@ -73,11 +73,14 @@ def pools(cloud: Emulator) -> list[int]:
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["refused", "later"])
+@pytest.mark.parametrize(
+    "sets", [SETS[-1:], [{0, 1}], pytest.param(SETS, marks=pytest.mark.slow)], ids=["all", "two", "every set"]
+)
 async def test_a_launch_takes_the_first_alternative_that_has_capacity(
-    tmp_path: Path, cloud: Emulator, later: bool
+    tmp_path: Path, cloud: Emulator, later: bool, sets: list[set[int]]
 ) -> None:
     """At once, and for nobody: no client waits for the satellite."""
-    for empty in SETS:
+    for empty in sets:
         async with serving(tmp_path, text_of(tmp_path, cloud)) as daemon:  # a new one each time, that remembers nothing
             port = daemon.addresses[0][1]
             for number in empty:

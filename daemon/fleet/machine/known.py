@@ -11,7 +11,7 @@ from bentpipe.daemon.fleet.machine.descent import Descent, DescentStep
 from bentpipe.daemon.fleet.machine.failures import Consequence, Failures
 from bentpipe.daemon.fleet.machine.looking import Looks
 from bentpipe.daemon.fleet.machine.messages import SleepReason
-from bentpipe.daemon.fleet.machine.rules import RESTART_AT, SILENT_LEAST_S, Rules
+from bentpipe.daemon.fleet.machine.rules import RESTART_AT, SILENT_LEAST_S, UNREADY_ROUNDS, Rules
 from bentpipe.daemon.fleet.machine.sleeping import SleepPolicy
 from bentpipe.daemon.fleet.machine.states import UP, WAKING
 from bentpipe.daemon.fleet.machine.troubles import Troubles
@@ -150,6 +150,12 @@ class Known:
         if self.machine is None:
             raise AssertionError(f"{self.state.name} with a machine that was never seen")
         return self.machine
+
+    @property
+    def is_unready(self) -> bool:
+        """Whether the machine has run for so long without becoming ready that it is stopped, and nothing forbids that."""
+        may_stop = self.rules.owned and not self.busy and not self.leases
+        return may_stop and self.wake.rounds >= UNREADY_ROUNDS and self.machine_is(M.RUNNING)
 
     # -- wake and sleep ------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from bentpipe.daemon.fleet.machine.descent import Descent, DescentStep
 from bentpipe.daemon.fleet.machine.failures import REPEATED, Consequence, consequence_of
 from bentpipe.daemon.fleet.machine.messages import Action, Input, SleepProblem, SleepReason
 from bentpipe.daemon.fleet.machine.moves import Moves
-from bentpipe.daemon.fleet.machine.rules import UNREADY_ROUNDS, Rules
+from bentpipe.daemon.fleet.machine.rules import Rules
 from bentpipe.daemon.fleet.machine.states import MEANINGS, WAKING, Meaning
 from bentpipe.daemon.fleet.machine.wake import Failed, Wake, WakeCall, came_down, lost, stopped_too_often
 from bentpipe.daemon.fleet.machine.words import UNSEEN
@@ -97,7 +97,8 @@ class SatelliteMachine(Moves):
                 known.sleep.used(now)
             case msg.Drain(error):
                 known.refusal = error
-                self._fail_all(error)
+                if error is not None:
+                    self._fail_all(error)
             case _:
                 assert_never(event)
 
@@ -180,13 +181,7 @@ class SatelliteMachine(Moves):
             self._begin_wanted_wake(now)
         if known.state in WAKING and now >= known.wake.by:
             self._overdue(now)
-            if (
-                known.rules.owned
-                and known.wake.rounds >= UNREADY_ROUNDS
-                and known.machine_is(M.RUNNING)
-                and not known.busy
-                and not known.leases
-            ):
+            if known.is_unready:
                 self._begin_sleep(SleepReason.UNREADY, now, SleepMode.STOP)
         if known.state in WAKING:
             self._progress_wake(now)

@@ -200,9 +200,9 @@ class Tick:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Drain:
-    """The satellite accepts no more clients. `error` is what they get."""
+    """The satellite accepts no more clients. `error` is what they get; None: it accepts them again."""
 
-    error: BentpipeError = dataclasses.field(default_factory=lambda: Draining(DRAINING))
+    error: BentpipeError | None = dataclasses.field(default_factory=lambda: Draining(DRAINING))
 
 
 ClientsInput = Arrived | Departed | Metered | Released | Traffic | Drain

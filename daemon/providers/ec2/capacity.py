@@ -8,7 +8,8 @@ import dataclasses
 
 import trio
 
-from bentpipe.config.ec2_machine import MachineTypeEc2Section
+from bentpipe.config.ec2_machine import MachineTypeEc2Section, SatelliteEc2Section
+from bentpipe.config.model import MachineSection
 from bentpipe.daemon.errors import ProviderCapacity
 from bentpipe.daemon.model import Fault, Machine, MachineState
 from bentpipe.daemon.providers.ec2.alternatives import Alternative, CapacityMemory, alternatives_of
@@ -34,12 +35,42 @@ def types_in_place(entry: Entry, seen: Description) -> list[Alternative]:
     kinds = [present(seen)]
     section = entry.machine.section
     if isinstance(section, MachineTypeEc2Section) and section.change_type and not fixed_type(seen):
-        kinds += [
-            Alternative("", each.instance_type, seen.zone)
-            for each in alternatives_of(section)
-            if each.instance_type is not None and not each.spot and each.takes_place_in(seen.zone, seen.subnet)
-        ]
+        kinds += [Alternative("", each, seen.zone) for each in types_for(seen, section)]
     return list(dict.fromkeys(kinds))
+
+
+def objection_of(entry: Entry, seen: Description, section: MachineSection) -> str:
+    """Why the instance cannot become what `section` says with its disks kept; "" if it can."""
+    wanted, present_section = section.ec2, entry.machine.section
+    if wanted is None:
+        return "the satellite is on EC2, and of the new size it would not be"
+    if (wanted.launch_template, wanted.launch_template_version) != (
+        present_section.launch_template,
+        present_section.launch_template_version,
+    ):
+        return "the new size has another launch template, and with it another image and other disks"
+    types = types_for(seen, wanted)
+    if _has_templates_type(wanted) and _has_templates_type(present_section):
+        return ""
+    if not types:
+        return (
+            f"the new size names no instance type on demand that may be in {seen.zone}, where the satellite's disk is"
+        )
+    return "" if seen.instance_type in types else fixed_type(seen)
+
+
+def _has_templates_type(section: SatelliteEc2Section) -> bool:
+    """Whether a machine on demand may have the type that the template names."""
+    return any(each.instance_type is None and not each.spot for each in alternatives_of(section))
+
+
+def types_for(seen: Description, section: SatelliteEc2Section) -> list[str]:
+    """The types by which an instance that exists is what `section` says, where it is."""
+    return [
+        each.instance_type
+        for each in alternatives_of(section)
+        if each.instance_type is not None and not each.spot and each.takes_place_in(seen.zone, seen.subnet)
+    ]
 
 
 def judged(memory: CapacityMemory, entry: Entry, seen: Description, look: Machine) -> Machine:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from bentpipe.config.model import Ec2Section
+from bentpipe.config.model import Ec2Section, MachineSection
 from bentpipe.daemon.errors import (
     LaunchTokenSpent,
     MachineNotFound,
     ProviderError,
+    ProviderPermanent,
     ProviderPermission,
     ProviderRetryable,
     SleepTooEarly,
@@ -27,7 +28,7 @@ from bentpipe.daemon.model import Machine, MachineId, MachineState, MachineTrait
 from bentpipe.daemon.providers.ec2.alternatives import Alternative, CapacityMemory
 from bentpipe.daemon.providers.ec2.batch import Batcher, StateChange
 from bentpipe.daemon.providers.ec2.calls import ApiName, Ec2Calls
-from bentpipe.daemon.providers.ec2.capacity import types_in_place, zone_is_empty
+from bentpipe.daemon.providers.ec2.capacity import objection_of, types_for, types_in_place, zone_is_empty
 from bentpipe.daemon.providers.ec2.descriptions import Description
 from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry
 from bentpipe.daemon.providers.ec2.errors import Ec2Failure, FailureKind
@@ -216,6 +217,35 @@ class Ec2Provider:
         if seen.state is MachineState.TERMINATED:
             raise LaunchTokenSpent(f"token {token} has launched {seen.instance_id}, which is terminated: use another")
         self._poller.launched(entry, seen)
+
+    async def objection_to(self, machine_id: MachineId, section: MachineSection) -> str:
+        """By the instance as EC2 describes it now. Raises the error for EC2's answer."""
+        entry = self._entry(machine_id)
+        look = await self._poller.refresh(entry)
+        if look is None or look.state is MachineState.TERMINATED or entry.seen is None:
+            return ""
+        return objection_of(entry, entry.seen, section)
+
+    async def adapt(self, machine_id: MachineId, section: MachineSection) -> None:
+        """ModifyInstanceAttribute, if the instance's type is none of the section's.
+
+        Raises ProviderPermanent (EC2 does not change it), ProviderRetryable (it is not stopped), or the error for EC2's
+        answer.
+        """
+        entry = self._entry(machine_id)
+        if objection := await self.objection_to(machine_id, section):
+            raise ProviderPermanent(objection)
+        seen, wanted = entry.seen, section.ec2
+        gone = entry.look is None or entry.look.state is MachineState.TERMINATED
+        types = [] if gone or seen is None or wanted is None else types_for(seen, wanted)
+        if seen is None or not types or seen.instance_type in types:
+            return
+        kinds = [Alternative("", each, seen.zone) for each in types]
+        kind = self._memory.ordered(kinds, trio.current_time())[0]
+        try:
+            await self._change_type(entry, seen.instance_id, kind.instance_type)
+        except Ec2Failure as failure:
+            raise self._error(entry, failure) from failure
 
     async def terminate(self, machine_id: MachineId) -> None:
         """TerminateInstances, if the instance has our fleet's and the satellite's tags.

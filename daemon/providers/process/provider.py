@@ -18,7 +18,7 @@ from pathlib import Path
 
 import trio
 
-from bentpipe.config.model import ProcessSection
+from bentpipe.config.model import MachineSection, ProcessSection
 from bentpipe.daemon.errors import MachineNotFound, ProviderPermanent, ProviderRetryable
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, MachineTraits, SleepMode
 from bentpipe.daemon.ports import PortReservation
@@ -32,6 +32,7 @@ from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 
 log = logging.getLogger("bentpipe.providers.process")
 
+NO_COMMAND = "the satellite is a command on the edge host, and of the new size it would not be"
 NOT_RUNNING = "the process provider is not running"
 
 TRAITS = MachineTraits(
@@ -183,6 +184,19 @@ class ProcessProvider:
         await trio.lowlevel.checkpoint()
         machine = self._machine(machine_id)
         machine.recreate_nowait(self._tasks(), lambda: self._spawn(machine_id, machine))
+
+    async def objection_to(self, machine_id: MachineId, section: MachineSection) -> str:
+        """A command becomes any other command."""
+        await trio.lowlevel.checkpoint()
+        return "" if section.process is not None else NO_COMMAND
+
+    async def adapt(self, machine_id: MachineId, section: MachineSection) -> None:
+        """End the machine's process, which may be frozen: the next start is that of the new command."""
+        if objection := await self.objection_to(machine_id, section):
+            raise ProviderPermanent(objection)
+        machine = self._machine(machine_id)
+        machine.end_nowait()
+        await machine.wait_ended()
 
     async def terminate(self, machine_id: MachineId) -> None:
         """Ask the machine's process to end, for good: it is TERMINATED when nothing of it is left."""

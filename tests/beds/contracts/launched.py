@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.daemon.registry.launched import LaunchedSatellite, LaunchedStore, OrgFull
+from bentpipe.daemon.registry.launched import LaunchedSatellite, LaunchedStore, OrgFull, SatelliteChange
 
 LaunchedStores = Callable[[str], LaunchedStore]
 """Opens the store of that name as another process would."""
@@ -35,6 +35,61 @@ class LaunchedContract:
         assert await writer.satellites() == (one("b"), one("a", org="beta"))
         await writer.aclose()
         await reader.aclose()
+
+    async def test_a_satellite_is_changed_once(self, launched_stores: LaunchedStores) -> None:
+        store, other = launched_stores("change"), launched_stores("change")
+        first = await store.add(one("a"), most=1)
+        assert await other.find(first.key) == first
+        assert await other.find(SatelliteKey("acme", "b")) is None
+        larger = SatelliteChange("huge", "linux/amd64", replace=False, at_us=5)
+        changing = dataclasses.replace(first, change=larger)
+        assert await store.begin_change(first, larger) == changing
+        assert await store.begin_change(first, larger) == changing, "its answer was lost"
+        another = SatelliteChange("small", "linux/arm64", replace=True, at_us=6)
+        assert await other.begin_change(first, another) == changing, "one at a time"
+        assert await other.satellites() == (changing,)
+        assert await other.add(one("a", at=7), most=5) == changing
+        assert not await other.end_change(changing, another, done=True)
+        assert await store.end_change(changing, larger, done=True)
+        assert not await other.end_change(changing, larger, done=True), "by one host"
+        assert await store.satellites() == (changing.changed(),)
+        assert changing.changed() == one("a", size="huge")
+        assert await other.begin_change(first, another) == changing.changed(), "it is not what the caller knows"
+        again = await other.begin_change(changing.changed(), another)
+        assert again == dataclasses.replace(changing.changed(), change=another)
+        assert await other.end_change(again, another, done=False)
+        assert await store.satellites() == (changing.changed(),), "it stays what it was"
+
+    async def test_a_removal_ends_a_change(self, launched_stores: LaunchedStores) -> None:
+        store = launched_stores("end")
+        change = SatelliteChange("huge", "linux/amd64", replace=True, at_us=5)
+        first = await store.add(one("a"), most=1)
+        await store.begin_change(first, change)
+        await store.begin_removal(first)
+        leaving = dataclasses.replace(first, removing=True)
+        assert await store.satellites() == (leaving,)
+        assert not await store.end_change(first, change, done=True)
+        assert await store.begin_change(first, change) == leaving
+        await store.remove(first)
+        assert await store.begin_change(first, change) is None
+        assert not await store.end_change(first, change, done=False)
+        again = one("a", at=9)
+        assert await store.add(again, most=1) == again
+        assert await store.begin_change(first, change) == again, "another one has taken the name"
+
+    async def test_of_all_who_begin_a_change_one_does(self, launched_stores: LaunchedStores) -> None:
+        found: list[LaunchedSatellite | None] = []
+        first = await launched_stores("begin").add(one("a"), most=1)
+
+        async def begin(caller: int) -> None:
+            change = SatelliteChange(f"s{caller}", "linux/amd64", replace=False, at_us=caller)
+            found.append(await launched_stores("begin").begin_change(first, change))
+
+        async with trio.open_nursery() as nursery:
+            for caller in range(CALLERS):
+                nursery.start_soon(begin, caller)
+        assert len(set(found)) == 1
+        assert await launched_stores("begin").satellites() == (found[0],)
 
     async def test_an_older_satellite_of_the_name_is_not_the_new_one(self, launched_stores: LaunchedStores) -> None:
         store = launched_stores("names")

@@ -9,6 +9,7 @@ import itertools
 
 import trio
 
+from beds.machines.unchanging import Unchanging
 from bentpipe.daemon.errors import (
     LaunchTokenSpent,
     MachineNotFound,
@@ -93,7 +94,7 @@ class FakeMachine:
             self.become(*self.next)
 
 
-class MemoryProvider:
+class MemoryProvider(Unchanging):
     """Implements `Provider`. Machines are added and told what to do by the test. They are like EC2's unless it says else."""
 
     def __init__(self, traits: MachineTraits = TRAITS) -> None:

@@ -2,11 +2,12 @@
 
 import trio
 
+from beds.machines.unchanging import Unchanging
 from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState, MachineTraits
 from bentpipe.daemon.providers.ec2.traits import TRAITS
 
 
-class ShownMachine:
+class ShownMachine(Unchanging):
     """The half of a provider that tells of its machine; a subclass has the calls that move it."""
 
     def __init__(self, machine_id: MachineId, address: Address) -> None:

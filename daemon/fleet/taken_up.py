@@ -1,0 +1,26 @@
+"""A launched satellite that this host has taken up into its fleet. It decides nothing."""
+
+import dataclasses
+
+import trio
+
+from bentpipe.daemon.errors import BentpipeError
+from bentpipe.daemon.fleet.satellite import Satellite
+from bentpipe.daemon.providers.series import Series
+from bentpipe.daemon.registry.launched import LaunchedSatellite
+
+
+@dataclasses.dataclass(slots=True)
+class TakenUp:
+    """What is kept of it."""
+
+    row: LaunchedSatellite
+    satellite: Satellite
+    removals: Series
+    attempts: int = 0
+    """To finish its removal or update, by the task."""
+    again_at: float = float("-inf")
+    working: trio.Lock = dataclasses.field(default_factory=trio.Lock)
+    """Held by the task that takes the next step of its removal or update."""
+    outcome: BentpipeError | None = None
+    """Why its update has not led to what the client wanted."""
