@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -47,6 +48,8 @@ MAX_FILE_BYTES = 64 << 10
 OPENSSL_S = 30
 REQUEST_CONFIGURATION = "[req]\ndistinguished_name = name\n[name]\n"
 """For `openssl req`: the system's configuration may ask for extensions, which the daemon refuses."""
+NOT_RUNNING = ("inactive", "failed", "unknown")
+"""Answers of `systemctl is-active`."""
 ESTABLISHED = "01"
 """In /proc/net/tcp (Documentation/networking/proc_net_tcp.rst)."""
 NOTICE, WARNING = 5, 4
@@ -80,6 +83,13 @@ class Identity:
         openssl = shutil.which("openssl", path=os.environ.get("PATH", os.defpath) + ":/usr/bin:/usr/sbin:/bin")
         self._openssl = openssl or "openssl"
 
+    def hold_alone(self) -> int:
+        """Wait until no other such program works on the folder: two would ask for two keys. Returns the lock."""
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        lock = os.open(os.path.join(self._folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return lock
+
     def is_due(self) -> bool:
         """Whether it is time for a certificate, by the wall clock."""
         if not os.path.exists(self.file):
@@ -89,9 +99,16 @@ class Identity:
         except (EnrolmentError, ValueError, KeyError, TypeError):
             return True
 
+    def is_of_use(self) -> bool:
+        """Whether there is a certificate that has not ended: with another one BuildKit need not start."""
+        try:
+            self._run("x509", "-noout", "-checkend", "0", "-in", self.file)
+        except EnrolmentError:
+            return False
+        return True
+
     def ask(self) -> bool:
         """Get the first certificate, or the next one. Returns whether it is a next one. Raises EnrolmentError."""
-        os.makedirs(self._folder, mode=0o700, exist_ok=True)
         given = _json(_read(self._enrolment))
         request = self._request()
         body = {"satellite": given.get("satellite"), "launch": given.get("launch"), "request": request}
@@ -197,8 +214,17 @@ class Restarts:
         self._mark = os.path.join(root, "run/bentpipe-restart-" + unit)
 
     def want(self) -> None:
-        """The unit has an older certificate."""
-        _write(self._mark, b"")
+        """There is a new certificate. A unit that does not run yet will read it when it starts."""
+        try:
+            asked = subprocess.run(
+                ("systemctl", "is-active", self._unit), capture_output=True, text=True, timeout=RESTART_S, check=False
+            )
+        except (OSError, subprocess.SubprocessError):
+            state = ""
+        else:
+            state = asked.stdout.strip()
+        if state not in NOT_RUNNING:
+            _write(self._mark, b"")
 
     def try_now(self) -> None:
         """Restart it, if that is wanted and nobody uses it."""
@@ -304,7 +330,7 @@ def keep(identity: Identity, restarts: Restarts | None) -> None:
             pause_s = min(2 * pause_s, PAUSE_EAGER_S if time.monotonic() < eager_until else PAUSE_MOST_S)
             if not os.path.exists(identity.file):
                 continue
-        if not ready:
+        if not ready and identity.is_of_use():
             tell_systemd()
             ready = True
         if restarts is not None:
@@ -327,8 +353,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--builds", metavar="CGROUP", default="", help="the cgroup of all steps of builds")
     given = parser.parse_args(arguments[1:])
     os.umask(0o077)
+    identity = Identity(given.enrolment, given.folder)
+    identity.hold_alone()
     keep(
-        Identity(given.enrolment, given.folder),
+        identity,
         Restarts(given.restart, given.port, given.builds) if given.restart else None,
     )
     return 0
