@@ -94,7 +94,10 @@ def cloud(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
     return emulator
 
 
-LAUNCH_CALLS = ("DescribeInstances", "DescribeLaunchTemplateVersions", "DescribeImages", "RunInstances")
+LAUNCH_CALLS = (
+    *("DescribeInstances", "DescribeLaunchTemplateVersions", "DescribeImages", "DescribeInstanceTypes"),
+    "RunInstances",
+)
 FAULTS = ("refused", "no capacity", "broken before", "broken after")
 
 
@@ -130,6 +133,29 @@ async def test_a_launch_that_fails_at_any_call_leaves_nothing(tmp_path: Path, cl
             assert status is GrpcStatus.OK, words
             assert living(cloud) == []
             assert await trio.to_thread.run_sync(listed, port) == {}
+
+
+@pytest.mark.parametrize("unseen_s", [0, 45])
+@pytest.mark.parametrize("code", ["UnauthorizedOperation", "InsufficientInstanceCapacity", "RequestLimitExceeded"])
+async def test_a_refusal_after_a_lost_answer_leaves_nothing(
+    tmp_path: Path, cloud: Emulator, code: str, unseen_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EC2 has launched a machine, and the answer was lost. It may not show the machine yet, and refuses what is repeated."""
+    monkeypatch.setattr(ec2_provider, "TRAITS", dataclasses.replace(TRAITS, appear_grace_s=5.0))
+    cloud.control.set_timing(name="unseen_s", seconds=unseen_s)
+    async with serving(tmp_path, ec2_text(tmp_path, cloud)) as daemon:
+        port = daemon.addresses[0][1]
+        cloud.control.reset(action="RunInstances", after=True)
+        cloud.control.fail(action="RunInstances", code=code, times=None)
+        status, words = await trio.to_thread.run_sync(launch, port)
+        cloud.control.clear_faults()
+        if status is GrpcStatus.OK:
+            assert len(living(cloud)) == 1, "it was found by its token"
+            status, words = await trio.to_thread.run_sync(lambda: remove(port, force=True))
+            assert status is GrpcStatus.OK, words
+        await until(lambda: listed(port) == {}, "nothing is left in the store")
+        assert living(cloud) == []
+        assert len(cloud.control.describe()) == 1
 
 
 @pytest.mark.parametrize("action", ["DescribeInstances", "TerminateInstances"])

@@ -254,9 +254,10 @@ class AnyInterleaving(RuleBasedStateMachine):
         else:
             self.feed(Traffic())
 
-    @rule(state=st.sampled_from(M), fault=st.sampled_from([None, *Fault]))
-    def see(self, state: MachineState, fault: Fault | None) -> None:
-        self.feed(Seen(look(state, fault if state in (M.STOPPED, M.TERMINATED) else None)))
+    @rule(state=st.sampled_from(M), fault=st.sampled_from([None, *Fault]), other_left=st.booleans())
+    def see(self, state: MachineState, fault: Fault | None, other_left: bool) -> None:
+        seen = look(state, fault if state in (M.STOPPED, M.TERMINATED) else None)
+        self.feed(Seen(dataclasses.replace(seen, other_left=other_left and seen.fault is Fault.CAPACITY)))
 
     @precondition(lambda self: self.calls)
     @rule(error=st.sampled_from([None, None, *ERRORS]), withdrawn=st.booleans())
