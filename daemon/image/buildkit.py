@@ -8,9 +8,9 @@ of the disk that its databases are on.
 import json
 
 from bentpipe.config.image import CacheSection, ImageSection
-from bentpipe.daemon.image.places import AUTHORITY, CNI, IDENTITY, RUNTIME
+from bentpipe.daemon.image.places import AUTHORITY, CNI, IDENTITY
 from bentpipe.daemon.image.programs.cache import KEEP_MARK, SOURCES_MARK
-from bentpipe.daemon.image.programs.settings import ROOT, SOCKET
+from bentpipe.daemon.image.programs.settings import ROOT, RUNTIME, SOCKET
 
 SOURCES = ("type==source.local", "type==source.git.checkout")
 """What a client sends again, or can be checked out again."""

@@ -5,16 +5,12 @@ programs/settings.py has the places that the programs on the satellite use. This
 LIBRARY = "/usr/local/lib/bentpipe"
 RESPONDER = f"{LIBRARY}/responder.py"
 ENROL = f"{LIBRARY}/enrol.py"
-RESPONDER_SETTINGS = "/etc/bentpipe/responder.json"
-RUNTIME = f"{LIBRARY}/runtime"
-"""What BuildKit runs as runc."""
 UNITS = "/etc/systemd/system"
 GENERATOR = "/etc/systemd/system-generators/bentpipe-limits"
 SLEEP_HOOK = "/usr/lib/systemd/system-sleep/bentpipe"
 DOCTOR = "/usr/local/sbin/bentpipe-doctor"
 SYSCTL = "/etc/sysctl.d/60-bentpipe.conf"
 TARGET = "bentpipe-satellite.target"
-LIMITS_DROP_IN = "/run/systemd/generator/builds.slice.d/50-bentpipe-limits.conf"
 
 CNI = "/etc/bentpipe/cni.conflist"
 

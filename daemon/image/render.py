@@ -23,13 +23,13 @@ from bentpipe.daemon.image.places import (
     PROGRAMS_PACKAGE,
     PYTHON,
     RESPONDER,
-    RESPONDER_SETTINGS,
-    RUNTIME,
 )
 from bentpipe.daemon.image.programs.settings import (
     BUILDS_CGROUP,
     CACHE,
     PROGRAM_SUMS,
+    RESPONDER_SETTINGS,
+    RUNTIME,
     SETTINGS,
     SOCKET,
     TEMPLATE,

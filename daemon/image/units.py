@@ -13,26 +13,28 @@ from bentpipe.daemon.image.places import (
     ENROLMENT,
     GENERATOR,
     LIBRARY,
-    LIMITS_DROP_IN,
     PROGRAMS_PACKAGE,
     PYTHON,
     RESPONDER,
-    RESPONDER_SETTINGS,
     SLEEP_HOOK,
     SYSCTL,
     TARGET,
     TLS_FOLDER,
     UNITS,
 )
-from bentpipe.daemon.image.programs.settings import BUILDKIT_UNIT, BUILDS_CGROUP, ROOT, SLICE
-
-CACHE_UNIT, FETCH_UNIT, RESPONDER_UNIT = (
-    "bentpipe-cache.service",
-    "bentpipe-fetch.service",
-    "bentpipe-responder.service",
+from bentpipe.daemon.image.programs.limits import DROP_IN
+from bentpipe.daemon.image.programs.settings import (
+    BUILDKIT_UNIT,
+    BUILDS_CGROUP,
+    RESPONDER_SETTINGS,
+    RESPONDER_SLICE,
+    RESPONDER_UNIT,
+    ROOT,
+    SLICE,
 )
-ENROL_UNIT = "bentpipe-enrol.service"
-RESPONDER_SLICE = "responder.slice"
+
+CACHE_UNIT, FETCH_UNIT, ENROL_UNIT = "bentpipe-cache.service", "bentpipe-fetch.service", "bentpipe-enrol.service"
+LIMITS_DROP_IN = f"/run/systemd/generator/{SLICE}.d/{DROP_IN}"
 MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "unattended-upgrades.service", "dnf-makecache.timer")
 """They would run at every wake, when their hour has passed, beside the first build."""
 

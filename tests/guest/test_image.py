@@ -4,7 +4,6 @@ cloud-init is not in the guest: the test writes the files as it does, and queues
 """
 
 import shlex
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,10 +11,9 @@ import yaml
 
 from beds.guest.image import guest_image
 from beds.guest.machine import Guest, GuestError
-from beds.guest.satellite import START_DEADLINE_S, rendered_image
+from beds.guest.satellite import START_DEADLINE_S, GuestSatellite, rendered_image
 from beds.peers.builds import Missing
 from bentpipe.daemon.image.programs.settings import BUILDKIT_UNIT, BUILDS_CGROUP
-from bentpipe.daemon.image.units import RESPONDER_UNIT
 from bentpipe.daemon.image.user_data import cloud_config
 
 pytestmark = pytest.mark.slow
@@ -30,11 +28,7 @@ ExecStart=/bin/sh -c 'until [ -e /run/written ]; do sleep 0.1; done'
 
 
 def await_ready(guest: Guest) -> None:
-    deadline = time.monotonic() + START_DEADLINE_S
-    ask = f"systemctl is-active {BUILDKIT_UNIT} {RESPONDER_UNIT} || true"
-    while (states := guest.run(ask).split()) != ["active", "active"]:
-        assert time.monotonic() < deadline, (states, guest.run("journalctl --no-pager -n 60 -o cat"))
-        time.sleep(0.5)
+    GuestSatellite(guest, guest_image()).await_ready()
 
 
 def doctor(guest: Guest) -> tuple[int, str]:

@@ -12,12 +12,18 @@ from pathlib import Path
 from bentpipe.daemon.image.programs.cache import PARTS, STATE
 from bentpipe.daemon.image.programs.findings import Finding, fail, fine, warn
 from bentpipe.daemon.image.programs.looks import SatelliteLook
-from bentpipe.daemon.image.programs.settings import CACHE, CONFIGURATION, ROOT, SLICE, SOCKET
+from bentpipe.daemon.image.programs.settings import (
+    CACHE,
+    CONFIGURATION,
+    DEBUGGER,
+    RESPONDER_SLICE,
+    ROOT,
+    RUNTIME,
+    SLICE,
+    SOCKET,
+)
 
-RESPONDER_SLICE = "responder.slice"
-RUNTIME = "/usr/local/lib/bentpipe/runtime"
 CNI_PLUGINS = ("bridge", "host-local", "loopback")
-DEBUGGER = "/usr/bin/earth_debugger"
 SPARE_PERCENT = 5
 ROUNDING = 1 << 20
 HIBERNATION_AGENTS = ("hibinit-agent.service", "ec2-hibinit-agent.service")
@@ -143,7 +149,7 @@ def check_configuration(look: SatelliteLook) -> Iterator[Finding]:
     else:
         yield fine("runtime", RUNTIME)
     yield from _check_plugins(look, text)
-    if look.settings.flavour == "earthly" and not look.path(DEBUGGER).exists():
+    if look.settings.flavour == "earthly" and not look.path(str(DEBUGGER)).exists():
         yield fail("Earthly's debugger", f"{DEBUGGER} is not there", "journalctl -u bentpipe-fetch.service")
     yield from _check_policies(look)
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from bentpipe.daemon.image.programs.findings import Finding, fail, fine, warn
 from bentpipe.daemon.image.programs.looks import SatelliteLook
+from bentpipe.daemon.image.programs.settings import RESPONDER_SETTINGS
 
-RESPONDER_SETTINGS = "/etc/bentpipe/responder.json"
 ENROL_LOG = "journalctl -u bentpipe-enrol.service says why; the machine must reach the daemon's [satellite_ca] port"
 LATE_S = 7 * 86_400.0
 """The next certificate comes after a third of the life of the present one. If so little is left, something is wrong."""

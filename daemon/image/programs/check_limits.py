@@ -14,13 +14,13 @@ from bentpipe.daemon.image.programs.settings import (
     BUILDKIT_UNIT,
     BUILDS_CGROUP,
     DAEMON_CGROUP,
+    RESPONDER_SLICE,
+    RESPONDER_UNIT,
     SLICE,
     SetupError,
     limits_here,
 )
 
-RESPONDER_SLICE = "responder.slice"
-RESPONDER_UNIT = "bentpipe-responder.service"
 PAGE = 4096
 """The kernel rounds limits down to pages; 64 KiB are the largest pages of arm64."""
 LARGEST_PAGE = 16 * PAGE

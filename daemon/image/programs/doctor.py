@@ -13,10 +13,9 @@ import sys
 from collections.abc import Iterator
 
 from bentpipe.daemon.image.programs import check_disks, check_identity, check_limits, check_programs
-from bentpipe.daemon.image.programs.check_identity import RESPONDER_SETTINGS
 from bentpipe.daemon.image.programs.findings import Finding, Severity, fail, fine, warn
 from bentpipe.daemon.image.programs.looks import SatelliteLook
-from bentpipe.daemon.image.programs.settings import SETTINGS, SetupError, load_settings
+from bentpipe.daemon.image.programs.settings import RESPONDER_SETTINGS, SETTINGS, SetupError, load_settings
 
 ANSWER_S = 5.0
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)

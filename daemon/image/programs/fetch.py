@@ -22,12 +22,10 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Protocol
 
-from bentpipe.daemon.image.programs.settings import SetupError, load_settings
+from bentpipe.daemon.image.programs.settings import DEBUGGER, SetupError, load_settings
 
 WANTED = {"usr/bin/buildkitd", "usr/bin/buildctl", "usr/bin/buildkit-runc", "usr/bin/earth_debugger"}
 WANTED_PREFIX = "usr/bin/buildkit-cni-"
-DEBUGGER = Path("/usr/bin/earth_debugger")
-"""Where Earthly's CLI tells BuildKit to find it."""
 MANIFEST_BYTES, LAYER_BYTES = 4 << 20, 1 << 30
 TIMEOUT_S = 30.0
 PAUSES_S = (1, 2, 4, 8, 15, 30)

@@ -26,9 +26,8 @@ from beds.peers.buildkit_host import Built
 from beds.peers.builds import buildkit
 from bentpipe.config.load import load_config
 from bentpipe.daemon.image.files import MachineImage
-from bentpipe.daemon.image.programs.settings import BUILDKIT_UNIT, BUILDS_CGROUP
+from bentpipe.daemon.image.programs.settings import BUILDKIT_UNIT, BUILDS_CGROUP, RESPONDER_UNIT
 from bentpipe.daemon.image.render import render_image
-from bentpipe.daemon.image.units import RESPONDER_UNIT
 from bentpipe.proto.responder_pb2 import GetStatusRequest, Status
 
 BUILDKIT_PORT, RESPONDER_PORT = 8372, 9571

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bentpipe.daemon.image.programs import runtime
+from bentpipe.daemon.image.programs.settings import SETTINGS
 
 SOURCE = Path(runtime.__file__)
 RUNC = """#!/bin/sh
@@ -136,6 +137,11 @@ def test_runc_dies_with_the_program_beside_it(tmp_path: Path) -> None:
     while child.exists() and "Z" not in (child / "stat").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_it_has_the_same_settings_as_the_other_programs() -> None:
+    """It is a file of its own, so it cannot import the place."""
+    assert str(SETTINGS) == runtime.SETTINGS
 
 
 def test_the_bundle_is_found_in_each_way_of_writing_it() -> None:
