@@ -48,6 +48,7 @@ MAX_RUNNING = 64
 MAX_REF_BYTES = 128
 ANSWER_DEADLINE_S = 4.0
 STREAM = 1
+SIGN_BIT = 1 << 63
 
 
 class BuildKitError(Exception):
@@ -266,5 +267,7 @@ def prune(path: str, keep_bytes: int, deadline_s: float) -> Iterator[int]:
     Field 4 is `reservedSpace` of moby and `keepBytes` of the fork, and means the same in both. Raises as `call`.
     """
     for record in call(path, "Prune", encode_fields([(2, True), (4, keep_bytes)]), deadline_s):
-        size = dict(decode_fields(record)).get(4, 0)  # UsageRecord.Size
-        yield size if isinstance(size, int) else 0
+        size = dict(decode_fields(record)).get(
+            4, 0
+        )  # UsageRecord.Size, signed: -1 is a size that BuildKit does not know
+        yield size if isinstance(size, int) and size < SIGN_BIT else 0

@@ -157,10 +157,11 @@ def test_prune_asks_for_what_both_buildkits_understand(tmp_path: Path) -> None:
         asked.append(dict(decode_fields(request)))
         yield encode_fields([(1, "id"), (4, 1000)])
         yield encode_fields([(1, "other")])
+        yield encode_fields([(1, "of unknown size"), (4, (1 << 64) - 1)])
 
     with played(tmp_path / "s", Prune=pruned) as path:
-        assert list(prune(path, 5 << 30, 10)) == [1000, 0]
-        assert list(prune(path, 0, 10)) == [1000, 0]
+        assert list(prune(path, 5 << 30, 10)) == [1000, 0, 0]
+        assert list(prune(path, 0, 10)) == [1000, 0, 0]
     assert asked == [{2: 1, 4: 5 << 30}, {2: 1, 4: 0}]
 
 
