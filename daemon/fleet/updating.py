@@ -18,6 +18,7 @@ ITS_OWN_FILES = (
     "the satellite is a command on the edge host, which keeps its files where it likes: its cache is not dropped"
 )
 OTHER_PLATFORM = "a machine does not change its platform"
+OTHER_IMAGE = "the new size has other settings of what runs on the machine, which it gets at its launch only"
 DROP_CACHE = "with --drop-cache another machine takes its place, whose cache is empty"
 
 Types = Mapping[tuple[str, str], MachineTypeSection]
@@ -57,10 +58,19 @@ async def check_possible(satellite: Satellite, row: LaunchedSatellite, change: S
     """Raises InvalidRequest if the machine cannot become that with its disks kept; ProviderError."""
     if change.replace:
         return
-    section = section_of(row, change, types)
-    objection = OTHER_PLATFORM if change.platform != row.platform else await satellite.calls.objection_to(section)
+    objection = objection_of_types(row, change, types)
+    if not objection:
+        objection = await satellite.calls.objection_to(section_of(row, change, types))
     if objection:
         raise InvalidRequest(f"{objection}; {DROP_CACHE}")
+
+
+def objection_of_types(row: LaunchedSatellite, change: SatelliteChange, types: Types) -> str:
+    """Why a machine of the one type does not become one of the other, whatever provider it has; "" if it may."""
+    if change.platform != row.platform:
+        return OTHER_PLATFORM
+    same = types[row.size, row.platform].image == types[change.size, change.platform].image
+    return "" if same else OTHER_IMAGE
 
 
 def section_of(row: LaunchedSatellite, change: SatelliteChange, types: Types) -> SatelliteSection:
