@@ -11,6 +11,9 @@ from bentpipe.daemon.model import Address
 
 RETRY_S = 0.02
 """Pause between attempts. On the average a held client waits half of it longer."""
+SELDOM_S = 2.0
+"""The longest pause, doubling from RETRY_S, if the machine is not ours: its port may stay closed for days, and no boot ends
+that. Fifty such machines would otherwise cost thousands of connections a second."""
 ATTEMPT_S = 1.0
 """Deadline of one attempt: a booting host drops SYNs, and the kernel would send the next one only seconds later."""
 
@@ -23,12 +26,12 @@ Tell = Callable[[str, bool], None]
 """Takes the reason for failure, and whether nothing at all has answered: a machine that refuses can be reached."""
 
 
-async def wait_listening(address: Address, tell: Tell = lambda words, silent: None) -> None:
+async def wait_listening(address: Address, tell: Tell = lambda words, silent: None, *, most_s: float = RETRY_S) -> None:
     """Return once a TCP connection to `address` was accepted. It tries for ever, until the caller's cancel scope ends it.
 
-    The reason for failure is reported whenever it changes.
+    The reason for failure is reported whenever it changes. The pause between attempts doubles up to `most_s`.
     """
-    told = ""
+    told, pause_s = "", RETRY_S
     while True:
         words, silent = SILENT.format(address.port), True
         with trio.move_on_after(ATTEMPT_S):
@@ -44,4 +47,10 @@ async def wait_listening(address: Address, tell: Tell = lambda words, silent: No
         if words != told:
             told = words
             tell(words, silent)
-        await trio.sleep(RETRY_S)
+        await trio.sleep(pause_s)
+        pause_s = min(2 * pause_s, most_s)
+
+
+async def wait_listening_seldom(address: Address, tell: Tell) -> None:
+    """The same for a machine that is not ours."""
+    await wait_listening(address, tell, most_s=SELDOM_S)

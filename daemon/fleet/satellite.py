@@ -33,7 +33,7 @@ from bentpipe.daemon.fleet.machine.states import WAKING
 from bentpipe.daemon.fleet.machine_calls import MachineCalls
 from bentpipe.daemon.fleet.presence import Presence
 from bentpipe.daemon.fleet.reader import Reader, ReadSatellite
-from bentpipe.daemon.fleet.readiness import wait_listening
+from bentpipe.daemon.fleet.readiness import wait_listening, wait_listening_seldom
 from bentpipe.daemon.fleet.resume import ResumeDetector
 from bentpipe.daemon.fleet.retirement import Retirement
 from bentpipe.daemon.fleet.waiters import Waiter, Waiters
@@ -484,9 +484,8 @@ class Satellite:
             await run_owned(self._owner("probe"), self._probe_once, address, scope)
 
     async def _probe_once(self, address: Address, scope: trio.CancelScope) -> None:
-        listening = functools.partial(
-            wait_listening, address, lambda words, silent: self._feed(msg.ProbeFailed(words, silent))
-        )
+        wait = wait_listening if self.rules.owned else wait_listening_seldom
+        listening = functools.partial(wait, address, lambda words, silent: self._feed(msg.ProbeFailed(words, silent)))
         await self._whereabouts.wait_certain(listening, self._spawn_search)
         self._feed(msg.Ready())
         # The waiting clients have their leases; what follows is for the ledger and the sleep mode.

@@ -130,10 +130,10 @@ class Bed:
 
 @pytest.fixture(autouse=True)
 def every_port_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def at_once(address: Address, tell: Callable[[str], None]) -> None:
+    async def at_once(address: Address, tell: Callable[[str, bool], None]) -> None:
         await trio.lowlevel.checkpoint()
 
-    monkeypatch.setattr(satellite, "wait_listening", at_once)
+    monkeypatch.setattr(satellite, "wait_listening_seldom", at_once)
 
 
 @pytest.fixture
