@@ -65,6 +65,8 @@ BUILD_DEADLINE_S = 240.0
 ANSWER_DEADLINE_S = 30.0
 """For one answer of the responder: a missing one fails a test, a slow one is only reported."""
 PROBE_PERIOD_S = 0.1
+TMPFS_BYTES = 4 << 30
+"""By default a tmpfs takes half of the machine's memory at most, which is less than the builds' limit."""
 POLL_S = 0.25
 
 
@@ -183,7 +185,7 @@ class GuestSatellite:
             context = Path(name)
             shutil.copy(self._storm, context / "storm")
             run = ["RUN", *(["--security=insecure"] if insecure else [])]
-            run += [f"--mount=type=tmpfs,target={tmpfs}"] if tmpfs else []
+            run += [f"--mount=type=tmpfs,target={tmpfs},size={TMPFS_BYTES}"] if tmpfs else []
             # The label is another one in each build, so that no step is taken from the cache.
             lines = ["FROM scratch", "COPY storm /storm", f"ENV BUILD={secrets.token_hex(8)}"]
             (context / "Dockerfile").write_text(
