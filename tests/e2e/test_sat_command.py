@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from beds.hosts.command_bed import MACHINE_TYPE, CommandBed, command_bed
+from beds.hosts.command_bed import MACHINE_TYPES, CommandBed, command_bed
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.service import control
 
@@ -27,7 +27,7 @@ class Nobody:
 
 @pytest.fixture
 async def bed(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[CommandBed]:
-    async with command_bed(tmp_path, nursery, types=MACHINE_TYPE) as made:
+    async with command_bed(tmp_path, nursery, types=MACHINE_TYPES) as made:
         yield made
 
 
@@ -117,6 +117,10 @@ async def test_launch_and_removal(bed: CommandBed) -> None:
         refused = await bed.sat(method, "new", *(("--size", "small") if method == "update" else ()), token="user")
         assert refused.returncode == 2
         assert "manage" in refused.stderr, method
+    updated = await bed.sat("update", "new", "--size", "large")
+    assert (updated.returncode, updated.stdout) == (0, "new: updated\n"), updated.stderr
+    refused = await bed.sat("update", "new", "--version", "v2")
+    assert (refused.returncode, "version" in refused.stderr) == (2, True)
     removed = await bed.sat("rm", "new")
     assert (removed.returncode, removed.stdout) == (0, "new: removed\n"), removed.stderr
 

@@ -18,14 +18,17 @@ from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.daemon.testbed.satellite import SERVICE
 
 TOKENS = {"manager": "bp_manager", "user": "bp_user"}
-MACHINE_TYPE = f"""
+MACHINE_TYPES = "".join(
+    f"""
 [[machine_type]]
-size = "small"
+size = "{size}"
 sleep_mode = "stop"
 min_awake = 0
 [machine_type.process]
 command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", "{{port}}"]
 """
+    for size in ("small", "large")
+)
 DEADLINE_S = 60.0
 
 
