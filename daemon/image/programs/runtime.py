@@ -3,8 +3,8 @@
 
 - A process inherits oom_score_adj, so every step would have buildkitd's protection from the kernel's OOM killer.
 - If a step runs out of memory, all of it ends (memory.oom.group): a build whose compiler alone was killed often hangs.
-- Earthly's CLI says "ran out of memory" only if runc itself was killed. The fork does not read the step's memory.events, so
-  this program does, and then ends itself by SIGKILL.
+- Earthly's fork does not read the step's memory.events. So under it this program stays beside runc, and says in the step's
+  output that memory ran out.
 
 It runs once for every step, so it imports little. It must never run a step without having changed the configuration.
 """
@@ -23,6 +23,7 @@ OWN_SCORE = 0
 KILLED = 128 + signal.SIGKILL
 PR_SET_PDEATHSIG = 1
 CGROUPS = "/sys/fs/cgroup"
+OUT_OF_MEMORY = "bentpipe: this step ran out of memory: builds have reached the memory limit of their satellite\n"
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGWINCH)
 
 
@@ -67,7 +68,7 @@ def killed_for_memory(cgroup: str) -> bool:
 
 
 def run_beside(runc: str, arguments: list[str], cgroup: str) -> int:
-    """Run runc as a child, for the fork. Returns its exit code; ends this process by SIGKILL if memory ran out.
+    """Run runc as a child, for the fork, and write why if memory ran out. Returns runc's exit code.
 
     --keep: otherwise runc removes the cgroup, and with it the count of kills, before this program could read it.
     """
@@ -86,12 +87,13 @@ def run_beside(runc: str, arguments: list[str], cgroup: str) -> int:
         signal.signal(number, lambda received, _: os.kill(child, received))
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    out_of_memory = code in (KILLED, -signal.SIGKILL) and killed_for_memory(cgroup)
+    # runc itself is killed by the responder, if builds stall on memory, or by the kernel, if the machine has none.
+    out_of_memory = code == -signal.SIGKILL or (code == KILLED and killed_for_memory(cgroup))
     if not kept:
         before = given[: given.index("run")]
         os.spawnv(os.P_WAIT, runc, [runc, *before, "delete", "--force", arguments[-1]])
     if out_of_memory:
-        os.kill(os.getpid(), signal.SIGKILL)
+        sys.stderr.write(OUT_OF_MEMORY)  # the step's own: its client reads it
     return code if code >= 0 else 128 - code
 
 

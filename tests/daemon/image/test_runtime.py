@@ -104,10 +104,10 @@ def test_a_step_that_cannot_be_changed_does_not_run(text: str, tmp_path: Path) -
     assert satellite.log.read_text() == ""
 
 
-def test_the_fork_is_told_that_memory_ran_out_by_the_death_of_runc(tmp_path: Path) -> None:
+def test_the_forks_client_reads_that_memory_ran_out(tmp_path: Path) -> None:
     satellite = Satellite(tmp_path, "earthly", run="exit 137")
     satellite.events.write_text("oom 1\noom_kill 3\n")
-    assert satellite.run_step()[0] == -signal.SIGKILL
+    assert satellite.run_step() == (137, runtime.OUT_OF_MEMORY)
     calls = [line for line in satellite.log.read_text().splitlines() if "runc" in line]
     assert calls[0].endswith(f" run --keep --bundle {satellite.bundle} abc")
     assert calls[1].endswith(" --log x.json delete --force abc"), "the container is not left behind"
@@ -116,6 +116,12 @@ def test_the_fork_is_told_that_memory_ran_out_by_the_death_of_runc(tmp_path: Pat
 @pytest.mark.parametrize(("end", "code"), [("exit 137", 137), ("exit 3", 3), ("kill -TERM $$", 128 + signal.SIGTERM)])
 def test_the_fork_sees_every_other_end_as_it_was(end: str, code: int, tmp_path: Path) -> None:
     assert Satellite(tmp_path, "earthly", run=end).run_step()[0] == code
+
+
+def test_a_runc_that_is_killed_is_a_lack_of_memory_too(tmp_path: Path) -> None:
+    """The responder kills it if builds stall on memory."""
+    satellite = Satellite(tmp_path, "earthly", run="kill -KILL $$")
+    assert satellite.run_step() == (137, runtime.OUT_OF_MEMORY)
 
 
 def test_a_step_that_handles_a_kill_of_its_child_has_not_run_out(tmp_path: Path) -> None:
