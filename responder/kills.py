@@ -3,7 +3,7 @@
 At memory.max the kernel may reclaim for ever instead of calling its OOM killer. `full` of the builds' memory.pressure shows
 it: the time in which every task waited for memory. The kernel's OOM killer ends the step all the same: a memory.max of zero
 calls it. BuildKit then tells its client "cannot allocate memory", since memory.events counts a kill (moby 0.16 and later).
-Earthly's client says that a satellite ran out of memory if the step's `runc` was killed, so for its fork that is done first.
+For Earthly's fork the step's `runc` is killed first: the runtime beside it then tells the client that memory ran out.
 """
 
 from __future__ import annotations
