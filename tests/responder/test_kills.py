@@ -257,6 +257,7 @@ def test_for_earthly_the_runc_of_that_step_is_killed_first(
 ) -> None:
     sleeper = "import time; time.sleep(600)"
     commands = [["runc", "--log", "x", "run", "--bundle", "b", name] for name in ("hog", "other")] + [["cat", "hog"]]
+    commands.append(["python3", "-IS", "/usr/local/lib/bentpipe/runtime", "run", "--bundle", "b", "hog"])
     processes = [subprocess.Popen([sys.executable, "-c", sleeper]) for _ in commands]
     try:
         for process, command in zip(processes, commands, strict=True):
@@ -266,7 +267,7 @@ def test_for_earthly_the_runc_of_that_step_is_killed_first(
         stall(machine, look, clock, 1.0, seconds=21)
         assert processes[0].wait(DEADLINE_S) == -9
         assert ended == ["hog"]
-        assert [process.poll() for process in processes[1:]] == [None, None]
+        assert [process.poll() for process in processes[1:]] == [None, None, None]
     finally:
         for process in processes:
             process.kill()
