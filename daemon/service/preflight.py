@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Iterator
 
 from bentpipe.config.model import Config
+from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.concern import Concern
 from bentpipe.daemon.service.preflight_ec2 import ec2_concerns
 from bentpipe.daemon.service.preflight_host import host_concerns
@@ -25,7 +26,7 @@ def find_concerns(config: Config) -> list[Concern]:
 
 def _grant_concerns(config: Config) -> Iterator[Concern]:
     """Grants that no satellite of the file fits. With machine types a client may launch one later."""
-    keys = [f"{satellite.org}/{satellite.name}" for satellite in config.satellite]
+    keys = [str(SatelliteKey(satellite.org, satellite.name)) for satellite in config.satellite]
     granted = [
         *((f"token[{i}].grants", token.grants) for i, token in enumerate(config.token)),
         *((f"certificate[{i}].grants", certificate.grants) for i, certificate in enumerate(config.certificate)),

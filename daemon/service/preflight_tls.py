@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bentpipe.config.model import Config, KeyPairSection, ServerTlsSection
+from bentpipe.daemon.edge.identity import parse_server_name
+from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.pki.authority_file import AuthorityError, read_authority
 from bentpipe.daemon.pki.authority_keeper import ENDS_SOON_S
 from bentpipe.daemon.service.concern import Concern
@@ -153,11 +155,15 @@ def _domain_concerns(where: str, domain: str, pairs: Sequence[KeyPairSection], c
             names |= _names(_read_chain(pair.certificate)[0])
         except ValueError:
             return
+    named = {parse_server_name(name, domain) for name in names}
+    # A wildcard stands for the first label alone (RFC 9525 section 6.3): the satellites of one org.
+    wild = {parse_server_name(name.replace("*", "any", 1), domain) for name in names if name.startswith("*.")}
+    orgs = {key.org for key in wild if key is not None}
     for satellite in config.satellite:
-        wanted = f"{satellite.name}.{satellite.org}.{domain}".lower()
-        wildcard = f"*.{satellite.org}.{domain}".lower()
-        if not {wanted, wildcard} & names:
-            words = f"no certificate is for {wanted}; with {wildcard} in its names one is for all of the org"
+        key = SatelliteKey(satellite.org.lower(), satellite.name.lower())
+        if key not in named and key.org not in orgs:
+            wanted, for_all = ".".join((key.name, key.org, domain)), ".".join(("*", key.org, domain))
+            words = f"no certificate is for {wanted}; with {for_all} in its names one is for all of the org"
             yield Concern(f"{where}.satellite_domain", words, fatal=False)
 
 

@@ -13,6 +13,7 @@ from bentpipe.daemon.errors import BentpipeError, Source
 from bentpipe.daemon.image.files import EXECUTABLE, ImageFile, MachineImage
 from bentpipe.daemon.image.render import render_image
 from bentpipe.daemon.image.user_data import LIMIT_BYTES, cloud_config, packed
+from bentpipe.daemon.model import SatelliteKey
 
 ROOT_FOLDER = "rootfs"
 USER_DATA_NAME = "user-data"
@@ -87,7 +88,7 @@ def _type_of(config: Config, wanted: str) -> MachineTypeSection:
 
 
 def _no_image(machine: SatelliteSection) -> str:
-    called = f"{machine.org}/{machine.name}"
+    called = SatelliteKey(machine.org, machine.name)
     if machine.process is not None:
         return (
             f"{called} is a process on the edge host: {' '.join(machine.process.command)}. Nothing is rendered for it: "
