@@ -61,7 +61,7 @@ prune_until_percent = 30
 """For a machine of 1.5 GiB and two cores, with a cache of 1 GiB."""
 START_DEADLINE_S = 400.0
 """Emulated, on a host with a load of 15, this takes one and a half minutes."""
-BUILD_DEADLINE_S = 240.0
+BUILD_DEADLINE_S = 420.0
 ANSWER_DEADLINE_S = 30.0
 """For one answer of the responder: a missing one fails a test, a slow one is only reported."""
 PROBE_PERIOD_S = 0.1
