@@ -6,7 +6,7 @@ C_SOURCES := $(wildcard native/src/*.c bench/native/*.c bench/engine/*.c)
 C_INPUTS := $(wildcard native/src/*.c) $(wildcard native/include/*.h native/src/*.h) native/_build.py
 C_STYLED := $(wildcard native/src/*.[ch] native/include/*.h bench/native/*.[ch] bench/engine/*.c tests/native/*/*.[ch] tests/beds/guest/*.c)
 C_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Wshadow -Werror -Inative/include
-PACKAGES := daemon native config proto responder
+PACKAGES := daemon native config proto
 PROTOS := $(patsubst %,bentpipe/%,$(wildcard proto/*.proto))
 BENCH_PYTHON := PYTHONPATH=build/bench $(BIN)/python -P
 

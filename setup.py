@@ -26,13 +26,13 @@ PACKAGES = {
     "bentpipe.daemon.registry": "daemon/registry",
     "bentpipe.daemon.readings": "daemon/readings",
     "bentpipe.daemon.report": "daemon/report",
+    "bentpipe.daemon.responder": "daemon/responder",
     "bentpipe.daemon.service": "daemon/service",
     "bentpipe.daemon.store": "daemon/store",
     "bentpipe.daemon.testbed": "daemon/testbed",
     "bentpipe.daemon.testbed.ec2_emulator": "daemon/testbed/ec2_emulator",
     "bentpipe.native": "native",
     "bentpipe.proto": "proto",
-    "bentpipe.responder": "responder",
 }
 
 setup(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TOPS = ("config", "daemon", "native", "proto", "responder")
+TOPS = ("config", "daemon", "native", "proto")
 LINT_IMPORTS = Path(sys.executable).parent / "lint-imports"
 LINT_DEADLINE_S = 100.0
 """A run takes some seconds; beside other tests on few cores it takes many."""

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TOPS = ("daemon", "native", "config", "proto", "responder")
+TOPS = ("daemon", "native", "config", "proto")
 
 
 def declared_packages() -> dict[str, str]:

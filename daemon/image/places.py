@@ -18,7 +18,7 @@ ENROLMENT = "/etc/bentpipe/enrolment.json"
 TLS_FOLDER = "/etc/bentpipe/tls"
 AUTHORITY = f"{TLS_FOLDER}/ca.pem"
 IDENTITY = f"{TLS_FOLDER}/identity.pem"
-"""The machine's key and its certificate in one file, which responder/enrol.py replaces as a whole."""
+"""The machine's key and its certificate in one file, which daemon/responder/enrol.py replaces as a whole."""
 
 PROGRAMS_PACKAGE = "bentpipe.daemon.image.programs"
 PYTHON = "/usr/bin/python3 -sS -m"

@@ -36,9 +36,9 @@ from bentpipe.daemon.image.programs.settings import (
     SatelliteSettings,
 )
 from bentpipe.daemon.image.units import render_links, render_start, render_units
-from bentpipe.responder.bundle import PACKAGE, bundle
-from bentpipe.responder.enrol import DAEMON_NAME
-from bentpipe.responder.settings import ResponderSettings
+from bentpipe.daemon.responder.bundle import PACKAGE, bundle
+from bentpipe.daemon.responder.enrol import DAEMON_NAME
+from bentpipe.daemon.responder.settings import ResponderSettings
 
 PROGRAMS = (
     "settings",
@@ -81,7 +81,7 @@ def render_image(machine: SatelliteSection, section: ImageSection) -> MachineIma
 
 
 def enrolment_file(text: str) -> ImageFile:
-    """The file of a machine's own by which it gets its certificate: see responder/enrol.py."""
+    """The file of a machine's own by which it gets its certificate: see daemon/responder/enrol.py."""
     return ImageFile(ENROLMENT, text, SECRET)
 
 

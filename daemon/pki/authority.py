@@ -25,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bentpipe.daemon.ids import machine_dns_name, machine_uri
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.responder.enrol import DAEMON_NAME
+from bentpipe.daemon.responder.enrol import DAEMON_NAME
 
 SKEW_S = 3_600.0
 """A certificate begins to be valid this much before it is made: clocks of two machines differ."""

@@ -119,7 +119,7 @@ async def test_a_token_that_is_read_from_the_user_data_is_worth_nothing(
 ) -> None:
     async with bed.serving() as daemon:
         assert await call(daemon, MINE) == b"hello"
-        program = Path(__file__).parents[2] / "responder/enrol.py"
+        program = Path(__file__).parents[2] / "daemon/responder/enrol.py"
         place = bed.folder / "thief"
         command = [sys.executable, "-I", "-S", str(program), str(bed.disk_of(MINE) / "enrolment.json"), str(place)]
         with caplog.at_level(logging.ERROR):

@@ -11,8 +11,8 @@ from beds.guest.image import guest_image
 from beds.guest.machine import Guest
 from beds.peers.builds import Missing
 from beds.peers.responder_process import CALL_DEADLINE_S, STATUS
+from bentpipe.daemon.responder.bundle import bundle
 from bentpipe.proto.responder_pb2 import GetStatusRequest, Kill, Status
-from bentpipe.responder.bundle import bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.untraced]
 

@@ -1,8 +1,8 @@
 """A satellite on a machine that enrols: it gets a certificate by its user data, and serves as buildkitd would.
 
 `python -P -m beds.machines.enrolled_satellite PORT HOST FOLDER`. The user data is in the variable USER_DATA_NAME;
-FOLDER stands for the machine's disk. It runs responder/enrol.py as a satellite does, and serves TLS that takes only clients
-with a certificate of the daemon's authority.
+FOLDER stands for the machine's disk. It runs daemon/responder/enrol.py as a satellite does. It serves TLS that takes only
+clients with a certificate of the daemon's authority.
 """
 
 import importlib.resources
@@ -39,7 +39,7 @@ def main() -> int:
     enrolment = root / "etc/bentpipe/enrolment.json"
     if not enrolment.exists():
         write_files(os.environ[USER_DATA_NAME], root)
-    program = importlib.resources.files("bentpipe.responder") / "enrol.py"
+    program = importlib.resources.files("bentpipe.daemon.responder") / "enrol.py"
     place = root / "etc/bentpipe/tls"
     subprocess.Popen([sys.executable, "-I", "-S", str(program), str(enrolment), str(place)])
     identity = place / "identity.pem"

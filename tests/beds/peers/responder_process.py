@@ -17,8 +17,8 @@ from typing import Self
 import grpc
 
 from beds.ports import free_port
+from bentpipe.daemon.responder.bundle import OLDEST_PYTHON, bundle
 from bentpipe.proto.responder_pb2 import GetStatusRequest, Status
-from bentpipe.responder.bundle import OLDEST_PYTHON, bundle
 
 START_DEADLINE_S = 30.0
 CALL_DEADLINE_S = 20.0
@@ -75,8 +75,9 @@ class ResponderProcess:
         deadline = time.monotonic() + START_DEADLINE_S
         while "serving on port" not in self.log:
             if self.process.poll() is not None or time.monotonic() > deadline:
+                said = self.log
                 self.close()
-                raise AssertionError(f"the responder does not start: {self.log}")
+                raise AssertionError(f"the responder does not start: {said}")
             time.sleep(POLL_S)
         return self
 

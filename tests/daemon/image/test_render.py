@@ -17,7 +17,7 @@ from bentpipe.daemon.image.files import SECRET, ImageFile
 from bentpipe.daemon.image.programs.settings import SatelliteSettings
 from bentpipe.daemon.image.units import device_unit
 from bentpipe.daemon.image.user_data import LIMIT_BYTES, UserDataTooLarge, cloud_config, packed
-from bentpipe.responder.settings import load_settings
+from bentpipe.daemon.responder.settings import load_settings
 
 MACHINES = machines_of_the_sample()
 each_machine = pytest.mark.parametrize("machine", MACHINES, ids=[each.name for each in MACHINES])

@@ -23,7 +23,7 @@ from bentpipe.daemon.pki.authority import (
     rotated,
 )
 from bentpipe.daemon.pki.authority_file import AuthorityError, keep_authority, read_authority
-from bentpipe.responder.enrol import DAEMON_NAME
+from bentpipe.daemon.responder.enrol import DAEMON_NAME
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from beds.hosts.enrolling import EnrolmentBed, enrolment_bed
 from beds.ports import free_port
 from bentpipe.daemon.pki.authority import new_key
+from bentpipe.daemon.responder.enrol import DAEMON_NAME
 from bentpipe.daemon.service import enrolment_server
 from bentpipe.daemon.service.enrolment_server import BURST, PER_S, AddressRates
-from bentpipe.responder.enrol import DAEMON_NAME
 
 DEADLINE_S = 30.0
 

@@ -13,8 +13,8 @@ from bentpipe.daemon.edge.questions import Questions, ResponderTarget
 from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.daemon.pki.authority import CertificateAuthority, MachineName, new_authority
 from bentpipe.daemon.readings.reading import Reading, ReadingFailed, ReadResult
+from bentpipe.daemon.responder.enrol import DAEMON_NAME
 from bentpipe.native.tls import TlsClientContext
-from bentpipe.responder.enrol import DAEMON_NAME
 
 NOW = datetime.datetime.now(datetime.UTC)
 ONE, TWO = (SatelliteKey("acme", name) for name in ("one", "two"))

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from beds.fake_machine import FakeMachine, pressure
+from bentpipe.daemon.responder import kills
+from bentpipe.daemon.responder.buildkit import BuildKitLook, Running
+from bentpipe.daemon.responder.kills import KillsLook
+from bentpipe.daemon.responder.looks import uptime_s
+from bentpipe.daemon.responder.settings import ResponderSettings
 from bentpipe.proto import responder_pb2 as pb
-from bentpipe.responder import kills
-from bentpipe.responder.buildkit import BuildKitLook, Running
-from bentpipe.responder.kills import KillsLook
-from bentpipe.responder.looks import uptime_s
-from bentpipe.responder.settings import ResponderSettings
 
 DEADLINE_S = 20.0
 

@@ -6,10 +6,10 @@ import dataclasses
 import os
 import time
 
-from bentpipe.responder.buildkit import BuildKitLook
-from bentpipe.responder.looks import Look, milliseconds, uptime_s
-from bentpipe.responder.machine import read_text
-from bentpipe.responder.wire import Fields
+from bentpipe.daemon.responder.buildkit import BuildKitLook
+from bentpipe.daemon.responder.looks import Look, milliseconds, uptime_s
+from bentpipe.daemon.responder.machine import read_text
+from bentpipe.daemon.responder.wire import Fields
 
 CLOUD_INIT_RESULT = "run/cloud-init/result.json"
 """cloud-init writes it at the end of its last stage (cloud-init, "Boot stages")."""

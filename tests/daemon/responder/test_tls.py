@@ -15,7 +15,7 @@ from beds.peers.responder_process import CALL_DEADLINE_S, POLL_S, WAIT_DEADLINE_
 from beds.tls_pairs import Party, daemon, machine
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.pki.authority import CertificateAuthority, MachineName, new_authority
-from bentpipe.responder.enrol import DAEMON_NAME
+from bentpipe.daemon.responder.enrol import DAEMON_NAME
 
 NOW = datetime.datetime.now(datetime.UTC)
 NAME = MachineName("fleet", SatelliteKey("acme", "one"), "1" * 64)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from beds.peers.responder_process import ResponderProcess, oldest_python, run_briefly
-from bentpipe.responder.bundle import MODULES, OLDEST_PYTHON, BundleError, bundle, join_modules
+from bentpipe.daemon.responder.bundle import MODULES, OLDEST_PYTHON, BundleError, bundle, join_modules
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 ENROL = "enrol"
@@ -30,14 +30,14 @@ def test_it_has_all_modules_and_imports_the_standard_library_alone() -> None:
 
 
 def test_the_program_that_enrols_is_one_file_for_the_oldest_python() -> None:
-    tree = ast.parse((ROOT / "responder" / f"{ENROL}.py").read_text(), feature_version=OLDEST_PYTHON)
+    tree = ast.parse((ROOT / "daemon" / "responder" / f"{ENROL}.py").read_text(), feature_version=OLDEST_PYTHON)
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {each.module if isinstance(each, ast.ImportFrom) else each.names[0].name for each in imports}
     assert {(name or "").partition(".")[0] for name in names} <= sys.stdlib_module_names
 
 
 def test_every_module_of_the_package_is_in_it() -> None:
-    names = {path.stem for path in (ROOT / "responder").glob("*.py")} - {"__init__", "bundle", ENROL}
+    names = {path.stem for path in (ROOT / "daemon" / "responder").glob("*.py")} - {"__init__", "bundle", ENROL}
     assert set(MODULES) == names
     assert len(MODULES) == len(names)
 
@@ -54,11 +54,11 @@ def test_one_name_with_two_meanings_is_refused() -> None:
 
 
 def test_a_module_before_what_it_imports_is_refused() -> None:
-    later = "from bentpipe.responder.b import x\n"
+    later = "from bentpipe.daemon.responder.b import x\n"
     with pytest.raises(BundleError, match="a imports b"):
         join_modules({"a": later, "b": "x = 1\n"}, "1")
     with pytest.raises(BundleError, match="another name"):
-        join_modules({"b": "x = 1\n", "a": "from bentpipe.responder.b import x as y\n"}, "1")
+        join_modules({"b": "x = 1\n", "a": "from bentpipe.daemon.responder.b import x as y\n"}, "1")
 
 
 def test_syntax_that_the_oldest_python_has_not_is_refused() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bentpipe.responder.settings import MAX_SETTINGS_BYTES, ResponderSettings, SettingsError, load_settings
+from bentpipe.daemon.responder.settings import MAX_SETTINGS_BYTES, ResponderSettings, SettingsError, load_settings
 
 
 def load(tmp_path: Path, text: str) -> ResponderSettings:

@@ -12,11 +12,11 @@ import os
 import threading
 import time
 
-from bentpipe.responder.buildkit import BuildKitError, prune
-from bentpipe.responder.hpack import HpackError
-from bentpipe.responder.looks import INFO, WARNING, Look, log, milliseconds, uptime_s
-from bentpipe.responder.settings import ResponderSettings
-from bentpipe.responder.wire import Fields, WireError, encode_fields
+from bentpipe.daemon.responder.buildkit import BuildKitError, prune
+from bentpipe.daemon.responder.hpack import HpackError
+from bentpipe.daemon.responder.looks import INFO, WARNING, Look, log, milliseconds, uptime_s
+from bentpipe.daemon.responder.settings import ResponderSettings
+from bentpipe.daemon.responder.wire import Fields, WireError, encode_fields
 
 KEPT_SHARES = (0.75, 0.5, 0.25, 0.0)
 """Of what is used: how much BuildKit may keep, try after try. It counts less than the file system does, and no inodes."""

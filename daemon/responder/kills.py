@@ -1,7 +1,7 @@
 """Counts steps that ran out of memory, and ends one if the builds stall on memory and the kernel ends nothing.
 
 At memory.max the kernel may reclaim for ever instead of calling its OOM killer. `full` of the builds' memory.pressure shows
-it: the time in which every task waited for memory. The kernel's OOM killer ends the step all the same: a memory.max of zero
+it: the time in which every task waited for memory. The kernel's OOM killer ends the step then, too: a memory.max of zero
 calls it. BuildKit then tells its client "cannot allocate memory", since memory.events counts a kill (moby 0.16 and later).
 For Earthly's fork the step's `runc` is killed first: the runtime beside it then tells the client that memory ran out.
 """
@@ -17,9 +17,9 @@ import signal
 import time
 from typing import Optional
 
-from bentpipe.responder.buildkit import BuildKitLook
-from bentpipe.responder.looks import WARNING, Look, log, milliseconds, start_thread, uptime_s
-from bentpipe.responder.machine import (
+from bentpipe.daemon.responder.buildkit import BuildKitLook
+from bentpipe.daemon.responder.looks import WARNING, Look, log, milliseconds, start_thread, uptime_s
+from bentpipe.daemon.responder.machine import (
     MAX_CGROUPS,
     Step,
     find_steps,
@@ -30,8 +30,8 @@ from bentpipe.responder.machine import (
     read_table,
     read_text,
 )
-from bentpipe.responder.settings import ResponderSettings
-from bentpipe.responder.wire import Fields, encode_fields
+from bentpipe.daemon.responder.settings import ResponderSettings
+from bentpipe.daemon.responder.wire import Fields, encode_fields
 
 MAX_KILLS = 16
 """The newest kills that are reported one by one."""

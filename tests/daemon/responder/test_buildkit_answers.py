@@ -11,11 +11,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from bentpipe.daemon.responder import buildkit
+from bentpipe.daemon.responder.buildkit import MAX_KEPT_BYTES, MAX_RUNNING, BuildKitError, BuildKitLook, prune
+from bentpipe.daemon.responder.looks import uptime_s
+from bentpipe.daemon.responder.wire import decode_fields, encode_fields
 from bentpipe.proto import responder_pb2 as pb
-from bentpipe.responder import buildkit
-from bentpipe.responder.buildkit import MAX_KEPT_BYTES, MAX_RUNNING, BuildKitError, BuildKitLook, prune
-from bentpipe.responder.looks import uptime_s
-from bentpipe.responder.wire import decode_fields, encode_fields
 
 SERVICE = "moby.buildkit.v1.Control"
 Answers = Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]

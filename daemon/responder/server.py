@@ -9,11 +9,11 @@ import ssl
 import time
 from typing import Callable, Optional
 
-from bentpipe.responder.http2 import MAX_OUT_BYTES, NO_ERROR, Http2Connection
-from bentpipe.responder.looks import INFO, WARNING, Look, log
-from bentpipe.responder.service import ResponderService
-from bentpipe.responder.settings import ResponderSettings
-from bentpipe.responder.wire import MAX_FRAME, Fields
+from bentpipe.daemon.responder.http2 import MAX_OUT_BYTES, NO_ERROR, Http2Connection
+from bentpipe.daemon.responder.looks import INFO, WARNING, Look, log
+from bentpipe.daemon.responder.service import ResponderService
+from bentpipe.daemon.responder.settings import ResponderSettings
+from bentpipe.daemon.responder.wire import MAX_FRAME, Fields
 
 MAX_CLIENTS = 32
 """Connections. If there are more, the one that has been useful the longest ago ends, strangers' first."""

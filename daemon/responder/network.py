@@ -8,9 +8,9 @@ from __future__ import annotations
 import itertools
 import os
 
-from bentpipe.responder.looks import Look, uptime_s
-from bentpipe.responder.machine import MAX_CGROUPS, read_text
-from bentpipe.responder.wire import Fields
+from bentpipe.daemon.responder.looks import Look, uptime_s
+from bentpipe.daemon.responder.machine import MAX_CGROUPS, read_text
+from bentpipe.daemon.responder.wire import Fields
 
 MAX_CONNECTIONS = 4096
 MAX_NAMESPACES = 64

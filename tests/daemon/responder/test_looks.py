@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from beds.fake_machine import FakeMachine
+from bentpipe.daemon.responder.looks import Look, log_lines, uptime_s
+from bentpipe.daemon.responder.machine import MAX_STEPS, BuildsLook, MachineLook, find_steps, read_text
+from bentpipe.daemon.responder.network import NetworkLook, find_outgoing
+from bentpipe.daemon.responder.wire import Fields
 from bentpipe.proto import responder_pb2 as pb
-from bentpipe.responder.looks import Look, log_lines, uptime_s
-from bentpipe.responder.machine import MAX_STEPS, BuildsLook, MachineLook, find_steps, read_text
-from bentpipe.responder.network import NetworkLook, find_outgoing
-from bentpipe.responder.wire import Fields
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_connections_by_namespace_and_age(machine: FakeMachine, monkeypatch: pyt
     }
     look = network(machine, processes)
     clock = [1000.0]
-    monkeypatch.setattr("bentpipe.responder.network.uptime_s", lambda: clock[0])
+    monkeypatch.setattr("bentpipe.daemon.responder.network.uptime_s", lambda: clock[0])
     look.look()
     assert look.error == ""
     found = pb.Network.FromString(look.section(uptime_s()))

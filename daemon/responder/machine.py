@@ -7,8 +7,8 @@ import itertools
 import os
 from collections.abc import Iterator
 
-from bentpipe.responder.looks import Look
-from bentpipe.responder.wire import Fields, encode_fields
+from bentpipe.daemon.responder.looks import Look
+from bentpipe.daemon.responder.wire import Fields, encode_fields
 
 MAX_FILE_BYTES = 1 << 20
 """Of a file in /proc or /sys, read at once."""

@@ -24,8 +24,8 @@ from beds.hosts.enrolling import MINE, EnrolmentBed, enrolment_bed
 from beds.ports import free_port
 from bentpipe.daemon.pki.authority import MachineName, key_hash_of, pem_of
 from bentpipe.daemon.pki.enrolment import Bootstrap
-from bentpipe.responder import enrol
-from bentpipe.responder.enrol import EnrolmentError, Identity, Restarts
+from bentpipe.daemon.responder import enrol
+from bentpipe.daemon.responder.enrol import EnrolmentError, Identity, Restarts
 
 PROGRAM = Path(enrol.__file__)
 DEADLINE_S = 60.0

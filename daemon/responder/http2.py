@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 from typing import Callable
 
-from bentpipe.responder.hpack import HeaderDecoder, Headers, HpackError, encode_headers
-from bentpipe.responder.wire import (
+from bentpipe.daemon.responder.hpack import HeaderDecoder, Headers, HpackError, encode_headers
+from bentpipe.daemon.responder.wire import (
     ACK,
     CONTINUATION,
     DATA,

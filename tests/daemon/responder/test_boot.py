@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from bentpipe.daemon.responder.boot import CLOUD_INIT_RESULT, BootLook
+from bentpipe.daemon.responder.buildkit import BuildKitLook, Running
+from bentpipe.daemon.responder.looks import uptime_s
 from bentpipe.proto import responder_pb2 as pb
-from bentpipe.responder.boot import CLOUD_INIT_RESULT, BootLook
-from bentpipe.responder.buildkit import BuildKitLook, Running
-from bentpipe.responder.looks import uptime_s
 
 STAT = "1 (a (very) strange name) S 0 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 {ticks} 1 2 3"
 

@@ -7,11 +7,11 @@ import struct
 from collections.abc import Mapping
 from typing import Callable
 
-from bentpipe.responder.hpack import Headers
-from bentpipe.responder.http2 import MAX_BODY_BYTES, Answer
-from bentpipe.responder.looks import milliseconds, uptime_s
-from bentpipe.responder.machine import read_text
-from bentpipe.responder.wire import PREFIX_BYTES, Fields, WireError, decode_fields, encode_fields, grpc_message
+from bentpipe.daemon.responder.hpack import Headers
+from bentpipe.daemon.responder.http2 import MAX_BODY_BYTES, Answer
+from bentpipe.daemon.responder.looks import milliseconds, uptime_s
+from bentpipe.daemon.responder.machine import read_text
+from bentpipe.daemon.responder.wire import PREFIX_BYTES, Fields, WireError, decode_fields, encode_fields, grpc_message
 
 VERSION = "source"
 """Of bentpipe; `bundle.py` sets it."""

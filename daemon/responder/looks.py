@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Callable, Generic, TypeVar
 
-from bentpipe.responder.wire import Fields, encode_fields
+from bentpipe.daemon.responder.wire import Fields, encode_fields
 
 MAX_ERROR_CHARS = 200
 MAX_LOG_LINES = 256

@@ -8,7 +8,7 @@ import importlib.metadata
 import importlib.resources
 from collections.abc import Iterator, Mapping
 
-PACKAGE = "bentpipe.responder"
+PACKAGE = "bentpipe.daemon.responder"
 MODULES = (
     "hpack",
     "wire",

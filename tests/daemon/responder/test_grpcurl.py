@@ -12,9 +12,9 @@ from beds.peers.responder_process import CALL_DEADLINE_S, ResponderProcess
 from beds.tls_pairs import daemon, machine
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.pki.authority import MachineName, new_authority
-from bentpipe.responder.enrol import DAEMON_NAME
+from bentpipe.daemon.responder.enrol import DAEMON_NAME
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 METHOD = "bentpipe.responder.v1.Responder/GetStatus"
 
 

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Callable
 
-from bentpipe.responder.boot import BootLook
-from bentpipe.responder.buildkit import BuildKitLook
-from bentpipe.responder.disk import DiskLook, Pruner
-from bentpipe.responder.kills import KillsLook
-from bentpipe.responder.looks import INFO, WARNING, log, start_thread, write_log
-from bentpipe.responder.machine import BuildsLook, MachineLook
-from bentpipe.responder.network import NetworkLook
-from bentpipe.responder.server import ResponderServer, TlsLook
-from bentpipe.responder.service import ResponderService
-from bentpipe.responder.settings import ResponderSettings, SettingsError, load_settings
+from bentpipe.daemon.responder.boot import BootLook
+from bentpipe.daemon.responder.buildkit import BuildKitLook
+from bentpipe.daemon.responder.disk import DiskLook, Pruner
+from bentpipe.daemon.responder.kills import KillsLook
+from bentpipe.daemon.responder.looks import INFO, WARNING, log, start_thread, write_log
+from bentpipe.daemon.responder.machine import BuildsLook, MachineLook
+from bentpipe.daemon.responder.network import NetworkLook
+from bentpipe.daemon.responder.server import ResponderServer, TlsLook
+from bentpipe.daemon.responder.service import ResponderService
+from bentpipe.daemon.responder.settings import ResponderSettings, SettingsError, load_settings
 
 STACK_BYTES = 512 << 10
 """Of each thread: locked memory is real memory, and the default is 8 MiB."""

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from bentpipe.daemon.responder import disk
+from bentpipe.daemon.responder.buildkit import BuildKitError
+from bentpipe.daemon.responder.disk import WORK_BYTES, DiskLook, Pruner, Space
+from bentpipe.daemon.responder.looks import uptime_s
+from bentpipe.daemon.responder.settings import ResponderSettings
 from bentpipe.proto import responder_pb2 as pb
-from bentpipe.responder import disk
-from bentpipe.responder.buildkit import BuildKitError
-from bentpipe.responder.disk import WORK_BYTES, DiskLook, Pruner, Space
-from bentpipe.responder.looks import uptime_s
-from bentpipe.responder.settings import ResponderSettings
 
 GIB = 1 << 30
 TOTAL = 100 * GIB

@@ -10,9 +10,9 @@ import struct
 import time
 from collections.abc import Iterator
 
-from bentpipe.responder.hpack import HeaderDecoder, encode_headers
-from bentpipe.responder.looks import Look, milliseconds
-from bentpipe.responder.wire import (
+from bentpipe.daemon.responder.hpack import HeaderDecoder, encode_headers
+from bentpipe.daemon.responder.looks import Look, milliseconds
+from bentpipe.daemon.responder.wire import (
     ACK,
     CONTINUATION,
     DATA,

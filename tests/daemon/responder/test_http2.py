@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bentpipe.daemon.responder.hpack import HeaderDecoder, Headers, HpackError, encode_headers
+from bentpipe.daemon.responder.http2 import STREAM_DEADLINE_S, Answer, Http2Connection
+from bentpipe.daemon.responder.wire import WireError, decode_fields, encode_fields
 from bentpipe.proto import responder_pb2 as pb
-from bentpipe.responder.hpack import HeaderDecoder, Headers, HpackError, encode_headers
-from bentpipe.responder.http2 import STREAM_DEADLINE_S, Answer, Http2Connection
-from bentpipe.responder.wire import WireError, decode_fields, encode_fields
 
 NAMES = st.binary(min_size=0, max_size=300)
 LISTS = st.lists(st.tuples(NAMES, NAMES), max_size=12)
