@@ -63,7 +63,7 @@ class TlsLook(Look[Optional[ssl.SSLContext]]):
         return context
 
     def fields(self, _result: ssl.SSLContext | None, _now: float) -> Fields:
-        """Nothing: it is no section."""
+        """Nothing: it is not a section."""
         return []
 
 
