@@ -11,3 +11,11 @@ pytest.register_assert_rewrite("beds")
 settings.register_profile("bentpipe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("coverage", parent=settings.get_profile("bentpipe"), derandomize=True, max_examples=20)
 settings.load_profile("bentpipe")
+
+LONGEST = ("guest", "test_guest.py", "test_buildkit.py")
+"""Folders and files that one process runs for minutes: begun last, they would run alone while the other processes wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    items.sort(key=lambda item: not set(item.path.parts).intersection(LONGEST))

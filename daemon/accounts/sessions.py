@@ -23,6 +23,7 @@ from bentpipe.daemon.accounts.principal import Origin
 from bentpipe.daemon.accounts.signing_key import ALGORITHM, SigningKey
 from bentpipe.daemon.errors import TokensUnknown, Unauthenticated
 from bentpipe.daemon.registry.accounts import StoredKey, public_key_of
+from bentpipe.proto.request import TOKEN_KEY, both_spellings
 
 ISSUER = "bentpipe"
 SESSION_BYTES = 2_048
@@ -33,7 +34,7 @@ CACHED_SESSIONS = 10_000
 """By default so many connections are open; each entry takes some 500 bytes."""
 ID_BYTES = 16
 
-NOT_VALID = "the token is not valid"
+NOT_VALID = f"the token is not valid ({both_spellings(TOKEN_KEY)}, or authorization: Bearer)"
 EXPIRED = "the token has expired: log in again"
 NO_KEY_YET = "sessions cannot be signed at this moment; try again"
 

@@ -37,7 +37,7 @@ def run_serve(config_path: Path, *, use_last_good: bool = False) -> int:
     With `use_last_good`, a daemon that cannot start with the file starts with the configuration of its last start.
     """
     last_good = LastGood.of_service() if use_last_good else None
-    text = read_text(config_path)
+    text = read_text(config_path) if last_good is not None else b""
     try:
         return _run(load_config(config_path), lambda started: Announced(started, last_good, text, ""))
     except (ConfigErrors, OSError, TlsError) as exc:

@@ -110,23 +110,30 @@ def run_top(asker: Asker, interval_s: float, *, once: bool) -> None:
 
 def _show(asker: Asker, looks: Iterator[tuple[list[TopRow], str]], console: Console) -> None:
     """Keep a picture on the terminal's second screen, which goes away with it."""
+    asked: list[int] = []
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        raise SystemExit(128 + number) if number == signal.SIGTERM else KeyboardInterrupt
+
     # SIGTERM ends a process on the spot by default, and would leave the terminal as it is in the middle of this.
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
     rows, words = next(looks)
     live = Live(_picture(asker, rows, words), console=console, screen=True, auto_refresh=False)
     try:
         live.start(refresh=True)
         for rows, words in looks:
+            if asked:  # Python loses an exception that a signal raises in a destructor
+                break
             live.update(_picture(asker, rows, words), refresh=True)
     finally:
         live.stop()
         # A signal may have come in the middle of its beginning, of which it then undoes nothing.
         console.set_alt_screen(False)
         console.show_cursor()
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+    if signal.SIGTERM in asked:
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _looks(asker: Asker, interval_s: float) -> Iterator[tuple[list[TopRow], str]]:

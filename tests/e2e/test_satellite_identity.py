@@ -5,6 +5,7 @@ import datetime
 import functools
 import logging
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import boto3
 import grpc
 import pytest
 import trio
+from botocore.exceptions import ClientError
 from cryptography import x509
 
 from beds.hosts.enrolling_cloud import DEADLINE_S, MINE, THEIRS, EnrollingCloud, call, enrolling_cloud
@@ -211,7 +213,14 @@ async def test_a_machine_that_sleeps_keeps_its_identity(bed: EnrollingCloud) -> 
 
 def _stop(bed: EnrollingCloud, instance_id: str, hibernate: bool) -> None:
     client = boto3.client("ec2", region_name="eu-central-1", endpoint_url=bed.emulator.url)
-    client.stop_instances(InstanceIds=[instance_id], Hibernate=hibernate)
+    while True:
+        try:
+            client.stop_instances(InstanceIds=[instance_id], Hibernate=hibernate)
+            break
+        except ClientError as exc:
+            if exc.response["Error"]["Code"] != "UnsupportedOperation":  # too soon after the launch
+                raise
+            time.sleep(0.2)
     client.get_waiter("instance_stopped").wait(InstanceIds=[instance_id], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
 
 
