@@ -50,7 +50,7 @@ from bentpipe.daemon.errors import (
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.machine.rules import backed_off
 from bentpipe.daemon.fleet.satellite import Satellite
-from bentpipe.daemon.fleet.taken_up import TakenUp
+from bentpipe.daemon.fleet.taken_up import TakenUp, newest_machine
 from bentpipe.daemon.fleet.updating import (
     WantedUpdate,
     adapt_machine,
@@ -273,6 +273,10 @@ class Provisioner:
 
     async def _destroy(self, taken: TakenUp) -> bool:
         """Destroy a satellite's machine. Returns whether it is gone, and none can appear that is not seen yet."""
+        # Read before the turn of the termination, in which the store is asked whether the row is still this one: a machine
+        # that another host launches after that has a higher number.
+        newest = await newest_machine(self._registry, taken.row.key)
+        taken.gone_generation = 0 if newest is None else newest.generation
         await taken.satellite.calls.terminate()
         gone = not taken.satellite.is_acting and await self._is_gone(taken.row.key)
         return gone and await self._is_settled(taken.satellite)
@@ -283,7 +287,7 @@ class Provisioner:
             return False
         async with self._changing:
             if self._taken.get(key) is taken:
-                await self._registry.forget(key)
+                await self._registry.forget(key, generation=taken.gone_generation)
                 await self._store.remove(taken.row)
                 self._give_up(taken)
                 log.info("removed", extra={"fields": {"satellite": str(key)}})
@@ -298,7 +302,7 @@ class Provisioner:
 
     async def _is_settled(self, satellite: Satellite) -> bool:
         """Whether the newest machine is known, or would have appeared by now."""
-        newest = next((each for each in await self._registry.satellites() if each.key == satellite.key), None)
+        newest = await newest_machine(self._registry, satellite.key)
         if newest is None or newest.attempt is None or newest.generation == satellite.calls.launched_generation:
             return True
         return self._wall() - newest.attempt.at_us / 1e6 >= satellite.rules.traits.appear_grace_s
@@ -364,7 +368,7 @@ class Provisioner:
         async with self._changing:
             if self._taken.get(row.key) is taken:
                 if change.replace:
-                    await self._registry.forget(row.key)
+                    await self._registry.forget(row.key, generation=taken.gone_generation)
                 if not await self._store.end_change(row, change, done=True):
                     return True  # another host has ended it, and the next look at the store shows how
                 self._give_up(taken)

@@ -230,8 +230,12 @@ class Registry(Protocol):
         """Replace the generation's attempt `after` by `attempt`. Raises AttemptOver if the store holds neither of them."""
         ...
 
-    async def forget(self, key: SatelliteKey) -> None:
-        """Delete the satellite and its machines' identity, and keep only the number of its newest generation."""
+    async def forget(self, key: SatelliteKey, *, generation: int) -> None:
+        """Delete the satellite and its machines' identity, and keep only the number of its newest generation.
+
+        Does nothing if a generation after `generation` has begun: another host was first, and its machine is not ours to
+        forget.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -164,15 +164,16 @@ class DynamoRegistry:
         except ConditionFailed as exc:
             raise AttemptOver(key, generation) from exc
 
-    async def forget(self, key: SatelliteKey) -> None:
+    async def forget(self, key: SatelliteKey, *, generation: int) -> None:
         """See Registry."""
-        await self._table.delete(IDENTITY, str(key))
         change = "SET forgotten = :yes REMOVE machine, attempt"
-        values: Item = {":yes": {"BOOL": True}}
+        values: Item = {":yes": {"BOOL": True}, ":generation": {"N": str(generation)}}
         try:
-            await self._table.update(SATELLITE, str(key), change, values, condition="attribute_exists(generation)")
-        except ConditionFailed:
-            return  # there is no such satellite
+            await self._table.update(SATELLITE, str(key), change, values, condition="generation <= :generation")
+        except ConditionFailed as failed:
+            if failed.item:
+                return  # a newer machine
+        await self._table.delete(IDENTITY, str(key))
 
     async def aclose(self) -> None:
         """See Registry."""

@@ -123,14 +123,17 @@ class SqliteRegistry:
 
         await self._file.call(replace)
 
-    async def forget(self, key: SatelliteKey) -> None:
+    async def forget(self, key: SatelliteKey, *, generation: int) -> None:
         """See Registry."""
 
         def forget(db: sqlite3.Connection) -> None:
-            this = "WHERE org = ? AND name = ?", (key.org, key.name)
+            this = key.org, key.name
             with transaction(db):
-                db.execute(f"UPDATE registration SET forgotten = TRUE, machine = NULL {this[0]}", this[1])
-                db.execute(f"DELETE FROM identity {this[0]}", this[1])
+                newer = "SELECT 1 FROM registration WHERE org = ? AND name = ? AND generation > ?"
+                if db.execute(newer, (*this, generation)).fetchone() is not None:
+                    return
+                db.execute("UPDATE registration SET forgotten = TRUE, machine = NULL WHERE org = ? AND name = ?", this)
+                db.execute("DELETE FROM identity WHERE org = ? AND name = ?", this)
 
         await self._file.call(forget)
 

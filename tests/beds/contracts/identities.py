@@ -67,7 +67,7 @@ class IdentityContract:
         other = SatelliteKey("acme", "another")
         assert await store.put(row(1))
         assert await store.put(row(1, other))
-        await registry.forget(KEY)
+        await registry.forget(KEY, generation=0)
         assert await store.identities() == (row(1, other),)
         assert not await store.put(row(2))
         assert await store.put(row(1, at=9))

@@ -111,7 +111,10 @@ class RegistryContract:
         assert second == StoredSatellite(A, "ci", 2, None, 8)
         with pytest.raises(StoreConflict):
             await registry.set_machine(A, 1, MachineId("i-1"))
-        await registry.forget(A)
+        await registry.forget(A, generation=1)  # by a host that was late
+        assert [each.key for each in await registry.satellites()] == [A, B]
+        await registry.set_machine(A, 2, MachineId("i-2"))
+        await registry.forget(A, generation=2)
         assert [each.key for each in await registry.satellites()] == [B]
         with pytest.raises(StoreConflict):
             await registry.set_machine(A, 2, MachineId("i-2"))
@@ -143,7 +146,7 @@ class RegistryContract:
             with pytest.raises(StoreConflict):
                 await one.set_attempt(A, generation, after=None, attempt=first)
         await one.set_attempt(A, 2, after=None, attempt=second)
-        await one.forget(A)
+        await one.forget(A, generation=2)
         with pytest.raises(StoreConflict):
             await one.set_attempt(A, 2, after=second, attempt=None)
         assert (await one.begin_generation(A, after=0, owner="", at_us=9)).attempt is None

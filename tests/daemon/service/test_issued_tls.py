@@ -138,7 +138,7 @@ async def test_another_host_learns_of_a_machine_by_the_store(tmp_path: Path) -> 
         new = await enrolled(two, tmp_path, MINE, 2)
         await one.ca.issued.refresh()
         assert await speaks(new, one.table[MINE])
-        await SqliteRegistry(tmp_path / "ledger.sqlite").forget(MINE)
+        await SqliteRegistry(tmp_path / "ledger.sqlite").forget(MINE, generation=2)
         await one.ca.issued.refresh()
         assert not await speaks(new, one.table[MINE]), "the satellite was removed"
 
