@@ -32,8 +32,9 @@ sanitize: setup
 	BENTPIPE_SHORT_CONNECTIONS=100000 $(BIN)/pytest tests/native/test_model.py -k "many_short and address and auto"
 	BENTPIPE_GUEST_EXAMPLES=1000 $(BIN)/pytest tests/native/test_guest.py
 
-# Runs the tests that take half a minute or more each.
+# Runs the tests that take half a minute or more each, in a guest that has booted (a minute, once) too.
 soak: setup peers
+	PYTHONPATH=tests $(BIN)/python -P -m beds.guest.machine
 	$(BIN)/pytest -m slow -o faulthandler_timeout=900
 
 # Fuzzes the greeting for FUZZ_S seconds. Its findings stay in build/fuzz, and the next run begins with them.
@@ -44,11 +45,10 @@ fuzz: setup
 	    build/fuzz tests/corpus
 
 # Gets the tests' peers: the distribution's packages, then those built from Go, JavaScript, Rust and Java (BuildKit takes
-# minutes, once), then a guest that has booted (a minute, once). It names each peer that is not available, and the tests of that peer are skipped.
+# minutes, once). It names each peer that is not available, and the tests of that peer are skipped.
 peers: setup
 	bash tests/peers/system-packages
 	PYTHONPATH=tests $(BIN)/python -P -m beds.peers.builds
-	PYTHONPATH=tests $(BIN)/python -P -m beds.guest.machine
 	PYTHONPATH=tests $(BIN)/python -P -m beds.peers.earthly_buildkit
 
 check: setup

@@ -8,6 +8,8 @@ from beds.guest.image import guest_image
 from beds.guest.machine import Guest, GuestError
 from beds.peers.builds import Missing
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:

@@ -13,6 +13,8 @@ from beds.guest.storms import NO_MEMORY, NO_SPACE, Storm, survive
 from bentpipe.daemon.image.programs.runtime import STEP_SCORE
 from bentpipe.daemon.image.programs.settings import BUILDS_CGROUP
 
+pytestmark = pytest.mark.slow
+
 LOOK = 'for p in $(pidof storm); do echo "$(cut -d: -f3 /proc/$p/cgroup) $(cat /proc/$p/oom_score_adj)"; done'
 """The cgroup and the oom_score_adj of each process of a step. A process may end meanwhile."""
 LOOK_S = 0.5
