@@ -13,6 +13,7 @@ from bentpipe.config.model import Config
 from bentpipe.daemon.api.statuses import StateBoard
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.deadlines import Deadlines
+from bentpipe.daemon.edge.dial import SatelliteTls
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
@@ -29,15 +30,16 @@ from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.providers.router import Providers
-from bentpipe.daemon.service.accounts import make_accounts
+from bentpipe.daemon.service.accounts import AccountParts, make_accounts
 from bentpipe.daemon.service.api import ApiNews, Satellites, make_api, make_local_api, specs_of
 from bentpipe.daemon.service.certificate_watch import CertificateWatch
 from bentpipe.daemon.service.cutting import cut_verb
 from bentpipe.daemon.service.descriptors import Descriptors, raise_limit, share_out, soft_limit
 from bentpipe.daemon.service.engine_priority import explain_priority
-from bentpipe.daemon.service.machines import addresses_of, machines_of
+from bentpipe.daemon.service.machines import Machines, addresses_of, machines_of
 from bentpipe.daemon.service.parts import Daemon, Records
 from bentpipe.daemon.service.ports import (
+    OpenPorts,
     find_ktls,
     open_ports,
     read_port,
@@ -48,7 +50,7 @@ from bentpipe.daemon.service.ports import (
 from bentpipe.daemon.service.provisioning import SatelliteParts, make_provisioner
 from bentpipe.daemon.service.readings import reading_of, responders_of
 from bentpipe.daemon.service.registration import make_registrar
-from bentpipe.daemon.service.satellite_ca import make_keeper, make_satellite_ca
+from bentpipe.daemon.service.satellite_ca import SatelliteCa, make_keeper, make_satellite_ca
 from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.daemon.service.user_data import UserDataMaker
 from bentpipe.native.engine import Engine, EngineOptions, Ktls, Priority
@@ -56,8 +58,23 @@ from bentpipe.native.engine import Engine, EngineOptions, Ktls, Priority
 log = logging.getLogger("bentpipe")
 
 
-def assemble(config: Config, problem: str = "") -> Daemon:
-    """Build the daemon. Raises OSError (a taken port, a bad key, TooFewDescriptors) or TlsError (a bad certificate)."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Resources:
+    """What the daemon opens and reads before its parts are made: what can fail for reasons that the operator must mend."""
+
+    descriptors: Descriptors
+    ktls: Ktls
+    satellite_tls: dict[SatelliteKey, SatelliteTls]
+    type_tls: dict[tuple[str, str], SatelliteTls]
+    stores: Stores
+    account_parts: AccountParts
+    ports: OpenPorts
+    engine: Engine
+    satellite_ca: SatelliteCa | None
+    machines: Machines
+
+
+def _open_resources(config: Config) -> _Resources:
     given = soft_limit()
     descriptors = share_out(config, raise_limit())
     ktls = find_ktls(config)
@@ -66,18 +83,28 @@ def assemble(config: Config, problem: str = "") -> Daemon:
     stores = open_stores(config.store)
     account_parts = make_accounts(config, stores)
     keeper = make_keeper(config)
-    opened = open_ports(config, spoken)
+    ports = open_ports(config, spoken)
     engine = _engine_of(config, descriptors, ktls)
     log.info("descriptors", extra={"fields": dataclasses.asdict(descriptors)})
     satellite_ca = (
-        None if keeper is None else make_satellite_ca(config, keeper, stores, satellite_tls, ktls, opened.enrolment)
+        None if keeper is None else make_satellite_ca(config, keeper, stores, satellite_tls, ktls, ports.enrolment)
     )
     machines = machines_of(config, given if given < descriptors.limit else None, UserDataMaker(satellite_ca).make)
+    return _Resources(
+        *(descriptors, ktls, satellite_tls, type_tls, stores, account_parts, ports, engine, satellite_ca, machines)
+    )
+
+
+def assemble(config: Config, problem: str = "") -> Daemon:
+    """Build the daemon. Raises OSError (a taken port, a bad key, TooFewDescriptors) or TlsError (a bad certificate)."""
+    opened = _open_resources(config)
+    stores, machines, satellite_tls = opened.stores, opened.machines, opened.satellite_tls
+    account_parts, satellite_ca = opened.account_parts, opened.satellite_ca
     addresses = addresses_of(config)
     records = Records(stores, _recorder_of(config, stores))
     announcements = Announcements()
     news = ApiNews()
-    handoff = HandOff(engine, news.reservations.connected)
+    handoff = HandOff(opened.engine, news.reservations.connected)
     responders = responders_of(config)
     questions = Questions(satellite_tls, responders, announcements.hear)
     health, fleet = _fleet_of(
@@ -89,11 +116,11 @@ def assemble(config: Config, problem: str = "") -> Daemon:
     specs = {SatelliteKey(section.org, section.name): specs_of(section) for section in config.satellite}
     issued = None if satellite_ca is None else satellite_ca.issued
     parts = SatelliteParts(
-        *(machines, satellite_tls, type_tls, responders, specs, news.reservations, handoff),
+        *(machines, satellite_tls, opened.type_tls, responders, specs, news.reservations, handoff),
         *(issued, addresses.proven),
     )
     provisioner = make_provisioner(config, fleet, stores, parts)
-    registrar = make_registrar(config, fleet, stores, parts, ktls, opened.numbers)
+    registrar = make_registrar(config, fleet, stores, parts, opened.ktls, opened.ports.numbers)
     satellites = Satellites(fleet, handoff, specs, provisioner, registrar, health)
     edge = Edge(
         fleet=fleet,
@@ -102,15 +129,11 @@ def assemble(config: Config, problem: str = "") -> Daemon:
         api=(api := make_api(config, satellites, account_parts.authority, counters, news)),
         handoff=handoff,
         counters=counters,
-        quotas=Quotas(
-            quota_limits_of(config.limits, descriptors.connections),
-            trio.current_time,
-            lambda: identities.principal_count,
-        ),
+        quotas=_quotas_of(config, opened.descriptors, identities),
         satellite_tls=satellite_tls,
         greetings=Deadlines(config.limits.greeting_deadline_s),
         announcements=announcements,
-        admit_below_fd=descriptors.admit_below,
+        admit_below_fd=opened.descriptors.admit_below,
     )
     return Daemon(
         config=config,
@@ -120,7 +143,7 @@ def assemble(config: Config, problem: str = "") -> Daemon:
         account_parts=account_parts,
         api=api,
         api_news=news,
-        engine=engine,
+        engine=opened.engine,
         provider=machines.providers,
         records=records,
         provisioner=provisioner,
@@ -128,10 +151,15 @@ def assemble(config: Config, problem: str = "") -> Daemon:
         certificate_watch=CertificateWatch(config),
         registrar=registrar,
         ports=serve_ports(
-            *(opened, edge, ktls, {"cut": cut_verb(edge.handoff, fleet)}),
+            *(opened.ports, edge, opened.ktls, {"cut": cut_verb(edge.handoff, fleet)}),
             make_local_api(config, satellites, counters, news),
         ),
     )
+
+
+def _quotas_of(config: Config, descriptors: Descriptors, identities: Identities) -> Quotas:
+    limits = quota_limits_of(config.limits, descriptors.connections)
+    return Quotas(limits, trio.current_time, lambda: identities.principal_count)
 
 
 def _engine_of(config: Config, descriptors: Descriptors, ktls: Ktls) -> Engine:

@@ -134,19 +134,7 @@ def run_instances(cloud: Cloud, params: Params) -> Result:
     token = params.get("ClientToken", "")
     content = tuple(sorted((name, value) for name, value in params.items() if name != "ClientToken"))
     if token and (earlier := cloud.launched.get(token)):
-        if earlier.params != content:
-            raise ApiError(
-                "IdempotentParameterMismatch",
-                "The client token you have provided is associated with a resource that has been created using "
-                "different parameters.",
-            )
-        made = [cloud.instances[each] for each in earlier.instance_ids if each in cloud.instances]
-        if not made or made[0].state in (InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED):
-            raise ApiError(
-                "IdempotentInstanceTerminated",
-                "The client token you have provided is associated with an instance that has been terminated.",
-            )
-        return _reservation(made)
+        return _reservation(_made_before(cloud, earlier, content))
     template = _template(cloud, params, "LaunchTemplate.")
     instance_type = params.get("InstanceType", template.instance_type)
     hibernation = flag(params, "HibernationOptions.Configured")
@@ -193,6 +181,23 @@ def run_instances(cloud: Cloud, params: Params) -> Result:
     if token:
         cloud.launched[token] = Launched(content, (instance.instance_id,))
     return _reservation([instance])
+
+
+def _made_before(cloud: Cloud, earlier: Launched, content: tuple[tuple[str, str], ...]) -> list[Instance]:
+    """What an earlier call with the same ClientToken has made."""
+    if earlier.params != content:
+        raise ApiError(
+            "IdempotentParameterMismatch",
+            "The client token you have provided is associated with a resource that has been created using "
+            "different parameters.",
+        )
+    made = [cloud.instances[each] for each in earlier.instance_ids if each in cloud.instances]
+    if not made or made[0].state in (InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED):
+        raise ApiError(
+            "IdempotentInstanceTerminated",
+            "The client token you have provided is associated with an instance that has been terminated.",
+        )
+    return made
 
 
 def _place(cloud: Cloud, params: Params) -> tuple[str, str]:
