@@ -49,6 +49,7 @@ from bentpipe.daemon.errors import (
 )
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.machine.rules import backed_off
+from bentpipe.daemon.fleet.row_reader import RowReader
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.fleet.taken_up import TakenUp, newest_machine
 from bentpipe.daemon.fleet.updating import (
@@ -133,7 +134,7 @@ class Provisioner:
         self._taken: dict[SatelliteKey, TakenUp] = {}
         self._changing = trio.Lock()
         """Held while the store is read or written and this host's satellites follow, so that nothing acts on an old read."""
-        self._read_failed = False
+        self._rows = RowReader(store.satellites, "launched satellites")
         self._unknown: set[LaunchedSatellite] = set()
 
     def has(self, key: SatelliteKey) -> bool:
@@ -433,14 +434,9 @@ class Provisioner:
 
     async def _refresh(self) -> None:
         async with self._changing:
-            try:
-                rows = {row.key: row for row in await self._store.satellites()}
-            except StoreError as exc:
-                if not self._read_failed:
-                    log.error("cannot read the launched satellites", extra={"fields": {"error": str(exc)}})
-                self._read_failed = True
+            rows = await self._rows.read()
+            if rows is None:
                 return
-            self._read_failed = False
             for key, taken in list(self._taken.items()):
                 row = rows.get(key)
                 if row is None or row.created_us != taken.row.created_us:

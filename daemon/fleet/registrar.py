@@ -29,10 +29,10 @@ from bentpipe.daemon.errors import (
     NotPermitted,
     SatelliteExists,
     SatelliteInUse,
-    StoreError,
 )
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.registered_address import IpAddress, check_allowed, check_source, checked_address
+from bentpipe.daemon.fleet.row_reader import RowReader
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.registry.registered import (
@@ -126,7 +126,7 @@ class Registrar:
         self._changing = trio.Lock()
         """Held while the store is read or written and this host's satellites follow."""
         self._refreshed = trio.Event()
-        self._read_failed = False
+        self._rows = RowReader(store.satellites, "registered satellites")
         self._unknown: set[SatelliteKey] = set()
 
     def has(self, key: SatelliteKey) -> bool:
@@ -253,14 +253,9 @@ class Registrar:
     async def _refresh(self) -> None:
         async with self._changing:
             before = {key: taken.row for key, taken in self._taken.items()}
-            try:
-                rows = {row.key: row for row in await self._store.satellites()}
-            except StoreError as exc:
-                if not self._read_failed:
-                    log.error("cannot read the registered satellites", extra={"fields": {"error": str(exc)}})
-                self._read_failed = True
+            rows = await self._rows.read()
+            if rows is None:
                 return
-            self._read_failed = False
             for key, taken in list(self._taken.items()):
                 row = rows.get(key)
                 if row is None or row.created_us != taken.row.created_us:

@@ -8,7 +8,6 @@ the file as it is.
 import dataclasses
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import trio
 
 from bentpipe.config.load import MAX_FILE_BYTES, ConfigErrors, load_config
 from bentpipe.config.model import Config
+from bentpipe.daemon.private_file import write_private
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.parts import Daemon
 
@@ -60,17 +60,8 @@ class LastGood:
         threading.Thread(target=self._write, args=(text,), name="last good configuration", daemon=True).start()
 
     def _write(self, text: bytes) -> None:
-        """Replace the copy in one step, so that a crash leaves the old one or the new one."""
         try:
-            with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=NAME, delete=False) as file:
-                try:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    Path(file.name).replace(self._path)
-                except BaseException:
-                    Path(file.name).unlink()
-                    raise
+            write_private(self._path, text)
         except OSError as exc:
             log.warning(
                 "the configuration was not kept", extra={"fields": {"path": str(self._path), "error": str(exc)}}

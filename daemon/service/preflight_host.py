@@ -10,10 +10,11 @@ from pathlib import Path
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.edge.listener import bind
+from bentpipe.daemon.providers.process.containment import PROC
+from bentpipe.daemon.providers.process.listening import has_socket
 from bentpipe.daemon.providers.process.sock_diag import find_listener
 from bentpipe.daemon.service.concern import Concern
 
-PROC = Path("/proc")
 LOCKED_S = 1.0
 """How long to wait for a store that another process is writing to."""
 
@@ -79,7 +80,7 @@ def _owner_of(host: str, port: int) -> _Owner | None:
         if not folder.name.isdigit():
             continue
         try:
-            if any(os.readlink(file) == f"socket:[{inode}]" for file in (folder / "fd").iterdir()):
+            if has_socket(int(folder.name), {inode}):
                 return _Owner(int(folder.name))
         except OSError:  # not ours to see, or gone
             continue

@@ -14,12 +14,12 @@ import trio
 import trustme
 from google.protobuf.message import Message
 
+from beds.hosts.provisioned import serving
 from beds.peers.clients import CallError, GrpcioClient
 from beds.ports import free_port
 from beds.stores.dynamodb_server import DynamoDbServer
-from bentpipe.config.load import load_config
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.store.dynamodb_table import Table
 from bentpipe.proto import compute_pb2 as pb
 from bentpipe.proto.grpc_client import ClientCall
@@ -60,16 +60,6 @@ api = true
 
 def registration(*, plaintext: bool = True, networks: str = '"127.0.0.0/8"') -> str:
     return f'[registration]\nnetworks = [{networks}]\noffline_after = "{OFFLINE_S}s"\nplaintext = {str(plaintext).lower()}\n'
-
-
-@contextlib.asynccontextmanager
-async def serving(folder: Path, text: str, name: str = "edge") -> AsyncIterator[Daemon]:
-    path = folder / f"{name}.toml"
-    path.write_text(text)
-    async with trio.open_nursery() as nursery:
-        daemon = await nursery.start(serve, load_config(path))
-        yield daemon
-        daemon.drain.set()
 
 
 def sqlite(folder: Path) -> str:

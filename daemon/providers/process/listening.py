@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from bentpipe.daemon.providers.process.containment import PROC
@@ -136,12 +136,10 @@ def _whose(inodes: set[str], pids: Callable[[], Iterable[int]], known: set[str])
 
 
 def _own_one(inodes: set[str], pids: Callable[[], Iterable[int]]) -> bool:
-    targets = {f"socket:[{inode}]" for inode in inodes}
     hidden = False
     for pid in pids():
-        folder = PROC / str(pid) / "fd"
         try:
-            if any(_link(folder / fd) in targets for fd in os.listdir(folder)):
+            if has_socket(pid, inodes):
                 return True
         except PermissionError:
             # A command that changes its user, or is not dumpable, hides its files: then the port alone decides.
@@ -149,6 +147,13 @@ def _own_one(inodes: set[str], pids: Callable[[], Iterable[int]]) -> bool:
         except FileNotFoundError:
             continue
     return hidden
+
+
+def has_socket(pid: int, inodes: Collection[str]) -> bool:
+    """Whether a process has one of these sockets open. Raises PermissionError if it hides its files, FileNotFoundError."""
+    folder = PROC / str(pid) / "fd"
+    targets = {f"socket:[{inode}]" for inode in inodes}
+    return any(_link(folder / fd) in targets for fd in os.listdir(folder))
 
 
 def _link(path: Path) -> str:
