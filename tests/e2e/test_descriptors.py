@@ -62,10 +62,10 @@ def wait_status(edge: EdgeHost, satellite: str, wanted: GrpcStatus) -> None:
 
 
 class Crowd:
-    """Connections that say nothing, as many as a stranger pleases."""
+    """Connections that say nothing, as many as a stranger pleases; all of them end with the `with`."""
 
     def __init__(self, port: int, count: int) -> None:
-        self.sockets = []
+        self.sockets: list[socket.socket] = []
         for _ in range(count):
             sock = socket.socket()
             sock.settimeout(PATIENCE_S)
@@ -73,9 +73,20 @@ class Crowd:
                 sock.connect(("127.0.0.1", port))
             self.sockets.append(sock)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Crowd":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
         for sock in self.sockets:
             sock.close()
+
+
+def accepted(port: int) -> int:
+    """Connections that the daemon has accepted at `port` and not closed: until accept(2) the kernel gives them no inode.
+
+    Source: Documentation/networking/proc_net_tcp.rst of the kernel."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1].endswith(f":{port:04X}") and row[3] == "01" and row[9] != "0" for row in rows)
 
 
 def open_files(pid: int) -> int:
@@ -112,19 +123,18 @@ def test_a_crowd_takes_no_descriptor_that_the_daemon_needs(manager: Manager) -> 
         build = client_of(edge, "one")
         assert build.unary("Echo", b"before") == b"before"
         began = time.monotonic()
-        crowd = Crowd(edge.port, CROWD)
-        time.sleep(3 * WATCHDOG_S)
-        assert open_files(edge.pid) <= LIMIT - 32, "a reserve is left"
-        # The store, a process, and whatever else needs a descriptor: all of it works meanwhile.
-        added = subprocess.run(
-            [BENTPIPE, "token", "add", "--config", edge.config_path, "--name", "new", "--grant", f"{ORG}/*"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert build.unary("Echo", b"after") == b"after"
-        manager.check(began)
-        crowd.close()
+        with Crowd(edge.port, CROWD):
+            time.sleep(3 * WATCHDOG_S)
+            assert open_files(edge.pid) <= LIMIT - 32, "a reserve is left"
+            # The store, a process, and whatever else needs a descriptor: all of it works meanwhile.
+            added = subprocess.run(
+                [BENTPIPE, "token", "add", "--config", edge.config_path, "--name", "new", "--grant", f"{ORG}/*"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert build.unary("Echo", b"after") == b"after"
+            manager.check(began)
         wait_status(edge, "two", GrpcStatus.OK)  # a satellite that is spawned now
         build.close()
         assert "bp_" in added.stdout
@@ -150,21 +160,19 @@ def test_old_strangers_go_when_there_is_no_descriptor_for_a_client() -> None:
     """As a leak would, or another program of this user that takes them. A client with a token is still let in."""
     with EdgeHost(SATELLITES, sleep_after_s=600, settings=settings()) as edge:
         assert status_of(edge, "one") is GrpcStatus.OK
-        before = open_files(edge.pid) - 2  # the call's connection may not have ended yet
-        crowd = Crowd(edge.port, 40)
-        deadline = time.monotonic() + PATIENCE_S
-        while open_files(edge.pid) < before + 40:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        time.sleep(1.5)  # past the grace: a newcomer must not be able to evict another newcomer
-        resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (open_files(edge.pid), 20_000))
-        began = time.monotonic()
-        assert status_of(edge, "one") is GrpcStatus.OK
-        assert time.monotonic() - began < 10, "strangers go by their own deadline after 60 s"
-        assert open_files(edge.pid) > before + 20, "and no more of them than need be"
-        resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (20_000, 20_000))
-        assert any(record["message"] == "evicted" and record["limit"] == "descriptors" for record in edge.records())
-        crowd.close()
+        with Crowd(edge.port, 40):
+            deadline = time.monotonic() + PATIENCE_S
+            while accepted(edge.port) < 40:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            time.sleep(1.5)  # past the grace: a newcomer must not be able to evict another newcomer
+            resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (open_files(edge.pid), 20_000))
+            began = time.monotonic()
+            assert status_of(edge, "one") is GrpcStatus.OK
+            assert time.monotonic() - began < 10, "strangers go by their own deadline after 60 s"
+            assert accepted(edge.port) > 20, "and no more of them than need be"
+            resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (20_000, 20_000))
+            assert any(record["message"] == "evicted" and record["limit"] == "descriptors" for record in edge.records())
         assert edge.stop() == 0
 
 
@@ -176,12 +184,11 @@ def test_a_limit_that_is_lowered_under_the_daemon_ends_nothing(manager: Manager)
         began = time.monotonic()
         for soft in (open_files(edge.pid), 3):
             resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (soft, 20_000))
-            crowd = Crowd(edge.port, 20)
-            deadline = time.monotonic() + 3 * WATCHDOG_S
-            while time.monotonic() < deadline:
-                assert build.unary("Echo", b"meanwhile") == b"meanwhile"
-                time.sleep(0.05)
-            crowd.close()
+            with Crowd(edge.port, 20):
+                deadline = time.monotonic() + 3 * WATCHDOG_S
+                while time.monotonic() < deadline:
+                    assert build.unary("Echo", b"meanwhile") == b"meanwhile"
+                    time.sleep(0.05)
         manager.check(began)
         resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (20_000, 20_000))
         wait_status(edge, "two", GrpcStatus.OK)
@@ -194,10 +201,9 @@ def test_a_daemon_without_a_descriptor_ends_when_it_is_told_to(manager: Manager)
         build = client_of(edge, "one")
         assert build.unary("Echo", b"before") == b"before"
         resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (3, 20_000))
-        crowd = Crowd(edge.port, 20)
-        time.sleep(1)
-        assert edge.stop() in (0, 3)
-        crowd.close()
+        with Crowd(edge.port, 20):
+            time.sleep(1)
+            assert edge.stop() in (0, 3)
         build.close()
 
 
