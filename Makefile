@@ -32,9 +32,10 @@ sanitize: setup
 	BENTPIPE_SHORT_CONNECTIONS=100000 $(BIN)/pytest tests/native/test_model.py -k "many_short and address and auto"
 	BENTPIPE_GUEST_EXAMPLES=1000 $(BIN)/pytest tests/native/test_guest.py
 
-# Runs the tests that take half a minute or more each, in a guest that has booted (a minute, once) too.
+# Runs the tests that take half a minute or more each, those in a guest that has booted and in Debian roots (made once) too.
 soak: setup peers
 	PYTHONPATH=tests $(BIN)/python -P -m beds.guest.machine
+	PYTHONPATH=tests $(BIN)/python -P -m beds.booted.root
 	$(BIN)/pytest -m slow -o faulthandler_timeout=900
 
 # Fuzzes the greeting for FUZZ_S seconds. Its findings stay in build/fuzz, and the next run begins with them.
