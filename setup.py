@@ -11,6 +11,7 @@ PACKAGES = {
     "bentpipe.daemon": "daemon",
     "bentpipe.daemon.accounts": "daemon/accounts",
     "bentpipe.daemon.api": "daemon/api",
+    "bentpipe.daemon.connections": "daemon/connections",
     "bentpipe.daemon.coordination": "daemon/coordination",
     "bentpipe.daemon.demo": "daemon/demo",
     "bentpipe.daemon.edge": "daemon/edge",

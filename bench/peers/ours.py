@@ -9,7 +9,7 @@ from typing import Literal
 
 from bench.lab import SATELLITE, Lab
 from bench.peers.base import HERE, Peer
-from bentpipe.daemon.edge.quotas import CONNECTION_FDS
+from bentpipe.daemon.connections.quotas import CONNECTION_FDS
 from bentpipe.daemon.service.descriptors import hard_limit
 
 NEVER = "24h"

@@ -15,13 +15,13 @@ import trio
 from bentpipe.daemon.accounts.contract import Access, Authority, Credentials
 from bentpipe.daemon.api import account
 from bentpipe.daemon.api.call import Call, Method, Stalled
+from bentpipe.daemon.connections.outcomes import ConnectionCounters, ConnectionOver, Outcome
+from bentpipe.daemon.connections.pacing import take_turn
+from bentpipe.daemon.connections.quotas import QuotaKind
+from bentpipe.daemon.connections.transport import TransportError
 from bentpipe.daemon.edge.answered_times import AGE_GRACE_S, SEND_DEADLINE_S, varied_s
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
-from bentpipe.daemon.edge.outcomes import ConnectionCounters, ConnectionOver, Outcome
-from bentpipe.daemon.edge.pacing import take_turn
-from bentpipe.daemon.edge.quotas import QuotaKind
-from bentpipe.daemon.edge.transport import TransportError
 from bentpipe.daemon.errors import BentpipeError, Draining, InvalidMetadata, LimitReached
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
 from bentpipe.proto.errors import ErrorCode, GreetingError

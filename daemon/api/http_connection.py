@@ -7,11 +7,11 @@ import trio
 
 from bentpipe.daemon.accounts.contract import Access
 from bentpipe.daemon.api.account import BODY_BYTES, AccountPages, HttpAnswer, HttpRequest, request_of
+from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
+from bentpipe.daemon.connections.pacing import take_turn
+from bentpipe.daemon.connections.quotas import QuotaKind
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
-from bentpipe.daemon.edge.outcomes import ConnectionCounters, Outcome
-from bentpipe.daemon.edge.pacing import take_turn
-from bentpipe.daemon.edge.quotas import QuotaKind
 
 HEAD_BYTES = 24 << 10
 """A request's line and fields: a token of 16 KiB, and the fields that clients and their proxies add."""

@@ -7,9 +7,9 @@ from bentpipe.daemon.api import account
 from bentpipe.daemon.api.call import Method
 from bentpipe.daemon.api.grpc_connection import GrpcConnection, Services
 from bentpipe.daemon.api.http_connection import HttpConnection
+from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity, names_any_satellite
-from bentpipe.daemon.edge.outcomes import ConnectionCounters
 from bentpipe.proto.events import HeaderList
 
 REFLECTION_PATH = b"/grpc.reflection."

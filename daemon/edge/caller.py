@@ -5,10 +5,10 @@ While the client is held this reads and writes for it, so that its PINGs are ans
 
 import trio
 
-from bentpipe.daemon.edge.arrival import Arrival
+from bentpipe.daemon.connections.arrival import Arrival
+from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
+from bentpipe.daemon.connections.transport import PeerLeft, Transport
 from bentpipe.daemon.edge.identity import TlsIdentity
-from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
-from bentpipe.daemon.edge.transport import PeerLeft, Transport
 from bentpipe.proto.events import Event, RequestHeaders
 from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.one_request import OneRequest

@@ -1,20 +1,16 @@
 """Connects to a satellite that counts as awake. A machine that runs need not listen yet: refusals are retried to a
 deadline."""
 
-import dataclasses
-import errno
 import logging
-import os
-import socket
 from collections.abc import Callable
 
 import trio
 
-from bentpipe.daemon.edge.transport import Transport, TransportError
+from bentpipe.daemon.connections.dial_once import SatelliteTls, connect, dial_once, reason_of, secure
+from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge.unless import unless
 from bentpipe.daemon.errors import BentpipeError, DialFailed, Source
 from bentpipe.daemon.model import Address
-from bentpipe.native.tls import TlsClientContext, TlsConnection, TlsError
 
 log = logging.getLogger("bentpipe.edge")
 
@@ -34,18 +30,6 @@ RETRY_S = 0.03
 
 AT_ONCE_S = 0.5
 """For the first attempt, while the client is not watched: so short that its PINGs and its end can wait."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SatelliteTls:
-    """How a satellite is known by TLS."""
-
-    context: TlsClientContext
-    server_name: str | None = None
-    """The name that its certificate must have; None for its address."""
-    refused: str = ""
-    """Why no machine can be accepted as the satellite now; "" if one can. Nothing is sent then."""
-
 
 FindTls = Callable[[], SatelliteTls | None]
 """Asked at each attempt: the satellite's machine may be replaced, or get its certificate, meanwhile. None: plaintext."""
@@ -76,12 +60,12 @@ async def dial(address: Address, find_tls: FindTls, over: trio.Event) -> Transpo
     """
     made: Transport | None = None
 
-    async def connect() -> None:
+    async def attempt() -> None:
         nonlocal made
         made = await _dial(address, find_tls)
 
     try:
-        await unless(over, connect)
+        await unless(over, attempt)
     except BaseException:
         if made is not None:
             made.close()
@@ -94,72 +78,16 @@ async def _dial(address: Address, find_tls: FindTls) -> Transport:
     unreachable_at = trio.current_time() + UNREACHABLE_S
     with trio.move_on_after(DIAL_DEADLINE_S):
         while True:
-            with trio.move_on_after(ATTEMPT_S) as attempt:
+            with trio.move_on_after(ATTEMPT_S) as in_time:
                 try:
-                    transport = await _connect(address)
+                    transport = await connect(address)
                     unreachable_at = trio.current_time() + UNREACHABLE_S  # something answers there
-                    return await _secure(transport, address, find_tls())
+                    return await secure(transport, address, find_tls())
                 except Exception as exc:
                     reason = reason_of(exc)
-            if attempt.cancelled_caught:
+            if in_time.cancelled_caught:
                 reason = f"no answer in {ATTEMPT_S:g} s"
             if trio.current_time() >= unreachable_at:
                 raise SatelliteUnreachable(f"{address}: {reason}")
             await trio.sleep(RETRY_S)
     raise DialFailed(f"{address}: {reason}", peer_hint=f"the satellite is awake but could not be used: {reason}")
-
-
-def reason_of(error: Exception) -> str:
-    """Say why an attempt failed. It may be any exception: from the resolver, from TLS, or because no descriptor is left."""
-    return str(error) if isinstance(error, OSError | TransportError | TlsError) else f"{type(error).__name__}: {error}"
-
-
-async def dial_once(address: Address, tls: SatelliteTls | None) -> Transport:
-    """Try once. Raises any exception: `reason_of` has its words."""
-    return await _secure(await _connect(address), address, tls)
-
-
-async def _connect(address: Address) -> Transport:
-    family, target = await _resolve(address)
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        error = sock.connect_ex(target)
-        if error == errno.EINPROGRESS:
-            await trio.lowlevel.wait_writable(sock)
-            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            raise OSError(error, os.strerror(error))
-    except BaseException:
-        sock.close()
-        raise
-    try:
-        return Transport(sock)
-    except BaseException:
-        sock.close()
-        raise
-
-
-async def _secure(transport: Transport, address: Address, tls: SatelliteTls | None) -> Transport:
-    try:
-        if tls is not None:
-            if tls.refused:
-                raise TlsError(tls.refused)
-            await transport.start_tls(
-                TlsConnection(tls.context, transport.fileno, server_name=tls.server_name or address.host)
-            )
-    except BaseException:
-        transport.close()
-        raise
-    return transport
-
-
-async def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str | int | bytes, ...]]:
-    """Find the socket address. A numeric IPv4 address, as most providers give it, needs no resolver."""
-    try:
-        socket.inet_pton(socket.AF_INET, address.host)
-    except OSError:
-        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        family, _, _, _, target = found[0]
-        return family, target
-    return socket.AF_INET, (address.host, address.port)

@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Mapping
 
+from bentpipe.daemon.connections.deadlines import Deadlines
+from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.outcomes import ConnectionCounters
+from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.edge.announcements import Announcements
-from bentpipe.daemon.edge.deadlines import Deadlines
-from bentpipe.daemon.edge.dial import SatelliteTls
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.identity import Identities
-from bentpipe.daemon.edge.outcomes import ConnectionCounters
-from bentpipe.daemon.edge.quotas import Quotas
 from bentpipe.daemon.edge.services import HttpService, Service
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey
@@ -32,5 +32,3 @@ class Edge:
     greetings: Deadlines
     """From accept to the first complete request."""
     announcements: Announcements
-    admit_below_fd: int = 1 << 30
-    """Connections whose descriptor is this or higher are closed: the rest is for the control plane."""

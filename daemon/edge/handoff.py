@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 
 import trio
 
-from bentpipe.daemon.edge.quotas import Place
-from bentpipe.daemon.edge.transport import Transport
+from bentpipe.daemon.connections.quotas import Place
+from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.tasks import Owner, contained

@@ -6,13 +6,13 @@ import math
 
 import trio
 
+from bentpipe.daemon.connections.outcomes import ConnectionCounters, ConnectionOver, Outcome
+from bentpipe.daemon.connections.pacing import take_turn
+from bentpipe.daemon.connections.quotas import Place, QuotaKind
 from bentpipe.daemon.edge.answered_times import AGE_GRACE_S, SEND_DEADLINE_S, varied_s
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.health import HealthBoard, HealthService
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
-from bentpipe.daemon.edge.outcomes import ConnectionCounters, ConnectionOver, Outcome
-from bentpipe.daemon.edge.pacing import take_turn
-from bentpipe.daemon.edge.quotas import Place, QuotaKind
 from bentpipe.daemon.errors import LimitReached
 from bentpipe.proto.answering import AnsweredCall, Answering
 from bentpipe.proto.errors import GreetingError

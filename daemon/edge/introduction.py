@@ -17,8 +17,8 @@ A client that has heard nothing from us needs no introduction: the satellite's f
 
 import trio
 
+from bentpipe.daemon.connections.transport import Transport, TransportError
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.transport import Transport, TransportError
 from bentpipe.daemon.errors import DialFailed
 from bentpipe.proto.first_settings import Announcement, FirstSettings, NoServer
 

@@ -9,15 +9,15 @@ import logging
 
 import trio
 
+from bentpipe.daemon.connections.arrival import read_origin
+from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
+from bentpipe.daemon.connections.port import Port
+from bentpipe.daemon.connections.tls_start import begins_tls, start_tls
+from bentpipe.daemon.connections.transport import PeerLeft
 from bentpipe.daemon.edge.announcements import Announcements
-from bentpipe.daemon.edge.arrival import Proxies, read_origin
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.held_bytes import TLS_BYTES
 from bentpipe.daemon.edge.identity import TlsIdentity, parse_server_name
-from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
-from bentpipe.daemon.edge.transport import OverLimit, PeerLeft, Transport, TransportError
 from bentpipe.daemon.errors import TlsWanted
-from bentpipe.native.tls import TlsConnection, TlsServerContext
 from bentpipe.proto.errors import over
 from bentpipe.proto.events import NotHttp2, PeerKind, RequestHeaders
 from bentpipe.proto.proxy_protocol import PREFIXES
@@ -26,23 +26,7 @@ log = logging.getLogger("bentpipe.edge")
 
 TLS_WANTED = "this port speaks TLS, and the client does not: let it connect with TLS"
 
-TLS_RECORD_HANDSHAKE = b"\x16"
-"""First byte of every TLS connection (RFC 8446 §5.1, ContentType handshake)."""
-
 LONGEST_PREFIX_BYTES = max(map(len, PREFIXES))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Port:
-    """What a listener speaks: TLS or not, the domain below which server names are satellites, and the trusted proxies."""
-
-    tls: TlsServerContext | None = None
-    satellite_domain: str | None = None
-    proxies: Proxies = dataclasses.field(default_factory=Proxies)
-    serves_api: bool = False
-    """Whether the control API answers here, beside the satellites."""
-    one_request: bool = False
-    """Whether a connection may make one request, because its clients are frontends that mix several tenants' requests."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,9 +58,10 @@ async def read_opening(caller: Caller, port: Port, announcements: Announcements)
         await read_origin(caller.transport, caller.arrival)
         identity = TlsIdentity()
         if port.tls is not None:
-            if not await _begins_tls(caller.transport):
+            if not await begins_tls(caller.transport):
                 return await _hear_out(caller)
-            identity = caller.identity = await _start_tls(caller, port.tls)
+            tls = await start_tls(caller.transport, caller.arrival, port.tls)
+            identity = caller.identity = TlsIdentity(tls.server_name, tls.peer_certificate_der)
         asked = parse_server_name(identity.server_name, port.satellite_domain)
         announced = announcements.announce(asked)
         if port.one_request:
@@ -91,26 +76,6 @@ async def read_opening(caller: Caller, port: Port, announcements: Announcements)
         return FirstRequest(first, identity)
     except PeerLeft as exc:
         raise ConnectionOver(Outcome.PROBE) from exc
-
-
-async def _begins_tls(client: Transport) -> bool:
-    first = await client.peek(1)
-    if not first:
-        raise ConnectionOver(Outcome.PROBE)
-    return first == TLS_RECORD_HANDSHAKE
-
-
-async def _start_tls(caller: Caller, context: TlsServerContext) -> TlsIdentity:
-    tls = TlsConnection(context, caller.transport.fileno)
-    caller.place.cost(TLS_BYTES)
-    try:
-        await caller.transport.start_tls(tls)
-    except PeerLeft:
-        raise
-    except TransportError as exc:
-        log.info("TLS handshake failed", extra={"fields": {"peer": caller.peer, "error": str(exc)}})
-        raise ConnectionOver(Outcome.TLS_FAILED, exc.limit if isinstance(exc, OverLimit) else None) from exc
-    return TlsIdentity(tls.server_name, tls.peer_certificate_der)
 
 
 async def _hear_out(caller: Caller) -> OtherProtocol:

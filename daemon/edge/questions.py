@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from bentpipe.daemon.edge.dial import SatelliteTls, dial_at_once, dial_once, reason_of
-from bentpipe.daemon.edge.transport import Transport, TransportError
+from bentpipe.daemon.connections.dial_once import SatelliteTls, dial_once, reason_of
+from bentpipe.daemon.connections.transport import Transport, TransportError
+from bentpipe.daemon.edge.dial import dial_at_once
 from bentpipe.daemon.fleet.resume import BootInfo
 from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.daemon.readings.reading import BOOT_ID_CHARS, Reading, ReadingFailed, ReadResult, read_status

@@ -10,9 +10,9 @@ any other protocol                                             it is refused: se
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
-from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.proto.events import PeerKind, RequestHeaders
 from bentpipe.proto.refusal import HTTP1_ANSWER, HTTP1_TLS_WANTED, TLS_ALERT
 

@@ -9,17 +9,18 @@ import logging
 
 import trio
 
-from bentpipe.daemon.edge.arrival import Arrival
+from bentpipe.daemon.connections.arrival import Arrival
+from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
+from bentpipe.daemon.connections.pacing import take_turn
+from bentpipe.daemon.connections.port import Port
+from bentpipe.daemon.connections.quotas import QuotaKind
+from bentpipe.daemon.connections.transport import OverLimit, PeerLeft, Transport, TransportError
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.identity import names_any_satellite
-from bentpipe.daemon.edge.opening import TLS_WANTED, FirstRequest, OtherProtocol, Port, read_opening
-from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
-from bentpipe.daemon.edge.pacing import take_turn
-from bentpipe.daemon.edge.quotas import QuotaKind
+from bentpipe.daemon.edge.opening import TLS_WANTED, FirstRequest, OtherProtocol, read_opening
 from bentpipe.daemon.edge.services import ServedConnection, answer_to, service_of
 from bentpipe.daemon.edge.splicing import Splicing
-from bentpipe.daemon.edge.transport import OverLimit, PeerLeft, Transport, TransportError
 from bentpipe.daemon.errors import BentpipeError, InvalidMetadata, TlsWanted
 from bentpipe.proto.errors import ErrorCode, GreetingError, over
 from bentpipe.proto.events import PeerKind

@@ -11,15 +11,16 @@ from collections.abc import Iterator
 
 import trio
 
+from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
+from bentpipe.daemon.connections.replay import relay_until_ack
+from bentpipe.daemon.connections.transport import OverLimit, Transport
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.dial import SatelliteTls, SatelliteUnreachable, dial, dial_at_once
+from bentpipe.daemon.edge.dial import SatelliteUnreachable, dial, dial_at_once
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import CUT_WORDS, Pending, Splice
 from bentpipe.daemon.edge.identity import Claim
 from bentpipe.daemon.edge.introduction import HungUp, Introduction
-from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
-from bentpipe.daemon.edge.replay import relay_until_ack
-from bentpipe.daemon.edge.transport import OverLimit, Transport
 from bentpipe.daemon.edge.unless import unless
 from bentpipe.daemon.edge.watching import Hold, held
 from bentpipe.daemon.errors import BentpipeError, Cut, DialFailed

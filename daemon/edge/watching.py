@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 
 import trio
 
+from bentpipe.daemon.connections.held_bytes import HELD_BYTES
+from bentpipe.daemon.connections.outcomes import ConnectionOver
+from bentpipe.daemon.connections.transport import TransportError
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.held_bytes import HELD_BYTES
-from bentpipe.daemon.edge.outcomes import ConnectionOver
-from bentpipe.daemon.edge.transport import TransportError
 from bentpipe.daemon.errors import BentpipeError, LimitReached
 from bentpipe.proto.errors import GreetingError
 

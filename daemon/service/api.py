@@ -17,9 +17,9 @@ from bentpipe.daemon.api.registration import Registration
 from bentpipe.daemon.api.reservations import Reservations
 from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.api.statuses import StateBoard
+from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
-from bentpipe.daemon.edge.outcomes import ConnectionCounters
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.provisioning import Provisioner
 from bentpipe.daemon.fleet.registrar import Registrar

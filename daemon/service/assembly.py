@@ -11,17 +11,19 @@ import trio
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.api.statuses import StateBoard
+from bentpipe.daemon.connections.deadlines import Deadlines
+from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.outcomes import ConnectionCounters
+from bentpipe.daemon.connections.port import find_ktls, read_port
+from bentpipe.daemon.connections.quotas import Quotas, quota_limits_of
+from bentpipe.daemon.connections.satellite_tls import satellite_tls_of, type_tls_of
 from bentpipe.daemon.edge.announcements import Announcements
-from bentpipe.daemon.edge.deadlines import Deadlines
-from bentpipe.daemon.edge.dial import SatelliteTls
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.health_connection import HealthChecks
 from bentpipe.daemon.edge.identity import Identities
-from bentpipe.daemon.edge.outcomes import ConnectionCounters
 from bentpipe.daemon.edge.questions import Questions
-from bentpipe.daemon.edge.quotas import Quotas, quota_limits_of
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.fleet import Fleet
@@ -40,12 +42,8 @@ from bentpipe.daemon.service.machines import Machines, addresses_of, machines_of
 from bentpipe.daemon.service.parts import Daemon, Records
 from bentpipe.daemon.service.ports import (
     OpenPorts,
-    find_ktls,
     open_ports,
-    read_port,
-    satellite_tls_of,
     serve_ports,
-    type_tls_of,
 )
 from bentpipe.daemon.service.provisioning import SatelliteParts, make_provisioner
 from bentpipe.daemon.service.readings import reading_of, responders_of
@@ -133,7 +131,6 @@ def assemble(config: Config, problem: str = "") -> Daemon:
         satellite_tls=satellite_tls,
         greetings=Deadlines(config.limits.greeting_deadline_s),
         announcements=announcements,
-        admit_below_fd=opened.descriptors.admit_below,
     )
     return Daemon(
         config=config,
@@ -151,8 +148,8 @@ def assemble(config: Config, problem: str = "") -> Daemon:
         certificate_watch=CertificateWatch(config),
         registrar=registrar,
         ports=serve_ports(
-            *(opened.ports, edge, opened.ktls, {"cut": cut_verb(edge.handoff, fleet)}),
-            make_local_api(config, satellites, counters, news),
+            *(opened.ports, edge, opened.descriptors.admit_below, opened.ktls),
+            *({"cut": cut_verb(edge.handoff, fleet)}, make_local_api(config, satellites, counters, news)),
         ),
     )
 

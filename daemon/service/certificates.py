@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import trio
 
 from bentpipe.config.model import ListenerSection
-from bentpipe.daemon.edge.listener import Listener
-from bentpipe.daemon.edge.opening import Port
+from bentpipe.daemon.connections.listener import Listener
+from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
 from bentpipe.native.tls import TlsError

@@ -12,7 +12,7 @@ import resource
 from pathlib import Path
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.edge.quotas import CONNECTION_FDS
+from bentpipe.daemon.connections.quotas import CONNECTION_FDS
 from bentpipe.daemon.fleet.reader import READINGS_AT_ONCE
 from bentpipe.native.engine import PIPES_A_THREAD
 

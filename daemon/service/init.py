@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from bentpipe.config.base import NAME_PATTERN
-from bentpipe.daemon.edge.listener import bind
+from bentpipe.daemon.connections.listener import bind
 from bentpipe.daemon.ports import reserve_port
 from bentpipe.daemon.service.init_call import FirstCallFailed, make_first_call
 from bentpipe.daemon.service.init_certificates import is_host, make_certificates

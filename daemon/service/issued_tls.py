@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bentpipe.daemon.edge.dial import SatelliteTls
+from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.pki.authority import MachineName, pem_of, private_pem_of

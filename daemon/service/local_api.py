@@ -7,13 +7,14 @@ from pathlib import Path
 import trio
 
 from bentpipe.daemon.api.server import ControlApi
+from bentpipe.daemon.connections.arrival import Arrival, Proxies
+from bentpipe.daemon.connections.outcomes import ConnectionOver
+from bentpipe.daemon.connections.port import Port
+from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.connections.transport import Transport, TransportError
 from bentpipe.daemon.edge.announcements import Announcements
-from bentpipe.daemon.edge.arrival import Arrival, Proxies
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.opening import FirstRequest, Opening, Port, read_opening
-from bentpipe.daemon.edge.outcomes import ConnectionOver
-from bentpipe.daemon.edge.quotas import QuotaLimits, Quotas
-from bentpipe.daemon.edge.transport import Transport, TransportError
+from bentpipe.daemon.edge.opening import FirstRequest, Opening, read_opening
 from bentpipe.daemon.errors import BentpipeError
 from bentpipe.daemon.service.control import ControlError, check_peer, remove_socket
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned

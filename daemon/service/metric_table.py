@@ -8,9 +8,9 @@ import importlib.metadata
 from collections.abc import Mapping
 
 from bentpipe.daemon.accounts.exchange import Result
+from bentpipe.daemon.connections.outcomes import Outcome
+from bentpipe.daemon.connections.quotas import QuotaKind
 from bentpipe.daemon.edge.handoff import CUT_WORDS
-from bentpipe.daemon.edge.outcomes import Outcome
-from bentpipe.daemon.edge.quotas import QuotaKind
 from bentpipe.daemon.fleet.machine.messages import SleepProblem
 from bentpipe.daemon.model import Resume, SatelliteState
 from bentpipe.daemon.readings.condition import Condition

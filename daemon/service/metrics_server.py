@@ -14,7 +14,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from bentpipe.daemon.edge.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
 from bentpipe.daemon.service.metric import PREFIX, Metric, MetricKind, Samples, Snapshot
 from bentpipe.daemon.service.metric_table import METRICS
 from bentpipe.daemon.service.parts import Daemon

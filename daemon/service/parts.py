@@ -10,11 +10,11 @@ import trio
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.api.server import ControlApi
+from bentpipe.daemon.connections.outcomes import ConnectionCounters
+from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
-from bentpipe.daemon.edge.outcomes import ConnectionCounters
-from bentpipe.daemon.edge.quotas import Quotas
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.provisioning import Provisioner
 from bentpipe.daemon.fleet.registrar import Registrar

@@ -8,23 +8,21 @@ import contextlib
 import dataclasses
 import logging
 import socket
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Mapping, Sequence
 
-from bentpipe.config.model import Config, ListenerSection, SatelliteTlsSection
+from bentpipe.config.model import Config, ListenerSection
 from bentpipe.daemon.api.server import ControlApi
-from bentpipe.daemon.edge.arrival import Proxies
-from bentpipe.daemon.edge.dial import SatelliteTls
+from bentpipe.daemon.connections.arrival import Arrival
+from bentpipe.daemon.connections.listener import Gate, Listener, bind
+from bentpipe.daemon.connections.port import Port, read_port
+from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge.edge import Edge
-from bentpipe.daemon.edge.listener import Listener, bind
-from bentpipe.daemon.edge.opening import Port
-from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.edge.session import Session
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.certificates import CertificateReload
 from bentpipe.daemon.service.control import ControlServer, Verb, open_control_socket
 from bentpipe.daemon.service.local_api import LocalApi, local_api_path
-from bentpipe.native.engine import Ktls, ktls_self_test
-from bentpipe.native.tls import TlsClientContext, TlsServerContext
+from bentpipe.native.engine import Ktls
 
 log = logging.getLogger("bentpipe")
 
@@ -57,55 +55,6 @@ class Ports:
     metrics_addresses: tuple[tuple[str, int], ...]
     control: ControlServer | None
     local_api: LocalApi | None
-
-
-def find_ktls(config: Config) -> Ktls:
-    """Find which of the kernel's TLS the engine may use: what a self-test has seen work, if any TLS is configured."""
-    listeners, machines = any(each.tls for each in config.listener), any(each.tls for each in config.machines)
-    encrypted = listeners or machines or config.registration is not None
-    if config.engine.ktls == "off" or not encrypted:
-        return Ktls.NONE
-    usable, words = ktls_self_test()
-    log.info("kTLS", extra={"fields": {"spliced": str(usable), "found": words}})
-    return usable
-
-
-def satellite_tls_of(config: Config, ktls: Ktls) -> dict[SatelliteKey, SatelliteTls]:
-    """Read the certificates by which satellites are trusted. Raises TlsError, naming the file."""
-    return {
-        SatelliteKey(section.org, section.name): _trust(section.tls, section.tls.ca, ktls)
-        for section in config.satellite
-        if section.tls is not None and section.tls.ca is not None
-    }
-
-
-def type_tls_of(config: Config, ktls: Ktls) -> dict[tuple[str, str], SatelliteTls]:
-    """The same for machine types, by size and platform. Raises TlsError, naming the file."""
-    return {
-        (each.size, each.platform): _trust(each.tls, each.tls.ca, ktls)
-        for each in config.machine_type
-        if each.tls is not None and each.tls.ca is not None
-    }
-
-
-def _trust(section: SatelliteTlsSection, ca: Path, ktls: Ktls) -> SatelliteTls:
-    context = TlsClientContext(ca=ca, certificate=section.certificate, key=section.key)
-    if ktls:
-        context.enable_ktls()
-    return SatelliteTls(context, section.server_name)
-
-
-def read_port(section: ListenerSection, ktls: Ktls) -> Port:
-    """Read what a listener speaks, with its certificates. Raises TlsError, naming the file."""
-    proxies = Proxies(section.proxy_protocol.networks if section.proxy_protocol is not None else ())
-    if section.tls is None:
-        return Port(proxies=proxies, serves_api=section.api, one_request=section.one_request_per_connection)
-    context = TlsServerContext(section.tls.certificate, section.tls.key, client_ca=section.tls.client_ca)
-    if ktls:
-        context.enable_ktls()
-    for more in section.tls.more:
-        context.add(TlsServerContext(more.certificate, more.key))
-    return Port(context, section.tls.satellite_domain, proxies, section.api, section.one_request_per_connection)
 
 
 def open_ports(config: Config, spoken: Sequence[Port]) -> OpenPorts:
@@ -152,12 +101,19 @@ def _listening(section: ListenerSection, passed: dict[str, list[socket.socket]])
     raise OSError(f"listener: systemd passed no socket named {section.systemd!r}, only {sorted(passed)}")
 
 
-def serve_ports(opened: OpenPorts, edge: Edge, ktls: Ktls, verbs: Mapping[str, Verb], local_api: ControlApi) -> Ports:
+def serve_ports(
+    opened: OpenPorts, edge: Edge, admit_below_fd: int, ktls: Ktls, verbs: Mapping[str, Verb], local_api: ControlApi
+) -> Ports:
     """Make what serves the sockets, which it takes over.
 
     `verbs` are the verbs of the control socket; `local_api` is served on the Unix socket beside it.
     """
-    listeners = tuple(Listener(sock, port, edge) for _, port, sock in opened.clients)
+    gate = Gate(edge.quotas, edge.counters, admit_below_fd)
+
+    def serve(client: Transport, port: Port, arrival: Arrival) -> Awaitable[None]:
+        return Session(edge, client, port, arrival).run()
+
+    listeners = tuple(Listener(sock, port, gate, serve) for _, port, sock in opened.clients)
     sections = [section for section, _, _ in opened.clients]
     return Ports(
         listeners=listeners,

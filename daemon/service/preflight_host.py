@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.edge.listener import bind
+from bentpipe.daemon.connections.listener import bind
 from bentpipe.daemon.providers.process.containment import PROC
 from bentpipe.daemon.providers.process.listening import has_socket
 from bentpipe.daemon.providers.process.sock_diag import find_listener

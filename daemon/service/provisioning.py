@@ -6,7 +6,7 @@ import logging
 from bentpipe.config.model import Config, MachineTypeSection, SatelliteSection
 from bentpipe.daemon.api.compute import Specs
 from bentpipe.daemon.api.reservations import Reservations
-from bentpipe.daemon.edge.dial import SatelliteTls
+from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.questions import ResponderTarget
 from bentpipe.daemon.fleet.fleet import Fleet

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.api.compute import Specs
-from bentpipe.daemon.edge.dial import SatelliteTls
+from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.errors import InvalidRequest
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.registrar import Registrar

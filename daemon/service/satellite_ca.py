@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import trio
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.edge.dial import SatelliteTls
+from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.errors import ProviderRetryable, StoreError
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.machine.states import WAKING

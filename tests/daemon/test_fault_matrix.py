@@ -32,7 +32,8 @@ from beds.peers.clients import CallError, GrpcioClient
 from beds.ports import free_port
 from bentpipe.config.load import load_config
 from bentpipe.daemon import tasks
-from bentpipe.daemon.edge import dial, transport
+from bentpipe.daemon.connections import transport
+from bentpipe.daemon.edge import dial
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.questions import Questions
 from bentpipe.daemon.fleet import leases, satellite, watching

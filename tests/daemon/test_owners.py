@@ -13,7 +13,7 @@ INSIDE = {
     ("api/grpc_connection.py", "self._write"): "the connection's other direction, inside a session",
     ("edge/caller.py", "self._cancel_after_writable"): "a wait inside a session",
     ("edge/health_connection.py", "wait_readable"): "a wait inside a session",
-    ("edge/replay.py", "self._downstream"): "the other direction, inside a session",
+    ("connections/replay.py", "self._downstream"): "the other direction, inside a session",
     ("edge/unless.py", "accompany"): "inside a session or a call, which is owned",
     ("edge/watching.py", "watch_client"): "inside a session",
     ("fleet/whereabouts.py", "look"): "a look inside a search, which is owned",

@@ -7,10 +7,10 @@ import trio
 
 from beds.hosts.in_process import DEADLINE_S, PLAIN, TOKEN, counted
 from beds.peers.clients import GrpcioClient
+from bentpipe.daemon.connections.outcomes import Outcome
+from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge import splicing
 from bentpipe.daemon.edge.dial import dial_at_once
-from bentpipe.daemon.edge.outcomes import Outcome
-from bentpipe.daemon.edge.transport import Transport
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.serve import Daemon
 

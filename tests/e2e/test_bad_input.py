@@ -11,7 +11,7 @@ import trustme
 
 from beds.hosts.in_process import PLAIN, PREFACE, TLS, TOKEN, counted, exchange, frames_of
 from beds.http2 import EMPTY_SETTINGS
-from bentpipe.daemon.edge.outcomes import Outcome
+from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon
 
 GOAWAY_TYPE = 7

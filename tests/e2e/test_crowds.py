@@ -17,7 +17,7 @@ from beds.hosts.served import SECTIONS, Served
 from beds.http2 import EMPTY_SETTINGS
 from beds.peers.clients import GrpcioClient
 from beds.peers.crowd import HEADERS, PREFACE, SETTINGS_ACK, Crowd, answered, call, ended, frame, headers
-from bentpipe.daemon.edge.held_bytes import CLIENT_BYTES
+from bentpipe.daemon.connections.held_bytes import CLIENT_BYTES
 
 GATED = """
 [[satellite]]

@@ -25,7 +25,7 @@ from beds.peers.crowd import DATA, END_HEADERS, GOAWAY, HEADERS, SETTINGS, Crowd
 from beds.peers.raw_tls import CLIENT_HELLO, HANDSHAKE, USER_CANCELED, RawTls, message
 from beds.programs import program
 from bentpipe.config.load import load_config
-from bentpipe.daemon.edge.outcomes import Outcome
+from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.garbage import set_up_garbage
 from bentpipe.daemon.service.serve import Daemon, serve

@@ -9,7 +9,7 @@ import trio
 
 from beds.hosts.in_process import PLAIN, PREFACE, TOKEN, counted, exchange, frames_of
 from beds.http2 import EMPTY_SETTINGS
-from bentpipe.daemon.edge.outcomes import Outcome
+from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.service.serve import Daemon
 

@@ -31,10 +31,10 @@ from beds.peers.crowd import (
     headers,
 )
 from bentpipe.config.load import load_config
+from bentpipe.daemon.connections.outcomes import Outcome
+from bentpipe.daemon.connections.transport import RECEIVE_BYTES
 from bentpipe.daemon.edge import splicing
 from bentpipe.daemon.edge.announcements import LEAST
-from bentpipe.daemon.edge.outcomes import Outcome
-from bentpipe.daemon.edge.transport import RECEIVE_BYTES
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.proto import limits

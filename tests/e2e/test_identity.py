@@ -5,7 +5,7 @@ import trio
 import trustme
 
 from beds.hosts.in_process import MUTUAL, SATELLITE_DOMAIN, TLS, TOKEN, counted
-from bentpipe.daemon.edge.outcomes import Outcome
+from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.testbed.satellite import SERVICE
 

@@ -16,7 +16,7 @@ from beds.hosts.in_process import PLAIN, TOKEN, counted, exchange, write_config
 from beds.http2 import EMPTY_SETTINGS
 from beds.peers.crowd import PREFACE, call
 from bentpipe.config.load import load_config
-from bentpipe.daemon.edge.outcomes import Outcome
+from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.service.metrics_server import CONNECTIONS, HEAD_BYTES
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.daemon.service.statistics import statistics_fields

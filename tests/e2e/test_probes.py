@@ -13,7 +13,7 @@ import trustme
 
 from beds.hosts.in_process import PLAIN, PREFACE, TLS, counted, exchange
 from beds.http2 import EMPTY_SETTINGS
-from bentpipe.daemon.edge.outcomes import Outcome
+from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon
 
 RESET = struct.pack("ii", 1, 0)

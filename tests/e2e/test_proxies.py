@@ -13,7 +13,7 @@ from beds.hosts.frontends import envoy, haproxy, nginx
 from beds.hosts.wires import SourceWire
 from beds.peers.clients import CallError
 from beds.ports import free_port
-from bentpipe.daemon.edge.quotas import GRACE_S
+from bentpipe.daemon.connections.quotas import GRACE_S
 
 CLIENTS = tuple(f"127.0.0.{number}" for number in (3, 4, 5))
 MAX_PER_ADDRESS = 3

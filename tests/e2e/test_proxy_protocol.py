@@ -22,7 +22,7 @@ from beds.hosts.behind_proxies import (
 )
 from beds.hosts.proxy_headers import LOCAL, MALFORMED, PROXY, TCP4, TCP6, UNSPEC, VALID, address4, address6, v2
 from beds.peers.clients import CallError
-from bentpipe.daemon.edge.quotas import GRACE_S
+from bentpipe.daemon.connections.quotas import GRACE_S
 
 STRANGER = "127.0.0.9"
 MAX_PER_ADDRESS = 4

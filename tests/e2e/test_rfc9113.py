@@ -11,7 +11,7 @@ import trustme
 from beds.hosts.in_process import DEADLINE_S, PLAIN, TOKEN, counted, exchange, frames_of, write_config
 from beds.peers.rfc9113 import CASES, OPENING, headers
 from bentpipe.config.load import load_config
-from bentpipe.daemon.edge.outcomes import Outcome
+from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.proto.errors import ErrorCode

@@ -18,7 +18,7 @@ import trustme
 
 from beds.http2 import EMPTY_SETTINGS, texts
 from bentpipe.config.load import load_config
-from bentpipe.daemon.edge.outcomes import Outcome
+from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.daemon.testbed.satellite import SERVICE
 from bentpipe.proto import compute_pb2 as pb

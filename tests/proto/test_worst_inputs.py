@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.untraced
 
 READ_BYTES = 16_384
-"""What the edge reads at once: RECEIVE_BYTES of daemon/edge/transport.py."""
+"""What the edge reads at once: RECEIVE_BYTES of daemon/connections/transport.py."""
 START = PREFACE + frame(FrameType.SETTINGS, 0, 0)
 REQUEST = [(":method", "POST"), (":scheme", "http"), (":path", "/grpc.health.v1.Health/Watch"), (":authority", "e")]
 AT_MOST = 60.0

@@ -10,14 +10,15 @@ import trio
 from bentpipe.daemon.accounts.contract import Access, Authority, Credentials, Login, Org, Scope, TokenSummary
 from bentpipe.daemon.api.call import Method
 from bentpipe.daemon.api.server import ControlApi
+from bentpipe.daemon.connections.arrival import Arrival, Proxies
+from bentpipe.daemon.connections.outcomes import ConnectionCounters, ConnectionOver, Outcome
+from bentpipe.daemon.connections.port import Port
+from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.connections.transport import Transport, TransportError
 from bentpipe.daemon.edge.announcements import Announcements
-from bentpipe.daemon.edge.arrival import Arrival, Proxies
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.opening import FirstRequest, Port, read_opening
-from bentpipe.daemon.edge.outcomes import ConnectionCounters, ConnectionOver, Outcome
-from bentpipe.daemon.edge.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.edge.opening import FirstRequest, read_opening
 from bentpipe.daemon.edge.services import ServedConnection
-from bentpipe.daemon.edge.transport import Transport, TransportError
 from bentpipe.daemon.errors import Unauthenticated
 
 LIMITS = QuotaLimits(strangers=100, strangers_bytes=8 << 20, per_prefix=100, admitted=100, said_bytes=64 << 20)

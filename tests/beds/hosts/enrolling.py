@@ -8,8 +8,8 @@ from pathlib import Path
 import trio
 
 from bentpipe.config.load import load_config
-from bentpipe.daemon.edge.dial import SatelliteTls
-from bentpipe.daemon.edge.listener import bind
+from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.listener import bind
 from bentpipe.daemon.ids import launch_token
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.pki.enrolment import Bootstrap

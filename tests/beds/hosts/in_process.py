@@ -7,7 +7,7 @@ from pathlib import Path
 import trio
 import trustme
 
-from bentpipe.daemon.edge.outcomes import Outcome
+from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon
 
 TOKEN = "bp_test"

@@ -21,7 +21,7 @@ SET_UP = (
 )
 CROWD = 60
 CALM_S = 1.3
-"""Longer than the grace of daemon/edge/quotas.py."""
+"""Longer than the grace of daemon/connections/quotas.py."""
 
 
 def connect(source: str, port: int) -> socket.socket:

@@ -17,7 +17,7 @@ from bentpipe.daemon.accounts.contract import Scope
 from bentpipe.daemon.api import call as call_module
 from bentpipe.daemon.api import grpc_connection as connection_module
 from bentpipe.daemon.api.call import Call, Method
-from bentpipe.daemon.edge.outcomes import Outcome
+from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.proto import limits
 from bentpipe.proto.frames import FrameType, frame
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from beds.hosts.api_host import SESSION, ApiHost, People, Person
 from bentpipe.daemon.accounts.contract import Scope
 from bentpipe.daemon.api import http_connection as module
-from bentpipe.daemon.edge import pacing
-from bentpipe.daemon.edge.outcomes import Outcome
+from bentpipe.daemon.connections import pacing
+from bentpipe.daemon.connections.outcomes import Outcome
 
 ANNA = Person("anna", {("acme", "*"): frozenset({Scope.USE})})
 LOGIN = b"POST /api/v0/account/login HTTP/1.1\r\nHost: edge\r\nContent-Length: 0\r\nAuthorization: token anna\r\n\r\n"

@@ -13,7 +13,7 @@ from beds.hosts.api_host import ApiHost, People, Person
 from bentpipe.daemon.accounts.contract import Scope
 from bentpipe.daemon.api.reflection import PATHS, Reflection
 from bentpipe.daemon.api.server import ControlApi
-from bentpipe.daemon.edge.outcomes import ConnectionCounters
+from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.proto import compute_pb2, logstream_pb2
 from bentpipe.proto.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 

@@ -9,8 +9,9 @@ import pytest
 import trio
 import trustme
 
+from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.edge import dial as dialling
-from bentpipe.daemon.edge.dial import SatelliteTls, SatelliteUnreachable, dial
+from bentpipe.daemon.edge.dial import SatelliteUnreachable, dial
 from bentpipe.daemon.errors import DialFailed
 from bentpipe.daemon.model import Address
 from bentpipe.native.tls import TlsClientContext

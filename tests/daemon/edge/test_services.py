@@ -2,10 +2,10 @@
 
 import pytest
 
+from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.health_connection import PATHS
 from bentpipe.daemon.edge.identity import TlsIdentity
-from bentpipe.daemon.edge.outcomes import Outcome
 from bentpipe.daemon.edge.services import OTHER_PROTOCOLS, ServedConnection, answer_to, service_of
 from bentpipe.proto.events import PeerKind, RequestHeaders
 from bentpipe.proto.refusal import HTTP1_ANSWER, HTTP1_TLS_WANTED

@@ -9,12 +9,12 @@ import trio
 import trio.testing
 
 from beds.http2 import EMPTY_SETTINGS
-from bentpipe.daemon.edge.arrival import Arrival, Proxies
+from bentpipe.daemon.connections.arrival import Arrival, Proxies
+from bentpipe.daemon.connections.held_bytes import HELD_BYTES, PLACE_BYTES
+from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
+from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.held_bytes import HELD_BYTES, PLACE_BYTES
-from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
-from bentpipe.daemon.edge.quotas import QuotaLimits, Quotas
-from bentpipe.daemon.edge.transport import Transport
 from bentpipe.daemon.edge.watching import held
 from bentpipe.daemon.errors import DialFailed, LimitReached
 from bentpipe.proto.frames import PREFACE, FrameType, frame

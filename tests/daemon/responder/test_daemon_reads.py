@@ -8,7 +8,7 @@ import trio
 
 from beds.peers.responder_process import CALL_DEADLINE_S, ResponderProcess
 from beds.tls_pairs import daemon, machine
-from bentpipe.daemon.edge.dial import SatelliteTls
+from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.edge.questions import Questions, ResponderTarget
 from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.daemon.pki.authority import CertificateAuthority, MachineName, new_authority

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.edge.quotas import CONNECTION_FDS
+from bentpipe.daemon.connections.quotas import CONNECTION_FDS
 from bentpipe.daemon.service.descriptors import (
     ENGINE_THREAD_FDS,
     LEAST_CONNECTIONS,

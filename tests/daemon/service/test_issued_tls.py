@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 
 from beds.hosts.enrolling import MINE, THEIRS, EnrolmentBed, enrolment_bed
 from beds.ports import free_port
-from bentpipe.daemon.edge.dial import SatelliteTls, dial_at_once
+from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.edge.dial import dial_at_once
 from bentpipe.daemon.errors import ProviderRetryable
 from bentpipe.daemon.ids import launch_token
 from bentpipe.daemon.model import Address, SatelliteKey

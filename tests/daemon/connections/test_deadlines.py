@@ -3,7 +3,7 @@
 import trio
 import trio.testing
 
-from bentpipe.daemon.edge.deadlines import ENDS_A_TURN, Deadlines
+from bentpipe.daemon.connections.deadlines import ENDS_A_TURN, Deadlines
 
 
 class Turns(trio.abc.Instrument):

@@ -9,9 +9,9 @@ import ipaddress
 import logging
 from collections.abc import Sequence
 
-from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
-from bentpipe.daemon.edge.quotas import Quotas
-from bentpipe.daemon.edge.transport import Transport
+from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
+from bentpipe.daemon.connections.quotas import Quotas
+from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.logs import log_limited
 from bentpipe.proto.proxy_protocol import ProxyHeader, ProxyHeaderError, ProxyRule, canonical, parse_header
 

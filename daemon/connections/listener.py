@@ -1,17 +1,18 @@
-"""The listening sockets: accepts connections, and runs a session task for each, with a place on a quota."""
+"""The listening sockets: accepts connections within their limits, and runs a task for each, with a place on a quota."""
 
+import dataclasses
 import errno
 import logging
 import socket
+from collections.abc import Awaitable, Callable
 
 import trio
 
-from bentpipe.daemon.edge.arrival import Arrival
-from bentpipe.daemon.edge.edge import Edge
-from bentpipe.daemon.edge.opening import Port
-from bentpipe.daemon.edge.outcomes import Outcome
-from bentpipe.daemon.edge.session import Session
-from bentpipe.daemon.edge.transport import Transport
+from bentpipe.daemon.connections.arrival import Arrival
+from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
+from bentpipe.daemon.connections.port import Port
+from bentpipe.daemon.connections.quotas import Quotas
+from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
 
 log = logging.getLogger("bentpipe.edge")
@@ -68,15 +69,30 @@ def _listen(family: socket.AddressFamily, host: str, port: int, *, v6only: bool)
     return sock
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Gate:
+    """How many connections all listeners together let in."""
+
+    quotas: Quotas
+    counters: ConnectionCounters
+    admit_below_fd: int = 1 << 30
+    """Connections whose descriptor is this or higher are closed: the rest is for everything else."""
+
+
+Serve = Callable[[Transport, Port, Arrival], Awaitable[None]]
+"""Takes a connection to its end. It owns the transport and the arrival's place from its first step on."""
+
+
 class Listener:
     """Accepts on one listening socket, which it takes over."""
 
-    def __init__(self, sock: socket.socket, port: Port, edge: Edge) -> None:
+    def __init__(self, sock: socket.socket, port: Port, gate: Gate, serve: Serve) -> None:
         sock.setblocking(False)
         self._sock = sock
         self.port = port
         """For new connections; open connections keep the port that they came by."""
-        self._edge = edge
+        self._gate = gate
+        self._serve = serve
         self._failing = ""
 
     @property
@@ -102,7 +118,7 @@ class Listener:
 
     async def _accept(self, sessions: trio.Nursery) -> bool:
         """Accept one connection. Returns whether there was one."""
-        quotas = self._edge.quotas
+        quotas = self._gate.quotas
         while (pause_s := quotas.pause_s()) > 0:
             await trio.sleep(min(pause_s, PAUSE_S))
         try:
@@ -110,24 +126,24 @@ class Listener:
         except BlockingIOError:
             return False
         except OSError as exc:
-            self._edge.counters.accept_errors += 1
+            self._gate.counters.accept_errors += 1
             if exc.errno not in NETWORK_ERRNOS:
                 self._tell_failing(str(exc))
                 if exc.errno in EXHAUSTED_ERRNOS:
                     quotas.make_room()
                 await trio.sleep(ACCEPT_BACKOFF_S)
             return False
-        self._edge.counters.accepted += 1
-        if sock.fileno() >= self._edge.admit_below_fd and not quotas.make_room():
+        self._gate.counters.accepted += 1
+        if sock.fileno() >= self._gate.admit_below_fd and not quotas.make_room():
             sock.close()
-            self._edge.counters.ended[Outcome.OVER_LIMIT] += 1
+            self._gate.counters.ended[Outcome.OVER_LIMIT] += 1
             self._tell_failing("only the descriptors that are kept in reserve are left")
             await trio.sleep(ACCEPT_BACKOFF_S)
             return False
         self._tell_failing("")
         arrival = Arrival(quotas, (str(name[0]), name[1]) if name else None, self.port.proxies)
         owner = Owner("session", arrival.peer, Decision.GIVE_UP)
-        sessions.start_soon(run_owned, owner, self._serve, sock, arrival)
+        sessions.start_soon(run_owned, owner, self._run, sock, arrival)
         return True
 
     def _tell_failing(self, failing: str) -> None:
@@ -138,11 +154,11 @@ class Listener:
             log.info("can accept again")
         self._failing = failing
 
-    async def _serve(self, sock: socket.socket, arrival: Arrival) -> None:
+    async def _run(self, sock: socket.socket, arrival: Arrival) -> None:
         try:
-            session = Session(self._edge, Transport(sock), self.port, arrival)
+            transport = Transport(sock)
         except BaseException:
             sock.close()
             arrival.place.release()
             raise
-        await session.run()
+        await self._serve(transport, self.port, arrival)

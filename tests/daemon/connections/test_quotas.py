@@ -4,8 +4,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from bentpipe.daemon.edge.held_bytes import FAIR_BYTES, PLACE_BYTES, TLS_BYTES
-from bentpipe.daemon.edge.quotas import (
+from bentpipe.daemon.connections.held_bytes import FAIR_BYTES, PLACE_BYTES, TLS_BYTES
+from bentpipe.daemon.connections.quotas import (
     CONNECTION_FDS,
     FLOOD_GRACE_S,
     FLOOD_PART,

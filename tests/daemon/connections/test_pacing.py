@@ -8,8 +8,8 @@ import collections
 import pytest
 import trio
 
-from bentpipe.daemon.edge import pacing
-from bentpipe.daemon.edge.pacing import TURN_BUDGET_S, take_turn
+from bentpipe.daemon.connections import pacing
+from bentpipe.daemon.connections.pacing import TURN_BUDGET_S, take_turn
 
 STEP_S = 0.001
 

@@ -27,8 +27,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from bentpipe.config.limits import LimitsSection
-from bentpipe.daemon.edge.held_bytes import FAIR_BYTES, PLACE_BYTES
-from bentpipe.daemon.edge.strangers import Path, Strangers, prefix_of
+from bentpipe.daemon.connections.held_bytes import FAIR_BYTES, PLACE_BYTES
+from bentpipe.daemon.connections.strangers import Path, Strangers, prefix_of
 from bentpipe.daemon.errors import LimitReached
 from bentpipe.daemon.logs import log_limited
 from bentpipe.daemon.model import SatelliteKey

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bentpipe.daemon.edge.strangers import Path, Strangers, prefix_of
+from bentpipe.daemon.connections.strangers import Path, Strangers, prefix_of
 
 
 @dataclasses.dataclass(eq=False)

@@ -10,7 +10,7 @@ import socket
 
 import trio
 
-from bentpipe.daemon.edge.pacing import take_turn
+from bentpipe.daemon.connections.pacing import take_turn
 from bentpipe.native.engine import Leg
 from bentpipe.native.tls import TlsConnection, TlsError, TlsFlood, TlsTruncated, WantRead, WantWrite
 

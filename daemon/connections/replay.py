@@ -6,8 +6,8 @@ The satellite never saw our SETTINGS, and most servers end a connection on an AC
 
 import trio
 
-from bentpipe.daemon.edge.outcomes import ConnectionOver, Outcome
-from bentpipe.daemon.edge.transport import OverLimit, Transport, TransportError
+from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
+from bentpipe.daemon.connections.transport import OverLimit, Transport, TransportError
 from bentpipe.proto.ack_filter import AckFilter
 from bentpipe.proto.errors import GreetingError
 

@@ -1,0 +1,81 @@
+"""One attempt to connect to a satellite: name, TCP, and TLS with the satellite's own certificate. Never tries twice."""
+
+import dataclasses
+import errno
+import os
+import socket
+
+import trio
+
+from bentpipe.daemon.connections.transport import Transport, TransportError
+from bentpipe.daemon.model import Address
+from bentpipe.native.tls import TlsClientContext, TlsConnection, TlsError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SatelliteTls:
+    """How a satellite is known by TLS."""
+
+    context: TlsClientContext
+    server_name: str | None = None
+    """The name that its certificate must have; None for its address."""
+    refused: str = ""
+    """Why no machine can be accepted as the satellite now; "" if one can. Nothing is sent then."""
+
+
+def reason_of(error: Exception) -> str:
+    """Say why an attempt failed. It may be any exception: from the resolver, from TLS, or because no descriptor is left."""
+    return str(error) if isinstance(error, OSError | TransportError | TlsError) else f"{type(error).__name__}: {error}"
+
+
+async def dial_once(address: Address, tls: SatelliteTls | None) -> Transport:
+    """Try once. Raises any exception: `reason_of` has its words."""
+    return await secure(await connect(address), address, tls)
+
+
+async def connect(address: Address) -> Transport:
+    """Connect by TCP. Raises OSError, or what the resolver raises."""
+    family, target = await _resolve(address)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        error = sock.connect_ex(target)
+        if error == errno.EINPROGRESS:
+            await trio.lowlevel.wait_writable(sock)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, os.strerror(error))
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        return Transport(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def secure(transport: Transport, address: Address, tls: SatelliteTls | None) -> Transport:
+    """Complete the TLS handshake, if there is TLS. Closes the transport and raises any exception if that fails."""
+    try:
+        if tls is not None:
+            if tls.refused:
+                raise TlsError(tls.refused)
+            await transport.start_tls(
+                TlsConnection(tls.context, transport.fileno, server_name=tls.server_name or address.host)
+            )
+    except BaseException:
+        transport.close()
+        raise
+    return transport
+
+
+async def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str | int | bytes, ...]]:
+    """Find the socket address. A numeric IPv4 address, as most providers give it, needs no resolver."""
+    try:
+        socket.inet_pton(socket.AF_INET, address.host)
+    except OSError:
+        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        family, _, _, _, target = found[0]
+        return family, target
+    return socket.AF_INET, (address.host, address.port)
