@@ -15,7 +15,17 @@ TEMPLATE = 'provider = "ec2"\n[machine_type.ec2]\nlaunch_template = "lt-1"\n'
 IMAGE = (
     '[machine_type.image]\nflavour = "moby"\nbuildkit = "/opt/buildkit"\n[machine_type.image.cache]\nfile = "60GiB"\n'
 )
+CA = '[satellite_ca]\naddress = "127.0.0.1:9"\nmachines_call = "192.0.2.1:9"\n'
+ISSUED = "[machine_type.tls]\nissued = true\n"
+ISSUER = '[[oidc_issuer]]\nname = "hub"\nissuer = "https://hub.example"\naudience = "us"\n'
+RULE = '[[satellite]]\norg = "acme"\nname = "a"\n[satellite.process]\ncommand = ["true", "{{port}}"]\n[[oidc_rule]]\nname = "ci"\nissuer = "hub"\ngrants = ["acme/*"]\nclaims = {claims}\n'
 PROCESS = '[machine_type.process]\ncommand = ["true", "{port}"]\n'
+
+
+def image(settings: str = "", cache: str = 'file = "60GiB"') -> str:
+    """A machine type with an image of the settings and the cache."""
+    whole = f'[machine_type.image]\nbuildkit = "/opt/buildkit"\n{settings}\n[machine_type.image.cache]\n{cache}\n'
+    return LISTENER + TYPE + TEMPLATE + whole
 
 
 def problems(path: Path) -> list[tuple[str, str]]:
@@ -55,6 +65,80 @@ def problems(path: Path) -> list[tuple[str, str]]:
             "machine_type[0].process.directory",
             "/absent/folder is not a directory",
         ),
+        (image(cache=""), "machine_type[0].image.cache", "exactly one of device and file"),
+        (image(cache='device = "/dev/a"\nfile = "60GiB"'), "machine_type[0].image.cache", "exactly one of"),
+        (
+            image(cache='file = "60GiB"\nprune_below_percent = 30\nprune_until_percent = 30'),
+            "machine_type[0].image.cache",
+            "must be more than prune_below_percent",
+        ),
+        (
+            image(cache='file = "60GiB"\nkeep_percent = 90\nprune_below_percent = 15'),
+            "machine_type[0].image.cache",
+            "every build would prune",
+        ),
+        (
+            image(cache='file = "4GiB"\nballast = "2GiB"'),
+            "machine_type[0].image.cache",
+            "more than a quarter of file",
+        ),
+        (image('cni_subnet = "10.0.0.0/33"'), "machine_type[0].image", "cni_subnet: "),
+        (image("[machine_type.image.health]\ntimeout = 9"), "machine_type[0].image", "no setting for health"),
+        (image('additional_config = "debug = true"'), "machine_type[0].image", "begin with the header of a table"),
+        (LISTENER + TYPE + PROCESS + IMAGE, "machine_type[0]", "for machines that the daemon launches"),
+        (
+            LISTENER + TYPE + TEMPLATE + '[[machine_type.ec2.alternative]]\nzone = "a"\nsubnet = "subnet-12345678"\n',
+            "machine_type[0].ec2.alternative[0]",
+            "give zone or subnet, not both",
+        ),
+        (
+            LISTENER + TYPE + TEMPLATE + '[[machine_type.ec2.alternative]]\nzone = "a"\n' * 2,
+            "machine_type[0].ec2",
+            "an alternative stands twice",
+        ),
+        ('[[listener]]\naddress = "here:1"\n', "listener[0].address", "is not a valid address"),
+        ('[[listener]]\naddress = "::1:1"\n', "listener[0].address", "is not a valid address"),
+        ("[[listener]]\naddress = 1\n", "listener[0].address", "is not a valid address"),
+        (LISTENER + TYPE + '[machine_type.process]\ncommand = ["true"]\n', "machine_type[0].process", "{port}"),
+        (LISTENER + TYPE + TEMPLATE + "[machine_type.tls]\n", "machine_type[0].tls", "exactly one of ca and issued"),
+        (
+            LISTENER + TYPE + TEMPLATE + ISSUED + 'server_name = "here"\n',
+            "machine_type[0].tls",
+            "remove certificate, key, server_name",
+        ),
+        (LISTENER + TYPE + TEMPLATE + ISSUED, "machine_type[0].tls.issued", "needs a [satellite_ca] section"),
+        (LISTENER + TYPE + PROCESS + ISSUED + CA, "machine_type[0].tls.issued", "that the daemon launches"),
+        (LISTENER + CA + '[store]\nkind = "none"\n', "satellite_ca", "needs a store"),
+        (
+            LISTENER + CA + '[store]\nkind = "dynamodb"\ntable = "fleet"\nregion = "eu-central-1"\n',
+            "satellite_ca.file",
+            "`bentpipe ca new`",
+        ),
+        (
+            LISTENER + '[registration]\nnetworks = ["10.0.0.0/8"]\n' + '[store]\nkind = "none"\n',
+            "registration",
+            "needs a store",
+        ),
+        (
+            LISTENER + RULE.format(claims='{repository_id = "1"}'),
+            "oidc_rule[0].issuer",
+            "there is no [[oidc_issuer]] named 'hub'",
+        ),
+        (LISTENER + ISSUER + RULE.format(claims='{ref = "main"}'), "oidc_rule[0].claims", "one of"),
+        (LISTENER + ISSUER + RULE.format(claims='{sub = "a"}'), "oidc_rule[0]", "cannot be matched: name single"),
+        (LISTENER + ISSUER + RULE.format(claims='{repository_id = ""}'), "oidc_rule[0]", "an empty value"),
+        (
+            LISTENER + ISSUER + RULE.format(claims='{repository_id = "1"}') + 'patterns = {repository_id = "*"}\n',
+            "oidc_rule[0]",
+            "is in claims and in patterns",
+        ),
+        (
+            LISTENER + ISSUER + RULE.format(claims='{repository_id = "1"}') + '[store]\nkind = "none"\n',
+            "oidc_rule",
+            "needs a store",
+        ),
+        (LISTENER + ISSUER.replace("https", "http"), "oidc_issuer[0]", "issuer must be an https:// address"),
+        (LISTENER + ISSUER + 'id_claims = ["sub"]\n', "oidc_issuer[0]", "does not identify an owner for ever"),
     ],
 )
 def test_each_is_told_with_its_place(tmp_path: Path, text: str, where: str, words: str) -> None:

@@ -1,12 +1,14 @@
 """The report's sums against hand-made days, its pictures, and the command on a ledger of its own."""
 
 import dataclasses
+import io
 import json
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import rich.console
 import trio
 from click.testing import CliRunner
 
@@ -16,10 +18,13 @@ from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.model import (
     NO_FACTS,
     NO_WAITS,
+    BootPhase,
+    Peaks,
     Resume,
     SatelliteKey,
     SatelliteState,
     StateFacts,
+    Suspicion,
     Transition,
     Waits,
     WakePhase,
@@ -27,6 +32,7 @@ from bentpipe.daemon.model import (
 from bentpipe.daemon.report.picture import COLUMNS, STYLES, Label, LineStyle, Rect, draw
 from bentpipe.daemon.report.summary import spread_of, summarise
 from bentpipe.daemon.report.svg import to_svg
+from bentpipe.daemon.report.table import to_tables
 from bentpipe.daemon.service.cli import main
 from bentpipe.daemon.service.report import parse_since
 
@@ -154,6 +160,41 @@ def test_each_wake_is_billed_for_a_minimum() -> None:
     (line,) = summarise(short, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, prices).satellites
     assert line.money is not None
     assert round(line.money.cost, 6) == 1.1
+
+
+def printed(intervals: list[Interval], prices: PricesSection | None = None) -> list[list[str]]:
+    """The report's tables as a terminal shows them: each line's words."""
+    console = rich.console.Console(width=200, record=True, file=io.StringIO())
+    for table in to_tables(summarise(intervals, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, prices)):
+        console.print(table)
+    return [line.split() for line in console.export_text().splitlines()]
+
+
+def test_what_responders_and_boots_told_has_tables_if_there_is_any() -> None:
+    facts = StateFacts(
+        peaks=Peaks(91.4, 12.0, 3.0),
+        kills=2,
+        suspicion=Suspicion(40, ("a busy core for hours", "no traffic")),
+        boot=((BootPhase.KERNEL, 4.56), (BootPhase.BUILDKIT, 79.8), (BootPhase.FIRST_BUILD, 110.3)),
+    )
+    told = [dataclasses.replace(each, facts=facts) if each.state is S.OPERATIONAL else each for each in DAY]
+    lines = printed([*told, *chain("b", (S.SLEEP, 24))])
+    assert ["acme/a", "91", "12", "3", "2", "40", "a", "busy", "core", "for", "hours;", "no", "traffic"] in lines
+    kernel, listening, built = (f"{text}/{text}/{text}" for text in ("4.56", "79.8", "110"))
+    assert ["acme/a", kernel, listening, built] in lines, "no word of cloud-init"
+    assert ["acme/b", "0", "0", "0", "0", "0"] in lines
+    plain = printed(DAY)
+    assert not any("abuse" in line or "boots:" in line for line in plain)
+
+
+def test_money_and_the_orgs_sums_are_shown_if_there_are_any() -> None:
+    other = [dataclasses.replace(each, key=SatelliteKey("else", "c")) for each in DAY]
+    lines = printed([*DAY, *other], PRICES)
+    assert ["acme/a", "3.00", "21.00", "88%", "0.00", "5.40", "26.40", "21.00"] in lines
+    assert ["else", "3.00", "21.00", "88%", "0.00", "5.40", "26.40", "21.00"] in lines
+    assert ["all", "6.00", "42.00", "88%", "0.00", "10.80", "52.80", "42.00"] in lines
+    unseen = printed([], None)
+    assert ["all", "0.00", "0.00", "0.00"] in unseen, "no share of nothing"
 
 
 def test_spread_is_by_nearest_rank() -> None:
