@@ -18,7 +18,10 @@ IMAGE = (
 CA = '[satellite_ca]\naddress = "127.0.0.1:9"\nmachines_call = "192.0.2.1:9"\n'
 ISSUED = "[machine_type.tls]\nissued = true\n"
 ISSUER = '[[oidc_issuer]]\nname = "hub"\nissuer = "https://hub.example"\naudience = "us"\n'
-RULE = '[[satellite]]\norg = "acme"\nname = "a"\n[satellite.process]\ncommand = ["true", "{{port}}"]\n[[oidc_rule]]\nname = "ci"\nissuer = "hub"\ngrants = ["acme/*"]\nclaims = {claims}\n'
+RULE = (
+    '[[satellite]]\norg = "acme"\nname = "a"\n[satellite.process]\ncommand = ["true", "{{port}}"]\n'
+    '[[oidc_rule]]\nname = "ci"\nissuer = "hub"\ngrants = ["acme/*"]\nclaims = {claims}\n'
+)
 PROCESS = '[machine_type.process]\ncommand = ["true", "{port}"]\n'
 
 
