@@ -1,9 +1,8 @@
-"""Reads a configuration file and reports every mistake in it at once, each with its path. It must never start anything."""
+"""Reads a configuration and reports every mistake in it at once, each with its path. It must never start anything."""
 
 import dataclasses
 import os
 import shutil
-import tomllib
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,59 +11,54 @@ from pydantic import ValidationError
 
 from bentpipe.config.accounts import ID_CLAIMS
 from bentpipe.config.model import Config, MachineSection
+from bentpipe.config.sources import ConfigErrors, ConfigProblem, Merged, Texts
 
-MAX_FILE_BYTES = 4 << 20
-"""A configuration has a few KiB, or some hundred for thousands of satellites. A larger file means that the path is wrong."""
+__all__ = ["ConfigErrors", "ConfigProblem", "LoadedConfig", "load_config", "parse_config"]
 
 CREDENTIAL_PREFIX = "credential:"
 """Marks a path as a systemd credential: a file of that name in $CREDENTIALS_DIRECTORY (systemd.exec(5))."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, order=True)
-class ConfigProblem:
-    """One mistake: where ("satellite[2].process.port"; "" is the file itself), and what was expected."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A configuration with the texts that it was made of."""
 
-    where: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.message}" if self.where else self.message
-
-
-class ConfigErrors(Exception):
-    """The file cannot be used; `problems` has every mistake in it."""
-
-    def __init__(self, path: Path, problems: list[ConfigProblem]) -> None:
-        self.path = path
-        self.problems = tuple(problems)
-        super().__init__("\n".join(f"{path}: {problem}" for problem in self.problems))
+    config: Config
+    texts: Texts
+    merged: Merged
 
 
 def load_config(
     path: Path, *, check_files: bool = True, credentials: Mapping[str, Path] = types.MappingProxyType({})
 ) -> Config:
-    """Read and check `path`. Raises ConfigErrors with every mistake.
+    """Read and check `path` and the files of its folder. Raises ConfigErrors with every mistake.
 
     Without `check_files`, the files that it names may be missing: `bentpipe report` does not need to read the keys.
     `credentials` are files by the name of a systemd credential, for a process to which systemd has not given them.
     """
+    return parse_config(Texts.read(path), check_files=check_files, credentials=credentials).config
+
+
+def parse_config(
+    texts: Texts,
+    *,
+    check_files: bool = True,
+    credentials: Mapping[str, Path] = types.MappingProxyType({}),
+    instead: Mapping[str, Path] = types.MappingProxyType({}),
+) -> LoadedConfig:
+    """Check texts that were read. Raises ConfigErrors with every mistake.
+
+    `instead` are files by the name of a systemd credential that count instead of those that systemd has given.
+    """
+    merged = texts.merged()
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_FILE_BYTES + 1)
-        if len(text) > MAX_FILE_BYTES:
-            raise ConfigErrors(path, [ConfigProblem("", f"larger than {MAX_FILE_BYTES} bytes")])
-        raw = tomllib.loads(text.decode())
-    except OSError as exc:
-        raise ConfigErrors(path, [ConfigProblem("", exc.strerror or str(exc))]) from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigErrors(path, [ConfigProblem("", f"not TOML: {exc}")]) from exc
-    try:
-        config = Config.model_validate(_resolve_credentials(raw, credentials))
+        config = Config.model_validate(_resolve_credentials(merged.raw, credentials, instead))
     except ValidationError as exc:
-        raise ConfigErrors(path, sorted({_problem(error) for error in _first_causes(exc)})) from exc
+        told = sorted({_problem(error) for error in _first_causes(exc)})
+        raise ConfigErrors(texts.path, [merged.problem(each.where, each.message) for each in told]) from exc
     problems = sorted(
         {
-            *_duplicates(config),
+            *_duplicates(config, merged),
             *_unknown_names(config),
             *_unverified_certificates(config),
             *_unfit_rules(config),
@@ -73,17 +67,19 @@ def load_config(
         }
     )
     if problems:
-        raise ConfigErrors(path, problems)
-    return config
+        raise ConfigErrors(texts.path, [merged.problem(each.where, each.message) for each in problems])
+    return LoadedConfig(config, texts, merged)
 
 
-def _resolve_credentials(value: object, known: Mapping[str, Path]) -> object:
-    if isinstance(value, dict):
-        return {key: _resolve_credentials(item, known) for key, item in value.items()}
+def _resolve_credentials(value: object, known: Mapping[str, Path], instead: Mapping[str, Path]) -> object:
+    if isinstance(value, Mapping):
+        return {key: _resolve_credentials(item, known, instead) for key, item in value.items()}
     if isinstance(value, list):
-        return [_resolve_credentials(item, known) for item in value]
+        return [_resolve_credentials(item, known, instead) for item in value]
     if isinstance(value, str) and value.startswith(CREDENTIAL_PREFIX):
         name, folder = value.removeprefix(CREDENTIAL_PREFIX), os.environ.get("CREDENTIALS_DIRECTORY", "")
+        if name in instead:
+            return str(instead[name])
         return str(Path(folder) / name if folder or name not in known else known[name])
     return value
 
@@ -113,7 +109,7 @@ def _problem(error: Mapping[str, object]) -> ConfigProblem:
     return ConfigProblem(where, message)
 
 
-def _duplicates(config: Config) -> Iterator[ConfigProblem]:
+def _duplicates(config: Config, merged: Merged) -> Iterator[ConfigProblem]:
     seen: dict[tuple[str, object], str] = {}
     named: list[tuple[str, tuple[str, object]]] = [
         *((f"satellite[{i}]", ("satellite", f"{s.org}/{s.name}")) for i, s in enumerate(config.satellite)),
@@ -139,7 +135,7 @@ def _duplicates(config: Config) -> Iterator[ConfigProblem]:
     for where, identity in named:
         first = seen.setdefault(identity, where)
         if first != where:
-            yield ConfigProblem(where, f"the same as {first}")
+            yield ConfigProblem(where, merged.same_as(where, first))
 
 
 def _unknown_names(config: Config) -> Iterator[ConfigProblem]:

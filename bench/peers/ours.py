@@ -27,7 +27,7 @@ class Bentpipe(Peer):
         self._splice = splice
         self.satellites: list[tuple[str, tuple[str, ...]]] = [(SATELLITE, ())]
         """Names, and further arguments of the upstream that each one runs."""
-        self.program = ["-m", "bentpipe.daemon.service.cli", "serve", "--config"]
+        self.program = ["-m", "bentpipe.daemon.service.entry", "serve", "--config"]
         """What is run with the configuration."""
         self.sleep_after = NEVER
         self.log_level = "warning"

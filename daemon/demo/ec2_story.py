@@ -183,7 +183,7 @@ def run_ec2_demo() -> int:
 def print_report(host: EdgeHost, console: Console, span_s: float) -> None:
     """Show what `bentpipe report` says of the last `span_s` seconds, and leave its picture."""
     picture = Path(tempfile.gettempdir()) / "bentpipe-demo-ec2.svg"
-    command = [sys.executable, "-P", "-m", "bentpipe.daemon.service.cli", "report"]
+    command = [sys.executable, "-P", "-m", "bentpipe.daemon.service.entry", "report"]
     arguments = ["--config", str(host.config_path), "--since", f"{span_s:.0f}s", "--svg", str(picture)]
     done = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
     console.print(f"\n[bold]bentpipe report[/bold]\n{done.stdout}")

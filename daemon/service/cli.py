@@ -1,8 +1,8 @@
 """The command line. It parses arguments, calls one function for each command, and turns its result into
 messages and an exit code. It must never do the work itself."""
 
+import dataclasses
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import get_args
@@ -12,25 +12,23 @@ from pydantic import ValidationError
 
 from bentpipe.config.accounts import ScopeName, TokenSection
 from bentpipe.config.load import ConfigErrors
+from bentpipe.config.sources import folder_of
 from bentpipe.config.units import parse_duration_s
 from bentpipe.daemon.service.ca_command import ca
-from bentpipe.daemon.service.command_line import CONFIG_PATH, EXIT_CONFIG, telling_mistakes
+from bentpipe.daemon.service.command_line import CONFIG_PATH, EXIT_CONFIG, takes_config, telling_mistakes
 from bentpipe.daemon.service.init_command import init
-from bentpipe.daemon.service.installed import load_operators_config
+from bentpipe.daemon.service.installed import read_operators_config
 from bentpipe.daemon.service.sat_command import completion, sat, top
 from bentpipe.daemon.service.token import hash_token, new_token
 
 DEMO_EXTRA = ("grpc", "trustme")
 """Modules that only the demo needs: an installation has them with `bentpipe[demo]`."""
 
-store_config = click.option(
-    "--config",
-    "config_path",
-    type=CONFIG_PATH,
-    required=True,
-    help="The configuration, which says where the store is.",
-)
-"""The option of every command that works on the store."""
+store_config = takes_config("The configuration, which says where the store is.")
+"""The option of every command that works on the store and has no other argument."""
+
+store_config_and_name = takes_config("The configuration, which says where the store is.", positional=False)
+"""The same for commands whose argument is a name."""
 SCOPES = get_args(ScopeName)
 
 
@@ -58,7 +56,7 @@ for command in (init, sat, top, ca, completion):
 
 
 @main.command()
-@click.option("--config", "config_path", type=CONFIG_PATH, required=True, help="The configuration file.")
+@takes_config("The configuration file.", installed=False)
 @click.option(
     "--last-good",
     "use_last_good",
@@ -70,10 +68,6 @@ def serve(config_path: Path, *, use_last_good: bool) -> None:
 
     Exit codes: 0 drained, 2 wrong configuration or a port that is taken, 3 drained but connections were cut.
     """
-    # By default these signals end a process. The daemon handles them once it has read everything that they make it read
-    # again.
-    for number in (signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, lambda *_: None)
     from bentpipe.daemon.service.serve import run_serve
     from bentpipe.native.tls import TlsError
 
@@ -85,13 +79,10 @@ def serve(config_path: Path, *, use_last_good: bool) -> None:
 
 
 @main.command()
-@click.argument("path", metavar="[FILE]", type=CONFIG_PATH, required=False)
-@click.option("--config", "config_path", type=CONFIG_PATH, help="The same, written as for `bentpipe serve`.")
-def check(path: Path | None, config_path: Path | None) -> None:
+@takes_config("The configuration file.")
+def check(config_path: Path) -> None:
     """Report every mistake in a configuration file at once, and whether `serve` could start with it here; start nothing."""
-    if (path is None) == (config_path is None):
-        raise click.UsageError("give the configuration once: bentpipe check FILE")
-    run_check(path or config_path or Path())
+    run_check(config_path)
 
 
 def run_check(config_path: Path) -> None:
@@ -101,7 +92,8 @@ def run_check(config_path: Path) -> None:
     from bentpipe.daemon.service.preflight import find_concerns
 
     try:
-        config = load_operators_config(config_path)
+        loaded = read_operators_config(config_path)
+        config = loaded.config
         share_out(config, hard_limit())
         check_signing_key(config)
     except ConfigErrors as exc:
@@ -112,10 +104,12 @@ def run_check(config_path: Path) -> None:
         sys.exit(EXIT_CONFIG)
     concerns = find_concerns(config)
     for concern in concerns:
-        click.echo(f"{config_path}: {concern}", err=True)
+        place = loaded.merged.place(concern.where)
+        click.echo(f"{place}: {dataclasses.replace(concern, where=place.where)}", err=True)
     if any(concern.fatal for concern in concerns):
         sys.exit(EXIT_CONFIG)
-    click.echo(f"{config_path}: fine: {len(config.listener)} listeners, {len(config.satellite)} satellites")
+    more = f", with {len(loaded.texts.more)} files of {folder_of(config_path)}" if loaded.texts.more else ""
+    click.echo(f"{config_path}: fine: {len(config.listener)} listeners, {len(config.satellite)} satellites{more}")
 
 
 @main.group()
@@ -182,7 +176,7 @@ def token_list(config_path: Path) -> None:
 
 
 @token.command("revoke")
-@store_config
+@store_config_and_name
 @click.option("--cut", is_flag=True, help="Also cut the connections that it has opened, on every host of the fleet.")
 @click.argument("name")
 def token_revoke(config_path: Path, name: str, *, cut: bool) -> None:
@@ -199,13 +193,7 @@ def oidc() -> None:
 
 
 @oidc.command("rules")
-@click.option(
-    "--config",
-    "config_path",
-    type=CONFIG_PATH,
-    required=True,
-    help="The configuration, which has the rules and the store.",
-)
+@takes_config("The configuration, which has the rules and the store.")
 def oidc_rules(config_path: Path) -> None:
     """Print every rule: name, issuer, claims, grants, and whether it is revoked."""
     from bentpipe.daemon.service.oidc import run_rule_list
@@ -215,13 +203,7 @@ def oidc_rules(config_path: Path) -> None:
 
 
 @oidc.command("revoke")
-@click.option(
-    "--config",
-    "config_path",
-    type=CONFIG_PATH,
-    required=True,
-    help="The configuration, which has the rules and the store.",
-)
+@takes_config("The configuration, which has the rules and the store.")
 @click.option(
     "--rule", help="Refuse all that was given out by this rule, and give out no more until it is allowed again."
 )
@@ -279,7 +261,7 @@ def org() -> None:
 
 
 @org.command("add")
-@store_config
+@store_config_and_name
 @click.argument("name")
 def org_add(config_path: Path, name: str) -> None:
     """Make an org, or allow one again that was revoked."""
@@ -300,7 +282,7 @@ def org_list(config_path: Path) -> None:
 
 
 @org.command("revoke")
-@store_config
+@store_config_and_name
 @click.option("--cut", is_flag=True, help="Cut the connections to its satellites, too, on every host of the fleet.")
 @click.argument("name")
 def org_revoke(config_path: Path, name: str, *, cut: bool) -> None:
@@ -312,9 +294,7 @@ def org_revoke(config_path: Path, name: str, *, cut: bool) -> None:
 
 
 @main.command()
-@click.option(
-    "--config", "config_path", type=CONFIG_PATH, help="The configuration, which says where the daemon's socket is."
-)
+@takes_config("The configuration, which says where the daemon's socket is.", required=False)
 @click.option("--principal", help="Cut the connections of this token or certificate.")
 @click.option("--satellite", help="Cut the connections to this satellite, ORG/NAME.")
 def cut(config_path: Path | None, principal: str | None, satellite: str | None) -> None:
@@ -331,9 +311,7 @@ def store() -> None:
 
 
 @store.command("init")
-@click.option(
-    "--config", "config_path", type=CONFIG_PATH, required=True, help="The configuration, which names the table."
-)
+@takes_config("The configuration, which names the table.")
 def store_init(config_path: Path) -> None:
     """Make the DynamoDB table that the hosts of a fleet share, if it is not there."""
     from bentpipe.daemon.service.stores import run_store_init
@@ -356,12 +334,7 @@ def doctor(*, satellite: bool) -> None:
 
 
 @main.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=CONFIG_PATH,
-    help="The configuration, which has the prices and says where the ledger is.",
-)
+@takes_config("The configuration, which has the prices and says where the ledger is.", required=False)
 @click.option("--since", default="30d", show_default=True, help='"24h" ago, or a date or time (UTC).')
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.option("--svg", type=CONFIG_PATH, help="Write the timeline as a picture.")

@@ -10,6 +10,7 @@ import click
 from pydantic import ValidationError
 
 from bentpipe.config.load import ConfigErrors
+from bentpipe.daemon.service.installed import installed_config
 
 if TYPE_CHECKING:
     from bentpipe.daemon.service.sat import Asker
@@ -18,6 +19,52 @@ P = ParamSpec("P")
 
 EXIT_CONFIG = 2
 CONFIG_PATH = click.Path(path_type=Path, dir_okay=False)
+
+
+NAMED_PATH = "bentpipe.configuration"
+"""In click's context: the configuration that was given without `--config`."""
+
+
+def takes_config(
+    about: str = "The configuration.", *, positional: bool = True, required: bool = True, installed: bool = True
+) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """The configuration as `--config FILE`, or (`positional`) as FILE.
+
+    On a host with the service (`installed`) it is the service's own by default. Else it is an error not to give one, if it
+    is `required`.
+    """
+
+    def note_path(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+        context.meta[NAMED_PATH] = path
+
+    def find(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+        named = context.meta.get(NAMED_PATH)
+        if path is not None and named is not None:
+            raise click.UsageError("give the configuration once: as FILE, or as --config FILE")
+        found = path or named or (installed_config() if installed else None)
+        if found is None and required and not context.resilient_parsing:
+            raise click.UsageError(f"give the configuration: --config FILE{', or FILE' if positional else ''}")
+        return found
+
+    def decorate(command: Callable[P, None]) -> Callable[P, None]:
+        default = " By default that of the installed service." if installed else ""
+        command = click.option("--config", "config_path", type=CONFIG_PATH, callback=find, help=about + default)(
+            command
+        )
+        if positional:
+            argument = click.argument(
+                *("named_path",),
+                metavar="[FILE]",
+                type=CONFIG_PATH,
+                required=False,
+                callback=note_path,
+                expose_value=False,
+                is_eager=True,
+            )
+            command = argument(command)
+        return command
+
+    return decorate
 
 
 @contextlib.contextmanager

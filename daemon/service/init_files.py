@@ -159,7 +159,7 @@ grants = [{_toml(made.org + "/*")}]
 
 def unit_text(made: Installation) -> str:
     """The systemd unit (systemd.service(5)). It runs as the user who made it, since satellites need that user's rights."""
-    command = _unit_words((sys.executable, "-P", "-m", "bentpipe.daemon.service.cli"))
+    command = _unit_words((sys.executable, "-P", "-m", "bentpipe.daemon.service.entry"))
     config = _unit_words((str(made.config_path),))
     return f"""\
 # Written by `bentpipe init`. Satellites run inside this unit, with its rights. bentpipe's own systemd/bentpipe.service is

@@ -10,8 +10,9 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bentpipe.config.load import load_config
+from bentpipe.config.load import LoadedConfig, parse_config
 from bentpipe.config.model import Config
+from bentpipe.config.sources import Texts
 
 UNIT = "bentpipe.service"
 UNIT_FOLDERS = tuple(
@@ -75,19 +76,26 @@ def load_operators_config(
 
     Raises ConfigErrors.
     """
+    return read_operators_config(config_path, check_files=check_files, folders=folders).config
+
+
+def read_operators_config(
+    config_path: Path, *, check_files: bool = True, folders: Sequence[Path] = UNIT_FOLDERS
+) -> LoadedConfig:
+    """The same, with the texts that it was made of. Raises ConfigErrors."""
     try:
         service = find_service(folders)
     except OSError:
         service = None  # a unit that this user may not read: the command says what it then lacks
     if service is None or service.config_path is None or not _same(service.config_path, config_path):
-        return load_config(config_path, check_files=check_files)
+        return parse_config(Texts.read(config_path), check_files=check_files)
     for name, folder in (
         ("STATE_DIRECTORY", service.state_directory),
         ("RUNTIME_DIRECTORY", service.runtime_directory),
     ):
         if folder is not None:
             os.environ.setdefault(name, str(folder))
-    return load_config(config_path, check_files=check_files, credentials=service.credentials)
+    return parse_config(Texts.read(config_path), check_files=check_files, credentials=service.credentials)
 
 
 def _service_settings(path: Path) -> Iterator[tuple[str, str]]:
@@ -102,6 +110,15 @@ def _service_settings(path: Path) -> Iterator[tuple[str, str]]:
         elif section == "[Service]" and "=" in stripped and not stripped.startswith(("#", ";")):
             key, _, value = stripped.partition("=")
             yield key.strip(), value.strip()
+
+
+def installed_config(folders: Sequence[Path] = UNIT_FOLDERS) -> Path | None:
+    """The configuration of the installed service; None if there is no unit, or it cannot be read."""
+    try:
+        service = find_service(folders)
+    except OSError:
+        return None
+    return None if service is None else service.config_path
 
 
 def _config_of(commands: Sequence[str]) -> Path | None:

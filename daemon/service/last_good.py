@@ -1,8 +1,8 @@
 """The last configuration with which the daemon has started, so that a mistake in the file does not keep the port shut.
 
 It is for `bentpipe serve --last-good`, as the shipped unit runs it. A restart happens at night, by an upgrade or a crash,
-hours after somebody edited the file. The daemon then says in its log, its status and its metrics that it does not run with
-the file as it is.
+hours after somebody edited a file. The daemon then says in its log, its status and its metrics that it does not run with
+the files as they are.
 """
 
 import dataclasses
@@ -15,22 +15,22 @@ from pathlib import Path
 
 import trio
 
-from bentpipe.config.load import MAX_FILE_BYTES, ConfigErrors, load_config
-from bentpipe.config.model import Config
+from bentpipe.config.load import ConfigErrors, LoadedConfig, parse_config
+from bentpipe.config.sources import Texts
 from bentpipe.daemon.private_file import write_private
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.parts import Daemon
 
 log = logging.getLogger("bentpipe")
 
-NAME = "last-good.toml"
+NAME = "last-good.json"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kept:
-    """The kept copy: the configuration, and when a daemon has started with it."""
+    """The kept copy: the configuration, and when a daemon has begun to run with it."""
 
-    config: Config
+    loaded: LoadedConfig
     since: str
 
 
@@ -39,6 +39,7 @@ class LastGood:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME
+        self._writing = threading.Lock()
 
     @classmethod
     def of_service(cls, environment: Mapping[str, str] = os.environ) -> "LastGood | None":
@@ -50,40 +51,32 @@ class LastGood:
         """Read the copy. Returns None if there is none, or if this version cannot use it any more."""
         try:
             since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self._path.stat().st_mtime))
-            return Kept(load_config(self._path), since)
-        except (OSError, ConfigErrors) as exc:
+            return Kept(parse_config(Texts.loaded(self._path.read_bytes())), since)
+        except (OSError, ValueError, ConfigErrors) as exc:
             log.warning("no last good configuration", extra={"fields": {"reason": str(exc)}})
             return None
 
-    def keep(self, text: bytes) -> None:
+    def keep(self, texts: Texts) -> None:
         """Write the copy in a thread: a disk that hangs must not delay the start. What fails is logged."""
-        threading.Thread(target=self._write, args=(text,), name="last good configuration", daemon=True).start()
+        threading.Thread(target=self._write, args=(texts,), name="last good configuration", daemon=True).start()
 
-    def _write(self, text: bytes) -> None:
+    def _write(self, texts: Texts) -> None:
         try:
-            write_private(self._path, text)
+            with self._writing:
+                write_private(self._path, texts.dumped())
         except OSError as exc:
             log.warning(
                 "the configuration was not kept", extra={"fields": {"path": str(self._path), "error": str(exc)}}
             )
 
 
-def read_text(path: Path) -> bytes:
-    """The configuration as it is in the file; what is wrong with it, `load_config` says. Empty if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES)
-    except OSError:
-        return b""
-
-
 class Announced(trio.TaskStatus[Daemon]):
     """Passes on that the daemon has started. Then keeps its configuration, or says that it is not the file's."""
 
-    def __init__(self, status: trio.TaskStatus[Daemon], last_good: LastGood | None, text: bytes, problem: str) -> None:
+    def __init__(self, status: trio.TaskStatus[Daemon], last_good: LastGood | None, texts: Texts, problem: str) -> None:
         self._status = status
         self._last_good = last_good
-        self._text = text
+        self._texts = texts
         self._problem = problem
 
     def started(self, value: Daemon | None = None) -> None:
@@ -92,5 +85,5 @@ class Announced(trio.TaskStatus[Daemon]):
             self._status.started(value)
         if self._problem:
             sd.notify(f"STATUS={self._problem.splitlines()[0]}")
-        elif self._last_good is not None and self._text:
-            self._last_good.keep(self._text)
+        elif self._last_good is not None:
+            self._last_good.keep(self._texts)

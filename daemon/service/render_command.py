@@ -4,13 +4,11 @@ from pathlib import Path
 
 import click
 
-from bentpipe.daemon.service.command_line import CONFIG_PATH, telling_mistakes
+from bentpipe.daemon.service.command_line import takes_config, telling_mistakes
 
 
 @click.command("render")
-@click.option(
-    "--config", "config_path", type=CONFIG_PATH, required=True, help="The configuration, which has the section image."
-)
+@takes_config("The configuration, which has the section image.", positional=False)
 @click.option(
     "--machine-type", help="SIZE or SIZE/PLATFORM of a [[machine_type]], for a satellite that clients launch."
 )

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import trio
 
-from bentpipe.config.load import ConfigErrors, load_config
+from bentpipe.config.load import ConfigErrors, LoadedConfig, parse_config
 from bentpipe.config.model import Config
+from bentpipe.config.sources import Texts
 from bentpipe.daemon.service.assembly import assemble
 from bentpipe.daemon.service.garbage import set_up_garbage
-from bentpipe.daemon.service.last_good import Announced, LastGood, read_text
+from bentpipe.daemon.service.last_good import Announced, LastGood
 from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.service.running import run_daemon
@@ -37,20 +38,21 @@ def run_serve(config_path: Path, *, use_last_good: bool = False) -> int:
     With `use_last_good`, a daemon that cannot start with the file starts with the configuration of its last start.
     """
     last_good = LastGood.of_service() if use_last_good else None
-    text = read_text(config_path) if last_good is not None else b""
     try:
-        return _run(load_config(config_path), lambda started: Announced(started, last_good, text, ""))
+        loaded = parse_config(Texts.read(config_path))
+        return _run(loaded, lambda started: Announced(started, last_good, loaded.texts, ""))
     except (ConfigErrors, OSError, TlsError) as exc:
         kept = last_good.load() if last_good is not None else None
         if kept is None:
             raise
         problem = f"runs with the configuration of {kept.since}, because of mistakes in {config_path}:\n{exc}"
-    return _run(kept.config, lambda started: Announced(started, None, b"", problem), problem)
+    return _run(kept.loaded, lambda started: Announced(started, None, kept.loaded.texts, problem), problem)
 
 
 def _run(
-    config: Config, announce: Callable[[trio.TaskStatus[Daemon]], trio.TaskStatus[Daemon]], problem: str = ""
+    loaded: LoadedConfig, announce: Callable[[trio.TaskStatus[Daemon]], trio.TaskStatus[Daemon]], problem: str = ""
 ) -> int:
+    config = loaded.config
     fill_standard_descriptors()
     with daemon_log(config.daemon.log_format, config.daemon.log_level):
         set_up_garbage()

@@ -139,7 +139,7 @@ class EdgeHost:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "bentpipe.daemon.service.cli", "serve", "--config", self.config_path],
+                [sys.executable, "-P", "-m", "bentpipe.daemon.service.entry", "serve", "--config", self.config_path],
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 env=environment,

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from bentpipe.config.limits import LimitsSection
-from bentpipe.config.load import MAX_FILE_BYTES, ConfigErrors, load_config
+from bentpipe.config.load import ConfigErrors, load_config
 from bentpipe.config.model import ControlSection
+from bentpipe.config.sources import MAX_BYTES
 
 LISTENER = '[[listener]]\naddress = ":1"\n'
 TYPE = '[[machine_type]]\nsize = "small"\n'
@@ -154,7 +155,7 @@ def test_each_is_told_with_its_place(tmp_path: Path, text: str, where: str, word
     ("content", "words"),
     [
         (None, "No such file or directory"),
-        (b"#" * (MAX_FILE_BYTES + 1), f"larger than {MAX_FILE_BYTES} bytes"),
+        (b"#" * (MAX_BYTES + 1), f"larger than {MAX_BYTES} bytes"),
         (b"[[listener", "not TOML"),
         (b"\xff", "not TOML"),
     ],

@@ -51,7 +51,7 @@ class Unread:
                 sys.executable,
                 "-P",
                 "-m",
-                "bentpipe.daemon.service.cli",
+                "bentpipe.daemon.service.entry",
                 "serve",
                 "--config",
                 config,

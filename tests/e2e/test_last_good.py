@@ -16,9 +16,10 @@ import trustme
 
 from beds.ports import free_port
 from beds.programs import BENTPIPE
+from bentpipe.config.sources import Texts, folder_of
 
 DEADLINE_S = 30.0
-NAME = "last-good.toml"
+NAME = "last-good.json"
 
 
 class Bed:
@@ -79,6 +80,12 @@ class Bed:
                 daemon.terminate()
                 daemon.communicate(timeout=DEADLINE_S)
 
+    def add_to_folder(self, text: str) -> bool:
+        """Put one more file into the folder beside the configuration."""
+        folder = folder_of(self.config)
+        folder.mkdir(exist_ok=True)
+        return bool((folder / "more.toml").write_text(text))
+
     @property
     def log(self) -> str:
         return (self.folder / "log").read_text()
@@ -109,11 +116,18 @@ def refusal(port: int) -> str:
         return str(error.value.details())
 
 
-def wait_kept(bed: Bed, text: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not (bed.state / NAME).exists() or (bed.state / NAME).read_text() != text:
+def kept(bed: Bed) -> Texts | None:
+    path = bed.state / NAME
+    return Texts.loaded(path.read_bytes()) if path.exists() else None
+
+
+def wait_kept(bed: Bed) -> Texts:
+    """Wait until the copy is what the files are now."""
+    deadline, texts = time.monotonic() + DEADLINE_S, Texts.read(bed.config)
+    while kept(bed) != texts:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    return texts
 
 
 MISTAKES: dict[str, Callable[[Bed], str]] = {
@@ -122,6 +136,7 @@ MISTAKES: dict[str, Callable[[Bed], str]] = {
     "key of another certificate": lambda bed: bed.good.replace("tls.key", "other.key"),
     "an address of another host": lambda bed: bed.good + '[[listener]]\naddress = "192.0.2.1:0"\n',
     "empty": lambda _bed: "",
+    "in a file of the folder": lambda bed: bed.good if bed.add_to_folder("[daemon]\n") else "",
 }
 
 
@@ -131,21 +146,22 @@ def test_a_mistake_does_not_close_the_port(bed: Bed, clients: socket.socket, mis
     with bed.serving(clients, "--last-good"):
         assert "are missing" in refusal(port)
         assert bed.metric() == 0
-        wait_kept(bed, bed.good)
+        good = wait_kept(bed)
     bed.config.write_text(MISTAKES[mistake](bed))
     with bed.serving(clients, "--last-good"):
         assert "are missing" in refusal(port)
         assert bed.metric() == 1
         assert any(each.startswith("STATUS=runs with the configuration of ") for each in bed.said)
-        assert (bed.state / NAME).read_text() == bed.good
+        assert kept(bed) == good
     assert "not the configuration of the file" in bed.log
     bed.config.write_text(bed.good + "[limits]\nmax_held = 9\n")
+    bed.add_to_folder('[[satellite]]\norg = "acme"\nname = "more"\n[satellite.process]\ncommand = ["true", "{port}"]\n')
     with bed.serving(clients, "--last-good"):
         assert bed.metric() == 0
-        wait_kept(bed, bed.config.read_text())
+        wait_kept(bed)
 
 
-@pytest.mark.parametrize("kept", [None, "[[", "[daemon]\nfrom_a_newer_version = 1\n"])
+@pytest.mark.parametrize("kept", [None, "[[", '[["bentpipe.toml", "[daemon]\\nfrom_a_newer_version = 1\\n"]]'])
 def test_without_a_usable_copy_the_mistakes_are_told(bed: Bed, clients: socket.socket, kept: str | None) -> None:
     bed.config.write_text("[daemon]\nno_such_key = 1\n" + bed.good)
     if kept is not None:

@@ -38,7 +38,7 @@ name = "s"
 [satellite.process]
 command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", "{{{{port}}}}"]
 """
-SERVE = (sys.executable, "-P", "-m", "bentpipe.daemon.service.cli", "serve", "--config")
+SERVE = (sys.executable, "-P", "-m", "bentpipe.daemon.service.entry", "serve", "--config")
 
 
 class Manager:

@@ -30,7 +30,7 @@ class Served:
     def __enter__(self) -> Self:
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "bentpipe.daemon.service.cli", "serve", "--config", self._config],
+                [sys.executable, "-P", "-m", "bentpipe.daemon.service.entry", "serve", "--config", self._config],
                 stderr=log,
                 stdin=subprocess.DEVNULL,
             )
