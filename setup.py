@@ -20,6 +20,7 @@ PACKAGES = {
     "bentpipe.daemon.image": "daemon/image",
     "bentpipe.daemon.image.programs": "daemon/image/programs",
     "bentpipe.daemon.ledger": "daemon/ledger",
+    "bentpipe.daemon.planes": "daemon/planes",
     "bentpipe.daemon.pki": "daemon/pki",
     "bentpipe.daemon.providers": "daemon/providers",
     "bentpipe.daemon.providers.ec2": "daemon/providers/ec2",

@@ -1,0 +1,72 @@
+"""Every bound of the protocol between the two planes, in one place. Each is a number that both sides know."""
+
+MESSAGE_BYTES = 64 << 10
+"""One message of the socket: many records. The kernel takes messages of up to 212,960 bytes by default (SO_SNDBUF - 32)."""
+
+RECORD_BYTES = 60 << 10
+"""The body of one record, at most."""
+
+DATA_BYTES = 32 << 10
+"""Bytes of a connection in one BYTES or SAY record, at most."""
+
+QUEUE_BYTES = 32 << 20
+"""What waits for the socket in one process, at most. The credits below keep the queue far from it. A queue that is longer
+means that the peer does not read, and the link ends."""
+
+FIRST_BYTES = 16 << 10
+"""What an ARRIVED record carries of the client's bytes, at most; the rest follows as BYTES."""
+
+UP_WINDOW = 64 << 10
+"""How many bytes of a connection the data plane may send up beyond those that the control plane has taken."""
+
+DOWN_WINDOW = 64 << 10
+"""How many bytes of words the control plane may have in the data plane that TCP has not taken yet."""
+
+TRANSCRIPT_BYTES = 512 << 10
+"""What the data plane keeps of one client's bytes, at most. The control plane stops reading a held client at half of it."""
+
+CERTIFICATE_BYTES = 16 << 10
+"""A client's certificate in an ARRIVED record; of a longer one only the hash is sent."""
+
+TAG_BYTES = 2 << 10
+"""What the control plane wants to know of a splice when it comes back: see `tag.py`."""
+
+NOTE_BYTES = 56 << 10
+"""What the control plane leaves for its successor."""
+
+WORDS_BYTES = 512
+"""A reason in words, for a log or a client."""
+
+NAME_BYTES = 256
+"""A name: of a host (RFC 1035 allows 253 characters), of a protocol, of a counter."""
+
+OFFERED_CLIENTS = 1_024
+"""Clients that were offered and are not answered yet, at most: the data plane offers the next one after an answer."""
+
+PARKED_CLIENTS = 4_096
+"""Clients that wait for a control plane that is away."""
+
+PARKED_S = 15.0
+"""For how long they wait. grpc-go gives a server 20 s for its SETTINGS."""
+
+ENDS_KEPT = 65_536
+"""Ends of splices that wait for a control plane; later ones are added up by tag."""
+
+ENDS_AHEAD = 1_024
+"""Ends that may be under way without a KEPT."""
+
+METERS_A_RECORD = 512
+"""Splices in one METERS record."""
+
+COUNTERS_A_RECORD = 512
+RANGES_A_RECORD = 512
+LIVE_CONNECTIONS = 1 << 20
+
+OPEN_HALVES = 4_096
+"""Connections to satellites that were opened and no GO has taken yet."""
+
+HELLO_S = 2.0
+"""For the peer's HELLO after the connection."""
+
+UNSEEN_MESSAGES = 16
+"""Full messages that may be under way before the peer says that it has seen one."""

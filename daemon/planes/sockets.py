@@ -1,0 +1,95 @@
+"""The socket between the planes: where it lies, who may connect, and how it is opened.
+
+A data plane listens on a socket of its own, `<folder>/<plane id>`. The folder is private (0700), the socket too (0600), and
+both sides look at the other's user. The data plane binds the socket itself: of a socket that systemd has made, SO_PEERCRED
+names PID 1 (unix(7): the credentials are those of the process that called listen).
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+LONGEST_PATH_BYTES = 107
+"""sun_path has 108 bytes, the last of them NUL (unix(7))."""
+
+BACKLOG = 16
+
+_CREDENTIALS = struct.Struct("3i")
+
+
+class PeerDenied(OSError):
+    """The process on the other end belongs to another user."""
+
+
+def plane_socket_path(folder: Path, plane: str) -> Path:
+    """Where the data plane `plane` listens. Raises OSError if the path is too long for a socket."""
+    path = folder / plane
+    if len(os.fsencode(path)) > LONGEST_PATH_BYTES:
+        raise OSError(errno.ENAMETOOLONG, f"{path}: the path of a Unix socket has at most {LONGEST_PATH_BYTES} bytes")
+    return path
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make the folder, if it is not there. Raises OSError if other users may enter it, or if it is another user's."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise OSError(
+            errno.EPERM,
+            f"{folder} must be a folder of this user with mode 0700, since who enters it may cut connections",
+        )
+
+
+def listen_private(path: Path) -> socket.socket:
+    """Listen on a new private socket. Raises OSError: EADDRINUSE if the path is taken."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        sock.bind(str(path))
+        # Nobody can connect before listen(), so the mode is right in time.
+        path.chmod(0o600)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as exc:
+        sock.close()
+        raise OSError(exc.errno, f"cannot listen on {path}: {exc.strerror}") from exc
+    return sock
+
+
+def connect_private(path: Path) -> socket.socket:
+    """Connect to a data plane. Never waits. Raises OSError (ECONNREFUSED: no process listens any more), PeerDenied."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        sock.setblocking(False)
+        sock.connect(str(path))
+        check_peer(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def peer_of(sock: socket.socket) -> tuple[int, int]:
+    """The process id and the user id of the process on the other end (unix(7), SO_PEERCRED)."""
+    pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid
+
+
+def check_peer(sock: socket.socket) -> None:
+    """Raises PeerDenied unless the other process is this user's, or root's."""
+    pid, uid = peer_of(sock)
+    if uid not in (0, os.geteuid()):
+        raise PeerDenied(errno.EPERM, f"process {pid} of user {uid} may not speak with this daemon")
+
+
+def plane_sockets(folder: Path) -> Iterator[Path]:
+    """All sockets in the folder, in the order of their names; none if there is no folder."""
+    with contextlib.suppress(FileNotFoundError):
+        for path in sorted(folder.iterdir()):
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISSOCK(path.lstat().st_mode):
+                    yield path
