@@ -9,8 +9,8 @@ from typing import Literal
 
 from bench.lab import SATELLITE, Lab
 from bench.peers.base import HERE, Peer
+from bentpipe.daemon.connections.descriptors import hard_limit
 from bentpipe.daemon.connections.quotas import CONNECTION_FDS
-from bentpipe.daemon.service.descriptors import hard_limit
 
 NEVER = "24h"
 MOST_CONNECTIONS = 100_000

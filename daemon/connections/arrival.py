@@ -57,6 +57,11 @@ class Arrival:
         return self._name[0] if self._name is not None else "unix"
 
     @property
+    def name(self) -> tuple[str, int] | None:
+        """The client's IP address and port, as far as they are known now; None for the peer of a Unix socket."""
+        return self._name
+
+    @property
     def address(self) -> str | None:
         """The client's IP address; None for the peer of a Unix socket, and for a proxy whose header has not come."""
         return self._name[0] if self._name is not None and self._known else None

@@ -4,10 +4,11 @@ import dataclasses
 import errno
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 
+from bentpipe.config.model import ListenerSection
 from bentpipe.daemon.connections.arrival import Arrival
 from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
 from bentpipe.daemon.connections.port import Port
@@ -55,6 +56,15 @@ def bind(host: str, port: int) -> list[socket.socket]:
     return [_listen(socket.AF_INET, "0.0.0.0", port, v6only=True)]
 
 
+def listen_for(section: ListenerSection, passed: Mapping[str, list[socket.socket]]) -> list[socket.socket]:
+    """Open the sockets of one listener, or take those that systemd has passed for it. Raises OSError."""
+    if section.address is not None:
+        return bind(*section.address)
+    if section.systemd is not None and section.systemd in passed:
+        return passed[section.systemd]
+    raise OSError(f"listener: systemd passed no socket named {section.systemd!r}, only {sorted(passed)}")
+
+
 def _listen(family: socket.AddressFamily, host: str, port: int, *, v6only: bool) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -69,6 +79,32 @@ def _listen(family: socket.AddressFamily, host: str, port: int, *, v6only: bool)
     return sock
 
 
+class Door:
+    """Whether connections are accepted at all: those that are not wait in the kernel's queue."""
+
+    def __init__(self) -> None:
+        self._opened = trio.Event()
+        self._opened.set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether connections are accepted."""
+        return self._opened.is_set()
+
+    def open(self) -> None:
+        """Accept connections."""
+        self._opened.set()
+
+    def shut(self) -> None:
+        """Accept none until the door is opened."""
+        if self.is_open:
+            self._opened = trio.Event()
+
+    async def wait_open(self) -> None:
+        """Return once connections are accepted."""
+        await self._opened.wait()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Gate:
     """How many connections all listeners together let in."""
@@ -77,6 +113,7 @@ class Gate:
     counters: ConnectionCounters
     admit_below_fd: int = 1 << 30
     """Connections whose descriptor is this or higher are closed: the rest is for everything else."""
+    door: Door = dataclasses.field(default_factory=Door)
 
 
 Serve = Callable[[Transport, Port, Arrival], Awaitable[None]]
@@ -111,6 +148,8 @@ class Listener:
 
     async def _accept_all(self, sessions: trio.Nursery) -> None:
         while True:
+            if not self._gate.door.is_open:
+                await self._gate.door.wait_open()
             await trio.lowlevel.wait_readable(self._sock)
             for _ in range(ACCEPT_BATCH):
                 if not await self._accept(sessions):

@@ -12,6 +12,7 @@ import trio
 from bentpipe.config.model import Config
 from bentpipe.daemon.api.statuses import StateBoard
 from bentpipe.daemon.connections.deadlines import Deadlines
+from bentpipe.daemon.connections.descriptors import Descriptors, raise_limit, soft_limit
 from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.connections.port import find_ktls, read_port
@@ -36,8 +37,8 @@ from bentpipe.daemon.service.accounts import AccountParts, make_accounts
 from bentpipe.daemon.service.api import ApiNews, Satellites, make_api, make_local_api, specs_of
 from bentpipe.daemon.service.certificate_watch import CertificateWatch
 from bentpipe.daemon.service.cutting import cut_verb
-from bentpipe.daemon.service.descriptors import Descriptors, raise_limit, share_out, soft_limit
-from bentpipe.daemon.service.engine_priority import explain_priority
+from bentpipe.daemon.service.descriptors import share_out
+from bentpipe.daemon.service.engine_priority import start_engine
 from bentpipe.daemon.service.machines import Machines, addresses_of, machines_of
 from bentpipe.daemon.service.parts import Daemon, Records
 from bentpipe.daemon.service.ports import (
@@ -51,7 +52,7 @@ from bentpipe.daemon.service.registration import make_registrar
 from bentpipe.daemon.service.satellite_ca import SatelliteCa, make_keeper, make_satellite_ca
 from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.daemon.service.user_data import UserDataMaker
-from bentpipe.native.engine import Engine, EngineOptions, Ktls, Priority
+from bentpipe.native.engine import Engine, Ktls
 
 log = logging.getLogger("bentpipe")
 
@@ -82,7 +83,7 @@ def _open_resources(config: Config) -> _Resources:
     account_parts = make_accounts(config, stores)
     keeper = make_keeper(config)
     ports = open_ports(config, spoken)
-    engine = _engine_of(config, descriptors, ktls)
+    engine = start_engine(config, descriptors, ktls)
     log.info("descriptors", extra={"fields": dataclasses.asdict(descriptors)})
     satellite_ca = (
         None if keeper is None else make_satellite_ca(config, keeper, stores, satellite_tls, ktls, ports.enrolment)
@@ -157,24 +158,6 @@ def assemble(config: Config, problem: str = "") -> Daemon:
 def _quotas_of(config: Config, descriptors: Descriptors, identities: Identities) -> Quotas:
     limits = quota_limits_of(config.limits, descriptors.connections)
     return Quotas(limits, trio.current_time, lambda: identities.principal_count)
-
-
-def _engine_of(config: Config, descriptors: Descriptors, ktls: Ktls) -> Engine:
-    wanted = Priority[config.engine.priority.upper()]
-    engine = Engine(
-        EngineOptions(
-            threads=config.engine.threads,
-            splice=config.engine.splice if descriptors.pipes else "off",
-            pipes=descriptors.pipes,
-            ktls=ktls,
-            idle_timeout_s=config.engine.idle_timeout_s,
-            half_closed_timeout_s=config.engine.half_closed_timeout_s,
-            priority=wanted,
-        )
-    )
-    if lacking := explain_priority(wanted, engine.thread_priorities()):
-        log.warning("the engine's threads run later than configured", extra={"fields": {"reason": lacking}})
-    return engine
 
 
 def _recorder_of(config: Config, stores: Stores) -> Recorder | None:

@@ -87,8 +87,9 @@ def check(config_path: Path) -> None:
 
 def run_check(config_path: Path) -> None:
     """Print what is wrong. Ends with EXIT_CONFIG if `serve` would not start."""
+    from bentpipe.daemon.connections.descriptors import hard_limit
     from bentpipe.daemon.service.accounts import check_signing_key
-    from bentpipe.daemon.service.descriptors import hard_limit, share_out
+    from bentpipe.daemon.service.descriptors import share_out
     from bentpipe.daemon.service.preflight import find_concerns
 
     try:

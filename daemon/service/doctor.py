@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
+from bentpipe.daemon.connections.descriptors import hard_limit
 from bentpipe.daemon.image.programs.findings import Finding, Severity
-from bentpipe.daemon.service.descriptors import hard_limit
 from bentpipe.daemon.service.engine_priority import explain_priority, try_priority
 from bentpipe.native.engine import Ktls, Priority, ktls_self_test
 from bentpipe.native.tls import openssl_version

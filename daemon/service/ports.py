@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from bentpipe.config.model import Config, ListenerSection
 from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.connections.arrival import Arrival
-from bentpipe.daemon.connections.listener import Gate, Listener, bind
+from bentpipe.daemon.connections.listener import Gate, Listener, bind, listen_for
 from bentpipe.daemon.connections.port import Port, read_port
 from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge.edge import Edge
@@ -67,7 +67,7 @@ def open_ports(config: Config, spoken: Sequence[Port]) -> OpenPorts:
         opened.callback(_leave_open, passed)
         clients = []
         for section, port in zip(config.listener, spoken, strict=True):
-            for sock in _listening(section, passed):
+            for sock in listen_for(section, passed):
                 if section.address is not None:
                     opened.enter_context(sock)
                 clients.append((section, port, sock))
@@ -90,15 +90,6 @@ def _leave_open(passed: Mapping[str, list[socket.socket]]) -> None:
     for sockets in passed.values():
         for sock in sockets:
             sock.detach()
-
-
-def _listening(section: ListenerSection, passed: dict[str, list[socket.socket]]) -> list[socket.socket]:
-    """Open the sockets of one listener, or take those that systemd has passed for it. Raises OSError."""
-    if section.address is not None:
-        return bind(*section.address)
-    if section.systemd in passed:
-        return passed[section.systemd]
-    raise OSError(f"listener: systemd passed no socket named {section.systemd!r}, only {sorted(passed)}")
 
 
 def serve_ports(

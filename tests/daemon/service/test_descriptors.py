@@ -8,15 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bentpipe.config.model import Config
+from bentpipe.daemon.connections.descriptors import ENGINE_THREAD_FDS, LEAST_CONNECTIONS, PIPE_FDS, TooFewDescriptors
 from bentpipe.daemon.connections.quotas import CONNECTION_FDS
-from bentpipe.daemon.service.descriptors import (
-    ENGINE_THREAD_FDS,
-    LEAST_CONNECTIONS,
-    PIPE_FDS,
-    SATELLITE_FDS,
-    TooFewDescriptors,
-    share_out,
-)
+from bentpipe.daemon.service.descriptors import SATELLITE_FDS, share_out
 from bentpipe.native.engine import PIPES_A_THREAD
 
 UNIT = Path(__file__).parents[3] / "systemd" / "bentpipe.service"
