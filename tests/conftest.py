@@ -1,7 +1,7 @@
 """What holds for every test.
 
 Hypothesis judges values, never how long they took (that is bench/'s). The asserts of `beds` tell what they compared, as
-those of tests do.
+those of tests do. A run that leaves a process or a mount behind fails: `beds.leftovers`.
 """
 
 import pytest
@@ -14,6 +14,11 @@ settings.load_profile("bentpipe")
 
 LONGEST = ("guest", "test_guest.py", "test_buildkit.py")
 """Folders and files that one process runs for minutes: begun last, they would run alone while the other processes wait."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`beds` is imported only now, since its asserts could not be rewritten otherwise."""
+    config.pluginmanager.import_plugin("beds.leftovers")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,6 +24,7 @@ from beds.peers.clients import CallError
 from beds.ports import free_port
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.service.serve import Daemon
+from bentpipe.daemon.testbed.ec2_emulator import machine_init
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.control import Control
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
@@ -62,6 +63,14 @@ async def wait_state(control: Control, instance_id: str, state: str) -> None:
             await trio.sleep(0.01)
 
 
+async def wait_dead(emulator: Emulator, instance_id: str) -> None:
+    """Until its machine has ended: a call that runs at that moment is cut, and rightly."""
+    assert emulator.cloud.machines is not None
+    with trio.fail_after(DEADLINE_S):
+        while emulator.cloud.machines.pid(instance_id) is not None:
+            await trio.sleep(0.002)
+
+
 def starts(control: Control) -> list[str]:
     return [call.outcome for call in control.calls(action="StartInstances")]
 
@@ -81,6 +90,8 @@ async def test_stopped_by_others(how: str, when: str, emulator: Emulator, tmp_pa
         )
         if when == "long ago":
             await wait_state(control, instance_id, "stopped")
+        elif how == "power failure":
+            await wait_dead(emulator, instance_id)
         await crowd_is_served(daemon)
         # What is on its way down may have answered all of them before it was down.
         least = 2 if when == "long ago" else 1
@@ -311,13 +322,14 @@ REBOOT_S = 5.0
 
 
 def satellites_of(port: int) -> list[int]:
-    """Processes of the satellite itself that listen on `port`, not of the shell around it."""
+    """Processes of the satellite itself that listen on `port`, not of the shell and the machine around it."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 arguments = (entry / "cmdline").read_bytes().split(b"\0")
-                if arguments[0] == sys.executable.encode() and b"%d" % port in arguments:
+                is_python = arguments[0] == sys.executable.encode() and machine_init.__file__.encode() not in arguments
+                if is_python and b"%d" % port in arguments:
                     found.append(int(entry.name))
     return found
 

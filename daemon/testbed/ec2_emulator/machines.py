@@ -1,23 +1,56 @@
 """Real local processes behind running instances, each on a loopback address of its own. Optional.
 
-A stopped process group (SIGSTOP) stands for kept memory. One thread starts all processes and lives as long as the emulator,
-because the kernel sends the parent-death signal when the thread that has forked ends.
+Stopped processes (SIGSTOP) stand for kept memory. `machine_init` is each machine's first process: whatever the machine has
+started ends with the machine, and all machines end with the emulator.
 """
 
-import contextlib
 import os
 import queue
 import secrets
-import shutil
-import signal
+import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 
+from bentpipe.daemon.testbed.ec2_emulator import machine_init
 from bentpipe.daemon.testbed.ec2_emulator.instance import Instance, MemoryStep
 
 USER_DATA_NAME = "EMULATED_USER_DATA"
 """The variable in which a machine's process gets its user data: it stands for the metadata service."""
+
+
+class _Machine:
+    """A machine with power."""
+
+    def __init__(self, argv: Sequence[str], user_data: str) -> None:
+        self._power, far = socket.socketpair()
+        with far:
+            # A session of its own: a ^C in the terminal is for the emulator, which ends its machines.
+            self.init = subprocess.Popen(
+                [sys.executable, "-I", "-S", machine_init.__file__, *argv],
+                stdin=far.fileno(),
+                start_new_session=True,
+                env={**os.environ, USER_DATA_NAME: user_data},
+            )
+        self._started = False
+
+    def freeze(self) -> None:
+        """Stop all its processes. Returns when none can run."""
+        if not self._started:
+            # Until then the command may still be about to start.
+            self._power.recv(1)
+            self._started = True
+        machine_init.freeze(self.init.pid)
+
+    def thaw(self) -> None:
+        """Let all its processes run again."""
+        machine_init.thaw(self.init.pid)
+
+    def kill(self) -> None:
+        """Take its power. Returns when none of its processes is left."""
+        self._power.close()
+        self.init.wait()
 
 
 class EmulatedMachines:
@@ -26,33 +59,34 @@ class EmulatedMachines:
     def __init__(self, command: Sequence[str], port: int) -> None:
         self._command = tuple(command)
         self.port = port
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._machines: dict[str, _Machine] = {}
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ec2 machines", daemon=True)
         self._thread.start()
 
     def follow(self, instance: Instance, memory: MemoryStep) -> None:
-        """Do to the process what has happened to the instance's memory. Returns at once."""
+        """Do to the machine what has happened to the instance's memory. Returns at once."""
         instance_id, host, user_data = instance.instance_id, instance.private_ip, instance.user_data
         match memory:
             case MemoryStep.BOOTED:
                 self._work.put(lambda: self._boot(instance_id, host, user_data))
             case MemoryStep.RESUMED:
-                self._work.put(lambda: self._signal(instance_id, signal.SIGCONT))
+                self._work.put(lambda: self._thaw(instance_id))
             case MemoryStep.KEPT:
-                self._work.put(lambda: self._signal(instance_id, signal.SIGSTOP))
+                self._work.put(lambda: self._freeze(instance_id))
             case MemoryStep.LOST:
                 self._work.put(lambda: self._kill(instance_id))
 
     def pid(self, instance_id: str) -> int | None:
-        child = self._children.get(instance_id)
-        return None if child is None else child.pid
+        """The machine's first process: the same one as long as its memory is kept. None: nothing of it runs."""
+        machine = self._machines.get(instance_id)
+        return None if machine is None else machine.init.pid
 
     def close(self) -> None:
-        """Kill every process and wait for it."""
+        """Take the power from every machine. Returns when none of their processes is left."""
         self._work.put(None)
         self._thread.join()
-        for instance_id in list(self._children):
+        for instance_id in list(self._machines):
             self._kill(instance_id)
 
     def _run(self) -> None:
@@ -67,23 +101,20 @@ class EmulatedMachines:
             for name, value in names.items():
                 argument = argument.replace(name, value)
             argv.append(argument)
-        environment = {**os.environ, USER_DATA_NAME: user_data}
-        if setpriv := shutil.which("setpriv"):
-            argv = [setpriv, "--pdeathsig", "KILL", *argv]
-        self._children[instance_id] = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, start_new_session=True, env=environment
-        )
+        self._machines[instance_id] = _Machine(argv, user_data)
 
-    def _signal(self, instance_id: str, number: signal.Signals) -> None:
-        child = self._children.get(instance_id)
-        if child is not None and child.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, number)
+    def _freeze(self, instance_id: str) -> None:
+        if machine := self._machines.get(instance_id):
+            machine.freeze()
+
+    def _thaw(self, instance_id: str) -> None:
+        if machine := self._machines.get(instance_id):
+            machine.thaw()
 
     def _kill(self, instance_id: str) -> None:
-        self._signal(instance_id, signal.SIGKILL)
-        if child := self._children.pop(instance_id, None):
-            child.wait()
+        if machine := self._machines.get(instance_id):
+            machine.kill()
+            del self._machines[instance_id]
 
 
 class Addresses:
