@@ -68,7 +68,7 @@ def render_image(machine: SatelliteSection, section: ImageSection) -> MachineIma
         *render_units(section, hibernates=hibernates, enrols_for=port if enrols else None),
         ImageFile(str(SETTINGS), _json(settings)),
         ImageFile(str(TEMPLATE), buildkit_configuration(section, port, tls=enrols)),
-        ImageFile(RESPONDER_SETTINGS, _json(dataclasses.asdict(_responder(section, tls=enrols)))),
+        ImageFile(RESPONDER_SETTINGS, _json(_told(_responder(section, tls=enrols)))),
         ImageFile(str(PROGRAM_SUMS), _sums(programs)),
         *([ImageFile(CNI, cni_configuration(section))] if section.network == "cni" else []),
     ]
@@ -121,6 +121,12 @@ def _responder(section: ImageSection, *, tls: bool) -> ResponderSettings:
     if not tls:
         return plain
     return dataclasses.replace(plain, certificate=IDENTITY, key=IDENTITY, client_ca=AUTHORITY, client_name=DAEMON_NAME)
+
+
+def _told(settings: ResponderSettings) -> dict[str, object]:
+    """All but the defaults: an older responder, of a machine image that was not made again, refuses keys that are new."""
+    defaults = {each.name: each.default for each in dataclasses.fields(settings)}
+    return {name: value for name, value in dataclasses.asdict(settings).items() if value != defaults[name]}
 
 
 def _json(value: object) -> str:

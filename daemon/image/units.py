@@ -32,6 +32,7 @@ from bentpipe.daemon.image.programs.settings import (
     ROOT,
     SLICE,
 )
+from bentpipe.daemon.responder.scheduling import DEFAULT_PRIORITY
 
 CACHE_UNIT, FETCH_UNIT, ENROL_UNIT = "bentpipe-cache.service", "bentpipe-fetch.service", "bentpipe-enrol.service"
 LIMITS_DROP_IN = f"/run/systemd/generator/{SLICE}.d/{DROP_IN}"
@@ -294,6 +295,8 @@ OOMPolicy=continue
 MemoryMin={RESPONDER_BYTES}
 # It locks its memory, so that it needs no page from a disk to answer.
 LimitMEMLOCK=infinity
+# It asks for SCHED_RR by itself: with CPUSchedulingPolicy= the unit would not start on a kernel that refuses it.
+LimitRTPRIO={DEFAULT_PRIORITY}
 Environment=MALLOC_ARENA_MAX=1
 Restart=always
 RestartSec=1

@@ -13,6 +13,7 @@ MODULES = (
     "hpack",
     "wire",
     "http2",
+    "scheduling",
     "settings",
     "looks",
     "machine",

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import Callable, Generic, TypeVar
 
+from bentpipe.daemon.responder.scheduling import real_time
 from bentpipe.daemon.responder.wire import Fields, encode_fields
 
 MAX_ERROR_CHARS = 200
@@ -125,7 +126,12 @@ class Look(Generic[Result]):
 
 
 def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
-    """Start a thread that does not outlive the program."""
-    thread = threading.Thread(target=target, name=name, daemon=True)
+    """Start a thread that does not outlive the program, with the priority of the others."""
+
+    def run() -> None:
+        real_time.ask()
+        target()
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread

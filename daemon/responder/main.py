@@ -20,6 +20,7 @@ from bentpipe.daemon.responder.kills import KillsLook
 from bentpipe.daemon.responder.looks import INFO, WARNING, log, start_thread, write_log
 from bentpipe.daemon.responder.machine import BuildsLook, MachineLook
 from bentpipe.daemon.responder.network import NetworkLook
+from bentpipe.daemon.responder.scheduling import real_time
 from bentpipe.daemon.responder.server import ResponderServer, TlsLook
 from bentpipe.daemon.responder.service import ResponderService
 from bentpipe.daemon.responder.settings import ResponderSettings, SettingsError, load_settings
@@ -106,6 +107,8 @@ def main(arguments: Sequence[str]) -> int:
     notifier = Notifier()
     try:
         settings = load_settings(arguments[1])
+        if refused := real_time.begin(settings.real_time_priority):
+            log(WARNING, f"there is no real-time priority, so a build with one delays the answers: {refused}")
         server = build(settings, notifier.beat)
     except SettingsError as exc:
         sys.stderr.write(f"<3>{arguments[1]}: {exc}\n")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 
+from bentpipe.daemon.responder.scheduling import DEFAULT_PRIORITY, MAX_PRIORITY
+
 MAX_SETTINGS_BYTES = 65536
 
 
@@ -40,6 +42,8 @@ class ResponderSettings:
     memory_stall_percent: int = 60
     """Share of `memory_stall_s` in which all tasks of the builds waited for memory, from which a step is ended."""
     memory_stall_s: int = 20
+    real_time_priority: int = DEFAULT_PRIORITY
+    """Of SCHED_RR; 0 for none. If the kernel refuses it, the responder says so in its log and goes on without."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -67,6 +71,8 @@ class ResponderSettings:
             found.append("0 <= prune_below_percent <= prune_until_percent <= 100 must hold")
         if not 0 <= self.memory_stall_percent <= 100 or not 1 <= self.memory_stall_s <= 3600:
             found.append("memory_stall_percent must be 0 to 100, and memory_stall_s 1 to 3600")
+        if not 0 <= self.real_time_priority <= MAX_PRIORITY:
+            found.append(f"real_time_priority must be 0 to {MAX_PRIORITY}")
         if self.ballast_bytes < 0 or not 0 <= self.ballast_inodes <= 65536:
             found.append("ballast_bytes must not be negative, and ballast_inodes must be 0 to 65536")
         return "; ".join(found)

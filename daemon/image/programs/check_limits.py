@@ -24,6 +24,9 @@ from bentpipe.daemon.image.programs.settings import (
 PAGE = 4096
 """The kernel rounds limits down to pages; 64 KiB are the largest pages of arm64."""
 LARGEST_PAGE = 16 * PAGE
+POLICIES = {"0": "SCHED_OTHER", "1": "SCHED_FIFO", "2": "SCHED_RR"}
+PRIORITY_FIELD, POLICY_FIELD = 37, 38
+"""Of /proc/PID/stat, counted from 0 after the process's name (proc_pid_stat(5): 40 and 41)."""
 RENDER_AGAIN = "systemctl daemon-reload, then systemctl restart builds.slice buildkitd.service"
 
 
@@ -134,12 +137,27 @@ def check_responder(look: SatelliteLook) -> Iterator[Finding]:
         yield fail("responder", state, f"journalctl -u {RESPONDER_UNIT}")
     else:
         yield fine("responder", f"runs as process {unit.get('MainPID')}")
+        yield from _check_policy(look, unit.get("MainPID", "0"))
     for name in (RESPONDER_SLICE, f"{RESPONDER_SLICE}/{RESPONDER_UNIT}"):
         kept = look.value(name, "memory.min")
         if kept in (None, "0"):
             yield fail("responder's memory", f"{name} has no memory.min", "every cgroup above it needs it, too")
             return
     yield fine("responder's memory", "kept for it (memory.min)")
+
+
+def _check_policy(look: SatelliteLook, pid: str) -> Iterator[Finding]:
+    """The responder's scheduling policy: with a real-time one, builds with a lower one do not delay it."""
+    # The name of a process may have blanks and brackets; the last bracket ends it.
+    fields = (look.text(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
+    if len(fields) <= POLICY_FIELD:
+        yield warn("responder's priority", "not known", f"/proc/{pid}/stat does not tell it")
+        return
+    policy = POLICIES.get(fields[POLICY_FIELD], f"policy {fields[POLICY_FIELD]}")
+    if fields[PRIORITY_FIELD] == "0":
+        yield warn("responder's priority", policy, f"journalctl -u {RESPONDER_UNIT} says why it is not a real-time one")
+    else:
+        yield fine("responder's priority", f"{policy} {fields[PRIORITY_FIELD]}")
 
 
 CHECKS = (check_cgroups, check_slice, check_buildkit, check_responder)

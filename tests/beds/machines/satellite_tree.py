@@ -19,6 +19,8 @@ MOUNTS = f"""20 1 {DISK} / / rw,relatime shared:1 - ext4 /dev/root rw
 """
 STEPS_MOUNT = "/builds.slice/buildkitd.service/steps"
 BUILDKIT_MOUNTS = f"{MOUNTS}30 21 0:30 {STEPS_MOUNT} /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
+STAT = f"{PID} (python3 (main)) S " + "0 " * 36 + "{priority} {policy} 0 0\n"
+"""proc_pid_stat(5): fields 40 and 41 are the real-time priority and the policy."""
 SYSTEMCTL = f"""#!/bin/sh
 case "$2" in
     buildkitd.service|bentpipe-responder.service) printf 'ActiveState=active\\nMainPID={PID}\\n';;
@@ -58,6 +60,7 @@ class SatelliteTree:
             "proc/self/mountinfo": MOUNTS,
             f"proc/{PID}/mountinfo": BUILDKIT_MOUNTS,
             f"proc/{PID}/oom_score_adj": "-500\n",
+            f"proc/{PID}/stat": STAT.format(priority=20, policy=2),
             "proc/meminfo": "MemTotal:        8388608 kB\n",
             "proc/pressure/memory": "some avg10=0.00\n",
             "proc/swaps": "Filename Type Size Used Priority\n",

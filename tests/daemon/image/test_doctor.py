@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from beds.machines.satellite_tree import BUILDKIT_MOUNTS, CACHE_DISK, DISK, MOUNTS, PID, SYSTEMCTL, SatelliteTree
+from beds.machines.satellite_tree import BUILDKIT_MOUNTS, CACHE_DISK, DISK, MOUNTS, PID, STAT, SYSTEMCTL, SatelliteTree
 from beds.tls_pairs import machine as machine_identity
 from bentpipe.daemon.image.places import IDENTITY
 from bentpipe.daemon.image.programs import doctor
@@ -183,6 +183,8 @@ def test_each_fault_is_told(name: str, text: str, subject: str, tree: SatelliteT
         ("sys/power/state", "freeze mem\n", "hibernation"),
         ("bin/systemctl", SYSTEMCTL.replace("enabled", "disabled"), "hibernation"),
         (f"{CGROUPS}responder.slice/io.latency", f"{DISK} target=50000\n", "I/O of nvme1n1"),
+        (f"proc/{PID}/stat", STAT.format(priority=0, policy=0), "responder's priority"),
+        (f"proc/{PID}/stat", "", "responder's priority"),
     ],
 )
 def test_what_could_be_better_is_told(name: str, text: str, subject: str, tree: SatelliteTree) -> None:
@@ -205,6 +207,19 @@ def test_it_says_which_limit_of_io_holds(name: str, text: str, words: str, tree:
     assert found["I/O of nvme1n1"].severity is Severity.OK
     assert words in found["I/O of nvme1n1"].seen
     assert "no io.latency" in found["I/O of nvme0n1"].seen
+
+
+def test_it_says_which_policy_the_responder_has(tree: SatelliteTree) -> None:
+    assert _priority(tree) == "SCHED_RR 20"
+    tree.write(f"proc/{PID}/stat", STAT.format(priority=0, policy=0))
+    assert _priority(tree) == "SCHED_OTHER"
+    tree.write(f"proc/{PID}/stat", STAT.format(priority=0, policy=6))
+    assert _priority(tree) == "policy 6"
+
+
+def _priority(tree: SatelliteTree) -> str:
+    [found] = [each.seen for each in examine(tree) if each.subject == "responder's priority"]
+    return found
 
 
 def test_a_buildkit_that_does_not_run_is_told_with_where_to_look(tree: SatelliteTree) -> None:

@@ -42,6 +42,8 @@ def test_defaults(tmp_path: Path) -> None:
         ('{"listen": "[::]:1", "prune_until_percent": 101}', "prune_below_percent <= prune_until_percent"),
         ('{"listen": "[::]:1", "memory_stall_percent": 101}', "memory_stall_percent must be 0 to 100"),
         ('{"listen": "[::]:1", "memory_stall_s": 0}', "memory_stall_percent must be 0 to 100"),
+        ('{"listen": "[::]:1", "real_time_priority": -1}', "real_time_priority must be 0 to 99"),
+        ('{"listen": "[::]:1", "real_time_priority": 100}', "real_time_priority must be 0 to 99"),
         ('{"listen": "[::]:1", "ballast_bytes": -1}', "ballast_bytes must not be negative"),
         ('{"listen": "[::]:1", "ballast_inodes": 65537}', "ballast_inodes must be 0 to 65536"),
     ],
