@@ -13,6 +13,7 @@ PACKAGES = {
     "bentpipe.daemon.api": "daemon/api",
     "bentpipe.daemon.connections": "daemon/connections",
     "bentpipe.daemon.coordination": "daemon/coordination",
+    "bentpipe.daemon.dataplane": "daemon/dataplane",
     "bentpipe.daemon.demo": "daemon/demo",
     "bentpipe.daemon.edge": "daemon/edge",
     "bentpipe.daemon.fleet": "daemon/fleet",

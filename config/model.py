@@ -45,6 +45,10 @@ class DaemonSection(Section):
     """The daemon as a whole."""
 
     drain_deadline_s: DurationS = Field(default=30.0, ge=0, alias="drain_deadline")
+    data_plane: Literal["inside", "process"] = "inside"
+    """Where connections live: in the daemon's own process, or in another one, `bentpipe dataplane`, which outlives it."""
+    planes: Path | None = None
+    """The folder of the data planes' control sockets; by default `planes` in systemd's RuntimeDirectory."""
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -47,7 +47,8 @@ class Deadlines:
     """Cancels scopes that take longer than `seconds`, while `run_deadlines` runs."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
+        """For scopes that begin from now on."""
         # In the order of their deadlines, since all have the same time.
         self._queue: collections.deque[tuple[float, Timed]] = collections.deque()
         self._woken = trio.Event()
@@ -55,7 +56,7 @@ class Deadlines:
     def scope(self) -> Timed:
         """Make a context manager for a cancel scope whose time begins now."""
         timed = Timed()
-        self._queue.append((trio.current_time() + self._seconds, timed))
+        self._queue.append((trio.current_time() + self.seconds, timed))
         self._woken.set()
         return timed
 

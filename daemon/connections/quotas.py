@@ -236,6 +236,13 @@ class Quotas:
         self.reached: collections.Counter[str] = collections.Counter()
         """How often each limit was reached, by its name: a client was refused or evicted."""
 
+    def limit_strangers(self, strangers: int, per_prefix: int) -> None:
+        """Let there be so many strangers from now on. Those that are there stay until a newcomer needs their place."""
+        strangers = max(1, strangers)
+        self._limits = dataclasses.replace(
+            self._limits, strangers=strangers, per_prefix=max(1, min(per_prefix or strangers, strangers))
+        )
+
     # -- what is taken ------------------------------------------------------------------------------------------------
 
     @property

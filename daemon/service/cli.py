@@ -79,6 +79,26 @@ def serve(config_path: Path, *, use_last_good: bool) -> None:
 
 
 @main.command()
+@takes_config("The configuration file of `bentpipe serve`.", installed=False)
+def dataplane(config_path: Path) -> None:
+    """Run the process that has the connections, until SIGTERM or until the control plane lets it drain.
+
+    `bentpipe serve` starts it by itself if it is configured and none runs. If another one runs already with this
+    configuration, the new one takes the listening sockets, and the other one ends with its last connection.
+
+    Exit codes: as those of `serve`.
+    """
+    from bentpipe.daemon.service.plane_process import run_data_plane
+    from bentpipe.native.tls import TlsError
+
+    try:
+        sys.exit(run_data_plane(config_path))
+    except (ConfigErrors, OSError, TlsError) as exc:
+        click.echo(str(exc), err=True)
+        sys.exit(EXIT_CONFIG)
+
+
+@main.command()
 @takes_config("The configuration file.")
 def check(config_path: Path) -> None:
     """Report every mistake in a configuration file at once, and whether `serve` could start with it here; start nothing."""

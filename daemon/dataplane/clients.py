@@ -1,0 +1,160 @@
+"""The clients before their GO: offered to the control plane, or parked until one comes.
+
+A client is offered once its handshake is done and its first bytes are there. While no control plane sits, or while it has
+left very many offers unanswered, clients wait in line. The wait has a deadline, and then the client hears the words that the
+control plane has left for this case.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Callable
+
+import trio
+
+from bentpipe.daemon.connections.quotas import Place
+from bentpipe.daemon.connections.transport import Transport
+from bentpipe.daemon.dataplane.stream import Order, Reports, Stream
+from bentpipe.daemon.planes.bounds import (
+    CERTIFICATE_BYTES,
+    FIRST_BYTES,
+    NAME_BYTES,
+    OFFERED_CLIENTS,
+    PARKED_S,
+)
+from bentpipe.daemon.planes.records import ArrivalFlag, ArrivedRecord
+
+LATE_LOOK_S = 0.5
+"""Between two looks for clients that have waited for too long."""
+LATE_A_TURN = 64
+"""Of them in one turn."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ClientOrigin:
+    """What is known of a client before it has said anything."""
+
+    listener: int
+    host: str
+    """"" if it has no IP address."""
+    port: int
+    flags: ArrivalFlag
+    server_name: str = ""
+    alpn: str = ""
+    tls_version: str = ""
+    certificate: bytes = b""
+
+    @property
+    def peer(self) -> str:
+        """For the log."""
+        return f"{self.host}:{self.port}" if self.host else "unix"
+
+
+class ClientStream(Stream):
+    """A client. It has a place on D's quota until it is offered: then the control plane limits it."""
+
+    def __init__(
+        self, stream_id: int, transport: Transport, reports: Reports, origin: ClientOrigin, place: Place, since: float
+    ) -> None:
+        super().__init__(stream_id, transport, reports)
+        self.origin = origin
+        self.place = place
+        self._since = since
+        self._again = False
+        self.late_at = 0.0
+        """When its time in the line is over."""
+
+    def offer(self) -> None:
+        """Tell the control plane of it, and of all its bytes."""
+        origin, kept = self.origin, self.transcript.between(0, self.transcript.end)
+        long = len(origin.certificate) > CERTIFICATE_BYTES
+        flags = origin.flags | (ArrivalFlag.AGAIN if self._again else 0) | (ArrivalFlag.HASHED if long else 0)
+        self.told = self._again = True
+        self._reports.send(
+            ArrivedRecord(
+                id=self.id,
+                listener=origin.listener,
+                port=origin.port,
+                flags=ArrivalFlag(flags),
+                mark=self.mark,
+                kept=len(kept),
+                age_ms=round(1000 * (trio.current_time() - self._since)),
+                host=origin.host[:NAME_BYTES],
+                server_name=origin.server_name,
+                alpn=origin.alpn,
+                tls_version=origin.tls_version,
+                certificate=hashlib.sha256(origin.certificate).digest() if long else origin.certificate,
+                first=kept[:FIRST_BYTES],
+            )
+        )
+        self._passed_on = min(len(kept), FIRST_BYTES)
+        self._pass_on()
+        self.look_again()
+
+
+class ClientLine:
+    """All clients before their GO."""
+
+    def __init__(self, may_offer: Callable[[], bool]) -> None:
+        """`may_offer`: whether a control plane sits, reads, and is alive."""
+        self._may_offer = may_offer
+        self.clients: dict[int, ClientStream] = {}
+        self._waiting: dict[int, ClientStream] = {}
+        self._unanswered: set[int] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Clients that were not offered to the present control plane."""
+        return len(self._waiting)
+
+    def enter(self, client: ClientStream) -> None:
+        """A client has come, or has to be offered again."""
+        self.clients[client.id] = client
+        client.late_at = trio.current_time() + PARKED_S
+        self._waiting[client.id] = client
+        self.offer_some()
+
+    def leave(self, client: ClientStream) -> None:
+        """It is over, or a GO has it."""
+        self.clients.pop(client.id, None)
+        self._waiting.pop(client.id, None)
+        self.answered(client.id)
+
+    def offer_some(self) -> None:
+        """Offer clients, as long as the control plane answers."""
+        while self._waiting and len(self._unanswered) < OFFERED_CLIENTS and self._may_offer():
+            about, client = next(iter(self._waiting.items()))
+            del self._waiting[about]
+            self._unanswered.add(about)
+            client.place.release()
+            client.place.scope = None
+            client.offer()
+
+    def answered(self, about: int) -> None:
+        """The control plane has said something of this client."""
+        if about in self._unanswered:
+            self._unanswered.discard(about)
+            self.offer_some()
+
+    def begin_again(self) -> None:
+        """The control plane is gone: keep for the next one what it can go on with, and finish the rest."""
+        self._unanswered.clear()
+        for client in list(self.clients.values()):
+            if client.id in self._waiting or client.order is not None:
+                continue
+            if client.begin_again():
+                self.enter(client)
+            else:
+                client.give(Order.CLOSE)
+
+    async def run_line(self) -> None:
+        """Offer what may be offered by now, and end the wait of clients that have waited for too long, for ever."""
+        while True:
+            await trio.sleep(LATE_LOOK_S)
+            self.offer_some()
+            now = trio.current_time()
+            for about, client in list(itertools.islice(self._waiting.items(), LATE_A_TURN)):
+                if client.late_at > now:
+                    break
+                del self._waiting[about]
+                client.give(Order.LATE)

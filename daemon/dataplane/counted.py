@@ -1,0 +1,45 @@
+"""The data plane's counters by name, as COUNTERS carries them: numbers since the start, and a few that are of now."""
+
+from bentpipe.daemon.connections.outcomes import ConnectionCounters
+from bentpipe.daemon.connections.quotas import Quotas
+from bentpipe.daemon.dataplane.plane import DataPlane
+from bentpipe.daemon.planes.bounds import COUNTERS_A_RECORD
+from bentpipe.daemon.planes.records import LINK_ID, CountersRecord
+from bentpipe.native.engine import Engine
+
+
+def counters_record(
+    plane: DataPlane, counters: ConnectionCounters, quotas: Quotas, engine: Engine, *, draining: bool
+) -> CountersRecord:
+    """Read all counters. Times are microseconds."""
+    moved = engine.statistics()
+    found: dict[str, int] = {
+        "accepted": counters.accepted,
+        "accept_errors": counters.accept_errors,
+        "clients": len(plane.line.clients),
+        "waiting": plane.line.waiting,
+        "halves": len(plane.halves),
+        "spliced": plane.joined.spliced,
+        "under_way": len(plane.joined) - plane.joined.spliced,
+        "ends_waiting": plane.joined.ends_waiting,
+        "ends_lost": plane.joined.ends_lost,
+        "draining": int(draining),
+        "engine.live": moved.live,
+        "engine.pipes_open": moved.pipes_open,
+        "engine.pipe_fallbacks": moved.pipe_fallbacks,
+        "engine.spliced_bytes": moved.spliced_bytes,
+        "engine.copied_bytes": moved.copied_bytes,
+    }
+    found |= {f"ended.{outcome.value}": count for outcome, count in counters.ended.items()}
+    found |= {f"malformed.{limit}": count for limit, count in counters.malformed.items()}
+    found |= {f"limit.{limit}": count for limit, count in quotas.reached.items()}
+    for number, used_s in enumerate(engine.thread_cpu_s()):
+        found[f"thread.{number}.cpu_us"] = round(used_s * 1e6)
+    for number, turns in enumerate(engine.thread_turns()):
+        found[f"thread.{number}.turns"] = turns.turns
+        found[f"thread.{number}.long_turns"] = turns.long_turns
+        found[f"thread.{number}.longest_us"] = round(turns.longest_s * 1e6)
+        found[f"thread.{number}.running_us"] = round(turns.running_s * 1e6)
+    for number, priority in enumerate(engine.thread_priorities()):
+        found[f"thread.{number}.priority"] = priority.held.value
+    return CountersRecord(LINK_ID, tuple(found.items())[:COUNTERS_A_RECORD])

@@ -1,0 +1,268 @@
+"""The process of `bentpipe dataplane`: builds the data plane of a configuration, runs it, drains it.
+
+It must never import the fleet, the store, a provider or the API: tests/daemon/dataplane/test_process.py looks at what the
+process has loaded.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import logging
+import secrets
+import signal
+import socket
+from pathlib import Path
+
+import trio
+
+from bentpipe.config.load import load_config
+from bentpipe.config.model import Config, ListenerSection
+from bentpipe.daemon.connections.deadlines import Deadlines
+from bentpipe.daemon.connections.descriptors import ENGINE_THREAD_FDS, divide, engine_threads, raise_limit
+from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.listener import Door, Gate, Listener, listen_for
+from bentpipe.daemon.connections.outcomes import ConnectionCounters
+from bentpipe.daemon.connections.port import Port, find_ktls, read_port
+from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.connections.satellite_tls import satellite_tls_of, type_tls_of
+from bentpipe.daemon.dataplane.counted import counters_record
+from bentpipe.daemon.dataplane.plane import DataPlane, PlaneActions
+from bentpipe.daemon.dataplane.seat import SeatServer
+from bentpipe.daemon.planes.bounds import PARKED_CLIENTS, PARKED_S
+from bentpipe.daemon.planes.records import LimitsRecord
+from bentpipe.daemon.planes.sockets import listen_private, make_private_folder, plane_socket_path
+from bentpipe.daemon.service import sd
+from bentpipe.daemon.service.certificates import CertificateReload
+from bentpipe.daemon.service.engine_priority import start_engine
+from bentpipe.daemon.service.engine_watch import run_engine_watch, stuck_threads
+from bentpipe.daemon.service.garbage import run_garbage, set_up_garbage
+from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors
+from bentpipe.daemon.service.plane_folder import planes_folder
+from bentpipe.daemon.tasks import Owner, contained, run_owned
+from bentpipe.native.engine import Engine, Ktls
+
+log = logging.getLogger("bentpipe.dataplane")
+
+EXIT_OK, EXIT_CUT = 0, 3
+"""3: drained, but connections were cut at the deadline."""
+
+BASE_FDS = 96
+"""What the process needs besides connections, twice: Python, Trio, control planes, certificates, names, systemd."""
+COUNT_S = 1.0
+"""Between two COUNTERS records."""
+ABORT_DEADLINE_S = 5.0
+DRAINED_LOOK_S = 0.2
+
+
+def digest_of(config: Config) -> bytes:
+    """SHA-256 of what both planes must know alike: listeners and the satellites' TLS."""
+    parts = [section.model_dump_json() for section in (*config.listener, *config.satellite, *config.machine_type)]
+    return hashlib.sha256("\n".join(parts).encode()).digest()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Opened:
+    """What could fail for reasons that the operator must mend."""
+
+    config: Config
+    ktls: Ktls
+    ports: tuple[tuple[int, ListenerSection, Port, socket.socket], ...]
+    trust: dict[str, SatelliteTls]
+    engine: Engine
+    quotas: Quotas
+    admit_below_fd: int
+    control: socket.socket
+    control_path: Path
+
+
+def _trust_of(config: Config, ktls: Ktls) -> dict[str, SatelliteTls]:
+    """By the names that OPEN uses."""
+    satellites = {f"satellite:{key}": tls for key, tls in satellite_tls_of(config, ktls).items()}
+    types = {f"type:{size}/{platform}": tls for (size, platform), tls in type_tls_of(config, ktls).items()}
+    return satellites | types
+
+
+def _open(config: Config, folder: Path) -> _Opened:
+    """Raises OSError, TlsError."""
+    limit = raise_limit()
+    reserve = BASE_FDS + engine_threads(config) * ENGINE_THREAD_FDS + len(config.listener)
+    descriptors = divide(config, limit, reserve)
+    ktls = find_ktls(config)
+    spoken = [read_port(section, ktls) for section in config.listener]
+    trust = _trust_of(config, ktls)
+    with contextlib.ExitStack() as opened:
+        make_private_folder(folder)
+        path = plane_socket_path(folder, secrets.token_hex(4))
+        passed = sd.listen_sockets()
+        ports = []
+        for index, (section, port) in enumerate(zip(config.listener, spoken, strict=True)):
+            for sock in listen_for(section, passed):
+                if section.address is not None:
+                    opened.enter_context(sock)
+                ports.append((index, section, port, sock))
+        engine = start_engine(config, descriptors, ktls)
+        opened.callback(engine.close)
+        control = listen_private(path)
+        opened.pop_all()
+    quotas = Quotas(plane_limits(config, descriptors.connections), trio.current_time)
+    return _Opened(
+        *(config, ktls, tuple(ports), trust, engine, quotas),
+        *(descriptors.admit_below, control, path),
+    )
+
+
+def plane_limits(config: Config, connections: int) -> QuotaLimits:
+    """The limits of clients that no control plane has heard of yet. It limits all others itself."""
+    clients = max(1, min(PARKED_CLIENTS, connections - 1))
+    return QuotaLimits(
+        strangers=clients,
+        strangers_bytes=config.limits.bytes_for_strangers,
+        per_prefix=min(config.limits.max_connections_per_address, clients),
+        admitted=connections,
+    )
+
+
+class PlaneProcess:
+    """All parts of the data plane."""
+
+    def __init__(self, opened: _Opened) -> None:
+        self._opened = opened
+        config = opened.config
+        self._counters = ConnectionCounters()
+        self._greetings = Deadlines(config.limits.greeting_deadline_s)
+        self._trust = opened.trust
+        self._door = Door()
+        self._drain = trio.Event()
+        self._drain_deadline_s: float | None = None
+        actions = PlaneActions(self._limit, self._reload, self.drain)
+        self._plane = DataPlane(
+            *(opened.engine, self._counters, self._greetings),
+            *(lambda name: self._trust.get(name), actions),
+        )
+        gate = Gate(opened.quotas, self._counters, opened.admit_below_fd, self._door)
+        self._listeners = [
+            Listener(sock, port, gate, self._plane.arrivals.serving(index)) for index, _, port, sock in opened.ports
+        ]
+        sections = [section for _, section, _, _ in opened.ports]
+        self._certificates = CertificateReload(
+            list(zip(self._listeners, sections, strict=True)), lambda section: read_port(section, opened.ktls)
+        )
+        build = importlib.metadata.version("bentpipe")
+        name = opened.control_path.name
+        self._seat = SeatServer(self._plane, opened.control, name, build, digest_of(config))
+
+    # -- what the control plane may ask ------------------------------------------------------------------------------
+
+    def _limit(self, limits: LimitsRecord) -> None:
+        if limits.greeting_ms:
+            self._greetings.seconds = limits.greeting_ms / 1000
+        self._plane.arrivals.handshakes.per_s = limits.handshakes_per_s
+        self._opened.quotas.limit_strangers(min(limits.clients or PARKED_CLIENTS, PARKED_CLIENTS), limits.per_prefix)
+
+    def _reload(self) -> str:
+        self._certificates.ask()
+        return ""
+
+    def drain(self, deadline_s: float | None) -> None:
+        """Accept no more; end when the last connection has ended, or at the deadline."""
+        self._drain_deadline_s = deadline_s
+        self._drain.set()
+
+    # -- tasks -------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Serve until drained. Returns how many connections were cut."""
+        opened, plane = self._opened, self._plane
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, opened.engine)
+                nursery.start_soon(run_owned, Owner("splice ends"), plane.joined.run_ends)
+                nursery.start_soon(run_owned, Owner("clients"), plane.line.run_line)
+                nursery.start_soon(run_owned, Owner("deadlines"), self._greetings.run_deadlines)
+                nursery.start_soon(run_owned, Owner("certificates"), self._certificates.run_reload)
+                nursery.start_soon(run_owned, Owner("counters"), self._count)
+                nursery.start_soon(run_owned, Owner("door"), self._keep_door)
+                nursery.start_soon(run_owned, Owner("seat"), self._seat.run_seats)
+                nursery.start_soon(run_owned, Owner("garbage"), run_garbage)
+                owner = Owner("watchdog")
+                nursery.start_soon(run_owned, owner, sd.run_watchdog, lambda: not stuck_threads(opened.engine))
+                nursery.start_soon(run_owned, Owner("signals"), self._obey_signals)
+                async with trio.open_nursery() as sessions:
+                    await self._accept_until_drained(sessions)
+                    cut = await self._wait_drained()
+                    sessions.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                opened.control_path.unlink()
+            opened.engine.close()
+        return cut
+
+    async def _accept_until_drained(self, sessions: trio.Nursery) -> None:
+        async with trio.open_nursery() as accepting:
+            for listener in self._listeners:
+                owner = Owner("listener", str(listener.address))
+                accepting.start_soon(run_owned, owner, listener.run_listener, sessions)
+                log.info("listening", extra={"fields": dict(zip(("host", "port"), listener.address, strict=True))})
+            log.info("data plane", extra={"fields": {"socket": str(self._opened.control_path)}})
+            sd.notify("READY=1")
+            await self._drain.wait()
+            accepting.cancel_scope.cancel()
+
+    async def _wait_drained(self) -> int:
+        plane = self._plane
+        sd.notify("STOPPING=1")
+        log.info("draining", extra={"fields": {"connections": plane.connections}})
+        with trio.move_on_after(self._drain_deadline_s if self._drain_deadline_s is not None else float("inf")):
+            while plane.connections or plane.joined.ends_waiting_for_seat:
+                await trio.sleep(DRAINED_LOOK_S)
+        cut = len(plane.joined)
+        plane.joined.end_all()
+        with trio.move_on_after(ABORT_DEADLINE_S):
+            await plane.joined.wait_none()
+        log.info("drained", extra={"fields": {"cut": cut}})
+        return cut
+
+    async def _count(self) -> None:
+        while True:
+            await trio.sleep(COUNT_S)
+            if self._seat.is_taken:
+                parts = (self._plane, self._counters, self._opened.quotas, self._opened.engine)
+                self._plane.reports.send(counters_record(*parts, draining=self._drain.is_set()))
+
+    async def _keep_door(self) -> None:
+        """While no control plane comes, new clients wait in the kernel's queue, not here."""
+        away_since = trio.current_time()
+        while True:
+            await trio.sleep(COUNT_S)
+            if self._seat.is_taken:
+                away_since = trio.current_time()
+                self._door.open()
+            elif trio.current_time() - away_since > PARKED_S and self._door.is_open:
+                self._door.shut()
+                log.warning("no control plane comes: new clients wait in the kernel's queue")
+
+    async def _obey_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1) as signals:
+            async for number in signals:
+                name = signal.Signals(number).name
+                with contained(Owner("signal", name)):
+                    log.info("signal", extra={"fields": {"signal": name}})
+                    if number in (signal.SIGTERM, signal.SIGINT):
+                        self.drain(self._opened.config.daemon.drain_deadline_s)
+                    elif number == signal.SIGHUP:
+                        self._reload()
+
+
+def run_data_plane(config_path: Path) -> int:
+    """Run a data plane until it is drained. Returns the exit code. Raises ConfigErrors, OSError, TlsError."""
+    config = load_config(config_path)
+    fill_standard_descriptors()
+    with daemon_log(config.daemon.log_format, config.daemon.log_level):
+        set_up_garbage()
+        return EXIT_CUT if trio.run(_main, config, planes_folder(config, config_path)) else EXIT_OK
+
+
+async def _main(config: Config, folder: Path) -> int:
+    return await PlaneProcess(_open(config, folder)).run()

@@ -1,0 +1,66 @@
+"""Finds the data plane of a configuration, or starts one: a process of its own, which outlives its starter.
+
+It is a session and a process group of its own (setsid(2)), so that Ctrl-C in a terminal reaches `serve` alone, and `serve`
+then lets the data plane drain. Its log goes where that of its starter goes.
+"""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import trio
+
+from bentpipe.daemon.planes.sockets import connect_private, plane_sockets
+
+log = logging.getLogger("bentpipe")
+
+START_S = 30.0
+"""From the start of the process to its socket: it reads keys, and on a busy host Python itself takes seconds."""
+LOOK_S = 0.05
+PROGRAM = "from bentpipe.daemon.service.cli import main; main(prog_name='bentpipe')"
+
+
+class NoDataPlane(OSError):
+    """The data plane could not be started; its own log says why."""
+
+
+def live_planes(folder: Path) -> list[Path]:
+    """The sockets of the data planes that run, and remove those of processes that have died. Never waits."""
+    found = []
+    for path in plane_sockets(folder):
+        try:
+            connect_private(path).close()
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            continue
+        except BlockingIOError:
+            found.append(path)  # it has not accepted earlier ones yet
+        else:
+            found.append(path)
+    return found
+
+
+async def find_or_start_plane(config_path: Path, folder: Path) -> subprocess.Popen[bytes] | None:
+    """Return once a data plane listens in `folder`: None if one was there, else the process that was started.
+
+    Raises NoDataPlane.
+    """
+    if live_planes(folder):
+        return None
+    command = [sys.executable, "-P", "-c", PROGRAM, "dataplane", "--config", str(config_path)]
+    process = await trio.to_thread.run_sync(_start, command)
+    log.info("data plane started", extra={"fields": {"pid": process.pid}})
+    with trio.move_on_after(START_S):
+        while process.poll() is None:
+            if live_planes(folder):
+                return process
+            await trio.sleep(LOOK_S)
+        raise NoDataPlane(f"the data plane has ended with code {process.returncode} before it listened: see above")
+    process.terminate()
+    raise NoDataPlane(f"the data plane did not listen within {START_S:g} s")
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
