@@ -16,7 +16,7 @@ from bentpipe.daemon.connections.outcomes import ConnectionCounters, ConnectionO
 from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.connections.tls_start import begins_tls, start_tls
 from bentpipe.daemon.connections.transport import PeerLeft, Transport, TransportError
-from bentpipe.daemon.dataplane.clients import ClientLine, ClientStream, ClientOrigin
+from bentpipe.daemon.dataplane.clients import ClientLine, ClientOrigin, ClientStream
 from bentpipe.daemon.dataplane.reports import ControlReports
 from bentpipe.daemon.dataplane.stream import Order
 from bentpipe.daemon.planes.bounds import FIRST_BYTES
