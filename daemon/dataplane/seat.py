@@ -71,6 +71,12 @@ class SeatServer:
         """Whether a control plane sits."""
         return self._seated is not None
 
+    def leave(self) -> None:
+        """Say to all control planes that this process ends in good order."""
+        for visitor in self._visitors:
+            visitor.link.say_bye(ByeCode.LEAVING, "the data plane has drained")
+            visitor.link.close()
+
     async def run_seats(self) -> None:
         """Serve control planes for ever."""
         try:

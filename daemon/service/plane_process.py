@@ -9,9 +9,11 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import logging
+import math
 import secrets
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
@@ -27,6 +29,7 @@ from bentpipe.daemon.connections.port import Port, find_ktls, read_port
 from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
 from bentpipe.daemon.connections.satellite_tls import satellite_tls_of, type_tls_of
 from bentpipe.daemon.dataplane.counted import counters_record
+from bentpipe.daemon.dataplane.handover import HandoverServer, TakenListeners, name_of, take_listeners
 from bentpipe.daemon.dataplane.plane import DataPlane, PlaneActions
 from bentpipe.daemon.dataplane.seat import SeatServer
 from bentpipe.daemon.planes.bounds import PARKED_CLIENTS, PARKED_S
@@ -74,6 +77,8 @@ class _Opened:
     admit_below_fd: int
     control: socket.socket
     control_path: Path
+    taken: TakenListeners
+    handover: HandoverServer
 
 
 def _trust_of(config: Config, ktls: Ktls) -> dict[str, SatelliteTls]:
@@ -94,22 +99,37 @@ def _open(config: Config, folder: Path) -> _Opened:
     with contextlib.ExitStack() as opened:
         make_private_folder(folder)
         path = plane_socket_path(folder, secrets.token_hex(4))
-        passed = sd.listen_sockets()
-        ports = []
-        for index, (section, port) in enumerate(zip(config.listener, spoken, strict=True)):
-            for sock in listen_for(section, passed):
-                if section.address is not None:
-                    opened.enter_context(sock)
-                ports.append((index, section, port, sock))
         engine = start_engine(config, descriptors, ktls)
         opened.callback(engine.close)
+        taken = take_listeners(folder)
+        opened.callback(taken.give_up)
+        ports = _listen(config, spoken, taken, opened)
+        handover = HandoverServer(folder, path.name, [(name_of(section), sock) for _, section, _, sock in ports])
         control = listen_private(path)
+        taken.close_unused([sock for _, _, _, sock in ports])
         opened.pop_all()
     quotas = Quotas(plane_limits(config, descriptors.connections), trio.current_time)
     return _Opened(
-        *(config, ktls, tuple(ports), trust, engine, quotas),
-        *(descriptors.admit_below, control, path),
+        *(config, ktls, ports, trust, engine, quotas),
+        *(descriptors.admit_below, control, path, taken, handover),
     )
+
+
+def _listen(
+    config: Config, spoken: Sequence[Port], taken: TakenListeners, opened: contextlib.ExitStack
+) -> tuple[tuple[int, ListenerSection, Port, socket.socket], ...]:
+    """Use the sockets that systemd or an older data plane has passed, and open the others. Raises OSError."""
+    passed = sd.listen_sockets()
+    ports = []
+    for index, (section, port) in enumerate(zip(config.listener, spoken, strict=True)):
+        known = taken.sockets.get(name_of(section), [])
+        if section.systemd is not None and section.systemd in passed:
+            known = []
+        for sock in known or listen_for(section, passed):
+            if section.address is not None and not known:
+                opened.enter_context(sock)
+            ports.append((index, section, port, sock))
+    return tuple(ports)
 
 
 def plane_limits(config: Config, connections: int) -> QuotaLimits:
@@ -134,7 +154,7 @@ class PlaneProcess:
         self._trust = opened.trust
         self._door = Door()
         self._drain = trio.Event()
-        self._drain_deadline_s: float | None = None
+        self._drain_until = math.inf
         actions = PlaneActions(self._limit, self._reload, self.drain)
         self._plane = DataPlane(
             *(opened.engine, self._counters, self._greetings),
@@ -165,8 +185,10 @@ class PlaneProcess:
         return ""
 
     def drain(self, deadline_s: float | None) -> None:
-        """Accept no more; end when the last connection has ended, or at the deadline."""
-        self._drain_deadline_s = deadline_s
+        """Accept no more; end when the last connection has ended, or at the deadline. A later call changes the deadline."""
+        self._drain_until = math.inf if deadline_s is None else trio.current_time() + deadline_s
+        if deadline_s is not None:
+            sd.notify("STOPPING=1")  # not without a deadline: systemd would begin to count TimeoutStopSec=
         self._drain.set()
 
     # -- tasks -------------------------------------------------------------------------------------------------------
@@ -188,14 +210,16 @@ class PlaneProcess:
                 owner = Owner("watchdog")
                 nursery.start_soon(run_owned, owner, sd.run_watchdog, lambda: not stuck_threads(opened.engine))
                 nursery.start_soon(run_owned, Owner("signals"), self._obey_signals)
+                nursery.start_soon(run_owned, Owner("handover"), self._hand_over)
                 async with trio.open_nursery() as sessions:
                     await self._accept_until_drained(sessions)
                     cut = await self._wait_drained()
                     sessions.cancel_scope.cancel()
                 nursery.cancel_scope.cancel()
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                opened.control_path.unlink()
+            self._seat.leave()
+            opened.control_path.unlink(missing_ok=True)
+            opened.handover.close()
             opened.engine.close()
         return cut
 
@@ -207,22 +231,31 @@ class PlaneProcess:
                 log.info("listening", extra={"fields": dict(zip(("host", "port"), listener.address, strict=True))})
             log.info("data plane", extra={"fields": {"socket": str(self._opened.control_path)}})
             sd.notify("READY=1")
+            await trio.lowlevel.checkpoint()  # the listeners accept from here on
+            self._opened.taken.confirm()
             await self._drain.wait()
+            self._opened.handover.close()
             accepting.cancel_scope.cancel()
 
     async def _wait_drained(self) -> int:
         plane = self._plane
-        sd.notify("STOPPING=1")
         log.info("draining", extra={"fields": {"connections": plane.connections}})
-        with trio.move_on_after(self._drain_deadline_s if self._drain_deadline_s is not None else float("inf")):
-            while plane.connections or plane.joined.ends_waiting_for_seat:
-                await trio.sleep(DRAINED_LOOK_S)
+        while plane.connections or plane.joined.ends_waiting_for_seat:
+            if trio.current_time() >= self._drain_until:
+                break
+            await trio.sleep(DRAINED_LOOK_S)
         cut = len(plane.joined)
         plane.joined.end_all()
         with trio.move_on_after(ABORT_DEADLINE_S):
             await plane.joined.wait_none()
         log.info("drained", extra={"fields": {"cut": cut}})
         return cut
+
+    async def _hand_over(self) -> None:
+        with contextlib.suppress(trio.ClosedResourceError):  # it drains already
+            await self._opened.handover.run_handover()
+            log.info("a newer data plane has taken the listening sockets")
+            self.drain(None)
 
     async def _count(self) -> None:
         while True:
