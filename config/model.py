@@ -36,6 +36,7 @@ from bentpipe.config.units import (
 )
 
 LEDGER_NAME = "ledger.sqlite"
+DAY_S = 86_400.0
 
 DOMAIN_PATTERN = r"^[a-z0-9-]+(\.[a-z0-9-]+)*$"
 """In lower case, since names are compared in lower case (RFC 4343)."""
@@ -310,6 +311,10 @@ class SatelliteSection(MachineSection):
     name: Name
 
 
+MOST_RESERVE = 20
+"""Machines of one type in the reserve. Each costs its disk, and one satellite more can be launched at once with it."""
+
+
 class MachineTypeSection(MachineSection):
     """The machines of the satellites that LaunchSatellite makes. A type is named by its size and its platform."""
 
@@ -318,6 +323,24 @@ class MachineTypeSection(MachineSection):
     size: Name
     """As `earthly sat launch --size` gives it."""
     ec2: MachineTypeEc2Section | None = None
+    reserve: int = Field(default=0, ge=0, le=MOST_RESERVE)
+    """So many machines are launched ahead and put to sleep, without a tenant. A new satellite gets one of them and wakes in
+    seconds. They cost their disks, and a few minutes awake each."""
+    reserve_life_s: DurationS = Field(default=30 * DAY_S, ge=DAY_S / 24, le=50 * DAY_S, alias="reserve_life")
+    """After this time a machine of the reserve is replaced by a new one. EC2 keeps a hibernated machine for 60 days."""
+
+    @model_validator(mode="after")
+    def _has_a_reserve(self) -> Self:
+        if self.reserve and self.provider != "ec2":
+            raise ValueError(
+                "reserve needs provider 'ec2': a process is started as quickly as one that is kept ready, so remove reserve"
+            )
+        if self.reserve and self.ec2 is not None and self.sleep_mode == "hibernate" and not self.ec2.hibernation:
+            raise ValueError(
+                'a reserve that hibernates needs hibernation = true in [machine_type.ec2]; with sleep_mode = "stop" its '
+                "machines are stopped"
+            )
+        return self
 
     @model_validator(mode="after")
     def _makes_machines(self) -> Self:
@@ -330,7 +353,7 @@ class MachineTypeSection(MachineSection):
     def satellite(self, org: str, name: str) -> SatelliteSection:
         """The section of a satellite of this type."""
         return SatelliteSection.model_construct(
-            self.model_fields_set - {"size"} | {"org", "name"},
+            self.model_fields_set - {"size", "reserve", "reserve_life_s"} | {"org", "name"},
             org=org,
             name=name,
             **{field: getattr(self, field) for field in MachineSection.model_fields},

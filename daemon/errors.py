@@ -248,6 +248,10 @@ class LaunchTokenSpent(ProviderPermanent):
     """The launch token has already made a machine, which is gone. Another machine needs another token."""
 
 
+class SpareUnusable(ProviderError):
+    """A machine of the reserve cannot become a satellite's: it is destroyed, and another one is launched."""
+
+
 class SleepModeRefused(ProviderError):
     """The machine cannot sleep in the requested way (for example hibernate); another way may work."""
 

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable
 from urllib.parse import quote
 
-from bentpipe.daemon.model import MachineId, SatelliteKey
+from bentpipe.daemon.model import RESERVE_ORG, MachineId, SatelliteKey
 
 MACHINE_DOMAIN = "machine.bentpipe.internal"
 NAME_DIGITS = 40
@@ -82,6 +82,28 @@ def machine_uri(fleet: str, key: SatelliteKey, launch: str) -> str:
     return f"bentpipe://{fleet}/{key.org}/{key.name}/{launch}"
 
 
+def reserve_place(size: str, platform: str, number: int) -> str:
+    """One place of a machine type's reserve: DynamoDB's sort key, and its name in the log."""
+    return f"{size}/{platform}/{number}"
+
+
+def reserve_tag(size: str, platform: str, spare: str) -> str:
+    """Value of the tag `bentpipe:reserve` of a machine that no satellite has yet; `spare` is its id, 32 hex digits."""
+    return f"{size}/{platform}/{spare}"
+
+
+def parts_of_reserve_tag(value: str) -> tuple[str, str, str]:
+    """The size, the platform and the id of a machine by its tag; whatever others have written there is taken apart too."""
+    kind, _, spare = value.rpartition("/")
+    size, _, platform = kind.partition("/")
+    return size, platform, spare
+
+
+def reserve_key(size: str, platform: str, number: int) -> SatelliteKey:
+    """A place of the reserve as the ledger knows it."""
+    return SatelliteKey(RESERVE_ORG, "~".join((size, *platform.split("/"), str(number))))
+
+
 def _digest(*parts: str | int | None) -> str:
     """SHA-256 of the parts as JSON, where "a b", "c" is not "a", "b c", nor 1 "1"."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -112,6 +134,18 @@ JOINED: dict[str, Callable[[str, SatelliteKey, int, int | None], tuple[object, s
     "client token of an alternative": lambda fleet, key, generation, period: (
         (fleet, key, generation, period),
         client_token(fleet, satellite_tag(key), launch_token(key, generation=generation, period=period), fleet),
+    ),
+    "reserve place": lambda fleet, key, generation, period: (
+        (key.name, generation),
+        reserve_place(key.name, "linux/amd64", generation),
+    ),
+    "reserve tag": lambda fleet, key, generation, period: (
+        (key.name, generation),
+        reserve_tag(key.name, "linux/amd64", f"{generation:032x}"),
+    ),
+    "reserve in the ledger": lambda fleet, key, generation, period: (
+        (key.name, generation),
+        str(reserve_key(key.name, "linux/amd64", generation)),
     ),
 }
 """By kind: a function of a fleet, a satellite, a generation and a period. It returns those for which the id stands, and the

@@ -18,6 +18,10 @@ class SatelliteKey:
         return f"{self.org}/{self.name}"
 
 
+RESERVE_ORG = "~reserve"
+"""The org of the reserve's places, in the ledger and between hosts. No name begins with a tilde, so no org has it."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Address:
     """Where a satellite listens: an IP address or host name, and a TCP port."""

@@ -17,12 +17,30 @@ class GetActivityRequest(_message.Message):
     def __init__(self, org_id: _Optional[str] = ...) -> None: ...
 
 class GetActivityResponse(_message.Message):
-    __slots__ = ("satellites", "looked_at")
+    __slots__ = ("satellites", "looked_at", "reserve")
     SATELLITES_FIELD_NUMBER: _ClassVar[int]
     LOOKED_AT_FIELD_NUMBER: _ClassVar[int]
+    RESERVE_FIELD_NUMBER: _ClassVar[int]
     satellites: _containers.RepeatedCompositeFieldContainer[SatelliteActivity]
     looked_at: _timestamp_pb2.Timestamp
-    def __init__(self, satellites: _Optional[_Iterable[_Union[SatelliteActivity, _Mapping]]] = ..., looked_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    reserve: _containers.RepeatedCompositeFieldContainer[ReserveActivity]
+    def __init__(self, satellites: _Optional[_Iterable[_Union[SatelliteActivity, _Mapping]]] = ..., looked_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reserve: _Optional[_Iterable[_Union[ReserveActivity, _Mapping]]] = ...) -> None: ...
+
+class ReserveActivity(_message.Message):
+    __slots__ = ("size", "platform", "wanted", "ready", "filling", "reason")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    PLATFORM_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    FILLING_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    size: str
+    platform: str
+    wanted: int
+    ready: int
+    filling: int
+    reason: str
+    def __init__(self, size: _Optional[str] = ..., platform: _Optional[str] = ..., wanted: _Optional[int] = ..., ready: _Optional[int] = ..., filling: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class SatelliteActivity(_message.Message):
     __slots__ = ("name", "status", "since", "held", "connections", "up_bytes", "down_bytes", "reading")

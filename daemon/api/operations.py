@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 
 import trio
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,6 +14,7 @@ from bentpipe.daemon.api.statuses import STATUS, StateBoard
 from bentpipe.daemon.edge.handoff import NOTHING_MOVED, HandOff, MovedBytes
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.reader import Reader
+from bentpipe.daemon.fleet.reserve_keeper import ReserveKeeper
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.readings.condition import peaks_of
@@ -28,7 +30,8 @@ TRAFFIC_AGE_S = 0.5
 class Operations:
     """The service's methods."""
 
-    def __init__(self, fleet: Fleet, board: StateBoard, handoff: HandOff) -> None:
+    def __init__(self, fleet: Fleet, board: StateBoard, handoff: HandOff, reserve: ReserveKeeper | None = None) -> None:
+        self._reserve = reserve
         self._fleet = fleet
         self._board = board
         self._handoff = handoff
@@ -53,7 +56,12 @@ class Operations:
                 self._looked_at.GetCurrentTime()
                 self._old_at = trio.current_time() + TRAFFIC_AGE_S
         found = satellites_of(self._fleet, call.access, request.org_id)
-        return pb.GetActivityResponse(satellites=map(self._shown, found), looked_at=self._looked_at)
+        reserve = self._reserves() if call.access.may(Scope.MANAGE, request.org_id, None) else ()
+        return pb.GetActivityResponse(satellites=map(self._shown, found), looked_at=self._looked_at, reserve=reserve)
+
+    def _reserves(self) -> Iterator[pb.ReserveActivity]:
+        for each in () if self._reserve is None else self._reserve.summaries():
+            yield pb.ReserveActivity(**dataclasses.asdict(each))
 
     def _shown(self, satellite: Satellite) -> pb.SatelliteActivity:
         traffic = self._traffic.get(satellite.key, NOTHING_MOVED)

@@ -48,6 +48,10 @@ class AwakeBudget:
         """The satellites that wait for a place, in the order in which they came."""
         return tuple(self._queue)
 
+    def has_room(self, more: int) -> bool:
+        """Whether so many machines more may be awake, while no satellite waits for a place."""
+        return not self._queue and len(self._holders) + more <= self.limits.total
+
     def stepped(self, satellite: Satellite) -> None:
         """If the satellite's part in the budget has changed, grant and evict until nothing more is to do.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from bentpipe.daemon.coordination.contract import Coordination, LocalCoordination
 from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.reader import ReadingContext
+from bentpipe.daemon.fleet.reserve_giver import ReserveGiver
 from bentpipe.daemon.fleet.resume import ReadBootInfo
 from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.model import Transition
@@ -33,6 +34,8 @@ class FleetContext:
     """Counts launches over restarts and between hosts."""
     read_boot_info: ReadBootInfo | None = None
     """Asks a satellite without a responder."""
+    reserve: ReserveGiver | None = None
+    """Gives machines that are launched already to new satellites; None: there is no reserve."""
     reading: ReadingContext | None = None
     """Reads the responders of those satellites that have one; None: they are not read."""
     wall: Callable[[], float] = time.time

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from bentpipe.config.model import MachineSection
 from bentpipe.daemon.coordination.contract import IN_USE_HERE, Coordination, InUse
-from bentpipe.daemon.errors import ProviderRetryable, SleepVetoed, StoreError
+from bentpipe.daemon.errors import MachineNotFound, ProviderRetryable, SleepVetoed, StoreError
 from bentpipe.daemon.fleet.launches import LaunchTokens
+from bentpipe.daemon.fleet.reserve_giver import ReserveGiver
 from bentpipe.daemon.model import Machine, MachineId, MachineState, MachineTraits, SatelliteKey, SleepMode
 from bentpipe.daemon.providers.attempts import recorded_by
 from bentpipe.daemon.providers.base import Provider
@@ -33,12 +34,14 @@ class CoordinatedProvider:
         is_used: Callable[[], bool],
         tokens: LaunchTokens,
         confirm: Callable[[], Awaitable[None]] | None = None,
+        reserve: ReserveGiver | None = None,
     ) -> None:
         """`confirm` is called in the turn, before a machine is launched, changed or destroyed.
 
         It raises ProviderRetryable if another host has made something else of the satellite meanwhile, and StoreError.
         """
         self._confirm = confirm
+        self._reserve = reserve
         self._provider = provider
         self._coordination = coordination
         self._key = key
@@ -109,10 +112,24 @@ class CoordinatedProvider:
                 if not turn.is_ours():
                     raise ProviderRetryable(TURN_LOST)
                 with permitted_by(turn.is_ours), recorded_by(self._tokens.record):
-                    await self._provider.launch(machine_id, token)
+                    if not await self._is_given(machine_id, token):
+                        await self._provider.launch(machine_id, token)
                 await self._tokens.done(machine_id)
         except StoreError as exc:
             raise ProviderRetryable(str(exc), peer_hint=exc.peer_hint) from exc
+
+    async def _is_given(self, machine_id: MachineId, token: str) -> bool:
+        """Whether it gets a machine from the reserve. An earlier launch that may have made one is repeated first."""
+        if self._reserve is None or self._tokens.generation == 0 or self._tokens.record.open is not None:
+            return False
+        try:
+            seen = await self._provider.describe(machine_id)
+        except MachineNotFound:
+            pass
+        else:
+            if seen.state is not MachineState.TERMINATED:
+                return False  # there is nothing to launch
+        return await self._reserve.give(self._key, machine_id, self._tokens.generation, token)
 
     async def objection_to(self, machine_id: MachineId, section: MachineSection) -> str:
         """See Provider."""

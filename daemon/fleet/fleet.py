@@ -205,6 +205,11 @@ class Fleet:
         """All satellites: those of the configuration in its order, then the launched ones."""
         return tuple(self._satellites.values())
 
+    def spares_room(self, more: int) -> bool:
+        """Whether the reserve may have so many machines awake: no satellite is being created, and places are free."""
+        creating = any(each.shown_state is SatelliteState.CREATING for each in self.satellites)
+        return not creating and (self.budget is None or self.budget.has_room(more))
+
     def statistics(self) -> FleetStatistics:
         """The counters of all satellites now."""
         resumes = sum((each.resumes for each in self.satellites), collections.Counter())

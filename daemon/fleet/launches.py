@@ -70,6 +70,11 @@ class LaunchTokens:
         self.record = _StoredRecord(self._registry, known)
         return self._token(known.generation)
 
+    @property
+    def generation(self) -> int:
+        """The generation of the token that `begin` has returned last; 0 without a registry."""
+        return 0 if self._registered is None else self._registered.generation
+
     def spent(self) -> None:
         """The newest token's machine is gone: the next launch makes another one, even if the same token is asked."""
         self._asked = ""

@@ -13,6 +13,7 @@ from bentpipe.daemon.errors import LaunchTokenSpent, MachineNotFound, ProviderEr
 from bentpipe.daemon.fleet.launches import LaunchTokens
 from bentpipe.daemon.fleet.machine import messages as msg
 from bentpipe.daemon.fleet.machine.messages import Input
+from bentpipe.daemon.fleet.presence import Presence
 from bentpipe.daemon.model import MachineId, MachineState, SatelliteKey, SleepMode
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.series import Series
@@ -21,7 +22,7 @@ log = logging.getLogger("bentpipe.fleet")
 
 
 class MachineCalls:
-    """`feed` takes the results. `waiting` returns how many clients wait. `enter_again` enters the satellite for them."""
+    """`feed` takes the results. `waiting` returns how many clients wait. `presence` enters the satellite for them."""
 
     def __init__(
         self,
@@ -33,7 +34,7 @@ class MachineCalls:
         *,
         feed: Callable[[Input], None],
         waiting: Callable[[], int],
-        enter_again: Callable[[], Awaitable[None]],
+        presence: Presence,
     ) -> None:
         self._provider = provider
         self._machine_id = machine_id
@@ -41,7 +42,7 @@ class MachineCalls:
         self._look_deadline_s = look_deadline_s
         self._feed = feed
         self._waiting = waiting
-        self._enter_again = enter_again
+        self._presence = presence
         self._key = str(key)
         fields = {"satellite": self._key}
         self._starts = Series(log, "start a machine", fields)
@@ -110,6 +111,20 @@ class MachineCalls:
         """Destroy the machine. Raises ProviderError, of which SleepVetoed says that a client still uses it."""
         await self._provider.terminate(self._machine_id)
 
+    async def discard(self) -> None:
+        """Destroy a machine that has not come up, for the clients that wait: they get another one. Raises as `terminate`."""
+        error: ProviderError | None = None
+        self._presence.is_discarding = True
+        try:
+            await self._provider.terminate(self._machine_id)
+        except ProviderError as exc:
+            error = exc
+        finally:
+            self._presence.is_discarding = False
+        await self._presence.enter_again()
+        if error is not None:
+            raise error
+
     async def launch(self, generation: int) -> None:
         """Carry out a Launch."""
         await self._bring_up(self._provider.launch(self._machine_id, self._tokens.asked(generation)))
@@ -135,5 +150,5 @@ class MachineCalls:
             error = exc
             log.warning("sleep refused", extra={"fields": {"satellite": self._key, "error": str(exc)}})
         if asked.restart:
-            await self._enter_again()
+            await self._presence.enter_again()
         self._feed(msg.StopDone(error))

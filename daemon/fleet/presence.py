@@ -29,6 +29,8 @@ class Presence:
         self._entering = 0
         self.is_retired = False
         """The satellite is removed: it does not matter that it is awake."""
+        self.is_discarding = False
+        """Its machine is destroyed for the clients that wait: they get another one."""
 
     @property
     def is_entered(self) -> bool:
@@ -41,9 +43,9 @@ class Presence:
         return bool(self._entering or known.leases or known.waiting)
 
     def forbids_stop(self) -> bool:
-        """Whether the machine must not be stopped. Clients that wait for a restart are for it."""
+        """Whether the machine must not be stopped. Clients that wait for a restart, or another machine, are for it."""
         known = self._known()
-        return bool(known.leases) if known.is_restarting else self.is_used()
+        return bool(known.leases) if known.is_restarting or self.is_discarding else self.is_used()
 
     async def enter_again(self) -> None:
         """A stop was tried for clients that still wait, so this host is not entered any more: enter for them.

@@ -78,14 +78,15 @@ class Satellite:
         self._presence = Presence(key, context.coordination, lambda: self._machine.known)
         tokens = LaunchTokens(key, context.registry, context.wall)
         forbids_stop = self._presence.forbids_stop
-        coordinated = CoordinatedProvider(context.provider, context.coordination, key, forbids_stop, tokens, confirm)
+        acting = (context.provider, context.coordination, key, forbids_stop, tokens)
+        coordinated = CoordinatedProvider(*acting, confirm, context.reserve)
         self._provider: Provider = TypedProvider(coordinated, str(key))
         look_deadline_s = rules.traits.look_deadline_s
         self._calls = MachineCalls(
             *(key, self._provider, self._machine_id, tokens, look_deadline_s),
             feed=self._feed,
             waiting=lambda: self.waiting,
-            enter_again=self._presence.enter_again,
+            presence=self._presence,
         )
         self._facts = FactCollector()
         self._waiters = Waiters(WaitingLine(context.crowd, rules.max_waiters), self._facts.waited)

@@ -7,6 +7,7 @@ User data must never hold a secret that outlives the launch: every process that 
 """
 
 import gzip
+import json
 
 from bentpipe.daemon.errors import ProviderPermanent
 from bentpipe.daemon.image.files import ImageFile
@@ -45,6 +46,16 @@ def cloud_config(files: tuple[ImageFile, ...], start: str = "") -> str:
             *(f"      {line}".rstrip() for line in file.content.splitlines()),
         ]
     return "\n".join(lines) + "\n"
+
+
+def own_config(file: ImageFile) -> bytes:
+    """Write the user data that give one file to a machine that has booted before.
+
+    cloud-init writes files at the first boot only, so daemon/responder/enrol.py reads them from the metadata service. It has
+    no parser of YAML: after the first line this is JSON, which is YAML too (YAML 1.2.2, section 1.3).
+    """
+    written = {"path": file.path, "permissions": f"{file.mode:04o}", "content": file.content}
+    return packed("#cloud-config\n" + json.dumps({"write_files": [written]}) + "\n")
 
 
 def _quoted(text: str) -> str:

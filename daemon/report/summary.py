@@ -1,7 +1,8 @@
 """Adds up the ledger: hours, money, wakes and waiting, for each satellite, each org, and all. Pure.
 
 Only observed time counts. UNKNOWN hours are reported, but are in no sum of hours or money. OFFLINE and FAILED machines
-would cost nothing if they were always on, so they save nothing either. Durations are what the intervals really lasted.
+would cost nothing if they were always on, so they save nothing either. Nor do machines of the reserve. Durations are what
+the intervals really lasted.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from bentpipe.daemon.model import (
     NO_PEAKS,
     NO_SUSPICION,
     NO_WAITS,
+    RESERVE_ORG,
     BootPhase,
     Peaks,
     Resume,
@@ -154,6 +156,9 @@ def summarise(intervals: Sequence[Interval], since_us: int, until_us: int, price
             watched_h = (tally.awake_s + tally.asleep_s) / HOUR_S
             tally.cost = billed_s / HOUR_S * own.awake_hour + watched_h * own.always_hour
             tally.always_on = watched_h * (own.awake_hour + own.always_hour)
+        if key.org == RESERVE_ORG:
+            # Nobody would have these machines always on: they save nothing, and what they cost is taken off the savings.
+            tally.asleep_s = tally.always_on = 0.0
         satellites[str(key)] = tally
         orgs.setdefault(key.org, _Tally()).add(tally)
         everything.add(tally)

@@ -1,8 +1,10 @@
 """Gets the machine's certificate from the daemon, and the next one in time. A program of its own, beside the responder.
 
-    python3 -I -S enrol.py ENROLMENT.json FOLDER [--restart UNIT --port PORT --builds CGROUP]
+    python3 -I -S enrol.py ENROLMENT.json FOLDER [--restart UNIT --port PORT --builds CGROUP] [--metadata URL]
 
-ENROLMENT.json is from the machine's user data: `address`, `satellite`, `launch`, `token` and `trusted`. FOLDER then has
+ENROLMENT.json is from the machine's user data: `address`, `satellite`, `launch`, `token` and `trusted`. A machine of the
+reserve has booted without it. Such a machine belongs to nobody, and asks EC2's metadata service until the daemon has given
+it other user data, which it does before it wakes the machine for a satellite. FOLDER then has
 
 - `identity.pem`: the private key and the certificate with its chain. They are one file, so that a reader never gets the one
   without the other; BuildKit and the responder take it as certificate and as key;
@@ -42,6 +44,13 @@ PAUSE_FIRST_S, PAUSE_MOST_S, PAUSE_DENIED_S = 0.1, 30.0, 60.0
 """After a failure, doubling. After a denial nothing helps but what people do."""
 EAGER_S, PAUSE_EAGER_S = 120.0, 0.5
 """After its start the program tries more often: builds wait while the network comes up, and cloud-init writes its file."""
+METADATA = "http://169.254.169.254"
+"""EC2's instance metadata service. Its answers come from outside the machine, so that they are new after a resume."""
+METADATA_S, METADATA_LIFE_S = 2.0, 60
+PAUSE_UNASSIGNED_S = 0.5
+"""Between looks for the enrolment. After a resume a client waits for the next one."""
+ASSIGNED_PREFIX = b"#cloud-config\n{"
+"""Of user data with an enrolment for a machine that has booted before: what follows the first line is JSON."""
 RESTART_S = 60
 MAX_ANSWER_BYTES = 256 << 10
 MAX_FILE_BYTES = 64 << 10
@@ -187,6 +196,75 @@ class Identity:
             words = done.stderr.decode("utf-8", "replace").strip()
             raise EnrolmentError(f"openssl {arguments[0]}: {words[:500]}")
         return done.stdout
+
+
+class Metadata:
+    """EC2's instance metadata service, version 2 (EC2's user guide, "Use the Instance Metadata Service")."""
+
+    def __init__(self, url: str, enrolment: str) -> None:
+        self._host, _, path = url.partition("://")[2].partition("/")
+        self._path = "/" + path.rstrip("/") if path else ""
+        self._enrolment = enrolment
+        self._token = ""
+
+    def fetch(self) -> bool:
+        """Keep the enrolment, if the user data of this moment have one. Returns whether they do. Raises EnrolmentError."""
+        data = self._user_data()
+        if not data.startswith(ASSIGNED_PREFIX):
+            return False  # those of the first boot
+        files = _json(data.partition(b"\n")[2]).get("write_files")
+        for each in files if isinstance(files, list) else ():
+            content = each.get("content") if isinstance(each, dict) else None
+            name = each.get("path") if isinstance(each, dict) else None
+            if isinstance(name, str) and os.path.basename(name) == os.path.basename(self._enrolment):
+                if not isinstance(content, str):
+                    raise EnrolmentError("the enrolment in the user data has no content")
+                _json(content.encode())
+                _replace(self._enrolment, content.encode())
+                return True
+        return False
+
+    def _user_data(self) -> bytes:
+        try:
+            connection = http.client.HTTPConnection(self._host, timeout=METADATA_S)
+            try:
+                if not self._token:
+                    life = {"X-aws-ec2-metadata-token-ttl-seconds": str(METADATA_LIFE_S)}
+                    self._token = self._call(connection, "PUT", "/latest/api/token", life).decode("latin-1").strip()
+                return self._call(connection, "GET", "/latest/user-data", {"X-aws-ec2-metadata-token": self._token})
+            finally:
+                connection.close()
+        except (OSError, ValueError, http.client.HTTPException) as exc:
+            self._token = ""
+            raise EnrolmentError(f"{self._host}: {exc}") from exc
+
+    def _call(self, connection: http.client.HTTPConnection, method: str, path: str, headers: dict[str, str]) -> bytes:
+        connection.request(method, self._path + path, headers=headers)
+        answer = connection.getresponse()
+        text = answer.read(MAX_FILE_BYTES)
+        if answer.status == http.client.NOT_FOUND:
+            return b""
+        if answer.status != http.client.OK:
+            self._token = ""  # it has ended, as it does while the machine sleeps
+            raise EnrolmentError(f"{self._host}: {method} {path}: {answer.status}")
+        return text
+
+
+def wait_assigned(enrolment: str, metadata: Metadata) -> None:
+    """Return once there is an enrolment: cloud-init writes it, or the metadata service has it."""
+    told = ""
+    while not os.path.exists(enrolment):
+        try:
+            if metadata.fetch():
+                say(NOTICE, "the machine is a satellite's now")
+                return
+            words = "the machine belongs to no satellite yet"
+        except (EnrolmentError, OSError) as exc:
+            words = f"no enrolment: {exc}"
+        if words != told:
+            say(NOTICE, words)
+        told = words
+        time.sleep(PAUSE_UNASSIGNED_S)
 
 
 class _DaemonConnection(http.client.HTTPConnection):
@@ -351,10 +429,15 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--port", type=int, default=8372, help="the unit's port")
     parser.add_argument("--builds", metavar="CGROUP", default="", help="the cgroup of all steps of builds")
+    parser.add_argument(
+        "--metadata", metavar="URL", default=METADATA, help="where user data are asked for; empty: nowhere"
+    )
     given = parser.parse_args(arguments[1:])
     os.umask(0o077)
     identity = Identity(given.enrolment, given.folder)
     identity.hold_alone()
+    if given.metadata:
+        wait_assigned(given.enrolment, Metadata(given.metadata, given.enrolment))
     keep(
         identity,
         Restarts(given.restart, given.port, given.builds) if given.restart else None,

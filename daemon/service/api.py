@@ -23,6 +23,7 @@ from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.provisioning import Provisioner
 from bentpipe.daemon.fleet.registrar import Registrar
+from bentpipe.daemon.fleet.reserve_keeper import ReserveKeeper
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.tasks import Owner, run_owned
 from bentpipe.proto import compute_pb2, health_check_pb2, logstream_pb2, operations_pb2
@@ -50,6 +51,7 @@ class Satellites:
     provisioner: Provisioner | None
     registrar: Registrar | None
     health: HealthBoard
+    reserve: ReserveKeeper | None = None
 
 
 def make_api(
@@ -78,7 +80,7 @@ def _make(
         provisioner=satellites.provisioner,
         registrar=satellites.registrar,
     )
-    operations = Operations(satellites.fleet, news.states, satellites.handoff)
+    operations = Operations(satellites.fleet, news.states, satellites.handoff, satellites.reserve)
     health, registration = HealthCalls(satellites.health), Registration(satellites.registrar)
     described = (compute_pb2, logstream_pb2, operations_pb2, health_check_pb2)
     reflection = Reflection([each.DESCRIPTOR for each in described])

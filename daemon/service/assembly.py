@@ -29,6 +29,7 @@ from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.reader import ReadingContext
+from bentpipe.daemon.fleet.reserve_giver import ReserveGiver
 from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, Transition
@@ -49,6 +50,7 @@ from bentpipe.daemon.service.ports import (
 from bentpipe.daemon.service.provisioning import SatelliteParts, make_provisioner
 from bentpipe.daemon.service.readings import reading_of, responders_of
 from bentpipe.daemon.service.registration import make_registrar
+from bentpipe.daemon.service.reserve import make_giver, make_reserve
 from bentpipe.daemon.service.satellite_ca import SatelliteCa, make_keeper, make_satellite_ca
 from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.daemon.service.user_data import UserDataMaker
@@ -71,6 +73,7 @@ class _Resources:
     engine: Engine
     satellite_ca: SatelliteCa | None
     machines: Machines
+    user_data: UserDataMaker
 
 
 def _open_resources(config: Config) -> _Resources:
@@ -88,9 +91,11 @@ def _open_resources(config: Config) -> _Resources:
     satellite_ca = (
         None if keeper is None else make_satellite_ca(config, keeper, stores, satellite_tls, ktls, ports.enrolment)
     )
-    machines = machines_of(config, given if given < descriptors.limit else None, UserDataMaker(satellite_ca).make)
+    user_data = UserDataMaker(satellite_ca)
+    machines = machines_of(config, given if given < descriptors.limit else None, user_data)
     return _Resources(
-        *(descriptors, ktls, satellite_tls, type_tls, stores, account_parts, ports, engine, satellite_ca, machines)
+        *(descriptors, ktls, satellite_tls, type_tls, stores, account_parts, ports, engine, satellite_ca, machines),
+        user_data,
     )
 
 
@@ -106,8 +111,9 @@ def assemble(config: Config, problem: str = "") -> Daemon:
     handoff = HandOff(opened.engine, news.reservations.connected)
     responders = responders_of(config)
     questions = Questions(satellite_tls, responders, announcements.hear)
+    giver = make_giver(config, stores, machines, opened.user_data)
     health, fleet = _fleet_of(
-        *(config, machines.providers, addresses, records),
+        *(config, machines.providers, addresses, records, giver),
         *(questions, reading_of(config, questions, handoff), news.states),
     )
     identities = Identities(account_parts.admission, account_parts.certificates)
@@ -116,11 +122,12 @@ def assemble(config: Config, problem: str = "") -> Daemon:
     issued = None if satellite_ca is None else satellite_ca.issued
     parts = SatelliteParts(
         *(machines, satellite_tls, opened.type_tls, responders, specs, news.reservations, handoff),
-        *(issued, addresses.proven),
+        *(issued, addresses.proven, giver),
     )
     provisioner = make_provisioner(config, fleet, stores, parts)
     registrar = make_registrar(config, fleet, stores, parts, opened.ktls, opened.ports.numbers)
-    satellites = Satellites(fleet, handoff, specs, provisioner, registrar, health)
+    reserve = make_reserve(config, fleet, stores, machines, opened.user_data, giver, records.recorder)
+    satellites = Satellites(fleet, handoff, specs, provisioner, registrar, health, reserve)
     edge = Edge(
         fleet=fleet,
         identities=identities,
@@ -145,6 +152,7 @@ def assemble(config: Config, problem: str = "") -> Daemon:
         provider=machines.providers,
         records=records,
         provisioner=provisioner,
+        reserve=reserve,
         satellite_ca=satellite_ca,
         certificate_watch=CertificateWatch(config),
         registrar=registrar,
@@ -171,6 +179,7 @@ def _fleet_of(
     provider: Providers,
     addresses: KnownAddresses,
     records: Records,
+    reserve: ReserveGiver | None,
     questions: Questions,
     reading: ReadingContext | None,
     states: StateBoard,
@@ -193,6 +202,7 @@ def _fleet_of(
         addresses=addresses,
         coordination=records.stores.coordination,
         registry=records.stores.registry,
+        reserve=reserve,
         read_boot_info=questions.boot_info,
         reading=reading,
     )

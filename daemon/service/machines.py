@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from bentpipe.config.ec2_machine import SatelliteEc2Section
@@ -14,14 +13,11 @@ from bentpipe.daemon.model import MachineId, SatelliteKey
 from bentpipe.daemon.providers.process.provider import ProcessProvider
 from bentpipe.daemon.providers.registered import RegisteredProvider
 from bentpipe.daemon.providers.router import Providers, RunnableProvider
+from bentpipe.daemon.service.user_data import UserDataMaker
 
 if TYPE_CHECKING:
     from bentpipe.daemon.providers.ec2.entry import Ec2Machine
     from bentpipe.daemon.providers.ec2.provider import Ec2Provider
-
-
-MakeUserData = Callable[[SatelliteSection, str], Awaitable[bytes]]
-"""Makes the user data of a satellite's machine from the token of its launch; empty if it has none. Raises ProviderError."""
 
 
 def addresses_of(config: Config) -> KnownAddresses:
@@ -49,7 +45,7 @@ class Machines:
     processes: ProcessProvider | None
     ec2: "Ec2Provider | None"
     registered: RegisteredProvider | None
-    make_user_data: MakeUserData | None = None
+    user_data: UserDataMaker | None = None
 
     def add(self, section: SatelliteSection) -> None:
         """Let the provider that the section names know the machine of one more satellite."""
@@ -59,7 +55,7 @@ class Machines:
             self.processes.add(machine_id, section.process)
             self.providers.add(machine_id, self.processes)
         if section.ec2 is not None and self.ec2 is not None:
-            self.ec2.add(machine_id, _ec2_machine_of(section, section.ec2, self.make_user_data))
+            self.ec2.add(machine_id, _ec2_machine_of(section, section.ec2, self.user_data))
             self.providers.add(machine_id, self.ec2)
 
     def forget(self, key: SatelliteKey) -> None:
@@ -72,7 +68,7 @@ class Machines:
             self.ec2.forget(machine_id)
 
 
-def machines_of(config: Config, soft_files: int | None = None, make_user_data: MakeUserData | None = None) -> Machines:
+def machines_of(config: Config, soft_files: int | None = None, user_data: UserDataMaker | None = None) -> Machines:
     """Build one provider of each kind that is used. `soft_files`: see ProcessProvider."""
     process_provider: ProcessProvider | None = None
     ec2_provider: Ec2Provider | None = None
@@ -84,15 +80,15 @@ def machines_of(config: Config, soft_files: int | None = None, make_user_data: M
         process_provider = ProcessProvider(processes, soft_files=soft_files)
         routes |= dict.fromkeys(processes, process_provider)
     if any(each.ec2 is not None for each in config.machines):
-        ec2_provider = _ec2_provider_of(config, make_user_data)
+        ec2_provider = _ec2_provider_of(config, user_data)
         routes |= dict.fromkeys((machine_id_of(key) for key, each in sections if each.ec2 is not None), ec2_provider)
     registration = config.registration
     registered = RegisteredProvider(registration.offline_after_s) if registration is not None else None
     used = [each for each in (process_provider, ec2_provider, registered) if each is not None]
-    return Machines(Providers(routes, used), process_provider, ec2_provider, registered, make_user_data)
+    return Machines(Providers(routes, used), process_provider, ec2_provider, registered, user_data)
 
 
-def _ec2_provider_of(config: Config, make_user_data: MakeUserData | None) -> "Ec2Provider":
+def _ec2_provider_of(config: Config, user_data: UserDataMaker | None) -> "Ec2Provider":
     # Imported here, because boto3 costs a third of a second and 50 MB, which a daemon without EC2 need not pay.
     from bentpipe.daemon.providers.ec2.provider import Ec2Provider
 
@@ -100,15 +96,23 @@ def _ec2_provider_of(config: Config, make_user_data: MakeUserData | None) -> "Ec
     for each in config.satellite:
         if each.ec2 is not None:
             machine_id = machine_id_of(SatelliteKey(each.org, each.name))
-            machines[machine_id] = _ec2_machine_of(each, each.ec2, make_user_data)
-    return Ec2Provider(config.ec2, machines)
+            machines[machine_id] = _ec2_machine_of(each, each.ec2, user_data)
+    provider = Ec2Provider(config.ec2, machines)
+    if user_data is not None:
+        provider.reserve.user_data = user_data.make_spare
+    provider.reserve.sections.update(
+        {(each.size, each.platform): each.ec2 for each in config.machine_type if each.ec2 is not None}
+    )
+    return provider
 
 
 def _ec2_machine_of(
-    section: SatelliteSection, ec2: SatelliteEc2Section, make_user_data: MakeUserData | None
+    section: SatelliteSection, ec2: SatelliteEc2Section, user_data: UserDataMaker | None
 ) -> "Ec2Machine":
     from bentpipe.daemon.providers.ec2.entry import Ec2Machine
 
     key = SatelliteKey(section.org, section.name)
-    user_data = None if make_user_data is None else functools.partial(make_user_data, section)
-    return Ec2Machine(satellite_tag(key), ec2, user_data)
+    if user_data is None:
+        return Ec2Machine(satellite_tag(key), ec2)
+    whole, own = (functools.partial(make, section) for make in (user_data.make, user_data.make_own))
+    return Ec2Machine(satellite_tag(key), ec2, whole, own)

@@ -26,6 +26,7 @@ from bentpipe.daemon.service.metric import (
     gauge,
     of_ledger,
 )
+from bentpipe.daemon.service.metric_reserve import RESERVE
 from bentpipe.daemon.tasks import task_failures
 from bentpipe.native.engine import EndReason
 
@@ -444,4 +445,4 @@ OURSELVES = (
     ),
 )
 
-METRICS: tuple[Metric, ...] = (*CONNECTIONS, *ENGINE, *FLEET, *READINGS, *ACCOUNTS, *OURSELVES)
+METRICS: tuple[Metric, ...] = (*CONNECTIONS, *ENGINE, *FLEET, *RESERVE, *READINGS, *ACCOUNTS, *OURSELVES)

@@ -18,6 +18,7 @@ from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.provisioning import Provisioner
 from bentpipe.daemon.fleet.registrar import Registrar
+from bentpipe.daemon.fleet.reserve_keeper import ReserveKeeper
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.providers.router import Providers
@@ -59,6 +60,8 @@ class Daemon:
     records: Records
     provisioner: Provisioner | None
     """None: no satellite is launched or removed at run time."""
+    reserve: ReserveKeeper | None
+    """None: no machine is launched ahead."""
     satellite_ca: SatelliteCa | None
     """None: the daemon issues no certificates."""
     registrar: Registrar | None

@@ -11,6 +11,7 @@ from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.questions import ResponderTarget
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.provisioning import Provisioner
+from bentpipe.daemon.fleet.reserve_giver import ReserveGiver
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.issued_tls import IssuedTls
 from bentpipe.daemon.service.machines import Machines
@@ -35,11 +36,14 @@ class SatelliteParts:
     issued: IssuedTls | None
     proven: set[SatelliteKey]
     """See KnownAddresses."""
+    reserve: ReserveGiver | None = None
 
     def add(self, section: SatelliteSection, kind: MachineTypeSection) -> None:
         """See Parts."""
         key = SatelliteKey(section.org, section.name)
         self.machines.add(section)
+        if self.reserve is not None:
+            self.reserve.know(key, kind)
         self.specs[key] = Specs(kind.platform, kind.size)
         if (responder := target_of(section)) is not None:
             self.responders[key] = responder
@@ -61,6 +65,8 @@ class SatelliteParts:
     def forget(self, key: SatelliteKey) -> None:
         """See Parts."""
         self._forget_tls(key)
+        if self.reserve is not None:
+            self.reserve.forget(key)
         self.responders.pop(key, None)
         self.specs.pop(key, None)
         self.machines.forget(key)

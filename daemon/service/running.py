@@ -4,6 +4,7 @@
                > fleet > one nursery a satellite
                > satellite authority, machine identities, enrolment
                > provisioning, registrar: satellites that are launched, registered or removed
+               > reserve: machines that are launched ahead
                > hand-off, engine watch, deadlines, certificates and their watch, recorder, coordination, control, metrics
                > tokens, signing key, OIDC keys
                > sessions > one task a connection until its hand-off
@@ -77,6 +78,8 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
     await nursery.start(start_owned, Owner("fleet"), edge.fleet.run)
     if daemon.provisioner is not None:
         await nursery.start(start_owned, Owner("provisioning"), daemon.provisioner.run_provisioning)
+    if daemon.reserve is not None:
+        nursery.start_soon(run_owned, Owner("reserve"), daemon.reserve.run_keeper)
     if daemon.registrar is not None:
         await nursery.start(start_owned, Owner("registrar"), daemon.registrar.run_registrar)
     nursery.start_soon(run_owned, Owner("hand-off"), edge.handoff.run_handoff)

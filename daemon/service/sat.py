@@ -18,6 +18,7 @@ from rich.table import Table
 from bentpipe.daemon.api.client import Server, call
 from bentpipe.daemon.api.compute import SERVICE_PATH
 from bentpipe.daemon.api.operations import OPERATIONS_PATH
+from bentpipe.daemon.service.reserve_rows import reserve_rows
 from bentpipe.proto import compute_pb2 as pb
 from bentpipe.proto import operations_pb2
 
@@ -66,6 +67,10 @@ def run_list(asker: Asker) -> None:
     for each, state in found:
         table.add_row(each.name, state, each.platform, each.size, _moment(each, each.last_used))
     Console().print(table)
+    request = operations_pb2.GetActivityRequest(org_id=asker.org)
+    [answer] = call(asker.server, OPERATIONS_PATH + "GetActivity", request, operations_pb2.GetActivityResponse)
+    for reserve in reserve_rows(answer):
+        click.echo(reserve.words)
 
 
 def run_inspect(asker: Asker, name: str) -> None:

@@ -22,11 +22,13 @@ from bentpipe.daemon.registry.contract import Registry
 from bentpipe.daemon.registry.identities import IdentityStore
 from bentpipe.daemon.registry.launched import LaunchedStore
 from bentpipe.daemon.registry.registered import RegisteredStore
+from bentpipe.daemon.registry.reserve import ReserveStore
 from bentpipe.daemon.registry.sqlite import SqliteRegistry
 from bentpipe.daemon.registry.sqlite_accounts import SqliteAccountStore
 from bentpipe.daemon.registry.sqlite_identities import SqliteIdentityStore
 from bentpipe.daemon.registry.sqlite_launched import SqliteLaunchedStore
 from bentpipe.daemon.registry.sqlite_registered import SqliteRegisteredStore
+from bentpipe.daemon.registry.sqlite_reserve import SqliteReserveStore
 from bentpipe.daemon.service.installed import load_operators_config
 
 NO_STORE = "no store: [store] in the configuration says where one is kept"
@@ -49,6 +51,8 @@ class Stores:
     """None if there is no registry."""
     registered: RegisteredStore | None = None
     """None if there is no registry."""
+    reserve: ReserveStore | None = None
+    """None if there is no registry."""
     check_fleet: Callable[[str], Awaitable[None]] | None = None
     """Tells the operator if hosts of another fleet use the same store."""
 
@@ -68,6 +72,7 @@ def open_stores(section: StoreSection) -> Stores:
         SqliteLaunchedStore(path),
         SqliteIdentityStore(path),
         SqliteRegisteredStore(path),
+        SqliteReserveStore(path),
     )
 
 
@@ -133,6 +138,7 @@ def _open_dynamodb(section: StoreSection) -> Stores:
     from bentpipe.daemon.registry.dynamodb_identities import DynamoIdentityStore
     from bentpipe.daemon.registry.dynamodb_launched import DynamoLaunchedStore
     from bentpipe.daemon.registry.dynamodb_registered import DynamoRegisteredStore
+    from bentpipe.daemon.registry.dynamodb_reserve import DynamoReserveStore
     from bentpipe.daemon.store.dynamodb_fleets import run_fleet_check
     from bentpipe.daemon.store.dynamodb_table import Table
 
@@ -153,5 +159,6 @@ def _open_dynamodb(section: StoreSection) -> Stores:
         DynamoLaunchedStore(table()),
         DynamoIdentityStore(table()),
         DynamoRegisteredStore(table()),
+        DynamoReserveStore(table()),
         check_fleet,
     )

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from bentpipe.daemon.api.client import ControlApiError, call
 from bentpipe.daemon.api.operations import OPERATIONS_PATH
+from bentpipe.daemon.service.reserve_rows import ReserveRow, reserve_rows
 from bentpipe.daemon.service.sat import Asker, state_of
 from bentpipe.proto import operations_pb2 as pb
 
@@ -45,6 +46,15 @@ class TopRow:
     builds: int | None = None
     pressure_percent: float | None = None
     """The highest share of the last 10 s in which tasks waited for CPU, memory or IO."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TopLook:
+    """What one look shows; `words` say why there is no newer one."""
+
+    rows: list[TopRow]
+    reserve: list[ReserveRow]
+    words: str = ""
 
 
 class RateMeter:
@@ -97,18 +107,20 @@ def run_top(asker: Asker, interval_s: float, *, once: bool) -> None:
     looks, console = _looks(asker, interval_s), Console()
     with contextlib.suppress(KeyboardInterrupt):  # the way to leave
         if asker.as_json:
-            for rows, words in looks:
-                click.echo(json.dumps(_plain(rows, words)))
+            for look in looks:
+                click.echo(json.dumps(_plain(look)))
                 if once:
                     return
         elif once or not console.is_terminal:
-            rows, _ = next(looks)
-            console.print(_table(rows))
+            look = next(looks)
+            console.print(_table(look.rows))
+            for reserve in look.reserve:
+                console.print(Text(reserve.words))
         else:
             _show(asker, looks, console)
 
 
-def _show(asker: Asker, looks: Iterator[tuple[list[TopRow], str]], console: Console) -> None:
+def _show(asker: Asker, looks: Iterator[TopLook], console: Console) -> None:
     """Keep a picture on the terminal's second screen, which goes away with it."""
     asked: list[int] = []
 
@@ -119,14 +131,13 @@ def _show(asker: Asker, looks: Iterator[tuple[list[TopRow], str]], console: Cons
     # SIGTERM ends a process on the spot by default, and would leave the terminal as it is in the middle of this.
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
-    rows, words = next(looks)
-    live = Live(_picture(asker, rows, words), console=console, screen=True, auto_refresh=False)
+    live = Live(_picture(asker, next(looks)), console=console, screen=True, auto_refresh=False)
     try:
         live.start(refresh=True)
-        for rows, words in looks:
+        for look in looks:
             if asked:  # Python loses an exception that a signal raises in a destructor
                 break
-            live.update(_picture(asker, rows, words), refresh=True)
+            live.update(_picture(asker, look), refresh=True)
     finally:
         live.stop()
         # A signal may have come in the middle of its beginning, of which it then undoes nothing.
@@ -136,31 +147,33 @@ def _show(asker: Asker, looks: Iterator[tuple[list[TopRow], str]], console: Cons
         sys.exit(128 + signal.SIGTERM)
 
 
-def _looks(asker: Asker, interval_s: float) -> Iterator[tuple[list[TopRow], str]]:
-    """The rows of each look, and why there are no newer ones. Raises ControlApiError at the first look alone."""
-    meter, rows = RateMeter(), list[TopRow]()
+def _looks(asker: Asker, interval_s: float) -> Iterator[TopLook]:
+    """Look again and again. Raises ControlApiError at the first look alone."""
+    meter, look = RateMeter(), TopLook([], [])
     first = True
     while True:
-        words = ""
         try:
             request = pb.GetActivityRequest(org_id=asker.org)
             [answer] = call(asker.server, OPERATIONS_PATH + "GetActivity", request, pb.GetActivityResponse)
-            rows = meter.rows(answer)
+            look = TopLook(meter.rows(answer), reserve_rows(answer))
         except ControlApiError as exc:
             if first:
                 raise
-            words = str(exc)
+            look = dataclasses.replace(look, words=str(exc))
         first = False
-        yield rows, words
+        yield look
         time.sleep(interval_s)
 
 
-def _picture(asker: Asker, rows: list[TopRow], words: str) -> Group:
+def _picture(asker: Asker, look: TopLook) -> Group:
+    rows = look.rows
     awake = sum(row.state == "operational" for row in rows)
     connections = sum(row.connections for row in rows)
     counts = f"{len(rows)} satellites, {awake} awake, {connections} connections"
     head = f"bentpipe top  {asker.org} at {asker.server.url}: {counts}"
-    return Group(Text(head, style="bold"), Text(words, style="red"), _table(rows), Text("Ctrl-C ends it", style="dim"))
+    reserve = [Text(each.words) for each in look.reserve]
+    end = Text("Ctrl-C ends it", style="dim")
+    return Group(Text(head, style="bold"), Text(look.words, style="red"), _table(rows), *reserve, end)
 
 
 def _table(rows: list[TopRow]) -> Table:
@@ -185,8 +198,12 @@ def _table(rows: list[TopRow]) -> Table:
     return table
 
 
-def _plain(rows: list[TopRow], words: str) -> dict[str, object]:
-    return {"satellites": [dataclasses.asdict(row) for row in rows], **({"error": words} if words else {})}
+def _plain(look: TopLook) -> dict[str, object]:
+    return {
+        "satellites": [dataclasses.asdict(row) for row in look.rows],
+        **({"reserve": [dataclasses.asdict(each) for each in look.reserve]} if look.reserve else {}),
+        **({"error": look.words} if look.words else {}),
+    }
 
 
 def _span(seconds: float | None) -> str:

@@ -11,6 +11,7 @@ Every item has a partition key `pk` and a sort key `sk`. This is what they hold,
     LAUNCHED           ORG/NAME                    registry: a satellite that LaunchSatellite has made
     LAUNCHED-COUNT     ORG                         registry: how many of these the org has
     USED-ID            …                           registry: the id of a CI token that was exchanged
+    RESERVE            SIZE/PLATFORM/NUMBER        registry: a machine that no satellite has yet
     ROW#ORG/NAME       ROW                         coordination: turn, epoch, closing, hosts that have entered
     STAY               HOST/…                      coordination: a host's incarnation and its newest version
     FLEET              NAME                        which fleets use the table (it should be one)

@@ -134,6 +134,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (org, name)
         ) STRICT""",
     ),
+    (
+        """CREATE TABLE reserve (
+            size TEXT NOT NULL,
+            platform TEXT NOT NULL,
+            number INTEGER NOT NULL CHECK (number >= 0),
+            spare TEXT NOT NULL,
+            version INTEGER NOT NULL CHECK (version > 0),
+            facts TEXT NOT NULL,
+            PRIMARY KEY (size, platform, number)
+        ) STRICT""",
+    ),
 )
 """`interval` is the ledger: the row without `to_us` is a satellite's open interval, and `facts` is JSON by name. Rows that
 were written before FACTS_VERSION have their facts in `phases`, `clients`, `waited_s`, `waited_longest_s` and `resume`.
@@ -141,7 +152,7 @@ were written before FACTS_VERSION have their facts in `phases`, `clients`, `wait
 in JSON, and `cut` has the revoked tokens whose connections are cut. `org`, `signing_key`, `revocation` and `used_id` are
 daemon/registry/accounts.py's, `launched` is daemon/registry/launched.py's, and `identity` is
 daemon/registry/identities.py's. `attempt` belongs to `registration`: the launch of a generation whose outcome is not
-known. `change` belongs to `launched`: what a satellite is to become."""
+known. `change` belongs to `launched`: what a satellite is to become. `reserve` is daemon/registry/reserve.py's."""
 
 RESUME_VERSION = 3
 """The first version in which `interval` has `resume`."""

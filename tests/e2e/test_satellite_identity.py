@@ -22,12 +22,15 @@ from beds.peers.clients import CallError
 from beds.ports import free_port
 from beds.stores.dynamodb_server import DynamoDbServer
 from bentpipe.daemon.edge import dial as dialling
+from bentpipe.daemon.fleet import reserve_keeper
 from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.daemon.pki import authority_keeper
 from bentpipe.daemon.pki.authority import new_authority, rotated
 from bentpipe.daemon.pki.authority_file import keep_authority, read_authority
+from bentpipe.daemon.registry.reserve import SpareState
 from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.store.dynamodb_table import Table
+from bentpipe.proto import compute_pb2 as pb
 
 
 @pytest.fixture
@@ -286,3 +289,64 @@ async def test_two_hosts_share_the_machines(bed: EnrollingCloud, tmp_path: Path)
                 assert await call(daemon, MINE) == b"hello"
             assert await call(two, THEIRS) == b"hello"
             assert await call(one, THEIRS) == b"hello"
+
+
+RESERVED = """
+[[machine_type]]
+size = "small"
+provider = "ec2"
+reserve = 1
+min_awake = 0
+wake_deadline = "20s"
+retry_after = "100ms"
+[machine_type.ec2]
+launch_template = "builder"
+port = {port}
+[machine_type.tls]
+issued = true
+"""
+
+
+async def test_a_machine_of_the_reserve_gets_its_identity_when_it_is_assigned(
+    bed: EnrollingCloud, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has neither name nor token nor key before. After the resume it reads them, and enrols."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(reserve_keeper, "MOVING_S", 0.05)
+    monkeypatch.setattr(reserve_keeper, "TOO_EARLY_S", 0.1)
+    bed.types = RESERVED
+    async with bed.serving() as daemon:
+        keeper = daemon.reserve
+        assert keeper is not None
+        with trio.fail_after(DEADLINE_S):
+            while not any(each.state is SpareState.READY for each in keeper.view.rows):
+                await trio.sleep(0.05)
+        (row,) = keeper.view.rows
+        spare = bed.emulator.cloud.instances[row.instance]
+        disk = bed.folder / "disks" / row.instance / "etc/bentpipe"
+        assert spare.user_data == "", "it boots without a token"
+        assert not (disk / "enrolment.json").exists()
+        assert not list(disk.glob("tls/*.pem"))
+        boot_id = spare.boot_id
+        new = SatelliteKey(MINE.org, "new")
+        await trio.to_thread.run_sync(_launch, daemon.addresses[0][1], new)
+        assert await call(daemon, new) == b"hello"
+        assert bed.instance_of(new) == row.instance
+        assert spare.boot_id == boot_id, "its memory was kept, and what it was told is from outside of that"
+        bootstrap = bed.bootstrap_of(new)
+        assert bootstrap["satellite"] == str(new)
+        assert bootstrap["token"] in spare.user_data
+        assert (disk / "enrolment.json").stat().st_mode & 0o777 == 0o600
+        assert daemon.satellite_ca is not None
+        assert daemon.satellite_ca.enrolments.results == {("enrol", "ok"): 1}
+        assert bootstrap["token"] not in (bed.folder / "ledger.sqlite").read_bytes().decode("latin-1")
+    assert bootstrap["token"] not in caplog.text
+
+
+def _launch(port: int, key: SatelliteKey) -> None:
+    request = pb.LaunchSatelliteRequest(org_id=key.org, name=key.name, size="small", platform="linux/amd64")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        invoke = channel.unary_unary(
+            "/api.public.compute.Compute/LaunchSatellite", lambda message: message, lambda data: data
+        )
+        invoke(request.SerializeToString(), metadata=[("authorization", f"Bearer {key.org}")], timeout=DEADLINE_S)

@@ -8,7 +8,7 @@ they would bypass the limiters.
 import collections
 import enum
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import trio
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # types-boto3 is only for the type checker
         InstanceTypeDef,
         ResponseLaunchTemplateDataTypeDef,
         RunInstancesRequestTypeDef,
+        TagTypeDef,
     )
 
 T = TypeVar("T")
@@ -55,6 +56,8 @@ class ApiName(enum.Enum):
     TERMINATE = "TerminateInstances"
     MODIFY = "ModifyInstanceAttribute"
     CANCEL_SPOT = "CancelSpotInstanceRequests"
+    TAG = "CreateTags"
+    UNTAG = "DeleteTags"
 
 
 class Ec2Calls:
@@ -78,6 +81,8 @@ class Ec2Calls:
             # As rare as launches, each with a bucket of its own.
             ApiName.MODIFY: Limiter(rates.launch),
             ApiName.CANCEL_SPOT: Limiter(rates.terminate),
+            ApiName.TAG: Limiter(rates.launch),
+            ApiName.UNTAG: Limiter(rates.launch),
         }
         self.counts: collections.Counter[tuple[ApiName, str]] = collections.Counter()
         """Calls by API and AWS's code ("ok" if there was none)."""
@@ -107,6 +112,16 @@ class Ec2Calls:
             filters.append({"Name": "instance-state-name", "Values": LIVING})
             found += await self._describe(filters)
         return found
+
+    async def find_tagged(self, fleet: tuple[str, str], tag: str) -> "list[InstanceTypeDef]":
+        """Look for living instances of a fleet, by its tag and value, that have another tag too, with any value."""
+        return await self._describe(
+            [
+                {"Name": f"tag:{fleet[0]}", "Values": [fleet[1]]},
+                {"Name": "tag-key", "Values": [tag]},
+                {"Name": "instance-state-name", "Values": LIVING},
+            ]
+        )
 
     async def find_launched(self, token: str) -> "list[InstanceTypeDef]":
         """Look for the instance that a launch with this token has made."""
@@ -146,6 +161,22 @@ class Ec2Calls:
                 InstanceId=instance_id, InstanceType={"Value": instance_type}
             ),
         )
+
+    async def set_user_data(self, instance_id: str, data: bytes) -> None:
+        """Give a stopped or hibernated instance other user data."""
+        await self._call(
+            ApiName.MODIFY,
+            lambda client: client.modify_instance_attribute(InstanceId=instance_id, UserData={"Value": data}),
+        )
+
+    async def tag(self, resources: Sequence[str], tags: Mapping[str, str]) -> None:
+        """Set tags of an instance, its disks and its Spot request. Those that it has stay, or get the new value."""
+        wanted: list[TagTypeDef] = [{"Key": key, "Value": value} for key, value in tags.items()]
+        await self._call(ApiName.TAG, lambda client: client.create_tags(Resources=resources, Tags=wanted))
+
+    async def untag(self, resources: Sequence[str], tag: str) -> None:
+        """Take a tag away, whatever its value is."""
+        await self._call(ApiName.UNTAG, lambda client: client.delete_tags(Resources=resources, Tags=[{"Key": tag}]))
 
     async def cancel_spot(self, request_id: str) -> None:
         """Cancel a Spot request, so that EC2 launches no other instance by it."""

@@ -74,7 +74,12 @@ def types_for(seen: Description, section: SatelliteEc2Section) -> list[str]:
 
 
 def judged(memory: CapacityMemory, entry: Entry, seen: Description, look: Machine) -> Machine:
-    """Add to a look whether the machine is worth another launch or start at once. A lack of capacity is noted once."""
+    """Add to a look whether the machine is worth another launch or start at once. A lack of capacity is noted once.
+
+    A machine of the reserve that has never come up for its satellite holds nothing of it: another one is launched instead.
+    """
+    if entry.unproven == seen.instance_id and look.fault is not None and look.state is not MachineState.TERMINATED:
+        return dataclasses.replace(look, other_left=True)
     if look.fault is not Fault.CAPACITY:
         return look
     start = seen.instance_id, seen.launched_at

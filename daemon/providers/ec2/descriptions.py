@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 FLEET_TAG = "bentpipe:fleet"
 SATELLITE_TAG = "bentpipe:satellite"
+RESERVE_TAG = "bentpipe:reserve"
+"""Instead of a satellite's, on a machine that no satellite has yet."""
 
 HIBERNATED = "Client.UserInitiatedHibernate"
 
@@ -70,6 +72,8 @@ class Description:
     """"" if it is terminated."""
     spot_request: str = ""
     """The id of the request of a Spot Instance; "" if it is on demand."""
+    volumes: tuple[str, ...] = ()
+    """The ids of its disks."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,15 +83,22 @@ class Mark:
     fleet: str
     satellite: str
     given: bool
+    tag: str = SATELLITE_TAG
+    """Which tag has `satellite` as its value. In the reserve it is another tag, and the value is the machine's own."""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Both tags."""
+        return {FLEET_TAG: self.fleet, self.tag: self.satellite}
 
     @property
     def words(self) -> str:
         """Both tags, for people."""
-        return f"{FLEET_TAG}={self.fleet} {SATELLITE_TAG}={self.satellite}"
+        return " ".join(f"{key}={value}" for key, value in self.tags.items())
 
     def objection(self, seen: "Description") -> str:
         """Why the instance does not belong to the satellite, for the operator; "" if it does."""
-        wanted = {FLEET_TAG: self.fleet, SATELLITE_TAG: self.satellite}
+        wanted = self.tags
         found = {key: value for key, value in seen.tags.items() if key in wanted}
         if found == wanted or (self.given and found.items() <= wanted.items()):
             return ""
@@ -118,6 +129,11 @@ def read_description(instance: "InstanceTypeDef", section: SatelliteEc2Section) 
         zone=instance.get("Placement", {}).get("AvailabilityZone", ""),
         subnet=instance.get("SubnetId", ""),
         spot_request=instance.get("SpotInstanceRequestId", ""),
+        volumes=tuple(
+            each["Ebs"]["VolumeId"]
+            for each in instance.get("BlockDeviceMappings", ())
+            if "VolumeId" in each.get("Ebs", {})
+        ),
     )
 
 

@@ -9,7 +9,7 @@ import trio
 from bentpipe.config.ec2_machine import SatelliteEc2Section
 from bentpipe.daemon.model import Machine, MachineId, MachineState
 from bentpipe.daemon.providers.ec2.alternatives import Alternative
-from bentpipe.daemon.providers.ec2.descriptions import Description, Mark
+from bentpipe.daemon.providers.ec2.descriptions import SATELLITE_TAG, Description, Mark
 
 NO_INSTANCE = "EC2 knows no such instance"
 
@@ -22,6 +22,10 @@ class Ec2Machine:
     section: SatelliteEc2Section
     user_data: Callable[[str], Awaitable[bytes]] | None = None
     """Makes the user data of a launch from its token, always the same from the same token. Raises ProviderError."""
+    own_data: Callable[[str], Awaitable[bytes]] | None = None
+    """The same, with only what this machine alone has: for a machine that has the rest already."""
+    tag: str = SATELLITE_TAG
+    """Which tag has `satellite` as its value."""
 
 
 Hosts = collections.defaultdict[str, set[MachineId]]
@@ -68,6 +72,10 @@ class Entry:
     """The newest instance that was launched here, and by which alternative."""
     judged: tuple[tuple[str, float], bool] | None = None
     """Which start of which instance was last found to lack capacity, and whether an alternative was left then."""
+    assigned: tuple[str, float] | None = None
+    """The instance of the reserve that was given to it last, and until when EC2 may show the tags that it had before."""
+    unproven: str = ""
+    """The instance of the reserve that it has, until that has run once."""
     acted_at: float = float("-inf")
     visible_by: float = float("-inf")
     outdated: Outdated | None = None

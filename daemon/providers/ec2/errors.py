@@ -39,6 +39,8 @@ from bentpipe.daemon.errors import (
     SleepTooEarly,
 )
 
+NO_SPOT_REQUEST = "InvalidSpotInstanceRequestID.NotFound"
+
 
 class FailureKind(enum.Enum):
     """The meaning of an error, as clients read it."""

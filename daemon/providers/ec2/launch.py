@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, cast
 
 from bentpipe.config.ec2_machine import SatelliteEc2Section
 from bentpipe.daemon.providers.ec2.alternatives import Alternative
-from bentpipe.daemon.providers.ec2.descriptions import FLEET_TAG, SATELLITE_TAG
+from bentpipe.daemon.providers.ec2.descriptions import Mark
 
 if TYPE_CHECKING:
     from types_boto3_ec2.literals import InstanceTypeType
@@ -42,15 +42,14 @@ def launch_request(
     root_device: str,
     hibernation: bool,
     token: str,
-    fleet: str,
-    satellite: str,
+    mark: Mark,
 ) -> "RunInstancesRequestTypeDef":
     """Ask for one instance by the template `template`, whose content is `data`.
 
     We require: IMDSv2, an encrypted root (hibernation needs it), a shutdown from inside that stops and does not terminate,
     and our tags on the instance and its volumes. Everything else comes from the template.
     """
-    tags: list[TagTypeDef] = [{"Key": FLEET_TAG, "Value": fleet}, {"Key": SATELLITE_TAG, "Value": satellite}]
+    tags: list[TagTypeDef] = [{"Key": key, "Value": value} for key, value in mark.tags.items()]
     specification: LaunchTemplateSpecificationTypeDef = {"Version": section.launch_template_version}
     if template.startswith("lt-"):
         specification["LaunchTemplateId"] = template

@@ -181,8 +181,7 @@ class Launcher:
             root_device=plan.root_device,
             hibernation=section.hibernation and await self._poller.type_hibernates(instance_type),
             token=client_token(self._fleet, satellite, token, alternative.name),
-            fleet=self._fleet,
-            satellite=satellite,
+            mark=entry.mark,
         )
         if entry.machine.user_data is not None and (data := await entry.machine.user_data(token)):
             request["UserData"] = cast("str", data)  # boto3 takes bytes too, and encodes both in base 64

@@ -23,6 +23,7 @@ from bentpipe.daemon.providers.ec2.calls import ApiName, Ec2Calls
 from bentpipe.daemon.providers.ec2.capacity import judged
 from bentpipe.daemon.providers.ec2.descriptions import (
     FLEET_TAG,
+    RESERVE_TAG,
     SATELLITE_TAG,
     Description,
     Mark,
@@ -190,6 +191,18 @@ class Poller:
         self._show(entry, seen)
         self.want(entry)
 
+    def assigned(self, entry: Entry, seen: Description) -> None:
+        """A machine of the reserve was started and is the satellite's now. `seen` is from before that."""
+        entry.assigned = seen.instance_id, trio.current_time() + OUTDATED_GRACE_S
+        entry.unproven = seen.instance_id
+        tags = {key: value for key, value in seen.tags.items() if key != RESERVE_TAG} | entry.mark.tags
+        came = dataclasses.replace(seen, raw_state="pending", state=MachineState.PENDING, tags=tags, host="")
+        self.launched(entry, came)
+        if seen.state is not MachineState.RUNNING:
+            entry.outdated = Outdated(
+                seen.instance_id, seen.raw_state, seen.launched_at, entry.acted_at + OUTDATED_GRACE_S
+            )
+
     async def run_poller(self) -> None:
         """Take rounds for ever."""
         async with trio.open_nursery() as nursery:
@@ -319,6 +332,10 @@ class Poller:
         if entry.outdated is not None and entry.outdated.fits(seen, began):
             return
         entry.outdated = None
+        if entry.assigned is not None and entry.assigned[0] == seen.instance_id and began < entry.assigned[1]:
+            seen = dataclasses.replace(seen, tags=seen.tags | entry.mark.tags)
+        if entry.unproven == seen.instance_id and seen.state is MachineState.RUNNING:
+            entry.unproven = ""
         entry.instance_id, entry.seen, entry.seen_at = seen.instance_id, seen, began
         self._show(entry, seen)
 

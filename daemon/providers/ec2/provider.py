@@ -31,9 +31,10 @@ from bentpipe.daemon.providers.ec2.calls import ApiName, Ec2Calls
 from bentpipe.daemon.providers.ec2.capacity import objection_of, types_for, types_in_place, zone_is_empty
 from bentpipe.daemon.providers.ec2.descriptions import Description
 from bentpipe.daemon.providers.ec2.entry import Ec2Machine, Entry
-from bentpipe.daemon.providers.ec2.errors import Ec2Failure, FailureKind
+from bentpipe.daemon.providers.ec2.errors import NO_SPOT_REQUEST, Ec2Failure, FailureKind
 from bentpipe.daemon.providers.ec2.launching import OF_ONE_ALTERNATIVE, Launcher
 from bentpipe.daemon.providers.ec2.poller import UNSEEN_GRACE_S, Poller
+from bentpipe.daemon.providers.ec2.reserve import Ec2Reserve
 from bentpipe.daemon.providers.ec2.traits import TRAITS
 from bentpipe.daemon.tasks import Owner, run_owned
 
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 YOUNG_S = 300.0
 """For about two minutes after a launch EC2 refuses to hibernate, with a message that is not documented. Within this time a
 refusal because of the state counts as that refusal, and the sleep is tried again."""
-
-NO_SPOT_REQUEST = "InvalidSpotInstanceRequestID.NotFound"
 
 log = logging.getLogger("bentpipe.providers.ec2")
 
@@ -67,6 +66,8 @@ class Ec2Provider:
         }
         """By (hibernate, force)."""
         self._running = False
+        self.reserve = Ec2Reserve(section.fleet, self._calls, self._poller, self._launcher, self._starts)
+        """The machines that no satellite has yet."""
 
     def add(self, machine_id: MachineId, machine: Ec2Machine) -> None:
         """Know one more machine."""
@@ -125,6 +126,9 @@ class Ec2Provider:
         """
         entry = self._entry(machine_id)
         instance_id = await self._instance_id(entry)
+        if entry.unproven == instance_id:
+            await self.reserve.start_unproven(entry, instance_id, self.terminate)
+            return
         try:
             await self._start_with_capacity(entry, instance_id)
         except Ec2Failure as failure:

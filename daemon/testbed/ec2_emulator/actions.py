@@ -163,7 +163,7 @@ def run_instances(cloud: Cloud, params: Params) -> Result:
         client_token=token or secrets.token_hex(8),
         encrypted=encrypted,
         http_tokens=params.get("MetadataOptions.HttpTokens", "optional"),
-        user_data=_user_data(base64.b64decode(params.get("UserData", ""))),
+        user_data=read_user_data(base64.b64decode(params.get("UserData", ""))),
         subnet_id=subnet_id,
         zone=zone,
         spot_request=f"sir-{secrets.token_hex(4)}" if spot else "",
@@ -241,9 +241,17 @@ def describe_instance_types(cloud: Cloud, params: Params) -> Result:
 def create_tags(cloud: Cloud, params: Params) -> Result:
     """CreateTags."""
     tags = {each["Key"]: each.get("Value", "") for each in structures(params, "Tag")}
-    for each in cloud.find(strings(params, "ResourceId")):
-        each.tags.update(tags)
+    for each in tags_of(cloud, strings(params, "ResourceId")):
+        each.update(tags)
     return {"return": True}
+
+
+def tags_of(cloud: Cloud, resources: list[str]) -> list[dict[str, str]]:
+    """The tags of instances, of their disks and of Spot requests, to be changed. Raises ApiError if one is unknown."""
+    disks = {each.volume_id: each for each in cloud.instances.values()}
+    found = [disks[each].volume_tags for each in resources if each in disks]
+    rest = [each for each in resources if each not in disks and each not in cloud.spot_requests]
+    return found + [each.tags for each in cloud.find(rest)]
 
 
 def describe_launch_template_versions(cloud: Cloud, params: Params) -> Result:
@@ -393,7 +401,9 @@ def _instance(instance: Instance) -> Element:
         "architecture": "arm64",
         "rootDeviceType": "ebs",
         "rootDeviceName": "/dev/xvda",
-        "blockDeviceMapping": [],
+        "blockDeviceMapping": []
+        if instance.state is InstanceState.TERMINATED
+        else [{"deviceName": "/dev/xvda", "ebs": {"volumeId": instance.volume_id, "status": "attached"}}],
         "virtualizationType": "hvm",
         "clientToken": instance.client_token,
         "tagSet": [{"key": key, "value": value} for key, value in instance.tags.items()],
@@ -439,7 +449,7 @@ ACTIONS = {
 }
 
 
-def _user_data(given: bytes) -> str:
+def read_user_data(given: bytes) -> str:
     """User data as cloud-init reads it: gzip is allowed. Raises ApiError if EC2 would not take it."""
     if len(given) > USER_DATA_BYTES:
         raise ApiError("InvalidParameterValue", f"User data is limited to {USER_DATA_BYTES} bytes")

@@ -171,6 +171,11 @@ class Instance:
     _forgets: bool = False
 
     @property
+    def volume_id(self) -> str:
+        """Its only disk."""
+        return self.instance_id.replace("i-", "vol-")
+
+    @property
     def due(self) -> float | None:
         """When the transition under way ends; None if there is none, or it never ends by itself."""
         return self._due

@@ -11,19 +11,22 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bentpipe.daemon.testbed.ec2_emulator import machine_init
 from bentpipe.daemon.testbed.ec2_emulator.instance import Instance, MemoryStep
 
 USER_DATA_NAME = "EMULATED_USER_DATA"
-"""The variable in which a machine's process gets its user data: it stands for the metadata service."""
+"""The variable in which a machine's process gets the user data of its boot."""
+METADATA_NAME = "EMULATED_METADATA"
+"""The variable in which it gets the address of its metadata service, which has the user data of the moment."""
 
 
 class _Machine:
     """A machine with power."""
 
-    def __init__(self, argv: Sequence[str], user_data: str) -> None:
+    def __init__(self, argv: Sequence[str], known: Mapping[str, str]) -> None:
+        """`known` are variables that its command gets."""
         self._power, far = socket.socketpair()
         with far:
             # A session of its own: a ^C in the terminal is for the emulator, which ends its machines.
@@ -31,7 +34,7 @@ class _Machine:
                 [sys.executable, "-I", "-S", machine_init.__file__, *argv],
                 stdin=far.fileno(),
                 start_new_session=True,
-                env={**os.environ, USER_DATA_NAME: user_data},
+                env={**os.environ, **known},
             )
         self._started = False
 
@@ -59,6 +62,8 @@ class EmulatedMachines:
     def __init__(self, command: Sequence[str], port: int) -> None:
         self._command = tuple(command)
         self.port = port
+        self.metadata_url = ""
+        """Followed by an instance's id."""
         self._machines: dict[str, _Machine] = {}
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ec2 machines", daemon=True)
@@ -101,7 +106,8 @@ class EmulatedMachines:
             for name, value in names.items():
                 argument = argument.replace(name, value)
             argv.append(argument)
-        self._machines[instance_id] = _Machine(argv, user_data)
+        known = {USER_DATA_NAME: user_data, METADATA_NAME: f"{self.metadata_url}/{instance_id}"}
+        self._machines[instance_id] = _Machine(argv, known)
 
     def _freeze(self, instance_id: str) -> None:
         if machine := self._machines.get(instance_id):

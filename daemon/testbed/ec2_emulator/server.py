@@ -1,4 +1,5 @@
-"""The emulator as a server: HTTP/1.1, one thread for each connection. POST / is EC2, POST /control/NAME are the controls.
+"""The emulator as a server: HTTP/1.1, one thread for each connection. POST / is EC2, POST /control/NAME are the controls,
+/metadata/INSTANCE is the metadata service of an instance.
 
 In the same process it is a context manager: `with Emulator(...) as emulator` serves `emulator.url`, and
 `emulator.control` has the same controls without HTTP.
@@ -27,6 +28,10 @@ from bentpipe.daemon.testbed.ec2_emulator.machines import EmulatedMachines
 from bentpipe.daemon.testbed.ec2_emulator.service import ConnectionReset, handle
 
 MACHINE_PORT = 8372
+METADATA_PATH = "/metadata"
+"""Followed by an instance's id: a process on this host has no link-local address of its own."""
+METADATA_TOKEN = "metadata-token"
+TOKEN_HEADER, TOKEN_LIFE_HEADER = "X-aws-ec2-metadata-token", "X-aws-ec2-metadata-token-ttl-seconds"
 IDLE_LOOK_S = 0.5
 """Time between looks at the clock while no transition is under way. Needed only with processes: no call moves them on."""
 
@@ -52,6 +57,7 @@ class Emulator:
         self._threads = [threading.Thread(target=self._server.serve_forever, args=(0.05,), name="ec2 emulator")]
         self._closing = threading.Event()
         if machines is not None:
+            machines.metadata_url = f"{self.url}{METADATA_PATH}"
             self._threads.append(threading.Thread(target=self._run_clock, name="ec2 clock"))
 
     @property
@@ -142,6 +148,24 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self._answer(status, answer, "text/xml;charset=UTF-8")
+
+    def do_PUT(self) -> None:
+        """The metadata service, version 2: a token for the session."""
+        if self.path.startswith(METADATA_PATH) and self.headers.get(TOKEN_LIFE_HEADER, "").isdigit():
+            self._answer(200, METADATA_TOKEN.encode(), "text/plain")
+        else:
+            self._answer(400, b"", "text/plain")
+
+    def do_GET(self) -> None:
+        """The metadata service, version 2: the user data of the moment."""
+        instance_id, _, wanted = self.path.removeprefix(METADATA_PATH).strip("/").partition("/")
+        instance = self.server.cloud.instances.get(instance_id)
+        if self.headers.get(TOKEN_HEADER) != METADATA_TOKEN:
+            self._answer(401, b"", "text/plain")
+        elif instance is None or wanted != "latest/user-data" or not instance.user_data:
+            self._answer(404, b"", "text/plain")
+        else:
+            self._answer(200, instance.user_data.encode(), "application/octet-stream")
 
     def log_message(self, format: str, *args: object) -> None:
         """Write nothing: the calls are in the log that the controls read."""

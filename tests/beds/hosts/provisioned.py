@@ -97,7 +97,7 @@ async def serving(folder: Path, text: str, name: str = "edge") -> AsyncIterator[
 
 def ask(port: int, method: str, request: Message, token: str = "manager") -> tuple[GrpcStatus, str, bytes]:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        path = f"/api.public.compute.Compute/{method}"
+        path = method if method.startswith("/") else f"/api.public.compute.Compute/{method}"
         invoke = channel.unary_unary(path, lambda message: message, lambda data: data)
         try:
             metadata = [("authorization", f"Bearer {token}")]

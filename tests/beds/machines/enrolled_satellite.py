@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import yaml
 
-from bentpipe.daemon.testbed.ec2_emulator.machines import USER_DATA_NAME
+from bentpipe.daemon.testbed.ec2_emulator.machines import METADATA_NAME, USER_DATA_NAME
 from bentpipe.daemon.testbed.satellite import make_server
 
 POLL_S = 0.05
@@ -37,11 +37,13 @@ def main() -> int:
     port, host, folder = sys.argv[1:4]
     root = Path(folder)
     enrolment = root / "etc/bentpipe/enrolment.json"
-    if not enrolment.exists():
+    enrolment.parent.mkdir(parents=True, exist_ok=True)
+    if not enrolment.exists() and os.environ[USER_DATA_NAME]:
         write_files(os.environ[USER_DATA_NAME], root)
     program = importlib.resources.files("bentpipe.daemon.responder") / "enrol.py"
     place = root / "etc/bentpipe/tls"
-    subprocess.Popen([sys.executable, "-I", "-S", str(program), str(enrolment), str(place)])
+    metadata = ("--metadata", os.environ[METADATA_NAME])
+    subprocess.Popen([sys.executable, "-I", "-S", str(program), str(enrolment), str(place), *metadata])
     identity = place / "identity.pem"
     while not identity.exists():
         time.sleep(POLL_S)

@@ -33,6 +33,10 @@ OPERATORS: dict[str, Callable[[str, str], bool]] = {
     "StringEquals": lambda value, wanted: value == wanted,
     "StringLike": _like,
     "ArnEquals": _arn,
+    # Of a request with one tag key: more of them are joined by commas, and equal none.
+    "ForAllValues:StringEquals": lambda value, wanted: value == wanted,
+    # "false" demands that the key is there, which is asked before.
+    "Null": lambda value, wanted: wanted == "false" and bool(value),
     "Bool": lambda value, wanted: value.lower() == wanted.lower(),
 }
 

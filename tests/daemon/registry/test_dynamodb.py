@@ -9,11 +9,13 @@ from beds.contracts.identities import IdentityContract, IdentityStores
 from beds.contracts.launched import LaunchedContract, LaunchedStores
 from beds.contracts.registered import RegisteredContract, RegisteredStores
 from beds.contracts.registry import Registries, RegistryContract
+from beds.contracts.reserve import ReserveContract, ReserveStores
 from bentpipe.daemon.registry.dynamodb import DynamoRegistry
 from bentpipe.daemon.registry.dynamodb_accounts import DynamoAccountStore
 from bentpipe.daemon.registry.dynamodb_identities import DynamoIdentityStore
 from bentpipe.daemon.registry.dynamodb_launched import DynamoLaunchedStore
 from bentpipe.daemon.registry.dynamodb_registered import DynamoRegisteredStore
+from bentpipe.daemon.registry.dynamodb_reserve import DynamoReserveStore
 from bentpipe.daemon.store.dynamodb_table import Table
 
 
@@ -42,6 +44,11 @@ def registered_stores(tables: Callable[[str], Table]) -> RegisteredStores:
     return lambda name: (DynamoRegisteredStore(tables(name)), DynamoLaunchedStore(tables(name)))
 
 
+@pytest.fixture
+def reserve_stores(tables: Callable[[str], Table]) -> ReserveStores:
+    return lambda name: DynamoReserveStore(tables(name))
+
+
 class TestRegistry(RegistryContract):
     """The suite that every registry passes."""
 
@@ -60,3 +67,7 @@ class TestLaunched(LaunchedContract):
 
 class TestRegistered(RegisteredContract):
     """The suite that every store of registered satellites passes."""
+
+
+class TestReserve(ReserveContract):
+    """The suite that every store of the reserve passes."""

@@ -12,12 +12,14 @@ from beds.contracts.identities import IdentityContract, IdentityStores
 from beds.contracts.launched import LaunchedContract, LaunchedStores
 from beds.contracts.registered import RegisteredContract, RegisteredStores
 from beds.contracts.registry import Registries, RegistryContract
+from beds.contracts.reserve import ReserveContract, ReserveStores
 from beds.programs import program
 from bentpipe.daemon.registry.sqlite import SqliteRegistry
 from bentpipe.daemon.registry.sqlite_accounts import SqliteAccountStore
 from bentpipe.daemon.registry.sqlite_identities import SqliteIdentityStore
 from bentpipe.daemon.registry.sqlite_launched import SqliteLaunchedStore
 from bentpipe.daemon.registry.sqlite_registered import SqliteRegisteredStore
+from bentpipe.daemon.registry.sqlite_reserve import SqliteReserveStore
 
 KILLS = 12
 
@@ -56,6 +58,11 @@ def registered_stores(tmp_path: Path) -> RegisteredStores:
         return SqliteRegisteredStore(tmp_path / name), SqliteLaunchedStore(tmp_path / name)
 
     return stores
+
+
+@pytest.fixture
+def reserve_stores(tmp_path: Path) -> ReserveStores:
+    return lambda name: SqliteReserveStore(tmp_path / "stores" / f"{name}.sqlite")
 
 
 class TestRegistry(RegistryContract):
@@ -104,3 +111,7 @@ async def test_kill_9_loses_no_token_and_no_generation(tmp_path: Path) -> None:
 
 class TestRegistered(RegisteredContract):
     """The suite that every store of registered satellites passes."""
+
+
+class TestReserve(ReserveContract):
+    """The suite that every store of the reserve passes."""
