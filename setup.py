@@ -46,6 +46,17 @@ setup(
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
     data_files=[
         ("share/bentpipe/systemd", ["systemd/bentpipe.service", "systemd/bentpipe.socket"]),
+        (
+            "share/bentpipe/systemd/process",
+            [
+                "systemd/process/bentpipe-dataplane.socket",
+                "systemd/process/bentpipe-dataplane@.service",
+                "systemd/process/bentpipe.service",
+                "systemd/process/bentpipe.target",
+            ],
+        ),
+        ("share/bentpipe/systemd/process/sysusers.d", ["systemd/process/sysusers.d/bentpipe.conf"]),
+        ("share/bentpipe/systemd/process/tmpfiles.d", ["systemd/process/tmpfiles.d/bentpipe.conf"]),
         ("share/bentpipe", ["config/iam-policy.json", "config/sample.toml"]),
     ],
     zip_safe=False,

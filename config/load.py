@@ -211,7 +211,9 @@ def _machines(config: Config) -> list[tuple[str, MachineSection]]:
 
 def _missing_files(config: Config) -> Iterator[ConfigProblem]:
     files: list[tuple[str, Path | None]] = []
-    for index, listener in enumerate(config.listener):
+    # A data plane of its own process reads these and says what it cannot read. The daemon need not even see them.
+    inside = config.daemon.data_plane == "inside"
+    for index, listener in enumerate(config.listener if inside else ()):
         if listener.tls is not None:
             for key in ("certificate", "key", "client_ca"):
                 files.append((f"listener[{index}].tls.{key}", getattr(listener.tls, key)))
@@ -223,7 +225,7 @@ def _missing_files(config: Config) -> Iterator[ConfigProblem]:
     if config.satellite_ca is not None:
         files.append(("satellite_ca.file", config.satellite_ca.file))
     for table, satellite in _machines(config):
-        if satellite.tls is not None:
+        if satellite.tls is not None and inside:
             for key in ("ca", "certificate", "key"):
                 files.append((f"{table}.tls.{key}", getattr(satellite.tls, key)))
         if satellite.process is not None:

@@ -290,7 +290,7 @@ class PlaneProcess:
 
 def run_data_plane(config_path: Path) -> int:
     """Run a data plane until it is drained. Returns the exit code. Raises ConfigErrors, OSError, TlsError."""
-    config = load_config(config_path)
+    config = load_config(config_path, check_files=False)  # what it needs is read at once, and said in words
     fill_standard_descriptors()
     with daemon_log(config.daemon.log_format, config.daemon.log_level):
         set_up_garbage()

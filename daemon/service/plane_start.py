@@ -5,6 +5,7 @@ then lets the data plane drain. Its log goes where that of its starter goes.
 """
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,10 +46,17 @@ def live_planes(folder: Path) -> list[Path]:
 async def find_or_start_plane(config_path: Path, folder: Path) -> subprocess.Popen[bytes] | None:
     """Return once a data plane listens in `folder`: None if one was there, else the process that was started.
 
-    Raises NoDataPlane.
+    Under systemd none is started: it would be in the unit of the control plane, have that unit's rights, and end with it. A
+    data plane has a unit of its own there, for which this waits. Raises NoDataPlane.
     """
     if live_planes(folder):
         return None
+    if os.environ.get("NOTIFY_SOCKET"):
+        with trio.move_on_after(START_S):
+            while not live_planes(folder):
+                await trio.sleep(LOOK_S)
+            return None
+        raise NoDataPlane(f"no data plane listens in {folder}: start bentpipe-dataplane@a.service")
     command = [sys.executable, "-P", "-c", PROGRAM, "dataplane", "--config", str(config_path)]
     process = await trio.to_thread.run_sync(_start, command)
     log.info("data plane started", extra={"fields": {"pid": process.pid}})

@@ -8,16 +8,27 @@ from pathlib import Path
 import pytest
 
 UNITS = Path(__file__).parents[2] / "systemd"
+PROCESS = UNITS / "process"
+"""The units of a daemon whose data plane is a process of its own."""
+SETS = {
+    UNITS: ("bentpipe.socket", "bentpipe.service"),
+    PROCESS: ("bentpipe-dataplane.socket", "bentpipe-dataplane@.service", "bentpipe.service", "bentpipe.target"),
+}
 EXPOSURE_TIMES_TEN = 20
 
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
 
+@pytest.fixture(params=SETS, ids=["one process", "two processes"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    return Path(request.param)
+
+
 @pytest.fixture
-def units(tmp_path: Path) -> Path:
+def units(tmp_path: Path, folder: Path) -> Path:
     """The units with a program that exists here in place of /usr/bin/bentpipe."""
-    for name in ("bentpipe.socket", "bentpipe.service"):
-        (tmp_path / name).write_text((UNITS / name).read_text().replace("/usr/bin/bentpipe", "/bin/true"))
+    for name in SETS[folder]:
+        (tmp_path / name).write_text((folder / name).read_text().replace("/usr/bin/bentpipe", "/bin/true"))
     return tmp_path
 
 
@@ -31,21 +42,38 @@ def analyze(units: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_verify(units: Path) -> None:
-    verified = analyze(units, "verify", str(units / "bentpipe.service"), str(units / "bentpipe.socket"))
+def test_every_unit_is_in_a_set() -> None:
+    for folder, names in SETS.items():
+        assert {path.name for path in folder.iterdir() if path.is_file()} == set(names)
+
+
+def test_verify(units: Path, folder: Path) -> None:
+    names = [name.replace("@.", "@a.") for name in SETS[folder]]
+    verified = analyze(units, "verify", *(str(units / name) for name in names))
     complaints = [line for line in verified.stderr.splitlines() if "bentpipe" in line]
     assert not complaints
     assert verified.returncode == 0, verified.stderr
 
 
-def test_exposure(units: Path) -> None:
-    answer = analyze(
-        units, "security", "--offline=true", f"--threshold={EXPOSURE_TIMES_TEN}", str(units / "bentpipe.service")
-    )
-    assert answer.returncode == 0, answer.stdout
+def test_exposure(units: Path, folder: Path) -> None:
+    for name in SETS[folder]:
+        if name.endswith(".service"):
+            unit = str(units / name)
+            answer = analyze(units, "security", "--offline=true", f"--threshold={EXPOSURE_TIMES_TEN}", unit)
+            assert answer.returncode == 0, answer.stdout
 
 
-def test_every_directive_of_the_sandbox_has_a_reason_above() -> None:
-    text = (UNITS / "bentpipe.service").read_text()
-    blocks = [block for block in text.split("\n\n") if "[" not in block[:1]]
-    assert all(block.lstrip().startswith("#") for block in blocks)
+def test_every_directive_of_the_sandbox_has_a_reason_above(folder: Path) -> None:
+    for name in SETS[folder]:
+        if name.endswith(".service"):
+            blocks = [block for block in (folder / name).read_text().split("\n\n") if "[" not in block[:1]]
+            assert all(block.lstrip().startswith("#") for block in blocks)
+
+
+def test_only_the_data_plane_gets_the_key_and_the_port() -> None:
+    control, data = ((PROCESS / name).read_text() for name in ("bentpipe.service", "bentpipe-dataplane@.service"))
+    assert "LoadCredential=" not in control
+    assert "Sockets=" not in control
+    assert "LoadCredential=tls.key" in data
+    assert "AF_NETLINK" not in data
+    assert "Delegate=" not in data
