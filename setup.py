@@ -20,6 +20,7 @@ PACKAGES = {
     "bentpipe.daemon.fleet.machine": "daemon/fleet/machine",
     "bentpipe.daemon.image": "daemon/image",
     "bentpipe.daemon.image.programs": "daemon/image/programs",
+    "bentpipe.daemon.keeper": "daemon/keeper",
     "bentpipe.daemon.ledger": "daemon/ledger",
     "bentpipe.daemon.planes": "daemon/planes",
     "bentpipe.daemon.pki": "daemon/pki",
@@ -45,7 +46,10 @@ setup(
     cffi_modules=["native/_build.py:ffi"],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
     data_files=[
-        ("share/bentpipe/systemd", ["systemd/bentpipe.service", "systemd/bentpipe.socket"]),
+        (
+            "share/bentpipe/systemd",
+            ["systemd/bentpipe.service", "systemd/bentpipe.socket", "systemd/bentpipe-keeper.service"],
+        ),
         (
             "share/bentpipe/systemd/process",
             [

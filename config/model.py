@@ -173,6 +173,10 @@ class ProcessSection(Section):
     """0: a free port is chosen at every start."""
     environment: dict[str, str] = Field(default_factory=dict)
     directory: Path | None = None
+    """Its working directory; by default its private folder, or the daemon's own directory if it has none."""
+    user: Literal["own", "daemon"] = "own"
+    """"own": one of [processes] uids, if that is given. "daemon": the daemon's own user, whose keys and store it can read;
+    for a command that needs that user's rights, such as a BuildKit that runs as root."""
     stop_grace_s: DurationS = Field(default=10.0, ge=0, alias="stop_grace")
     """Time between SIGTERM and SIGKILL."""
 
@@ -182,6 +186,19 @@ class ProcessSection(Section):
         if not self.port and not any("{port}" in argument for argument in self.command):
             raise ValueError("with port 0 the command must take its port: use {port} in an argument")
         return self
+
+
+class ProcessesSection(Section):
+    """All satellites that are local processes. Their parent is the keeper, which outlives the daemon."""
+
+    uids: str | None = Field(default=None, pattern=r"^[0-9]+-[0-9]+$")
+    """FIRST-LAST: each satellite gets a user of its own from this range, which nothing else on this host may use, and a
+    private folder. So a build cannot read the daemon's keys and store, nor another satellite's files. It needs root. Without
+    it they run as the daemon's user. The unit bentpipe-keeper.service has a range of its own."""
+    directory: Path = Path("/var/lib/bentpipe-satellites")
+    """Holds the private folders, one for each satellite."""
+    outlive_s: DurationS = Field(default=3600.0, ge=0, alias="outlive")
+    """How long satellites go on after a daemon that was killed and has not been started again."""
 
 
 class SatelliteTlsSection(Section):
@@ -451,6 +468,7 @@ class Config(Section):
     api: ApiSection = Field(default_factory=ApiSection)
     control: ControlSection = Field(default_factory=ControlSection)
     store: StoreSection = Field(default_factory=StoreSection)
+    processes: ProcessesSection = Field(default_factory=ProcessesSection)
     ec2: Ec2Section = Field(default_factory=Ec2Section)
     prices: PricesSection | None = None
     accounts: AccountsSection = Field(default_factory=AccountsSection)

@@ -33,6 +33,8 @@ from bentpipe.daemon.fleet.reserve_giver import ReserveGiver
 from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, Transition
+from bentpipe.daemon.providers.process.place import KeeperPlace
+from bentpipe.daemon.providers.process.provider import PRIVATE
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import AccountParts, make_accounts
 from bentpipe.daemon.service.api import ApiNews, Satellites, make_api, make_local_api, specs_of
@@ -76,7 +78,7 @@ class _Resources:
     user_data: UserDataMaker
 
 
-def _open_resources(config: Config) -> _Resources:
+def _open_resources(config: Config, place: KeeperPlace) -> _Resources:
     given = soft_limit()
     descriptors = share_out(config, raise_limit())
     ktls = find_ktls(config)
@@ -92,16 +94,19 @@ def _open_resources(config: Config) -> _Resources:
         None if keeper is None else make_satellite_ca(config, keeper, stores, satellite_tls, ktls, ports.enrolment)
     )
     user_data = UserDataMaker(satellite_ca)
-    machines = machines_of(config, given if given < descriptors.limit else None, user_data)
+    machines = machines_of(config, given if given < descriptors.limit else None, user_data, place)
     return _Resources(
         *(descriptors, ktls, satellite_tls, type_tls, stores, account_parts, ports, engine, satellite_ca, machines),
         user_data,
     )
 
 
-def assemble(config: Config, problem: str = "") -> Daemon:
-    """Build the daemon. Raises OSError (a taken port, a bad key, TooFewDescriptors) or TlsError (a bad certificate)."""
-    opened = _open_resources(config)
+def assemble(config: Config, problem: str = "", place: KeeperPlace = PRIVATE) -> Daemon:
+    """Build the daemon. `place` is where the keeper of local satellites is.
+
+    Raises OSError (a taken port, a bad key, TooFewDescriptors) or TlsError (a bad certificate).
+    """
+    opened = _open_resources(config, place)
     stores, machines, satellite_tls = opened.stores, opened.machines, opened.satellite_tls
     account_parts, satellite_ca = opened.account_parts, opened.satellite_ca
     addresses = addresses_of(config)
@@ -150,6 +155,7 @@ def assemble(config: Config, problem: str = "") -> Daemon:
         api_news=news,
         engine=opened.engine,
         provider=machines.providers,
+        processes=machines.processes,
         records=records,
         provisioner=provisioner,
         reserve=reserve,

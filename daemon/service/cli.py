@@ -18,6 +18,7 @@ from bentpipe.daemon.service.ca_command import ca
 from bentpipe.daemon.service.command_line import CONFIG_PATH, EXIT_CONFIG, takes_config, telling_mistakes
 from bentpipe.daemon.service.init_command import init
 from bentpipe.daemon.service.installed import read_operators_config
+from bentpipe.daemon.service.keeper_command import keeper
 from bentpipe.daemon.service.sat_command import completion, sat, top
 from bentpipe.daemon.service.token import hash_token, new_token
 
@@ -51,7 +52,7 @@ def main() -> None:
     """Routes gRPC build traffic to satellites that sleep while nobody builds."""
 
 
-for command in (init, sat, top, ca, completion):
+for command in (init, sat, top, ca, completion, keeper):
     main.add_command(command)
 
 
@@ -63,8 +64,15 @@ for command in (init, sat, top, ca, completion):
     is_flag=True,
     help="If the file has mistakes, start with the configuration of the last start, kept in $STATE_DIRECTORY.",
 )
-def serve(config_path: Path, *, use_last_good: bool) -> None:
-    """Run the daemon until SIGTERM.
+@click.option(
+    "--keeper",
+    "keeper_socket",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The socket of a `bentpipe keeper`, to which local satellites are left at the end. By default the daemon starts "
+    "one for itself, and stops it and the satellites at the end.",
+)
+def serve(config_path: Path, keeper_socket: Path | None, *, use_last_good: bool) -> None:
+    """Run the daemon until SIGTERM. SIGUSR2 ends it too, and leaves local satellites running for the next one.
 
     Exit codes: 0 drained, 2 wrong configuration or a port that is taken, 3 drained but connections were cut.
     """
@@ -72,7 +80,7 @@ def serve(config_path: Path, *, use_last_good: bool) -> None:
     from bentpipe.native.tls import TlsError
 
     try:
-        sys.exit(run_serve(config_path, use_last_good=use_last_good))
+        sys.exit(run_serve(config_path, keeper_socket, use_last_good=use_last_good))
     except (ConfigErrors, OSError, TlsError) as exc:
         click.echo(str(exc), err=True)
         sys.exit(EXIT_CONFIG)

@@ -1,7 +1,7 @@
 """The console script: `bentpipe`. Before anything else is imported, it sees to signals that must not end a starting daemon.
 
-By default SIGHUP and SIGUSR1 end a process. A program that renews certificates, or logrotate, may send one at any moment.
-The daemon handles them once it has read everything that they make it read again. Until then they mean nothing.
+By default SIGHUP, SIGUSR1 and SIGUSR2 end a process. A program that renews certificates, or logrotate, may send one at any
+moment. The daemon handles them once it has read everything that they make it read again. Until then they mean nothing.
 """
 
 import signal
@@ -14,7 +14,7 @@ SERVE = "serve"
 def main() -> None:
     """Run the command line."""
     if SERVE in sys.argv[1:2]:
-        for number in (signal.SIGHUP, signal.SIGUSR1):
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, _mean_nothing)
     # Imported here: it takes a quarter of a second, in which the signals above may come.
     from bentpipe.daemon.service.cli import main as command_line

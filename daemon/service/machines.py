@@ -2,15 +2,19 @@
 
 import collections
 import dataclasses
+import errno
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bentpipe.config.ec2_machine import SatelliteEc2Section
 from bentpipe.config.model import Config, SatelliteSection
 from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.ids import machine_id_of, satellite_tag
+from bentpipe.daemon.keeper.users import parse_uids
 from bentpipe.daemon.model import MachineId, SatelliteKey
-from bentpipe.daemon.providers.process.provider import ProcessProvider
+from bentpipe.daemon.providers.process.place import KeeperPlace, keeper_socket_of
+from bentpipe.daemon.providers.process.provider import PRIVATE, ProcessProvider
 from bentpipe.daemon.providers.registered import RegisteredProvider
 from bentpipe.daemon.providers.router import Providers, RunnableProvider
 from bentpipe.daemon.service.user_data import UserDataMaker
@@ -68,8 +72,31 @@ class Machines:
             self.ec2.forget(machine_id)
 
 
-def machines_of(config: Config, soft_files: int | None = None, user_data: UserDataMaker | None = None) -> Machines:
-    """Build one provider of each kind that is used. `soft_files`: see ProcessProvider."""
+def keeper_place_of(config: Config, config_path: Path, external: Path | None) -> KeeperPlace:
+    """Where the keeper of local satellites is: at the `external` socket, or where each daemon of this file finds it.
+
+    Raises OSError if no socket can be there, or the users are not a valid range.
+    """
+    section = config.processes
+    if external is not None:
+        return KeeperPlace(external.absolute(), is_external=True)
+    if not any(each.process is not None for each in config.machines):
+        return PRIVATE
+    try:
+        uids = "" if section.uids is None else str(parse_uids(section.uids))
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"[processes] uids: {error}") from error
+    socket = keeper_socket_of(config_path)
+    return KeeperPlace(socket, uids=uids, directory=section.directory.absolute(), outlive_s=section.outlive_s)
+
+
+def machines_of(
+    config: Config,
+    soft_files: int | None = None,
+    user_data: UserDataMaker | None = None,
+    place: KeeperPlace = PRIVATE,
+) -> Machines:
+    """Build one provider of each kind that is used. `soft_files` and `place`: see ProcessProvider."""
     process_provider: ProcessProvider | None = None
     ec2_provider: Ec2Provider | None = None
     routes: dict[MachineId, RunnableProvider] = {}
@@ -77,7 +104,7 @@ def machines_of(config: Config, soft_files: int | None = None, user_data: UserDa
     sections = list(zip(keys, config.satellite, strict=True))
     processes = {machine_id_of(key): each.process for key, each in sections if each.process is not None}
     if any(each.process is not None for each in config.machines):
-        process_provider = ProcessProvider(processes, soft_files=soft_files)
+        process_provider = ProcessProvider(processes, place=place, soft_files=soft_files)
         routes |= dict.fromkeys(processes, process_provider)
     if any(each.ec2 is not None for each in config.machines):
         ec2_provider = _ec2_provider_of(config, user_data)

@@ -21,6 +21,7 @@ from bentpipe.daemon.fleet.registrar import Registrar
 from bentpipe.daemon.fleet.reserve_keeper import ReserveKeeper
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.providers.process.provider import ProcessProvider
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import AccountParts
 from bentpipe.daemon.service.api import ApiNews
@@ -57,6 +58,8 @@ class Daemon:
     api_news: ApiNews
     engine: Engine
     provider: Providers
+    processes: ProcessProvider | None
+    """None: no satellite is a local process."""
     records: Records
     provisioner: Provisioner | None
     """None: no satellite is launched or removed at run time."""
@@ -115,6 +118,11 @@ class Daemon:
         self.ports.certificates.ask()
         self.certificate_watch.ask()
         self.fleet.reset()
+
+    def leave_satellites(self) -> None:
+        """From now on the end of the daemon leaves local satellites running; the next one finds them. Drains nothing."""
+        if self.processes is not None:
+            self.processes.leave_nowait()
 
     def drain_local_api(self) -> None:
         """Take no more calls on the Unix socket, if there is one."""

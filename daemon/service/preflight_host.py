@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.connections.listener import bind
-from bentpipe.daemon.providers.process.containment import PROC
+from bentpipe.daemon.keeper.containment import PROC
 from bentpipe.daemon.providers.process.listening import has_socket
 from bentpipe.daemon.providers.process.sock_diag import find_listener
 from bentpipe.daemon.service.concern import Concern
@@ -71,11 +71,12 @@ class _Owner:
 def _owner_of(host: str, port: int) -> _Owner | None:
     """The process that a connection to `host` would reach; None if it cannot be told."""
     try:
-        inode = find_listener(ipaddress.ip_address(host or "::"), port)
+        found = find_listener(ipaddress.ip_address(host or "::"), port)
     except (OSError, ValueError):
         return None
-    if inode is None:
+    if found is None:
         return None
+    inode, _ = found
     for folder in PROC.iterdir():
         if not folder.name.isdigit():
             continue

@@ -12,10 +12,13 @@ import trio
 from bentpipe.config.load import ConfigErrors, LoadedConfig, parse_config
 from bentpipe.config.model import Config
 from bentpipe.config.sources import Texts
+from bentpipe.daemon.providers.process.place import KeeperPlace
+from bentpipe.daemon.providers.process.provider import PRIVATE
 from bentpipe.daemon.service.assembly import assemble
 from bentpipe.daemon.service.garbage import set_up_garbage
 from bentpipe.daemon.service.last_good import Announced, LastGood
 from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors
+from bentpipe.daemon.service.machines import keeper_place_of
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.service.running import run_daemon
 from bentpipe.daemon.service.signals import run_with_signals
@@ -32,25 +35,32 @@ EXIT_CUT = 3
 """Drained, but connections were cut at the drain deadline."""
 
 
-def run_serve(config_path: Path, *, use_last_good: bool = False) -> int:
+def run_serve(config_path: Path, keeper_socket: Path | None = None, *, use_last_good: bool = False) -> int:
     """Run the daemon until SIGTERM or SIGINT. Returns the exit code. Raises ConfigErrors, OSError, TlsError.
+
+    `keeper_socket` is that of a keeper which something else starts and ends.
 
     With `use_last_good`, a daemon that cannot start with the file starts with the configuration of its last start.
     """
     last_good = LastGood.of_service() if use_last_good else None
     try:
         loaded = parse_config(Texts.read(config_path))
-        return _run(loaded, lambda started: Announced(started, last_good, loaded.texts, ""))
+        place = keeper_place_of(loaded.config, config_path, keeper_socket)
+        return _run(loaded, place, lambda started: Announced(started, last_good, loaded.texts, ""))
     except (ConfigErrors, OSError, TlsError) as exc:
         kept = last_good.load() if last_good is not None else None
         if kept is None:
             raise
         problem = f"runs with the configuration of {kept.since}, because of mistakes in {config_path}:\n{exc}"
-    return _run(kept.loaded, lambda started: Announced(started, None, kept.loaded.texts, problem), problem)
+    place = keeper_place_of(kept.loaded.config, config_path, keeper_socket)
+    return _run(kept.loaded, place, lambda started: Announced(started, None, kept.loaded.texts, problem), problem)
 
 
 def _run(
-    loaded: LoadedConfig, announce: Callable[[trio.TaskStatus[Daemon]], trio.TaskStatus[Daemon]], problem: str = ""
+    loaded: LoadedConfig,
+    place: KeeperPlace,
+    announce: Callable[[trio.TaskStatus[Daemon]], trio.TaskStatus[Daemon]],
+    problem: str = "",
 ) -> int:
     config = loaded.config
     fill_standard_descriptors()
@@ -60,7 +70,8 @@ def _run(
             log.error("not the configuration of the file", extra={"fields": {"reason": line}})
         try:
             cut = trio.run(
-                run_with_signals, lambda started: serve(config, task_status=announce(started), problem=problem)
+                run_with_signals,
+                lambda started: serve(config, task_status=announce(started), problem=problem, place=place),
             )
         except (OSError, TlsError):
             raise  # it could not start: the command line says why
@@ -71,11 +82,16 @@ def _run(
 
 
 async def serve(
-    config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED, problem: str = ""
+    config: Config,
+    *,
+    task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED,
+    problem: str = "",
+    place: KeeperPlace = PRIVATE,
 ) -> int:
     """Serve until the daemon's `drain` is set, then drain. Returns how many connections were cut.
 
-    `problem` says why this is not the configuration that the operator wanted, if so. Raises OSError (a port is taken,
+    `problem` says why this is not the configuration that the operator wanted, if so. `place` is where the keeper of local
+    satellites is; by default they end with this. Raises OSError (a port is taken,
     TooFewDescriptors) or TlsError (a bad certificate) before anything is started.
     """
-    return await run_daemon(assemble(config, problem), task_status=task_status)
+    return await run_daemon(assemble(config, problem, place), task_status=task_status)

@@ -22,7 +22,9 @@ async def run_with_signals(serve: Callable[[trio.TaskStatus[Daemon]], Awaitable[
 
     Raises what `serve` raises: OSError or TlsError if it could not start.
     """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1) as signals:
+    with trio.open_signal_receiver(
+        signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2
+    ) as signals:
         cut = 0
         cannot_start: OSError | TlsError | None = None
         async with trio.open_nursery() as nursery:
@@ -60,6 +62,9 @@ def _act_on(number: signal.Signals, daemon: Daemon | None, everything: trio.Canc
             daemon.reload()
         case signal.SIGUSR1 if daemon is not None:
             log_daemon_statistics(daemon)
+        case signal.SIGUSR2 if daemon is not None:
+            daemon.leave_satellites()
+            daemon.drain.set()
         case signal.SIGTERM | signal.SIGINT if daemon is not None:
             daemon.drain.set()
         case signal.SIGTERM | signal.SIGINT:

@@ -136,6 +136,11 @@ class EdgeHost:
         return "\n".join(lines) + "\n"
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start the daemon, or the next one after one that has ended. Its log begins anew."""
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
@@ -149,7 +154,6 @@ class EdgeHost:
         except BaseException:
             self.__exit__(None, None, None)
             raise
-        return self
 
     def _wait_listening(self) -> None:
         deadline = time.monotonic() + START_DEADLINE_S
@@ -168,7 +172,14 @@ class EdgeHost:
     ) -> None:
         if self._process is not None:
             end_process(self._process, STOP_DEADLINE_S)
+            if self._process.returncode < 0:
+                self._stop_keeper()
         shutil.rmtree(self._directory)
+
+    def _stop_keeper(self) -> None:
+        """End what a killed daemon has left."""
+        command = [sys.executable, "-P", "-m", "bentpipe.daemon.service.cli", "keeper", "--stop", "--config"]
+        subprocess.run([*command, str(self.config_path)], check=True, stdout=subprocess.DEVNULL)
 
     def stop(self) -> int:
         """Send SIGTERM and wait. Returns the exit code."""

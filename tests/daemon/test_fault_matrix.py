@@ -39,10 +39,11 @@ from bentpipe.daemon.edge.questions import Questions
 from bentpipe.daemon.fleet import leases, satellite, watching
 from bentpipe.daemon.fleet.machine.known import Known
 from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
+from bentpipe.daemon.keeper import containment
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.providers.ec2 import poller
-from bentpipe.daemon.providers.process import containment, listening, output, spawn
+from bentpipe.daemon.providers.process import keeper, kept, link, listening, output, spawn
 from bentpipe.daemon.providers.process import provider as process
 from bentpipe.daemon.service import metrics_server, tokens
 from bentpipe.daemon.service.serve import Daemon, serve
@@ -83,8 +84,10 @@ PLACES: tuple[tuple[object, str], ...] = (
     (subprocess, "Popen"),
     *((Path, name) for name in ("read_text", "open", "exists", "is_dir", "mkdir")),
     (spawn, "pick_port"),
-    (process, "spawn"),
-    (output.Output, "_read_nowait"),
+    (keeper.Keeper, "spawn"),
+    (link.KeeperLink, "call"),
+    (kept.KeptProcess, "members"),
+    (output.OutputLog, "take"),
     (containment.ProcessGroup, "pids"),
     (listening.Listeners, "is_listening"),
     (poller, "read_description"),

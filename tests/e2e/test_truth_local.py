@@ -25,14 +25,18 @@ def daemon_of(
     return one_satellite.daemon_of(folder, f"{more}\n[satellite.process]\ncommand = {json.dumps(command)}\n{process}\n")
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def leaders(mark: str) -> list[int]:
-    """Children of this process with `mark` in their arguments."""
+    """Children of this process's keeper with `mark` in their arguments."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-                if int(parent) == os.getpid() and mark.encode() in (entry / "cmdline").read_bytes():
+                parent = parent_of(int(entry.name))
+                if parent_of(parent) == os.getpid() and mark.encode() in (entry / "cmdline").read_bytes():
                     found.append(int(entry.name))
     return found
 

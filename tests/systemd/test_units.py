@@ -1,4 +1,4 @@
-"""systemd's own tools on the units: no complaint, and an exposure of at most 2.0."""
+"""systemd's own tools on the units: no complaint, and a bound on each one's exposure."""
 
 import os
 import shutil
@@ -11,10 +11,12 @@ UNITS = Path(__file__).parents[2] / "systemd"
 PROCESS = UNITS / "process"
 """The units of a daemon whose data plane is a process of its own."""
 SETS = {
-    UNITS: ("bentpipe.socket", "bentpipe.service"),
+    UNITS: ("bentpipe.socket", "bentpipe.service", "bentpipe-keeper.service"),
     PROCESS: ("bentpipe-dataplane.socket", "bentpipe-dataplane@.service", "bentpipe.service", "bentpipe.target"),
 }
 EXPOSURE_TIMES_TEN = 20
+KEEPER_TIMES_TEN = 29
+"""The keeper may become satellites' users, and signal them."""
 
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
@@ -59,7 +61,8 @@ def test_exposure(units: Path, folder: Path) -> None:
     for name in SETS[folder]:
         if name.endswith(".service"):
             unit = str(units / name)
-            answer = analyze(units, "security", "--offline=true", f"--threshold={EXPOSURE_TIMES_TEN}", unit)
+            most = KEEPER_TIMES_TEN if "keeper" in name else EXPOSURE_TIMES_TEN
+            answer = analyze(units, "security", "--offline=true", f"--threshold={most}", unit)
             assert answer.returncode == 0, answer.stdout
 
 

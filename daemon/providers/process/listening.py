@@ -4,6 +4,7 @@ A trial connection would be a client to the satellite, which would log and count
 listens: if another process had a fixed port, it would count as the satellite and get its clients.
 """
 
+import dataclasses
 import enum
 import errno
 import ipaddress
@@ -15,8 +16,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-from bentpipe.daemon.providers.process.containment import PROC
-from bentpipe.daemon.providers.process.sock_diag import Listening, dump_listeners, find_listener
+from bentpipe.daemon.keeper.containment import PROC
+from bentpipe.daemon.providers.process.sock_diag import Listening, Socket, dump_listeners, find_listener
 
 LISTEN = "0A"
 """TCP_LISTEN in the `st` column of /proc/net/tcp."""
@@ -25,8 +26,8 @@ LISTEN = "0A"
 FRESH_S = 0.005
 """The most age of the kernel's answer: half of the time between two questions about the same satellite."""
 
-Table = dict[int, list[tuple[bytes, str]]]
-"""By port: packed addresses, and the sockets' inodes."""
+Table = dict[int, list[tuple[bytes, Socket]]]
+"""By port: packed addresses, and the sockets."""
 
 
 class Whose(enum.Enum):
@@ -37,6 +38,14 @@ class Whose(enum.Enum):
     STRANGER = "none of them"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Suspects:
+    """The processes in question: all of one user, or those that `pids` finds, which is called only if it must be."""
+
+    uid: int | None
+    pids: Callable[[], Iterable[int]]
+
+
 class Listeners:
     """The kernel's listeners, dumped once for all satellites that boot at the same time."""
 
@@ -44,34 +53,31 @@ class Listeners:
         self._fresh_s = fresh_s
         self._dumped: dict[socket.AddressFamily, tuple[float, Table]] = {}
 
-    def is_listening(self, host: str, port: int, pids: Callable[[], Iterable[int]]) -> bool:
-        """Return whether one of `pids()` listens on `port` so that a connection to the IP address `host` would reach it.
-
-        `pids` is called only if any process listens there.
-        """
-        return _whose(self._listening(host, port), pids, set()) is Whose.OURS
+    def is_listening(self, host: str, port: int, suspects: Suspects) -> bool:
+        """Return whether one of them listens on `port` so that a connection to the IP address `host` would reach it."""
+        return _whose(self._listening(host, port), suspects, set()) is Whose.OURS
 
     def is_taken(self, host: str, port: int) -> bool:
         """Return whether any process listens on `port` so that a connection to `host` would reach it."""
         return bool(self._listening(host, port))
 
-    def whose(self, host: str, port: int, pids: Callable[[], Iterable[int]], known: set[str]) -> "Whose":
+    def whose(self, host: str, port: int, suspects: Suspects, known: set[str]) -> Whose:
         """Return which process's listener a connection to `host` and `port` would reach now.
 
-        `known` has inodes that belong to `pids()`, and receives a new one: a socket that still listens belongs to the same
+        `known` has inodes that belong to them, and receives a new one: a socket that still listens belongs to the same
         process, so the processes' files are searched only once.
         """
         try:
             found = find_listener(ipaddress.ip_address(host), port)
         except OSError:  # no sock_diag in this kernel, or no AF_NETLINK in this sandbox
-            return _whose(self._listening(host, port), pids, known)
-        return _whose(set() if found is None else {found}, pids, known)
+            return _whose(self._listening(host, port), suspects, known)
+        return _whose(set() if found is None else {found}, suspects, known)
 
-    def _listening(self, host: str, port: int) -> set[str]:
+    def _listening(self, host: str, port: int) -> set[Socket]:
         return {
-            inode
+            found
             for family, addresses in _ways_to(host)
-            for address, inode in self._table(family).get(port, ())
+            for address, found in self._table(family).get(port, ())
             if address in addresses
         }
 
@@ -80,8 +86,8 @@ class Listeners:
         dumped_at, table = self._dumped.get(family, (-math.inf, {}))
         if now - dumped_at > self._fresh_s:
             table = {}
-            for port, address, inode in _dump(family):
-                table.setdefault(port, []).append((address, inode))
+            for port, address, found in _dump(family):
+                table.setdefault(port, []).append((address, found))
             self._dumped[family] = now, table
         return table
 
@@ -121,14 +127,21 @@ def read_listeners(family: socket.AddressFamily) -> Iterator[Listening]:
             bound, _, port = fields[1].partition(":")
             # 32-bit words in the host's byte order.
             words = (int(bound[i : i + 8], 16) for i in range(0, len(bound), 8))
-            yield int(port, 16), b"".join(word.to_bytes(4, sys.byteorder) for word in words), fields[9]
+            yield (
+                int(port, 16),
+                b"".join(word.to_bytes(4, sys.byteorder) for word in words),
+                (fields[9], int(fields[7])),
+            )
 
 
-def _whose(inodes: set[str], pids: Callable[[], Iterable[int]], known: set[str]) -> Whose:
-    if not inodes:
+def _whose(found: set[Socket], suspects: Suspects, known: set[str]) -> Whose:
+    if not found:
         return Whose.NOBODY
+    if suspects.uid is not None:  # nobody else has this user
+        return Whose.OURS if suspects.uid in (uid for _, uid in found) else Whose.STRANGER
+    inodes = {inode for inode, _ in found}
     if not inodes <= known:
-        if not _own_one(inodes, pids):
+        if not _own_one(inodes, suspects.pids):
             return Whose.STRANGER
         known.clear()
         known |= inodes

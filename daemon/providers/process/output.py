@@ -1,89 +1,68 @@
-"""The output of a local satellite: its end is kept to explain the satellite's death, all of it goes to a log; both bounded.
+"""The output of a local satellite: its end explains the satellite's death, all of it goes to a log; both bounded.
 
-Owns the reading end of the satellite's output pipe, and the log file. It never decides whether the satellite lives: a
-process that has left the satellite and still has the pipe open delays nothing. It reads at a limited rate, so a flood of
-output slows down the process that prints, not the daemon.
+The keeper reads the satellite's pipe and keeps the end. It is asked for the rest only if there is a log for it.
 """
 
-import collections
-import contextlib
 import logging
-import os
 from pathlib import Path
-
-import trio
 
 log = logging.getLogger("bentpipe.satellite")
 
-TAIL_BYTES = 4096
-"""Kept in memory per satellite: enough for the end of a traceback."""
+LINE_BYTES = 4096
+"""The longest line of the debug log; a longer one is cut."""
 REASON_LINES = 8
 REASON_CHARS = 1000
 """How much of the tail goes into a machine's reason, which clients get in their terminal and in gRPC trailers."""
-
-CHUNK_BYTES = 65_536
-"""One read: the whole capacity of a default pipe."""
-FULL_PAUSE_S = 0.02
-"""Pause after a full read, so that at most 3 MB/s per satellite go through the daemon's thread."""
 
 LOG_FILE_BYTES = 8 * 1024 * 1024
 """Size at which a log file is renamed to `.1`: one satellite takes at most twice this on disk."""
 
 
-class Output:
-    """The output of one run. Takes `fd`, the reading end of its pipe."""
+def last_lines(tail: bytes) -> str:
+    """The last lines on one line, unprintable characters replaced. Empty if nothing was printed."""
+    lines = tail.decode(errors="replace").splitlines()
+    joined = " | ".join([line.strip() for line in lines if line.strip()][-REASON_LINES:])
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in joined)[-REASON_CHARS:]
 
-    def __init__(self, machine: str, fd: int, log_file: Path | None) -> None:
+
+class OutputLog:
+    """Where the output of one run goes: a file, or the debug log."""
+
+    def __init__(self, machine: str, log_file: Path | None) -> None:
         self._machine = machine
-        self._fd = fd
         self._log_file = log_file
-        self._tail: collections.deque[int] = collections.deque(maxlen=TAIL_BYTES)
         self._line = b""
         self._write_failed = False
-        os.set_blocking(fd, False)
+        self.offset = 0
+        """Of the first byte that it has not got."""
 
-    async def run_reader(self) -> None:
-        """Read until every writer has closed the pipe; the owner cancels it when the satellite has died."""
-        while True:
-            await trio.lowlevel.wait_readable(self._fd)
-            size = self._read_nowait()
-            if size == 0:
-                return
-            await trio.sleep(FULL_PAUSE_S if size == CHUNK_BYTES else 0)
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the output goes anywhere."""
+        return self._log_file is not None or log.isEnabledFor(logging.DEBUG)
 
-    def finish(self) -> None:
-        """Read what is left in the pipe (at most its capacity) and close it. Call once, after `run_reader` has ended."""
-        try:
-            with contextlib.suppress(BlockingIOError):
-                self._read_nowait()
-        finally:
-            os.close(self._fd)
-        if self._line:
-            self._log_line(self._line)
-
-    def last_lines(self) -> str:
-        """The last lines on one line, unprintable characters replaced. Empty if nothing was printed."""
-        lines = bytes(self._tail).decode(errors="replace").splitlines()
-        joined = " | ".join([line.strip() for line in lines if line.strip()][-REASON_LINES:])
-        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in joined)[-REASON_CHARS:]
-
-    def _read_nowait(self) -> int:
-        """Read one chunk. Returns its size, 0 at the end. Raises BlockingIOError."""
-        data = os.read(self._fd, CHUNK_BYTES)
-        self._tail.extend(data[-TAIL_BYTES:])
+    def take(self, begin: int, data: bytes) -> None:
+        """Log what was printed from the offset `begin` on. What is missing was dropped: the satellite printed too fast."""
+        if lost := begin - self.offset:
+            log.info("output was dropped", extra={"fields": {"machine": self._machine, "bytes": lost}})
+        self.offset = begin + len(data)
         if self._log_file is not None:
             self._write(self._log_file, data)
-        elif log.isEnabledFor(logging.DEBUG):
-            *lines, self._line = (self._line + data).split(b"\n")
-            for line in lines:
-                self._log_line(line)
-            if len(self._line) > TAIL_BYTES:  # a line without end is cut
-                self._log_line(self._line)
-                self._line = b""
-        return len(data)
+            return
+        *lines, self._line = (self._line + data).split(b"\n")
+        for line in lines:
+            self._log_line(line)
+        if len(self._line) > LINE_BYTES:
+            self.finish()
+
+    def finish(self) -> None:
+        """Log a last line that has no end."""
+        if self._line:
+            self._log_line(self._line)
+            self._line = b""
 
     def _log_line(self, line: bytes) -> None:
-        text = line[:TAIL_BYTES].decode(errors="replace")
+        text = line[:LINE_BYTES].decode(errors="replace")
         log.debug("printed", extra={"fields": {"machine": self._machine, "line": text}})
 
     def _write(self, log_file: Path, data: bytes) -> None:

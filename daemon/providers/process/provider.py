@@ -4,36 +4,43 @@ Owns every process that it has started, until nothing of it is left, and the cho
 nothing of satellites' clients. The fleet uses it through `base.Provider`; the service runs and stops it. States and
 transitions are in `machine`.
 
-A satellite ends in one of four ways, and none leaves a process: stop(), its own death, `aclose` (or cancelling `run`), and
-the daemon's sudden death. In the last case the kernel kills each leader (setpriv --pdeathsig), and the next daemon in the
-same cgroup kills the other processes. With process groups those stay: give the daemon a cgroup (Delegate=yes).
+The processes are children of a keeper (`daemon/keeper`), which outlives the daemon. After `leave_nowait` the end of the
+provider leaves them running, and so does the daemon's sudden death: the next provider with the same keeper finds them.
+Otherwise `aclose`, or cancelling `run`, stops them all and the keeper, and leaves no process.
 """
 
-import errno
+import functools
 import logging
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import trio
 
 from bentpipe.config.model import MachineSection, ProcessSection
-from bentpipe.daemon.errors import MachineNotFound, ProviderPermanent, ProviderRetryable
+from bentpipe.daemon.errors import MachineNotFound, ProviderError, ProviderPermanent, ProviderRetryable
+from bentpipe.daemon.ids import folder_name
+from bentpipe.daemon.keeper.containment import Isolation
+from bentpipe.daemon.keeper.protocol import Flag, Message, Tag
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, MachineTraits, SleepMode
-from bentpipe.daemon.ports import PortReservation
-from bentpipe.daemon.providers.process.cgroup import CgroupTree, find_own_cgroup, sweep_stale
-from bentpipe.daemon.providers.process.containment import PROC, Isolation, Isolator, ProcessGroups
+from bentpipe.daemon.providers.process.keeper import Keeper
+from bentpipe.daemon.providers.process.kept import KeptProcess
 from bentpipe.daemon.providers.process.listening import Listeners
-from bentpipe.daemon.providers.process.machine import Life, LocalMachine
-from bentpipe.daemon.providers.process.output import Output
-from bentpipe.daemon.providers.process.spawn import find_prlimit, find_setpriv, pick_port, spawn
-from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
+from bentpipe.daemon.providers.process.machine import KILL_DEADLINE_S, LocalMachine, SpawnPlan
+from bentpipe.daemon.providers.process.place import KeeperPlace
+from bentpipe.daemon.providers.process.spawn import Note, digest_of, pick_port, request_of
+from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned, start_owned
 
 log = logging.getLogger("bentpipe.providers.process")
 
 NO_COMMAND = "the satellite is a command on the edge host, and of the new size it would not be"
 NOT_RUNNING = "the process provider is not running"
+
+NOT_SEPARATED = "local satellites run as the daemon's user, and can read its keys and its store"
+FORGOTTEN = "a local satellite that the configuration does not name any more is stopped"
+FORGOTTEN_POLL_S = 0.02
+
+PRIVATE = KeeperPlace()
 
 TRAITS = MachineTraits(
     look_deadline_s=15.0,  # a look asks nobody, so only a process that gets no CPU time makes it late
@@ -51,8 +58,9 @@ class ProcessProvider:
     """Starts, freezes and stops local commands. `run` must run while any other method is used.
 
     `log_dir`, if given, receives one bounded log file per machine; otherwise output is logged at level debug.
+    `place` is where the keeper is; by default it is one of this provider's own, which ends with it.
     `isolation` demands one kind; by default it is a cgroup if that works, else a process group.
-    `soft_files` is the soft limit of open files that the commands get; by default this process's own.
+    `soft_files` is the soft limit of open files that the commands get; by default the keeper's own.
     """
 
     def __init__(
@@ -60,26 +68,34 @@ class ProcessProvider:
         specs: Mapping[MachineId, ProcessSection],
         log_dir: Path | None = None,
         *,
+        place: KeeperPlace = PRIVATE,
         isolation: Isolation | None = None,
         soft_files: int | None = None,
     ) -> None:
         self._listeners = Listeners()
         self._log_dir = log_dir
+        self._place = place
+        self._keeper = Keeper(place, None if isolation is None else isolation.name)
         self._machines: dict[MachineId, LocalMachine] = {}
+        self._configured = frozenset(specs)
+        self._unclaimed: dict[str, tuple[KeptProcess, Note, Flag]] = {}
+        """By name: what the keeper has for machines that are not known, or not yet."""
         for machine_id, section in specs.items():
             self.add(machine_id, section)
-        self._wanted = isolation
         self._soft_files = soft_files
-        self._isolator: Isolator | None = None
-        self._wrappers: tuple[str, ...] = ()
         self._nursery: trio.Nursery | None = None
         self._machines_scope = trio.CancelScope(shield=True)
         self._close_asked = trio.Event()
-        self._closed = trio.Event()
+        self._closed: trio.Event | None = None
+        self._leaves = False
 
     def add(self, machine_id: MachineId, section: ProcessSection) -> None:
-        """Know one more machine."""
-        self._machines[machine_id] = LocalMachine(machine_id, section, self._log_dir, self._listeners)
+        """Know one more machine. If the keeper has a process of it, that is taken up."""
+        machine = LocalMachine(machine_id, section, self._log_dir, self._listeners, self._keeper)
+        self._machines[machine_id] = machine
+        found = self._unclaimed.pop(machine.name, None)
+        if found is not None and self._nursery is not None:
+            machine.adopt(self._nursery, *found)
 
     def forget(self, machine_id: MachineId) -> None:
         """Know a machine no more: it was terminated, and nothing of its process is left."""
@@ -88,7 +104,7 @@ class ProcessProvider:
     @property
     def isolation(self) -> Isolation | None:
         """Which kind is in use; None before `run` has started."""
-        return None if self._isolator is None else self._isolator.isolation
+        return None if self._keeper.hello is None else Isolation(self._keeper.hello.text(Tag.ISOLATION))
 
     @property
     def call_counts(self) -> Mapping[tuple[str, str], int]:
@@ -96,17 +112,13 @@ class ProcessProvider:
         return {}
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run the machines' tasks until `aclose`. If it is cancelled, it stops every process first, as `aclose` does.
+        """Run the machines' tasks until `aclose`. If it is cancelled, it ends as `aclose` does.
 
-        Raises OSError if the kind of isolation that was demanded is not available.
+        While there is no keeper and none can be started, calls raise ProviderRetryable with the reason.
         """
-        isolator = await open_isolator(self._wanted)
         # It may have been run before, and failed.
-        self._isolator, self._closed, self._machines_scope = isolator, trio.Event(), trio.CancelScope(shield=True)
+        self._closed, self._machines_scope = trio.Event(), trio.CancelScope(shield=True)
         try:
-            fields = {"isolation": self._isolator.isolation.value, "detail": self._isolator.detail}
-            self._wrappers = await self._find_wrappers(fields)
-            log.info("isolation of satellites", extra={"fields": fields})
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._run_machines)
                 try:
@@ -114,33 +126,27 @@ class ProcessProvider:
                     await self._close_asked.wait()
                 finally:
                     with trio.CancelScope(shield=True), contained(Owner("process end")):
-                        await self._stop_all()  # bounded by each machine's wait_ended
+                        await self._end_all()  # bounded by each machine's wait_ended
                     self._machines_scope.cancel()
                     nursery.cancel_scope.cancel()
         finally:
-            with contained(Owner("process cleaning up")):
-                self._isolator.close()
+            if not self._leaves_processes:
+                with trio.CancelScope(shield=True), contained(Owner("process cleaning up")):
+                    await self._keeper.aclose()
             self._closed.set()
 
-    async def _find_wrappers(self, fields: dict[str, str]) -> tuple[str, ...]:
-        """Find the wrappers of commands; note in `fields` which are missing."""
-        wrappers = await find_setpriv()
-        if not wrappers:
-            fields["warning"] = "no setpriv with --pdeathsig: satellites outlive a daemon that is killed"
-        if self._soft_files is None:
-            return wrappers
-        prlimit = await find_prlimit(self._soft_files)
-        if not prlimit:
-            fields["open_files"] = "no prlimit: satellites have the daemon's soft limit, which it has raised"
-        return (*wrappers, *prlimit)
+    def leave_nowait(self) -> None:
+        """From now on `aclose` leaves the processes running, for the next provider with the same keeper."""
+        self._leaves = True
 
     async def aclose(self) -> None:
         """Stop every process: SIGTERM (frozen ones are thawed), each machine's grace, SIGKILL. Nothing starts any more.
 
-        Takes at most the longest grace and ten seconds, even when cancelled. Does nothing if `run` never ran.
+        After `leave_nowait`, or with a keeper that is not this provider's to end, they go on instead. Takes at most the
+        longest grace and some seconds, even when cancelled. Does nothing if `run` never ran.
         """
         self._close_asked.set()
-        if self._isolator is not None:
+        if self._closed is not None:
             with trio.CancelScope(shield=True):
                 await self._closed.wait()
 
@@ -174,7 +180,7 @@ class ProcessProvider:
         """
         await trio.lowlevel.checkpoint()
         machine = self._machine(machine_id)
-        machine.begin_nowait(self._tasks(), lambda: self._spawn(machine_id, machine))
+        await machine.begin(self._tasks(), functools.partial(self._plan, machine_id, machine))
 
     async def launch(self, machine_id: MachineId, token: str) -> None:
         """Spawn the process of a machine that was destroyed; a configured machine exists without being launched.
@@ -183,7 +189,7 @@ class ProcessProvider:
         """
         await trio.lowlevel.checkpoint()
         machine = self._machine(machine_id)
-        machine.recreate_nowait(self._tasks(), lambda: self._spawn(machine_id, machine))
+        await machine.recreate(self._tasks(), functools.partial(self._plan, machine_id, machine))
 
     async def objection_to(self, machine_id: MachineId, section: MachineSection) -> str:
         """A command becomes any other command."""
@@ -195,13 +201,13 @@ class ProcessProvider:
         if objection := await self.objection_to(machine_id, section):
             raise ProviderPermanent(objection)
         machine = self._machine(machine_id)
-        machine.end_nowait()
+        machine.end_nowait(self._tasks())
         await machine.wait_ended()
 
     async def terminate(self, machine_id: MachineId) -> None:
         """Ask the machine's process to end, for good: it is TERMINATED when nothing of it is left."""
         await trio.lowlevel.checkpoint()
-        self._machine(machine_id).destroy_nowait()
+        self._machine(machine_id).destroy_nowait(self._tasks())
 
     async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
         """Freeze the machine's process, or ask it to end. Raises MachineNotFound, SleepModeRefused, ProviderRetryable.
@@ -212,14 +218,14 @@ class ProcessProvider:
         await trio.lowlevel.checkpoint()
         machine = self._machine(machine_id)
         if force and machine.look.state is MachineState.STOPPING:
-            machine.kill_nowait()
+            machine.kill_nowait(self._tasks())
         if machine.look.state not in (MachineState.PENDING, MachineState.RUNNING):
             return
         match mode:
             case SleepMode.HIBERNATE:
                 await machine.hibernate(self._tasks())
             case SleepMode.STOP:
-                machine.end_nowait()
+                machine.end_nowait(self._tasks())
 
     def _machine(self, machine_id: MachineId) -> LocalMachine:
         try:
@@ -232,79 +238,101 @@ class ProcessProvider:
             raise ProviderRetryable(NOT_RUNNING)
         return self._nursery
 
-    def _spawn(self, machine_id: MachineId, machine: LocalMachine) -> Life:
-        isolator = self._isolator
-        if isolator is None:
-            raise ProviderRetryable(NOT_RUNNING)
+    def _plan(self, machine_id: MachineId, machine: LocalMachine) -> SpawnPlan:
+        """What the keeper is to start. Raises ProviderPermanent, ProviderRetryable."""
         section = machine.section
         taken = {other.port for other in self._machines.values() if other.port is not None}
         reservation = None if section.port else pick_port(section.host, taken)
         try:
-            return self._spawn_at(machine_id, machine, isolator, reservation)
+            address = Address(section.host, section.port if reservation is None else reservation.port)
+            note = Note(address, digest_of(section), machine_id in self._configured)
+            own_user = section.user == "own" and self._keeper.has_users
+            return SpawnPlan(request_of(section, note, self._soft_files, own_user=own_user), address, reservation)
         except BaseException:
             if reservation is not None:
                 reservation.close()
             raise
-
-    def _spawn_at(
-        self, machine_id: MachineId, machine: LocalMachine, isolator: Isolator, reservation: PortReservation | None
-    ) -> Life:
-        section = machine.section
-        address = Address(section.host, section.port if reservation is None else reservation.port)
-        try:
-            containment = isolator.contain(machine_id)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                raise ProviderRetryable(f"the last run has not been cleaned up: {error}") from error
-            raise ProviderPermanent(f"cannot isolate: {error}") from error
-        try:
-            child, output_fd = spawn(section, address, containment, self._wrappers)
-        except BaseException:
-            containment.remove()
-            raise
-        try:
-            output = Output(machine_id, output_fd, machine.log_file)
-        except BaseException:
-            child.abandon()
-            with contained(Owner("process cleaning up", machine_id)):
-                containment.kill()
-            os.close(output_fd)
-            raise
-        return Life(child, containment, output, address, reservation)
 
     async def _run_machines(self, task_status: trio.TaskStatus[None]) -> None:
         # Shielded: when `run` is cancelled, the tasks that wait for processes must go on until all processes have stopped.
         with self._machines_scope:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                keep = functools.partial(self._keeper.run, functools.partial(self._synced, nursery))
+                await nursery.start(start_owned, Owner("keeper"), keep)
                 task_status.started()
                 await trio.sleep_forever()
 
-    async def _stop_all(self) -> None:
+    def _tell_keeper(self) -> None:
+        """Log what the keeper can do; an operator must know if satellites are not separated."""
+        hello = self._keeper.hello
+        if hello is None:
+            return
+        tags = (Tag.ISOLATION, Tag.DETAIL, Tag.UIDS)
+        fields: dict[str, object] = {tag.name.lower(): hello.text(tag) for tag in tags if hello.text(tag)}
+        fields["keeper"] = hello.value(Tag.PID)
+        log.info("isolation of satellites", extra={"fields": fields})
+        if problem := hello.text(Tag.PROBLEM):
+            words = "local satellites cannot start" if self._keeper.has_users else NOT_SEPARATED
+            log.warning(words, extra={"fields": {"reason": problem}})
+
+    def _synced(self, nursery: trio.Nursery, found: Sequence[tuple[KeptProcess, Message]]) -> None:
+        """Take up what the keeper has."""
+        self._tell_keeper()
+        names = {machine.name: machine for machine in self._machines.values()}
+        configured = {folder_name(machine_id) for machine_id in self._configured}
+        self._unclaimed.clear()
+        for process, told in found:
+            note = Note.decode(told.get(Tag.NOTE) or b"")
+            flags = Flag(told.value(Tag.FLAGS) or 0)
+            machine = names.get(process.name)
+            if note is not None and machine is not None:
+                machine.adopt(nursery, process, note, flags)
+            elif note is not None and not note.is_configured and process.name not in configured:
+                self._unclaimed[process.name] = process, note, flags
+            else:
+                log.warning(FORGOTTEN, extra={"fields": {"machine": process.name, "pid": process.pid}})
+                owner = Owner("process end", process.name, Decision.GIVE_UP)
+                grace_s = (told.value(Tag.GRACE_MS) or 0) / 1000
+                nursery.start_soon(run_owned, owner, _end_forgotten, process, grace_s)
+
+    async def _end_all(self) -> None:
+        """Stop every process and the keeper, or leave them."""
         self._close_asked.set()
-        async with trio.open_nursery() as nursery:
+        if self._leaves_processes:
+            log.info("local satellites go on", extra={"fields": {"count": self._count()}})
+            return
+        nursery = self._nursery
+        if nursery is None:
+            return
+        async with trio.open_nursery() as ending:
             for machine in self._machines.values():
                 with contained(Owner("process end", machine.look.machine_id)):
-                    machine.end_nowait()
+                    machine.end_nowait(nursery)
                 owner = Owner("process end", machine.look.machine_id, Decision.GIVE_UP)
-                nursery.start_soon(run_owned, owner, machine.wait_ended)
+                ending.start_soon(run_owned, owner, machine.wait_ended)
+        try:
+            await self._keeper.stop()
+        except ProviderError as error:
+            log.error("the keeper of local satellites is not told to end", extra={"fields": {"error": str(error)}})
+
+    @property
+    def _leaves_processes(self) -> bool:
+        return self._leaves or self._place.is_external
+
+    def _count(self) -> int:
+        return sum(machine.has_process for machine in self._machines.values())
 
 
-async def open_isolator(wanted: Isolation | None = None) -> Isolator:
-    """Open the best isolation there is, or the `wanted` one; also cleans up after dead daemons. Close it after use.
-
-    `bentpipe doctor` uses it too, so that it reports what the daemon would do. Raises OSError if `wanted` is not available.
-    """
-    if wanted is Isolation.PROCESS_GROUP:
-        return ProcessGroups("asked for")
-    try:
-        parent = find_own_cgroup((PROC / "self/mountinfo").read_text(), (PROC / "self/cgroup").read_text())
-        if parent is None:
-            raise FileNotFoundError("no cgroup v2 is mounted")
-        if swept := await sweep_stale(parent):
-            log.warning("killed what a dead daemon left", extra={"fields": {"cgroups": " ".join(swept)}})
-        return CgroupTree(parent)
-    except OSError as error:
-        if wanted is Isolation.CGROUP:
-            raise
-        return ProcessGroups(f"no cgroup: {error}")
+async def _end_forgotten(process: KeptProcess, grace_s: float) -> None:
+    """End a process that the configuration does not name any more. Raises ProviderError."""
+    await process.end()
+    with trio.move_on_after(grace_s):
+        await process.exited.wait()
+    with trio.fail_after(KILL_DEADLINE_S):
+        while not process.is_lost:
+            await process.kill()
+            if {Flag.EXITED, Flag.EMPTY} <= set(await process.look()):
+                await process.release()
+                return
+            await trio.sleep(FORGOTTEN_POLL_S)

@@ -11,8 +11,10 @@ import socket
 import struct
 from collections.abc import Iterator
 
-Listening = tuple[int, bytes, str]
-"""A listener: port, address it is bound to (packed, as `ipaddress` has it), inode of its socket."""
+Socket = tuple[str, int]
+"""A listening socket: its inode, and the user that has opened it."""
+Listening = tuple[int, bytes, Socket]
+"""A listener: port, address it is bound to (packed, as `ipaddress` has it), and its socket."""
 
 NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY = 4, 20
 NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
@@ -26,13 +28,13 @@ REQUEST = struct.Struct("=BBBBI48x")
 LOOKUP = struct.Struct("=BBBBI 2s2x 16s16x 4x 8s")
 """The same with a socket id: source port and address; any destination and interface; INET_DIAG_NOCOOKIE."""
 NO_COOKIE = b"\xff" * 8
-ANSWER = struct.Struct("=4x 2s 2x 16s 16x 12x 16x I")
-"""struct inet_diag_msg: the id's source port and address, and the inode behind expiry, queues and uid."""
+ANSWER = struct.Struct("=4x 2s 2x 16s 16x 12x 12x I I")
+"""struct inet_diag_msg: the id's source port and address; uid and inode behind expiry and queues."""
 ANSWER_BYTES = 64 << 10
 
 
-def find_listener(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> str | None:
-    """The inode of the socket that would get a connection to `address` and `port`; None if no process listens there.
+def find_listener(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> Socket | None:
+    """The socket that would get a connection to `address` and `port`; None if no process listens there.
 
     The kernel looks it up as for the connection itself, also a dual-stack listener: some µs, however many listen. Raises
     OSError if the kernel has no sock_diag, or a sandbox no AF_NETLINK.
@@ -49,7 +51,8 @@ def find_listener(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: 
         if code == errno.ENOENT:
             return None
         raise OSError(code, "sock_diag")
-    return str(ANSWER.unpack_from(data, HEADER.size)[2])
+    _, _, user, inode = ANSWER.unpack_from(data, HEADER.size)
+    return str(inode), user
 
 
 def dump_listeners(family: socket.AddressFamily) -> Iterator[Listening]:
@@ -71,7 +74,7 @@ def dump_listeners(family: socket.AddressFamily) -> Iterator[Listening]:
                 if kind == NLMSG_ERROR:
                     code = -struct.unpack_from("=i", data, at + HEADER.size)[0]
                     raise OSError(code, "sock_diag")
-                bound_port, bound, inode = ANSWER.unpack_from(data, at + HEADER.size)
+                bound_port, bound, user, inode = ANSWER.unpack_from(data, at + HEADER.size)
                 address = bound[:4] if family == socket.AF_INET else bound
-                yield int.from_bytes(bound_port, "big"), address, str(inode)
+                yield int.from_bytes(bound_port, "big"), address, (str(inode), user)
                 at += (length + 3) & ~3  # NLMSG_ALIGN

@@ -14,9 +14,10 @@ import trio
 
 from beds.contracts.provider import DEADLINE_S
 from bentpipe.config.model import ProcessSection
+from bentpipe.daemon.keeper.containment import Isolation
+from bentpipe.daemon.keeper.freezer import find_own_freezer
 from bentpipe.daemon.model import Address, MachineId
-from bentpipe.daemon.providers.process.containment import Isolation
-from bentpipe.daemon.providers.process.provider import ProcessProvider, open_isolator
+from bentpipe.daemon.providers.process.provider import ProcessProvider
 
 CHILD = Path(__file__).with_name("satellite_child.py")
 LOOK_AGAIN_S = 0.005
@@ -54,6 +55,16 @@ async def ask(address: Address) -> tuple[str, dict[str, str], list[int]]:
     return token, environment, fds
 
 
+def thaw_killed(pid: int) -> None:
+    """With cgroups of version 1 a frozen process dies of SIGKILL when it is thawed."""
+    with contextlib.suppress(
+        FileNotFoundError, ProcessLookupError, PermissionError
+    ):  # dead, it is in the root's cgroup
+        folder = find_own_freezer(Path("/proc/self/mountinfo").read_text(), Path(f"/proc/{pid}/cgroup").read_text())
+        assert folder is not None
+        (folder / "freezer.state").write_text("THAWED")
+
+
 @dataclasses.dataclass
 class ProcessHarness:
     provider: ProcessProvider
@@ -74,14 +85,19 @@ class ProcessHarness:
         for pid in self.pids(machine_id):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+            if self.provider.isolation is Isolation.FREEZER:
+                thaw_killed(pid)
 
 
 async def isolation_or_skip(isolation: Isolation) -> Isolation:
     """Skip, with the host's reason, if this isolation is not available."""
-    try:
-        (await open_isolator(isolation)).close()
-    except OSError as error:
-        pytest.skip(f"no {isolation.value} here: {error}")
+    provider = ProcessProvider({}, isolation=isolation)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(provider.run)
+        with trio.move_on_after(0):
+            await provider.aclose()
+    if provider.isolation is None:
+        pytest.skip(f"no {isolation.value} here")
     return isolation
 
 

@@ -2,12 +2,11 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterable
 
 import pytest
 
 from bentpipe.daemon.providers.process import listening
-from bentpipe.daemon.providers.process.listening import Listeners, Whose, read_listeners
+from bentpipe.daemon.providers.process.listening import Listeners, Suspects, Whose, read_listeners
 from bentpipe.daemon.providers.process.sock_diag import dump_listeners
 
 
@@ -25,12 +24,12 @@ def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(listening, "read_listeners", refuse)
 
 
-def is_listening(host: str, port: int, pids: Callable[[], Iterable[int]]) -> bool:
-    return Listeners(fresh_s=-1).is_listening(host, port, pids)
+def is_listening(host: str, port: int, suspects: Suspects) -> bool:
+    return Listeners(fresh_s=-1).is_listening(host, port, suspects)
 
 
-def own() -> list[int]:
-    return [os.getpid()]
+own = Suspects(None, lambda: [os.getpid()])
+nobody = Suspects(None, list)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,7 @@ def test_dual_stack_takes_ipv4_too() -> None:
 
 def test_a_stranger_and_a_bound_socket_do_not_count() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert not is_listening("127.0.0.1", server.getsockname()[1], lambda: [os.getppid(), 2**22 + 1])
+        assert not is_listening("127.0.0.1", server.getsockname()[1], Suspects(None, lambda: [os.getppid(), 2**22 + 1]))
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         assert not is_listening("127.0.0.1", sock.getsockname()[1], own)
@@ -77,7 +76,19 @@ def test_both_sources_say_the_same(family: socket.AddressFamily, host: str) -> N
         port = server.getsockname()[1]
         found = [listener for listener in dump_listeners(family) if listener[0] == port]
         assert found == [listener for listener in read_listeners(family) if listener[0] == port]
-        assert found == [(port, socket.inet_pton(family, host), str(os.fstat(server.fileno()).st_ino))]
+        assert found == [(port, socket.inet_pton(family, host), (str(os.fstat(server.fileno()).st_ino), os.geteuid()))]
+
+
+@pytest.mark.parametrize("uid", [os.geteuid(), os.geteuid() + 1])
+def test_a_user_of_its_own_is_enough(uid: int) -> None:
+    """No process is searched: nobody else has that user."""
+    suspects = Suspects(uid, lambda: pytest.fail("searched"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        ours = uid == os.geteuid()
+        assert is_listening("127.0.0.1", port, suspects) is ours
+        whose = Listeners(fresh_s=-1).whose("127.0.0.1", port, suspects, set())
+        assert whose is (Whose.OURS if ours else Whose.STRANGER)
 
 
 def test_many_questions_are_one_dump(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,10 +129,10 @@ def test_whose_a_port_is_now(bound: str, asked: str, reached: bool) -> None:
         expected = Whose.OURS if reached else Whose.NOBODY
         assert listeners.whose(asked, port, own, known) is expected
         if reached:
-            assert listeners.whose(asked, port, list, set()) is Whose.STRANGER
+            assert listeners.whose(asked, port, nobody, set()) is Whose.STRANGER
             assert (
-                listeners.whose(asked, port, list, known) is Whose.OURS
+                listeners.whose(asked, port, nobody, known) is Whose.OURS
             )  # its socket is known: nobody is looked through
     assert listeners.whose(asked, port, own, known) is Whose.NOBODY
     with socket.create_server((asked, port), family=socket.AF_INET6 if ":" in asked else socket.AF_INET):
-        assert listeners.whose(asked, port, list, known) is Whose.STRANGER
+        assert listeners.whose(asked, port, nobody, known) is Whose.STRANGER

@@ -19,14 +19,16 @@ from beds.machines.local_processes import (
     isolation_or_skip,
     living,
     open_harness,
+    thaw_killed,
     wait_for,
 )
 from bentpipe.config.model import ProcessSection
 from bentpipe.daemon.errors import ProviderPermanent, ProviderRetryable, SleepModeRefused
+from bentpipe.daemon.keeper.containment import Isolation
+from bentpipe.daemon.keeper.protocol import Flag
 from bentpipe.daemon.model import MachineId, MachineState, SleepMode
 from bentpipe.daemon.providers.process import machine as local_machine
-from bentpipe.daemon.providers.process.cgroup import Cgroup
-from bentpipe.daemon.providers.process.containment import Isolation, ProcessGroup
+from bentpipe.daemon.providers.process.kept import KeptProcess
 from bentpipe.daemon.providers.process.listening import FRESH_S
 from bentpipe.daemon.providers.process.provider import ProcessProvider
 
@@ -77,8 +79,11 @@ async def test_a_refused_freeze_leaves_it_running(harness: ProcessHarness, monke
     before = await start(harness.provider, harness.good)
     with monkeypatch.context() as patched:
         patched.setattr(local_machine, "FREEZE_DEADLINE_S", 0)
-        for kind in (Cgroup, ProcessGroup):
-            patched.setattr(kind, "is_frozen", lambda self: False)
+
+        async def never_frozen(process: KeptProcess) -> Flag:
+            return Flag(0)
+
+        patched.setattr(KeptProcess, "look", never_frozen)
         with pytest.raises(SleepModeRefused, match="could not be frozen within 0 s"):
             await harness.provider.stop(harness.good, SleepMode.HIBERNATE)
     assert await harness.provider.describe(harness.good) == before
@@ -102,6 +107,8 @@ async def test_grandchildren_go_with_their_satellite(harness: ProcessHarness, ho
             await harness.provider.stop(PARENT, SleepMode.HIBERNATE)
         leader = next(pid for pid in harness.pids(PARENT) if os.getpgid(pid) == pid)
         os.kill(leader, signal.SIGKILL)
+        if harness.provider.isolation is Isolation.FREEZER and "hibernated" in how:
+            thaw_killed(leader)
     look = await wait_state(harness.provider, PARENT, MachineState.STOPPED)
     assert harness.pids(PARENT) == []
     assert look.reason == ("stopped" if how == "stop" else "killed by SIGKILL")
@@ -114,7 +121,7 @@ async def test_a_child_that_left_the_group_holds_nothing_up(harness: ProcessHarn
     await harness.provider.stop(runaway, SleepMode.STOP)
     await wait_state(harness.provider, runaway, MachineState.STOPPED)  # although it holds the output pipe
     left = harness.pids(runaway)
-    if harness.provider.isolation is Isolation.CGROUP:
+    if harness.provider.isolation is not Isolation.PROCESS_GROUP:
         assert left == []
     else:
         # The known limit of process groups. What it leaves is ours to end.

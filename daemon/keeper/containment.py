@@ -1,20 +1,21 @@
 """Keeps the processes of one local satellite together, so that all of them can be stopped, frozen or killed.
 
-Owns the interface of the two kinds of isolation, and the process group, which needs nothing of the host. The cgroup is in
-`cgroup`. No waiting and no states of machines: every method acts at once; `machine` decides and waits.
+Owns the interface of the kinds of isolation, and the process group, which needs nothing of the host. The cgroups are in
+`cgroup` and `freezer`. No waiting and no states of machines: every method acts at once; the daemon decides and waits.
 
-A process group cannot hold a process that calls setsid or setpgid for itself; such a process outlives its satellite. A
-cgroup can. Neither protects against a hostile satellite that runs as the daemon's own user.
+A process group cannot hold a process that calls setsid or setpgid for itself. If the satellite has a user of its own, such a
+process is found by its user. Otherwise it outlives its satellite. A cgroup can hold it. None of them protects against a
+hostile satellite that runs as the daemon's own user.
 """
 
+import contextlib
 import enum
 import os
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from bentpipe.daemon.model import MachineId
+from bentpipe.daemon.keeper.users import kill_all_of, user_of
 
 PROC = Path("/proc")
 
@@ -24,9 +25,10 @@ DEAD_STATES = frozenset("ZX")
 
 
 class Isolation(enum.Enum):
-    """Which of the two is in use; the value is its name for people."""
+    """Which kind is in use; the value is its name for people."""
 
     CGROUP = "cgroup v2"
+    FREEZER = "cgroup v1 freezer"
     PROCESS_GROUP = "process group"
 
 
@@ -37,8 +39,13 @@ class Containment(Protocol):
     reach another process that got the id next. Methods raise OSError if the host refuses.
     """
 
-    def wrap(self, argv: Sequence[str]) -> tuple[str, ...]:
-        """Return what to execute so that `argv` runs contained from its first instruction."""
+    @property
+    def folder(self) -> Path | None:
+        """Its cgroup; None if it has none."""
+        ...
+
+    def open_entrance(self) -> int | None:
+        """Open a file to which a process writes "0" to get in; None if `adopt` is enough. The caller closes it."""
         ...
 
     def adopt(self, leader_pid: int) -> None:
@@ -66,7 +73,7 @@ class Containment(Protocol):
         ...
 
     def kill(self) -> None:
-        """Send SIGKILL to every member, frozen or not."""
+        """Send SIGKILL to every member, frozen or not. May have to be repeated until it is empty."""
         ...
 
     def is_empty(self) -> bool:
@@ -91,8 +98,8 @@ class Isolator(Protocol):
         """For the operator: where it is, or why it is not the better kind."""
         ...
 
-    def contain(self, machine_id: MachineId) -> Containment:
-        """Prepare a containment for a new run of this machine. Raises OSError."""
+    def contain(self, name: str, uid: int | None) -> Containment:
+        """Prepare a containment for a new run of this satellite, whose user is `uid` if it is its own. Raises OSError."""
         ...
 
     def close(self) -> None:
@@ -102,21 +109,27 @@ class Isolator(Protocol):
 
 def signal_group(leader_pid: int, number: signal.Signals) -> None:
     """Signal a leader's process group; does nothing if it is gone. Raises PermissionError."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(leader_pid, number)
-    except ProcessLookupError:
-        return
+
+
+def signal_process(pid: int, number: signal.Signals) -> None:
+    """Signal a process; does nothing if it is gone. Raises PermissionError."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 class ProcessGroup:
-    """Containment by process group: SIGSTOP, SIGCONT, SIGTERM, SIGKILL to all of it."""
+    """Containment by process group, and by user if the satellite has its own: SIGSTOP, SIGCONT, SIGTERM, SIGKILL."""
 
-    def __init__(self) -> None:
+    folder = None
+
+    def __init__(self, uid: int | None = None) -> None:
         self._leader_pid = 0
+        self._uid = uid
 
-    def wrap(self, argv: Sequence[str]) -> tuple[str, ...]:
-        """Return the command as it is: the spawn itself makes the group (setsid in the child)."""
-        return tuple(argv)
+    def open_entrance(self) -> None:
+        """Nothing to open: the spawn itself makes the group (setsid in the child)."""
 
     def adopt(self, leader_pid: int) -> None:
         """Remember the group by its leader."""
@@ -128,7 +141,7 @@ class ProcessGroup:
         for entry in os.listdir(PROC):
             if entry.isdigit():
                 state, group = _state_and_group(PROC / entry / "stat")
-                if group == self._leader_pid and state not in DEAD_STATES:
+                if state not in DEAD_STATES and (group == self._leader_pid or self._has_user(int(entry))):
                     found.append(int(entry))
         return found
 
@@ -138,7 +151,7 @@ class ProcessGroup:
 
     def freeze(self) -> None:
         """Send SIGSTOP: a process cannot catch it, and a fork in progress is restarted after it, so no process escapes."""
-        signal_group(self._leader_pid, signal.SIGSTOP)
+        self._signal_all(signal.SIGSTOP)
 
     def is_frozen(self) -> bool:
         """Check every thread: the state of a process in /proc is that of its first thread only."""
@@ -155,11 +168,13 @@ class ProcessGroup:
 
     def thaw(self) -> None:
         """Send SIGCONT to the group."""
-        signal_group(self._leader_pid, signal.SIGCONT)
+        self._signal_all(signal.SIGCONT)
 
     def kill(self) -> None:
         """Send SIGKILL to the group; it works on stopped members too."""
         signal_group(self._leader_pid, signal.SIGKILL)
+        if self._uid is not None:
+            kill_all_of(self._uid)
 
     def is_empty(self) -> bool:
         """Return whether only zombies are left."""
@@ -167,6 +182,15 @@ class ProcessGroup:
 
     def remove(self) -> None:
         """Do nothing: the host keeps nothing."""
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        signal_group(self._leader_pid, number)
+        if self._uid is not None:
+            for pid in self.pids():
+                signal_process(pid, number)
+
+    def _has_user(self, pid: int) -> bool:
+        return self._uid is not None and user_of(pid) == self._uid
 
 
 class ProcessGroups:
@@ -177,10 +201,10 @@ class ProcessGroups:
     def __init__(self, why: str) -> None:
         self.detail = why
 
-    def contain(self, machine_id: MachineId) -> ProcessGroup:
-        """Prepare a group, which the spawn of the leader makes. The machine's name is not used."""
-        del machine_id
-        return ProcessGroup()
+    def contain(self, name: str, uid: int | None) -> ProcessGroup:
+        """Prepare a group, which the spawn of the leader makes. The satellite's name is not used."""
+        del name
+        return ProcessGroup(uid)
 
     def close(self) -> None:
         """Do nothing: the host keeps nothing."""

@@ -1,60 +1,36 @@
-"""Satellites in cgroups of their own: the cgroup v2 freezer, cgroup.kill, and the cleaning up after a daemon that died.
+"""Satellites in cgroups of their own: the cgroup v2 freezer, cgroup.kill, and the cleaning up after a keeper that died.
 
-Owns `bentpipe-<pid>/` under the daemon's own cgroup (with systemd: Delegate=yes), and in it one folder for each satellite
-that has processes. It never touches a cgroup outside the daemon's own. It enables no controller, so the rule "no processes
-in inner cgroups" does not apply. The kernel's Documentation/admin-guide/cgroup-v2.rst is the reference.
+Owns `bentpipe-<pid>/` under the keeper's own cgroup (with systemd: Delegate=yes), and in it one folder for each satellite
+that has processes. It never touches a cgroup outside that one. It enables no controller, so the rule "no processes in inner
+cgroups" does not apply. The kernel's Documentation/admin-guide/cgroup-v2.rst is the reference. `freezer` does the same with
+version 1.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
 import signal
-import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-import trio
-
-from bentpipe.daemon.ids import folder_name
-from bentpipe.daemon.model import MachineId
-from bentpipe.daemon.providers.process.containment import Isolation, signal_group
+from bentpipe.daemon.keeper.containment import Isolation, signal_group
 
 FOLDER_PATTERN = re.compile(r"^bentpipe-[0-9]+(-[0-9]+)?$")
-
-ENTER_SCRIPT = 'echo $$ > "$0" && exec "$@"'
-"""Run by /bin/sh with cgroup.procs as $0 and the command as $@.
-
-The process moves itself before it becomes the command, so each process that the command forks is inside. If the daemon moved
-it after the spawn, that would race with its first fork. Popen's preexec_fn runs Python between fork and exec, which can
-deadlock in a process with threads. Python cannot call clone3(CLONE_INTO_CGROUP). The text is constant: path and command are
-arguments, so the shell interprets nothing in them.
-"""
 
 NEEDED_FILES = ("cgroup.procs", "cgroup.events", "cgroup.freeze", "cgroup.kill")
 """cgroup.freeze is in Linux 5.2, cgroup.kill in 5.14; on an older kernel the process group is better."""
 
-PROBE_DEADLINE_S = 5.0
-"""The most time for the trial process that enters a cgroup at start-up; it takes milliseconds."""
+OWN = "@keeper"
+"""The folder of the keeper itself: names of satellites have no such character."""
 
 SWEEP_DEADLINE_S = 5.0
-"""The most time for the processes of a dead daemon to die of SIGKILL."""
+"""The most time for the processes of a dead keeper to die of SIGKILL."""
 
-POLL_FIRST_S = 0.001
-POLL_MOST_S = 0.02
-"""Bounds of the interval between checks of something that usually happens within a millisecond or two.
-
-cgroup.events can announce its changes, but only to poll(POLLPRI) or inotify: to epoll the file is always readable, and
-Python has no inotify. Freezing and dying are short, so a few checks cost less than either.
-"""
-
-
-async def wait_until(check: Callable[[], bool]) -> None:
-    """Return when `check` returns True; it is called at growing intervals. The caller sets the deadline."""
-    interval_s = POLL_FIRST_S
-    while not check():
-        await trio.sleep(interval_s)
-        interval_s = min(2 * interval_s, POLL_MOST_S)
+SWEEP_PAUSE_S = 0.005
+"""Between looks whether they are dead. cgroup.events can announce it, but only to poll(POLLPRI) or inotify."""
 
 
 def find_own_cgroup(mountinfo: str, own: str) -> Path | None:
@@ -63,11 +39,17 @@ def find_own_cgroup(mountinfo: str, own: str) -> Path | None:
     Works for a unified and for a hybrid hierarchy (v2 mounted beside v1). None: this process sees no v2.
     """
     path = next((line.removeprefix("0::") for line in own.splitlines() if line.startswith("0::")), None)
-    if path is None:
-        return None
+    return None if path is None else find_mounted(mountinfo, path, lambda kind, _: kind == "cgroup2")
+
+
+def find_mounted(mountinfo: str, path: str, is_it: Callable[[str, Sequence[str]], bool]) -> Path | None:
+    """Find where the cgroup `path` is, in the first hierarchy whose kind and options `is_it` accepts."""
     for line in mountinfo.splitlines():
-        fields, dash, kind = line.partition(" - ")
-        if not dash or kind.split()[0] != "cgroup2":
+        fields, dash, mounted = line.partition(" - ")
+        if not dash:
+            continue
+        kind, *_, options = mounted.split()
+        if not is_it(kind, options.split(",")):
             continue
         root, mount_point = (_unescape(field) for field in fields.split()[3:5])
         with contextlib.suppress(ValueError):
@@ -89,9 +71,18 @@ class Cgroup:
         self._folder = folder
         self._leader_pid = 0
 
-    def wrap(self, argv: Sequence[str]) -> tuple[str, ...]:
-        """Make the process enter the cgroup, then become the command; see ENTER_SCRIPT."""
-        return ("/bin/sh", "-c", ENTER_SCRIPT, str(self._folder / "cgroup.procs"), *argv)
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self._folder
+
+    def open_entrance(self) -> int:
+        """Open cgroup.procs: the process moves itself before it becomes the command, so all that it forks is inside.
+
+        If the keeper moved it after the spawn, that would race with its first fork. Python cannot call
+        clone3(CLONE_INTO_CGROUP).
+        """
+        return os.open(self._folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
 
     def adopt(self, leader_pid: int) -> None:
         """Remember the leader, for SIGTERM."""
@@ -143,16 +134,20 @@ class Cgroup:
 
 
 class CgroupTree:
-    """The daemon's own part of the hierarchy, with a lock on its folder while the daemon lives.
+    """The keeper's own part of the hierarchy, with a lock on its folder while the keeper lives.
 
-    The lock, not the number in the name, distinguishes a living daemon's folder from a dead one's: numbers are used again,
+    The lock, not the number in the name, distinguishes a living keeper's folder from a dead one's: numbers are used again,
     and in another container they mean other processes. The kernel releases the lock with the process, however that ends.
     """
 
     isolation = Isolation.CGROUP
+    kind: type[Cgroup] = Cgroup
+    needed: tuple[str, ...] = NEEDED_FILES
 
     def __init__(self, parent: Path) -> None:
-        """Make and lock the folder, and test it. Raises OSError if cgroups cannot be used under `parent`."""
+        """Sweep what dead keepers have left, make and lock the folder, and enter it. Raises OSError if it cannot."""
+        self.swept = sweep_stale(parent, self.kind)
+        self._parent = parent
         self._folder, self._lock_fd = _make_locked(parent)
         try:
             self._try_out()
@@ -161,45 +156,39 @@ class CgroupTree:
             raise
         self.detail = str(self._folder)
 
-    def contain(self, machine_id: MachineId) -> Cgroup:
-        """Make a cgroup for a new run of this machine. Raises OSError (EBUSY: processes of the last run are still dying)."""
-        folder = self._folder / folder_name(machine_id)
+    def contain(self, name: str, uid: int | None) -> Cgroup:
+        """Make a cgroup for a new run. Raises OSError (EBUSY: processes of the last run are still dying)."""
+        del uid
+        folder = self._folder / name
         try:
             folder.mkdir()
         except FileExistsError:  # the last run could not be killed or removed; try again
-            left = Cgroup(folder)
+            left = self.kind(folder)
             left.kill()
             left.remove()
             folder.mkdir()
-        return Cgroup(folder)
+        return self.kind(folder)
 
     def close(self) -> None:
-        """Remove the empty folders; the next daemon cleans up the rest."""
+        """Leave and remove the empty folders; the next keeper cleans up the rest."""
+        with contextlib.suppress(OSError):
+            _enter(self._parent)
         for child in (*_children(self._folder), self._folder):
             with contextlib.suppress(OSError):
                 child.rmdir()
         os.close(self._lock_fd)
 
     def _try_out(self) -> None:
-        """Move a trial process into a cgroup: that may fail although mkdir works."""
-        trial = self._folder / "trial"
-        trial.mkdir()
-        if missing := [name for name in NEEDED_FILES if not (trial / name).exists()]:
-            raise FileNotFoundError(f"this kernel's cgroups lack {', '.join(missing)}")
-        try:
-            done = subprocess.run(
-                Cgroup(trial).wrap(("/bin/sh", "-c", ":")),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                timeout=PROBE_DEADLINE_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise TimeoutError("a process that was to enter a cgroup hangs") from error
-        if done.returncode:
-            raise PermissionError(f"cannot move a process into {trial}: {done.stderr.decode(errors='replace').strip()}")
-        trial.rmdir()
+        """Move this process into a cgroup of its own: that may fail although mkdir works."""
+        own = self._folder / OWN
+        own.mkdir()
+        if missing := [name for name in self.needed if not (own / name).exists()]:
+            raise FileNotFoundError(errno.ENOENT, f"this kernel's cgroups lack {', '.join(missing)}")
+        _enter(own)
+
+
+def _enter(folder: Path) -> None:
+    (folder / "cgroup.procs").write_text("0")
 
 
 def _children(folder: Path) -> list[Path]:
@@ -207,10 +196,10 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _make_locked(parent: Path) -> tuple[Path, int]:
-    """Make a folder that no living daemon has locked, and lock it. Raises OSError."""
+    """Make a folder that no living keeper has locked, and lock it. Raises OSError."""
     number = 0
     while True:
-        # A second provider in one process (tests) finds the first name taken.
+        # A second one in one process (tests) finds the first name taken.
         folder = parent / (f"bentpipe-{os.getpid()}-{number}" if number else f"bentpipe-{os.getpid()}")
         try:
             folder.mkdir()
@@ -219,11 +208,11 @@ def _make_locked(parent: Path) -> tuple[Path, int]:
             continue
         if (lock_fd := _lock(folder)) is not None:
             return folder, lock_fd
-        # Between mkdir and lock another daemon has cleaned it up as a dead daemon's: make it again.
+        # Between mkdir and lock another keeper has cleaned it up as a dead keeper's: make it again.
 
 
 def _lock(folder: Path) -> int | None:
-    """Lock a folder; None if a daemon holds it or it is gone."""
+    """Lock a folder; None if a keeper holds it or it is gone."""
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -238,23 +227,24 @@ def _lock(folder: Path) -> int | None:
     return None
 
 
-async def sweep_stale(parent: Path) -> list[str]:
-    """Kill the processes that dead daemons have left under `parent`. Returns the folders removed.
+def sweep_stale(parent: Path, kind: type[Cgroup] = Cgroup) -> list[str]:
+    """Kill the processes that dead keepers have left under `parent`. Returns the folders removed. Blocks for that long.
 
-    Touches only folders whose name is ours and that no daemon has locked, and only the cgroups inside them.
+    Touches only folders whose name is ours and that no keeper has locked, and only the cgroups inside them.
     """
     removed = []
     for folder in _children(parent):
         if not FOLDER_PATTERN.match(folder.name) or (lock_fd := _lock(folder)) is None:
             continue
         try:
-            left = [Cgroup(child) for child in _children(folder)]
+            left = [kind(child) for child in _children(folder)]
+            deadline = time.monotonic() + SWEEP_DEADLINE_S
             for cgroup in left:
                 cgroup.kill()
-            with trio.move_on_after(SWEEP_DEADLINE_S):
-                for cgroup in left:
-                    await wait_until(cgroup.is_empty)
-            with contextlib.suppress(OSError):  # processes that do not die stay for the next daemon
+                while not cgroup.is_empty() and time.monotonic() < deadline:
+                    time.sleep(SWEEP_PAUSE_S)
+                    cgroup.kill()
+            with contextlib.suppress(OSError):  # processes that do not die stay for the next keeper
                 for cgroup in left:
                     cgroup.remove()
                 folder.rmdir()
