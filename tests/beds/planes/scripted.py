@@ -140,6 +140,14 @@ class PlaneBed:
     def fds(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
+    def sockets(self) -> int:
+        """How many sockets the process has. The engine keeps pipes for later."""
+        found = 0
+        for path in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found += os.readlink(path).startswith("socket:")
+        return found
+
     def rss_bytes(self) -> int:
         fields = Path(f"/proc/{self.process.pid}/statm").read_text().split()
         return int(fields[1]) * os.sysconf("SC_PAGESIZE")
