@@ -49,6 +49,9 @@ from bentpipe.proto.states import (
     illegal,
 )
 
+_VALUE = (1 << 31) - 1
+"""Both values of an Announcement have at most 31 bits (RFC 9113 §6.5.2)."""
+
 
 class Greeting:
     """One client's opening, and what it sends while it is held."""
@@ -73,6 +76,8 @@ class Greeting:
         self._window = ConnectionWindow()
         self._ping_tokens = float(limits.PING_BURST)
         self._ping_at_s = 0.0
+        self._framed_bytes = 0
+        self._removed: list[tuple[int, int]] | None = None
 
     # -- what the edge reads -----------------------------------------------------------------------------------------
 
@@ -156,6 +161,30 @@ class Greeting:
         """
         return self._failing or (self._going_away and not self._open)
 
+    @property
+    def unframed_bytes(self) -> int:
+        """How many of the bytes that came belong to a frame that is not complete yet."""
+        return len(self._buffer)
+
+    def take_removed(self) -> tuple[tuple[int, int], ...]:
+        """Take the ranges (offset, length) that came since the last call and do not belong to the transcript.
+
+        They are remembered from the first call on.
+        """
+        removed, self._removed = tuple(self._removed or ()), []
+        return removed
+
+    @property
+    def mark(self) -> int:
+        """What the client has heard of us, in 64 bits, for `resume`: SETTINGS, their ACK, and 31 bits for each value."""
+        heard = self._settings_sent | self._acked << 1
+        return heard | self._announced.streams << 2 | self._announced.window_bytes << 33
+
+    def resume(self, mark: int) -> None:
+        """Go on for another Greeting, which had this mark. Call it before anything is read; its transcript is read again."""
+        self._settings_sent, self._acked = bool(mark & 1), bool(mark & 2)
+        self._announced = Announcement(mark >> 2 & _VALUE, mark >> 33)
+
     def ack_filter(self) -> AckFilter:
         """Make a filter that goes on from exactly here, after `transcript_bytes`.
 
@@ -209,6 +238,7 @@ class Greeting:
         if start == PREFACE:
             self._transcript += PREFACE
             del self._buffer[: len(PREFACE)]
+            self._framed_bytes = len(PREFACE)
             self._move(Input.PREFACE)
         elif (kind := recognise(start)) is not None:
             self._move(Input.NOT_HTTP2)
@@ -230,6 +260,9 @@ class Greeting:
         self._move(seen)
         if self._frame(was, seen, header, raw[HEADER_BYTES:], events, now_s):
             self._transcript += raw
+        elif self._removed is not None:
+            self._removed.append((self._framed_bytes, size))
+        self._framed_bytes += size
         if was is State.SETTINGS:
             self._opening_bytes = len(self._transcript)
         return True

@@ -21,6 +21,8 @@ class SatelliteTls:
     """The name that its certificate must have; None for its address."""
     refused: str = ""
     """Why no machine can be accepted as the satellite now; "" if one can. Nothing is sent then."""
+    trust: str = ""
+    """What a data plane of its own calls `context` (daemon/planes, OPEN); "" if it does not have it."""
 
 
 def reason_of(error: Exception) -> str:

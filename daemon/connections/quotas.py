@@ -103,18 +103,8 @@ class Place:
     """One connection's place. After its release every method does nothing, except `promote` and `keep`."""
 
     __slots__ = (
-        "_handed_off",
-        "_quotas",
-        "cost_bytes",
-        "eviction_words",
-        "kind",
-        "path",
-        "principal",
-        "said_bytes",
-        "satellite",
-        "scope",
-        "since",
-        "waiting",
+        *("_handed_off", "_quotas", "cost_bytes", "eviction_words", "kind", "path", "principal", "said_bytes"),
+        *("satellite", "scope", "since", "waiting"),
     )
 
     def __init__(self, quotas: "Quotas", path: Path, now: float) -> None:
@@ -349,6 +339,17 @@ class Quotas:
             self._evict_for_places(self._first_to_go())
         place.kind = QuotaKind.STRANGER
         self._enter(place)
+        return place
+
+    def adopt(self, host: str, principal: str, satellite: SatelliteKey) -> Place:
+        """Give a connection the place of a principal that an earlier process gave it. No limit refuses it: it lives."""
+        place = Place(self, prefix_of(host), self._clock())
+        place.kind, place.principal = QuotaKind.PRINCIPAL, principal
+        self._admitted.take(principal)
+        if self._limits.per_satellite is not None:
+            self._satellites.setdefault(satellite, Reserve(self._limits.per_satellite)).take(principal)
+            place.satellite = satellite
+        self._admitted_bytes += place.cost_bytes
         return place
 
     def _enter(self, place: Place) -> None:

@@ -12,7 +12,9 @@ from bentpipe.native.tls import TlsClientContext
 def satellite_tls_of(config: Config, ktls: Ktls) -> dict[SatelliteKey, SatelliteTls]:
     """Read the certificates by which satellites are trusted. Raises TlsError, naming the file."""
     return {
-        SatelliteKey(section.org, section.name): _trust(section.tls, section.tls.ca, ktls)
+        SatelliteKey(section.org, section.name): _trust(
+            section.tls, section.tls.ca, ktls, f"satellite:{section.org}/{section.name}"
+        )
         for section in config.satellite
         if section.tls is not None and section.tls.ca is not None
     }
@@ -21,14 +23,14 @@ def satellite_tls_of(config: Config, ktls: Ktls) -> dict[SatelliteKey, Satellite
 def type_tls_of(config: Config, ktls: Ktls) -> dict[tuple[str, str], SatelliteTls]:
     """The same for machine types, by size and platform. Raises TlsError, naming the file."""
     return {
-        (each.size, each.platform): _trust(each.tls, each.tls.ca, ktls)
+        (each.size, each.platform): _trust(each.tls, each.tls.ca, ktls, f"type:{each.size}/{each.platform}")
         for each in config.machine_type
         if each.tls is not None and each.tls.ca is not None
     }
 
 
-def _trust(section: SatelliteTlsSection, ca: Path, ktls: Ktls) -> SatelliteTls:
+def _trust(section: SatelliteTlsSection, ca: Path, ktls: Ktls, trust: str) -> SatelliteTls:
     context = TlsClientContext(ca=ca, certificate=section.certificate, key=section.key)
     if ktls:
         context.enable_ktls()
-    return SatelliteTls(context, section.server_name)
+    return SatelliteTls(context, section.server_name, trust=trust)

@@ -3,23 +3,47 @@
 While the client is held this reads and writes for it, so that its PINGs are answered and its end is noticed at once.
 """
 
+import dataclasses
+
 import trio
 
 from bentpipe.daemon.connections.arrival import Arrival
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
-from bentpipe.daemon.connections.transport import PeerLeft, Transport
+from bentpipe.daemon.connections.transport import PeerLeft
+from bentpipe.daemon.edge.channel import Channel
+from bentpipe.daemon.edge.dial import Dials, dial_here
 from bentpipe.daemon.edge.identity import TlsIdentity
+from bentpipe.daemon.edge.plane_channel import PlaneChannel
 from bentpipe.proto.events import Event, RequestHeaders
 from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.one_request import OneRequest
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Offer:
+    """What the data plane has found out about a client: TLS and a PROXY header are behind it."""
+
+    identity: TlsIdentity
+    plaintext: bool
+    """It speaks in the clear to a port with TLS."""
+    mark: int | None
+    """What an earlier control plane has said to it: see Greeting.mark. None: none has."""
+
+
 class Caller:
     """A client that has not been handed off."""
 
-    def __init__(self, transport: Transport, arrival: Arrival) -> None:
+    def __init__(self, transport: Channel, arrival: Arrival, dials: Dials = dial_here) -> None:
+        """`dials` connects to satellites from the process that has the client's socket."""
         self.transport = transport
+        self.dials = dials
+        self._offered = transport if isinstance(transport, PlaneChannel) else None
+        """Set if the next control plane goes on with the client when this one dies: see plane_channel.py."""
         self.greeting = Greeting()
+        if self._offered is not None:
+            self.greeting.take_removed()  # from now on they are remembered
+        self.offer: Offer | None = None
+        """What the data plane says of the client, if it is the data plane's."""
         self.arrival = arrival
         self.place = arrival.place
         self.identity = TlsIdentity()
@@ -43,8 +67,31 @@ class Caller:
         if self._one_request is not None:
             self._hold_to_one(self._one_request, events)
         self._outbox += self.greeting.data_to_send()
+        self._note_answered()
         self.place.keep(self.greeting.kept_bytes + len(self._outbox))
         return events
+
+    def _note_answered(self) -> None:
+        if self._offered is not None:
+            self._offered.answer(self.greeting.mark, self.greeting.take_removed())
+            if not self._outbox:
+                self._offered.say_answered()
+
+    def own(self) -> None:
+        """From now on this process answers the client itself, and no other one can go on with it."""
+        if self._offered is not None:
+            self._offered.own()
+
+    @property
+    def reads_frames_from(self) -> int:
+        """The offset in the client's stream at which the next frame begins that is not complete here."""
+        taken = self._offered.taken if self._offered is not None else 0
+        return taken - (self.greeting.unframed_bytes if self.greeting.awaiting_ack else 0)
+
+    @property
+    def has_one_request(self) -> bool:
+        """Whether bytes were removed that belong to further requests, so that nobody else has the transcript."""
+        return self._one_request is not None
 
     def allow_one_request(self) -> None:
         """Allow one request on this connection; call it before anything is read (proto/one_request.py)."""
@@ -62,12 +109,14 @@ class Caller:
 
     def _hold_to_one(self, one_request: OneRequest, events: list[Event]) -> None:
         if any(isinstance(event, RequestHeaders) for event in events):
+            self.own()
             self.greeting.speak()
             self._outbox += self.greeting.data_to_send() + one_request.tell()
         self._outbox += one_request.data_to_send()
 
     def take_all(self) -> bytes:
         """Take everything that the client has sent. The greeting keeps none of it, and the taker counts its bytes."""
+        self.own()
         return self.greeting.take_all()
 
     def send_outbox(self) -> None:
@@ -78,6 +127,8 @@ class Caller:
     async def flush(self) -> None:
         """Send the greeting's words, behind those that are still unsent."""
         self._outbox += self.greeting.data_to_send()
+        if self._outbox:
+            self._note_answered()
         while self._outbox:
             self.send_outbox()
             if self._outbox:

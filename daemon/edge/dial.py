@@ -3,11 +3,13 @@ deadline."""
 
 import logging
 from collections.abc import Callable
+from typing import Protocol
 
 import trio
 
-from bentpipe.daemon.connections.dial_once import SatelliteTls, connect, dial_once, reason_of, secure
-from bentpipe.daemon.connections.transport import Transport
+from bentpipe.daemon.connections.dial_once import SatelliteTls, connect, reason_of, secure
+from bentpipe.daemon.connections.transport import Transport, TransportError
+from bentpipe.daemon.edge.channel import Channel
 from bentpipe.daemon.edge.unless import unless
 from bentpipe.daemon.errors import BentpipeError, DialFailed, Source
 from bentpipe.daemon.model import Address
@@ -35,15 +37,38 @@ FindTls = Callable[[], SatelliteTls | None]
 """Asked at each attempt: the satellite's machine may be replaced, or get its certificate, meanwhile. None: plaintext."""
 
 
-async def dial_at_once(address: Address, tls: SatelliteTls | None) -> Transport | None:
-    """Try once, for AT_ONCE_S at most. Returns None if that fails; `dial` then finds out why."""
-    with trio.move_on_after(AT_ONCE_S):
+class NotConnected(TransportError):
+    """Not even TCP has connected."""
+
+
+class Dials(Protocol):
+    """One attempt to connect to a satellite, and to complete the TLS handshake if there is one."""
+
+    async def __call__(self, address: Address, tls: SatelliteTls | None, deadline_s: float) -> Channel:
+        """Raises NotConnected, or any other exception if TCP had connected: `reason_of` has its words."""
+        ...
+
+
+async def dial_here(address: Address, tls: SatelliteTls | None, deadline_s: float) -> Transport:
+    """Dial from this process: see Dials."""
+    transport: Transport | None = None
+    with trio.move_on_after(deadline_s):
         try:
-            return await dial_once(address, tls)
+            transport = await connect(address)
         except Exception as exc:
-            log.debug("dial failed", extra={"fields": {"address": str(address), "error": reason_of(exc)}})
-            return None
-    return None
+            raise NotConnected(reason_of(exc)) from exc
+        return await secure(transport, address, tls)
+    words = f"no answer in {deadline_s:g} s"
+    raise NotConnected(words) if transport is None else TransportError(words)
+
+
+async def dial_at_once(address: Address, tls: SatelliteTls | None, dials: Dials = dial_here) -> Channel | None:
+    """Try once, for AT_ONCE_S at most. Returns None if that fails; `dial` then finds out why."""
+    try:
+        return await dials(address, tls, AT_ONCE_S)
+    except Exception as exc:
+        log.debug("dial failed", extra={"fields": {"address": str(address), "error": reason_of(exc)}})
+        return None
 
 
 class SatelliteUnreachable(BentpipeError):
@@ -53,16 +78,16 @@ class SatelliteUnreachable(BentpipeError):
     retryable = True
 
 
-async def dial(address: Address, find_tls: FindTls, over: trio.Event) -> Transport | None:
+async def dial(address: Address, find_tls: FindTls, over: trio.Event, dials: Dials = dial_here) -> Channel | None:
     """Connect, and complete the TLS handshake if there is one. Returns None once `over` is set: see Lease.
 
     Raises Unreachable if TCP does not connect for UNREACHABLE_S, DialFailed if the satellite answers and then fails.
     """
-    made: Transport | None = None
+    made: Channel | None = None
 
     async def attempt() -> None:
         nonlocal made
-        made = await _dial(address, find_tls)
+        made = await _dial(address, find_tls, dials)
 
     try:
         await unless(over, attempt)
@@ -73,20 +98,18 @@ async def dial(address: Address, find_tls: FindTls, over: trio.Event) -> Transpo
     return made
 
 
-async def _dial(address: Address, find_tls: FindTls) -> Transport:
+async def _dial(address: Address, find_tls: FindTls, dials: Dials) -> Channel:
     reason = "no attempt ended"
     unreachable_at = trio.current_time() + UNREACHABLE_S
     with trio.move_on_after(DIAL_DEADLINE_S):
         while True:
-            with trio.move_on_after(ATTEMPT_S) as in_time:
-                try:
-                    transport = await connect(address)
-                    unreachable_at = trio.current_time() + UNREACHABLE_S  # something answers there
-                    return await secure(transport, address, find_tls())
-                except Exception as exc:
-                    reason = reason_of(exc)
-            if in_time.cancelled_caught:
-                reason = f"no answer in {ATTEMPT_S:g} s"
+            try:
+                return await dials(address, find_tls(), ATTEMPT_S)
+            except NotConnected as exc:
+                reason = reason_of(exc)
+            except Exception as exc:
+                reason = reason_of(exc)
+                unreachable_at = trio.current_time() + UNREACHABLE_S  # something answers there
             if trio.current_time() >= unreachable_at:
                 raise SatelliteUnreachable(f"{address}: {reason}")
             await trio.sleep(RETRY_S)

@@ -10,6 +10,7 @@ from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.identity import Identities
+from bentpipe.daemon.edge.plane_splicer import PlaneSplicer
 from bentpipe.daemon.edge.services import HttpService, Service
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey
@@ -32,3 +33,5 @@ class Edge:
     greetings: Deadlines
     """From accept to the first complete request."""
     announcements: Announcements
+    planes: PlaneSplicer | None = None
+    """The data planes, if the sockets of clients and satellites are theirs."""

@@ -15,6 +15,7 @@ import trio
 
 from bentpipe.daemon.connections.quotas import Place
 from bentpipe.daemon.connections.transport import Transport
+from bentpipe.daemon.edge.splicer import EngineSplicer, Splicer
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.tasks import Owner, contained
@@ -107,9 +108,15 @@ class _SpliceMeter:
 class HandOff:
     """Gives connections to the engine and takes their ends from it."""
 
-    def __init__(self, engine: Engine, told: Callable[[SatelliteKey, str], None] = lambda key, principal: None) -> None:
-        """`told` is called with each splice's satellite and principal, as `Splice` has them."""
+    def __init__(
+        self,
+        engine: Engine,
+        told: Callable[[SatelliteKey, str], None] = lambda key, principal: None,
+        splicer: Splicer | None = None,
+    ) -> None:
+        """`told` is called with each splice's satellite and principal, as `Splice` has them. `splicer`: see Splicer."""
         self._engine = engine
+        self._splicer: Splicer = EngineSplicer(engine) if splicer is None else splicer
         self._told = told
         self._live: dict[SpliceId, Splice] = {}
         self._pending: set[Pending] = set()
@@ -127,6 +134,11 @@ class HandOff:
         """The spliced clients of a satellite, in words for the log."""
         found = [splice for splice in self._live.values() if splice.key == key]
         return [f"{splice.peer} of {splice.principal or 'nobody known'}" for splice in found]
+
+    @property
+    def satellites(self) -> frozenset[SatelliteKey]:
+        """Those with a spliced connection."""
+        return frozenset(splice.key for splice in self._live.values())
 
     @property
     def live(self) -> int:
@@ -151,30 +163,35 @@ class HandOff:
         splice_id = self._engine.splice(client.detach(), satellite.detach())
         client.detached()
         satellite.detached()
-        splice.place.hand_off()
+        self.join(splice_id, splice, pending)
+
+    def join(self, splice_id: SpliceId, splice: Splice, pending: Pending) -> None:
+        """A splice was made: the lease and the place are its own from now on."""
         self._pending.discard(pending)
-        self._live[splice_id] = splice
-        with contained(Owner("splice meter", splice.peer)):  # the engine has the connection: nothing may fail now
-            splice.lease.measure(_SpliceMeter(self, splice_id))
+        self.adopt(splice_id, splice)
         with contained(Owner("splice told", splice.peer)):
             self._told(splice.key, splice.principal)
 
+    def adopt(self, splice_id: SpliceId, splice: Splice) -> None:
+        """Take over a splice that lives already."""
+        splice.place.hand_off()
+        self._live[splice_id] = splice
+        with contained(Owner("splice meter", splice.peer)):  # the bytes move: nothing may fail now
+            splice.lease.measure(_SpliceMeter(self, splice_id))
+
     def moved_bytes(self, splice_id: SpliceId) -> int:
         """Bytes that a live splice has moved, both directions added."""
-        counters = self._engine.counters(splice_id)
-        return counters.client_to_satellite_bytes + counters.satellite_to_client_bytes
+        return sum(self._splicer.moved(splice_id))
 
     async def read_traffic(self) -> dict[SatelliteKey, MovedBytes]:
         """Read what each satellite's connections have moved; a satellite that never had one is left out."""
+        await self._splicer.refresh()
         counted: dict[SpliceId, MovedBytes] = {}
         for number, splice_id in enumerate(list(self._live)):
             if number % READS_A_TURN == READS_A_TURN - 1:
                 await trio.lowlevel.checkpoint()
             with contextlib.suppress(KeyError):  # its end was taken
-                counters = self._engine.counters(splice_id)
-                counted[splice_id] = MovedBytes(
-                    1, counters.client_to_satellite_bytes, counters.satellite_to_client_bytes
-                )
+                counted[splice_id] = MovedBytes(1, *self._splicer.moved(splice_id))
         # Added up in one step, so that each connection counts once: as live, or as ended.
         moved = dict(self._moved)
         for splice_id, splice in self._live.items():
@@ -186,20 +203,16 @@ class HandOff:
         self._moved.pop(key, None)
 
     def end_quiet(self, splice_id: SpliceId, *, cut: bool) -> None:
-        """End a live splice because its satellite will sleep: by FIN on both legs, or by RST.
-
-        For FIN the engine gives the sockets back. It cannot do so with TLS connections: those are reset.
-        """
+        """End a live splice because its satellite will sleep: by FIN on both legs, or by RST. See Splicer."""
         self._quiet.add(splice_id)
-        # KeyError: the splice has ended, and its end was taken but not handled yet.
-        with contextlib.suppress(KeyError):
-            if not cut:
-                try:
-                    self._engine.give_back(splice_id)
-                except OSError:
-                    cut = True
-            if cut:
-                self._engine.abort(splice_id)
+        with contextlib.suppress(KeyError):  # it has ended, and its end was taken but not handled yet
+            self._splicer.end_quiet(splice_id, cut=cut)
+
+    def still_used(self, splice_id: SpliceId) -> None:
+        """A splice that was to be ended as quiet is not quiet, and goes on."""
+        self._quiet.discard(splice_id)
+        if (splice := self._live.get(splice_id)) is not None:
+            splice.lease.tell_used()
 
     async def run_handoff(self) -> None:
         """Take the ends of splices, for ever."""
@@ -208,10 +221,35 @@ class HandOff:
             while some := self._engine.take_ended(ENDS_A_TURN):
                 for ended in some:
                     with contained(Owner("splice end")):
-                        self._end(ended)
+                        self.take_end(ended)
                 await trio.lowlevel.checkpoint()
 
-    def _end(self, ended: Ended) -> None:
+    def drop(self, splice_id: SpliceId) -> None:
+        """A GO was not spliced: its lease and place are free. The client was told, or its connection is closed."""
+        splice = self._live.pop(splice_id, None)
+        if splice is None:
+            return
+        self._tell_changed()
+        for release in (splice.lease.release, splice.place.release):
+            with contained(Owner("splice end", splice.peer)):
+                release()
+
+    def account(self, key: SatelliteKey, ended: Ended) -> None:
+        """A splice has ended that this process never knew: it was made and it ended while no control plane was there."""
+        counters = ended.counters
+        self.ended[ended.reason] += 1
+        self._moved[key] += MovedBytes(0, counters.client_to_satellite_bytes, counters.satellite_to_client_bytes)
+
+    def is_live(self, splice_id: SpliceId) -> bool:
+        """Whether its end was not taken yet."""
+        return splice_id in self._live
+
+    def _tell_changed(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def take_end(self, ended: Ended) -> None:
+        """A splice is over."""
         splice, counters = self._live.pop(ended.splice_id), ended.counters
         quiet = ended.splice_id in self._quiet
         self._quiet.discard(ended.splice_id)
@@ -222,8 +260,7 @@ class HandOff:
             self.cut_by_operator += 1
         else:
             self.ended[ended.reason] += 1
-        self._changed.set()
-        self._changed = trio.Event()
+        self._tell_changed()
         self._moved[splice.key] += MovedBytes(0, counters.client_to_satellite_bytes, counters.satellite_to_client_bytes)
         # Each step is done even if another fails: a lease that stays would keep its satellite awake for ever.
         owner = Owner("splice end", splice.peer)
@@ -266,7 +303,7 @@ class HandOff:
         for splice_id in meant:
             # KeyError: see `end_quiet`.
             with contextlib.suppress(KeyError):
-                self._engine.abort(splice_id)
+                self._splicer.abort(splice_id)
                 self._cut.add(splice_id)
         pending = [each for each in self._pending if is_meant(each)]
         for each in pending:
@@ -278,5 +315,5 @@ class HandOff:
         """Cut every spliced connection by RST on both legs; `run_handoff` takes their ends. Returns how many."""
         for splice_id in self._live:
             with contextlib.suppress(KeyError):
-                self._engine.abort(splice_id)
+                self._splicer.abort(splice_id)
         return len(self._live)

@@ -17,8 +17,9 @@ A client that has heard nothing from us needs no introduction: the satellite's f
 
 import trio
 
-from bentpipe.daemon.connections.transport import Transport, TransportError
+from bentpipe.daemon.connections.transport import TransportError
 from bentpipe.daemon.edge.caller import Caller
+from bentpipe.daemon.edge.channel import Channel
 from bentpipe.daemon.errors import DialFailed
 from bentpipe.proto.first_settings import Announcement, FirstSettings, NoServer
 
@@ -41,7 +42,7 @@ class HungUp(DialFailed):
 class Introduction:
     """One connection to a satellite, until its first frame has come."""
 
-    def __init__(self, caller: Caller, satellite: Transport) -> None:
+    def __init__(self, caller: Caller, satellite: Channel) -> None:
         self._caller = caller
         self._satellite = satellite
         self._first = FirstSettings(caller.greeting.announced)
@@ -49,6 +50,8 @@ class Introduction:
         """How much of the transcript the satellite has got."""
         self.words = b""
         """What the satellite has sent, for the client."""
+        self.read_bytes = 0
+        """How much of the satellite's stream that was."""
 
     @property
     def done(self) -> bool:
@@ -91,6 +94,7 @@ class Introduction:
                 data = await self._satellite.receive_some()
                 if not data:
                     raise HungUp("it hung up before its SETTINGS", peer_hint=HUNG_UP)
+                self.read_bytes += len(data)
                 self.words += self._first.receive_data(data)
         except TransportError as exc:
             raise HungUp(f"before its SETTINGS: {exc}", peer_hint=HUNG_UP) from exc

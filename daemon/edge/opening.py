@@ -13,7 +13,7 @@ from bentpipe.daemon.connections.arrival import read_origin
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.connections.tls_start import begins_tls, start_tls
-from bentpipe.daemon.connections.transport import PeerLeft
+from bentpipe.daemon.connections.transport import PeerLeft, Transport
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity, parse_server_name
@@ -55,20 +55,20 @@ async def read_opening(caller: Caller, port: Port, announcements: Announcements)
     Raises GreetingError, LimitReached, TlsWanted, TransportError, ConnectionOver.
     """
     try:
-        await read_origin(caller.transport, caller.arrival)
-        identity = TlsIdentity()
-        if port.tls is not None:
-            if not await begins_tls(caller.transport):
-                return await _hear_out(caller)
-            tls = await start_tls(caller.transport, caller.arrival, port.tls)
-            identity = caller.identity = TlsIdentity(tls.server_name, tls.peer_certificate_der)
+        identity = await _secured(caller, port)
+        if identity is None:
+            return await _hear_out(caller)
+        caller.identity = identity
         asked = parse_server_name(identity.server_name, port.satellite_domain)
         announced = announcements.announce(asked)
         if port.one_request:
             caller.allow_one_request()
             # A client that reads this in time opens another connection at once for a request that would be refused here.
             announced = dataclasses.replace(announced, streams=1)
-        caller.greeting.announce(announced)
+        if caller.offer is not None and caller.offer.mark is not None:
+            caller.greeting.resume(caller.offer.mark)
+        if not caller.greeting.spoke:
+            caller.greeting.announce(announced)
         first = await _greet(caller)
         if isinstance(first, OtherProtocol):
             return dataclasses.replace(first, identity=identity)
@@ -76,6 +76,21 @@ async def read_opening(caller: Caller, port: Port, announcements: Announcements)
         return FirstRequest(first, identity)
     except PeerLeft as exc:
         raise ConnectionOver(Outcome.PROBE) from exc
+
+
+async def _secured(caller: Caller, port: Port) -> TlsIdentity | None:
+    """Read a PROXY header and complete the TLS handshake, unless the data plane has. None: it should be TLS, and is not."""
+    if caller.offer is not None:
+        return None if caller.offer.plaintext else caller.offer.identity
+    client = caller.transport
+    assert isinstance(client, Transport), "only the data plane's clients are not ours"
+    await read_origin(client, caller.arrival)
+    if port.tls is None:
+        return TlsIdentity()
+    if not await begins_tls(client):
+        return None
+    tls = await start_tls(client, caller.arrival, port.tls)
+    return TlsIdentity(tls.server_name, tls.peer_certificate_der)
 
 
 async def _hear_out(caller: Caller) -> OtherProtocol:

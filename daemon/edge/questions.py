@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 import trio
 
 from bentpipe.daemon.connections.dial_once import SatelliteTls, dial_once, reason_of
-from bentpipe.daemon.connections.transport import Transport, TransportError
+from bentpipe.daemon.connections.transport import TransportError
+from bentpipe.daemon.edge.channel import Channel
 from bentpipe.daemon.edge.dial import dial_at_once
 from bentpipe.daemon.fleet.resume import BootInfo
 from bentpipe.daemon.model import Address, SatelliteKey
@@ -95,7 +96,7 @@ class Questions:
             transport.close()
 
 
-async def _ask(transport: Transport, asking: Asking) -> Asking:
+async def _ask(transport: Channel, asking: Asking) -> Asking:
     """Make the call. Raises TransportError, AnswerError."""
     await transport.send_all(asking.data_to_send())
     while not asking.ended:

@@ -9,12 +9,11 @@ import logging
 
 import trio
 
-from bentpipe.daemon.connections.arrival import Arrival
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.connections.pacing import take_turn
 from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.connections.quotas import QuotaKind
-from bentpipe.daemon.connections.transport import OverLimit, PeerLeft, Transport, TransportError
+from bentpipe.daemon.connections.transport import OverLimit, PeerLeft, TransportError
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.identity import names_any_satellite
@@ -39,11 +38,11 @@ REFUSAL_DEADLINE_S = 5.0
 class Session:
     """One accepted connection; `run` takes it to its end and never raises an Exception."""
 
-    def __init__(self, edge: Edge, client: Transport, port: Port, arrival: Arrival) -> None:
+    def __init__(self, edge: Edge, caller: Caller, port: Port) -> None:
         self._edge = edge
-        self._client = client
+        self._client = caller.transport
         self._port = port
-        self._caller = Caller(client, arrival)
+        self._caller = caller
         self._served: ServedConnection | None = None
         """The connection in the hands of the service that answers it, if one does."""
 
@@ -130,6 +129,7 @@ class Session:
             fields = {"peer": self._peer}
             log.info("PROXY header of a peer that proxy_protocol.from does not name", extra={"fields": fields})
         outcome, words = answer_to(kind, wants_tls=self._caller.wants_tls)
+        self._caller.own()
         with trio.move_on_after(REFUSAL_DEADLINE_S):
             try:
                 await self._client.send_all(words)
@@ -202,6 +202,7 @@ class Session:
         """Tell a stranger that it was evicted, as far as that is possible without a wait."""
         last = self._caller.greeting.last_stream if self._served is None else self._served.last_stream
         if self._caller.greeting.state not in (State.PREFACE, State.ENDED):
+            self._caller.own()
             with contextlib.suppress(TransportError):
                 self._client.send_nowait(goaway(ErrorCode.NO_ERROR, self._caller.place.eviction_words or "", last))
                 self._client.receive_nowait()  # closing with unread input would destroy our last words
@@ -209,6 +210,7 @@ class Session:
 
     async def _say(self, words: bytes) -> None:
         self._caller.place.note(len(words))
+        self._caller.own()
         with trio.move_on_after(REFUSAL_DEADLINE_S):
             await self._caller.flush()
             await self._client.send_all(words)

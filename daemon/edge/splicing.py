@@ -16,11 +16,14 @@ from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.connections.replay import relay_until_ack
 from bentpipe.daemon.connections.transport import OverLimit, Transport
 from bentpipe.daemon.edge.caller import Caller
+from bentpipe.daemon.edge.channel import Channel
 from bentpipe.daemon.edge.dial import SatelliteUnreachable, dial, dial_at_once
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import CUT_WORDS, Pending, Splice
 from bentpipe.daemon.edge.identity import Claim
 from bentpipe.daemon.edge.introduction import HungUp, Introduction
+from bentpipe.daemon.edge.plane_channel import PlaneChannel
+from bentpipe.daemon.edge.plane_splicer import REPLAY_DEADLINE_S
 from bentpipe.daemon.edge.unless import unless
 from bentpipe.daemon.edge.watching import Hold, held
 from bentpipe.daemon.errors import BentpipeError, Cut, DialFailed
@@ -29,10 +32,6 @@ from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.proto.errors import GreetingError
 
 log = logging.getLogger("bentpipe.edge")
-
-REPLAY_DEADLINE_S = 10.0
-"""How long the replay may take, including the ACK of our SETTINGS. The ACK would break the satellite's connection, so it
-must be taken out before the splice."""
 
 HUNG_UP_S, HUNG_UP_PAUSE_S = 3.0, 0.2
 """If the satellite accepts connections and hangs up, it is dialled again for this time, with this pause between. A machine
@@ -93,7 +92,7 @@ class Splicing:
 
     async def _splice_at_once(self, lease: Lease, pending: Pending) -> bool:
         """Returns False if that fails: then the satellite has to be looked at, and the client to be watched meanwhile."""
-        target = await dial_at_once(lease.address, self._find_tls())
+        target = await dial_at_once(lease.address, self._find_tls(), self._caller.dials)
         if target is None:
             return False
         with contextlib.closing(target):
@@ -152,10 +151,10 @@ class Splicing:
                 await self._splice(target, introduction, lease, pending)
         return True
 
-    async def _dial(self, lease: Lease) -> Transport | None:
+    async def _dial(self, lease: Lease) -> Channel | None:
         """Returns None if the lease is over, or if the satellite cannot be reached."""
         try:
-            return await dial(lease.address, self._find_tls, lease.over)
+            return await dial(lease.address, self._find_tls, lease.over, self._caller.dials)
         except SatelliteUnreachable as exc:
             # Its clients go on waiting: the fleet looks at the satellite, and starts it if somebody has stopped it.
             fields = {"satellite": str(self._claim.key), "error": str(exc)}
@@ -184,28 +183,46 @@ class Splicing:
 
     # -- replay and hand-off -----------------------------------------------------------------------------------------
 
-    async def _splice(self, target: Transport, introduction: Introduction, lease: Lease, pending: Pending) -> None:
+    async def _splice(self, target: Channel, introduction: Introduction, lease: Lease, pending: Pending) -> None:
         """Replay and hand off; the lease is then the splice's."""
         caller, claim, identities = self._caller, self._claim, self._edge.identities
         identities.check_again(claim)
         if introduction.heard is not None:
             self._edge.announcements.hear(claim.key, introduction.heard)
-        await self._replay(target, introduction)
-        try:
-            identities.check_again(claim)
-        except BentpipeError as exc:
-            # The client has heard the satellite: we must not say anything any more.
-            log.info("revoked before the splice", extra={"fields": {"peer": caller.peer, "error": str(exc)}})
-            raise ConnectionOver(Outcome.REFUSED) from exc
-        # A client that was cut or evicted is not spliced in its last step.
-        await trio.lowlevel.checkpoint_if_cancelled()
         splice = Splice(claim.key, claim.who, caller.peer, lease, caller.place, claim.credentials)
-        self._edge.handoff.hand_off(caller.transport, target, splice, pending)
-        lease.keep()
+        if isinstance(target, PlaneChannel):
+            await self._go(target, introduction, splice, pending)
+        elif isinstance(target, Transport) and isinstance(caller.transport, Transport):
+            await self._replay(caller.transport, target, introduction)
+            try:
+                identities.check_again(claim)
+            except BentpipeError as exc:
+                # The client has heard the satellite: we must not say anything any more.
+                log.info("revoked before the splice", extra={"fields": {"peer": caller.peer, "error": str(exc)}})
+                raise ConnectionOver(Outcome.REFUSED) from exc
+            # A client that was cut or evicted is not spliced in its last step.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._edge.handoff.hand_off(caller.transport, target, splice, pending)
+            lease.keep()
         fields = {"satellite": str(claim.key), "principal": claim.who, "peer": caller.peer}
         log.info("spliced", extra={"fields": fields})
 
-    async def _replay(self, target: Transport, introduction: Introduction) -> None:
+    async def _go(self, half: PlaneChannel, introduction: Introduction, splice: Splice, pending: Pending) -> None:
+        """Have the data plane replay and splice. A cut or an eviction comes before, or finds a splice."""
+        caller, planes = self._caller, self._edge.planes
+        assert planes is not None, "only data planes have such channels"
+        with trio.move_on_after(REPLAY_DEADLINE_S) as deadline:
+            await caller.flush()
+            if caller.has_one_request:
+                # The client's bytes of further requests were taken out here, so the plane does not have the transcript.
+                await half.send_all(memoryview(caller.greeting.transcript_bytes)[introduction.sent_bytes :])
+        if deadline.cancelled_caught:
+            raise ConnectionOver(Outcome.DEADLINE)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._hears_satellite = True
+        await planes.go(self._edge.handoff, caller, half, introduction, splice, pending)
+
+    async def _replay(self, client: Transport, target: Transport, introduction: Introduction) -> None:
         """Send each side what the other has sent so far.
 
         Raises TransportError; ConnectionOver at the deadline, or in the relay.
@@ -214,19 +231,19 @@ class Splicing:
         with trio.move_on_after(REPLAY_DEADLINE_S) as deadline:
             await caller.flush()
             self._hears_satellite = True
-            await caller.transport.send_all(introduction.words)
+            await client.send_all(introduction.words)
             await target.send_all(memoryview(caller.greeting.transcript_bytes)[introduction.sent_bytes :])
             if caller.greeting.awaiting_ack:
-                await self._relay(target)
+                await self._relay(client, target)
         if deadline.cancelled_caught:
             log.info("the ACK of our SETTINGS never came", extra={"fields": {"peer": caller.peer}})
             raise ConnectionOver(Outcome.DEADLINE)
 
-    async def _relay(self, target: Transport) -> None:
+    async def _relay(self, client: Transport, target: Transport) -> None:
         """From here on the client may have read a part of one of the satellite's frames: nothing of ours may follow it."""
         caller = self._caller
         try:
-            await relay_until_ack(caller.transport, target, caller.greeting.ack_filter())
+            await relay_until_ack(client, target, caller.greeting.ack_filter())
         except GreetingError as exc:
             log.info("malformed", extra={"fields": {"peer": caller.peer, "error": str(exc)}})
             self._edge.counters.count_malformed(exc)
@@ -236,5 +253,5 @@ class Splicing:
             raise ConnectionOver(Outcome.MALFORMED, exc.limit) from exc
         except ConnectionOver:
             # The client must still be able to read what the satellite sent before it ended.
-            await caller.transport.close_gracefully()
+            await client.close_gracefully()
             raise

@@ -1,8 +1,10 @@
 """What all satellites of one daemon share, as one value instead of a long list of parameters."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 from bentpipe.daemon.coordination.contract import Coordination, LocalCoordination
 from bentpipe.daemon.fleet.crowd import Crowd
@@ -10,7 +12,7 @@ from bentpipe.daemon.fleet.reader import ReadingContext
 from bentpipe.daemon.fleet.reserve_giver import ReserveGiver
 from bentpipe.daemon.fleet.resume import ReadBootInfo
 from bentpipe.daemon.fleet.whereabouts import KnownAddresses
-from bentpipe.daemon.model import Transition
+from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.registry.contract import Registry
 
@@ -38,5 +40,7 @@ class FleetContext:
     """Gives machines that are launched already to new satellites; None: there is no reserve."""
     reading: ReadingContext | None = None
     """Reads the responders of those satellites that have one; None: they are not read."""
+    noting_stop: Callable[[SatelliteKey], AbstractAsyncContextManager[object]] = contextlib.nullcontext
+    """A successor of this process will know that the satellite's machine is being stopped, while the block runs."""
     wall: Callable[[], float] = time.time
     """The wall clock, in seconds; another one in tests only."""

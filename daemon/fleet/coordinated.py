@@ -7,6 +7,7 @@ be made, the satellite gets that as a provider's error: a sleep that another hos
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 from bentpipe.config.model import MachineSection
 from bentpipe.daemon.coordination.contract import IN_USE_HERE, Coordination, InUse
@@ -35,13 +36,16 @@ class CoordinatedProvider:
         tokens: LaunchTokens,
         confirm: Callable[[], Awaitable[None]] | None = None,
         reserve: ReserveGiver | None = None,
+        noting_stop: Callable[[SatelliteKey], AbstractAsyncContextManager[object]] = contextlib.nullcontext,
     ) -> None:
-        """`confirm` is called in the turn, before a machine is launched, changed or destroyed.
+        """`noting_stop`: see FleetContext.
 
-        It raises ProviderRetryable if another host has made something else of the satellite meanwhile, and StoreError.
+        `confirm` is called in the turn, before a machine is launched, changed or destroyed. It raises ProviderRetryable if
+        another host has made something else of the satellite meanwhile, and StoreError.
         """
         self._confirm = confirm
         self._reserve = reserve
+        self._noting_stop = noting_stop
         self._provider = provider
         self._coordination = coordination
         self._key = key
@@ -96,8 +100,11 @@ class CoordinatedProvider:
                         raise SleepVetoed(IN_USE_HERE)
                 if not turn.is_ours():
                     raise SleepVetoed(TURN_LOST)
-                with turn.while_ours() as scope, permitted_by(turn.is_ours):
-                    await self._provider.stop(machine_id, mode, force=force)
+                async with self._noting_stop(self._key):
+                    if not force and self._is_used():
+                        raise SleepVetoed(IN_USE_HERE)
+                    with turn.while_ours() as scope, permitted_by(turn.is_ours):
+                        await self._provider.stop(machine_id, mode, force=force)
                 if scope.cancelled_caught:
                     raise SleepVetoed(TURN_LOST)
         except StoreError as exc:

@@ -15,6 +15,7 @@ from bentpipe.config.model import BudgetSection, SatelliteSection
 from bentpipe.daemon.errors import SATELLITE_WORDS, NoSuchSatellite
 from bentpipe.daemon.fleet.awake_budget import AwakeBudget, limits_of
 from bentpipe.daemon.fleet.context import FleetContext
+from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.machine.rules import QUIET_WINDOW_S, Rules
 from bentpipe.daemon.fleet.reader import ReadingCounters
 from bentpipe.daemon.fleet.satellite import Satellite
@@ -118,6 +119,8 @@ class Fleet:
         self.crowd = context.crowd
         self.reading = ReadingCounters() if context.reading is None else context.reading.counters
         self._satellites: dict[SatelliteKey, Satellite] = {}
+        self._unclaimed: dict[SatelliteKey, dict[Lease, None]] = {}
+        """Leases of clients that were spliced to a satellite which is not known yet."""
         self._context = context
         self._max_held = max_held
         self._draining = False
@@ -170,12 +173,27 @@ class Fleet:
         await self._take_up(satellite)
         return satellite
 
+    def adopt(self, key: SatelliteKey, address: Address) -> Lease:
+        """Lease a satellite to a client that was spliced before this daemon started. The caller releases the lease.
+
+        If there is no such satellite yet (it was launched or has registered itself, and was not taken up), the lease is that
+        satellite's from the moment on in which there is one.
+        """
+        if (satellite := self._satellites.get(key)) is not None:
+            return satellite.adopt(address)
+        waiting = self._unclaimed.setdefault(key, {})
+        lease = Lease(address, lambda lease: waiting.pop(lease, None), lambda lease: None)
+        waiting[lease] = None
+        return lease
+
     def has_machine_at(self, address: Address) -> bool:
         """Whether a satellite's provider says that its machine is at an address."""
         return bool(self._context.addresses.claims.provided_at(address))
 
     async def _take_up(self, satellite: Satellite) -> None:
         self._satellites[satellite.key] = satellite
+        for lease in self._unclaimed.pop(satellite.key, {}):
+            lease.rehome(satellite.adopt(lease.address))
         if self._draining:
             satellite.drain()
         if self._nursery is not None:

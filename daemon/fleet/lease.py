@@ -43,6 +43,7 @@ class Lease:
         self.meter: Meter | None = None
         self._release = release
         self._metered = metered
+        self._used: Callable[[], None] = lambda: None
         self._live = True
         self._kept = False
 
@@ -60,6 +61,23 @@ class Lease:
         if self._live and self.meter is None:
             self.meter = meter
             self._metered(self)
+
+    def rehome(self, given: "Lease") -> None:
+        """Become the lease that `given` is, which nobody has used: its satellite was not known when this one was made."""
+        self.address, self.over, self.suspect = given.address, given.over, given.suspect
+        self._release, self._metered, self._used = given._release, given._metered, given._used
+        if self.meter is not None:
+            self._metered(self)
+
+    def on_used(self, used: Callable[[], None]) -> "Lease":
+        """Call `used` if a connection that was to be ended as quiet goes on."""
+        self._used = used
+        return self
+
+    def tell_used(self) -> None:
+        """The connection was to be ended as quiet, and goes on."""
+        if self._live:
+            self._used()
 
     def release(self) -> None:
         """Give the lease back; idempotent."""

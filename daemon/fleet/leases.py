@@ -39,7 +39,14 @@ class Leases:
     def grant(self, address: Address) -> Lease:
         """Make a lease. Its holder releases it."""
         self.granted += 1
-        return Lease(address, self._released, self._metered, over=self._over, suspect=self._suspect)
+        lease = Lease(address, self._released, self._metered, over=self._over, suspect=self._suspect)
+        return lease.on_used(lambda: self._feed(msg.StillUsed()))
+
+    def adopt(self, address: Address) -> Lease:
+        """Make the lease of a client that was spliced before this object was made."""
+        lease = self.grant(address)
+        self._feed(msg.Adopted())
+        return lease
 
     def lapse(self) -> None:
         """The satellite is not as it was when the leases were granted: tell their holders."""

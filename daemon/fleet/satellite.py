@@ -36,8 +36,8 @@ from bentpipe.daemon.fleet.reader import Reader, ReadSatellite
 from bentpipe.daemon.fleet.readiness import wait_listening, wait_listening_seldom
 from bentpipe.daemon.fleet.resume import ResumeDetector
 from bentpipe.daemon.fleet.retirement import Retirement
-from bentpipe.daemon.fleet.waiters import Waiter, Waiters
-from bentpipe.daemon.fleet.watching import first_look, run_calendar, run_watch
+from bentpipe.daemon.fleet.waiters import Waiters
+from bentpipe.daemon.fleet.watching import SETTLE_S, first_look, run_calendar, run_watch
 from bentpipe.daemon.fleet.whereabouts import Means, Whereabouts
 from bentpipe.daemon.ids import machine_id_of
 from bentpipe.daemon.model import Address, Machine, Resume, SatelliteKey, SatelliteState, Transition
@@ -77,13 +77,11 @@ class Satellite:
         self._machine = SatelliteMachine(rules)
         self._presence = Presence(key, context.coordination, lambda: self._machine.known)
         tokens = LaunchTokens(key, context.registry, context.wall)
-        forbids_stop = self._presence.forbids_stop
-        acting = (context.provider, context.coordination, key, forbids_stop, tokens)
-        coordinated = CoordinatedProvider(*acting, confirm, context.reserve)
+        acting = (context.provider, context.coordination, key, self._presence.forbids_stop, tokens)
+        coordinated = CoordinatedProvider(*acting, confirm, context.reserve, context.noting_stop)
         self._provider: Provider = TypedProvider(coordinated, str(key))
-        look_deadline_s = rules.traits.look_deadline_s
         self._calls = MachineCalls(
-            *(key, self._provider, self._machine_id, tokens, look_deadline_s),
+            *(key, self._provider, self._machine_id, tokens, rules.traits.look_deadline_s),
             feed=self._feed,
             waiting=lambda: self.waiting,
             presence=self._presence,
@@ -104,6 +102,7 @@ class Satellite:
             owned=rules.owned,
         )
         self._whereabouts = Whereabouts(key, context.addresses, means)
+        self.stop_noted = False  # whether an earlier process was about to stop the machine when it died
         self._recovering = False
         self._creating = 0
         self._retirement = Retirement(key, self._refuse, self._report)
@@ -150,7 +149,7 @@ class Satellite:
             waiter = self._waiters.add(who)
             refusal = self._waiters.refusal(payer)
             self._feed(msg.Arrived(waiter.id, refusal is not None, since, tell_by, refusal or ""))
-        self._waiters.hold(waiter, payer, refusal, self._let_go)
+        self._waiters.hold(waiter, payer, refusal, lambda gone: self._feed(msg.Departed(gone.id)))
         try:
             await waiter.done.wait()
         except trio.Cancelled:
@@ -181,9 +180,9 @@ class Satellite:
         self._waiters.remove(waiter)
         return waiter.outcome()
 
-    def _let_go(self, waiter: Waiter) -> None:
-        """A held client gives its place to a client of another principal."""
-        self._feed(msg.Departed(waiter.id))
+    def adopt(self, address: Address) -> Lease:
+        """Lease the satellite, in any state, to a client that was spliced before this daemon started."""
+        return self._leases.adopt(address)
 
     def _last_seen(self) -> Machine | None:
         return self._machine.known.machine
@@ -314,7 +313,8 @@ class Satellite:
             self._machine.calls_ended(looks=True)
             traits = self.rules.traits
             watch = (self._provider, self._machine_id, traits.look_deadline_s, self._feed, self._calls.looks)
-            await nursery.start(start_owned, self._owner("watch"), run_watch, *watch)
+            settle_s, self.stop_noted = SETTLE_S if self.stop_noted else 0.0, False
+            await nursery.start(start_owned, self._owner("watch"), run_watch, *watch, settle_s)
             calendar = (self._keep_awake, traits.hibernation_limit_s, self._wall, self._last_seen, self._feed)
             nursery.start_soon(run_owned, self._owner("calendar"), run_calendar, *calendar)
             if self.rules.ends_quiet:
@@ -469,16 +469,16 @@ class Satellite:
     # -- what takes time -----------------------------------------------------------------------------------------------
 
     def _spawn(self, task: Callable[[*Ts], Awaitable[object]], *arguments: *Ts) -> None:
-        if self._nursery is None:
-            raise AssertionError("not running")
         owner = Owner("satellite call", str(self.key), Decision.GIVE_UP, told=self._call_broke)
-        self._nursery.start_soon(run_owned, owner, task, *arguments)
+        self._running().start_soon(run_owned, owner, task, *arguments)
 
     def _spawn_search(self, search: Callable[[], Awaitable[None]]) -> None:
+        self._running().start_soon(run_owned, Owner("address", str(self.key), Decision.GIVE_UP), search)
+
+    def _running(self) -> trio.Nursery:
         if self._nursery is None:
             raise AssertionError("not running")
-        owner = Owner("address", str(self.key), Decision.GIVE_UP)
-        self._nursery.start_soon(run_owned, owner, search)
+        return self._nursery
 
     async def _run_probe(self, address: Address, scope: trio.CancelScope) -> None:
         with scope:

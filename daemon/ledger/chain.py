@@ -13,6 +13,10 @@ UNWATCHED = frozenset({SatelliteState.UNKNOWN, SatelliteState.OFFLINE})
 """States in which no daemon watches the satellite. All others end at the last heartbeat if the daemon crashes."""
 
 
+USED = SatelliteState.OPERATIONAL
+"""The state of a satellite whose open interval goes on though no daemon watches, because clients use it (law 4)."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Move:
     """A satellite's chain goes on: its open interval ends with `facts`, and one of `state` begins at the same moment.

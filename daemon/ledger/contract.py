@@ -6,6 +6,7 @@ A ledger is a chain of intervals for each satellite. `tests/beds/contracts/ledge
 2. Nothing lies in the future. If the wall clock steps back, what was recorded past the new time is moved to it.
 3. The boot clock measures how long an interval lasted, so a step of the wall clock changes no sum.
 4. What no daemon watched is UNKNOWN: after a crash the open intervals end at the last heartbeat, not at the restart.
+   But a satellite that was OPERATIONAL, and that clients have used all the while, goes on: their connections are the proof.
    A satellite that the configuration no longer names is OFFLINE.
 5. One daemon writes. The run that called `begin` last may write; every earlier run gets LedgerTakenOver from then on.
 6. A transition is recorded once: it has a serial number, so a call that failed half-way can be repeated.
@@ -113,8 +114,10 @@ class Interval:
 class Ledger(Protocol):
     """Records for one daemon. Every method raises StoreError, or StoreUnusable if another attempt would fail too."""
 
-    async def begin(self, keys: Collection[SatelliteKey], at: Stamp) -> None:
+    async def begin(self, keys: Collection[SatelliteKey], at: Stamp, in_use: Collection[SatelliteKey] = ()) -> None:
         """Start a new run: end what a crash left open, and open an UNKNOWN interval for each satellite.
+
+        `in_use` are satellites that clients have used since before the last run ended: law 4.
 
         Called once, before every other method except `intervals`. It may be repeated if it failed.
         """
@@ -128,8 +131,8 @@ class Ledger(Protocol):
         """Write a heartbeat: all that happened until `at` is recorded."""
         ...
 
-    async def end(self, at: Stamp) -> None:
-        """End the run: from now on no daemon watches, and every satellite is UNKNOWN."""
+    async def end(self, at: Stamp, in_use: Collection[SatelliteKey] = ()) -> None:
+        """End the run: from now on no daemon watches, and every satellite is UNKNOWN, except those that are used: law 4."""
         ...
 
     async def intervals(self, since_us: int, until_us: int) -> list[Interval]:

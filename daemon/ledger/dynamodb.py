@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from bentpipe.daemon.ledger.chain import UNWATCHED, Move, first_moves
+from bentpipe.daemon.ledger.chain import UNWATCHED, USED, Move, first_moves
 from bentpipe.daemon.ledger.contract import ENDED_BADLY, STOPPED, Interval, LedgerTakenOver, Stamp, StampedTransition
 from bentpipe.daemon.ledger.dynamodb_items import (
     LIFE,
@@ -57,7 +57,7 @@ class DynamoLedger:
         self._chains: _HostChains | None = None
         self._one_at_a_time = trio.Lock()
 
-    async def begin(self, keys: Collection[SatelliteKey], at: Stamp) -> None:
+    async def begin(self, keys: Collection[SatelliteKey], at: Stamp, in_use: Collection[SatelliteKey] = ()) -> None:
         """See Ledger."""
         async with self._one_at_a_time:
             self._chains = None
@@ -68,7 +68,7 @@ class DynamoLedger:
                 predecessor = chains.record.run
                 chains.record.run = self._run
                 last = await chains.pull_back(at, predecessor)
-                for key in chains.watched():
+                for key in chains.watched(in_use):
                     chains.move(key, Move(SatelliteState.UNKNOWN, last, ENDED_BADLY))
             open_now = {key: each.state for key, each in chains.open.items()}
             for key, move in first_moves(open_now, sorted(set(keys)), at):
@@ -105,12 +105,12 @@ class DynamoLedger:
             await chains.write(self._run)
             self._chains = chains
 
-    async def end(self, at: Stamp) -> None:
+    async def end(self, at: Stamp, in_use: Collection[SatelliteKey] = ()) -> None:
         """See Ledger."""
         async with self._one_at_a_time:
             chains = await self._take_chains()
             await chains.pull_back(at, self._run)
-            for key in chains.watched():
+            for key in chains.watched(in_use):
                 chains.move(key, Move(SatelliteState.UNKNOWN, at, STOPPED))
             chains.kept_record.heartbeat = at
             await chains.write(self._run)
@@ -167,9 +167,13 @@ class _HostChains:
     def moves_to_write(self) -> int:
         return sum(1 + len(past) for past in self._moved.values())
 
-    def watched(self) -> list[SatelliteKey]:
-        """Satellites whose open interval has a state that the daemon watched."""
-        return [key for key, each in self.open.items() if each.state not in UNWATCHED]
+    def watched(self, in_use: Collection[SatelliteKey]) -> list[SatelliteKey]:
+        """Satellites whose open interval has a state that the daemon watched, and that does not go on without it."""
+        return [
+            key
+            for key, each in self.open.items()
+            if each.state not in UNWATCHED and not (each.state is USED and key in in_use)
+        ]
 
     def move(self, key: SatelliteKey, move: Move) -> None:
         """End the open interval, if there is one, and open the next."""

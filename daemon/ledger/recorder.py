@@ -7,7 +7,7 @@ newest transition is kept, and the time before it is UNKNOWN: the ledger may lac
 import collections
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import trio
 
@@ -64,6 +64,8 @@ class Recorder:
         self._queue_limit = queue_limit
         self._now = now
         self._began_at = now()
+        self.in_use: Collection[SatelliteKey] = ()
+        """Satellites that clients used when the run began; set again before it ends, if their connections outlive it."""
         self._begun = False
         self._queue: collections.deque[StampedTransition] = collections.deque()
         self._missed: dict[SatelliteKey, _Missed] = {}
@@ -110,14 +112,15 @@ class Recorder:
         self._woken = trio.Event()
         try:
             if not self._begun:
-                await self._ledger.begin(self._keys, self._began_at)
+                await self._ledger.begin(self._keys, self._began_at, self.in_use)
+                self.in_use = ()
                 self._begun = True
             if not self._queue and not last:
                 await self._ledger.beat(self._now())
             while self._queue or self._missed:
                 await self._write_batch()
             if last:
-                await self._ledger.end(self._now())
+                await self._ledger.end(self._now(), self.in_use)
         except StoreError as exc:
             self._failed(str(exc))
             return False

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from bentpipe.daemon.ledger.chain import UNWATCHED, Move, first_moves
+from bentpipe.daemon.ledger.chain import UNWATCHED, USED, Move, first_moves
 from bentpipe.daemon.ledger.contract import (
     ENDED_BADLY,
     STOPPED,
@@ -37,9 +37,9 @@ class SqliteLedger:
         self._file = SqliteFile(path, read_only=read_only)
         self._run = str(uuid.uuid4())
 
-    async def begin(self, keys: Collection[SatelliteKey], at: Stamp) -> None:
+    async def begin(self, keys: Collection[SatelliteKey], at: Stamp, in_use: Collection[SatelliteKey] = ()) -> None:
         """See Ledger."""
-        await self._call(lambda chains: chains.begin(keys, at))
+        await self._call(lambda chains: chains.begin(keys, at, in_use))
 
     async def record(self, transitions: Sequence[StampedTransition]) -> None:
         """See Ledger."""
@@ -49,9 +49,9 @@ class SqliteLedger:
         """See Ledger."""
         await self._call(lambda chains: chains.beat(at))
 
-    async def end(self, at: Stamp) -> None:
+    async def end(self, at: Stamp, in_use: Collection[SatelliteKey] = ()) -> None:
         """See Ledger."""
-        await self._call(lambda chains: chains.end(at))
+        await self._call(lambda chains: chains.end(at, in_use))
 
     async def intervals(self, since_us: int, until_us: int) -> list[Interval]:
         """See Ledger."""
@@ -74,12 +74,12 @@ class _Chains:
         self._run = run
         self._stamps = MalformedRows("ledger")
 
-    def begin(self, keys: Collection[SatelliteKey], at: Stamp) -> None:
+    def begin(self, keys: Collection[SatelliteKey], at: Stamp, in_use: Collection[SatelliteKey]) -> None:
         with transaction(self._connection):
             last = self._heartbeat()
             if last is not None:
                 last = self._pull_back(last, at)
-                for satellite in self._watched():
+                for satellite in self._watched(in_use):
                     self._move(satellite, Move(SatelliteState.UNKNOWN, last, ENDED_BADLY))
             wanted = sorted({self._satellite(key) for key in keys})
             rows = self._execute("SELECT satellite, state FROM interval WHERE to_us IS NULL").fetchall()
@@ -108,10 +108,10 @@ class _Chains:
             self._pull_back(last, at)
             self._beat(at)
 
-    def end(self, at: Stamp) -> None:
+    def end(self, at: Stamp, in_use: Collection[SatelliteKey]) -> None:
         with self._writing() as last:
             self._pull_back(last, at)
-            for satellite in self._watched():
+            for satellite in self._watched(in_use):
                 self._move(satellite, Move(SatelliteState.UNKNOWN, at, STOPPED))
             self._beat(at)
 
@@ -183,13 +183,14 @@ class _Chains:
         )
         return Stamp(at.wall_us, last.boot_us, last.boot_id)
 
-    def _watched(self) -> list[int]:
-        """Satellites whose open interval has a state that the daemon watched."""
+    def _watched(self, in_use: Collection[SatelliteKey]) -> list[int]:
+        """Satellites whose open interval has a state that the daemon watched, and that does not go on without it."""
         rows = self._execute(
-            "SELECT satellite FROM interval WHERE to_us IS NULL AND state NOT IN (?, ?)",
+            "SELECT satellite, state FROM interval WHERE to_us IS NULL AND state NOT IN (?, ?)",
             sorted(state.value for state in UNWATCHED),
         )
-        return [satellite for (satellite,) in rows.fetchall()]
+        used = {self._satellite(key) for key in in_use}
+        return [found for found, state in rows.fetchall() if state != USED.value or found not in used]
 
     def _satellite(self, key: SatelliteKey) -> int:
         self._execute("INSERT INTO satellite (org, name) VALUES (?, ?) ON CONFLICT DO NOTHING", (key.org, key.name))

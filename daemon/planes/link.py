@@ -150,6 +150,10 @@ class Link:
             self._batching.queue(ByeRecord(LINK_ID, code, words[: WORDS_BYTES // 4]))
         self.flush_nowait()
 
+    def close_soon(self) -> None:
+        """Have `run_link` return, as if the peer had gone."""
+        self._slow.set()
+
     def close(self) -> None:
         """Close the socket; idempotent. The peer can still read what was sent."""
         if self._sock.fileno() >= 0:

@@ -200,3 +200,4 @@ ROWS = (
 
 BY_NUMBER = {row.number: row for row in ROWS}
 BY_CLASS = {row.made: row for row in ROWS}
+RECORD_NUMBERS = {row.made: row.number for row in ROWS}

@@ -4,8 +4,10 @@ The steps that may fail for the operator to mend come first (descriptors, certif
 cannot start has touched nothing.
 """
 
+import contextlib
 import dataclasses
 import logging
+from pathlib import Path
 
 import trio
 
@@ -44,6 +46,7 @@ from bentpipe.daemon.service.descriptors import share_out
 from bentpipe.daemon.service.engine_priority import start_engine
 from bentpipe.daemon.service.machines import Machines, addresses_of, machines_of
 from bentpipe.daemon.service.parts import Daemon, Records
+from bentpipe.daemon.service.planes import Planes, make_planes
 from bentpipe.daemon.service.ports import (
     OpenPorts,
     open_ports,
@@ -56,7 +59,7 @@ from bentpipe.daemon.service.reserve import make_giver, make_reserve
 from bentpipe.daemon.service.satellite_ca import SatelliteCa, make_keeper, make_satellite_ca
 from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.daemon.service.user_data import UserDataMaker
-from bentpipe.native.engine import Engine, Ktls
+from bentpipe.native.engine import Engine, EngineOptions, Ktls
 
 log = logging.getLogger("bentpipe")
 
@@ -78,17 +81,17 @@ class _Resources:
     user_data: UserDataMaker
 
 
-def _open_resources(config: Config, place: KeeperPlace) -> _Resources:
+def _open_resources(config: Config, place: KeeperPlace, planes: Planes | None) -> _Resources:
     given = soft_limit()
     descriptors = share_out(config, raise_limit())
     ktls = find_ktls(config)
-    spoken = [read_port(section, ktls) for section in config.listener]
+    spoken = [] if planes is not None else [read_port(section, ktls) for section in config.listener]
     satellite_tls, type_tls = satellite_tls_of(config, ktls), type_tls_of(config, ktls)
     stores = open_stores(config.store)
     account_parts = make_accounts(config, stores)
     keeper = make_keeper(config)
     ports = open_ports(config, spoken)
-    engine = start_engine(config, descriptors, ktls)
+    engine = start_engine(config, descriptors, ktls) if planes is None else Engine(EngineOptions(threads=1))
     log.info("descriptors", extra={"fields": dataclasses.asdict(descriptors)})
     satellite_ca = (
         None if keeper is None else make_satellite_ca(config, keeper, stores, satellite_tls, ktls, ports.enrolment)
@@ -101,25 +104,29 @@ def _open_resources(config: Config, place: KeeperPlace) -> _Resources:
     )
 
 
-def assemble(config: Config, problem: str = "", place: KeeperPlace = PRIVATE) -> Daemon:
+def assemble(
+    config: Config, problem: str = "", place: KeeperPlace = PRIVATE, config_path: Path | None = None
+) -> Daemon:
     """Build the daemon. `place` is where the keeper of local satellites is.
 
-    Raises OSError (a taken port, a bad key, TooFewDescriptors) or TlsError (a bad certificate).
+    `config_path` is the file from which a data plane of its own reads the configuration. Raises OSError (a taken port, a bad
+    key, TooFewDescriptors) or TlsError (a bad certificate).
     """
-    opened = _open_resources(config, place)
+    planes = make_planes(config, config_path)
+    opened = _open_resources(config, place, planes)
     stores, machines, satellite_tls = opened.stores, opened.machines, opened.satellite_tls
     account_parts, satellite_ca = opened.account_parts, opened.satellite_ca
     addresses = addresses_of(config)
     records = Records(stores, _recorder_of(config, stores))
     announcements = Announcements()
     news = ApiNews()
-    handoff = HandOff(opened.engine, news.reservations.connected)
+    handoff = HandOff(opened.engine, news.reservations.connected, None if planes is None else planes.splicer)
     responders = responders_of(config)
     questions = Questions(satellite_tls, responders, announcements.hear)
     giver = make_giver(config, stores, machines, opened.user_data)
     health, fleet = _fleet_of(
         *(config, machines.providers, addresses, records, giver),
-        *(questions, reading_of(config, questions, handoff), news.states),
+        *(questions, reading_of(config, questions, handoff), news.states, planes),
     )
     identities = Identities(account_parts.admission, account_parts.certificates)
     counters = ConnectionCounters()
@@ -144,8 +151,10 @@ def assemble(config: Config, problem: str = "", place: KeeperPlace = PRIVATE) ->
         satellite_tls=satellite_tls,
         greetings=Deadlines(config.limits.greeting_deadline_s),
         announcements=announcements,
+        planes=None if planes is None else planes.splicer,
     )
     return Daemon(
+        planes=planes,
         config=config,
         config_problem=problem,
         edge=edge,
@@ -189,6 +198,7 @@ def _fleet_of(
     questions: Questions,
     reading: ReadingContext | None,
     states: StateBoard,
+    planes: Planes | None,
 ) -> tuple[HealthBoard, Fleet]:
     """Build the satellites, and their health for health checks. Each change of state is logged, counted and recorded."""
 
@@ -211,6 +221,7 @@ def _fleet_of(
         reserve=reserve,
         read_boot_info=questions.boot_info,
         reading=reading,
+        noting_stop=contextlib.nullcontext if planes is None else planes.noting_stop,
     )
     fleet = Fleet(config.satellite, context, max_held=limits.max_held_per_satellite, budget=config.budget)
     health = HealthBoard(fleet)

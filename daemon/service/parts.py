@@ -26,6 +26,7 @@ from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import AccountParts
 from bentpipe.daemon.service.api import ApiNews
 from bentpipe.daemon.service.certificate_watch import CertificateWatch
+from bentpipe.daemon.service.planes import Planes
 from bentpipe.daemon.service.ports import Ports
 from bentpipe.daemon.service.satellite_ca import SatelliteCa
 from bentpipe.daemon.service.stores import Stores
@@ -71,13 +72,19 @@ class Daemon:
     """None: no satellite registers itself."""
     ports: Ports
     certificate_watch: CertificateWatch
+    planes: Planes | None = None
+    """The data planes, if they are processes of their own."""
     turns: TurnMeter = dataclasses.field(default_factory=TurnMeter)
     drain: trio.Event = dataclasses.field(default_factory=trio.Event)
     """Set it to begin the drain."""
+    leave: trio.Event = dataclasses.field(default_factory=trio.Event)
+    """Set it, before `drain`, to leave all connections to the next control plane instead."""
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
         """(IP address, port) of each client listener, as bound."""
+        if self.planes is not None:
+            return tuple(each.address for each in self.config.listener if each.address is not None)
         return tuple(listener.address for listener in self.ports.listeners)
 
     @property
@@ -116,6 +123,8 @@ class Daemon:
         A certificate that cannot be read is logged, and the old one stays.
         """
         self.ports.certificates.ask()
+        if self.planes is not None:
+            self.planes.reload()
         self.certificate_watch.ask()
         self.fleet.reset()
 

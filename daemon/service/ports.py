@@ -16,6 +16,7 @@ from bentpipe.daemon.connections.arrival import Arrival
 from bentpipe.daemon.connections.listener import Gate, Listener, bind, listen_for
 from bentpipe.daemon.connections.port import Port, read_port
 from bentpipe.daemon.connections.transport import Transport
+from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.session import Session
 from bentpipe.daemon.service import sd
@@ -58,7 +59,7 @@ class Ports:
 
 
 def open_ports(config: Config, spoken: Sequence[Port]) -> OpenPorts:
-    """Open every socket; `spoken` is what `read_port` says of each listener.
+    """Open every socket; `spoken` is what `read_port` says of each listener; empty if the data plane has those.
 
     Raises OSError, with none left open except those that systemd has passed: another configuration may use them.
     """
@@ -66,7 +67,7 @@ def open_ports(config: Config, spoken: Sequence[Port]) -> OpenPorts:
     with contextlib.ExitStack() as opened:
         opened.callback(_leave_open, passed)
         clients = []
-        for section, port in zip(config.listener, spoken, strict=True):
+        for section, port in zip(config.listener if spoken else (), spoken, strict=True):
             for sock in listen_for(section, passed):
                 if section.address is not None:
                     opened.enter_context(sock)
@@ -102,7 +103,7 @@ def serve_ports(
     gate = Gate(edge.quotas, edge.counters, admit_below_fd)
 
     def serve(client: Transport, port: Port, arrival: Arrival) -> Awaitable[None]:
-        return Session(edge, client, port, arrival).run()
+        return Session(edge, Caller(client, arrival), port).run()
 
     listeners = tuple(Listener(sock, port, gate, serve) for _, port, sock in opened.clients)
     sections = [section for section, _, _ in opened.clients]

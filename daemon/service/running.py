@@ -1,6 +1,7 @@
 """Runs a daemon's parts as one tree of tasks, drains it and stops it.
 
-    run_daemon > providers > satellites' processes, looks at EC2
+    run_daemon > data planes, if they are processes of their own
+               > providers > satellites' processes, looks at EC2
                > fleet > one nursery a satellite
                > satellite authority, machine identities, enrolment
                > provisioning, registrar: satellites that are launched, registered or removed
@@ -25,6 +26,7 @@ from bentpipe.daemon.service.cutting import cut_revoked
 from bentpipe.daemon.service.engine_watch import run_engine_watch
 from bentpipe.daemon.service.metrics_server import MetricsServer
 from bentpipe.daemon.service.parts import Daemon
+from bentpipe.daemon.service.planes import PlaneUnusable
 from bentpipe.daemon.service.statistics import log_daemon_statistics
 from bentpipe.daemon.service.tokens import run_token_refresh
 from bentpipe.daemon.tasks import Owner, contained, run_owned, start_owned
@@ -33,6 +35,8 @@ log = logging.getLogger("bentpipe")
 
 ABORT_DEADLINE_S = 5.0
 """For the ends of connections that were cut: the engine has them within a millisecond."""
+LEAVE_S = 0.5
+"""For the goodbyes to clients of the control API and of health checks, before a control plane leaves its data plane."""
 REFUSAL_EACH_S = 0.005
 """Time for each client that is refused at the drain, since many clients are refused a few at a time."""
 
@@ -43,24 +47,38 @@ async def run_daemon(daemon: Daemon, *, task_status: trio.TaskStatus[Daemon] = t
     `task_status` is told once the ports are open. At the end nothing of the daemon is left: no process, socket or thread.
     """
     trio.lowlevel.add_instrument(daemon.turns)
+    unusable: PlaneUnusable | None = None
+    cut = 0
     try:
         async with trio.open_nursery() as nursery:
-            await _start_parts(daemon, nursery)
+            try:
+                await _start_parts(daemon, nursery)
+            except PlaneUnusable as exc:
+                unusable = exc  # raised below, and not in a group
+                nursery.cancel_scope.cancel()
+                await trio.lowlevel.checkpoint()
             async with trio.open_nursery() as sessions:
                 await _accept_until_drained(daemon, sessions, task_status)
-                cut = await _drain(daemon, sessions)
+                cut = await (_leave(daemon, sessions) if daemon.leave.is_set() else _drain(daemon, sessions))
             with contained(Owner("drain", "statistics")):
                 log_daemon_statistics(daemon)
             log.info("drained", extra={"fields": {"cut": cut}})
             nursery.cancel_scope.cancel()
     finally:
         await _close(daemon)
+    if unusable is not None:
+        raise unusable
     return cut
 
 
 async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
     """Start all parts except the listeners, and wait for those that other parts need."""
     edge, ports, stores = daemon.edge, daemon.ports, daemon.records.stores
+    if daemon.planes is not None:
+        # Before anything else: a client that is spliced already uses its satellite.
+        await daemon.planes.start(edge, nursery)
+        if daemon.recorder is not None:
+            daemon.recorder.in_use = daemon.planes.adopted
     if daemon.recorder is not None:
         nursery.start_soon(run_owned, Owner("recorder"), daemon.recorder.run_recorder)
     account_parts = daemon.account_parts
@@ -70,6 +88,8 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
     await account_parts.start(nursery)
     daemon.api_news.start(nursery)
     await nursery.start(start_owned, Owner("coordination"), stores.coordination.run)
+    if daemon.planes is not None:
+        await daemon.planes.enter_all(stores.coordination)
     if stores.check_fleet is not None:
         nursery.start_soon(run_owned, Owner("fleet check"), stores.check_fleet, daemon.config.ec2.fleet)
     if daemon.satellite_ca is not None:
@@ -98,13 +118,33 @@ async def _accept_until_drained(daemon: Daemon, sessions: trio.Nursery, task_sta
     async with trio.open_nursery() as accepting:
         for listener in daemon.ports.listeners:
             accepting.start_soon(run_owned, Owner("listener", str(listener.address)), listener.run_listener, sessions)
-        for host, port in daemon.addresses:
-            log.info("listening", extra={"fields": {"host": host, "port": port}})
+        if daemon.planes is not None:
+            daemon.planes.serve(sessions)  # its log has said where it listens
+            log.info("serving", extra={"fields": {"spliced": daemon.handoff.live}})
+        else:
+            for host, port in daemon.addresses:
+                log.info("listening", extra={"fields": {"host": host, "port": port}})
         for host, port in daemon.metrics_addresses:
             log.info("metrics", extra={"fields": {"host": host, "port": port}})
         task_status.started(daemon)
         await daemon.drain.wait()
         accepting.cancel_scope.cancel()
+
+
+async def _leave(daemon: Daemon, sessions: trio.Nursery) -> int:
+    """End what only this process can answer, and leave everything else to the next control plane. Cuts nothing."""
+    assert daemon.planes is not None
+    sd.notify("STOPPING=1")
+    log.info("leaving", extra={"fields": {"spliced": daemon.handoff.live}})
+    for step in (daemon.api.drain, daemon.drain_local_api, daemon.health.drain):
+        with contained(Owner("leave", step.__qualname__)):
+            step()
+    await trio.sleep(LEAVE_S)
+    if daemon.recorder is not None:
+        daemon.recorder.in_use = daemon.handoff.satellites
+    daemon.planes.leave()
+    sessions.cancel_scope.cancel()
+    return 0
 
 
 async def _drain(daemon: Daemon, sessions: trio.Nursery) -> int:
@@ -121,6 +161,8 @@ async def _drain(daemon: Daemon, sessions: trio.Nursery) -> int:
     for step in steps:
         with contained(Owner("drain", step.__qualname__)):
             step()
+    if daemon.planes is not None:
+        daemon.planes.drain(daemon.config.daemon.drain_deadline_s)
     with trio.move_on_after(daemon.config.daemon.drain_deadline_s):
         await handoff.wait_none()
     cut = handoff.live

@@ -71,7 +71,13 @@ def _run(
         try:
             cut = trio.run(
                 run_with_signals,
-                lambda started: serve(config, task_status=announce(started), problem=problem, place=place),
+                lambda started: serve(
+                    config,
+                    task_status=announce(started),
+                    problem=problem,
+                    place=place,
+                    config_path=loaded.texts.path,
+                ),
             )
         except (OSError, TlsError):
             raise  # it could not start: the command line says why
@@ -87,11 +93,12 @@ async def serve(
     task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED,
     problem: str = "",
     place: KeeperPlace = PRIVATE,
+    config_path: Path | None = None,
 ) -> int:
     """Serve until the daemon's `drain` is set, then drain. Returns how many connections were cut.
 
     `problem` says why this is not the configuration that the operator wanted, if so. `place` is where the keeper of local
-    satellites is; by default they end with this. Raises OSError (a port is taken,
-    TooFewDescriptors) or TlsError (a bad certificate) before anything is started.
+    satellites is; by default they end with this. `config_path` is the configuration's file, for a data plane of its own.
+    Raises OSError (a port is taken, TooFewDescriptors) or TlsError (a bad certificate) before anything is started.
     """
-    return await run_daemon(assemble(config, problem, place), task_status=task_status)
+    return await run_daemon(assemble(config, problem, place, config_path), task_status=task_status)

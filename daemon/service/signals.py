@@ -56,7 +56,9 @@ async def run_with_signals(serve: Callable[[trio.TaskStatus[Daemon]], Awaitable[
 
 
 def _act_on(number: signal.Signals, daemon: Daemon | None, everything: trio.CancelScope) -> None:
-    """Do what a signal asks for. A daemon that has not started yet has no clients to drain, and ends at once."""
+    """Do what a signal asks for. SIGUSR2 leaves a data plane of its own as it is; without one it drains as SIGTERM does.
+
+    A daemon that has not started yet has no clients to drain, and ends at once."""
     match number:
         case signal.SIGHUP if daemon is not None:
             daemon.reload()
@@ -64,10 +66,12 @@ def _act_on(number: signal.Signals, daemon: Daemon | None, everything: trio.Canc
             log_daemon_statistics(daemon)
         case signal.SIGUSR2 if daemon is not None:
             daemon.leave_satellites()
+            if daemon.planes is not None:
+                daemon.leave.set()
             daemon.drain.set()
         case signal.SIGTERM | signal.SIGINT if daemon is not None:
             daemon.drain.set()
-        case signal.SIGTERM | signal.SIGINT:
+        case signal.SIGTERM | signal.SIGINT | signal.SIGUSR2:
             everything.cancel()
         case _:
             log.warning("not started yet: the signal is ignored", extra={"fields": {"signal": number.name}})

@@ -32,8 +32,7 @@ from beds.peers.clients import CallError, GrpcioClient
 from beds.ports import free_port
 from bentpipe.config.load import load_config
 from bentpipe.daemon import tasks
-from bentpipe.daemon.connections import transport
-from bentpipe.daemon.edge import dial
+from bentpipe.daemon.connections import dial_once, transport
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.questions import Questions
 from bentpipe.daemon.fleet import leases, satellite, watching
@@ -78,7 +77,7 @@ PLACES: tuple[tuple[object, str], ...] = (
     *((socket.socket, name) for name in ("accept", "bind", "connect_ex", "getsockopt", "getsockname")),
     *((transport.Transport, name) for name in ("receive_nowait", "send_nowait", "detach", "close_gracefully")),
     (transport, "tune_socket"),
-    (dial, "_resolve"),
+    (dial_once, "_resolve"),
     *((Questions, name) for name in ("boot_info", "read")),
     *((os, name) for name in ("pipe2", "pidfd_open", "listdir", "readlink", "set_blocking", "killpg", "close")),
     (subprocess, "Popen"),

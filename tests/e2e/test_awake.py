@@ -8,8 +8,8 @@ import trio
 from beds.hosts.in_process import DEADLINE_S, PLAIN, TOKEN, counted
 from beds.peers.clients import GrpcioClient
 from bentpipe.daemon.connections.outcomes import Outcome
-from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge import splicing
+from bentpipe.daemon.edge.channel import Channel
 from bentpipe.daemon.edge.dial import dial_at_once
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.serve import Daemon
@@ -37,10 +37,10 @@ async def no_lease_is_left(daemon: Daemon) -> None:
 async def test_calls_to_an_awake_satellite(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, reached_at_once: bool
 ) -> None:
-    attempts: list[Transport | None] = []
+    attempts: list[Channel | None] = []
     leases: list[int] = []
 
-    async def first_attempt(*arguments: Any) -> Transport | None:
+    async def first_attempt(*arguments: Any) -> Channel | None:
         attempts.append(await dial_at_once(*arguments) if reached_at_once else None)
         leases.append(daemon.fleet.get(KEY).leases)
         return attempts[-1]

@@ -13,6 +13,7 @@ from beds.http2 import EMPTY_SETTINGS, texts
 from bentpipe.proto.ack_filter import AckFilter
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.events import NotHttp2, PeerKind, RequestHeaders
+from bentpipe.proto.first_settings import Announcement
 from bentpipe.proto.frames import ACK, END_HEADERS, PREFACE, FrameType, frame
 from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.grpc_status import GrpcStatus
@@ -179,3 +180,53 @@ def test_a_real_client_reads_our_refusal(spoke_before: bool) -> None:
     assert ("grpc-status", "5") in texts(response.headers).items()
     assert ("grpc-message", "no such satellite: %C3%A4") in texts(response.headers).items()
     assert any(isinstance(e, h2.events.ConnectionTerminated) for e in events)
+
+
+def test_the_ranges_that_do_not_belong_to_the_transcript_are_told_once() -> None:
+    greeting = Greeting()
+    assert greeting.take_removed() == ()
+    ping = frame(FrameType.PING, 0, 0, bytes(8))
+    said = opening() + ping
+    greeting.receive_data(said, 0.0)
+    assert greeting.take_removed() == ((len(said) - len(ping), len(ping)),)
+    greeting.receive_data(SETTINGS_ACK + ping, 0.0)
+    assert greeting.take_removed() == ((len(said), 9), (len(said) + 9, len(ping)))
+    assert greeting.take_removed() == ()
+
+
+@pytest.mark.parametrize("cut", range(0, 60, 7))
+def test_another_greeting_goes_on_from_the_transcript_and_the_mark(cut: int) -> None:
+    """Whatever is cut off in the middle: the next one says nothing twice, and answers what was not answered."""
+    ping = frame(FrameType.PING, 0, 0, bytes(8))
+    said = opening() + SETTINGS_ACK + ping
+    first = Greeting()
+    first.announce(Announcement(streams=100, window_bytes=0))
+    first.take_removed()
+    first.receive_data(opening()[:40], 0.0)
+    first.end_of_first_flight()
+    words = first.data_to_send()
+    first.receive_data(said[40 : len(said) - cut], 0.0)
+    words += first.data_to_send()
+    kept = bytearray(said[: len(said) - cut])
+    for at, size in reversed(first.take_removed()):
+        del kept[at : at + size]
+    second = Greeting()
+    second.resume(first.mark)
+    second.receive_data(bytes(kept) + said[len(said) - cut :], 0.0)
+    words += second.data_to_send()
+    assert words.count(frame(FrameType.PING, ACK, 0, bytes(8))) == 1
+    assert words.startswith(Announcement(streams=100, window_bytes=0).frame())
+    assert words.count(Announcement(streams=100, window_bytes=0).frame()) == 1
+    assert second.announced == first.announced
+    assert second.transcript_bytes == opening()
+    assert not second.awaiting_ack
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
+def test_every_announcement_fits_the_mark(streams: int, window_bytes: int) -> None:
+    greeting, other = Greeting(), Greeting()
+    greeting.announce(Announcement(streams, window_bytes))
+    greeting.speak()
+    assert greeting.mark < 1 << 64
+    other.resume(greeting.mark)
+    assert (other.announced, other.spoke, other.awaiting_ack) == (Announcement(streams, window_bytes), True, True)

@@ -62,7 +62,9 @@ class SatelliteMachine(Moves):
         self.known.failures.lapse(now)
         self.known.builds.lapse(now, self.known.sleep.client_at)
         match event:
-            case msg.Arrived() | msg.Departed() | msg.Metered() | msg.Released() | msg.Traffic() | msg.Drain():
+            case msg.Arrived() | msg.Adopted() | msg.Departed() | msg.Metered() | msg.Released() | msg.Drain():
+                self._take_clients(event, now)
+            case msg.Traffic() | msg.StillUsed():
                 self._take_clients(event, now)
             case msg.KeepAwake() | msg.Renew() | msg.PlaceGranted() | msg.Evict() | msg.SleepAsked() | msg.Reset():
                 self._take_order(event, now)
@@ -84,6 +86,8 @@ class SatelliteMachine(Moves):
         match event:
             case msg.Arrived():
                 self._arrived(event, now)
+            case msg.Adopted():
+                known.leases += 1
             case msg.Departed(waiter):
                 known.queue.leave(waiter)
             case msg.Metered():
@@ -95,6 +99,10 @@ class SatelliteMachine(Moves):
                     known.sleep.used(now)
             case msg.Traffic():
                 known.sleep.used(now)
+            case msg.StillUsed():
+                known.sleep.used(now)
+                if known.state is S.STOPPING and known.descent.pending:
+                    self._call_off("a connection that was to be ended is used", now)
             case msg.Drain(error):
                 known.refusal = error
                 if error is not None:

@@ -77,6 +77,16 @@ class Traffic:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Adopted:
+    """A client uses the satellite already: it was spliced before this machine began. It holds a lease in any state."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StillUsed:
+    """A connection that was to be ended as quiet has moved more than that, and goes on."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Seen:
     """The provider's newest look at the machine."""
 
@@ -205,7 +215,7 @@ class Drain:
     error: BentpipeError | None = dataclasses.field(default_factory=lambda: Draining(DRAINING))
 
 
-ClientsInput = Arrived | Departed | Metered | Released | Traffic | Drain
+ClientsInput = Arrived | Adopted | Departed | Metered | Released | Traffic | StillUsed | Drain
 MachineInput = (
     StartDone
     | StopDone

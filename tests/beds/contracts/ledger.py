@@ -212,6 +212,31 @@ class LedgerContract:
         assert found[2].cause == ENDED_BADLY
         await again.ledger.aclose()
 
+    @pytest.mark.parametrize("how", ["crash", "leave"])
+    async def test_a_satellite_that_clients_use_all_the_while_has_no_hole(self, shelf: Shelf, how: str) -> None:
+        clock = Clock()
+        writer = await self.begun(shelf(how), clock, A, B, C)
+        await writer.move(A, S.OPERATIONAL)
+        await writer.move(B, S.OPERATIONAL)
+        await writer.move(C, S.STARTING)
+        clock.advance(60)
+        await (writer.ledger.beat(clock.now()) if how == "crash" else writer.ledger.end(clock.now(), {A, C}))
+        await writer.ledger.aclose()
+        clock.advance(100)
+        again = shelf(how)
+        await again.begin([A, B, C], clock.now(), {A, C})
+        clock.advance(5)
+        await again.beat(clock.now())
+        found = await again.intervals(*ALWAYS)
+        check_laws(found, clock.wall_us)
+        told = {key: seconds(each for each in found if each.key == key) for key in (A, B, C)}
+        assert told == {
+            A: [("unknown", 0), ("operational", 165)],
+            B: [("unknown", 0), ("operational", 60), ("unknown", 105)],
+            C: [("unknown", 0), ("starting", 60), ("unknown", 105)],  # in use, but nobody knows what became of it
+        }
+        await again.aclose()
+
     async def test_a_good_end_says_so(self, shelf: Shelf) -> None:
         clock = Clock()
         writer = await self.begun(shelf("end"), clock, A)

@@ -4,7 +4,7 @@ The emulator's clock runs `SPEED` times as fast as the fleet's, so that a wake t
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -103,9 +103,9 @@ class _MortalLedger(SqliteLedger):
         self._live()
         await super().record(transitions)
 
-    async def end(self, at: Stamp) -> None:
+    async def end(self, at: Stamp, in_use: Collection[SatelliteKey] = ()) -> None:
         self._live()
-        await super().end(at)
+        await super().end(at, in_use)
 
     def _live(self) -> None:
         if self._crash.is_set():

@@ -225,7 +225,7 @@ async def test_a_satellite_that_resets_or_times_out_is_looked_at(reason: EndReas
     try:
         handoff = HandOff(engine)
         handoff._live[SpliceId(1)] = Splice(KEY, "somebody", "192.0.2.9", lease, place)
-        handoff._end(Ended(SpliceId(1), reason, SpliceCounters(0, 0, 0, 0), 0))
+        handoff.take_end(Ended(SpliceId(1), reason, SpliceCounters(0, 0, 0, 0), 0))
     finally:
         engine.close()
     gone = reason in (EndReason.SATELLITE_RESET, EndReason.SATELLITE_TIMEOUT)

@@ -32,7 +32,7 @@ class FakeLedger:
         if self.error is not None:
             raise self.error
 
-    async def begin(self, keys: Collection[SatelliteKey], at: Stamp) -> None:
+    async def begin(self, keys: Collection[SatelliteKey], at: Stamp, in_use: Collection[SatelliteKey] = ()) -> None:
         self._check()
         self.begun.append(tuple(keys))
 
@@ -47,7 +47,7 @@ class FakeLedger:
         self._check()
         self.beats += 1
 
-    async def end(self, at: Stamp) -> None:
+    async def end(self, at: Stamp, in_use: Collection[SatelliteKey] = ()) -> None:
         self._check()
         self.ended = True
 

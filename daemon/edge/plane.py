@@ -1,0 +1,333 @@
+"""One data plane, as the control plane sees it: the records of one link, and what they mean here.
+
+Owns the ids: which client, half, GO or splice each one is. It decides nothing about a client: `PlaneEvents` does.
+"""
+
+import dataclasses
+import errno
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import trio
+
+from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.transport import TransportError
+from bentpipe.daemon.edge.dial import NotConnected
+from bentpipe.daemon.edge.plane_channel import PlaneChannel
+from bentpipe.daemon.model import Address
+from bentpipe.daemon.planes import records as r
+from bentpipe.daemon.planes.bounds import METERS_A_RECORD, OFFERED_CLIENTS, UP_WINDOW
+from bentpipe.daemon.planes.codec import ProtocolBroken
+from bentpipe.daemon.planes.link import Link
+from bentpipe.native.tls import TlsError
+
+OPEN_GRACE_S = 1.0
+"""How much longer than its own deadline the data plane may take to answer an OPEN."""
+
+METERS_S = 5.0
+"""For an answer to METERS. What is not known by then is what was known before."""
+
+PLANE_GONE = "the data plane that had this connection is gone"
+
+
+class GoFailed(Exception):
+    """A GO was not spliced; the client's connection is over, unless `refused`. `outcome` is an Outcome's value."""
+
+    def __init__(self, record: r.FailedRecord) -> None:
+        super().__init__(record.words)
+        self.outcome = record.outcome
+        self.refused = record.step is r.FailedAt.REFUSED
+
+
+class PlaneEvents(Protocol):
+    """What a data plane tells the daemon."""
+
+    def arrived(self, plane: "RemotePlane", channel: PlaneChannel, record: r.ArrivedRecord) -> None:
+        """A client."""
+        ...
+
+    def is_live(self, plane: "RemotePlane", record: r.LiveRecord) -> None:
+        """A splice that an earlier control plane has made, or is making."""
+        ...
+
+    def has_failed(self, plane: "RemotePlane", connection_id: int) -> None:
+        """A GO was not spliced: its lease and its place are free."""
+        ...
+
+    def has_ended(self, plane: "RemotePlane", record: r.EndedRecord) -> None:
+        """A splice is over, made by this control plane or by an earlier one."""
+        ...
+
+    def is_busy(self, plane: "RemotePlane", record: r.BusyRecord) -> None:
+        """A splice was not ended, since it has moved more than it may have."""
+        ...
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class PlaneRequest:
+    """An OPEN or GO without its answer."""
+
+    answered: trio.Event = dataclasses.field(default_factory=trio.Event)
+    failed: r.FailedRecord | None = None
+
+    def answer(self, failed: r.FailedRecord | None = None) -> None:
+        """It is answered; `failed` if it failed."""
+        self.failed = failed
+        self.answered.set()
+
+
+class RemotePlane:
+    """`number` tells planes of one daemon apart. `seated` and `synced` are set as the link goes on."""
+
+    def __init__(self, link: Link, number: int, events: PlaneEvents) -> None:
+        self.number = number
+        self.hello: r.HelloRecord | None = None
+        self.seated: r.SeatedRecord | None = None
+        self.synced = trio.Event()
+        self.adopted = 0
+        """Splices that were there when this process came."""
+        self.counters: dict[str, int] = {}
+        self._link = link
+        self._events = events
+        self._greeted = trio.Event()
+        self._channels: dict[int, PlaneChannel] = {}
+        self._opens: dict[int, PlaneRequest] = {}
+        self._gos: dict[int, PlaneRequest] = {}
+        self._last_client = 0
+        self._halves = itertools.count(r.HALF_BIT + 1)
+        self._dones: dict[int, list[trio.Event]] = {}
+        self._moved: dict[int, tuple[int, int]] = {}
+        self._asking = trio.Lock()
+        self._metered = trio.Event()
+        self._lost = False
+        self._early: list[tuple[PlaneChannel, r.ArrivedRecord]] | None = []
+        """Clients that came before `accept`; None from then on."""
+
+    def go_on_for(self, before: "RemotePlane") -> None:
+        """This link is to the same process as an earlier one: ids stand for the same splices."""
+        self.number = before.number
+        self._moved = before._moved
+        self._last_client = before._last_client
+
+    # -- the link ------------------------------------------------------------------------------------------------------
+
+    def send_nowait(self, record: r.Record) -> None:
+        """Queue a record, unless the plane is gone."""
+        if not self._lost:
+            self._link.send_nowait(record)
+
+    async def wait_greeted(self) -> None:
+        """Wait for the plane's HELLO."""
+        await self._greeted.wait()
+
+    def receive(self, record: r.Record) -> None:
+        """Take a record of the link. Raises ProtocolBroken."""
+        match record:
+            case r.HelloRecord():
+                self.hello = record
+                self._greeted.set()
+            case r.SeatedRecord():
+                self.seated = record
+            case r.SyncedRecord():
+                self.synced.set()
+            case r.LiveRecord():
+                self._moved[record.id] = record.up, record.down
+                self._last_client = max(self._last_client, record.id)
+                self._events.is_live(self, record)
+            case r.PingRecord(number=number):
+                self.send_nowait(r.PongRecord(r.LINK_ID, number))
+            case r.CountersRecord(counters=counters):
+                self.counters = dict(counters)
+            case r.DoneRecord(asked=asked):
+                for done in self._dones.pop(asked, []):
+                    done.set()
+            case r.MeteredRecord(meters=meters):
+                self._moved.update({each: (up, down) for each, up, down, _ in meters if each in self._moved})
+                self._metered.set()
+            case _:
+                self._receive_about_one(record)
+
+    def _receive_about_one(self, record: r.Record) -> None:
+        match record:
+            case r.ArrivedRecord():
+                self._arrived(record)
+            case r.BytesRecord():
+                if (channel := self._channel(record.id)) is not None:
+                    channel.came(record)
+            case r.GoneRecord():
+                if (channel := self._channel(record.id)) is not None:
+                    channel.gone(record)
+            case r.WindowRecord():
+                if (channel := self._channel(record.id)) is not None:
+                    channel.may_say(record)
+            case r.ClosedRecord():
+                if (channel := self._channel(record.id)) is not None:
+                    channel.closed()
+            case r.WentRecord():
+                if (asked := self._opens.pop(record.id, None) or self._gos.pop(record.id, None)) is not None:
+                    asked.answer()
+            case r.FailedRecord():
+                self._failed(record)
+            case r.EndedRecord():
+                self._ended(record)
+            case r.BusyRecord():
+                if record.id in self._moved:
+                    self._moved[record.id] = record.moved, 0
+                    self._events.is_busy(self, record)
+            case _:
+                pass  # YIELD is followed by the end of the link; what is between data planes does not come here
+
+    def _channel(self, connection_id: int) -> PlaneChannel | None:
+        """The channel; None if it is over here. Raises ProtocolBroken for an id that there never was."""
+        if not connection_id & r.HALF_BIT and connection_id > self._last_client:
+            raise ProtocolBroken("a record for a client that has not arrived")
+        return self._channels.get(connection_id)
+
+    def lost(self) -> list[int]:
+        """The link is over: every channel and every GO under way fails. Returns the ids of the splices that there were."""
+        self._lost = True
+        for channel in list(self._channels.values()):
+            channel.lost(PLANE_GONE)
+        self._channels.clear()
+        failed = r.FailedRecord(0, r.FailedAt.REPLAY, errno.EPIPE, "broken", PLANE_GONE)
+        for asked in (*self._opens.values(), *self._gos.values()):
+            asked.answer(failed)
+        for done in itertools.chain.from_iterable(self._dones.values()):
+            done.set()
+        self._metered.set()
+        self._greeted.set()
+        self.synced.set()
+        return list(self._moved)
+
+    def leave(self) -> None:
+        """End the link in good order. What this process does with its channels afterwards reaches nobody."""
+        self._link.say_bye(r.ByeCode.LEAVING, "the control plane leaves")
+        self._lost = True
+        self._link.close_soon()
+
+    def forget(self, channel: PlaneChannel) -> None:
+        """See Sending."""
+        self._channels.pop(channel.id, None)
+
+    async def ask(self, record: r.Record, kind: int) -> None:
+        """Send a record that DONE answers, and wait for it. `kind` is the record's number."""
+        done = trio.Event()
+        if not self._lost:
+            self._dones.setdefault(kind, []).append(done)
+            self.send_nowait(record)
+            await done.wait()
+
+    # -- clients -------------------------------------------------------------------------------------------------------
+
+    def _arrived(self, record: r.ArrivedRecord) -> None:
+        again = bool(record.flags & r.ArrivalFlag.AGAIN)
+        if record.id & r.HALF_BIT or record.id in self._channels or (record.id <= self._last_client and not again):
+            raise ProtocolBroken("a client arrives with an id that was used")
+        self._last_client = max(self._last_client, record.id)
+        channel = PlaneChannel(self, record.id, record.first)
+        self._channels[record.id] = channel
+        if self._early is None:
+            self._take(channel, record)
+        elif len(self._early) < OFFERED_CLIENTS:
+            self._early.append((channel, record))
+        else:
+            raise ProtocolBroken("more clients than may be offered without an answer")
+
+    def _take(self, channel: PlaneChannel, record: r.ArrivedRecord) -> None:
+        # The plane offers the next client once this one is answered, and a held client says nothing for minutes.
+        self.send_nowait(r.WindowRecord(record.id, UP_WINDOW, 0))
+        self._events.arrived(self, channel, record)
+
+    def accept(self) -> None:
+        """Take clients in from now on, those first that have come already."""
+        early, self._early = self._early or [], None
+        for channel, record in early:
+            if channel.id in self._channels:
+                self._take(channel, record)
+
+    # -- halves --------------------------------------------------------------------------------------------------------
+
+    async def attempt(self, address: Address, tls: SatelliteTls | None, deadline_s: float) -> PlaneChannel:
+        """Connect to a satellite once: see `Dials`. Raises NotConnected, TransportError, TlsError."""
+        if tls is not None and tls.refused:
+            raise TlsError(tls.refused)
+        half = next(self._halves)
+        asked = self._opens[half] = PlaneRequest()
+        channel = self._channels[half] = PlaneChannel(self, half, half=True)
+        trust, name = ("", "") if tls is None else (tls.trust, tls.server_name or "")
+        self.send_nowait(r.OpenRecord(half, address.port, int(deadline_s * 1000), address.host, trust, name))
+        if self._lost:
+            asked.answer(r.FailedRecord(half, r.FailedAt.DIAL, errno.EPIPE, "", PLANE_GONE))
+        try:
+            with trio.move_on_after(deadline_s + OPEN_GRACE_S):
+                await asked.answered.wait()
+            if not asked.answered.is_set():
+                raise NotConnected(f"no answer in {deadline_s:g} s")
+            if (failed := asked.failed) is not None:
+                words = failed.words or os.strerror(failed.error)
+                raise NotConnected(words) if failed.step is r.FailedAt.DIAL else TransportError(words)
+        except BaseException:
+            self._opens.pop(half, None)
+            channel.close()
+            raise
+        return channel
+
+    # -- splices -------------------------------------------------------------------------------------------------------
+
+    def go(self, record: r.GoRecord) -> "PlaneRequest":
+        """Send a GO. From now on client and half are the plane's."""
+        asked = self._gos[record.id] = PlaneRequest()
+        self._moved[record.id] = 0, 0
+        self.send_nowait(record)
+        if self._lost:
+            asked.answer(r.FailedRecord(record.id, r.FailedAt.REPLAY, errno.EPIPE, "broken", PLANE_GONE))
+        return asked
+
+    async def wait_went(self, asked: "PlaneRequest") -> None:
+        """Wait until the GO is spliced. Raises GoFailed."""
+        await asked.answered.wait()
+        if asked.failed is not None:
+            raise GoFailed(asked.failed)
+
+    def _failed(self, record: r.FailedRecord) -> None:
+        if (asked := self._opens.pop(record.id, None)) is not None:
+            asked.answer(record)
+        elif (asked := self._gos.pop(record.id, None)) is not None:
+            asked.answer(record)
+            self._moved.pop(record.id, None)
+            self._events.has_failed(self, record.id)
+
+    def _ended(self, record: r.EndedRecord) -> None:
+        if (asked := self._gos.pop(record.id, None)) is not None:
+            asked.answer()  # WENT was in what an earlier link lost
+        self._moved.pop(record.id, None)
+        self._events.has_ended(self, record)
+        self.send_nowait(r.KeptRecord(r.LINK_ID, record.seq))
+
+    def over(self, connection_id: int) -> None:
+        """A splice that ended with the plane is accounted for."""
+        self._moved.pop(connection_id, None)
+
+    def moved(self, connection_id: int) -> tuple[int, int]:
+        """Bytes up and down, as far as they are known here. Raises KeyError if the splice is over."""
+        return self._moved[connection_id]
+
+    async def read_meters(self, ids: Sequence[int] | None = None) -> None:
+        """Ask what the splices have moved, all of them by default. Returns when `moved` knows."""
+        wanted = list(self._moved) if ids is None else list(ids)
+        async with self._asking:
+            for at in range(0, len(wanted), METERS_A_RECORD):
+                if self._lost:
+                    return
+                self._metered = trio.Event()
+                self.send_nowait(r.MetersRecord(r.LINK_ID, tuple(wanted[at : at + METERS_A_RECORD])))
+                with trio.move_on_after(METERS_S):
+                    await self._metered.wait()
+
+    def shut(self, connection_id: int, how: r.Shutting, moved: int = 0) -> None:
+        """End a splice. Raises KeyError if it is over."""
+        if connection_id not in self._moved:
+            raise KeyError(connection_id)
+        self.send_nowait(r.ShutRecord(connection_id, how, moved))

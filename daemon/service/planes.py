@@ -1,0 +1,393 @@
+"""The data planes as processes of their own: connects to them, adopts what they have, serves their clients.
+
+One task for each plane (`_run_plane`) owns its link. If the plane that accepts clients is gone, `_run_planes` has another
+one started. A plane is found by its socket in the folder of planes: the one that accepts, and older ones that drain.
+"""
+
+import contextlib
+import errno
+import itertools
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+import trio
+
+from bentpipe.config.model import Config
+from bentpipe.daemon.connections.arrival import Arrival, Proxies
+from bentpipe.daemon.connections.port import Port
+from bentpipe.daemon.coordination.contract import Coordination
+from bentpipe.daemon.edge.caller import Caller, Offer
+from bentpipe.daemon.edge.edge import Edge
+from bentpipe.daemon.edge.handoff import Splice
+from bentpipe.daemon.edge.identity import TlsIdentity
+from bentpipe.daemon.edge.plane import RemotePlane
+from bentpipe.daemon.edge.plane_channel import PlaneChannel
+from bentpipe.daemon.edge.plane_splicer import PlaneSplicer, splice_id_of
+from bentpipe.daemon.edge.session import Session
+from bentpipe.daemon.edge.splice_tag import SpliceTag, TagUnreadable
+from bentpipe.daemon.errors import StoreError
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.planes import records as r
+from bentpipe.daemon.planes.bounds import HELLO_S
+from bentpipe.daemon.planes.codec import ProtocolBroken
+from bentpipe.daemon.planes.link import Link, LinkEnd
+from bentpipe.daemon.planes.sockets import connect_private, plane_sockets
+from bentpipe.daemon.planes.table import NEWEST_VERSION, OLDEST_VERSION, RECORD_NUMBERS, Plane
+from bentpipe.daemon.service.plane_folder import planes_folder
+from bentpipe.daemon.service.plane_start import find_or_start_plane, live_planes
+from bentpipe.daemon.tasks import Decision, Owner, run_owned
+from bentpipe.native.engine import Ended, EndReason, SpliceCounters
+
+log = logging.getLogger("bentpipe")
+
+ENDS_A_TURN = 64
+"""Splices of a plane that is gone, accounted for in one turn: each takes some 0.1 ms."""
+
+METERS_EVERY_S = 10.0
+"""Between two questions what all splices have moved."""
+
+SYNC_S = 30.0
+"""For a plane's snapshot: a million splices take some seconds."""
+
+LOOK_S = 1.0
+"""Between two looks for a new data plane: one that is being upgraded has a successor."""
+
+AGAIN_S, AGAIN_MOST_S = 0.1, 5.0
+"""Before a data plane is started again, doubling: one that dies at once must not fill the log."""
+
+NOTE_S = 1.0
+"""For a plane to keep a note. A plane that hangs does not keep a satellite awake."""
+
+FindPlanes = Callable[[], Awaitable[Sequence[Path]]]
+"""Finds the sockets of all data planes; starts a plane if none accepts clients."""
+
+
+class PlaneUnusable(OSError):
+    """A data plane that cannot be used: another daemon has it, or it speaks another version."""
+
+
+class Planes:
+    """All data planes of a daemon; `splicer` is what the hand-off uses of them."""
+
+    def __init__(self, config: Config, find: FindPlanes, names: Callable[[], Sequence[str]]) -> None:
+        """`names` are the names of the sockets in the folder; it may block."""
+        self._names = names
+        self.splicer = self._splicer = PlaneSplicer()
+        self._find = find
+        self._ports = tuple(
+            Port(
+                satellite_domain=section.tls.satellite_domain if section.tls is not None else None,
+                serves_api=section.api,
+                one_request=section.one_request_per_connection,
+            )
+            for section in config.listener
+        )
+        self._numbers = itertools.count(1)
+        self._known: dict[str, RemotePlane] = {}
+        """By the socket's name."""
+        self._cut_off: dict[str, RemotePlane] = {}
+        """Planes that live though the link to them is over."""
+        self._edge: Edge | None = None
+        self._sessions: trio.Nursery | None = None
+        self._stopping: set[SatelliteKey] = set()
+        self._ending = False
+        self._lost = trio.Event()
+        self.adopted: set[SatelliteKey] = set()
+        """Satellites with a splice that lived when this daemon started."""
+
+    # -- the life of the planes ----------------------------------------------------------------------------------------
+
+    async def start(self, edge: Edge, nursery: trio.Nursery) -> None:
+        """Connect to all planes and adopt their splices. Raises PlaneUnusable if there is none that can be used.
+
+        Clients are kept waiting until `serve`.
+        """
+        self._edge = edge
+        try:
+            await self._connect_all(nursery)
+        except PlaneUnusable:
+            raise
+        except OSError as exc:
+            raise PlaneUnusable(exc.errno, str(exc)) from exc
+        nursery.start_soon(run_owned, Owner("data planes"), self._run_planes, nursery)
+        nursery.start_soon(run_owned, Owner("meters"), self._run_meters)
+
+    async def enter_all(self, coordination: Coordination) -> None:
+        """Tell other hosts who uses what already, before any of them may think that nobody does."""
+        for key in sorted(self.adopted, key=str):
+            try:
+                await coordination.enter(key, trio.lowlevel.checkpoint)
+            except StoreError as exc:
+                log.error("not entered", extra={"fields": {"satellite": str(key), "error": str(exc)}})
+
+    def serve(self, sessions: trio.Nursery) -> None:
+        """Take clients in, each in a task of `sessions`."""
+        self._sessions = sessions
+        for plane in self._splicer:
+            plane.accept()
+
+    async def _connect_all(self, nursery: trio.Nursery) -> None:
+        failure: OSError | None = None
+        for path in await self._find():
+            if path.name not in self._known:
+                try:
+                    await self._connect(path, nursery)
+                except OSError as exc:
+                    log.error("a data plane cannot be used", extra={"fields": {"plane": path.name, "error": str(exc)}})
+                    failure = exc
+        if not self._known:
+            raise failure or PlaneUnusable(errno.ENOENT, "no data plane can be used")
+
+    async def _connect(self, path: Path, nursery: trio.Nursery) -> None:
+        try:
+            sock = connect_private(path)
+        except ConnectionRefusedError:
+            return  # it has died since it was found
+        link = Link(sock, Plane.DATA)
+        plane = RemotePlane(link, next(self._numbers), self)
+        if (before := self._cut_off.pop(path.name, None)) is not None:
+            plane.go_on_for(before)
+        self._known[path.name] = plane
+        self._splicer.add(plane)
+        nursery.start_soon(
+            run_owned, Owner("data plane", path.name, Decision.GIVE_UP), self._run_plane, plane, link, path
+        )
+        plane.send_nowait(
+            r.HelloRecord(r.LINK_ID, OLDEST_VERSION, NEWEST_VERSION, 0, os.getpid(), "bentpipe", path.name, b"")
+        )
+        with trio.move_on_after(HELLO_S):
+            await plane.wait_greeted()
+        if plane.hello is None or not plane.hello.newest >= OLDEST_VERSION or plane.hello.oldest > NEWEST_VERSION:
+            link.close_soon()
+            raise PlaneUnusable(errno.EPROTO, f"{path}: it does not speak as this version does: {plane.hello}")
+        plane.send_nowait(r.SeatRecord(r.LINK_ID, False))
+        with trio.move_on_after(SYNC_S):
+            await plane.synced.wait()
+        if plane.seated is None:
+            words = "it does not answer" if link.bye is None else link.bye.words
+            raise PlaneUnusable(errno.EBUSY, f"{path}: another daemon has this data plane: {words}")
+        self._read_note(plane.seated.note)
+        fields = {"plane": path.name, "pid": plane.hello.pid, "session": plane.seated.session, "adopted": plane.adopted}
+        log.info("data plane seated", extra={"fields": fields})
+        if self._sessions is not None:
+            plane.accept()
+
+    async def _run_plane(self, plane: RemotePlane, link: Link, path: Path) -> None:
+        try:
+            end = await link.run_link(plane.receive)
+        finally:
+            link.flush_nowait()
+            link.close()
+            splices = plane.lost()
+        self._known.pop(path.name, None)
+        if not self._ending and _is_there(path):
+            # Its connections live: they stay in use, and the next link to the same plane goes on with them.
+            fields = {"plane": path.name, "why": end.value, "broken": link.broken, "spliced": len(splices)}
+            log.error("cut off from a data plane that lives", extra={"fields": fields})
+            self._cut_off[path.name] = plane
+        else:
+            await self._account_for(plane, path, end, splices)
+        self._lost.set()
+
+    async def _account_for(self, plane: RemotePlane, path: Path, end: LinkEnd, splices: Sequence[int]) -> None:
+        """A plane is gone, and its splices with it."""
+        if not self._ending:
+            fields = {"plane": path.name, "why": end.value, "cut": len(splices)}
+            log.log(logging.ERROR if splices else logging.INFO, "a data plane is gone", extra={"fields": fields})
+        for number, connection_id in enumerate(splices, 1):
+            splice_id = splice_id_of(plane, connection_id)
+            if self._edge is not None and self._edge.handoff.is_live(splice_id):
+                self._edge.handoff.take_end(
+                    Ended(splice_id, EndReason.ENGINE_CLOSED, _moved(*plane.moved(connection_id)), 0)
+                )
+            plane.over(connection_id)
+            if number % ENDS_A_TURN == 0:
+                await trio.lowlevel.checkpoint()
+        self._splicer.remove(plane)
+
+    async def _run_planes(self, nursery: trio.Nursery) -> None:
+        """Have a plane started again whenever one is gone, and connect to each new one."""
+        pause_s = AGAIN_S
+        while True:
+            with trio.move_on_after(LOOK_S):
+                await self._lost.wait()
+            if not self._lost.is_set() and not await self._is_new():
+                continue
+            self._lost = trio.Event()
+            while not self._ending:
+                try:
+                    await self._connect_all(nursery)
+                    pause_s = AGAIN_S
+                    break
+                except OSError as exc:
+                    log.error("no data plane", extra={"fields": {"error": str(exc), "again_in_s": pause_s}})
+                    await trio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, AGAIN_MOST_S)
+
+    async def _is_new(self) -> bool:
+        names = await trio.to_thread.run_sync(self._names)
+        return any(name not in self._known for name in names)
+
+    async def _run_meters(self) -> None:
+        while True:
+            await trio.sleep(METERS_EVERY_S)
+            await self._splicer.refresh()
+
+    # -- PlaneEvents ---------------------------------------------------------------------------------------------------
+
+    def arrived(self, plane: RemotePlane, channel: PlaneChannel, record: r.ArrivedRecord) -> None:
+        """See PlaneEvents."""
+        edge, sessions = self._edge, self._sessions
+        if edge is None or sessions is None or record.listener >= len(self._ports):
+            raise ProtocolBroken("a client of a listener that is not in the configuration")
+        edge.counters.accepted += 1
+        name = None if record.flags & r.ArrivalFlag.LOCAL else (record.host, record.port)
+        caller = Caller(channel, Arrival(edge.quotas, name, Proxies()), plane.attempt)
+        hashed = bool(record.flags & r.ArrivalFlag.HASHED)
+        certificate = record.certificate if record.certificate and not hashed else None
+        caller.offer = Offer(
+            TlsIdentity(record.server_name or None, certificate),
+            bool(record.flags & r.ArrivalFlag.PLAINTEXT),
+            record.mark if record.flags & r.ArrivalFlag.AGAIN else None,
+        )
+        session = Session(edge, caller, self._ports[record.listener])
+        sessions.start_soon(run_owned, Owner("session", caller.peer, Decision.GIVE_UP), session.run)
+
+    def is_live(self, plane: RemotePlane, record: r.LiveRecord) -> None:
+        """See PlaneEvents."""
+        edge = self._edge
+        assert edge is not None
+        try:
+            tag = SpliceTag.decode(record.tag)
+        except TagUnreadable as exc:
+            log.error(
+                "a splice that cannot be accounted for", extra={"fields": {"peer": record.peer, "error": str(exc)}}
+            )
+            return
+        if edge.handoff.is_live(splice_id_of(plane, record.id)):
+            return  # the link was over for a moment
+        lease = edge.fleet.adopt(tag.key, tag.address)
+        place = edge.quotas.adopt(tag.host, tag.payer, tag.key)
+        splice = Splice(tag.key, tag.principal, record.peer, lease, place, tag.credentials)
+        edge.handoff.adopt(splice_id_of(plane, record.id), splice)
+        plane.adopted += 1
+        self.adopted.add(tag.key)
+
+    def has_failed(self, plane: RemotePlane, connection_id: int) -> None:
+        """See PlaneEvents."""
+        if self._edge is not None:
+            self._edge.handoff.drop(splice_id_of(plane, connection_id))
+
+    def has_ended(self, plane: RemotePlane, record: r.EndedRecord) -> None:
+        """See PlaneEvents."""
+        edge = self._edge
+        assert edge is not None
+        splice_id = splice_id_of(plane, record.id)
+        if not record.reason:
+            edge.handoff.drop(splice_id)
+            return
+        ended = Ended(splice_id, _reason(record.reason), _moved(record.up, record.down), record.error)
+        if edge.handoff.is_live(splice_id):
+            edge.handoff.take_end(ended)
+            return
+        with contextlib.suppress(TagUnreadable):
+            edge.handoff.account(SpliceTag.decode(record.tag).key, ended)
+
+    def is_busy(self, plane: RemotePlane, record: r.BusyRecord) -> None:
+        """See PlaneEvents."""
+        if self._edge is not None:
+            self._edge.handoff.still_used(splice_id_of(plane, record.id))
+
+    # -- what the successor has to know --------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def noting_stop(self, key: SatelliteKey) -> AsyncIterator[None]:
+        """While the block runs, the planes know that the satellite's machine is being stopped.
+
+        If this process dies meanwhile, its successor looks at the machine until the call has taken effect.
+        """
+        self._stopping.add(key)
+        with trio.move_on_after(NOTE_S):
+            await self._write_note()
+        try:
+            yield
+        finally:
+            self._stopping.discard(key)
+            for plane in self._splicer:
+                plane.send_nowait(self._note())
+
+    async def _write_note(self) -> None:
+        for plane in self._splicer:
+            await plane.ask(self._note(), RECORD_NUMBERS[r.NoteRecord])
+
+    def _note(self) -> r.NoteRecord:
+        return r.NoteRecord(r.LINK_ID, "\n".join(sorted(map(str, self._stopping))).encode())
+
+    def _read_note(self, note: bytes) -> None:
+        for line in note.decode(errors="replace").splitlines():
+            org, slash, name = line.partition("/")
+            satellite = self._edge.fleet.find(SatelliteKey(org, name)) if slash and self._edge is not None else None
+            if satellite is not None:
+                satellite.stop_noted = True
+                log.warning(
+                    "it may be being stopped: an earlier control plane died meanwhile",
+                    extra={"fields": {"satellite": line}},
+                )
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def reload(self) -> None:
+        """Have the planes read certificates again."""
+        for plane in self._splicer:
+            plane.send_nowait(r.ReloadRecord(r.LINK_ID))
+
+    def drain(self, deadline_s: float) -> None:
+        """The planes accept no more clients, and exit after their last connection."""
+        self._ending = True
+        for plane in self._splicer:
+            plane.send_nowait(r.DrainRecord(r.LINK_ID, int(deadline_s * 1000)))
+
+    def leave(self) -> None:
+        """Let go of all planes: they keep what is spliced, and offer every other client to the next control plane."""
+        self._ending = True
+        for plane in self._splicer:
+            plane.leave()
+
+
+def make_planes(config: Config, config_path: Path | None) -> Planes | None:
+    """The data planes; None if connections live in this process. Raises OSError."""
+    if config.daemon.data_plane == "inside":
+        return None
+    if config_path is None:
+        raise OSError(errno.EINVAL, "daemon.data_plane: a process of its own reads the configuration from a file")
+    folder = planes_folder(config, config_path)
+
+    async def find() -> Sequence[Path]:
+        await find_or_start_plane(config_path, folder)
+        return live_planes(folder)
+
+    return Planes(config, find, lambda: [path.name for path in plane_sockets(folder)])
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a process still listens there."""
+    try:
+        connect_private(path).close()
+    except BlockingIOError:
+        return True  # it does not accept at the moment
+    except OSError:
+        return False
+    return True
+
+
+def _moved(up: int, down: int) -> SpliceCounters:
+    return SpliceCounters(up, down, 0, 0.0)
+
+
+def _reason(number: int) -> EndReason:
+    try:
+        return EndReason(number)
+    except ValueError:  # of a later version
+        return EndReason.CLOSED

@@ -1,0 +1,189 @@
+"""`bentpipe serve` with its data plane as a process of its own: either of them can be killed, and started again.
+
+The satellite acme/one is an emulated EC2 instance, whose machine is a process of the test's: it outlives both.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import trustme
+
+from beds.hosts.one_satellite import KEY, METADATA, TOKEN, emulated_ec2
+from beds.peers.clients import GrpcioClient
+from beds.ports import free_port
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.testbed.cloud import CREDENTIALS
+from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
+from bentpipe.daemon.testbed.edge_host import complete_lines, end_process
+
+SLEEPER = SatelliteKey("acme", "sleeper")
+"""A satellite that sleeps as soon as nobody uses it, so that its clients are held."""
+DEADLINE_S = 40.0
+PLAIN, TLS = 0, 1
+
+
+class TwoPlanes:
+    """One edge host. `sections` are further parts of its configuration, `satellite` further keys of its satellite."""
+
+    def __init__(
+        self, folder: Path, emulator: Emulator, *, sections: str = "", satellite: str = "", form: str = "process"
+    ) -> None:
+        self.folder = folder
+        self._form = form
+        self.emulator = emulator
+        self.instances = {
+            key: emulator.control.add_instance(tags={"bentpipe:fleet": "test", "bentpipe:satellite": str(key)})
+            for key in (KEY, SLEEPER)
+        }
+        authority = trustme.CA()
+        self.ca_pem = authority.cert_pem.bytes()
+        server = authority.issue_cert("localhost", "127.0.0.1")
+        (folder / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
+        (folder / "key.pem").write_bytes(server.private_key_pem.bytes())
+        self.ports = (free_port(), free_port())
+        self.planes = folder / "planes"
+        self.log_path = folder / "log"
+        self.log_path.touch()
+        self.config = folder / "bentpipe.toml"
+        machines = emulator.cloud.machines
+        assert machines is not None
+        self.config.write_text(f"""
+[daemon]
+log_format = "json"
+drain_deadline = "2s"
+data_plane = "{form}"
+planes = "{self.planes}"
+[store]
+path = "{folder / "ledger.sqlite"}"
+{sections}
+[ec2]
+region = "eu-central-1"
+endpoint = "{emulator.url}"
+fleet = "test"
+poll = "50ms"
+sweep = "200ms"
+[[listener]]
+address = "127.0.0.1:{self.ports[PLAIN]}"
+[[listener]]
+address = "127.0.0.1:{self.ports[TLS]}"
+[listener.tls]
+certificate = "{folder / "cert.pem"}"
+key = "{folder / "key.pem"}"
+[[token]]
+name = "test"
+hash = "sha256:{hashlib.sha256(TOKEN.encode()).hexdigest()}"
+grants = ["acme/*"]
+[[satellite]]
+org = "{KEY.org}"
+name = "{KEY.name}"
+provider = "ec2"
+min_awake = 0
+retry_after = "100ms"
+{satellite or 'sleep_after = "1s"'}
+[satellite.ec2]
+port = {machines.port}
+[[satellite]]
+org = "{SLEEPER.org}"
+name = "{SLEEPER.name}"
+provider = "ec2"
+min_awake = 0
+retry_after = "100ms"
+sleep_after = "100ms"
+[satellite.ec2]
+port = {machines.port}
+""")
+        self.control: subprocess.Popen[bytes] | None = None
+        self._mark = 0
+
+    def start(self) -> None:
+        """Start a control plane, and wait until it serves."""
+        self.start_again()
+        self.wait_serving()
+
+    def start_again(self) -> None:
+        """Start a control plane without a wait."""
+        self._mark = self.log_path.stat().st_size
+        with self.log_path.open("ab") as log:
+            self.control = subprocess.Popen(
+                [sys.executable, "-P", "-m", "bentpipe.daemon.service.entry", "serve", "--config", self.config],
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **CREDENTIALS},
+            )
+
+    def wait_serving(self) -> None:
+        """Wait until the control plane that was started last serves."""
+        said = "serving" if self._form == "process" else "listening"
+        self.wait(lambda: any(r["message"] == said for r in self.records_since(self._mark)), "it does not serve")
+
+    def end_control(self, number: signal.Signals) -> int:
+        """Send the control plane a signal and wait for its end. Returns its exit code."""
+        assert self.control is not None
+        self.control.send_signal(number)
+        return self.control.wait(DEADLINE_S)
+
+    def wait(self, true: Callable[[], bool], words: str) -> None:
+        """Wait until something is true."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not true():
+            if time.monotonic() > deadline or (self.control is not None and self.control.poll() not in (None, -9, 0)):
+                raise TimeoutError(f"{words}:\n{self.log_path.read_text()[-6000:]}")
+            time.sleep(0.02)
+
+    def records(self) -> list[dict[str, object]]:
+        """The lines of both planes' log."""
+        return [json.loads(line) for line in complete_lines(self.log_path) if line.startswith("{")]
+
+    def records_since(self, at: int) -> list[dict[str, object]]:
+        """Those behind an offset in the log."""
+        with self.log_path.open("rb") as log:
+            log.seek(at)
+            lines = log.read().rpartition(b"\n")[0].splitlines()
+        return [json.loads(line) for line in lines if line.startswith(b"{")]
+
+    def states(self, key: SatelliteKey = KEY) -> list[str]:
+        """The states that the satellite came into, as control planes saw them."""
+        changes = [r for r in self.records() if r["message"] == "satellite" and r["satellite"] == str(key)]
+        return [str(record["after"]) for record in changes]
+
+    def count(self, message: str) -> int:
+        """How often this was logged."""
+        return sum(record["message"] == message for record in self.records())
+
+    def plane_pids(self) -> list[int]:
+        """The data planes that control planes have connected to, newest last."""
+        return [int(str(record["pid"])) for record in self.records() if record["message"] == "data plane seated"]
+
+    def client(self, port: int = PLAIN, key: SatelliteKey = KEY, *, keepalive_s: float = 0) -> GrpcioClient:
+        """A client of the satellite on a connection of its own."""
+        metadata = (("satellite_name", key.name), *METADATA[1:])
+        return GrpcioClient(self.ports[port], self.ca_pem if port == TLS else None, metadata, keepalive_s)
+
+    def close(self) -> None:
+        """End both planes, whatever their state."""
+        if self.control is not None:
+            end_process(self.control, DEADLINE_S)
+        for pid in set(self.plane_pids()):
+            with contextlib.suppress(OSError):
+                if b"dataplane" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def two_planes(folder: Path, *, sections: str = "", satellite: str = "", form: str = "process") -> Iterator[TwoPlanes]:
+    """An edge host that serves."""
+    with emulated_ec2() as emulator:
+        host = TwoPlanes(folder, emulator, sections=sections, satellite=satellite, form=form)
+        try:
+            host.start()
+            yield host
+        finally:
+            host.close()

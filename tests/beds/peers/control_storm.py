@@ -1,0 +1,201 @@
+"""Clients of every kind that go on while the control plane is killed: each says what went wrong, if anything did."""
+
+import contextlib
+import random
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+
+import grpc
+import h2.config
+import h2.connection
+import h2.events
+import h2.settings
+
+from beds.hosts.one_satellite import KEY, METADATA
+from beds.hosts.two_planes import PLAIN, SLEEPER, TLS, TwoPlanes
+from beds.peers.clients import SERVICE
+from bentpipe.daemon.testbed.satellite import HEALTHY
+
+BULK_BYTES, CHUNK_BYTES = 3_000_000, 64_000
+PATIENCE_S = 60.0
+"""For a client that is greeted, held or parked: longer than any restart on a busy host."""
+PINGS = 3
+MESSAGE = b"\0\0\0\0\x05slow!"
+
+
+class Storm:
+    """Runs kinds of clients in threads, each over and over, until `stop`."""
+
+    def __init__(self, host: TwoPlanes) -> None:
+        self._host = host
+        self._over = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self.done: dict[str, int] = {}
+        self.failures: list[str] = []
+
+    def run(self, kind: str, once: Callable[[TwoPlanes, int], None], port: int, pause_s: float = 0.0) -> None:
+        """Run `once` over and over."""
+        self.done.setdefault(kind, 0)
+
+        def go_on() -> None:
+            while not self._over.is_set():
+                try:
+                    once(self._host, port)
+                except Exception as exc:
+                    self.failures.append(f"{kind} on port {port}: {type(exc).__name__}: {exc}")
+                else:
+                    self.done[kind] += 1
+                self._over.wait(pause_s)
+
+        self._threads.append(threading.Thread(target=go_on, name=f"{kind} {port}"))
+        self._threads[-1].start()
+
+    def run_spliced(self, port: int) -> None:
+        """One connection that is spliced all the while: no call on it may fail, whichever process dies."""
+        client = self._host.client(port)
+        kind = "spliced"
+        self.done.setdefault(kind, 0)
+
+        def go_on() -> None:
+            with contextlib.closing(client):
+                while not self._over.is_set():
+                    try:
+                        assert client.unary("Echo", b"spliced") == b"spliced"
+                    except Exception as exc:
+                        self.failures.append(f"{kind} on port {port}: {type(exc).__name__}: {exc}")
+                    self.done[kind] += 1
+                    self._over.wait(0.01)
+
+        assert client.unary("Echo", b"first", timeout_s=PATIENCE_S) == b"first"
+        self._threads.append(threading.Thread(target=go_on, name=f"{kind} {port}"))
+        self._threads[-1].start()
+
+    def stop(self) -> None:
+        """End all clients in good order."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def new_call(host: TwoPlanes, port: int) -> None:
+    """A new connection with one call."""
+    with contextlib.closing(host.client(port)) as client:
+        assert client.unary("Echo", b"new", timeout_s=PATIENCE_S) == b"new"
+
+
+def held_call(host: TwoPlanes, port: int) -> None:
+    """A call to a satellite that sleeps, with keepalive PINGs while it is held."""
+    with contextlib.closing(host.client(port, SLEEPER, keepalive_s=0.2)) as client:
+        assert client.unary("Echo", b"held", timeout_s=PATIENCE_S) == b"held"
+
+
+def bulk_call(host: TwoPlanes, port: int) -> None:
+    """Bytes both ways on a new connection, by their hashes."""
+    with contextlib.closing(host.client(port)) as client:
+        sent, came = client.bulk(BULK_BYTES, CHUNK_BYTES)
+        assert sent == came, "the hashes differ"
+
+
+def health_call(host: TwoPlanes, port: int) -> None:
+    """A health check, which the control plane answers itself: it may have to be asked again, and is then answered."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        target = f"{'localhost' if port == TLS else '127.0.0.1'}:{host.ports[port]}"
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channel = (
+            grpc.secure_channel(target, grpc.ssl_channel_credentials(host.ca_pem), options=options)
+            if port == TLS
+            else grpc.insecure_channel(target, options=options)
+        )
+        try:
+            with channel:
+                assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=PATIENCE_S) == HEALTHY
+            return
+        except grpc.RpcError:
+            if time.monotonic() > deadline:
+                raise
+
+
+def slow_greeting(host: TwoPlanes, port: int) -> None:
+    """A client that waits for SETTINGS before it asks, as grpc-go does, sends PINGs, and pauses at every step.
+
+    Each PING must be answered exactly once, and SETTINGS must come once before the satellite's.
+    """
+    with _connect(host, port) as sock:
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
+        connection.initiate_connection()
+        sock.sendall(connection.data_to_send())
+        peer = _Peer(sock, connection)
+        peer.read_until(lambda: peer.settings >= 1)
+        for number in range(PINGS):
+            time.sleep(random.uniform(0, 0.1))
+            connection.ping(b"%08d" % number)
+            sock.sendall(connection.data_to_send())
+        peer.read_until(lambda: len(peer.pings) >= PINGS)
+        headers = [(":method", "POST"), (":scheme", "http"), (":path", f"/{SERVICE}/Echo"), (":authority", "edge")]
+        headers += [("content-type", "application/grpc"), ("te", "trailers"), *METADATA]
+        connection.send_headers(1, headers)
+        sock.sendall(connection.data_to_send())
+        time.sleep(random.uniform(0, 0.05))
+        peer.read_until(lambda: connection.local_flow_control_window(1) >= len(MESSAGE))
+        connection.send_data(1, MESSAGE, end_stream=True)
+        sock.sendall(connection.data_to_send())
+        peer.read_until(lambda: peer.ended)
+        assert peer.data == MESSAGE, peer.data
+        assert sorted(peer.pings) == [b"%08d" % number for number in range(PINGS)], peer.pings
+
+
+def _connect(host: TwoPlanes, port: int) -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", host.ports[port]), PATIENCE_S)
+    if port == PLAIN:
+        return sock
+    context = ssl.create_default_context(cadata=host.ca_pem.decode())
+    context.set_alpn_protocols(["h2"])
+    return context.wrap_socket(sock, server_hostname="localhost")
+
+
+class _Peer:
+    """What the other side has said."""
+
+    def __init__(self, sock: socket.socket, connection: h2.connection.H2Connection) -> None:
+        self._sock = sock
+        self._connection = connection
+        self.settings = 0
+        self.pings: list[bytes] = []
+        self.data = b""
+        self.ended = False
+
+    def read_until(self, true: Callable[[], bool]) -> None:
+        while not true():
+            data = self._sock.recv(65_536)
+            assert data, "the connection ended early"
+            for event in self._connection.receive_data(data):
+                match event:
+                    case h2.events.RemoteSettingsChanged():
+                        self.settings += 1
+                    case h2.events.PingAckReceived():
+                        self.pings.append(bytes(event.ping_data or b""))
+                    case h2.events.DataReceived():
+                        self.data += event.data or b""
+                    case h2.events.StreamEnded():
+                        self.ended = True
+                    case h2.events.ConnectionTerminated() | h2.events.StreamReset():
+                        raise AssertionError(f"ended: {event}")
+            self._sock.sendall(self._connection.data_to_send())
+
+
+def start_all(storm: Storm) -> None:
+    """Every kind of client, on both ports."""
+    for port in (PLAIN, TLS):
+        storm.run_spliced(port)
+        storm.run("new", new_call, port, 0.02)
+        storm.run("held", held_call, port, 1.0)
+        storm.run("bulk", bulk_call, port, 0.1)
+        storm.run("in place", health_call, port, 0.05)
+        storm.run("greeting", slow_greeting, port, 0.02)
+
+
+__all__ = ["KEY", "Storm", "start_all"]

@@ -1,0 +1,64 @@
+"""kill -9 of the control plane at random moments under load: nothing is lost, and nobody notices but by a delay."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import trio
+
+from beds.contracts.ledger import ALWAYS, check_laws
+from beds.hosts.one_satellite import KEY
+from beds.hosts.two_planes import two_planes
+from beds.peers.control_storm import Storm, start_all
+from bentpipe.daemon.ledger.contract import Interval
+from bentpipe.daemon.ledger.sqlite import SqliteLedger
+from bentpipe.daemon.model import SatelliteState
+
+KILLS, SOAK_KILLS = 3, 100
+LONGEST_S = 1.5
+"""Between a start and the next kill; the start itself is a moment at which it may die too."""
+
+
+@pytest.mark.parametrize("kills", [KILLS, pytest.param(SOAK_KILLS, marks=pytest.mark.slow)])
+def test_nothing_is_lost_when_the_control_plane_is_killed(tmp_path: Path, kills: int) -> None:
+    chance = random.Random()
+    with two_planes(tmp_path, satellite='sleep_after = "500ms"') as host:
+        storm = Storm(host)
+        start_all(storm)
+        (plane,) = set(host.plane_pids())
+        try:
+            for number in range(kills):
+                time.sleep(chance.uniform(0.3, LONGEST_S))
+                assert host.end_control(signal.SIGKILL) == -signal.SIGKILL
+                host.start_again()
+                if number % 3 != 2:  # else it is killed before it serves
+                    host.wait_serving()
+            host.wait_serving()
+            time.sleep(1.0)
+        finally:
+            storm.stop()
+        assert storm.failures == []
+        assert all(storm.done.values()), storm.done
+        assert set(host.plane_pids()) == {plane}
+        host.wait(lambda: host.states()[-1:] == ["sleep"], "it does not sleep after its last client")
+        fds = len(os.listdir(f"/proc/{plane}/fd"))
+        assert host.end_control(signal.SIGTERM) in (0, 3)
+        assert fds < 80, "descriptors of connections are left"
+        host.wait(lambda: not Path(f"/proc/{plane}").exists(), "the data plane does not end")
+    found = trio.run(read_ledger, tmp_path / "ledger.sqlite")
+    check_laws(found)
+    used = [each for each in found if each.key == KEY]
+    first = next(at for at, each in enumerate(used) if each.state is SatelliteState.OPERATIONAL)
+    last = max(at for at, each in enumerate(used) if each.state is SatelliteState.OPERATIONAL)
+    # It was used from the first client to the last: it neither slept nor was it unknown while control planes came and went.
+    assert {each.state for each in used[first : last + 1]} <= {SatelliteState.OPERATIONAL, SatelliteState.STARTING}
+
+
+async def read_ledger(path: Path) -> list[Interval]:
+    ledger = SqliteLedger(path, read_only=True)
+    found = await ledger.intervals(*ALWAYS)
+    await ledger.aclose()
+    return found
