@@ -68,12 +68,17 @@ def reserve_port(host: str, taken: Collection[int] = ()) -> PortReservation:
 
 
 def _candidates() -> Iterator[int]:
-    """Random ports: two hosts' programs that start at once rarely ask for the same one first."""
+    """Random ports: two hosts' programs that start at once rarely ask for the same one first.
+
+    No list of them is made: hundreds of satellites that start at once each ask here, and nearly always take the first.
+    """
     first, last = (int(word) for word in EPHEMERAL.read_text().split())
-    ports = [*range(LOWEST_PORT, first), *range(max(LOWEST_PORT, last + 1), HIGHEST_PORT + 1)]
-    if len(ports) < ENOUGH_PORTS:
-        ports = list(range(LOWEST_PORT, HIGHEST_PORT + 1))
-    yield from random.sample(ports, ATTEMPTS)
+    below, above = range(LOWEST_PORT, first), range(max(LOWEST_PORT, last + 1), HIGHEST_PORT + 1)
+    if len(below) + len(above) < ENOUGH_PORTS:
+        below, above = range(LOWEST_PORT, HIGHEST_PORT + 1), range(0)
+    for _ in range(ATTEMPTS):
+        index = random.randrange(len(below) + len(above))
+        yield below[index] if index < len(below) else above[index - len(below)]
 
 
 def _is_free(host: str, port: int) -> bool:

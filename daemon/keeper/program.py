@@ -37,8 +37,8 @@ from bentpipe.daemon.keeper.requests import Requests, refuse
 from bentpipe.daemon.keeper.satellite import KeptSatellite
 from bentpipe.daemon.keeper.users import UidRange, Users
 
-CONNECTIONS = 8
-"""At once; the next ones wait in the socket's queue."""
+CONNECTIONS, BACKLOG = 8, 64
+"""At once, and in the socket's queue: peers that say nothing lose their connection after HELLO_DEADLINE_S."""
 FIRST_DAEMON_S = 60.0
 """How long a keeper with `outlive` waits for its first daemon."""
 READY = b"ready\n"
@@ -268,7 +268,7 @@ def listen(path: Path) -> socket.socket:
             listener.bind(str(path))
         finally:
             os.umask(before)
-        listener.listen(CONNECTIONS)
+        listener.listen(BACKLOG)
     except OSError:
         listener.close()
         raise

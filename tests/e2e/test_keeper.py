@@ -1,5 +1,6 @@
 """Local satellites outlive the daemon: killed at any moment, told to leave, or with its keeper killed."""
 
+import contextlib
 import os
 import random
 import signal
@@ -29,12 +30,13 @@ def processes_of(host: EdgeHost, program: str) -> list[psutil.Process]:
     keepers = [each for each in psutil.process_iter() if is_keeper_of(each, host)]
     if program == "keeper":
         return keepers
-    return [
-        child
-        for keeper in keepers
-        for child in keeper.children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE and program in " ".join(child.cmdline())
-    ]
+    found = []
+    for keeper in keepers:
+        for child in keeper.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if child.status() != psutil.STATUS_ZOMBIE and program in " ".join(child.cmdline()):
+                    found.append(child)
+    return found
 
 
 def is_keeper_of(process: psutil.Process, host: EdgeHost) -> bool:
