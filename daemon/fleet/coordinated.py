@@ -5,6 +5,7 @@ be made, the satellite gets that as a provider's error: a sleep that another hos
 """
 
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -13,7 +14,7 @@ from bentpipe.config.model import MachineSection
 from bentpipe.daemon.coordination.contract import IN_USE_HERE, Coordination, InUse
 from bentpipe.daemon.errors import MachineNotFound, ProviderRetryable, SleepVetoed, StoreError
 from bentpipe.daemon.fleet.launches import LaunchTokens
-from bentpipe.daemon.fleet.reserve_giver import ReserveGiver
+from bentpipe.daemon.fleet.reserve_giver import ReserveGiver, ReserveWish
 from bentpipe.daemon.model import Machine, MachineId, MachineState, MachineTraits, SatelliteKey, SleepMode
 from bentpipe.daemon.providers.attempts import recorded_by
 from bentpipe.daemon.providers.base import Provider
@@ -129,14 +130,15 @@ class CoordinatedProvider:
         """Whether it gets a machine from the reserve. An earlier launch that may have made one is repeated first."""
         if self._reserve is None or self._tokens.generation == 0 or self._tokens.record.open is not None:
             return False
+        wish = ReserveWish(self._key, machine_id, self._tokens.generation, token)
+        return await self._reserve.give(wish, functools.partial(self._exists, machine_id))
+
+    async def _exists(self, machine_id: MachineId) -> bool:
         try:
             seen = await self._provider.describe(machine_id)
         except MachineNotFound:
-            pass
-        else:
-            if seen.state is not MachineState.TERMINATED:
-                return False  # there is nothing to launch
-        return await self._reserve.give(self._key, machine_id, self._tokens.generation, token)
+            return False
+        return seen.state is not MachineState.TERMINATED
 
     async def objection_to(self, machine_id: MachineId, section: MachineSection) -> str:
         """See Provider."""

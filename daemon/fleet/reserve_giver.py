@@ -39,6 +39,18 @@ class Given:
     ALL = (RESERVE, EMPTY, FAILED)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReserveWish:
+    """The launch of a satellite's machine."""
+
+    key: SatelliteKey
+    machine_id: MachineId
+    generation: int
+    """As in the registry: it counts the satellite's machines."""
+    token: str
+    """The launch's."""
+
+
 class ReserveGiver:
     """`digest` returns what a type's machines are made of now."""
 
@@ -73,25 +85,26 @@ class ReserveGiver:
         self._failed[key] = self._wall()
         self.counts[Given.FAILED] += 1
 
-    async def give(self, key: SatelliteKey, machine_id: MachineId, generation: int, token: str) -> bool:
-        """Let the satellite have a machine of the reserve, for the launch of `token`. Returns whether it has one.
+    async def give(self, wish: ReserveWish, exists: Callable[[], Awaitable[bool]]) -> bool:
+        """Let the satellite have a machine of the reserve. Returns whether it has one.
 
-        Call it in the satellite's turn. Raises ProviderError and StoreError if nobody knows: then it is called again.
+        Call it in the satellite's turn. `exists` looks whether the satellite has a machine already. Raises ProviderError and
+        StoreError if nobody knows: then it is called again.
         """
-        kind = self._kinds.get(key)
+        kind = self._kinds.get(wish.key)
         if kind is None:
             return False
         rows = await self._store.spares()
-        mine = next((each for each in rows if _is_for(each, key, generation)), None)
+        mine = next((each for each in rows if _is_for(each, wish)), None)
         if mine is not None:
-            return await self._assign(mine, key, machine_id, token, again=True)
-        if not kind.reserve or self._is_distrusted(key, rows):
+            return await self._assign(mine, wish, again=True)
+        if not kind.reserve or self._is_distrusted(wish.key, rows) or await exists():
             return False
-        taken = await self._take(rows, kind, Taker(key, generation, int(self._wall() * 1e6)))
+        taken = await self._take(rows, kind, Taker(wish.key, wish.generation, int(self._wall() * 1e6)))
         if taken is None:
             self.counts[Given.EMPTY] += 1
             return False
-        return await self._assign(taken, key, machine_id, token, again=False)
+        return await self._assign(taken, wish, again=False)
 
     def _is_distrusted(self, key: SatelliteKey, rows: tuple[StoredSpare, ...]) -> bool:
         """Whether a machine of the reserve has failed the satellite: it has lost one that it was given."""
@@ -114,12 +127,10 @@ class ReserveGiver:
                 return taken
         return None
 
-    async def _assign(
-        self, row: StoredSpare, key: SatelliteKey, machine_id: MachineId, token: str, *, again: bool
-    ) -> bool:
-        fields: Mapping[str, object] = {"satellite": str(key), "machine": row.instance, "spare": row.spare}
+    async def _assign(self, row: StoredSpare, wish: ReserveWish, *, again: bool) -> bool:
+        fields: Mapping[str, object] = {"satellite": str(wish.key), "machine": row.instance, "spare": row.spare}
         try:
-            await self._provider.assign(row.instance, row.spare, machine_id, token, again=again)
+            await self._provider.assign(row.instance, row.spare, wish.machine_id, wish.token, again=again)
         except ProviderError as exc:
             taken_at = self._wall() if row.taker is None else row.taker.at_us / 1e6
             if not isinstance(exc, SpareUnusable) and self._wall() - taken_at < GIVE_UP_S:
@@ -129,7 +140,7 @@ class ReserveGiver:
             if not await self._store.put(row.changed(SpareState.DOOMED, str(exc))):
                 # The keeper has given it up, or another host goes on: the next attempt sees how.
                 raise ProviderRetryable(str(exc), peer_hint=exc.peer_hint) from exc
-            self.distrust(key)
+            self.distrust(wish.key)
             return False
         if not again:
             self.counts[Given.RESERVE] += 1
@@ -137,6 +148,7 @@ class ReserveGiver:
         return True
 
 
-def _is_for(row: StoredSpare, key: SatelliteKey, generation: int) -> bool:
+def _is_for(row: StoredSpare, wish: ReserveWish) -> bool:
     taker = row.taker
-    return row.state is SpareState.TAKEN and taker is not None and (taker.key, taker.generation) == (key, generation)
+    wanted = (wish.key, wish.generation)
+    return row.state is SpareState.TAKEN and taker is not None and (taker.key, taker.generation) == wanted

@@ -59,6 +59,14 @@ def problems(path: Path) -> list[tuple[str, str]]:
         ),
         (LISTENER + TYPE + PROCESS + "port = 80\n", "machine_type[0]", "port must be 0"),
         (LISTENER + TYPE + PROCESS + '[store]\nkind = "none"\n', "machine_type", "needs a store"),
+        (LISTENER + TYPE + "reserve = 1\n" + PROCESS, "machine_type[0]", "reserve needs provider 'ec2'"),
+        (
+            LISTENER + TYPE + "reserve = 1\n" + TEMPLATE + "hibernation = false\n",
+            "machine_type[0]",
+            "hibernation = true",
+        ),
+        (LISTENER + TYPE + "reserve = 21\n" + TEMPLATE, "machine_type[0].reserve", "20"),
+        (LISTENER + TYPE + 'reserve_life = "60d"\n' + TEMPLATE, "machine_type[0].reserve_life", "4320000"),
         (
             LISTENER + TYPE + '[machine_type.process]\ncommand = ["/absent/program", "{port}"]\n',
             "machine_type[0].process.command",

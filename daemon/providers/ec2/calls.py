@@ -5,6 +5,7 @@ calls are idempotent (RunInstances by its token). The fleet decides about all ot
 they would bypass the limiters.
 """
 
+import base64
 import collections
 import enum
 import functools
@@ -163,10 +164,16 @@ class Ec2Calls:
         )
 
     async def set_user_data(self, instance_id: str, data: bytes) -> None:
-        """Give a stopped or hibernated instance other user data."""
+        """Give a stopped or hibernated instance other user data.
+
+        In the form for which EC2's user guide says who encodes the value ("Update the instance user data"): the caller.
+        """
+        encoded = base64.b64encode(data).decode()
         await self._call(
             ApiName.MODIFY,
-            lambda client: client.modify_instance_attribute(InstanceId=instance_id, UserData={"Value": data}),
+            lambda client: client.modify_instance_attribute(
+                InstanceId=instance_id, Attribute="userData", Value=encoded
+            ),
         )
 
     async def tag(self, resources: Sequence[str], tags: Mapping[str, str]) -> None:

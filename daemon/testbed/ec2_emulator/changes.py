@@ -28,8 +28,8 @@ def modify_instance_attribute(cloud: Cloud, params: Params) -> Result:
     wanted = params.get("InstanceType.Value", "")
     if instance.state is not InstanceState.STOPPED:
         raise incorrect_state(instance, "modified")
-    if "UserData.Value" in params:
-        instance.user_data = read_user_data(base64.b64decode(params["UserData.Value"]))
+    if params.get("Attribute") == "userData":
+        instance.user_data = read_user_data(base64.b64decode(params["Value"]))
         return {"return": True}
     if wanted not in cloud.types:
         raise ApiError("InvalidParameterValue", f"Invalid value '{wanted}' for InstanceType.")
@@ -51,7 +51,7 @@ def delete_tags(cloud: Cloud, params: Params) -> Result:
 
 CHANGES = {
     "ModifyInstanceAttribute": Action(
-        modify_instance_attribute, frozenset({"InstanceId", "InstanceType.Value", "UserData.Value"})
+        modify_instance_attribute, frozenset({"InstanceId", "InstanceType.Value", "Attribute", "Value"})
     ),
     "DeleteTags": Action(delete_tags, frozenset({"ResourceId.N", "Tag.N.Key"})),
     "CancelSpotInstanceRequests": Action(cancel_spot_instance_requests, frozenset({"SpotInstanceRequestId.N"})),

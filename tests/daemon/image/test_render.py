@@ -16,7 +16,7 @@ from bentpipe.config.image import ImageSection
 from bentpipe.daemon.image.files import SECRET, ImageFile
 from bentpipe.daemon.image.programs.settings import SatelliteSettings
 from bentpipe.daemon.image.units import device_unit
-from bentpipe.daemon.image.user_data import LIMIT_BYTES, UserDataTooLarge, cloud_config, packed
+from bentpipe.daemon.image.user_data import LIMIT_BYTES, UserDataTooLarge, cloud_config, own_config, packed
 from bentpipe.daemon.responder.settings import load_settings
 
 MACHINES = machines_of_the_sample()
@@ -84,6 +84,19 @@ def test_cloud_init_accepts_the_user_data(machine: RenderedMachine, tmp_path: Pa
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Valid" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("cloud-init") is None, reason="cloud-init is not installed")
+def test_cloud_init_accepts_what_a_machine_of_the_reserve_is_told(tmp_path: Path) -> None:
+    file = ImageFile("/etc/bentpipe/enrolment.json", '{"token": "a"}\n', SECRET)
+    path = tmp_path / "user-data"
+    path.write_bytes(own_config(file))
+    done = subprocess.run(
+        ["cloud-init", "schema", "--config-file", str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [read] = yaml.safe_load(path.read_text())["write_files"]
+    assert ImageFile(read["path"], read["content"], int(read["permissions"], 8)) == file
 
 
 @each_machine

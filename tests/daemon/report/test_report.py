@@ -13,6 +13,7 @@ import trio
 from click.testing import CliRunner
 
 from bentpipe.config.prices import PricesSection
+from bentpipe.daemon.ids import reserve_key
 from bentpipe.daemon.ledger.contract import Interval, Stamp, StampedTransition
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.model import (
@@ -195,6 +196,26 @@ def test_money_and_the_orgs_sums_are_shown_if_there_are_any() -> None:
     assert ["all", "6.00", "42.00", "88%", "0.00", "10.80", "52.80", "42.00"] in lines
     unseen = printed([], None)
     assert ["all", "0.00", "0.00", "0.00"] in unseen, "no share of nothing"
+
+
+def test_the_reserve_costs_and_saves_nothing() -> None:
+    prices = PricesSection(awake_hour=1.0, always_hour=0.1)
+    mine = chain("one", (S.OPERATIONAL, 10), (S.SLEEP, 10))
+    spare = [
+        dataclasses.replace(each, key=reserve_key("large", "linux/amd64", 0))
+        for each in chain("x", (S.STARTING, 1), (S.SLEEP, 19))
+    ]
+    alone = summarise(mine, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, prices).everything
+    both = summarise([*mine, *spare], MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, prices)
+    line = both.satellites[-1]
+    assert line.name == "~reserve/large~linux~amd64~0"
+    assert line.money is not None
+    assert (round(line.awake_h, 6), line.saved_h) == (1, 0)
+    assert round(line.money.cost, 6) == 3.0
+    assert alone.money is not None
+    assert both.everything.money is not None
+    assert round(alone.money.saved - both.everything.money.saved, 6) == 3.0, "it is taken off the savings"
+    assert both.everything.saved_h == alone.saved_h
 
 
 def test_spread_is_by_nearest_rank() -> None:

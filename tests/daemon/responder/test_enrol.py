@@ -3,9 +3,11 @@
 import contextlib
 import datetime
 import functools
+import http.server
 import json
 import os
 import random
+import signal
 import socket
 import ssl
 import subprocess
@@ -22,10 +24,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from beds.hosts.enrolling import MINE, EnrolmentBed, enrolment_bed
 from beds.ports import free_port
+from bentpipe.daemon.image.files import SECRET, ImageFile
+from bentpipe.daemon.image.user_data import own_config
 from bentpipe.daemon.pki.authority import MachineName, key_hash_of, pem_of
 from bentpipe.daemon.pki.enrolment import Bootstrap
 from bentpipe.daemon.responder import enrol
-from bentpipe.daemon.responder.enrol import EnrolmentError, Identity, Restarts
+from bentpipe.daemon.responder.enrol import EnrolmentError, Identity, Metadata, Restarts
 
 PROGRAM = Path(enrol.__file__)
 DEADLINE_S = 60.0
@@ -377,3 +381,119 @@ def test_the_wall_clock_says_when_a_certificate_is_due(tmp_path: Path, monkeypat
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 1001)
     assert identity.is_due()
+
+
+class MetadataService:
+    """EC2's, version 2, with the answers of a test. It forgets its tokens when it is told to."""
+
+    def __init__(self) -> None:
+        self.user_data: bytes | None = b"#cloud-config\npackage_update: false\n"
+        self.status = 200
+        self.tokens: set[str] = set()
+        self.asked = 0
+        service = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_PUT(self) -> None:
+                assert self.path == "/i-1/latest/api/token"
+                assert int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) > 0
+                service.tokens.add("secret")
+                self.answer(200, b"secret")
+
+            def do_GET(self) -> None:
+                service.asked += 1
+                assert self.path == "/i-1/latest/user-data"
+                if self.headers["X-aws-ec2-metadata-token"] not in service.tokens:
+                    self.answer(401, b"")
+                elif service.user_data is None:
+                    self.answer(404, b"<html>not found</html>")
+                else:
+                    self.answer(service.status, service.user_data)
+
+            def answer(self, status: int, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", free_port()), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/i-1"
+
+
+@pytest.fixture
+def service() -> Iterator[MetadataService]:
+    found = MetadataService()
+    thread = threading.Thread(target=found.server.serve_forever, args=(0.02,))
+    thread.start()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+    thread.join()
+
+
+def assigned(path: str, text: str) -> bytes:
+    return own_config(ImageFile(path, text, SECRET))
+
+
+def test_the_enrolment_is_read_from_the_user_data_of_the_moment(service: MetadataService, tmp_path: Path) -> None:
+    place = tmp_path / "enrolment.json"
+    metadata = Metadata(service.url, str(place))
+    assert not metadata.fetch(), "those of the first boot"
+    service.user_data = None
+    assert not metadata.fetch()
+    service.tokens.clear()
+    with pytest.raises(EnrolmentError):
+        metadata.fetch()  # its token has ended
+    service.user_data = assigned("/etc/bentpipe/enrolment.json", '{"token": "one"}')
+    assert metadata.fetch()
+    assert place.read_text() == '{"token": "one"}'
+    assert place.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "user_data",
+    [
+        b"#cloud-config\n{",
+        b"#cloud-config\n{}",
+        b'#cloud-config\n{"write_files": 7}',
+        b'#cloud-config\n{"write_files": [7, {"path": 3}, {"content": "x"}]}',
+        b'#cloud-config\n{"write_files": [{"path": "/etc/bentpipe/enrolment.json"}]}',
+        b'#cloud-config\n{"write_files": [{"path": "/etc/bentpipe/enrolment.json", "content": "not JSON"}]}',
+        b'#cloud-config\n{"write_files": [{"path": "/etc/bentpipe/other.json", "content": "{}"}]}',
+        b"#cloud-config\n{" + b'"a": {' * 50_000,
+        b"\x1f\x8b\xff\xfe",
+        b"",
+    ],
+)
+def test_other_user_data_leave_no_file(service: MetadataService, tmp_path: Path, user_data: bytes) -> None:
+    service.user_data = user_data
+    place = tmp_path / "enrolment.json"
+    with contextlib.suppress(EnrolmentError):
+        assert not Metadata(service.url, str(place)).fetch()
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[", "nonsense", ""])
+def test_a_metadata_service_that_is_not_there(tmp_path: Path, url: str) -> None:
+    with pytest.raises(EnrolmentError):
+        Metadata(url, str(tmp_path / "enrolment.json")).fetch()
+
+
+async def test_a_machine_that_is_assigned_while_it_waits_enrols(
+    bed: EnrolmentBed, service: MetadataService, tmp_path: Path
+) -> None:
+    machine = Machine(tmp_path, await bed.launch())
+    text = machine.enrolment.read_text()
+    machine.enrolment.unlink()
+    with machine.running("--metadata", service.url) as process:
+        await until(lambda: service.asked > 1)
+        assert not machine.tls.joinpath("next-key.pem").exists(), "it makes no key before it is a satellite's"
+        process.send_signal(signal.SIGSTOP)  # it hibernates
+        service.tokens.clear()
+        service.user_data = assigned("/etc/bentpipe/enrolment.json", text)
+        process.send_signal(signal.SIGCONT)
+        await until(machine.identity.exists)
+    assert bed.ca.enrolments.results == {("enrol", "ok"): 1}

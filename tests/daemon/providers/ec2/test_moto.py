@@ -3,6 +3,8 @@
 moto knows no time between states, no hibernation and no faults; those are the emulator's.
 """
 
+import base64
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +15,8 @@ from moto.server import ThreadedMotoServer
 
 from beds.contracts.provider import DEADLINE_S, wait_state
 from beds.machines.emulated_ec2 import ec2_section, machine, machine_id, running, tags_of
-from bentpipe.daemon.errors import MachineNotFound, ProviderPermanent, ProviderPermission
+from bentpipe.config.model import MachineTypeSection
+from bentpipe.daemon.errors import MachineNotFound, ProviderPermanent, ProviderPermission, SpareUnusable
 from bentpipe.daemon.model import MachineState, SleepMode
 
 IMAGE = "ami-12c6146b"
@@ -78,6 +81,44 @@ async def test_a_life(server: str, ec2: Any, template: str, by_name: bool) -> No
                 look = await provider.wait_changed(look)
     (state,) = states(ec2, instance["InstanceId"])
     assert state in ("shutting-down", "terminated")
+
+
+async def test_a_machine_of_the_reserve_becomes_a_satellites(server: str, ec2: Any, template: str) -> None:
+    kind = MachineTypeSection.model_validate(
+        {"size": "small", "provider": "ec2", "ec2": {"launch_template": template}, "reserve": 1}
+    )
+    spare, tag = "5" * 32, "bentpipe:reserve"
+
+    async def own_data(token: str) -> bytes:
+        return f"#cloud-config\n{token}\n".encode()
+
+    whole = machine("acme/one", launch_template=template)
+    mine = dataclasses.replace(whole, own_data=own_data)
+    async with running(ec2_section(server), {ONE: mine}) as provider:
+        reserve = provider.reserve
+        await reserve.launch(kind, spare)
+        (seen,) = [each for each in await reserve.look(()) if each.spare == spare]
+        assert (seen.state, seen.satellite) == (MachineState.RUNNING, "")
+        await reserve.lay_down(seen, SleepMode.HIBERNATE)
+        with pytest.raises(SpareUnusable):
+            await reserve.assign(seen.instance, "6" * 32, ONE, "token", again=False)
+        await reserve.assign(seen.instance, spare, ONE, "token", again=False)
+        await wait_state(provider, ONE, MachineState.RUNNING)
+        (after,) = await reserve.look((seen.instance,))
+        assert (after.satellite, after.spare) == ("acme/one", spare)
+        await reserve.release(after)
+        (reservation,) = ec2.describe_instances(InstanceIds=[seen.instance])["Reservations"]
+        (instance,) = reservation["Instances"]
+        tags = {each["Key"]: each["Value"] for each in instance["Tags"]}
+        assert tags_of("acme/one").items() <= tags.items()
+        assert tag not in tags
+        (volume_id,) = (each["Ebs"]["VolumeId"] for each in instance["BlockDeviceMappings"])
+        (volume,) = ec2.describe_volumes(VolumeIds=[volume_id])["Volumes"]
+        assert tags_of("acme/one").items() <= {each["Key"]: each["Value"] for each in volume["Tags"]}.items()
+        told = ec2.describe_instance_attribute(InstanceId=seen.instance, Attribute="userData")["UserData"]["Value"]
+        assert base64.b64decode(told) == b"#cloud-config\ntoken\n"
+        assert await reserve.look(()) == ()
+        await provider.terminate(ONE)
 
 
 async def test_given_instances(server: str, ec2: Any) -> None:

@@ -85,7 +85,7 @@ def test_every_answer_has_the_shape_of_the_model(emulator: Emulator, control: Co
         f"CreateTags&ResourceId.1={stopped}&Tag.1.Key=a&Tag.1.Value=b",
         f"DeleteTags&ResourceId.1={stopped}&Tag.1.Key=a",
         f"ModifyInstanceAttribute&InstanceId={resized}&InstanceType.Value=c7g.xlarge",
-        f"ModifyInstanceAttribute&InstanceId={resized}&UserData.Value=bmV3",
+        f"ModifyInstanceAttribute&InstanceId={resized}&Attribute=userData&Value=bmV3",
         "CancelSpotInstanceRequests&SpotInstanceRequestId.1=sir-1",
     ]
     model = ec2_model()
