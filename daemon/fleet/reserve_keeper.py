@@ -77,6 +77,8 @@ class _Memory:
     lay_down_at: float = float("-inf")
     missing_since: float | None = None
     up_since: float | None = None
+    series: Series | None = None
+    """Of failed steps."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -188,7 +190,15 @@ class ReserveKeeper:
                 await self._take_steps(rows, machines, wanted)
                 await self._destroy_orphans(machines)
                 await self._add_rows(rows, wanted)
-        return len(rows) != len(wanted) or any(each.state is not SpareState.READY for each in rows)
+        return len(rows) != len(wanted) or any(self._is_moving(each) for each in rows)
+
+    def _is_moving(self, row: StoredSpare) -> bool:
+        """Whether something is to happen to a machine soon. One that waits for its time or for room is not on its way."""
+        if row.state is SpareState.FILLING and not row.instance:
+            now = self._wall()
+            may_launch = now >= row.again_us / 1e6 and self._fleet.spares_room(len(self.view.awake) + 1)
+            return may_launch or now < self._memory[row.spare].launch_at
+        return row.state is not SpareState.READY
 
     async def _wanted(self) -> dict[ReservePlace, tuple[MachineTypeSection, Wanted]]:
         found: dict[ReservePlace, tuple[MachineTypeSection, Wanted]] = {}
@@ -269,6 +279,7 @@ class ReserveKeeper:
         verdict: Verdict,
     ) -> None:
         """Take one step. A provider's failure concerns this machine alone, and the next round goes on."""
+        failure: ProviderError | None = None
         try:
             match verdict.step:
                 case ReserveStep.NOTHING:
@@ -282,9 +293,9 @@ class ReserveKeeper:
                 case ReserveStep.DESTROY:
                     if seen is not None:
                         await self._provider.destroy(seen)
-                case ReserveStep.DESTROY_TAGGED:
+                case ReserveStep.DESTROY_TAKEN:
                     if seen is not None and row.taker is not None:
-                        await self._destroy_tagged(seen, row.taker.key)
+                        await self._destroy_taken(seen, row.taker.key)
                 case ReserveStep.RELEASE:
                     if seen is not None:
                         await self._provider.release(seen)
@@ -302,8 +313,11 @@ class ReserveKeeper:
                 case _:
                     assert_never(verdict.step)
         except ProviderError as exc:
-            fields = {**_fields(row), "step": verdict.step.name.lower(), "error": str(exc)}
-            log.warning("a machine of the reserve", extra={"fields": fields})
+            failure = exc
+        memory = self._memory[row.spare]
+        if memory.series is None:
+            memory.series = Series(log, "keep a machine of the reserve", _fields(row))
+        memory.series.told(failure, trio.current_time())
 
     async def _put(self, before: StoredSpare, row: StoredSpare, reason: str) -> None:
         if await self._store.put(row):
@@ -355,23 +369,34 @@ class ReserveKeeper:
             return
         memory.lay_down_at = now + TOO_EARLY_S
         name = (kind.size, kind.platform)
-        mode = sleep_mode_of(SleepMode(kind.sleep_mode), seen, refused=name in self._no_hibernation)
+        wanted = SleepMode(kind.sleep_mode)
+        mode = sleep_mode_of(wanted, seen, refused=name in self._no_hibernation)
+        if mode is not wanted:
+            self._note_stopped(row, "the type cannot hibernate")
         try:
             await self._provider.lay_down(seen, mode)
         except SleepTooEarly:
             return  # it is tried again
         except SleepModeRefused as exc:
-            self._no_hibernation.add(name)
             memory.lay_down_at = now
-            fields = {**_fields(row), "error": str(exc)}
+            self._note_stopped(row, str(exc))
+
+    def _note_stopped(self, row: StoredSpare, reason: str) -> None:
+        """Say once of a machine type that its machines are stopped instead of hibernated."""
+        name = (row.place.size, row.place.platform)
+        if name not in self._no_hibernation:
+            self._no_hibernation.add(name)
+            fields = {**_fields(row), "error": reason}
             log.warning("the reserve's machines are stopped, since they do not hibernate", extra={"fields": fields})
 
     # -- what is not wanted any more -----------------------------------------------------------------------------------
 
-    async def _destroy_tagged(self, seen: SpareMachine, key: SatelliteKey) -> None:
-        """Destroy a machine with the tag of a satellite that does not exist: no host launches it meanwhile."""
+    async def _destroy_taken(self, seen: SpareMachine, key: SatelliteKey) -> None:
+        """Destroy a machine that was taken, in the satellite's turn: nobody gives it away meanwhile."""
         async with self._coordination.acting(key) as turn:
-            if any(each.key == key for each in await self._registry.satellites()):
+            exists = any(each.key == key for each in await self._registry.satellites())
+            found = [each for each in await self._provider.look((seen.instance,)) if each.instance == seen.instance]
+            if exists and any(each.satellite for each in found):
                 return
             with permitted_by(turn.is_ours):
                 await self._provider.destroy(seen)

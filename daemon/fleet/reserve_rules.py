@@ -25,6 +25,11 @@ UNSEEN_S = 120.0
 """A machine that was launched may not be shown for so long. After that the launch is repeated, or the machine is lost."""
 WARM_MOST_S = 900.0
 """A machine that is not asleep so long after its start is given up: something is broken, and it costs money."""
+UNFINISHED_S = 150.0
+"""A machine that was taken and has not got its satellite's tag after this time is destroyed: the host that gave it away has
+died, and no client has asked for the satellite again."""
+SETTLED_S = 3600.0
+"""A machine that has been a satellite's for so long is its own matter, whether it was operational with it or not."""
 ORPHAN_S = 60.0
 """A machine with the reserve's tag that no row knows is destroyed after this time."""
 FAILURE_FIRST_S, FAILURE_MOST_S = 60.0, 3600.0
@@ -47,8 +52,8 @@ class ReserveStep(enum.Enum):
     """Delete the row: its place is free."""
     RENEW = enum.auto()
     """The place gets another machine, once the row's time has come."""
-    DESTROY_TAGGED = enum.auto()
-    """Destroy it, unless the satellite of its tag exists: that is asked again in the satellite's turn."""
+    DESTROY_TAKEN = enum.auto()
+    """Destroy it, unless it is its taker's by now: that is asked again in that satellite's turn."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -190,36 +195,30 @@ def _follow_taken(row: StoredSpare, seen: SpareMachine | None, facts: Facts) -> 
         return _doom(row, "nobody has taken it")
     if seen is None:
         return Verdict(ReserveStep.FORGET, "it is gone") if facts.missing_s >= UNSEEN_S else NOTHING
-    has_tag = seen.satellite == str(taker.key)
     if taker.key not in facts.generations:
         return _doom(row, f"{taker.key} is gone")
-    if facts.generations[taker.key] != taker.generation:
-        return (
-            Verdict(ReserveStep.RELEASE, f"{taker.key} has it")
-            if has_tag
-            else _doom(row, f"{taker.key} has another machine")
-        )
-    if taker.key not in facts.settled:
+    has_tag = seen.satellite == str(taker.key)
+    taken_s = facts.now - taker.at_us / 1e6
+    is_over = facts.generations[taker.key] != taker.generation or taker.key in facts.settled
+    if not is_over and taken_s < (SETTLED_S if has_tag else UNFINISHED_S):
         return NOTHING
-    return (
-        Verdict(ReserveStep.RELEASE, f"{taker.key} has it")
-        if has_tag
-        else _doom(row, f"{taker.key} has another machine")
-    )
+    if has_tag:
+        return Verdict(ReserveStep.RELEASE, f"{taker.key} has it")
+    return _doom(row, f"{taker.key} has not got it")
 
 
 def _destroy(row: StoredSpare, seen: SpareMachine | None, wanted: Wanted | None, facts: Facts) -> Verdict:
     if seen is None:
         # If its launch was not answered, it may not be shown yet.
         return _free(row, wanted) if facts.missing_s >= UNSEEN_S else NOTHING
-    if not seen.satellite:
-        return Verdict(ReserveStep.DESTROY, row.reason)
     taker = row.taker
-    if taker is None or seen.satellite != str(taker.key):
+    if taker is not None and seen.satellite in ("", str(taker.key)):
+        if seen.satellite and taker.key in facts.generations:
+            return Verdict(ReserveStep.RELEASE, f"{taker.key} has it, and its own life decides")
+        return Verdict(ReserveStep.DESTROY_TAKEN, row.reason)
+    if seen.satellite:
         return Verdict(ReserveStep.RELEASE, f"others have given it the tag of {seen.satellite}")
-    if taker.key in facts.generations:
-        return Verdict(ReserveStep.RELEASE, f"{taker.key} has it, and its own life decides")
-    return Verdict(ReserveStep.DESTROY_TAGGED, row.reason)
+    return Verdict(ReserveStep.DESTROY, row.reason)
 
 
 def _gone(row: StoredSpare, seen: SpareMachine, wanted: Wanted | None, facts: Facts) -> Verdict:

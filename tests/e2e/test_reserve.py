@@ -4,12 +4,15 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
+import sys
 import time
 import uuid
 from pathlib import Path
 
 import pytest
 import trio
+from prometheus_client import generate_latest
 
 from beds.hosts.provisioned import (
     DEADLINE_S,
@@ -26,16 +29,25 @@ from beds.hosts.provisioned import (
     serving,
     until,
 )
+from beds.ports import free_port
 from beds.stores.dynamodb_server import DynamoDbServer
+from bentpipe.daemon.api.client import Server
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.fleet import reserve_keeper, reserve_rules
 from bentpipe.daemon.fleet.reserve_giver import Given
+from bentpipe.daemon.ids import reserve_key
+from bentpipe.daemon.ledger.sqlite import SqliteLedger
+from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.providers.ec2 import provider as ec2_provider
 from bentpipe.daemon.providers.ec2.traits import TRAITS
 from bentpipe.daemon.registry.reserve import SpareState, StoredSpare
 from bentpipe.daemon.registry.sqlite_reserve import SqliteReserveStore
+from bentpipe.daemon.service.metrics_server import make_registry
+from bentpipe.daemon.service.sat import Asker, run_list
 from bentpipe.daemon.service.serve import Daemon
+from bentpipe.daemon.service.top import run_top
 from bentpipe.daemon.store.dynamodb_table import Table
+from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 from bentpipe.proto import operations_pb2
 from bentpipe.proto.grpc_status import GrpcStatus
@@ -71,6 +83,10 @@ def given(daemon: Daemon) -> dict[str, int]:
     """What came of launches, by outcome."""
     assert daemon.reserve is not None
     return dict(+daemon.reserve.given.counts)
+
+
+def is_awake(daemon: Daemon, name: str) -> bool:
+    return daemon.fleet.get(SatelliteKey(KEY.org, name)).state is SatelliteState.OPERATIONAL
 
 
 async def ends_well(daemon: Daemon, cloud: Emulator, number: int = 1) -> None:
@@ -162,7 +178,14 @@ async def test_a_fault_at_any_call_holds_the_client_and_leaves_nothing(
         assert given(daemon).items() >= expected.items() or fault.startswith("broken")
 
 
-@pytest.mark.parametrize("script", [{"on_start": "no-capacity"}, {"on_start": "no-key"}, {"new_address": True}])
+@pytest.mark.parametrize(
+    "script",
+    [
+        {"on_start": "no-capacity"},
+        pytest.param({"on_start": "no-key"}, marks=pytest.mark.slow),
+        {"new_address": True},
+    ],
+)
 async def test_a_machine_that_does_not_come_up_is_replaced_while_its_client_waits(
     tmp_path: Path, cloud: Emulator, monkeypatch: pytest.MonkeyPatch, script: dict[str, str | bool]
 ) -> None:
@@ -293,10 +316,7 @@ KILLED_AT = [
 
 @pytest.mark.parametrize(
     ("action", "after"),
-    [
-        each if number in (1, 2) else pytest.param(*each, marks=pytest.mark.slow)
-        for number, each in enumerate(KILLED_AT)
-    ],
+    [each if number == 1 else pytest.param(*each, marks=pytest.mark.slow) for number, each in enumerate(KILLED_AT)],
 )
 async def test_a_daemon_killed_while_it_gives_a_machine_away(
     tmp_path: Path, cloud: Emulator, action: str, after: bool
@@ -336,6 +356,7 @@ async def test_a_daemon_killed_while_it_fills_the_reserve(
         assert len(cloud.control.describe()) == 1, "it was taken up"
 
 
+@pytest.mark.slow
 async def test_a_satellite_that_is_removed_in_the_middle_takes_its_machine_with_it(
     tmp_path: Path, cloud: Emulator
 ) -> None:
@@ -349,6 +370,40 @@ async def test_a_satellite_that_is_removed_in_the_middle_takes_its_machine_with_
         await until(lambda: spare not in living(cloud), "it is destroyed")
         (after,) = await filled(daemon)
         assert living(cloud) == [after]
+
+
+async def test_how_long_a_first_build_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In seconds of the emulated clock, for people: a boot takes 34 s until cloud-init and BuildKit are done."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "AKIDONE")
+    monkeypatch.setattr(reserve_keeper, "MOVING_S", 0.05)
+    monkeypatch.setattr(reserve_keeper, "TOO_EARLY_S", 0.1)
+    speed, boot_s = 20.0, 34.0
+    module = ("-P", "-m", "bentpipe.daemon.testbed.satellite")
+    command = (sys.executable, *module, "{port}", "--host", "{host}", "--boot", str(boot_s / speed))
+    waits: list[float] = []
+    with Emulator(ScaledClock(speed), machine_command=command, machine_port=free_port()) as emulator:
+        emulator.control.add_template(name="builder")
+        for reserve in (1, 0):
+            folder = tmp_path / str(reserve)
+            folder.mkdir()
+            async with serving(folder, text_of(folder, emulator, reserve=reserve)) as daemon:
+                port = daemon.addresses[0][1]
+                if reserve:
+                    await filled(daemon)
+                began = time.monotonic()
+                await in_thread(functools.partial(launch, port))
+                await in_thread(functools.partial(echo, port))
+                waits.append((time.monotonic() - began) * speed)
+                expected = {Given.RESERVE: 1} if reserve else {}
+                assert given(daemon) == expected
+                await in_thread(functools.partial(remove, port, force=True))
+    with capsys.disabled():
+        print(
+            f"\nfrom the reserve {waits[0]:.0f} s, by an ordinary launch {waits[1]:.0f} s, at {speed:g} times the speed"
+        )
 
 
 async def test_tenants_of_two_hosts_never_get_one_machine(tmp_path: Path, cloud: Emulator) -> None:
@@ -372,6 +427,46 @@ async def test_tenants_of_two_hosts_never_get_one_machine(tmp_path: Path, cloud:
             assert spares <= set(machines)
             counts = [given(daemon).get(Given.RESERVE, 0) for daemon in (a, b)]
             assert sum(counts) >= 2
+
+
+async def test_it_is_filled_only_while_the_awake_budget_has_room(tmp_path: Path, cloud: Emulator) -> None:
+    """max_awake is 2."""
+    async with serving(tmp_path, text_of(tmp_path, cloud)) as daemon:
+        port = daemon.addresses[0][1]
+        for name in ("one", "two"):
+            await filled(daemon)
+            await in_thread(functools.partial(launch, port, name=name))
+            await until(functools.partial(is_awake, daemon, name), "it is awake")
+        keeper = daemon.reserve
+        assert keeper is not None
+        await until(lambda: [each.state for each in keeper.view.rows] == [SpareState.FILLING], "its place is free")
+        launches = keeper.launches
+        await trio.sleep(10 * reserve_keeper.MOVING_S)
+        assert (keeper.launches, len(living(cloud))) == (launches, 2)
+        await in_thread(lambda: remove(port, name="two", force=True))
+        await filled(daemon)
+
+
+async def test_the_commands_show_it(tmp_path: Path, cloud: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+    async with serving(tmp_path, text_of(tmp_path, cloud)) as daemon:
+        asker = Asker(Server(f"http://127.0.0.1:{daemon.addresses[0][1]}", "manager"), KEY.org, as_json=False)
+        await filled(daemon)
+        await in_thread(lambda: run_list(asker))
+        line = "reserve of small (linux/amd64): 1 of 1 ready, 0 filling"
+        assert line in capsys.readouterr().out
+        await in_thread(lambda: run_top(asker, 1.0, once=True))
+        assert line in capsys.readouterr().out
+        await in_thread(lambda: run_top(dataclasses.replace(asker, as_json=True), 1.0, once=True))
+        (shown,) = json.loads(capsys.readouterr().out)["reserve"]
+        assert (shown["size"], shown["wanted"], shown["ready"]) == ("small", 1, 1)
+        metrics = generate_latest(make_registry(daemon)).decode()
+        assert 'bentpipe_reserve_machines{platform="linux/amd64",size="small",state="ready"} 1.0' in metrics
+        assert "bentpipe_reserve_launches_total 1.0" in metrics
+        assert 'bentpipe_reserve_given_total{outcome="empty"} 0.0' in metrics
+    intervals = await SqliteLedger(tmp_path / "ledger.sqlite", read_only=True).intervals(0, int(time.time() * 1e6))
+    states = [each.state for each in intervals if each.key == reserve_key("small", "linux/amd64", 0)]
+    assert SatelliteState.STARTING in states, "its hours awake are in the ledger"
+    assert SatelliteState.SLEEP in states
 
 
 async def test_those_who_may_launch_see_it(tmp_path: Path, cloud: Emulator) -> None:

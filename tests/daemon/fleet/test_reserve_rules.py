@@ -131,6 +131,14 @@ def test_a_machine_that_was_taken() -> None:
     assert step(TAKEN, bare, generations={KEY: 3}) == (ReserveStep.STORE, SpareState.DOOMED)
     assert step(TAKEN, up, generations={KEY: 3}) == (ReserveStep.RELEASE, None), "the satellite's own life decides"
     assert step(TAKEN, seen(MachineState.TERMINATED), generations=EXISTS) == (ReserveStep.FORGET, None)
+    taken_at = TAKEN.created_us / 1e6
+    for look, after_s, found in (
+        (bare, rules.UNFINISHED_S, (ReserveStep.STORE, SpareState.DOOMED)),
+        (up, rules.UNFINISHED_S, (ReserveStep.NOTHING, None)),
+        (up, rules.SETTLED_S, (ReserveStep.RELEASE, None)),
+    ):
+        verdict = decide(TAKEN, look, WANTED, Facts(taken_at + after_s, generations=EXISTS))
+        assert (verdict.step, verdict.row and verdict.row.state) == found
 
 
 def test_a_machine_is_destroyed_only_if_it_is_nobodys() -> None:
@@ -138,7 +146,8 @@ def test_a_machine_is_destroyed_only_if_it_is_nobodys() -> None:
     mine = dataclasses.replace(TAKEN.changed(SpareState.DOOMED), failures=0)
     tagged = seen(MachineState.RUNNING, satellite=str(KEY))
     assert step(mine, tagged, generations=EXISTS) == (ReserveStep.RELEASE, None)
-    assert step(mine, tagged, generations={}) == (ReserveStep.DESTROY_TAGGED, None)
+    assert step(mine, seen(MachineState.RUNNING), generations=EXISTS) == (ReserveStep.DESTROY_TAKEN, None)
+    assert step(mine, tagged, generations={}) == (ReserveStep.DESTROY_TAKEN, None)
     assert step(mine, seen(MachineState.RUNNING, satellite="acme/other"), generations={}) == (ReserveStep.RELEASE, None)
     assert step(DOOMED, None) == (ReserveStep.NOTHING, None), "its launch may not be visible yet"
     assert step(DOOMED, None, missing_s=rules.UNSEEN_S) == (ReserveStep.FORGET, None)
@@ -162,8 +171,11 @@ def test_every_look_has_a_verdict_and_none_destroys_a_satellites_machine(state: 
         if verdict.step is ReserveStep.DESTROY:
             assert look is not None
             assert not look.satellite
-        if verdict.step is ReserveStep.DESTROY_TAGGED:
-            assert KEY not in generations
+            assert taker is None, "it is asked in the satellite's turn"
+        if verdict.step is ReserveStep.DESTROY_TAKEN:
+            assert taker is not None
+            assert look is not None
+            assert not look.satellite or KEY not in generations
         if verdict.step is ReserveStep.LAUNCH:
             assert state is SpareState.FILLING
             assert look is None
