@@ -62,7 +62,7 @@ MOVING_S, RESTING_S = 2.0, 30.0
 AT_ONCE = 2
 """Machines of the reserve that are up at once, over all types: each is awake for minutes, and tenants want capacity too."""
 LAUNCH_AGAIN_S = 120.0
-"""Before a launch that was accepted, or whose answer was lost, is repeated: EC2 may not show the machine for so long."""
+"""Before a launch that was accepted, or whose answer was lost, is repeated: a cloud may not show the machine for so long."""
 UNANSWERED_S = 15.0
 """The same after a passing failure."""
 TOO_EARLY_S = 15.0
