@@ -6,6 +6,7 @@ gets one machine of the reserve at most, and it is the same however often the la
 
 import collections
 import dataclasses
+import enum
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -27,7 +28,7 @@ DISTRUST_S = 600.0
 """For so long after a machine of the reserve has failed it, a satellite is launched ordinarily."""
 
 
-class Given:
+class Given(enum.Enum):
     """Outcomes of launches for which the type has a reserve."""
 
     RESERVE = "reserve"
@@ -35,8 +36,6 @@ class Given:
     """No machine of it was ready."""
     FAILED = "failed"
     """One was taken, and could not be used."""
-
-    ALL = (RESERVE, EMPTY, FAILED)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ class ReserveGiver:
         self._failed: dict[SatelliteKey, float] = {}
         self.taken = trio.Event()
         """Set when a machine was taken: its place is filled again."""
-        self.counts: collections.Counter[str] = collections.Counter(dict.fromkeys(Given.ALL, 0))
+        self.counts: collections.Counter[Given] = collections.Counter()
 
     def know(self, key: SatelliteKey, kind: MachineTypeSection) -> None:
         """A satellite is of a machine type."""

@@ -21,7 +21,7 @@ def _machines(look: Snapshot) -> Samples:
 
 def _given(look: Snapshot) -> dict[str, float]:
     keeper = look.daemon.reserve
-    return {outcome: 0 if keeper is None else keeper.given.counts[outcome] for outcome in Given.ALL}
+    return {outcome.value: 0 if keeper is None else keeper.given.counts[outcome] for outcome in Given}
 
 
 RESERVE = (

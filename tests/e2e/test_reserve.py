@@ -79,7 +79,7 @@ def tagged(cloud: Emulator, key: str = str(KEY)) -> list[str]:
     return [each for each in living(cloud) if cloud.cloud.instances[each].tags.get("bentpipe:satellite") == key]
 
 
-def given(daemon: Daemon) -> dict[str, int]:
+def given(daemon: Daemon) -> dict[Given, int]:
     """What came of launches, by outcome."""
     assert daemon.reserve is not None
     return dict(+daemon.reserve.given.counts)

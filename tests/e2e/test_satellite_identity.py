@@ -320,14 +320,9 @@ async def test_a_machine_of_the_reserve_gets_its_identity_when_it_is_assigned(
     monkeypatch.setattr(reserve_keeper, "TOO_EARLY_S", 0.1)
     bed.types = RESERVED
     async with bed.serving() as daemon:
-        keeper = daemon.reserve
-        assert keeper is not None
-        with trio.fail_after(DEADLINE_S):
-            while not any(each.state is SpareState.READY for each in keeper.view.rows):
-                await trio.sleep(0.05)
-        (row,) = keeper.view.rows
-        spare = bed.emulator.cloud.instances[row.instance]
-        disk = bed.folder / "disks" / row.instance / "etc/bentpipe"
+        instance = await _ready_spare(daemon)
+        spare = bed.emulator.cloud.instances[instance]
+        disk = bed.folder / "disks" / instance / "etc/bentpipe"
         assert spare.user_data == "", "it boots without a token"
         assert not (disk / "enrolment.json").exists()
         assert not list(disk.glob("tls/*.pem"))
@@ -335,7 +330,7 @@ async def test_a_machine_of_the_reserve_gets_its_identity_when_it_is_assigned(
         new = SatelliteKey(MINE.org, "new")
         await trio.to_thread.run_sync(_launch, daemon.addresses[0][1], new)
         assert await call(daemon, new) == b"hello"
-        assert bed.instance_of(new) == row.instance
+        assert bed.instance_of(new) == instance
         assert spare.boot_id == boot_id, "its memory was kept, and what it was told is from outside of that"
         bootstrap = bed.bootstrap_of(new)
         assert bootstrap["satellite"] == str(new)
@@ -345,6 +340,40 @@ async def test_a_machine_of_the_reserve_gets_its_identity_when_it_is_assigned(
         assert daemon.satellite_ca.enrolments.results == {("enrol", "ok"): 1}
         assert bootstrap["token"] not in (bed.folder / "ledger.sqlite").read_bytes().decode("latin-1")
     assert bootstrap["token"] not in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["refused", "not answered"])
+async def test_a_machine_that_cannot_get_its_identity_is_not_used(
+    bed: EnrollingCloud, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """A policy may forbid it. Then another machine is launched, with its token in the user data of the launch."""
+    monkeypatch.setattr(reserve_keeper, "MOVING_S", 0.05)
+    monkeypatch.setattr(reserve_keeper, "TOO_EARLY_S", 0.1)
+    bed.types = RESERVED
+    action, control = "ModifyInstanceAttribute", bed.emulator.control
+    async with bed.serving() as daemon:
+        spare = await _ready_spare(daemon)
+        if fault == "refused":
+            control.fail(action=action, code="UnauthorizedOperation", status=403, times=1)
+        else:
+            control.reset(action=action, times=3, after=True)
+        new = SatelliteKey(MINE.org, "new")
+        await trio.to_thread.run_sync(_launch, daemon.addresses[0][1], new)
+        assert await call(daemon, new) == b"hello"
+        assert (bed.instance_of(new) == spare) == (fault == "not answered")
+        assert daemon.satellite_ca is not None
+        assert daemon.satellite_ca.enrolments.results == {("enrol", "ok"): 1}
+
+
+async def _ready_spare(daemon: Daemon) -> str:
+    """Wait for the machine of the reserve. Returns its instance."""
+    keeper = daemon.reserve
+    assert keeper is not None
+    with trio.fail_after(DEADLINE_S):
+        while not any(each.state is SpareState.READY for each in keeper.view.rows):
+            await trio.sleep(0.05)
+    (row,) = keeper.view.rows
+    return row.instance
 
 
 def _launch(port: int, key: SatelliteKey) -> None:
