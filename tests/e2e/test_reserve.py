@@ -148,7 +148,7 @@ CALLS = ("StartInstances", "CreateTags")
 FAULTS = ("refused", "no capacity", "throttled", "broken before", "broken after")
 
 
-BY_DEFAULT = {("StartInstances", "refused"), ("StartInstances", "no capacity"), ("CreateTags", "broken after")}
+BY_DEFAULT = {("StartInstances", "no capacity"), ("CreateTags", "broken after")}
 CASES = [
     pytest.param(*case, marks=() if case in BY_DEFAULT else pytest.mark.slow)
     for case in itertools.product(CALLS, FAULTS)
@@ -372,6 +372,7 @@ async def test_a_satellite_that_is_removed_in_the_middle_takes_its_machine_with_
         assert living(cloud) == [after]
 
 
+@pytest.mark.slow
 async def test_how_long_a_first_build_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
