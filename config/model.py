@@ -57,7 +57,7 @@ class DaemonSection(Section):
 class KeyPairSection(Section):
     """A certificate and its key.
 
-    Both files are PEM; the certificate file holds the chain, leaf first. Read again on SIGHUP.
+    Both files are PEM; the certificate file holds the chain, leaf first. Read again at each reload.
     """
 
     certificate: Path

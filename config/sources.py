@@ -53,7 +53,7 @@ class ConfigErrors(Exception):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class EntryPlace:
     """Where an entry of a list stands: in which file, as which of its own entries, and in which line if that is known."""
 
     path: Path
@@ -142,17 +142,17 @@ class Merged:
     entries: Mapping[str, tuple[tuple[Path, str, int], ...]]
     """By the list's name: file, text, number of entries."""
 
-    def place(self, where: str) -> Place:
+    def place(self, where: str) -> EntryPlace:
         """Where something stands that is known by its place in the whole: "token[12].name"."""
         match = ENTRY.match(where)
         if match is None:
-            return Place(self.path, where, None)
+            return EntryPlace(self.path, where, None)
         name, index = match[1], int(match[2])
         for path, text, count in self.entries.get(name, ()):
             if index < count:
-                return Place(path, f"{name}[{index}]{where[match.end() :]}", _line_of(text, name, index, count))
+                return EntryPlace(path, f"{name}[{index}]{where[match.end() :]}", _line_of(text, name, index, count))
             index -= count
-        return Place(self.path, where, None)
+        return EntryPlace(self.path, where, None)
 
     def problem(self, where: str, message: str) -> ConfigProblem:
         """A mistake, with its place."""

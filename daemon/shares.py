@@ -54,9 +54,17 @@ class Reserve:
         If a token is added while all places are taken, its share comes on top of the limit.
         """
         principals = max(principals, len(self._held), 1)
-        if principals == self._principals:
-            return
-        self._principals = principals
+        if principals != self._principals:
+            self._principals = principals
+            self._divide()
+
+    def resize(self, limit: int, cap: int | None) -> None:
+        """There are more or fewer places from now on. Nobody loses a place that it has."""
+        self._limit, self._cap = limit, cap
+        self._divide()
+
+    def _divide(self) -> None:
+        principals = self._principals
         self._share = self._limit if principals == 1 else max(1, self._limit // RESERVED_PART // principals)
         self._borrowed = sum(max(0, count - self._share) for count in self._held.values())
 
@@ -107,6 +115,10 @@ class Loan(Generic[Item]):
         self._cap = cap
         self._debtors: dict[str, _Debtor[Item]] = {}
         self._total = 0
+
+    def resize(self, limit: int | None, cap: int | None = None) -> None:
+        """There is more or less from now on. Nobody loses what it has, but `excess` may name it later."""
+        self._limit, self._cap = limit, cap
 
     @property
     def total(self) -> int:

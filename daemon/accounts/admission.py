@@ -77,6 +77,13 @@ class Admission:
         """Of all principals; another object after every change."""
         self._index()
 
+    def replace_configured(self, tokens: Iterable[TokenSection], rules: Iterable[OidcRuleSection]) -> None:
+        """Know the configuration as it is now. What the old one admitted is checked again."""
+        self._configured = [_configured(token) for token in tokens]
+        self._rules = {rule.name: rule for rule in rules}
+        self.version += 1
+        self._index()
+
     def _index(self) -> None:
         entries = (*self._stored, *self._configured)
         self.names = frozenset({*(principal.name for _, principal in entries), *self._rules})

@@ -35,7 +35,8 @@ class TableAuthority:
         self._exchange = exchange
         self.logins = 0
         """Sessions given out since the start."""
-        self._session_life_s = session_life_s
+        self.session_life_s = session_life_s
+        """Of sessions that are given out from now on, in seconds."""
         self._now = now
 
     def authenticate(self, credentials: Credentials) -> Access:
@@ -60,7 +61,7 @@ class TableAuthority:
         principal = self.admission.authenticate(token)
         if principal.origin is None or principal.by_session:
             raise Unauthenticated(SESSION_WORDS)
-        expires_at = min(self._now() + self._session_life_s, principal.expires_at)
+        expires_at = min(self._now() + self.session_life_s, principal.expires_at)
         login = self.admission.sessions.issue(TokenPurpose.SESSION, principal.origin, expires_at)
         self.logins += 1
         return login

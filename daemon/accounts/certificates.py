@@ -5,7 +5,7 @@ for.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cryptography import x509
 
@@ -20,6 +20,11 @@ class Certificates:
     """The table of client certificates: fingerprints and subject alternative names. Their chains OpenSSL has verified."""
 
     def __init__(self, sections: Iterable[CertificateSection]) -> None:
+        self._principals: Mapping[str, Principal] = {}
+        self.replace(sections)
+
+    def replace(self, sections: Iterable[CertificateSection]) -> None:
+        """Know these from now on."""
         self._principals = {
             section.shown: Principal(
                 section.name,

@@ -77,13 +77,19 @@ class Exchange:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._admission = admission
-        self._issuers = {issuer.section.issuer: issuer for issuer in issuers}
-        self._rules = tuple(rules)
+        self._issuers: Mapping[str, IssuerKeys] = {}
+        self._rules: tuple[OidcRuleSection, ...] = ()
+        self.replace(issuers, rules)
         self._store = store
         self._now = now
         self._places = trio.CapacityLimiter(EXCHANGES)
         self.results: collections.Counter[Result] = collections.Counter()
         """How exchanges ended since the start."""
+
+    def replace(self, issuers: Iterable[IssuerKeys], rules: Iterable[OidcRuleSection]) -> None:
+        """Know these from now on."""
+        self._issuers = {issuer.section.issuer: issuer for issuer in issuers}
+        self._rules = tuple(rules)
 
     async def exchange(self, id_token: str) -> Login:
         """See Authority."""

@@ -83,7 +83,7 @@ class Compute:
         self._specs = specs
         self._board = board
         self._reservations = reservations
-        self._satellite_address = satellite_address
+        self.satellite_address = satellite_address
         self._provisioner = provisioner
         self._registrar = registrar
 
@@ -140,7 +140,7 @@ class Compute:
         )
 
     def _address_for(self, call: Call) -> str:
-        return _with_port(call.authority) if self._satellite_address is None else self._satellite_address
+        return _with_port(call.authority) if self.satellite_address is None else self.satellite_address
 
     @staticmethod
     def _last_used(satellite: Satellite) -> Timestamp | None:

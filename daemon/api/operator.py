@@ -53,6 +53,10 @@ class OperatorAuthority:
     def __init__(self, orgs: Sequence[str]) -> None:
         self._access = OperatorAccess(orgs)
 
+    def replace_orgs(self, orgs: Sequence[str]) -> None:
+        """These are the orgs from now on, for new calls."""
+        self._access = OperatorAccess(orgs)
+
     def authenticate(self, credentials: Credentials) -> Access:
         """See Authority."""
         return self._access

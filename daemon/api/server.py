@@ -27,6 +27,10 @@ class ControlApi:
         """`methods` are the services' by path; a connection that proves nothing lasts for `stranger_age_s` at most."""
         self._services = Services(methods, authority, counters, stranger_age_s)
 
+    def change_stranger_age(self, seconds: float) -> None:
+        """For connections that come from now on."""
+        self._services.stranger_age_s = seconds
+
     def takes(self, path: bytes, *, names_satellite: bool) -> bool:
         """Whether a connection whose first request has this `:path` is for the API.
 

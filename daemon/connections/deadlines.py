@@ -48,8 +48,7 @@ class Deadlines:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        """For scopes that begin from now on."""
-        # In the order of their deadlines, since all have the same time.
+        """For scopes that begin from now on. After a change to less, they end no sooner than the older ones before them."""
         self._queue: collections.deque[tuple[float, Timed]] = collections.deque()
         self._woken = trio.Event()
 

@@ -105,14 +105,15 @@ class Door:
         await self._opened.wait()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Gate:
     """How many connections all listeners together let in."""
 
     quotas: Quotas
     counters: ConnectionCounters
     admit_below_fd: int = 1 << 30
-    """Connections whose descriptor is this or higher are closed: the rest is for everything else."""
+    """Connections whose descriptor is this or higher are closed: the rest is for everything else. It changes with the
+    number of satellites."""
     door: Door = dataclasses.field(default_factory=Door)
 
 

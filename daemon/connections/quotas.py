@@ -48,6 +48,8 @@ NEWEST_WEIGHT = 0.1
 """Weight of the newest value in the moving average."""
 CONNECTION_FDS = 2
 """Descriptors that a client may take: its own, and its satellite's from the dial to the end of the splice."""
+UNLIMITED = 1 << 40
+"""More places than there can be."""
 DESCRIPTORS = "descriptors"
 """A name in `reached` besides those of the limits: the process itself has no descriptors left."""
 STRANGER_BYTES = 128 << 10
@@ -97,6 +99,10 @@ class Cancellable(Protocol):
     """The scope that a connection runs in: a trio.CancelScope."""
 
     def cancel(self) -> None: ...  # noqa: D102
+
+
+def _most(limit: int | None) -> int:
+    return UNLIMITED if limit is None else limit
 
 
 class Place:
@@ -232,6 +238,14 @@ class Quotas:
         self._limits = dataclasses.replace(
             self._limits, strangers=strangers, per_prefix=max(1, min(per_prefix or strangers, strangers))
         )
+
+    def change_limits(self, limits: QuotaLimits) -> None:
+        """Other limits hold from now on. No connection is ended for them: they are for those that come."""
+        self._limits = limits
+        self._admitted.resize(limits.admitted, limits.per_principal)
+        self._said.resize(limits.said_bytes, limits.said_bytes_per_principal)
+        for reserve in self._satellites.values():
+            reserve.resize(_most(limits.per_satellite), None)
 
     # -- what is taken ------------------------------------------------------------------------------------------------
 
@@ -425,8 +439,11 @@ class Quotas:
         self._admitted.know(known)
         limit = "max_connections" if self._limits.per_principal is None else "max_connections_per_principal"
         self._check(self._admitted, limit, principal, self.admitted, "connections")
-        if satellite is not None and self._limits.per_satellite is not None:
-            reserve = self._satellites.setdefault(satellite, Reserve(self._limits.per_satellite))
+        if satellite is not None:
+            # Counted without a limit too, since a limit may be set while connections are open.
+            reserve = self._satellites.get(satellite)
+            if reserve is None:
+                reserve = self._satellites[satellite] = Reserve(_most(self._limits.per_satellite))
             reserve.know(known)
             self._check(reserve, "max_connections_per_satellite", principal, reserve.total, "connections to it")
             reserve.take(principal)

@@ -44,7 +44,7 @@ class HealthChecks:
         self._board = board
         self._identities = identities
         self._counters = counters
-        self._age_s = stranger_age_s
+        self.stranger_age_s = stranger_age_s
 
     def takes(self, path: bytes, *, names_satellite: bool) -> bool:
         """Whether the first request's path is a health check's, of the daemon or of a satellite that it names."""
@@ -55,7 +55,7 @@ class HealthChecks:
         answering = Answering()
         promote = functools.partial(_promote, caller.place)
         health = HealthService(self._board, self._identities, answering, identity, domain, promote)
-        return HealthConnection(caller, self._board, self._counters, answering, health, self._age_s)
+        return HealthConnection(caller, self._board, self._counters, answering, health, self.stranger_age_s)
 
 
 class HealthConnection:

@@ -31,6 +31,11 @@ class AwakeBudget:
         for satellite in satellites.values():
             self._note(satellite)
 
+    def change(self, limits: AwakeLimits) -> None:
+        """Other limits hold from now on. Who has a place keeps it."""
+        self.limits = limits
+        self._settle()
+
     def add(self, satellite: Satellite) -> None:
         """Take over one more satellite."""
         self._satellites[satellite.key] = satellite

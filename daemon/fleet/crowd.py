@@ -41,6 +41,10 @@ class Crowd:
         self.reached: collections.Counter[str] = collections.Counter()
         """How often each limit was reached, by its name: a client was refused or let go."""
 
+    def resize(self, limit: int | None, per_principal: int | None) -> None:
+        """Other limits hold for clients that come from now on."""
+        self.loan.resize(limit, per_principal)
+
     @property
     def held(self) -> int:
         """How many clients are held."""
@@ -53,6 +57,10 @@ class WaitingLine:
     def __init__(self, crowd: Crowd, limit: int) -> None:
         self._crowd = crowd
         self._loan: Loan[HeldSlot] = Loan(limit)
+
+    def resize(self, limit: int) -> None:
+        """Another limit holds for clients that come from now on."""
+        self._loan.resize(limit)
 
     def refusal(self, principal: str) -> str | None:
         """Why the principal cannot have one more client held; None if it can."""

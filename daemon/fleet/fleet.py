@@ -137,19 +137,70 @@ class Fleet:
         traits = self._context.provider.traits_of(machine_id_of(key))
         return Satellite(
             key,
-            rules_of(
-                section,
-                self._max_held,
-                traits,
-                budgeted=self.budget is not None,
-                reads=self._context.reading is not None,
-            ),
+            self._rules_of(section, traits),
             self._context,
             keep_awake=section.keep_awake,
             responder=section.responder,
-            on_step=self.budget.stepped if self.budget else lambda satellite: None,
+            on_step=self._stepped,
             confirm=confirm,
         )
+
+    def _rules_of(self, section: SatelliteSection, traits: MachineTraits) -> Rules:
+        budgeted, reads = self.budget is not None, self._context.reading is not None
+        return rules_of(section, self._max_held, traits, budgeted=budgeted, reads=reads)
+
+    def _stepped(self, satellite: Satellite) -> None:
+        if self.budget is not None and satellite.rules.budgeted:
+            self.budget.stepped(satellite)
+
+    # -- another configuration -----------------------------------------------------------------------------------------
+
+    def change_limits(self, max_held: int, budget: BudgetSection) -> None:
+        """Other limits hold from now on. No satellite is put to sleep for that, and no client is sent away.
+
+        A satellite that is not budgeted yet becomes so with the next `follow`.
+        """
+        self._max_held = max_held
+        if self.budget is not None:
+            self.budget.change(limits_of(budget))
+        elif budget.limits_anything:
+            self.budget = AwakeBudget(limits_of(budget))
+            if self._nursery is not None:
+                self._nursery.start_soon(run_owned, Owner("budget"), self.budget.run_clock)
+
+    def follow(self, satellite: Satellite, section: SatelliteSection) -> None:
+        """Take over the rules and the hours of another section of a satellite, and the limits as they are now."""
+        was_budgeted = satellite.rules.budgeted
+        satellite.follow(self._rules_of(section, satellite.rules.traits), section.keep_awake)
+        if self.budget is not None and not was_budgeted:
+            self.budget.add(satellite)
+
+    def limit_registered(self) -> None:
+        """The same for satellites that have registered themselves: they only have the limits."""
+        for satellite in self.satellites:
+            if not satellite.rules.owned:
+                satellite.follow(dataclasses.replace(satellite.rules, max_waiters=self._max_held), ())
+
+    async def renew(
+        self,
+        satellite: Satellite,
+        section: SatelliteSection,
+        confirm: Callable[[], Awaitable[None]] | None = None,
+    ) -> Satellite:
+        """Put a satellite in the place of one that is dormant, since its section is another one. Returns once it runs.
+
+        No client notices: between the two there is no moment in which neither is found.
+        """
+        self._drop(satellite)
+        satellite.removed(SatelliteState.UNKNOWN, "its configuration has changed")
+        return await self.add(section, confirm)
+
+    def give_up(self, satellite: Satellite) -> None:
+        """Forget a satellite that is no longer configured. Its machine is not touched."""
+        if self._drop(satellite):
+            satellite.removed(SatelliteState.OFFLINE, "removed from the configuration")
+
+    # -- satellites ----------------------------------------------------------------------------------------------------
 
     def find(self, key: SatelliteKey) -> Satellite | None:
         """Find a satellite; None if there is none."""
@@ -201,15 +252,20 @@ class Fleet:
 
     def remove(self, satellite: Satellite) -> None:
         """Give up a satellite that has retired, with all that runs for it. Its machine is not touched."""
+        if self._drop(satellite):
+            satellite.removed()
+
+    def _drop(self, satellite: Satellite) -> bool:
+        """Forget it, with all that runs for it. Returns whether it was there."""
         if self._satellites.get(satellite.key) is not satellite:
-            return
+            return False
         del self._satellites[satellite.key]
         if (scope := self._scopes.pop(satellite.key, None)) is not None:
             scope.cancel()
         if self.budget is not None and satellite.rules.budgeted:
             self.budget.remove(satellite.key)
         self._context.coordination.leave_nowait(satellite.key)
-        satellite.removed()
+        return True
 
     def get(self, key: SatelliteKey) -> Satellite:
         """Find a satellite. Raises NoSuchSatellite, with the message for a satellite of another tenant."""

@@ -141,6 +141,24 @@ class Provisioner:
         """Whether it is a launched satellite, and not one of the configuration."""
         return key in self._taken
 
+    @property
+    def served(self) -> Mapping[SatelliteKey, MachineTypeSection]:
+        """The launched satellites that this host has, with the types that they were taken up with."""
+        return {key: taken.kind for key, taken in self._taken.items()}
+
+    def follow(self, types: Collection[MachineTypeSection], *, most_per_org: int) -> None:
+        """Other machine types and another limit hold from now on, for launches and updates.
+
+        A satellite that was launched before takes over the rules of its sleep. The rest of its type it gets as soon as it
+        sleeps: see `run_provisioning`.
+        """
+        self._types = {(each.size, each.platform): each for each in types}
+        self._most_per_org = most_per_org
+        self._unknown.clear()
+        for taken in self._taken.values():
+            kind = self._types.get((taken.row.size, taken.row.platform), taken.kind)
+            self._fleet.follow(taken.satellite, kind.satellite(taken.row.key.org, taken.row.key.name))
+
     # -- launch --------------------------------------------------------------------------------------------------------
 
     async def launch(self, key: SatelliteKey, size: str, platform: str, principal: str) -> None:
@@ -453,6 +471,9 @@ class Provisioner:
         if row.key not in self._taken and self._fleet.find(row.key) is not None:
             why = "there is another satellite of this name"
         if kind is not None and not why:
+            taken = self._taken.get(row.key)
+            if taken is not None and taken.kind != kind and not taken.satellite.retired and taken.satellite.is_dormant:
+                await self._renew(taken, kind)
             self._show(await self._take_up(row, kind), row)
         elif row not in self._unknown:
             self._unknown.add(row)
@@ -486,8 +507,18 @@ class Provisioner:
             self._parts.add(section, kind)
             series = Series(log, "remove or update a satellite", {"satellite": str(row.key)})
             confirm = functools.partial(self._check_current, row.key)
-            taken_up = self._taken[row.key] = TakenUp(row, await self._fleet.add(section, confirm), series)
+            taken_up = self._taken[row.key] = TakenUp(row, kind, await self._fleet.add(section, confirm), series)
         return taken_up
+
+    async def _renew(self, taken: TakenUp, kind: MachineTypeSection) -> None:
+        """Its machine type is another one, and it sleeps: take it up anew."""
+        key = taken.row.key
+        section, confirm = kind.satellite(key.org, key.name), functools.partial(self._check_current, key)
+        with trio.CancelScope(shield=True):
+            self._parts.forget(key)
+            self._parts.add(section, kind)
+            satellite = await self._fleet.renew(taken.satellite, section, confirm)
+            self._taken[key] = dataclasses.replace(taken, kind=kind, satellite=satellite)
 
     def _give_up(self, taken: TakenUp) -> None:
         del self._taken[taken.row.key]

@@ -129,6 +129,10 @@ class Registrar:
         self._rows = RowReader(store.satellites, "registered satellites")
         self._unknown: set[SatelliteKey] = set()
 
+    def limit(self, most_per_org: int) -> None:
+        """Another limit holds for satellites that register from now on."""
+        self._most_per_org = most_per_org
+
     def has(self, key: SatelliteKey) -> bool:
         """Whether it is a registered satellite."""
         return key in self._taken

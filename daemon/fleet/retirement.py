@@ -56,8 +56,24 @@ class Retirement:
         if self._draining:
             self.drain()
 
-    def finish(self) -> None:
-        """It is removed, where no time after this counts; or another one takes its place."""
+    def dismiss(self, words: str) -> None:
+        """It is to be given up once nobody uses it: clients that come get these words. The ledger goes on until then."""
+        self._change_refusal(SatelliteUnusable(f"{self._key}: {words}", peer_hint=words))
+
+    def recall(self) -> None:
+        """It is to be kept after all."""
+        self._change_refusal(None)
+        if self._draining:
+            self.drain()
+
+    def finish(self, after: SatelliteState | None, shown: SatelliteState, cause: str) -> None:
+        """It is given up: for `cause` it becomes `after`, and `shown` is as what clients have seen it.
+
+        Without `after` a client has removed it, where no time after this counts; or another one takes its place.
+        """
+        if after is not None:
+            self._report(after, shown, cause)
+            return
         before = self.state or SatelliteState.DESTROYING
         updated = before is SatelliteState.UPDATING
         self._report(SatelliteState.UNKNOWN if updated else SatelliteState.OFFLINE, before, _cause(before))

@@ -37,7 +37,7 @@ from bentpipe.daemon.fleet.readiness import wait_listening, wait_listening_seldo
 from bentpipe.daemon.fleet.resume import ResumeDetector
 from bentpipe.daemon.fleet.retirement import Retirement
 from bentpipe.daemon.fleet.waiters import Waiters
-from bentpipe.daemon.fleet.watching import SETTLE_S, first_look, run_calendar, run_watch
+from bentpipe.daemon.fleet.watching import SETTLE_S, Calendar, first_look, run_watch
 from bentpipe.daemon.fleet.whereabouts import Means, Whereabouts
 from bentpipe.daemon.ids import machine_id_of
 from bentpipe.daemon.model import Address, Machine, Resume, SatelliteKey, SatelliteState, Transition
@@ -47,6 +47,7 @@ from bentpipe.daemon.tasks import Decision, Owner, Ts, contained, note_failure, 
 
 log = logging.getLogger("bentpipe.fleet")
 
+DORMANT = frozenset({SatelliteState.SLEEP, SatelliteState.FAILED, SatelliteState.OFFLINE, SatelliteState.UNKNOWN})
 BROKEN_WORDS = "the edge host has made a mistake with this satellite and begins anew; try again in a moment"
 
 
@@ -72,7 +73,6 @@ class Satellite:
         self._observer = context.observer
         self._wall = context.wall
         self._machine_id = machine_id_of(key)
-        self._keep_awake = keep_awake
         self._on_step = on_step
         self._machine = SatelliteMachine(rules)
         self._presence = Presence(key, context.coordination, lambda: self._machine.known)
@@ -105,9 +105,11 @@ class Satellite:
         self.stop_noted = False  # whether an earlier process was about to stop the machine when it died
         self._recovering = False
         self._creating = 0
-        self._retirement = Retirement(key, self._refuse, self._report)
+        self.retirement = Retirement(key, self._refuse, self._report)
         self._nursery: trio.Nursery | None = None
         self._probe = trio.CancelScope()
+        calendar = (rules.traits.hibernation_limit_s, context.wall, self._last_seen, self._feed)
+        self._calendar = Calendar(keep_awake, *calendar)
         self._deadline_moved = trio.Event()
 
     @property
@@ -226,7 +228,7 @@ class Satellite:
 
     def drain(self) -> None:
         """Refuse the waiting clients, and those that come later."""
-        self._retirement.drain()
+        self.retirement.drain()
 
     def _refuse(self, error: BentpipeError | None) -> None:
         self._feed(msg.Drain(error))
@@ -236,8 +238,8 @@ class Satellite:
     @property
     def shown_state(self) -> SatelliteState:
         """The state as clients see it: the launch and the removal of the satellite itself included."""
-        if self._retirement.state is not None:
-            return self._retirement.state
+        if self.retirement.state is not None:
+            return self.retirement.state
         return SatelliteState.CREATING if self._creating else self.state
 
     @property
@@ -260,7 +262,7 @@ class Satellite:
     @property
     def retired(self) -> bool:
         """Whether it is being removed or updated."""
-        return self._retirement.state is not None
+        return self.retirement.state is not None
 
     @property
     def calls(self) -> MachineCalls:
@@ -270,17 +272,32 @@ class Satellite:
     def retire(self, state: SatelliteState = SatelliteState.DESTROYING) -> None:
         """It is being removed, or updated: refuse its clients, and let other hosts act on its machine."""
         self._presence.is_retired = True
-        self._retirement.begin(state, self.shown_state)
+        self.retirement.begin(state, self.shown_state)
 
     def revive(self) -> None:
         """Its update was given up: take clients again."""
         self._presence.is_retired = False
-        self._retirement.end(self.state)
+        self.retirement.end(self.state)
 
-    def removed(self) -> None:
-        """It is removed, or another one takes its place: say so in the ledger."""
+    def removed(self, after: SatelliteState | None = None, cause: str = "") -> None:
+        """It is removed, or another one takes its place: say so in the ledger. See Retirement.finish."""
         self._whereabouts.leave()
-        self._retirement.finish()
+        self.retirement.finish(after, self.shown_state, cause)
+
+    # -- another configuration -----------------------------------------------------------------------------------------
+
+    def follow(self, rules: Rules, keep_awake: Sequence[KeepAwakeSection]) -> None:
+        """Other rules and hours hold from now on. What is under way goes on: a wake, a wait, a sleep."""
+        self.rules = rules
+        self._machine.known.follow(rules)
+        self._waiters.resize(rules.max_waiters)
+        self._calendar.change(keep_awake)
+        self._stepped()
+
+    @property
+    def is_dormant(self) -> bool:
+        """Whether nobody uses it or waits for it, and its machine neither runs nor is being changed, as far as is known."""
+        return self.state in DORMANT and not self._presence.is_used() and not self.is_acting
 
     def _report(self, after: SatelliteState, before: SatelliteState, cause: str) -> None:
         with contained(self._owner("observer")):
@@ -315,8 +332,7 @@ class Satellite:
             watch = (self._provider, self._machine_id, traits.look_deadline_s, self._feed, self._calls.looks)
             settle_s, self.stop_noted = SETTLE_S if self.stop_noted else 0.0, False
             await nursery.start(start_owned, self._owner("watch"), run_watch, *watch, settle_s)
-            calendar = (self._keep_awake, traits.hibernation_limit_s, self._wall, self._last_seen, self._feed)
-            nursery.start_soon(run_owned, self._owner("calendar"), run_calendar, *calendar)
+            nursery.start_soon(run_owned, self._owner("calendar"), self._calendar.run_calendar)
             if self.rules.ends_quiet:
                 nursery.start_soon(run_owned, self._owner("meters"), self._run_meters)
             if self.reader.reads:
@@ -380,7 +396,7 @@ class Satellite:
         """The state machine has failed in the middle of a step. A new one begins, UNKNOWN, with what is certain."""
         before, self._machine = self._machine, SatelliteMachine(self.rules)
         self._machine.take_over(
-            before, leases=self._leases.granted, metered=self._leases.metered, refusal=self._retirement.refusal
+            before, leases=self._leases.granted, metered=self._leases.metered, refusal=self.retirement.refusal
         )
         self._probe.cancel()
         self._leases.lapse()

@@ -4,6 +4,7 @@ import dataclasses
 
 import trio
 
+from bentpipe.config.model import MachineTypeSection
 from bentpipe.daemon.errors import BentpipeError
 from bentpipe.daemon.fleet.satellite import Satellite
 from bentpipe.daemon.model import SatelliteKey
@@ -17,6 +18,8 @@ class TakenUp:
     """What is kept of it."""
 
     row: LaunchedSatellite
+    kind: MachineTypeSection
+    """With which it was taken up."""
     satellite: Satellite
     removals: Series
     attempts: int = 0

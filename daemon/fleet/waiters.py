@@ -53,6 +53,10 @@ class Waiters:
         self._waiters[waiter.id] = waiter
         return waiter
 
+    def resize(self, limit: int) -> None:
+        """So many clients may wait from now on; those that wait stay."""
+        self._line.resize(limit)
+
     def refusal(self, payer: str) -> str | None:
         """Why no further client of this principal can be held; None if one can."""
         return self._line.refusal(payer)

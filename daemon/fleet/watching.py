@@ -87,6 +87,34 @@ async def first_look(provider: Provider, machine_id: MachineId, deadline_s: floa
     raise ProviderRetryable(f"the provider has not answered a look at the machine in {deadline_s:g} s")
 
 
+class Calendar:
+    """Runs `run_calendar` for one satellite, also after its hours have changed."""
+
+    def __init__(
+        self,
+        sections: Sequence[KeepAwakeSection],
+        hibernation_limit_s: float,
+        wall: Callable[[], float],
+        look: Callable[[], Machine | None],
+        feed: Callable[[KeepAwake | Renew], None],
+    ) -> None:
+        self._sections = tuple(sections)
+        self._rest = (hibernation_limit_s, wall, look, feed)
+        self._scope = trio.CancelScope()
+
+    def change(self, sections: Sequence[KeepAwakeSection]) -> None:
+        """These are its hours from now on."""
+        if tuple(sections) != self._sections:
+            self._sections = tuple(sections)
+            self._scope.cancel()
+
+    async def run_calendar(self) -> None:
+        """Feed for ever."""
+        while True:
+            with trio.CancelScope() as self._scope:
+                await run_calendar(self._sections, *self._rest)
+
+
 async def run_calendar(
     sections: Sequence[KeepAwakeSection],
     hibernation_limit_s: float,

@@ -149,7 +149,7 @@ class Whereabouts:
     def __init__(self, key: SatelliteKey, addresses: KnownAddresses, means: Means) -> None:
         self._key = key
         self._claims = addresses.claims
-        self._proven = key in addresses.proven
+        self._addresses = addresses
         self._means = means
         self._search: _Search | None = None
         self._recognised: tuple[Address, float] | None = None
@@ -168,7 +168,7 @@ class Whereabouts:
         machine = self._means.machine()
         if machine is None or machine.address is None:
             return False
-        if self._proven:
+        if self._key in self._addresses.proven:
             return True
         if self._claims.rivals(self._key):
             return False

@@ -54,17 +54,43 @@ class Satellites:
     reserve: ReserveKeeper | None = None
 
 
-def make_api(
+@dataclasses.dataclass(frozen=True, slots=True)
+class Apis:
+    """The API for every listener that is configured for it, and the one for the Unix socket, whose callers may do all."""
+
+    served: ControlApi
+    local: ControlApi
+    services: tuple[Compute, Compute]
+    """Of both."""
+    operator: OperatorAuthority
+
+    def follow(self, config: Config) -> None:
+        """Take over another configuration."""
+        for api in (self.served, self.local):
+            api.change_stranger_age(config.limits.stranger_age_s)
+        served, local = self.services
+        served.satellite_address = config.api.satellite_address
+        local.satellite_address = _local_address(config)
+        self.operator.replace_orgs(_orgs(config))
+
+
+def make_apis(
     config: Config, satellites: Satellites, authority: Authority, counters: ConnectionCounters, news: ApiNews
-) -> ControlApi:
-    """Make the API, for every listener that is configured for it."""
-    return _make(config, satellites, authority, counters, news, config.api.satellite_address)
+) -> Apis:
+    """Make both."""
+    operator = OperatorAuthority(_orgs(config))
+    served, compute = _make(config, satellites, authority, counters, news, config.api.satellite_address)
+    local, local_compute = _make(config, satellites, operator, counters, news, _local_address(config))
+    return Apis(served, local, (compute, local_compute), operator)
 
 
-def make_local_api(config: Config, satellites: Satellites, counters: ConnectionCounters, news: ApiNews) -> ControlApi:
-    """Make the API for the Unix socket, whose callers may do all. What they dial is not an address for builds."""
-    authority = OperatorAuthority(sorted({section.org for section in config.satellite}))
-    return _make(config, satellites, authority, counters, news, config.api.satellite_address or "")
+def _orgs(config: Config) -> list[str]:
+    return sorted({section.org for section in config.satellite})
+
+
+def _local_address(config: Config) -> str:
+    """What callers of the Unix socket dial is not an address for builds."""
+    return config.api.satellite_address or ""
 
 
 def _make(
@@ -74,7 +100,7 @@ def _make(
     counters: ConnectionCounters,
     news: ApiNews,
     address: str | None,
-) -> ControlApi:
+) -> tuple[ControlApi, Compute]:
     compute = Compute(
         *(satellites.fleet, satellites.specs, news.states, news.reservations, address),
         provisioner=satellites.provisioner,
@@ -92,7 +118,7 @@ def _make(
         **logstream.METHODS,
         **reflection.methods,
     }
-    return ControlApi(methods, authority, counters, config.limits.stranger_age_s)
+    return ControlApi(methods, authority, counters, config.limits.stranger_age_s), compute
 
 
 def specs_of(section: SatelliteSection) -> Specs:

@@ -16,6 +16,7 @@ from bentpipe.daemon.api.statuses import StateBoard
 from bentpipe.daemon.connections.deadlines import Deadlines
 from bentpipe.daemon.connections.descriptors import Descriptors, raise_limit, soft_limit
 from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.listener import Gate
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.connections.port import find_ktls, read_port
 from bentpipe.daemon.connections.quotas import Quotas, quota_limits_of
@@ -39,8 +40,10 @@ from bentpipe.daemon.providers.process.place import KeeperPlace
 from bentpipe.daemon.providers.process.provider import PRIVATE
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import AccountParts, make_accounts
-from bentpipe.daemon.service.api import ApiNews, Satellites, make_api, make_local_api, specs_of
+from bentpipe.daemon.service.api import ApiNews, Satellites, make_apis, specs_of
 from bentpipe.daemon.service.certificate_watch import CertificateWatch
+from bentpipe.daemon.service.control import RELOAD_DEADLINE_S, ControlServer
+from bentpipe.daemon.service.current import Current
 from bentpipe.daemon.service.cutting import cut_verb
 from bentpipe.daemon.service.descriptors import share_out
 from bentpipe.daemon.service.engine_priority import start_engine
@@ -55,8 +58,12 @@ from bentpipe.daemon.service.ports import (
 from bentpipe.daemon.service.provisioning import SatelliteParts, make_provisioner
 from bentpipe.daemon.service.readings import reading_of, responders_of
 from bentpipe.daemon.service.registration import make_registrar
+from bentpipe.daemon.service.reload import Reloader
+from bentpipe.daemon.service.reload_apply import LiveParts
+from bentpipe.daemon.service.reload_plan import RunningParts
 from bentpipe.daemon.service.reserve import make_giver, make_reserve
 from bentpipe.daemon.service.satellite_ca import SatelliteCa, make_keeper, make_satellite_ca
+from bentpipe.daemon.service.satellite_changes import SatelliteChanges
 from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.daemon.service.user_data import UserDataMaker
 from bentpipe.native.engine import Engine, EngineOptions, Ktls
@@ -104,14 +111,13 @@ def _open_resources(config: Config, place: KeeperPlace, planes: Planes | None) -
     )
 
 
-def assemble(
-    config: Config, problem: str = "", place: KeeperPlace = PRIVATE, config_path: Path | None = None
-) -> Daemon:
+def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path | None = None) -> Daemon:
     """Build the daemon. `place` is where the keeper of local satellites is.
 
     `config_path` is the file from which a data plane of its own reads the configuration. Raises OSError (a taken port, a bad
     key, TooFewDescriptors) or TlsError (a bad certificate).
     """
+    config = current.config
     planes = make_planes(config, config_path)
     opened = _open_resources(config, place, planes)
     stores, machines, satellite_tls = opened.stores, opened.machines, opened.satellite_tls
@@ -126,7 +132,7 @@ def assemble(
     giver = make_giver(config, stores, machines, opened.user_data)
     health, fleet = _fleet_of(
         *(config, machines.providers, addresses, records, giver),
-        *(questions, reading_of(config, questions, handoff), news.states, planes),
+        *(questions, reading_of(questions, handoff), news.states, planes),
     )
     identities = Identities(account_parts.admission, account_parts.certificates)
     counters = ConnectionCounters()
@@ -140,11 +146,13 @@ def assemble(
     registrar = make_registrar(config, fleet, stores, parts, opened.ktls, opened.ports.numbers)
     reserve = make_reserve(config, fleet, stores, machines, opened.user_data, giver, records.recorder)
     satellites = Satellites(fleet, handoff, specs, provisioner, registrar, health, reserve)
+    apis = make_apis(config, satellites, account_parts.authority, counters, news)
+    checks = HealthChecks(health, identities, counters, config.limits.stranger_age_s)
     edge = Edge(
         fleet=fleet,
         identities=identities,
-        services=(HealthChecks(health, identities, counters, config.limits.stranger_age_s),),
-        api=(api := make_api(config, satellites, account_parts.authority, counters, news)),
+        services=(checks,),
+        api=apis.served,
         handoff=handoff,
         counters=counters,
         quotas=_quotas_of(config, opened.descriptors, identities),
@@ -153,14 +161,49 @@ def assemble(
         announcements=announcements,
         planes=None if planes is None else planes.splicer,
     )
+    gate = Gate(edge.quotas, counters, opened.descriptors.admit_below)
+    has = {SatelliteKey(section.org, section.name): section for section in config.satellite}
+    changes = SatelliteChanges(fleet, parts, has)
+    live = LiveParts(
+        descriptors=opened.descriptors,
+        listeners=(),
+        gate=gate,
+        quotas=edge.quotas,
+        greetings=edge.greetings,
+        checks=checks,
+        apis=apis,
+        account_parts=account_parts,
+        fleet=fleet,
+        provisioner=provisioner,
+        reserve=reserve,
+        registrar=registrar,
+        type_tls=opened.type_tls,
+        changes=changes,
+    )
+    watch = CertificateWatch(lambda: current.config)
+    running = RunningParts(fleet, machines, provisioner, reserve, changes, live, serves_listeners=planes is None)
+
+    def reset() -> None:
+        fleet.reset()
+        if planes is not None:
+            planes.reload()
+
+    reloader = Reloader(current, running, live, opened.ktls, watch, reset=reset)
+    control = None
+    if opened.ports.control is not None:
+        verbs = {"cut": cut_verb(edge.handoff, fleet), "reload": reloader.verb}
+        control = ControlServer(opened.ports.control, verbs, {"reload": RELOAD_DEADLINE_S})
+    ports = serve_ports(opened.ports, edge, gate, control, apis.local)
+    live.listeners = tuple(zip(opened.ports.client_names, ports.listeners, strict=True))
     return Daemon(
         planes=planes,
-        config=config,
-        config_problem=problem,
+        current=current,
+        reloader=reloader,
+        changes=changes,
         edge=edge,
         health=health,
         account_parts=account_parts,
-        api=api,
+        api=apis.served,
         api_news=news,
         engine=opened.engine,
         provider=machines.providers,
@@ -169,12 +212,9 @@ def assemble(
         provisioner=provisioner,
         reserve=reserve,
         satellite_ca=satellite_ca,
-        certificate_watch=CertificateWatch(config),
+        certificate_watch=watch,
         registrar=registrar,
-        ports=serve_ports(
-            *(opened.ports, edge, opened.descriptors.admit_below, opened.ktls),
-            *({"cut": cut_verb(edge.handoff, fleet)}, make_local_api(config, satellites, counters, news)),
-        ),
+        ports=ports,
     )
 
 

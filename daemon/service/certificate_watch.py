@@ -6,7 +6,7 @@ hangs must never delay a client.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -27,9 +27,9 @@ READ_DEADLINE_S = 30.0
 
 
 class CertificateWatch:
-    """The certificates of one configuration."""
+    """The certificates of the configuration; `config` returns it as it is now."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Callable[[], Config]) -> None:
         self._config = config
         self._said: dict[Concern, float] = {}
         self._thread = trio.CapacityLimiter(1)  # a thread that hangs keeps its place: no further one is started
@@ -59,7 +59,8 @@ class CertificateWatch:
             log.warning("certificates cannot be looked at", extra={"fields": {"error": "the disk hangs"}})
 
     def _read(self) -> tuple[Mapping[str, float], list[Concern]]:
-        return certificate_ends(self._config), list(tls_concerns(self._config))
+        config = self._config()
+        return certificate_ends(config), list(tls_concerns(config))
 
     def _tell(self, concerns: list[Concern]) -> None:
         now = trio.current_time()

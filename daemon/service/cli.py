@@ -334,6 +334,20 @@ def cut(config_path: Path | None, principal: str | None, satellite: str | None) 
         run_cut(config_path, principal, satellite)
 
 
+@main.command()
+@takes_config("The configuration, which says where the daemon's socket is.", required=False)
+@click.option("--dry-run", is_flag=True, help="Only say what would change, and what cannot change in a running daemon.")
+def reload(config_path: Path | None, *, dry_run: bool) -> None:
+    """Have this host's daemon take over its configuration as it is in the files now, and wait for the verdict.
+
+    All of it is taken over, or nothing. Open connections stay. Exit codes: 0 done, 2 nothing has changed.
+    """
+    from bentpipe.daemon.service.reload_command import run_reload
+
+    with telling_mistakes():
+        run_reload(config_path, dry_run=dry_run)
+
+
 @main.group()
 def store() -> None:
     """Prepare the store."""

@@ -6,12 +6,14 @@ Owns: the socket and a few short connections. It does not know what a verb does:
 daemon's own user may ask. The file's mode says so, and the kernel confirms it (unix(7), SO_PEERCRED).
 """
 
+import contextlib
 import json
 import os
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+import types
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -22,10 +24,20 @@ from bentpipe.daemon.tasks import Owner, contained
 REQUEST_BYTES = 8 << 10
 ANSWER_BYTES = 4 << 20
 """The longest answer that the asking side accepts: a list of thousands of satellites fits."""
+CREDENTIAL_NAMES = "credentials"
+"""The field of `reload` with the names of the credentials whose files come with it, in the same order."""
+RELOAD_DEADLINE_S = 60.0
+"""For a reload, with those before it."""
 CLIENTS = 8
 """Connections at once. The next one waits in the socket's queue, within its own deadline."""
 DEADLINE_S = 10.0
-"""From accept to the end of the answer."""
+"""From accept to the end of the answer, unless the verb has a deadline of its own."""
+MOST_FILES = 16
+"""Descriptors that come with a request (unix(7), SCM_RIGHTS)."""
+FILES = "files"
+"""The field by which a verb gets them, as a list of numbers. They are closed after the verb: it copies what it keeps."""
+NUMBER = struct.Struct("i")
+"""A descriptor in an SCM_RIGHTS message."""
 CREDENTIALS = struct.Struct("3i")
 """struct ucred of unix(7): process, user, group."""
 SERVICE_SOCKET = Path("/run/bentpipe/control.sock")
@@ -79,9 +91,16 @@ def _make_room(path: Path) -> None:
 class ControlServer:
     """Answers requests by a table of verbs. It takes the socket, and removes its file at the end."""
 
-    def __init__(self, sock: socket.socket, verbs: Mapping[str, Verb]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        verbs: Mapping[str, Verb],
+        deadlines: Mapping[str, float] = types.MappingProxyType({}),
+    ) -> None:
+        """`deadlines` are those of verbs that may take longer than DEADLINE_S, in seconds."""
         self._sock = sock
         self._verbs = verbs
+        self._deadlines = deadlines
         self._places = trio.Semaphore(CLIENTS)
 
     async def run_control(self) -> None:
@@ -100,31 +119,34 @@ class ControlServer:
     async def _serve(self, stream: trio.SocketStream) -> None:
         with contained(Owner("control client")):
             async with self._places, stream:
-                with trio.move_on_after(DEADLINE_S):
+                with trio.move_on_after(DEADLINE_S) as scope, contextlib.ExitStack() as files:
                     try:
-                        await stream.send_all(await self._answer(stream))
+                        await stream.send_all(await self._answer(stream, files, scope))
                     except trio.BrokenResourceError:
                         return  # it has left; its request was carried out nevertheless
 
-    async def _answer(self, stream: trio.SocketStream) -> bytes:
+    async def _answer(self, stream: trio.SocketStream, files: contextlib.ExitStack, scope: trio.CancelScope) -> bytes:
         try:
             check_peer(stream.socket)
-            answer: Fields = {"done": await self._do(await _read_line(stream))}
+            line, numbers = await _read_request(stream, files)
+            answer: Fields = {"done": await self._do(line, numbers, scope)}
         except ControlError as exc:
             answer = {"error": str(exc)}
         return json.dumps(answer).encode() + b"\n"
 
-    async def _do(self, line: bytes) -> Fields:
+    async def _do(self, line: bytes, files: list[int], scope: trio.CancelScope) -> Fields:
         try:
             request: object = json.loads(line)
         except (ValueError, RecursionError) as exc:
             raise ControlError(f"the request is not a line of JSON: {exc}") from exc
         if not isinstance(request, dict):
             raise ControlError("the request is not a JSON object")
-        verb = self._verbs.get(str(request.pop("verb", "")))
+        name = str(request.pop("verb", ""))
+        verb = self._verbs.get(name)
         if verb is None:
             raise ControlError(f"unknown verb; this daemon knows {', '.join(sorted(self._verbs))}")
-        return await verb(request)
+        scope.deadline += self._deadlines.get(name, DEADLINE_S) - DEADLINE_S
+        return await verb({**request, FILES: files} if files else request)
 
 
 def remove_socket(path: Path) -> None:
@@ -146,26 +168,43 @@ def _check_peer(credentials: bytes) -> None:
         raise ControlError(f"user {user} may not ask this daemon: root may, and user {os.geteuid()}")
 
 
-async def _read_line(stream: trio.SocketStream) -> bytes:
+async def _read_request(stream: trio.SocketStream, files: contextlib.ExitStack) -> tuple[bytes, list[int]]:
+    """The line and the descriptors that came with it, which `files` closes."""
     line = b""
+    numbers: list[int] = []
     while not line.endswith(b"\n"):
-        data = await stream.receive_some(REQUEST_BYTES)
+        room = socket.CMSG_SPACE(MOST_FILES * NUMBER.size)
+        data, received, flags, _ = await stream.socket.recvmsg(REQUEST_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, packed in received:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                for (number,) in NUMBER.iter_unpack(packed[: len(packed) // NUMBER.size * NUMBER.size]):
+                    files.callback(os.close, number)
+                    numbers.append(number)
+        if flags & socket.MSG_CTRUNC or len(numbers) > MOST_FILES:
+            raise ControlError(f"the request has over {MOST_FILES} descriptors")
         if not data:
             raise ControlError("the request has no end of line")
         line += data
         if len(line) > REQUEST_BYTES:
             raise ControlError(f"the request has over {REQUEST_BYTES} bytes")
-    return line
+    return line, numbers
 
 
-def ask(path: Path, verb: str, fields: Fields) -> dict[str, object]:
-    """Ask the daemon at `path`, and wait DEADLINE_S for each part of its answer. Raises ControlError."""
+def ask(
+    path: Path, verb: str, fields: Fields, *, files: Sequence[int] = (), deadline_s: float = DEADLINE_S
+) -> dict[str, object]:
+    """Ask the daemon at `path`, and wait `deadline_s` for each part of its answer. Raises ControlError.
+
+    `files` are descriptors that go with the request; the caller keeps its own.
+    """
     answer = b""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(DEADLINE_S)
+        sock.settimeout(deadline_s)
         try:
             sock.connect(str(path))
-            sock.sendall(json.dumps({"verb": verb, **fields}).encode() + b"\n")
+            line = json.dumps({"verb": verb, **fields}).encode() + b"\n"
+            sent = socket.send_fds(sock, [line], files) if files else 0
+            sock.sendall(line[sent:])
             while len(answer) < ANSWER_BYTES and (data := sock.recv(65536)):
                 answer += data
         except OSError as exc:

@@ -87,7 +87,7 @@ def read_operators_config(
         service = find_service(folders)
     except OSError:
         service = None  # a unit that this user may not read: the command says what it then lacks
-    if service is None or service.config_path is None or not _same(service.config_path, config_path):
+    if service is None or service.config_path is None or not is_same_file(service.config_path, config_path):
         return parse_config(Texts.read(config_path), check_files=check_files)
     for name, folder in (
         ("STATE_DIRECTORY", service.state_directory),
@@ -148,7 +148,8 @@ def _folder_of(root: Path, values: Sequence[str]) -> Path | None:
     return root / names[0].partition(":")[0] if names else None
 
 
-def _same(one: Path, other: Path) -> bool:
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether two paths are one file, or the same path if there is no file."""
     try:
         return one.samefile(other)
     except OSError:

@@ -90,6 +90,10 @@ class LogHandler(logging.Handler):
         except Exception:  # an error in a line must not reach its caller
             self._queue.drop()
 
+    def change_format(self, formatter: logging.Formatter) -> None:
+        """Lines look like this from now on."""
+        self._line_of = formatter.format
+
     def statistics(self) -> LogStatistics:
         """The counters now."""
         queue = self._queue.statistics()
@@ -175,6 +179,17 @@ def log_statistics() -> LogStatistics:
     return _handler.statistics() if _handler is not None else LogStatistics()
 
 
+def change_log(log_format: LogFormat, level: str) -> None:
+    """Another format and another level hold from now on, if this process's log is set up."""
+    if _handler is not None:
+        _handler.change_format(_formatter_of(log_format))
+        log.setLevel(level.upper())
+
+
+def _formatter_of(log_format: LogFormat) -> logging.Formatter:
+    return JsonFormatter() if log_format == "json" else TextFormatter()
+
+
 @contextlib.contextmanager
 def daemon_log(log_format: LogFormat, level: str) -> Iterator[None]:
     """Have the log of this process inside the block: to standard error, where systemd's journal picks it up.
@@ -184,8 +199,7 @@ def daemon_log(log_format: LogFormat, level: str) -> Iterator[None]:
     """
     global _handler
     fd = os.dup(STDERR)  # our own descriptor, even if 2 is closed
-    formatter = JsonFormatter() if log_format == "json" else TextFormatter()
-    handler = _handler = LogHandler(fd, formatter, journal=is_journal(fd))
+    handler = _handler = LogHandler(fd, _formatter_of(log_format), journal=is_journal(fd))
     root, ours = logging.getLogger(), log
     before = root.handlers[:], ours.handlers[:], root.level, ours.level
     hooks = sys.stdout, sys.stderr, threading.excepthook, sys.unraisablehook

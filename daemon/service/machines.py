@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bentpipe.config.ec2_machine import SatelliteEc2Section
-from bentpipe.config.model import Config, SatelliteSection
+from bentpipe.config.model import Config, MachineSection, SatelliteSection
 from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.ids import machine_id_of, satellite_tag
 from bentpipe.daemon.keeper.users import parse_uids
@@ -61,6 +61,12 @@ class Machines:
         if section.ec2 is not None and self.ec2 is not None:
             self.ec2.add(machine_id, _ec2_machine_of(section, section.ec2, self.user_data))
             self.providers.add(machine_id, self.ec2)
+
+    def lacks(self, section: MachineSection) -> str:
+        """The provider that a machine needs and that was not made at the start; "" if there is one."""
+        if section.process is not None and self.processes is None:
+            return "process"
+        return "ec2" if section.ec2 is not None and self.ec2 is None else ""
 
     def forget(self, key: SatelliteKey) -> None:
         """Let no provider know the satellite's machine any more."""

@@ -131,7 +131,27 @@ CONNECTIONS = (
         "configuration_is_last_good",
         "Whether the daemon runs with the configuration of its last start, because the file has mistakes: 1 or 0.",
         "configuration_is_last_good",
-        lambda look: bool(look.daemon.config_problem),
+        lambda look: bool(look.daemon.current.problem),
+    ),
+    by_label(
+        MetricKind.COUNTER,
+        "configuration_reloads",
+        "result",
+        "Reloads of the configuration: ok, or failed, after which nothing had changed.",
+        "reloads.{}",
+        lambda look: {"ok": look.daemon.current.reloads, "failed": look.daemon.current.failed},
+    ),
+    gauge(
+        "configuration_reload_failed",
+        "Whether the last reload has failed, so that the daemon does not run with the file as it is: 1 or 0.",
+        "configuration_reload_failed",
+        lambda look: bool(look.daemon.current.last_failure),
+    ),
+    gauge(
+        "satellites_awaiting_change",
+        "Satellites whose changed configuration waits until they sleep, or that are being given up.",
+        "satellites_awaiting_change",
+        lambda look: len(look.daemon.changes.pending),
     ),
     by_label(
         MetricKind.GAUGE,
@@ -375,7 +395,7 @@ ACCOUNTS = (
         "issuer",
         "Time since the keys of an `[[oidc_issuer]]` were fetched; they are not used after a day.",
         "accounts.oidc_keys_age_s.{}",
-        lambda look: {issuer.section.name: issuer.age_s for issuer in look.daemon.account_parts.issuers},
+        lambda look: {issuer.section.name: issuer.age_s for issuer in look.daemon.account_parts.issuers.keys},
     ),
 )
 

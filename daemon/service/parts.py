@@ -26,9 +26,12 @@ from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import AccountParts
 from bentpipe.daemon.service.api import ApiNews
 from bentpipe.daemon.service.certificate_watch import CertificateWatch
+from bentpipe.daemon.service.current import Current
 from bentpipe.daemon.service.planes import Planes
 from bentpipe.daemon.service.ports import Ports
+from bentpipe.daemon.service.reload import Reloader
 from bentpipe.daemon.service.satellite_ca import SatelliteCa
+from bentpipe.daemon.service.satellite_changes import SatelliteChanges
 from bentpipe.daemon.service.stores import Stores
 from bentpipe.daemon.service.turns import TurnMeter
 from bentpipe.native.engine import Engine
@@ -49,9 +52,10 @@ class Records:
 class Daemon:
     """All parts of a daemon."""
 
-    config: Config
-    config_problem: str
-    """Why this is not the configuration of the file; empty if it is."""
+    current: Current
+    """The configuration."""
+    reloader: Reloader
+    changes: SatelliteChanges
     edge: Edge
     health: HealthBoard
     account_parts: AccountParts
@@ -79,6 +83,11 @@ class Daemon:
     """Set it to begin the drain."""
     leave: trio.Event = dataclasses.field(default_factory=trio.Event)
     """Set it, before `drain`, to leave all connections to the next control plane instead."""
+
+    @property
+    def config(self) -> Config:
+        """The configuration with which it runs now."""
+        return self.current.config
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
@@ -118,15 +127,11 @@ class Daemon:
         return self.records.recorder
 
     def reload(self) -> None:
-        """Read the listeners' certificates again, and try again what only people can mend: SIGHUP says that they acted.
+        """Take over the configuration as it is in the files now, and try again what only people can mend.
 
-        A certificate that cannot be read is logged, and the old one stays.
+        SIGHUP says that they acted. If there is a mistake in the files, nothing changes, and the log says why.
         """
-        self.ports.certificates.ask()
-        if self.planes is not None:
-            self.planes.reload()
-        self.certificate_watch.ask()
-        self.fleet.reset()
+        self.reloader.ask()
 
     def leave_satellites(self) -> None:
         """From now on the end of the daemon leaves local satellites running; the next one finds them. Drains nothing."""

@@ -10,20 +10,19 @@ import logging
 import socket
 from collections.abc import Awaitable, Mapping, Sequence
 
-from bentpipe.config.model import Config, ListenerSection
+from bentpipe.config.live import entries_by_name
+from bentpipe.config.model import Config
 from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.connections.arrival import Arrival
 from bentpipe.daemon.connections.listener import Gate, Listener, bind, listen_for
-from bentpipe.daemon.connections.port import Port, read_port
+from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.session import Session
 from bentpipe.daemon.service import sd
-from bentpipe.daemon.service.certificates import CertificateReload
-from bentpipe.daemon.service.control import ControlServer, Verb, open_control_socket
+from bentpipe.daemon.service.control import ControlServer, open_control_socket
 from bentpipe.daemon.service.local_api import LocalApi, local_api_path
-from bentpipe.native.engine import Ktls
 
 log = logging.getLogger("bentpipe")
 
@@ -32,12 +31,18 @@ log = logging.getLogger("bentpipe")
 class OpenPorts:
     """Sockets that listen, before any connection is accepted."""
 
-    clients: tuple[tuple[ListenerSection, Port, socket.socket], ...]
+    clients: tuple[tuple[str, Port, socket.socket], ...]
+    """Each with the name of its listener."""
     metrics: tuple[socket.socket, ...]
     control: socket.socket | None
     local_api: socket.socket | None
     enrolment: tuple[socket.socket, ...]
     """For machines that want a certificate."""
+
+    @property
+    def client_names(self) -> tuple[str, ...]:
+        """Of the clients' sockets."""
+        return tuple(name for name, _, _ in self.clients)
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -51,7 +56,6 @@ class Ports:
     """The sockets with what serves them."""
 
     listeners: tuple[Listener, ...]
-    certificates: CertificateReload
     metrics: tuple[socket.socket, ...]
     metrics_addresses: tuple[tuple[str, int], ...]
     control: ControlServer | None
@@ -67,11 +71,12 @@ def open_ports(config: Config, spoken: Sequence[Port]) -> OpenPorts:
     with contextlib.ExitStack() as opened:
         opened.callback(_leave_open, passed)
         clients = []
-        for section, port in zip(config.listener if spoken else (), spoken, strict=True):
+        names = entries_by_name("listener", config.listener)
+        for name, section, port in zip(names if spoken else (), config.listener if spoken else (), spoken, strict=True):
             for sock in listen_for(section, passed):
                 if section.address is not None:
                     opened.enter_context(sock)
-                clients.append((section, port, sock))
+                clients.append((name, port, sock))
         metrics = bind(*config.metrics.address) if config.metrics.address is not None else []
         for sock in metrics:
             opened.enter_context(sock)
@@ -94,26 +99,18 @@ def _leave_open(passed: Mapping[str, list[socket.socket]]) -> None:
 
 
 def serve_ports(
-    opened: OpenPorts, edge: Edge, admit_below_fd: int, ktls: Ktls, verbs: Mapping[str, Verb], local_api: ControlApi
+    opened: OpenPorts, edge: Edge, gate: Gate, control: ControlServer | None, local_api: ControlApi
 ) -> Ports:
-    """Make what serves the sockets, which it takes over.
-
-    `verbs` are the verbs of the control socket; `local_api` is served on the Unix socket beside it.
-    """
-    gate = Gate(edge.quotas, edge.counters, admit_below_fd)
+    """Make what serves the sockets, which it takes over. `local_api` is served on the Unix socket beside `control`."""
 
     def serve(client: Transport, port: Port, arrival: Arrival) -> Awaitable[None]:
         return Session(edge, Caller(client, arrival), port).run()
 
     listeners = tuple(Listener(sock, port, gate, serve) for _, port, sock in opened.clients)
-    sections = [section for section, _, _ in opened.clients]
     return Ports(
         listeners=listeners,
-        certificates=CertificateReload(
-            list(zip(listeners, sections, strict=True)), lambda section: read_port(section, ktls)
-        ),
         metrics=opened.metrics,
         metrics_addresses=tuple(sock.getsockname()[:2] for sock in opened.metrics),
-        control=ControlServer(opened.control, verbs) if opened.control is not None else None,
+        control=control,
         local_api=LocalApi(opened.local_api, local_api) if opened.local_api is not None else None,
     )

@@ -18,9 +18,15 @@ NEAR = 0.6
 """How much two names must be alike to be suggested (difflib's ratio)."""
 
 
+def file_concerns(config: Config) -> Iterator[Concern]:
+    """Find what is wrong or suspicious in the configuration and the files that it names, without a look at the host."""
+    yield from tls_concerns(config)
+    yield from _grant_concerns(config)
+
+
 def find_concerns(config: Config) -> list[Concern]:
     """Find all that is wrong or suspicious, errors first."""
-    found = {*tls_concerns(config), *host_concerns(config), *ec2_concerns(config), *_grant_concerns(config)}
+    found = {*file_concerns(config), *host_concerns(config), *ec2_concerns(config)}
     return sorted(found, key=lambda each: (not each.fatal, each.where, each.message))
 
 

@@ -13,6 +13,7 @@ from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.provisioning import Provisioner
 from bentpipe.daemon.fleet.reserve_giver import ReserveGiver
 from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.service.api import specs_of
 from bentpipe.daemon.service.issued_tls import IssuedTls
 from bentpipe.daemon.service.machines import Machines
 from bentpipe.daemon.service.readings import target_of
@@ -53,6 +54,20 @@ class SatelliteParts:
             self.tls[key] = tls
         if kind.has_issued_tls and self.issued is not None:
             self.issued.add(key)
+            self.proven.add(key)
+
+    def take_up(self, section: SatelliteSection, tls: SatelliteTls | None, *, proven: bool) -> None:
+        """The same for a satellite of the configuration that is taken up at run time. `tls` is of its own section."""
+        key = SatelliteKey(section.org, section.name)
+        self.machines.add(section)
+        self.specs[key] = specs_of(section)
+        if (responder := target_of(section)) is not None:
+            self.responders[key] = responder
+        if tls is not None:
+            self.tls[key] = tls
+        if section.has_issued_tls and self.issued is not None:
+            self.issued.add(key)
+        if proven:
             self.proven.add(key)
 
     def end_use(self, key: SatelliteKey) -> None:

@@ -19,10 +19,8 @@ def responders_of(config: Config) -> dict[SatelliteKey, ResponderTarget]:
     return {key: target for key, target in found.items() if target is not None}
 
 
-def reading_of(config: Config, questions: Questions, handoff: HandOff) -> ReadingContext | None:
-    """Make what the satellites' readers share; None if no satellite can have a responder."""
-    if all(section.responder is None for section in config.machines):
-        return None
+def reading_of(questions: Questions, handoff: HandOff) -> ReadingContext:
+    """Make what the satellites' readers share. Without any satellite that has a responder it does nothing."""
     return ReadingContext(
         read=questions.read,
         connections=handoff.connected,

@@ -6,7 +6,7 @@
                > satellite authority, machine identities, enrolment
                > provisioning, registrar: satellites that are launched, registered or removed
                > reserve: machines that are launched ahead
-               > hand-off, engine watch, deadlines, certificates and their watch, recorder, coordination, control, metrics
+               > hand-off, engine watch, deadlines, reload, certificate watch, recorder, coordination, control, metrics
                > tokens, signing key, OIDC keys
                > sessions > one task a connection until its hand-off
                           > listeners
@@ -105,7 +105,8 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
     nursery.start_soon(run_owned, Owner("hand-off"), edge.handoff.run_handoff)
     nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, daemon.engine)
     nursery.start_soon(run_owned, Owner("deadlines"), edge.greetings.run_deadlines)
-    nursery.start_soon(run_owned, Owner("certificates"), ports.certificates.run_reload)
+    nursery.start_soon(run_owned, Owner("reload"), daemon.reloader.run_reloads)
+    nursery.start_soon(run_owned, Owner("satellite changes"), daemon.changes.run_changes)
     nursery.start_soon(run_owned, Owner("certificate watch"), daemon.certificate_watch.run_watch)
     if ports.control is not None:
         nursery.start_soon(run_owned, Owner("control"), ports.control.run_control)

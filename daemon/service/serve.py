@@ -3,8 +3,8 @@
 The daemon is built by `assembly.py`, run by `running.py`, and told of signals by `signals.py`.
 """
 
+import dataclasses
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -15,6 +15,7 @@ from bentpipe.config.sources import Texts
 from bentpipe.daemon.providers.process.place import KeeperPlace
 from bentpipe.daemon.providers.process.provider import PRIVATE
 from bentpipe.daemon.service.assembly import assemble
+from bentpipe.daemon.service.current import ConfigOrigin, Current, keep_nothing
 from bentpipe.daemon.service.garbage import set_up_garbage
 from bentpipe.daemon.service.last_good import Announced, LastGood
 from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors
@@ -46,37 +47,53 @@ def run_serve(config_path: Path, keeper_socket: Path | None = None, *, use_last_
     try:
         loaded = parse_config(Texts.read(config_path))
         place = keeper_place_of(loaded.config, config_path, keeper_socket)
-        return _run(loaded, place, lambda started: Announced(started, last_good, loaded.texts, ""))
+        return _run(_Start(config_path, loaded, place, last_good))
     except (ConfigErrors, OSError, TlsError) as exc:
         kept = last_good.load() if last_good is not None else None
         if kept is None:
             raise
         problem = f"runs with the configuration of {kept.since}, because of mistakes in {config_path}:\n{exc}"
     place = keeper_place_of(kept.loaded.config, config_path, keeper_socket)
-    return _run(kept.loaded, place, lambda started: Announced(started, None, kept.loaded.texts, problem), problem)
+    return _run(_Start(config_path, kept.loaded, place, last_good, problem))
 
 
-def _run(
-    loaded: LoadedConfig,
-    place: KeeperPlace,
-    announce: Callable[[trio.TaskStatus[Daemon]], trio.TaskStatus[Daemon]],
-    problem: str = "",
-) -> int:
-    config = loaded.config
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Start:
+    """What a daemon is started with. `problem` says why it is not the configuration of the file."""
+
+    path: Path
+    loaded: LoadedConfig
+    place: KeeperPlace
+    last_good: LastGood | None
+    problem: str = ""
+
+    @property
+    def origin(self) -> ConfigOrigin:
+        """What a reload reads again."""
+        return ConfigOrigin(self.path, self.loaded, keep_nothing if self.last_good is None else self.last_good.keep)
+
+    def announced(self, status: trio.TaskStatus[Daemon]) -> Announced:
+        """Tell `status` that the daemon has started, and keep a good configuration."""
+        return Announced(status, None if self.problem else self.last_good, self.loaded.texts, self.problem)
+
+
+def _run(start: _Start) -> int:
+    config = start.loaded.config
     fill_standard_descriptors()
     with daemon_log(config.daemon.log_format, config.daemon.log_level):
         set_up_garbage()
-        for line in problem.splitlines():
+        for line in start.problem.splitlines():
             log.error("not the configuration of the file", extra={"fields": {"reason": line}})
         try:
             cut = trio.run(
                 run_with_signals,
                 lambda started: serve(
                     config,
-                    task_status=announce(started),
-                    problem=problem,
-                    place=place,
-                    config_path=loaded.texts.path,
+                    task_status=start.announced(started),
+                    problem=start.problem,
+                    place=start.place,
+                    origin=start.origin,
+                    config_path=start.path,
                 ),
             )
         except (OSError, TlsError):
@@ -94,11 +111,13 @@ async def serve(
     problem: str = "",
     place: KeeperPlace = PRIVATE,
     config_path: Path | None = None,
+    origin: ConfigOrigin | None = None,
 ) -> int:
     """Serve until the daemon's `drain` is set, then drain. Returns how many connections were cut.
 
     `problem` says why this is not the configuration that the operator wanted, if so. `place` is where the keeper of local
     satellites is; by default they end with this. `config_path` is the configuration's file, for a data plane of its own.
-    Raises OSError (a port is taken, TooFewDescriptors) or TlsError (a bad certificate) before anything is started.
+    `origin` is what a reload reads again; without it a reload reads the certificates alone. Raises OSError (a port is taken,
+    TooFewDescriptors) or TlsError (a bad certificate) before anything is started.
     """
-    return await run_daemon(assemble(config, problem, place, config_path), task_status=task_status)
+    return await run_daemon(assemble(Current(config, problem, origin), place, config_path), task_status=task_status)

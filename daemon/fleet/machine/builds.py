@@ -20,7 +20,7 @@ class Builds:
     """Times are seconds of one monotonic clock. Each step of the machine calls `lapse` first."""
 
     def __init__(self, rules: Rules) -> None:
-        self._rules = rules
+        self.rules = rules
         self.running: int | None = None
         """How many run; None if that is not known."""
         self.asking = False
@@ -44,23 +44,23 @@ class Builds:
 
     def lapse(self, now: float, client_at: float) -> None:
         """Forget what is too old. `client_at` is when a client used the satellite last."""
-        if now >= self._read_at + self._rules.builds_stale_s:
+        if now >= self._read_at + self.rules.builds_stale_s:
             self.running = None
-        self._trusted = not self._distrusted and now < client_at + self._rules.trust_builds_s
+        self._trusted = not self._distrusted and now < client_at + self.rules.trust_builds_s
 
     def hold(self, *, leases: int) -> bool:
         """Whether builds keep it awake, or may run on one of its `leases`."""
-        if not self._rules.counts_builds or not self._trusted:
+        if not self.rules.counts_builds or not self._trusted:
             return False
         return leases > 0 if self.running is None else self.running > 0
 
     def is_fresh(self, now: float) -> bool:
         """Whether the count is the last look before a sleep; always so if builds are not counted."""
-        return not self._rules.counts_builds or now - self._read_at <= FRESH_S
+        return not self.rules.counts_builds or now - self._read_at <= FRESH_S
 
     def next_lapse(self, client_at: float) -> float:
         """When `lapse` may next change what `hold` says; infinity if builds do not matter."""
-        if not self._rules.counts_builds or not self._trusted:
+        if not self.rules.counts_builds or not self._trusted:
             return math.inf
-        trusted_until = client_at + self._rules.trust_builds_s
-        return trusted_until if self.running is None else min(trusted_until, self._read_at + self._rules.builds_stale_s)
+        trusted_until = client_at + self.rules.trust_builds_s
+        return trusted_until if self.running is None else min(trusted_until, self._read_at + self.rules.builds_stale_s)

@@ -86,6 +86,10 @@ class Failures:
         self.retry_at = 0.0
         """When the next attempt may be made."""
 
+    def follow(self, retry_after_s: float, capacity_retry_s: float) -> None:
+        """Other times hold after the next failure."""
+        self._retry_after_s, self._capacity_retry_s = retry_after_s, capacity_retry_s
+
     def next_call_at(self, consequence: Consequence, now: float) -> float:
         """When the same call may be repeated: after AGAIN, SPENT and THROTTLED."""
         if consequence is not Consequence.THROTTLED:

@@ -76,6 +76,14 @@ class Known:
         self.generation = broken.generation
         self.refusal, self.keep_awake = refusal, broken.keep_awake
 
+    def follow(self, rules: Rules) -> None:
+        """Other rules hold from now on. A wake that is under way keeps its deadline, and a waiting client its own."""
+        self.rules = rules
+        self.queue.follow(rules.hold_limit_s)
+        self.failures.follow(rules.retry_after_s, rules.capacity_retry_s)
+        self.sleep.follow(rules)
+        self.builds.rules = rules
+
     # -- clients -------------------------------------------------------------------------------------------------------
 
     @property

@@ -33,6 +33,13 @@ class SleepPolicy:
         self.slept_in: MachineState | None = None
         """How it was last asleep."""
 
+    def follow(self, rules: Rules) -> None:
+        """Other rules hold from now on. Another sleep mode is tried, whatever was found about the old one."""
+        if rules.sleep_mode is not self._rules.sleep_mode:
+            self._mode = rules.sleep_mode
+            self._vain = 0
+        self._rules = rules
+
     def woke(self, now: float) -> None:
         """It is operational."""
         self.idle_since = self.client_at = self._awake_since = now

@@ -61,6 +61,10 @@ class WaitQueue:
             return self._hold_limit_s
         return min(self._hold_limit_s, max(HOLD_FACTOR * self._usual_wake_s, HOLD_FLOOR_S))
 
+    def follow(self, hold_limit_s: float) -> None:
+        """Another limit holds for clients that come from now on."""
+        self._hold_limit_s = hold_limit_s
+
     def enter(self, waiter: WaiterId, since: float, tell_by: float = math.inf) -> None:
         """A client waits, `since` then. Until `tell_by` it can still be told a reason for failure."""
         place = _Place(since, since + self._hold_limit_s, tell_by)

@@ -37,7 +37,8 @@ def watch_of(folder: Path, issued: Issued) -> CertificateWatch:
     put(folder, issued)
     config = folder / "bentpipe.toml"
     config.write_text(CONFIG.format(folder=folder))
-    return CertificateWatch(load_config(config))
+    loaded = load_config(config)
+    return CertificateWatch(lambda: loaded)
 
 
 async def until(true: Callable[[], bool]) -> None:

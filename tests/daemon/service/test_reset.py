@@ -51,6 +51,9 @@ async def test_a_program_that_is_missing_and_then_is_there(tmp_path: Path) -> No
         program.chmod(0o755)
         await refused()
         daemon.reload()
+        with trio.fail_after(DEADLINE_S):
+            while not daemon.current.reloads:
+                await trio.sleep(0.01)
         assert satellite.state is SatelliteState.SLEEP
         with trio.fail_after(DEADLINE_S):
             async with satellite.lease() as lease:
