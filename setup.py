@@ -28,6 +28,7 @@ PACKAGES = {
     "bentpipe.daemon.providers.ec2": "daemon/providers/ec2",
     "bentpipe.daemon.providers.process": "daemon/providers/process",
     "bentpipe.daemon.registry": "daemon/registry",
+    "bentpipe.daemon.records": "daemon/records",
     "bentpipe.daemon.readings": "daemon/readings",
     "bentpipe.daemon.report": "daemon/report",
     "bentpipe.daemon.responder": "daemon/responder",

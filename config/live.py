@@ -33,7 +33,6 @@ from bentpipe.config.model import (
     ListenerSection,
     MachineSection,
     MachineTypeSection,
-    MetricsSection,
     ProcessesSection,
     ProcessSection,
     ProxyProtocolSection,
@@ -42,6 +41,7 @@ from bentpipe.config.model import (
     ServerTlsSection,
     StoreSection,
 )
+from bentpipe.config.observability import MetricsSection, RecordsSection, TracesSection
 from bentpipe.config.prices import PriceSection, PricesSection
 from bentpipe.config.rates import Ec2RatesSection, RateSection
 from bentpipe.config.registration import RegistrationSection
@@ -74,7 +74,7 @@ CHANGES: Mapping[type[Section], Mapping[str, Effect]] = {
         now="daemon limits engine budget api prices accounts token certificate oidc_issuer oidc_rule satellite "
         "machine_type ec2",
         # Sockets that others know, and files and tables that are open.
-        restart="listener metrics control store processes satellite_ca registration",
+        restart="listener metrics records traces control store processes satellite_ca registration",
     ),
     DaemonSection: _of(now="drain_deadline_s log_format log_level", restart="data_plane planes"),
     # What a port speaks. The port itself is opened at the start.
@@ -90,7 +90,10 @@ CHANGES: Mapping[type[Section], Mapping[str, Effect]] = {
     # Threads are started, and pipes are made, with the engine.
     EngineSection: _of(restart="threads splice ktls priority idle_timeout_s half_closed_timeout_s"),
     BudgetSection: _of(now="max_awake max_awake_per_org org"),
-    MetricsSection: _of(restart="address"),
+    MetricsSection: _of(restart="address per_satellite per_org"),
+    # The store is open, and the thread that sends traces has its client.
+    RecordsSection: _of(restart="keep keep_for_s probes"),
+    TracesSection: _of(restart="endpoint ratio"),
     ApiSection: _of(now="satellite_address"),
     ControlSection: _of(restart="path"),
     StoreSection: _of(restart="kind path table region endpoint host lease_s host_expiry_s"),

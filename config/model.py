@@ -23,6 +23,7 @@ from bentpipe.config.base import HOST_PORT_PATTERN, DurationS, ListenAddress, Na
 from bentpipe.config.ec2_machine import MachineTypeEc2Section, SatelliteEc2Section
 from bentpipe.config.image import ImageSection
 from bentpipe.config.limits import LimitsSection
+from bentpipe.config.observability import MetricsSection, RecordsSection, TracesSection
 from bentpipe.config.prices import PricesSection
 from bentpipe.config.rates import Ec2RatesSection
 from bentpipe.config.registration import RegistrationSection
@@ -114,13 +115,6 @@ class ApiSection(Section):
     satellite_address: str | None = Field(default=None, pattern=HOST_PORT_PATTERN)
     """HOST:PORT of the listener for builds, as clients reach it; the API tells it to them. By default it is the address at
     which the client called the API."""
-
-
-class MetricsSection(Section):
-    """Where Prometheus may scrape. Anybody who can connect may read."""
-
-    address: ListenAddress | None = None
-    """None: nowhere."""
 
 
 SOCKET_NAME = "control.sock"
@@ -465,6 +459,8 @@ class Config(Section):
     engine: EngineSection = Field(default_factory=EngineSection)
     budget: BudgetSection = Field(default_factory=BudgetSection)
     metrics: MetricsSection = Field(default_factory=MetricsSection)
+    records: RecordsSection = Field(default_factory=RecordsSection)
+    traces: TracesSection = Field(default_factory=TracesSection)
     api: ApiSection = Field(default_factory=ApiSection)
     control: ControlSection = Field(default_factory=ControlSection)
     store: StoreSection = Field(default_factory=StoreSection)

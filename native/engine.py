@@ -89,6 +89,8 @@ class SpliceCounters:
     satellite_to_client_bytes: int
     spliced_bytes: int
     last_activity_monotonic_s: float
+    first_down_monotonic_s: float = 0.0
+    """When the first byte was delivered to the client, by the same clock; 0 if none was."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ class _CCounters(Protocol):
     down_bytes: int
     spliced_bytes: int
     last_activity_ms: int
+    first_down_ms: int
     reason: int
     error: int
 
@@ -303,4 +306,4 @@ def _c_counters(splice: Pointer) -> _CCounters:
 
 
 def _counters(c: _CCounters) -> SpliceCounters:
-    return SpliceCounters(c.up_bytes, c.down_bytes, c.spliced_bytes, c.last_activity_ms / 1000)
+    return SpliceCounters(c.up_bytes, c.down_bytes, c.spliced_bytes, c.last_activity_ms / 1000, c.first_down_ms / 1000)

@@ -145,6 +145,8 @@ class ServerConnection:
         self._resets = _Bucket(bounds.resets, bounds.resets_per_s)
         self._ended = False
         self._announcement = b""
+        self.tail = ""
+        """Follows the message of every status but OK: which connection this is, for a user to quote."""
         self.buffered_bytes = 0
         """Of answers, what the windows allow and `data_to_send` has still to take."""
 
@@ -301,7 +303,8 @@ class ServerConnection:
             return
         trailers: list[Field] = [(b"grpc-status", b"%d" % status)]
         if message:
-            trailers.append((b"grpc-message", encode_grpc_message(message, limits.STATUS_MESSAGE_BYTES)))
+            tail = "" if status is GrpcStatus.OK else self.tail
+            trailers.append((b"grpc-message", encode_grpc_message(message, limits.STATUS_MESSAGE_BYTES, tail)))
         stream.trailers = trailers if stream.answered else [(b":status", b"200"), CONTENT_TYPE, *trailers]
         stream.answered = stream.ending = True
         self._push(stream_id)

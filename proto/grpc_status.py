@@ -29,11 +29,13 @@ class GrpcStatus(enum.IntEnum):
     UNAUTHENTICATED = 16
 
 
-def encode_grpc_message(message: str, max_bytes: int) -> bytes:
+def encode_grpc_message(message: str, max_bytes: int, tail: str = "") -> bytes:
     """Percent-encode a status message: UTF-8, every byte outside 0x20 to 0x7E, and "%", becomes %XX (PROTOCOL-HTTP2).
 
-    Words that would be longer than `max_bytes` are cut off after a whole character.
+    Words that would be longer than `max_bytes` are cut off after a whole character; `tail`, in ASCII, follows them whole.
     """
+    if tail:
+        return encode_grpc_message(message, max_bytes - len(tail)) + tail.encode()
     if message.isascii() and message.isprintable() and "%" not in message:
         return message[:max_bytes].encode()
     words = bytearray()

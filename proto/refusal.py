@@ -4,6 +4,8 @@ The `h2` library writes the HTTP/2. It is fed everything that the client has sen
 and its windows. It acknowledges the client's SETTINGS, which is correct: no satellite will ever see this connection.
 """
 
+import functools
+
 import h2.config
 import h2.connection
 import h2.events
@@ -136,10 +138,11 @@ class Refusal:
         except h2.exceptions.ProtocolError as exc:
             raise GreetingError(ErrorCode(exc.error_code), str(exc)) from exc
 
-    def refuse_some(self, status: GrpcStatus, message: str) -> bool:
+    def refuse_some(self, status: GrpcStatus, message: str, tail: str = "") -> bool:
         """Send trailers-only (gRPC PROTOCOL-HTTP2) on STREAMS_AT_ONCE open streams. Returns whether more are left.
 
-        GOAWAY follows the last of them, and has the message if no stream was open. A client that has sent GOAWAY gets no
+        GOAWAY follows the last of them, and has the message if no stream was open. `tail` follows the message, and is never
+        cut. A client that has sent GOAWAY gets no
         answer: h2 sends nothing more then, and the client did not intend to stay.
         """
         if self._ended:
@@ -148,13 +151,13 @@ class Refusal:
             (b":status", b"200"),
             (b"content-type", b"application/grpc"),
             (b"grpc-status", b"%d" % status),
-            (b"grpc-message", encode_grpc_message(message, limits.STATUS_MESSAGE_BYTES)),
+            (b"grpc-message", encode_grpc_message(message, limits.STATUS_MESSAGE_BYTES, tail)),
         ]
         for stream_id in list(self._unfinished)[:STREAMS_AT_ONCE]:
             self._refuse(stream_id, words)
         if self._unfinished:
             return True
-        debug = self._why_malformed or ("" if self._answered else message)
+        debug = self._why_malformed or ("" if self._answered else message + tail)
         self._h2.close_connection(
             additional_data=debug.encode() or None, last_stream_id=self._h2.highest_inbound_stream_id
         )
@@ -198,5 +201,19 @@ def goaway(error_code: ErrorCode, words: str, last_stream: int = 0) -> bytes:
     return said
 
 
-TOO_LATE = goaway(ErrorCode.NO_ERROR, "no complete request before greeting_deadline")
-"""For a client that speaks HTTP/2 but sent no request in time. Nothing is lost: the client may connect again at once."""
+TOO_LATE_WORDS = "no complete request before greeting_deadline"
+_FILLER = "~"
+
+
+def too_late(tail: str = "") -> bytes:
+    """GOAWAY for a client that speaks HTTP/2 but sent no request in time; `tail`, in ASCII, follows the words.
+
+    Nothing is lost: the client may connect again at once. Thousands may be late together, so h2 writes the frame once.
+    """
+    filler = _FILLER * len(tail)
+    return _too_late(len(tail)).replace(filler.encode(), tail.encode()) if tail else _too_late(0)
+
+
+@functools.cache
+def _too_late(tail_chars: int) -> bytes:
+    return goaway(ErrorCode.NO_ERROR, TOO_LATE_WORDS + _FILLER * tail_chars)

@@ -23,6 +23,7 @@ from bentpipe.daemon.edge.answered_times import AGE_GRACE_S, SEND_DEADLINE_S, va
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.errors import BentpipeError, Draining, InvalidMetadata, LimitReached
+from bentpipe.daemon.records.ids import quote
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.events import HeaderList
@@ -53,7 +54,11 @@ class Services:
     """What every connection shares: the methods, who may call them, and whether the daemon drains."""
 
     def __init__(
-        self, methods: Mapping[str, Method], authority: Authority, counters: ConnectionCounters, stranger_age_s: float
+        self,
+        methods: Mapping[str, Method],
+        authority: Authority,
+        counters: ConnectionCounters,
+        stranger_age_s: float,
     ) -> None:
         """`methods` are by path, "/package.Service/Method"."""
         self.methods = methods
@@ -65,8 +70,14 @@ class Services:
 
     def count(self, path: str, status: GrpcStatus) -> None:
         """Count a call's end by its method, if there is one, so that strangers make no labels."""
-        method = path.rpartition("/")[2] if path in self.methods else "other"
-        self.counters.answers[f"{method} {status.name}"] += 1
+        self.counters.answers[f"{self._name(path)} {status.name}"] += 1
+
+    def took(self, path: str, seconds: float, connection_id: str) -> None:
+        """Note how long a call took."""
+        self.counters.call_times.observe(self._name(path), seconds, connection_id)
+
+    def _name(self, path: str) -> str:
+        return path.rpartition("/")[2] if path in self.methods else "other"
 
 
 class GrpcConnection:
@@ -86,6 +97,7 @@ class GrpcConnection:
         self._caller = caller
         self._tls = tls
         self._server = GrpcServer(API_BOUNDS)
+        self._server.tail = quote(caller.record.id)
         self._calls: dict[int, Call] = {}
         self._pages: dict[int, account.IncompleteRequest] = {}
         self._nursery: trio.Nursery | None = None
@@ -122,7 +134,7 @@ class GrpcConnection:
                     await self._read()
             except GreetingError as exc:
                 self._services.counters.count_malformed(exc)
-                log.info("malformed", extra={"fields": {"peer": self._caller.peer, "error": str(exc)}})
+                self._caller.record.error = str(exc)
                 outcome = Outcome.MALFORMED
             except (TransportError, ConnectionOver) as exc:
                 self._failure = exc
@@ -321,11 +333,13 @@ class GrpcConnection:
                 await method.serve(call)
             except BentpipeError as exc:
                 status, words = method.status_of(exc), exc.peer_hint
-                fields = {"peer": self._caller.peer, "principal": call.access.name, "path": call.path}
+                fields = {"id": self._caller.record.id, "peer": self._caller.peer, "principal": call.access.name}
+                fields["path"] = call.path
                 log.info("call refused", extra={"fields": {**fields, "status": status.name, "error": str(exc)}})
             except Stalled:
                 self._server.reset(call.stream_id, ErrorCode.ENHANCE_YOUR_CALM)
                 status = GrpcStatus.CANCELLED
+        self._services.took(call.path, trio.current_time() - call.began, self._caller.record.id)
         if call.scope.cancelled_caught:
             status, words = GrpcStatus.CANCELLED, ""
             if not call.ended_by_client and trio.current_time() >= call.deadline:

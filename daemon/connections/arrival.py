@@ -6,16 +6,13 @@ doc/proxy-protocol.txt §2). From then on the client's address counts for limits
 """
 
 import ipaddress
-import logging
 from collections.abc import Sequence
 
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.transport import Transport
-from bentpipe.daemon.logs import log_limited
+from bentpipe.daemon.records.book import Book
 from bentpipe.proto.proxy_protocol import ProxyHeader, ProxyHeaderError, ProxyRule, canonical, parse_header
-
-log = logging.getLogger("bentpipe.edge")
 
 PEEK_BYTES = 536
 """Bytes of one look at a header. Every proxy sends it in one segment, and every host takes segments of this size (RFC 9293
@@ -42,13 +39,18 @@ class Proxies:
 
 
 class Arrival:
-    """One accepted connection's origin, and its place: it counts for the peer, or for the client that its proxy names."""
+    """One accepted connection's origin, its record, and its place: it counts for the peer, or for the client that its proxy
+    names.
 
-    def __init__(self, quotas: Quotas, name: tuple[str, int] | None, proxies: Proxies) -> None:
+    It must be run in `with arrival.record`, which is what closes the record.
+    """
+
+    def __init__(self, quotas: Quotas, name: tuple[str, int] | None, proxies: Proxies, book: Book) -> None:
         self._name = name
         self.by_proxy = name is not None and proxies.cover(name[0])
         """Whether the peer is a trusted proxy, which must name its client."""
         self._known = not self.by_proxy
+        self.record = book.open(self.peer)
         # Until the header has been read the client is unknown, and the place is not charged to the proxy's own address.
         self.place = quotas.open(f"by {self._host}" if self.by_proxy else self._host)
 
@@ -75,6 +77,7 @@ class Arrival:
         """Take the client's address as the proxy names it; None if the proxy connects for itself."""
         if source is not None:
             self._name = source
+            self.record.peer = self.peer
         self._known = True
         self.place.readdress(self._host)
 
@@ -89,7 +92,7 @@ async def read_origin(client: Transport, arrival: Arrival) -> None:
     try:
         header = await _read_header(client)
     except ProxyHeaderError as exc:
-        log_limited(log, "proxy header", "PROXY header refused", {"proxy": arrival.peer, "error": str(exc)})
+        arrival.record.error = str(exc)
         absent = exc.rule is ProxyRule.ABSENT
         raise ConnectionOver(Outcome.NO_PROXY_HEADER if absent else Outcome.BAD_PROXY_HEADER) from exc
     arrival.comes_from(header.source)

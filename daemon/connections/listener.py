@@ -10,10 +10,12 @@ import trio
 
 from bentpipe.config.model import ListenerSection
 from bentpipe.daemon.connections.arrival import Arrival
+from bentpipe.daemon.connections.ends import OUTCOME_ENDS
 from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
 from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.transport import Transport
+from bentpipe.daemon.records.book import Book
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
 
 log = logging.getLogger("bentpipe.edge")
@@ -38,6 +40,8 @@ NETWORK_ERRNOS = frozenset(
 
 EXHAUSTED_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 """The process or the host has run out of what a connection needs: old strangers are evicted (`Quotas.make_room`)."""
+
+NO_DESCRIPTORS = "only the descriptors that are kept in reserve are left"
 
 PAUSE_S = 0.005
 """Between two looks whether a stranger has left, while none may be evicted for a newcomer: see `Quotas.pause_s`."""
@@ -111,6 +115,7 @@ class Gate:
 
     quotas: Quotas
     counters: ConnectionCounters
+    book: Book
     admit_below_fd: int = 1 << 30
     """Connections whose descriptor is this or higher are closed: the rest is for everything else. It changes with the
     number of satellites."""
@@ -132,6 +137,11 @@ class Listener:
         self._gate = gate
         self._serve = serve
         self._failing = ""
+
+    @property
+    def failing(self) -> str:
+        """Why it cannot accept now; "" if it can."""
+        return self._failing
 
     @property
     def address(self) -> tuple[str, int]:
@@ -177,11 +187,13 @@ class Listener:
         if sock.fileno() >= self._gate.admit_below_fd and not quotas.make_room():
             sock.close()
             self._gate.counters.ended[Outcome.OVER_LIMIT] += 1
-            self._tell_failing("only the descriptors that are kept in reserve are left")
+            with self._gate.book.open(f"{name[0]}:{name[1]}" if name else "unix") as record:
+                record.finish(OUTCOME_ENDS[Outcome.OVER_LIMIT], NO_DESCRIPTORS)
+            self._tell_failing(NO_DESCRIPTORS)
             await trio.sleep(ACCEPT_BACKOFF_S)
             return False
         self._tell_failing("")
-        arrival = Arrival(quotas, (str(name[0]), name[1]) if name else None, self.port.proxies)
+        arrival = Arrival(quotas, (str(name[0]), name[1]) if name else None, self.port.proxies, self._gate.book)
         owner = Owner("session", arrival.peer, Decision.GIVE_UP)
         sessions.start_soon(run_owned, owner, self._run, sock, arrival)
         return True
@@ -195,10 +207,11 @@ class Listener:
         self._failing = failing
 
     async def _run(self, sock: socket.socket, arrival: Arrival) -> None:
-        try:
-            transport = Transport(sock)
-        except BaseException:
-            sock.close()
-            arrival.place.release()
-            raise
-        await self._serve(transport, self.port, arrival)
+        with arrival.record:
+            try:
+                transport = Transport(sock)
+            except BaseException:
+                sock.close()
+                arrival.place.release()
+                raise
+            await self._serve(transport, self.port, arrival)

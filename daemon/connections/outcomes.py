@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import enum
 
+from bentpipe.daemon.records.histograms import CALL_BOUNDS_S, LabelledHistogram
 from bentpipe.proto.errors import GreetingError
 
 
@@ -54,6 +55,9 @@ class ConnectionCounters:
     """By the greeting's limit or RFC 9113 error code."""
     answers: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     """What the daemon answered itself, by method and result ("Check SERVING", "Check NOT_FOUND")."""
+
+    call_times: LabelledHistogram = dataclasses.field(default_factory=lambda: LabelledHistogram(CALL_BOUNDS_S))
+    """How long calls of the control API took, by method."""
 
     def count_malformed(self, error: GreetingError) -> None:
         """Count an error of a client's in HTTP/2."""

@@ -1,14 +1,10 @@
 """How a client begins: whether by TLS, and the handshake."""
 
-import logging
-
 from bentpipe.daemon.connections.arrival import Arrival
 from bentpipe.daemon.connections.held_bytes import TLS_BYTES
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.connections.transport import OverLimit, PeerLeft, Transport, TransportError
 from bentpipe.native.tls import TlsConnection, TlsServerContext
-
-log = logging.getLogger("bentpipe.edge")
 
 TLS_RECORD_HANDSHAKE = b"\x16"
 """First byte of every TLS connection (RFC 8446 §5.1, ContentType handshake)."""
@@ -31,6 +27,6 @@ async def start_tls(client: Transport, arrival: Arrival, context: TlsServerConte
     except PeerLeft:
         raise
     except TransportError as exc:
-        log.info("TLS handshake failed", extra={"fields": {"peer": arrival.peer, "error": str(exc)}})
+        arrival.record.error = str(exc)
         raise ConnectionOver(Outcome.TLS_FAILED, exc.limit if isinstance(exc, OverLimit) else None) from exc
     return tls

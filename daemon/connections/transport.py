@@ -92,6 +92,9 @@ class Transport:
         """Whether OpenSSL has nothing left that a read could return; it reads ahead of the present record."""
         self._reads = 0
         self._resting = False
+        self.received_bytes = 0
+        """What was read of the peer, and what was sent to it; TLS itself is not counted."""
+        self.sent_bytes = 0
 
     @property
     def fileno(self) -> int:
@@ -142,6 +145,7 @@ class Transport:
         try:
             data = self._sock.recv(max_bytes) if self._tls is None else self._tls.read(max_bytes)
             self._reads += 1
+            self.received_bytes += len(data)
             return data
         except (BlockingIOError, WantRead, WantWrite):
             self._dry = True
@@ -186,7 +190,9 @@ class Transport:
         """
         self._said = True
         try:
-            return self._sock.send(data) if self._tls is None else self._tls.write(memoryview(data))
+            sent = self._sock.send(data) if self._tls is None else self._tls.write(memoryview(data))
+            self.sent_bytes += sent
+            return sent
         except (BlockingIOError, WantRead, WantWrite):
             return 0
         except (TlsError, OSError) as exc:

@@ -4,13 +4,13 @@ A peer that leaves before it has said anything never reaches the control plane: 
 """
 
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable
 
 import trio
 
 from bentpipe.daemon.connections.arrival import Arrival, read_origin
 from bentpipe.daemon.connections.deadlines import Deadlines
+from bentpipe.daemon.connections.ends import OUTCOME_ENDS
 from bentpipe.daemon.connections.listener import Serve
 from bentpipe.daemon.connections.outcomes import ConnectionCounters, ConnectionOver, Outcome
 from bentpipe.daemon.connections.port import Port
@@ -21,10 +21,9 @@ from bentpipe.daemon.dataplane.reports import ControlReports
 from bentpipe.daemon.dataplane.stream import Order
 from bentpipe.daemon.planes.bounds import FIRST_BYTES
 from bentpipe.daemon.planes.records import ArrivalFlag, ClosedRecord
+from bentpipe.daemon.records.record import PASSED_ON
 from bentpipe.native.tls import TlsConnection
 from bentpipe.proto.frames import PREFACE, FrameType, frame
-
-log = logging.getLogger("bentpipe.dataplane")
 
 DEFAULT_WORDS = frame(FrameType.SETTINGS, 0, 0, b"") + frame(
     FrameType.GOAWAY, 0, 0, bytes(8) + b"the edge host's control plane is away: try again"
@@ -93,6 +92,9 @@ class Arrivals:
                     outcome = await self._outcome(listener, transport, port, arrival)
             finally:
                 transport.close()
+        record = arrival.record
+        record.up_bytes, record.down_bytes = transport.received_bytes, transport.sent_bytes
+        record.finish(PASSED_ON if outcome is None else OUTCOME_ENDS[outcome])
         if outcome is not None:
             self._counters.ended[outcome] += 1
 
@@ -111,7 +113,7 @@ class Arrivals:
         except PeerLeft:
             return Outcome.PROBE
         except TransportError as exc:
-            log.info("connection broke", extra={"fields": {"peer": arrival.peer, "error": str(exc)}})
+            arrival.record.error = str(exc)
             return Outcome.BROKEN
         client = ClientStream(self._next_id, transport, self._reports, origin, arrival.place, since)
         self._next_id += 1

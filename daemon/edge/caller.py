@@ -8,6 +8,7 @@ import dataclasses
 import trio
 
 from bentpipe.daemon.connections.arrival import Arrival
+from bentpipe.daemon.connections.ends import OUTCOME_ENDS
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.connections.transport import PeerLeft
 from bentpipe.daemon.edge.channel import Channel
@@ -46,12 +47,20 @@ class Caller:
         """What the data plane says of the client, if it is the data plane's."""
         self.arrival = arrival
         self.place = arrival.place
+        self.record = arrival.record
         self.identity = TlsIdentity()
         """What the TLS handshake has shown of it."""
         self.wants_tls = False
         """Whether it speaks in the clear to a port with TLS: its first request is read, and refused."""
         self._one_request: OneRequest | None = None
         self._outbox = bytearray()
+
+    def note_end(self, outcome: Outcome) -> None:
+        """Write down how the connection ended, for which it was not handed off."""
+        record = self.record
+        record.principal = record.principal or self.place.principal
+        record.up_bytes, record.down_bytes = self.transport.received_bytes, self.transport.sent_bytes
+        record.finish(OUTCOME_ENDS[outcome])
 
     @property
     def peer(self) -> str:

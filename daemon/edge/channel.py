@@ -6,6 +6,16 @@ from typing import Protocol
 class Channel(Protocol):
     """Bytes in and out. All methods raise TransportError when the connection is broken: see `Transport`, whose they are."""
 
+    @property
+    def received_bytes(self) -> int:
+        """What was read of the peer so far; TLS itself is not counted."""
+        ...
+
+    @property
+    def sent_bytes(self) -> int:
+        """What was sent to it."""
+        ...
+
     async def peek(self, max_bytes: int) -> bytes:
         """Wait for bytes and return them without consuming them; b"" if the peer closed first."""
         ...

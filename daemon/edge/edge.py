@@ -14,6 +14,7 @@ from bentpipe.daemon.edge.plane_splicer import PlaneSplicer
 from bentpipe.daemon.edge.services import HttpService, Service
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.records.book import Book
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Edge:
     """The control API, which answers on the ports that are configured for it."""
     handoff: HandOff
     counters: ConnectionCounters
+    book: Book
+    """The records of all connections."""
     quotas: Quotas
     satellite_tls: Mapping[SatelliteKey, SatelliteTls]
     greetings: Deadlines

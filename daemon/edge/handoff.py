@@ -7,21 +7,22 @@ Python keeps one entry of a dict and nothing else.
 import collections
 import contextlib
 import dataclasses
-import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 
 import trio
 
+from bentpipe.daemon.connections.ends import CUT, OUTCOME_ENDS, QUIET, SPLICE_ENDS
+from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.connections.quotas import Place
 from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge.splicer import EngineSplicer, Splicer
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.records.record import Phase, Record
 from bentpipe.daemon.tasks import Owner, contained
 from bentpipe.native.engine import Ended, EndReason, Engine, SpliceId
-
-log = logging.getLogger("bentpipe.edge")
 
 SATELLITE_GONE = frozenset({EndReason.SATELLITE_RESET, EndReason.SATELLITE_TIMEOUT})
 """How connections end if their machine was stopped or terminated, or lost its address: the fleet then looks at the machine.
@@ -30,9 +31,6 @@ A FIN does not count, since satellites close connections properly every day."""
 ENDS_A_TURN = 64
 """Each takes some 0.1 ms. If a satellite dies, thousands of connections end at once, and other clients must still be
 read."""
-
-CUT_WORDS = "cut by the operator"
-
 
 READS_A_TURN = 128
 """Counters of connections that are read at once, each in some microseconds, before others have their turn."""
@@ -67,6 +65,7 @@ class Splice:
     peer: str
     lease: Lease
     place: Place
+    record: Record
     credentials: frozenset[str] = NO_CREDENTIALS
     """By which it was opened: `token:NAME`, `certificate:NAME`, `exchange:ID`, `rule:NAME`."""
 
@@ -163,10 +162,12 @@ class HandOff:
         splice_id = self._engine.splice(client.detach(), satellite.detach())
         client.detached()
         satellite.detached()
+        splice.record.up_bytes, splice.record.down_bytes = client.received_bytes, client.sent_bytes
         self.join(splice_id, splice, pending)
 
     def join(self, splice_id: SpliceId, splice: Splice, pending: Pending) -> None:
         """A splice was made: the lease and the place are its own from now on."""
+        splice.record.reach(Phase.SPLICED)
         self._pending.discard(pending)
         self.adopt(splice_id, splice)
         with contained(Owner("splice told", splice.peer)):
@@ -175,6 +176,7 @@ class HandOff:
     def adopt(self, splice_id: SpliceId, splice: Splice) -> None:
         """Take over a splice that lives already."""
         splice.place.hand_off()
+        splice.record.hand_off()
         self._live[splice_id] = splice
         with contained(Owner("splice meter", splice.peer)):  # the bytes move: nothing may fail now
             splice.lease.measure(_SpliceMeter(self, splice_id))
@@ -233,12 +235,15 @@ class HandOff:
         for release in (splice.lease.release, splice.place.release):
             with contained(Owner("splice end", splice.peer)):
                 release()
+        splice.record.take_back(OUTCOME_ENDS[Outcome.BROKEN])
 
-    def account(self, key: SatelliteKey, ended: Ended) -> None:
+    def account(self, key: SatelliteKey, ended: Ended, record: Record) -> None:
         """A splice has ended that this process never knew: it was made and it ended while no control plane was there."""
         counters = ended.counters
         self.ended[ended.reason] += 1
         self._moved[key] += MovedBytes(0, counters.client_to_satellite_bytes, counters.satellite_to_client_bytes)
+        _write_down(ended, record, quiet=False, cut=False)
+        record.close()
 
     def is_live(self, splice_id: SpliceId) -> bool:
         """Whether its end was not taken yet."""
@@ -250,7 +255,14 @@ class HandOff:
 
     def take_end(self, ended: Ended) -> None:
         """A splice is over."""
-        splice, counters = self._live.pop(ended.splice_id), ended.counters
+        splice = self._live.pop(ended.splice_id)
+        try:
+            self._settle(ended, splice)
+        finally:
+            splice.record.close()
+
+    def _settle(self, ended: Ended, splice: Splice) -> None:
+        counters = ended.counters
         quiet = ended.splice_id in self._quiet
         self._quiet.discard(ended.splice_id)
         # A splice that has ended by itself in the same moment counts as such.
@@ -262,6 +274,7 @@ class HandOff:
             self.ended[ended.reason] += 1
         self._tell_changed()
         self._moved[splice.key] += MovedBytes(0, counters.client_to_satellite_bytes, counters.satellite_to_client_bytes)
+        _write_down(ended, splice.record, quiet=quiet, cut=cut)
         # Each step is done even if another fails: a lease that stays would keep its satellite awake for ever.
         owner = Owner("splice end", splice.peer)
         for fd in ended.sockets or ():
@@ -274,20 +287,6 @@ class HandOff:
             splice.lease.release()
         with contained(owner):
             splice.place.release()
-        log.info(
-            "connection ended",
-            extra={
-                "fields": {
-                    "satellite": str(splice.key),
-                    "principal": splice.principal,
-                    "peer": splice.peer,
-                    "reason": CUT_WORDS if cut else "quiet" if quiet else ended.reason.name.lower(),
-                    "up_bytes": counters.client_to_satellite_bytes,
-                    "down_bytes": counters.satellite_to_client_bytes,
-                    **({"error": os.strerror(ended.error)} if ended.error else {}),
-                }
-            },
-        )
 
     async def wait_none(self) -> None:
         """Return when no connection is spliced."""
@@ -317,3 +316,16 @@ class HandOff:
             with contextlib.suppress(KeyError):
                 self._splicer.abort(splice_id)
         return len(self._live)
+
+
+def _write_down(ended: Ended, record: Record, *, quiet: bool, cut: bool) -> None:
+    counters = ended.counters
+    moved = counters.client_to_satellite_bytes + counters.satellite_to_client_bytes
+    record.up_bytes += counters.client_to_satellite_bytes
+    record.down_bytes += counters.satellite_to_client_bytes
+    if counters.first_down_monotonic_s:
+        record.reach_first(Phase.FIRST_BYTE, time.monotonic() - counters.first_down_monotonic_s)
+    if moved:
+        record.reach_first(Phase.LAST_BYTE, time.monotonic() - counters.last_activity_monotonic_s)
+    end = CUT if cut else QUIET if quiet else SPLICE_ENDS[ended.reason]
+    record.finish(end, os.strerror(ended.error) if ended.error else "")

@@ -14,6 +14,7 @@ from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.health import HealthBoard, HealthService
 from bentpipe.daemon.edge.identity import Claim, Identities, TlsIdentity
 from bentpipe.daemon.errors import LimitReached
+from bentpipe.daemon.records.ids import quote
 from bentpipe.proto.answering import AnsweredCall, Answering
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.health import SERVICE_PATH
@@ -53,6 +54,7 @@ class HealthChecks:
     def open(self, caller: Caller, identity: TlsIdentity, domain: str | None) -> "HealthConnection":
         """Take the connection."""
         answering = Answering()
+        answering.tail = quote(caller.record.id)
         promote = functools.partial(_promote, caller.place)
         health = HealthService(self._board, self._identities, answering, identity, domain, promote)
         return HealthConnection(caller, self._board, self._counters, answering, health, self.stranger_age_s)

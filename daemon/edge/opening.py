@@ -85,6 +85,7 @@ async def _secured(caller: Caller, port: Port) -> TlsIdentity | None:
     client = caller.transport
     assert isinstance(client, Transport), "only the data plane's clients are not ours"
     await read_origin(client, caller.arrival)
+    client.received_bytes = 0  # a PROXY header is not the client's
     if port.tls is None:
         return TlsIdentity()
     if not await begins_tls(client):
@@ -150,5 +151,5 @@ async def _wait_last(caller: Caller) -> None:
             raise over("TRANSCRIPT_BYTES")
         await trio.lowlevel.checkpoint()
     if caller.refused_requests:
-        fields = {"peer": caller.peer, "requests": caller.refused_requests}
+        fields = {"id": caller.record.id, "peer": caller.peer, "requests": caller.refused_requests}
         log.info("further requests refused: one a connection here", extra={"fields": fields})

@@ -78,6 +78,16 @@ class PlaneChannel:
         self._live = True
         """Whether the data plane still has it for this process."""
 
+    @property
+    def received_bytes(self) -> int:
+        """See Channel."""
+        return self.taken
+
+    @property
+    def sent_bytes(self) -> int:
+        """See Channel."""
+        return self._said
+
     # -- what the data plane says --------------------------------------------------------------------------------------
 
     def came(self, record: BytesRecord) -> None:

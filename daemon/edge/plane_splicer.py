@@ -101,6 +101,7 @@ class PlaneSplicer:
         half.detached()
         splice_id = splice_id_of(plane, client.id)
         splice.lease.keep()
+        splice.record.up_bytes, splice.record.down_bytes = client.received_bytes, client.sent_bytes
         handoff.join(splice_id, splice, pending)
         try:
             await plane.wait_went(asked)
@@ -122,6 +123,8 @@ def _go_record(
         caller.arrival.address or NO_HOST,
         splice.credentials,
         splice.lease.address,
+        splice.record.id,
+        round(splice.record.wall_s, 3),
     )
     return GoRecord(
         id=client.id,

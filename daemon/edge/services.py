@@ -80,7 +80,10 @@ OTHER_PROTOCOLS: Mapping[PeerKind, tuple[Outcome, bytes]] = {
 """How the connection of a client that does not speak HTTP/2 is counted, and what the client is told."""
 
 
-def answer_to(kind: PeerKind, *, wants_tls: bool) -> tuple[Outcome, bytes]:
-    """Look the two up. `wants_tls`: the client speaks in the clear to a port with TLS."""
+def answer_to(kind: PeerKind, connection_id: str, *, wants_tls: bool) -> tuple[Outcome, bytes]:
+    """Look the two up. `wants_tls`: the client speaks in the clear to a port with TLS. HTTP/1.1 gets the id as a field."""
     outcome, answer = OTHER_PROTOCOLS[kind]
-    return outcome, HTTP1_TLS_WANTED if kind is PeerKind.HTTP1 and wants_tls else answer
+    if kind is PeerKind.HTTP1:
+        line, _, rest = (HTTP1_TLS_WANTED if wants_tls else answer).partition(b"\r\n")
+        return outcome, b"%s\r\nBentpipe-Connection: %s\r\n%s" % (line, connection_id.encode(), rest)
+    return outcome, answer

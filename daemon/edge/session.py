@@ -9,6 +9,7 @@ import logging
 
 import trio
 
+from bentpipe.daemon.connections.ends import refused
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.connections.pacing import take_turn
 from bentpipe.daemon.connections.port import Port
@@ -21,13 +22,16 @@ from bentpipe.daemon.edge.opening import TLS_WANTED, FirstRequest, OtherProtocol
 from bentpipe.daemon.edge.services import ServedConnection, answer_to, service_of
 from bentpipe.daemon.edge.splicing import Splicing
 from bentpipe.daemon.errors import BentpipeError, InvalidMetadata, TlsWanted
+from bentpipe.daemon.records.ids import quote
+from bentpipe.daemon.records.record import Phase
 from bentpipe.proto.errors import ErrorCode, GreetingError, over
 from bentpipe.proto.events import PeerKind
 from bentpipe.proto.grpc_server import ANSWERING_BYTES, STREAM_BYTES
 from bentpipe.proto.grpc_timeout import tell_within_s
-from bentpipe.proto.refusal import PIECE_BYTES, TOO_LATE, Refusal, goaway
+from bentpipe.proto.refusal import PIECE_BYTES, Refusal, goaway, too_late
 from bentpipe.proto.request import MetadataError, parse_request
 from bentpipe.proto.states import State
+from bentpipe.proto.trace_context import trace_context
 
 log = logging.getLogger("bentpipe.edge")
 
@@ -43,6 +47,7 @@ class Session:
         self._client = caller.transport
         self._port = port
         self._caller = caller
+        self._record = caller.record
         self._served: ServedConnection | None = None
         """The connection in the hands of the service that answers it, if one does."""
 
@@ -53,7 +58,7 @@ class Session:
     async def run(self) -> None:
         """Serve the connection and count its outcome. Its place is released, unless the splice has it."""
         outcome: Outcome | None = None
-        with self._caller.place as place:
+        with self._record, self._caller.place as place:
             try:
                 with trio.CancelScope() as place.scope:
                     outcome = await self._outcome()
@@ -65,6 +70,8 @@ class Session:
                 self._client.close()
                 if self._served is not None:
                     self._served.dispose()
+                if outcome not in (None, Outcome.SPLICED):
+                    self._caller.note_end(outcome)
         self._edge.counters.ended[outcome] += 1
 
     async def _outcome(self) -> Outcome:
@@ -75,10 +82,11 @@ class Session:
                 self._edge.counters.malformed[exc.limit] += 1
             return exc.outcome
         except TransportError as exc:
-            log.info("connection broke", extra={"fields": {"peer": self._peer, "error": str(exc)}})
+            self._record.error = str(exc)
             return Outcome.BROKEN
-        except Exception:
-            log.exception("session crashed", extra={"fields": {"peer": self._peer}})
+        except Exception as exc:
+            self._record.error = f"{type(exc).__name__}: {exc}"
+            log.exception("session crashed", extra={"fields": {"id": self._record.id, "peer": self._peer}})
             return Outcome.CRASHED
 
     async def _serve(self) -> Outcome:
@@ -90,6 +98,7 @@ class Session:
                     self._served = self._edge.api.open_waiting(self._caller, self._port.satellite_domain)
                     return await self._served.run()
                 return await self._too_late()
+            self._record.reach(Phase.GREETED)
             match opening:
                 case FirstRequest():
                     return await self._answer(opening)
@@ -113,7 +122,8 @@ class Session:
 
     async def _answer(self, first: FirstRequest) -> Outcome:
         """Let the service answer that the first request is for, or its satellite. Raises what ends the connection."""
-        edge = self._edge
+        edge, record = self._edge, self._record
+        record.traceparent, record.tracestate = trace_context(first.headers.headers)
         services = (edge.api, *edge.services) if self._port.serves_api else edge.services
         domain = self._port.satellite_domain
         named = names_any_satellite(first.headers.headers, first.identity, domain)
@@ -125,10 +135,7 @@ class Session:
 
     async def _answer_other(self, kind: PeerKind) -> Outcome:
         """Tell a client that it speaks a protocol that nobody answers here."""
-        if kind is PeerKind.PROXY:
-            fields = {"peer": self._peer}
-            log.info("PROXY header of a peer that proxy_protocol.from does not name", extra={"fields": fields})
-        outcome, words = answer_to(kind, wants_tls=self._caller.wants_tls)
+        outcome, words = answer_to(kind, self._record.id, wants_tls=self._caller.wants_tls)
         self._caller.own()
         with trio.move_on_after(REFUSAL_DEADLINE_S):
             try:
@@ -146,19 +153,20 @@ class Session:
         except MetadataError as exc:
             raise InvalidMetadata(str(exc)) from exc
         claim = self._edge.identities.identify(request, first.identity, self._port.satellite_domain)
+        self._record.satellite, self._record.principal = claim.key, claim.who
         self._edge.identities.authorize(claim)
         satellite = self._edge.fleet.get(claim.key)
         self._caller.place.promote(claim.payer, claim.key)
+        self._record.reach(Phase.ADMITTED)
         return Splicing(self._edge, self._caller, claim, satellite, tell_by)
 
     # -- words to the client -----------------------------------------------------------------------------------------
 
     async def _refuse(self, error: BentpipeError) -> Outcome:
-        log.info(
-            "refused",
-            extra={"fields": {"peer": self._peer, "status": error.status.name, "error": str(error)}},
-        )
+        self._record.status, self._record.error = error.status.name, str(error)
         words, outcome = await self._refusal(error)
+        if outcome is Outcome.REFUSED:
+            self._record.finish(refused(error))
         await self._say(words)
         return outcome
 
@@ -174,7 +182,7 @@ class Session:
             more = True
             while more:
                 await take_turn(last=last)
-                more = refusal.refuse_some(error.status, error.peer_hint)
+                more = refusal.refuse_some(error.status, error.peer_hint, quote(self._record.id))
         except GreetingError as exc:
             # h2 reads more than the greeting, which leaves it to the satellite. Its GOAWAY then replaces the refusal.
             self._count_malformed(exc)
@@ -184,18 +192,19 @@ class Session:
 
     async def _malformed(self, error: GreetingError) -> Outcome:
         self._count_malformed(error)
-        await self._say(goaway(error.error_code, error.message, self._caller.greeting.last_stream))
+        words = error.message + quote(self._record.id)
+        await self._say(goaway(error.error_code, words, self._caller.greeting.last_stream))
         return Outcome.MALFORMED
 
     def _count_malformed(self, error: GreetingError) -> None:
-        log.info("malformed", extra={"fields": {"peer": self._peer, "error": str(error)}})
+        self._record.error = str(error)
         self._edge.counters.count_malformed(error)
 
     async def _too_late(self) -> Outcome:
         if self._caller.wants_tls and self._caller.greeting.state is not State.PREFACE:
             return await self._refuse(TlsWanted(TLS_WANTED))
         if self._caller.greeting.state not in (State.PREFACE, State.ENDED):
-            await self._say(TOO_LATE)
+            await self._say(too_late(quote(self._record.id)))
         return Outcome.DEADLINE
 
     def _tell_evicted(self) -> Outcome:
@@ -204,7 +213,8 @@ class Session:
         if self._caller.greeting.state not in (State.PREFACE, State.ENDED):
             self._caller.own()
             with contextlib.suppress(TransportError):
-                self._client.send_nowait(goaway(ErrorCode.NO_ERROR, self._caller.place.eviction_words or "", last))
+                words = (self._caller.place.eviction_words or "") + quote(self._record.id)
+                self._client.send_nowait(goaway(ErrorCode.NO_ERROR, words, last))
                 self._client.receive_nowait()  # closing with unread input would destroy our last words
         return Outcome.OVER_LIMIT
 

@@ -25,6 +25,10 @@ class SpliceTag:
     credentials: frozenset[str]
     address: Address
     """Of the satellite."""
+    connection_id: str = ""
+    """Of its record; "" if an older control plane has made the splice."""
+    accepted_at: float = 0.0
+    """In seconds since the epoch; 0 if that is not known."""
 
     def encode(self) -> bytes:
         """Write it. If it is too long, credentials are left out from the end, and `who` may still be cut by name."""
@@ -38,6 +42,8 @@ class SpliceTag:
                 "from": self.host,
                 "by": credentials,
                 "at": [self.address.host, self.address.port],
+                "id": self.connection_id,
+                "since": self.accepted_at,
             }
             data = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
             if len(data) <= TAG_BYTES or not credentials:
@@ -62,5 +68,10 @@ class SpliceTag:
                 "at": [str(at), int(port)],
             }:
                 credentials = frozenset(each for each in by if isinstance(each, str))
-                return cls(SatelliteKey(org, name), who, payer, host, credentials, Address(at, port))
+                connection_id, since = fields.get("id"), fields.get("since")
+                return cls(
+                    *(SatelliteKey(org, name), who, payer, host, credentials, Address(at, port)),
+                    connection_id if isinstance(connection_id, str) else "",
+                    float(since) if isinstance(since, int | float) else 0.0,
+                )
         raise TagUnreadable("a field is missing, or of another type")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import trio
 
 from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.ends import CUT, CUT_WORDS
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.connections.replay import relay_until_ack
 from bentpipe.daemon.connections.transport import OverLimit, Transport
@@ -19,7 +20,7 @@ from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.channel import Channel
 from bentpipe.daemon.edge.dial import SatelliteUnreachable, dial, dial_at_once
 from bentpipe.daemon.edge.edge import Edge
-from bentpipe.daemon.edge.handoff import CUT_WORDS, Pending, Splice
+from bentpipe.daemon.edge.handoff import Pending, Splice
 from bentpipe.daemon.edge.identity import Claim
 from bentpipe.daemon.edge.introduction import HungUp, Introduction
 from bentpipe.daemon.edge.plane_channel import PlaneChannel
@@ -29,6 +30,7 @@ from bentpipe.daemon.edge.watching import Hold, held
 from bentpipe.daemon.errors import BentpipeError, Cut, DialFailed
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.satellite import Satellite
+from bentpipe.daemon.records.record import Phase
 from bentpipe.proto.errors import GreetingError
 
 log = logging.getLogger("bentpipe.edge")
@@ -50,6 +52,7 @@ class Splicing:
         """The client counts as held from now on. Until `tell_by` it can still be told why its satellite does not wake."""
         self._edge = edge
         self._caller = caller
+        self._record = caller.record
         self._claim = claim
         self._satellite = satellite
         self._since = trio.current_time()
@@ -68,8 +71,7 @@ class Splicing:
         self._caller.place.scope = None
         if not self._hears_satellite:
             raise Cut(CUT_WORDS)
-        fields = {"peer": self._caller.peer, "principal": claim.who}
-        log.info("cut before the splice", extra={"fields": fields})
+        self._record.finish(CUT)
         return Outcome.REFUSED
 
     async def _splice_at_once_or_hold(self, pending: Pending) -> None:
@@ -92,9 +94,11 @@ class Splicing:
 
     async def _splice_at_once(self, lease: Lease, pending: Pending) -> bool:
         """Returns False if that fails: then the satellite has to be looked at, and the client to be watched meanwhile."""
+        self._record.reach(Phase.LEASED)
         target = await dial_at_once(lease.address, self._find_tls(), self._caller.dials)
         if target is None:
             return False
+        self._record.reach(Phase.DIALLED)
         with contextlib.closing(target):
             introduction = Introduction(self._caller, target)
             try:
@@ -112,6 +116,8 @@ class Splicing:
 
     async def _hold(self, pending: Pending) -> None:
         """Hold the client until the satellite is ready, then splice them."""
+        self._record.reach(Phase.HELD)
+        self._record.marks[Phase.LEASED] = math.nan  # the lease that it has had was of no use
         async with held(self._caller) as hold:
             deaths, hung_up_until = 0, math.inf
             while deaths <= DEATHS_PER_HOLD:
@@ -132,12 +138,15 @@ class Splicing:
         """Returns False if the satellite died before it could be reached."""
         claim, satellite = self._claim, self._satellite
         async with satellite.lease(claim.who, claim.payer, since=self._since, tell_by=self._tell_by) as lease:
+            self._record.reach(Phase.LEASED)
+            self._record.woken_by = satellite.woken_by
             # In the step of the grant: a held client may have lost its right meanwhile, and is then refused as a newcomer.
             self._edge.identities.check_again(claim)
             with self._reporting_unreachable():
                 target = await self._dial(lease)
             if target is None:
                 return False
+            self._record.reach(Phase.DIALLED)
             with contextlib.closing(target):
                 if not satellite.is_at(lease.address):
                     return False  # the dial took so long that the address may be another machine's by now
@@ -188,8 +197,9 @@ class Splicing:
         caller, claim, identities = self._caller, self._claim, self._edge.identities
         identities.check_again(claim)
         if introduction.heard is not None:
+            self._record.reach(Phase.FIRST_BYTE)
             self._edge.announcements.hear(claim.key, introduction.heard)
-        splice = Splice(claim.key, claim.who, caller.peer, lease, caller.place, claim.credentials)
+        splice = Splice(claim.key, claim.who, caller.peer, lease, caller.place, caller.record, claim.credentials)
         if isinstance(target, PlaneChannel):
             await self._go(target, introduction, splice, pending)
         elif isinstance(target, Transport) and isinstance(caller.transport, Transport):
@@ -198,13 +208,13 @@ class Splicing:
                 identities.check_again(claim)
             except BentpipeError as exc:
                 # The client has heard the satellite: we must not say anything any more.
-                log.info("revoked before the splice", extra={"fields": {"peer": caller.peer, "error": str(exc)}})
+                self._record.status, self._record.error = exc.status.name, str(exc)
                 raise ConnectionOver(Outcome.REFUSED) from exc
             # A client that was cut or evicted is not spliced in its last step.
             await trio.lowlevel.checkpoint_if_cancelled()
             self._edge.handoff.hand_off(caller.transport, target, splice, pending)
             lease.keep()
-        fields = {"satellite": str(claim.key), "principal": claim.who, "peer": caller.peer}
+        fields = {"id": caller.record.id, "satellite": str(claim.key), "principal": claim.who, "peer": caller.peer}
         log.info("spliced", extra={"fields": fields})
 
     async def _go(self, half: PlaneChannel, introduction: Introduction, splice: Splice, pending: Pending) -> None:
@@ -236,7 +246,7 @@ class Splicing:
             if caller.greeting.awaiting_ack:
                 await self._relay(client, target)
         if deadline.cancelled_caught:
-            log.info("the ACK of our SETTINGS never came", extra={"fields": {"peer": caller.peer}})
+            self._record.error = "the ACK of our SETTINGS never came"
             raise ConnectionOver(Outcome.DEADLINE)
 
     async def _relay(self, client: Transport, target: Transport) -> None:
@@ -245,11 +255,11 @@ class Splicing:
         try:
             await relay_until_ack(client, target, caller.greeting.ack_filter())
         except GreetingError as exc:
-            log.info("malformed", extra={"fields": {"peer": caller.peer, "error": str(exc)}})
+            self._record.error = str(exc)
             self._edge.counters.count_malformed(exc)
             raise ConnectionOver(Outcome.MALFORMED) from exc
         except OverLimit as exc:
-            log.info("malformed", extra={"fields": {"peer": caller.peer, "error": str(exc)}})
+            self._record.error = str(exc)
             raise ConnectionOver(Outcome.MALFORMED, exc.limit) from exc
         except ConnectionOver:
             # The client must still be able to read what the satellite sent before it ended.

@@ -103,6 +103,8 @@ class Satellite:
         )
         self._whereabouts = Whereabouts(key, context.addresses, means)
         self.stop_noted = False  # whether an earlier process was about to stop the machine when it died
+        self.woken_by = ""
+        """The principal whose client had it woken last; "" if none had: its calendar, or another host."""
         self._recovering = False
         self._creating = 0
         self.retirement = Retirement(key, self._refuse, self._report)
@@ -471,7 +473,7 @@ class Satellite:
         who = ""
         if moved.after in WAKING:
             self._facts.began(now)
-            who = self._waiters.first_who()
+            who = self.woken_by = self._waiters.first_who()
         if self.retired:
             return
         before, after = self.rules.as_told(moved.before), self.rules.as_told(moved.after)

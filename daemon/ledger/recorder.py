@@ -74,6 +74,11 @@ class Recorder:
         self._failing = ""
         self._recorded = self._lost = self._failures = 0
 
+    @property
+    def failing(self) -> str:
+        """Why the last attempt to write has failed; "" if it has not."""
+        return self._failing
+
     def statistics(self) -> RecorderStatistics:
         """What was recorded, lost, and failed so far."""
         return RecorderStatistics(self._recorded, self._lost, self._failures, len(self._queue) + len(self._missed))

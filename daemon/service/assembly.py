@@ -35,13 +35,14 @@ from bentpipe.daemon.fleet.reader import ReadingContext
 from bentpipe.daemon.fleet.reserve_giver import ReserveGiver
 from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.ledger.recorder import Recorder
-from bentpipe.daemon.model import SatelliteKey, Transition
+from bentpipe.daemon.model import SatelliteKey, SatelliteState, Transition
 from bentpipe.daemon.providers.process.place import KeeperPlace
 from bentpipe.daemon.providers.process.provider import PRIVATE
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import AccountParts, make_accounts
 from bentpipe.daemon.service.api import ApiNews, Satellites, make_apis, specs_of
 from bentpipe.daemon.service.certificate_watch import CertificateWatch
+from bentpipe.daemon.service.connection_records import ConnectionRecords, make_records
 from bentpipe.daemon.service.control import RELOAD_DEADLINE_S, ControlServer
 from bentpipe.daemon.service.current import Current
 from bentpipe.daemon.service.cutting import cut_verb
@@ -66,6 +67,7 @@ from bentpipe.daemon.service.satellite_ca import SatelliteCa, make_keeper, make_
 from bentpipe.daemon.service.satellite_changes import SatelliteChanges
 from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.daemon.service.user_data import UserDataMaker
+from bentpipe.daemon.service.why import why_verb
 from bentpipe.native.engine import Engine, EngineOptions, Ktls
 
 log = logging.getLogger("bentpipe")
@@ -86,6 +88,7 @@ class _Resources:
     satellite_ca: SatelliteCa | None
     machines: Machines
     user_data: UserDataMaker
+    connections: ConnectionRecords
 
 
 def _open_resources(config: Config, place: KeeperPlace, planes: Planes | None) -> _Resources:
@@ -96,6 +99,7 @@ def _open_resources(config: Config, place: KeeperPlace, planes: Planes | None) -
     satellite_tls, type_tls = satellite_tls_of(config, ktls), type_tls_of(config, ktls)
     stores = open_stores(config.store)
     account_parts = make_accounts(config, stores)
+    connections = make_records(config)
     keeper = make_keeper(config)
     ports = open_ports(config, spoken)
     engine = start_engine(config, descriptors, ktls) if planes is None else Engine(EngineOptions(threads=1))
@@ -108,6 +112,7 @@ def _open_resources(config: Config, place: KeeperPlace, planes: Planes | None) -
     return _Resources(
         *(descriptors, ktls, satellite_tls, type_tls, stores, account_parts, ports, engine, satellite_ca, machines),
         user_data,
+        connections,
     )
 
 
@@ -123,7 +128,7 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
     stores, machines, satellite_tls = opened.stores, opened.machines, opened.satellite_tls
     account_parts, satellite_ca = opened.account_parts, opened.satellite_ca
     addresses = addresses_of(config)
-    records = Records(stores, _recorder_of(config, stores))
+    records = Records(stores, _recorder_of(config, stores), opened.connections)
     announcements = Announcements()
     news = ApiNews()
     handoff = HandOff(opened.engine, news.reservations.connected, None if planes is None else planes.splicer)
@@ -153,6 +158,7 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         identities=identities,
         services=(checks,),
         api=apis.served,
+        book=opened.connections.book,
         handoff=handoff,
         counters=counters,
         quotas=_quotas_of(config, opened.descriptors, identities),
@@ -161,7 +167,7 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         announcements=announcements,
         planes=None if planes is None else planes.splicer,
     )
-    gate = Gate(edge.quotas, counters, opened.descriptors.admit_below)
+    gate = Gate(edge.quotas, counters, edge.book, opened.descriptors.admit_below)
     has = {SatelliteKey(section.org, section.name): section for section in config.satellite}
     changes = SatelliteChanges(fleet, parts, has)
     live = LiveParts(
@@ -191,7 +197,7 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
     reloader = Reloader(current, running, live, opened.ktls, watch, reset=reset)
     control = None
     if opened.ports.control is not None:
-        verbs = {"cut": cut_verb(edge.handoff, fleet), "reload": reloader.verb}
+        verbs = {"cut": cut_verb(edge.handoff, fleet), "reload": reloader.verb, "why": why_verb(opened.connections)}
         control = ControlServer(opened.ports.control, verbs, {"reload": RELOAD_DEADLINE_S})
     ports = serve_ports(opened.ports, edge, gate, control, apis.local)
     live.listeners = tuple(zip(opened.ports.client_names, ports.listeners, strict=True))
@@ -245,6 +251,8 @@ def _fleet_of(
     def observe(transition: Transition) -> None:
         _log_transition(transition)
         records.arrivals[transition.after] += 1
+        if transition.after is SatelliteState.OPERATIONAL:
+            records.connections.measures.note_wake(transition.facts)
         health.change()
         states.observe(transition)
         if records.recorder is not None:

@@ -21,6 +21,7 @@ from bentpipe.daemon.service.installed import read_operators_config
 from bentpipe.daemon.service.keeper_command import keeper
 from bentpipe.daemon.service.sat_command import completion, sat, top
 from bentpipe.daemon.service.token import hash_token, new_token
+from bentpipe.daemon.service.why_command import why
 
 DEMO_EXTRA = ("grpc", "trustme")
 """Modules that only the demo needs: an installation has them with `bentpipe[demo]`."""
@@ -52,7 +53,7 @@ def main() -> None:
     """Routes gRPC build traffic to satellites that sleep while nobody builds."""
 
 
-for command in (init, sat, top, ca, completion, keeper):
+for command in (init, sat, top, ca, completion, keeper, why):
     main.add_command(command)
 
 

@@ -1,6 +1,5 @@
 """The control API on a Unix socket beside the control socket, for root and the daemon's own user on this host."""
 
-import contextlib
 import socket
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import trio
 
 from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.connections.arrival import Arrival, Proxies
-from bentpipe.daemon.connections.outcomes import ConnectionOver
+from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
 from bentpipe.daemon.connections.transport import Transport, TransportError
@@ -16,6 +15,7 @@ from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.opening import FirstRequest, Opening, read_opening
 from bentpipe.daemon.errors import BentpipeError
+from bentpipe.daemon.records.book import Book
 from bentpipe.daemon.service.control import ControlError, check_peer, remove_socket
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 from bentpipe.proto.errors import GreetingError
@@ -30,7 +30,7 @@ LIMITS = QuotaLimits(
     admitted=CONNECTIONS,
     said_bytes=64 << 20,
 )
-ENDS = (ConnectionOver, TransportError, GreetingError, BentpipeError)
+BROKEN = (TransportError, GreetingError, BentpipeError)
 """How a connection of a caller that does not speak the API ends, without a word."""
 PORT = Port(serves_api=True)
 OPENING_S = 10.0
@@ -45,8 +45,9 @@ def local_api_path(control: Path) -> Path:
 class LocalApi:
     """Serves the API there. It takes the socket, and removes its file at the end."""
 
-    def __init__(self, sock: socket.socket, api: ControlApi) -> None:
+    def __init__(self, sock: socket.socket, api: ControlApi, book: Book) -> None:
         self._sock = sock
+        self._book = book
         self._quotas = Quotas(LIMITS, trio.current_time)
         self.api = api
 
@@ -72,16 +73,24 @@ class LocalApi:
         transport = Transport(sock)
         try:
             check_peer(sock)
-            caller = Caller(transport, Arrival(self._quotas, None, Proxies()))
-            with caller.place as place, trio.CancelScope() as place.scope, contextlib.suppress(*ENDS):
-                await self._answer(caller)
-                await transport.close_gracefully()
+            caller = Caller(transport, Arrival(self._quotas, None, Proxies(), self._book))
+            with caller.record as record, caller.place as place:
+                outcome = Outcome.OVER_LIMIT
+                with trio.CancelScope() as place.scope:
+                    try:
+                        outcome = await self._answer(caller)
+                    except ConnectionOver as exc:
+                        outcome = exc.outcome
+                    except BROKEN as exc:
+                        outcome, record.error = Outcome.BROKEN, str(exc)
+                    await transport.close_gracefully()
+                caller.note_end(outcome)
         except ControlError:
             pass  # another user's; the file's mode keeps them out already
         finally:
             transport.close()
 
-    async def _answer(self, caller: Caller) -> None:
+    async def _answer(self, caller: Caller) -> Outcome:
         opening: Opening | None = None
         with trio.move_on_after(OPENING_S):
             opening = await read_opening(caller, PORT, Announcements())
@@ -90,8 +99,8 @@ class LocalApi:
         elif opening is None and caller.greeting.asks_nothing:
             connection = self.api.open_waiting(caller, None)
         else:
-            return
+            return Outcome.NOT_HTTP2
         try:
-            await connection.run()
+            return await connection.run()
         finally:
             connection.dispose()

@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
+from bentpipe.daemon.log_rates import LogRates
 from bentpipe.daemon.logs import kind_of, log_limited
 from bentpipe.daemon.service.log_formatters import JsonFormatter, TextFormatter
 from bentpipe.daemon.service.log_queue import LogQueue
-from bentpipe.daemon.service.log_rates import LogRates
 
 STDERR = 2
 FLUSH_S = 2.0

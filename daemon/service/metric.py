@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from bentpipe.daemon.fleet.fleet import FleetStatistics, ReadStatistics
 from bentpipe.daemon.fleet.reader import ReadingCounters
 from bentpipe.daemon.ledger.recorder import RecorderStatistics
+from bentpipe.daemon.records.histograms import HistogramView
+from bentpipe.daemon.records.keeper import KeeperStatistics
+from bentpipe.daemon.records.measures import Measures
 from bentpipe.daemon.service.log_handler import LogStatistics, log_statistics
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.service.turns import TurnStatistics
@@ -33,6 +36,8 @@ class MetricKind(enum.Enum):
     """It only grows, from 0 at the daemon's start."""
     GAUGE = "gauge"
     """It goes up and down: it is the present value."""
+    HISTOGRAM = "histogram"
+    """Seconds that something took, counted by upper bounds; it only grows."""
 
 
 class Snapshot:
@@ -71,6 +76,17 @@ class Snapshot:
         """What was written to the ledger; None if none is kept."""
         return self.daemon.recorder.statistics() if self.daemon.recorder is not None else None
 
+    @property
+    def measures(self) -> Measures:
+        """What ended connections, wakes and calls have told."""
+        return self.daemon.records.connections.measures
+
+    @functools.cached_property
+    def keeper(self) -> KeeperStatistics | None:
+        """What was kept of connections; None if no records are kept."""
+        keeper = self.daemon.records.connections.keeper
+        return keeper.statistics() if keeper is not None else None
+
     @functools.cached_property
     def turns(self) -> TurnStatistics:
         """The Trio thread's turns."""
@@ -98,6 +114,8 @@ class Metric:
     labels: Labels = ()
     line_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """The places of those values of the label that stand elsewhere."""
+    histograms: Callable[[Snapshot], Mapping[Labels, HistogramView]] | None = None
+    """Of a HISTOGRAM: its whole. `read` then gives how many observations there were, for the statistics line."""
 
     @property
     def full_name(self) -> str:
@@ -123,6 +141,36 @@ def counter(name: str, words: str, line: str, read: Callable[[Snapshot], float])
 def gauge(name: str, words: str, line: str, read: Callable[[Snapshot], float]) -> Metric:
     """A gauge without labels."""
     return Metric(name, MetricKind.GAUGE, words, lambda look: {(): read(look)}, line)
+
+
+def histogram(name: str, words: str, line: str, read: Callable[[Snapshot], HistogramView]) -> Metric:
+    """A histogram without labels."""
+    return _histogram(name, words, line, (), lambda look: {(): read(look)})
+
+
+def histogram_by_label(
+    name: str, label: str, words: str, line: str, read: Callable[[Snapshot], Mapping[str, HistogramView]]
+) -> Metric:
+    """A histogram for each value of one label."""
+    return _histogram(name, words, line, (label,), lambda look: {(value,): view for value, view in read(look).items()})
+
+
+def _histogram(
+    name: str,
+    words: str,
+    line: str,
+    labels: Labels,
+    views: Callable[[Snapshot], Mapping[Labels, HistogramView]],
+) -> Metric:
+    return Metric(
+        f"{name}_seconds",
+        MetricKind.HISTOGRAM,
+        words,
+        lambda look: {values: view.count for values, view in views(look).items()},
+        line,
+        labels,
+        histograms=views,
+    )
 
 
 def of_ledger(kind: MetricKind, name: str, words: str, line: str, read: Callable[[RecorderStatistics], int]) -> Metric:

@@ -11,6 +11,9 @@ HEAD = """# Metrics
 the log as one line, `statistics`, and so does the end of the daemon; the last column names the field there. No label has
 values that strangers could send. The process's own metrics (`process_…`) stand beside these.
 
+A scraper that asks for OpenMetrics gets an example with the buckets of histograms: the id of a connection, for
+`bentpipe why`.
+
 This page is made from `daemon/service/metric_table.py` by `make docs`.
 
 | metric | kind | is | in the log |

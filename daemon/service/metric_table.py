@@ -8,9 +8,9 @@ import importlib.metadata
 from collections.abc import Mapping
 
 from bentpipe.daemon.accounts.exchange import Result
+from bentpipe.daemon.connections.ends import CUT_WORDS
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.connections.quotas import QuotaKind
-from bentpipe.daemon.edge.handoff import CUT_WORDS
 from bentpipe.daemon.fleet.machine.messages import SleepProblem
 from bentpipe.daemon.model import Resume, SatelliteState
 from bentpipe.daemon.readings.condition import Condition
@@ -26,6 +26,7 @@ from bentpipe.daemon.service.metric import (
     gauge,
     of_ledger,
 )
+from bentpipe.daemon.service.metric_records import RECORDS
 from bentpipe.daemon.service.metric_reserve import RESERVE
 from bentpipe.daemon.tasks import task_failures
 from bentpipe.native.engine import EndReason
@@ -465,4 +466,4 @@ OURSELVES = (
     ),
 )
 
-METRICS: tuple[Metric, ...] = (*CONNECTIONS, *ENGINE, *FLEET, *RESERVE, *READINGS, *ACCOUNTS, *OURSELVES)
+METRICS: tuple[Metric, ...] = (*CONNECTIONS, *RECORDS, *ENGINE, *FLEET, *RESERVE, *READINGS, *ACCOUNTS, *OURSELVES)

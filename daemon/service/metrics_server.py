@@ -1,23 +1,18 @@
-"""Serves the metrics to Prometheus: `GET /metrics` over HTTP/1.1, one answer a connection, on a socket of its own.
+"""Serves the metrics to Prometheus, and `/healthz` and `/readyz`: HTTP/1.1, one answer a connection, a socket of its own.
 
 Owns: that socket, and a handful of short connections. Anybody who can connect may read the metrics. So the address should be
 a loopback address, unless the network is trusted.
 """
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import trio
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.core import Metric as Family
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.registry import Collector
 
 from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
-from bentpipe.daemon.service.metric import PREFIX, Metric, MetricKind, Samples, Snapshot
-from bentpipe.daemon.service.metric_table import METRICS
+from bentpipe.daemon.service.exposition import Exposition
 from bentpipe.daemon.service.parts import Daemon
+from bentpipe.daemon.service.probes import PAGES, examine
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 
 CONNECTIONS = 8
@@ -33,45 +28,13 @@ LIMITS = QuotaLimits(
 HEAD_END = b"\r\n\r\n"
 
 
-class _DaemonCollector(Collector):
-    """Reads the table; only the Trio thread may call it."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
-
-    def collect(self) -> Iterator[Family]:
-        """Read every metric now. One that cannot be read is left out, and noted as a failure."""
-        look = Snapshot(self._daemon)
-        for metric in METRICS:
-            family: Family | None = None
-            with contained(Owner("metrics collector", metric.name)):
-                family = _family_of(metric, metric.read(look))
-            if family is not None:
-                yield family
-
-
-def _family_of(metric: Metric, samples: Samples) -> Family:
-    kind = CounterMetricFamily if metric.kind is MetricKind.COUNTER else GaugeMetricFamily
-    family = kind(PREFIX + metric.name, metric.words, labels=metric.labels)
-    for values, number in samples.items():
-        family.add_metric(values, number)
-    return family
-
-
-def make_registry(daemon: Daemon) -> CollectorRegistry:
-    """The daemon's metrics, and those of its process."""
-    registry = CollectorRegistry()
-    registry.register(_DaemonCollector(daemon))
-    ProcessCollector(registry=registry)
-    return registry
-
-
 class MetricsServer:
     """Answers scrapes."""
 
     def __init__(self, sockets: Sequence[socket.socket], daemon: Daemon) -> None:
         self._listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
-        self._registry = make_registry(daemon)
+        self._daemon = daemon
+        self._exposition = Exposition(daemon)
         self._quotas = Quotas(LIMITS, trio.current_time)
 
     async def run_metrics(self) -> None:
@@ -96,7 +59,7 @@ class MetricsServer:
                 with trio.move_on_after(DEADLINE_S) as place.scope:
                     head = await _read_head(stream)
                     if head:
-                        await stream.send_all(self._answer(head))
+                        await stream.send_all(await self._answer(head))
                         await stream.send_eof()
                         # Until the scraper has read it all and closed.
                         await stream.receive_some()
@@ -105,22 +68,30 @@ class MetricsServer:
             finally:
                 place.release()
 
-    def _answer(self, head: bytes) -> bytes:
+    async def _answer(self, head: bytes) -> bytes:
         method, _, rest = head.partition(b" ")
-        target, _, version = rest.partition(b"\r\n")[0].partition(b" ")
-        path = target.partition(b"?")[0]
+        line, _, fields = rest.partition(b"\r\n")
+        target, _, version = line.partition(b" ")
+        path, _, query = target.partition(b"?")
         if not version.startswith(b"HTTP/1.") or HEAD_END not in head:
             return _response(b"400 Bad Request", b"This is HTTP/1.1.\n")
         if method != b"GET":
             return _response(b"405 Method Not Allowed", b"GET only.\n", b"Allow: GET\r\n")
+        if path in PAGES:
+            well, page = examine(self._daemon, PAGES[path], query.decode("latin-1"))
+            return _response(b"200 OK" if well else b"503 Service Unavailable", page.encode())
         if path != b"/metrics":
-            return _response(b"404 Not Found", b"The metrics are at /metrics.\n")
+            return _response(b"404 Not Found", b"There are /metrics, /healthz and /readyz.\n")
         with contained(Owner("metrics scrape")):
-            return self._metrics()
+            text, kind = await self._exposition.make(_accepted(fields))
+            return _response(b"200 OK", text, kind=kind.encode())
         return _response(b"500 Internal Server Error", b"The metrics could not be read; the log says why.\n")
 
-    def _metrics(self) -> bytes:
-        return _response(b"200 OK", generate_latest(self._registry), kind=CONTENT_TYPE_PLAIN_0_0_4.encode())
+
+def _accepted(fields: bytes) -> str:
+    """The values of the request's field Accept (RFC 9110 §12.5.1)."""
+    named = (line.partition(b":") for line in fields.split(b"\r\n"))
+    return ",".join(value.decode("latin-1") for name, _, value in named if name.strip().lower() == b"accept")
 
 
 async def _read_head(stream: trio.SocketStream) -> bytes:

@@ -26,6 +26,7 @@ from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import AccountParts
 from bentpipe.daemon.service.api import ApiNews
 from bentpipe.daemon.service.certificate_watch import CertificateWatch
+from bentpipe.daemon.service.connection_records import ConnectionRecords
 from bentpipe.daemon.service.current import Current
 from bentpipe.daemon.service.planes import Planes
 from bentpipe.daemon.service.ports import Ports
@@ -44,6 +45,8 @@ class Records:
     stores: Stores
     recorder: Recorder | None
     """None if no ledger is kept."""
+    connections: ConnectionRecords
+    """The records of connections."""
     arrivals: collections.Counter[SatelliteState] = dataclasses.field(default_factory=collections.Counter)
     """How often satellites came into each state."""
 
@@ -79,6 +82,8 @@ class Daemon:
     planes: Planes | None = None
     """The data planes, if they are processes of their own."""
     turns: TurnMeter = dataclasses.field(default_factory=TurnMeter)
+    accepting: trio.Event = dataclasses.field(default_factory=trio.Event)
+    """Is set once clients are accepted."""
     drain: trio.Event = dataclasses.field(default_factory=trio.Event)
     """Set it to begin the drain."""
     leave: trio.Event = dataclasses.field(default_factory=trio.Event)

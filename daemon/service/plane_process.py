@@ -35,6 +35,8 @@ from bentpipe.daemon.dataplane.seat import SeatServer
 from bentpipe.daemon.planes.bounds import PARKED_CLIENTS, PARKED_S
 from bentpipe.daemon.planes.records import LimitsRecord
 from bentpipe.daemon.planes.sockets import listen_private, make_private_folder, plane_socket_path
+from bentpipe.daemon.records.book import Book
+from bentpipe.daemon.records.lines import write_line
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.certificates import CertificateReload
 from bentpipe.daemon.service.engine_priority import start_engine
@@ -160,7 +162,7 @@ class PlaneProcess:
             *(opened.engine, self._counters, self._greetings),
             *(lambda name: self._trust.get(name), actions),
         )
-        gate = Gate(opened.quotas, self._counters, opened.admit_below_fd, self._door)
+        gate = Gate(opened.quotas, self._counters, Book({"log": write_line}), opened.admit_below_fd, self._door)
         self._listeners = [
             Listener(sock, port, gate, self._plane.arrivals.serving(index)) for index, _, port, sock in opened.ports
         ]

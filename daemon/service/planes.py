@@ -35,6 +35,7 @@ from bentpipe.daemon.planes.codec import ProtocolBroken
 from bentpipe.daemon.planes.link import Link, LinkEnd
 from bentpipe.daemon.planes.sockets import connect_private, plane_sockets
 from bentpipe.daemon.planes.table import NEWEST_VERSION, OLDEST_VERSION, RECORD_NUMBERS, Plane
+from bentpipe.daemon.records.record import Record
 from bentpipe.daemon.service.plane_folder import planes_folder
 from bentpipe.daemon.service.plane_start import find_or_start_plane, live_planes
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
@@ -244,7 +245,7 @@ class Planes:
             raise ProtocolBroken("a client of a listener that is not in the configuration")
         edge.counters.accepted += 1
         name = None if record.flags & r.ArrivalFlag.LOCAL else (record.host, record.port)
-        caller = Caller(channel, Arrival(edge.quotas, name, Proxies()), plane.attempt)
+        caller = Caller(channel, Arrival(edge.quotas, name, Proxies(), edge.book), plane.attempt)
         hashed = bool(record.flags & r.ArrivalFlag.HASHED)
         certificate = record.certificate if record.certificate and not hashed else None
         caller.offer = Offer(
@@ -270,7 +271,8 @@ class Planes:
             return  # the link was over for a moment
         lease = edge.fleet.adopt(tag.key, tag.address)
         place = edge.quotas.adopt(tag.host, tag.payer, tag.key)
-        splice = Splice(tag.key, tag.principal, record.peer, lease, place, tag.credentials)
+        kept = _record_of(edge, tag, record.peer)
+        splice = Splice(tag.key, tag.principal, record.peer, lease, place, kept, tag.credentials)
         edge.handoff.adopt(splice_id_of(plane, record.id), splice)
         plane.adopted += 1
         self.adopted.add(tag.key)
@@ -293,7 +295,8 @@ class Planes:
             edge.handoff.take_end(ended)
             return
         with contextlib.suppress(TagUnreadable):
-            edge.handoff.account(SpliceTag.decode(record.tag).key, ended)
+            tag = SpliceTag.decode(record.tag)
+            edge.handoff.account(tag.key, ended, _record_of(edge, tag, record.peer))
 
     def is_busy(self, plane: RemotePlane, record: r.BusyRecord) -> None:
         """See PlaneEvents."""
@@ -380,6 +383,13 @@ def _is_there(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _record_of(edge: Edge, tag: SpliceTag, peer: str) -> Record:
+    """Go on with the record of a splice that an earlier control plane has made."""
+    record = edge.book.reopen(tag.connection_id, peer, tag.accepted_at)
+    record.satellite, record.principal = tag.key, tag.principal
+    return record
 
 
 def _moved(up: int, down: int) -> SpliceCounters:

@@ -112,5 +112,5 @@ def serve_ports(
         metrics=opened.metrics,
         metrics_addresses=tuple(sock.getsockname()[:2] for sock in opened.metrics),
         control=control,
-        local_api=LocalApi(opened.local_api, local_api) if opened.local_api is not None else None,
+        local_api=LocalApi(opened.local_api, local_api, edge.book) if opened.local_api is not None else None,
     )

@@ -21,6 +21,7 @@ from collections.abc import Callable
 import trio
 
 from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S
+from bentpipe.daemon.records.record import LOST, PASSED_ON
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.cutting import cut_revoked
 from bentpipe.daemon.service.engine_watch import run_engine_watch
@@ -62,6 +63,8 @@ async def run_daemon(daemon: Daemon, *, task_status: trio.TaskStatus[Daemon] = t
                 cut = await (_leave(daemon, sessions) if daemon.leave.is_set() else _drain(daemon, sessions))
             with contained(Owner("drain", "statistics")):
                 log_daemon_statistics(daemon)
+            with contained(Owner("drain", "records")):
+                daemon.edge.book.close_all(PASSED_ON if daemon.leave.is_set() else LOST)
             log.info("drained", extra={"fields": {"cut": cut}})
             nursery.cancel_scope.cancel()
     finally:
@@ -102,6 +105,7 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
         nursery.start_soon(run_owned, Owner("reserve"), daemon.reserve.run_keeper)
     if daemon.registrar is not None:
         await nursery.start(start_owned, Owner("registrar"), daemon.registrar.run_registrar)
+    daemon.records.connections.start(nursery)
     nursery.start_soon(run_owned, Owner("hand-off"), edge.handoff.run_handoff)
     nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, daemon.engine)
     nursery.start_soon(run_owned, Owner("deadlines"), edge.greetings.run_deadlines)
@@ -127,6 +131,7 @@ async def _accept_until_drained(daemon: Daemon, sessions: trio.Nursery, task_sta
                 log.info("listening", extra={"fields": {"host": host, "port": port}})
         for host, port in daemon.metrics_addresses:
             log.info("metrics", extra={"fields": {"host": host, "port": port}})
+        daemon.accepting.set()
         task_status.started(daemon)
         await daemon.drain.wait()
         accepting.cancel_scope.cancel()
@@ -178,6 +183,8 @@ async def _drain(daemon: Daemon, sessions: trio.Nursery) -> int:
 
 
 async def _close(daemon: Daemon) -> None:
+    with contained(Owner("records")):  # after a failure of the daemon itself
+        daemon.edge.book.close_all()
     if daemon.ports.control is not None:
         daemon.ports.control.close()
     if daemon.ports.local_api is not None:
@@ -187,3 +194,5 @@ async def _close(daemon: Daemon) -> None:
     with trio.CancelScope(shield=True):
         await daemon.provider.aclose()
     daemon.engine.close()
+    with trio.CancelScope(shield=True), contained(Owner("records")):
+        await daemon.records.connections.aclose()

@@ -18,6 +18,7 @@ Every item has a partition key `pk` and a sort key `sk`. This is what they hold,
     LIFE               HOST                        ledger: the run that writes for a host, its last heartbeat
     BOOKS#HOST         OPEN#ORG/NAME               ledger: a satellite's open interval as the host saw it
     BOOKS#HOST         PAST#END#NUMBER             ledger: closed intervals by their end, in microseconds
+    CONNECTION#TIME    ID                          records: what became of a connection; `expires` is its end
 
 Every call can be repeated: it writes the same again, and its condition holds for its own outcome too. Reads are consistent.
 Items have the service's low-level form ({"S": …}), which `text`, `number` and `strings` read.
@@ -44,7 +45,9 @@ if TYPE_CHECKING:
         ConditionCheckTypeDef,
         DeleteTypeDef,
         PutTypeDef,
+        TimeToLiveSpecificationTypeDef,
         TransactWriteItemTypeDef,
+        WriteRequestTypeDef,
     )
 
     Item = Mapping[str, AttributeValueTypeDef]
@@ -66,6 +69,11 @@ RETRY_S = 0.05
 """Before the second attempt; doubled for each further attempt. Up to half of it is taken off at random."""
 TRANSACTION_ITEMS = 25
 """The service takes 100. Smaller transactions are quicker, and less is written again when one fails."""
+
+BATCH_ITEMS = 25
+"""The service's limit for one BatchWriteItem."""
+EXPIRES = "expires"
+"""The attribute of items that the table removes: seconds since the epoch."""
 
 _PASSING = {
     "InternalServerError",
@@ -203,8 +211,27 @@ class Table:
             check["ExpressionAttributeNames"] = _aliases(names)
         return {"ConditionCheck": check}
 
+    async def put_all(self, items: Sequence[Item]) -> None:
+        """Write items that no condition guards, BATCH_ITEMS in a call. Raises StoreError; some may be written then."""
+        for at in range(0, len(items), BATCH_ITEMS):
+            puts: list[WriteRequestTypeDef] = [{"PutRequest": {"Item": item}} for item in items[at : at + BATCH_ITEMS]]
+            done = await self._call(
+                lambda client, puts=puts: client.batch_write_item(RequestItems={self.name: puts})  # type: ignore[misc]
+            )
+            if done.get("UnprocessedItems"):
+                raise StoreError(f"DynamoDB table {self.name}: throttled")
+
+    async def expires(self) -> bool:
+        """Whether the table removes items whose time EXPIRES is over. Raises StoreError."""
+        found = await self._call(lambda client: client.describe_time_to_live(TableName=self.name))
+        told = found["TimeToLiveDescription"]
+        return told.get("TimeToLiveStatus") in ("ENABLED", "ENABLING") and told.get("AttributeName") == EXPIRES
+
     async def create(self) -> bool:
-        """Make the table, billed by request, and wait until it can be used. Returns False if it was there already."""
+        """Make the table, billed by request, and wait until it can be used. Returns False if it was there already.
+
+        In either case its items expire from now on, by EXPIRES.
+        """
         return await trio.to_thread.run_sync(self._use, self._create)
 
     def create_now(self) -> bool:
@@ -222,10 +249,15 @@ class Table:
                 ],
                 KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
             )
+            made = True
         except client.exceptions.ResourceInUseException:
-            return False
+            made = False
         client.get_waiter("table_exists").wait(TableName=self.name, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
-        return True
+        status = client.describe_time_to_live(TableName=self.name)["TimeToLiveDescription"].get("TimeToLiveStatus")
+        if status not in ("ENABLED", "ENABLING"):
+            expiry: TimeToLiveSpecificationTypeDef = {"Enabled": True, "AttributeName": EXPIRES}
+            client.update_time_to_live(TableName=self.name, TimeToLiveSpecification=expiry)
+        return made
 
     async def _call(self, use: Callable[[DynamoDBClient], T]) -> T:
         """Call in a thread. Passing errors are tried again here and nowhere else. Raises StoreError, ConditionFailed."""

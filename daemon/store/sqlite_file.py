@@ -40,8 +40,19 @@ _HOPELESS = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 class SqliteFile:
     """The file at `path`. The first call makes it if it is not there; with `read_only` it must be there."""
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        read_only: bool = False,
+        prepare: Callable[[sqlite3.Connection], None] = migrate,
+        version_of: Callable[[sqlite3.Connection], int] = version_of,
+    ) -> None:
+        """`prepare` brings a file that is opened to write to its newest version; `version_of` says which one it has, 0 if
+        it is empty. Both raise StoreUnusable for a file that is not ours."""
         self._path = path
+        self._prepare = prepare
+        self._version_of = version_of
         self._read_only = read_only
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
@@ -114,9 +125,9 @@ class SqliteFile:
             if is_new:
                 self._give_to_the_folders_owner()
             if not self._read_only:
-                migrate(connection)
-            elif not version_of(connection):
-                raise StoreUnusable(f"{self._path}: no ledger yet")
+                self._prepare(connection)
+            elif not self._version_of(connection):
+                raise StoreUnusable(f"{self._path}: nothing is kept there yet")
         except BaseException:
             connection.close()
             raise

@@ -279,6 +279,7 @@ struct bp_counters {
     uint64_t down_bytes; /* delivered from satellite to client */
     uint64_t spliced_bytes;
     uint64_t last_activity_ms; /* CLOCK_MONOTONIC */
+    uint64_t first_down_ms; /* when the first byte was delivered to the client; 0: none was */
     int reason; /* enum bp_reason */
     int error; /* errno behind it, or 0 */
 };

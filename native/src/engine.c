@@ -196,6 +196,7 @@ void bp_splice_counters(const bp_splice *s, struct bp_counters *ret) {
         .down_bytes = atomic_load_explicit(&s->direction[SATELLITE].bytes, memory_order_relaxed),
         .spliced_bytes = atomic_load_explicit(&s->spliced_bytes, memory_order_relaxed),
         .last_activity_ms = atomic_load_explicit(&s->last_activity_ms, memory_order_relaxed),
+        .first_down_ms = atomic_load_explicit(&s->first_down_ms, memory_order_relaxed),
         .reason = atomic_load(&s->reason),
         .error = atomic_load(&s->error),
     };

@@ -92,7 +92,7 @@ struct bp_splice {
     bool giving_back; /* deliver, read no more */
     _Atomic bool abort, give_back;
     _Atomic uint64_t spliced_bytes;
-    _Atomic uint64_t last_activity_ms;
+    _Atomic uint64_t last_activity_ms, first_down_ms;
     _Atomic int reason;
     _Atomic int error;
 };

@@ -133,6 +133,8 @@ static void count(_Atomic uint64_t *counter, size_t bytes) {
  * Thread: own
  */
 static void delivered(struct bp_thread *t, bp_splice *s, struct direction *d, size_t bytes, bool spliced) {
+    if (d == &s->direction[SATELLITE] && !atomic_load_explicit(&d->bytes, memory_order_relaxed))
+        atomic_store_explicit(&s->first_down_ms, t->now_ms, memory_order_relaxed);
     count(&d->bytes, bytes);
     atomic_store_explicit(&s->last_activity_ms, t->now_ms, memory_order_relaxed);
     count(spliced ? &t->spliced_bytes : &t->copied_bytes, bytes);

@@ -18,6 +18,7 @@ import trustme
 from google.protobuf.message import Message
 
 from beds.ports import free_port
+from beds.quoted import without_id
 from bentpipe.config.load import load_config
 from bentpipe.daemon.accounts.principal import Origin
 from bentpipe.daemon.accounts.sessions import TokenPurpose
@@ -134,7 +135,7 @@ class Bed:
             try:
                 answers += invoke(request.SerializeToString(), metadata=metadata, timeout=60)
             except grpc.RpcError as exc:
-                return GrpcStatus(exc.code().value[0]), exc.details() or "", answers
+                return GrpcStatus(exc.code().value[0]), without_id(exc.details()), answers
             return GrpcStatus.OK, "", answers
 
 

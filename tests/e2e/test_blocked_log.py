@@ -16,7 +16,8 @@ import trustme
 
 from beds.hosts.in_process import TOKEN, write_config
 from beds.ports import free_port
-from bentpipe.daemon.service.log_rates import LINES_A_WINDOW, WINDOW_S
+from bentpipe.daemon.log_rates import LINES_A_WINDOW, WINDOW_S
+from bentpipe.daemon.records.lines import LINE
 
 METADATA = (("satellite_name", "sat"), ("satellite_org", "acme"), ("satellite_token", TOKEN))
 PIPE_BYTES = 4096
@@ -122,8 +123,8 @@ def test_strangers_get_some_lines_and_a_count(tmp_path: Path) -> None:
         windows = 2 + (time.monotonic() - began) // WINDOW_S
         daemon.process.terminate()
         records = [json.loads(line) for line in daemon.read_all()]
-    told = [record for record in records if record["message"] == "malformed"]
-    more = [record["lines"] for record in records if record.get("kind") == "bentpipe.edge: malformed"]
+    told = [record for record in records if record["message"] == LINE]
+    more = [record["lines"] for record in records if record.get("kind") == f"{LINE}: malformed"]
     assert len(told) <= windows * LINES_A_WINDOW
     assert len(told) + sum(more) == STRANGERS
     statistics = next(record["log"] for record in records if record["message"] == "statistics")

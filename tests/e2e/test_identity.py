@@ -5,6 +5,7 @@ import trio
 import trustme
 
 from beds.hosts.in_process import MUTUAL, SATELLITE_DOMAIN, TLS, TOKEN, counted
+from beds.quoted import without_id
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.testbed.satellite import SERVICE
@@ -33,7 +34,7 @@ async def call(
             try:
                 answer = channel.unary_unary(f"/{SERVICE}/Echo")(b"hello", metadata=metadata, timeout=20)
             except grpc.RpcError as exc:
-                return exc.code(), exc.details()
+                return exc.code(), without_id(exc.details())
             return grpc.StatusCode.OK, answer.decode()
 
     return await trio.to_thread.run_sync(run)

@@ -161,4 +161,5 @@ def test_a_proxy_that_sends_no_header_is_refused_and_the_log_says_why(behind: Be
     ):
         behind.call(wire, tls=False)
     behind.wait_outcome("no-proxy-header", before + 1)
-    assert "does not begin with a PROXY protocol header" in str(behind.logged("PROXY header refused")[-1]["error"])
+    told = [record for record in behind.logged("connection ended") if record["end"] == "no-proxy-header"]
+    assert "does not begin with a PROXY protocol header" in str(told[-1]["error"])

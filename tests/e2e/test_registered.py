@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from beds.hosts.provisioned import serving
 from beds.peers.clients import CallError, GrpcioClient
 from beds.ports import free_port
+from beds.quoted import without_id
 from beds.stores.dynamodb_server import DynamoDbServer
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.service.serve import Daemon
@@ -93,7 +94,7 @@ class Host:
                 metadata = [("authorization", f"Bearer {token}")]
                 answers += invoke(request.SerializeToString(), metadata=metadata, timeout=DEADLINE_S)
             except grpc.RpcError as exc:
-                return GrpcStatus(exc.code().value[0]), exc.details() or "", answers
+                return GrpcStatus(exc.code().value[0]), without_id(exc.details()), answers
         return GrpcStatus.OK, "", answers
 
     def _ask_from(self, source: str, method: str, request: Message, token: str) -> tuple[GrpcStatus, str, list[bytes]]:

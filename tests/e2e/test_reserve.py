@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import trio
-from prometheus_client import generate_latest
 
 from beds.hosts.provisioned import (
     DEADLINE_S,
@@ -42,7 +41,7 @@ from bentpipe.daemon.providers.ec2 import provider as ec2_provider
 from bentpipe.daemon.providers.ec2.traits import TRAITS
 from bentpipe.daemon.registry.reserve import SpareState, StoredSpare
 from bentpipe.daemon.registry.sqlite_reserve import SqliteReserveStore
-from bentpipe.daemon.service.metrics_server import make_registry
+from bentpipe.daemon.service.exposition import Exposition
 from bentpipe.daemon.service.sat import Asker, run_list
 from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.service.top import run_top
@@ -460,7 +459,7 @@ async def test_the_commands_show_it(tmp_path: Path, cloud: Emulator, capsys: pyt
         await in_thread(lambda: run_top(dataclasses.replace(asker, as_json=True), 1.0, once=True))
         (shown,) = json.loads(capsys.readouterr().out)["reserve"]
         assert (shown["size"], shown["wanted"], shown["ready"]) == ("small", 1, 1)
-        metrics = generate_latest(make_registry(daemon)).decode()
+        metrics = (await Exposition(daemon).make(""))[0].decode()
         assert 'bentpipe_reserve_machines{platform="linux/amd64",size="small",state="ready"} 1.0' in metrics
         assert "bentpipe_reserve_launches_total 1.0" in metrics
         assert 'bentpipe_reserve_given_total{outcome="empty"} 0.0' in metrics

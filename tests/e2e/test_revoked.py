@@ -16,6 +16,7 @@ from beds.peers.clients import CallError, GrpcioClient
 from beds.peers.crowd import GOAWAY, HEADERS, PREFACE, call
 from beds.peers.edge_clients import client_of, outcome
 from beds.programs import BENTPIPE, bentpipe
+from bentpipe.daemon.connections.ends import CUT_WORDS
 from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
@@ -108,8 +109,8 @@ def test_a_principals_or_a_satellites_connections_are_cut_and_no_others(edge: Ed
         assert opened["sat", "dev"].ended.wait(10)
         assert not opened["other", "dev"].ended.wait(0.5)
         assert bentpipe(edge.config_path, "cut", "--principal", "nobody") == "cut 0 connections\n"
-        reasons = [r["reason"] for r in edge.records() if r["message"] == "connection ended"]
-        assert reasons.count("cut by the operator") == 3
+        reasons = [r["end"] for r in edge.records() if r["message"] == "connection ended"]
+        assert reasons.count(CUT_WORDS) == 3
         # It may come again at once: nothing was revoked.
         assert outcome(opened["sat", "ci"]._client)[0] is GrpcStatus.OK
     finally:
@@ -157,7 +158,7 @@ def test_clients_that_already_hear_their_satellite_are_cut_too(edge: EdgeHost) -
             received += data
         assert GOAWAY not in [kind for kind, *_ in frames_of(received)]
     deadline = time.monotonic() + SLACK_S
-    while (told := [r["message"] for r in edge.records() if r.get("peer") == peer]) != ["cut before the splice"]:
+    while (told := [r.get("end", r["message"]) for r in edge.records() if r.get("peer") == peer]) != [CUT_WORDS]:
         assert "spliced" not in told
         assert time.monotonic() < deadline
         time.sleep(0.05)

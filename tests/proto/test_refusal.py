@@ -16,7 +16,7 @@ from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.frames import PREFACE, FrameType, frame
 from bentpipe.proto.grpc_status import GrpcStatus
-from bentpipe.proto.refusal import PIECE_BYTES, TOO_LATE, Refusal, goaway
+from bentpipe.proto.refusal import PIECE_BYTES, Refusal, goaway, too_late
 
 HEADERS = [(":method", "POST"), (":scheme", "https"), (":path", "/a.B/C"), (":authority", "edge"), ("te", "trailers")]
 
@@ -106,7 +106,8 @@ def test_nothing_is_said_to_a_client_that_said_goaway() -> None:
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        (TOO_LATE, ErrorCode.NO_ERROR),
+        (too_late(), ErrorCode.NO_ERROR),
+        (too_late(" (connection 1t3kq0-7h2m-00b4x)"), ErrorCode.NO_ERROR),
         (goaway(ErrorCode.ENHANCE_YOUR_CALM, "over the limit X", 1), ErrorCode.ENHANCE_YOUR_CALM),
     ],
 )

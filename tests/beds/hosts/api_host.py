@@ -20,6 +20,7 @@ from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.opening import FirstRequest, read_opening
 from bentpipe.daemon.edge.services import ServedConnection
 from bentpipe.daemon.errors import Unauthenticated
+from bentpipe.daemon.records.book import Book
 
 LIMITS = QuotaLimits(strangers=100, strangers_bytes=8 << 20, per_prefix=100, admitted=100, said_bytes=64 << 20)
 SESSION = "session."
@@ -92,6 +93,7 @@ class ApiHost:
         limits: QuotaLimits = LIMITS,
     ) -> None:
         self.counters = ConnectionCounters()
+        self.book = Book()
         self.quotas = Quotas(limits, trio.current_time)
         self.api = ControlApi(methods, authority, self.counters, stranger_age_s)
         self.outcomes: list[Outcome] = []
@@ -108,7 +110,7 @@ class ApiHost:
             with trio.socket.from_stdlib_socket(self._sock) as listener:
                 while True:
                     sock, name = await listener.accept()
-                    arrival = Arrival(self.quotas, name, Proxies())
+                    arrival = Arrival(self.quotas, name, Proxies(), self.book)
                     nursery.start_soon(self._serve, socket.socket(fileno=sock.detach()), arrival)
 
     async def _serve(self, sock: socket.socket, arrival: Arrival) -> None:

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from beds.hosts.edge_daemons import EdgeDaemon, edge_daemon
 from beds.peers.clients import GrpcioClient
+from beds.quoted import without_id
 from bentpipe.config.load import load_config
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.serve import Daemon, serve
@@ -103,7 +104,7 @@ def ask(port: int, method: str, request: Message, token: str = "manager") -> tup
             metadata = [("authorization", f"Bearer {token}")]
             answer = invoke(request.SerializeToString(), metadata=metadata, timeout=DEADLINE_S)
         except grpc.RpcError as exc:
-            return GrpcStatus(exc.code().value[0]), exc.details() or "", b""
+            return GrpcStatus(exc.code().value[0]), without_id(exc.details()), b""
         return GrpcStatus.OK, "", answer
 
 

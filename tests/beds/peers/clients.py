@@ -12,6 +12,7 @@ from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from beds.peers.grpclib_codec import BytesCodec
+from beds.quoted import split_id
 
 SERVICE = "bentpipe.demo.Satellite"
 TIMEOUT_S = 30.0
@@ -21,12 +22,12 @@ Answer = TypeVar("Answer")
 
 
 class CallError(Exception):
-    """A call ended with a status other than OK."""
+    """A call ended with a status other than OK: its words, and the id of the connection if bentpipe refused it."""
 
     def __init__(self, code: int, details: str) -> None:
         super().__init__(f"{code}: {details}")
         self.code = code
-        self.details = details
+        self.details, self.connection_id = split_id(details)
 
 
 class Client(Protocol):

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from beds.hosts.api_host import ApiHost
 from beds.machines.memory_provider import MemoryProvider
+from beds.quoted import without_id
 from bentpipe.config.accounts import OidcRuleSection
 from bentpipe.config.model import ProcessSection, SatelliteSection
 from bentpipe.daemon.accounts.admission import Admission
@@ -147,7 +148,7 @@ class Bed:
                 try:
                     messages.extend(call)
                 except grpc.RpcError as exc:
-                    return exc.code(), exc.details(), messages
+                    return exc.code(), without_id(exc.details()), messages
             return Code.OK, "", messages
 
         return await trio.to_thread.run_sync(run)

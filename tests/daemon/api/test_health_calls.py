@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from beds.hosts.api_host import ApiHost, People, Person
+from beds.quoted import without_id
 from bentpipe.daemon.accounts.contract import Scope
 from bentpipe.daemon.api.health import HealthCalls
 from bentpipe.daemon.edge.health import HealthBoard
@@ -59,7 +60,7 @@ class Bed:
             try:
                 [status] = self.ask("Check", service, token)
             except grpc.RpcError as exc:
-                return exc.code(), exc.details()
+                return exc.code(), without_id(exc.details())
             return status
 
         return await trio.to_thread.run_sync(run)

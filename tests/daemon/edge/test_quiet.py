@@ -22,6 +22,8 @@ from bentpipe.daemon.fleet import fleet
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.traffic import QUIET_BYTES_PER_WINDOW
 from bentpipe.daemon.model import Address, Resume, SatelliteKey, SatelliteState
+from bentpipe.daemon.records.book import Book
+from bentpipe.daemon.records.record import Record
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.native.engine import Ended, EndReason, Engine, EngineOptions, SpliceCounters, SpliceId
 from bentpipe.proto.frames import END_HEADERS, END_STREAM, PREFACE, FrameType, frame
@@ -146,7 +148,7 @@ async def test_a_quiet_connection_ends_and_its_satellite_sleeps(
         reason = EndReason.GIVEN_BACK if port == PLAIN else EndReason.ABORTED
         assert daemon.handoff.ended == {reason: 1}
         fields = [getattr(record, "fields", {}) for record in caplog.records]
-        assert [each["reason"] for each in fields if "up_bytes" in each] == ["quiet"]
+        assert [each["end"] for each in fields if "up_bytes" in each] == ["quiet"]
         assert any(record.message == "quiet connections ended" for record in caplog.records)
         await stream.aclose()
 
@@ -224,9 +226,12 @@ async def test_a_satellite_that_resets_or_times_out_is_looked_at(reason: EndReas
     engine = Engine(EngineOptions(threads=1))
     try:
         handoff = HandOff(engine)
-        handoff._live[SpliceId(1)] = Splice(KEY, "somebody", "192.0.2.9", lease, place)
+        closed: list[Record] = []
+        record = Book({"test": closed.append}, clock=lambda: 0.0).open("192.0.2.9:1")
+        handoff._live[SpliceId(1)] = Splice(KEY, "somebody", "192.0.2.9", lease, place, record)
         handoff.take_end(Ended(SpliceId(1), reason, SpliceCounters(0, 0, 0, 0), 0))
     finally:
         engine.close()
     gone = reason in (EndReason.SATELLITE_RESET, EndReason.SATELLITE_TIMEOUT)
     assert suspected == (["looked at"] if gone else [])
+    assert [(each.end.code, each.is_open) for each in closed] == [(reason.name.lower(), False)]

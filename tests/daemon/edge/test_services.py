@@ -56,4 +56,8 @@ def test_every_other_protocol_has_an_outcome_of_its_own() -> None:
 
 @pytest.mark.parametrize(("wants_tls", "answer"), [(False, HTTP1_ANSWER), (True, HTTP1_TLS_WANTED)])
 def test_http1_is_told_if_the_port_speaks_tls(wants_tls: bool, answer: bytes) -> None:
-    assert answer_to(PeerKind.HTTP1, wants_tls=wants_tls) == (Outcome.HTTP1, answer)
+    outcome, said = answer_to(PeerKind.HTTP1, "1t3kq0-7h2m-00b4x", wants_tls=wants_tls)
+    line = b"Bentpipe-Connection: 1t3kq0-7h2m-00b4x\r\n"
+    assert outcome is Outcome.HTTP1
+    assert line in said
+    assert said.replace(line, b"") == answer

@@ -17,6 +17,7 @@ from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.watching import held
 from bentpipe.daemon.errors import DialFailed, LimitReached
+from bentpipe.daemon.records.book import Book
 from bentpipe.proto.frames import PREFACE, FrameType, frame
 
 DEADLINE_S = 10.0
@@ -28,7 +29,7 @@ PING = frame(FrameType.PING, 0, 0, b"12345678")
 def admitted(quotas: Quotas, principal: str) -> Iterator[tuple[Caller, socket.socket]]:
     """A client of the principal's, and its end of the connection."""
     ours, theirs = socket.socketpair()
-    arrival = Arrival(quotas, None, Proxies())
+    arrival = Arrival(quotas, None, Proxies(), Book())
     arrival.place.promote(principal, None)
     caller = Caller(Transport(ours), arrival)
     try:

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from bentpipe.daemon.log_rates import KINDS, LINES_A_WINDOW, WINDOW_S, LogRates
 from bentpipe.daemon.logs import log_limited
 from bentpipe.daemon.service import log_queue
 from bentpipe.daemon.service.log_formatters import FIELD_CHARS, LIMITED_FIELD_CHARS, JsonFormatter, TextFormatter
 from bentpipe.daemon.service.log_handler import LogHandler, daemon_log, is_journal, log_statistics
-from bentpipe.daemon.service.log_rates import KINDS, LINES_A_WINDOW, WINDOW_S, LogRates
 
 PIPE_BYTES = 4096
 DEADLINE_S = 10.0
