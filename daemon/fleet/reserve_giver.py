@@ -66,6 +66,8 @@ class ReserveGiver:
         self._wall = wall
         self._kinds: dict[SatelliteKey, MachineTypeSection] = {}
         self._failed: dict[SatelliteKey, float] = {}
+        self._counted: set[str] = set()
+        """The machines that are in `counts` already, by their ids: a launch may be repeated."""
         self.taken = trio.Event()
         """Set when a machine was taken: its place is filled again."""
         self.counts: collections.Counter[Given] = collections.Counter()
@@ -94,6 +96,7 @@ class ReserveGiver:
         if kind is None:
             return False
         rows = await self._store.spares()
+        self._counted &= {each.spare for each in rows}
         mine = next((each for each in rows if _is_for(each, wish)), None)
         if mine is not None:
             return await self._assign(mine, wish, again=True)
@@ -141,9 +144,10 @@ class ReserveGiver:
                 raise ProviderRetryable(str(exc), peer_hint=exc.peer_hint) from exc
             self.distrust(wish.key)
             return False
-        if not again:
+        if row.spare not in self._counted:
+            self._counted.add(row.spare)
             self.counts[Given.RESERVE] += 1
-        log.info("taken from the reserve", extra={"fields": fields})
+            log.info("taken from the reserve", extra={"fields": fields})
         return True
 
 

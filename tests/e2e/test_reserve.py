@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import random
 import sys
 import time
 import uuid
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from beds.hosts.edge_daemons import edge_daemon
 from beds.hosts.provisioned import (
     DEADLINE_S,
     KEY,
@@ -22,6 +24,7 @@ from beds.hosts.provisioned import (
     ec2_type,
     in_thread,
     kill_in,
+    killed,
     launch,
     living,
     remove,
@@ -484,3 +487,31 @@ async def test_those_who_may_launch_see_it(tmp_path: Path, cloud: Emulator) -> N
 
         assert await trio.to_thread.run_sync(shown, "manager") == [("small", 1, 1)]
         assert await trio.to_thread.run_sync(shown, "user") == []
+
+
+@pytest.mark.slow
+async def test_kills_at_random_moments_leave_one_machine_each(tmp_path: Path, cloud: Emulator) -> None:
+    """Processes with the usual times, killed again and again while satellites are launched and the reserve is filled."""
+    chance = random.Random(7)
+    text = text_of(tmp_path, cloud, reserve=2).replace("max_awake = 2", "max_awake = 20")
+    names = [f"s{number}" for number in range(6)]
+    for name in names:
+        with edge_daemon(tmp_path, text) as daemon, killed(daemon):
+            port = daemon.port
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(in_thread, functools.partial(try_launch, port, name))
+                await trio.sleep(chance.uniform(0.5, 4.0))
+                nursery.cancel_scope.cancel()
+    async with serving(tmp_path, text) as last:
+        port = last.addresses[0][1]
+        for name in names:
+            await in_thread(functools.partial(launch, port, name=name))
+        await filled(last, 2)
+        await until(lambda: len(living(cloud)) == len(names) + 2, "nothing else lives")
+        machines = [machine for name in names for machine in tagged(cloud, f"{KEY.org}/{name}")]
+        assert len(set(machines)) == len(machines) == len(names)
+
+
+def try_launch(port: int, name: str) -> None:
+    with contextlib.suppress(Exception):  # the daemon is killed in the middle
+        launch(port, name=name)
