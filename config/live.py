@@ -79,7 +79,7 @@ CHANGES: Mapping[type[Section], Mapping[str, Effect]] = {
     DaemonSection: _of(now="drain_deadline_s log_format log_level", restart="data_plane planes"),
     # What a port speaks. The port itself is opened at the start.
     ListenerSection: _of(now="tls proxy_protocol api one_request_per_connection", restart="address systemd"),
-    ServerTlsSection: _of(now="more client_ca satellite_domain"),
+    ServerTlsSection: _of(now="more client_ca client_crl satellite_domain"),
     KeyPairSection: _of(now="certificate key"),
     ProxyProtocolSection: _of(now="networks"),
     LimitsSection: _of(

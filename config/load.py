@@ -215,7 +215,7 @@ def _missing_files(config: Config) -> Iterator[ConfigProblem]:
     inside = config.daemon.data_plane == "inside"
     for index, listener in enumerate(config.listener if inside else ()):
         if listener.tls is not None:
-            for key in ("certificate", "key", "client_ca"):
+            for key in ("certificate", "key", "client_ca", "client_crl"):
                 files.append((f"listener[{index}].tls.{key}", getattr(listener.tls, key)))
             for number, more in enumerate(listener.tls.more):
                 files.append((f"listener[{index}].tls.more[{number}].certificate", more.certificate))

@@ -72,8 +72,17 @@ class ServerTlsSection(KeyPairSection):
     """Shown to clients that ask for a name in them (SNI). All other clients get the listener's own certificate."""
     client_ca: Path | None = None
     """If set, a client must show a certificate signed by one of these."""
+    client_crl: Path | None = None
+    """PEM file with the CRLs of all authorities in the clients' chains. Clients whose certificates are revoked are refused.
+    So is every client once a CRL's nextUpdate has passed. Read again at each reload."""
     satellite_domain: str | None = Field(default=None, pattern=DOMAIN_PATTERN)
     """If set, the TLS server name `NAME.ORG.<satellite_domain>` asks for a satellite, as the metadata do."""
+
+    @model_validator(mode="after")
+    def _has_authorities(self) -> Self:
+        if self.client_crl is not None and self.client_ca is None:
+            raise ValueError("client_crl is for client certificates: give client_ca too")
+        return self
 
 
 class ProxyProtocolSection(Section):

@@ -84,6 +84,15 @@ class TlsServerContext(_Context):
         authorities = authorities if client_ca is None else ffi.new("char[]", authorities)
         self._adopt(lib.bp_tls_ctx_server(*files, authorities, error, ERROR_BYTES), error)
 
+    def add_crls(self, crls: Path) -> None:
+        """Refuse clients whose certificates are revoked, and all whose CRL is missing or past its nextUpdate.
+
+        Raises TlsError, which names the file.
+        """
+        error = ffi.new("char[]", ERROR_BYTES)
+        if lib.bp_tls_ctx_add_crls(self._pointer, os.fsencode(crls), error, ERROR_BYTES) < 0:
+            raise TlsError(ffi.string(error).decode(errors="replace"))
+
     def add(self, other: "TlsServerContext") -> None:
         """Show `other`'s certificate to clients that ask for one of its names (SNI). Raises OSError."""
         check(lib.bp_tls_ctx_add(self._pointer, other.pointer))

@@ -43,6 +43,8 @@ def read_port(section: ListenerSection, ktls: Ktls) -> Port:
     context = TlsServerContext(section.tls.certificate, section.tls.key, client_ca=section.tls.client_ca)
     if ktls:
         context.enable_ktls()
+    if section.tls.client_crl is not None:
+        context.add_crls(section.tls.client_crl)
     for more in section.tls.more:
         context.add(TlsServerContext(more.certificate, more.key))
     return Port(context, section.tls.satellite_domain, proxies, section.api, section.one_request_per_connection)

@@ -21,12 +21,11 @@ from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.pki.authority_file import AuthorityError, read_authority
 from bentpipe.daemon.pki.authority_keeper import ENDS_SOON_S
 from bentpipe.daemon.service.concern import Concern
+from bentpipe.daemon.service.preflight_crl import crl_concerns, crls_end
+from bentpipe.daemon.service.read_chain import read_chain
 
 RENEW_AT = 2 / 3
 """The share of its life after which a certificate should have been renewed: certbot and cert-manager renew at this age."""
-
-CHAIN_MOST = 16
-"""The most certificates of one file that are looked at; clients accept no longer chains (SSL_CTX_set_verify_depth(3))."""
 
 
 def tls_concerns(config: Config) -> Iterator[Concern]:
@@ -49,7 +48,7 @@ def tls_concerns(config: Config) -> Iterator[Concern]:
 
 
 def certificate_ends(config: Config) -> dict[str, float]:
-    """Until when the certificates hold that the daemon shows, by their file, in seconds since the epoch."""
+    """Until when the certificates that the daemon shows hold, and the CRLs, by their file, in seconds since the epoch."""
     files = [
         *(pair.certificate for each in config.listener if each.tls is not None for pair in (each.tls, *each.tls.more)),
         *(
@@ -61,7 +60,12 @@ def certificate_ends(config: Config) -> dict[str, float]:
     ends = {}
     for path in files:
         with contextlib.suppress(ValueError):  # tls_concerns says why it cannot be read
-            ends[str(path)] = _read_chain(path)[0].not_valid_after_utc.timestamp()
+            ends[str(path)] = read_chain(path)[0].not_valid_after_utc.timestamp()
+    for each in config.listener:
+        if each.tls is not None and each.tls.client_crl is not None:
+            with contextlib.suppress(ValueError):
+                if (until := crls_end(each.tls.client_crl)) is not None:
+                    ends[str(each.tls.client_crl)] = until
     return ends
 
 
@@ -85,6 +89,8 @@ def _listener_concerns(where: str, section: ServerTlsSection, config: Config) ->
         yield from _server_concerns(f"{place}.certificate", pair.certificate)
     if section.client_ca is not None:
         yield from _authority_concerns(f"{where}.client_ca", section.client_ca)
+    if section.client_crl is not None and section.client_ca is not None:
+        yield from crl_concerns(f"{where}.client_crl", section.client_crl, section.client_ca)
     if section.satellite_domain is not None:
         yield from _domain_concerns(where, section.satellite_domain, [pair for _, pair in pairs], config)
 
@@ -92,7 +98,7 @@ def _listener_concerns(where: str, section: ServerTlsSection, config: Config) ->
 def _pair_concerns(where: str, certificate: Path, key: Path) -> Iterator[Concern]:
     """Whether the certificate and the key can be read, belong together, and hold today."""
     try:
-        chain = _read_chain(certificate)
+        chain = read_chain(certificate)
     except ValueError as exc:
         yield Concern(f"{where}.certificate", f"{certificate}: {exc}", fatal=True)
         return
@@ -115,7 +121,7 @@ def _pair_concerns(where: str, certificate: Path, key: Path) -> Iterator[Concern
 def _server_concerns(where: str, certificate: Path) -> Iterator[Concern]:
     """What makes clients refuse a server's certificate whatever its dates."""
     try:
-        leaf = _read_chain(certificate)[0]
+        leaf = read_chain(certificate)[0]
     except ValueError:
         return  # _pair_concerns has said it
     if not _names(leaf):
@@ -132,7 +138,7 @@ def _server_concerns(where: str, certificate: Path) -> Iterator[Concern]:
 
 def _authority_concerns(where: str, path: Path) -> Iterator[Concern]:
     try:
-        authorities = _read_chain(path)
+        authorities = read_chain(path)
     except ValueError as exc:
         yield Concern(where, f"{path}: {exc}", fatal=True)
         return
@@ -152,7 +158,7 @@ def _domain_concerns(where: str, domain: str, pairs: Sequence[KeyPairSection], c
     names: set[str] = set()
     for pair in pairs:
         try:
-            names |= _names(_read_chain(pair.certificate)[0])
+            names |= _names(read_chain(pair.certificate)[0])
         except ValueError:
             return
     named = {parse_server_name(name, domain) for name in names}
@@ -179,17 +185,6 @@ def _date_concerns(where: str, path: Path, certificate: x509.Certificate) -> Ite
         days = (ends - now).days
         words = f"{path}: {_name(certificate)} expires on {ends:%Y-%m-%d %H:%M} UTC, in {days} days; renew it"
         yield Concern(where, words, fatal=False)
-
-
-def _read_chain(path: Path) -> list[x509.Certificate]:
-    """The certificates of a PEM file. Raises ValueError with words for the operator."""
-    try:
-        chain = x509.load_pem_x509_certificates(path.read_bytes())
-    except OSError as exc:
-        raise ValueError(exc.strerror or str(exc)) from exc
-    except ValueError as exc:
-        raise ValueError("has no certificate in PEM form (-----BEGIN CERTIFICATE-----)") from exc
-    return chain[:CHAIN_MOST]
 
 
 def _read_key(path: Path) -> PrivateKeyTypes:

@@ -48,6 +48,19 @@ enum bp_tls_result { /* what bp_tls_handshake, _read, _write and _shutdown retur
 bp_tls_ctx *bp_tls_ctx_server(const char *certificate, const char *key, const char *client_ca, char *error,
                               size_t error_bytes);
 /**
+ * bp_tls_ctx_add_crls() - Have a server refuse the clients whose certificates, or whose authorities', are revoked
+ * @ctx: Context of a listener that has a client_ca
+ * @crls: Path of a PEM file with the CRLs of all authorities of the clients' chains (RFC 5280)
+ * @error: Receives the reason of a failure, NUL-terminated
+ * @error_bytes: Size of @error
+ *
+ * A client is also refused if the CRL of one of its authorities is missing, or if its nextUpdate has passed.
+ *
+ * Return: 0, or -EINVAL
+ * Thread: one
+ */
+BP_MUST_CHECK int bp_tls_ctx_add_crls(bp_tls_ctx *ctx, const char *crls, char *error, size_t error_bytes);
+/**
  * bp_tls_ctx_client() - Make the context of connections to satellites
  * @ca: Path of a PEM file: the server must have a certificate of one of these authorities
  * @certificate: Path of a PEM file: the client's certificate and its chain; NULL: none

@@ -197,6 +197,18 @@ bp_tls_ctx *bp_tls_ctx_server(const char *certificate, const char *key, const ch
     return ctx;
 }
 
+int bp_tls_ctx_add_crls(bp_tls_ctx *ctx, const char *crls, char *error, size_t error_bytes) {
+    X509_STORE *store = SSL_CTX_get_cert_store(ctx->ssl_ctx);
+    X509_LOOKUP *lookup = X509_STORE_add_lookup(store, X509_LOOKUP_file());
+    BP_ASSERT(ctx->server);
+    if (!lookup || X509_load_crl_file(lookup, crls, X509_FILETYPE_PEM) < 1 ||
+        X509_STORE_set_flags(store, X509_V_FLAG_CRL_CHECK | X509_V_FLAG_CRL_CHECK_ALL) != 1) {
+        bp__tls_explain(crls, error, error_bytes);
+        return -EINVAL;
+    }
+    return 0;
+}
+
 bp_tls_ctx *bp_tls_ctx_client(const char *ca, const char *certificate, const char *key, char *error,
                               size_t error_bytes) {
     bp_tls_ctx *ctx = ctx_new(TLS_client_method(), 0, error, error_bytes);

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from beds.issued import DAY, NOW, Issued
 from beds.programs import BENTPIPE
+from beds.revocation import RevokingAuthority
 from bentpipe.config.load import ConfigErrors, load_config
 from bentpipe.daemon.service.command_line import EXIT_CONFIG
 from bentpipe.daemon.service.preflight import find_concerns
+from bentpipe.daemon.service.preflight_crl import crl_concerns, crls_end
 
 SATELLITE = '[[satellite]]\norg = "acme"\nname = "builder"\n[satellite.process]\ncommand = ["true", "{port}"]\n'
 NO_CREDENTIALS = {
@@ -320,3 +323,25 @@ def test_the_file_is_given_once_in_either_way(bed: Bed) -> None:
     for arguments in ([], [str(bed.config), "--config", str(bed.config)]):
         done = subprocess.run([BENTPIPE, "check", *arguments], capture_output=True, text=True, check=False)
         assert (done.returncode, "give the configuration" in done.stderr) == (2, True)
+
+
+def test_crls_are_watched_like_certificates(bed: Bed) -> None:
+    authority = RevokingAuthority(bed.folder)
+    other = RevokingAuthority(bed.folder, "other")
+    crl = authority.revoke()
+    assert list(crl_concerns("here", crl, authority.file)) == []
+    for age, life, words in (
+        (7 * DAY, 6 * DAY, "has ended at"),
+        (9.5 * DAY, 10 * DAY, "ends at"),
+        (-DAY, DAY, "is this host's clock right?"),
+    ):
+        (told,) = crl_concerns("here", authority.revoke(age=age, life=life), authority.file)
+        assert words in told.message
+        assert not told.fatal
+    (told,) = crl_concerns("here", authority.revoke(), other.file)
+    assert "has no CRL of 'CN=other'" in told.message
+    assert crls_end(crl) == pytest.approx(time.time() + 6 * 86_400, abs=60)
+    crl.write_text("nothing")
+    (told,) = crl_concerns("here", crl, authority.file)
+    assert told.fatal
+    assert "has no CRL in PEM form" in told.message
