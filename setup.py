@@ -49,7 +49,12 @@ setup(
     data_files=[
         (
             "share/bentpipe/systemd",
-            ["systemd/bentpipe.service", "systemd/bentpipe.socket", "systemd/bentpipe-keeper.service"],
+            [
+                "systemd/bentpipe.service",
+                "systemd/bentpipe.socket",
+                "systemd/certbot-deploy-hook",
+                "systemd/bentpipe-keeper.service",
+            ],
         ),
         (
             "share/bentpipe/systemd/process",

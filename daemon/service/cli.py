@@ -349,6 +349,26 @@ def reload(config_path: Path | None, *, dry_run: bool) -> None:
         run_reload(config_path, dry_run=dry_run)
 
 
+@main.command("install-certificate")
+@click.option(
+    "--certificate",
+    "certificates",
+    type=CONFIG_PATH,
+    multiple=True,
+    required=True,
+    help="The certificate and its chain, leaf first, in PEM; may be repeated for a chain in a file of its own.",
+)
+@click.option("--key", type=CONFIG_PATH, required=True, help="Its private key, in PEM.")
+@click.option("--to", type=CONFIG_PATH, required=True, help="The file that the configuration names as both.")
+@click.option("--passphrase-file", type=CONFIG_PATH, help="Has the passphrase of the key, as exports of AWS need it.")
+def install_certificate(certificates: tuple[Path, ...], key: Path, to: Path, passphrase_file: Path | None) -> None:
+    """Put a renewed certificate and its key into one file, in one step, after a check that they belong together."""
+    from bentpipe.daemon.service.install_certificate import run_install
+
+    with telling_mistakes():
+        run_install(certificates, key, to, passphrase_file)
+
+
 @main.group()
 def store() -> None:
     """Prepare the store."""
