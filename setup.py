@@ -67,7 +67,13 @@ setup(
         ),
         ("share/bentpipe/systemd/process/sysusers.d", ["systemd/process/sysusers.d/bentpipe.conf"]),
         ("share/bentpipe/systemd/process/tmpfiles.d", ["systemd/process/tmpfiles.d/bentpipe.conf"]),
-        ("share/bentpipe", ["config/iam-policy.json", "config/sample.toml"]),
+        (
+            "share/bentpipe",
+            [
+                f"config/{name}"
+                for name in ("iam-policy.json", "sample.toml", "alert-rules.yml", "grafana-dashboard.json")
+            ],
+        ),
     ],
     zip_safe=False,
 )

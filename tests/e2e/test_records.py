@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import shutil
 import ssl
 import subprocess
 import sys
@@ -288,3 +289,13 @@ async def test_the_daemon_says_whether_it_is_ready_and_why_not(daemon: Daemon) -
         status, _, text = await page(daemon, "/readyz")
         assert (status, "[-] draining: the daemon is draining" in text) == (503, True)
         assert (await page(daemon, "/healthz"))[0] == 200
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="peer promtool: not installed")
+async def test_promtool_accepts_the_metrics(daemon: Daemon) -> None:
+    await exchange(daemon, PLAIN, call("sat", TOKEN), close=True)
+    _, _, text = await page(daemon, "/metrics")
+    checked = await trio.run_process(
+        ["promtool", "check", "metrics"], stdin=text.encode(), capture_stdout=True, check=False
+    )
+    assert (checked.returncode, checked.stdout) == (0, b"")
