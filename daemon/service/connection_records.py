@@ -14,11 +14,11 @@ from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.records.book import Book, Sink
 from bentpipe.daemon.records.contract import RecordStore
 from bentpipe.daemon.records.ids import IdMaker
-from bentpipe.daemon.records.keeper import Keeper
 from bentpipe.daemon.records.lines import write_line
 from bentpipe.daemon.records.measures import Measures
 from bentpipe.daemon.records.record import Record
 from bentpipe.daemon.records.sqlite import FILE_NAME, SqliteRecords
+from bentpipe.daemon.records.writer import RecordWriter
 from bentpipe.daemon.tasks import Owner, run_owned
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ class ConnectionRecords:
 
     book: Book
     measures: Measures
-    keeper: Keeper | None
+    writer: RecordWriter | None
     tracer: "Tracer | None"
 
     def start(self, nursery: trio.Nursery) -> None:
         """Start what carries records on."""
-        if self.keeper is not None:
-            nursery.start_soon(run_owned, Owner("record keeper"), self.keeper.run_keeper)
+        if self.writer is not None:
+            nursery.start_soon(run_owned, Owner("record writer"), self.writer.run_writer)
 
     async def aclose(self) -> None:
         """Send the last traces."""
@@ -60,17 +60,17 @@ def make_records(config: Config) -> ConnectionRecords:
     """Put them together. Raises OSError if traces are asked for and OpenTelemetry is not installed."""
     measures = Measures(per_satellite=config.metrics.per_satellite, per_org=config.metrics.per_org)
     store = open_records(config)
-    keeper = None if store is None else Keeper(store, host_name(config))
+    writer = None if store is None else RecordWriter(store, host_name(config))
     tracer = _make_tracer(config)
     told: dict[str, Sink] = {"log": write_line}
-    if keeper is not None:
-        told["keeper"] = keeper.keep
+    if writer is not None:
+        told["store"] = writer.keep
     if tracer is not None:
         told["traces"] = tracer.note
     if not config.records.probes:
         told = {name: _but_probes(sink) for name, sink in told.items()}
     book = Book({"measures": measures.note, **told}, IdMaker(host_name(config)))
-    return ConnectionRecords(book, measures, keeper, tracer)
+    return ConnectionRecords(book, measures, writer, tracer)
 
 
 def _but_probes(sink: Sink) -> Callable[[Record], None]:

@@ -13,8 +13,8 @@ from bentpipe.daemon.fleet.fleet import FleetStatistics, ReadStatistics
 from bentpipe.daemon.fleet.reader import ReadingCounters
 from bentpipe.daemon.ledger.recorder import RecorderStatistics
 from bentpipe.daemon.records.histograms import HistogramView
-from bentpipe.daemon.records.keeper import KeeperStatistics
 from bentpipe.daemon.records.measures import Measures
+from bentpipe.daemon.records.writer import WriterStatistics
 from bentpipe.daemon.service.log_handler import LogStatistics, log_statistics
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.service.turns import TurnStatistics
@@ -82,10 +82,10 @@ class Snapshot:
         return self.daemon.records.connections.measures
 
     @functools.cached_property
-    def keeper(self) -> KeeperStatistics | None:
+    def writer(self) -> WriterStatistics | None:
         """What was kept of connections; None if no records are kept."""
-        keeper = self.daemon.records.connections.keeper
-        return keeper.statistics() if keeper is not None else None
+        writer = self.daemon.records.connections.writer
+        return writer.statistics() if writer is not None else None
 
     @functools.cached_property
     def turns(self) -> TurnStatistics:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from bentpipe.daemon.records.keeper import KeeperStatistics
 from bentpipe.daemon.records.measures import Measures, Sums, SumsByName
+from bentpipe.daemon.records.writer import WriterStatistics
 from bentpipe.daemon.service.metric import (
     Metric,
     MetricKind,
@@ -37,11 +37,11 @@ def _by_name(noun: str, named: Callable[[Measures], SumsByName | None]) -> tuple
     )
 
 
-def _kept(name: str, words: str, line: str, read: Callable[[KeeperStatistics], int], kind: MetricKind) -> Metric:
+def _kept(name: str, words: str, line: str, read: Callable[[WriterStatistics], int], kind: MetricKind) -> Metric:
     """A metric of the store of records; it has no value if none are kept."""
 
     def samples(look: Snapshot) -> Samples:
-        return {} if look.keeper is None else {(): read(look.keeper)}
+        return {} if look.writer is None else {(): read(look.writer)}
 
     return Metric(f"records_{name}", kind, words, samples, f"records.{line}")
 

@@ -72,7 +72,7 @@ async def _find(connections: ConnectionRecords, text: str) -> list[dict[str, obj
     record = connections.book.find(text)
     if record is not None:
         return [_open_fields(record)]
-    stored = await connections.keeper.find(text) if connections.keeper is not None else None
+    stored = await connections.writer.find(text) if connections.writer is not None else None
     return [fields_of(stored)] if stored is not None else []
 
 
@@ -82,9 +82,9 @@ async def _newest(connections: ConnectionRecords, most: int, satellite: str, pri
         for each in connections.book.all_open()
         if satellite in ("", str(each.satellite or "")) and principal in ("", each.principal)
     ]
-    if connections.keeper is not None:
+    if connections.writer is not None:
         wanted += [
-            fields_of(each) for each in await connections.keeper.newest(most, satellite=satellite, principal=principal)
+            fields_of(each) for each in await connections.writer.newest(most, satellite=satellite, principal=principal)
         ]
     return sorted(wanted, key=lambda each: str(each["id"]), reverse=True)[:most]
 

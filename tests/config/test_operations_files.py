@@ -103,6 +103,5 @@ def test_promtool_takes_the_rules_and_each_alert_fires_when_it_should(tmp_path: 
         done = subprocess.run(["promtool", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
     tested = TESTS.read_text()
-    assert [
-        alert["alert"] for alert in alerts() if alert["alert"] not in tested and alert["alert"] != "BentpipeLogLost"
-    ] == []
+    never = {"BentpipeLogLost"}  # its series is in a case in which it must not fire
+    assert {alert["alert"] for alert in alerts() if alert["alert"] not in tested} == never

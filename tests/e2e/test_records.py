@@ -209,12 +209,12 @@ async def test_the_log_says_what_strangers_left_out_and_the_metrics_count_all(da
     for _ in range(60):
         await exchange(daemon, PLAIN, b"", close=True)
     await counted(daemon, Outcome.PROBE, 60)
-    keeper = daemon.records.connections.keeper
-    assert keeper is not None
+    writer = daemon.records.connections.writer
+    assert writer is not None
     with trio.fail_after(DEADLINE_S):
         while daemon.edge.book.open_count:
             await trio.sleep(0.01)
-    assert keeper.statistics().left_out >= 20
+    assert writer.statistics().left_out >= 20
     assert daemon.edge.book.opened == 60
 
 

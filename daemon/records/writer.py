@@ -34,7 +34,7 @@ CLOSE_DEADLINE_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class KeeperStatistics:
+class WriterStatistics:
     """Counts since the start; `queued` is now."""
 
     kept: int = 0
@@ -47,8 +47,8 @@ class KeeperStatistics:
     queued: int = 0
 
 
-class Keeper:
-    """Owns the store: `run_keeper` writes to it and closes it. `keep` is a sink of the book."""
+class RecordWriter:
+    """Owns the store: `run_writer` writes to it and closes it. `keep` is a sink of the book."""
 
     def __init__(
         self,
@@ -93,9 +93,9 @@ class Keeper:
         """Why the last attempt to write has failed; "" if it has not."""
         return self._failing
 
-    def statistics(self) -> KeeperStatistics:
+    def statistics(self) -> WriterStatistics:
         """What was kept and lost so far."""
-        return KeeperStatistics(self._kept, self._lost, self._rates.withheld, self._failures, len(self._queue))
+        return WriterStatistics(self._kept, self._lost, self._rates.withheld, self._failures, len(self._queue))
 
     def keep(self, record: Record) -> None:
         """Take a record that is closed. Never waits."""
@@ -113,7 +113,7 @@ class Keeper:
             self._lost += 1
         self._queue.append(record)
 
-    async def run_keeper(self) -> None:
+    async def run_writer(self) -> None:
         """Write until cancelled; then write what is left."""
         try:
             while True:

@@ -1,4 +1,4 @@
-"""The keeper: no connection waits for a store, and what is lost is counted."""
+"""The writer of records: no connection waits for a store, and what is lost is counted."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.log_rates import LINES_A_WINDOW
 from bentpipe.daemon.records.book import Book
 from bentpipe.daemon.records.contract import StoredRecord
-from bentpipe.daemon.records.keeper import GATHER_S, RETRY_S, Keeper
 from bentpipe.daemon.records.record import End
+from bentpipe.daemon.records.writer import GATHER_S, RETRY_S, RecordWriter
 
 DONE = End("done", "it was done")
 
@@ -51,8 +51,8 @@ def shelf() -> Shelf:
     return Shelf()
 
 
-def end(keeper: Keeper, principal: str = "ci", times: int = 1) -> list[str]:
-    book = Book({"keeper": keeper.keep})
+def end(writer: RecordWriter, principal: str = "ci", times: int = 1) -> list[str]:
+    book = Book({"writer": writer.keep})
     ids = []
     for _ in range(times):
         with book.open("192.0.2.1:1") as record:
@@ -63,16 +63,16 @@ def end(keeper: Keeper, principal: str = "ci", times: int = 1) -> list[str]:
 
 
 async def test_records_are_written_and_found(shelf: Shelf, autojump_clock: MockClock) -> None:
-    keeper = Keeper(shelf, "edge-1")
+    writer = RecordWriter(shelf, "edge-1")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keeper.run_keeper)
-        (first,) = end(keeper)
-        found = await keeper.find(first)
+        nursery.start_soon(writer.run_writer)
+        (first,) = end(writer)
+        found = await writer.find(first)
         assert found is not None, "a record that is not written yet is found too"
         await trio.sleep(2 * GATHER_S)
         assert [each.id for each in shelf.records] == [first]
-        assert await keeper.find(first) == found
-        assert (keeper.statistics().kept, keeper.statistics().queued) == (1, 0)
+        assert await writer.find(first) == found
+        assert (writer.statistics().kept, writer.statistics().queued) == (1, 0)
         nursery.cancel_scope.cancel()
     assert shelf.closed
 
@@ -81,62 +81,62 @@ async def test_a_store_that_fails_is_tried_again_and_nothing_is_lost(
     shelf: Shelf, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    keeper = Keeper(shelf, "edge-1")
+    writer = RecordWriter(shelf, "edge-1")
     shelf.error = "No space left on device"
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keeper.run_keeper)
-        ids = end(keeper, times=3)
+        nursery.start_soon(writer.run_writer)
+        ids = end(writer, times=3)
         await trio.sleep(5 * RETRY_S)
-        assert (keeper.failing, shelf.records) == ("No space left on device", [])
-        assert keeper.statistics().failures >= 4
+        assert (writer.failing, shelf.records) == ("No space left on device", [])
+        assert writer.statistics().failures >= 4
         shelf.error = ""
         await trio.sleep(2 * RETRY_S)
         assert [each.id for each in shelf.records] == ids
         nursery.cancel_scope.cancel()
     assert [each.message for each in caplog.records] == ["records cannot be written", "records can be written again"]
-    assert keeper.statistics().lost == 0
+    assert writer.statistics().lost == 0
 
 
 @pytest.mark.parametrize("how", ["fails", "hangs"])
 async def test_if_the_store_is_away_for_long_the_newest_stay(shelf: Shelf, how: str, autojump_clock: MockClock) -> None:
-    keeper = Keeper(shelf, "edge-1", queue_limit=10)
+    writer = RecordWriter(shelf, "edge-1", queue_limit=10)
     shelf.error, shelf.hangs = ("gone" if how == "fails" else ""), how == "hangs"
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keeper.run_keeper)
+        nursery.start_soon(writer.run_writer)
         ids = []
         for _ in range(5):
-            ids += end(keeper, times=5)
+            ids += end(writer, times=5)
             await trio.sleep(RETRY_S)
-        lost = keeper.statistics().lost
-        assert keeper.statistics().queued <= 10
+        lost = writer.statistics().lost
+        assert writer.statistics().queued <= 10
         shelf.error, shelf.hangs = "", False
         nursery.cancel_scope.cancel()
     assert {each.id for each in shelf.records} == set(ids[-10:])
-    assert (lost, keeper.statistics().lost) == (15 if how == "fails" else 10, 15)
+    assert (lost, writer.statistics().lost) == (15 if how == "fails" else 10, 15)
 
 
 async def test_what_is_left_at_the_end_is_lost_with_a_count(
     shelf: Shelf, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keeper = Keeper(shelf, "edge-1")
+    writer = RecordWriter(shelf, "edge-1")
     shelf.hangs = True
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keeper.run_keeper)
-        end(keeper, times=3)
+        nursery.start_soon(writer.run_writer)
+        end(writer, times=3)
         await trio.sleep(GATHER_S)
         nursery.cancel_scope.cancel()
-    assert keeper.statistics().lost == 3
+    assert writer.statistics().lost == 3
     assert caplog.records[-1].message == "records of connections were lost"
 
 
 async def test_of_strangers_some_of_each_kind_are_kept(shelf: Shelf, autojump_clock: MockClock) -> None:
-    keeper = Keeper(shelf, "edge-1")
+    writer = RecordWriter(shelf, "edge-1")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keeper.run_keeper)
-        end(keeper, "", times=200)
-        end(keeper, "ci", times=200)
+        nursery.start_soon(writer.run_writer)
+        end(writer, "", times=200)
+        end(writer, "ci", times=200)
         await trio.sleep(2 * GATHER_S)
         nursery.cancel_scope.cancel()
     assert [each.principal for each in shelf.records].count("") == LINES_A_WINDOW
     assert [each.principal for each in shelf.records].count("ci") == 200
-    assert keeper.statistics().left_out == 200 - LINES_A_WINDOW
+    assert writer.statistics().left_out == 200 - LINES_A_WINDOW
