@@ -20,7 +20,7 @@ from beds.hosts.edge_daemons import EdgeDaemon, edge_daemon, token_of, wait
 from beds.peers.clients import CallError, GrpcioClient
 from beds.ports import free_port
 from beds.programs import BENTPIPE
-from bentpipe.daemon.service.control import ControlError, ask
+from bentpipe.daemon.service.control import CREDENTIAL_NAMES, ControlError, ask
 
 NOT_FOUND, UNAVAILABLE, UNAUTHENTICATED, FAILED_PRECONDITION = 5, 14, 16, 9
 DEADLINE_S = 60.0
@@ -235,6 +235,30 @@ def test_certificates_are_read_again(bed: Bed) -> None:
         assert client.unary("Echo", b"still") == b"still"
     with contextlib.closing(bed.client("a", port=bed.tls_port, ca=authority)) as client:
         assert client.unary("Echo", b"with the old pair") == b"with the old pair"
+
+
+def test_a_credential_comes_with_the_request_and_stays_for_later_reloads(tmp_path: Path) -> None:
+    """systemd's own copy of a credential is that of the start: root's command passes the newer one as a descriptor."""
+    made = Bed(tmp_path)
+    given = tmp_path / "credentials"
+    given.mkdir()
+    (given / "tls.key").write_bytes((tmp_path / "key.pem").read_bytes())
+    text = made.text.replace(f'"{tmp_path}/key.pem"', '"credential:tls.key"')
+    with edge_daemon(tmp_path, text, environment={"CREDENTIALS_DIRECTORY": str(given)}) as daemon:
+        made.daemon = daemon
+        assert daemon.port
+        authority = made.issue()
+        with pytest.raises(ControlError, match="nothing has changed"):
+            ask(tmp_path / "control", "reload", {})
+        for fields, files in (({}, 1), ({CREDENTIAL_NAMES: ["tls.key", "other"]}, 1), ({CREDENTIAL_NAMES: "x"}, 0)):
+            with (tmp_path / "key.pem").open("rb") as key, pytest.raises(ControlError, match="a name for each file"):
+                ask(tmp_path / "control", "reload", fields, files=[key.fileno()] * files)
+        with (tmp_path / "key.pem").open("rb") as key:
+            answer = ask(tmp_path / "control", "reload", {CREDENTIAL_NAMES: ["tls.key"]}, files=[key.fileno()])
+        assert answer["changes"] == []
+        assert ask(tmp_path / "control", "reload", {})["changes"] == []
+        with contextlib.closing(made.client("a", port=made.tls_port, ca=authority)) as client:
+            assert client.unary("Echo", b"hello") == b"hello"
 
 
 Mistake = Callable[[Bed], str]
