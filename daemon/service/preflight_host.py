@@ -6,6 +6,7 @@ import ipaddress
 import os
 import sqlite3
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from bentpipe.config.model import Config
@@ -14,6 +15,8 @@ from bentpipe.daemon.keeper.containment import PROC
 from bentpipe.daemon.providers.process.listening import has_socket
 from bentpipe.daemon.providers.process.sock_diag import find_listener
 from bentpipe.daemon.service.concern import Concern
+
+NO_OPENTELEMETRY = "OpenTelemetry is not installed: pip install 'bentpipe[traces]'"
 
 LOCKED_S = 1.0
 """How long to wait for a store that another process is writing to."""
@@ -28,6 +31,8 @@ def host_concerns(config: Config) -> Iterator[Concern]:
         yield from _port_concerns("metrics.address", *config.metrics.address)
     if config.satellite_ca is not None:
         yield from _port_concerns("satellite_ca.address", *config.satellite_ca.address)
+    if config.traces.endpoint is not None and find_spec("opentelemetry") is None:
+        yield Concern("traces.endpoint", NO_OPENTELEMETRY, fatal=True)
     path = config.store.ledger_path()
     if path is not None:
         yield from _store_concerns(path)

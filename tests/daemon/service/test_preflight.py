@@ -345,3 +345,13 @@ def test_crls_are_watched_like_certificates(bed: Bed) -> None:
     (told,) = crl_concerns("here", crl, authority.file)
     assert told.fatal
     assert "has no CRL in PEM form" in told.message
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_traces_need_an_extra(bed: Bed, monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    if not installed:
+        monkeypatch.setattr("bentpipe.daemon.service.preflight_host.find_spec", lambda name: None)
+    path = bed.folder / "traces.toml"
+    path.write_text(plain("127.0.0.1:0", '[traces]\nendpoint = "http://127.0.0.1:4318/v1/traces"\n'))
+    found = [each.message for each in find_concerns(load_config(path)) if each.where == "traces.endpoint"]
+    assert found == ([] if installed else ["OpenTelemetry is not installed: pip install 'bentpipe[traces]'"])
