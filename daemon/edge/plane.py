@@ -7,7 +7,7 @@ import dataclasses
 import errno
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import trio
@@ -58,6 +58,10 @@ class PlaneEvents(Protocol):
 
     def has_ended(self, plane: "RemotePlane", record: r.EndedRecord) -> None:
         """A splice is over, made by this control plane or by an earlier one."""
+        ...
+
+    def has_counted(self, plane: "RemotePlane", before: Mapping[str, int]) -> None:
+        """It has told its counters; these are the ones before."""
         ...
 
     def is_busy(self, plane: "RemotePlane", record: r.BusyRecord) -> None:
@@ -139,7 +143,10 @@ class RemotePlane:
             case r.PingRecord(number=number):
                 self.send_nowait(r.PongRecord(r.LINK_ID, number))
             case r.CountersRecord(counters=counters):
-                self.counters = dict(counters)
+                before, self.counters = self.counters, dict(counters)
+                # What was counted before the first record of a plane that others had is not this process's.
+                if before or (self.seated is not None and self.seated.session == 1):
+                    self._events.has_counted(self, before)
             case r.DoneRecord(asked=asked):
                 for done in self._dones.pop(asked, []):
                     done.set()

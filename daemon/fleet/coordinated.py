@@ -10,6 +10,8 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
+import trio
+
 from bentpipe.config.model import MachineSection
 from bentpipe.daemon.coordination.contract import IN_USE_HERE, Coordination, InUse
 from bentpipe.daemon.errors import MachineNotFound, ProviderRetryable, SleepVetoed, StoreError
@@ -23,6 +25,10 @@ from bentpipe.daemon.providers.permit import permitted_by
 log = logging.getLogger("bentpipe.fleet")
 
 TURN_LOST = "this host was paused for so long that another may be acting on the satellite now"
+
+SETTLE_S, SETTLE_LOOK_S = 5.0, 0.5
+"""How long the machine of an earlier process may take to show that its stop call was accepted, and how often it is looked
+at. EC2's descriptions are consistent within seconds."""
 
 
 class CoordinatedProvider:
@@ -47,14 +53,27 @@ class CoordinatedProvider:
         self._confirm = confirm
         self._reserve = reserve
         self._noting_stop = noting_stop
+        self._unsettled = False
+        self._settled_at: float | None = None
         self._provider = provider
         self._coordination = coordination
         self._key = key
         self._is_used = is_used
         self._tokens = tokens
 
+    def expect_stop(self) -> None:
+        """An earlier process was about to stop the machine when it died: no look shows it before that is settled."""
+        self._unsettled = True
+
     async def describe(self, machine_id: MachineId) -> Machine:
-        """See Provider."""
+        """See Provider. A machine whose stop call may have been sent is shown once it goes down, or SETTLE_S later."""
+        while self._unsettled:
+            now = trio.current_time()
+            self._settled_at = now + SETTLE_S if self._settled_at is None else self._settled_at
+            seen = await self._provider.describe(machine_id)
+            self._unsettled = seen.state is MachineState.RUNNING and now < self._settled_at
+            if self._unsettled:
+                await trio.sleep(SETTLE_LOOK_S)
         return await self._provider.describe(machine_id)
 
     async def wait_changed(self, seen: Machine) -> Machine:

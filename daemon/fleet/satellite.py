@@ -37,7 +37,7 @@ from bentpipe.daemon.fleet.readiness import wait_listening, wait_listening_seldo
 from bentpipe.daemon.fleet.resume import ResumeDetector
 from bentpipe.daemon.fleet.retirement import Retirement
 from bentpipe.daemon.fleet.waiters import Waiters
-from bentpipe.daemon.fleet.watching import SETTLE_S, Calendar, first_look, run_watch
+from bentpipe.daemon.fleet.watching import Calendar, first_look, run_watch
 from bentpipe.daemon.fleet.whereabouts import Means, Whereabouts
 from bentpipe.daemon.ids import machine_id_of
 from bentpipe.daemon.model import Address, Machine, Resume, SatelliteKey, SatelliteState, Transition
@@ -79,6 +79,7 @@ class Satellite:
         tokens = LaunchTokens(key, context.registry, context.wall)
         acting = (context.provider, context.coordination, key, self._presence.forbids_stop, tokens)
         coordinated = CoordinatedProvider(*acting, confirm, context.reserve, context.noting_stop)
+        self.expect_stop = coordinated.expect_stop
         self._provider: Provider = TypedProvider(coordinated, str(key))
         self._calls = MachineCalls(
             *(key, self._provider, self._machine_id, tokens, rules.traits.look_deadline_s),
@@ -102,7 +103,6 @@ class Satellite:
             owned=rules.owned,
         )
         self._whereabouts = Whereabouts(key, context.addresses, means)
-        self.stop_noted = False  # whether an earlier process was about to stop the machine when it died
         self.woken_by = ""
         """The principal whose client had it woken last; "" if none had: its calendar, or another host."""
         self._recovering = False
@@ -332,8 +332,7 @@ class Satellite:
             self._machine.calls_ended(looks=True)
             traits = self.rules.traits
             watch = (self._provider, self._machine_id, traits.look_deadline_s, self._feed, self._calls.looks)
-            settle_s, self.stop_noted = SETTLE_S if self.stop_noted else 0.0, False
-            await nursery.start(start_owned, self._owner("watch"), run_watch, *watch, settle_s)
+            await nursery.start(start_owned, self._owner("watch"), run_watch, *watch)
             nursery.start_soon(run_owned, self._owner("calendar"), self._calendar.run_calendar)
             if self.rules.ends_quiet:
                 nursery.start_soon(run_owned, self._owner("meters"), self._run_meters)

@@ -1,6 +1,5 @@
 """The two tasks that feed a satellite's machine from outside: the provider's looks, and the wall clock."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 
 import trio
@@ -21,31 +20,22 @@ RENEWAL_S = 3600.0
 is looked at twice in the time that RENEW_AT leaves."""
 
 
-SETTLE_S, SETTLE_LOOK_S = 5.0, 0.5
-"""How long the machine of an earlier process may take to show that its stop call was accepted, and how often it is looked
-at. EC2's descriptions are consistent within seconds."""
-
-
 async def run_watch(
     provider: Provider,
     machine_id: MachineId,
     look_deadline_s: float,
     feed: Callable[[Seen | Unseen], None],
     series: Series,
-    settle_s: float = 0.0,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Feed every look at the machine, for ever. It counts as started with the first look, or the first failure to get it.
 
-    While the provider cannot answer, the last look stays valid. With `settle_s`, a stop call may have been sent, and nothing
-    is fed before that is settled.
+    While the provider cannot answer, the last look stays valid.
     """
     seen: Machine | None = None
     failures = 0
     started = False
-    if settle_s:
-        await _settle_stop(provider, machine_id, settle_s)
     while True:
         try:
             if seen is None:
@@ -65,16 +55,6 @@ async def run_watch(
             task_status.started()
         if failures:
             await trio.sleep(backed_off(LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MOST_S, failures - 1))
-
-
-async def _settle_stop(provider: Provider, machine_id: MachineId, at_most_s: float) -> None:
-    """Wait until a machine whose stop call may have been sent is seen to go down; if it was not sent, for `at_most_s`."""
-    with trio.move_on_after(at_most_s):
-        while True:
-            with contextlib.suppress(ProviderError):
-                if (await provider.describe(machine_id)).state is not MachineState.RUNNING:
-                    return
-            await trio.sleep(SETTLE_LOOK_S)
 
 
 async def first_look(provider: Provider, machine_id: MachineId, deadline_s: float) -> Machine:

@@ -9,13 +9,15 @@ import errno
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import trio
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.connections.arrival import Arrival, Proxies
+from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
 from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.coordination.contract import Coordination
 from bentpipe.daemon.edge.caller import Caller, Offer
@@ -61,6 +63,9 @@ AGAIN_S, AGAIN_MOST_S = 0.1, 5.0
 NOTE_S = 1.0
 """For a plane to keep a note. A plane that hangs does not keep a satellite awake."""
 
+ENDED_S, ENDED_LOOK_S = 10.0, 0.02
+"""For a plane that has drained, or has been told to cut what is left, to end its process."""
+
 FindPlanes = Callable[[], Awaitable[Sequence[Path]]]
 """Finds the sockets of all data planes; starts a plane if none accepts clients."""
 
@@ -69,12 +74,32 @@ class PlaneUnusable(OSError):
     """A data plane that cannot be used: another daemon has it, or it speaks another version."""
 
 
+class Children:
+    """The data planes that this process has started, so that none of them stays a zombie (wait(2))."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def keep(self, process: subprocess.Popen[bytes] | None) -> None:
+        """Take one over."""
+        if process is not None:
+            self._processes.append(process)
+
+    def reap(self) -> bool:
+        """Let go of those that have ended. Returns whether any is left."""
+        self._processes = [each for each in self._processes if each.poll() is None]
+        return bool(self._processes)
+
+
 class Planes:
     """All data planes of a daemon; `splicer` is what the hand-off uses of them."""
 
-    def __init__(self, config: Config, find: FindPlanes, names: Callable[[], Sequence[str]]) -> None:
-        """`names` are the names of the sockets in the folder; it may block."""
+    def __init__(
+        self, config: Config, find: FindPlanes, children: Children, names: Callable[[], Sequence[str]]
+    ) -> None:
+        """`children` are the planes that `find` has started, `names` the sockets' in the folder; `names` may block."""
         self._names = names
+        self._children = children
         self.splicer = self._splicer = PlaneSplicer()
         self._find = find
         self._ports = tuple(
@@ -214,6 +239,7 @@ class Planes:
         while True:
             with trio.move_on_after(LOOK_S):
                 await self._lost.wait()
+            self._children.reap()
             if not self._lost.is_set() and not await self._is_new():
                 continue
             self._lost = trio.Event()
@@ -243,7 +269,6 @@ class Planes:
         edge, sessions = self._edge, self._sessions
         if edge is None or sessions is None or record.listener >= len(self._ports):
             raise ProtocolBroken("a client of a listener that is not in the configuration")
-        edge.counters.accepted += 1
         name = None if record.flags & r.ArrivalFlag.LOCAL else (record.host, record.port)
         caller = Caller(channel, Arrival(edge.quotas, name, Proxies(), edge.book), plane.attempt)
         hashed = bool(record.flags & r.ArrivalFlag.HASHED)
@@ -298,6 +323,11 @@ class Planes:
             tag = SpliceTag.decode(record.tag)
             edge.handoff.account(tag.key, ended, _record_of(edge, tag, record.peer))
 
+    def has_counted(self, plane: RemotePlane, before: Mapping[str, int]) -> None:
+        """See PlaneEvents. What the plane counts has not come here: clients that left before they were offered."""
+        if self._edge is not None:
+            add_counters(self._edge.counters, before, plane.counters)
+
     def is_busy(self, plane: RemotePlane, record: r.BusyRecord) -> None:
         """See PlaneEvents."""
         if self._edge is not None:
@@ -333,7 +363,7 @@ class Planes:
             org, slash, name = line.partition("/")
             satellite = self._edge.fleet.find(SatelliteKey(org, name)) if slash and self._edge is not None else None
             if satellite is not None:
-                satellite.stop_noted = True
+                satellite.expect_stop()
                 log.warning(
                     "it may be being stopped: an earlier control plane died meanwhile",
                     extra={"fields": {"satellite": line}},
@@ -352,6 +382,12 @@ class Planes:
         for plane in self._splicer:
             plane.send_nowait(r.DrainRecord(r.LINK_ID, int(deadline_s * 1000)))
 
+    async def wait_ended(self) -> None:
+        """Wait for the planes that this process has started, after `drain`; for ENDED_S at most."""
+        with trio.move_on_after(ENDED_S):
+            while self._children.reap():
+                await trio.sleep(ENDED_LOOK_S)
+
     def leave(self) -> None:
         """Let go of all planes: they keep what is spliced, and offer every other client to the next control plane."""
         self._ending = True
@@ -367,11 +403,13 @@ def make_planes(config: Config, config_path: Path | None) -> Planes | None:
         raise OSError(errno.EINVAL, "daemon.data_plane: a process of its own reads the configuration from a file")
     folder = planes_folder(config, config_path)
 
+    children = Children()
+
     async def find() -> Sequence[Path]:
-        await find_or_start_plane(config_path, folder)
+        children.keep(await find_or_start_plane(config_path, folder))
         return live_planes(folder)
 
-    return Planes(config, find, lambda: [path.name for path in plane_sockets(folder)])
+    return Planes(config, find, children, lambda: [path.name for path in plane_sockets(folder)])
 
 
 def _is_there(path: Path) -> bool:
@@ -390,6 +428,25 @@ def _record_of(edge: Edge, tag: SpliceTag, peer: str) -> Record:
     record = edge.book.reopen(tag.connection_id, peer, tag.accepted_at)
     record.satellite, record.principal = tag.key, tag.principal
     return record
+
+
+def add_counters(counters: ConnectionCounters, before: Mapping[str, int], now: Mapping[str, int]) -> None:
+    """Add what a plane has counted since `before`: connections accepted, and those that ended before they were offered."""
+    outcomes = {outcome.value: outcome for outcome in Outcome}
+    for name, count in now.items():
+        more = count - before.get(name, 0)
+        kind, _, what = name.partition(".")
+        match kind:
+            case "accepted":
+                counters.accepted += more
+            case "accept_errors":
+                counters.accept_errors += more
+            case "ended" if what in outcomes and more:
+                counters.ended[outcomes[what]] += more
+            case "malformed" if more:
+                counters.malformed[what] += more
+            case _:
+                pass  # numbers of the present moment, and those of a later version
 
 
 def _moved(up: int, down: int) -> SpliceCounters:

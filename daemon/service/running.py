@@ -61,6 +61,8 @@ async def run_daemon(daemon: Daemon, *, task_status: trio.TaskStatus[Daemon] = t
             async with trio.open_nursery() as sessions:
                 await _accept_until_drained(daemon, sessions, task_status)
                 cut = await (_leave(daemon, sessions) if daemon.leave.is_set() else _drain(daemon, sessions))
+            if daemon.planes is not None and not daemon.leave.is_set():
+                await daemon.planes.wait_ended()
             with contained(Owner("drain", "statistics")):
                 log_daemon_statistics(daemon)
             with contained(Owner("drain", "records")):

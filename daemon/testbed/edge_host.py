@@ -20,6 +20,8 @@ import trustme
 from bentpipe.daemon.model import SatelliteState
 
 ORG = "acme"
+DATA_PLANE = os.environ.get("BENTPIPE_TESTBED_DATA_PLANE", "inside")
+"""The form of the daemons that a run of the tests starts: "inside" or "process"."""
 START_DEADLINE_S = 20.0
 STOP_DEADLINE_S = 40.0
 CLOCK_TICKS_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -97,7 +99,10 @@ class EdgeHost:
         ledger: Path | None = None,
         settings: str = "",
         environment: Mapping[str, str] | None = None,
+        data_plane: str = DATA_PLANE,
     ) -> None:
+        """`data_plane`: where connections live, as in the configuration."""
+        self._data_plane = data_plane
         self._drain_deadline_s = drain_deadline_s
         self._wake_deadline_s = wake_deadline_s
         self._settings = settings
@@ -121,6 +126,7 @@ class EdgeHost:
     def _config(self, satellites: Sequence[DemoSatellite | CloudSatellite], sleep_after_s: float) -> str:
         lines = [
             f'[daemon]\nlog_format = "json"\ndrain_deadline = "{self._drain_deadline_s}s"',
+            f'data_plane = "{self._data_plane}"\nplanes = "{self._directory / "planes"}"',
             f'[store]\npath = "{self._ledger}"',
             '[[listener]]\naddress = "127.0.0.1:0"\n[listener.tls]',
             f'certificate = "{self._directory / "cert.pem"}"\nkey = "{self._directory / "key.pem"}"',

@@ -148,6 +148,6 @@ async def daemon(tmp_path: Path, authority: trustme.CA, client_authority: trustm
     """A daemon inside the test's own process, with a short greeting deadline."""
     path = write_config(tmp_path, authority, client_authority, limits='greeting_deadline = "1s"')
     async with trio.open_nursery() as nursery:
-        running = await nursery.start(serve, load_config(path))
+        running = await nursery.start(functools.partial(serve, config_path=path), load_config(path))
         yield running
         running.drain.set()

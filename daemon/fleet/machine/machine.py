@@ -86,8 +86,6 @@ class SatelliteMachine(Moves):
         match event:
             case msg.Arrived():
                 self._arrived(event, now)
-            case msg.Adopted():
-                known.leases += 1
             case msg.Departed(waiter):
                 known.queue.leave(waiter)
             case msg.Metered():
@@ -99,10 +97,11 @@ class SatelliteMachine(Moves):
                     known.sleep.used(now)
             case msg.Traffic():
                 known.sleep.used(now)
-            case msg.StillUsed():
+            case msg.Adopted() | msg.StillUsed():
+                known.leases += isinstance(event, msg.Adopted)
                 known.sleep.used(now)
                 if known.state is S.STOPPING and known.descent.pending:
-                    self._call_off("a connection that was to be ended is used", now)
+                    self._call_off("a client uses it", now)
             case msg.Drain(error):
                 known.refusal = error
                 if error is not None:

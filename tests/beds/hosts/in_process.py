@@ -7,8 +7,10 @@ from pathlib import Path
 import trio
 import trustme
 
+from beds.ports import free_port
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon
+from bentpipe.daemon.testbed.edge_host import DATA_PLANE
 
 TOKEN = "bp_test"
 PLAIN, TLS, MUTUAL = 0, 1, 2
@@ -42,18 +44,23 @@ command = [
         for name, arguments in (("sat", ""), ("other", ""), ("broken", '"--fail"'))
     )
     path = folder / "bentpipe.toml"
+    if DATA_PLANE == "process":
+        sections = f'[daemon]\ndata_plane = "process"\nplanes = "{folder / "planes"}"\n' + sections.replace(
+            "[daemon]\n", ""
+        )
+    ports = [free_port() if DATA_PLANE == "process" else 0 for _ in range(3)]
     path.write_text(f"""
 {sections}
 [limits]
 {limits}
 [[listener]]
-address = "127.0.0.1:0"
+address = "127.0.0.1:{ports[PLAIN]}"
 [[listener]]
-address = "127.0.0.1:0"
+address = "127.0.0.1:{ports[TLS]}"
 [listener.tls]
 {tls}
 [[listener]]
-address = "127.0.0.1:0"
+address = "127.0.0.1:{ports[MUTUAL]}"
 [listener.tls]
 {tls}
 client_ca = "{folder / "clients.pem"}"

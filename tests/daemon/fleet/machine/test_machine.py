@@ -20,6 +20,7 @@ from bentpipe.daemon.errors import (
 from bentpipe.daemon.fleet.machine.machine import SatelliteMachine
 from bentpipe.daemon.fleet.machine.messages import (
     Action,
+    Adopted,
     Arrived,
     BuildsRead,
     CountBuilds,
@@ -48,6 +49,7 @@ from bentpipe.daemon.fleet.machine.messages import (
     SleepAsked,
     Start,
     StartDone,
+    StillUsed,
     Stop,
     StopDone,
     StopWithdrawn,
@@ -237,6 +239,24 @@ class AnyInterleaving(RuleBasedStateMachine):
     def release(self) -> None:
         self.leases -= 1
         self.feed(Released())
+
+    @precondition(lambda self: self.satellite.known.state is S.UNKNOWN)
+    @rule()
+    def adopt(self) -> None:
+        """A client that was spliced before: it is told before anything is known of the machine."""
+        self.leases += 1
+        self.feed(Adopted())
+        assert self.satellite.known.leases == self.leases
+
+    @precondition(lambda self: self.metered)
+    @rule()
+    def go_on(self) -> None:
+        """A connection that was to be ended as quiet is not quiet: if the machine was not asked to stop yet, it is not."""
+        known = self.satellite.known
+        pending = known.state is S.STOPPING and known.descent.pending and known.machine_is(M.RUNNING)
+        dropped = known.descent.dropped
+        self.feed(StillUsed())
+        assert not pending or dropped or known.state is not S.STOPPING
 
     @precondition(lambda self: self.leases > self.metered)
     @rule()
