@@ -44,6 +44,7 @@ from bentpipe.daemon.service.engine_watch import run_engine_watch, stuck_threads
 from bentpipe.daemon.service.garbage import run_garbage, set_up_garbage
 from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors
 from bentpipe.daemon.service.plane_folder import planes_folder
+from bentpipe.daemon.service.trust_reload import TrustReload
 from bentpipe.daemon.tasks import Owner, contained, run_owned
 from bentpipe.native.engine import Engine, Ktls
 
@@ -73,7 +74,7 @@ class _Opened:
     config: Config
     ktls: Ktls
     ports: tuple[tuple[int, ListenerSection, Port, socket.socket], ...]
-    trust: dict[str, SatelliteTls]
+    trust: TrustReload
     engine: Engine
     quotas: Quotas
     admit_below_fd: int
@@ -90,14 +91,16 @@ def _trust_of(config: Config, ktls: Ktls) -> dict[str, SatelliteTls]:
     return satellites | types
 
 
-def _open(config: Config, folder: Path) -> _Opened:
+def _open(config: Config, path_of_config: Path, folder: Path) -> _Opened:
     """Raises OSError, TlsError."""
     limit = raise_limit()
     reserve = BASE_FDS + engine_threads(config) * ENGINE_THREAD_FDS + len(config.listener)
     descriptors = divide(config, limit, reserve)
     ktls = find_ktls(config)
     spoken = [read_port(section, ktls) for section in config.listener]
-    trust = _trust_of(config, ktls)
+    trust = TrustReload(
+        _trust_of(config, ktls), lambda: _trust_of(load_config(path_of_config, check_files=False), ktls)
+    )
     with contextlib.ExitStack() as opened:
         make_private_folder(folder)
         path = plane_socket_path(folder, secrets.token_hex(4))
@@ -153,14 +156,13 @@ class PlaneProcess:
         config = opened.config
         self._counters = ConnectionCounters()
         self._greetings = Deadlines(config.limits.greeting_deadline_s)
-        self._trust = opened.trust
         self._door = Door()
         self._drain = trio.Event()
         self._drain_until = math.inf
         actions = PlaneActions(self._limit, self._reload, self.drain)
         self._plane = DataPlane(
             *(opened.engine, self._counters, self._greetings),
-            *(lambda name: self._trust.get(name), actions),
+            *(opened.trust.find, actions),
         )
         gate = Gate(opened.quotas, self._counters, Book({"log": write_line}), opened.admit_below_fd, self._door)
         self._listeners = [
@@ -184,6 +186,7 @@ class PlaneProcess:
 
     def _reload(self) -> str:
         self._certificates.ask()
+        self._opened.trust.ask()
         return ""
 
     def drain(self, deadline_s: float | None) -> None:
@@ -205,6 +208,7 @@ class PlaneProcess:
                 nursery.start_soon(run_owned, Owner("clients"), plane.line.run_line)
                 nursery.start_soon(run_owned, Owner("deadlines"), self._greetings.run_deadlines)
                 nursery.start_soon(run_owned, Owner("certificates"), self._certificates.run_reload)
+                nursery.start_soon(run_owned, Owner("satellites' certificates"), opened.trust.run_reload)
                 nursery.start_soon(run_owned, Owner("counters"), self._count)
                 nursery.start_soon(run_owned, Owner("door"), self._keep_door)
                 nursery.start_soon(run_owned, Owner("seat"), self._seat.run_seats)
@@ -296,8 +300,8 @@ def run_data_plane(config_path: Path) -> int:
     fill_standard_descriptors()
     with daemon_log(config.daemon.log_format, config.daemon.log_level):
         set_up_garbage()
-        return EXIT_CUT if trio.run(_main, config, planes_folder(config, config_path)) else EXIT_OK
+        return EXIT_CUT if trio.run(_main, config, config_path) else EXIT_OK
 
 
-async def _main(config: Config, folder: Path) -> int:
-    return await PlaneProcess(_open(config, folder)).run()
+async def _main(config: Config, config_path: Path) -> int:
+    return await PlaneProcess(_open(config, config_path, planes_folder(config, config_path))).run()

@@ -133,6 +133,14 @@ class PlaneBed:
         self.opened.append(sock)
         return sock
 
+    def accept_tls(self, context: ssl.SSLContext) -> bool:
+        """Accept a half and complete its handshake. Returns whether it trusts us."""
+        try:
+            self.opened.append(context.wrap_socket(self.accept(), server_side=True))
+        except (ssl.SSLError, OSError):
+            return False
+        return True
+
     @property
     def satellite_port(self) -> int:
         return int(self.satellite.getsockname()[1])

@@ -1,6 +1,7 @@
 """The data plane as a process, spoken to record by record: clients, halves, GO, splices, ends."""
 
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -261,3 +262,44 @@ def test_a_drain_that_has_to_cut_says_so(tmp_path: Path) -> None:
             control.splice(bed, control.expect(r.ArrivedRecord).id)
             control.send(r.DrainRecord(r.LINK_ID, 200))
             assert bed.process.wait(20) == 3
+
+
+def test_a_reload_takes_the_satellites_of_the_file_as_it_is_now_and_new_certificates(tmp_path: Path) -> None:
+    with plane_bed(tmp_path) as bed:
+        control = bed.control()
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        bed.authority.issue_cert("box.internal").configure_cert(server)
+        control.send(r.OpenRecord(HALF, bed.satellite_port, 5_000, "127.0.0.1", "satellite:acme/box", "box.internal"))
+        assert control.expect(r.FailedRecord, HALF).step is r.FailedAt.TLS
+        bed.config.write_text(
+            bed.config.read_text()
+            + '[[satellite]]\norg = "acme"\nname = "box"\nprovider = "process"\n'
+            + 'process = { command = ["none", "{port}"] }\n'
+            + f'tls = {{ ca = "{tmp_path}/ca.pem", server_name = "box.internal" }}\n'
+        )
+        before = bed.log.count("certificate reloaded")
+        control.send(r.ReloadRecord(r.LINK_ID))
+        assert control.expect(r.DoneRecord).words == ""
+        wait_until(lambda: "certificates of satellites reloaded" in bed.log, bed.log)
+        wait_until(lambda: bed.log.count("certificate reloaded") == before + 2, bed.log)
+        control.send(
+            r.OpenRecord(HALF | 1 << 8, bed.satellite_port, 5_000, "127.0.0.1", "satellite:acme/box", "other.name")
+        )
+        bed.accept_tls(server)
+        assert control.expect(r.FailedRecord).step is r.FailedAt.TLS, "another name is not trusted"
+        control.send(
+            r.OpenRecord(HALF | 1 << 9, bed.satellite_port, 5_000, "127.0.0.1", "satellite:acme/box", "box.internal")
+        )
+        assert bed.accept_tls(server)
+        control.expect(r.WentRecord)
+
+
+def test_what_it_cannot_do_is_a_mistake_of_the_configuration(tmp_path: Path) -> None:
+    with plane_bed(tmp_path) as bed:
+        bed.config.write_text(bed.config.read_text() + '[registration]\nnetworks = ["10.0.0.0/8"]\n')
+        with pytest.raises(AssertionError):
+            bed.start()
+        assert bed.process.returncode == 2
+        assert (
+            'registration: certificates that are made or shown at run time need daemon.data_plane = "inside"' in bed.log
+        )
