@@ -81,6 +81,13 @@ def test_a_peer_that_says_nothing_is_never_announced(bed: PlaneBed, control: Scr
     assert control.none_of(r.ArrivedRecord)
 
 
+def moved_down(control: ScriptedControl, client: int) -> int:
+    control.send(r.MetersRecord(r.LINK_ID, (client, client + 1_000)))
+    ((about, _, down, _),) = control.expect(r.MeteredRecord).meters
+    assert about == client
+    return down
+
+
 @pytest.mark.parametrize("tls", [False, True])
 def test_go_replays_and_splices_and_the_end_is_kept(bed: PlaneBed, control: ScriptedControl, tls: bool) -> None:
     client = bed.client(tls=tls)
@@ -90,9 +97,7 @@ def test_go_replays_and_splices_and_the_end_is_kept(bed: PlaneBed, control: Scri
     assert read_exactly(satellite, len(OPENING) + 27) == OPENING + b"unseen by the control plane"
     satellite.sendall(b"answer")
     assert read_exactly(client, 6) == b"answer"
-    control.send(r.MetersRecord(r.LINK_ID, (arrived.id, arrived.id + 1_000)))
-    ((about, _, down, _),) = control.expect(r.MeteredRecord).meters
-    assert (about, down) == (arrived.id, 6)
+    wait_until(lambda: moved_down(control, arrived.id) == 6, "the engine counts what it has sent")
     client.close()
     satellite.close()
     ended = control.expect(r.EndedRecord, arrived.id)
@@ -207,6 +212,7 @@ def test_a_splice_that_has_moved_since_is_left_alone(bed: PlaneBed, control: Scr
         satellite = control.splice(bed, arrived.id)
         satellite.sendall(b"12345")
         assert read_exactly(client, 5) == b"12345"
+        wait_until(lambda: moved_down(control, arrived.id) == 5, "the engine counts what it has sent")
         control.send(r.ShutRecord(arrived.id, r.Shutting.IF_QUIET, 4))
         assert control.expect(r.BusyRecord, arrived.id).moved == 5
         satellite.sendall(b"on")
