@@ -10,6 +10,8 @@ import click
 
 from bentpipe.daemon.connections.descriptors import hard_limit
 from bentpipe.daemon.image.programs.findings import Finding, Severity
+from bentpipe.daemon.keeper.cgroup import find_own_cgroup
+from bentpipe.daemon.keeper.freezer import find_own_freezer
 from bentpipe.daemon.service.engine_priority import explain_priority, try_priority
 from bentpipe.native.engine import Ktls, Priority, ktls_self_test
 from bentpipe.native.tls import openssl_version
@@ -19,6 +21,10 @@ NOFILE_WANTED = 65_536
 and all pipes of 40 threads."""
 PIPE_PAGES_WANTED = 16_384
 """The kernel's default: 64 MiB of pipes for each user. With less, streams fall back to copying early (pipe(7))."""
+
+
+USER_CAPABILITIES = {"CAP_CHOWN": 0, "CAP_SETGID": 6, "CAP_SETUID": 7}
+"""capabilities(7), with their bits: what the keeper needs to separate satellites."""
 
 
 def check_kernel() -> Finding:
@@ -81,15 +87,29 @@ def check_nofile() -> Finding:
 
 
 def check_cgroup(proc: Path = Path("/proc")) -> Finding:
-    """A writable cgroup v2: in it local satellites are frozen and killed as a whole."""
-    mounts = re.findall(r"^\S+ \S+ \S+ \S+ (\S+) .* - cgroup2 ", (proc / "self/mountinfo").read_text(), re.MULTILINE)
-    if not mounts:
-        return Finding(Severity.WARN, "cgroup", "v1 only", "satellites are stopped by SIGSTOP instead of the freezer")
-    own = re.search(r"^0::(.*)$", (proc / "self/cgroup").read_text(), re.MULTILINE)
-    folder = Path(mounts[0]) / (own.group(1) if own else "/").lstrip("/")
-    if not os.access(folder, os.W_OK):
-        return Finding(Severity.WARN, "cgroup", f"v2, {folder} not writable", "set Delegate=yes in the unit")
-    return Finding(Severity.OK, "cgroup", f"v2, {folder} writable")
+    """A writable cgroup: in it local satellites are frozen and killed as a whole."""
+    mountinfo, own = (proc / "self/mountinfo").read_text(), (proc / "self/cgroup").read_text()
+    found = {"v2": find_own_cgroup(mountinfo, own), "v1 freezer": find_own_freezer(mountinfo, own)}
+    for version, folder in found.items():
+        if folder is not None and os.access(folder, os.W_OK):
+            return Finding(Severity.OK, "cgroup", f"{version}, {folder} writable")
+    named = [f"{version}, {folder}" for version, folder in found.items() if folder is not None]
+    seen = f"{' and '.join(named)} not writable" if named else "none"
+    return Finding(
+        Severity.WARN, "cgroup", seen, "set Delegate=yes in the unit; else satellites are stopped by SIGSTOP"
+    )
+
+
+def check_users(proc: Path = Path("/proc")) -> Finding:
+    """Whether this user can give local satellites users of their own: `[processes] uids`."""
+    status = (proc / "self/status").read_text()
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    held = int(found.group(1), 16) if found else 0
+    missing = [name for name, bit in USER_CAPABILITIES.items() if not held >> bit & 1]
+    if not missing:
+        return Finding(Severity.OK, "users", "local satellites can have users of their own: [processes] uids")
+    remedy = "run bentpipe-keeper.service, or the daemon as root; else builds can read the daemon's keys"
+    return Finding(Severity.WARN, "users", f"local satellites run as this user: it lacks {', '.join(missing)}", remedy)
 
 
 def check_clock() -> Finding:
@@ -107,6 +127,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_pipe_pages,
     check_nofile,
     check_cgroup,
+    check_users,
     check_clock,
 )
 

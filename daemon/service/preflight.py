@@ -12,6 +12,7 @@ from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.concern import Concern
 from bentpipe.daemon.service.preflight_ec2 import ec2_concerns
 from bentpipe.daemon.service.preflight_host import host_concerns
+from bentpipe.daemon.service.preflight_processes import process_concerns
 from bentpipe.daemon.service.preflight_tls import tls_concerns
 
 NEAR = 0.6
@@ -26,7 +27,7 @@ def file_concerns(config: Config) -> Iterator[Concern]:
 
 def find_concerns(config: Config) -> list[Concern]:
     """Find all that is wrong or suspicious, errors first."""
-    found = {*file_concerns(config), *host_concerns(config), *ec2_concerns(config)}
+    found = {*file_concerns(config), *host_concerns(config), *process_concerns(config), *ec2_concerns(config)}
     return sorted(found, key=lambda each: (not each.fatal, each.where, each.message))
 
 

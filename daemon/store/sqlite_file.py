@@ -20,6 +20,7 @@ from typing import TypeVar
 import trio
 
 from bentpipe.daemon.errors import StoreError, StoreUnusable
+from bentpipe.daemon.private_file import OWNER_ONLY
 from bentpipe.daemon.store.schema import migrate, version_of
 
 T = TypeVar("T")
@@ -113,6 +114,8 @@ class SqliteFile:
         if not self._read_only:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not self._read_only and not self._path.exists()
+        if is_new:  # it has the hashes of tokens; SQLite gives its journal's files the same mode
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, OWNER_ONLY))
         connection = sqlite3.connect(
             f"{self._path.absolute().as_uri()}?mode={mode}",
             uri=True,

@@ -83,7 +83,7 @@ PLACES: tuple[tuple[object, str], ...] = (
     (subprocess, "Popen"),
     *((Path, name) for name in ("read_text", "open", "exists", "is_dir", "mkdir")),
     (spawn, "pick_port"),
-    (keeper.Keeper, "spawn"),
+    (keeper.KeeperClient, "spawn"),
     (link.KeeperLink, "call"),
     (kept.KeptProcess, "members"),
     (output.OutputLog, "take"),

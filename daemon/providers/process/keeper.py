@@ -35,7 +35,7 @@ Synced = Callable[[Sequence[tuple[KeptProcess, Message]]], None]
 """Called after each connection with every satellite that the keeper has, when calls are possible."""
 
 
-class Keeper:
+class KeeperClient:
     """A keeper, over all connections to it. `run` must run while any other method is used."""
 
     def __init__(self, place: KeeperPlace, isolation: str | None = None) -> None:

@@ -19,7 +19,7 @@ SIGNAL_STATUS = 256
 """See Tag.STATUS."""
 
 Ask = Callable[[Kind, Iterable[Field], float | None], Awaitable[Message]]
-"""See Keeper.call."""
+"""See KeeperClient.call."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)

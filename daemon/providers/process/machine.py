@@ -30,7 +30,7 @@ from bentpipe.daemon.ids import folder_name
 from bentpipe.daemon.keeper.protocol import Field, Flag, Tag
 from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineState
 from bentpipe.daemon.ports import PortReservation
-from bentpipe.daemon.providers.process.keeper import Keeper
+from bentpipe.daemon.providers.process.keeper import KeeperClient
 from bentpipe.daemon.providers.process.kept import KeptProcess
 from bentpipe.daemon.providers.process.listening import Listeners, Suspects, Whose
 from bentpipe.daemon.providers.process.output import OutputLog, last_lines
@@ -129,7 +129,12 @@ class LocalMachine:
     """A machine and its process, if it has one. `set_up` comes before anything that starts a task."""
 
     def __init__(
-        self, machine_id: MachineId, section: ProcessSection, log_dir: Path | None, listeners: Listeners, keeper: Keeper
+        self,
+        machine_id: MachineId,
+        section: ProcessSection,
+        log_dir: Path | None,
+        listeners: Listeners,
+        keeper: KeeperClient,
     ) -> None:
         self.section = section
         self.look = Machine(machine_id, MachineState.STOPPED)

@@ -23,7 +23,7 @@ from bentpipe.daemon.ids import folder_name
 from bentpipe.daemon.keeper.containment import Isolation
 from bentpipe.daemon.keeper.protocol import Flag, Message, Tag
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, MachineTraits, SleepMode
-from bentpipe.daemon.providers.process.keeper import Keeper
+from bentpipe.daemon.providers.process.keeper import KeeperClient
 from bentpipe.daemon.providers.process.kept import KeptProcess
 from bentpipe.daemon.providers.process.listening import Listeners
 from bentpipe.daemon.providers.process.machine import KILL_DEADLINE_S, LocalMachine, SpawnPlan
@@ -75,7 +75,7 @@ class ProcessProvider:
         self._listeners = Listeners()
         self._log_dir = log_dir
         self._place = place
-        self._keeper = Keeper(place, None if isolation is None else isolation.name)
+        self._keeper = KeeperClient(place, None if isolation is None else isolation.name)
         self._machines: dict[MachineId, LocalMachine] = {}
         self._configured = frozenset(specs)
         self._unclaimed: dict[str, tuple[KeptProcess, Note, Flag]] = {}
@@ -272,7 +272,8 @@ class ProcessProvider:
         fields: dict[str, object] = {tag.name.lower(): hello.text(tag) for tag in tags if hello.text(tag)}
         fields["keeper"] = hello.value(Tag.PID)
         log.info("isolation of satellites", extra={"fields": fields})
-        if problem := hello.text(Tag.PROBLEM):
+        wants_own = any(machine.section.user == "own" for machine in self._machines.values())
+        if wants_own and (problem := hello.text(Tag.PROBLEM)):
             words = "local satellites cannot start" if self._keeper.has_users else NOT_SEPARATED
             log.warning(words, extra={"fields": {"reason": problem}})
 

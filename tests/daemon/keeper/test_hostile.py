@@ -188,7 +188,7 @@ def test_names_that_would_leave_the_folder(name: str) -> None:
         [(Tag.ARGUMENT, "/bin/true"), (Tag.GRACE_MS, "short")],
     ],
 )
-def test_spawns_that_are_no_command(keeper: tuple[subprocess.Popen[bytes], Path], fields: list[Field]) -> None:
+def test_spawns_without_a_valid_command(keeper: tuple[subprocess.Popen[bytes], Path], fields: list[Field]) -> None:
     """Each ends its own connection; what runs goes on, and nothing is left."""
     _, path = keeper
     with seated(path) as peer:
@@ -285,7 +285,7 @@ def test_a_storm_of_nonsense_ends_no_satellite(keeper: tuple[subprocess.Popen[by
                 peer.ask(Kind.HELLO, HELLO)
             for _ in range(chance.randrange(1, 20)):
                 packet = mutated(chance)
-                if packet[:2] != struct.pack("!H", Kind.STOP):  # a trusted daemon may stop it: that is no nonsense
+                if packet[:2] != struct.pack("!H", Kind.STOP):  # a daemon may stop it
                     peer.sock.send(packet, socket.MSG_DONTWAIT)
     deadline = time.monotonic() + DEADLINE_S
     while True:

@@ -252,7 +252,7 @@ async def test_with_the_daemons_user_if_that_is_asked_for(folder: Path) -> None:
         await provider.aclose()
 
 
-async def test_users_that_cannot_be_had_are_refused_in_words(folder: Path) -> None:
+async def test_users_that_are_not_available_are_refused_in_words(folder: Path) -> None:
     """Here because another keeper has the folder; without root because the user cannot be changed."""
     if os.geteuid() == 0:
         holder = Users(folder / "satellites", parse_uids(UIDS))

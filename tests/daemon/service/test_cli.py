@@ -21,6 +21,7 @@ org = "acme"
 name = "ci"
 [satellite.process]
 command = ["true", "{port}"]
+user = "daemon"
 """
 
 
@@ -103,9 +104,8 @@ def test_no_section_is_printed_that_check_would_refuse(wrong: tuple[str, str]) -
 def test_doctor_has_one_line_for_each_thing() -> None:
     done = run("doctor")
     names = [line.split()[1].rstrip(":") for line in done.stdout.splitlines()]
-    assert names == ["kernel", "OpenSSL", "kTLS", "priority", "pipe-user-pages-soft", "nofile", "cgroup", "clock"], (
-        done.stdout
-    )
+    expected = ["kernel", "OpenSSL", "kTLS", "priority", "pipe-user-pages-soft", "nofile", "cgroup", "users", "clock"]
+    assert names == expected, done.stdout
     assert done.returncode in (0, 1)
     assert done.stderr == ""
 

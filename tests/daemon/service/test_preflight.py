@@ -23,7 +23,8 @@ from bentpipe.daemon.service.command_line import EXIT_CONFIG
 from bentpipe.daemon.service.preflight import find_concerns
 from bentpipe.daemon.service.preflight_crl import crl_concerns, crls_end
 
-SATELLITE = '[[satellite]]\norg = "acme"\nname = "builder"\n[satellite.process]\ncommand = ["true", "{port}"]\n'
+PROCESS = '[satellite.process]\ncommand = ["true", "{port}"]\nuser = "daemon"\n'
+SATELLITE = f'[[satellite]]\norg = "acme"\nname = "builder"\n{PROCESS}'
 NO_CREDENTIALS = {
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
