@@ -20,7 +20,8 @@ from pathlib import Path
 
 import grpc
 
-from beds.guest.image import Image
+from beds.guest.enrolled import DaemonTls
+from beds.guest.image import Image, guest_image
 from beds.guest.machine import Guest, GuestError
 from beds.peers.buildkit_host import Built
 from beds.peers.builds import buildkit
@@ -45,7 +46,8 @@ sleep_mode = "stop"
 launch_template = "unused"
 port = {BUILDKIT_PORT}
 [satellite.image]
-buildkit = "/usr/local/bin"
+flavour = "{{flavour}}"
+buildkit = "{{programs}}"
 runc = "/usr/sbin/runc"
 memory_reserve = "384MiB"
 memory_buildkit = "256MiB"
@@ -53,32 +55,46 @@ pids_max = {PIDS_MAX}
 security_insecure = true
 responder_port = {RESPONDER_PORT}
 [satellite.image.cache]
-device = "/dev/vdb"
 ballast = "32MiB"
 prune_below_percent = {PRUNE_BELOW_PERCENT}
 prune_until_percent = 30
 """
-"""For a machine of 1.5 GiB and two cores, with a cache of 1 GiB."""
+"""For a machine of 1.5 GiB and two cores, with a cache of 1 GiB. What follows is the rest of its last section."""
+VOLUME = 'device = "/dev/vdb"\n'
+LOOP_FILE = 'file = "1GiB"\nfilesystem = "ext4"\n'
+"""A file on the machine's disk. ext4 has all its inodes from the beginning: one for every 8 KiB."""
 START_DEADLINE_S = 400.0
 """Emulated, on a host with a load of 15, this takes one and a half minutes."""
 BUILD_DEADLINE_S = 420.0
 ANSWER_DEADLINE_S = 30.0
 """For one answer of the responder: a missing one fails a test, a slow one is only reported."""
-PROBE_PERIOD_S = 0.1
+PROBE_PERIOD_S = 0.5
+"""The daemon asks every 15 s. An answer costs an emulated machine 20 to 40 ms, so ten questions a second were a load too."""
 TMPFS_BYTES = 4 << 30
 """By default a tmpfs takes half of the machine's memory at most, which is less than the builds' limit."""
 POLL_S = 0.25
 
 
-def rendered_image() -> MachineImage:
-    """What bentpipe renders for the guest."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Programs:
+    """Which BuildKit the guest runs, and where its programs are."""
+
+    flavour: str = "moby"
+    folder: str = "/usr/local/bin"
+
+
+MOBY = Programs()
+
+
+def rendered_image(more: str = VOLUME, programs: Programs = MOBY) -> MachineImage:
+    """What bentpipe renders for the guest. `more` begins with where its cache is."""
     with tempfile.TemporaryDirectory(prefix="bentpipe-guest-") as name:
         path = Path(name) / "bentpipe.toml"
-        path.write_text(CONFIGURATION)
-        [machine] = load_config(path, check_files=False).satellite
-    if machine.image is None:
+        path.write_text(CONFIGURATION.format(flavour=programs.flavour, programs=programs.folder) + more)
+        [section] = load_config(path, check_files=False).satellite
+    if section.image is None:
         raise AssertionError("the configuration has no section image")
-    return render_image(machine, machine.image)
+    return render_image(section, section.image)
 
 
 def _archive(image: MachineImage) -> bytes:
@@ -120,14 +136,15 @@ class Life:
 class GuestSatellite:
     """The satellite of a guest that runs already."""
 
-    def __init__(self, guest: Guest, image: Image) -> None:
+    def __init__(self, guest: Guest, image: Image, tls: DaemonTls | None = None) -> None:
         self.guest = guest
+        self._tls = tls
         self._storm = image.storm
         self._buildctl = buildkit().buildctl
 
-    def install(self) -> None:
+    def install(self, image: MachineImage | None = None) -> None:
         """Write the rendered files, and start what they enable. Raises GuestError."""
-        self.guest.run("tar -xf - -C /", stdin=_archive(rendered_image()))
+        self.guest.run("tar -xf - -C /", stdin=_archive(image or rendered_image()))
         # The generator writes the limits at daemon-reload too.
         self.guest.run(
             "systemctl daemon-reload; systemctl start bentpipe-satellite.target", deadline_s=START_DEADLINE_S
@@ -154,7 +171,7 @@ class GuestSatellite:
 
     def status(self) -> Status:
         """Ask the responder for all that it knows. Raises grpc.RpcError."""
-        with grpc.insecure_channel(f"127.0.0.1:{self.guest.port(RESPONDER_PORT)}") as channel:
+        with self._channel() as channel:
             ask = channel.unary_unary(
                 "/bentpipe.responder.v1.Responder/GetStatus",
                 request_serializer=GetStatusRequest.SerializeToString,
@@ -207,7 +224,12 @@ class GuestSatellite:
         return Built(done.returncode, done.stdout)
 
     def _client(self) -> Sequence[str]:
-        return (self._buildctl, "--addr", f"tcp://127.0.0.1:{self.guest.port(BUILDKIT_PORT)}")
+        address = f"tcp://127.0.0.1:{self.guest.port(BUILDKIT_PORT)}"
+        return (self._buildctl, "--addr", address, *(self._tls.arguments() if self._tls else ()))
+
+    def _channel(self) -> grpc.Channel:
+        target = f"127.0.0.1:{self.guest.port(RESPONDER_PORT)}"
+        return self._tls.channel(target) if self._tls else grpc.insecure_channel(target)
 
     def small_build(self) -> Built:
         """A build that every satellite must manage."""
@@ -215,7 +237,7 @@ class GuestSatellite:
 
     @contextlib.contextmanager
     def asked(self) -> Iterator[list[Answers]]:
-        """Ask the responder for its health ten times a second, meanwhile. The list has one item afterwards.
+        """Ask the responder for its health twice a second, meanwhile. The list has one item afterwards.
 
         The times of the questions are fixed beforehand: a late answer delays no question's due time, so that it counts.
         """
@@ -231,7 +253,7 @@ class GuestSatellite:
 
     def _ask_until(self, stopped: threading.Event) -> Answers:
         latencies, failed = [], []
-        with grpc.insecure_channel(f"127.0.0.1:{self.guest.port(RESPONDER_PORT)}") as channel:
+        with self._channel() as channel:
             check = channel.unary_unary("/grpc.health.v1.Health/Check")
             due = time.monotonic()
             while not stopped.is_set():
@@ -243,3 +265,13 @@ class GuestSatellite:
                 due += PROBE_PERIOD_S
                 stopped.wait(max(0.0, due - time.monotonic()))
         return Answers(tuple(latencies), tuple(failed))
+
+
+@contextlib.contextmanager
+def running_satellite(rendered: MachineImage, tls: DaemonTls | None = None) -> Iterator[GuestSatellite]:
+    """A satellite in a guest of its own, with these files. Raises Missing, GuestError."""
+    image = guest_image()
+    with Guest(image, [BUILDKIT_PORT, RESPONDER_PORT]) as guest:
+        satellite = GuestSatellite(guest, image, tls)
+        satellite.install(rendered)
+        yield satellite

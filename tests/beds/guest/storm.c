@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +26,7 @@
 #define BLOCK_BYTES (1 << 20)
 #define MEMORY_BYTES (4 << 20)
 #define FILES_PER_FOLDER 1000
+#define FILE_MAKERS 2 /* as many as the guest has cores */
 #define BLOCKS_PER_FSYNC 16
 #define TURNS_PER_LOOK 1000000
 
@@ -36,6 +38,7 @@ struct plan {
 
 static double deadline_s;
 static char block[BLOCK_BYTES];
+static atomic_long *files_made; /* of all processes */
 
 static int is_over(void) {
     struct timespec now;
@@ -111,24 +114,32 @@ static int storm_large(const struct plan *plan) {
     return 0;
 }
 
-static int storm_files(const struct plan *plan) {
-    char folder[128];
-    long made = 0;
-    int was_refused = 0;
-    for (; made < plan->count && !was_refused && !is_over(); made++) {
-        snprintf(folder, sizeof folder, "%s/%ld", plan->folder, made / FILES_PER_FOLDER);
-        if (made % FILES_PER_FOLDER == 0 && mkdir(folder, 0700) < 0) {
-            was_refused = refused("mkdir");
-            break;
+/* Makes `count` files in folders of its own, and adds what it has made to `files_made`. */
+static int make_files(long number, const struct plan *plan) {
+    char path[128];
+    long share = plan->count / FILE_MAKERS + (number < plan->count % FILE_MAKERS);
+    for (long made = 0; made < share && !is_over(); made++) {
+        if (made % FILES_PER_FOLDER == 0) {
+            snprintf(path, sizeof path, "%s/%ld-%ld", plan->folder, number, made / FILES_PER_FOLDER);
+            if (mkdir(path, 0700) < 0)
+                return refused("mkdir");
+            if (chdir(path) < 0)
+                return refused("chdir");
         }
-        int fd = open_file(folder, made);
-        if (fd < 0 || write(fd, block, plan->bytes) != (ssize_t)plan->bytes)
-            was_refused = refused(fd < 0 ? "open" : "write");
-        if (fd >= 0)
+        snprintf(path, sizeof path, "%ld", made);
+        /* An empty file needs no descriptor. */
+        if (plan->bytes == 0) {
+            if (mknod(path, S_IFREG | 0600, 0) < 0)
+                return refused("mknod");
+        } else {
+            int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+            if (fd < 0 || write(fd, block, plan->bytes) != (ssize_t)plan->bytes)
+                return refused(fd < 0 ? "open" : "write");
             close(fd);
+        }
+        atomic_fetch_add(files_made, 1);
     }
-    fprintf(stderr, "%ld files\n", made);
-    return was_refused;
+    return 0;
 }
 
 static int burn(long number, const struct plan *plan) {
@@ -160,8 +171,8 @@ static int rewrite(long number, const struct plan *plan) {
     return 0;
 }
 
-static int in_many(int work(long number, const struct plan *plan), const struct plan *plan) {
-    for (long number = 0; number < plan->count; number++) {
+static int in_many(long count, int work(long number, const struct plan *plan), const struct plan *plan) {
+    for (long number = 0; number < count; number++) {
         pid_t child = fork();
         if (child < 0)
             return refused("fork");
@@ -174,9 +185,18 @@ static int in_many(int work(long number, const struct plan *plan), const struct 
     return code;
 }
 
-static int storm_burn(const struct plan *plan) { return in_many(burn, plan); }
+static int storm_burn(const struct plan *plan) { return in_many(plan->count, burn, plan); }
 
-static int storm_io(const struct plan *plan) { return in_many(rewrite, plan); }
+static int storm_files(const struct plan *plan) {
+    files_made = mmap(NULL, sizeof *files_made, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (files_made == MAP_FAILED)
+        return refused("mmap");
+    int code = in_many(FILE_MAKERS, make_files, plan);
+    fprintf(stderr, "%ld files\n", atomic_load(files_made));
+    return code;
+}
+
+static int storm_io(const struct plan *plan) { return in_many(plan->count, rewrite, plan); }
 
 static const struct {
     const char *name;

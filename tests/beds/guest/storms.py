@@ -4,7 +4,7 @@ import dataclasses
 import re
 import time
 
-from beds.guest.satellite import PRUNE_BELOW_PERCENT, Answers, GuestSatellite
+from beds.guest.satellite import BUILD_DEADLINE_S, PRUNE_BELOW_PERCENT, Answers, GuestSatellite
 from beds.peers.buildkit_host import Built
 
 CLEAN_DEADLINE_S = 180.0
@@ -27,6 +27,7 @@ class Storm:
     parent: str | None = None
     tmpfs: str | None = None
     insecure: bool = False
+    deadline_s: float = BUILD_DEADLINE_S
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,7 +83,13 @@ def survive(satellite: GuestSatellite, storm: Storm, length_s: float) -> Survive
     builds, cleaned_s = 0, 0.0
     with satellite.asked() as answers:
         while builds == 0 or time.monotonic() < end:
-            built = satellite.build(*storm.arguments, parent=storm.parent, tmpfs=storm.tmpfs, insecure=storm.insecure)
+            built = satellite.build(
+                *storm.arguments,
+                parent=storm.parent,
+                tmpfs=storm.tmpfs,
+                insecure=storm.insecure,
+                deadline_s=storm.deadline_s,
+            )
             check_reason(storm, built)
             builds += 1
             cleaned_s = max(cleaned_s, await_room(satellite))
