@@ -44,7 +44,7 @@ from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.providers.ec2 import poller
 from bentpipe.daemon.providers.process import keeper, kept, link, listening, output, spawn
 from bentpipe.daemon.providers.process import provider as process
-from bentpipe.daemon.service import metrics_server, tokens
+from bentpipe.daemon.service import exposition, tokens
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
@@ -90,7 +90,7 @@ PLACES: tuple[tuple[object, str], ...] = (
     (containment.ProcessGroup, "pids"),
     (listening.Listeners, "is_listening"),
     (poller, "read_description"),
-    (metrics_server, "generate_latest"),
+    (exposition, "write_text"),
     (json, "loads"),
     (sqlite3, "connect"),
     (tokens, "_refresh"),

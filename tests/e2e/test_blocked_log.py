@@ -34,7 +34,9 @@ class Unread:
     def __init__(self, folder: Path, *, journal: bool = False, shell: str = 'exec "$@"') -> None:
         self.port, self.metrics_port = free_port(), free_port()
         authority = trustme.CA()
-        sections = SECTIONS.format(metrics=f"127.0.0.1:{self.metrics_port}")
+        # It is killed in the end, and no daemon follows: its satellites end with it.
+        outlive = '[processes]\noutlive = "0s"\n'
+        sections = outlive + SECTIONS.format(metrics=f"127.0.0.1:{self.metrics_port}")
         config = write_config(folder, authority, authority, limits="", sections=sections)
         config.write_text(config.read_text().replace("127.0.0.1:0", f"127.0.0.1:{self.port}", 1))
         self.log, write = os.pipe()
