@@ -30,6 +30,7 @@ from beds.peers.crowd import (
     frame,
     headers,
 )
+from beds.quoted import without_id
 from bentpipe.config.load import load_config
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.connections.transport import RECEIVE_BYTES
@@ -100,10 +101,10 @@ async def wait_waiting(daemon: Daemon, count: int, name: str = "never") -> None:
 
 
 def goaway_of(answer: bytes) -> tuple[int, bytes]:
-    """The error code and the words of the last frame, which must be GOAWAY."""
+    """The error code and the words, without the connection's id, of the last frame, which must be GOAWAY."""
     kind, _, _, payload = frames_of(answer)[-1]
     assert kind == GOAWAY
-    return int.from_bytes(payload[4:8]), payload[8:]
+    return int.from_bytes(payload[4:8]), without_id(payload[8:].decode()).encode()
 
 
 async def refused_by(daemon: Daemon, sent: bytes, limit: str, code: ErrorCode, port: int = PLAIN) -> None:
