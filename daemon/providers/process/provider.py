@@ -29,6 +29,7 @@ from bentpipe.daemon.providers.process.listening import Listeners
 from bentpipe.daemon.providers.process.machine import KILL_DEADLINE_S, LocalMachine, SpawnPlan
 from bentpipe.daemon.providers.process.place import KeeperPlace
 from bentpipe.daemon.providers.process.spawn import Note, digest_of, pick_port, request_of
+from bentpipe.daemon.providers.process.starting import START_DEADLINE_S
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned, start_owned
 
 log = logging.getLogger("bentpipe.providers.process")
@@ -118,14 +119,19 @@ class ProcessProvider:
         """
         # It may have been run before, and failed.
         self._closed, self._machines_scope = trio.Event(), trio.CancelScope(shield=True)
+        tried = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._run_machines)
+                # Not by nursery.start: if that is cancelled meanwhile, it waits for a task that is shielded, for ever.
+                nursery.start_soon(self._run_machines, tried)
                 try:
+                    await tried.wait()
                     task_status.started()
                     await self._close_asked.wait()
                 finally:
                     with trio.CancelScope(shield=True), contained(Owner("process end")):
+                        with trio.move_on_after(START_DEADLINE_S):
+                            await tried.wait()  # a keeper that is just being started is told to end, too
                         await self._end_all()  # bounded by each machine's wait_ended
                     self._machines_scope.cancel()
                     nursery.cancel_scope.cancel()
@@ -253,14 +259,15 @@ class ProcessProvider:
                 reservation.close()
             raise
 
-    async def _run_machines(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _run_machines(self, tried: trio.Event) -> None:
+        """Keep the machines' tasks and the connection to the keeper. `tried` is set after the first attempt at that."""
         # Shielded: when `run` is cancelled, the tasks that wait for processes must go on until all processes have stopped.
         with self._machines_scope:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 keep = functools.partial(self._keeper.run, functools.partial(self._synced, nursery))
                 await nursery.start(start_owned, Owner("keeper"), keep)
-                task_status.started()
+                tried.set()
                 await trio.sleep_forever()
 
     def _tell_keeper(self) -> None:

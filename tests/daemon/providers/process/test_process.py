@@ -30,6 +30,7 @@ from bentpipe.daemon.model import MachineId, MachineState, SleepMode
 from bentpipe.daemon.providers.process import machine as local_machine
 from bentpipe.daemon.providers.process.kept import KeptProcess
 from bentpipe.daemon.providers.process.listening import FRESH_S
+from bentpipe.daemon.providers.process.place import KeeperPlace
 from bentpipe.daemon.providers.process.provider import ProcessProvider
 
 PARENT = MachineId("acme/parent")
@@ -229,6 +230,20 @@ async def test_the_end_of_the_provider_leaves_no_process(isolation: Isolation, t
             await provider.start(machine_id)
     with trio.fail_after(DEADLINE_S):
         await provider.aclose()
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.001, 0.02, 0.05, 0.1, 0.2])
+async def test_cancelled_while_it_starts_it_ends_and_leaves_no_keeper(tmp_path: Path, after_s: float) -> None:
+    """A daemon that gets SIGTERM before it has started."""
+    place = KeeperPlace(tmp_path / "keeper.sock", outlive_s=600)
+    provider = ProcessProvider({MachineId("a"): child_section(tmp_path)}, place=place)
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(provider.run)
+            await trio.sleep(after_s)
+            nursery.cancel_scope.cancel()
+        await provider.aclose()
+    await wait_for(lambda: living(f"socket={place.socket}") == [])
 
 
 async def test_a_frozen_satellite_hears_sigterm_before_it_is_killed(isolation: Isolation, tmp_path: Path) -> None:
