@@ -28,7 +28,7 @@ TURN_LOST = "this host was paused for so long that another may be acting on the 
 
 SETTLE_S, SETTLE_LOOK_S = 5.0, 0.5
 """How long the machine of an earlier process may take to show that its stop call was accepted, and how often it is looked
-at. EC2's descriptions are consistent within seconds."""
+at. A cloud's descriptions are consistent within seconds."""
 
 
 class CoordinatedProvider:

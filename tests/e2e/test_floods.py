@@ -24,6 +24,7 @@ from beds.http2 import EMPTY_SETTINGS
 from beds.peers.crowd import DATA, END_HEADERS, GOAWAY, HEADERS, SETTINGS, Crowd, call, ended, frame, headers
 from beds.peers.raw_tls import CLIENT_HELLO, HANDSHAKE, USER_CANCELED, RawTls, message
 from beds.programs import program
+from beds.quoted import without_id
 from bentpipe.config.load import load_config
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.model import SatelliteKey
@@ -143,9 +144,10 @@ def say(raw: RawTls, said: bytes) -> None:
 
 
 def goaway_of(answer: bytes) -> tuple[int, bytes]:
+    """The error code and the words without the connection's id."""
     kind, _, _, payload = frames_of(answer)[-1]
     assert kind == GOAWAY
-    return int.from_bytes(payload[4:8]), payload[8:]
+    return int.from_bytes(payload[4:8]), without_id(payload[8:].decode()).encode()
 
 
 Flood = Callable[[RawTls], bytes]

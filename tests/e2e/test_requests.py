@@ -210,7 +210,7 @@ backend edge
             assert answer.status == 200
     told = [record for record in edge.records() if "this is not a gRPC request" in str(record.get("error"))]
     assert told
-    assert {record["message"] for record in told} == {"refused"}
+    assert {(record["message"], record["end"]) for record in told} == {("connection ended", "refused")}
 
 
 @pytest.mark.parametrize("mark", ["-", "_"])
