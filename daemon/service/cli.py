@@ -20,6 +20,7 @@ from bentpipe.daemon.service.init_command import init
 from bentpipe.daemon.service.installed import read_operators_config
 from bentpipe.daemon.service.keeper_command import keeper
 from bentpipe.daemon.service.sat_command import completion, sat, top
+from bentpipe.daemon.service.store_command import store
 from bentpipe.daemon.service.token import hash_token, new_token
 from bentpipe.daemon.service.why_command import why
 
@@ -53,7 +54,7 @@ def main() -> None:
     """Routes gRPC build traffic to satellites that sleep while nobody builds."""
 
 
-for command in (init, sat, top, ca, completion, keeper, why):
+for command in (init, sat, top, ca, store, completion, keeper, why):
     main.add_command(command)
 
 
@@ -367,21 +368,6 @@ def install_certificate(certificates: tuple[Path, ...], key: Path, to: Path, pas
 
     with telling_mistakes():
         run_install(certificates, key, to, passphrase_file)
-
-
-@main.group()
-def store() -> None:
-    """Prepare the store."""
-
-
-@store.command("init")
-@takes_config("The configuration, which names the table.")
-def store_init(config_path: Path) -> None:
-    """Make the DynamoDB table that the hosts of a fleet share, if it is not there."""
-    from bentpipe.daemon.service.stores import run_store_init
-
-    with telling_mistakes():
-        run_store_init(config_path)
 
 
 @main.command()
