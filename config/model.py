@@ -36,6 +36,7 @@ from bentpipe.config.units import (
     parse_weekdays,
 )
 
+DAY_S = 86_400.0
 LEDGER_NAME = "ledger.sqlite"
 DAY_S = 86_400.0
 
@@ -438,11 +439,24 @@ class StoreSection(Section):
     host_expiry_s: DurationS = Field(default=120.0, ge=0.1, alias="host_expiry")
     """After this time the satellites that a dead host has used may sleep. The same holds for a host that cannot reach the
     store."""
+    detail_s: DurationS = Field(default=14 * DAY_S, ge=0, alias="detail")
+    """After this time only the sums of each day are kept of the ledger. 0: every interval is kept for ever."""
+    keep_s: DurationS = Field(default=0.0, ge=0, alias="keep")
+    """After this time the sums of a day are deleted. 0: never."""
+
+    @model_validator(mode="after")
+    def _keeps_what_it_adds_up(self) -> Self:
+        for name, value in (("detail", self.detail_s), ("keep", self.keep_s)):
+            if 0 < value < DAY_S:
+                raise ValueError(f"{name} is less than a day: the ledger is kept by days; 0 keeps it for ever")
+        if 0 < self.keep_s < self.detail_s:
+            raise ValueError("keep is less than detail: a day cannot be deleted before it is added up")
+        return self
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
         shared = {"table", "region", "endpoint", "host", "lease_s", "host_expiry_s"}
-        misplaced = self.model_fields_set & (shared if self.kind != "dynamodb" else {"path"})
+        misplaced = self.model_fields_set & (shared if self.kind != "dynamodb" else {"path", "detail_s", "keep_s"})
         if misplaced:
             names = ", ".join(sorted(name.removesuffix("_s") for name in misplaced))
             raise ValueError(f"kind {self.kind!r} does not use {names}; remove it")

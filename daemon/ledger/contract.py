@@ -19,7 +19,7 @@ laws, and a reader gets one chain for each satellite (see `merge`).
 import dataclasses
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -109,6 +109,53 @@ class Interval:
     who: str
     is_open: bool
     facts: StateFacts = NO_FACTS
+
+
+DAY_US = 86_400_000_000
+"""A day of UTC, in microseconds."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DaySums:
+    """What is left of a satellite's day of UTC, which begins at `day_us`: its sums as `report/days.py` writes them."""
+
+    key: SatelliteKey
+    day_us: int
+    sums: str
+
+
+class RolledLedger(Protocol):
+    """A ledger that replaces the intervals of old days by their sums. Every method raises StoreError.
+
+    Up to `rolled_until_us` there are only sums of whole days, apart from intervals that have ended later.
+    """
+
+    async def rolled_until_us(self) -> int | None:
+        """The end of the last day that is rolled up; before that, the begin of the first day. None without intervals."""
+        ...
+
+    async def oldest(self, until_us: int) -> list[Interval]:
+        """All intervals that begin until then, in the order of `Ledger.intervals`. Quick if few do."""
+        ...
+
+    async def intervals(self, since_us: int, until_us: int) -> list[Interval]:
+        """As `Ledger.intervals`. Quick if few end after `since_us`."""
+        ...
+
+    async def days(self, since_us: int, until_us: int) -> list[DaySums]:
+        """The sums of all days that begin in the span, in the order of satellites."""
+        ...
+
+    async def roll_up(self, day_us: int, sums: Mapping[SatelliteKey, str]) -> None:
+        """Keep the sums of the day that `rolled_until_us` has named, and delete the intervals that have ended by its end.
+
+        It may be repeated: a day that is rolled up already is left as it is.
+        """
+        ...
+
+    async def forget_days(self, before_us: int) -> None:
+        """Delete the sums of days that begin before this time."""
+        ...
 
 
 class Ledger(Protocol):

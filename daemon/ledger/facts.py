@@ -1,7 +1,7 @@
 """One row for each fact of a state: how it is written, how it is read, and what it is if several hosts saw the state.
 
-SQLite, DynamoDB and `merge` use this table and name no fact themselves. So a new fact touches four files: its field is in
-`model.StateFacts`, `fleet.fact_collector` collects it, its row is here, and `report.summary` adds it up. Pure.
+SQLite, DynamoDB and `merge` use this table and name no fact themselves. So a new fact touches few files: its field is in
+`model.StateFacts`, `fleet.fact_collector` collects it, its row is here, and `report/` adds it up. Pure.
 
 What was written stays readable. A fact that is missing has its field's default: an older daemon wrote the row. A name that
 is not in the table is passed over: a newer daemon wrote it.

@@ -4,14 +4,16 @@ import contextlib
 import json
 import sqlite3
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from bentpipe.daemon.ledger import sqlite_days
 from bentpipe.daemon.ledger.chain import UNWATCHED, USED, Move, first_moves
 from bentpipe.daemon.ledger.contract import (
     ENDED_BADLY,
     STOPPED,
+    DaySums,
     Interval,
     LedgerTakenOver,
     Stamp,
@@ -56,6 +58,26 @@ class SqliteLedger:
     async def intervals(self, since_us: int, until_us: int) -> list[Interval]:
         """See Ledger."""
         return await self._call(lambda chains: chains.intervals(since_us, until_us))
+
+    async def rolled_until_us(self) -> int | None:
+        """See RolledLedger."""
+        return await self._file.call(sqlite_days.rolled_until_us)
+
+    async def days(self, since_us: int, until_us: int) -> list[DaySums]:
+        """See RolledLedger."""
+        return await self._file.call(lambda connection: sqlite_days.days(connection, since_us, until_us))
+
+    async def roll_up(self, day_us: int, sums: Mapping[SatelliteKey, str]) -> None:
+        """See RolledLedger."""
+        await self._file.call(lambda connection: sqlite_days.roll_up(connection, day_us, sums))
+
+    async def forget_days(self, before_us: int) -> None:
+        """See RolledLedger."""
+        await self._file.call(lambda connection: sqlite_days.forget_days(connection, before_us))
+
+    async def oldest(self, until_us: int) -> list[Interval]:
+        """See RolledLedger."""
+        return await self._call(lambda chains: chains.oldest(until_us))
 
     async def aclose(self) -> None:
         """See Ledger."""
@@ -116,6 +138,16 @@ class _Chains:
             self._beat(at)
 
     def intervals(self, since_us: int, until_us: int) -> list[Interval]:
+        # Most intervals begin before the end of a span, so the index on their ends finds it: + keeps the other one out.
+        return self._select(
+            "+from_us <= :until AND (to_us >= :since OR (to_us IS NULL AND max(from_us, life.wall_us) >= :since))",
+            {"since": since_us, "until": until_us},
+        )
+
+    def oldest(self, until_us: int) -> list[Interval]:
+        return self._select("from_us <= :until", {"until": until_us})
+
+    def _select(self, condition: str, values: Mapping[str, int]) -> list[Interval]:
         # A reader takes an older file as it is.
         version = version_of(self._connection)
         resume = "resume" if version >= RESUME_VERSION else f"'{Resume.UNKNOWN.value}'"
@@ -124,10 +156,10 @@ class _Chains:
             f"""SELECT org, name, state, from_us, from_boot_us, from_boot_id, to_us, elapsed_us, cause, who,
                       life.wall_us, life.boot_us, life.boot_id,
                       {facts}, phases, clients, waited_s, waited_longest_s, {resume}
-               FROM interval JOIN satellite ON satellite.id = interval.satellite JOIN life
-               WHERE from_us <= :until AND ifnull(to_us, max(from_us, life.wall_us)) >= :since
+               FROM life CROSS JOIN interval CROSS JOIN satellite ON satellite.id = interval.satellite
+               WHERE {condition}
                ORDER BY org, name, interval.id""",
-            {"since": since_us, "until": until_us},
+            values,
         ).fetchall()
         return MalformedRows("interval").read(rows, lambda row: (*row[:2], row[3]), self._interval)
 

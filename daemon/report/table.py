@@ -8,7 +8,8 @@ from rich import box
 from rich.table import Table
 
 from bentpipe.daemon.model import NO_PEAKS, BootPhase, Resume
-from bentpipe.daemon.report.summary import Report, ReportLine, Spread
+from bentpipe.daemon.report.durations import Spread
+from bentpipe.daemon.report.summary import Report, ReportLine
 
 
 def utc_text(at_us: int) -> str:

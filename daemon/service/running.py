@@ -6,7 +6,8 @@
                > satellite authority, machine identities, enrolment
                > provisioning, registrar: satellites that are launched, registered or removed
                > reserve: machines that are launched ahead
-               > hand-off, engine watch, deadlines, reload, certificate watch, recorder, coordination, control, metrics
+               > hand-off, engine watch, deadlines, reload, certificate watch, coordination, control, metrics
+               > recorder, rolling up of old days
                > tokens, signing key, OIDC keys
                > sessions > one task a connection until its hand-off
                           > listeners
@@ -28,6 +29,7 @@ from bentpipe.daemon.service.engine_watch import run_engine_watch
 from bentpipe.daemon.service.metrics_server import MetricsServer
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.service.planes import PlaneUnusable
+from bentpipe.daemon.service.rolling import run_rolling
 from bentpipe.daemon.service.statistics import log_daemon_statistics
 from bentpipe.daemon.service.tokens import run_token_refresh
 from bentpipe.daemon.tasks import Owner, contained, run_owned, start_owned
@@ -86,6 +88,8 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
             daemon.recorder.in_use = daemon.planes.adopted
     if daemon.recorder is not None:
         nursery.start_soon(run_owned, Owner("recorder"), daemon.recorder.run_recorder)
+    if stores.rolled is not None:
+        nursery.start_soon(run_owned, Owner("recorder", "days"), run_rolling, stores.rolled, daemon.config.store)
     account_parts = daemon.account_parts
     if stores.registry is not None and stores.accounts is not None:
         refresh = (stores.registry, stores.accounts, account_parts.admission, cut_revoked(edge.handoff))

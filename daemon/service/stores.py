@@ -15,7 +15,7 @@ from bentpipe.config.model import LEDGER_NAME, StoreSection
 from bentpipe.daemon.coordination.contract import Coordination, LocalCoordination
 from bentpipe.daemon.coordination.shared import SharedCoordination
 from bentpipe.daemon.errors import StoreUnusable
-from bentpipe.daemon.ledger.contract import Ledger
+from bentpipe.daemon.ledger.contract import Ledger, RolledLedger
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.registry.accounts import AccountStore
 from bentpipe.daemon.registry.contract import Registry
@@ -53,6 +53,8 @@ class Stores:
     """None if there is no registry."""
     reserve: ReserveStore | None = None
     """None if there is no registry."""
+    rolled: RolledLedger | None = None
+    """The ledger, if it can replace old intervals by sums."""
     check_fleet: Callable[[str], Awaitable[None]] | None = None
     """Tells the operator if hosts of another fleet use the same store."""
 
@@ -64,8 +66,9 @@ def open_stores(section: StoreSection) -> Stores:
     path = section.ledger_path()
     if path is None:
         return Stores(None, None, LocalCoordination())
+    ledger = SqliteLedger(path)
     return Stores(
-        SqliteLedger(path),
+        ledger,
         SqliteRegistry(path),
         LocalCoordination(),
         SqliteAccountStore(path),
@@ -73,6 +76,7 @@ def open_stores(section: StoreSection) -> Stores:
         SqliteIdentityStore(path),
         SqliteRegisteredStore(path),
         SqliteReserveStore(path),
+        ledger,
     )
 
 
@@ -160,5 +164,5 @@ def _open_dynamodb(section: StoreSection) -> Stores:
         DynamoIdentityStore(table()),
         DynamoRegisteredStore(table()),
         DynamoReserveStore(table()),
-        check_fleet,
+        check_fleet=check_fleet,
     )

@@ -145,6 +145,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (size, platform, number)
         ) STRICT""",
     ),
+    (
+        """CREATE TABLE day (
+            satellite INTEGER NOT NULL REFERENCES satellite (id),
+            day_us INTEGER NOT NULL,
+            sums TEXT NOT NULL,
+            PRIMARY KEY (day_us, satellite)
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE TABLE rolled (id INTEGER PRIMARY KEY CHECK (id = 1), until_us INTEGER NOT NULL) STRICT",
+        "CREATE INDEX interval_begin ON interval (from_us)",
+    ),
 )
 """`interval` is the ledger: the row without `to_us` is a satellite's open interval, and `facts` is JSON by name. Rows that
 were written before FACTS_VERSION have their facts in `phases`, `clients`, `waited_s`, `waited_longest_s` and `resume`.
@@ -152,12 +162,15 @@ were written before FACTS_VERSION have their facts in `phases`, `clients`, `wait
 in JSON, and `cut` has the revoked tokens whose connections are cut. `org`, `signing_key`, `revocation` and `used_id` are
 daemon/registry/accounts.py's, `launched` is daemon/registry/launched.py's, and `identity` is
 daemon/registry/identities.py's. `attempt` belongs to `registration`: the launch of a generation whose outcome is not
-known. `change` belongs to `launched`: what a satellite is to become. `reserve` is daemon/registry/reserve.py's."""
+known. `change` belongs to `launched`: what a satellite is to become. `reserve` is daemon/registry/reserve.py's. `day` has
+what is left of the ledger's old days, as JSON, and `rolled` says until when there are such days."""
 
 RESUME_VERSION = 3
 """The first version in which `interval` has `resume`."""
 FACTS_VERSION = 5
 """The first version in which `interval` has `facts`."""
+DAYS_VERSION = 13
+"""The first version that has `day` and `rolled`."""
 
 
 def version_of(connection: sqlite3.Connection) -> int:

@@ -30,8 +30,9 @@ from bentpipe.daemon.model import (
     Waits,
     WakePhase,
 )
+from bentpipe.daemon.report.durations import spread_of
 from bentpipe.daemon.report.picture import COLUMNS, STYLES, Label, LineStyle, Rect, draw
-from bentpipe.daemon.report.summary import spread_of, summarise
+from bentpipe.daemon.report.summary import summarise
 from bentpipe.daemon.report.svg import to_svg
 from bentpipe.daemon.report.table import to_tables
 from bentpipe.daemon.service.cli import main
