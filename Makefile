@@ -10,7 +10,7 @@ PACKAGES := daemon native config proto
 PROTOS := $(patsubst %,bentpipe/%,$(wildcard proto/*.proto))
 BENCH_PYTHON := PYTHONPATH=build/bench $(BIN)/python -P
 
-.PHONY: demo test coverage sanitize soak fuzz check generate format docs hooks test-matrix lock bench bench-quick bench-report bench-compare setup peers clean
+.PHONY: deb demo test coverage sanitize soak fuzz check generate format docs hooks test-matrix lock bench bench-quick bench-report bench-compare setup peers clean
 
 demo: setup
 	$(BIN)/bentpipe demo
@@ -109,6 +109,10 @@ build/stamp.types: Makefile
 	ln -sfn ../../tests/beds build/types/beds
 	mkdir -p build/bench && ln -sfn ../../bench build/bench/bench
 	touch $@
+
+# Builds the Debian packages into dist/, as root, in a clean root of each distribution. See .ci/deb.
+deb: setup
+	bash .ci/deb
 
 # Pins, with hashes, everything that pyproject.toml's ranges and extras allow.
 lock:

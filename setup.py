@@ -67,6 +67,8 @@ setup(
         ),
         ("share/bentpipe/systemd/process/sysusers.d", ["systemd/process/sysusers.d/bentpipe.conf"]),
         ("share/bentpipe/systemd/process/tmpfiles.d", ["systemd/process/tmpfiles.d/bentpipe.conf"]),
+        ("share/bentpipe/modules-load.d", ["systemd/modules-load.d/bentpipe.conf"]),
+        ("share/bentpipe/needrestart", ["debian/needrestart.conf"]),
         (
             "share/bentpipe",
             [

@@ -19,6 +19,7 @@ SETUP = (ROOT / "setup.py").read_text()
 SOURCES = (
     *sorted({folder.partition("/")[0] for folder in ast.literal_eval(PACKAGES).values()}),
     "systemd",
+    "debian",
     "setup.py",
     "pyproject.toml",
     "MANIFEST.in",
@@ -127,6 +128,9 @@ def test_it_brings_the_units_and_the_policy(installed: Installed) -> None:
     share = installed.python.parent.parent / "share" / "bentpipe"
     for name in ("systemd/bentpipe.service", "systemd/bentpipe.socket"):
         assert (share / name).read_bytes() == (ROOT / name).read_bytes()
+    module = share / "modules-load.d/bentpipe.conf"
+    assert module.read_bytes() == (ROOT / "systemd/modules-load.d/bentpipe.conf").read_bytes()
+    assert (share / "needrestart/needrestart.conf").read_bytes() == (ROOT / "debian/needrestart.conf").read_bytes()
     for name in ("iam-policy.json", "sample.toml"):
         assert (share / name).read_bytes() == (ROOT / "config" / name).read_bytes()
 

@@ -4,9 +4,11 @@ It must never decide anything that depends on the machine: programs/ does that o
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.resources
 import json
+from collections.abc import Sequence
 
 from bentpipe.config.image import ImageSection
 from bentpipe.config.model import SatelliteSection
@@ -63,7 +65,7 @@ def render_image(machine: SatelliteSection, section: ImageSection) -> MachineIma
     port = machine.ec2.port if machine.ec2 is not None else 0
     hibernates = machine.sleep_mode == "hibernate"
     settings = dataclasses.asdict(_settings(section, hibernates=hibernates))
-    programs = _programs()
+    programs = own_programs()
     told = [
         *render_units(section, hibernates=hibernates, enrols_for=port if enrols else None),
         ImageFile(str(SETTINGS), _json(settings)),
@@ -73,7 +75,7 @@ def render_image(machine: SatelliteSection, section: ImageSection) -> MachineIma
         *([ImageFile(CNI, cni_configuration(section))] if section.network == "cni" else []),
     ]
     return MachineImage(
-        programs=tuple(programs),
+        programs=programs,
         settings=tuple(told),
         links=tuple(render_links(enrols=enrols)),
         start=render_start(enrols=enrols),
@@ -133,20 +135,21 @@ def _json(value: object) -> str:
     return json.dumps(value, indent=1) + "\n"
 
 
-def _sums(programs: list[ImageFile]) -> str:
+def _sums(programs: Sequence[ImageFile]) -> str:
     """The programs' digests, as sha256sum(1) writes and checks them."""
     return "".join(f"{hashlib.sha256(each.content.encode()).hexdigest()}  {each.path}\n" for each in programs)
 
 
-def _programs() -> list[ImageFile]:
-    """The same for all settings, so that one machine image serves every machine type."""
+@functools.cache
+def own_programs() -> tuple[ImageFile, ...]:
+    """Our programs, read once. They are the same for all settings, so one machine image serves every type."""
     folder = importlib.resources.files(PROGRAMS_PACKAGE)
     place = f"{LIBRARY}/{PROGRAMS_PACKAGE.replace('.', '/')}"
     files = [ImageFile(f"{place}/{name}.py", (folder / f"{name}.py").read_text()) for name in PROGRAMS]
     runtime = ImageFile(RUNTIME, (folder / "runtime.py").read_text(), EXECUTABLE)
     doctor = ImageFile(DOCTOR, _shell(f'PYTHONPATH={LIBRARY} exec {PYTHON} {PROGRAMS_PACKAGE}.doctor "$@"'), EXECUTABLE)
     enrol = ImageFile(ENROL, importlib.resources.files(PACKAGE).joinpath("enrol.py").read_text())
-    return [*files, runtime, doctor, ImageFile(RESPONDER, bundle()), enrol]
+    return (*files, runtime, doctor, ImageFile(RESPONDER, bundle()), enrol)
 
 
 def _shell(command: str) -> str:

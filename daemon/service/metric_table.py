@@ -31,6 +31,9 @@ from bentpipe.daemon.service.metric_reserve import RESERVE
 from bentpipe.daemon.tasks import task_failures
 from bentpipe.native.engine import EndReason
 
+VERSION = importlib.metadata.version("bentpipe")
+"""Read once: after an upgrade of the installation, a daemon that still runs is the old version."""
+
 
 def _zeros(names: list[str], found: Mapping[str, float]) -> Mapping[str, float]:
     """Every name's value, 0 if it has none yet: a rate over a series that begins at 1 misses the first."""
@@ -462,7 +465,7 @@ OURSELVES = (
         "version",
         "Always 1.",
         None,
-        lambda look: {importlib.metadata.version("bentpipe"): 1},
+        lambda look: {VERSION: 1},
     ),
 )
 

@@ -17,7 +17,8 @@ from bentpipe.daemon.providers.process.sock_diag import find_listener
 from bentpipe.daemon.service.concern import Concern
 
 NO_OPENTELEMETRY = "OpenTelemetry is not installed: pip install 'bentpipe[traces]'"
-
+MADE_BY_SYSTEMD = ("STATE_DIRECTORY", "RUNTIME_DIRECTORY")
+"""The variables of folders that systemd makes before it starts the service (systemd.exec(5))."""
 LOCKED_S = 1.0
 """How long to wait for a store that another process is writing to."""
 
@@ -117,6 +118,8 @@ def _store_concerns(path: Path) -> Iterator[Concern]:
 
 
 def _folder_concerns(where: str, folder: Path) -> Iterator[Concern]:
+    if not folder.exists() and str(folder) in map(os.environ.get, MADE_BY_SYSTEMD):
+        return
     if not folder.is_dir():
         yield Concern(
             where, f"there is no folder {folder}; make it, owned by the user that runs the daemon", fatal=True

@@ -20,6 +20,7 @@ from bentpipe.daemon.service.garbage import set_up_garbage
 from bentpipe.daemon.service.last_good import Announced, LastGood
 from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors
 from bentpipe.daemon.service.machines import keeper_place_of
+from bentpipe.daemon.service.own_files import read_own_files
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.service.running import run_daemon
 from bentpipe.daemon.service.signals import run_with_signals
@@ -80,6 +81,7 @@ class _Start:
 def _run(start: _Start) -> int:
     config = start.loaded.config
     fill_standard_descriptors()
+    read_own_files()
     with daemon_log(config.daemon.log_format, config.daemon.log_level):
         set_up_garbage()
         for line in start.problem.splitlines():

@@ -118,6 +118,11 @@ class Booted:
         return ("nsenter", "--target", str(self._init), "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
 
     @property
+    def command(self) -> tuple[str, ...]:
+        """What to put before a command of the root's own, to run it there."""
+        return (*self._enter, *CLEAN)
+
+    @property
     def network(self) -> tuple[str, ...]:
         """What to put before a command of the host, so that it runs in this network."""
         return ("nsenter", "--target", str(self._init), "--net")
@@ -128,7 +133,7 @@ class Booted:
         """Run a shell script in it, with $1 and so on. Returns (exit code, output); raises BootedError at the deadline."""
         try:
             done = subprocess.run(
-                [*self._enter, *CLEAN, "/bin/sh", "-euc", script, "sh", *arguments],
+                [*self.command, "/bin/sh", "-euc", script, "sh", *arguments],
                 input=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -1,0 +1,39 @@
+"""A client in a root's network: `build_client.py PORT CA SATELLITE SECONDS`, with the token in EARTHLY_TOKEN.
+
+It makes one call of the testbed's satellite that lasts for so long, as a build does. Then it prints what was answered, or
+the code and the words of the refusal. It says `begun` once the satellite has answered another call on the same connection.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import grpc
+
+SERVICE = "bentpipe.demo.Satellite"
+DEADLINE_S = 120.0
+
+
+def main() -> int:
+    port, ca, satellite, seconds = sys.argv[1:]
+    org, _, name = satellite.partition("/")
+    metadata = (
+        ("satellite_org", org),
+        ("satellite_name", name),
+        ("satellite_token", os.environ["EARTHLY_TOKEN"]),
+    )
+    credentials = grpc.ssl_channel_credentials(Path(ca).read_bytes())
+    with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
+        try:
+            channel.unary_unary(f"/{SERVICE}/Echo")(b"begun", metadata=metadata, timeout=DEADLINE_S)
+            print("begun", flush=True)
+            answer = channel.unary_unary(f"/{SERVICE}/Sleep")(seconds.encode(), metadata=metadata, timeout=DEADLINE_S)
+        except grpc.RpcError as exc:
+            print(exc.code().name, exc.details(), flush=True)
+            return 1
+    print(answer.decode(), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
