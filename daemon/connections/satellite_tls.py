@@ -12,10 +12,9 @@ from bentpipe.native.tls import TlsClientContext
 def satellite_tls_of(config: Config, ktls: Ktls) -> dict[SatelliteKey, SatelliteTls]:
     """Read the certificates by which satellites are trusted. Raises TlsError, naming the file."""
     return {
-        SatelliteKey(section.org, section.name): _trust(
-            section.tls, section.tls.ca, ktls, f"satellite:{section.org}/{section.name}"
-        )
+        key: _trust(section.tls, section.tls.ca, ktls, f"satellite:{key}")
         for section in config.satellite
+        for key in (SatelliteKey(section.org, section.name),)
         if section.tls is not None and section.tls.ca is not None
     }
 

@@ -29,6 +29,8 @@ OPEN_GRACE_S = 1.0
 METERS_S = 5.0
 """For an answer to METERS. What is not known by then is what was known before."""
 
+NO_TRUST = "the data plane does not have the certificates by which this satellite is trusted"
+"""Without their name in OPEN the data plane would speak plaintext."""
 PLANE_GONE = "the data plane that had this connection is gone"
 
 
@@ -258,8 +260,8 @@ class RemotePlane:
 
     async def attempt(self, address: Address, tls: SatelliteTls | None, deadline_s: float) -> PlaneChannel:
         """Connect to a satellite once: see `Dials`. Raises NotConnected, TransportError, TlsError."""
-        if tls is not None and tls.refused:
-            raise TlsError(tls.refused)
+        if tls is not None and (tls.refused or not tls.trust):
+            raise TlsError(tls.refused or NO_TRUST)
         half = next(self._halves)
         asked = self._opens[half] = PlaneRequest()
         channel = self._channels[half] = PlaneChannel(self, half, half=True)

@@ -86,8 +86,8 @@ class _Opened:
 
 def _trust_of(config: Config, ktls: Ktls) -> dict[str, SatelliteTls]:
     """By the names that OPEN uses."""
-    satellites = {f"satellite:{key}": tls for key, tls in satellite_tls_of(config, ktls).items()}
-    types = {f"type:{size}/{platform}": tls for (size, platform), tls in type_tls_of(config, ktls).items()}
+    satellites = {tls.trust: tls for tls in satellite_tls_of(config, ktls).values()}
+    types = {tls.trust: tls for tls in type_tls_of(config, ktls).values()}
     return satellites | types
 
 

@@ -1,13 +1,22 @@
 """A connection of the data plane's, as a session uses it: windows, words that are never cut in two, ends."""
 
+import socket
+from pathlib import Path
+from typing import cast
+
 import pytest
 import trio
 import trio.testing
+import trustme
 
+from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.connections.transport import OverLimit, PeerLeft, TransportError
+from bentpipe.daemon.edge.plane import PlaneEvents, RemotePlane
 from bentpipe.daemon.edge.plane_channel import KEPT_BEHIND, PlaneChannel
+from bentpipe.daemon.model import Address
 from bentpipe.daemon.planes.bounds import DATA_BYTES, DOWN_WINDOW, UP_WINDOW
 from bentpipe.daemon.planes.codec import ProtocolBroken
+from bentpipe.daemon.planes.link import Link
 from bentpipe.daemon.planes.records import (
     BytesRecord,
     GoneRecord,
@@ -19,6 +28,8 @@ from bentpipe.daemon.planes.records import (
     Shutting,
     WindowRecord,
 )
+from bentpipe.daemon.planes.table import Plane
+from bentpipe.native.tls import TlsClientContext, TlsError
 
 ID = 7
 
@@ -51,6 +62,20 @@ def plane() -> FakePlane:
 
 def came(channel: PlaneChannel, offset: int, data: bytes, *, end: bool = False) -> None:
     channel.came(BytesRecord(ID, offset, end, data))
+
+
+async def test_a_satellite_is_not_dialled_if_the_plane_cannot_check_its_certificate(tmp_path: Path) -> None:
+    """Without the name of its authority the data plane would speak plaintext with it."""
+    ca = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(ca))
+    mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with other, mine:
+        link = Link(mine, Plane.DATA)
+        plane = RemotePlane(link, 1, cast(PlaneEvents, None))
+        queued = link.queued_bytes
+        with pytest.raises(TlsError, match="does not have the certificates"):
+            await plane.attempt(Address("127.0.0.1", 9), SatelliteTls(TlsClientContext(ca=ca)), 1.0)
+        assert link.queued_bytes == queued
 
 
 async def test_what_has_come_is_read_in_order_to_the_end(plane: FakePlane) -> None:
