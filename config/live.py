@@ -96,7 +96,7 @@ CHANGES: Mapping[type[Section], Mapping[str, Effect]] = {
     TracesSection: _of(restart="endpoint ratio"),
     ApiSection: _of(now="satellite_address"),
     ControlSection: _of(restart="path"),
-    StoreSection: _of(restart="kind path table region endpoint host lease_s host_expiry_s"),
+    StoreSection: _of(restart="kind path table region endpoint host lease_s host_expiry_s detail_s keep_s"),
     # The provider's clients and its rounds are made at the start.
     Ec2Section: _of(restart="region endpoint fleet poll_s sweep_s address_age_s rates"),
     Ec2RatesSection: _of(restart="describe start stop launch terminate"),

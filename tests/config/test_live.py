@@ -126,3 +126,19 @@ def test_a_listener_is_known_by_its_port() -> None:
         "listener 127.0.0.1:8373: added (needs a restart)",
         "listener systemd:clients.api: False → True (at once)",
     }
+
+
+def test_a_section_that_comes_or_goes_is_told_and_so_is_a_changed_type() -> None:
+    kind = {"size": "small", "process": {"command": ["true", "{port}"]}}
+    before = config(machine_type=[kind])
+    after = config(machine_type=[{**kind, "sleep_after": "1m"}], prices={"awake_hour": 1.5})
+    prices, sleep = differences(before, after)
+    assert str(prices) == "prices: added (at once)"
+    assert sleep.where.startswith("machine_type small ")
+    prices, _ = differences(after, before)
+    assert str(prices) == "prices: removed (at once)"
+
+
+def test_a_field_without_a_decision_is_an_error() -> None:
+    with pytest.raises(KeyError, match=r"Config\.nothing"):
+        change_of(Config, "nothing")

@@ -98,6 +98,24 @@ def problems(path: Path) -> list[tuple[str, str]]:
         (image("[machine_type.image.health]\ntimeout = 9"), "machine_type[0].image", "no setting for health"),
         (image('additional_config = "debug = true"'), "machine_type[0].image", "begin with the header of a table"),
         (LISTENER + TYPE + PROCESS + IMAGE, "machine_type[0]", "for machines that the daemon launches"),
+        (LISTENER + '[store]\ndetail = "1h"\n', "store", "detail is less than a day"),
+        (LISTENER + '[store]\ndetail = "10d"\nkeep = "5d"\n', "store", "keep is less than detail"),
+        (LISTENER + '[daemon]\ndata_plane = "process"\n' + CA, "satellite_ca", "at run time need daemon.data_plane"),
+        (
+            LISTENER + TYPE + '[machine_type.process]\ncommand = ["/etc", "{port}"]\n',
+            "machine_type[0].process.command",
+            "is a directory, not a program",
+        ),
+        (
+            LISTENER + TYPE + '[machine_type.process]\ncommand = ["/etc/passwd", "{port}"]\n',
+            "machine_type[0].process.command",
+            "chmod +x may be missing",
+        ),
+        (
+            LISTENER + TYPE + '[machine_type.process]\ncommand = ["absent-program", "{port}"]\n',
+            "machine_type[0].process.command",
+            "in PATH",
+        ),
         (
             LISTENER + TYPE + TEMPLATE + '[[machine_type.ec2.alternative]]\nzone = "a"\nsubnet = "subnet-12345678"\n',
             "machine_type[0].ec2.alternative[0]",

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bentpipe.config.base import NAME_PATTERN
-from bentpipe.daemon.ids import JOINED, folder_name, machine_id_of, satellite_tag
+from bentpipe.daemon.ids import JOINED, folder_name, machine_id_of, parts_of_reserve_tag, reserve_tag, satellite_tag
 from bentpipe.daemon.model import MachineId, SatelliteKey
 
 DAEMON = Path(__file__).parents[2] / "daemon"
@@ -66,6 +66,16 @@ def test_folder_names_differ_as_ids_do() -> None:
     assert len(set(names)) == len(ids)
     assert not any("/" in name for name in names)
     assert names[0] == "a:b"
+
+
+@given(size=st.from_regex(NAME_PATTERN, fullmatch=True), spare=st.from_regex("[0-9a-f]{32}", fullmatch=True))
+def test_a_reserve_tag_is_taken_apart_again(size: str, spare: str) -> None:
+    assert parts_of_reserve_tag(reserve_tag(size, "linux/amd64", spare)) == (size, "linux/amd64", spare)
+
+
+@pytest.mark.parametrize("value", ["", "/", "what others wrote", "a/b", "a/b/c/d/"])
+def test_a_reserve_tag_of_others_is_taken_apart_too(value: str) -> None:
+    assert len(parts_of_reserve_tag(value)) == 3
 
 
 def test_no_other_module_joins_org_and_name() -> None:

@@ -39,6 +39,26 @@ def test_a_reserve_lets_everybody_have_its_share_and_never_more_than_all(
     assert not any(map(reserve.held, NAMES))
 
 
+@given(before=st.integers(1, 60), after=st.integers(1, 60), cap=st.none() | st.integers(1, 60))
+def test_nobody_loses_a_place_if_there_are_fewer_and_the_new_limit_counts(
+    before: int, after: int, cap: int | None
+) -> None:
+    reserve = Reserve(before)
+    taken = 0
+    while reserve.refusal("a") is None:
+        reserve.take("a")
+        taken += 1
+    reserve.resize(after, cap)
+    assert reserve.held("a") == taken
+    most = min(after, cap or after)
+    assert (reserve.refusal("a") is None) is (taken < most)
+    loan: Loan[int] = Loan(before)
+    loan.change("a", 1, before)
+    loan.resize(after)
+    assert loan.total == before
+    assert (loan.excess(0, "b") is not None) is (before > after)
+
+
 @given(limit=st.integers(1, 100))
 def test_one_principal_alone_has_all(limit: int) -> None:
     reserve = Reserve(limit)

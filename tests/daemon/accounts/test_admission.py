@@ -53,6 +53,20 @@ def test_foreign_satellites_do_not_exist() -> None:
     assert "secret" not in error.value.peer_hint
 
 
+def test_a_changed_configuration_counts_at_once_and_the_stores_tokens_stay() -> None:
+    admission = Admission([token("one", "s1", "acme/*")])
+    kept = token("kept", "s2", "acme/*")
+    admission.replace_stored([StoredToken(kept.name, kept.hash, kept.grants, 0)])
+    old = admission.authenticate("s1")
+    before = admission.version
+    admission.replace_configured([token("new", "s3", "acme/*")], [])
+    assert not admission.holds(before, [old]), "who was admitted is asked again"
+    assert [admission.authenticate(secret).name for secret in ("s2", "s3")] == ["kept", "new"]
+    with pytest.raises(Unauthenticated):
+        admission.authenticate("s1")
+    assert admission.names == {"kept", "new"}
+
+
 def test_the_stores_tokens_come_and_go_and_the_configurations_stay() -> None:
     admission = Admission([token("one", "s1", "acme/*")])
     for grants, stored in (("acme/x", True), ("acme/y", True), ("", False)):
