@@ -162,6 +162,7 @@ def read_or_empty(path: Path) -> bytes:
     return b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tls", [False, True])
 def test_what_a_waiting_client_costs(bed: PlaneBed, tls: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """Memory of the process for each client that was offered, and its CPU time for a new connection. Loose bounds."""
