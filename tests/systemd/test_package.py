@@ -164,6 +164,20 @@ def test_it_serves_after_the_steps_of_its_readme(story: Story) -> None:
     assert "awake" in host.run("bentpipe report --config /etc/bentpipe/bentpipe.toml --since 1h")
 
 
+def test_the_store_is_backed_up_beside_the_service_and_restored_without_it(story: Story) -> None:
+    host = story.host
+    host.run("bentpipe store backup /root/copy; bentpipe store verify; bentpipe store verify /root/copy")
+    code, said = host.attempt("bentpipe store restore /root/copy")
+    assert (code, "stop it first" in said) == (2, True), said
+    host.run("systemctl stop bentpipe.socket bentpipe.service", deadline_s=DEADLINE_S)
+    host.run("bentpipe store restore /root/copy")
+    host.run("systemctl start bentpipe.socket bentpipe.service", deadline_s=DEADLINE_S)
+    assert ended(story.build(0)) == "awake"
+    owners = host.run("stat -L -c %U /var/lib/bentpipe/ledger.sqlite*").split()
+    assert set(owners) == {"bentpipe"}
+    assert "awake" in host.run("bentpipe report --since 1h")
+
+
 def test_an_upgrade_cuts_no_build_and_refuses_no_client(story: Story) -> None:
     """A build that runs ends by itself. Clients that connect meanwhile wait, and are served by the new version."""
     before = story.show("MainPID")
@@ -262,6 +276,7 @@ def test_purge_deletes_the_state_and_no_key_of_the_administrator(story: Story) -
     for path in (
         "/var/lib/bentpipe",
         "/var/lib/private/bentpipe",
+        "/var/lib/bentpipe-satellites",
         "/etc/needrestart/conf.d/bentpipe.conf",
         "/etc/default/bentpipe",
     ):
