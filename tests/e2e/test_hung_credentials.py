@@ -1,5 +1,7 @@
 """A program that is to give EC2's credentials and never ends: the daemon starts, serves the others, and ends in time."""
 
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,7 +15,10 @@ START_S = TRAITS.look_deadline_s + 10
 
 
 def test_a_credential_process_that_hangs_holds_up_neither_the_others_nor_the_end(tmp_path: Path) -> None:
-    (tmp_path / "aws").write_text("[default]\nregion = eu-central-1\ncredential_process = /bin/sleep 1000\n")
+    program, pids = tmp_path / "hang", tmp_path / "pids"
+    program.write_text(f"#!/bin/sh\necho $$ >> {pids}\nexec sleep 1000\n")
+    program.chmod(0o755)
+    (tmp_path / "aws").write_text(f"[default]\nregion = eu-central-1\ncredential_process = {program}\n")
     satellites = {
         SatelliteKey("acme", "cloud"): 'provider = "ec2"\n[satellite.ec2]\ninstance_id = "i-0123456789abcdef0"',
         SatelliteKey("acme", "local"): f"""[satellite.process]
@@ -33,3 +38,5 @@ command = ["{sys.executable}", "-P", "-m", "bentpipe.daemon.testbed.satellite", 
         edge.ask("acme", "local")
         edge.process.terminate()
         assert edge.process.wait(END_S) == 0
+    for pid in pids.read_text().split():
+        os.kill(int(pid), signal.SIGKILL)

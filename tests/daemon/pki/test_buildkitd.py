@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import datetime
 import os
 import ssl
 import subprocess
@@ -17,11 +16,11 @@ from beds.peers.builds import BuildKit, Missing, buildkit
 from beds.peers.earthly_buildkit import earthly_buildkitd
 from beds.ports import free_port
 from beds.tls_pairs import Party, daemon, machine
+from beds.utc import now
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.pki.authority import MachineName, new_authority, rotated
 
-NOW = datetime.datetime.now(datetime.UTC)
-AUTHORITY = new_authority("test", NOW)
+AUTHORITY = new_authority("test", now())
 MINE = MachineName("test", SatelliteKey("acme", "one"), "1" * 64)
 THEIRS = MachineName("test", SatelliteKey("rival", "one"), "1" * 64)
 START_DEADLINE_S = 60.0
@@ -80,8 +79,11 @@ def test_buildkitd_serves_the_daemon_alone(tmp_path: Path, flavour: str) -> None
             programs = dataclasses.replace(programs, buildkitd=earthly_buildkitd())
     except Missing as exc:
         pytest.skip(str(exc))
-    mine, theirs = machine(tmp_path / "m", AUTHORITY, MINE, NOW), machine(tmp_path / "t", AUTHORITY, THEIRS, NOW)
-    edge, after = daemon(tmp_path / "d", AUTHORITY, NOW), daemon(tmp_path / "r", rotated(AUTHORITY, "test", NOW), NOW)
+    mine, theirs = machine(tmp_path / "m", AUTHORITY, MINE, now()), machine(tmp_path / "t", AUTHORITY, THEIRS, now())
+    edge, after = (
+        daemon(tmp_path / "d", AUTHORITY, now()),
+        daemon(tmp_path / "r", rotated(AUTHORITY, "test", now()), now()),
+    )
     identity, trusted = tmp_path / "identity.pem", tmp_path / "ca.pem"
     identity.write_text(mine.file.read_text())
     trusted.write_text(mine.trusted)

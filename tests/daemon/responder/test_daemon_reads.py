@@ -1,6 +1,5 @@
 """The daemon reads the real responder over TLS of the daemon's own authority: an address is not an identity here either."""
 
-import datetime
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import trio
 
 from beds.peers.responder_process import CALL_DEADLINE_S, ResponderProcess
 from beds.tls_pairs import daemon, machine
+from beds.utc import now
 from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.edge.questions import Questions, ResponderTarget
 from bentpipe.daemon.model import Address, SatelliteKey
@@ -16,25 +16,24 @@ from bentpipe.daemon.readings.reading import Reading, ReadingFailed, ReadResult
 from bentpipe.daemon.responder.enrol import DAEMON_NAME
 from bentpipe.native.tls import TlsClientContext
 
-NOW = datetime.datetime.now(datetime.UTC)
 ONE, TWO = (SatelliteKey("acme", name) for name in ("one", "two"))
 NAME, OTHER = MachineName("fleet", ONE, "1" * 64), MachineName("fleet", TWO, "2" * 64)
 
 
 @pytest.fixture(scope="module")
 def authority() -> CertificateAuthority:
-    return new_authority("fleet", NOW)
+    return new_authority("fleet", now())
 
 
 def settings(folder: Path, authority: CertificateAuthority, name: MachineName) -> dict[str, str | int]:
-    made = machine(folder / "machine", authority, name, NOW)
+    made = machine(folder / "machine", authority, name, now())
     (folder / "trusted.pem").write_text(made.trusted)
     files: dict[str, str | int] = {"certificate": str(made.file), "key": str(made.file)}
     return files | {"client_ca": str(folder / "trusted.pem"), "client_name": DAEMON_NAME}
 
 
 def trust(folder: Path, authority: CertificateAuthority) -> TlsClientContext:
-    ours = daemon(folder / "daemon", authority, NOW)
+    ours = daemon(folder / "daemon", authority, now())
     (folder / "ca.pem").write_text(ours.trusted)
     return TlsClientContext(ca=folder / "ca.pem", certificate=ours.file, key=ours.file)
 
@@ -68,7 +67,7 @@ async def test_another_satellites_machine_at_its_address_is_not_read(
 
 
 async def test_a_machine_of_another_authority_is_not_read(authority: CertificateAuthority, tmp_path: Path) -> None:
-    with ResponderProcess(settings(tmp_path, new_authority("fleet", NOW), NAME)) as responder:
+    with ResponderProcess(settings(tmp_path, new_authority("fleet", now()), NAME)) as responder:
         tls = SatelliteTls(trust(tmp_path, authority), NAME.dns)
         assert (await refused(responder.port, tls)).result is ReadResult.UNREACHABLE
 

@@ -13,18 +13,18 @@ import pytest
 
 from beds.peers.responder_process import CALL_DEADLINE_S, POLL_S, WAIT_DEADLINE_S, ResponderProcess
 from beds.tls_pairs import Party, daemon, machine
+from beds.utc import now
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.pki.authority import CertificateAuthority, MachineName, new_authority
 from bentpipe.daemon.responder.enrol import DAEMON_NAME
 
-NOW = datetime.datetime.now(datetime.UTC)
 NAME = MachineName("fleet", SatelliteKey("acme", "one"), "1" * 64)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 
 
 @pytest.fixture(scope="module")
 def authority() -> CertificateAuthority:
-    return new_authority("fleet", NOW)
+    return new_authority("fleet", now())
 
 
 class Satellite:
@@ -50,7 +50,7 @@ class Satellite:
 
 @pytest.fixture
 def mine(authority: CertificateAuthority, tmp_path: Path) -> Satellite:
-    return Satellite(tmp_path, machine(tmp_path / "made", authority, NAME, NOW))
+    return Satellite(tmp_path, machine(tmp_path / "made", authority, NAME, now()))
 
 
 def greeted(responder: ResponderProcess, context: ssl.SSLContext, name: str = NAME.dns) -> bool:
@@ -81,29 +81,29 @@ def responder(mine: Satellite) -> Iterator[ResponderProcess]:
 
 
 def test_the_daemon_is_served(responder: ResponderProcess, authority: CertificateAuthority, tmp_path: Path) -> None:
-    context = daemon(tmp_path / "d", authority, NOW).client()
+    context = daemon(tmp_path / "d", authority, now()).client()
     assert greeted(responder, context)
     assert not greeted(responder, context, "other.example")
 
 
 def test_others_are_not(responder: ResponderProcess, authority: CertificateAuthority, tmp_path: Path) -> None:
-    other = new_authority("fleet", NOW)
-    bare = ssl.create_default_context(cadata=daemon(tmp_path / "a", authority, NOW).trusted)
-    strange = daemon(tmp_path / "b", other, NOW).client()
+    other = new_authority("fleet", now())
+    bare = ssl.create_default_context(cadata=daemon(tmp_path / "a", authority, now()).trusted)
+    strange = daemon(tmp_path / "b", other, now()).client()
     strange.check_hostname, strange.verify_mode = False, ssl.CERT_NONE
     fellow = machine(
-        tmp_path / "c", authority, MachineName("fleet", SatelliteKey("rival", "one"), "2" * 64), NOW
+        tmp_path / "c", authority, MachineName("fleet", SatelliteKey("rival", "one"), "2" * 64), now()
     ).client()
-    ended = daemon(tmp_path / "d", authority, NOW - datetime.timedelta(days=400)).client()
+    ended = daemon(tmp_path / "d", authority, now() - datetime.timedelta(days=400)).client()
     for context in (bare, strange, fellow, ended):
         assert not greeted(responder, context)
-    assert greeted(responder, daemon(tmp_path / "e", authority, NOW).client())
+    assert greeted(responder, daemon(tmp_path / "e", authority, now()).client())
 
 
 def test_a_name_that_is_not_the_daemon_s(mine: Satellite, authority: CertificateAuthority, tmp_path: Path) -> None:
     """The certificate is good for a client, and of the right authority."""
     with ResponderProcess(mine.settings | {"client_name": "other.example"}) as responder:
-        assert not greeted(responder, daemon(tmp_path / "d", authority, NOW).client())
+        assert not greeted(responder, daemon(tmp_path / "d", authority, now()).client())
         assert "has a certificate of another name" in responder.log
 
 
@@ -115,7 +115,7 @@ def test_plaintext_gets_no_frame(responder: ResponderProcess) -> None:
 
 
 def test_tls_1_2_is_enough(responder: ResponderProcess, authority: CertificateAuthority, tmp_path: Path) -> None:
-    context = daemon(tmp_path / "d", authority, NOW).client()
+    context = daemon(tmp_path / "d", authority, now()).client()
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     assert greeted(responder, context)
 
@@ -123,11 +123,11 @@ def test_tls_1_2_is_enough(responder: ResponderProcess, authority: CertificateAu
 def test_files_that_change_are_read_again(
     responder: ResponderProcess, mine: Satellite, authority: CertificateAuthority, tmp_path: Path
 ) -> None:
-    new = new_authority("fleet", NOW)
-    before, after = daemon(tmp_path / "d1", authority, NOW), daemon(tmp_path / "d2", new, NOW)
+    new = new_authority("fleet", now())
+    before, after = daemon(tmp_path / "d1", authority, now()), daemon(tmp_path / "d2", new, now())
     assert greeted(responder, before.client())
     assert not greeted(responder, after.client())
-    mine.become(machine(tmp_path / "m2", new, NAME, NOW))
+    mine.become(machine(tmp_path / "m2", new, NAME, now()))
     wait_until(lambda: greeted(responder, after.client()))
     assert not greeted(responder, before.client())
 
@@ -135,7 +135,7 @@ def test_files_that_change_are_read_again(
 def test_files_that_are_wrong_leave_the_last_ones_in_use(
     responder: ResponderProcess, mine: Satellite, authority: CertificateAuthority, tmp_path: Path
 ) -> None:
-    context = daemon(tmp_path / "d", authority, NOW).client()
+    context = daemon(tmp_path / "d", authority, now()).client()
     mine.identity.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     wait_until(lambda: "tls: SSLError" in responder.log)
     assert greeted(responder, context)
@@ -149,7 +149,7 @@ def test_it_starts_before_it_has_a_certificate(
 ) -> None:
     kept = mine.identity.read_text()
     mine.identity.unlink()
-    context = daemon(tmp_path / "d", authority, NOW).client()
+    context = daemon(tmp_path / "d", authority, now()).client()
     with ResponderProcess(mine.settings) as responder:
         assert not greeted(responder, context)
         assert "tls: FileNotFoundError" in responder.log
@@ -161,7 +161,7 @@ def test_slow_handshakes_do_not_hold_up_the_daemon(
     responder: ResponderProcess, authority: CertificateAuthority, tmp_path: Path
 ) -> None:
     """More connections than the responder keeps say nothing; the daemon's gets its place among them."""
-    context = daemon(tmp_path / "d", authority, NOW).client()
+    context = daemon(tmp_path / "d", authority, now()).client()
     silent = [socket.create_connection(("127.0.0.1", responder.port), CALL_DEADLINE_S) for _ in range(100)]
     try:
         assert greeted(responder, context)
