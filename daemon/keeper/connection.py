@@ -5,9 +5,7 @@ does not read fills its own socket buffers and nothing here.
 """
 
 import collections
-import os
 import socket
-import struct
 from collections.abc import Callable, Iterable
 
 from bentpipe.daemon.keeper.loop import READ, WRITE, Loop
@@ -22,11 +20,10 @@ from bentpipe.daemon.keeper.protocol import (
     decode,
     encode,
 )
+from bentpipe.daemon.private_socket import peer_of
 
 TURN_MESSAGES = 64
 """The most requests that are read from one connection before others have their turn."""
-CREDENTIALS = struct.Struct("3i")
-"""struct ucred of unix(7): process, user, group."""
 
 
 class DaemonConnection:
@@ -41,17 +38,10 @@ class DaemonConnection:
     ) -> None:
         self._loop, self._sock, self._serve, self._gone = loop, sock, serve, gone
         self._waiting: collections.deque[bytes] = collections.deque()
-        self.peer_pid, self.peer_uid, _ = CREDENTIALS.unpack(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-        )
+        self.peer = peer_of(sock)
         self.is_open = True
         sock.setblocking(False)
         loop.watch(sock.fileno(), self._ready)
-
-    @property
-    def is_trusted(self) -> bool:
-        """Whether the peer is root's or this user's."""
-        return self.peer_uid in (0, os.geteuid())
 
     def send(self, kind: Kind, number: int, fields: Iterable[Field] = ()) -> None:
         """Send a message, or keep it until the peer reads. Does nothing once the connection is closed."""

@@ -36,6 +36,7 @@ from bentpipe.daemon.keeper.protocol import (
 from bentpipe.daemon.keeper.requests import Requests, refuse
 from bentpipe.daemon.keeper.satellite import KeptSatellite
 from bentpipe.daemon.keeper.users import UidRange, Users
+from bentpipe.daemon.private_socket import listen_private
 
 CONNECTIONS, BACKLOG = 8, 64
 """At once, and in the socket's queue: peers that say nothing lose their connection after HELLO_DEADLINE_S."""
@@ -150,7 +151,7 @@ class KeeperProgram:
             self._loop.later(ACCEPT_PAUSE_S, lambda: self._loop.watch(self._listener.fileno(), self._accept))
             return
         connection = DaemonConnection(self._loop, sock, self._serve, self._gone)
-        if not connection.is_trusted:
+        if not connection.peer.is_trusted:
             connection.close()
             return
         self._connections.append(connection)
@@ -194,7 +195,7 @@ class KeeperProgram:
         if self._seat is not None and self._seat is not connection:
             self._seat.drain()
         if self._seat is not None and self._seat is not connection:
-            words = f"process {self._seat.peer_pid} has the keeper's seat: stop that daemon first"
+            words = f"process {self._seat.peer.pid} has the keeper's seat: stop that daemon first"
             refuse(connection, message.number, errno.EBUSY, words)
             return
         oldest, newest = message.value(Tag.OLDEST) or 0, message.value(Tag.NEWEST) or 0
@@ -260,34 +261,10 @@ def _open_users(options: Options) -> tuple[Users | None, str]:
 
 def listen(path: Path) -> socket.socket:
     """Listen at `path` for this user and root. Replaces the socket of a dead keeper. Raises OSError."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        _make_room(path)
-        before = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(before)
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def _make_room(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        try:
-            probe.setblocking(False)
-            probe.connect(str(path))
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            path.unlink()  # its keeper is dead
-            return
-        except BlockingIOError:
-            pass
-    raise OSError(errno.EADDRINUSE, f"another keeper listens at {path}")
+        return listen_private(path, socket.SOCK_SEQPACKET, BACKLOG, "keeper")
+    except OSError as exc:
+        raise OSError(exc.errno, f"{path}: {exc.strerror}") from exc
 
 
 def run_keeper(options: Options) -> None:

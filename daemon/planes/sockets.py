@@ -10,9 +10,10 @@ import errno
 import os
 import socket
 import stat
-import struct
 from collections.abc import Iterator
 from pathlib import Path
+
+from bentpipe.daemon.private_socket import peer_of
 
 LONGEST_PATH_BYTES = 107
 """sun_path has 108 bytes, the last of them NUL (unix(7))."""
@@ -21,8 +22,6 @@ BACKLOG = 16
 
 HIDDEN = "."
 """Before the name of a socket that does not listen yet."""
-
-_CREDENTIALS = struct.Struct("3i")
 
 
 class PeerDenied(OSError):
@@ -84,17 +83,11 @@ def connect_private(path: Path) -> socket.socket:
     return sock
 
 
-def peer_of(sock: socket.socket) -> tuple[int, int]:
-    """The process id and the user id of the process on the other end (unix(7), SO_PEERCRED)."""
-    pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    return pid, uid
-
-
 def check_peer(sock: socket.socket) -> None:
     """Raises PeerDenied unless the other process is this user's, or root's."""
-    pid, uid = peer_of(sock)
-    if uid not in (0, os.geteuid()):
-        raise PeerDenied(errno.EPERM, f"process {pid} of user {uid} may not speak with this daemon")
+    peer = peer_of(sock)
+    if not peer.is_trusted:
+        raise PeerDenied(errno.EPERM, f"process {peer.pid} of user {peer.uid} may not speak with this daemon")
 
 
 def plane_sockets(folder: Path) -> Iterator[Path]:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import socket
-import stat
 import struct
 import types
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 import trio
 
 from bentpipe.daemon.errors import BentpipeError, Source
+from bentpipe.daemon.private_socket import listen_private, peer_of, remove_dead
 from bentpipe.daemon.tasks import Owner, contained
 
 REQUEST_BYTES = 8 << 10
@@ -38,8 +38,8 @@ FILES = "files"
 """The field by which a verb gets them, as a list of numbers. They are closed after the verb: it copies what it keeps."""
 NUMBER = struct.Struct("i")
 """A descriptor in an SCM_RIGHTS message."""
-CREDENTIALS = struct.Struct("3i")
-"""struct ucred of unix(7): process, user, group."""
+OWNER = "daemon"
+"""What listens there, in words."""
 SERVICE_SOCKET = Path("/run/bentpipe/control.sock")
 """The path that the unit's RuntimeDirectory= gives; an operator's shell has no RUNTIME_DIRECTORY."""
 
@@ -55,37 +55,10 @@ class ControlError(BentpipeError):
 
 def open_control_socket(path: Path) -> socket.socket:
     """Listen at `path`, and replace the socket of a dead daemon. Raises OSError, with a message."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _make_room(path)
-        before = os.umask(0o177)
-        try:
-            sock.bind(str(path))
-        finally:
-            os.umask(before)
-        sock.listen(CLIENTS)
+        return listen_private(path, socket.SOCK_STREAM, CLIENTS, OWNER)
     except OSError as exc:
-        sock.close()
         raise OSError(exc.errno, f"[control] path {path}: {exc.strerror}") from exc
-    return sock
-
-
-def _make_room(path: Path) -> None:
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise FileExistsError(17, "there is a file that is not a socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()  # its daemon is dead
-            return
-        except BlockingIOError:
-            pass
-    raise FileExistsError(98, "another daemon listens there")
 
 
 class ControlServer:
@@ -152,20 +125,16 @@ class ControlServer:
 def remove_socket(path: Path) -> None:
     """Remove the file of a socket that nobody listens on. Raises OSError."""
     try:
-        _make_room(path)
+        remove_dead(path, socket.SOCK_STREAM, OWNER)
     except FileExistsError:
         return  # it belongs to the next daemon
 
 
 def check_peer(sock: socket.socket | trio.socket.SocketType) -> None:
     """Check that the kernel says that root or this daemon's own user has connected. Raises ControlError."""
-    _check_peer(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
-
-
-def _check_peer(credentials: bytes) -> None:
-    _, user, _ = CREDENTIALS.unpack(credentials)
-    if user not in (0, os.geteuid()):
-        raise ControlError(f"user {user} may not ask this daemon: root may, and user {os.geteuid()}")
+    peer = peer_of(sock)
+    if not peer.is_trusted:
+        raise ControlError(f"user {peer.uid} may not ask this daemon: root may, and user {os.geteuid()}")
 
 
 async def _read_request(stream: trio.SocketStream, files: contextlib.ExitStack) -> tuple[bytes, list[int]]:

@@ -4,21 +4,19 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 from pathlib import Path
 
 import click
 
 from bentpipe.daemon.keeper.users import parse_uids
+from bentpipe.daemon.private_socket import peer_of
 from bentpipe.daemon.providers.process.place import keeper_socket_of
 from bentpipe.daemon.service.command_line import CONFIG_PATH, EXIT_CONFIG, telling_mistakes
 
 MODULE = "bentpipe.daemon.keeper"
 STOP_DEADLINE_S = 120
 """For the longest grace of a satellite. The keeper goes on ending after that."""
-CREDENTIALS = struct.Struct("3i")
-"""struct ucred of unix(7): process, user, group."""
 
 
 @click.command()
@@ -73,7 +71,7 @@ def stop_keeper(path: Path) -> None:
         except (FileNotFoundError, ConnectionRefusedError):
             click.echo(f"no keeper listens at {path}")
             return
-        pid, _, _ = CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+        pid = peer_of(sock).pid
         pid_fd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(pid_fd, signal.SIGTERM)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,17 +12,13 @@ import trio
 from beds.hosts.command_bed import MACHINE_TYPES, CommandBed, command_bed
 from beds.quoted import without_id
 from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.private_socket import Connected, Peer, peer_of
 from bentpipe.daemon.service import control
 
 
-class Nobody:
-    """What the kernel says of a caller: the credentials of another user."""
-
-    size = control.CREDENTIALS.size
-
-    def unpack(self, credentials: bytes) -> tuple[int, int, int]:
-        process, _, group = struct.unpack("3i", credentials)
-        return process, 65_534, group
+def nobody(sock: Connected) -> Peer:
+    """What the kernel would say of a caller of another user."""
+    return Peer(peer_of(sock).pid, 65_534)
 
 
 @pytest.fixture
@@ -69,7 +64,7 @@ async def test_root_and_the_daemons_user_need_no_token_on_its_socket(bed: Comman
 
 
 async def test_a_user_who_is_neither_is_turned_away(bed: CommandBed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "CREDENTIALS", Nobody())
+    monkeypatch.setattr(control, "peer_of", nobody)
     listed = await bed.sat("ls", token="", EARTHLY_SERVER_ADDRESS=f"unix:{bed.socket}")
     assert (listed.returncode, listed.stdout) == (2, "")
 

@@ -4,9 +4,7 @@ Owns the socket. It never starts a keeper and never connects again; `keeper` doe
 """
 
 import errno
-import os
 import socket
-import struct
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +24,7 @@ from bentpipe.daemon.keeper.protocol import (
     decode,
     encode,
 )
+from bentpipe.daemon.private_socket import peer_of
 
 AWAY = "the keeper of local satellites is away"
 PASSING_ERRNOS = frozenset(
@@ -34,8 +33,6 @@ PASSING_ERRNOS = frozenset(
 """Failures that may not happen a moment later."""
 CALL_DEADLINE_S = 10.0
 """The keeper answers within milliseconds. One that does not is given up, and asked again on a new connection."""
-CREDENTIALS = struct.Struct("3i")
-"""struct ucred of unix(7): process, user, group."""
 
 
 class KeeperLost(ProviderRetryable):
@@ -139,10 +136,9 @@ async def connect(path: Path) -> trio.socket.SocketType:
     sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         await sock.connect(str(path))
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-        _, user, _ = CREDENTIALS.unpack(credentials)
-        if user not in (0, os.geteuid()):
-            raise PermissionError(errno.EPERM, f"user {user} listens at {path}, who is not a keeper's user")
+        peer = peer_of(sock)
+        if not peer.is_trusted:
+            raise PermissionError(errno.EPERM, f"user {peer.uid} listens at {path}, who is not a keeper's user")
     except BaseException:
         sock.close()
         raise

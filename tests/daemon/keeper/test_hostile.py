@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bentpipe.daemon.keeper.program import CONNECTIONS, READY
+from bentpipe.daemon.keeper.program import CONNECTIONS, READY, listen
 from bentpipe.daemon.keeper.protocol import (
     FIELD,
     HEADER,
@@ -106,6 +106,19 @@ def seated(path: Path) -> Peer:
     peer = Peer(path)
     assert peer.ask(Kind.HELLO, HELLO).kind == Kind.DONE
     return peer
+
+
+def test_a_file_in_the_place_of_its_socket_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "keeper.sock"
+    path.write_text("precious")
+    with pytest.raises(OSError, match="not a socket"):
+        listen(path)
+    assert path.read_text() == "precious"
+    path.unlink()
+    with listen(path), pytest.raises(OSError, match="another keeper listens there"):
+        listen(path)
+    with listen(path):
+        pass
 
 
 def test_the_seat_goes_to_the_next_only_when_it_is_free(keeper: tuple[subprocess.Popen[bytes], Path]) -> None:

@@ -20,11 +20,11 @@ from bentpipe.daemon.planes.sockets import (
     connect_private,
     listen_private,
     make_private_folder,
-    peer_of,
     plane_socket_path,
     plane_sockets,
 )
 from bentpipe.daemon.planes.table import MAGIC, MESSAGE_HEADER, Plane
+from bentpipe.daemon.private_socket import Peer, peer_of
 
 RECORDS = 3_000
 
@@ -257,6 +257,6 @@ def test_the_folder_and_the_socket_are_private(tmp_path: Path) -> None:
 def test_another_users_process_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 12_345)
     ours, theirs = pair()
-    monkeypatch.setattr("bentpipe.daemon.planes.sockets.peer_of", lambda sock: (77, 1_000))
+    monkeypatch.setattr("bentpipe.daemon.planes.sockets.peer_of", lambda sock: Peer(77, 1_000))
     with ours, theirs, pytest.raises(PeerDenied, match="process 77 of user 1000"):
         check_peer(ours)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from bentpipe.daemon.private_socket import Peer
 from bentpipe.daemon.service import control
 from bentpipe.daemon.service.control import (
     CLIENTS,
@@ -90,11 +91,13 @@ async def test_malformed_requests(path: Path, sent: bytes, words: str) -> None:
 
 async def test_nobody_else_may_ask(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    monkeypatch.setattr(control, "CREDENTIALS", control.CREDENTIALS)
-    other = control.CREDENTIALS.pack(1, os.geteuid() + 1 or 1, 1)
-    with pytest.raises(ControlError, match="may not ask"):
-        control._check_peer(other)
-    control._check_peer(control.CREDENTIALS.pack(1, 0, 0))
+    ours, other = socket.socketpair()
+    with ours, other:
+        monkeypatch.setattr(control, "peer_of", lambda sock: Peer(1, os.geteuid() + 1 or 1))
+        with pytest.raises(ControlError, match="may not ask"):
+            control.check_peer(ours)
+        monkeypatch.setattr(control, "peer_of", lambda sock: Peer(1, 0))
+        control.check_peer(ours)
 
 
 async def test_clients_that_stay_keep_nobody_out_for_long(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
