@@ -97,7 +97,7 @@ class Shutting(enum.IntEnum):
     RESET = 2
     """At once; with unread input or for a splice by RST."""
     IF_QUIET = 3
-    """A splice: GRACEFUL if it has moved exactly `moved` bytes, both directions added; else BUSY is the answer."""
+    """A splice: GRACEFUL if it has moved at most `moved` bytes, both directions added; else BUSY is the answer."""
     IF_QUIET_RESET = 4
     """The same by RST."""
 

@@ -2,7 +2,8 @@
 
 import re
 
-_QUOTED = re.compile(r" \(connection ([0-9a-z]{6}-[0-9a-z]{4}-[0-9a-z]{5})\)$")
+_ID = re.compile(r" \(connection ([0-9a-z]{6}-[0-9a-z]{4}-[0-9a-z]{5})\)")
+_QUOTED = re.compile(_ID.pattern + "$")
 
 
 def split_id(words: str) -> tuple[str, str]:
@@ -14,3 +15,8 @@ def split_id(words: str) -> tuple[str, str]:
 def without_id(words: str | None) -> str:
     """What the daemon says."""
     return split_id(words or "")[0]
+
+
+def without_ids(text: str) -> str:
+    """A program's output, without the ids of the connections that it made."""
+    return _ID.sub("", text)

@@ -19,12 +19,11 @@ import pytest
 import trio
 import trustme
 
-from beds.hosts.in_process import PLAIN, PREFACE, TLS, TOKEN, frames_of, write_config
+from beds.hosts.in_process import PLAIN, PREFACE, TLS, TOKEN, frames_of, goaway_of, write_config
 from beds.http2 import EMPTY_SETTINGS
-from beds.peers.crowd import DATA, END_HEADERS, GOAWAY, HEADERS, SETTINGS, Crowd, call, ended, frame, headers
+from beds.peers.crowd import DATA, END_HEADERS, HEADERS, SETTINGS, Crowd, call, ended, frame, headers
 from beds.peers.raw_tls import CLIENT_HELLO, HANDSHAKE, USER_CANCELED, RawTls, message
 from beds.programs import program
-from beds.quoted import without_id
 from bentpipe.config.load import load_config
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.model import SatelliteKey
@@ -141,13 +140,6 @@ def short_turns(running: Running) -> Iterator[None]:
 def say(raw: RawTls, said: bytes) -> None:
     with contextlib.suppress(OSError):  # closed over it
         raw.sock.sendall(said)
-
-
-def goaway_of(answer: bytes) -> tuple[int, bytes]:
-    """The error code and the words without the connection's id."""
-    kind, _, _, payload = frames_of(answer)[-1]
-    assert kind == GOAWAY
-    return int.from_bytes(payload[4:8]), without_id(payload[8:].decode()).encode()
 
 
 Flood = Callable[[RawTls], bytes]

@@ -1,7 +1,6 @@
 """The real grpcurl, which knows nothing of our services: what the daemon serves, learnt by server reflection, and calls."""
 
 import json
-import re
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import trio
 
 from beds.hosts.api_daemon import ApiToken, write_api_config
 from beds.peers.builds import Missing, grpcurl
+from beds.quoted import without_ids
 from bentpipe.config.load import load_config
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.proto.grpc_status import GrpcStatus
@@ -98,10 +98,6 @@ async def test_it_calls_what_it_has_learnt(curl: Grpcurl) -> None:
     assert [state.removeprefix("SATELLITE_STATUS_") for state in states] == ["SLEEP", "STARTING", "OPERATIONAL"]
 
 
-CONNECTION = re.compile(r" \(connection [0-9a-z-]+\)")
-"""At the end of what is refused: two connections have two ids."""
-
-
 async def test_what_is_refused_says_why(curl: Grpcurl) -> None:
     for token in (None, "bp_wrong"):
         code, said = await curl("list", token=token)
@@ -111,7 +107,7 @@ async def test_what_is_refused_says_why(curl: Grpcurl) -> None:
         await curl(f"{COMPUTE}/GetSatellite", token=OTHER_TOKEN, data=f'{{"org_id": "acme", "name": "{name}"}}')
         for name in ("builder", "nothing")
     ]
-    (code, said), other = ((code, CONNECTION.sub("", words)) for code, words in answers)
+    (code, said), other = ((code, without_ids(words)) for code, words in answers)
     assert (code, said) == other
     assert code == BY_STATUS + GrpcStatus.NOT_FOUND
     code, said = await curl(f"{COMPUTE}/GetSatellite", data="{}")

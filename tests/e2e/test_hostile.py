@@ -15,7 +15,7 @@ import pytest
 import trio
 import trustme
 
-from beds.hosts.in_process import PLAIN, PREFACE, TLS, TOKEN, counted, exchange, frames_of, write_config
+from beds.hosts.in_process import PLAIN, PREFACE, TLS, TOKEN, counted, exchange, frames_of, goaway_of, write_config
 from beds.http2 import EMPTY_SETTINGS, texts
 from beds.peers.crowd import (
     DATA,
@@ -30,7 +30,6 @@ from beds.peers.crowd import (
     frame,
     headers,
 )
-from beds.quoted import without_id
 from bentpipe.config.load import load_config
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.connections.transport import RECEIVE_BYTES
@@ -98,13 +97,6 @@ async def wait_waiting(daemon: Daemon, count: int, name: str = "never") -> None:
     with trio.fail_after(PATIENCE_S):
         while waiting(daemon, name) != count:
             await trio.sleep(0.01)
-
-
-def goaway_of(answer: bytes) -> tuple[int, bytes]:
-    """The error code and the words, without the connection's id, of the last frame, which must be GOAWAY."""
-    kind, _, _, payload = frames_of(answer)[-1]
-    assert kind == GOAWAY
-    return int.from_bytes(payload[4:8]), without_id(payload[8:].decode()).encode()
 
 
 async def refused_by(daemon: Daemon, sent: bytes, limit: str, code: ErrorCode, port: int = PLAIN) -> None:

@@ -8,9 +8,11 @@ import trio
 import trustme
 
 from beds.ports import free_port
+from beds.quoted import without_id
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.testbed.edge_host import DATA_PLANE
+from bentpipe.proto.frames import FrameType
 
 TOKEN = "bp_test"
 PLAIN, TLS, MUTUAL = 0, 1, 2
@@ -112,3 +114,10 @@ def frames_of(answer: bytes) -> list[tuple[int, int, int, bytes]]:
         )
         at = end
     return found
+
+
+def goaway_of(answer: bytes) -> tuple[int, bytes]:
+    """The error code and the words, without the connection's id, of the last frame, which must be GOAWAY."""
+    kind, _, _, payload = frames_of(answer)[-1]
+    assert kind == FrameType.GOAWAY
+    return int.from_bytes(payload[4:8]), without_id(payload[8:].decode()).encode()
