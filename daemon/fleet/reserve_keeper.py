@@ -107,17 +107,24 @@ class ReserveSummary:
     """Why one of its machines is not ready; "" if nothing is wrong."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReserveMeans:
+    """What the reserve is kept with: its rows, the satellites' machines, the cloud, the hosts' turns, and its giver."""
+
+    store: ReserveStore
+    registry: Registry
+    provider: SpareProvider
+    coordination: Coordination
+    giver: ReserveGiver
+
+
 class ReserveKeeper:
     """`run_keeper` must run. `digest` is of what a type's machines are made of. `observe` takes each round's view."""
 
     def __init__(
         self,
         fleet: Fleet,
-        store: ReserveStore,
-        registry: Registry,
-        provider: SpareProvider,
-        coordination: Coordination,
-        giver: ReserveGiver,
+        means: ReserveMeans,
         kinds: Sequence[MachineTypeSection],
         digest: Callable[[MachineTypeSection], Awaitable[str]],
         *,
@@ -125,11 +132,11 @@ class ReserveKeeper:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._fleet = fleet
-        self._store = store
-        self._registry = registry
-        self._provider = provider
-        self._coordination = coordination
-        self.given = giver
+        self._store = means.store
+        self._registry = means.registry
+        self._provider = means.provider
+        self._coordination = means.coordination
+        self.given = means.giver
         """What gives its machines to satellites."""
         self.kinds = tuple(kinds)
         self._digest = digest

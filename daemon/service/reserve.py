@@ -5,7 +5,7 @@ import time
 from bentpipe.config.model import Config
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.reserve_giver import ReserveGiver
-from bentpipe.daemon.fleet.reserve_keeper import ReserveKeeper, ReserveView
+from bentpipe.daemon.fleet.reserve_keeper import ReserveKeeper, ReserveMeans, ReserveView
 from bentpipe.daemon.ids import reserve_key
 from bentpipe.daemon.ledger.recorder import Recorder
 from bentpipe.daemon.model import SatelliteKey, SatelliteState, Transition
@@ -68,7 +68,9 @@ def make_reserve(
     if giver is None or stores.reserve is None or stores.registry is None or machines.ec2 is None:
         return None
     return ReserveKeeper(
-        *(fleet, stores.reserve, stores.registry, machines.ec2.reserve, stores.coordination, giver),
-        *(config.machine_type, user_data.digest_of),
+        fleet,
+        ReserveMeans(stores.reserve, stores.registry, machines.ec2.reserve, stores.coordination, giver),
+        config.machine_type,
+        user_data.digest_of,
         observe=(lambda view: None) if recorder is None else ReserveLedger(recorder).observe,
     )
