@@ -63,7 +63,6 @@ def parse_config(
             *_unverified_certificates(config),
             *_unfit_rules(config),
             *_unfit_authority(config),
-            *_unfit_data_plane(config),
             *(_missing_files(config) if check_files else ()),
         }
     )
@@ -200,16 +199,6 @@ def _unfit_authority(config: Config) -> Iterator[ConfigProblem]:
     if config.store.kind == "dynamodb" and config.satellite_ca.file is None:
         words = "hosts that share a store need the same authority: `bentpipe ca new` makes a file; give it to each host"
         yield ConfigProblem("satellite_ca.file", words)
-
-
-def _unfit_data_plane(config: Config) -> Iterator[ConfigProblem]:
-    """A data plane of its own process connects to satellites, and has no certificates but those of the configuration."""
-    if config.daemon.data_plane == "inside":
-        return
-    for where, section in (("satellite_ca", config.satellite_ca), ("registration", config.registration)):
-        if section is not None:
-            words = 'certificates that are made or shown at run time need daemon.data_plane = "inside"'
-            yield ConfigProblem(where, words)
 
 
 def _machines(config: Config) -> list[tuple[str, MachineSection]]:

@@ -4,6 +4,8 @@ Hypothesis judges values, never how long they took (that is bench/'s). The asser
 those of tests do. A run that leaves a process or a mount behind fails: `beds.leftovers`.
 """
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -19,6 +21,11 @@ LONGEST = ("guest", "test_guest.py", "test_buildkit.py")
 def pytest_configure(config: pytest.Config) -> None:
     """`beds` is imported only now, since its asserts could not be rewritten otherwise."""
     config.pluginmanager.import_plugin("beds.leftovers")
+
+    if os.environ.get("BENTPIPE_TESTBED_DATA_PLANE") == "process":
+        # A daemon that a test cancels leaves its data plane to the next one, and so Python's object for it.
+        config.pluginmanager.import_plugin("beds.hosts.form")
+        config.addinivalue_line("filterwarnings", "ignore:subprocess .* is still running:ResourceWarning")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

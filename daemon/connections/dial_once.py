@@ -8,21 +8,27 @@ import socket
 import trio
 
 from bentpipe.daemon.connections.transport import Transport, TransportError
+from bentpipe.daemon.connections.trust_material import TrustMaterial
 from bentpipe.daemon.model import Address
 from bentpipe.native.tls import TlsClientContext, TlsConnection, TlsError
+
+NO_CONTEXT = "the satellite's certificates are the data plane's, which makes the connection"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SatelliteTls:
     """How a satellite is known by TLS."""
 
-    context: TlsClientContext
+    context: TlsClientContext | None
+    """None: the data plane has it, and this process cannot connect to the satellite itself."""
     server_name: str | None = None
     """The name that its certificate must have; None for its address."""
     refused: str = ""
     """Why no machine can be accepted as the satellite now; "" if one can. Nothing is sent then."""
     trust: str = ""
-    """What a data plane of its own calls `context` (daemon/planes, OPEN); "" if it does not have it."""
+    """What a data plane of its own calls `context` (daemon/planes, OPEN)."""
+    material: TrustMaterial | None = None
+    """What `context` was made of; None if that is in the files of the configuration, which a data plane reads itself."""
 
 
 def reason_of(error: Exception) -> str:
@@ -61,8 +67,8 @@ async def secure(transport: Transport, address: Address, tls: SatelliteTls | Non
     """Complete the TLS handshake, if there is TLS. Closes the transport and raises any exception if that fails."""
     try:
         if tls is not None:
-            if tls.refused:
-                raise TlsError(tls.refused)
+            if tls.refused or tls.context is None:
+                raise TlsError(tls.refused or NO_CONTEXT)
             await transport.start_tls(
                 TlsConnection(tls.context, transport.fileno, server_name=tls.server_name or address.host)
             )

@@ -1,4 +1,7 @@
-"""Reads the certificates by which satellites are trusted."""
+"""Reads the certificates of the configuration by which satellites are trusted.
+
+A control plane whose data plane is a process of its own reads none of them, and knows only what they are called there.
+"""
 
 from pathlib import Path
 
@@ -9,8 +12,8 @@ from bentpipe.native.engine import Ktls
 from bentpipe.native.tls import TlsClientContext
 
 
-def satellite_tls_of(config: Config, ktls: Ktls) -> dict[SatelliteKey, SatelliteTls]:
-    """Read the certificates by which satellites are trusted. Raises TlsError, naming the file."""
+def satellite_tls_of(config: Config, ktls: Ktls | None) -> dict[SatelliteKey, SatelliteTls]:
+    """Read them, or only their names if `ktls` is None. Raises TlsError, naming the file."""
     return {
         key: _trust(section.tls, section.tls.ca, ktls, f"satellite:{key}")
         for section in config.satellite
@@ -19,7 +22,7 @@ def satellite_tls_of(config: Config, ktls: Ktls) -> dict[SatelliteKey, Satellite
     }
 
 
-def type_tls_of(config: Config, ktls: Ktls) -> dict[tuple[str, str], SatelliteTls]:
+def type_tls_of(config: Config, ktls: Ktls | None) -> dict[tuple[str, str], SatelliteTls]:
     """The same for machine types, by size and platform. Raises TlsError, naming the file."""
     return {
         (each.size, each.platform): _trust(each.tls, each.tls.ca, ktls, f"type:{each.size}/{each.platform}")
@@ -28,7 +31,9 @@ def type_tls_of(config: Config, ktls: Ktls) -> dict[tuple[str, str], SatelliteTl
     }
 
 
-def _trust(section: SatelliteTlsSection, ca: Path, ktls: Ktls, trust: str) -> SatelliteTls:
+def _trust(section: SatelliteTlsSection, ca: Path, ktls: Ktls | None, trust: str) -> SatelliteTls:
+    if ktls is None:
+        return SatelliteTls(None, section.server_name, trust=trust)
     context = TlsClientContext(ca=ca, certificate=section.certificate, key=section.key)
     if ktls:
         context.enable_ktls()

@@ -1,17 +1,25 @@
 """The data plane's counters by name, as COUNTERS carries them: numbers since the start, and a few that are of now."""
 
+from collections.abc import Iterable
+
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.dataplane.plane import DataPlane
 from bentpipe.daemon.planes.bounds import COUNTERS_A_RECORD
-from bentpipe.daemon.planes.records import LINK_ID, CountersRecord
+from bentpipe.daemon.planes.records import LINK_ID, PORT_COUNTERS, CountersRecord
 from bentpipe.native.engine import Engine
 
 
 def counters_record(
-    plane: DataPlane, counters: ConnectionCounters, quotas: Quotas, engine: Engine, *, draining: bool
+    plane: DataPlane,
+    counters: ConnectionCounters,
+    quotas: Quotas,
+    engine: Engine,
+    ports: Iterable[int],
+    *,
+    draining: bool,
 ) -> CountersRecord:
-    """Read all counters. Times are microseconds."""
+    """Read all counters. Times are microseconds; `ports` are those that listen."""
     moved = engine.statistics()
     found: dict[str, int] = {
         "accepted": counters.accepted,
@@ -30,6 +38,7 @@ def counters_record(
         "engine.spliced_bytes": moved.spliced_bytes,
         "engine.copied_bytes": moved.copied_bytes,
     }
+    found |= {f"{PORT_COUNTERS}{number}": port for number, port in enumerate(ports)}
     found |= {f"ended.{outcome.value}": count for outcome, count in counters.ended.items()}
     found |= {f"malformed.{limit}": count for limit, count in counters.malformed.items()}
     found |= {f"limit.{limit}": count for limit, count in quotas.reached.items()}

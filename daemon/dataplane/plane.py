@@ -11,7 +11,6 @@ from collections.abc import Callable
 import trio
 
 from bentpipe.daemon.connections.deadlines import Deadlines
-from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
 from bentpipe.daemon.dataplane.arrivals import Arrivals
 from bentpipe.daemon.dataplane.clients import ClientLine, ClientStream
@@ -20,6 +19,7 @@ from bentpipe.daemon.dataplane.joining import JoinFailed, join
 from bentpipe.daemon.dataplane.reports import ControlReports
 from bentpipe.daemon.dataplane.splices import JoinedConnection, JoinedConnections, boottime_us
 from bentpipe.daemon.dataplane.stream import Order, Stream
+from bentpipe.daemon.dataplane.trusts import Trusts
 from bentpipe.daemon.planes import records as r
 from bentpipe.daemon.planes.bounds import WORDS_BYTES
 from bentpipe.daemon.planes.codec import ProtocolBroken
@@ -60,16 +60,17 @@ class DataPlane:
         engine: Engine,
         counters: ConnectionCounters,
         greetings: Deadlines,
-        find_trust: Callable[[str], SatelliteTls | None],
+        trusts: Trusts,
         actions: PlaneActions,
     ) -> None:
         self.reports = ControlReports()
         self.line = ClientLine(lambda: self.reports.may_offer)
-        self.halves = Halves(self.reports, find_trust)
+        self.halves = Halves(self.reports, trusts.find)
         self.joined = JoinedConnections(engine, self.reports.send)
         self.arrivals = Arrivals(self.line, self.reports, counters, greetings, self._join)
         self.note = b""
         """What the control plane has left for its successor."""
+        self._trusts = trusts
         self._counters = counters
         self._actions = actions
         self._going: dict[int, _Go] = {}
@@ -86,6 +87,7 @@ class DataPlane:
         self.reports.unseat()
         self.joined.unseat()
         self.halves.close_all()
+        self._trusts.forget_taught()
         self.line.begin_again()
 
     def synchronise(self) -> None:
@@ -124,6 +126,8 @@ class DataPlane:
         match record:
             case r.NoteRecord():
                 self.note = record.note
+            case r.TrustRecord():
+                words = self._trusts.teach(record)
             case r.WordsRecord():
                 self.arrivals.words = record.words
             case r.LimitsRecord():

@@ -6,6 +6,7 @@ Owns the ids: which client, half, GO or splice each one is. It decides nothing a
 import dataclasses
 import errno
 import itertools
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -14,14 +15,25 @@ import trio
 
 from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.connections.transport import TransportError
+from bentpipe.daemon.connections.trust_material import TrustMaterial
 from bentpipe.daemon.edge.dial import NotConnected
 from bentpipe.daemon.edge.plane_channel import PlaneChannel
 from bentpipe.daemon.model import Address
 from bentpipe.daemon.planes import records as r
-from bentpipe.daemon.planes.bounds import METERS_A_RECORD, OFFERED_CLIENTS, UP_WINDOW
+from bentpipe.daemon.planes.bounds import (
+    AUTHORITIES_BYTES,
+    CERTIFICATE_BYTES,
+    KEY_BYTES,
+    METERS_A_RECORD,
+    OFFERED_CLIENTS,
+    TRUSTS_TAUGHT,
+    UP_WINDOW,
+)
 from bentpipe.daemon.planes.codec import ProtocolBroken
 from bentpipe.daemon.planes.link import Link
 from bentpipe.native.tls import TlsError
+
+log = logging.getLogger("bentpipe")
 
 OPEN_GRACE_S = 1.0
 """How much longer than its own deadline the data plane may take to answer an OPEN."""
@@ -31,6 +43,10 @@ METERS_S = 5.0
 
 NO_TRUST = "the data plane does not have the certificates by which this satellite is trusted"
 """Without their name in OPEN the data plane would speak plaintext."""
+
+TRUST_BOUNDS = (AUTHORITIES_BYTES, CERTIFICATE_BYTES, KEY_BYTES)
+"""Of what TRUST carries."""
+
 PLANE_GONE = "the data plane that had this connection is gone"
 
 
@@ -62,8 +78,8 @@ class PlaneEvents(Protocol):
         """A splice is over, made by this control plane or by an earlier one."""
         ...
 
-    def has_counted(self, plane: "RemotePlane", before: Mapping[str, int]) -> None:
-        """It has told its counters; these are the ones before."""
+    def has_counted(self, plane: "RemotePlane", before: Mapping[str, int] | None) -> None:
+        """It has told its counters; these are the ones before. None: what it had counted by now is not this process's."""
         ...
 
     def is_busy(self, plane: "RemotePlane", record: r.BusyRecord) -> None:
@@ -103,6 +119,8 @@ class RemotePlane:
         self._gos: dict[int, PlaneRequest] = {}
         self._last_client = 0
         self._halves = itertools.count(r.HALF_BIT + 1)
+        self._taught: dict[str, TrustMaterial] = {}
+        """By name, in the order of their last use."""
         self._dones: dict[int, list[trio.Event]] = {}
         self._moved: dict[int, tuple[int, int]] = {}
         self._asking = trio.Lock()
@@ -146,10 +164,11 @@ class RemotePlane:
                 self.send_nowait(r.PongRecord(r.LINK_ID, number))
             case r.CountersRecord(counters=counters):
                 before, self.counters = self.counters, dict(counters)
-                # What was counted before the first record of a plane that others had is not this process's.
-                if before or (self.seated is not None and self.seated.session == 1):
-                    self._events.has_counted(self, before)
-            case r.DoneRecord(asked=asked):
+                is_ours = before or (self.seated is not None and self.seated.session == 1)
+                self._events.has_counted(self, before if is_ours else None)
+            case r.DoneRecord(asked=asked, words=words):
+                if words:
+                    log.error("a data plane could not do it", extra={"fields": {"record": asked, "error": words}})
                 for done in self._dones.pop(asked, []):
                     done.set()
             case r.MeteredRecord(meters=meters):
@@ -262,6 +281,8 @@ class RemotePlane:
         """Connect to a satellite once: see `Dials`. Raises NotConnected, TransportError, TlsError."""
         if tls is not None and (tls.refused or not tls.trust):
             raise TlsError(tls.refused or NO_TRUST)
+        if tls is not None and tls.material is not None:
+            self._teach(tls.trust, tls.material)
         half = next(self._halves)
         asked = self._opens[half] = PlaneRequest()
         channel = self._channels[half] = PlaneChannel(self, half, half=True)
@@ -282,6 +303,22 @@ class RemotePlane:
             channel.close()
             raise
         return channel
+
+    def _teach(self, name: str, material: TrustMaterial) -> None:
+        """Let the plane know what it cannot read in a file, before the OPEN that names it. Raises TlsError."""
+        known = self._taught.pop(name, None)
+        self._taught[name] = material
+        if known == material:
+            return
+        told = [text.encode() for text in (material.authorities, material.certificate, material.key)]
+        if any(len(each) > most for each, most in zip(told, TRUST_BOUNDS, strict=True)):
+            del self._taught[name]
+            raise TlsError(f"{name}: the certificates are too long for the data plane")
+        if len(self._taught) > TRUSTS_TAUGHT:
+            oldest = next(iter(self._taught))
+            del self._taught[oldest]
+            self.send_nowait(r.TrustRecord(r.LINK_ID, oldest, b"", b"", b""))
+        self.send_nowait(r.TrustRecord(r.LINK_ID, name, *told))
 
     # -- splices -------------------------------------------------------------------------------------------------------
 

@@ -8,14 +8,17 @@ from collections.abc import Iterator
 
 import trio
 
+from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.edge.caller import Caller
+from bentpipe.daemon.edge.dial import NotConnected
 from bentpipe.daemon.edge.handoff import HandOff, Pending, Splice
 from bentpipe.daemon.edge.introduction import Introduction
 from bentpipe.daemon.edge.plane import GoFailed, RemotePlane
 from bentpipe.daemon.edge.plane_channel import PlaneChannel
 from bentpipe.daemon.edge.splice_tag import SpliceTag
 from bentpipe.daemon.fleet.traffic import QUIET_BYTES_PER_WINDOW
+from bentpipe.daemon.model import Address
 from bentpipe.daemon.planes.records import GoFlag, GoRecord, Shutting
 from bentpipe.native.engine import SpliceId
 
@@ -25,6 +28,8 @@ PLANE_BITS = 64
 REPLAY_DEADLINE_S = 10.0
 """How long the replay may take, including the ACK of our SETTINGS. The ACK would break the satellite's connection, so it
 must be taken out before the splice."""
+
+NO_PLANE = "no data plane is there that could connect"
 
 NO_HOST = "unix"
 """Stands for the address of a client that has none, as in `Arrival`."""
@@ -52,6 +57,13 @@ class PlaneSplicer:
     def __iter__(self) -> Iterator[RemotePlane]:
         """The planes there are."""
         return iter(tuple(self._planes.values()))
+
+    async def attempt(self, address: Address, tls: SatelliteTls | None, deadline_s: float) -> PlaneChannel:
+        """Connect to a satellite from the newest plane: see Dials."""
+        newest = next(reversed(self._planes.values()), None)
+        if newest is None:
+            raise NotConnected(NO_PLANE)
+        return await newest.attempt(address, tls, deadline_s)
 
     def _of(self, splice_id: SpliceId) -> tuple[RemotePlane, int]:
         return self._planes[splice_id >> PLANE_BITS], splice_id & (1 << PLANE_BITS) - 1

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from bentpipe.daemon.connections.dial_once import SatelliteTls, dial_once, reason_of
+from bentpipe.daemon.connections.dial_once import SatelliteTls, reason_of
 from bentpipe.daemon.connections.transport import TransportError
 from bentpipe.daemon.edge.channel import Channel
-from bentpipe.daemon.edge.dial import dial_at_once
+from bentpipe.daemon.edge.dial import Dials, dial_at_once, dial_here
 from bentpipe.daemon.fleet.resume import BootInfo
 from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.daemon.readings.reading import BOOT_ID_CHARS, Reading, ReadingFailed, ReadResult, read_status
@@ -54,7 +54,10 @@ class Questions:
         satellite_tls: Mapping[SatelliteKey, SatelliteTls],
         responders: Mapping[SatelliteKey, ResponderTarget],
         hear: Callable[[SatelliteKey, Announcement], None],
+        dials: Dials = dial_here,
     ) -> None:
+        """`dials` connects from the process that has the satellites' certificates."""
+        self._dials = dials
         self._satellite_tls = satellite_tls
         self._responders = responders
         self._hear = hear
@@ -64,7 +67,8 @@ class Questions:
         target = self._responders[key]
         with trio.move_on_after(target.deadline_s):
             try:
-                transport = await dial_once(Address(address.host, target.port), self._satellite_tls.get(key))
+                responder = Address(address.host, target.port)
+                transport = await self._dials(responder, self._satellite_tls.get(key), target.deadline_s)
             except Exception as exc:  # from the resolver, from TLS, or because no descriptor is left
                 raise ReadingFailed(ReadResult.UNREACHABLE, reason_of(exc)) from exc
             try:
@@ -81,7 +85,7 @@ class Questions:
         """Ask a satellite that has no responder. Returns None if it cannot be asked or offers nothing; never raises an
         Exception.
         """
-        transport = await dial_at_once(address, self._satellite_tls.get(key))
+        transport = await dial_at_once(address, self._satellite_tls.get(key), self._dials)
         if transport is None:
             log.info("no boot id", extra={"fields": {"satellite": str(key), "error": "it could not be reached"}})
             return None

@@ -113,12 +113,12 @@ class Registrar:
         most_per_org: int,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`own_ports` are those on which the daemon listens."""
+        """`own_ports` are those on which the daemon listens; more may become known later."""
         self._fleet = fleet
         self._store = store
         self._parts = parts
         self._section = section
-        self._own_ports = frozenset(own_ports)
+        self._own_ports = own_ports
         self._most_per_org = most_per_org
         self._wall = wall
         self._taken: dict[SatelliteKey, _Taken] = {}

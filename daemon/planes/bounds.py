@@ -28,6 +28,16 @@ TRANSCRIPT_BYTES = 512 << 10
 CERTIFICATE_BYTES = 16 << 10
 """A client's certificate in an ARRIVED record; of a longer one only the hash is sent."""
 
+AUTHORITIES_BYTES = 32 << 10
+"""The authorities by which a satellite is trusted, as PEM: registration allows 16 KiB, and our own has a handful."""
+
+KEY_BYTES = 8 << 10
+"""A private key as PEM."""
+
+TRUSTS_TAUGHT = 1_024
+"""Names of TRUST that a data plane knows at once. A context takes some tens of KiB; the control plane has those forgotten
+that were not used for longest."""
+
 TAG_BYTES = 2 << 10
 """What the control plane wants to know of a splice when it comes back: see `tag.py`."""
 

@@ -11,6 +11,7 @@
     GONE      D     -                          the peer of a connection hung up, or the connection broke
     WINDOW    both  -                          how far the other side may send, and what was taken
     SAY       C     WINDOW                     words for a client or a half; what to drop of the transcript; the mark
+    TRUST     C     DONE                       certificates that are in no file: by which a satellite is trusted
     OPEN      C     WENT or FAILED             connect to a satellite: a half, with an id of C's
     GO        C     WENT or FAILED, ENDED      join a client and a half, replay the transcript, splice
     SHUT      C     CLOSED, ENDED or BUSY      close a connection, or end a splice
@@ -198,7 +199,10 @@ class NoteRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DoneRecord:
-    """A NOTE, LIMITS, WORDS, RELOAD or DRAIN was carried out. `asked` is that record's kind; `words` say what went wrong."""
+    """A NOTE, TRUST, LIMITS, WORDS, RELOAD or DRAIN was carried out. `asked` is that record's kind.
+
+    `words` say what went wrong.
+    """
 
     id: int
     asked: int
@@ -287,8 +291,20 @@ class SayRecord:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class TrustRecord:
+    """What OPEN may call `name` from now on, until this C is gone. The rest is PEM. No authorities: D forgets the name."""
+
+    id: int
+    name: str
+    authorities: bytes
+    certificate: bytes
+    """That the satellite is shown, with those that lead to its authority; empty if none is."""
+    key: bytes = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class OpenRecord:
-    """Connect to a satellite. `trust` names the TLS context in D's configuration; "" is plaintext."""
+    """Connect to a satellite. `trust` names the TLS context: in D's configuration, or of a TRUST. "" is plaintext."""
 
     id: int
     port: int
@@ -439,6 +455,10 @@ class DrainRecord:
     deadline_ms: int
 
 
+PORT_COUNTERS = "port."
+"""How the names of counters begin that have a listening TCP port; a number follows."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class CountersRecord:
     """D's counters since its start, by name."""
@@ -496,6 +516,7 @@ Record = (
     | GoneRecord
     | WindowRecord
     | SayRecord
+    | TrustRecord
     | OpenRecord
     | GoRecord
     | WentRecord

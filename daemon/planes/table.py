@@ -149,6 +149,15 @@ ROWS = (
         Field("drops", Wire.RANGES, bounds.RANGES_A_RECORD),
     ),
     RecordRow(
+        30,
+        r.TrustRecord,
+        _C,
+        *(Field("name", Wire.TEXT, bounds.WORDS_BYTES), Field("authorities", Wire.BLOB, bounds.AUTHORITIES_BYTES)),
+        Field("certificate", Wire.BLOB, bounds.CERTIFICATE_BYTES),
+        Field("key", Wire.BLOB, bounds.KEY_BYTES),
+        critical=False,  # a plane that does not know it lets each OPEN by such a name fail
+    ),
+    RecordRow(
         21,
         r.OpenRecord,
         _C,

@@ -22,6 +22,7 @@ from bentpipe.daemon.connections.port import find_ktls, read_port
 from bentpipe.daemon.connections.quotas import Quotas, quota_limits_of
 from bentpipe.daemon.connections.satellite_tls import satellite_tls_of, type_tls_of
 from bentpipe.daemon.edge.announcements import Announcements
+from bentpipe.daemon.edge.dial import dial_here
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
@@ -96,7 +97,8 @@ def _open_resources(config: Config, place: KeeperPlace, planes: Planes | None) -
     descriptors = share_out(config, raise_limit())
     ktls = find_ktls(config)
     spoken = [] if planes is not None else [read_port(section, ktls) for section in config.listener]
-    satellite_tls, type_tls = satellite_tls_of(config, ktls), type_tls_of(config, ktls)
+    read_by = ktls if planes is None else None
+    satellite_tls, type_tls = satellite_tls_of(config, read_by), type_tls_of(config, read_by)
     stores = open_stores(config.store)
     account_parts = make_accounts(config, stores)
     connections = make_records(config)
@@ -133,7 +135,8 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
     news = ApiNews()
     handoff = HandOff(opened.engine, news.reservations.connected, None if planes is None else planes.splicer)
     responders = responders_of(config)
-    questions = Questions(satellite_tls, responders, announcements.hear)
+    dials = dial_here if planes is None else planes.splicer.attempt
+    questions = Questions(satellite_tls, responders, announcements.hear, dials)
     giver = make_giver(config, stores, machines, opened.user_data)
     health, fleet = _fleet_of(
         *(config, machines.providers, addresses, records, giver),
@@ -148,7 +151,9 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         *(issued, addresses.proven, giver),
     )
     provisioner = make_provisioner(config, fleet, stores, parts)
-    registrar = make_registrar(config, fleet, stores, parts, opened.ktls, opened.ports.numbers)
+    own_ports = set() if planes is None else planes.ports
+    own_ports.update(opened.ports.numbers)
+    registrar = make_registrar(config, fleet, stores, parts, opened.ktls, own_ports)
     reserve = make_reserve(config, fleet, stores, machines, opened.user_data, giver, records.recorder)
     satellites = Satellites(fleet, handoff, specs, provisioner, registrar, health, reserve)
     apis = make_apis(config, satellites, account_parts.authority, counters, news)

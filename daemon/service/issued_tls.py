@@ -5,13 +5,11 @@ it, so the store is read again and again. No satellite of this kind is ever dial
 known, its entry refuses.
 """
 
-import contextlib
 import logging
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.trust_material import TrustMaterial
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.pki.authority import MachineName, pem_of, private_pem_of
@@ -19,7 +17,6 @@ from bentpipe.daemon.pki.authority_keeper import Signing
 from bentpipe.daemon.pki.rules import is_enrolled
 from bentpipe.daemon.registry.identities import IdentityStore, StoredIdentity
 from bentpipe.native.engine import Ktls
-from bentpipe.native.tls import TlsClientContext
 
 log = logging.getLogger("bentpipe.pki")
 
@@ -28,17 +25,8 @@ NOT_ENROLLED = (
 )
 
 
-@contextlib.contextmanager
-def in_memory(*texts: str) -> Iterator[list[Path]]:
-    """Files for libraries that read only files, which never touch a disk (memfd_create(2))."""
-    with contextlib.ExitStack() as opened:
-        paths = []
-        for text in texts:
-            file = opened.enter_context(os.fdopen(os.memfd_create("bentpipe"), "w"))
-            file.write(text)
-            file.flush()
-            paths.append(Path(f"/proc/self/fd/{file.fileno()}"))
-        yield paths
+TRUST = "issued"
+"""What a data plane of its own calls the authority and the daemon's certificate."""
 
 
 class IssuedTls:
@@ -63,9 +51,9 @@ class IssuedTls:
         self._satellites: set[SatelliteKey] = set()
         self._rows: dict[SatelliteKey, StoredIdentity] = {}
         self._taken: set[SatelliteKey] = set()
-        self._trusted_by_context = ""
         self._failing = ""
-        self._context = self._make_context()
+        self._material = self._make_material()
+        self._context = self._material.make_context(ktls)
 
     def add(self, key: SatelliteKey) -> None:
         """The satellite's machines have certificates of the authority."""
@@ -94,7 +82,8 @@ class IssuedTls:
 
     def renew_context(self) -> None:
         """The authority, what it trusts, or the daemon's own certificate is another one."""
-        self._context = self._make_context()
+        self._material = self._make_material()
+        self._context = self._material.make_context(self._ktls)
         for key in self._satellites:
             self._enter(key)
 
@@ -113,7 +102,7 @@ class IssuedTls:
         rows |= {key: self._rows[key] for key in self._taken}
         changed = [key for key in self._satellites if rows.get(key) != self._rows.get(key)]
         self._rows = rows
-        if self._trusted() != self._trusted_by_context:
+        if self._trusted() != self._material.authorities:
             self.renew_context()
             return
         for key in changed:
@@ -125,16 +114,12 @@ class IssuedTls:
         if row is None or row.enrolled is None:
             made = SatelliteTls(self._context, refused=NOT_ENROLLED)
         else:
-            made = SatelliteTls(self._context, MachineName(self._fleet, key, row.enrolled.launch).dns)
+            name = MachineName(self._fleet, key, row.enrolled.launch).dns
+            made = SatelliteTls(self._context, name, trust=TRUST, material=self._material)
         if made != known:
             self._table[key] = made
 
-    def _make_context(self) -> TlsClientContext:
+    def _make_material(self) -> TrustMaterial:
         signing = self._signing()
-        self._trusted_by_context = self._trusted()
         shown = pem_of([signing.certificate, *signing.authority.chain])
-        with in_memory(self._trusted_by_context, shown, private_pem_of(signing.key)) as (ca, certificate, key):
-            context = TlsClientContext(ca=ca, certificate=certificate, key=key)
-        if self._ktls:
-            context.enable_ktls()
-        return context
+        return TrustMaterial(self._trusted(), shown, private_pem_of(signing.key))

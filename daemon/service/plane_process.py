@@ -32,6 +32,7 @@ from bentpipe.daemon.dataplane.counted import counters_record
 from bentpipe.daemon.dataplane.handover import HandoverServer, TakenListeners, name_of, take_listeners
 from bentpipe.daemon.dataplane.plane import DataPlane, PlaneActions
 from bentpipe.daemon.dataplane.seat import SeatServer
+from bentpipe.daemon.dataplane.trusts import Trusts
 from bentpipe.daemon.planes.bounds import PARKED_CLIENTS, PARKED_S
 from bentpipe.daemon.planes.records import LimitsRecord
 from bentpipe.daemon.planes.sockets import listen_private, make_private_folder, plane_socket_path
@@ -162,7 +163,7 @@ class PlaneProcess:
         actions = PlaneActions(self._limit, self._reload, self.drain)
         self._plane = DataPlane(
             *(opened.engine, self._counters, self._greetings),
-            *(opened.trust.find, actions),
+            *(Trusts(opened.trust.find, opened.ktls), actions),
         )
         gate = Gate(opened.quotas, self._counters, Book({"log": write_line}), opened.admit_below_fd, self._door)
         self._listeners = [
@@ -264,10 +265,12 @@ class PlaneProcess:
             self.drain(None)
 
     async def _count(self) -> None:
+        sockets = [sock for _, _, _, sock in self._opened.ports if sock.family != socket.AF_UNIX]
+        ports = [int(sock.getsockname()[1]) for sock in sockets]
         while True:
             await trio.sleep(COUNT_S)
             if self._seat.is_taken:
-                parts = (self._plane, self._counters, self._opened.quotas, self._opened.engine)
+                parts = (self._plane, self._counters, self._opened.quotas, self._opened.engine, ports)
                 self._plane.reports.send(counters_record(*parts, draining=self._drain.is_set()))
 
     async def _keep_door(self) -> None:

@@ -110,6 +110,8 @@ class Planes:
             )
             for section in config.listener
         )
+        self.ports = {each.address[1] for each in config.listener if each.address is not None}
+        """TCP ports of listeners: those of the configuration, and those that a data plane says it has."""
         self._numbers = itertools.count(1)
         self._known: dict[str, RemotePlane] = {}
         """By the socket's name."""
@@ -323,9 +325,10 @@ class Planes:
             tag = SpliceTag.decode(record.tag)
             edge.handoff.account(tag.key, ended, _record_of(edge, tag, record.peer))
 
-    def has_counted(self, plane: RemotePlane, before: Mapping[str, int]) -> None:
+    def has_counted(self, plane: RemotePlane, before: Mapping[str, int] | None) -> None:
         """See PlaneEvents. What the plane counts has not come here: clients that left before they were offered."""
-        if self._edge is not None:
+        self.ports |= {count for name, count in plane.counters.items() if name.startswith(r.PORT_COUNTERS)}
+        if self._edge is not None and before is not None:
             add_counters(self._edge.counters, before, plane.counters)
 
     def is_busy(self, plane: RemotePlane, record: r.BusyRecord) -> None:

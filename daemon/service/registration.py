@@ -1,13 +1,12 @@
 """Connects the registration of satellites with the parts that keep something of each satellite. Starts nothing."""
 
 import dataclasses
-import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.api.compute import Specs
 from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.trust_material import TrustMaterial
 from bentpipe.daemon.errors import InvalidRequest
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.registrar import Registrar
@@ -18,7 +17,7 @@ from bentpipe.daemon.registry.registered import RegisteredSatellite
 from bentpipe.daemon.service.provisioning import SatelliteParts
 from bentpipe.daemon.service.stores import Stores
 from bentpipe.native.engine import Ktls
-from bentpipe.native.tls import TlsClientContext, TlsError
+from bentpipe.native.tls import TlsError
 
 SIZE = "registered"
 """What the API says instead of a machine type."""
@@ -37,7 +36,7 @@ class RegisteredSatelliteParts:
     def check_authority(self, root_ca: str) -> None:
         """See RegisteredParts."""
         try:
-            self._trust(root_ca)
+            TrustMaterial(root_ca).make_context(self.ktls)
         except TlsError as exc:
             raise InvalidRequest(f"certificate.root_ca cannot be used: {exc}") from exc
 
@@ -50,24 +49,13 @@ class RegisteredSatelliteParts:
             self.authorities.pop(key, None)
             self.parts.tls.pop(key, None)
         elif self.authorities.get(key) != satellite.root_ca:
-            self.parts.tls[key] = self._trust(satellite.root_ca)
+            material = TrustMaterial(satellite.root_ca)
+            context = material.make_context(self.ktls)
+            self.parts.tls[key] = SatelliteTls(context, trust=f"registered:{key}", material=material)
             self.authorities[key] = satellite.root_ca
         proven = bool(satellite.root_ca)
         self.provider.heard(machine_id, satellite.address, satellite.beat_us, proven=proven, age_s=age_s)
         self.parts.machines.providers.add(machine_id, self.provider)
-
-    def _trust(self, root_ca: str) -> SatelliteTls:
-        """Trust an authority that is in no file. Raises TlsError."""
-        # OpenSSL reads authorities from a path: this one is in memory, and gone once it is closed (memfd_create(2)).
-        fd = os.memfd_create("root_ca", os.MFD_CLOEXEC)
-        try:
-            os.write(fd, root_ca.encode())
-            context = TlsClientContext(ca=Path(f"/proc/self/fd/{fd}"))
-        finally:
-            os.close(fd)
-        if self.ktls:
-            context.enable_ktls()
-        return SatelliteTls(context)
 
     def end_use(self, key: SatelliteKey) -> None:
         """See RegisteredParts."""
@@ -81,7 +69,7 @@ class RegisteredSatelliteParts:
 
 
 def make_registrar(
-    config: Config, fleet: Fleet, stores: Stores, parts: SatelliteParts, ktls: Ktls, own_ports: Sequence[int]
+    config: Config, fleet: Fleet, stores: Stores, parts: SatelliteParts, ktls: Ktls, own_ports: Collection[int]
 ) -> Registrar | None:
     """Make what registers satellites; None if the configuration does not allow it, or there is no store."""
     section, provider = config.registration, parts.machines.registered

@@ -88,7 +88,7 @@ class RunningParts:
 def prepare(current: Current, credentials: Mapping[str, Path], ktls: Ktls, *, serves_listeners: bool) -> Prepared:
     """Read and check the files. `credentials` count instead of those that systemd has given. Blocks.
 
-    `serves_listeners`: see RunningParts; the files of listeners are read only then.
+    `serves_listeners`: see RunningParts; the files of listeners and of satellites are read only then.
 
     Raises ConfigErrors, Unfit, TlsError, OSError.
     """
@@ -97,7 +97,7 @@ def prepare(current: Current, credentials: Mapping[str, Path], ktls: Ktls, *, se
     else:
         loaded = parse_config(Texts.read(current.origin.path), instead=credentials)
         config = loaded.config
-    concerns = [each for each in file_concerns(config) if serves_listeners or not each.where.startswith("listener[")]
+    concerns = [each for each in file_concerns(config) if serves_listeners or not _is_of_the_data_plane(each)]
     fatal = [_told(each, loaded) for each in concerns if each.fatal]
     if fatal:
         raise Unfit(fatal)
@@ -111,10 +111,15 @@ def prepare(current: Current, credentials: Mapping[str, Path], ktls: Ktls, *, se
         loaded,
         tuple(differences(*_compared(current, loaded))) if loaded is not None else (),
         ports,
-        satellite_tls_of(config, ktls),
-        type_tls_of(config, ktls),
+        satellite_tls_of(config, ktls if serves_listeners else None),
+        type_tls_of(config, ktls if serves_listeners else None),
         tuple(_told(each, loaded) for each in concerns if not each.fatal),
     )
+
+
+def _is_of_the_data_plane(concern: Concern) -> bool:
+    """Whether it is about a file that only the data plane reads, and that this process perhaps may not read."""
+    return concern.where.startswith("listener[") or ".tls." in concern.where
 
 
 def _compared(current: Current, loaded: LoadedConfig) -> tuple[Config, Config]:

@@ -9,6 +9,7 @@ import trio
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.trust_material import in_memory
 from bentpipe.daemon.errors import ProviderRetryable, StoreError
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.machine.states import WAKING
@@ -20,7 +21,7 @@ from bentpipe.daemon.pki.authority_keeper import AUTHORITY_NAME, AuthorityKeeper
 from bentpipe.daemon.pki.enrolment import Bootstrap, Enrolments, Settings
 from bentpipe.daemon.registry.contract import Registry
 from bentpipe.daemon.service.enrolment_server import EnrolmentServer
-from bentpipe.daemon.service.issued_tls import IssuedTls, in_memory
+from bentpipe.daemon.service.issued_tls import IssuedTls
 from bentpipe.daemon.service.stores import NO_STORE, Stores, state_file
 from bentpipe.daemon.tasks import Owner, contained, run_owned, start_owned
 from bentpipe.native.engine import Ktls

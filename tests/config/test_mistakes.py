@@ -100,7 +100,6 @@ def problems(path: Path) -> list[tuple[str, str]]:
         (LISTENER + TYPE + PROCESS + IMAGE, "machine_type[0]", "for machines that the daemon launches"),
         (LISTENER + '[store]\ndetail = "1h"\n', "store", "detail is less than a day"),
         (LISTENER + '[store]\ndetail = "10d"\nkeep = "5d"\n', "store", "keep is less than detail"),
-        (LISTENER + '[daemon]\ndata_plane = "process"\n' + CA, "satellite_ca", "at run time need daemon.data_plane"),
         (
             LISTENER + TYPE + '[machine_type.process]\ncommand = ["/etc", "{port}"]\n',
             "machine_type[0].process.command",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import trustme
 
+from beds.hosts.form import in_form
+
 
 @dataclasses.dataclass(frozen=True)
 class ApiToken:
@@ -51,5 +53,5 @@ key = "{folder / "key.pem"}"
             f"[satellite.process]\ncommand = {json.dumps(command)}\n"
         )
     path = folder / "bentpipe.toml"
-    path.write_text("\n".join(parts))
+    path.write_text(in_form("\n".join(parts), folder))
     return path, folder / "ca.pem"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from beds.hosts.form import in_form
 from beds.peers.clients import GrpcioClient
 from beds.programs import BENTPIPE
 from bentpipe.daemon.model import SatelliteKey
@@ -95,7 +96,7 @@ def edge_daemon(
     folder: Path, config: str, *, name: str = "edge", environment: Mapping[str, str] | None = None
 ) -> Iterator[EdgeDaemon]:
     path, log = folder / f"{name}.toml", folder / f"{name}.log"
-    path.write_text(config)
+    path.write_text(in_form(config, folder / name))
     command: Sequence[str | Path] = [BENTPIPE, "serve", "--config", path]
     keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "AKIDONE")
     with (

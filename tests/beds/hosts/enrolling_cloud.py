@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import trio
 
+from beds.hosts.form import in_form
 from beds.peers.clients import GrpcioClient
 from beds.ports import free_port
 from beds.programs import program
@@ -95,9 +97,9 @@ class EnrollingCloud:
     @contextlib.asynccontextmanager
     async def serving(self, *, life: str = "90d") -> AsyncIterator[Daemon]:
         path = self.folder / f"edge-{self.enrolment}.toml"
-        path.write_text(self.text(life=life))
+        path.write_text(in_form(self.text(life=life), path.with_suffix("")))
         async with trio.open_nursery() as nursery:
-            daemon = await nursery.start(serve, load_config(path))
+            daemon = await nursery.start(functools.partial(serve, load_config(path), config_path=path))
             yield daemon
             daemon.drain.set()
 

@@ -1,6 +1,7 @@
 """A daemon in this process with one satellite, acme/one, and calls to it."""
 
 import contextlib
+import functools
 import hashlib
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import trio
 
+from beds.hosts.form import in_form
 from beds.peers.clients import TIMEOUT_S, GrpcioClient
 from beds.ports import free_port
 from bentpipe.config.load import load_config
@@ -44,9 +46,10 @@ def emulated_ec2() -> Iterator[Emulator]:
 async def daemon_of(folder: Path, satellite: str, *, sections: str = "") -> AsyncIterator[Daemon]:
     """Serve until the end of the block. `satellite`: the keys of its section; `sections`: what stands before it."""
     path = folder / "bentpipe.toml"
-    path.write_text(f'{SECTIONS}{sections}\n[[satellite]]\norg = "{KEY.org}"\nname = "{KEY.name}"\n{satellite}')
+    text = f'{SECTIONS}{sections}\n[[satellite]]\norg = "{KEY.org}"\nname = "{KEY.name}"\n{satellite}'
+    path.write_text(in_form(text, folder))
     async with trio.open_nursery() as nursery:
-        daemon = await nursery.start(serve, load_config(path))
+        daemon = await nursery.start(functools.partial(serve, load_config(path), config_path=path))
         yield daemon
         daemon.drain.set()
 

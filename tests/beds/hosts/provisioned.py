@@ -14,6 +14,7 @@ import trio
 from google.protobuf.message import Message
 
 from beds.hosts.edge_daemons import EdgeDaemon, edge_daemon
+from beds.hosts.form import in_form
 from beds.peers.clients import GrpcioClient
 from beds.quoted import without_id
 from bentpipe.config.load import load_config
@@ -89,9 +90,9 @@ api = true
 @contextlib.asynccontextmanager
 async def serving(folder: Path, text: str, name: str = "edge") -> AsyncIterator[Daemon]:
     path = folder / f"{name}.toml"
-    path.write_text(text)
+    path.write_text(in_form(text, folder / name))
     async with trio.open_nursery() as nursery:
-        daemon = await nursery.start(serve, load_config(path))
+        daemon = await nursery.start(functools.partial(serve, load_config(path), config_path=path))
         yield daemon
         daemon.drain.set()
 

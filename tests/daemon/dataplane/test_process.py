@@ -298,14 +298,3 @@ def test_a_reload_takes_the_satellites_of_the_file_as_it_is_now_and_new_certific
         )
         assert bed.accept_tls(server)
         control.expect(r.WentRecord)
-
-
-def test_what_it_cannot_do_is_a_mistake_of_the_configuration(tmp_path: Path) -> None:
-    with plane_bed(tmp_path) as bed:
-        bed.config.write_text(bed.config.read_text() + '[registration]\nnetworks = ["10.0.0.0/8"]\n')
-        with pytest.raises(AssertionError):
-            bed.start()
-        assert bed.process.returncode == 2
-        assert (
-            'registration: certificates that are made or shown at run time need daemon.data_plane = "inside"' in bed.log
-        )
