@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from bentpipe.daemon.model import StateFacts, WakePhase
+from bentpipe.daemon.model import BootPhase, SatelliteState, Transition, WakePhase
 from bentpipe.daemon.records.histograms import (
     DIAL_BOUNDS_S,
     GREETING_BOUNDS_S,
@@ -64,6 +64,7 @@ class Measures:
         self.dial = Histogram(DIAL_BOUNDS_S)
         self.life = Histogram(LIFE_BOUNDS_S)
         self.wake = LabelledHistogram(WAIT_BOUNDS_S, [phase.value for phase in WakePhase])
+        self.boot = LabelledHistogram(WAIT_BOUNDS_S, [phase.value for phase in BootPhase])
         self.satellites = SumsByName() if per_satellite else None
         self.orgs = SumsByName() if per_org else None
 
@@ -80,7 +81,11 @@ class Measures:
         if self.orgs is not None:
             self.orgs.add(record.satellite.org, record)
 
-    def note_wake(self, facts: StateFacts) -> None:
-        """A wake is over; `facts` has its phases."""
-        for phase, seconds in facts.phases:
-            self.wake.observe(phase.value, seconds)
+    def note_transition(self, transition: Transition) -> None:
+        """A satellite has changed its state. A wake that succeeded has phases, and so has the boot before a time awake."""
+        if transition.after is SatelliteState.OPERATIONAL:
+            for phase, seconds in transition.facts.phases:
+                self.wake.observe(phase.value, seconds)
+        if transition.before is SatelliteState.OPERATIONAL:
+            for boot_phase, ended_s in transition.facts.boot:
+                self.boot.observe(boot_phase.value, ended_s)

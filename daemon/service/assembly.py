@@ -36,7 +36,7 @@ from bentpipe.daemon.fleet.reader import ReadingContext
 from bentpipe.daemon.fleet.reserve_giver import ReserveGiver
 from bentpipe.daemon.fleet.whereabouts import KnownAddresses
 from bentpipe.daemon.ledger.recorder import Recorder
-from bentpipe.daemon.model import SatelliteKey, SatelliteState, Transition
+from bentpipe.daemon.model import SatelliteKey, Transition
 from bentpipe.daemon.providers.process.place import KeeperPlace
 from bentpipe.daemon.providers.process.provider import PRIVATE
 from bentpipe.daemon.providers.router import Providers
@@ -256,8 +256,7 @@ def _fleet_of(
     def observe(transition: Transition) -> None:
         _log_transition(transition)
         records.arrivals[transition.after] += 1
-        if transition.after is SatelliteState.OPERATIONAL:
-            records.connections.measures.note_wake(transition.facts)
+        records.connections.measures.note_transition(transition)
         health.change()
         states.observe(transition)
         if records.recorder is not None:

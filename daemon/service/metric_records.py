@@ -87,6 +87,13 @@ RECORDS = (
         lambda look: look.measures.wake.views(),
     ),
     histogram_by_label(
+        "boot",
+        "phase",
+        "Boots of machines with a responder, by phase: the uptime at its end. Counted when the satellite sleeps again.",
+        "boot_phases.{}",
+        lambda look: look.measures.boot.views(),
+    ),
+    histogram_by_label(
         "api_call",
         "method",
         "Calls of the control API, by method.",
