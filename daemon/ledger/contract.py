@@ -113,33 +113,68 @@ class Interval:
 
 DAY_US = 86_400_000_000
 """A day of UTC, in microseconds."""
+SETTLE_US = 3_600_000_000
+"""How long after its end a day is added up, and how far around it a chain is read: a wake or a short run that goes over
+midnight is known whole by then."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DaySums:
-    """What is left of a satellite's day of UTC, which begins at `day_us`: its sums as `report/days.py` writes them."""
+    """The sums of a satellite over a day of UTC, or over some days, from `day_us`, as `report/days.py` writes them."""
 
     key: SatelliteKey
     day_us: int
     sums: str
 
 
-class RolledLedger(Protocol):
-    """A ledger that replaces the intervals of old days by their sums. Every method raises StoreError.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stretch:
+    """A part of a span, with the intervals that touch it or begin or end up to SETTLE_US beyond its ends."""
 
-    Up to `rolled_until_us` there are only sums of whole days, apart from intervals that have ended later.
+    since_us: int
+    until_us: int
+    intervals: list[Interval]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LedgerSpan:
+    """What a ledger has of a span of time, read at one moment: stretches of intervals, and between them sums.
+
+    `since_us` is the begin that was asked for, or that of its UTC day if only the day's sums are left.
     """
 
-    async def rolled_until_us(self) -> int | None:
-        """The end of the last day that is rolled up; before that, the begin of the first day. None without intervals."""
+    since_us: int
+    until_us: int
+    stretches: tuple[Stretch, ...]
+    sums: list[DaySums]
+    detail_us: int
+    """From here on the ledger has intervals, within the span."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RolledState:
+    """Until when days are added up, and until when the intervals that had ended were deleted."""
+
+    until_us: int
+    cleared_us: int
+
+
+class RolledLedger(Protocol):
+    """A ledger that keeps the sums of past days, and deletes intervals that are old. Every method raises StoreError.
+
+    Up to `until_us` of its state there are sums of whole days. Of intervals that ended by `cleared_us`, only sums are left.
+    """
+
+    async def rolled(self) -> RolledState | None:
+        """Before the first day is added up, both are the begin of the ledger's first day. None without intervals."""
         ...
 
-    async def oldest(self, until_us: int) -> list[Interval]:
-        """All intervals that begin until then, in the order of `Ledger.intervals`. Quick if few do."""
+    async def settled_us(self) -> int:
+        """Up to here all that happened is recorded: the last heartbeat."""
         ...
 
-    async def intervals(self, since_us: int, until_us: int) -> list[Interval]:
-        """As `Ledger.intervals`. Quick if few end after `since_us`."""
+    async def day(self, day_us: int) -> list[Interval]:
+        """What `Stretch` says of this day, in the order of `Ledger.intervals`."""
         ...
 
     async def days(self, since_us: int, until_us: int) -> list[DaySums]:
@@ -147,10 +182,22 @@ class RolledLedger(Protocol):
         ...
 
     async def roll_up(self, day_us: int, sums: Mapping[SatelliteKey, str]) -> None:
-        """Keep the sums of the day that `rolled_until_us` has named, and delete the intervals that have ended by its end.
+        """Keep the sums of the day at which `rolled` ends.
 
         It may be repeated: a day that is rolled up already is left as it is.
         """
+        ...
+
+    async def clear(self, until_us: int) -> None:
+        """Delete intervals that have ended by then and of whose days there are sums."""
+        ...
+
+    async def next_parts(self) -> tuple[int, int, list[DaySums]] | None:
+        """A run of days that can be added up and is not yet: its number of days, its begin, and the sums of its parts."""
+        ...
+
+    async def add_run(self, days: int, begin_us: int, sums: Mapping[SatelliteKey, str]) -> None:
+        """Keep the sums of the run that `next_parts` has named. It may be repeated."""
         ...
 
     async def forget_days(self, before_us: int) -> None:
@@ -184,6 +231,10 @@ class Ledger(Protocol):
 
     async def intervals(self, since_us: int, until_us: int) -> list[Interval]:
         """All intervals that touch the span, whole, in the order of satellites and of each chain."""
+        ...
+
+    async def span(self, since_us: int, until_us: int) -> LedgerSpan:
+        """The same for a report, with sums instead of intervals where there are sums: a year of them is quick to read."""
         ...
 
     async def aclose(self) -> None:

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING
 import trio
 
 from bentpipe.daemon.ledger.chain import UNWATCHED, USED, Move, first_moves
-from bentpipe.daemon.ledger.contract import ENDED_BADLY, STOPPED, Interval, LedgerTakenOver, Stamp, StampedTransition
+from bentpipe.daemon.ledger.contract import (
+    ENDED_BADLY,
+    SETTLE_US,
+    STOPPED,
+    Interval,
+    LedgerSpan,
+    LedgerTakenOver,
+    Stamp,
+    StampedTransition,
+    Stretch,
+)
 from bentpipe.daemon.ledger.dynamodb_items import (
     LIFE,
     OPEN,
@@ -123,6 +133,11 @@ class DynamoLedger:
             for key, chain in (await _read_chains(self._table, item, since_us, until_us)).items():
                 chains[key].append(chain)
         return [each for key in sorted(chains) for each in _one_chain(chains[key])]
+
+    async def span(self, since_us: int, until_us: int) -> LedgerSpan:
+        """See Ledger."""
+        intervals = await self.intervals(since_us - SETTLE_US, until_us)
+        return LedgerSpan(since_us, until_us, (Stretch(since_us, until_us, intervals),), [], since_us)
 
     async def aclose(self) -> None:
         """See Ledger."""

@@ -8,22 +8,24 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from bentpipe.daemon.ledger import sqlite_days
+from bentpipe.daemon.ledger import sqlite_days, sqlite_read
 from bentpipe.daemon.ledger.chain import UNWATCHED, USED, Move, first_moves
 from bentpipe.daemon.ledger.contract import (
     ENDED_BADLY,
     STOPPED,
     DaySums,
     Interval,
+    LedgerSpan,
     LedgerTakenOver,
+    RolledState,
     Stamp,
     StampedTransition,
     stamp_of,
 )
-from bentpipe.daemon.ledger.facts import read_facts, write_facts
-from bentpipe.daemon.model import Resume, SatelliteKey, SatelliteState, StateFacts
-from bentpipe.daemon.store.malformed import MalformedRow, MalformedRows, text_of, whole_of
-from bentpipe.daemon.store.schema import FACTS_VERSION, RESUME_VERSION, transaction, version_of
+from bentpipe.daemon.ledger.facts import write_facts
+from bentpipe.daemon.model import SatelliteKey, SatelliteState
+from bentpipe.daemon.store.malformed import MalformedRows
+from bentpipe.daemon.store.schema import transaction
 from bentpipe.daemon.store.sqlite_file import SqliteFile
 
 T = TypeVar("T")
@@ -57,11 +59,23 @@ class SqliteLedger:
 
     async def intervals(self, since_us: int, until_us: int) -> list[Interval]:
         """See Ledger."""
-        return await self._call(lambda chains: chains.intervals(since_us, until_us))
+        return await self._file.call(lambda connection: sqlite_read.intervals(connection, since_us, until_us))
 
-    async def rolled_until_us(self) -> int | None:
+    async def span(self, since_us: int, until_us: int) -> LedgerSpan:
+        """See Ledger."""
+        return await self._file.call(lambda connection: sqlite_read.span(connection, since_us, until_us))
+
+    async def rolled(self) -> RolledState | None:
         """See RolledLedger."""
-        return await self._file.call(sqlite_days.rolled_until_us)
+        return await self._file.call(sqlite_days.rolled)
+
+    async def settled_us(self) -> int:
+        """See RolledLedger."""
+        return await self._file.call(sqlite_read.settled_us)
+
+    async def day(self, day_us: int) -> list[Interval]:
+        """See RolledLedger."""
+        return await self._file.call(lambda connection: sqlite_read.day(connection, day_us))
 
     async def days(self, since_us: int, until_us: int) -> list[DaySums]:
         """See RolledLedger."""
@@ -75,9 +89,17 @@ class SqliteLedger:
         """See RolledLedger."""
         await self._file.call(lambda connection: sqlite_days.forget_days(connection, before_us))
 
-    async def oldest(self, until_us: int) -> list[Interval]:
+    async def clear(self, until_us: int) -> None:
         """See RolledLedger."""
-        return await self._call(lambda chains: chains.oldest(until_us))
+        await self._file.call(lambda connection: sqlite_days.clear(connection, until_us))
+
+    async def next_parts(self) -> tuple[int, int, list[DaySums]] | None:
+        """See RolledLedger."""
+        return await self._file.call(sqlite_days.next_parts)
+
+    async def add_run(self, days: int, begin_us: int, sums: Mapping[SatelliteKey, str]) -> None:
+        """See RolledLedger."""
+        await self._file.call(lambda connection: sqlite_days.add_run(connection, days, begin_us, sums))
 
     async def aclose(self) -> None:
         """See Ledger."""
@@ -137,53 +159,6 @@ class _Chains:
                 self._move(satellite, Move(SatelliteState.UNKNOWN, at, STOPPED))
             self._beat(at)
 
-    def intervals(self, since_us: int, until_us: int) -> list[Interval]:
-        # Most intervals begin before the end of a span, so the index on their ends finds it: + keeps the other one out.
-        return self._select(
-            "+from_us <= :until AND (to_us >= :since OR (to_us IS NULL AND max(from_us, life.wall_us) >= :since))",
-            {"since": since_us, "until": until_us},
-        )
-
-    def oldest(self, until_us: int) -> list[Interval]:
-        return self._select("from_us <= :until", {"until": until_us})
-
-    def _select(self, condition: str, values: Mapping[str, int]) -> list[Interval]:
-        # A reader takes an older file as it is.
-        version = version_of(self._connection)
-        resume = "resume" if version >= RESUME_VERSION else f"'{Resume.UNKNOWN.value}'"
-        facts = "facts" if version >= FACTS_VERSION else "'{}'"
-        rows = self._execute(
-            f"""SELECT org, name, state, from_us, from_boot_us, from_boot_id, to_us, elapsed_us, cause, who,
-                      life.wall_us, life.boot_us, life.boot_id,
-                      {facts}, phases, clients, waited_s, waited_longest_s, {resume}
-               FROM life CROSS JOIN interval CROSS JOIN satellite ON satellite.id = interval.satellite
-               WHERE {condition}
-               ORDER BY org, name, interval.id""",
-            values,
-        ).fetchall()
-        return MalformedRows("interval").read(rows, lambda row: (*row[:2], row[3]), self._interval)
-
-    @staticmethod
-    def _interval(row: tuple[object, ...]) -> Interval:
-        """Read a row, whatever its columns hold. Raises MalformedRow, or ValueError for a value that we never write."""
-        org, name, state, from_us, boot_us, boot_id, to_us, elapsed_us, cause, who, *rest = row
-        began = stamp_of(from_us, boot_us, boot_id)
-        is_open = to_us is None
-        if is_open:
-            last = stamp_of(*rest[:3])
-            to_us, elapsed_us = max(began.wall_us, last.wall_us), began.until_us(last)
-        return Interval(
-            SatelliteKey(text_of(org, "org"), text_of(name, "name")),
-            SatelliteState(state),
-            began.wall_us,
-            whole_of(to_us, "to_us"),
-            whole_of(elapsed_us, "elapsed_us"),
-            text_of(cause, "cause"),
-            text_of(who, "who"),
-            is_open,
-            _facts_of(*rest[3:]),
-        )
-
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Stamp]:
         """A transaction of the run that may write; gives the last heartbeat. Raises LedgerTakenOver."""
@@ -213,6 +188,7 @@ class _Chains:
                WHERE to_us > :at OR to_us IS NULL""",
             {"at": at.wall_us},
         )
+        sqlite_days.take_back(self._connection, at.wall_us)
         return Stamp(at.wall_us, last.boot_us, last.boot_id)
 
     def _watched(self, in_use: Collection[SatelliteKey]) -> list[int]:
@@ -258,16 +234,3 @@ class _Chains:
                VALUES (?, ?, ?, ?, ?, ?, ?)""",
             (satellite, move.state.value, wall_us, at.boot_us, at.boot_id, move.cause, move.who),
         )
-
-
-def _facts_of(
-    facts: object, phases: object, clients: object, waited_s: object, longest_s: object, resume: object
-) -> StateFacts:
-    """Read `facts`, or the columns that had them before FACTS_VERSION. Raises MalformedRow, ValueError."""
-    found = json.loads(text_of(facts, "facts"))
-    if not isinstance(found, dict):
-        raise MalformedRow("facts is not a JSON object")
-    if not found:
-        waits = [clients, waited_s, longest_s]
-        found = {"phases": json.loads(text_of(phases, "phases")), "waits": waits, "resume": resume}
-    return read_facts(found)

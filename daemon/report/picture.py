@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from bentpipe.daemon.ledger.contract import Interval
 from bentpipe.daemon.model import SatelliteState
-from bentpipe.daemon.report.table import utc_text
+from bentpipe.daemon.report.plain import utc_text
 
 S = SatelliteState
 

@@ -6,26 +6,22 @@ the intervals really lasted.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Mapping, Sequence
 
 from bentpipe.config.prices import PricesSection
-from bentpipe.daemon.ledger.contract import Interval
+from bentpipe.daemon.ledger.contract import LedgerSpan
 from bentpipe.daemon.model import (
     RESERVE_ORG,
     BootPhase,
     Peaks,
     Resume,
     SatelliteKey,
-    SatelliteState,
     Suspicion,
     Waits,
     WakePhase,
 )
+from bentpipe.daemon.report.days import add_up
 from bentpipe.daemon.report.durations import Durations, Spread
-from bentpipe.daemon.report.tally import TOTAL, Tally, tally_of
-
-S = SatelliteState
+from bentpipe.daemon.report.tally import TOTAL, Tally, tallies_of
 
 HOUR_S = 3600.0
 NO_DURATIONS = Durations()
@@ -94,20 +90,16 @@ class _Sums:
         self.always_on += other.always_on
 
 
-def summarise(
-    intervals: Sequence[Interval],
-    since_us: int,
-    until_us: int,
-    prices: PricesSection | None,
-    days: Mapping[SatelliteKey, Tally] | None = None,
-) -> Report:
-    """Add up what the ledger returned for the span, and the sums of whole `days` that lie before it."""
-    tallies = dict(days or {})
-    for key, group in itertools.groupby(intervals, key=lambda interval: interval.key):
-        chain = list(group)
-        if all(interval.state is S.OFFLINE for interval in chain):
-            continue
-        tallies.setdefault(key, Tally()).add(tally_of(chain, since_us, until_us))
+def summarise(span: LedgerSpan, prices: PricesSection | None) -> Report:
+    """Add up what the ledger has of a span: the one query of `bentpipe report` and of every page that shows the same.
+
+    Read the span by `Ledger.span`. A year of a million intervals takes a few tenths of a second here: outside the thread of
+    a daemon's event loop. Sums that cannot be read are left out, and logged.
+    """
+    tallies = add_up(span.sums)
+    for stretch in span.stretches:
+        for key, tally in tallies_of(stretch.intervals, stretch.since_us, stretch.until_us).items():
+            tallies.setdefault(key, Tally()).add(tally)
     everything, orgs, satellites = _Sums(), dict[str, _Sums](), dict[str, _Sums]()
     for key in sorted(tallies, key=lambda key: (key.org, key.name)):
         sums = _priced(key, tallies[key], prices)
@@ -116,8 +108,8 @@ def summarise(
         everything.add(sums)
     priced = prices is not None
     return Report(
-        since_us,
-        until_us,
+        span.since_us,
+        span.until_us,
         prices.currency if prices is not None else "",
         tuple(_summary(name, sums, priced=priced) for name, sums in satellites.items()),
         tuple(_summary(name, sums, priced=priced) for name, sums in orgs.items()),

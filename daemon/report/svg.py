@@ -1,6 +1,6 @@
 """Paints a picture as SVG: plain rectangles and text, no scripts, no fonts of its own."""
 
-from xml.sax.saxutils import escape
+import html
 
 from bentpipe.daemon.report.picture import Label, Picture, Rect
 
@@ -24,4 +24,5 @@ def _element(shape: Rect | Label) -> str:
         case Rect(x, y, width, height, colour):
             return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="{colour}"/>'
         case Label(x, y, text, colour, anchor):
-            return f'<text x="{x:g}" y="{y:g}" fill="{colour}" text-anchor="{anchor}">{escape(text)}</text>'
+            words = html.escape(text, quote=False)
+            return f'<text x="{x:g}" y="{y:g}" fill="{colour}" text-anchor="{anchor}">{words}</text>'

@@ -1,7 +1,6 @@
-"""The report as tables for a terminal and as JSON for programs. Pure."""
+"""The report as tables for a terminal. Pure."""
 
 import dataclasses
-import datetime
 from collections.abc import Sequence
 
 from rich import box
@@ -9,20 +8,8 @@ from rich.table import Table
 
 from bentpipe.daemon.model import NO_PEAKS, BootPhase, Resume
 from bentpipe.daemon.report.durations import Spread
+from bentpipe.daemon.report.plain import utc_text
 from bentpipe.daemon.report.summary import Report, ReportLine
-
-
-def utc_text(at_us: int) -> str:
-    """A moment in ISO 8601, UTC, to the second."""
-    return datetime.datetime.fromtimestamp(at_us // 1_000_000, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def to_json(report: Report) -> dict[str, object]:
-    """The report in the names of its dataclasses, for json.dumps."""
-    whole = dataclasses.asdict(report)
-    for key in ("since_us", "until_us"):
-        whole[key.removesuffix("_us")] = utc_text(whole.pop(key))
-    return whole
 
 
 def to_tables(report: Report) -> list[Table]:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bentpipe.daemon.ledger.contract import Interval
 from bentpipe.daemon.model import (
@@ -13,6 +13,7 @@ from bentpipe.daemon.model import (
     BootPhase,
     Peaks,
     Resume,
+    SatelliteKey,
     SatelliteState,
     Suspicion,
     Waits,
@@ -79,8 +80,22 @@ def share_within(interval: Interval, since_us: int, until_us: int) -> float:
     return max(0, min(interval.to_us, until_us) - max(interval.from_us, since_us)) / whole_us
 
 
+def tallies_of(intervals: Iterable[Interval], since_us: int, until_us: int) -> dict[SatelliteKey, Tally]:
+    """Add up the intervals of each satellite, as `tally_of` does. One that was never configured in the span has no sums."""
+    tallies = {}
+    for key, group in itertools.groupby(intervals, key=lambda interval: interval.key):
+        chain = list(group)
+        within = [each for each in chain if each.to_us >= since_us and each.from_us <= until_us]
+        if any(interval.state is not S.OFFLINE for interval in within):
+            tallies[key] = tally_of(chain, since_us, until_us)
+    return tallies
+
+
 def tally_of(chain: Sequence[Interval], since_us: int, until_us: int) -> Tally:
-    """Add up a satellite's intervals within a span. `chain` has all that touch it, so also the one that follows the last."""
+    """Add up a satellite's intervals within a span. `chain` has all that touch it, so also the one that follows the last.
+
+    What of it lies outside the span tells how long runs and wakes are that go over an end of the span.
+    """
     tally = Tally()
     attempts = 0  # of all states of one wake: a launched machine is first CREATING, then STARTING
     for interval, after in itertools.zip_longest(chain, chain[1:]):
@@ -131,7 +146,8 @@ def _count_wake(tally: Tally, waking: Interval, after: Interval, attempts: int) 
 
 
 def _add_runs(tally: Tally, chain: Sequence[Interval], since_us: int, until_us: int) -> None:
+    """Each run that began in the span, with its whole length: one that goes over the end is not short for it."""
     for awake, group in itertools.groupby(chain, key=lambda interval: interval.state in BILLED):
         run = list(group)
         if awake and since_us <= run[0].from_us < until_us:
-            tally.begun.add(sum(i.elapsed_us / 1e6 * share_within(i, since_us, until_us) for i in run))
+            tally.begun.add(sum(interval.elapsed_us / 1e6 for interval in run))

@@ -1,10 +1,9 @@
-"""Rolls up the ledger's old days, one at a time and with pauses, and forgets those that are too old.
+"""Adds up the ledger's past days, then runs of days, deletes intervals that are old, and forgets days that are too old.
 
-A day is added up outside the Trio thread. That takes some tens of milliseconds of Python's time, so a ledger of a year,
-which an upgrade may find, is rolled up over hours.
+It takes one step at a time, with pauses. A day is added up outside the Trio thread. That takes some tens of milliseconds of
+Python's time, so a ledger of a year, which an upgrade may find, is added up over hours.
 """
 
-import itertools
 import logging
 import time
 
@@ -12,19 +11,19 @@ import trio
 
 from bentpipe.config.model import StoreSection
 from bentpipe.daemon.errors import StoreError
-from bentpipe.daemon.ledger.contract import DAY_US, Interval, RolledLedger
-from bentpipe.daemon.model import SatelliteKey, SatelliteState
-from bentpipe.daemon.report.days import write_day
-from bentpipe.daemon.report.tally import tally_of
+from bentpipe.daemon.ledger.contract import DAY_US, SETTLE_US, DaySums, Interval, RolledLedger, RolledState
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.report.days import add_up, write_day
+from bentpipe.daemon.report.tally import tallies_of
 
 log = logging.getLogger("bentpipe.ledger")
 
 FIRST_S = 60.0
 """After the start, which is busy enough."""
-DAY_EACH_S = 10.0
-"""Between two old days."""
+STEP_EACH_S = 10.0
+"""Between two steps."""
 LOOK_S = 3600.0
-"""Between looks at whether a day has become old."""
+"""Between looks at whether a day is over."""
 
 
 async def run_rolling(ledger: RolledLedger, section: StoreSection) -> None:
@@ -32,31 +31,50 @@ async def run_rolling(ledger: RolledLedger, section: StoreSection) -> None:
     await trio.sleep(FIRST_S)
     while True:
         try:
-            more = await roll_up_day(ledger, section, time.time_ns() // 1000)
+            more = await roll_up_step(ledger, section, time.time_ns() // 1000)
         except StoreError as exc:
             log.warning("a day of the ledger could not be rolled up", extra={"fields": {"error": str(exc)}})
             more = False
-        await trio.sleep(DAY_EACH_S if more else LOOK_S)
+        await trio.sleep(STEP_EACH_S if more else LOOK_S)
 
 
-async def roll_up_day(ledger: RolledLedger, section: StoreSection, now_us: int) -> bool:
-    """Roll up the oldest day, if it is old enough. Returns whether it did. Raises StoreError."""
+async def roll_up_step(ledger: RolledLedger, section: StoreSection, now_us: int) -> bool:
+    """Do the next thing that is due. Returns whether there was any. Raises StoreError."""
     if section.keep_s:
         await ledger.forget_days(now_us - int(section.keep_s * 1e6))
-    day_us = await ledger.rolled_until_us()
-    if not section.detail_s or day_us is None or day_us + DAY_US > now_us - int(section.detail_s * 1e6):
+    state = await ledger.rolled()
+    if state is None:
         return False
-    intervals = await ledger.oldest(day_us + DAY_US)
-    sums = await trio.to_thread.run_sync(_sums_of, intervals, day_us)
-    await ledger.roll_up(day_us, sums)
+    detail_us = int(section.detail_s * 1e6)
+    clear_us = (now_us - detail_us) // DAY_US * DAY_US if detail_us else 0
+    if min(clear_us, state.until_us) > state.cleared_us:
+        await ledger.clear(clear_us)
+        return True
+    return await _add_day(ledger, state, now_us) or await _add_run(ledger)
+
+
+async def _add_day(ledger: RolledLedger, state: RolledState, now_us: int) -> bool:
+    day_us = state.until_us
+    if day_us + DAY_US + SETTLE_US > min(now_us, await ledger.settled_us()):
+        return False
+    intervals = await ledger.day(day_us)
+    await ledger.roll_up(day_us, await trio.to_thread.run_sync(_day_sums, intervals, day_us))
     return True
 
 
-def _sums_of(intervals: list[Interval], day_us: int) -> dict[SatelliteKey, str]:
-    """Each satellite's sums, as they are stored. A satellite that was not configured all day has none."""
-    sums = {}
-    for key, group in itertools.groupby(intervals, key=lambda interval: interval.key):
-        chain = list(group)
-        if any(interval.state is not SatelliteState.OFFLINE for interval in chain):
-            sums[key] = write_day(tally_of(chain, day_us, day_us + DAY_US))
-    return sums
+async def _add_run(ledger: RolledLedger) -> bool:
+    found = await ledger.next_parts()
+    if found is None:
+        return False
+    days, begin_us, parts = found
+    await ledger.add_run(days, begin_us, await trio.to_thread.run_sync(_run_sums, parts))
+    return True
+
+
+def _day_sums(intervals: list[Interval], day_us: int) -> dict[SatelliteKey, str]:
+    """Each satellite's sums, as they are stored."""
+    return {key: write_day(tally) for key, tally in tallies_of(intervals, day_us, day_us + DAY_US).items()}
+
+
+def _run_sums(parts: list[DaySums]) -> dict[SatelliteKey, str]:
+    return {key: write_day(tally) for key, tally in add_up(parts).items()}

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import click
 import trio
 
-from bentpipe.config.model import LEDGER_NAME, StoreSection
+from bentpipe.config.model import StoreSection
 from bentpipe.daemon.coordination.contract import Coordination, LocalCoordination
 from bentpipe.daemon.coordination.shared import SharedCoordination
 from bentpipe.daemon.errors import StoreUnusable
@@ -32,8 +32,6 @@ from bentpipe.daemon.registry.sqlite_reserve import SqliteReserveStore
 from bentpipe.daemon.service.installed import load_operators_config
 
 NO_STORE = "no store: [store] in the configuration says where one is kept"
-SERVICE_LEDGER = Path("/var/lib/bentpipe") / LEDGER_NAME
-"""Where the unit's StateDirectory= puts it; an operator's shell has no STATE_DIRECTORY."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,16 +107,12 @@ async def use_store(
         await store.aclose()
 
 
-def open_ledger_to_read(section: StoreSection) -> Ledger:
-    """Open the ledger to read, whether a daemon is running or not. Raises StoreUnusable if there is none."""
-    if section.kind == "dynamodb":
-        ledger = _open_dynamodb(section).ledger
-        if ledger is not None:
-            return ledger
-    path = section.ledger_path() or SERVICE_LEDGER
-    if section.kind == "none" or not path.exists():
-        raise StoreUnusable(f"no ledger at {path}; [store] path in the configuration says where one is kept")
-    return SqliteLedger(path, read_only=True)
+def shared_ledger(section: StoreSection) -> Ledger:
+    """The ledger in DynamoDB. Raises StoreError."""
+    ledger = _open_dynamodb(section).ledger
+    if ledger is None:
+        raise AssertionError("a fleet has a ledger")
+    return ledger
 
 
 def run_store_init(config_path: Path) -> None:

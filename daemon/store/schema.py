@@ -155,6 +155,18 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE rolled (id INTEGER PRIMARY KEY CHECK (id = 1), until_us INTEGER NOT NULL) STRICT",
         "CREATE INDEX interval_begin ON interval (from_us)",
     ),
+    (
+        """CREATE TABLE run (
+            days INTEGER NOT NULL,
+            begin_us INTEGER NOT NULL,
+            satellite INTEGER NOT NULL REFERENCES satellite (id),
+            sums TEXT NOT NULL,
+            PRIMARY KEY (days, begin_us, satellite)
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE TABLE added (days INTEGER PRIMARY KEY, until_us INTEGER NOT NULL) STRICT",
+        "ALTER TABLE rolled ADD COLUMN cleared_us INTEGER NOT NULL DEFAULT 0",
+        "UPDATE rolled SET cleared_us = until_us",
+    ),
 )
 """`interval` is the ledger: the row without `to_us` is a satellite's open interval, and `facts` is JSON by name. Rows that
 were written before FACTS_VERSION have their facts in `phases`, `clients`, `waited_s`, `waited_longest_s` and `resume`.
@@ -163,14 +175,17 @@ in JSON, and `cut` has the revoked tokens whose connections are cut. `org`, `sig
 daemon/registry/accounts.py's, `launched` is daemon/registry/launched.py's, and `identity` is
 daemon/registry/identities.py's. `attempt` belongs to `registration`: the launch of a generation whose outcome is not
 known. `change` belongs to `launched`: what a satellite is to become. `reserve` is daemon/registry/reserve.py's. `day` has
-what is left of the ledger's old days, as JSON, and `rolled` says until when there are such days."""
+the sums of the ledger's past days, as JSON, and `rolled` says until when there are such days, and until when the intervals
+were deleted. `run` has the same sums of several days at once, and `added` says for each length until when."""
 
 RESUME_VERSION = 3
 """The first version in which `interval` has `resume`."""
 FACTS_VERSION = 5
 """The first version in which `interval` has `facts`."""
 DAYS_VERSION = 13
-"""The first version that has `day` and `rolled`."""
+"""The first version that has `day` and `rolled`. Its days have no intervals any more."""
+RUNS_VERSION = 14
+"""The first version that has `run` and `added`, and `cleared_us` in `rolled`."""
 
 
 def version_of(connection: sqlite3.Connection) -> int:

@@ -11,7 +11,6 @@ every call must be one that can be repeated.
 
 import contextlib
 import math
-import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -19,23 +18,18 @@ from typing import TypeVar
 
 import trio
 
-from bentpipe.daemon.errors import StoreError, StoreUnusable
-from bentpipe.daemon.private_file import OWNER_ONLY
+from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.store.schema import migrate, version_of
+from bentpipe.daemon.store.sqlite_open import BUSY_TIMEOUT_S, open_to_read, open_to_write, store_error
 
 T = TypeVar("T")
 
-BUSY_TIMEOUT_S = 5.0
-"""For another process's lock. Readers hold none in WAL mode, so it is a backup, `bentpipe token` or a second daemon."""
-
-CALL_DEADLINE_S = 10.0
+CALL_DEADLINE_S = 2 * BUSY_TIMEOUT_S
 """For a call and its time in the queue: the busy timeout, and as much again for a slow disk."""
 CLOSE_DEADLINE_S = 2.0
 """For closing the connection. If the disk hangs, the daemon ends without closing it."""
 
 ANOTHER_FILE = "the file was deleted or replaced: put it back, or restart the daemon to begin with what is there"
-
-_HOPELESS = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 class SqliteFile:
@@ -97,9 +91,7 @@ class SqliteFile:
             raise
         except Exception as exc:
             self._drop()
-            hopeless = isinstance(exc, sqlite3.Error) and getattr(exc, "sqlite_errorcode", 0) & 0xFF in _HOPELESS
-            words = str(exc) if isinstance(exc, sqlite3.Error | OSError) else f"{type(exc).__name__}: {exc}"
-            raise (StoreUnusable if hopeless else StoreError)(f"{self._path}: {words}") from exc
+            raise store_error(self._path, exc) from exc
 
     def _identity_now(self) -> tuple[int, int] | None:
         """None if there is no such file. Raises OSError."""
@@ -110,48 +102,12 @@ class SqliteFile:
         return found.st_dev, found.st_ino
 
     def _open(self) -> sqlite3.Connection:
-        mode = "ro" if self._read_only else "rwc"
-        if not self._read_only:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not self._read_only and not self._path.exists()
-        if is_new:  # it has the hashes of tokens; SQLite gives its journal's files the same mode
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, OWNER_ONLY))
-        connection = sqlite3.connect(
-            f"{self._path.absolute().as_uri()}?mode={mode}",
-            uri=True,
-            timeout=BUSY_TIMEOUT_S,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        connection.text_factory = _text
-        try:
-            if is_new:
-                self._give_to_the_folders_owner()
-            if not self._read_only:
-                self._prepare(connection)
-            elif not self._version_of(connection):
-                raise StoreUnusable(f"{self._path}: nothing is kept there yet")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _give_to_the_folders_owner(self) -> None:
-        """Let root make the file for the daemon's user; SQLite does so itself with the files that it makes beside it."""
-        if os.geteuid() == 0:
-            owner = self._path.parent.stat()
-            os.chown(self._path, owner.st_uid, owner.st_gid)
+        if self._read_only:
+            return open_to_read(self._path, self._version_of)
+        return open_to_write(self._path, self._prepare)
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(Exception):
                 connection.close()
-
-
-def _text(raw: bytes) -> str | bytes:
-    """Text as it is stored. Text that is not UTF-8 stays bytes, so that it spoils its own row and not the whole query."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw

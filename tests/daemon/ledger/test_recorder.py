@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from beds.contracts.ledger import A, B, Clock
 from bentpipe.daemon.errors import StoreError
-from bentpipe.daemon.ledger.contract import Interval, Stamp, StampedTransition
+from bentpipe.daemon.ledger.contract import Interval, LedgerSpan, Stamp, StampedTransition
 from bentpipe.daemon.ledger.recorder import BATCH_LIMIT, BEAT_S, RETRY_S, Recorder
 from bentpipe.daemon.model import SatelliteKey, SatelliteState, Transition
 
@@ -52,6 +52,9 @@ class FakeLedger:
         self.ended = True
 
     async def intervals(self, since_us: int, until_us: int) -> list[Interval]:
+        raise NotImplementedError
+
+    async def span(self, since_us: int, until_us: int) -> LedgerSpan:
         raise NotImplementedError
 
     async def aclose(self) -> None:

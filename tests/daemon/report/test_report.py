@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from bentpipe.config.prices import PricesSection
 from bentpipe.daemon.ids import reserve_key
-from bentpipe.daemon.ledger.contract import Interval, Stamp, StampedTransition
+from bentpipe.daemon.ledger.contract import Interval, LedgerSpan, Stamp, StampedTransition, Stretch
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.model import (
     NO_FACTS,
@@ -69,6 +69,11 @@ def chain(name: str, *stretches: tuple[SatelliteState, float], who: str = "ci") 
     return found
 
 
+def detailed(intervals: list[Interval], since_us: int, until_us: int) -> LedgerSpan:
+    """A span of which the ledger has all intervals."""
+    return LedgerSpan(since_us, until_us, (Stretch(since_us, until_us, intervals),), [], since_us)
+
+
 DAY = chain("a", (S.SLEEP, 9), (S.STARTING, 0.01), (S.OPERATIONAL, 2.97), (S.STOPPING, 0.02), (S.SLEEP, 12))
 PRICES = PricesSection(awake_hour=1.0, always_hour=0.1)
 
@@ -81,7 +86,7 @@ def test_what_the_wakes_found_of_the_memory() -> None:
         dataclasses.replace(each, facts=StateFacts(resume=next(found))) if each.state is S.OPERATIONAL else each
         for each in wakes
     ]
-    report = summarise(told, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, None)
+    report = summarise(detailed(told, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US), None)
     assert report.everything.resumes == {"resumed": 2, "cold": 1, "unknown": 0}
 
 
@@ -92,7 +97,7 @@ def test_wakes_by_how_often_a_start_was_attempted() -> None:
         dataclasses.replace(each, facts=dataclasses.replace(each.facts, start_attempts=next(attempts)))
         for each in chain("a", *((state, 1) for state in states))
     ]
-    (line,) = summarise(chained, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, None).satellites
+    (line,) = summarise(detailed(chained, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US), None).satellites
     assert (line.wakes, line.failed_wakes) == (2, 1)
     assert line.start_attempts == {"1": 1, "3": 2}
 
@@ -101,12 +106,12 @@ def test_a_launch_is_a_wake_and_counts_once() -> None:
     states = (S.SLEEP, S.CREATING, S.STARTING, S.OPERATIONAL, S.SLEEP, S.CREATING, S.OPERATIONAL, S.SLEEP, S.CREATING)
     launched = chain("a", *((state, 0.1) for state in (*states, S.SLEEP)))
     launched = [dataclasses.replace(each, who="ci" if each.state is S.CREATING else each.who) for each in launched]
-    (line,) = summarise(launched, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, PRICES).satellites
+    (line,) = summarise(detailed(launched, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US), PRICES).satellites
     assert (line.wakes, line.failed_wakes) == (2, 1)
 
 
 def test_a_day_adds_up() -> None:
-    report = summarise(DAY, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, PRICES)
+    report = summarise(detailed(DAY, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US), PRICES)
     (line,) = report.satellites
     assert (round(line.awake_h, 6), round(line.saved_h, 6), line.unknown_h) == (3, 21, 0)
     assert line.money is not None
@@ -119,7 +124,7 @@ def test_a_day_adds_up() -> None:
 
 
 def test_a_span_cuts_hours_and_leaves_out_what_ended_before_it() -> None:
-    report = summarise(DAY, MIDNIGHT_US + 10 * HOUR_US, MIDNIGHT_US + 13 * HOUR_US, None)
+    report = summarise(detailed(DAY, MIDNIGHT_US + 10 * HOUR_US, MIDNIGHT_US + 13 * HOUR_US), None)
     (line,) = report.satellites
     assert (round(line.awake_h, 6), round(line.saved_h, 6)) == (2, 1)
     assert (line.wakes, line.waits, line.money) == (0, NO_WAITS, None)
@@ -130,7 +135,7 @@ def test_time_that_nobody_observed_or_used_saves_nothing() -> None:
         *chain("gone", (S.OFFLINE, 24)),
         *chain("lost", (S.UNKNOWN, 10), (S.FAILED, 10), (S.SLEEP, 4)),
     ]
-    report = summarise(days, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, PRICES)
+    report = summarise(detailed(days, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US), PRICES)
     (line,) = report.satellites
     assert (line.name, line.awake_h, line.saved_h, line.unknown_h) == ("acme/lost", 0, 4, 10)
 
@@ -138,7 +143,7 @@ def test_time_that_nobody_observed_or_used_saves_nothing() -> None:
 def test_a_clock_step_changes_no_sum() -> None:
     (sleep,) = chain("a", (S.SLEEP, 100))
     stepped = dataclasses.replace(sleep, elapsed_us=HOUR_US)
-    (line,) = summarise([stepped], MIDNIGHT_US, MIDNIGHT_US + 100 * HOUR_US, None).satellites
+    (line,) = summarise(detailed([stepped], MIDNIGHT_US, MIDNIGHT_US + 100 * HOUR_US), None).satellites
     assert line.saved_h == 1
 
 
@@ -148,7 +153,9 @@ def test_wakes_that_failed_were_nobodys_or_have_no_end() -> None:
     crashed = chain("crashed", (S.SLEEP, 1), wake, (S.UNKNOWN, 1))
     (asleep, foreign, awake) = chain("foreign", (S.SLEEP, 1), wake, (S.OPERATIONAL, 1), who="")
     bare = dataclasses.replace(foreign, facts=StateFacts(PHASES[1:]))
-    report = summarise([*crashed, *failed, asleep, bare, awake], MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, None)
+    report = summarise(
+        detailed([*crashed, *failed, asleep, bare, awake], MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US), None
+    )
     assert {s.name: (s.wakes, s.failed_wakes) for s in report.satellites} == {
         "acme/crashed": (0, 0),
         "acme/failed": (0, 1),
@@ -159,7 +166,7 @@ def test_wakes_that_failed_were_nobodys_or_have_no_end() -> None:
 def test_each_wake_is_billed_for_a_minimum() -> None:
     short = chain("a", (S.SLEEP, 1), (S.STARTING, 0.001), (S.OPERATIONAL, 0.001), (S.SLEEP, 1), (S.OPERATIONAL, 1))
     prices = PricesSection(awake_hour=1.0, minimum=360)
-    (line,) = summarise(short, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, prices).satellites
+    (line,) = summarise(detailed(short, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US), prices).satellites
     assert line.money is not None
     assert round(line.money.cost, 6) == 1.1
 
@@ -167,7 +174,7 @@ def test_each_wake_is_billed_for_a_minimum() -> None:
 def printed(intervals: list[Interval], prices: PricesSection | None = None) -> list[list[str]]:
     """The report's tables as a terminal shows them: each line's words."""
     console = rich.console.Console(width=200, record=True, file=io.StringIO())
-    for table in to_tables(summarise(intervals, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, prices)):
+    for table in to_tables(summarise(detailed(intervals, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US), prices)):
         console.print(table)
     return [line.split() for line in console.export_text().splitlines()]
 
@@ -206,8 +213,8 @@ def test_the_reserve_costs_and_saves_nothing() -> None:
         dataclasses.replace(each, key=reserve_key("large", "linux/amd64", 0))
         for each in chain("x", (S.STARTING, 1), (S.SLEEP, 19))
     ]
-    alone = summarise(mine, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, prices).everything
-    both = summarise([*mine, *spare], MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US, prices)
+    alone = summarise(detailed(mine, MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US), prices).everything
+    both = summarise(detailed([*mine, *spare], MIDNIGHT_US, MIDNIGHT_US + 24 * HOUR_US), prices)
     line = both.satellites[-1]
     assert line.name == "~reserve/large~linux~amd64~0"
     assert line.money is not None
