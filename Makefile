@@ -16,11 +16,16 @@ demo: setup
 	$(BIN)/bentpipe demo
 
 # The tests wait more than they compute, so more test processes run than there are cores. A file stays in one process, so that
-# its fixtures are made once. The tests come last, so that the output ends with their count.
+# its fixtures are made once. The files begin in the order of tests/conftest.py, not with those of most tests. The coverage runs
+# beside, and is printed if it fails. The tests come last, so that the output ends with their count.
 TEST_PROCESSES ?= 4
 test: setup peers
-	bash .ci/coverage; floors=$$?; $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile || exit; \
-	    if [ $$floors != 0 ]; then echo "the tests passed, but a part is below its floor of coverage: see the beginning" >&2; fi; exit $$floors
+	mkdir -p build/coverage
+	bash .ci/coverage >build/coverage/log 2>&1 & covering=$$!; \
+	    $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	    wait $$covering; floors=$$?; \
+	    if [ $$floors != 0 ]; then cat build/coverage/log >&2; echo "the coverage of a part is below its floor" >&2; fi; \
+	    [ $$tests = 0 ] && [ $$floors = 0 ]
 
 # Runs the tests of the pure parts alone, and fails if a part is covered less than its floor in .ci/coverage-floors.
 coverage: setup
