@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -74,6 +75,17 @@ class PlaneUnusable(OSError):
     """A data plane that cannot be used: another daemon has it, or it speaks another version."""
 
 
+@dataclass(frozen=True)
+class CutOff:
+    """A data plane that lives, or is still dying, though the link to it is over."""
+
+    plane: RemotePlane
+    path: Path
+    end: LinkEnd
+    splices: Sequence[int]
+    """What it had when the link ended: they stay in use until the plane is found again, or is gone."""
+
+
 class Children:
     """The data planes that this process has started, so that none of them stays a zombie (wait(2))."""
 
@@ -115,8 +127,8 @@ class Planes:
         self._numbers = itertools.count(1)
         self._known: dict[str, RemotePlane] = {}
         """By the socket's name."""
-        self._cut_off: dict[str, RemotePlane] = {}
-        """Planes that live though the link to them is over."""
+        self._cut_off: dict[str, CutOff] = {}
+        """By the socket's name."""
         self._edge: Edge | None = None
         self._sessions: trio.Nursery | None = None
         self._stopping: set[SatelliteKey] = set()
@@ -176,7 +188,7 @@ class Planes:
         link = Link(sock, Plane.DATA)
         plane = RemotePlane(link, next(self._numbers), self)
         if (before := self._cut_off.pop(path.name, None)) is not None:
-            plane.go_on_for(before)
+            plane.go_on_for(before.plane)
         self._known[path.name] = plane
         self._splicer.add(plane)
         nursery.start_soon(
@@ -214,15 +226,22 @@ class Planes:
             # Its connections live: they stay in use, and the next link to the same plane goes on with them.
             fields = {"plane": path.name, "why": end.value, "broken": link.broken, "spliced": len(splices)}
             log.error("cut off from a data plane that lives", extra={"fields": fields})
-            self._cut_off[path.name] = plane
+            self._cut_off[path.name] = CutOff(plane, path, end, splices)
         else:
-            await self._account_for(plane, path, end, splices)
+            await self._account_for(CutOff(plane, path, end, splices))
         self._lost.set()
 
-    async def _account_for(self, plane: RemotePlane, path: Path, end: LinkEnd, splices: Sequence[int]) -> None:
+    async def _account_for_dead(self) -> None:
+        """The kernel closes a dying process's sockets one after the other: a plane may look alive when its link ends."""
+        for name, cut in list(self._cut_off.items()):
+            if not _is_there(cut.path) and self._cut_off.pop(name, None) is not None:
+                await self._account_for(cut)
+
+    async def _account_for(self, gone: CutOff) -> None:
         """A plane is gone, and its splices with it."""
+        plane, splices = gone.plane, gone.splices
         if not self._ending:
-            fields = {"plane": path.name, "why": end.value, "cut": len(splices)}
+            fields = {"plane": gone.path.name, "why": gone.end.value, "cut": len(splices)}
             log.log(logging.ERROR if splices else logging.INFO, "a data plane is gone", extra={"fields": fields})
         for number, connection_id in enumerate(splices, 1):
             splice_id = splice_id_of(plane, connection_id)
@@ -242,10 +261,11 @@ class Planes:
             with trio.move_on_after(LOOK_S):
                 await self._lost.wait()
             self._children.reap()
-            if not self._lost.is_set() and not await self._is_new():
+            if not self._lost.is_set() and not self._cut_off and not await self._is_new():
                 continue
             self._lost = trio.Event()
             while not self._ending:
+                await self._account_for_dead()
                 try:
                     await self._connect_all(nursery)
                     pause_s = AGAIN_S

@@ -94,7 +94,7 @@ def test_a_satellite_that_dies_takes_its_builds_with_it(host: BuildKitHost) -> N
         for record in host.edge.records()
         if record.get("satellite") == "acme/mortal" and record.get("after") == SatelliteState.STARTING.value
     ]
-    # Between its death and the end of its process it is only looked at: that is no wake.
+    # Between its death and the end of its process it is only looked at, not woken.
     assert [before for before in wakes if before != SatelliteState.OPERATIONAL.value] == ["sleep", "sleep"]
     assert not any(record["message"] == "refused" for record in host.edge.records())
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -16,6 +17,9 @@ from beds.hosts.two_planes import DEADLINE_S, PLAIN, SLEEPER, TLS, TwoPlanes, tw
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.testbed.cloud import CREDENTIALS
 
+LIBC = ctypes.CDLL(None, use_errno=True)
+SYS_PIDFD_GETFD = 438
+"""The same number on every architecture."""
 BULK_BYTES, CHUNK_BYTES = 30_000_000, 100_000
 
 
@@ -103,9 +107,50 @@ def test_a_killed_data_plane_is_started_again_and_what_was_cut_is_said(tmp_path:
         for client in clients:
             assert client.unary("Echo", b"it has connected again") == b"it has connected again"
             client.close()
-        gone = [record for record in host.records() if record["message"] == "a data plane is gone"]
-        assert [record["cut"] for record in gone] == [2]
+        host.wait(lambda: cut(host) == [2], "it is not said what was cut")
         host.wait(lambda: host.states()[-1:] == ["sleep"], "leases are left")
+
+
+def cut(host: TwoPlanes) -> list[object]:
+    """How many splices each data plane that is gone had."""
+    return [record["cut"] for record in host.records() if record["message"] == "a data plane is gone"]
+
+
+def test_a_data_plane_that_dies_slowly_is_accounted_for(tmp_path: Path) -> None:
+    """The kernel may close the link of a dying process while the socket that it listens at is still open."""
+    with two_planes(tmp_path) as host, contextlib.closing(host.client(PLAIN)) as client:
+        assert client.unary("Echo", b"hello") == b"hello"
+        (first,) = host.plane_pids()
+        with held_open(first, listening_at(first)):
+            os.kill(first, signal.SIGKILL)
+            host.wait(lambda: host.count("cut off from a data plane that lives") == 1, "it is not taken for alive")
+            assert cut(host) == []
+        host.wait(lambda: cut(host) == [1], "it is not said what was cut")
+        host.wait(lambda: host.states()[-1:] == ["sleep"], "leases are left")
+
+
+def listening_at(pid: int) -> int:
+    """The descriptor of the socket at which a data plane waits for its control plane."""
+    # /proc/net/unix: the flag is __SO_ACCEPTCON, then come the type, the state, the inode, and the path that it was bound to.
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    inodes = {row[6] for row in rows if row[3] == "00010000" and Path(row[-1]).parent.name == "planes"}
+    links = {int(entry.name): os.readlink(entry) for entry in Path("/proc", str(pid), "fd").iterdir()}
+    [fd] = [fd for fd, link in links.items() if link.removeprefix("socket:[").removesuffix("]") in inodes]
+    return fd
+
+
+@contextlib.contextmanager
+def held_open(pid: int, fd: int) -> Iterator[None]:
+    """What a process has open stays open, even if it dies (pidfd_getfd(2))."""
+    pidfd = os.pidfd_open(pid)
+    copy = LIBC.syscall(SYS_PIDFD_GETFD, pidfd, fd, 0)
+    os.close(pidfd)
+    if copy < 0:
+        pytest.skip(f"pidfd_getfd is refused: {os.strerror(ctypes.get_errno())}")
+    try:
+        yield
+    finally:
+        os.close(copy)
 
 
 def test_both_planes_of_an_upgrade_report_to_one_control_plane(tmp_path: Path) -> None:

@@ -171,10 +171,12 @@ port = {machines.port}
         """End both planes, whatever their state."""
         if self.control is not None:
             end_process(self.control, DEADLINE_S)
-        for pid in set(self.plane_pids()):
+        # By their command, not by the log: one that is starting is in no log yet.
+        for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                if b"dataplane" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
+                arguments = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+                if b"dataplane" in arguments and os.fsencode(self.config) in arguments:
+                    os.kill(int(entry.name), signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Satellites with users of their own, as root: what one can reach of the daemon, of the keeper, and of another satellite."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -29,8 +30,25 @@ from bentpipe.daemon.providers.process.provider import ProcessProvider
 
 PYTHON = "/usr/bin/python3"
 """Not this one: other users may not be able to reach it."""
-UIDS = "770000-770009"
 ONE, TWO = MachineId("acme.one"), MachineId("acme.two")
+
+TESTS = itertools.count()
+FIRST_UID, UIDS_A_PROCESS, UIDS_A_TEST = 1_000_000, 500, 10
+
+
+@pytest.fixture
+def uids() -> UidRange:
+    """Users of this test alone: those of another one may be ending, and other runs of these tests may be under way."""
+    place = next(TESTS) * UIDS_A_TEST
+    assert place < UIDS_A_PROCESS
+    first = FIRST_UID + os.getpid() * UIDS_A_PROCESS + place
+    return UidRange(first, first + UIDS_A_TEST - 1)
+
+
+@pytest.fixture
+def two_uids(uids: UidRange) -> UidRange:
+    return UidRange(uids.first, uids.first + 1)
+
 
 root_only = pytest.mark.skipif(
     os.geteuid() != 0 or not Path(PYTHON).exists(), reason=f"needs root, and {PYTHON} that other users can run"
@@ -81,14 +99,14 @@ def section(*arguments: str) -> ProcessSection:
     return ProcessSection(command=(PYTHON, "-ISc", SPY, "{host}", "{port}", *arguments), stop_grace=1.0)
 
 
-def place_of(folder: Path, uids: str = UIDS) -> KeeperPlace:
-    return KeeperPlace(folder / "keeper.sock", uids=uids, directory=folder / "satellites")
+def place_of(folder: Path, uids: UidRange) -> KeeperPlace:
+    return KeeperPlace(folder / "keeper.sock", uids=str(uids), directory=folder / "satellites")
 
 
 class Bed:
     """A provider of satellites that spy."""
 
-    def __init__(self, folder: Path, isolation: Isolation) -> None:
+    def __init__(self, folder: Path, isolation: Isolation, uids: UidRange) -> None:
         self.folder = folder
         self.key, self.store = folder / "tls.key", folder / "ledger.sqlite"
         for path in (self.key, self.store):
@@ -99,7 +117,7 @@ class Bed:
         reads = [str(self.key), str(self.store), str(folder / "keeper.sock"), *processes]
         other = [str(folder / "satellites" / ONE / "secret"), str(folder / "satellites" / ONE)]
         specs = {ONE: section(*reads, *own), TWO: section(*reads, *other, *own)}
-        self.provider = ProcessProvider(specs, place=place_of(folder), isolation=isolation, soft_files=512)
+        self.provider = ProcessProvider(specs, place=place_of(folder, uids), isolation=isolation, soft_files=512)
 
     async def told(self, machine_id: MachineId) -> dict[str, object]:
         look = await start(self.provider, machine_id)
@@ -112,8 +130,8 @@ class Bed:
 
 
 @pytest.fixture
-async def bed(folder: Path, isolation: Isolation) -> AsyncIterator[Bed]:
-    bed = Bed(folder, isolation)
+async def bed(folder: Path, isolation: Isolation, uids: UidRange) -> AsyncIterator[Bed]:
+    bed = Bed(folder, isolation, uids)
     async with trio.open_nursery() as nursery:
         await nursery.start(bed.provider.run)
         if bed.provider.isolation is not isolation:
@@ -140,12 +158,12 @@ async def test_it_reaches_nothing_but_its_own(bed: Bed) -> None:
 
 
 @root_only
-async def test_what_it_has_is_its_own(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_it_has_is_its_own(bed: Bed, uids: UidRange, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the daemon's")
     found = await bed.told(ONE)
     home = bed.folder / "satellites" / ONE
     uid = home.stat().st_uid
-    assert uid in range(770000, 770010)
+    assert uids.first <= uid <= uids.last
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert found["uid"] == [uid] * 3
     assert found["gid"] == [uid] * 3
@@ -181,42 +199,42 @@ async def test_its_files_stay_over_sleep_and_go_with_it_before_its_user(bed: Bed
 
 
 @root_only
-async def test_what_leaves_its_session_is_still_its_own(folder: Path, isolation: Isolation) -> None:
+async def test_what_leaves_its_session_is_still_its_own(folder: Path, isolation: Isolation, uids: UidRange) -> None:
     """A process that has left session and group is found by its user."""
     script = (
         f"setsid sleep 6543 & exec {PYTHON} -ISc "
         '"import socket,sys,time; s=socket.create_server((sys.argv[1], int(sys.argv[2]))); time.sleep(600)" "$0" "$1"'
     )
     command = ProcessSection(command=("/bin/sh", "-c", script, "{host}", "{port}"), stop_grace=1.0)
-    provider = ProcessProvider({ONE: command}, place=place_of(folder), isolation=isolation)
+    provider = ProcessProvider({ONE: command}, place=place_of(folder, uids), isolation=isolation)
 
     async with trio.open_nursery() as nursery:
         await nursery.start(provider.run)
         await start(provider, ONE)
-        await wait_for(lambda: any(name == "sleep" for _, name in living_of(range(770000, 770010))))
+        await wait_for(lambda: any(name == "sleep" for _, name in living_of(uids)))
         await provider.stop(ONE, SleepMode.HIBERNATE)
         assert (await provider.describe(ONE)).state is MachineState.HIBERNATED
         await start(provider, ONE)
         await provider.stop(ONE, SleepMode.STOP)
         await wait_state(provider, ONE, MachineState.STOPPED)
-        assert living_of(range(770000, 770010)) == []
+        assert living_of(uids) == []
         await provider.aclose()
 
 
 @root_only
-async def test_another_user_on_its_port_is_a_stranger(folder: Path) -> None:
+async def test_another_user_on_its_port_is_a_stranger(folder: Path, uids: UidRange) -> None:
     """No process of it is searched for the socket: the user of the socket tells."""
     script = 'nohup "$@" >/dev/null & exec sleep 600'
     server = "import socket,sys,time; s=socket.create_server((sys.argv[1], int(sys.argv[2]))); time.sleep(600)"
     command = ("/bin/sh", "-c", script, "sh", PYTHON, "-ISc", server, "{host}", "{port}")
-    provider = ProcessProvider({ONE: ProcessSection(command=command, stop_grace=1.0)}, place=place_of(folder))
+    provider = ProcessProvider({ONE: ProcessSection(command=command, stop_grace=1.0)}, place=place_of(folder, uids))
     async with trio.open_nursery() as nursery:
         await nursery.start(provider.run)
         look = await start(provider, ONE)
         assert look.address is not None
         uid = (folder / "satellites" / ONE).stat().st_uid
         assert provider.vouches_nowait(look)
-        for pid, name in living_of(range(uid, uid + 1)):
+        for pid, name in living_of(UidRange(uid, uid)):
             if name.startswith("python"):
                 os.kill(pid, signal.SIGKILL)
         await wait_for(lambda: not is_bound(look.address))
@@ -225,12 +243,12 @@ async def test_another_user_on_its_port_is_a_stranger(folder: Path) -> None:
         await provider.aclose()
 
 
-def living_of(uids: range) -> list[tuple[int, str]]:
+def living_of(uids: UidRange) -> list[tuple[int, str]]:
     """Processes of these users: number and name."""
     found = []
     for each in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if each.uids().real in uids and each.status() != psutil.STATUS_ZOMBIE:
+            if uids.first <= each.uids().real <= uids.last and each.status() != psutil.STATUS_ZOMBIE:
                 found.append((each.pid, each.name()))
     return found
 
@@ -242,9 +260,9 @@ def is_bound(address: Address | None) -> bool:
 
 
 @root_only
-async def test_with_the_daemons_user_if_that_is_asked_for(folder: Path) -> None:
+async def test_with_the_daemons_user_if_that_is_asked_for(folder: Path, uids: UidRange) -> None:
     spied = section().model_copy(update={"user": "daemon", "environment": {"TMPDIR": str(folder)}})
-    provider = ProcessProvider({ONE: spied}, place=place_of(folder))
+    provider = ProcessProvider({ONE: spied}, place=place_of(folder, uids))
     async with trio.open_nursery() as nursery:
         await nursery.start(provider.run)
         await start(provider, ONE)
@@ -252,14 +270,14 @@ async def test_with_the_daemons_user_if_that_is_asked_for(folder: Path) -> None:
         await provider.aclose()
 
 
-async def test_users_that_are_not_available_are_refused_in_words(folder: Path) -> None:
+async def test_users_that_are_not_available_are_refused_in_words(folder: Path, uids: UidRange) -> None:
     """Here because another keeper has the folder; without root because the user cannot be changed."""
     if os.geteuid() == 0:
-        holder = Users(folder / "satellites", parse_uids(UIDS))
-    provider = ProcessProvider({ONE: section()}, place=place_of(folder))
+        holder = Users(folder / "satellites", uids)
+    provider = ProcessProvider({ONE: section()}, place=place_of(folder, uids))
     async with trio.open_nursery() as nursery:
         await nursery.start(provider.run)
-        with pytest.raises(ProviderPermanent, match=r"cannot have users of their own: users 770000-770009"):
+        with pytest.raises(ProviderPermanent, match=f"cannot have users of their own: users {uids}"):
             await provider.start(ONE)
         await provider.aclose()
     if os.geteuid() == 0:
@@ -282,13 +300,13 @@ def test_a_range() -> None:
 
 
 @root_only
-def test_a_user_is_one_satellites_until_its_files_are_gone(folder: Path) -> None:
-    users = Users(folder / "satellites", UidRange(770000, 770001))
+def test_a_user_is_one_satellites_until_its_files_are_gone(folder: Path, two_uids: UidRange) -> None:
+    users = Users(folder / "satellites", two_uids)
     first, uid = users.claim("a")
     assert users.claim("a") == (first, uid)
     _, other = users.claim("b")
-    assert {uid, other} == {770000, 770001}
-    with pytest.raises(OSError, match="all users of 770000-770001 are taken"):
+    assert {uid, other} == {two_uids.first, two_uids.last}
+    with pytest.raises(OSError, match=f"all users of {two_uids} are taken"):
         users.claim("c")
     (first / "file").touch()
     pid = users.begin_removal("a")
@@ -300,11 +318,11 @@ def test_a_user_is_one_satellites_until_its_files_are_gone(folder: Path) -> None
 
 
 @root_only
-def test_a_user_of_a_living_process_is_not_given(folder: Path) -> None:
-    users = Users(folder / "satellites", UidRange(770000, 770001))
-    with subprocess.Popen(["sleep", "600"], user=770000) as process:
+def test_a_user_of_a_living_process_is_not_given(folder: Path, two_uids: UidRange) -> None:
+    users = Users(folder / "satellites", two_uids)
+    with subprocess.Popen(["sleep", "600"], user=two_uids.first) as process:
         try:
-            assert users.claim("a")[1] == 770001
+            assert users.claim("a")[1] == two_uids.last
         finally:
             process.kill()
     users.close()
@@ -312,8 +330,8 @@ def test_a_user_of_a_living_process_is_not_given(folder: Path) -> None:
 
 @root_only
 @pytest.mark.parametrize("what", ["link", "file", "elsewhere"])
-def test_a_folder_that_is_none_of_ours(folder: Path, what: str) -> None:
-    users = Users(folder / "satellites", UidRange(770000, 770001))
+def test_a_folder_that_is_none_of_ours(folder: Path, two_uids: UidRange, what: str) -> None:
+    users = Users(folder / "satellites", two_uids)
     path = folder / "satellites" / "a"
     if what == "link":
         path.symlink_to("/etc")
@@ -329,17 +347,17 @@ def test_a_folder_that_is_none_of_ours(folder: Path, what: str) -> None:
 
 
 @root_only
-def test_two_keepers_do_not_share_a_folder(folder: Path) -> None:
-    users = Users(folder / "satellites", UidRange(770000, 770001))
+def test_two_keepers_do_not_share_a_folder(folder: Path, two_uids: UidRange) -> None:
+    users = Users(folder / "satellites", two_uids)
     with pytest.raises(OSError, match="another keeper"):
-        Users(folder / "satellites", UidRange(770000, 770001))
+        Users(folder / "satellites", two_uids)
     users.close()
-    Users(folder / "satellites", UidRange(770000, 770001)).close()
+    Users(folder / "satellites", two_uids).close()
 
 
 @root_only
-def test_a_dead_keepers_processes_are_swept(folder: Path) -> None:
-    users = Users(folder / "satellites", UidRange(770000, 770001))
+def test_a_dead_keepers_processes_are_swept(folder: Path, two_uids: UidRange) -> None:
+    users = Users(folder / "satellites", two_uids)
     _, uid = users.claim("a")
     with subprocess.Popen(["sleep", "600"], user=uid) as process:
         users.sweep()

@@ -95,10 +95,12 @@ async def test_the_first_certificate_and_the_next(bed: EnrolmentBed, tmp_path: P
         first = machine.certificate
         names = first.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         assert names.get_values_for_type(x509.DNSName) == [MachineName("test", MINE, given.launch).dns]
+        # renewal.json is the last that it writes, by a rename; then it removes the key's other name.
+        await until((machine.tls / "renewal.json").exists)
+        await until(lambda: not (machine.tls / "next-key.pem").exists())
         assert {each.name for each in machine.tls.iterdir()} >= {"identity.pem", "ca.pem", "renewal.json"}
         assert machine.tls.stat().st_mode & 0o777 == 0o700
         assert {each.stat().st_mode & 0o777 for each in machine.tls.iterdir()} == {0o600}
-        await until((machine.tls / "renewal.json").exists)
         machine.due()
         await until(lambda: machine.certificate != first)
         assert machine.certificate.public_key() != first.public_key(), "each certificate has a key of its own"
