@@ -131,7 +131,7 @@ def test_a_data_plane_that_dies_slowly_is_accounted_for(tmp_path: Path) -> None:
 
 def listening_at(pid: int) -> int:
     """The descriptor of the socket at which a data plane waits for its control plane."""
-    # /proc/net/unix: the flag is __SO_ACCEPTCON, then come the type, the state, the inode, and the path that it was bound to.
+    # /proc/net/unix: Flags is __SO_ACCEPTCON, the seventh field the inode, the last the path that it was bound to.
     rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
     inodes = {row[6] for row in rows if row[3] == "00010000" and Path(row[-1]).parent.name == "planes"}
     links = {int(entry.name): os.readlink(entry) for entry in Path("/proc", str(pid), "fd").iterdir()}
