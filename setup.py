@@ -10,6 +10,7 @@ PACKAGES = {
     "bentpipe.config": "config",
     "bentpipe.daemon": "daemon",
     "bentpipe.daemon.accounts": "daemon/accounts",
+    "bentpipe.daemon.admin": "daemon/admin",
     "bentpipe.daemon.api": "daemon/api",
     "bentpipe.daemon.connections": "daemon/connections",
     "bentpipe.daemon.coordination": "daemon/coordination",
@@ -43,7 +44,10 @@ PACKAGES = {
 setup(
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={name: ["py.typed", "*.pyi", "*.toml", "*.proto"] for name in PACKAGES},
+    package_data={
+        **{name: ["py.typed", "*.pyi", "*.toml", "*.proto"] for name in PACKAGES},
+        "bentpipe.daemon.admin": ["templates/*.html", "static/*"],
+    },
     cffi_modules=["native/_build.py:ffi"],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
     data_files=[

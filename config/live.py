@@ -16,6 +16,7 @@ from bentpipe.config.accounts import (
     OidcRuleSection,
     TokenSection,
 )
+from bentpipe.config.admin import AdminSection
 from bentpipe.config.base import Section
 from bentpipe.config.ec2_machine import AlternativeSection, MachineTypeEc2Section, SatelliteEc2Section
 from bentpipe.config.image import CacheSection, HealthSection, ImageSection
@@ -74,7 +75,7 @@ CHANGES: Mapping[type[Section], Mapping[str, Effect]] = {
         now="daemon limits engine budget api prices accounts token certificate oidc_issuer oidc_rule satellite "
         "machine_type ec2",
         # Sockets that others know, and files and tables that are open.
-        restart="listener metrics records traces control store processes satellite_ca registration",
+        restart="listener metrics records traces admin control store processes satellite_ca registration",
     ),
     DaemonSection: _of(now="drain_deadline_s log_format log_level", restart="data_plane planes"),
     # What a port speaks. The port itself is opened at the start.
@@ -94,6 +95,8 @@ CHANGES: Mapping[type[Section], Mapping[str, Effect]] = {
     # The store is open, and the thread that sends traces has its client.
     RecordsSection: _of(restart="keep keep_for_s probes"),
     TracesSection: _of(restart="endpoint ratio"),
+    # Its sockets are opened at the start.
+    AdminSection: _of(now="operators read_without_token hosts", restart="path address"),
     ApiSection: _of(now="satellite_address"),
     ControlSection: _of(restart="path"),
     StoreSection: _of(restart="kind path table region endpoint host lease_s host_expiry_s detail_s keep_s"),

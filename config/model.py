@@ -19,6 +19,7 @@ from bentpipe.config.accounts import (
     OidcRuleSection,
     TokenSection,
 )
+from bentpipe.config.admin import SOCKET_PATH_BYTES, AdminSection
 from bentpipe.config.base import HOST_PORT_PATTERN, DurationS, ListenAddress, Name, Section
 from bentpipe.config.ec2_machine import MachineTypeEc2Section, SatelliteEc2Section
 from bentpipe.config.image import ImageSection
@@ -128,8 +129,6 @@ class ApiSection(Section):
 
 
 SOCKET_NAME = "control.sock"
-SOCKET_PATH_BYTES = 107
-"""unix(7): sun_path has room for 108, the last of them zero."""
 
 
 class ControlSection(Section):
@@ -484,6 +483,7 @@ class Config(Section):
     metrics: MetricsSection = Field(default_factory=MetricsSection)
     records: RecordsSection = Field(default_factory=RecordsSection)
     traces: TracesSection = Field(default_factory=TracesSection)
+    admin: AdminSection | None = None
     api: ApiSection = Field(default_factory=ApiSection)
     control: ControlSection = Field(default_factory=ControlSection)
     store: StoreSection = Field(default_factory=StoreSection)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from bentpipe.daemon.accounts.contract import Scope
+from bentpipe.daemon.accounts.contract import Access, Scope
 from bentpipe.daemon.api.call import Call, Method, unary, waiting
 from bentpipe.daemon.api.finding import find_satellite, satellites_of
 from bentpipe.daemon.api.statuses import STATUS, StateBoard
@@ -49,14 +49,18 @@ class Operations:
         }
 
     async def _activity(self, call: Call, request: pb.GetActivityRequest) -> pb.GetActivityResponse:
-        satellites_of(self._fleet, call.access, request.org_id)  # a malformed request costs no reading
+        return await self.activity(call.access, request.org_id)
+
+    async def activity(self, access: Access, org_id: str) -> pb.GetActivityResponse:
+        """What the satellites of an org do, those that a caller may use. Raises InvalidRequest."""
+        satellites_of(self._fleet, access, org_id)  # a malformed request costs no reading
         async with self._reading:
             if trio.current_time() >= self._old_at:
                 self._traffic = await self._handoff.read_traffic()
                 self._looked_at.GetCurrentTime()
                 self._old_at = trio.current_time() + TRAFFIC_AGE_S
-        found = satellites_of(self._fleet, call.access, request.org_id)
-        reserve = self._reserves() if call.access.may(Scope.MANAGE, request.org_id, None) else ()
+        found = satellites_of(self._fleet, access, org_id)
+        reserve = self._reserves() if access.may(Scope.MANAGE, org_id, None) else ()
         return pb.GetActivityResponse(satellites=map(self._shown, found), looked_at=self._looked_at, reserve=reserve)
 
     def _reserves(self) -> Iterator[pb.ReserveActivity]:

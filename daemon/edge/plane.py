@@ -356,6 +356,11 @@ class RemotePlane:
         """A splice that ended with the plane is accounted for."""
         self._moved.pop(connection_id, None)
 
+    @property
+    def spliced(self) -> int:
+        """Its splices, as far as they are known here."""
+        return len(self._moved)
+
     def moved(self, connection_id: int) -> tuple[int, int]:
         """Bytes up and down, as far as they are known here. Raises KeyError if the splice is over."""
         return self._moved[connection_id]

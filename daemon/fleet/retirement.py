@@ -27,6 +27,8 @@ class Retirement:
         self._refuse = refuse
         self._report = report
         self._draining = False
+        self._own: BentpipeError | None = None
+        self._closed: BentpipeError | None = None
         self.state: SatelliteState | None = None
         """DESTROYING or UPDATING; None if it is neither."""
         self.refusal: BentpipeError | None = None
@@ -66,6 +68,21 @@ class Retirement:
         if self._draining:
             self.drain()
 
+    def close(self, words: str) -> None:
+        """Its operator lets no more clients in: they get these words, unless there is another reason to refuse them."""
+        self._closed = SatelliteUnusable(f"{self._key}: {words}", peer_hint=words)
+        self._change_refusal(self._own)
+
+    def reopen(self) -> None:
+        """Its operator lets clients in again."""
+        self._closed = None
+        self._change_refusal(self._own)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its operator lets no clients in."""
+        return self._closed is not None
+
     def finish(self, after: SatelliteState | None, shown: SatelliteState, cause: str) -> None:
         """It is given up: for `cause` it becomes `after`, and `shown` is as what clients have seen it.
 
@@ -79,8 +96,9 @@ class Retirement:
         self._report(SatelliteState.UNKNOWN if updated else SatelliteState.OFFLINE, before, _cause(before))
 
     def _change_refusal(self, error: BentpipeError | None) -> None:
-        self.refusal = error
-        self._refuse(error)
+        self._own = error
+        self.refusal = error or self._closed
+        self._refuse(self.refusal)
 
 
 def _cause(state: SatelliteState) -> str:

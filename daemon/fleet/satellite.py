@@ -228,6 +228,11 @@ class Satellite:
         """When a client used it last, in seconds of time.time(): now, while one does. None if nobody knows."""
         return self._machine.known.last_used(trio.current_time(), self._wall())
 
+    @property
+    def trouble(self) -> BentpipeError | None:
+        """Why a client that came now would be refused at once; None if it would not."""
+        return self.retirement.refusal or self._machine.known.hopeless(trio.current_time())
+
     def drain(self) -> None:
         """Refuse the waiting clients, and those that come later."""
         self.retirement.drain()

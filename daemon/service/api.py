@@ -63,6 +63,8 @@ class Apis:
     services: tuple[Compute, Compute]
     """Of both."""
     operator: OperatorAuthority
+    operations: Operations
+    """Of the socket's."""
 
     def follow(self, config: Config) -> None:
         """Take over another configuration."""
@@ -79,9 +81,9 @@ def make_apis(
 ) -> Apis:
     """Make both."""
     operator = OperatorAuthority(_orgs(config))
-    served, compute = _make(config, satellites, authority, counters, news, config.api.satellite_address)
-    local, local_compute = _make(config, satellites, operator, counters, news, _local_address(config))
-    return Apis(served, local, (compute, local_compute), operator)
+    served, compute, _ = _make(config, satellites, authority, counters, news, config.api.satellite_address)
+    local, local_compute, operations = _make(config, satellites, operator, counters, news, _local_address(config))
+    return Apis(served, local, (compute, local_compute), operator, operations)
 
 
 def _orgs(config: Config) -> list[str]:
@@ -100,7 +102,7 @@ def _make(
     counters: ConnectionCounters,
     news: ApiNews,
     address: str | None,
-) -> tuple[ControlApi, Compute]:
+) -> tuple[ControlApi, Compute, Operations]:
     compute = Compute(
         *(satellites.fleet, satellites.specs, news.states, news.reservations, address),
         provisioner=satellites.provisioner,
@@ -118,7 +120,7 @@ def _make(
         **logstream.METHODS,
         **reflection.methods,
     }
-    return ControlApi(methods, authority, counters, config.limits.stranger_age_s), compute
+    return ControlApi(methods, authority, counters, config.limits.stranger_age_s), compute, operations
 
 
 def specs_of(section: SatelliteSection) -> Specs:

@@ -215,6 +215,7 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         health=health,
         account_parts=account_parts,
         api=apis.served,
+        operations=apis.operations,
         api_news=news,
         engine=opened.engine,
         provider=machines.providers,

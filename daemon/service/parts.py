@@ -9,6 +9,7 @@ import dataclasses
 import trio
 
 from bentpipe.config.model import Config
+from bentpipe.daemon.api.operations import Operations
 from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.connections.quotas import Quotas
@@ -63,6 +64,8 @@ class Daemon:
     health: HealthBoard
     account_parts: AccountParts
     api: ControlApi
+    operations: Operations
+    """What the satellites do."""
     api_news: ApiNews
     engine: Engine
     provider: Providers

@@ -21,6 +21,7 @@ from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.session import Session
 from bentpipe.daemon.service import sd
+from bentpipe.daemon.service.admin_sockets import open_admin
 from bentpipe.daemon.service.control import ControlServer, open_control_socket
 from bentpipe.daemon.service.local_api import LocalApi, local_api_path
 
@@ -34,6 +35,8 @@ class OpenPorts:
     clients: tuple[tuple[str, Port, socket.socket], ...]
     """Each with the name of its listener."""
     metrics: tuple[socket.socket, ...]
+    admin: tuple[socket.socket, ...]
+    """For the page."""
     control: socket.socket | None
     local_api: socket.socket | None
     enrolment: tuple[socket.socket, ...]
@@ -47,7 +50,7 @@ class OpenPorts:
     @property
     def numbers(self) -> tuple[int, ...]:
         """The TCP ports."""
-        sockets = (*(sock for _, _, sock in self.clients), *self.metrics)
+        sockets = (*(sock for _, _, sock in self.clients), *self.metrics, *self.admin)
         return tuple(sock.getsockname()[1] for sock in sockets if sock.family != socket.AF_UNIX)
 
 
@@ -58,6 +61,7 @@ class Ports:
     listeners: tuple[Listener, ...]
     metrics: tuple[socket.socket, ...]
     metrics_addresses: tuple[tuple[str, int], ...]
+    admin: tuple[socket.socket, ...]
     control: ControlServer | None
     local_api: LocalApi | None
 
@@ -83,13 +87,14 @@ def open_ports(config: Config, spoken: Sequence[Port]) -> OpenPorts:
         enrolment = bind(*config.satellite_ca.address) if config.satellite_ca is not None else []
         for sock in enrolment:
             opened.enter_context(sock)
+        admin = [opened.enter_context(sock) for sock in open_admin(config.admin)]
         path = config.control.socket_path()
         control = local_api = None
         if path is not None:
             control = opened.enter_context(open_control_socket(path))
             local_api = open_control_socket(local_api_path(path))
         opened.pop_all()
-    return OpenPorts(tuple(clients), tuple(metrics), control, local_api, tuple(enrolment))
+    return OpenPorts(tuple(clients), tuple(metrics), tuple(admin), control, local_api, tuple(enrolment))
 
 
 def _leave_open(passed: Mapping[str, list[socket.socket]]) -> None:
@@ -111,6 +116,7 @@ def serve_ports(
         listeners=listeners,
         metrics=opened.metrics,
         metrics_addresses=tuple(sock.getsockname()[:2] for sock in opened.metrics),
+        admin=opened.admin,
         control=control,
         local_api=LocalApi(opened.local_api, local_api, edge.book) if opened.local_api is not None else None,
     )

@@ -30,6 +30,8 @@ def host_concerns(config: Config) -> Iterator[Concern]:
             yield from _port_concerns(f"listener[{index}].address", *listener.address)
     if config.metrics.address is not None:
         yield from _port_concerns("metrics.address", *config.metrics.address)
+    if config.admin is not None and config.admin.address is not None:
+        yield from _port_concerns("admin.address", *config.admin.address)
     if config.satellite_ca is not None:
         yield from _port_concerns("satellite_ca.address", *config.satellite_ca.address)
     if config.traces.endpoint is not None and find_spec("opentelemetry") is None:
@@ -40,6 +42,9 @@ def host_concerns(config: Config) -> Iterator[Concern]:
     socket_path = config.control.socket_path()
     if socket_path is not None:
         yield from _folder_concerns("control.path", socket_path.parent)
+    page_path = config.admin.socket_path() if config.admin is not None else None
+    if page_path is not None:
+        yield from _folder_concerns("admin.path", page_path.parent)
 
 
 def _port_concerns(where: str, host: str, port: int) -> Iterator[Concern]:

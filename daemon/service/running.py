@@ -24,6 +24,7 @@ import trio
 from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S
 from bentpipe.daemon.records.record import LOST, PASSED_ON
 from bentpipe.daemon.service import sd
+from bentpipe.daemon.service.admin_sockets import close_admin, place_of
 from bentpipe.daemon.service.cutting import cut_revoked
 from bentpipe.daemon.service.engine_watch import run_engine_watch
 from bentpipe.daemon.service.metrics_server import MetricsServer
@@ -123,6 +124,11 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
     if ports.local_api is not None:
         nursery.start_soon(run_owned, Owner("local api"), ports.local_api.run_local_api)
     nursery.start_soon(run_owned, Owner("metrics"), MetricsServer(ports.metrics, daemon).run_metrics)
+    if daemon.config.admin is not None:
+        # Imported here: a daemon without the page needs no templates.
+        from bentpipe.daemon.service.admin import make_admin
+
+        nursery.start_soon(run_owned, Owner("admin"), make_admin(daemon, daemon.config.admin).run_admin)
 
 
 async def _accept_until_drained(daemon: Daemon, sessions: trio.Nursery, task_status: trio.TaskStatus[Daemon]) -> None:
@@ -137,6 +143,8 @@ async def _accept_until_drained(daemon: Daemon, sessions: trio.Nursery, task_sta
                 log.info("listening", extra={"fields": {"host": host, "port": port}})
         for host, port in daemon.metrics_addresses:
             log.info("metrics", extra={"fields": {"host": host, "port": port}})
+        for sock in daemon.ports.admin:
+            log.info("page", extra={"fields": {"at": place_of(sock)}})
         daemon.accepting.set()
         task_status.started(daemon)
         await daemon.drain.wait()
@@ -195,6 +203,8 @@ async def _close(daemon: Daemon) -> None:
         daemon.ports.control.close()
     if daemon.ports.local_api is not None:
         daemon.ports.local_api.close()
+    with contained(Owner("admin")):
+        close_admin(daemon.ports.admin)
     with contextlib.suppress(KeyError):  # Trio has removed one that failed
         trio.lowlevel.remove_instrument(daemon.turns)
     with trio.CancelScope(shield=True):

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bentpipe.daemon.api.activity import STATUS_PREFIX, state_of
 from bentpipe.daemon.api.client import Server, call
 from bentpipe.daemon.api.compute import SERVICE_PATH
 from bentpipe.daemon.api.operations import OPERATIONS_PATH
@@ -22,7 +23,6 @@ from bentpipe.daemon.service.reserve_rows import reserve_rows
 from bentpipe.proto import compute_pb2 as pb
 from bentpipe.proto import operations_pb2
 
-STATUS_PREFIX = "SATELLITE_STATUS_"
 CHANGE_S = 180.0
 """For an answer about a machine that is launched, changed or removed: its cloud may be slow, and calls are repeated."""
 
@@ -193,11 +193,6 @@ def run_cut(asker: Asker, name: str) -> None:
 
 def _tell(asker: Asker, words: str, plain: dict[str, object]) -> None:
     click.echo(json.dumps(plain) if asker.as_json else words)
-
-
-def state_of(status: pb.SatelliteStatus) -> str:
-    """A state as people read it."""
-    return pb.SatelliteStatus.Name(status).removeprefix(STATUS_PREFIX).lower()
 
 
 def _moment(message: pb.GetSatelliteResponse | Instance, at: Timestamp) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import math
 import signal
 import sys
 import time
@@ -11,95 +10,30 @@ from collections.abc import Iterator
 from types import FrameType
 
 import click
-from google.protobuf.timestamp_pb2 import Timestamp
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bentpipe.daemon.api.activity import ActivityRow, RateMeter, size, span
 from bentpipe.daemon.api.client import ControlApiError, call
 from bentpipe.daemon.api.operations import OPERATIONS_PATH
 from bentpipe.daemon.service.reserve_rows import ReserveRow, reserve_rows
-from bentpipe.daemon.service.sat import Asker, state_of
+from bentpipe.daemon.service.sat import Asker
 from bentpipe.proto import operations_pb2 as pb
 
-UNITS = ("B", "kB", "MB", "GB", "TB")
 COLOURS = {"operational": "green", "starting": "yellow", "creating": "yellow", "failed": "red", "offline": "red"}
 COLOURS |= {"busy": "yellow", "full": "red", "deaf": "red", "silent": "red"}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TopRow:
-    """A satellite as it is shown. Rates are bytes per second between two looks; None at the first one."""
-
-    name: str
-    state: str
-    state_s: float | None
-    """For how long it has had the state; None: since before the daemon started."""
-    held: int
-    connections: int
-    up_rate: float | None
-    down_rate: float | None
-    condition: str = ""
-    """What its responder tells; "" if it has none or is not awake."""
-    builds: int | None = None
-    pressure_percent: float | None = None
-    """The highest share of the last 10 s in which tasks waited for CPU, memory or IO."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TopLook:
     """What one look shows; `words` say why there is no newer one."""
 
-    rows: list[TopRow]
+    rows: list[ActivityRow]
     reserve: list[ReserveRow]
     words: str = ""
-
-
-class RateMeter:
-    """Makes rates of the totals of successive answers."""
-
-    def __init__(self) -> None:
-        self._before: pb.GetActivityResponse | None = None
-        self._rates: dict[str, tuple[float, float]] = {}
-
-    def rows(self, answer: pb.GetActivityResponse) -> list[TopRow]:
-        """The rows of an answer. If the host has not looked again since the answer before, the rates stay."""
-        now = _seconds(answer.looked_at)
-        before = self._before
-        passed_s = 0.0 if before is None else now - _seconds(before.looked_at)
-        if before is not None and passed_s > 0:
-            totals = {each.name: (each.up_bytes, each.down_bytes) for each in before.satellites}
-            self._rates = {
-                each.name: _rates((each.up_bytes, each.down_bytes), totals[each.name], passed_s)
-                for each in answer.satellites
-                if each.name in totals
-            }
-        if before is None or passed_s != 0:
-            self._before = answer
-        return [self._row(each, now) for each in answer.satellites]
-
-    def _row(self, each: pb.SatelliteActivity, now: float) -> TopRow:
-        state_s = max(now - _seconds(each.since), 0.0) if each.HasField("since") else None
-        up_rate, down_rate = self._rates.get(each.name, (None, None))
-        row = TopRow(each.name, state_of(each.status), state_s, each.held, each.connections, up_rate, down_rate)
-        return _with_reading(row, each.reading) if each.HasField("reading") else row
-
-
-def _with_reading(row: TopRow, reading: pb.Reading) -> TopRow:
-    return dataclasses.replace(
-        row,
-        condition=reading.condition,
-        builds=reading.builds if reading.HasField("builds") else None,
-        pressure_percent=max(reading.cpu_percent, reading.memory_percent, reading.io_percent),
-    )
-
-
-def _rates(totals: tuple[int, int], before: tuple[int, int], passed_s: float) -> tuple[float, float]:
-    if totals < before or totals[1] < before[1]:
-        before = (0, 0)  # the daemon was started again, or there is another satellite of that name
-    return (totals[0] - before[0]) / passed_s, (totals[1] - before[1]) / passed_s
 
 
 def run_top(asker: Asker, interval_s: float, *, once: bool) -> None:
@@ -176,7 +110,7 @@ def _picture(asker: Asker, look: TopLook) -> Group:
     return Group(Text(head, style="bold"), Text(look.words, style="red"), _table(rows), *reserve, end)
 
 
-def _table(rows: list[TopRow]) -> Table:
+def _table(rows: list[ActivityRow]) -> Table:
     table = Table(box=box.SIMPLE, pad_edge=False)
     table.add_column("name", overflow="fold")
     table.add_column("state")
@@ -188,7 +122,7 @@ def _table(rows: list[TopRow]) -> Table:
         table.add_column("builds", justify="right")
         table.add_column("pressure", justify="right")
     for row in rows:
-        numbers = [_span(row.state_s), str(row.held), str(row.connections), _size(row.up_rate), _size(row.down_rate)]
+        numbers = [span(row.state_s), str(row.held), str(row.connections), size(row.up_rate), size(row.down_rate)]
         cells = [Text(row.name), Text(row.state, style=COLOURS.get(row.state, "")), *map(Text, numbers)]
         if read:
             pressure = "" if row.pressure_percent is None else f"{row.pressure_percent:.0f} %"
@@ -204,26 +138,3 @@ def _plain(look: TopLook) -> dict[str, object]:
         **({"reserve": [dataclasses.asdict(each) for each in look.reserve]} if look.reserve else {}),
         **({"error": look.words} if look.words else {}),
     }
-
-
-def _span(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole // 60 % 60:02} min"
-
-
-def _size(rate: float | None) -> str:
-    if rate is None:
-        return ""
-    power = min(int(math.log10(rate) // 3), len(UNITS) - 1) if rate >= 1 else 0
-    value = rate / 1000**power
-    return f"{value:.1f} {UNITS[power]}" if power else f"{value:.0f} {UNITS[0]}"
-
-
-def _seconds(at: Timestamp) -> float:
-    return at.seconds + at.nanos / 1e9

@@ -4,9 +4,7 @@ The running daemon is asked first, by its control socket: it also knows what is 
 daemon the store is read.
 """
 
-import datetime
 import json
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import click
@@ -14,27 +12,15 @@ import trio
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.errors import BentpipeError, Source, StoreError
-from bentpipe.daemon.records.contract import StoredRecord
 from bentpipe.daemon.records.ids import host_part, parse_id, time_of
-from bentpipe.daemon.records.record import Phase, Record
+from bentpipe.daemon.records.telling import Fields, RecordFinder, explain, fields_of, summary, time_text
 from bentpipe.daemon.service.connection_records import ConnectionRecords, host_name, open_records
-from bentpipe.daemon.service.control import SERVICE_SOCKET, ControlError, Fields, Verb, ask
+from bentpipe.daemon.service.control import SERVICE_SOCKET, ControlError, Verb, ask
 from bentpipe.daemon.service.installed import load_operators_config
 
 NEWEST_MOST = 200
 """Of connections that are listed at once."""
 UNREACHED = "no daemon answers"
-
-PHASE_WORDS: Mapping[Phase, str] = {
-    Phase.GREETED: "its first request was complete",
-    Phase.ADMITTED: "it was admitted",
-    Phase.HELD: "it was held: its satellite had to be woken, or looked at",
-    Phase.LEASED: "its satellite was awake",
-    Phase.DIALLED: "the satellite accepted its connection",
-    Phase.FIRST_BYTE: "the satellite's first byte came",
-    Phase.SPLICED: "client and satellite were joined",
-    Phase.LAST_BYTE: "the last byte was delivered",
-}
 
 
 class NoRecord(BentpipeError):
@@ -50,15 +36,19 @@ def why_verb(connections: ConnectionRecords) -> Verb:
     `{"connections": [FIELDS, …]}`, each as `fields_of` makes it.
     """
 
+    finder = RecordFinder(connections.book, connections.writer)
+
     async def why(fields: Fields) -> Fields:
         try:
             match dict(fields):
                 case {"id": str(text), **rest} if not rest:
-                    found = await _find(connections, text)
+                    known = await finder.find(text)
+                    found = [] if known is None else [known]
                 case {"newest": int(most), "satellite": str(satellite), "principal": str(principal), **rest} if (
                     not rest
                 ):
-                    found = await _newest(connections, min(most, NEWEST_MOST), satellite, principal)
+                    most = min(most, NEWEST_MOST)
+                    found = await finder.newest(most, satellite=satellite, principal=principal)
                 case _:
                     raise ControlError("why needs an id, or newest, satellite and principal")
         except StoreError as exc:
@@ -66,36 +56,6 @@ def why_verb(connections: ConnectionRecords) -> Verb:
         return {"connections": found}
 
     return why
-
-
-async def _find(connections: ConnectionRecords, text: str) -> list[dict[str, object]]:
-    record = connections.book.find(text)
-    if record is not None:
-        return [_open_fields(record)]
-    stored = await connections.writer.find(text) if connections.writer is not None else None
-    return [fields_of(stored)] if stored is not None else []
-
-
-async def _newest(connections: ConnectionRecords, most: int, satellite: str, principal: str) -> list[dict[str, object]]:
-    wanted = [
-        _open_fields(each)
-        for each in connections.book.all_open()
-        if satellite in ("", str(each.satellite or "")) and principal in ("", each.principal)
-    ]
-    if connections.writer is not None:
-        wanted += [
-            fields_of(each) for each in await connections.writer.newest(most, satellite=satellite, principal=principal)
-        ]
-    return sorted(wanted, key=lambda each: str(each["id"]), reverse=True)[:most]
-
-
-def fields_of(record: StoredRecord) -> dict[str, object]:
-    """A stored record's fields, and its host's name."""
-    return {**record.fields, "host": record.host}
-
-
-def _open_fields(record: Record) -> dict[str, object]:
-    return {**record.fields(), "host": "", "open_s": round(trio.current_time() - record.marks[Phase.ACCEPTED], 3)}
 
 
 def run_why(config_path: Path | None, text: str, *, as_json: bool) -> None:
@@ -117,7 +77,7 @@ def _config(config_path: Path | None) -> Config | None:
     return load_operators_config(config_path, check_files=False) if config_path is not None else None
 
 
-def _ask(config_path: Path | None, request: Fields) -> list[dict[str, object]]:
+def _ask(config_path: Path | None, request: Fields) -> list[Fields]:
     config = _config(config_path)
     path = (config.control.socket_path() if config is not None else None) or SERVICE_SOCKET
     try:
@@ -130,7 +90,7 @@ def _ask(config_path: Path | None, request: Fields) -> list[dict[str, object]]:
     return found
 
 
-async def _read(config: Config, request: Fields) -> list[dict[str, object]]:
+async def _read(config: Config, request: Fields) -> list[Fields]:
     store = open_records(config, read_only=True)
     if store is None:
         raise NoRecord(
@@ -150,73 +110,7 @@ async def _read(config: Config, request: Fields) -> list[dict[str, object]]:
 
 def _why_unknown(config_path: Path | None, connection_id: str) -> str:
     config = _config(config_path)
-    words = f"no connection {connection_id} is known here; it was accepted at {_time(time_of(connection_id))}"
+    words = f"no connection {connection_id} is known here; it was accepted at {time_text(time_of(connection_id))}"
     if config is not None and host_part(host_name(config)) != connection_id.split("-")[1]:
         return f"{words}, by another host: this one's ids have {host_part(host_name(config))} in the middle"
     return f"{words}. It may be too old, or one of many strangers' of which only some are kept; look into the log, too"
-
-
-def _time(at_s: float) -> str:
-    return datetime.datetime.fromtimestamp(at_s, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _number(fields: Fields, name: str) -> float:
-    value = fields.get(name)
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
-def summary(fields: Fields) -> str:
-    """One line for a list: id, time, satellite, principal, how it ended, for how long it was held and lasted."""
-    held = f" held {_held_s(fields):.1f} s" if "held_s" in fields else ""
-    lasted = _number(fields, "ended_s" if "ended_s" in fields else "open_s")
-    told = _Told(fields)
-    end = " ".join(filter(None, (told("end"), told("status"))))
-    who, target = told("principal") or told("peer"), told("satellite") or "-"
-    return f"{told('id')}  {_time(_number(fields, 'at'))}  {target}  {who}  {end}{held} {lasted:.1f} s"
-
-
-def _held_s(fields: Fields) -> float:
-    until = next((fields[name] for name in ("leased_s", "ended_s", "open_s") if name in fields), 0.0)
-    return (float(until) if isinstance(until, int | float) else 0.0) - _number(fields, "held_s")
-
-
-def explain(fields: Fields) -> Iterable[str]:
-    """The lines that tell a person what became of a connection."""
-    told = _Told(fields)
-    host = f" on {told('host')}" if told("host") else ""
-    yield f"connection {told('id')}{host}"
-    who = told("principal") or "nobody known"
-    target = f", for satellite {told('satellite')}" if told("satellite") else ""
-    yield f"  from {told('peer')}, of {who}{target}"
-    yield f"  accepted at {_time(_number(fields, 'at'))}"
-    for phase, words in sorted(PHASE_WORDS.items(), key=lambda each: _number(fields, each[0].field)):
-        name = phase.field
-        if name in fields:
-            yield f"    {_number(fields, name):+10.3f} s  {words}{_more(phase, told)}"
-    if "ended_s" not in fields:
-        yield f"    {_number(fields, 'open_s'):+10.3f} s  it is still open"
-        return
-    status = f" with status {told('status')}" if told("status") else ""
-    yield f"    {_number(fields, 'ended_s'):+10.3f} s  {told('reason')}{status}"
-    if told("error"):
-        yield f"  reason: {told('error')}"
-    if "held_s" in fields:
-        yield f"  it waited {_held_s(fields):.1f} s for its satellite"
-    yield f"  bytes: {told('up_bytes')} from the client, {told('down_bytes')} to it"
-
-
-def _more(phase: Phase, told: "_Told") -> str:
-    if phase is Phase.LEASED and told("woken_by"):
-        return f", woken for {told('woken_by')}"
-    return f" as {told('principal')}" if phase is Phase.ADMITTED else ""
-
-
-class _Told:
-    """The fields as printable text: peers and clouds choose some of it, and a terminal must not obey it."""
-
-    def __init__(self, fields: Fields) -> None:
-        self._fields = fields
-
-    def __call__(self, name: str) -> str:
-        text = str(self._fields.get(name, ""))
-        return text if text.isprintable() else text.encode("unicode_escape").decode()

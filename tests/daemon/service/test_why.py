@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bentpipe.daemon.service.why import explain, summary
+from bentpipe.daemon.records.telling import explain, summary
 
 RECORD: dict[str, object] = {
     "id": "1s6xaq-8x0a-szxkc",

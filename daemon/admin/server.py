@@ -1,0 +1,86 @@
+"""Serves the site on its sockets: a loopback address, a Unix socket, or both. Connections are few and bounded."""
+
+import collections
+import contextlib
+import dataclasses
+import socket
+from collections.abc import Sequence
+from http import HTTPStatus
+
+import trio
+
+from bentpipe.daemon.admin.guard import ANSWER_FIELDS
+from bentpipe.daemon.admin.http1 import BadRequest, BrowserConnection, BrowserRequest, HttpReply
+from bentpipe.daemon.admin.site import Site
+from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.errors import LimitReached
+from bentpipe.daemon.private_socket import peer_of
+from bentpipe.daemon.tasks import Decision, Owner, run_owned
+
+STRANGERS, ADMITTED = 64, 256
+"""Connections at once: without a sign-in, and with one. A browser opens six at most."""
+LIMITS = QuotaLimits(
+    strangers=STRANGERS, strangers_bytes=STRANGERS * (64 << 10), per_prefix=STRANGERS, admitted=ADMITTED
+)
+UNIX = "unix"
+"""Stands for the address of a peer that has none."""
+
+
+@dataclasses.dataclass(slots=True)
+class AdminCounters:
+    """Counts since the start."""
+
+    requests: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    """By the answer's status."""
+
+
+class AdminServer:
+    """Serves sockets that listen already; who opened them closes them."""
+
+    def __init__(self, sockets: Sequence[socket.socket], site: Site) -> None:
+        self._sockets = sockets
+        self._site = site
+        self._quotas = Quotas(LIMITS, trio.current_time)
+        self.counters = AdminCounters()
+
+    async def run_admin(self) -> None:
+        """Serve for ever."""
+        async with trio.open_nursery() as browsers:
+            self._site.actions.start(browsers)
+            browsers.start_soon(run_owned, Owner("admin feed"), self._site.feed.run_feed)
+            for sock in self._sockets:
+                browsers.start_soon(run_owned, Owner("admin"), self._accept_all, sock, browsers)
+
+    async def _accept_all(self, sock: socket.socket, browsers: trio.Nursery) -> None:
+        # A copy, since this may be started again.
+        async with trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup())) as listener:
+            while True:
+                stream = await listener.accept()
+                owner = Owner("admin connection", decision=Decision.GIVE_UP)
+                browsers.start_soon(run_owned, owner, self._serve, stream)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            is_unix = stream.socket.family == socket.AF_UNIX
+            if is_unix and not peer_of(stream.socket).is_trusted:
+                return  # the file's mode keeps others out already
+            try:
+                peer = UNIX if is_unix else str(stream.socket.getpeername()[0])
+            except OSError:
+                return  # it has left already
+            with self._quotas.open(peer) as place, trio.CancelScope() as scope:
+                place.scope = scope
+
+                async def handle(request: BrowserRequest) -> HttpReply:
+                    answer = await self._site.answer(request, local=is_unix)
+                    self.counters.requests[str(answer.status.value)] += 1
+                    if name := self._site.principal_of(request, local=is_unix):
+                        try:
+                            place.promote(name, None)
+                        except LimitReached as exc:
+                            return self._site.refuse(BadRequest(exc.peer_hint, HTTPStatus.SERVICE_UNAVAILABLE))
+                    return answer
+
+                # Either says that the browser has left.
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await BrowserConnection(stream, ANSWER_FIELDS).run(handle, self._site.refuse)
