@@ -1,7 +1,7 @@
 """systemd's units of a satellite. Debian 12's systemd 252 is the oldest that reads them all. Pure.
 
-Each setting has its reason above it. It must never start a unit by cloud-init's last stage, and never limit the time of a
-start: a cache with many records takes BuildKit minutes to open.
+Each setting has its reason above it. No unit may wait for cloud-init or for the network, and no start may have a time limit:
+a cache with many records takes BuildKit minutes to open.
 """
 
 import re
@@ -42,6 +42,13 @@ MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "unattended-upgrades.ser
 METADATA_SERVICE = "169.254.169.254/32 fd00:ec2::254/128"
 """EC2's: it tells user data and the instance role's credentials to every process that can reach it."""
 RESPONDER_BYTES = "64M"
+EARLY = """# By default a service waits for sysinit.target. On Debian and Ubuntu that waits, at every boot, for cloud-init's
+# network stage, and so for the network.
+DefaultDependencies=no
+After=local-fs.target systemd-tmpfiles-setup.service
+Conflicts=shutdown.target
+Before=shutdown.target"""
+"""What a service of ours needs of the boot: its files, and a clean /tmp and /run."""
 
 
 def render_units(section: ImageSection, *, hibernates: bool, enrols_for: int | None) -> list[ImageFile]:
@@ -88,9 +95,11 @@ def render_links(*, enrols: bool) -> list[ImageLink]:
 def render_start(*, enrols: bool) -> str:
     """Return the commands for a machine that has just got its files. Later boots need none: the units are enabled."""
     enabled = " ".join([TARGET, *_enabled(enrols=enrols)])
+    # `mask` and `enable` would each reload too, and a reload runs all generators, cloud-init's among them.
+    links = f"systemctl --no-reload mask {' '.join(MASKED)}; systemctl --no-reload enable {enabled}"
     return (
-        f"systemctl mask {' '.join(MASKED)}; systemctl daemon-reload && systemctl enable {enabled} && "
-        f"systemctl restart --no-block systemd-sysctl.service && systemctl start --no-block {TARGET}"
+        f"{links} && systemctl daemon-reload && systemctl restart --no-block systemd-sysctl.service && "
+        f"systemctl start --no-block {TARGET}"
     )
 
 
@@ -174,6 +183,7 @@ def _cache(device: str | None) -> str:
     needs = "" if device is None else f"Requires={device_unit(device)}\nAfter={device_unit(device)}\n"
     return f"""[Unit]
 Description=BuildKit's cache, on a file system of its own
+{EARLY}
 {needs}Before={BUILDKIT_UNIT}
 
 [Service]
@@ -188,9 +198,9 @@ TimeoutStartSec=infinity
 def _fetch() -> str:
     return f"""[Unit]
 Description=BuildKit's programs, from their image by its digest
-# Nothing else of a satellite waits for the network. With the programs on the machine this takes some ms.
-Wants=network-online.target
-After=network-online.target
+{EARLY}
+# It does not wait for the network. With the programs on the machine it takes some ms, and without them it tries again until
+# the registry answers.
 Before={BUILDKIT_UNIT}
 
 [Service]
@@ -207,6 +217,7 @@ def _buildkit(section: ImageSection, *, fetches: bool, enrols: bool) -> str:
     kind = {"moby": "BuildKit", "earthly": "BuildKit, Earthly's fork"}[section.flavour]
     return f"""[Unit]
 Description={kind}
+{EARLY}
 Requires={needs}
 After={needs}
 {_after_enrolment(enrols=enrols)}# Without limits it does not start.
@@ -251,6 +262,7 @@ def _enrol(port: int) -> str:
     restart = f"--restart {BUILDKIT_UNIT} --port {port} --builds {BUILDS_CGROUP}"
     return f"""[Unit]
 Description=This machine's certificate, from the daemon, and the next one in time
+{EARLY}
 # It waits neither for the network nor for cloud-init, which writes {ENROLMENT}: at later boots it needs neither.
 StartLimitIntervalSec=0
 
@@ -279,6 +291,7 @@ def _after_enrolment(*, enrols: bool) -> str:
 def _responder(*, enrols: bool) -> str:
     return f"""[Unit]
 Description=The responder: tells the daemon how this machine is
+{EARLY}
 {_after_enrolment(enrols=enrols)}StartLimitIntervalSec=0
 
 [Service]

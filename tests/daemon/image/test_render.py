@@ -174,13 +174,19 @@ def test_no_unit_has_a_limit_that_ends_what_must_live(machine: RenderedMachine) 
 
 
 @each_machine
-def test_only_the_programs_from_an_image_wait_for_the_network(machine: RenderedMachine) -> None:
-    waiting = {
-        each.path.rpartition("/")[2]
-        for each in machine.image().common
-        if "After=network-online.target" in each.content.splitlines()
-    }
-    assert waiting == {"bentpipe-fetch.service"}
+def test_no_unit_waits_for_the_network_or_for_cloud_init(machine: RenderedMachine) -> None:
+    """On Debian and Ubuntu the usual dependencies would: cloud-init's network stage comes before sysinit.target."""
+    for each in machine.image().common:
+        lines = each.content.splitlines()
+        if each.path.endswith(".service"):
+            assert {"DefaultDependencies=no", "Conflicts=shutdown.target", "Before=shutdown.target"} <= set(lines), (
+                each.path
+            )
+        waited_for = {
+            name for line in lines if line.startswith("After=") for name in line.removeprefix("After=").split()
+        }
+        assert not waited_for & {"network.target", "network-online.target", "sysinit.target", "basic.target"}, each.path
+        assert not any(name.startswith("cloud-") for name in waited_for), each.path
 
 
 def test_a_folder_of_programs_needs_no_fetch() -> None:
