@@ -18,8 +18,12 @@ def counters_record(
     ports: Iterable[int],
     *,
     draining: bool,
+    untold: int = 0,
 ) -> CountersRecord:
-    """Read all counters. Times are microseconds; `ports` are those that listen."""
+    """Read all counters. Times are microseconds; `ports` are those that listen.
+
+    `untold`: ends of connections that were never offered, of which no UNOFFERED was sent.
+    """
     moved = engine.statistics()
     found: dict[str, int] = {
         "accepted": counters.accepted,
@@ -32,6 +36,7 @@ def counters_record(
         "ends_waiting": plane.joined.ends_waiting,
         "ends_lost": plane.joined.ends_lost,
         "draining": int(draining),
+        "unoffered_untold": untold,
         "engine.live": moved.live,
         "engine.pipes_open": moved.pipes_open,
         "engine.pipe_fallbacks": moved.pipe_fallbacks,

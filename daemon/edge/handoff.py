@@ -109,13 +109,19 @@ class HandOff:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | None,
         told: Callable[[SatelliteKey, str], None] = lambda key, principal: None,
         splicer: Splicer | None = None,
     ) -> None:
-        """`told` is called with each splice's satellite and principal, as `Splice` has them. `splicer`: see Splicer."""
+        """`engine` is None if data planes have the splices, by `splicer`: see Splicer.
+
+        `told` is called with each splice's satellite and principal, as `Splice` has them.
+        """
         self._engine = engine
-        self._splicer: Splicer = EngineSplicer(engine) if splicer is None else splicer
+        if splicer is None:
+            assert engine is not None
+            splicer = EngineSplicer(engine)
+        self._splicer: Splicer = splicer
         self._told = told
         self._live: dict[SpliceId, Splice] = {}
         self._pending: set[Pending] = set()
@@ -159,6 +165,7 @@ class HandOff:
 
         Synchronous: a cancellation cannot come between the two owners.
         """
+        assert self._engine is not None
         splice_id = self._engine.splice(client.detach(), satellite.detach())
         client.detached()
         satellite.detached()
@@ -217,8 +224,8 @@ class HandOff:
             splice.lease.tell_used()
 
     async def run_handoff(self) -> None:
-        """Take the ends of splices, for ever."""
-        while True:
+        """Take the ends of splices from the engine of this process, for ever."""
+        while self._engine is not None:
             await trio.lowlevel.wait_readable(self._engine.event_fd)
             while some := self._engine.take_ended(ENDS_A_TURN):
                 for ended in some:

@@ -82,6 +82,10 @@ class PlaneEvents(Protocol):
         """It has told its counters; these are the ones before. None: what it had counted by now is not this process's."""
         ...
 
+    def was_unoffered(self, record: r.UnofferedRecord) -> None:
+        """A connection has ended that was never offered."""
+        ...
+
     def is_busy(self, plane: "RemotePlane", record: r.BusyRecord) -> None:
         """A splice was not ended, since it has moved more than it may have."""
         ...
@@ -130,8 +134,9 @@ class RemotePlane:
         """Clients that came before `accept`; None from then on."""
 
     def go_on_for(self, before: "RemotePlane") -> None:
-        """This link is to the same process as an earlier one: ids stand for the same splices."""
+        """This link is to the same process as an earlier one: ids stand for the same splices, and it has counted on."""
         self.number = before.number
+        self.counters = before.counters
         self._moved = before._moved
         self._last_client = before._last_client
 
@@ -166,6 +171,8 @@ class RemotePlane:
                 before, self.counters = self.counters, dict(counters)
                 is_ours = before or (self.seated is not None and self.seated.session == 1)
                 self._events.has_counted(self, before if is_ours else None)
+            case r.UnofferedRecord():
+                self._events.was_unoffered(record)
             case r.DoneRecord(asked=asked, words=words):
                 if words:
                     log.error("a data plane could not do it", extra={"fields": {"record": asked, "error": words}})

@@ -1,7 +1,8 @@
 """A connection whose socket is the data plane's: a client, or the half of a satellite. Its bytes come and go as records.
 
-Flow control. The data plane may send UP_WINDOW bytes beyond those that the session has taken, so that is what a client costs
-this process. What the session says waits in the data plane, at most DOWN_WINDOW bytes.
+Flow control. The data plane may send UP_WINDOW bytes beyond those that the session has taken; of a client that was not
+handed off or answered it sends the first UP_WINDOW bytes at once, and then HELD_WINDOW. So that is what a client costs this
+process besides what is kept and charged. What the session says waits in the data plane, at most DOWN_WINDOW bytes.
 
 What must survive this process. Words for a client that is greeted or held are never cut in two: SETTINGS or the ACK of a
 PING go in one record, with the mark and with the ranges of the transcript that they answer. So the next control plane
@@ -13,7 +14,7 @@ from typing import Protocol
 import trio
 
 from bentpipe.daemon.connections.pacing import take_turn
-from bentpipe.daemon.connections.transport import OverLimit, PeerLeft, TransportError
+from bentpipe.daemon.connections.transport import RECEIVE_BYTES, OverLimit, PeerLeft, TransportError
 from bentpipe.daemon.planes.bounds import DATA_BYTES, DOWN_WINDOW, RANGES_A_RECORD, UP_WINDOW
 from bentpipe.daemon.planes.codec import ProtocolBroken
 from bentpipe.daemon.planes.records import (
@@ -34,6 +35,10 @@ CLOSE_S = 5.0
 KEPT_BEHIND = 32 << 10
 """Of a client that is our own the data plane keeps so much of what was taken: a frame that is not complete here is relayed
 there from its beginning on (16 KiB and its header)."""
+
+HELD_WINDOW = RECEIVE_BYTES
+"""What may be under way of a client that is greeted or held: a transcript that is full is exceeded by no more than one read,
+as with a socket of this process."""
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -139,8 +144,8 @@ class PlaneChannel:
     def receive_nowait(self) -> bytes | None:
         """See Channel."""
         if self._inbox:
-            data = bytes(self._inbox)
-            self._inbox.clear()
+            data = bytes(self._inbox[:RECEIVE_BYTES])
+            del self._inbox[:RECEIVE_BYTES]
             self.taken += len(data)
             self._allow_more()
             return data
@@ -149,8 +154,9 @@ class PlaneChannel:
         return b"" if self._ended else None
 
     def _allow_more(self) -> None:
-        allowed = self.taken + UP_WINDOW
-        if self._live and not self._ended and allowed - self._allowed >= UP_WINDOW // 2:
+        window = UP_WINDOW if self._own else HELD_WINDOW
+        allowed = self.taken + window
+        if self._live and not self._ended and allowed - self._allowed >= window // 2:
             self._allowed = allowed
             self._plane.send_nowait(WindowRecord(self.id, allowed, max(0, self.taken - KEPT_BEHIND)))
 

@@ -19,6 +19,7 @@
     METERS    C     METERED                    what splices have moved
     LIMITS, WORDS, RELOAD, DRAIN    C    DONE  limits of arrivals; the answer while C is away; read the files again; stop
     COUNTERS  D     -                          D's counters, once a second
+    UNOFFERED D     -                          a connection has ended that was never offered: for C's records
     PING      both  PONG                       is the other side alive
     LISTENERS D     LISTENERS                  between two data planes: the listening sockets, as descriptors
     BYE       both  -                          the sender ends the link, and says why
@@ -468,6 +469,22 @@ class CountersRecord:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class UnofferedRecord:
+    """A connection that ended before it was offered. `wall_us`: its accept, in microseconds since the epoch."""
+
+    id: int
+    wall_us: int
+    lasted_us: int
+    up: int
+    down: int
+    peer: str
+    outcome: str
+    """A value of `daemon.connections.outcomes.Outcome`."""
+    error: str
+    """What went wrong, for the operator."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class PingRecord:
     """Answered by PONG with the same number."""
 
@@ -533,6 +550,7 @@ Record = (
     | ReloadRecord
     | DrainRecord
     | CountersRecord
+    | UnofferedRecord
     | PingRecord
     | PongRecord
     | ListenersRecord

@@ -51,6 +51,7 @@ from bentpipe.daemon.service.descriptors import share_out
 from bentpipe.daemon.service.engine_priority import start_engine
 from bentpipe.daemon.service.machines import Machines, addresses_of, machines_of
 from bentpipe.daemon.service.parts import Daemon, Records
+from bentpipe.daemon.service.plane_engines import EngineReadings
 from bentpipe.daemon.service.planes import Planes, make_planes
 from bentpipe.daemon.service.ports import (
     OpenPorts,
@@ -69,7 +70,7 @@ from bentpipe.daemon.service.satellite_changes import SatelliteChanges
 from bentpipe.daemon.service.stores import Stores, open_stores
 from bentpipe.daemon.service.user_data import UserDataMaker
 from bentpipe.daemon.service.why import why_verb
-from bentpipe.native.engine import Engine, EngineOptions, Ktls
+from bentpipe.native.engine import Engine, Ktls
 
 log = logging.getLogger("bentpipe")
 
@@ -85,7 +86,7 @@ class _Resources:
     stores: Stores
     account_parts: AccountParts
     ports: OpenPorts
-    engine: Engine
+    engine: Engine | None
     satellite_ca: SatelliteCa | None
     machines: Machines
     user_data: UserDataMaker
@@ -104,7 +105,7 @@ def _open_resources(config: Config, place: KeeperPlace, planes: Planes | None) -
     connections = make_records(config)
     keeper = make_keeper(config)
     ports = open_ports(config, spoken)
-    engine = start_engine(config, descriptors, ktls) if planes is None else Engine(EngineOptions(threads=1))
+    engine = start_engine(config, descriptors, ktls) if planes is None else None
     log.info("descriptors", extra={"fields": dataclasses.asdict(descriptors)})
     satellite_ca = (
         None if keeper is None else make_satellite_ca(config, keeper, stores, satellite_tls, ktls, ports.enrolment)
@@ -133,6 +134,12 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
     records = Records(stores, _recorder_of(config, stores), opened.connections)
     announcements = Announcements()
     news = ApiNews()
+    engines: EngineReadings
+    if planes is None:
+        assert opened.engine is not None
+        engines = opened.engine
+    else:
+        engines = planes.engines
     handoff = HandOff(opened.engine, news.reservations.connected, None if planes is None else planes.splicer)
     responders = responders_of(config)
     dials = dial_here if planes is None else planes.splicer.attempt
@@ -197,7 +204,7 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
     def reset() -> None:
         fleet.reset()
         if planes is not None:
-            planes.reload()
+            planes.follow(current.config)
 
     reloader = Reloader(current, running, live, opened.ktls, watch, reset=reset)
     control = None
@@ -218,6 +225,7 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         operations=apis.operations,
         api_news=news,
         engine=opened.engine,
+        engines=engines,
         provider=machines.providers,
         processes=machines.processes,
         records=records,
@@ -274,7 +282,7 @@ def _fleet_of(
         reserve=reserve,
         read_boot_info=questions.boot_info,
         reading=reading,
-        noting_stop=contextlib.nullcontext if planes is None else planes.noting_stop,
+        noting_stop=contextlib.nullcontext if planes is None else planes.note.noting_stop,
     )
     fleet = Fleet(config.satellite, context, max_held=limits.max_held_per_satellite, budget=config.budget)
     health = HealthBoard(fleet)

@@ -49,12 +49,12 @@ class Snapshot:
     @functools.cached_property
     def engine(self) -> EngineStatistics:
         """The engine's threads together."""
-        return self.daemon.engine.statistics()
+        return self.daemon.engines.statistics()
 
     @functools.cached_property
     def thread_turns(self) -> tuple[ThreadTurns, ...]:
         """Each thread's turns."""
-        return self.daemon.engine.thread_turns()
+        return self.daemon.engines.thread_turns()
 
     @functools.cached_property
     def fleet(self) -> FleetStatistics:

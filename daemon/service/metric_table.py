@@ -41,7 +41,7 @@ def _zeros(names: list[str], found: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def _engine_cpu(look: Snapshot) -> Mapping[str, float]:
-    return {str(number): used_s for number, used_s in enumerate(look.daemon.engine.thread_cpu_s())}
+    return {str(number): used_s for number, used_s in enumerate(look.daemon.engines.thread_cpu_s())}
 
 
 def _splices_ended(look: Snapshot) -> Mapping[str, float]:

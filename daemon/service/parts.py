@@ -29,6 +29,7 @@ from bentpipe.daemon.service.api import ApiNews
 from bentpipe.daemon.service.certificate_watch import CertificateWatch
 from bentpipe.daemon.service.connection_records import ConnectionRecords
 from bentpipe.daemon.service.current import Current
+from bentpipe.daemon.service.plane_engines import EngineReadings
 from bentpipe.daemon.service.planes import Planes
 from bentpipe.daemon.service.ports import Ports
 from bentpipe.daemon.service.reload import Reloader
@@ -67,7 +68,10 @@ class Daemon:
     operations: Operations
     """What the satellites do."""
     api_news: ApiNews
-    engine: Engine
+    engine: Engine | None
+    """None: data planes have the connections."""
+    engines: EngineReadings
+    """The engine, or those of the data planes."""
     provider: Providers
     processes: ProcessProvider | None
     """None: no satellite is a local process."""

@@ -33,11 +33,11 @@ from bentpipe.daemon.dataplane.handover import HandoverServer, TakenListeners, n
 from bentpipe.daemon.dataplane.plane import DataPlane, PlaneActions
 from bentpipe.daemon.dataplane.seat import SeatServer
 from bentpipe.daemon.dataplane.trusts import Trusts
+from bentpipe.daemon.dataplane.unoffered import UnofferedEnds
 from bentpipe.daemon.planes.bounds import PARKED_CLIENTS, PARKED_S
 from bentpipe.daemon.planes.records import LimitsRecord
 from bentpipe.daemon.planes.sockets import listen_private, make_private_folder, plane_socket_path
 from bentpipe.daemon.records.book import Book
-from bentpipe.daemon.records.lines import write_line
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.certificates import CertificateReload
 from bentpipe.daemon.service.engine_priority import start_engine
@@ -78,6 +78,8 @@ class _Opened:
     trust: TrustReload
     engine: Engine
     quotas: Quotas
+    descriptors: int
+    """How many connections they allow."""
     admit_below_fd: int
     control: socket.socket
     control_path: Path
@@ -117,7 +119,7 @@ def _open(config: Config, path_of_config: Path, folder: Path) -> _Opened:
     quotas = Quotas(plane_limits(config, descriptors.connections), trio.current_time)
     return _Opened(
         *(config, ktls, ports, trust, engine, quotas),
-        *(descriptors.admit_below, control, path, taken, handover),
+        *(descriptors.connections, descriptors.admit_below, control, path, taken, handover),
     )
 
 
@@ -165,7 +167,10 @@ class PlaneProcess:
             *(opened.engine, self._counters, self._greetings),
             *(Trusts(opened.trust.find, opened.ktls), actions),
         )
-        gate = Gate(opened.quotas, self._counters, Book({"log": write_line}), opened.admit_below_fd, self._door)
+        self._unoffered = UnofferedEnds(self._plane.reports)
+        book = Book({"control plane": self._unoffered.note})
+        gate = Gate(opened.quotas, self._counters, book, opened.admit_below_fd, self._door)
+        self._most_clients = plane_limits(config, opened.descriptors).strangers
         self._listeners = [
             Listener(sock, port, gate, self._plane.arrivals.serving(index)) for index, _, port, sock in opened.ports
         ]
@@ -183,7 +188,8 @@ class PlaneProcess:
         if limits.greeting_ms:
             self._greetings.seconds = limits.greeting_ms / 1000
         self._plane.arrivals.handshakes.per_s = limits.handshakes_per_s
-        self._opened.quotas.limit_strangers(min(limits.clients or PARKED_CLIENTS, PARKED_CLIENTS), limits.per_prefix)
+        most = self._most_clients
+        self._opened.quotas.limit_strangers(min(limits.clients or most, most), limits.per_prefix)
 
     def _reload(self) -> str:
         self._certificates.ask()
@@ -271,7 +277,8 @@ class PlaneProcess:
             await trio.sleep(COUNT_S)
             if self._seat.is_taken:
                 parts = (self._plane, self._counters, self._opened.quotas, self._opened.engine, ports)
-                self._plane.reports.send(counters_record(*parts, draining=self._drain.is_set()))
+                untold = self._unoffered.untold
+                self._plane.reports.send(counters_record(*parts, draining=self._drain.is_set(), untold=untold))
 
     async def _keep_door(self) -> None:
         """While no control plane comes, new clients wait in the kernel's queue, not here."""

@@ -10,7 +10,7 @@ import itertools
 import logging
 import os
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import trio
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.connections.arrival import Arrival, Proxies
+from bentpipe.daemon.connections.ends import OUTCOME_ENDS
 from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
 from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.coordination.contract import Coordination
@@ -37,12 +38,17 @@ from bentpipe.daemon.planes.bounds import HELLO_S
 from bentpipe.daemon.planes.codec import ProtocolBroken
 from bentpipe.daemon.planes.link import Link, LinkEnd
 from bentpipe.daemon.planes.sockets import connect_private, plane_sockets
-from bentpipe.daemon.planes.table import NEWEST_VERSION, OLDEST_VERSION, RECORD_NUMBERS, Plane
-from bentpipe.daemon.records.record import Record
+from bentpipe.daemon.planes.table import NEWEST_VERSION, OLDEST_VERSION, Plane
+from bentpipe.daemon.records.record import LOST, Record
+from bentpipe.daemon.service.connection_records import host_name
+from bentpipe.daemon.service.plane_engines import PlaneEngines
 from bentpipe.daemon.service.plane_folder import planes_folder
 from bentpipe.daemon.service.plane_start import find_or_start_plane, live_planes
+from bentpipe.daemon.service.successor_note import SuccessorNote
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
 from bentpipe.native.engine import Ended, EndReason, SpliceCounters
+from bentpipe.proto.errors import ErrorCode
+from bentpipe.proto.refusal import goaway
 
 log = logging.getLogger("bentpipe")
 
@@ -61,11 +67,11 @@ LOOK_S = 1.0
 AGAIN_S, AGAIN_MOST_S = 0.1, 5.0
 """Before a data plane is started again, doubling: one that dies at once must not fill the log."""
 
-NOTE_S = 1.0
-"""For a plane to keep a note. A plane that hangs does not keep a satellite awake."""
-
 ENDED_S, ENDED_LOOK_S = 10.0, 0.02
 """For a plane that has drained, or has been told to cut what is left, to end its process."""
+
+OUTCOMES = {outcome.value: outcome for outcome in Outcome}
+"""By the names that records have."""
 
 FindPlanes = Callable[[], Awaitable[Sequence[Path]]]
 """Finds the sockets of all data planes; starts a plane if none accepts clients."""
@@ -113,6 +119,9 @@ class Planes:
         self._names = names
         self._children = children
         self.splicer = self._splicer = PlaneSplicer()
+        self.engines = PlaneEngines(lambda: self._splicer)
+        self._limits = config.limits
+        self._words = _words_of(config)
         self._find = find
         self._ports = tuple(
             Port(
@@ -131,7 +140,7 @@ class Planes:
         """By the socket's name."""
         self._edge: Edge | None = None
         self._sessions: trio.Nursery | None = None
-        self._stopping: set[SatelliteKey] = set()
+        self.note = SuccessorNote(lambda: self._splicer)
         self._ending = False
         self._lost = trio.Event()
         self.adopted: set[SatelliteKey] = set()
@@ -208,11 +217,21 @@ class Planes:
         if plane.seated is None:
             words = "it does not answer" if link.bye is None else link.bye.words
             raise PlaneUnusable(errno.EBUSY, f"{path}: another daemon has this data plane: {words}")
-        self._read_note(plane.seated.note)
+        plane.send_nowait(self._limits_record())
+        plane.send_nowait(r.WordsRecord(r.LINK_ID, self._words))
+        for key in self.note.read(plane.seated.note):
+            self._expect_stop(key)
         fields = {"plane": path.name, "pid": plane.hello.pid, "session": plane.seated.session, "adopted": plane.adopted}
         log.info("data plane seated", extra={"fields": fields})
         if self._sessions is not None:
             plane.accept()
+
+    def _expect_stop(self, key: SatelliteKey) -> None:
+        satellite = None if self._edge is None else self._edge.fleet.find(key)
+        if satellite is not None:
+            satellite.expect_stop()
+            words = "it may be being stopped: an earlier control plane died meanwhile"
+            log.warning(words, extra={"fields": {"satellite": str(key)}})
 
     async def _run_plane(self, plane: RemotePlane, link: Link, path: Path) -> None:
         try:
@@ -252,6 +271,7 @@ class Planes:
             plane.over(connection_id)
             if number % ENDS_A_TURN == 0:
                 await trio.lowlevel.checkpoint()
+        self.engines.forget(plane)
         self._splicer.remove(plane)
 
     async def _run_planes(self, nursery: trio.Nursery) -> None:
@@ -351,53 +371,38 @@ class Planes:
         if self._edge is not None and before is not None:
             add_counters(self._edge.counters, before, plane.counters)
 
+    def was_unoffered(self, record: r.UnofferedRecord) -> None:
+        """See PlaneEvents. The plane has counted it: only records and histograms are told here."""
+        if self._edge is None:
+            return
+        kept = self._edge.book.reopen("", record.peer, record.wall_us / 1e6)
+        kept.up_bytes, kept.down_bytes = record.up, record.down
+        kept.finish(OUTCOME_ENDS.get(OUTCOMES.get(record.outcome, Outcome.BROKEN), LOST), record.error)
+        kept.close()
+
     def is_busy(self, plane: RemotePlane, record: r.BusyRecord) -> None:
         """See PlaneEvents."""
         if self._edge is not None:
             self._edge.handoff.still_used(splice_id_of(plane, record.id))
 
-    # -- what the successor has to know --------------------------------------------------------------------------------
-
-    @contextlib.asynccontextmanager
-    async def noting_stop(self, key: SatelliteKey) -> AsyncIterator[None]:
-        """While the block runs, the planes know that the satellite's machine is being stopped.
-
-        If this process dies meanwhile, its successor looks at the machine until the call has taken effect.
-        """
-        self._stopping.add(key)
-        with trio.move_on_after(NOTE_S):
-            await self._write_note()
-        try:
-            yield
-        finally:
-            self._stopping.discard(key)
-            for plane in self._splicer:
-                plane.send_nowait(self._note())
-
-    async def _write_note(self) -> None:
-        for plane in self._splicer:
-            await plane.ask(self._note(), RECORD_NUMBERS[r.NoteRecord])
-
-    def _note(self) -> r.NoteRecord:
-        return r.NoteRecord(r.LINK_ID, "\n".join(sorted(map(str, self._stopping))).encode())
-
-    def _read_note(self, note: bytes) -> None:
-        for line in note.decode(errors="replace").splitlines():
-            org, slash, name = line.partition("/")
-            satellite = self._edge.fleet.find(SatelliteKey(org, name)) if slash and self._edge is not None else None
-            if satellite is not None:
-                satellite.expect_stop()
-                log.warning(
-                    "it may be being stopped: an earlier control plane died meanwhile",
-                    extra={"fields": {"satellite": line}},
-                )
-
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def reload(self) -> None:
-        """Have the planes read certificates again."""
+    def follow(self, config: Config) -> None:
+        """Have the planes read certificates again, and hold to the limits of this configuration."""
+        self._limits = config.limits
         for plane in self._splicer:
+            plane.send_nowait(self._limits_record())
             plane.send_nowait(r.ReloadRecord(r.LINK_ID))
+
+    def _limits_record(self) -> r.LimitsRecord:
+        limits = self._limits
+        return r.LimitsRecord(
+            id=r.LINK_ID,
+            clients=0,
+            per_prefix=limits.max_connections_per_address,
+            handshakes_per_s=0,
+            greeting_ms=round(limits.greeting_deadline_s * 1000),
+        )
 
     def drain(self, deadline_s: float) -> None:
         """The planes accept no more clients, and exit after their last connection."""
@@ -435,6 +440,12 @@ def make_planes(config: Config, config_path: Path | None) -> Planes | None:
     return Planes(config, find, children, lambda: [path.name for path in plane_sockets(folder)])
 
 
+def _words_of(config: Config) -> bytes:
+    """What clients hear that have waited too long for a control plane."""
+    words = f"the control plane of edge host {host_name(config)} is away: nothing was done, try again"
+    return goaway(ErrorCode.NO_ERROR, words)
+
+
 def _is_there(path: Path) -> bool:
     """Whether a process still listens there."""
     try:
@@ -455,7 +466,6 @@ def _record_of(edge: Edge, tag: SpliceTag, peer: str) -> Record:
 
 def add_counters(counters: ConnectionCounters, before: Mapping[str, int], now: Mapping[str, int]) -> None:
     """Add what a plane has counted since `before`: connections accepted, and those that ended before they were offered."""
-    outcomes = {outcome.value: outcome for outcome in Outcome}
     for name, count in now.items():
         more = count - before.get(name, 0)
         kind, _, what = name.partition(".")
@@ -464,8 +474,8 @@ def add_counters(counters: ConnectionCounters, before: Mapping[str, int], now: M
                 counters.accepted += more
             case "accept_errors":
                 counters.accept_errors += more
-            case "ended" if what in outcomes and more:
-                counters.ended[outcomes[what]] += more
+            case "ended" if what in OUTCOMES and more:
+                counters.ended[OUTCOMES[what]] += more
             case "malformed" if more:
                 counters.malformed[what] += more
             case _:

@@ -21,7 +21,7 @@ class Check:
 
 
 def _engine(daemon: Daemon) -> str:
-    stuck = stuck_threads(daemon.engine)
+    stuck = stuck_threads(daemon.engines)
     return f"{len(stuck)} threads of the engine are stuck: their connections are not served" if stuck else ""
 
 

@@ -58,8 +58,8 @@ class Unfit(Exception):
         self.reasons = tuple(reasons)
 
 
-OF_THE_DATA_PLANE = ("listener ", "limits.")
-"""Where the differences begin that a data plane of its own would have to follow."""
+OF_THE_DATA_PLANE = frozenset({"limits.max_connections", "limits.max_strangers", "limits.stranger_bytes"})
+"""What a data plane of its own has taken from the file at its start, besides its listeners."""
 
 
 class Divided(Protocol):
@@ -154,11 +154,15 @@ def refusals(prepared: Prepared, parts: RunningParts) -> list[str]:
         *(
             f"{each.where}: {each.words} (needs a restart of the data plane)"
             for each in prepared.differences
-            if not parts.serves_listeners and each.where.startswith(OF_THE_DATA_PLANE)
+            if not parts.serves_listeners and _is_fixed_in_the_data_plane(each)
         ),
         *_machine_refusals(prepared.config, parts),
         *_descriptor_refusals(prepared.config, parts.divided.descriptors),
     ]
+
+
+def _is_fixed_in_the_data_plane(difference: Difference) -> bool:
+    return difference.where.startswith("listener ") or difference.where in OF_THE_DATA_PLANE
 
 
 def _machine_refusals(config: Config, parts: RunningParts) -> Iterator[str]:

@@ -114,7 +114,8 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
         await nursery.start(start_owned, Owner("registrar"), daemon.registrar.run_registrar)
     daemon.records.connections.start(nursery)
     nursery.start_soon(run_owned, Owner("hand-off"), edge.handoff.run_handoff)
-    nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, daemon.engine)
+    if daemon.engine is not None:
+        nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, daemon.engine)
     nursery.start_soon(run_owned, Owner("deadlines"), edge.greetings.run_deadlines)
     nursery.start_soon(run_owned, Owner("reload"), daemon.reloader.run_reloads)
     nursery.start_soon(run_owned, Owner("satellite changes"), daemon.changes.run_changes)
@@ -209,6 +210,7 @@ async def _close(daemon: Daemon) -> None:
         trio.lowlevel.remove_instrument(daemon.turns)
     with trio.CancelScope(shield=True):
         await daemon.provider.aclose()
-    daemon.engine.close()
+    if daemon.engine is not None:
+        daemon.engine.close()
     with trio.CancelScope(shield=True), contained(Owner("records")):
         await daemon.records.connections.aclose()

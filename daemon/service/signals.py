@@ -41,7 +41,9 @@ async def run_with_signals(serve: Callable[[trio.TaskStatus[Daemon]], Awaitable[
             nursery.start_soon(run)
 
             def well() -> bool:
-                return started.daemon is None or not stuck_threads(started.daemon.engine)
+                # A data plane of its own has a watchdog of its own: a new control plane would not help.
+                engine = None if started.daemon is None else started.daemon.engine
+                return engine is None or not stuck_threads(engine)
 
             nursery.start_soon(run_owned, Owner("watchdog"), sd.run_watchdog, well)
             nursery.start_soon(run_owned, Owner("garbage"), run_garbage)

@@ -17,14 +17,14 @@ import trio
 import trustme
 from google.protobuf.message import Message
 
+from beds.hosts.form import serve_file
 from beds.ports import free_port
 from beds.quoted import without_id
-from bentpipe.config.load import load_config
 from bentpipe.daemon.accounts.principal import Origin
 from bentpipe.daemon.accounts.sessions import TokenPurpose
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.registry.accounts import StoredRevocation
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 from bentpipe.proto import compute_pb2 as pb
 from bentpipe.proto import operations_pb2
 from bentpipe.proto.grpc_status import GrpcStatus
@@ -190,7 +190,7 @@ audience = "bentpipe"
 {rules}
 {satellites}
 """)
-    daemon = await nursery.start(serve, load_config(tmp_path / "bentpipe.toml"))
+    daemon = await nursery.start(serve_file, tmp_path / "bentpipe.toml")
     with trio.fail_after(60):
         while not signs(daemon):
             await trio.sleep(0.01)

@@ -17,13 +17,13 @@ import trio
 import trustme
 
 from beds.hosts.api_daemon import ApiToken, write_api_config
+from beds.hosts.form import serve_file
 from beds.peers.buildkit_host import CLIENT, SATELLITE_DOMAIN, buildkitd_command
 from beds.peers.builds import BuildKit, Missing, buildkit, grpcurl
 from beds.peers.earthly_cli import RECORDED, EarthlyCli, Json
 from beds.quoted import without_id
-from bentpipe.config.load import load_config
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 from bentpipe.proto import compute_pb2 as pb
 from bentpipe.proto.grpc_status import GrpcStatus
 from bentpipe.proto.logstream_pb2 import StreamLogRequest, StreamLogResponse
@@ -134,7 +134,7 @@ async def bed(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Bed]:
     command = json.dumps(buildkitd_command(programs, tmp_path / "root"))
     satellite = f'[[satellite]]\norg = "{KEY.org}"\nname = "{KEY.name}"\n[satellite.process]\ncommand = {command}\n'
     config.write_text(config.read_text() + second_listener(tmp_path) + satellite)
-    daemon = await nursery.start(serve, load_config(config))
+    daemon = await nursery.start(serve_file, config)
     yield Bed(daemon, programs, tmp_path)
     daemon.drain.set()
     with trio.fail_after(DEADLINE_S):

@@ -9,11 +9,11 @@ import pytest
 import trio
 
 from beds.hosts.api_daemon import ApiToken, write_api_config
+from beds.hosts.form import serve_file
 from beds.peers.clients import GrpcioClient
 from beds.peers.earthly_cli import RECORDED, Answer, EarthlyCli, Json
-from bentpipe.config.load import load_config
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 from bentpipe.proto import compute_pb2 as pb
 from bentpipe.proto.grpc_status import GrpcStatus
 from bentpipe.proto.logstream_pb2 import StreamLogRequest, StreamLogResponse
@@ -70,7 +70,7 @@ async def bed(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Bed]:
     }
     sections = f"[limits]\nmax_held_per_satellite = {MAX_HELD}\n"
     config, ca = write_api_config(tmp_path, tokens, satellites, sections=sections)
-    daemon = await nursery.start(serve, load_config(config))
+    daemon = await nursery.start(serve_file, config)
     yield Bed(daemon, ca.read_bytes())
     daemon.drain.set()
     with trio.fail_after(30):

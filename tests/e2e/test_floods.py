@@ -19,16 +19,16 @@ import pytest
 import trio
 import trustme
 
+from beds.hosts.form import serve_file
 from beds.hosts.in_process import PLAIN, PREFACE, TLS, TOKEN, frames_of, goaway_of, write_config
 from beds.http2 import EMPTY_SETTINGS
 from beds.peers.crowd import DATA, END_HEADERS, HEADERS, SETTINGS, Crowd, call, ended, frame, headers
 from beds.peers.raw_tls import CLIENT_HELLO, HANDSHAKE, USER_CANCELED, RawTls, message
 from beds.programs import program
-from bentpipe.config.load import load_config
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.garbage import set_up_garbage
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.service.turns import LONG_TURN_S
 from bentpipe.native.engine import EndReason
 from bentpipe.proto.errors import ErrorCode
@@ -108,7 +108,7 @@ def running(tmp_path: Path, authority: trustme.CA, client_authority: trustme.CA)
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            daemon = await nursery.start(serve, load_config(path))
+            daemon = await nursery.start(serve_file, path)
             started.append((daemon, trio.lowlevel.current_trio_token()))
 
     usual = gc.get_threshold()

@@ -9,10 +9,10 @@ import pytest
 import trio
 
 from beds.hosts.api_daemon import ApiToken, write_api_config
+from beds.hosts.form import serve_file
 from beds.peers.builds import Missing, grpcurl
 from beds.quoted import without_ids
-from bentpipe.config.load import load_config
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 from bentpipe.proto.grpc_status import GrpcStatus
 
 TOKEN, OTHER_TOKEN = "bp_anna", "bp_eve"
@@ -60,7 +60,7 @@ async def curl(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Grpcurl]:
     sections = f'[control]\npath = "{tmp_path / "control.sock"}"\n'
     satellites = {"acme/builder": ("--boot", "0.3"), "other/theirs": ()}
     config, _ = write_api_config(tmp_path, tokens, satellites, sections=sections)
-    daemon = await nursery.start(serve, load_config(config))
+    daemon = await nursery.start(serve_file, config)
     yield Grpcurl(program, daemon, tmp_path)
     daemon.drain.set()
     with trio.fail_after(DEADLINE_S):

@@ -13,11 +13,11 @@ import pytest
 import trio
 import trustme
 
+from beds.hosts.form import serve_file
 from beds.hosts.in_process import PLAIN, write_config
 from beds.peers.builds import Missing, h2spec
 from beds.peers.h2spec_bridge import serve_bridge
-from bentpipe.config.load import load_config
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 
 EXPLAINED = tomllib.loads((Path(__file__).parent / "h2spec_failures.toml").read_text())
 TIMEOUT_S = 5
@@ -41,7 +41,7 @@ async def patient(tmp_path: Path, authority: trustme.CA, client_authority: trust
     """A daemon that outwaits h2spec: to h2spec an end of the connection is as good as the error that it waits for."""
     path = write_config(tmp_path, authority, client_authority, limits=f'greeting_deadline = "{10 * TIMEOUT_S}s"')
     async with trio.open_nursery() as nursery:
-        running = await nursery.start(serve, load_config(path))
+        running = await nursery.start(serve_file, path)
         yield running
         running.drain.set()
 

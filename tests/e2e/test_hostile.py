@@ -15,6 +15,7 @@ import pytest
 import trio
 import trustme
 
+from beds.hosts.form import serve_file
 from beds.hosts.in_process import PLAIN, PREFACE, TLS, TOKEN, counted, exchange, frames_of, goaway_of, write_config
 from beds.http2 import EMPTY_SETTINGS, texts
 from beds.peers.crowd import (
@@ -30,13 +31,12 @@ from beds.peers.crowd import (
     frame,
     headers,
 )
-from bentpipe.config.load import load_config
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.connections.transport import RECEIVE_BYTES
 from bentpipe.daemon.edge import splicing
 from bentpipe.daemon.edge.announcements import LEAST
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 from bentpipe.proto import limits
 from bentpipe.proto.errors import ErrorCode
 
@@ -83,7 +83,7 @@ async def daemon(tmp_path: Path, authority: trustme.CA, client_authority: trustm
         sections=sections,
     )
     async with trio.open_nursery() as nursery:
-        running = await nursery.start(serve, load_config(path))
+        running = await nursery.start(serve_file, path)
         yield running
         running.handoff.abort_all()
         running.drain.set()
@@ -307,6 +307,9 @@ async def test_broken_frames_while_the_ack_is_awaited(daemon: Daemon) -> None:
                 async for _ in stream:
                     pass
     await counted(daemon, Outcome.MALFORMED)
+    with trio.fail_after(PATIENCE_S):
+        while not daemon.counters.malformed:
+            await trio.sleep(0.01)  # a data plane of its own tells what it counts each second
     assert daemon.counters.malformed == {"FRAME_BYTES": 1}
 
 

@@ -12,13 +12,13 @@ import trio
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
+from beds.hosts.form import serve_file
 from beds.hosts.in_process import PLAIN, TOKEN, counted, exchange, write_config
 from beds.http2 import EMPTY_SETTINGS
 from beds.peers.crowd import PREFACE, call
-from bentpipe.config.load import load_config
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.service.metrics_server import CONNECTIONS, HEAD_BYTES
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.service.statistics import statistics_fields
 
 Samples = dict[tuple[str, str], float]
@@ -31,7 +31,7 @@ async def daemon(tmp_path: Path, authority: trustme.CA, client_authority: trustm
         tmp_path, authority, client_authority, limits='greeting_deadline = "5s"', boot_s=0.1, sections=sections
     )
     async with trio.open_nursery() as nursery:
-        running = await nursery.start(serve, load_config(path))
+        running = await nursery.start(serve_file, path)
         yield running
         running.handoff.abort_all()
         running.drain.set()
@@ -123,14 +123,14 @@ async def test_the_statistics_line_says_the_same(daemon: Daemon) -> None:
     assert (line["outcomes"], line["refusals"]) == ({"refused": 1}, {"UNAUTHENTICATED": 1})
     assert (line["malformed"], line["answers"], line["splice_ends"], line["limits_reached"]) == ({}, {}, {}, {})
     assert (line["held_bytes"], line["strangers"], line["provider_calls"]) == (0, 0, {})
-    assert line["engine"] == dataclasses.asdict(daemon.engine.statistics())
+    assert line["engine"] == dataclasses.asdict(daemon.engines.statistics())
     assert line["fleet"] == dataclasses.asdict(daemon.fleet.statistics())
     assert daemon.recorder is not None
     assert line["ledger"] == dataclasses.asdict(daemon.recorder.statistics())
     turns, cpu, trio_turns, log = (line[field] for field in ("engine_turns", "engine_cpu_s", "turns", "log"))
     assert isinstance(turns, list)
     assert isinstance(cpu, list)
-    threads = len(daemon.engine.thread_turns())
+    threads = len(daemon.engines.thread_turns())
     assert [set(each) for each in turns] == [{"turns", "long_turns", "longest_s", "running_s"}] * threads
     assert len(cpu) == threads
     assert isinstance(trio_turns, dict)
@@ -179,6 +179,6 @@ async def test_silent_connections_are_bounded_in_number(daemon: Daemon) -> None:
 async def test_off_by_default(tmp_path: Path, authority: trustme.CA, client_authority: trustme.CA) -> None:
     path = write_config(tmp_path, authority, client_authority, limits="")
     async with trio.open_nursery() as nursery:
-        running = await nursery.start(serve, load_config(path))
+        running = await nursery.start(serve_file, path)
         assert running.metrics_addresses == ()
         running.drain.set()

@@ -16,13 +16,13 @@ import trio
 import trustme
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from beds.hosts.form import serve_file
 from beds.hosts.in_process import PLAIN, TLS, TOKEN, counted, exchange, frames_of, write_config
 from beds.http2 import EMPTY_SETTINGS
 from beds.peers.crowd import GOAWAY, HEADERS, PREFACE, call
-from bentpipe.config.load import load_config
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.records.lines import LINE
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 
 DEADLINE_S = 20.0
 QUOTED = re.compile(rb"connection ([0-9a-z]{6}-[0-9a-z]{4}-[0-9a-z]{5})")
@@ -43,7 +43,7 @@ def config_path(tmp_path: Path, authority: trustme.CA, client_authority: trustme
 @pytest.fixture
 async def daemon(config_path: Path) -> AsyncIterator[Daemon]:
     async with trio.open_nursery() as nursery:
-        running = await nursery.start(serve, load_config(config_path))
+        running = await nursery.start(serve_file, config_path)
         yield running
         running.handoff.abort_all()
         running.drain.set()

@@ -11,15 +11,14 @@ import trio
 
 from beds.hosts.api_daemon import ApiToken, write_api_config
 from beds.hosts.command_bed import DEADLINE_S, TOKENS, CommandBed
+from beds.hosts.form import serve_file
 from beds.peers.responder_process import ResponderProcess
 from beds.peers.responder_status import YOUNG, status
 from beds.peers.scripted_responder import scripted_responder
-from bentpipe.config.load import load_config
 from bentpipe.daemon.model import Resume, SatelliteKey, SatelliteState
 from bentpipe.daemon.readings.condition import Condition
 from bentpipe.daemon.service.metric import Snapshot
 from bentpipe.daemon.service.metric_table import METRICS
-from bentpipe.daemon.service.serve import serve
 from bentpipe.proto import responder_pb2 as pb
 
 KEY = SatelliteKey("acme", "builder")
@@ -35,7 +34,7 @@ async def bed(folder: Path, port: int, *, machine: str = "") -> AsyncIterator[Co
     section = f"{machine}\n[satellite.responder]\nport = {port}\ninterval = 1\n[satellite.process]"
     config.write_text(config.read_text().replace("[satellite.process]", section))
     async with trio.open_nursery() as nursery:
-        daemon = await nursery.start(serve, load_config(config))
+        daemon = await nursery.start(serve_file, config)
         yield CommandBed(daemon, ca)
         daemon.drain.set()
         with trio.fail_after(DEADLINE_S):

@@ -8,12 +8,12 @@ import pytest
 import trio
 import trustme
 
+from beds.hosts.form import serve_file
 from beds.hosts.in_process import DEADLINE_S, PLAIN, TOKEN, counted, exchange, frames_of, write_config
 from beds.peers.rfc9113 import CASES, OPENING, headers
-from bentpipe.config.load import load_config
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 from bentpipe.proto.errors import ErrorCode
 from bentpipe.proto.frames import FrameType
 
@@ -41,7 +41,7 @@ async def waking(tmp_path: Path, authority: trustme.CA, client_authority: trustm
     limits = f'greeting_deadline = "{2 * DEADLINE_S}s"'
     path = write_config(tmp_path, authority, client_authority, limits=limits, boot_s=BOOT_S)
     async with trio.open_nursery() as nursery:
-        running = await nursery.start(serve, load_config(path))
+        running = await nursery.start(serve_file, path)
         yield running
         running.drain.set()
 

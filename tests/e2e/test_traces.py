@@ -15,12 +15,12 @@ import trustme
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from beds.hosts.form import serve_file
 from beds.hosts.in_process import PLAIN, TOKEN, counted, exchange, write_config
 from beds.http2 import EMPTY_SETTINGS
 from beds.peers.crowd import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, call, frame
-from bentpipe.config.load import load_config
 from bentpipe.daemon.connections.outcomes import Outcome
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 
 DEADLINE_S = 20.0
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -92,7 +92,7 @@ async def daemon(
         tmp_path, authority, client_authority, limits='greeting_deadline = "5s"', boot_s=0.3, sections=sections
     )
     async with trio.open_nursery() as nursery:
-        running = await nursery.start(serve, load_config(path))
+        running = await nursery.start(serve_file, path)
         yield running
         running.handoff.abort_all()
         running.drain.set()

@@ -16,11 +16,11 @@ import pytest
 import trio
 import trustme
 
+from beds.hosts.form import serve_file
 from beds.http2 import EMPTY_SETTINGS, texts
 from beds.quoted import without_id
-from bentpipe.config.load import load_config
 from bentpipe.daemon.connections.outcomes import Outcome
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.testbed.satellite import SERVICE
 from bentpipe.proto import compute_pb2 as pb
 from bentpipe.proto.frames import PREFACE, FrameType, frame
@@ -63,7 +63,7 @@ async def serving(folder: Path, text: str) -> AsyncIterator[Daemon]:
     path = folder / "bentpipe.toml"
     path.write_text(text)
     async with trio.open_nursery() as nursery:
-        daemon = await nursery.start(serve, load_config(path))
+        daemon = await nursery.start(serve_file, path)
         yield daemon
         daemon.drain.set()
 

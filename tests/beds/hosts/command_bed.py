@@ -11,10 +11,10 @@ import grpc
 import trio
 
 from beds.hosts.api_daemon import ApiToken, write_api_config
+from beds.hosts.form import serve_file
 from beds.programs import BENTPIPE
-from bentpipe.config.load import load_config
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.testbed.satellite import SERVICE
 
 TOKENS = {"manager": "bp_manager", "user": "bp_user"}
@@ -88,7 +88,7 @@ async def command_bed(folder: Path, nursery: trio.Nursery, *, types: str = "") -
     satellites = {"acme/builder": ("--boot", "0.3"), "acme/broken": ("--fail",)}
     sections = f'[control]\npath = "{folder / "control.sock"}"\n[store]\npath = "{folder / "ledger.sqlite"}"\n'
     config, ca = write_api_config(folder, tokens, satellites, sections=sections + types)
-    daemon = await nursery.start(serve, load_config(config))
+    daemon = await nursery.start(serve_file, config)
     yield CommandBed(daemon, ca)
     daemon.drain.set()
     with trio.fail_after(DEADLINE_S):

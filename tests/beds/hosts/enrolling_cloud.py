@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -10,13 +9,12 @@ from pathlib import Path
 
 import trio
 
-from beds.hosts.form import in_form
+from beds.hosts.form import in_form, serve_file
 from beds.peers.clients import GrpcioClient
 from beds.ports import free_port
 from beds.programs import program
-from bentpipe.config.load import load_config
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
@@ -99,7 +97,7 @@ class EnrollingCloud:
         path = self.folder / f"edge-{self.enrolment}.toml"
         path.write_text(in_form(self.text(life=life), path.with_suffix("")))
         async with trio.open_nursery() as nursery:
-            daemon = await nursery.start(functools.partial(serve, load_config(path), config_path=path))
+            daemon = await nursery.start(serve_file, path)
             yield daemon
             daemon.drain.set()
 

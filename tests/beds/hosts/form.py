@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from beds.ports import free_port
+from bentpipe.config.load import load_config
 from bentpipe.daemon.planes.sockets import connect_private, plane_sockets
 from bentpipe.daemon.private_socket import peer_of
+from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.daemon.testbed.edge_host import DATA_PLANE
 
 LISTENER = re.compile(r'(?<=\[\[listener\]\]\n)address = "127\.0\.0\.1:0"')
@@ -33,6 +36,11 @@ def in_form(text: str, folder: Path) -> str:
     text = LISTENER.sub(lambda _: f'address = "127.0.0.1:{free_port()}"', text)
     keys = f'[daemon]\ndata_plane = "{DATA_PLANE}"\nplanes = "{folder / "planes"}"\n'
     return text.replace("[daemon]\n", keys, 1) if "[daemon]\n" in text else keys + text
+
+
+async def serve_file(path: Path, *, task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED) -> None:
+    """Serve a file's configuration in this process until its `drain` is set; `task_status` gets the daemon."""
+    await serve(load_config(path), config_path=path, task_status=task_status)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """A daemon in this process with one satellite, acme/one, and calls to it."""
 
 import contextlib
-import functools
 import hashlib
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -9,12 +8,11 @@ from pathlib import Path
 
 import trio
 
-from beds.hosts.form import in_form
+from beds.hosts.form import in_form, serve_file
 from beds.peers.clients import TIMEOUT_S, GrpcioClient
 from beds.ports import free_port
-from bentpipe.config.load import load_config
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 
@@ -49,7 +47,7 @@ async def daemon_of(folder: Path, satellite: str, *, sections: str = "") -> Asyn
     text = f'{SECTIONS}{sections}\n[[satellite]]\norg = "{KEY.org}"\nname = "{KEY.name}"\n{satellite}'
     path.write_text(in_form(text, folder))
     async with trio.open_nursery() as nursery:
-        daemon = await nursery.start(functools.partial(serve, load_config(path), config_path=path))
+        daemon = await nursery.start(serve_file, path)
         yield daemon
         daemon.drain.set()
 

@@ -14,12 +14,11 @@ import trio
 from google.protobuf.message import Message
 
 from beds.hosts.edge_daemons import EdgeDaemon, edge_daemon
-from beds.hosts.form import in_form
+from beds.hosts.form import in_form, serve_file
 from beds.peers.clients import GrpcioClient
 from beds.quoted import without_id
-from bentpipe.config.load import load_config
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.daemon.service.serve import Daemon, serve
+from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 from bentpipe.proto import compute_pb2 as pb
 from bentpipe.proto.grpc_status import GrpcStatus
@@ -92,7 +91,7 @@ async def serving(folder: Path, text: str, name: str = "edge") -> AsyncIterator[
     path = folder / f"{name}.toml"
     path.write_text(in_form(text, folder / name))
     async with trio.open_nursery() as nursery:
-        daemon = await nursery.start(functools.partial(serve, load_config(path), config_path=path))
+        daemon = await nursery.start(serve_file, path)
         yield daemon
         daemon.drain.set()
 

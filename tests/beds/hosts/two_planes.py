@@ -162,6 +162,24 @@ port = {machines.port}
         """The data planes that control planes have connected to, newest last."""
         return [int(str(record["pid"])) for record in self.records() if record["message"] == "data plane seated"]
 
+    def run(self, *arguments: str) -> str:
+        """What the command line says."""
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "bentpipe.daemon.service.entry",
+            *arguments,
+            "--config",
+            str(self.config),
+        ]
+        done = subprocess.run(command, capture_output=True, timeout=DEADLINE_S, stdin=subprocess.DEVNULL, check=False)
+        return done.stdout.decode() + done.stderr.decode()
+
+    def kill_plane(self) -> None:
+        """Kill the newest data plane."""
+        os.kill(self.plane_pids()[-1], signal.SIGKILL)
+
     def client(self, port: int = PLAIN, key: SatelliteKey = KEY, *, keepalive_s: float = 0) -> GrpcioClient:
         """A client of the satellite on a connection of its own."""
         metadata = (("satellite_name", key.name), *METADATA[1:])

@@ -1,0 +1,107 @@
+"""What the control plane tells its data plane, and what it learns from it: limits, certificates, records, counters."""
+
+import contextlib
+import re
+import signal
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from beds.hosts.two_planes import DEADLINE_S, PLAIN, TLS, TwoPlanes, two_planes
+from beds.ports import free_port
+
+BULK_BYTES, CHUNK_BYTES = 2_000_000, 100_000
+
+
+@contextlib.contextmanager
+def measured(tmp_path: Path) -> Iterator[tuple[TwoPlanes, int]]:
+    """A host, and the port of its metrics."""
+    port = free_port()
+    with two_planes(tmp_path, sections=f'[metrics]\naddress = "127.0.0.1:{port}"') as host:
+        yield host, port
+
+
+def scrape(port: int) -> dict[str, float]:
+    """Samples by name and the values of their labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE_S) as answer:
+        text = answer.read().decode()
+    return {
+        " ".join((sample.name, *sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_what_ends_before_it_is_offered_is_in_the_control_planes_records_once(tmp_path: Path) -> None:
+    with measured(tmp_path) as (host, metrics):
+        for _ in range(3):
+            socket.create_connection(("127.0.0.1", host.ports[PLAIN])).close()
+        with socket.create_connection(("127.0.0.1", host.ports[TLS])) as broken:
+            # A handshake record that holds no handshake.
+            broken.sendall(b"\x16\x03\x01\x00\x04what")
+            with contextlib.suppress(ConnectionError):
+                broken.recv(100)
+
+        def ended(code: str) -> list[dict[str, object]]:
+            lines = [each for each in host.records() if each["message"] == "connection ended"]
+            return [each for each in lines if each["end"] == code]
+
+        host.wait(lambda: len(ended("probe")) == 3 and len(ended("tls-failed")) == 1, "there are no records")
+        # The control plane has written the lines: the ids of the data plane begin with "host-".
+        assert all(re.fullmatch(r"(?!host-).+", str(each["id"])) for each in ended("probe") + ended("tls-failed"))
+        found = scrape(metrics)
+        assert found["bentpipe_connection_seconds_count"] == 4
+        why = host.run("why", str(ended("tls-failed")[0]["id"]))
+        assert "the TLS handshake failed" in why, why
+        assert len(ended("probe")) == 3, "they were written twice"
+
+
+def test_the_metrics_show_the_data_planes_engine(tmp_path: Path) -> None:
+    with measured(tmp_path) as (host, metrics), contextlib.closing(host.client()) as client:
+        sent, got = client.bulk(BULK_BYTES, CHUNK_BYTES)
+        assert sent == got
+
+        def moved() -> float:
+            found = scrape(metrics)
+            return found["bentpipe_engine_bytes_total splice"] + found["bentpipe_engine_bytes_total copy"]
+
+        host.wait(lambda: moved() >= 2 * BULK_BYTES, "the engine's bytes are not told")
+        found = scrape(metrics)
+        assert found["bentpipe_engine_live"] == 1
+        assert found["bentpipe_engine_turns_total 0"] > 0
+        assert found["bentpipe_engine_cpu_seconds_total 0"] >= 0
+        # What a plane that is gone had moved stays in the sum.
+        before = moved()
+        with contextlib.suppress(ProcessLookupError):
+            host.kill_plane()
+        host.wait(lambda: len(host.plane_pids()) == 2, "it is not started again")
+        host.wait(lambda: scrape(metrics)["bentpipe_engine_live"] == 0, "the splice counts still")
+        assert moved() >= before
+
+
+def survives(host: TwoPlanes) -> bool:
+    """Whether a client that says nothing is left alone for a while."""
+    with socket.create_connection(("127.0.0.1", host.ports[PLAIN])) as silent:
+        silent.settimeout(1.5)
+        try:
+            return silent.recv(1) != b""
+        except TimeoutError:
+            return True
+
+
+def test_a_reload_changes_the_limits_of_the_data_plane(tmp_path: Path) -> None:
+    with two_planes(tmp_path, sections='[limits]\ngreeting_deadline = "100ms"') as host:
+        assert host.control is not None
+        while survives(host):
+            pass  # on a machine with much to do its deadline is late
+        host.config.write_text(host.config.read_text().replace('"100ms"\n[ec2]', '"300s"\n[ec2]'))
+        host.control.send_signal(signal.SIGHUP)
+        host.wait(lambda: host.count("reloaded") == 1, "it does not reload")
+        # The limit is on its way to the data plane: it holds for clients that come after that.
+        until = time.monotonic() + DEADLINE_S
+        while not survives(host):
+            assert time.monotonic() < until, host.log_path.read_text()
