@@ -42,6 +42,8 @@ sanitize: setup
 soak: setup peers
 	PYTHONPATH=tests $(BIN)/python -P -m beds.guest.machine
 	PYTHONPATH=tests $(BIN)/python -P -m beds.booted.root
+	PYTHONPATH=tests $(BIN)/python -P -m beds.booted.acme
+	PYTHONPATH=tests $(BIN)/python -P -m beds.pages.aws --get
 	$(BIN)/pytest -m slow -o faulthandler_timeout=900
 
 # Fuzzes the greeting for FUZZ_S seconds. Its findings stay in build/fuzz, and the next run begins with them.
