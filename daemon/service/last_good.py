@@ -84,6 +84,6 @@ class Announced(trio.TaskStatus[Daemon]):
         if value is not None:
             self._status.started(value)
         if self._problem:
-            sd.notify(f"STATUS={self._problem.splitlines()[0]}")
+            sd.notify(f"STATUS={' '.join(self._problem.splitlines()[:2])}")
         elif self._last_good is not None:
             self._last_good.keep(self._texts)

@@ -191,7 +191,8 @@ class Reloader:
         self._current.last_failure = words
         for line in _lines(words):
             log.error("not reloaded", extra={"fields": {"reason": line}})
-        sd.notify(f"STATUS=the last reload failed, and {next(_lines(words))}")
+        heading, *reasons = _lines(words)
+        sd.notify(f"STATUS=the last reload failed, and {' '.join([heading, *reasons[:1]])}")
 
 
 def _lines(words: str) -> Iterator[str]:

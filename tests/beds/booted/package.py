@@ -3,10 +3,13 @@
 import functools
 import hashlib
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
+from beds.booted.machine import CLEAN
+from beds.booted.root import booted_root
 from beds.guest.image import new_folder
 from beds.peers.builds import OUT, ROOT, Missing
 
@@ -45,6 +48,26 @@ def built_package(suite: str) -> Path:
                 raise Missing(f"no package for {suite}: {(done.stdout + done.stderr)[-1500:]}")
     (package,) = folder.glob("bentpipe_*.deb")
     return package
+
+
+@functools.cache
+def installed_root(suite: str) -> Path:
+    """A suite's root in which the package is installed, made once for each state of the sources. Raises Missing."""
+    base, package = booted_root(suite), built_package(suite)
+    folder = package.parent / f"installed-on-{base.parent.name}"
+    if not folder.exists():
+        with new_folder(folder) as unfinished:
+            root = unfinished / "root"
+            subprocess.run(["cp", "--archive", "--reflink=auto", str(base), str(root)], check=True)
+            shutil.copy(package, root / "root/bentpipe.deb")
+            command = [
+                *("unshare", "--mount", "--pid", "--fork", "--kill-child", f"--mount-proc={root}/proc"),
+                *("chroot", str(root), *CLEAN),
+                *("sh", "-euc", "dpkg -i /root/bentpipe.deb; rm /root/bentpipe.deb"),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BUILD_DEADLINE_S)
+            assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "root"
 
 
 def next_version(package: Path, folder: Path) -> Path:

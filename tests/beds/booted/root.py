@@ -23,6 +23,7 @@ PACKAGES = (
     "procps",
     "openssl",
     "needrestart",
+    "certbot",
 )
 MASKED = (
     "apt-daily.timer",

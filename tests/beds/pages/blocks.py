@@ -45,7 +45,7 @@ PROGRAMS = (
         "nginx",
         "envoy",
     ),
-    *("export", "install", "cp", "mv", "rm", "mkdir", "kill", "promtool", "sed", "printf", "echo", "cat", "tee"),
+    *("export", "ssh", "install", "cp", "mv", "rm", "mkdir", "kill", "promtool", "sed", "printf", "echo", "cat", "tee"),
 )
 COMMAND = re.compile(rf"^\s*(?:[$#] )?(?:{'|'.join(PROGRAMS)})(?: (?!=)|$)")
 """A line that a reader takes for a command."""

@@ -1,0 +1,103 @@
+"""A host with the package installed, its service configured, and clients of it: what stories of the package share."""
+
+import dataclasses
+import hashlib
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import trustme
+
+from beds.booted import build_client
+from beds.booted.machine import Booted
+
+INSTALL_DEADLINE_S = 300.0
+"""dpkg, and the compilation of some thousand modules, on a busy machine."""
+DEADLINE_S = 120.0
+SATELLITE = "acme/builder"
+FILE = "/etc/bentpipe/bentpipe.toml"
+CONFIGURATION = """
+[daemon]
+drain_deadline = "60s"
+[[listener]]
+systemd = "clients"
+[listener.tls]
+certificate = "/etc/bentpipe/tls.pem"
+key = "credential:tls.key"
+[[token]]
+name = "ci"
+hash = "sha256:{hash}"
+grants = ["acme/*"]
+[[satellite]]
+org = "acme"
+name = "builder"
+sleep_after = "10m"
+[satellite.process]
+command = ["/usr/lib/bentpipe/bin/python3", "-I", "-m", "bentpipe.daemon.testbed.satellite", "{{port}}"]
+"""
+
+
+@dataclasses.dataclass
+class Story:
+    """A host and what its clients know."""
+
+    host: Booted
+    package: Path
+    folder: Path
+    token: str = dataclasses.field(default_factory=lambda: f"bp_{secrets.token_hex(32)}")
+    authority: trustme.CA = dataclasses.field(default_factory=trustme.CA)
+
+    def install(self, package: Path) -> str:
+        """Install a package file. Returns what dpkg and the package said."""
+        self.host.put("/root/bentpipe.deb", package.read_bytes())
+        return self.host.run("dpkg -i /root/bentpipe.deb 2>&1; rm /root/bentpipe.deb", deadline_s=INSTALL_DEADLINE_S)
+
+    def configure(self) -> None:
+        """Write a configuration, a certificate and a key as README.Debian says."""
+        digest = hashlib.sha256(self.token.encode()).hexdigest()
+        self.host.put(FILE, CONFIGURATION.format(hash=digest).encode())
+        chain, key = self.issue()
+        self.host.put("/etc/bentpipe/tls.pem", chain)
+        self.host.put("/etc/bentpipe/tls.key", key, 0o600)
+        self.authority.cert_pem.write_to_path(self.ca)
+
+    @property
+    def ca(self) -> Path:
+        """What clients trust."""
+        return self.folder / "ca.pem"
+
+    def issue(self) -> tuple[bytes, bytes]:
+        """A new certificate for localhost, with its chain, and its key."""
+        issued = self.authority.issue_cert("localhost")
+        return b"".join(each.bytes() for each in issued.cert_chain_pems), issued.private_key_pem.bytes()
+
+    def build(
+        self, seconds: float, satellite: str = SATELLITE, ca: Path | None = None, name: str = "localhost"
+    ) -> subprocess.Popen[str]:
+        """Begin a build of so many seconds. The client trusts `ca`, and expects a certificate for `name`."""
+        client = [sys.executable, "-P", build_client.__file__, "8372", str(ca or self.ca), name, satellite]
+        return subprocess.Popen(
+            [*self.host.network, *client, str(seconds)],
+            env={**os.environ, "EARTHLY_TOKEN": self.token},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def show(self, what: str, unit: str = "bentpipe.service") -> str:
+        """A property of a unit."""
+        return self.host.run("systemctl show -P $1 $2", what, unit).strip()
+
+
+def begun(build: subprocess.Popen[str]) -> subprocess.Popen[str]:
+    """Wait until the build runs."""
+    assert build.stdout is not None
+    assert build.stdout.readline() == "begun\n"
+    return build
+
+
+def ended(build: subprocess.Popen[str]) -> str:
+    """Wait for the end. Returns the last line."""
+    output, _ = build.communicate(timeout=DEADLINE_S)
+    return output.splitlines()[-1]

@@ -1,0 +1,218 @@
+"""The installed service from day to day, under real systemd: reloads, renewals, mistakes, crashes, a stuck daemon.
+
+The tests of a suite are one story on one host, in their order. `test_package` has installation, upgrade and removal.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from beds.booted.acme import DIRECTORY, acme_server, pebble
+from beds.booted.machine import Booted
+from beds.booted.package import installed_root
+from beds.booted.root import SUITES
+from beds.booted.story import DEADLINE_S, FILE, Story, begun, ended
+from beds.peers.builds import Missing
+
+pytestmark = [pytest.mark.slow, pytest.mark.untraced]
+
+BUILD_S = 5.0
+RESTARTS = 12
+"""More than systemd's own limit of starts (5 in 10 s) allows."""
+NAME = "edge.example.com"
+EXPOSURE = 1.5
+KEEPER_EXPOSURE = 2.4
+"""The keeper becomes the user of each satellite, and what builds may need stays open to them: docs/threat-model.md."""
+ADDED = """
+[[satellite]]
+org = "acme"
+name = "second"
+[satellite.process]
+command = ["/usr/lib/bentpipe/bin/python3", "-I", "-m", "bentpipe.daemon.testbed.satellite", "{port}"]
+"""
+SHOWN = (
+    "import socket, ssl, sys; context = ssl.create_default_context(cafile=sys.argv[1]); "
+    "sock = context.wrap_socket(socket.create_connection(('127.0.0.1', 8372), 10), server_hostname=sys.argv[2]); "
+    "print(sock.getpeercert()['serialNumber'])"
+)
+
+
+def shown_serial(story: Story, ca: Path, name: str = "localhost") -> str:
+    """The serial number of the certificate that a client sees, which it has verified."""
+    command = [*story.host.network, sys.executable, "-c", SHOWN, str(ca), name]
+    return subprocess.check_output(command, text=True, timeout=DEADLINE_S).strip()
+
+
+def wait_other_process(story: Story, before: str) -> None:
+    """Wait until systemd has started the service anew."""
+    script = (
+        'while pid=$(systemctl show -P MainPID bentpipe.service); [ "$pid" = $1 ] || [ "$pid" = 0 ]; do sleep 0.2; done'
+    )
+    story.host.run(script, before, deadline_s=DEADLINE_S)
+
+
+@pytest.fixture(scope="module", params=SUITES)
+def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    try:
+        root = installed_root(request.param)
+    except Missing as exc:
+        pytest.skip(str(exc))
+    with Booted(root) as host:
+        story = Story(host, root, tmp_path_factory.mktemp("story"))
+        story.configure()
+        host.run("systemctl enable --now bentpipe.socket bentpipe.service", deadline_s=DEADLINE_S)
+        yield story
+
+
+def test_every_unit_is_closed_as_far_as_its_work_allows(story: Story) -> None:
+    host = story.host
+    host.run("cp /usr/share/bentpipe/systemd/process/*.service /run/systemd/system/ && systemctl daemon-reload")
+    try:
+        for unit, most in (
+            ("bentpipe.service", EXPOSURE),
+            ("bentpipe-dataplane@a.service", EXPOSURE),
+            ("bentpipe-keeper.service", KEEPER_EXPOSURE),
+        ):
+            host.run("systemd-analyze security --no-pager --threshold=$2 $1", unit, str(round(most * 10)))
+        host.run("rm /run/systemd/system/bentpipe.service && systemctl daemon-reload")
+        host.run("systemd-analyze security --no-pager --threshold=$1 bentpipe.service", str(round(EXPOSURE * 10)))
+    finally:
+        host.run("rm -f /run/systemd/system/bentpipe* && systemctl daemon-reload")
+
+
+def test_a_reload_takes_a_new_satellite_over_and_disturbs_nobody(story: Story) -> None:
+    host, before = story.host, story.show("MainPID")
+    running = begun(story.build(BUILD_S))
+    host.put("/etc/bentpipe/bentpipe.d/10-second.toml", ADDED.encode())
+    said = host.run("bentpipe reload --dry-run")
+    assert "acme/second" in said
+    assert "no such satellite" in ended(story.build(0, "acme/second"))
+    host.run("systemctl reload bentpipe.service")
+    assert ended(story.build(0, "acme/second")) == "awake"
+    assert ended(running) == "awake"
+    assert story.show("StatusText").startswith("reloaded")
+    assert story.show("MainPID") == before
+
+
+@pytest.mark.parametrize(
+    ("path", "line"), [(FILE, "mistake = 1"), ("/etc/bentpipe/bentpipe.d/20-more.toml", "[[satellite]]\norg = 7")]
+)
+def test_a_wrong_reload_fails_in_words_and_changes_nothing(story: Story, path: str, line: str) -> None:
+    host, before = story.host, story.show("MainPID")
+    running = begun(story.build(BUILD_S))
+    host.run('cp $1 /root/good 2>/dev/null || rm -f /root/good; echo "$2" >>$1', path, line)
+    try:
+        code, _ = host.attempt("systemctl reload bentpipe.service")
+        assert code != 0
+        code, said = host.attempt("bentpipe reload")
+        assert (code, path in said) == (2, True), said
+        status = story.show("StatusText")
+        assert "the last reload failed, and nothing has changed: " in status
+        assert path in status
+        assert story.show("ActiveState") == "active"
+        assert ended(running) == "awake"
+        assert ended(story.build(0)) == "awake"
+        assert story.show("MainPID") == before
+    finally:
+        host.run("if [ -e /root/good ]; then cp /root/good $1; else rm $1; fi", path)
+    host.run("systemctl reload bentpipe.service")
+    assert story.show("StatusText").startswith("reloaded")
+
+
+def test_no_certificate_is_shown_without_its_key(story: Story) -> None:
+    """Two files are replaced one after the other, and a reload comes between."""
+    host, before = story.host, shown_serial(story, story.ca)
+    chain, key = story.issue()
+    host.put("/etc/bentpipe/tls.pem", chain)
+    assert host.attempt("systemctl reload bentpipe.service")[0] != 0
+    assert shown_serial(story, story.ca) == before
+    host.put("/etc/bentpipe/tls.key", key, 0o600)
+    host.run("systemctl reload bentpipe.service")
+    assert shown_serial(story, story.ca) != before
+
+
+def test_a_typo_never_closes_the_port(story: Story) -> None:
+    """However often the service is restarted with a mistake in its file, it runs with the last good configuration."""
+    host = story.host
+    host.run(f"cp {FILE} /root/good; echo '[[' >>{FILE}")
+    try:
+        for _ in range(RESTARTS):
+            host.run("systemctl restart bentpipe.service", deadline_s=DEADLINE_S)
+        assert story.show("ActiveState") == story.show("ActiveState", "bentpipe.socket") == "active"
+        assert f"because of mistakes in {FILE}: " in story.show("StatusText")
+        assert FILE in host.run("journalctl --no-pager --priority=warning --unit=bentpipe.service")
+        assert ended(story.build(0)) == "awake"
+    finally:
+        host.run(f"cp /root/good {FILE}")
+    host.run("systemctl reload bentpipe.service")
+    assert "mistakes" not in story.show("StatusText")
+
+
+def test_a_client_waits_while_no_configuration_can_be_used(story: Story) -> None:
+    """Neither the file nor a last good one: systemd tries again each second, and no limit of starts stops it."""
+    host = story.host
+    host.run(
+        f"cp {FILE} /root/good; systemctl stop bentpipe.socket bentpipe.service; rm /var/lib/bentpipe/last-good.json; "
+        f"echo '[[' >>{FILE}; systemctl start bentpipe.socket; systemctl start --no-block bentpipe.service",
+        deadline_s=DEADLINE_S,
+    )
+    try:
+        waiting = story.build(0)
+        tried = "while [ $(systemctl show -P NRestarts bentpipe.service) -lt $1 ]; do sleep 0.5; done"
+        host.run(tried, str(RESTARTS), deadline_s=DEADLINE_S)
+        assert story.show("ActiveState", "bentpipe.socket") == "active"
+        assert waiting.poll() is None
+    finally:
+        host.run(f"cp /root/good {FILE}")
+    assert ended(waiting) == "awake"
+
+
+@pytest.mark.parametrize("signal", ["KILL", "SEGV"])
+def test_systemd_starts_it_again_after_a_crash(story: Story, signal: str) -> None:
+    """The satellite outlives it, and clients that come meanwhile are served."""
+    host, before = story.host, story.show("MainPID")
+    satellite = host.run("pgrep --full testbed.satellite")
+    host.run("systemctl kill --signal=$1 --kill-whom=main bentpipe.service", signal)
+    assert ended(story.build(0)) == "awake"
+    assert story.show("MainPID") != before
+    assert host.run("pgrep --full testbed.satellite") == satellite
+
+
+def test_the_watchdog_ends_a_daemon_that_is_stuck(story: Story) -> None:
+    host, before = story.host, story.show("MainPID")
+    host.run("systemctl kill --signal=STOP --kill-whom=main bentpipe.service")
+    wait_other_process(story, before)
+    assert ended(story.build(0)) == "awake"
+    assert "watchdog" in host.run("journalctl --no-pager --unit=bentpipe.service").lower()
+
+
+def test_certbot_renews(story: Story) -> None:
+    """A real certbot, a real ACME server, the hook of the package: the steps of docs/certificates.md."""
+    try:
+        program = pebble()
+    except Missing as exc:
+        pytest.skip(str(exc))
+    host, before = story.host, story.show("MainPID")
+    certbot = f"REQUESTS_CA_BUNDLE=/root/acme-ca.pem certbot --non-interactive --quiet --server {DIRECTORY}"
+    with acme_server(host, story.folder, program) as issuer:
+        host.run(
+            f"{certbot} certonly --standalone --agree-tos --register-unsafely-without-email -d {NAME}",
+            deadline_s=DEADLINE_S,
+        )
+        hooks = "/etc/letsencrypt/renewal-hooks/deploy"
+        host.run(f"install -D /usr/share/bentpipe/certbot-deploy-hook {hooks}/bentpipe")
+        drop_in = "[Service]\nLoadCredential=\nLoadCredential=tls.pem:/etc/bentpipe/tls.pem\n"
+        host.put("/etc/systemd/system/bentpipe.service.d/certificate.conf", drop_in.encode())
+        both = ('s#^(certificate|key) = .*#\1 = "credential:tls.pem"#', FILE)
+        host.run('sed -Ei "$1" "$2"', *both)
+        host.run(f"systemctl daemon-reload; RENEWED_LINEAGE=/etc/letsencrypt/live/{NAME} {hooks}/bentpipe")
+        first = shown_serial(story, issuer, NAME)
+        running = begun(story.build(BUILD_S, ca=issuer, name=NAME))
+        host.run(f"{certbot} renew --force-renewal", deadline_s=DEADLINE_S)
+        assert shown_serial(story, issuer, NAME) not in {first, ""}
+        assert ended(running) == "awake"
+    assert story.show("MainPID") == before
+    assert host.run("stat -c '%a %U' /etc/bentpipe/tls.pem").strip() == "600 root"
