@@ -4,6 +4,7 @@ BP_DEBUG switches the assertions of native/src/check.h on. The faults lie under 
 """
 
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -13,16 +14,34 @@ DRIVER = ROOT / "tests" / "native" / "driver"
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror")
 DEFINED = ("-DTICK_MS=20", "-DBP_DEBUG")
 WRAPPED = ("recv", "send", "splice", "epoll_wait", "pipe2", "fcntl", "malloc")
+WRAP = "-Wl," + ",".join(f"--wrap={name}" for name in WRAPPED)
 
 
-def compile_driver(native: Path, program: Path, sanitizer: str) -> None:
-    """Compile the engine of the folder `native` with the driver. Raises CalledProcessError."""
-    sources = [*sorted((native / "src").glob("*.c")), *sorted(DRIVER.glob("*.c"))]
-    wrap = "-Wl," + ",".join(f"--wrap={name}" for name in WRAPPED)
-    includes = (f"-I{native / 'include'}", f"-I{native / 'src'}", f"-I{DRIVER}")
-    libraries = (wrap, "-lssl", "-lcrypto", "-lpthread")
+def _compiler(sanitizer: str) -> tuple[str, ...]:
     sanitize = () if sanitizer == "none" else (f"-fsanitize={sanitizer}",)
-    subprocess.run(["gcc", *FLAGS, *DEFINED, *sanitize, *includes, *sources, *libraries, "-o", program], check=True)
+    includes = (f"-I{NATIVE / 'include'}", f"-I{NATIVE / 'src'}", f"-I{DRIVER}")
+    return ("gcc", *FLAGS, *DEFINED, *sanitize, *includes)
+
+
+def compile_objects(sources: Iterable[Path], folder: Path) -> dict[str, Path]:
+    """Compile each file into `folder`, without sanitizer: the object files, by the name of the source.
+
+    Raises CalledProcessError.
+    """
+    files = list(sources)
+    subprocess.run([*_compiler("none"), "-c", *files], cwd=folder, check=True)
+    return {source.name: folder / f"{source.stem}.o" for source in files}
+
+
+def link_driver(parts: Iterable[Path], program: Path, sanitizer: str = "none") -> None:
+    """Link objects, or compile and link sources. Raises CalledProcessError."""
+    libraries = (WRAP, "-lssl", "-lcrypto", "-lpthread")
+    subprocess.run([*_compiler(sanitizer), *parts, *libraries, "-o", program], check=True)
+
+
+def driver_sources() -> list[Path]:
+    """All C files of the engine and of the driver."""
+    return [*sorted(NATIVE.glob("src/*.c")), *sorted(DRIVER.glob("*.c"))]
 
 
 def build_driver(sanitizer: str) -> Path:
@@ -31,5 +50,5 @@ def build_driver(sanitizer: str) -> Path:
     sources = [*NATIVE.glob("src/*.[ch]"), *NATIVE.glob("include/*.h"), *DRIVER.glob("*.[ch]"), Path(__file__)]
     if not program.exists() or program.stat().st_mtime <= max(path.stat().st_mtime for path in sources):
         program.parent.mkdir(exist_ok=True)
-        compile_driver(NATIVE, program, sanitizer)
+        link_driver(driver_sources(), program, sanitizer)
     return program

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-import botocore.loaders
-import botocore.session
 import pytest
 
+from beds.machines.service_models import read_models_once
 from bentpipe.daemon.testbed.ec2_emulator.clock import ManualClock
 from bentpipe.daemon.testbed.ec2_emulator.control import Control
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
@@ -19,13 +17,12 @@ if TYPE_CHECKING:
     from beds.stores.dynamodb_server import DynamoDbServer
     from bentpipe.daemon.store.dynamodb_table import Table
 
-shared_loader = functools.cache(botocore.loaders.create_loader)
+read_models_once()
 
 
 @pytest.fixture
 def aws_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As boto3 finds them, and none of the host's own. EC2's model is read once, not half a second for each client."""
-    monkeypatch.setattr(botocore.session, "create_loader", shared_loader)
+    """As boto3 finds them, and none of the host's own."""
     for name in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {

@@ -13,12 +13,15 @@ import trustme
 
 from beds.hosts.in_process import write_config
 from beds.hosts.one_satellite import emulated_ec2
+from beds.machines.service_models import read_models_once
 from beds.peers.clients import Client
 from beds.peers.kinds import CLIENTS, SERVER_KINDS, TABLE_SIZES, or_skip, satellite_command
 from bentpipe.config.load import load_config
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
+
+read_models_once()
 
 SLOW_SATELLITES = 40
 """Of each kind; they cost nothing until somebody wakes them."""

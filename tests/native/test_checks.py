@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from beds.driver_build import NATIVE, compile_driver
+from beds.driver_build import NATIVE, compile_objects, driver_sources, link_driver
 
 RELEASE_FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2")
 DEADLINE_S = 60
@@ -140,6 +140,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / name for name in blobs]
 
 
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What the engine and its driver are linked from, by the name of the source."""
+    return compile_objects(driver_sources(), tmp_path_factory.mktemp("objects"))
+
+
 def copy_of_engine(folder: Path) -> Path:
     """The folder native/ without what was built in it."""
     copy = folder / "native"
@@ -154,23 +160,24 @@ def run(program: Path, certificates: list[Path]) -> subprocess.CompletedProcess[
     )
 
 
-def test_the_engine_holds_its_invariants(tmp_path: Path, certificates: list[Path]) -> None:
+def test_the_engine_holds_its_invariants(tmp_path: Path, certificates: list[Path], objects: dict[str, Path]) -> None:
     program = tmp_path / "driver"
-    compile_driver(NATIVE, program, "none")
+    link_driver(objects.values(), program)
     done = run(program, certificates)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(re.findall(r"^end ", done.stdout, re.MULTILINE)) == 3
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_a_mutant_is_stopped_by_an_assertion(mutant: Mutant, tmp_path: Path, certificates: list[Path]) -> None:
-    copy = copy_of_engine(tmp_path)
-    source = copy / "src" / mutant.file
-    text = source.read_text()
+def test_a_mutant_is_stopped_by_an_assertion(
+    mutant: Mutant, tmp_path: Path, certificates: list[Path], objects: dict[str, Path]
+) -> None:
+    text = (NATIVE / "src" / mutant.file).read_text()
     assert text.count(mutant.line) == 1, "the line to change is not there, or not once"
-    source.write_text(text.replace(mutant.line, mutant.changed))
+    changed = tmp_path / mutant.file
+    changed.write_text(text.replace(mutant.line, mutant.changed))
     program = tmp_path / "driver"
-    compile_driver(copy, program, "none")
+    link_driver((objects | compile_objects([changed], tmp_path)).values(), program)
     done = run(program, certificates)
     assert done.returncode == -signal.SIGABRT, (done.returncode, done.stdout, done.stderr)
     assert f"engine: invariant broken: {mutant.broken} (" in done.stderr

@@ -17,7 +17,7 @@ from beds.driver_build import build_driver
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "guest"
 TESTS = ("tests/native/test_tls.py", "tests/native/test_ktls_floods.py", "tests/native/test_model.py")
-EXAMPLES = int(os.environ.get("BENTPIPE_GUEST_EXAMPLES", "80"))
+EXAMPLES = int(os.environ.get("BENTPIPE_GUEST_EXAMPLES", "40"))
 """Of the model-based test, in each mode; the guest is several times slower than its host."""
 BOOT_DEADLINE_S = 240 + EXAMPLES
 FETCH_DEADLINE_S = 120

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, event, given, settings
 from beds.driver_build import build_driver
 from bentpipe.native.engine import EndReason
 
-EXAMPLES = int(os.environ.get("BENTPIPE_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("BENTPIPE_EXAMPLES", "100"))
 SHORT_CONNECTIONS = int(os.environ.get("BENTPIPE_SHORT_CONNECTIONS", "2000"))
 CLIENT, SATELLITE = 0, 1
 OPEN, CLEAN, RESET, TRUNCATED, OWN = range(5)
