@@ -1,15 +1,18 @@
 """Reads a configuration and reports every mistake in it at once, each with its path. It must never start anything."""
 
 import dataclasses
+import difflib
+import json
 import os
 import shutil
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from bentpipe.config.accounts import ID_CLAIMS
+from bentpipe.config.keys import keys_of
 from bentpipe.config.model import Config, MachineSection
 from bentpipe.config.sources import ConfigErrors, ConfigProblem, Merged, Texts
 
@@ -17,6 +20,9 @@ __all__ = ["ConfigErrors", "ConfigProblem", "LoadedConfig", "load_config", "pars
 
 CREDENTIAL_PREFIX = "credential:"
 """Marks a path as a systemd credential: a file of that name in $CREDENTIALS_DIRECTORY (systemd.exec(5))."""
+NO_CREDENTIALS = "; systemd gives credentials to the service alone, by LoadCredential= in its unit: else give a path"
+NEAR = 0.7
+"""How much a key must be alike a known one for that to be suggested (difflib's ratio)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,7 +86,9 @@ def _resolve_credentials(value: object, known: Mapping[str, Path], instead: Mapp
         name, folder = value.removeprefix(CREDENTIAL_PREFIX), os.environ.get("CREDENTIALS_DIRECTORY", "")
         if name in instead:
             return str(instead[name])
-        return str(Path(folder) / name if folder or name not in known else known[name])
+        if folder:
+            return str(Path(folder) / name)
+        return str(known.get(name, value))
     return value
 
 
@@ -99,14 +107,31 @@ def _problem(error: Mapping[str, object]) -> ConfigProblem:
     where = ""
     for part in location if isinstance(location, tuple) else ():
         where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = "unknown key"
-    elif error["type"] == "missing":
-        message = "missing"
-    elif error["type"] not in ("value_error",):
-        message += f" (got {error['input']!r})"
-    return ConfigProblem(where, message)
+    return ConfigProblem(where, _words(error, location if isinstance(location, tuple) else ()))
+
+
+def _words(error: Mapping[str, object], location: tuple[int | str, ...]) -> str:
+    message, found = str(error["msg"]).removeprefix("Value error, "), error["input"]
+    match error["type"]:
+        case "value_error":
+            return message
+        case "extra_forbidden":
+            return "unknown key" + _did_you_mean(str(location[-1]), keys_of(Config, location[:-1]))
+        case "missing":
+            return "missing"
+        case "tuple_type" if isinstance(found, str):
+            return f"expected a list: {json.dumps(found.split() or [''])} (got {found!r})"
+        case "string_pattern_mismatch":
+            context = error.get("ctx")
+            form = context.get("pattern") if isinstance(context, Mapping) else ""
+            return f"{found!r} is not valid: expected the form {form}"
+        case _:
+            return f"{message} (got {found!r})"
+
+
+def _did_you_mean(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=NEAR)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _duplicates(config: Config, merged: Merged) -> Iterator[ConfigProblem]:
@@ -242,7 +267,8 @@ def _missing_files(config: Config) -> Iterator[ConfigProblem]:
             with path.open("rb"):
                 pass
         except OSError as exc:
-            yield ConfigProblem(where, f"cannot read {path}: {exc.strerror}")
+            hint = NO_CREDENTIALS if str(path).startswith(CREDENTIAL_PREFIX) else ""
+            yield ConfigProblem(where, f"cannot read {path}: {exc.strerror}{hint}")
 
 
 def _unfit_program(program: str) -> str:

@@ -30,6 +30,10 @@ class WantRead(Exception):
     """The operation waits for the socket to be readable."""
 
 
+OTHER_KEY = "key values mismatch"
+"""OpenSSL's reason X509_R_KEY_VALUES_MISMATCH (X509_check_private_key(3))."""
+
+
 class WantWrite(Exception):
     """The operation waits for the socket to be writable."""
 
@@ -82,7 +86,12 @@ class TlsServerContext(_Context):
         authorities = ffi.NULL if client_ca is None else os.fsencode(client_ca)
         files = os.fsencode(certificate), os.fsencode(key)
         authorities = authorities if client_ca is None else ffi.new("char[]", authorities)
-        self._adopt(lib.bp_tls_ctx_server(*files, authorities, error, ERROR_BYTES), error)
+        try:
+            self._adopt(lib.bp_tls_ctx_server(*files, authorities, error, ERROR_BYTES), error)
+        except TlsError as exc:
+            if OTHER_KEY in str(exc):
+                raise TlsError(f"{key} is not the key of {certificate}: give the two that were made together") from exc
+            raise
 
     def add_crls(self, crls: Path) -> None:
         """Refuse clients whose certificates are revoked, and all whose CRL is missing or past its nextUpdate.

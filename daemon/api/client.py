@@ -19,6 +19,7 @@ SILENCE_S = 30.0
 """Without a byte, after which a daemon is gone: streams of states repeat themselves every 10 s."""
 READ_BYTES = 65_536
 PORTS = {"https": 443, "http": 80}
+NOT_THE_API = "this port is for builds and does not serve the control API: set api = true in its [[listener]]"
 
 A = TypeVar("A", bound=Message)
 
@@ -75,7 +76,10 @@ class Server:
             sock.connect(path)
         except OSError as exc:
             sock.close()
-            raise ControlApiError(f"no daemon answers at {path}: {exc.strerror or exc}") from exc
+            words = (
+                f"no daemon answers at {path}: {exc.strerror or exc}; does the service run, and does [control] name it?"
+            )
+            raise ControlApiError(words) from exc
         return sock
 
 
@@ -104,4 +108,11 @@ def exchange(
         except (OSError, ClientError) as exc:
             raise ControlApiError(f"{server.url}: {exc}") from exc
     if made.status is not GrpcStatus.OK:
-        raise ControlApiError(made.words or made.status.name, made.status)
+        raise ControlApiError(_words_of(made.words) or made.status.name, made.status)
+
+
+def _words_of(words: str) -> str:
+    """The answer of a listener for builds alone is about a satellite, which the caller did not ask for."""
+    from bentpipe.daemon.edge.identity import NO_DESTINATION  # here: it takes longer to import than most calls take
+
+    return f"{NOT_THE_API}; it says: {words}" if NO_DESTINATION in words else words

@@ -177,7 +177,9 @@ def ask(
             while len(answer) < ANSWER_BYTES and (data := sock.recv(65536)):
                 answer += data
         except OSError as exc:
-            raise ControlError(f"no daemon answers at {path}: {exc.strerror or exc}") from exc
+            raise ControlError(
+                f"no daemon answers at {path}: {exc.strerror or exc}; does the service run (systemctl status bentpipe)?"
+            ) from exc
     if not answer.endswith(b"\n"):
         raise ControlError(f"the daemon at {path} gave no complete answer")
     found: object = json.loads(answer)

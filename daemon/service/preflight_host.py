@@ -17,8 +17,14 @@ from bentpipe.daemon.providers.process.sock_diag import find_listener
 from bentpipe.daemon.service.concern import Concern
 
 NO_OPENTELEMETRY = "OpenTelemetry is not installed: pip install 'bentpipe[traces]'"
+UNWRITABLE = "{} cannot be written by user {}: chown it to the user that runs the daemon, or check as that user"
 MADE_BY_SYSTEMD = ("STATE_DIRECTORY", "RUNTIME_DIRECTORY")
 """The variables of folders that systemd makes before it starts the service (systemd.exec(5))."""
+HINTS = {
+    errno.EACCES: "; a port below 1024 needs CAP_NET_BIND_SERVICE, or a socket unit",
+    errno.EADDRNOTAVAIL: "; no interface of this host has this address (ip address)",
+}
+"""What to do if a port cannot be opened."""
 LOCKED_S = 1.0
 """How long to wait for a store that another process is writing to."""
 
@@ -53,10 +59,7 @@ def _port_concerns(where: str, host: str, port: int) -> Iterator[Concern]:
             sock.close()
     except OSError as exc:
         if exc.errno != errno.EADDRINUSE:
-            hint = (
-                "; a port below 1024 needs CAP_NET_BIND_SERVICE, or a socket unit" if exc.errno == errno.EACCES else ""
-            )
-            yield Concern(where, f"{exc.strerror or exc}{hint}", fatal=True)
+            yield Concern(where, f"{exc.strerror or exc}{HINTS.get(exc.errno or 0, '')}", fatal=True)
             return
         owner = _owner_of(host, port)
         if owner is None:
@@ -107,7 +110,7 @@ def _store_concerns(path: Path) -> Iterator[Concern]:
     # SQLite makes a reader of a writer whose file is read-only, so it does not tell; its journal needs the folder.
     for each in (path, path.parent):
         if not os.access(each, os.W_OK):
-            yield Concern(where, f"{each} cannot be written by user {os.geteuid()}", fatal=True)
+            yield Concern(where, UNWRITABLE.format(each, os.geteuid()), fatal=True)
             return
     try:
         opened = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=LOCKED_S, isolation_level=None)
@@ -130,4 +133,4 @@ def _folder_concerns(where: str, folder: Path) -> Iterator[Concern]:
             where, f"there is no folder {folder}; make it, owned by the user that runs the daemon", fatal=True
         )
     elif not os.access(folder, os.W_OK | os.X_OK):
-        yield Concern(where, f"{folder} cannot be written by user {os.geteuid()}", fatal=True)
+        yield Concern(where, UNWRITABLE.format(folder, os.geteuid()), fatal=True)

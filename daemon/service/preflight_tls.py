@@ -108,7 +108,11 @@ def _pair_concerns(where: str, certificate: Path, key: Path) -> Iterator[Concern
         yield Concern(f"{where}.key", f"{key}: {exc}", fatal=True)
     else:
         if _public_bytes(private) != _certificate_bytes(chain[0]):
-            yield Concern(f"{where}.key", f"{key} is not the key of {certificate}", fatal=True)
+            yield Concern(
+                f"{where}.key",
+                f"{key} is not the key of {certificate}: give the two that were made together",
+                fatal=True,
+            )
     yield from _date_concerns(f"{where}.certificate", certificate, chain[0])
     for below, above in itertools.pairwise(chain):
         try:
@@ -177,7 +181,11 @@ def _date_concerns(where: str, path: Path, certificate: x509.Certificate) -> Ite
     now = datetime.datetime.now(datetime.UTC)
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now >= ends:
-        yield Concern(where, f"{path}: {_name(certificate)} expired on {ends:%Y-%m-%d %H:%M} UTC", fatal=False)
+        yield Concern(
+            where,
+            f"{path}: {_name(certificate)} expired on {ends:%Y-%m-%d %H:%M} UTC; clients refuse it: renew it",
+            fatal=False,
+        )
     elif now < begins:
         words = f"{path}: {_name(certificate)} holds only from {begins:%Y-%m-%d %H:%M} UTC; is this host's clock right?"
         yield Concern(where, words, fatal=False)

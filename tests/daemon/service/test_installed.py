@@ -104,7 +104,7 @@ def test_credentials_of_the_services_own_configuration_alone(tmp_path: Path) -> 
     assert tls is not None
     assert tls.key == tmp_path / "server.key"
     assert loaded.store.ledger_path() == Path("/var/lib/bp-test/ledger.sqlite")
-    with pytest.raises(ConfigErrors, match=r"cannot read tls\.key"):
+    with pytest.raises(ConfigErrors, match=r"cannot read credential:tls\.key: .*LoadCredential="):
         load_operators_config(other, folders=[tmp_path])
 
 
