@@ -26,6 +26,8 @@ log = logging.getLogger("bentpipe.providers.process")
 
 FIRST_PAUSE_S, MOST_PAUSE_S = 0.05, 10.0
 """Before the next connection after one that has ended, doubling while none can be made."""
+MOST_EXITS = 1000
+"""Of processes that nobody knows yet: as many as could be started at once, and more."""
 END_DEADLINE_S = 10.0
 """For a keeper that has nothing to keep to end."""
 READER = Owner("keeper reader", decision=Decision.GIVE_UP)
@@ -43,6 +45,8 @@ class KeeperClient:
         self._isolation = isolation
         self._link: KeeperLink | None = None
         self._kept: dict[tuple[str, str], KeptProcess] = {}
+        self._exits: dict[tuple[str, str], int] = {}
+        """How processes have ended that nobody here knows yet, by name and birth. Oldest first, MOST_EXITS of them."""
         self._pid: int | None = None
         """Of a keeper that this process has started, until it is reaped."""
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -139,6 +143,9 @@ class KeeperClient:
 
     def _know(self, told: Message) -> tuple[KeptProcess, Message]:
         process = KeptProcess.of(self.call, told)
+        # It may have ended before the task that has started it runs again.
+        if (status := self._exits.pop((process.name, process.birth), None)) is not None:
+            process.note_exit(status)
         known = self._kept.setdefault((process.name, process.birth), process)
         if process.exited.is_set() and not known.exited.is_set():
             known.status = process.status
@@ -154,9 +161,14 @@ class KeeperClient:
         if message.kind == Kind.TROUBLE:
             log.warning("the keeper tells", extra={"fields": {"words": message.text(Tag.WORDS)}})
         elif message.kind == Kind.EXITED:
-            process = self._kept.get((message.name(), message.text(Tag.BIRTH)))
+            key, status = (message.name(), message.text(Tag.BIRTH)), message.value(Tag.STATUS) or 0
+            process = self._kept.get(key)
             if process is not None:
-                process.note_exit(message.value(Tag.STATUS) or 0)
+                process.note_exit(status)
+                return
+            self._exits[key] = status
+            while len(self._exits) > MOST_EXITS:
+                del self._exits[next(iter(self._exits))]
 
     def forget(self, process: KeptProcess) -> None:
         """Know a process no more: it was released or lost."""
