@@ -3,8 +3,10 @@
 from collections.abc import Awaitable, Callable, Mapping
 
 from bentpipe.daemon.admin.facts import AdminParts
+from bentpipe.daemon.admin.history import SPANS
 from bentpipe.daemon.admin.look import Looker
 from bentpipe.daemon.admin.pages import ConnectionRow, connection_row, visible
+from bentpipe.daemon.admin.past import past_page
 from bentpipe.daemon.admin.viewer import Viewer
 from bentpipe.daemon.errors import StoreError
 
@@ -54,6 +56,10 @@ class Content:
     async def host(self, viewer: Viewer, satellite: str) -> Values:
         """It is in every page."""
         return {}
+
+    async def past(self, viewer: Viewer, span: str) -> Values:
+        """What the ledger says of a span. Raises StoreError."""
+        return {"past": past_page(await self._parts.history.read(span), viewer), "span": span, "spans": SPANS}
 
     async def overview(self, viewer: Viewer, satellite: str = "") -> Values:
         """All parts, of all satellites or of one."""

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from bentpipe.daemon.admin.history import History
 from bentpipe.daemon.api.operations import Operations
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.fleet.fleet import Fleet
@@ -44,6 +45,7 @@ class AdminParts:
     handoff: HandOff
     operations: Operations
     finder: RecordFinder
+    history: History
     host: Callable[[], HostFacts]
     drain: Callable[[], None]
     """Begins the drain of the daemon."""

@@ -15,6 +15,7 @@ from bentpipe.daemon.admin.content import NEWEST_MOST, PARTS, Content
 from bentpipe.daemon.admin.facts import AdminParts
 from bentpipe.daemon.admin.feed import Feed
 from bentpipe.daemon.admin.guard import host_name, host_problem, is_same_secret, origin_problem
+from bentpipe.daemon.admin.history import FIRST_SPAN, SPANS
 from bentpipe.daemon.admin.http1 import BadRequest, BrowserRequest, HttpReply
 from bentpipe.daemon.admin.look import Looker
 from bentpipe.daemon.admin.pages import STATIC_KINDS, Pages, lines_of
@@ -203,6 +204,10 @@ class Site:
                 return await self._show(f"part-{name}.html", viewer, **values)
             case ("events",):
                 return self._events(visit)
+            case ("history",):
+                span = query.get("span", "")
+                values = await self._content.past(viewer, span if span in SPANS else FIRST_SPAN)
+                return await self._show("history.html", viewer, **values)
             case ("connections",):
                 return await self._connections(query, viewer)
             case ("connections", text):

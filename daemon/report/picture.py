@@ -7,40 +7,12 @@ picture larger. `svg` and `png` paint the picture.
 import bisect
 import dataclasses
 import datetime
-import enum
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from bentpipe.daemon.ledger.contract import Interval
-from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.report.plain import utc_text
-
-S = SatelliteState
-
-
-class LineStyle(enum.Enum):
-    """How a stretch of a satellite's line looks: its word in the legend, and its colour."""
-
-    ASLEEP = ("asleep", "#d7dde4")
-    WAKING = ("waking", "#e8a33d")
-    AWAKE = ("awake", "#3a9a5b")
-    LEAVING = ("going to sleep", "#7fa8d1")
-    FAILED = ("failed", "#c8453b")
-    UNKNOWN = ("not known", "#f3f4f6")
-
-
-STYLES: Mapping[SatelliteState, LineStyle | None] = {
-    S.CREATING: LineStyle.WAKING,
-    S.STARTING: LineStyle.WAKING,
-    S.OPERATIONAL: LineStyle.AWAKE,
-    S.UPDATING: LineStyle.AWAKE,
-    S.STOPPING: LineStyle.LEAVING,
-    S.DESTROYING: LineStyle.LEAVING,
-    S.SLEEP: LineStyle.ASLEEP,
-    S.FAILED: LineStyle.FAILED,
-    S.UNKNOWN: LineStyle.UNKNOWN,
-    S.OFFLINE: None,
-}
+from bentpipe.daemon.report.timeline import LineStyle, fill, runs_of
 
 INK, FAINT, PAPER = "#1f2933", "#9aa5b1", "#ffffff"
 COLUMNS = 960
@@ -85,7 +57,7 @@ class Picture:
 def draw(intervals: Sequence[Interval], since_us: int, until_us: int) -> Picture:
     """Draw the span."""
     lines = {
-        str(key): _fill(list(group), since_us, until_us)
+        str(key): fill(list(group), since_us, until_us, COLUMNS)
         for key, group in itertools.groupby(intervals, key=lambda interval: interval.key)
     }
     lines = {name: line for name, line in lines.items() if any(column for column in line)}
@@ -103,36 +75,14 @@ def draw(intervals: Sequence[Interval], since_us: int, until_us: int) -> Picture
         y = rows_top + index * (ROW_HEIGHT + GAP)
         shown = name if len(name) <= NAME_CHARS else name[: NAME_CHARS - 3] + "..."
         shapes.append(Label(left - 8, y + ROW_HEIGHT - 5, shown, anchor="end"))
-        styles = [max(column, key=lambda style: column[style]) if column else None for column in line]
-        x = left
-        for style, group in itertools.groupby(styles):
-            columns = len(list(group))
-            if style is not None:
-                shapes.append(Rect(x, y, columns, ROW_HEIGHT, style.value[1]))
-            x += columns
+        for run in runs_of(line):
+            shapes.append(Rect(left + run.begin, y, run.columns, ROW_HEIGHT, run.style.value[1]))
     x = left
     for style in LineStyle:
         word, colour = style.value
         shapes += [Rect(x, bottom + 28, 12, 12, colour), Label(x + 17, bottom + 38, word)]
         x += 40 + 8 * len(word)
     return Picture(width, height, tuple(shapes))
-
-
-def _fill(chain: Sequence[Interval], since_us: int, until_us: int) -> list[dict[LineStyle, float]]:
-    """For each column, the share of it that each style takes (in columns)."""
-    columns: list[dict[LineStyle, float]] = [{} for _ in range(COLUMNS)]
-    scale = COLUMNS / max(1, until_us - since_us)
-    for interval in chain:
-        style = STYLES[interval.state]
-        begin = max(0.0, (interval.from_us - since_us) * scale)
-        end = min(float(COLUMNS), (interval.to_us - since_us) * scale)
-        if style is None or begin >= end:
-            continue
-        for column in range(int(begin), min(COLUMNS, int(end) + 1)):
-            part = min(end, column + 1) - max(begin, column)
-            if part > 0:
-                columns[column][style] = columns[column].get(style, 0.0) + part
-    return columns
 
 
 def _chart(lines: Sequence[list[dict[LineStyle, float]]], left: int, top: int) -> list[Rect | Label]:

@@ -109,7 +109,7 @@ def tally_of(chain: Sequence[Interval], since_us: int, until_us: int) -> Tally:
             tally.unknown_s += lasted_s
         if after is not None and since_us <= interval.to_us < until_us:
             _add_facts(tally, interval)
-            if interval.state in WAKING and after.state not in WAKING and _is_ours(interval):
+            if interval.state in WAKING and after.state not in WAKING and is_ours(interval):
                 _count_wake(tally, interval, after, attempts)
     _add_runs(tally, chain, since_us, until_us)
     return tally
@@ -124,7 +124,7 @@ def _add_facts(tally: Tally, interval: Interval) -> None:
         tally.boot.setdefault(phase, Durations()).add(ended_s)
 
 
-def _is_ours(waking: Interval) -> bool:
+def is_ours(waking: Interval) -> bool:
     """Whether bentpipe woke it, and did not find it running or started by others."""
     return bool(waking.who or waking.facts.waits.clients or WakePhase.START in dict(waking.facts.phases))
 

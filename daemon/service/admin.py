@@ -8,17 +8,22 @@ import time
 from collections.abc import Iterator
 
 from bentpipe.config.admin import AdminSection
+from bentpipe.config.model import StoreSection
 from bentpipe.daemon.admin.facts import AdminParts, HostFacts, PlaneFacts
+from bentpipe.daemon.admin.history import History
 from bentpipe.daemon.admin.server import AdminServer
 from bentpipe.daemon.admin.site import Site
 from bentpipe.daemon.admin.viewer import Viewers
 from bentpipe.daemon.api.activity import span
+from bentpipe.daemon.errors import StoreUnusable
 from bentpipe.daemon.records.telling import RecordFinder
 from bentpipe.daemon.service.connection_records import host_name
+from bentpipe.daemon.service.ledger_reading import read_intervals, read_span
 from bentpipe.daemon.service.metric import Snapshot
 from bentpipe.daemon.service.metric_table import METRICS, VERSION
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.service.probes import READY
+from bentpipe.daemon.service.stores import NO_STORE
 
 COUNTERS = {
     "Connections now": "connections",
@@ -42,16 +47,29 @@ def make_admin(daemon: Daemon, section: AdminSection) -> AdminServer:
     def now() -> AdminSection:
         return daemon.config.admin or section
 
+    history = History(
+        lambda since_us, until_us: read_span(_store_of(daemon), since_us, until_us),
+        lambda since_us, until_us: read_intervals(_store_of(daemon), since_us, until_us),
+        lambda: daemon.config.prices,
+    )
     parts = AdminParts(
         fleet=daemon.fleet,
         handoff=daemon.handoff,
         operations=daemon.operations,
         finder=RecordFinder(connections.book, connections.writer),
+        history=history,
         host=lambda: host_facts(daemon, time.monotonic() - began),
         drain=daemon.drain.set,
     )
     viewers = Viewers(accounts.authority, accounts.admission, lambda: now().operators)
     return AdminServer(daemon.ports.admin, Site(parts, viewers, now))
+
+
+def _store_of(daemon: Daemon) -> StoreSection:
+    """Where the ledger is. Raises StoreUnusable if the daemon keeps none."""
+    if daemon.records.stores.ledger is None:
+        raise StoreUnusable(NO_STORE)
+    return daemon.config.store
 
 
 def host_facts(daemon: Daemon, up_s: float) -> HostFacts:

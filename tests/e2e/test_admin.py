@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import pytest
 import trio
 
@@ -15,6 +16,8 @@ from beds.hosts.command_bed import TOKENS, CommandBed, command_bed
 from beds.ports import free_port
 from bentpipe.daemon.admin.viewer import ATTEMPTS
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
+from bentpipe.daemon.service.metric_table import VERSION
+from bentpipe.daemon.testbed.edge_host import DemoSatellite, EdgeHost
 
 KEY = SatelliteKey("acme", "builder")
 SATELLITE = "/satellites/acme/builder"
@@ -280,7 +283,7 @@ async def test_drain_lets_clients_finish_and_then_sleeps(bed: CommandBed) -> Non
         await on_thread(echo, b"1")
         assert "takes no more clients" in await done(client, await act(client, f"{SATELLITE}/drain"))
         assert await on_thread(echo, b"2") == b"2", "who is connected goes on"
-        with bed.channel() as refused, pytest.raises(Exception, match="its operator has drained it"):
+        with bed.channel() as refused, pytest.raises(grpc.RpcError, match="its operator has drained it"):
             await on_thread(refused, b"3")
         assert bed.state() is SatelliteState.OPERATIONAL
         assert "Let clients in again" in await page(client, SATELLITE)
@@ -348,6 +351,35 @@ async def test_a_failure_in_a_page_ends_that_request_alone(bed: CommandBed, monk
         assert "acme/builder" not in await page(client, "/parts/held", 500)
         await page(client, "/connections")
     await until(client, "/", "acme/builder")
+
+
+async def test_the_ledgers_past_is_shown_as_report_adds_it_up(bed: CommandBed) -> None:
+    client = operator(bed)
+    with bed.channel() as echo:
+        await on_thread(echo, b"1")
+    with bed.channel("broken") as echo, pytest.raises(grpc.RpcError):
+        await on_thread(echo, b"2")
+    text = await until(client, "/history?span=1d", "<dt>Wakes</dt><dd>1</dd>")
+    assert "<dt>Failed wakes</dt><dd>1</dd>" in text
+    assert 'aria-label="acme/builder: awake' in text
+    failures = text.partition('id="h-failures"')[2]
+    assert "acme/broken" in failures
+    for span in ("7d", "30d", "365d", "nonsense"):
+        await page(client, f"/history?span={span}")
+    assert "acme/broken" in await page(await signed_in(bed, "user"), "/history")
+
+
+def test_data_planes_of_both_forms(tmp_path: Path) -> None:
+    for form, words in (("inside", "in this process"), ("process", "a process of its own")):
+        path = tmp_path / f"{form}.sock"
+        settings = f'[admin]\npath = "{path}"\n'
+        with EdgeHost([DemoSatellite("builder")], sleep_after_s=600, settings=settings, data_plane=form) as host:
+            text = PageClient(path).get("/parts/host").text
+            assert words in text
+            assert f"<td>{VERSION}</td><td>accepts</td>" in text
+            assert f"<dt>Process</dt><dd>{host.pid}</dd>" in text
+            assert (f'<td class="number wide">{host.pid}</td>' in text) is (form == "inside")
+        assert not path.exists(), "the socket's file goes with the daemon"
 
 
 class Events:

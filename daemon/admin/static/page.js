@@ -3,10 +3,8 @@
 (() => {
   const status = document.getElementById("live");
   if (!document.body.hasAttribute("data-live") || !status) return;
-  const before = status.textContent;
   const say = (words) => {
-    const text = before + (words ? " " + words : "");
-    if (status.textContent !== text) status.textContent = text;
+    if (status.textContent !== words) status.textContent = words;
   };
   let source = null;
   const loading = new Set();

@@ -31,10 +31,11 @@ from bentpipe.daemon.model import (
     WakePhase,
 )
 from bentpipe.daemon.report.durations import spread_of
-from bentpipe.daemon.report.picture import COLUMNS, STYLES, Label, LineStyle, Rect, draw
+from bentpipe.daemon.report.picture import COLUMNS, Label, Rect, draw
 from bentpipe.daemon.report.summary import summarise
 from bentpipe.daemon.report.svg import to_svg
 from bentpipe.daemon.report.table import to_tables
+from bentpipe.daemon.report.timeline import STYLES, LineStyle
 from bentpipe.daemon.service.cli import main
 from bentpipe.daemon.service.report import parse_since
 
