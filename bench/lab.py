@@ -140,7 +140,7 @@ class Lab:
                 start_new_session=True,
             )
         self._processes.append(process)
-        _put_first(process)
+        put_first(process.pid)
         deadline = time.monotonic() + START_DEADLINE_S
         while port is not None and not _accepts(port):
             if process.poll() is not None or time.monotonic() > deadline:
@@ -166,10 +166,10 @@ class Lab:
                 process.wait()
 
 
-def _put_first(process: subprocess.Popen[bytes]) -> None:
-    """As root, give all of the bench a higher priority than other sessions. Without root, it has the same as they."""
+def put_first(pid: int) -> None:
+    """As root, give a session of the bench a higher priority than others have. Without root, it has the same as they."""
     with contextlib.suppress(OSError):
-        Path(f"/proc/{process.pid}/autogroup").write_text(FIRST_NICE)
+        Path(f"/proc/{pid}/autogroup").write_text(FIRST_NICE)
 
 
 def _accepts(port: int) -> bool:

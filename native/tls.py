@@ -128,6 +128,13 @@ class TlsConnection:
         if self._pointer == ffi.NULL:
             raise TlsError(ffi.string(error).decode(errors="replace"))
 
+    @classmethod
+    def of(cls, pointer: Pointer) -> "TlsConnection":
+        """The object for a bp_tls, which it takes."""
+        made = cls.__new__(cls)
+        made._pointer = pointer
+        return made
+
     def _live(self) -> Pointer:
         if self._pointer == ffi.NULL:
             raise TlsError("the TLS connection is closed or was handed over")
@@ -140,14 +147,18 @@ class TlsConnection:
             raise WantRead
         if result == WANT_WRITE:
             raise WantWrite
+        raise self.failure(result)
+
+    def failure(self, result: int) -> TlsError | OSError:
+        """What a result of C below 0 means, if it does not ask for a wait."""
         message = ffi.string(lib.bp_tls_error(self._pointer)).decode(errors="replace")
         if result == TRUNCATED:
-            raise TlsTruncated(message)
+            return TlsTruncated(message)
         if result in LIMITS:
-            raise TlsFlood(message, LIMITS[result])
+            return TlsFlood(message, LIMITS[result])
         if result == FAILED:
-            raise TlsError(message)
-        raise OSError(-result, os.strerror(-result))
+            return TlsError(message)
+        return OSError(-result, os.strerror(-result))
 
     def do_handshake(self) -> None:
         """Go on with the handshake, for a bounded time. Raises WantRead, WantWrite, TlsError, OSError."""

@@ -46,7 +46,8 @@ class Peer:
         """The processes that do the work: what was started, and their children."""
         found = [process.pid for process in self.processes]
         for pid in found:
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            # Of all its threads: a child belongs to the one that started it (proc_pid_task(5)).
+            children = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
             found.extend(int(child) for child in children if self.is_worker(int(child)))
         return found
 

@@ -11,6 +11,7 @@ def all_peers() -> list[Peer]:
         Direct(),
         Direct("direct again"),
         Bentpipe(),
+        Bentpipe(data_plane="process"),
         HaproxyTcp(splice=False),
         HaproxyTcp(splice=True),
         SocketProxyd(),

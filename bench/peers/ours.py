@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from bench.lab import SATELLITE, Lab
+from bench.lab import SATELLITE, Lab, put_first
 from bench.peers.base import HERE, Peer
 from bentpipe.daemon.connections.descriptors import hard_limit
 from bentpipe.daemon.connections.quotas import CONNECTION_FDS
@@ -19,12 +19,19 @@ SPARE_FILES = 1_900
 
 
 class Bentpipe(Peer):
-    """The daemon; `splice` chooses the engine's mode."""
+    """The daemon; `splice` chooses the engine's mode, `data_plane` whether its connections have a process of their own."""
 
-    def __init__(self, splice: Literal["auto", "off", "always"] = "auto") -> None:
+    def __init__(
+        self,
+        splice: Literal["auto", "off", "always"] = "auto",
+        data_plane: Literal["inside", "process"] = "inside",
+    ) -> None:
         name = "bentpipe" if splice == "auto" else f"bentpipe {splice}"
+        if data_plane == "process":
+            name += " two processes"
         super().__init__(name, "bentpipe", f"greeting, admission, hand-off to the engine (splice = {splice})")
         self._splice = splice
+        self._data_plane = data_plane
         self.satellites: list[tuple[str, tuple[str, ...]]] = [(SATELLITE, ())]
         """Names, and further arguments of the upstream that each one runs."""
         self.program = ["-m", "bentpipe.daemon.service.entry", "serve", "--config"]
@@ -53,6 +60,8 @@ class Bentpipe(Peer):
             lab,
             "bentpipe.toml",
             splice=self._splice,
+            data_plane=self._data_plane,
+            planes=lab.directory / f"{self.name.replace(' ', '-')}-planes",
             log_level=self.log_level,
             api=str(self.api).lower(),
             max_connections=str(most),
@@ -61,6 +70,8 @@ class Bentpipe(Peer):
             satellites="\n".join(satellites),
         )
         self.run_pinned(lab, [sys.executable, "-P", *self.program, str(config)])
+        for pid in self.pids():
+            put_first(pid)  # a data plane of its own is a session of its own
 
     @classmethod
     def stalled(cls) -> "Bentpipe":
@@ -71,14 +82,15 @@ class Bentpipe(Peer):
         return peer
 
     def is_worker(self, pid: int) -> bool:
-        """Its children are satellites."""
-        return False
+        """Whether it is the data plane: the other children are satellites."""
+        return b"dataplane" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
     def thread_cpu_s(self) -> dict[str, float]:
-        """CPU seconds so far of the control plane ("trio") and of the engine."""
-        used = {"trio": 0.0, "engine": 0.0}
-        pid = self.processes[0].pid
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            name = "trio" if task.name == str(pid) else "engine"
-            used[name] += int((task / "schedstat").read_text().split()[0]) / 1e9
+        """CPU seconds so far of the control plane ("trio"), of a data plane's own Python ("plane"), and of the engine."""
+        used = {"trio": 0.0, "plane": 0.0, "engine": 0.0}
+        for pid in self.pids():
+            python = "trio" if pid == self.processes[0].pid else "plane"
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                name = python if task.name == str(pid) else "engine"
+                used[name] += int((task / "schedstat").read_text().split()[0]) / 1e9
         return used

@@ -26,6 +26,7 @@ SHOWN = (
     "half_rate_p99_ms",
     "resumed_share",
     "trio_us_per_connection",
+    "plane_us_per_connection",
     "engine_us_per_connection",
 )
 MICRO = "micro"

@@ -1,4 +1,4 @@
-"""One deadline for many scopes, each counted from its own beginning. Scopes that are late together are ended a few at a
+"""One deadline for many connections, each counted from its own beginning. Those that are late together are ended a few at a
 time.
 
 Ten thousand half-open connections that came within one second are late within one second too. With Trio's own deadlines all
@@ -6,6 +6,7 @@ of them would end in one turn of the thread, and no other client would be read m
 """
 
 import collections
+from collections.abc import Callable
 from types import TracebackType
 
 import trio
@@ -43,21 +44,50 @@ class Timed:
         return True
 
 
+class TimedCall:
+    """A call in a queue of deadlines: what ends something that is not a task. As small as `Timed`."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+
+    def forget(self) -> None:
+        """It came in time: the call is not made."""
+        self._call = None
+
+    def end(self) -> bool:
+        """Make the call. Returns whether it was still to be made."""
+        call, self._call = self._call, None
+        if call is not None:
+            call()
+        return call is not None
+
+
 class Deadlines:
-    """Cancels scopes that take longer than `seconds`, while `run_deadlines` runs."""
+    """Ends what takes longer than `seconds`, while `run_deadlines` runs."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        """For scopes that begin from now on. After a change to less, they end no sooner than the older ones before them."""
-        self._queue: collections.deque[tuple[float, Timed]] = collections.deque()
+        """For what begins from now on. After a change to less, they end no sooner than the older ones before them."""
+        self._queue: collections.deque[tuple[float, Timed | TimedCall]] = collections.deque()
         self._woken = trio.Event()
 
     def scope(self) -> Timed:
         """Make a context manager for a cancel scope whose time begins now."""
         timed = Timed()
+        self._append(timed)
+        return timed
+
+    def call(self, call: Callable[[], None]) -> TimedCall:
+        """Have something called once its time, which begins now, is over; it must not wait."""
+        timed = TimedCall(call)
+        self._append(timed)
+        return timed
+
+    def _append(self, timed: Timed | TimedCall) -> None:
         self._queue.append((trio.current_time() + self.seconds, timed))
         self._woken.set()
-        return timed
 
     async def run_deadlines(self) -> None:
         """Watch the time for ever."""

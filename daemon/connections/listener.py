@@ -1,4 +1,4 @@
-"""The listening sockets: accepts connections within their limits, and runs a task for each, with a place on a quota."""
+"""The listening sockets: accepts connections within their limits, and begins each one, with a place on a quota."""
 
 import dataclasses
 import errno
@@ -125,17 +125,45 @@ class Gate:
 Serve = Callable[[Transport, Port, Arrival], Awaitable[None]]
 """Takes a connection to its end. It owns the transport and the arrival's place from its first step on."""
 
+Begin = Callable[[socket.socket, Port, Arrival, trio.Nursery], None]
+"""Takes a socket that was accepted, and the arrival with its place and its record. Whatever task it needs is in the nursery.
+It never raises."""
+
+
+def session_owner(arrival: Arrival) -> Owner:
+    """What a task of one connection is called, and what its failure means: the end of that connection."""
+    return Owner("session", arrival.peer, Decision.GIVE_UP)
+
+
+def in_tasks(serve: Serve) -> Begin:
+    """Begin each connection with a task of its own."""
+
+    def begin(sock: socket.socket, port: Port, arrival: Arrival, sessions: trio.Nursery) -> None:
+        sessions.start_soon(run_owned, session_owner(arrival), run, sock, port, arrival)
+
+    async def run(sock: socket.socket, port: Port, arrival: Arrival) -> None:
+        with arrival.record:
+            try:
+                transport = Transport(sock)
+            except BaseException:
+                sock.close()
+                arrival.place.release()
+                raise
+            await serve(transport, port, arrival)
+
+    return begin
+
 
 class Listener:
     """Accepts on one listening socket, which it takes over."""
 
-    def __init__(self, sock: socket.socket, port: Port, gate: Gate, serve: Serve) -> None:
+    def __init__(self, sock: socket.socket, port: Port, gate: Gate, begin: Begin) -> None:
         sock.setblocking(False)
         self._sock = sock
         self.port = port
         """For new connections; open connections keep the port that they came by."""
         self._gate = gate
-        self._serve = serve
+        self._begin = begin
         self._failing = ""
 
     @property
@@ -150,7 +178,7 @@ class Listener:
         return name[0], name[1]
 
     async def run_listener(self, sessions: trio.Nursery) -> None:
-        """Accept for ever, each connection in a task of `sessions`; closes the socket when cancelled."""
+        """Accept for ever, tasks of connections in `sessions`; closes the socket when cancelled."""
         try:
             await run_owned(Owner("listener", str(self.address)), self._accept_all, sessions)
         finally:
@@ -194,8 +222,7 @@ class Listener:
             return False
         self._tell_failing("")
         arrival = Arrival(quotas, (str(name[0]), name[1]) if name else None, self.port.proxies, self._gate.book)
-        owner = Owner("session", arrival.peer, Decision.GIVE_UP)
-        sessions.start_soon(run_owned, owner, self._run, sock, arrival)
+        self._begin(sock, self.port, arrival, sessions)
         return True
 
     def _tell_failing(self, failing: str) -> None:
@@ -205,13 +232,3 @@ class Listener:
         elif self._failing and not failing:
             log.info("can accept again")
         self._failing = failing
-
-    async def _run(self, sock: socket.socket, arrival: Arrival) -> None:
-        with arrival.record:
-            try:
-                transport = Transport(sock)
-            except BaseException:
-                sock.close()
-                arrival.place.release()
-                raise
-            await self._serve(transport, self.port, arrival)

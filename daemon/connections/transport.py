@@ -81,8 +81,10 @@ def tune_socket(sock: socket.socket) -> None:
 class Transport:
     """A connected socket, which it takes over. All methods raise TransportError when the connection is broken."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        tune_socket(sock)
+    def __init__(self, sock: socket.socket, *, tuned: bool = False) -> None:
+        """`tuned`: the socket is what `tune_socket` makes it already."""
+        if not tuned:
+            tune_socket(sock)
         self._sock = sock
         self._tls: TlsConnection | None = None
         self._open = True
@@ -105,6 +107,15 @@ class Transport:
     def tls(self) -> TlsConnection | None:
         """The TLS connection, once `start_tls` was called."""
         return self._tls
+
+    @classmethod
+    def opened(cls, sock: socket.socket, tls: TlsConnection | None, received_bytes: int) -> "Transport":
+        """The transport of a socket that the opener has tuned and read. Takes both."""
+        sock.setblocking(False)
+        made = cls(sock, tuned=True)
+        made._tls, made._said, made._dry = tls, tls is not None, False
+        made.received_bytes = received_bytes
+        return made
 
     async def start_tls(self, tls: TlsConnection) -> None:
         """Take `tls` (made for this socket) and complete its handshake."""
@@ -211,6 +222,12 @@ class Transport:
                 rest = rest[sent:]
             else:
                 await self.wait_writable()
+
+    def take_socket(self) -> socket.socket:
+        """Give the socket away, which has no TLS yet. Trio forgets it first, as in `detach`."""
+        trio.lowlevel.notify_closing(self._sock)
+        self._open = False
+        return self._sock
 
     def detach(self) -> Leg:
         """Make the socket and its TLS ready for the engine; call `detached` when the engine has taken them.

@@ -1,27 +1,23 @@
-"""From accept to the control plane: PROXY header, TLS, first bytes; then the client's task until its GO or its end.
-
-A peer that leaves before it has said anything never reaches the control plane: it is counted here.
-"""
+"""Clients from their first bytes on: each is offered to the control plane, and has a task until its GO or its end."""
 
 import contextlib
 from collections.abc import Awaitable, Callable
 
 import trio
 
-from bentpipe.daemon.connections.arrival import Arrival, read_origin
-from bentpipe.daemon.connections.deadlines import Deadlines
+from bentpipe.daemon.connections.arrival import Arrival
 from bentpipe.daemon.connections.ends import OUTCOME_ENDS
-from bentpipe.daemon.connections.listener import Serve
-from bentpipe.daemon.connections.outcomes import ConnectionCounters, ConnectionOver, Outcome
-from bentpipe.daemon.connections.port import Port
-from bentpipe.daemon.connections.tls_start import begins_tls, start_tls
-from bentpipe.daemon.connections.transport import PeerLeft, Transport, TransportError
+from bentpipe.daemon.connections.listener import session_owner
+from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
+from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.dataplane.clients import ClientLine, ClientOrigin, ClientStream
+from bentpipe.daemon.dataplane.openings import Opening
 from bentpipe.daemon.dataplane.reports import ControlReports
 from bentpipe.daemon.dataplane.stream import Order
-from bentpipe.daemon.planes.bounds import FIRST_BYTES
 from bentpipe.daemon.planes.records import ArrivalFlag, ClosedRecord
 from bentpipe.daemon.records.record import PASSED_ON
+from bentpipe.daemon.tasks import run_owned
+from bentpipe.native.opener import Opened
 from bentpipe.native.tls import TlsConnection
 from bentpipe.proto.frames import PREFACE, FrameType, frame
 
@@ -32,42 +28,19 @@ DEFAULT_WORDS = frame(FrameType.SETTINGS, 0, 0, b"") + frame(
 that no request was processed (RFC 9113 §6.8), so that clients try again."""
 
 
-class HandshakeRate:
-    """Spreads handshakes so that there are at most `per_s` a second. 0: as many as come."""
-
-    def __init__(self) -> None:
-        self.per_s = 0
-        self._next_at = 0.0
-
-    async def take(self) -> None:
-        """Wait for the next handshake's turn."""
-        if self.per_s:
-            self._next_at = max(trio.current_time(), self._next_at + 1 / self.per_s)
-            await trio.sleep_until(self._next_at)
-
-
 Join = Callable[[ClientStream], Awaitable[None]]
 
 
 class Arrivals:
-    """Serves every accepted connection of the listeners."""
+    """Serves every client of the listeners."""
 
-    def __init__(
-        self,
-        line: ClientLine,
-        reports: ControlReports,
-        counters: ConnectionCounters,
-        greetings: Deadlines,
-        join: Join,
-    ) -> None:
+    def __init__(self, line: ClientLine, reports: ControlReports, counters: ConnectionCounters, join: Join) -> None:
         """`join` carries out the GO that a client was given; it closes the client if that fails."""
         self._line = line
         self._reports = reports
         self._counters = counters
-        self._greetings = greetings
         self._join = join
         self._next_id = 1
-        self.handshakes = HandshakeRate()
         self.words = DEFAULT_WORDS
         """For clients that no control plane has taken in time."""
 
@@ -76,77 +49,34 @@ class Arrivals:
         """No client has this id yet, nor a higher one."""
         return self._next_id
 
-    def serving(self, listener: int) -> Serve:
-        """What serves the connections of one listener."""
+    def arrived(self, opening: Opening, opened: Opened) -> None:
+        """Take a connection over whose first bytes are there, and offer it."""
+        arrival = opening.arrival
+        transport = Transport.opened(opening.sock, opened.tls, len(opened.first))
+        origin = _origin_of(opening, opened.tls)
+        client = ClientStream(self._next_id, transport, self._reports, origin, arrival.place, opening.since)
+        self._next_id += 1
+        client.transcript.append(opened.first)
+        scope = trio.CancelScope()
+        arrival.place.scope = scope
+        opening.sessions.start_soon(run_owned, session_owner(arrival), self._serve, client, arrival, scope)
+        arrival.place.keep(len(opened.first))
+        self._line.enter(client)
 
-        def serve(transport: Transport, port: Port, arrival: Arrival) -> Awaitable[None]:
-            return self._serve(listener, transport, port, arrival)
-
-        return serve
-
-    async def _serve(self, listener: int, transport: Transport, port: Port, arrival: Arrival) -> None:
-        with arrival.place as place:
+    async def _serve(self, client: ClientStream, arrival: Arrival, scope: trio.CancelScope) -> None:
+        transport = client.transport
+        with arrival.record as record:
             outcome: Outcome | None = Outcome.OVER_LIMIT  # if the place is evicted
             try:
-                with trio.CancelScope() as place.scope:
-                    outcome = await self._outcome(listener, transport, port, arrival)
+                with arrival.place, scope:
+                    outcome = await self._run(client)
             finally:
+                self._line.leave(client)
                 transport.close()
-        record = arrival.record
-        record.up_bytes, record.down_bytes = transport.received_bytes, transport.sent_bytes
-        record.finish(PASSED_ON if outcome is None else OUTCOME_ENDS[outcome])
+            record.up_bytes, record.down_bytes = transport.received_bytes, transport.sent_bytes
+            record.finish(PASSED_ON if outcome is None else OUTCOME_ENDS[outcome])
         if outcome is not None:
             self._counters.ended[outcome] += 1
-
-    async def _outcome(self, listener: int, transport: Transport, port: Port, arrival: Arrival) -> Outcome | None:
-        """Returns how the connection counts here; None if the control plane counts it."""
-        since = trio.current_time()
-        try:
-            with self._greetings.scope() as deadline:
-                origin, first = await self._open(listener, transport, port, arrival)
-            if deadline.cancelled_caught:
-                return Outcome.DEADLINE
-        except ConnectionOver as exc:
-            if exc.limit is not None:
-                self._counters.malformed[exc.limit] += 1
-            return exc.outcome
-        except PeerLeft:
-            return Outcome.PROBE
-        except TransportError as exc:
-            arrival.record.error = str(exc)
-            return Outcome.BROKEN
-        client = ClientStream(self._next_id, transport, self._reports, origin, arrival.place, since)
-        self._next_id += 1
-        client.transcript.append(first)
-        arrival.place.keep(len(first))
-        self._line.enter(client)
-        try:
-            return await self._run(client)
-        finally:
-            self._line.leave(client)
-
-    async def _open(
-        self, listener: int, transport: Transport, port: Port, arrival: Arrival
-    ) -> tuple[ClientOrigin, bytes]:
-        """Read the PROXY header, complete the handshake, and wait for the first bytes.
-
-        Raises ConnectionOver, TransportError.
-        """
-        await read_origin(transport, arrival)
-        flags = ArrivalFlag.BY_PROXY if arrival.by_proxy else ArrivalFlag.NONE
-        tls: TlsConnection | None = None
-        if port.tls is not None:
-            if await begins_tls(transport):
-                await self.handshakes.take()
-                tls = await start_tls(transport, arrival, port.tls)
-            else:
-                flags |= ArrivalFlag.PLAINTEXT
-        first = await transport.receive_some()
-        if not first:
-            raise ConnectionOver(Outcome.PROBE)
-        while len(first) < FIRST_BYTES and (more := transport.receive_nowait(FIRST_BYTES - len(first))):
-            first += more
-        return _origin_of(listener, arrival, flags, tls), first
 
     async def _run(self, client: ClientStream) -> Outcome | None:
         order = await client.run_stream()
@@ -175,13 +105,14 @@ class Arrivals:
         return Outcome.REFUSED
 
 
-def _origin_of(listener: int, arrival: Arrival, flags: ArrivalFlag, tls: TlsConnection | None) -> ClientOrigin:
-    name = arrival.name
-    host, port = name if name is not None else ("", 0)
-    if name is None:
+def _origin_of(opening: Opening, tls: TlsConnection | None) -> ClientOrigin:
+    arrival, listener = opening.arrival, opening.listener
+    host, port = arrival.name if arrival.name is not None else ("", 0)
+    flags = ArrivalFlag.BY_PROXY if arrival.by_proxy else ArrivalFlag.NONE
+    if arrival.name is None:
         flags |= ArrivalFlag.LOCAL
     if tls is None:
-        return ClientOrigin(listener, host, port, flags)
+        return ClientOrigin(listener, host, port, flags | (ArrivalFlag.PLAINTEXT if opening.port.tls else 0))
     with contextlib.suppress(UnicodeError):
         return ClientOrigin(
             *(listener, host, port, flags),

@@ -16,6 +16,7 @@ from bentpipe.daemon.dataplane.arrivals import Arrivals
 from bentpipe.daemon.dataplane.clients import ClientLine, ClientStream
 from bentpipe.daemon.dataplane.halves import Halves
 from bentpipe.daemon.dataplane.joining import JoinFailed, join
+from bentpipe.daemon.dataplane.openings import Openings
 from bentpipe.daemon.dataplane.reports import ControlReports
 from bentpipe.daemon.dataplane.splices import JoinedConnection, JoinedConnections, boottime_us
 from bentpipe.daemon.dataplane.stream import Order, Stream
@@ -25,6 +26,7 @@ from bentpipe.daemon.planes.bounds import WORDS_BYTES
 from bentpipe.daemon.planes.codec import ProtocolBroken
 from bentpipe.daemon.planes.table import BY_CLASS
 from bentpipe.native.engine import Engine
+from bentpipe.native.opener import Opener
 
 log = logging.getLogger("bentpipe.dataplane")
 
@@ -58,6 +60,7 @@ class DataPlane:
     def __init__(
         self,
         engine: Engine,
+        opener: Opener,
         counters: ConnectionCounters,
         greetings: Deadlines,
         trusts: Trusts,
@@ -67,7 +70,8 @@ class DataPlane:
         self.line = ClientLine(lambda: self.reports.may_offer)
         self.halves = Halves(self.reports, trusts.find)
         self.joined = JoinedConnections(engine, self.reports.send)
-        self.arrivals = Arrivals(self.line, self.reports, counters, greetings, self._join)
+        self.arrivals = Arrivals(self.line, self.reports, counters, self._join)
+        self.openings = Openings(opener, greetings, counters, self.arrivals.arrived)
         self.note = b""
         """What the control plane has left for its successor."""
         self._trusts = trusts
@@ -77,8 +81,8 @@ class DataPlane:
 
     @property
     def connections(self) -> int:
-        """Clients and joined connections."""
-        return len(self.line.clients) + len(self.joined)
+        """Accepted connections, clients and joined connections."""
+        return len(self.openings) + len(self.line.clients) + len(self.joined)
 
     # -- the seat ----------------------------------------------------------------------------------------------------
 

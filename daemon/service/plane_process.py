@@ -34,7 +34,7 @@ from bentpipe.daemon.dataplane.plane import DataPlane, PlaneActions
 from bentpipe.daemon.dataplane.seat import SeatServer
 from bentpipe.daemon.dataplane.trusts import Trusts
 from bentpipe.daemon.dataplane.unoffered import UnofferedEnds
-from bentpipe.daemon.planes.bounds import PARKED_CLIENTS, PARKED_S
+from bentpipe.daemon.planes.bounds import FIRST_BYTES, PARKED_CLIENTS, PARKED_S
 from bentpipe.daemon.planes.records import LimitsRecord
 from bentpipe.daemon.planes.sockets import listen_private, make_private_folder, plane_socket_path
 from bentpipe.daemon.records.book import Book
@@ -48,6 +48,7 @@ from bentpipe.daemon.service.plane_folder import planes_folder
 from bentpipe.daemon.service.trust_reload import TrustReload
 from bentpipe.daemon.tasks import Owner, contained, run_owned
 from bentpipe.native.engine import Engine, Ktls
+from bentpipe.native.opener import Opener
 
 log = logging.getLogger("bentpipe.dataplane")
 
@@ -77,6 +78,7 @@ class _Opened:
     ports: tuple[tuple[int, ListenerSection, Port, socket.socket], ...]
     trust: TrustReload
     engine: Engine
+    opener: Opener
     quotas: Quotas
     descriptors: int
     """How many connections they allow."""
@@ -97,7 +99,8 @@ def _trust_of(config: Config, ktls: Ktls) -> dict[str, SatelliteTls]:
 def _open(config: Config, path_of_config: Path, folder: Path) -> _Opened:
     """Raises OSError, TlsError."""
     limit = raise_limit()
-    reserve = BASE_FDS + engine_threads(config) * ENGINE_THREAD_FDS + len(config.listener)
+    threads = engine_threads(config)
+    reserve = BASE_FDS + 2 * threads * ENGINE_THREAD_FDS + len(config.listener)
     descriptors = divide(config, limit, reserve)
     ktls = find_ktls(config)
     spoken = [read_port(section, ktls) for section in config.listener]
@@ -109,6 +112,8 @@ def _open(config: Config, path_of_config: Path, folder: Path) -> _Opened:
         path = plane_socket_path(folder, secrets.token_hex(4))
         engine = start_engine(config, descriptors, ktls)
         opened.callback(engine.close)
+        opener = Opener(threads, FIRST_BYTES)
+        opened.callback(opener.close)
         taken = take_listeners(folder)
         opened.callback(taken.give_up)
         ports = _listen(config, spoken, taken, opened)
@@ -118,7 +123,7 @@ def _open(config: Config, path_of_config: Path, folder: Path) -> _Opened:
         opened.pop_all()
     quotas = Quotas(plane_limits(config, descriptors.connections), trio.current_time)
     return _Opened(
-        *(config, ktls, ports, trust, engine, quotas),
+        *(config, ktls, ports, trust, engine, opener, quotas),
         *(descriptors.connections, descriptors.admit_below, control, path, taken, handover),
     )
 
@@ -164,7 +169,7 @@ class PlaneProcess:
         self._drain_until = math.inf
         actions = PlaneActions(self._limit, self._reload, self.drain)
         self._plane = DataPlane(
-            *(opened.engine, self._counters, self._greetings),
+            *(opened.engine, opened.opener, self._counters, self._greetings),
             *(Trusts(opened.trust.find, opened.ktls), actions),
         )
         self._unoffered = UnofferedEnds(self._plane.reports)
@@ -172,7 +177,7 @@ class PlaneProcess:
         gate = Gate(opened.quotas, self._counters, book, opened.admit_below_fd, self._door)
         self._most_clients = plane_limits(config, opened.descriptors).strangers
         self._listeners = [
-            Listener(sock, port, gate, self._plane.arrivals.serving(index)) for index, _, port, sock in opened.ports
+            Listener(sock, port, gate, self._plane.openings.beginning(index)) for index, _, port, sock in opened.ports
         ]
         sections = [section for _, section, _, _ in opened.ports]
         self._certificates = CertificateReload(
@@ -187,7 +192,7 @@ class PlaneProcess:
     def _limit(self, limits: LimitsRecord) -> None:
         if limits.greeting_ms:
             self._greetings.seconds = limits.greeting_ms / 1000
-        self._plane.arrivals.handshakes.per_s = limits.handshakes_per_s
+        self._opened.opener.limit(limits.handshakes_per_s)
         most = self._most_clients
         self._opened.quotas.limit_strangers(min(limits.clients or most, most), limits.per_prefix)
 
@@ -225,6 +230,7 @@ class PlaneProcess:
                 nursery.start_soon(run_owned, Owner("signals"), self._obey_signals)
                 nursery.start_soon(run_owned, Owner("handover"), self._hand_over)
                 async with trio.open_nursery() as sessions:
+                    sessions.start_soon(run_owned, Owner("openings"), plane.openings.run_openings)
                     await self._accept_until_drained(sessions)
                     cut = await self._wait_drained()
                     sessions.cancel_scope.cancel()

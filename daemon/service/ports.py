@@ -14,7 +14,7 @@ from bentpipe.config.live import entries_by_name
 from bentpipe.config.model import Config
 from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.connections.arrival import Arrival
-from bentpipe.daemon.connections.listener import Gate, Listener, bind, listen_for
+from bentpipe.daemon.connections.listener import Gate, Listener, bind, in_tasks, listen_for
 from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge.caller import Caller
@@ -111,7 +111,7 @@ def serve_ports(
     def serve(client: Transport, port: Port, arrival: Arrival) -> Awaitable[None]:
         return Session(edge, Caller(client, arrival), port).run()
 
-    listeners = tuple(Listener(sock, port, gate, serve) for _, port, sock in opened.clients)
+    listeners = tuple(Listener(sock, port, gate, in_tasks(serve)) for _, port, sock in opened.clients)
     return Ports(
         listeners=listeners,
         metrics=opened.metrics,

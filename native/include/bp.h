@@ -21,6 +21,8 @@ typedef struct bp_tls_ctx bp_tls_ctx;
 typedef struct bp_tls bp_tls;
 typedef struct bp_engine bp_engine;
 typedef struct bp_splice bp_splice;
+typedef struct bp_opener bp_opener;
+typedef struct bp_opening bp_opening;
 
 /* ---- TLS: OpenSSL on the socket itself, so that a connection can move to an engine thread ------------------------ */
 
@@ -456,5 +458,103 @@ void bp_engine_close(bp_engine *engine);
  * Thread: one, and no other function for this engine
  */
 void bp_engine_free(bp_engine *engine);
+
+/* ---- openings: accepted connections until their first bytes, in threads of their own ------------------------------- */
+
+enum bp_opening_step { BP_OPENING_FIRST_BYTE, BP_OPENING_HANDSHAKE, BP_OPENING_FLIGHT, BP_OPENING_DONE };
+
+struct bp_opened { /* how an opening ended */
+    enum bp_opening_step step; /* where it ended; BP_OPENING_DONE: its first bytes are here */
+    ssize_t
+        result; /* unless it is done: 0 if the peer closed, of enum bp_tls_result, a negative errno, -ECANCELED: aborted */
+    bp_tls *tls; /* still owned by the opening; NULL: the peer speaks no TLS, or said nothing */
+    const char *first; /* likewise */
+    size_t first_bytes;
+};
+
+/**
+ * bp_opener_new() - Start the threads that bring accepted connections to their first bytes
+ * @threads: How many; 0: one per core
+ * @first_bytes: The most that is read of the first bytes, up to 64 KiB
+ * @ret_opener: Receives the opener on success, which bp_opener_free() frees
+ *
+ * Return: 0, or a negative errno
+ * Thread: any
+ */
+BP_MUST_CHECK int bp_opener_new(unsigned threads, size_t first_bytes, bp_opener **ret_opener);
+/**
+ * bp_opener_event_fd() - The file descriptor that is readable when bp_opener_take() has something
+ * @opener: Opener
+ *
+ * Return: a file descriptor, which the opener closes
+ * Thread: any
+ */
+int bp_opener_event_fd(const bp_opener *opener);
+/**
+ * bp_opener_limit() - Bound the handshakes that begin; those beyond wait for their turn
+ * @opener: Opener
+ * @handshakes_per_s: How many in a second; 0: no limit
+ *
+ * Thread: any
+ */
+void bp_opener_limit(bp_opener *opener, uint32_t handshakes_per_s);
+/**
+ * bp_opener_start() - Begin an opening: the peer's TLS, if it begins with TLS and there is a context, and its first bytes
+ * @opener: Opener, not closed
+ * @fd: Borrows until bp_opener_take() returns the opening
+ * @ctx: Borrows likewise; context of a listener; NULL: plain
+ * @ret_opening: Receives the opening on success
+ *
+ * There is no deadline: the caller aborts an opening that takes too long.
+ *
+ * Return: 0, or -ENOMEM
+ * Thread: any
+ */
+BP_MUST_CHECK int bp_opener_start(bp_opener *opener, int fd, bp_tls_ctx *ctx, bp_opening **ret_opening);
+/**
+ * bp_opening_abort() - Ask for the end of an opening; bp_opener_take() returns it soon
+ * @opening: One that bp_opening_free() has not freed; nothing happens if it is over already
+ *
+ * Thread: one
+ */
+void bp_opening_abort(bp_opening *opening);
+/**
+ * bp_opener_take() - Take the opening that was over first
+ * @opener: Opener
+ *
+ * Return: an opening, which the caller frees by bp_opening_free(); NULL if there is none
+ * Thread: one
+ */
+bp_opening *bp_opener_take(bp_opener *opener);
+/**
+ * bp_opening_read() - Read how an opening ended
+ * @opening: One that bp_opener_take() returned
+ * @ret: Receives it
+ *
+ * Thread: one
+ */
+void bp_opening_read(const bp_opening *opening, struct bp_opened *ret);
+/**
+ * bp_opening_take_tls() - Take the TLS connection out of an opening
+ * @opening: One that bp_opener_take() returned
+ *
+ * Return: the connection, which bp_tls_free() frees; or NULL
+ * Thread: one
+ */
+bp_tls *bp_opening_take_tls(bp_opening *opening);
+/**
+ * bp_opening_free() - Free an opening, and its TLS connection unless that was taken; the socket stays open
+ * @opening: One that bp_opener_take() returned, or NULL
+ *
+ * Thread: one
+ */
+void bp_opening_free(bp_opening *opening);
+/**
+ * bp_opener_free() - End all openings, join the threads, free the opener and the openings that the caller did not take
+ * @opener: Opener, or NULL
+ *
+ * Thread: one, and no other function for this opener
+ */
+void bp_opener_free(bp_opener *opener);
 
 #endif

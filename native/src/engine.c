@@ -2,9 +2,6 @@
 #include "check.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -89,27 +86,6 @@ int bp_engine_new(const struct bp_options *options, bp_engine **ret_engine) {
 int bp_engine_event_fd(const bp_engine *engine) { return engine->event_fd; }
 
 /**
- * prepare() - Make a socket non-blocking and without Nagle's delay; TCP finds a dead peer in about two minutes
- * @fd: Borrows; other sockets than TCP refuse the options, which is ignored
- *
- * Return: 0, or a negative errno if it is not a file descriptor
- * Thread: any
- */
-static int prepare(int fd) {
-    static const int on = 1, idle_s = 60, interval_s = 10, probes = 6, user_timeout_ms = 120000;
-    int flags = fcntl(fd, F_GETFL);
-    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
-        return -errno;
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &user_timeout_ms, sizeof user_timeout_ms);
-    return 0;
-}
-
-/**
  * leg_of() - Make one leg of a splice
  * @engine: Engine, whose options say what of the kernel's TLS may be spliced
  * @id: Which leg
@@ -147,9 +123,9 @@ static struct bp_thread *least_busy(const bp_engine *engine) {
 
 int bp_engine_splice(bp_engine *engine, int client_fd, bp_tls *client_tls, int satellite_fd, bp_tls *satellite_tls,
                      bp_splice **ret_splice) {
-    int r = prepare(client_fd);
+    int r = bp__socket_prepare(client_fd);
     if (r == 0)
-        r = prepare(satellite_fd);
+        r = bp__socket_prepare(satellite_fd);
     if (r < 0)
         return r;
     BP_ASSERT(client_fd != satellite_fd && (!client_tls || client_tls != satellite_tls));

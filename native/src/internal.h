@@ -185,6 +185,9 @@ void bp__splice_tick(struct bp_thread *thread, bp_splice *splice);
 /* thread.c */
 void *bp__thread_main(void *thread);
 
+/* socket.c */
+int bp__socket_prepare(int fd);
+
 /* clock.c */
 uint64_t bp__now_ns(void);
 uint64_t bp__now_ms(void);

@@ -1,6 +1,6 @@
-"""Compiles the engine and its driver into one program: with runtime assertions, a sanitizer of gcc's (or none), and faults.
+"""Compiles the engine and a program that drives it: with runtime assertions, and a sanitizer of gcc's (or none).
 
-BP_DEBUG switches the assertions of native/src/check.h on. The faults lie under the engine's system calls.
+BP_DEBUG switches the assertions of native/src/check.h on. Under the driver's engine lie faults of its system calls.
 """
 
 import subprocess
@@ -10,11 +10,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "native"
 DRIVER = ROOT / "tests" / "native" / "driver"
+STORM = ROOT / "tests" / "native" / "opener"
 
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror")
 DEFINED = ("-DTICK_MS=20", "-DBP_DEBUG")
 WRAPPED = ("recv", "send", "splice", "epoll_wait", "pipe2", "fcntl", "malloc")
 WRAP = "-Wl," + ",".join(f"--wrap={name}" for name in WRAPPED)
+
+LIBRARIES = ("-lssl", "-lcrypto", "-lpthread")
 
 
 def _compiler(sanitizer: str) -> tuple[str, ...]:
@@ -35,8 +38,7 @@ def compile_objects(sources: Iterable[Path], folder: Path) -> dict[str, Path]:
 
 def link_driver(parts: Iterable[Path], program: Path, sanitizer: str = "none") -> None:
     """Link objects, or compile and link sources. Raises CalledProcessError."""
-    libraries = (WRAP, "-lssl", "-lcrypto", "-lpthread")
-    subprocess.run([*_compiler(sanitizer), *parts, *libraries, "-o", program], check=True)
+    subprocess.run([*_compiler(sanitizer), *parts, WRAP, *LIBRARIES, "-o", program], check=True)
 
 
 def driver_sources() -> list[Path]:
@@ -47,8 +49,21 @@ def driver_sources() -> list[Path]:
 def build_driver(sanitizer: str) -> Path:
     """Compile, unless the program is newer than its sources. Raises CalledProcessError."""
     program = ROOT / "build" / f"driver-{sanitizer.partition(',')[0]}"
-    sources = [*NATIVE.glob("src/*.[ch]"), *NATIVE.glob("include/*.h"), *DRIVER.glob("*.[ch]"), Path(__file__)]
-    if not program.exists() or program.stat().st_mtime <= max(path.stat().st_mtime for path in sources):
-        program.parent.mkdir(exist_ok=True)
+    if _is_old(program, DRIVER):
         link_driver(driver_sources(), program, sanitizer)
     return program
+
+
+def build_storm(sanitizer: str) -> Path:
+    """The same for the program that gives an opener connections, tests/native/opener, which meets no faults."""
+    program = ROOT / "build" / f"storm-{sanitizer.partition(',')[0]}"
+    if _is_old(program, STORM):
+        sources = [*sorted(NATIVE.glob("src/*.c")), *sorted(STORM.glob("*.c"))]
+        subprocess.run([*_compiler(sanitizer), *sources, *LIBRARIES, "-o", program], check=True)
+    return program
+
+
+def _is_old(program: Path, driver: Path) -> bool:
+    program.parent.mkdir(exist_ok=True)
+    sources = [*NATIVE.glob("src/*.[ch]"), *NATIVE.glob("include/*.h"), *driver.glob("*.[ch]"), Path(__file__)]
+    return not program.exists() or program.stat().st_mtime <= max(path.stat().st_mtime for path in sources)

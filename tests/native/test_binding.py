@@ -7,6 +7,7 @@ from pathlib import Path
 from bentpipe.native import tls
 from bentpipe.native.engine import EndReason, Ktls
 from bentpipe.native.lib import Lib
+from bentpipe.native.opener import OpeningStep
 
 HEADER = (Path(__file__).parents[2] / "native" / "include" / "bp.h").read_text()
 CODE = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
@@ -47,3 +48,8 @@ def test_results_and_flags_are_those_of_the_engine() -> None:
     meter = (Path(__file__).parents[2] / "native" / "src" / "tls_meter.c").read_text()
     assert all(f"#define {name} " in meter for name in tls.LIMITS.values())
     assert constants("bp_ktls") == {"BP_KTLS_TX": Ktls.TX, "BP_KTLS_RX": Ktls.RX}
+
+
+def test_the_steps_of_an_opening_are_those_of_the_opener() -> None:
+    steps = {f"BP_OPENING_{step.name}": step.value for step in OpeningStep}
+    assert constants("bp_opening_step") == steps

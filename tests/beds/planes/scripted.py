@@ -174,6 +174,8 @@ class ScriptedControl:
         self._batching = Batching(Plane.DATA)
         self.records: list[r.Record] = []
         """Read, and not taken yet."""
+        self.counters: dict[str, int] = {}
+        """The newest."""
         self.closed = False
         self.send(r.HelloRecord(r.LINK_ID, 1, 1, 0, os.getpid(), "test", "", b""))
         self.hello = self.expect(r.HelloRecord)
@@ -216,7 +218,9 @@ class ScriptedControl:
             elif isinstance(record, r.ArrivedRecord) and self._window:
                 self._batching.queue(r.WindowRecord(record.id, UP_WINDOW, 0))
                 self.records.append(record)
-            elif not isinstance(record, r.CountersRecord | r.PongRecord):
+            elif isinstance(record, r.CountersRecord):
+                self.counters = dict(record.counters)
+            elif not isinstance(record, r.PongRecord):
                 self.records.append(record)
         self.flush()
         return True
@@ -232,6 +236,16 @@ class ScriptedControl:
             assert not self.closed, f"the link has ended; unread: {self.records}"
             assert time.monotonic() < until, f"no {kind.__name__}; unread: {self.records}"
             self.read(0.1)
+
+    def wait_counted(self, name: str, exactly: int) -> None:
+        """Wait until the data plane has counted so many, and not more."""
+
+        def enough() -> bool:
+            self.read(0.1)
+            return self.counters.get(name, 0) >= exactly
+
+        wait_until(enough, f"{name} is not {exactly}")
+        assert self.counters.get(name, 0) == exactly, self.counters
 
     def wait_closed(self) -> None:
         wait_until(lambda: not self.read(0.05), "the link does not end")
