@@ -3,18 +3,25 @@
 `tests/test_docs_commands.py` and `tests/systemd/test_docs_installed.py` run them.
 """
 
+import contextlib
 import re
 import shlex
+import textwrap
+import tomllib
 from collections.abc import Iterator
 
 import click
+import pydantic
 import pytest
 
 from beds.pages.blocks import read_blocks
 from beds.pages.list import DOCS, PAGES, blocks_of
+from bentpipe.config.model import Config
 from bentpipe.daemon.service.cli import main
 
 INLINE = re.compile(r"`(bentpipe [^`]+)`")
+SEVERAL = ("listener", "satellite", "machine_type")
+"""Sections of which there are several. `[satellite.tls]` in a page is a part of one."""
 PLACEHOLDER = re.compile(r"[A-Z…]{2,}|\[|\||^[A-Z]$")
 
 
@@ -63,6 +70,32 @@ def test_a_command_that_is_named_exists(page: str, words: str) -> None:
     for argument in arguments:
         if argument.startswith("--"):
             assert argument.partition("=")[0] in options, f"{page}: `{words}`: no option {argument}"
+
+
+def fragments(page: str) -> Iterator[tuple[int, dict[str, object]]]:
+    """(line, what it says) for each piece of a configuration that a page shows."""
+    for block in blocks_of(page):
+        if block.language in ("", "toml"):
+            with contextlib.suppress(tomllib.TOMLDecodeError):
+                data = tomllib.loads(textwrap.dedent(block.text))
+                yield (
+                    block.line,
+                    {
+                        key: [value] if key in SEVERAL and isinstance(value, dict) else value
+                        for key, value in data.items()
+                    },
+                )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_configuration_that_is_shown_has_keys_and_values_that_exist(page: str) -> None:
+    """A piece may lack what the page does not speak of."""
+    for line, data in fragments(page):
+        try:
+            Config.model_validate(data)
+        except pydantic.ValidationError as exc:
+            wrong = [each for each in exc.errors() if each["type"] not in ("missing", "value_error")]
+            assert wrong == [], f"{page}:{line}"
 
 
 def test_blocks_are_found(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -174,11 +174,11 @@ def test_a_client_waits_while_no_configuration_can_be_used(story: Story) -> None
 def test_systemd_starts_it_again_after_a_crash(story: Story, signal: str) -> None:
     """The satellite outlives it, and clients that come meanwhile are served."""
     host, before = story.host, story.show("MainPID")
-    satellite = host.run("pgrep --full testbed.satellite")
+    satellite = host.run("pgrep --full [t]estbed.satellite")
     host.run("systemctl kill --signal=$1 --kill-whom=main bentpipe.service", signal)
     assert ended(story.build(0)) == "awake"
     assert story.show("MainPID") != before
-    assert host.run("pgrep --full testbed.satellite") == satellite
+    assert host.run("pgrep --full [t]estbed.satellite") == satellite
 
 
 def test_the_watchdog_ends_a_daemon_that_is_stuck(story: Story) -> None:
