@@ -3,6 +3,7 @@
 A power cut may lose the last second: the disk is not made to sync. Once `keep` rows are there, the oldest make room.
 """
 
+import contextlib
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from bentpipe.daemon.errors import StoreUnusable
 from bentpipe.daemon.records.contract import StoredRecord, read_record
 from bentpipe.daemon.store.malformed import MalformedRows
-from bentpipe.daemon.store.schema import transaction
+from bentpipe.daemon.store.schema import reading, transaction, write_ahead
 from bentpipe.daemon.store.sqlite_file import SqliteFile
 
 FILE_NAME = "connections.sqlite"
@@ -38,10 +39,14 @@ WAL_BYTES = 4 << 20
 
 
 def version_of(connection: sqlite3.Connection) -> int:
-    """0 if the file is empty. Raises StoreUnusable if it is not ours, or newer than we are."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    """0 if the file is empty. Raises StoreUnusable if it is not ours, or newer than we are.
+
+    All is read of one moment: a daemon may be making the file just now.
+    """
+    with contextlib.nullcontext() if connection.in_transaction else reading(connection):
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if version > VERSION:
         raise StoreUnusable(f"the records have version {version}; this bentpipe knows only {VERSION}")
     if application != APPLICATION_ID and (tables or version):
@@ -52,7 +57,7 @@ def version_of(connection: sqlite3.Connection) -> int:
 def prepare(connection: sqlite3.Connection) -> None:
     """Make the table, if the file is new. Raises StoreUnusable, sqlite3.Error."""
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    connection.execute("PRAGMA journal_mode = WAL")
+    write_ahead(connection)
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
     with transaction(connection):

@@ -6,12 +6,17 @@ that a crash leaves the file as it was before it or after it.
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator
 
 from bentpipe.daemon.errors import StoreUnusable
 
 APPLICATION_ID = 0x62657470
 """Marks the file as ours (sqlite.org/pragma.html#pragma_application_id): "betp"."""
+
+SWITCH_DEADLINE_S = 5.0
+"""For the other connections that switch a new file to its write-ahead log."""
+SWITCH_RETRY_S = 0.01
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -207,7 +212,7 @@ def version_of(connection: sqlite3.Connection) -> int:
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the file to the newest version; one that is at it needs no lock. Raises StoreUnusable, sqlite3.Error."""
     found = version_of(connection)
-    connection.execute("PRAGMA journal_mode = WAL")
+    write_ahead(connection)
     # The default in WAL mode could lose closed intervals to a power cut; our writes are few.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
@@ -219,6 +224,24 @@ def migrate(connection: sqlite3.Connection) -> None:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {number}")
+
+
+def write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch the file to a write-ahead log. Raises sqlite3.Error.
+
+    If another connection does the same to a new file at that moment, SQLite may answer "database is locked" at
+    once, whatever the busy timeout: it does not wait where that could be a deadlock (sqlite.org/c3ref/busy_handler.html).
+    """
+    end = time.monotonic() + SWITCH_DEADLINE_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= end:
+                raise
+            time.sleep(SWITCH_RETRY_S)
+        else:
+            return
 
 
 def transaction(connection: sqlite3.Connection) -> contextlib.AbstractContextManager[None]:
