@@ -10,7 +10,7 @@ PACKAGES := daemon native config proto
 PROTOS := $(patsubst %,bentpipe/%,$(wildcard proto/*.proto))
 BENCH_PYTHON := PYTHONPATH=build/bench $(BIN)/python -P
 
-.PHONY: deb demo test coverage sanitize soak fuzz check generate format docs hooks test-matrix lock bench bench-quick bench-report bench-compare setup peers clean
+.PHONY: deb demo test coverage sanitize soak fuzz check generate format docs pictures hooks test-matrix lock bench bench-quick bench-report bench-compare setup peers clean
 
 demo: setup
 	$(BIN)/bentpipe demo
@@ -82,6 +82,10 @@ format: setup
 docs: setup
 	mkdir -p docs
 	$(BIN)/python -P -m bentpipe.daemon.service.metric_docs > docs/metrics.md
+
+# Takes the pictures of the page for operators, in Chromium.
+pictures: setup peers
+	PYTHONPATH=tests $(BIN)/python -P -m beds.peers.pictures
 
 # From then on every commit must pass `make check`.
 hooks:

@@ -6,10 +6,12 @@ What the files were at the start counts until the end: an upgrade may replace th
 import dataclasses
 import datetime
 import json
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 
 import jinja2
+import markupsafe
 
 from bentpipe.daemon.admin.facts import HostFacts
 from bentpipe.daemon.admin.look import SatelliteRow
@@ -19,6 +21,7 @@ from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.records.telling import Fields, Told, explain, held_s, number_of
 
 PACKAGE = "bentpipe.daemon.admin"
+BREAKS = re.compile(r"[/_.]")
 STATIC_KINDS = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
 
 
@@ -116,13 +119,18 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.globals["cell_id"] = cell_id
-        self._environment.filters["span"] = span
+        self._environment.filters["breakable"] = breakable
         for name in templates:
             self._environment.get_template(name)
 
     def render(self, template: str, viewer: Viewer | None, host: HostFacts | None, **values: object) -> bytes:
         """A page, or a part of one."""
         return self._environment.get_template(template).render(viewer=viewer, host=host, **values).encode()
+
+
+def breakable(text: str) -> markupsafe.Markup:
+    """Escape the text, and let a line break behind a slash, an underscore or a dot, before it breaks within a word."""
+    return markupsafe.Markup(BREAKS.sub(r"\g<0><wbr>", str(markupsafe.escape(text))))
 
 
 def lines_of(fields: Fields) -> list[str]:
