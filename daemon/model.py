@@ -165,7 +165,7 @@ class BootPhase(enum.Enum):
     """The phases of a machine's boot that its responder measures, in their usual order."""
 
     KERNEL = "kernel"
-    """Until process 1 was started."""
+    """Until systemd was started: the firmware's time does not count, and that of the RAM disk does."""
     CLOUD_INIT = "cloud-init"
     """Until the end of its last stage."""
     BUILDKIT = "buildkit"

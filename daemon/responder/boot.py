@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
 import time
 
 from bentpipe.daemon.responder.buildkit import BuildKitLook
-from bentpipe.daemon.responder.looks import Look, milliseconds, uptime_s
-from bentpipe.daemon.responder.machine import read_text
+from bentpipe.daemon.responder.looks import WARNING, Look, log, milliseconds, uptime_s
 from bentpipe.daemon.responder.wire import Fields
 
 CLOUD_INIT_RESULT = "run/cloud-init/result.json"
 """cloud-init writes it at the end of its last stage (cloud-init, "Boot stages")."""
-START_FIELD = 19
-"""Of /proc/PID/stat after the name, which is in brackets: starttime, in ticks since the boot (proc(5), field 22)."""
+BOOTED_BY_SYSTEMD = "run/systemd/system"
+"""sd_booted(3)."""
+SYSTEMCTL = "systemctl"
+USERSPACE = "UserspaceTimestampMonotonic"
+"""When the machine's own systemd was started (org.freedesktop.systemd1(5)), in microseconds. Process 1 is older: the kernel
+makes it first of all, and a RAM disk may run in it before."""
+SYSTEMCTL_DEADLINE_S, SYSTEMCTL_TRIES = 10.0, 5
+"""systemd answers late while a machine starts everything at once."""
 
 
 @dataclasses.dataclass
@@ -32,9 +38,10 @@ class BootLook(Look[BootPhases]):
 
     name = "boot"
 
-    def __init__(self, root: str, buildkit: BuildKitLook) -> None:
+    def __init__(self, root: str, buildkit: BuildKitLook, systemctl: str = SYSTEMCTL) -> None:
         super().__init__()
-        self._root = root
+        self._root, self._systemctl = root, systemctl
+        self._tries_left = SYSTEMCTL_TRIES
         self._buildkit = buildkit
         self._phases = BootPhases()
         self._building = False
@@ -43,8 +50,7 @@ class BootLook(Look[BootPhases]):
         """Look at what is not known yet."""
         phases = self._phases
         if phases.init_s is None:
-            stat = read_text(os.path.join(self._root, "proc/1/stat")).rpartition(")")[2].split()
-            phases.init_s = int(stat[START_FIELD]) / os.sysconf("SC_CLK_TCK")
+            phases.init_s = self._init_s()
         if phases.cloud_init_s is None:
             phases.cloud_init_s = self._cloud_init_s()
         if phases.buildkit_s is None:
@@ -56,6 +62,26 @@ class BootLook(Look[BootPhases]):
         """The fields of Boot."""
         times = (result.init_s, result.cloud_init_s, result.buildkit_s, result.first_build_s)
         return [(at, None if each is None else milliseconds(each)) for at, each in enumerate(times, 2)]
+
+    def _init_s(self) -> float | None:
+        """Ask systemd, a few times at most."""
+        if not self._tries_left or not os.path.isdir(os.path.join(self._root, BOOTED_BY_SYSTEMD)):
+            return None
+        self._tries_left -= 1
+        command = (self._systemctl, "show", f"--property={USERSPACE}", "--value")
+        try:
+            told = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=SYSTEMCTL_DEADLINE_S,
+                check=True,
+                stdin=subprocess.DEVNULL,
+            )
+            return int(told.stdout) / 1e6
+        except (OSError, subprocess.SubprocessError, ValueError) as exc:
+            log(WARNING, f"boot: systemd does not say when it was started: {exc}")
+            return None
 
     def _cloud_init_s(self) -> float | None:
         try:

@@ -7,19 +7,35 @@ from pathlib import Path
 
 import pytest
 
-from bentpipe.daemon.responder.boot import CLOUD_INIT_RESULT, BootLook
+from bentpipe.daemon.responder.boot import CLOUD_INIT_RESULT, SYSTEMCTL_TRIES, BootLook
 from bentpipe.daemon.responder.buildkit import BuildKitLook, Running
 from bentpipe.daemon.responder.looks import uptime_s
 from bentpipe.proto import responder_pb2 as pb
 
-STAT = "1 (a (very) strange name) S 0 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 {ticks} 1 2 3"
+SYSTEMCTL = """#!/bin/sh
+echo "$*" >>"$0.asked"
+{answer}
+"""
+TOLD = "echo 8384260"
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    (tmp_path / "proc/1").mkdir(parents=True)
-    (tmp_path / "proc/1/stat").write_text(STAT.format(ticks=3 * os.sysconf("SC_CLK_TCK")))
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
     return tmp_path
+
+
+def systemctl(root: Path, answer: str = TOLD) -> str:
+    """A program in the place of systemd's own, which answers only where systemd runs."""
+    path = root / "systemctl"
+    path.write_text(SYSTEMCTL.format(answer=answer))
+    path.chmod(0o755)
+    return str(path)
+
+
+def asked(root: Path) -> list[str]:
+    path = root / "systemctl.asked"
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def looked(look: BootLook) -> pb.Boot:
@@ -37,10 +53,10 @@ def cloud_init(root: Path, ago_s: float) -> None:
 
 def test_phases_are_told_as_they_end(root: Path) -> None:
     buildkit = BuildKitLook("/none")
-    look = BootLook(str(root), buildkit)
+    look = BootLook(str(root), buildkit, systemctl(root))
     found = looked(look)
     assert found.look.error == ""
-    assert found.init_ms == 3000
+    assert found.init_ms == 8384
     assert not any(found.HasField(each) for each in ("cloud_init_ms", "buildkit_ms", "first_build_ms"))
     cloud_init(root, 2.0)
     assert looked(look).cloud_init_ms == pytest.approx((uptime_s() - 2.0) * 1e3, abs=5000)
@@ -66,7 +82,24 @@ def test_a_result_of_another_boot_is_not_told(root: Path, ago_s: float) -> None:
     assert not looked(BootLook(str(root), BuildKitLook("/none"))).HasField("cloud_init_ms")
 
 
-def test_without_proc_it_says_so(tmp_path: Path) -> None:
-    found = looked(BootLook(str(tmp_path), BuildKitLook("/none")))
-    assert found.look.error.startswith("FileNotFoundError")
-    assert not found.look.HasField("age_ms")
+def test_systemd_is_asked_once(root: Path) -> None:
+    look = BootLook(str(root), BuildKitLook("/none"), systemctl(root))
+    for _ in range(3):
+        looked(look)
+    assert asked(root) == ["show --property=UserspaceTimestampMonotonic --value"]
+
+
+@pytest.mark.parametrize("answer", ["exit 1", "echo", "echo soon"])
+def test_a_systemd_that_does_not_say_is_not_asked_for_ever(root: Path, answer: str) -> None:
+    look = BootLook(str(root), BuildKitLook("/none"), systemctl(root, answer))
+    for _ in range(SYSTEMCTL_TRIES + 3):
+        found = looked(look)
+    assert not found.HasField("init_ms")
+    assert found.look.error == "", "the other phases are told"
+    assert len(asked(root)) == SYSTEMCTL_TRIES
+
+
+def test_without_systemd_it_is_not_asked(tmp_path: Path) -> None:
+    found = looked(BootLook(str(tmp_path), BuildKitLook("/none"), systemctl(tmp_path)))
+    assert not found.HasField("init_ms")
+    assert asked(tmp_path) == []
