@@ -69,6 +69,8 @@ def render_units(section: ImageSection, *, hibernates: bool, enrols_for: int | N
         units[FETCH_UNIT] = _fetch()
     if enrols_for is not None:
         units[ENROL_UNIT] = _enrol(enrols_for)
+    if section.cache.device is not None:
+        units[f"{device_unit(section.cache.device)}.d/50-bentpipe.conf"] = _late_device()
     if hibernates:
         units |= {f"{each}.d/50-bentpipe.conf": _no_swap() for each in ("system.slice", "user.slice")}
     files = [ImageFile(f"{UNITS}/{name}", text) for name, text in units.items()]
@@ -192,6 +194,14 @@ RemainAfterExit=yes
 {_service("cache")}
 # A large new file system takes its time.
 TimeoutStartSec=infinity
+"""
+
+
+def _late_device() -> str:
+    return """[Unit]
+# By default systemd gives a device up after 90 s, and with it all that needs it, until the next boot. A volume may be
+# attached later, and a machine may be slow.
+JobRunningTimeoutSec=infinity
 """
 
 

@@ -174,6 +174,17 @@ def test_no_unit_has_a_limit_that_ends_what_must_live(machine: RenderedMachine) 
 
 
 @each_machine
+def test_a_volume_may_come_late(machine: RenderedMachine) -> None:
+    """systemd gives a device up after 90 s, and then nothing would start the cache again."""
+    drop_ins = [each for each in machine.image().common if ".device.d/" in each.path]
+    device = machine.section.cache.device
+    assert [each.path for each in drop_ins] == (
+        [] if device is None else [f"/etc/systemd/system/{device_unit(device)}.d/50-bentpipe.conf"]
+    )
+    assert all("JobRunningTimeoutSec=infinity" in each.content.splitlines() for each in drop_ins)
+
+
+@each_machine
 def test_no_unit_waits_for_the_network_or_for_cloud_init(machine: RenderedMachine) -> None:
     """On Debian and Ubuntu the usual dependencies would: cloud-init's network stage comes before sysinit.target."""
     for each in machine.image().common:
