@@ -23,12 +23,13 @@ from types import TracebackType
 from typing import Self
 
 from beds.guest import agent
-from beds.guest.image import CACHE_BYTES, HERE, Image, guest_image, new_folder
+from beds.guest.image import CACHE_BYTES, HERE, SWAP_DEVICE, Image, guest_image, new_folder
 from beds.guest.qmp import Qmp, QmpError
 from beds.peers.builds import Missing
 from beds.ports import free_port
 
 MEMORY_MIB = 1536
+SWAP_BYTES = MEMORY_MIB << 20
 CORES = 2
 BOOT_DEADLINE_S = 240.0
 """An emulated machine boots in 10 s on an idle host, and in a minute on one with a load of 15."""
@@ -39,14 +40,14 @@ NO_MODULES = "ahci,kvm,kvm_amd,kvm_intel,powernow_k8,acpi_cpufreq,iTCO_wdt,i2c_i
 """Drivers of what QEMU emulates beside the guest's disks and network; each takes seconds to load."""
 COMMAND_LINE = (
     f"console=ttyS0 root=/dev/vda rw quiet audit=0 panic=-1 mitigations=off net.ifnames=0 tsc=unstable "
-    f"module_blacklist={NO_MODULES}"
+    f"module_blacklist={NO_MODULES} resume={SWAP_DEVICE}"
 )
 """A guest that has panicked reboots, and `-no-reboot` makes that its end."""
 SETTLE = "modprobe -a xfs loop; udevadm settle; systemctl is-system-running --wait || true"
 """What a guest does once before it is put to sleep for the tests. xfs alone takes ten seconds to unpack."""
 
 
-KEPT = ("disk", "cache", "state")
+KEPT = ("disk", "cache", "swap", "state")
 """The files of a guest that sleeps."""
 
 
@@ -60,6 +61,20 @@ class Slept:
 
     state_bytes: int
     took_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HostShare:
+    """What QEMU's threads got of the host's cores so far, in seconds."""
+
+    ran_s: float
+    waited_s: float
+    """They could have run, and other programs had the cores."""
+
+    def waited_since(self, before: "HostShare") -> float:
+        """The share of the time since then, 0 to 1, for which a thread that could have run waited for a core."""
+        waited_s, ran_s = self.waited_s - before.waited_s, self.ran_s - before.ran_s
+        return waited_s / (waited_s + ran_s) if waited_s + ran_s > 0 else 0.0
 
 
 def copy_sparse(source: Path, target: Path) -> None:
@@ -86,6 +101,10 @@ class Guest:
     @property
     def _cache(self) -> Path:
         return self._folder / "cache"
+
+    @property
+    def _swap(self) -> Path:
+        return self._folder / "swap"
 
     @property
     def _state(self) -> Path:
@@ -127,7 +146,7 @@ class Guest:
         command += ["-display", "none", "-serial", f"file:{self._console}"]
         command += ["-qmp", f"unix:{self._folder / 'qmp'},server=on,wait=off"]
         command += ["-kernel", str(self._image.kernel), "-initrd", str(self._image.ram_disk), "-append", COMMAND_LINE]
-        for name, path in (("disk", self._disk), ("cache", self._cache)):
+        for name, path in (("disk", self._disk), ("cache", self._cache), ("swap", self._swap)):
             # cache=unsafe: what the guest has flushed is in the host's page cache, which outlives QEMU.
             command += ["-drive", f"id={name},file={path},format=raw,if=none,cache=unsafe"]
             command += ["-device", f"virtio-blk-pci,drive={name}"]
@@ -138,8 +157,9 @@ class Guest:
     def make_booted(self, folder: Path) -> None:
         """Boot from the image's own disk, sleep, and leave the files of that in `folder`. Raises GuestError."""
         copy_sparse(self._image.disk, self._disk)
-        with self._cache.open("wb") as file:
-            file.truncate(CACHE_BYTES)
+        for path, size_bytes in ((self._cache, CACHE_BYTES), (self._swap, SWAP_BYTES)):
+            with path.open("wb") as file:
+                file.truncate(size_bytes)
         self.boot()
         self.run(SETTLE, deadline_s=BOOT_DEADLINE_S)
         self.sleep()
@@ -231,11 +251,29 @@ class Guest:
         self.run("date -s @$1 >/dev/null", str(int(time.time())))
         return time.monotonic() - begun
 
+    def host_share(self) -> HostShare:
+        """Ask the host's scheduler (Documentation/scheduler/sched-stats.rst of Linux: /proc/PID/schedstat)."""
+        if self._process is None:
+            raise GuestError("the guest does not run")
+        stats = [path.read_text().split() for path in Path(f"/proc/{self._process.pid}/task").glob("*/schedstat")]
+        return HostShare(*(sum(int(each[at]) for each in stats) / 1e9 for at in (0, 1)))
+
     def _qmp(self) -> Qmp:
         try:
             return Qmp(self._folder / "qmp", BOOT_DEADLINE_S)
         except QmpError as exc:
             raise GuestError(f"{exc}: {self.last_words()}") from exc
+
+    def await_end(self, deadline_s: float = BOOT_DEADLINE_S) -> float:
+        """Return the seconds until the guest has switched itself off, as a machine that hibernates. Raises GuestError."""
+        begun = time.monotonic()
+        if self._process is not None:
+            try:
+                self._process.wait(deadline_s)
+            except subprocess.TimeoutExpired as exc:
+                raise GuestError(f"the guest does not end: {self.last_words()}") from exc
+        self.power_off()
+        return time.monotonic() - begun
 
     def power_off(self) -> None:
         """Take its power away, if it still runs."""

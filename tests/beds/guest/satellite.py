@@ -41,7 +41,7 @@ address = "127.0.0.1:0"
 org = "acme"
 name = "guest"
 provider = "ec2"
-sleep_mode = "stop"
+sleep_mode = "{{sleep_mode}}"
 [satellite.ec2]
 launch_template = "unused"
 port = {BUILDKIT_PORT}
@@ -86,11 +86,12 @@ class Programs:
 MOBY = Programs()
 
 
-def rendered_image(more: str = VOLUME, programs: Programs = MOBY) -> MachineImage:
+def rendered_image(more: str = VOLUME, programs: Programs = MOBY, sleep_mode: str = "stop") -> MachineImage:
     """What bentpipe renders for the guest. `more` begins with where its cache is."""
     with tempfile.TemporaryDirectory(prefix="bentpipe-guest-") as name:
         path = Path(name) / "bentpipe.toml"
-        path.write_text(CONFIGURATION.format(flavour=programs.flavour, programs=programs.folder) + more)
+        filled = CONFIGURATION.format(flavour=programs.flavour, programs=programs.folder, sleep_mode=sleep_mode)
+        path.write_text(filled + more)
         [section] = load_config(path, check_files=False).satellite
     if section.image is None:
         raise AssertionError("the configuration has no section image")
@@ -119,6 +120,8 @@ class Answers:
     latencies_s: tuple[float, ...]
     failed: tuple[str, ...]
     """What went wrong with the questions that were not answered."""
+    starved: float
+    """The share of the time, 0 to 1, for which the guest waited for a core of its host: not the satellite's doing."""
 
     def percentile_s(self, percent: int) -> float:
         """From at least two answers."""
@@ -253,6 +256,7 @@ class GuestSatellite:
 
     def _ask_until(self, stopped: threading.Event) -> Answers:
         latencies, failed = [], []
+        before = self.guest.host_share()
         with self._channel() as channel:
             check = channel.unary_unary("/grpc.health.v1.Health/Check")
             due = time.monotonic()
@@ -264,7 +268,8 @@ class GuestSatellite:
                     failed.append(str(exc))
                 due += PROBE_PERIOD_S
                 stopped.wait(max(0.0, due - time.monotonic()))
-        return Answers(tuple(latencies), tuple(failed))
+        starved = self.guest.host_share().waited_since(before)
+        return Answers(tuple(latencies), tuple(failed), starved)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,10 @@ class Storm:
     parent: str | None = None
     tmpfs: str | None = None
     insecure: bool = False
+    says: str = ""
+    """What else its client must read, as a pattern."""
     deadline_s: float = BUILD_DEADLINE_S
+    clean_deadline_s: float = CLEAN_DEADLINE_S
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,7 +48,8 @@ class Survived:
         idle_ms = idle.percentile_s(99) * 1e3
         return (
             f"{self.builds} builds; {len(self.answers.latencies_s)} answers, p50 {median_ms:.0f} ms, p99 {now_ms:.0f} ms "
-            f"(idle {idle_ms:.0f} ms: ratio {now_ms / idle_ms:.1f}); room after {self.cleaned_s:.0f} s"
+            f"(idle {idle_ms:.0f} ms: ratio {now_ms / idle_ms:.1f}); room after {self.cleaned_s:.0f} s; "
+            f"waited for the host's cores for {self.answers.starved:.0%} of the time (idle {idle.starved:.0%})"
         )
 
 
@@ -56,9 +60,10 @@ def check_reason(storm: Storm, built: Built) -> None:
     else:
         assert built.code != 0, built.progress[-3000:]
         assert re.search(storm.reason, built.progress), built.progress[-3000:]
+    assert re.search(storm.says, built.progress), built.progress[-3000:]
 
 
-def await_room(satellite: GuestSatellite) -> float:
+def await_room(satellite: GuestSatellite, deadline_s: float) -> float:
     """Return the seconds until the cache had the room again below which the responder prunes. Raises AssertionError."""
     begun = time.monotonic()
     while True:
@@ -68,7 +73,7 @@ def await_room(satellite: GuestSatellite) -> float:
         # An older look may be from before the build filled the cache.
         if disk.look.age_ms < passed * 1e3 and free * 100 >= PRUNE_BELOW_PERCENT:
             return passed
-        assert passed < CLEAN_DEADLINE_S, f"only {free:.1%} of the cache is free:\n{satellite.journal()}"
+        assert passed < deadline_s, f"only {free:.1%} of the cache is free:\n{satellite.journal()}"
         time.sleep(POLL_S)
 
 
@@ -92,7 +97,7 @@ def survive(satellite: GuestSatellite, storm: Storm, length_s: float) -> Survive
             )
             check_reason(storm, built)
             builds += 1
-            cleaned_s = max(cleaned_s, await_room(satellite))
+            cleaned_s = max(cleaned_s, await_room(satellite, storm.clean_deadline_s))
     assert answers[0].failed == ()
     assert satellite.life() == before, satellite.journal()
     following = satellite.small_build()
