@@ -88,10 +88,12 @@ class Stream:
         """The control plane takes more. Raises ProtocolBroken."""
         if window.taken > self.transcript.end or window.allowed < self._allowed:
             raise ProtocolBroken("a window that shrinks, or for bytes that were never sent")
+        stuck = not self._may_read()
         self._allowed = window.allowed
         if self.own:
             self.transcript.forget(window.taken)
-        self.look_again()
+        if stuck:  # else the task waits for the peer already, and nothing changes for it
+            self.look_again()
 
     def say(self, record: SayRecord) -> None:
         """Send words, drop ranges of the transcript, keep the mark. Raises ProtocolBroken."""
