@@ -3,8 +3,9 @@
 import hashlib
 import itertools
 import re
-import threading
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -25,14 +26,14 @@ expect.set_options(timeout=DEADLINE_MS)
 
 
 class Bed:
-    """An edge host with the page."""
+    """An edge host with the page. The satellite `slow` comes up once the file `gate` is there."""
 
-    def __init__(self, host: EdgeHost, url: str, browser: Browser) -> None:
-        self.host, self.url, self.browser = host, url, browser
+    def __init__(self, host: EdgeHost, url: str, browser: Browser, gate: Path) -> None:
+        self.host, self.url, self.browser, self.gate = host, url, browser, gate
 
 
 @pytest.fixture(scope="module")
-def bed() -> Iterator[Bed]:
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
     port = free_port()
     digest = hashlib.sha256(TOKEN.encode()).hexdigest()
     settings = (
@@ -40,11 +41,21 @@ def bed() -> Iterator[Bed]:
         f'[[token]]\nname = "chief"\nhash = "sha256:{digest}"\ngrants = ["{ORG}/*"]\nscopes = ["manage"]\n'
     )
     satellites = [DemoSatellite(name, ("--boot", "1")) for name in SATELLITES]
-    satellites += [DemoSatellite("broken", ("--fail",)), DemoSatellite("slow", ("--boot", "8"))]
-    with EdgeHost(satellites, sleep_after_s=600, settings=settings) as host, chromium() as browser:
+    gate = tmp_path_factory.mktemp("gate") / "open"
+    waiting = (
+        f'until [ -e {gate} ]; do sleep 0.1; done; exec {sys.executable} -P -m bentpipe.daemon.testbed.satellite "$0"'
+    )
+    satellites += [
+        DemoSatellite("broken", ("--fail",)),
+        DemoSatellite("slow", command=("sh", "-c", waiting, "{port}")),
+    ]
+    with (
+        EdgeHost(satellites, sleep_after_s=600, wake_deadline_s=300, settings=settings) as host,
+        chromium() as browser,
+    ):
         with DemoClient(host, "builder") as client:
             client.echo(b"a connection to show")
-        yield Bed(host, f"http://127.0.0.1:{port}", browser)
+        yield Bed(host, f"http://127.0.0.1:{port}", browser, gate)
 
 
 def sign_in(page: Page) -> None:
@@ -183,10 +194,10 @@ def test_an_open_page_follows_the_daemon(bed: Bed) -> None:
         assert page.locator(".state-column").bounding_box() == column, "no column has moved"
         waiting = page.locator('[data-part="held"]')
         with DemoClient(bed.host, "slow") as client:
-            thread = threading.Thread(target=client.echo, args=(b"2",))
-            thread.start()
+            answer = client.echo_future(b"2")
             expect(waiting.get_by_role("row", name=f"{ORG}/slow")).to_be_visible()
-            thread.join()
+            bed.gate.touch()
+            answer.result()
         expect(waiting).to_contain_text("Nobody waits.")
         assert page.evaluate("window.loaded") == "once"
         assert seen.complaints == []
