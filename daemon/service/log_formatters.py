@@ -37,7 +37,11 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-02T03:04:05.678Z INFO bentpipe.edge: message key=value`."""
+    """`2026-01-02T03:04:05.678Z INFO bentpipe.edge: message key=value`, or without what stands before the message."""
+
+    def __init__(self, *, stamped: bool = True) -> None:
+        super().__init__()
+        self._stamped = stamped
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one record on one line, with its traceback (if any) at the end."""
@@ -45,7 +49,8 @@ class TextFormatter(logging.Formatter):
         chars = _field_chars(record)
         words = " ".join(f"{key}={_quoted(_text(value, chars))}" for key, value in fields_of(record).items())
         message = _cut(record.getMessage(), MESSAGE_CHARS).replace("\n", " ")
-        line = f"{at}.{int(record.msecs):03d}Z {record.levelname} {record.name}: {message} {words}".rstrip()
+        stamp = f"{at}.{int(record.msecs):03d}Z {record.levelname} {record.name}: " if self._stamped else ""
+        line = f"{stamp}{message} {words}".rstrip()
         return line + ("\n" + _traceback(self, record) if record.exc_info else "")
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import logging
 import os
+import stat
 import sys
 import threading
 import time
@@ -17,8 +18,9 @@ from typing import Literal
 
 from bentpipe.daemon.log_rates import LogRates
 from bentpipe.daemon.logs import kind_of, log_limited
+from bentpipe.daemon.service.journal import NORMAL, PRIORITIES, JournalOutput, entry_of
 from bentpipe.daemon.service.log_formatters import JsonFormatter, TextFormatter
-from bentpipe.daemon.service.log_queue import LogQueue
+from bentpipe.daemon.service.log_queue import FdOutput, LogQueue
 
 STDERR = 2
 FLUSH_S = 2.0
@@ -27,9 +29,6 @@ STRAY_CHARS = 2_000
 """Characters of a line that a library writes to standard error; longer ones are split."""
 
 LogFormat = Literal["text", "json"]
-
-PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
-"""syslog(3)'s priorities, as the prefix of a line (sd-daemon(3))."""
 
 log = logging.getLogger("bentpipe")
 
@@ -66,15 +65,23 @@ def fill_standard_descriptors() -> None:
 
 
 class LogHandler(logging.Handler):
-    """Takes records from any thread; writes to `fd`, which it borrows. Never waits for a reader, never raises."""
+    """Takes records from any thread; writes to `fd`, which it borrows, or to `entries`. Never waits for a reader, never
+    raises.
 
-    def __init__(self, fd: int, formatter: logging.Formatter, *, journal: bool) -> None:
+    `journal`: the journal reads `fd`, so lines have their priority before them (sd-daemon(3)). `entries`: what takes entries
+    instead of lines.
+    """
+
+    def __init__(
+        self, fd: int, formatter: logging.Formatter, *, journal: bool, entries: JournalOutput | None = None
+    ) -> None:
         super().__init__()
         self._line_of = formatter.format
         self._journal = journal
+        self.entries = entries
         self._rates = LogRates()
         self._rates_lock = threading.RLock()
-        self._queue = LogQueue(fd, self._dropped_line, self._tell_withheld)
+        self._queue = LogQueue(entries or FdOutput(fd), self._dropped_line, self._tell_withheld)
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler."""
@@ -123,8 +130,10 @@ class LogHandler(logging.Handler):
         except Exception as exc:
             fields = {"of": record.name, "template": repr(record.msg), "error": type(exc).__name__}
             text = self._line_of(_record(logging.ERROR, "a line could not be made", fields))
+        if self.entries is not None:
+            return entry_of(record, text)
         if self._journal:
-            prefix = f"<{PRIORITIES.get(record.levelno, 6)}>"
+            prefix = f"<{PRIORITIES.get(record.levelno, NORMAL)}>"
             text = prefix + text.replace("\n", "\n" + prefix)
         return text.encode(errors="backslashreplace") + b"\n"
 
@@ -182,24 +191,28 @@ def log_statistics() -> LogStatistics:
 def change_log(log_format: LogFormat, level: str) -> None:
     """Another format and another level hold from now on, if this process's log is set up."""
     if _handler is not None:
-        _handler.change_format(_formatter_of(log_format))
+        _handler.change_format(_formatter_of(log_format, stamped=_handler.entries is None))
         log.setLevel(level.upper())
 
 
-def _formatter_of(log_format: LogFormat) -> logging.Formatter:
-    return JsonFormatter() if log_format == "json" else TextFormatter()
+def _formatter_of(log_format: LogFormat, *, stamped: bool) -> logging.Formatter:
+    return JsonFormatter() if log_format == "json" else TextFormatter(stamped=stamped)
 
 
 @contextlib.contextmanager
 def daemon_log(log_format: LogFormat, level: str) -> Iterator[None]:
-    """Have the log of this process inside the block: to standard error, where systemd's journal picks it up.
+    """Have the log of this process inside the block: to standard error, or to systemd's journal if that reads it anyway.
 
     At the end its last lines are written within FLUSH_S, or never, and the former logging is restored. If nobody reads,
     the former logging is not restored, since its next line on standard error would wait for ever.
     """
     global _handler
     fd = os.dup(STDERR)  # our own descriptor, even if 2 is closed
-    handler = _handler = LogHandler(fd, _formatter_of(log_format), journal=is_journal(fd))
+    journal = is_journal(fd)
+    # A pipe that stands for the journal is read by something else.
+    entries = JournalOutput.open() if journal and stat.S_ISSOCK(os.fstat(fd).st_mode) else None
+    formatter = _formatter_of(log_format, stamped=entries is None)
+    handler = _handler = LogHandler(fd, formatter, journal=journal, entries=entries)
     root, ours = logging.getLogger(), log
     before = root.handlers[:], ours.handlers[:], root.level, ours.level
     hooks = sys.stdout, sys.stderr, threading.excepthook, sys.unraisablehook

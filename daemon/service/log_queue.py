@@ -1,6 +1,6 @@
 """Log lines on their way out: a bounded queue, and one thread that writes it. No other thread ever waits for a reader.
 
-Owns: a descriptor of its own for standard error. A thread that logs takes a lock, which is never held over a system call.
+A thread that logs takes a lock, which is never held over a system call.
 The writing thread is a daemon thread: if it is stuck in write(2), the process can still end.
 """
 
@@ -11,7 +11,8 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 QUEUE_LINES = 10_000
 QUEUE_BYTES = 4 << 20
@@ -34,14 +35,45 @@ class QueueStatistics:
     queued: int = 0
 
 
+class LineOutput(Protocol):
+    """Where lines go."""
+
+    def write(self, lines: Sequence[bytes]) -> int:
+        """Write them, however long that takes. Returns how many were lost."""
+        ...
+
+
+class FdOutput:
+    """Lines one after the other on a descriptor, which it borrows."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, lines: Sequence[bytes]) -> int:
+        """See LineOutput. If one is lost, all are counted."""
+        rest = memoryview(b"".join(lines))
+        while rest:
+            try:
+                rest = rest[os.write(self._fd, rest) :]
+            except BlockingIOError:
+                # Another process that shares the open file has made it non-blocking (fcntl(2): a flag of the file).
+                with contextlib.suppress(OSError):
+                    poll = select.poll()
+                    poll.register(self._fd, select.POLLOUT)
+                    poll.poll()
+            except OSError:
+                return len(lines)
+        return 0
+
+
 class LogQueue:
-    """Writes lines to `fd`, which it borrows.
+    """Writes lines to `output`.
 
     `dropped_line` makes the line that says how many were dropped; `tick` is called by the thread every LOOK_S.
     """
 
-    def __init__(self, fd: int, dropped_line: Callable[[int], bytes], tick: Callable[[], None]) -> None:
-        self._fd = fd
+    def __init__(self, output: LineOutput, dropped_line: Callable[[int], bytes], tick: Callable[[], None]) -> None:
+        self._output = output
         self._dropped_line = dropped_line
         self._tick = tick
         # An RLock: a finaliser that the garbage collector runs inside `put` may log too.
@@ -107,18 +139,16 @@ class LogQueue:
     def _run(self) -> None:
         while True:
             batch = self._take()
-            if batch and not self._write(b"".join(batch)):
-                with self._changed:
-                    self._dropped += len(batch)
-                    self._writing = 0
-                    self._changed.notify_all()
-                time.sleep(LOOK_S)  # a full disk, or no reader at the other end: neither ends at once
-                continue
+            lost = self._output.write(batch) if batch else 0
             with self._changed:
-                self._written += len(batch)
+                self._written += len(batch) - lost
+                self._dropped += lost
                 self._writing = 0
                 self._changed.notify_all()
-            self._tick()
+            if lost:
+                time.sleep(LOOK_S)  # a full disk, or no reader at the other end: neither ends at once
+            else:
+                self._tick()
 
     def _take(self) -> list[bytes]:
         """The next lines to write; none after LOOK_S without any."""
@@ -137,19 +167,3 @@ class LogQueue:
             self._bytes -= size
             self._writing = len(batch)
             return batch
-
-    def _write(self, data: bytes) -> bool:
-        """Write all of it, however long that takes. Returns False if that failed."""
-        rest = memoryview(data)
-        while rest:
-            try:
-                rest = rest[os.write(self._fd, rest) :]
-            except BlockingIOError:
-                # Another process that shares the open file has made it non-blocking (fcntl(2): a flag of the file).
-                with contextlib.suppress(OSError):
-                    poll = select.poll()
-                    poll.register(self._fd, select.POLLOUT)
-                    poll.poll()
-            except OSError:
-                return False
-        return True
