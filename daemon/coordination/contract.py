@@ -13,7 +13,7 @@
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -78,7 +78,27 @@ class Coordination(Protocol):
         ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Renew what the host holds, until cancelled; then give all of it back."""
+        """Renew what the host holds, until cancelled; then give all of it back.
+
+        If connections outlive this process, nothing is given back before `drained`: the next process does that.
+        """
+        ...
+
+    @property
+    def stays(self) -> tuple[str, ...]:
+        """By which names this host may have entered satellites: what the next process gives to `succeed`."""
+        ...
+
+    def announce_by(self, announce: Callable[[], Awaitable[None]]) -> None:
+        """Await this before the host enters anything by another name than those that `stays` had."""
+        ...
+
+    def succeed(self, stays: Iterable[str]) -> None:
+        """Give back what an earlier process of this host has entered. Call it after `enter` for all that is still used."""
+        ...
+
+    def drained(self) -> None:
+        """No connection outlives this process after all."""
         ...
 
 
@@ -106,6 +126,20 @@ class LocalCoordination:
         """See Coordination."""
         task_status.started()
         await trio.sleep_forever()
+
+    @property
+    def stays(self) -> tuple[str, ...]:
+        """See Coordination."""
+        return ()
+
+    def announce_by(self, announce: Callable[[], Awaitable[None]]) -> None:
+        """See Coordination."""
+
+    def succeed(self, stays: Iterable[str]) -> None:
+        """See Coordination."""
+
+    def drained(self) -> None:
+        """See Coordination."""
 
     def is_ours(self) -> bool:
         """See Turn."""

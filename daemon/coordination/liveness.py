@@ -4,11 +4,16 @@ A host is alive by its **incarnation**, which is good while its last confirmed h
 declared it dead (see `turn` for the two clocks). When it is not good, the host begins another one. If a host sees an
 incarnation's version unchanged for the whole expiry, it declares the incarnation dead. A dead incarnation never comes back,
 and what it had entered counts no more.
+
+A host whose connections outlive its control plane says so in its incarnation's name, with the time for which the control
+plane may be away: the other hosts wait for that time instead of the expiry. Its next control plane begins an incarnation of
+its own, enters by that what is still used, and then declares the earlier one dead itself.
 """
 
 import logging
+import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
@@ -18,12 +23,38 @@ from bentpipe.daemon.coordination.turn import WINDOW, VersionWatch
 log = logging.getLogger("bentpipe.store")
 
 
+MOST_INHERITED = 64
+"""Incarnations of earlier control planes; a note with more of them is not one of ours."""
+
+
+async def tell_nobody() -> None:
+    """No connection outlives this process."""
+
+
+def patience_s(incarnation: str, expiry_s: float) -> float:
+    """For how long an incarnation's version must have been the same before it may be declared dead."""
+    parts = incarnation.split("/")
+    survives = parts[2] if len(parts) > 2 else ""
+    return max(expiry_s, float(survives)) if survives.isascii() and survives.isdigit() else expiry_s
+
+
 class Liveness:
     """`lapsed` is called when an incarnation is given up. `host` is a name for people: it need not be unique."""
 
     def __init__(
-        self, rows: Rows, host: str, *, expiry_s: float, clock: Callable[[], float], lapsed: Callable[[], None]
+        self,
+        rows: Rows,
+        host: str,
+        *,
+        expiry_s: float,
+        clock: Callable[[], float],
+        lapsed: Callable[[], None],
+        survives_s: float = 0.0,
     ) -> None:
+        """`survives_s`: how long this host's connections may live without its control plane, if they can."""
+        self._survives_s = survives_s
+        self.announce: Callable[[], Awaitable[None]] = tell_nobody
+        """Is awaited before another incarnation is used."""
         self._rows = rows
         self._host = host
         self._expiry_s = expiry_s
@@ -48,6 +79,7 @@ class Liveness:
             while True:
                 sent, version = self._clock(), uuid.uuid4().hex
                 if not self._begun:
+                    await self.announce()
                     await self._rows.begin_incarnation(self.incarnation, version)
                     self._begun = True
                     break
@@ -73,10 +105,21 @@ class Liveness:
         dead = {incarnation for incarnation in incarnations if incarnation not in known}
         for incarnation in incarnations & known.keys():
             unchanged_s = self._watch.unchanged_s(incarnation, known[incarnation], self._clock())
-            if unchanged_s >= self._expiry_s and await self._rows.expire(incarnation, known[incarnation]):
+            patience = patience_s(incarnation, self._expiry_s)
+            if unchanged_s >= patience and await self._rows.expire(incarnation, known[incarnation]):
                 log.warning("a host is gone", extra={"fields": {"host": incarnation}})
                 dead.add(incarnation)
         return frozenset(dead)
+
+    @property
+    def stays(self) -> tuple[str, ...]:
+        """The incarnations by which this host may be entered somewhere, the present one first."""
+        return self.incarnation, *sorted(self._old)
+
+    def inherit(self, incarnations: Iterable[str]) -> None:
+        """Those of an earlier control plane: `expire_old` declares them dead."""
+        self._old.update(list(incarnations)[:MOST_INHERITED])
+        self._old.discard(self.incarnation)
 
     async def expire_old(self) -> None:
         """Declare dead the incarnations that were given up, so that no host waits for them. Raises StoreError."""
@@ -99,4 +142,5 @@ class Liveness:
         self._lapsed()
 
     def _new_incarnation(self) -> str:
-        return f"{self._host}/{uuid.uuid4().hex}"
+        name = f"{self._host}/{uuid.uuid4().hex}"
+        return f"{name}/{math.ceil(self._survives_s)}" if self._survives_s else name

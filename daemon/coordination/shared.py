@@ -9,7 +9,7 @@ import contextlib
 import enum
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 import trio
 
@@ -61,7 +61,10 @@ class SharedCoordination:
         lease_s: float,
         host_expiry_s: float,
         clock: Callable[[], float] = boot_clock,
+        survives_s: float = 0.0,
     ) -> None:
+        """`survives_s`: see Liveness. Then nothing is given back at the end, unless `drained` was called."""
+        self._gives_back = not survives_s
         self._rows = rows
         self._lease_s = lease_s
         self._expiry_s = host_expiry_s
@@ -69,9 +72,31 @@ class SharedCoordination:
         self._uses: dict[SatelliteKey, Use] = {}
         self._locks: dict[SatelliteKey, trio.Lock] = collections.defaultdict(trio.Lock)
         self._turns: set[SharedTurn] = set()
-        self._liveness = Liveness(rows, host, expiry_s=host_expiry_s, clock=clock, lapsed=self._lapsed)
+        self._liveness = Liveness(
+            rows, host, expiry_s=host_expiry_s, clock=clock, lapsed=self._lapsed, survives_s=survives_s
+        )
         self._to_settle = trio.Event()
         self._failing = ""
+
+    # -- an earlier process, and a later one -------------------------------------------------------------------------
+
+    @property
+    def stays(self) -> tuple[str, ...]:
+        """See Coordination."""
+        return self._liveness.stays
+
+    def announce_by(self, announce: Callable[[], Awaitable[None]]) -> None:
+        """See Coordination."""
+        self._liveness.announce = announce
+
+    def succeed(self, stays: Iterable[str]) -> None:
+        """See Coordination."""
+        self._liveness.inherit(stays)
+        self._to_settle.set()
+
+    def drained(self) -> None:
+        """See Coordination."""
+        self._gives_back = True
 
     # -- the satellites' side ----------------------------------------------------------------------------------------
 
@@ -207,8 +232,9 @@ class SharedCoordination:
                 nursery.start_soon(run_owned, Owner("settling"), self._run_settling)
                 nursery.start_soon(run_owned, Owner("renewals"), self._run_renewals)
         finally:
-            with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
-                await self._give_back()
+            if self._gives_back:
+                with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
+                    await self._give_back()
 
     async def _run_beats(self) -> None:
         while True:

@@ -2,15 +2,13 @@
 
 import trio
 
+from bentpipe.daemon.planes.bounds import HUNG_S
 from bentpipe.daemon.planes.link import Link
 from bentpipe.daemon.planes.records import Record
 
 HIGH_BYTES = 4 << 20
 """If so much waits for the control plane, nothing more is read for it, and no client is offered. The bound at which the link
 ends is far higher: a control plane that is slow for a moment keeps its seat."""
-
-SILENT_S = 10.0
-"""A control plane that has said nothing for so long counts as hung: no client is offered to it. It is asked every 2 s."""
 
 
 class ControlReports:
@@ -53,4 +51,4 @@ class ControlReports:
         """Whether a control plane sits, reads, and has not hung."""
         if self._link is None or not self.has_room:
             return False
-        return trio.current_time() - self.heard_at < SILENT_S
+        return trio.current_time() - self.heard_at < HUNG_S

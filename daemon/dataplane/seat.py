@@ -46,6 +46,7 @@ class _Visitor:
     """A control plane that is connected."""
 
     link: Link
+    pid: int = 0
     scope: trio.CancelScope = dataclasses.field(default_factory=trio.CancelScope)
     over: trio.Event = dataclasses.field(default_factory=trio.Event)
     greeted: bool = False
@@ -103,7 +104,7 @@ class SeatServer:
             return
         visitor = _Visitor(Link(sock, Plane.CONTROL))
         try:
-            check_peer(sock)
+            visitor.pid = check_peer(sock)
         except PeerDenied as exc:
             log.warning("not a control plane of this user", extra={"fields": {"error": str(exc)}})
             visitor.link.say_bye(ByeCode.DENIED, str(exc))
@@ -116,7 +117,7 @@ class SeatServer:
         link = visitor.link
         end: LinkEnd | None = None
         try:
-            link.send_nowait(self._hello)
+            link.send_nowait(dataclasses.replace(self._hello, holder=self._holder()))
             with visitor.scope:
                 nursery.start_soon(run_owned, Owner("hello", "", Decision.GIVE_UP), self._expect_hello, visitor)
                 end = await link.run_link(lambda record: self._receive(visitor, record, nursery))
@@ -129,6 +130,13 @@ class SeatServer:
             link.close()
             visitor.over.set()
             self._visitors.discard(visitor)
+
+    def _holder(self) -> tuple[int, ...]:
+        """See HelloRecord."""
+        if self._seated is None:
+            return ()
+        silent_s = trio.current_time() - self._plane.reports.heard_at
+        return self._seated.pid, max(0, round(1000 * silent_s))
 
     async def _expect_hello(self, visitor: _Visitor) -> None:
         with trio.move_on_after(HELLO_S):

@@ -75,6 +75,13 @@ LIVE_CONNECTIONS = 1 << 20
 OPEN_HALVES = 4_096
 """Connections to satellites that were opened and no GO has taken yet."""
 
+HOLDER_NUMBERS = 8
+"""What a data plane says of the control plane that sits."""
+
+HUNG_S = 10.0
+"""A control plane that has said nothing for so long counts as hung: no client is offered to it, and another one may take its
+place. It is asked every 2 s."""
+
 HELLO_S = 2.0
 """For the peer's HELLO after the connection."""
 

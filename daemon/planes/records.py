@@ -153,6 +153,8 @@ class HelloRecord:
     """Names the data plane, for as long as it lives."""
     digest: bytes
     """SHA-256 of what the sender knows of listeners and satellites; empty if it does not say."""
+    holder: tuple[int, ...] = ()
+    """Of D: the process of the C that sits, and for how many milliseconds that has said nothing. Empty if none sits."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

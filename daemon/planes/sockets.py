@@ -83,11 +83,12 @@ def connect_private(path: Path) -> socket.socket:
     return sock
 
 
-def check_peer(sock: socket.socket) -> None:
-    """Raises PeerDenied unless the other process is this user's, or root's."""
+def check_peer(sock: socket.socket) -> int:
+    """Returns the other process's id. Raises PeerDenied unless it is this user's, or root's."""
     peer = peer_of(sock)
     if not peer.is_trusted:
         raise PeerDenied(errno.EPERM, f"process {peer.pid} of user {peer.uid} may not speak with this daemon")
+    return peer.pid
 
 
 def plane_sockets(folder: Path) -> Iterator[Path]:

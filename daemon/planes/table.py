@@ -108,7 +108,7 @@ ROWS = (
         _BOTH,
         *(Field("oldest", Wire.U16), Field("newest", Wire.U16), *_u64("features"), *_u32("pid")),
         *(Field("build", Wire.TEXT, bounds.NAME_BYTES), Field("plane", Wire.TEXT, bounds.NAME_BYTES)),
-        Field("digest", Wire.BLOB, bounds.NAME_BYTES),
+        *(Field("digest", Wire.BLOB, bounds.NAME_BYTES), Field("holder", Wire.IDS, bounds.HOLDER_NUMBERS)),
     ),
     RecordRow(2, r.SeatRecord, _C, Field("take_over", Wire.BOOL)),
     RecordRow(3, r.SeatedRecord, _D, *_u64("session"), _NOTE),

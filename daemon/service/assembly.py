@@ -100,7 +100,9 @@ def _open_resources(config: Config, place: KeeperPlace, planes: Planes | None) -
     spoken = [] if planes is not None else [read_port(section, ktls) for section in config.listener]
     read_by = ktls if planes is None else None
     satellite_tls, type_tls = satellite_tls_of(config, read_by), type_tls_of(config, read_by)
-    stores = open_stores(config.store)
+    stores = open_stores(config.store, outlives=planes is not None)
+    if planes is not None:
+        planes.note.share(stores.coordination)
     account_parts = make_accounts(config, stores)
     connections = make_records(config)
     keeper = make_keeper(config)

@@ -170,6 +170,7 @@ class Planes:
                 await coordination.enter(key, trio.lowlevel.checkpoint)
             except StoreError as exc:
                 log.error("not entered", extra={"fields": {"satellite": str(key), "error": str(exc)}})
+        self.note.hand_on(coordination)
 
     def serve(self, sessions: trio.Nursery) -> None:
         """Take clients in, each in a task of `sessions`."""
@@ -219,6 +220,7 @@ class Planes:
             raise PlaneUnusable(errno.EBUSY, f"{path}: another daemon has this data plane: {words}")
         plane.send_nowait(self._limits_record())
         plane.send_nowait(r.WordsRecord(r.LINK_ID, self._words))
+        plane.send_nowait(self.note.record())
         for key in self.note.read(plane.seated.note):
             self._expect_stop(key)
         fields = {"plane": path.name, "pid": plane.hello.pid, "session": plane.seated.session, "adopted": plane.adopted}

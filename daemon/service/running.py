@@ -187,6 +187,7 @@ async def _drain(daemon: Daemon, sessions: trio.Nursery) -> int:
     with trio.move_on_after(daemon.config.daemon.drain_deadline_s):
         await handoff.wait_none()
     cut = handoff.live
+    daemon.records.stores.coordination.drained()
     with contained(Owner("drain", "cut")):
         handoff.abort_all()
     with trio.move_on_after(ABORT_DEADLINE_S):

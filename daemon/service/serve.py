@@ -22,8 +22,10 @@ from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descri
 from bentpipe.daemon.service.machines import keeper_place_of
 from bentpipe.daemon.service.own_files import read_own_files
 from bentpipe.daemon.service.parts import Daemon
+from bentpipe.daemon.service.plane_folder import planes_folder
 from bentpipe.daemon.service.running import run_daemon
 from bentpipe.daemon.service.signals import run_with_signals
+from bentpipe.daemon.service.take_over import end_hung_control_planes
 from bentpipe.native.tls import TlsError
 
 __all__ = ["EXIT_CRASHED", "EXIT_CUT", "EXIT_OK", "Daemon", "run_serve", "serve"]
@@ -86,6 +88,8 @@ def _run(start: _Start) -> int:
         set_up_garbage()
         for line in start.problem.splitlines():
             log.error("not the configuration of the file", extra={"fields": {"reason": line}})
+        if config.daemon.data_plane == "process":
+            end_hung_control_planes(planes_folder(config, start.path))
         try:
             cut = trio.run(
                 run_with_signals,

@@ -31,6 +31,10 @@ from bentpipe.daemon.registry.sqlite_registered import SqliteRegisteredStore
 from bentpipe.daemon.registry.sqlite_reserve import SqliteReserveStore
 from bentpipe.daemon.service.installed import load_operators_config
 
+AWAY_S = 1_800.0
+"""If connections outlive the control plane: how long it may be away before other hosts of a shared fleet put to sleep what
+its clients use. It covers a repair by hand. If the whole host dies, its satellites stay awake for so long, too."""
+
 NO_STORE = "no store: [store] in the configuration says where one is kept"
 
 
@@ -57,10 +61,10 @@ class Stores:
     """Tells the operator if hosts of another fleet use the same store."""
 
 
-def open_stores(section: StoreSection) -> Stores:
+def open_stores(section: StoreSection, *, outlives: bool = False) -> Stores:
     """Open all stores, to read and write."""
     if section.kind == "dynamodb":
-        return _open_dynamodb(section)
+        return _open_dynamodb(section, outlives=outlives)
     path = section.ledger_path()
     if path is None:
         return Stores(None, None, LocalCoordination())
@@ -109,7 +113,7 @@ async def use_store(
 
 def shared_ledger(section: StoreSection) -> Ledger:
     """The ledger in DynamoDB. Raises StoreError."""
-    ledger = _open_dynamodb(section).ledger
+    ledger = _open_dynamodb(section, outlives=False).ledger
     if ledger is None:
         raise AssertionError("a fleet has a ledger")
     return ledger
@@ -127,7 +131,7 @@ def run_store_init(config_path: Path) -> None:
     click.echo(f"table {section.table}: {'made' if made else 'was there already'}")
 
 
-def _open_dynamodb(section: StoreSection) -> Stores:
+def _open_dynamodb(section: StoreSection, *, outlives: bool) -> Stores:
     # Imported here, because boto3 costs a third of a second and 50 MB, which a daemon without DynamoDB need not pay.
     from bentpipe.daemon.coordination.dynamodb import DynamoRows
     from bentpipe.daemon.ledger.dynamodb import DynamoLedger
@@ -146,7 +150,10 @@ def _open_dynamodb(section: StoreSection) -> Stores:
 
     host = section.host or socket.gethostname()
     coordination = SharedCoordination(
-        DynamoRows(table()), host, lease_s=section.lease_s, host_expiry_s=section.host_expiry_s
+        *(DynamoRows(table()), host),
+        lease_s=section.lease_s,
+        host_expiry_s=section.host_expiry_s,
+        survives_s=AWAY_S if outlives else 0.0,
     )
     check_fleet = functools.partial(run_fleet_check, table())
     return Stores(

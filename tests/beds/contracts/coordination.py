@@ -57,13 +57,17 @@ class CutRows:
 class Host:
     """One edge host of a test."""
 
-    def __init__(self, rows: Rows, name: str) -> None:
+    def __init__(self, rows: Rows, name: str, survives_s: float = 0.0) -> None:
         self.wire = CutRows(rows)
         self.time = 1000.0
         self.looks = 0
         self.scope = trio.CancelScope()
         self.coordination = SharedCoordination(
-            self.wire, name, lease_s=LEASE_S, host_expiry_s=EXPIRY_S, clock=lambda: self.time
+            *(self.wire, name),
+            lease_s=LEASE_S,
+            host_expiry_s=EXPIRY_S,
+            clock=lambda: self.time,
+            survives_s=survives_s,
         )
 
     async def enter(self) -> None:
@@ -83,9 +87,9 @@ class Host:
 
 
 @contextlib.asynccontextmanager
-async def hosts(rows: Rows, *names: str) -> AsyncIterator[list[Host]]:
+async def hosts(rows: Rows, *names: str, survives_s: float = 0.0) -> AsyncIterator[list[Host]]:
     async with trio.open_nursery() as nursery:
-        found = [Host(rows, name) for name in names]
+        found = [Host(rows, name, survives_s) for name in names]
         for host in found:
             await nursery.start(host.run)
         with trio.fail_after(PATIENCE_S):
@@ -115,7 +119,95 @@ class CoordinationContract:
             await turn.close(unused)
 
 
+async def refuses(host: Host) -> bool:
+    """Whether it may not put the satellite to sleep, since another host uses it."""
+    async with host.coordination.acting(A) as turn:
+        try:
+            await turn.close(unused)
+        except InUse:
+            return True
+    return False
+
+
 class SharedContract:
+    @pytest.mark.parametrize("killed", [False, True])
+    async def test_connections_that_outlive_their_process_are_use_until_its_successor_has_entered(
+        self, rows: Rows, killed: bool
+    ) -> None:
+        async with hosts(rows, "other") as (other,), hosts(rows, "one", survives_s=8 * EXPIRY_S) as (one,):
+            await one.enter()
+            stays = one.coordination.stays
+            one.wire.cut = killed
+            one.scope.cancel()  # it ends: nothing is given back
+            assert await refuses(other)
+            for _ in range(6):  # longer than any host's expiry
+                other.time += EXPIRY_S
+                assert await refuses(other)
+            async with hosts(rows, "one", survives_s=8 * EXPIRY_S) as (successor,):
+                await successor.enter()
+                successor.coordination.succeed(stays)
+                own = successor.coordination.stays[0]
+                while (await rows.incarnations()).keys() & {*stays}:
+                    await trio.sleep(0.01)
+                assert await refuses(other)
+                assert own in (await rows.read(A)).entered
+                successor.coordination.leave_nowait(A)
+                while await refuses(other):
+                    await trio.sleep(0.01)
+                successor.coordination.drained()
+
+    async def test_connections_that_outlive_their_process_are_not_waited_for_for_ever(self, rows: Rows) -> None:
+        async with hosts(rows, "other") as (other,), hosts(rows, "one", survives_s=8 * EXPIRY_S) as (one,):
+            await one.enter()
+            one.wire.cut = True
+            one.scope.cancel()
+            assert await refuses(other)
+            other.time += 9 * EXPIRY_S
+            assert not await refuses(other)
+
+    async def test_a_process_that_has_drained_gives_everything_back(self, rows: Rows) -> None:
+        async with hosts(rows, "other") as (other,):
+            async with hosts(rows, "one", survives_s=8 * EXPIRY_S) as (one,):
+                await one.enter()
+                one.coordination.drained()
+            assert not await refuses(other)
+
+    async def test_what_a_successor_cannot_enter_yet_is_not_given_back(self, rows: Rows) -> None:
+        async with hosts(rows, "other") as (other,), hosts(rows, "one", survives_s=8 * EXPIRY_S) as (one,):
+            await one.enter()
+            stays = one.coordination.stays
+            one.scope.cancel()
+            async with hosts(rows, "one", survives_s=8 * EXPIRY_S) as (successor,):
+                successor.wire.cut = True
+                await successor.enter()
+                successor.coordination.succeed(stays)
+                await trio.sleep(0.1)
+                assert await refuses(other)
+                successor.wire.cut = False
+                while (await rows.incarnations()).keys() & {*stays}:
+                    await trio.sleep(0.01)
+                assert await refuses(other)
+                successor.coordination.drained()
+
+    async def test_a_name_is_announced_before_anything_is_entered_by_it(self, rows: Rows) -> None:
+        announced: list[tuple[str, ...]] = []
+        host = Host(rows, "one", survives_s=EXPIRY_S)
+
+        async def announce() -> None:
+            assert host.coordination.stays[0] not in await rows.incarnations()
+            announced.append(host.coordination.stays)
+
+        host.coordination.announce_by(announce)
+        async with trio.open_nursery() as nursery:
+            with trio.fail_after(PATIENCE_S):
+                await nursery.start(host.run)
+                await host.enter()
+                host.time += EXPIRY_S
+                await host.enter()
+                nursery.cancel_scope.cancel()
+        assert [len(each) for each in announced] == [1, 2]
+        assert announced[0][0] in announced[1]
+
     async def test_a_machine_sleeps_only_when_no_host_uses_it(self, rows: Rows) -> None:
         async with hosts(rows, "one", "two") as (one, two):
             await one.enter()

@@ -48,6 +48,11 @@ def no_plane_left() -> Iterator[None]:
     """End the data planes that a test has left: a daemon that is cancelled or killed leaves its own."""
     yield
     while _folders:
-        for path in plane_sockets(_folders.pop()):
-            with contextlib.suppress(OSError), connect_private(path) as sock:
-                os.kill(peer_of(sock).pid, signal.SIGKILL)
+        end_planes_in(_folders.pop())
+
+
+def end_planes_in(folder: Path) -> None:
+    """Kill the data planes whose sockets are in a folder."""
+    for path in plane_sockets(folder):
+        with contextlib.suppress(OSError), connect_private(path) as sock:
+            os.kill(peer_of(sock).pid, signal.SIGKILL)

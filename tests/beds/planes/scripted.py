@@ -177,6 +177,7 @@ class ScriptedControl:
         self.counters: dict[str, int] = {}
         """The newest."""
         self.closed = False
+        self._ponged = False
         self.send(r.HelloRecord(r.LINK_ID, 1, 1, 0, os.getpid(), "test", "", b""))
         self.hello = self.expect(r.HelloRecord)
         if seat:
@@ -220,7 +221,9 @@ class ScriptedControl:
                 self.records.append(record)
             elif isinstance(record, r.CountersRecord):
                 self.counters = dict(record.counters)
-            elif not isinstance(record, r.PongRecord):
+            elif isinstance(record, r.PongRecord):
+                self._ponged = True
+            else:
                 self.records.append(record)
         self.flush()
         return True
@@ -256,6 +259,14 @@ class ScriptedControl:
         while time.monotonic() < until:
             self.read(0.05)
         return not any(isinstance(record, kind) for record in self.records)
+
+    def ping(self) -> None:
+        """Ask, and wait for the answer: the data plane knows then that this one is well."""
+        self.send(r.PingRecord(r.LINK_ID, 1))
+        until = time.monotonic() + WAIT_S
+        while not self._ponged and time.monotonic() < until:
+            self.read(0.1)
+        self._ponged = False
 
     def close(self) -> None:
         self.sock.close()

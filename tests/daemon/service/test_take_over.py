@@ -1,0 +1,77 @@
+"""Which control planes are ended by another one: those that hang, and nothing else."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from beds.planes.scripted import PlaneBed, ScriptedControl, plane_bed
+from bentpipe.daemon.service import take_over
+from bentpipe.daemon.service.take_over import CannotTakeOver, end_hung_control_planes
+
+HUNG_S = 1.0
+
+
+@pytest.fixture
+def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PlaneBed]:
+    monkeypatch.setattr(take_over, "HUNG_S", HUNG_S)
+    monkeypatch.setattr(take_over, "SUSPECT_S", HUNG_S / 2)
+    with plane_bed(tmp_path) as bed:
+        yield bed
+
+
+def silent_control(bed: PlaneBed) -> ScriptedControl:
+    """One that has the seat and answers nothing for long."""
+    control = bed.control()
+    time.sleep(1.5 * HUNG_S)
+    return control
+
+
+def test_nobody_is_ended_where_nobody_sits_or_listens(bed: PlaneBed, tmp_path: Path) -> None:
+    end_hung_control_planes(bed.folder)
+    end_hung_control_planes(tmp_path / "nowhere")
+    bed.process.kill()
+    bed.process.wait()
+    end_hung_control_planes(bed.folder)
+
+
+def test_a_process_that_is_not_a_control_plane_is_not_ended(bed: PlaneBed) -> None:
+    """The scripted control plane is this very process."""
+    control = silent_control(bed)
+    with pytest.raises(CannotTakeOver, match="it is not `bentpipe serve`") as raised:
+        end_hung_control_planes(bed.folder)
+    assert raised.value.errno == errno.EPERM
+    control.close()
+
+
+def test_one_that_answers_stays(bed: PlaneBed, monkeypatch: pytest.MonkeyPatch) -> None:
+    control = bed.control()
+    monkeypatch.setattr(take_over, "_is_control_plane", lambda pid: pytest.fail("it would be ended"))
+    for _ in range(3):
+        control.ping()
+        end_hung_control_planes(bed.folder)
+
+
+def test_one_that_was_silent_and_answers_again_stays(bed: PlaneBed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(take_over, "HUNG_S", 60.0)
+    control = silent_control(bed)
+    monkeypatch.setattr(take_over, "_is_control_plane", lambda pid: pytest.fail("it would be ended"))
+    monkeypatch.setattr(time, "sleep", lambda _seconds: control.ping())
+    end_hung_control_planes(bed.folder)
+
+
+def test_another_users_process_is_not_a_control_plane_of_ours() -> None:
+    code = "import sys; sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, "serve"], stdin=subprocess.PIPE) as other:
+        try:
+            assert take_over._is_control_plane(other.pid, lambda: os.geteuid())
+            assert not take_over._is_control_plane(other.pid, lambda: os.geteuid() + 1)
+        finally:
+            other.kill()
+    assert not take_over._is_control_plane(os.getpid())
+    assert not take_over._is_control_plane(2**22 - 1)
