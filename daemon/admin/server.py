@@ -1,8 +1,6 @@
 """Serves the site on its sockets: a loopback address, a Unix socket, or both. Connections are few and bounded."""
 
-import collections
 import contextlib
-import dataclasses
 import socket
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -26,14 +24,6 @@ UNIX = "unix"
 """Stands for the address of a peer that has none."""
 
 
-@dataclasses.dataclass(slots=True)
-class AdminCounters:
-    """Counts since the start."""
-
-    requests: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    """By the answer's status."""
-
-
 class AdminServer:
     """Serves sockets that listen already; who opened them closes them."""
 
@@ -41,7 +31,6 @@ class AdminServer:
         self._sockets = sockets
         self._site = site
         self._quotas = Quotas(LIMITS, trio.current_time)
-        self.counters = AdminCounters()
 
     async def run_admin(self) -> None:
         """Serve for ever."""
@@ -73,7 +62,6 @@ class AdminServer:
 
                 async def handle(request: BrowserRequest) -> HttpReply:
                     answer = await self._site.answer(request, local=is_unix)
-                    self.counters.requests[str(answer.status.value)] += 1
                     if name := self._site.principal_of(request, local=is_unix):
                         try:
                             place.promote(name, None)
