@@ -17,7 +17,9 @@ from bentpipe.native.engine import Ended, EndReason, Engine, EngineOptions, Leg
 
 QUIET_S = 1.0
 QUIET_DEADLINE_S = 15.0
-BLOCKED_LOOKS = 5
+HELD_BYTES = 64 << 10
+"""More than a kernel makes room for when it packs what a peer has not read, and less than one buffer takes."""
+BLOCKED_LOOKS = 80
 QUIET_TURNS = 20
 """Both threads have a tick a second."""
 
@@ -250,6 +252,10 @@ def test_a_given_back_connection_that_nobody_wants_is_closed(engine: Engine) -> 
 
 def fill(engine: Engine, wire: Wire) -> None:
     """Send from the client until the engine holds what it cannot pass on; nothing is left on the client's side."""
+    # Once a program has set their size, the kernel lets buffers grow no more: else it would take what was held, later on.
+    with socket.socket(fileno=os.dup(wire.to_satellite)) as to_satellite:
+        to_satellite.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    wire.satellite.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
     sent = looks = 0
     while looks < BLOCKED_LOOKS:
         unsent, unread = array.array("i", [0]), array.array("i", [0])
@@ -257,11 +263,11 @@ def fill(engine: Engine, wire: Wire) -> None:
         fcntl.ioctl(wire.to_satellite, termios.TIOCOUTQ, unread)
         writable = select.select([], [wire.to_satellite], [], 0)[1]
         held = sent - engine.counters(wire.id).client_to_satellite_bytes
-        if not unsent[0] and not held:
+        if not unsent[0] and held < HELD_BYTES:
             wire.client.sendall(bytes(1 << 15))
             sent += 1 << 15
         # A thread that has not come to run yet holds bytes too, but its socket to the satellite takes more.
-        looks = looks + 1 if held and unread[0] and not writable and not unsent[0] else 0
+        looks = looks + 1 if held >= HELD_BYTES and unread[0] and not writable and not unsent[0] else 0
         time.sleep(0.01)
 
 
