@@ -172,10 +172,13 @@ def ask(
         try:
             sock.connect(str(path))
             line = json.dumps({"verb": verb, **fields}).encode() + b"\n"
-            sent = socket.send_fds(sock, [line], files) if files else 0
-            sock.sendall(line[sent:])
-            while len(answer) < ANSWER_BYTES and (data := sock.recv(65536)):
-                answer += data
+            # A daemon that refuses before it has read all of it closes: its answer says why.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                sent = socket.send_fds(sock, [line], files) if files else 0
+                sock.sendall(line[sent:])
+            with contextlib.suppress(ConnectionResetError):
+                while len(answer) < ANSWER_BYTES and (data := sock.recv(65536)):
+                    answer += data
         except OSError as exc:
             raise ControlError(
                 f"no daemon answers at {path}: {exc.strerror or exc}; does the service run (systemctl status bentpipe)?"

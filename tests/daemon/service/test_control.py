@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import stat
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -132,3 +133,24 @@ def test_nobody_answers(tmp_path: Path) -> None:
         sock.bind(str(tmp_path / "d"))
     with pytest.raises(ControlError, match="refused"):
         ask(tmp_path / "d", "echo", {})
+
+
+def test_a_daemon_that_refuses_before_it_has_read_all_is_still_heard(tmp_path: Path) -> None:
+    """Its socket is closed while the request is being written."""
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def refuse() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.sendall(b'{"error": "not you"}\n')
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        try:
+            with pytest.raises(ControlError, match=r"^not you$"):
+                ask(path, "cut", {"filler": "x" * 1_000_000})  # more than a socket's buffer takes
+        finally:
+            thread.join()
