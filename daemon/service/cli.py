@@ -371,8 +371,9 @@ def install_certificate(certificates: tuple[Path, ...], key: Path, to: Path, pas
 
 
 @main.command()
+@takes_config("Look at this configuration's certificates, too.", positional=False, required=False)
 @click.option("--satellite", is_flag=True, help="This machine is a satellite: check that it is what was rendered.")
-def doctor(*, satellite: bool) -> None:
+def doctor(config_path: Path | None, *, satellite: bool) -> None:
     """Print what this machine has and lacks, one line each, with the remedy.
 
     Exit codes: 0 nothing is missing that is needed, 1 something is, 2 with --satellite: this machine is not a satellite.
@@ -380,7 +381,7 @@ def doctor(*, satellite: bool) -> None:
     from bentpipe.daemon.image.programs.doctor import main as examine_satellite
     from bentpipe.daemon.service.doctor import run_doctor
 
-    sys.exit(examine_satellite() if satellite else run_doctor())
+    sys.exit(examine_satellite() if satellite else run_doctor(config_path))
 
 
 @main.command()
