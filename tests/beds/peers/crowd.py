@@ -134,9 +134,13 @@ class Crowd:
 
 def answered(member: Member) -> bool:
     """Whether stream 1 got a message and its trailers: a call that failed has no message."""
+    return answered_of(member.received)
+
+
+def answered_of(received: bytes | bytearray) -> bool:
+    """The same of the bytes that a client has received."""
     at = 0
     message = False
-    received = member.received
     while at + 9 <= len(received):
         message |= received[at + 3] == DATA
         if received[at + 3] == HEADERS and received[at + 4] & END_STREAM:
