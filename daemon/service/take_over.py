@@ -29,8 +29,6 @@ from bentpipe.daemon.planes.table import Plane
 
 log = logging.getLogger("bentpipe")
 
-SUSPECT_S = 5.0
-"""Two questions of the data plane are unanswered. A control plane that has answered later than this is well: it stays."""
 LOOK_S = 0.5
 END_S = 10.0
 """For a killed process to end. One that the kernel does not let go (uninterruptible sleep) cannot be replaced."""
@@ -43,7 +41,10 @@ class CannotTakeOver(OSError):
 
 
 def end_hung_control_planes(folder: Path) -> None:
-    """Look at each data plane of the folder. Blocks, for HUNG_S, if a control plane is silent. Raises CannotTakeOver."""
+    """Look at each data plane of the folder. Raises CannotTakeOver.
+
+    Blocks if a control plane sits: until it speaks, which one that is well does every 2 s, or for HUNG_S.
+    """
     for path in plane_sockets(folder):
         holder = _silent_holder(path)
         if holder is not None:
@@ -51,16 +52,19 @@ def end_hung_control_planes(folder: Path) -> None:
 
 
 def _silent_holder(path: Path) -> int | None:
-    """The process that sits and has been silent for HUNG_S; None if nobody sits, or the one that does is well."""
-    until = time.monotonic() + 2 * HUNG_S
-    while time.monotonic() < until:
+    """The process that sits and has been silent for HUNG_S; None if nobody sits, or the one that does is well.
+
+    One that has been silent for a moment may be well or may hang since then: it is watched until it speaks, or for HUNG_S.
+    """
+    began = time.monotonic()
+    while True:
+        watched_s = time.monotonic() - began
         pid, silent_s = _holder(path)
-        if pid is None or silent_s < SUSPECT_S:
+        if pid is None or silent_s < watched_s:
             return None
         if silent_s >= HUNG_S:
             return pid
         time.sleep(LOOK_S)
-    return None
 
 
 def _holder(path: Path) -> tuple[int | None, float]:

@@ -78,6 +78,14 @@ async def wait_dead(emulator: Emulator, instance_id: str) -> None:
             await trio.sleep(0.002)
 
 
+async def wait_seen_asleep(daemon: Daemon) -> None:
+    """Until the daemon has looked. A machine that the emulator has frozen still accepts connections, unlike a real one."""
+    [satellite] = daemon.fleet.satellites
+    with trio.fail_after(DEADLINE_S):
+        while satellite.state is SatelliteState.OPERATIONAL:
+            await trio.sleep(0.01)
+
+
 def starts(control: Control) -> list[str]:
     return [call.outcome for call in control.calls(action="StartInstances")]
 
@@ -97,6 +105,8 @@ async def test_stopped_by_others(how: str, when: str, emulator: Emulator, tmp_pa
         )
         if when == "long ago":
             await wait_state(control, instance_id, "stopped")
+            if how == "hibernate":
+                await wait_seen_asleep(daemon)
         elif how == "power failure":
             await wait_dead(emulator, instance_id)
         await crowd_is_served(daemon, goes_down=when == "just now")
