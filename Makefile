@@ -18,7 +18,7 @@ demo: setup
 # The tests wait more than they compute, so more test processes run than there are cores. A file stays in one process, so that
 # its fixtures are made once. The files begin in the order of tests/conftest.py, not with those of most tests. The coverage runs
 # beside, and is printed if it fails. The tests come last, so that the output ends with their count.
-TEST_PROCESSES ?= 4
+TEST_PROCESSES ?= 6
 test: setup peers
 	mkdir -p build/coverage
 	bash .ci/coverage >build/coverage/log 2>&1 & covering=$$!; \

@@ -55,8 +55,8 @@ def test_what_ends_before_it_is_offered_is_in_the_control_planes_records_once(tm
         assert all(re.fullmatch(r"(?!host-).+", str(each["id"])) for each in ended("probe") + ended("tls-failed"))
         found = scrape(metrics)
         assert found["bentpipe_connection_seconds_count"] == 4
-        why = host.run("why", str(ended("tls-failed")[0]["id"]))
-        assert "the TLS handshake failed" in why, why
+        quoted = str(ended("tls-failed")[0]["id"])
+        host.wait(lambda: "the TLS handshake failed" in host.run("why", quoted), "the store does not have it")
         assert len(ended("probe")) == 3, "they were written twice"
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def silent_control(bed: PlaneBed) -> ScriptedControl:
     return control
 
 
+def speaks_at_each_pause(control: ScriptedControl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The looks' own clock: other threads of this process sleep as ever."""
+    clock = types.SimpleNamespace(monotonic=time.monotonic, sleep=lambda _seconds: control.ping())
+    monkeypatch.setattr(take_over, "time", clock)
+
+
 def test_nobody_is_ended_where_nobody_sits_or_listens(bed: PlaneBed, tmp_path: Path) -> None:
     end_hung_control_planes(bed.folder)
     end_hung_control_planes(tmp_path / "nowhere")
@@ -51,7 +58,7 @@ def test_a_process_that_is_not_a_control_plane_is_not_ended(bed: PlaneBed) -> No
 def test_one_that_answers_stays(bed: PlaneBed, monkeypatch: pytest.MonkeyPatch) -> None:
     control = bed.control()
     monkeypatch.setattr(take_over, "_is_control_plane", lambda pid: pytest.fail("it would be ended"))
-    monkeypatch.setattr(time, "sleep", lambda _seconds: control.ping())
+    speaks_at_each_pause(control, monkeypatch)
     for _ in range(3):
         end_hung_control_planes(bed.folder)
 
@@ -70,7 +77,7 @@ def test_one_that_was_silent_and_answers_again_stays(bed: PlaneBed, monkeypatch:
     monkeypatch.setattr(take_over, "HUNG_S", 60.0)
     control = silent_control(bed)
     monkeypatch.setattr(take_over, "_is_control_plane", lambda pid: pytest.fail("it would be ended"))
-    monkeypatch.setattr(time, "sleep", lambda _seconds: control.ping())
+    speaks_at_each_pause(control, monkeypatch)
     end_hung_control_planes(bed.folder)
 
 
