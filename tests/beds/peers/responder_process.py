@@ -103,6 +103,13 @@ class ResponderProcess:
         """What it has said so far."""
         return self.log_path.read_text()
 
+    def wait_said(self, words: str) -> None:
+        """Wait until the log has these words: what caused them may be known before."""
+        deadline = time.monotonic() + WAIT_DEADLINE_S
+        while words not in self.log:
+            assert time.monotonic() < deadline, self.log
+            time.sleep(POLL_S)
+
     @contextlib.contextmanager
     def channel(self, credentials: grpc.ChannelCredentials | None = None, name: str = "") -> Iterator[grpc.Channel]:
         """grpcio's own channel; `name` is the server's in TLS."""

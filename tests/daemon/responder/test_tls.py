@@ -104,7 +104,7 @@ def test_a_name_that_is_not_the_daemon_s(mine: Satellite, authority: Certificate
     """The certificate is good for a client, and of the right authority."""
     with ResponderProcess(mine.settings | {"client_name": "other.example"}) as responder:
         assert not greeted(responder, daemon(tmp_path / "d", authority, now()).client())
-        assert "has a certificate of another name" in responder.log
+        responder.wait_said("has a certificate of another name")
 
 
 def test_plaintext_gets_no_frame(responder: ResponderProcess) -> None:
@@ -152,7 +152,7 @@ def test_it_starts_before_it_has_a_certificate(
     context = daemon(tmp_path / "d", authority, now()).client()
     with ResponderProcess(mine.settings) as responder:
         assert not greeted(responder, context)
-        assert "tls: FileNotFoundError" in responder.log
+        responder.wait_said("tls: FileNotFoundError")
         mine.identity.write_text(kept)
         wait_until(lambda: greeted(responder, context))
 
