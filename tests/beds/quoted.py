@@ -4,6 +4,8 @@ import re
 
 _ID = re.compile(r" \(connection ([0-9a-z]{6}-[0-9a-z]{4}-[0-9a-z]{5})\)")
 _QUOTED = re.compile(_ID.pattern + "$")
+QUOTED = re.compile(rb"connection ([0-9a-z]{6}-[0-9a-z]{4}-[0-9a-z]{5})")
+"""An id in the bytes of an answer."""
 
 
 def split_id(words: str) -> tuple[str, str]:

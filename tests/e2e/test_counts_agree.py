@@ -16,7 +16,6 @@ import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import hpack
 import psutil
 import pytest
 import trio
@@ -25,10 +24,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from beds.hosts.admin_client import PageClient
 from beds.hosts.form import serve_file
-from beds.hosts.in_process import PLAIN, TOKEN, exchange, frames_of, write_config
+from beds.hosts.in_process import PLAIN, TOKEN, exchange, said, write_config
 from beds.http2 import EMPTY_SETTINGS
-from beds.peers.crowd import GOAWAY, HEADERS, PREFACE, answered_of, call
+from beds.peers.crowd import PREFACE, answered_of, call
 from beds.programs import BENTPIPE
+from beds.quoted import QUOTED
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.records.lines import LINE
 from bentpipe.daemon.records.telling import Fields, RecordFinder
@@ -40,7 +40,6 @@ CLIENTS = 110
 AT_ONCE = 12
 OPEN = 3
 """Clients that stay while the counts of the moment are compared."""
-QUOTED = re.compile(rb"connection ([0-9a-z]{6}-[0-9a-z]{4}-[0-9a-z]{5})")
 WRONG = {
     Outcome.MALFORMED: PREFACE + EMPTY_SETTINGS + b"\0\0\1\0\0\0\0\0\1x",
     Outcome.HTTP1: b"GET / HTTP/1.1\r\n\r\n",
@@ -183,17 +182,6 @@ async def until_answered(stream: trio.SocketStream) -> bytearray:
             assert data, received
             received += data
     return received
-
-
-def said(answer: bytes) -> bytes:
-    """The words in header blocks and in GOAWAY."""
-    decoder, words = hpack.Decoder(), b""
-    for kind, _, _, payload in frames_of(answer):
-        if kind == HEADERS:
-            words += b"\n".join(bytes(value) for _, value in decoder.decode(payload, raw=True))
-        elif kind == GOAWAY:
-            words += payload[8:]
-    return words
 
 
 def metrics_of(text: str) -> dict[tuple[str, str], float]:

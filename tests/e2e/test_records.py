@@ -10,22 +10,21 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-import hpack
 import pytest
 import trio
 import trustme
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from beds.hosts.form import serve_file
-from beds.hosts.in_process import PLAIN, TLS, TOKEN, counted, exchange, frames_of, write_config
+from beds.hosts.in_process import PLAIN, TLS, TOKEN, counted, exchange, said, write_config
 from beds.http2 import EMPTY_SETTINGS
-from beds.peers.crowd import GOAWAY, HEADERS, PREFACE, call
+from beds.peers.crowd import PREFACE, call
+from beds.quoted import QUOTED
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.records.lines import LINE
 from bentpipe.daemon.service.serve import Daemon
 
 DEADLINE_S = 20.0
-QUOTED = re.compile(rb"connection ([0-9a-z]{6}-[0-9a-z]{4}-[0-9a-z]{5})")
 BROKEN_FRAME = b"\0\0\1\0\0\0\0\0\1x"
 
 
@@ -67,17 +66,6 @@ async def asked(config_path: Path, *arguments: str, code: int = 0) -> str:
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
     return [getattr(record, "fields") for record in caplog.records if record.message == LINE]  # noqa: B009
-
-
-def said(answer: bytes) -> bytes:
-    """The words in header blocks and in GOAWAY."""
-    decoder, words = hpack.Decoder(), b""
-    for kind, _, _, payload in frames_of(answer):
-        if kind == HEADERS:
-            words += b"\n".join(bytes(value) for _, value in decoder.decode(payload, raw=True))
-        elif kind == GOAWAY:
-            words += payload[8:]
-    return words
 
 
 async def told(caplog: pytest.LogCaptureFixture, count: int) -> list[dict[str, object]]:

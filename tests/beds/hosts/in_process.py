@@ -4,6 +4,7 @@ import hashlib
 import sys
 from pathlib import Path
 
+import hpack
 import trio
 import trustme
 
@@ -114,6 +115,17 @@ def frames_of(answer: bytes) -> list[tuple[int, int, int, bytes]]:
         )
         at = end
     return found
+
+
+def said(answer: bytes) -> bytes:
+    """The words in header blocks and in GOAWAY."""
+    decoder, words = hpack.Decoder(), b""
+    for kind, _, _, payload in frames_of(answer):
+        if kind == FrameType.HEADERS:
+            words += b"\n".join(bytes(value) for _, value in decoder.decode(payload, raw=True))
+        elif kind == FrameType.GOAWAY:
+            words += payload[8:]
+    return words
 
 
 def goaway_of(answer: bytes) -> tuple[int, bytes]:

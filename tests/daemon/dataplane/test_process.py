@@ -4,7 +4,6 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,20 +24,6 @@ from bentpipe.proto.frames import ACK, FrameType, frame
 ACK_FRAME = frame(FrameType.SETTINGS, ACK, 0)
 TAG = b"acme/box"
 RST_AT_CLOSE = b"\x01\x00\x00\x00\x00\x00\x00\x00"
-
-
-@pytest.fixture(scope="module")
-def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlaneBed]:
-    with plane_bed(tmp_path_factory.mktemp("plane")) as bed:
-        yield bed
-
-
-@pytest.fixture
-def control(bed: PlaneBed) -> Iterator[ScriptedControl]:
-    control = bed.control(take_over=True)
-    yield control
-    control.close()
-    bed.close_connections()
 
 
 def test_the_process_has_loaded_no_policy() -> None:

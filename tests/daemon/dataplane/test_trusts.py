@@ -1,7 +1,6 @@
 """Certificates that the control plane teaches: satellites with TLS that no file of the data plane knows."""
 
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,20 +11,6 @@ from bentpipe.daemon.planes import records as r
 from bentpipe.daemon.planes.bounds import TRUSTS_TAUGHT
 
 NAME = "box.internal"
-
-
-@pytest.fixture(scope="module")
-def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlaneBed]:
-    with plane_bed(tmp_path_factory.mktemp("plane")) as bed:
-        yield bed
-
-
-@pytest.fixture
-def control(bed: PlaneBed) -> Iterator[ScriptedControl]:
-    control = bed.control(take_over=True)
-    yield control
-    control.close()
-    bed.close_connections()
 
 
 def teach(control: ScriptedControl, name: str, ca: bytes, certificate: bytes = b"", key: bytes = b"") -> str:
