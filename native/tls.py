@@ -54,6 +54,17 @@ class TlsFlood(TlsError):
         self.limit = limit
 
 
+def failure_of(result: int, message: str) -> TlsError | OSError:
+    """What a result of C below 0 means, if it does not ask for a wait. `message` is what `bp_tls_error` says."""
+    if result == TRUNCATED:
+        return TlsTruncated(message)
+    if result in LIMITS:
+        return TlsFlood(message, LIMITS[result])
+    if result == FAILED:
+        return TlsError(message)
+    return OSError(-result, os.strerror(-result))
+
+
 class _Context:
     _pointer: Pointer = ffi.NULL
 
@@ -151,14 +162,7 @@ class TlsConnection:
 
     def failure(self, result: int) -> TlsError | OSError:
         """What a result of C below 0 means, if it does not ask for a wait."""
-        message = ffi.string(lib.bp_tls_error(self._pointer)).decode(errors="replace")
-        if result == TRUNCATED:
-            return TlsTruncated(message)
-        if result in LIMITS:
-            return TlsFlood(message, LIMITS[result])
-        if result == FAILED:
-            return TlsError(message)
-        return OSError(-result, os.strerror(-result))
+        return failure_of(result, ffi.string(lib.bp_tls_error(self._pointer)).decode(errors="replace"))
 
     def do_handshake(self) -> None:
         """Go on with the handshake, for a bounded time. Raises WantRead, WantWrite, TlsError, OSError."""

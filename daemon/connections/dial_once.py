@@ -43,7 +43,7 @@ async def dial_once(address: Address, tls: SatelliteTls | None) -> Transport:
 
 async def connect(address: Address) -> Transport:
     """Connect by TCP. Raises OSError, or what the resolver raises."""
-    family, target = await _resolve(address)
+    family, target = await resolve(address)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -78,12 +78,24 @@ async def secure(transport: Transport, address: Address, tls: SatelliteTls | Non
     return transport
 
 
-async def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str | int | bytes, ...]]:
-    """Find the socket address. A numeric IPv4 address, as most providers give it, needs no resolver."""
+SocketAddress = tuple[socket.AddressFamily, tuple[str | int | bytes, ...]]
+"""What connect(2) needs."""
+
+
+def numeric(address: Address) -> SocketAddress | None:
+    """The socket address of a numeric IPv4 address, as most providers give it; None if a resolver is needed."""
     try:
         socket.inet_pton(socket.AF_INET, address.host)
-    except OSError:
-        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        family, _, _, _, target = found[0]
-        return family, target
+    except (OSError, ValueError):
+        return None
     return socket.AF_INET, (address.host, address.port)
+
+
+async def resolve(address: Address) -> SocketAddress:
+    """Find the socket address. Raises what the resolver raises."""
+    known = numeric(address)
+    if known is not None:
+        return known
+    found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    family, _, _, _, target = found[0]
+    return family, target

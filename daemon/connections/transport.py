@@ -58,7 +58,8 @@ class PeerLeft(TransportError):
     """The peer left by RST, or ended TLS without close_notify (RFC 8446 §6.1). Health checks do both."""
 
 
-def _broken(error: TlsError | OSError) -> TransportError:
+def transport_error(error: TlsError | OSError) -> TransportError:
+    """What the failure of a read or a write means."""
     if isinstance(error, TlsFlood):
         return OverLimit(str(error), error.limit)
     kind = PeerLeft if isinstance(error, TlsTruncated | ConnectionError) else TransportError
@@ -109,12 +110,12 @@ class Transport:
         return self._tls
 
     @classmethod
-    def opened(cls, sock: socket.socket, tls: TlsConnection | None, received_bytes: int) -> "Transport":
-        """The transport of a socket that the opener has tuned and read. Takes both."""
+    def tuned(cls, sock: socket.socket, tls: TlsConnection | None, sent_bytes: int) -> "Transport":
+        """The transport of a socket that native threads have tuned, and have sent so much to. Takes both."""
         sock.setblocking(False)
         made = cls(sock, tuned=True)
-        made._tls, made._said, made._dry = tls, tls is not None, False
-        made.received_bytes = received_bytes
+        made._tls, made._said, made._dry = tls, tls is not None or sent_bytes > 0, False
+        made.sent_bytes = sent_bytes
         return made
 
     async def start_tls(self, tls: TlsConnection) -> None:
@@ -132,7 +133,7 @@ class Transport:
             except WantWrite:
                 await trio.lowlevel.wait_writable(self._sock)
             except (TlsError, OSError) as exc:
-                raise _broken(exc) from exc
+                raise transport_error(exc) from exc
 
     async def peek(self, max_bytes: int) -> bytes:
         """Wait for bytes of the socket's own and return them without consuming them; b"" if the peer closed first."""
@@ -142,7 +143,7 @@ class Transport:
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._sock)
             except OSError as exc:
-                raise _broken(exc) from exc
+                raise transport_error(exc) from exc
 
     def receive_nowait(self, max_bytes: int = RECEIVE_BYTES) -> bytes | None:
         """Read what has come: b"" at the end of the stream, None if nothing has come or the peer has had its turn.
@@ -164,7 +165,7 @@ class Transport:
             # WantWrite on a read is rare: an answer to KeyUpdate that does not fit. The next write flushes it.
             return None
         except (TlsError, OSError) as exc:
-            raise _broken(exc) from exc
+            raise transport_error(exc) from exc
 
     async def wait_readable(self) -> None:
         """Wait until `receive_nowait` may return more. If it is cancelled, no byte is lost."""
@@ -207,7 +208,7 @@ class Transport:
         except (BlockingIOError, WantRead, WantWrite):
             return 0
         except (TlsError, OSError) as exc:
-            raise _broken(exc) from exc
+            raise transport_error(exc) from exc
 
     async def wait_writable(self) -> None:
         """Wait until `send_nowait` may take more."""

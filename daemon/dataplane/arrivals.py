@@ -1,22 +1,20 @@
-"""Clients from their first bytes on: each is offered to the control plane, and has a task until its GO or its end."""
+"""Clients from their first bytes on: each is offered to the control plane, and is here until its GO or its end.
+
+Only a client that is closed in order has a task.
+"""
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
-import trio
-
-from bentpipe.daemon.connections.arrival import Arrival
-from bentpipe.daemon.connections.ends import OUTCOME_ENDS
-from bentpipe.daemon.connections.listener import session_owner
 from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
 from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.dataplane.clients import ClientLine, ClientOrigin, ClientStream
 from bentpipe.daemon.dataplane.openings import Opening
-from bentpipe.daemon.dataplane.reports import ControlReports
-from bentpipe.daemon.dataplane.stream import Order
+from bentpipe.daemon.dataplane.stream import Order, close_in_order
+from bentpipe.daemon.dataplane.streams import Streams
 from bentpipe.daemon.planes.records import ArrivalFlag, ClosedRecord
-from bentpipe.daemon.records.record import PASSED_ON
-from bentpipe.daemon.tasks import run_owned
+from bentpipe.daemon.tasks import Decision, Owner, run_owned
+from bentpipe.native.joiner import News
 from bentpipe.native.opener import Opened
 from bentpipe.native.tls import TlsConnection
 from bentpipe.proto.frames import PREFACE, FrameType, frame
@@ -28,19 +26,21 @@ DEFAULT_WORDS = frame(FrameType.SETTINGS, 0, 0, b"") + frame(
 that no request was processed (RFC 9113 §6.8), so that clients try again."""
 
 
-Join = Callable[[ClientStream], Awaitable[None]]
+Joined = Callable[[ClientStream, News], None]
 
 
 class Arrivals:
-    """Serves every client of the listeners."""
+    """Has every client of the listeners, from its first bytes to its GO or its end."""
 
-    def __init__(self, line: ClientLine, reports: ControlReports, counters: ConnectionCounters, join: Join) -> None:
-        """`join` carries out the GO that a client was given; it closes the client if that fails."""
+    def __init__(self, line: ClientLine, streams: Streams, counters: ConnectionCounters, joined: Joined) -> None:
+        """`joined` takes the last news of a client that was given a GO."""
         self._line = line
-        self._reports = reports
+        self._streams = streams
         self._counters = counters
-        self._join = join
+        self._joined = joined
         self._next_id = 1
+        self.closing = 0
+        """Clients that are being closed in order."""
         self.words = DEFAULT_WORDS
         """For clients that no control plane has taken in time."""
 
@@ -50,59 +50,56 @@ class Arrivals:
         return self._next_id
 
     def arrived(self, opening: Opening, opened: Opened) -> None:
-        """Take a connection over whose first bytes are there, and offer it."""
-        arrival = opening.arrival
-        transport = Transport.opened(opening.sock, opened.tls, len(opened.first))
+        """Take a connection over whose first bytes are there, and offer it. Raises OSError, and has not taken it."""
+        place = opening.arrival.place
         origin = _origin_of(opening, opened.tls)
-        client = ClientStream(self._next_id, transport, self._reports, origin, arrival.place, opening.since)
+        native = self._streams.joiner.open(opening.sock.fileno(), opened.tls)
+        client = ClientStream(self._next_id, opening, native, self._streams, origin, self._released)
         self._next_id += 1
         client.transcript.append(opened.first)
-        scope = trio.CancelScope()
-        arrival.place.scope = scope
-        opening.sessions.start_soon(run_owned, session_owner(arrival), self._serve, client, arrival, scope)
-        arrival.place.keep(len(opened.first))
+        place.scope = client
+        place.keep(len(opened.first))
         self._line.enter(client)
+        client.let_read()
 
-    async def _serve(self, client: ClientStream, arrival: Arrival, scope: trio.CancelScope) -> None:
-        transport = client.transport
-        with arrival.record as record:
-            outcome: Outcome | None = Outcome.OVER_LIMIT  # if the place is evicted
-            try:
-                with arrival.place, scope:
-                    outcome = await self._run(client)
-            finally:
-                self._line.leave(client)
-                transport.close()
-            record.up_bytes, record.down_bytes = transport.received_bytes, transport.sent_bytes
-            record.finish(PASSED_ON if outcome is None else OUTCOME_ENDS[outcome])
+    def _released(self, client: ClientStream, news: News) -> None:
+        self._line.leave(client)
+        match client.order:
+            case Order.JOIN:
+                self._joined(client, news)
+            case Order.CLOSE:
+                self.close(client, news.unsent, None)
+            case Order.LATE:
+                said = client.transcript
+                speaks_http2 = said.between(0, len(PREFACE)) == PREFACE[: said.end]
+                self.close(client, news.unsent + (self.words if speaks_http2 else b""), Outcome.REFUSED)
+            case Order.EVICTED:
+                self._end(client, client.take_back(), Outcome.OVER_LIMIT)
+            case _:
+                self._end(client, client.take_back(), None if client.told else Outcome.CLIENT_GONE)
+                if client.told:
+                    self._streams.reports.send(ClosedRecord(client.id))
+
+    def close(self, client: ClientStream, words: bytes, outcome: Outcome | None) -> None:
+        """Send what waits and close in order. None: the control plane has its record."""
+        self.closing += 1
+        owner = Owner("session", client.origin.peer, Decision.GIVE_UP)
+        client.sessions.start_soon(run_owned, owner, self._close, client, client.take_back(), words, outcome)
+
+    async def _close(self, client: ClientStream, transport: Transport, words: bytes, outcome: Outcome | None) -> None:
+        try:
+            await close_in_order(transport, words)
+        finally:
+            self.closing -= 1
+            self._end(client, transport, outcome)
+        if client.order is Order.CLOSE:
+            self._streams.reports.send(ClosedRecord(client.id))
+
+    def _end(self, client: ClientStream, transport: Transport, outcome: Outcome | None) -> None:
+        transport.close()
+        client.finish(outcome, client.heard_bytes, transport.sent_bytes)
         if outcome is not None:
             self._counters.ended[outcome] += 1
-
-    async def _run(self, client: ClientStream) -> Outcome | None:
-        order = await client.run_stream()
-        match order:
-            case Order.JOIN:
-                self._line.leave(client)
-                await self._join(client)
-            case Order.CLOSE:
-                self._line.leave(client)
-                await client.close_gracefully()
-                self._reports.send(ClosedRecord(client.id))
-            case Order.RESET:
-                client.transport.close()
-                if client.told:
-                    self._reports.send(ClosedRecord(client.id))
-                else:
-                    return Outcome.CLIENT_GONE
-            case Order.LATE:
-                return await self._tell_late(client)
-        return None
-
-    async def _tell_late(self, client: ClientStream) -> Outcome:
-        if client.transcript.between(0, len(PREFACE)) == PREFACE[: client.transcript.end]:
-            client.add_last_words(self.words)
-        await client.close_gracefully()
-        return Outcome.REFUSED
 
 
 def _origin_of(opening: Opening, tls: TlsConnection | None) -> ClientOrigin:

@@ -6,15 +6,18 @@ control plane has left for this case.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable
 
 import trio
 
-from bentpipe.daemon.connections.quotas import Place
-from bentpipe.daemon.connections.transport import Transport
-from bentpipe.daemon.dataplane.stream import Order, Reports, Stream
+from bentpipe.daemon.connections.ends import OUTCOME_ENDS
+from bentpipe.daemon.connections.outcomes import Outcome
+from bentpipe.daemon.dataplane.openings import Opening
+from bentpipe.daemon.dataplane.stream import Order, Stream
+from bentpipe.daemon.dataplane.streams import Streams
 from bentpipe.daemon.planes.bounds import (
     CERTIFICATE_BYTES,
     FIRST_BYTES,
@@ -23,6 +26,8 @@ from bentpipe.daemon.planes.bounds import (
     PARKED_S,
 )
 from bentpipe.daemon.planes.records import ArrivalFlag, ArrivedRecord
+from bentpipe.daemon.records.record import PASSED_ON
+from bentpipe.native.joiner import News, StreamId
 
 LATE_LOOK_S = 0.5
 """Between two looks for clients that have waited for too long."""
@@ -54,15 +59,40 @@ class ClientStream(Stream):
     """A client. It has a place on D's quota until it is offered: then the control plane limits it."""
 
     def __init__(
-        self, stream_id: int, transport: Transport, reports: Reports, origin: ClientOrigin, place: Place, since: float
+        self,
+        stream_id: int,
+        opening: Opening,
+        native: StreamId,
+        streams: Streams,
+        origin: ClientOrigin,
+        released: Callable[["ClientStream", News], None],
     ) -> None:
-        super().__init__(stream_id, transport, reports)
+        super().__init__(stream_id, opening.sock, native, streams, functools.partial(released, self))
         self.origin = origin
-        self.place = place
-        self._since = since
+        self.sessions = opening.sessions
+        self.record = opening.arrival.record
+        self.place = opening.arrival.place
+        self._since = opening.since
         self._again = False
         self.late_at = 0.0
         """When its time in the line is over."""
+
+    def cancel(self) -> None:
+        """Its place is evicted."""
+        self.give(Order.EVICTED)
+
+    def finish(self, outcome: Outcome | None, up_bytes: int, down_bytes: int) -> None:
+        """Its connection is over, or another process has it if `outcome` is None."""
+        self.place.release()
+        self.record.up_bytes, self.record.down_bytes = up_bytes, down_bytes
+        self.record.finish(PASSED_ON if outcome is None else OUTCOME_ENDS[outcome])
+        self.record.close()
+
+    def drop(self) -> None:
+        """Close it at once; nobody is told."""
+        super().drop()
+        self.place.release()
+        self.record.close()
 
     def offer(self) -> None:
         """Tell the control plane of it, and of all its bytes."""
@@ -88,8 +118,7 @@ class ClientStream(Stream):
             )
         )
         self._passed_on = min(len(kept), FIRST_BYTES)
-        self._pass_on()
-        self.look_again()
+        self.pass_on()
 
 
 class ClientLine:
@@ -125,6 +154,8 @@ class ClientLine:
         while self._waiting and len(self._unanswered) < OFFERED_CLIENTS and self._may_offer():
             about, client = next(iter(self._waiting.items()))
             del self._waiting[about]
+            if client.order is not None:
+                continue  # it ends
             self._unanswered.add(about)
             client.place.release()
             client.place.scope = None

@@ -5,6 +5,7 @@ can send ends the link (ProtocolBroken), and nothing else: spliced connections a
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 
@@ -15,22 +16,22 @@ from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
 from bentpipe.daemon.dataplane.arrivals import Arrivals
 from bentpipe.daemon.dataplane.clients import ClientLine, ClientStream
 from bentpipe.daemon.dataplane.halves import Halves
-from bentpipe.daemon.dataplane.joining import JoinFailed, join
+from bentpipe.daemon.dataplane.joining import CUT, JoinFailed, failure_of_join, join_of
 from bentpipe.daemon.dataplane.openings import Openings
 from bentpipe.daemon.dataplane.reports import ControlReports
 from bentpipe.daemon.dataplane.splices import JoinedConnection, JoinedConnections, boottime_us
 from bentpipe.daemon.dataplane.stream import Order, Stream
+from bentpipe.daemon.dataplane.streams import Streams
 from bentpipe.daemon.dataplane.trusts import Trusts
 from bentpipe.daemon.planes import records as r
 from bentpipe.daemon.planes.bounds import WORDS_BYTES
 from bentpipe.daemon.planes.codec import ProtocolBroken
 from bentpipe.daemon.planes.table import BY_CLASS
 from bentpipe.native.engine import Engine
+from bentpipe.native.joiner import Joiner, News, NewsFlag
 from bentpipe.native.opener import Opener
 
 log = logging.getLogger("bentpipe.dataplane")
-
-CUT = "cut before the splice"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,12 +47,12 @@ class PlaneActions:
 
 @dataclasses.dataclass(slots=True)
 class _Go:
-    record: r.GoRecord
+    """One that is carried out."""
+
     half: Stream
-    released: trio.Event
     joined: JoinedConnection
     session: int
-    scope: trio.CancelScope
+    is_cut: bool = False
 
 
 class DataPlane:
@@ -61,6 +62,7 @@ class DataPlane:
         self,
         engine: Engine,
         opener: Opener,
+        joiner: Joiner,
         counters: ConnectionCounters,
         greetings: Deadlines,
         trusts: Trusts,
@@ -68,9 +70,10 @@ class DataPlane:
     ) -> None:
         self.reports = ControlReports()
         self.line = ClientLine(lambda: self.reports.may_offer)
-        self.halves = Halves(self.reports, trusts.find)
+        self.streams = Streams(joiner, self.reports)
+        self.halves = Halves(self.streams, trusts.find)
         self.joined = JoinedConnections(engine, self.reports.send)
-        self.arrivals = Arrivals(self.line, self.reports, counters, self._join)
+        self.arrivals = Arrivals(self.line, self.streams, counters, self._is_over)
         self.openings = Openings(opener, greetings, counters, self.arrivals.arrived)
         self.note = b""
         """What the control plane has left for its successor."""
@@ -82,7 +85,7 @@ class DataPlane:
     @property
     def connections(self) -> int:
         """Accepted connections, clients and joined connections."""
-        return len(self.openings) + len(self.line.clients) + len(self.joined)
+        return len(self.openings) + len(self.line.clients) + len(self.joined) + self.arrivals.closing
 
     # -- the seat ----------------------------------------------------------------------------------------------------
 
@@ -155,7 +158,7 @@ class DataPlane:
                 return
             if isinstance(record, r.ShutRecord):
                 half.shut(Order.CLOSE if record.how is r.Shutting.GRACEFUL else Order.RESET)
-            elif half.stream is None:
+            elif half.stream is None or not half.connected:
                 raise ProtocolBroken("words for a half that is not connected")
             else:
                 self._about_stream(half.stream, record)
@@ -206,47 +209,52 @@ class DataPlane:
 
     def _go(self, client: ClientStream, go: r.GoRecord) -> None:
         self._check_half(go.half)
-        half = self.halves.find(go.half)
-        stream = None
-        if half is not None and client.order is None and not client.broken:
-            stream = self.halves.take(half)
-        if half is None or stream is None:
+        half = self.halves.find_connected(go.half)
+        if half is None or client.order is not None or client.broken:
             self._refuse(go, "the client or the half is gone")
             return
-        scope = trio.CancelScope()
-        joined = JoinedConnection(client.id, client.origin.peer, go.tag, boottime_us(), cancel=scope.cancel)
+        try:
+            self.streams.joiner.join(client.native, half.native, join_of(client, half, go))
+        except OSError as exc:
+            self._refuse(go, str(exc))
+            return
+        joined = JoinedConnection(client.id, client.origin.peer, go.tag, boottime_us())
+        going = self._going[client.id] = _Go(half, joined, self.reports.session)
+        joined.cancel = functools.partial(self._cut, client, going)
         self.joined.begin(joined)
-        self._going[client.id] = _Go(go, stream, half.released, joined, self.reports.session, scope)
+        self.halves.give_away(half)
         client.give(Order.JOIN)
+        self.line.leave(client)
 
-    async def _join(self, client: ClientStream) -> None:
-        """Carry out a GO, also if the control plane that has sent it is gone."""
+    def _cut(self, client: ClientStream, going: _Go) -> None:
+        """End a GO that is not spliced yet. If the joiner is done already, the client is cut before the splice."""
+        going.is_cut = True
+        self.streams.joiner.release(client.native)
+
+    def _is_over(self, client: ClientStream, news: News) -> None:
+        """The joiner is done with a GO, also if the control plane that has sent it is gone."""
         going = self._going.pop(client.id)
         failure = JoinFailed(Outcome.REFUSED, CUT)
-        half = going.half
-        try:
-            with going.scope:
-                await going.released.wait()
-                try:
-                    await join(client, half, going.record)
-                    await (
-                        trio.lowlevel.checkpoint_if_cancelled()
-                    )  # a client that was cut is not spliced in the last step
-                    self.joined.splice(going.joined, client.transport, half.transport)
-                    self.reports.send(r.WentRecord(client.id))
-                    return
-                except JoinFailed as exc:
-                    failure = exc
-                except OSError as exc:
-                    failure = JoinFailed(Outcome.BROKEN, f"the engine refused: {exc}")
-            self._tell_failed(going, failure)
-            # The client must still be able to read what the satellite sent before it ended.
-            await client.close_gracefully()
-        finally:
-            if going.joined.splice_id is None:
-                if self.joined.find(client.id) is going.joined:
-                    self._tell_failed(going, failure)
-                half.transport.close()
+        if not news.flags & NewsFlag.JOINED:
+            failure = failure_of_join(news)
+        elif not going.is_cut:
+            try:
+                self._splice(client, going)
+                return
+            except OSError as exc:
+                failure = JoinFailed(Outcome.BROKEN, f"the engine refused: {exc}")
+        self._tell_failed(going, failure)
+        going.half.take_back().close()
+        # The client must still be able to read what the satellite sent before it ended.
+        self.arrivals.close(client, news.unsent, None)
+
+    def _splice(self, client: ClientStream, going: _Go) -> None:
+        """Raises OSError."""
+        self.joined.splice(going.joined, client.take_leg(), going.half.take_leg())
+        client.detached()
+        going.half.detached()
+        self.reports.send(r.WentRecord(client.id))
+        client.finish(None, client.heard_bytes, client.sent_bytes)
 
     def _tell_failed(self, going: _Go, failure: JoinFailed) -> None:
         fields = {"peer": going.joined.peer, "error": str(failure)}

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 
 import trio
 
-from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.planes.bounds import ENDS_AHEAD, ENDS_KEPT
 from bentpipe.daemon.planes.records import LINK_ID, EndedRecord, LiveRecord, MeteredRecord, Record, Stage
 from bentpipe.daemon.tasks import Owner, contained
-from bentpipe.native.engine import Ended, Engine, SpliceCounters, SpliceId
+from bentpipe.native.engine import Ended, Engine, Leg, SpliceCounters, SpliceId
 
 MOST_SUMS = 4_096
 """Tags whose ends are added up. The ends of further tags are only counted."""
@@ -107,11 +106,9 @@ class JoinedConnections:
             self._keep_end(_never_spliced(joined))
             self.send_ends()
 
-    def splice(self, joined: JoinedConnection, client: Transport, satellite: Transport) -> None:
+    def splice(self, joined: JoinedConnection, client: Leg, satellite: Leg) -> None:
         """Give both sockets to the engine. Raises OSError, and nothing is given, if it refuses."""
-        joined.splice_id = self._engine.splice(client.detach(), satellite.detach())
-        client.detached()
-        satellite.detached()
+        joined.splice_id = self._engine.splice(client, satellite)
         joined.cancel = None
         self._by_splice[joined.splice_id] = joined
 

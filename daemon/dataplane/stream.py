@@ -1,55 +1,60 @@
 """A connection that the control plane reads and writes through records: a client before its GO, or a half.
 
-Owns: the transport, until a GO takes it or the connection is closed. One task runs a stream: it reads what the control
-plane's window allows, keeps it in the transcript, and passes it on. It reads nothing while nobody may be told. What the
-control plane says is sent at once as far as the socket takes it, and the rest by the same task.
+The joiner's thread reads and writes it (native/joiner.py). It reads what the control plane's window allows, and nothing
+while nobody may be told. What comes is kept in the transcript here, and is passed on. Nothing in this module waits.
 """
 
 import enum
-from typing import Protocol
+import socket
+from collections.abc import Callable
 
 import trio
 
-from bentpipe.daemon.connections.transport import (
-    HANGUP_LOOK_S,
-    RECEIVE_BYTES,
-    OverLimit,
-    PeerLeft,
-    Transport,
-    TransportError,
-)
+from bentpipe.daemon.connections.transport import OverLimit, PeerLeft, Transport, TransportError, transport_error
+from bentpipe.daemon.dataplane.streams import Streams
 from bentpipe.daemon.planes.bounds import DATA_BYTES, DOWN_WINDOW, TRANSCRIPT_BYTES, UP_WINDOW, WORDS_BYTES
 from bentpipe.daemon.planes.codec import ProtocolBroken
-from bentpipe.daemon.planes.records import BytesRecord, GoneRecord, Hangup, Record, SayFlag, SayRecord, WindowRecord
+from bentpipe.daemon.planes.records import BytesRecord, GoneRecord, Hangup, SayFlag, SayRecord, WindowRecord
 from bentpipe.daemon.planes.transcript import PlaneTranscript
+from bentpipe.native.engine import Leg
+from bentpipe.native.joiner import News, NewsFlag, StreamId
+from bentpipe.native.tls import TlsConnection, failure_of
 
 LAST_WORDS_S = 5.0
 """To send the control plane's last words to a peer that reads slowly."""
 
+CAME = NewsFlag.DATA | NewsFlag.END
+TOOK = NewsFlag.SENT | NewsFlag.BROKEN
+
 
 class Order(enum.Enum):
-    """What ends the run of a stream."""
+    """What ends a stream."""
 
     JOIN = "a GO takes it"
     CLOSE = "send what waits, then close"
     RESET = "close at once"
     LATE = "no control plane came in time"
-
-
-class Reports(Protocol):
-    """Where a stream's records go."""
-
-    def send(self, record: Record) -> None: ...  # noqa: D102
-    @property
-    def has_room(self) -> bool: ...  # noqa: D102
+    EVICTED = "others need its place"
 
 
 class Stream:
-    """One connection. Only `run_stream` waits."""
+    """One connection. Owns its socket; the joiner has it until the stream is released."""
 
-    def __init__(self, stream_id: int, transport: Transport, reports: Reports) -> None:
+    def __init__(
+        self,
+        stream_id: int,
+        sock: socket.socket,
+        native: StreamId,
+        streams: Streams,
+        released: Callable[[News], None],
+        connected: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`released` is called with the last news: from then on nobody else uses the socket.
+
+        `connected` is called before the first bytes of a socket that was connecting.
+        """
         self.id = stream_id
-        self.transport = transport
+        self.native = native
         self.transcript = PlaneTranscript()
         self.order: Order | None = None
         self.told = False
@@ -61,39 +66,47 @@ class Stream:
         self.own = False
         """Whether the control plane answers it itself, so that no successor can go on with it."""
         self.mark = 0
-        self._reports = reports
+        self._sock = sock
+        self._streams = streams
+        self._joiner = streams.joiner
+        self._reports = streams.reports
+        self._released = released
+        self._connected = connected
         self._allowed = UP_WINDOW
         self._passed_on = 0
         """Offset up to which the control plane was sent the bytes."""
         self._end_told = False
         self._hung_up = False
-        self._outbox = bytearray()
-        self._said = 0
+        self._read_bytes = 0
+        """What the joiner has read in all."""
+        self._may_read_bytes = -1
+        """How far it may read; -1: it was not told yet."""
+        self._said = self._said_in_all = 0
+        """Of words: for this control plane, and for all."""
         self._down_told = DOWN_WINDOW
-        self._waiting = trio.CancelScope()
+        self._tls: TlsConnection | None = None
+        """Once it is freed."""
+        self._freed = False
+        self._sent_bytes = 0
+        streams.add(self)
 
     # -- what the control plane wants --------------------------------------------------------------------------------
 
     def give(self, order: Order) -> None:
-        """End the run. The first order counts."""
+        """End it. The first order counts."""
         if self.order is None:
             self.order = order
-            self.look_again()
-
-    def look_again(self) -> None:
-        """Something has changed that the task may wait for."""
-        self._waiting.cancel()
+            if order is not Order.JOIN:
+                self._joiner.release(self.native)
 
     def allow(self, window: WindowRecord) -> None:
         """The control plane takes more. Raises ProtocolBroken."""
         if window.taken > self.transcript.end or window.allowed < self._allowed:
             raise ProtocolBroken("a window that shrinks, or for bytes that were never sent")
-        stuck = not self._may_read()
         self._allowed = window.allowed
         if self.own:
             self.transcript.forget(window.taken)
-        if stuck:  # else the task waits for the peer already, and nothing changes for it
-            self.look_again()
+        self.pass_on()
 
     def say(self, record: SayRecord) -> None:
         """Send words, drop ranges of the transcript, keep the mark. Raises ProtocolBroken."""
@@ -106,53 +119,39 @@ class Stream:
         if SayFlag.OWN in record.flags:
             self.own = True
         self._said += len(record.data)
-        if not self.broken:
-            self._outbox += record.data
-        self._send_some()
-        if self._outbox:
-            self.look_again()
+        if not self.broken and record.data:
+            self.add_words(record.data)
+        if self.broken:
+            self._tell_window()
 
-    # -- the task ----------------------------------------------------------------------------------------------------
+    def add_words(self, words: bytes) -> None:
+        """Send words of the data plane's own, behind those of the control plane. Raises OSError."""
+        self._joiner.say(self.native, words)
+        self._said_in_all += len(words)
 
-    async def run_stream(self) -> Order:
-        """Read and write until there is an order."""
-        while self.order is None:
-            with trio.CancelScope() as self._waiting:
-                self._send_some()
-                if not self._read_some():
-                    await self._wait()
-        return self.order
+    # -- reading -----------------------------------------------------------------------------------------------------
 
-    def _may_read(self) -> bool:
-        return (
-            self.told
-            and not self.over
-            and self._passed_on == self.transcript.end < self._allowed
-            and self.transcript.kept_bytes < TRANSCRIPT_BYTES
-            and self._reports.has_room
-        )
+    def let_read(self) -> None:
+        """Tell the joiner how far it may read by now, if that has changed."""
+        may_read = self._read_bytes
+        if self.told and not self.over and self.order is None:
+            room = min(self._allowed - self.transcript.end, TRANSCRIPT_BYTES - self.transcript.kept_bytes)
+            may_read += max(0, room)
+        if may_read != self._may_read_bytes:
+            self._may_read_bytes = may_read
+            self._joiner.allow(self.native, may_read)
 
-    def _read_some(self) -> bool:
-        """Read what has come, if it may be passed on. Returns whether anything was read."""
-        self._pass_on()
-        if not self._may_read():
-            return False
-        try:
-            data = self.transport.receive_nowait(min(RECEIVE_BYTES, self._allowed - self.transcript.end))
-        except TransportError as exc:
-            self._leave(exc)
+    def pass_on(self) -> bool:
+        """Send the control plane what it has not got of the transcript, as far as its window allows.
+
+        Returns whether that is everything that may be sent; else the control plane does not read.
+        """
+        if self.order is not None:
             return True
-        if data is None:
-            return False
-        self.over = not data
-        self.transcript.append(data)
-        self._pass_on()
-        return True
-
-    def _pass_on(self) -> None:
-        """Send the control plane what it has not got of the transcript, as far as its window allows."""
         end = self.transcript.end
-        while self.told and self._passed_on < min(end, self._allowed) and self._reports.has_room:
+        while self.told and self._passed_on < min(end, self._allowed):
+            if not self._reports.has_room:
+                return False
             at = self._passed_on
             self._passed_on = min(at + DATA_BYTES, end, self._allowed)
             self._end_told = self.over and self._passed_on == end
@@ -160,30 +159,31 @@ class Stream:
         if self.told and self.over and not self.broken and not self._end_told and self._passed_on == end:
             self._end_told = True
             self._reports.send(BytesRecord(self.id, end, True, b""))
+        self.let_read()
+        return True
 
-    async def _wait(self) -> None:
-        if not self._outbox:
-            await self._wait_input()
-            return
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._end_when_writable, nursery.cancel_scope)
-            await self._wait_input()
-            nursery.cancel_scope.cancel()
-
-    async def _wait_input(self) -> None:
-        if self.over or self._hung_up:
-            await trio.sleep_forever()
-        elif self._may_read():
-            await self.transport.wait_readable()
-        else:
-            with trio.move_on_after(HANGUP_LOOK_S) as look:
-                await self.transport.wait_hangup()
-            if not look.cancelled_caught:
+    def take(self, news: News) -> bool:
+        """Take what is new of it. Returns as `pass_on`."""
+        flags, passed_on = news.flags, True
+        if flags & NewsFlag.DATA:
+            self._read_bytes += len(news.data)
+            self.transcript.append(news.data)
+        if self.order is None:
+            if flags & NewsFlag.CONNECTED:
+                self._connected()
+            if flags & NewsFlag.END:
+                self.over = True
+            if flags & CAME:
+                passed_on = self.pass_on()
+            if flags & NewsFlag.BROKEN:
+                self._leave(transport_error(failure_of(news.result, news.words)))
+            if flags & NewsFlag.HUNG_UP:
                 self._hang_up()
-
-    async def _end_when_writable(self, scope: trio.CancelScope) -> None:
-        await self.transport.wait_writable()
-        scope.cancel()
+            if flags & TOOK:
+                self._tell_window()
+        if flags & NewsFlag.RELEASED:
+            self._released(news)
+        return passed_on
 
     def _hang_up(self) -> None:
         """The peer is gone, though bytes of it may be unread."""
@@ -201,21 +201,25 @@ class Stream:
             kind, words = Hangup.FLOOD, error.limit
         else:
             self.broken = True
-        self._reports.send(GoneRecord(self.id, kind, words[: WORDS_BYTES // 4]))
+        if self.told:
+            self._reports.send(GoneRecord(self.id, kind, words[: WORDS_BYTES // 4]))
 
-    def _send_some(self) -> None:
-        if self._outbox:
-            try:
-                del self._outbox[: self.transport.send_nowait(self._outbox)]
-            except TransportError as exc:
-                self._outbox.clear()
-                if not self.broken:
-                    self._leave(exc)
-                    self.broken = True
-        self._tell_window()
+    @property
+    def heard_bytes(self) -> int:
+        """What has come of the peer, if no control plane before has heard it."""
+        return self.transcript.end
+
+    @property
+    def sent_bytes(self) -> int:
+        """What was sent to the peer, or dropped since nothing can be written to it."""
+        return self._sent_bytes if self._freed else self._joiner.sent_bytes(self.native)
+
+    @property
+    def _unsent_bytes(self) -> int:
+        return self._said_in_all - self.sent_bytes
 
     def _tell_window(self) -> None:
-        taken = max(0, self._said - len(self._outbox))
+        taken = max(0, self._said - self._unsent_bytes)
         if taken + DOWN_WINDOW - self._down_told >= DOWN_WINDOW // 2:
             self._down_told = taken + DOWN_WINDOW
             self._reports.send(WindowRecord(self.id, self._down_told, taken))
@@ -226,35 +230,59 @@ class Stream:
         """The control plane is gone. Returns whether the next one can go on with this connection."""
         self.told = False
         unread = (
-            len(self._outbox) > DOWN_WINDOW // 2
+            self._unsent_bytes > DOWN_WINDOW // 2
         )  # else such words could add up, from one control plane to the next
         if self.own or self.over or self._hung_up or self.broken or unread:
             return False
         self.transcript.begin_again()
         self._passed_on, self._allowed = 0, UP_WINDOW
         self._said, self._down_told = 0, DOWN_WINDOW
-        self.look_again()
+        self.let_read()
         return True
 
-    def add_last_words(self, words: bytes) -> None:
-        """Words of the data plane's own, behind those of the control plane."""
-        self._outbox += words
+    def take_leg(self) -> Leg:
+        """The socket and its TLS, for the engine. The stream is released; call `detached` when the engine has them."""
+        self._free()
+        return Leg(self._sock.fileno(), self._tls)
 
-    async def flush(self) -> None:
-        """Send what waits. Raises TransportError."""
-        while self._outbox:
-            sent = self.transport.send_nowait(self._outbox)
-            del self._outbox[:sent]
-            if not sent:
-                await self.transport.wait_writable()
+    def detached(self) -> None:
+        """Forget the descriptor and the TLS: the engine owns them now."""
+        self._sock.detach()
+        self._tls = None
 
-    async def close_gracefully(self) -> None:
-        """Send what waits and close, in bounded time."""
+    def take_back(self) -> Transport:
+        """The socket and its TLS, to close them in order. The stream is released."""
+        self._free()
+        return Transport.tuned(self._sock, self._tls, self.sent_bytes)
+
+    def _free(self) -> None:
+        """The joiner is done with it: take what it has of it, once."""
+        if not self._freed:
+            self._sent_bytes = self._joiner.sent_bytes(self.native)
+            self._tls = self._streams.free(self)
+            self._freed = True
+
+    def drop(self) -> None:
+        """Close the socket at once; the joiner does not have it any more."""
+        self._sock.close()
+
+    def abandon(self, news: News) -> None:
+        """What was done with these news has failed: end it, whatever that loses."""
+        if news.flags & NewsFlag.RELEASED:
+            self._free()
+            self.drop()
+        else:
+            self.give(Order.RESET)
+
+
+async def close_in_order(transport: Transport, words: bytes) -> None:
+    """Send what waits and close, in bounded time."""
+    try:
         with trio.move_on_after(LAST_WORDS_S):
             try:
-                await self.flush()
+                await transport.send_all(words)
             except TransportError:
-                self._outbox.clear()
-            else:
-                await self.transport.close_gracefully()
-        self.transport.close()
+                return
+            await transport.close_gracefully()
+    finally:
+        transport.close()

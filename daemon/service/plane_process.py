@@ -48,6 +48,7 @@ from bentpipe.daemon.service.plane_folder import planes_folder
 from bentpipe.daemon.service.trust_reload import TrustReload
 from bentpipe.daemon.tasks import Owner, contained, run_owned
 from bentpipe.native.engine import Engine, Ktls
+from bentpipe.native.joiner import Joiner
 from bentpipe.native.opener import Opener
 
 log = logging.getLogger("bentpipe.dataplane")
@@ -79,6 +80,7 @@ class _Opened:
     trust: TrustReload
     engine: Engine
     opener: Opener
+    joiner: Joiner
     quotas: Quotas
     descriptors: int
     """How many connections they allow."""
@@ -114,6 +116,8 @@ def _open(config: Config, path_of_config: Path, folder: Path) -> _Opened:
         opened.callback(engine.close)
         opener = Opener(threads, FIRST_BYTES)
         opened.callback(opener.close)
+        joiner = Joiner()
+        opened.callback(joiner.close)
         taken = take_listeners(folder)
         opened.callback(taken.give_up)
         ports = _listen(config, spoken, taken, opened)
@@ -123,7 +127,7 @@ def _open(config: Config, path_of_config: Path, folder: Path) -> _Opened:
         opened.pop_all()
     quotas = Quotas(plane_limits(config, descriptors.connections), trio.current_time)
     return _Opened(
-        *(config, ktls, ports, trust, engine, opener, quotas),
+        *(config, ktls, ports, trust, engine, opener, joiner, quotas),
         *(descriptors.connections, descriptors.admit_below, control, path, taken, handover),
     )
 
@@ -169,7 +173,7 @@ class PlaneProcess:
         self._drain_until = math.inf
         actions = PlaneActions(self._limit, self._reload, self.drain)
         self._plane = DataPlane(
-            *(opened.engine, opened.opener, self._counters, self._greetings),
+            *(opened.engine, opened.opener, opened.joiner, self._counters, self._greetings),
             *(Trusts(opened.trust.find, opened.ktls), actions),
         )
         self._unoffered = UnofferedEnds(self._plane.reports)
@@ -218,6 +222,7 @@ class PlaneProcess:
                 nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, opened.engine)
                 nursery.start_soon(run_owned, Owner("splice ends"), plane.joined.run_ends)
                 nursery.start_soon(run_owned, Owner("clients"), plane.line.run_line)
+                nursery.start_soon(run_owned, Owner("room"), plane.streams.run_room)
                 nursery.start_soon(run_owned, Owner("deadlines"), self._greetings.run_deadlines)
                 nursery.start_soon(run_owned, Owner("certificates"), self._certificates.run_reload)
                 nursery.start_soon(run_owned, Owner("satellites' certificates"), opened.trust.run_reload)
@@ -231,6 +236,7 @@ class PlaneProcess:
                 nursery.start_soon(run_owned, Owner("handover"), self._hand_over)
                 async with trio.open_nursery() as sessions:
                     sessions.start_soon(run_owned, Owner("openings"), plane.openings.run_openings)
+                    sessions.start_soon(run_owned, Owner("streams"), plane.streams.run_news)
                     await self._accept_until_drained(sessions)
                     cut = await self._wait_drained()
                     sessions.cancel_scope.cancel()

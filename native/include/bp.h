@@ -23,6 +23,8 @@ typedef struct bp_engine bp_engine;
 typedef struct bp_splice bp_splice;
 typedef struct bp_opener bp_opener;
 typedef struct bp_opening bp_opening;
+typedef struct bp_joiner bp_joiner;
+typedef struct bp_stream bp_stream;
 
 /* ---- TLS: OpenSSL on the socket itself, so that a connection can move to an engine thread ------------------------ */
 
@@ -556,5 +558,181 @@ void bp_opening_free(bp_opening *opening);
  * Thread: one, and no other function for this opener
  */
 void bp_opener_free(bp_opener *opener);
+
+/* ---- streams: connections between their first bytes and their splice, in a thread of their own --------------------- */
+
+enum bp_news_flag { /* what is new of a stream, in this order */
+                    BP_NEWS_CONNECTED = 1, /* a satellite is connected, and its TLS handshake is done */
+                    BP_NEWS_DATA = 2, /* bytes of the peer */
+                    BP_NEWS_END = 4, /* the peer has ended its stream after them */
+                    BP_NEWS_BROKEN = 8, /* a read or a write has failed; `result` and `words` say how */
+                    BP_NEWS_HUNG_UP = 16, /* the peer has ended or reset the connection, behind what may be read */
+                    BP_NEWS_SENT = 32, /* much was sent: bp_stream_sent_bytes() tells how much */
+                    BP_NEWS_JOINED = 64, /* of a client: nothing is left to be replayed; both streams are released */
+                    BP_NEWS_RELEASED =
+                        128, /* the socket is the caller's again; `failure` says whether something failed */
+};
+
+enum bp_stream_failure { /* what has failed when a stream is released */
+                         BP_STREAM_FINE,
+                         BP_STREAM_CONNECT, /* -errno; -ETIME: the deadline; -ECANCELED: bp_stream_release() */
+                         BP_STREAM_HANDSHAKE, /* of enum bp_tls_result, or as above */
+                         BP_STREAM_CLIENT, /* of a join: 0 if the client has ended, of enum bp_tls_result, or -errno */
+                         BP_STREAM_SATELLITE, /* likewise */
+                         BP_STREAM_FRAME, /* the client has sent a frame that must not come; `header` has its header */
+                         BP_STREAM_LATE, /* the join was not done in time */
+                         BP_STREAM_STOPPED, /* by bp_stream_release() */
+};
+
+enum bp_stream_sizes { BP_STREAM_WORDS = 256 };
+
+struct bp_news { /* of one stream; the pointers are valid until the next bp_joiner_take() */
+    bp_stream *stream;
+    unsigned flags; /* of enum bp_news_flag */
+    enum bp_stream_failure failure; /* with BP_NEWS_RELEASED */
+    ssize_t result; /* with BP_NEWS_RELEASED and BP_NEWS_BROKEN */
+    const char *data;
+    size_t data_bytes;
+    const char *unsent; /* with BP_NEWS_RELEASED: what waits for the peer */
+    size_t unsent_bytes;
+    const char *words; /* TLS' message of the last failure, or empty */
+    const unsigned char *header; /* with BP_STREAM_FRAME: 9 bytes */
+};
+
+struct bp_join { /* what each side gets before the splice */
+    const char *to_client;
+    size_t to_client_bytes;
+    const char *to_satellite;
+    size_t to_satellite_bytes;
+    const char *frames; /* the client's bytes behind those: whole frames from their beginning on */
+    size_t frames_bytes;
+    int ack_owed; /* whether the ACK of SETTINGS has to be taken out of what follows to_satellite */
+    uint32_t deadline_ms;
+};
+
+/**
+ * bp_joiner_new() - Start the thread that has connections between their first bytes and their splice
+ * @ret_joiner: Receives the joiner on success, which bp_joiner_free() frees
+ *
+ * Return: 0, or a negative errno
+ * Thread: any
+ */
+BP_MUST_CHECK int bp_joiner_new(bp_joiner **ret_joiner);
+/**
+ * bp_joiner_event_fd() - The file descriptor that is readable while bp_joiner_take() has something
+ * @joiner: Joiner
+ *
+ * Return: a file descriptor, which the joiner closes
+ * Thread: any
+ */
+int bp_joiner_event_fd(const bp_joiner *joiner);
+/**
+ * bp_joiner_pause() - Read no stream, or read all again; joins go on
+ * @joiner: Joiner
+ * @paused: Whether nothing is to be read
+ *
+ * Thread: any
+ */
+void bp_joiner_pause(bp_joiner *joiner, int paused);
+/**
+ * bp_joiner_take() - Take what is new of one stream
+ * @joiner: Joiner
+ * @ret: Receives it
+ *
+ * Return: 1, or 0 if there is nothing
+ * Thread: one
+ */
+int bp_joiner_take(bp_joiner *joiner, struct bp_news *ret);
+/**
+ * bp_joiner_free() - Join the thread, free the joiner and all streams with their TLS; the sockets stay open
+ * @joiner: Joiner, or NULL
+ *
+ * Thread: one, and no other function for this joiner
+ */
+void bp_joiner_free(bp_joiner *joiner);
+/**
+ * bp_stream_open() - Make the stream of a connected peer; nothing is done before something is asked of it
+ * @joiner: Joiner
+ * @fd: Borrows until the stream is released
+ * @tls: Takes on success; NULL: plain
+ * @ret_stream: Receives the stream on success
+ *
+ * Return: 0, or -ENOMEM
+ * Thread: any
+ */
+BP_MUST_CHECK int bp_stream_open(bp_joiner *joiner, int fd, bp_tls *tls, bp_stream **ret_stream);
+/**
+ * bp_stream_connect() - Make the stream of a satellite that is being connected to; it begins as that of a peer does
+ * @joiner: Joiner
+ * @fd: Borrows until the stream is released; connect(2) was called for it without waiting
+ * @tls: Takes on success: its handshake comes next; NULL: plain
+ * @deadline_ms: For the connection and the handshake, at least 1
+ * @ret_stream: Receives the stream on success
+ *
+ * Return: 0, -EINVAL, or -ENOMEM
+ * Thread: any
+ */
+BP_MUST_CHECK int bp_stream_connect(bp_joiner *joiner, int fd, bp_tls *tls, uint32_t deadline_ms,
+                                    bp_stream **ret_stream);
+/**
+ * bp_stream_allow() - Say how far a stream may be read
+ * @stream: Stream
+ * @bytes: How many bytes in all; less than before stops it, but bytes that were read already still come
+ *
+ * Thread: any
+ */
+void bp_stream_allow(bp_stream *stream, uint64_t bytes);
+/**
+ * bp_stream_say() - Send words to a stream's peer, behind those that wait
+ * @stream: Stream
+ * @data: The words, which are copied
+ * @bytes: How many
+ *
+ * Return: 0, or -ENOMEM
+ * Thread: any
+ */
+BP_MUST_CHECK int bp_stream_say(bp_stream *stream, const char *data, size_t bytes);
+/**
+ * bp_stream_sent_bytes() - How many bytes of all words have been sent, or dropped since nothing can be written
+ * @stream: Stream
+ *
+ * Return: number of bytes
+ * Thread: any
+ */
+uint64_t bp_stream_sent_bytes(const bp_stream *stream);
+/**
+ * bp_stream_join() - Send each side what the other has said, until both sockets can be spliced or something has failed
+ * @client: Open stream
+ * @satellite: Open stream, which has told that it is connected
+ * @join: Copied. Bytes that were read and not taken follow behind what it has
+ *
+ * Bytes that come of either stream from now on are not told any more. Both streams are released when this is over.
+ *
+ * Return: 0, or -ENOMEM
+ * Thread: one
+ */
+BP_MUST_CHECK int bp_stream_join(bp_stream *client, bp_stream *satellite, const struct bp_join *join);
+/**
+ * bp_stream_release() - Ask for a stream's socket: what it does ends, and soon it is released
+ * @stream: Stream; of two that join, the client's. Nothing happens if it is released already
+ *
+ * Thread: any
+ */
+void bp_stream_release(bp_stream *stream);
+/**
+ * bp_stream_take_tls() - Take the TLS connection out of a stream
+ * @stream: Stream that is released
+ *
+ * Return: the connection, which bp_tls_free() frees; or NULL
+ * Thread: one
+ */
+bp_tls *bp_stream_take_tls(bp_stream *stream);
+/**
+ * bp_stream_free() - Free a stream, and its TLS connection unless that was taken; the socket stays open
+ * @stream: Stream that is released, or NULL
+ *
+ * Thread: one
+ */
+void bp_stream_free(bp_stream *stream);
 
 #endif

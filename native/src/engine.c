@@ -2,8 +2,6 @@
 #include "check.h"
 
 #include <errno.h>
-#include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -24,8 +22,6 @@
 static int thread_start(bp_engine *engine, unsigned index) {
     struct bp_thread *t = &engine->threads[index];
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
-    sigset_t all, before;
-    char name[16];
     BP_ASSERT(index < engine->thread_count && !t->started);
     t->engine = engine;
     t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -37,18 +33,12 @@ static int thread_start(bp_engine *engine, unsigned index) {
     t->now_ms = bp__now_ms();
     t->turn_bytes = TURN_BYTES;
     t->ready_tail = &t->ready;
-    /* Signals are Python's: the engine's threads block all. So SIGPIPE, which splice(2) cannot suppress, stays pending. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int r = pthread_create(&t->thread, NULL, bp__thread_main, t);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (r)
-        return -r;
+    int r = bp__thread_start(&t->thread, bp__thread_main, t, "bp-engine", index);
+    if (r < 0)
+        return r;
     t->started = true;
     while (sem_wait(&t->settled) < 0 && errno == EINTR) {
     }
-    snprintf(name, sizeof name, "bp-engine-%u", index % 1000u);
-    (void)pthread_setname_np(t->thread, name);
     return 0;
 }
 

@@ -185,6 +185,10 @@ void bp__splice_tick(struct bp_thread *thread, bp_splice *splice);
 /* thread.c */
 void *bp__thread_main(void *thread);
 
+/* thread_start.c */
+typedef void *bp__thread_body(void *argument);
+int bp__thread_start(pthread_t *ret, bp__thread_body *body, void *argument, const char *kind, unsigned index);
+
 /* socket.c */
 int bp__socket_prepare(int fd);
 

@@ -7,8 +7,6 @@
 #include "opener.h"
 
 #include <errno.h>
-#include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -27,21 +25,14 @@
 static int thread_start(bp_opener *opener, unsigned index) {
     struct opener_thread *t = &opener->threads[index];
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
-    sigset_t all, before;
-    char name[16];
     t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     t->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (t->epoll_fd < 0 || t->wake_fd < 0 || epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, t->wake_fd, &event) < 0)
         return -errno;
-    sigfillset(&all); /* signals are Python's */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int r = pthread_create(&t->thread, NULL, bp__opener_main, t);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (r)
-        return -r;
+    int r = bp__thread_start(&t->thread, bp__opener_main, t, "bp-opener", index);
+    if (r < 0)
+        return r;
     t->started = true;
-    snprintf(name, sizeof name, "bp-opener-%u", index % 1000u);
-    (void)pthread_setname_np(t->thread, name);
     return 0;
 }
 

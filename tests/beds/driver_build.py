@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "native"
 DRIVER = ROOT / "tests" / "native" / "driver"
 STORM = ROOT / "tests" / "native" / "opener"
+JOIN_STORM = ROOT / "tests" / "native" / "joiner"
 
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror")
 DEFINED = ("-DTICK_MS=20", "-DBP_DEBUG")
@@ -55,10 +56,19 @@ def build_driver(sanitizer: str) -> Path:
 
 
 def build_storm(sanitizer: str) -> Path:
-    """The same for the program that gives an opener connections, tests/native/opener, which meets no faults."""
-    program = ROOT / "build" / f"storm-{sanitizer.partition(',')[0]}"
-    if _is_old(program, STORM):
-        sources = [*sorted(NATIVE.glob("src/*.c")), *sorted(STORM.glob("*.c"))]
+    """The same for the program that gives an opener connections, which meets no faults."""
+    return _build_alone("storm", STORM, sanitizer)
+
+
+def build_join_storm(sanitizer: str) -> Path:
+    """The same for the program that gives a joiner clients and satellites."""
+    return _build_alone("join-storm", JOIN_STORM, sanitizer)
+
+
+def _build_alone(name: str, folder: Path, sanitizer: str) -> Path:
+    program = ROOT / "build" / f"{name}-{sanitizer.partition(',')[0]}"
+    if _is_old(program, folder):
+        sources = [*sorted(NATIVE.glob("src/*.c")), *sorted(folder.glob("*.c"))]
         subprocess.run([*_compiler(sanitizer), *sources, *LIBRARIES, "-o", program], check=True)
     return program
 

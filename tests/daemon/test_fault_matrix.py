@@ -77,7 +77,7 @@ PLACES: tuple[tuple[object, str], ...] = (
     *((socket.socket, name) for name in ("accept", "bind", "connect_ex", "getsockopt", "getsockname")),
     *((transport.Transport, name) for name in ("receive_nowait", "send_nowait", "detach", "close_gracefully")),
     (transport, "tune_socket"),
-    (dial_once, "_resolve"),
+    (dial_once, "resolve"),
     *((Questions, name) for name in ("boot_info", "read")),
     *((os, name) for name in ("pipe2", "pidfd_open", "listdir", "readlink", "set_blocking", "killpg", "close")),
     (subprocess, "Popen"),

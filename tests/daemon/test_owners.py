@@ -11,7 +11,6 @@ OWNED = {"run_owned", "start_owned"}
 INSIDE = {
     ("api/grpc_connection.py", "self._watch_end"): "inside a session: it waits for the drain, and for a stranger's age",
     ("api/grpc_connection.py", "self._write"): "the connection's other direction, inside a session",
-    ("dataplane/stream.py", "self._end_when_writable"): "a wait inside a client's or a half's task",
     ("edge/caller.py", "self._cancel_after_writable"): "a wait inside a session",
     ("edge/health_connection.py", "wait_readable"): "a wait inside a session",
     ("connections/replay.py", "self._downstream"): "the other direction, inside a session",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bentpipe.native import tls
 from bentpipe.native.engine import EndReason, Ktls
+from bentpipe.native.joiner import NewsFlag, StreamFailure
 from bentpipe.native.lib import Lib
 from bentpipe.native.opener import OpeningStep
 
@@ -53,3 +54,8 @@ def test_results_and_flags_are_those_of_the_engine() -> None:
 def test_the_steps_of_an_opening_are_those_of_the_opener() -> None:
     steps = {f"BP_OPENING_{step.name}": step.value for step in OpeningStep}
     assert constants("bp_opening_step") == steps
+
+
+def test_the_news_of_a_stream_are_those_of_the_joiner() -> None:
+    assert constants("bp_news_flag") == {f"BP_NEWS_{flag.name}": flag.value for flag in NewsFlag}
+    assert constants("bp_stream_failure") == {f"BP_STREAM_{failure.name}": failure.value for failure in StreamFailure}

@@ -1,0 +1,284 @@
+/* The joiner as its callers see it: connections come in after their first bytes, bytes and words go out and in, and two of
+ * them are joined.
+ *
+ * A stream belongs to the joiner's thread from its first request until it is published as released. The lock guards only
+ * what both sides write; no system call on a connection is made while it is held.
+ */
+#include "stream.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+/**
+ * thread_start() - Start the joiner's thread
+ * @j: Joiner
+ *
+ * Return: 0, or a negative errno; bp_joiner_free() closes what was opened
+ * Thread: one
+ */
+static int thread_start(bp_joiner *j) {
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+    j->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    j->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    j->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (j->event_fd < 0 || j->epoll_fd < 0 || j->wake_fd < 0 ||
+        epoll_ctl(j->epoll_fd, EPOLL_CTL_ADD, j->wake_fd, &event) < 0)
+        return -errno;
+    int r = bp__thread_start(&j->thread, bp__joiner_main, j, "bp-joiner", 0);
+    j->started = r == 0;
+    return r;
+}
+
+int bp_joiner_new(bp_joiner **ret_joiner) {
+    bp_joiner *j = calloc(1, sizeof *j);
+    if (!j)
+        return -ENOMEM;
+    j->event_fd = j->epoll_fd = j->wake_fd = -1;
+    j->now_ms = bp__now_ms();
+    pthread_mutex_init(&j->lock, NULL);
+    TAILQ_INIT(&j->all);
+    TAILQ_INIT(&j->asked);
+    TAILQ_INIT(&j->told);
+    TAILQ_INIT(&j->timed);
+    TAILQ_INIT(&j->again);
+    TAILQ_INIT(&j->changed);
+    int r = thread_start(j);
+    if (r < 0) {
+        bp_joiner_free(j);
+        return r;
+    }
+    *ret_joiner = j;
+    return 0;
+}
+
+int bp_joiner_event_fd(const bp_joiner *j) { return j->event_fd; }
+
+void bp_joiner_pause(bp_joiner *j, int paused) {
+    atomic_store(&j->paused, paused != 0);
+    if (paused)
+        return;
+    atomic_store(&j->resumed, true);
+    bp__wake(j->wake_fd);
+}
+
+/**
+ * ask() - Ask the thread to do something for a stream
+ * @s: Stream
+ * @what: Of enum stream_request; nothing happens if the stream is released
+ *
+ * Return: whether the thread has to be woken
+ * Thread: one, with the lock
+ */
+static bool ask(bp_stream *s, unsigned what) {
+    bool first = TAILQ_EMPTY(&s->joiner->asked);
+    if (s->published)
+        return false;
+    s->asks |= what;
+    if (!s->asked)
+        TAILQ_INSERT_TAIL(&s->joiner->asked, s, asked_link);
+    s->asked = true;
+    return first;
+}
+
+/**
+ * unlock() - End what was begun with the lock
+ * @j: Joiner
+ * @wake: Whether the thread has to be woken
+ *
+ * Thread: one
+ */
+static void unlock(bp_joiner *j, bool wake) {
+    pthread_mutex_unlock(&j->lock);
+    if (wake)
+        bp__wake(j->wake_fd);
+}
+
+/**
+ * make() - Make a stream that asks for its beginning
+ * @j: Joiner
+ * @fd: Borrows
+ * @tls: Takes on success; or NULL
+ * @deadline_ms: For the connection; 0: it is connected
+ * @ret_stream: Receives the stream on success
+ *
+ * Return: 0, or -ENOMEM
+ * Thread: any
+ */
+static int make(bp_joiner *j, int fd, bp_tls *tls, uint32_t deadline_ms, bp_stream **ret_stream) {
+    bp_stream *s = calloc(1, sizeof *s);
+    if (!s)
+        return -ENOMEM;
+    s->joiner = j;
+    s->fd = fd;
+    s->tls = tls;
+    s->deadline_ms = deadline_ms;
+    s->asks = ASKS_BEGIN;
+    pthread_mutex_lock(&j->lock);
+    TAILQ_INSERT_TAIL(&j->all, s, all_link);
+    pthread_mutex_unlock(&j->lock);
+    *ret_stream = s;
+    return 0;
+}
+
+int bp_stream_open(bp_joiner *j, int fd, bp_tls *tls, bp_stream **ret_stream) {
+    return make(j, fd, tls, 0, ret_stream);
+}
+
+int bp_stream_connect(bp_joiner *j, int fd, bp_tls *tls, uint32_t deadline_ms, bp_stream **ret_stream) {
+    return deadline_ms ? make(j, fd, tls, deadline_ms, ret_stream) : -EINVAL;
+}
+
+void bp_stream_allow(bp_stream *s, uint64_t bytes) {
+    pthread_mutex_lock(&s->joiner->lock);
+    s->to_allow_bytes = bytes;
+    unlock(s->joiner, ask(s, ASKS_ALLOW));
+}
+
+int bp_stream_say(bp_stream *s, const char *data, size_t bytes) {
+    pthread_mutex_lock(&s->joiner->lock);
+    int r = bp__buffer_add(&s->to_say, data, bytes);
+    unlock(s->joiner, r == 0 && ask(s, ASKS_SAY));
+    return r;
+}
+
+uint64_t bp_stream_sent_bytes(const bp_stream *s) { return atomic_load(&s->sent_bytes); }
+
+int bp_stream_join(bp_stream *client, bp_stream *satellite, const struct bp_join *wanted) {
+    bp_joiner *j = client->joiner;
+    struct join *join = calloc(1, sizeof *join);
+    if (!join)
+        return -ENOMEM;
+    join->client = client;
+    join->satellite = satellite;
+    join->ack_owed = wanted->ack_owed != 0;
+    join->deadline_ms = wanted->deadline_ms;
+    if (bp__buffer_add(&join->to_client, wanted->to_client, wanted->to_client_bytes) < 0 ||
+        bp__buffer_add(&join->to_satellite, wanted->to_satellite, wanted->to_satellite_bytes) < 0 ||
+        bp__buffer_add(&join->frames, wanted->frames, wanted->frames_bytes) < 0) {
+        bp__join_free(join);
+        return -ENOMEM;
+    }
+    pthread_mutex_lock(&j->lock);
+    BP_ASSERT(!client->joining && !satellite->joining && !client->published && !satellite->published);
+    client->joining = satellite->joining = true;
+    client->to_join = join;
+    unlock(j, ask(client, ASKS_JOIN));
+    return 0;
+}
+
+void bp_stream_release(bp_stream *s) {
+    pthread_mutex_lock(&s->joiner->lock);
+    unlock(s->joiner, ask(s, ASKS_RELEASE));
+}
+
+/**
+ * next_told() - Take the first stream of which there is something to tell
+ * @j: Joiner, whose event_fd is not readable any more if there is no further one
+ *
+ * Return: the stream, or NULL
+ * Thread: one, with the lock
+ */
+static bp_stream *next_told(bp_joiner *j) {
+    uint64_t ignored;
+    bp_stream *s = TAILQ_FIRST(&j->told);
+    if (s) {
+        TAILQ_REMOVE(&j->told, s, told_link);
+        s->told = false;
+    }
+    if (TAILQ_EMPTY(&j->told)) {
+        ssize_t got = read(j->event_fd, &ignored, sizeof ignored);
+        (void)got;
+    }
+    return s;
+}
+
+int bp_joiner_take(bp_joiner *j, struct bp_news *ret) {
+    bp__buffer_drop(&j->given, j->given.bytes);
+    pthread_mutex_lock(&j->lock);
+    bp_stream *s = next_told(j);
+    if (s) {
+        if (!s->joining)
+            bp__buffer_move(&j->given, &s->news.data);
+        *ret = (struct bp_news){
+            .stream = s,
+            .flags = s->news.flags,
+            .failure = s->news.failure,
+            .result = s->news.result,
+            .data = j->given.bytes ? j->given.data + j->given.at : NULL,
+            .data_bytes = j->given.bytes,
+            .words = s->words,
+            .header = s->header,
+        };
+        if (s->published && s->out.bytes) {
+            ret->unsent = s->out.data + s->out.at;
+            ret->unsent_bytes = s->out.bytes;
+        }
+        s->news.flags = 0;
+    }
+    pthread_mutex_unlock(&j->lock);
+    return s != NULL;
+}
+
+bp_tls *bp_stream_take_tls(bp_stream *s) {
+    bp_tls *tls = s->tls;
+    BP_ASSERT(s->published);
+    s->tls = NULL;
+    return tls;
+}
+
+/**
+ * drop() - Free a stream that no thread and no list refers to
+ * @s: Stream
+ *
+ * Thread: one
+ */
+static void drop(bp_stream *s) {
+    struct buffer *buffers[] = {&s->out, &s->fresh.data, &s->to_say, &s->news.data};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
+        bp__buffer_drop(buffers[i], buffers[i]->bytes);
+    if (s->join)
+        bp__join_free(s->join);
+    if (s->to_join)
+        bp__join_free(s->to_join);
+    bp_tls_free(s->tls);
+    free(s);
+}
+
+void bp_stream_free(bp_stream *s) {
+    if (!s)
+        return;
+    bp_joiner *j = s->joiner;
+    BP_ASSERT(s->published);
+    pthread_mutex_lock(&j->lock);
+    if (s->asked)
+        TAILQ_REMOVE(&j->asked, s, asked_link);
+    if (s->told)
+        TAILQ_REMOVE(&j->told, s, told_link);
+    TAILQ_REMOVE(&j->all, s, all_link);
+    pthread_mutex_unlock(&j->lock);
+    drop(s);
+}
+
+void bp_joiner_free(bp_joiner *j) {
+    if (!j)
+        return;
+    if (j->started) {
+        atomic_store(&j->stop, true);
+        bp__wake(j->wake_fd);
+        (void)pthread_join(j->thread, NULL);
+    }
+    for (bp_stream *s; (s = TAILQ_FIRST(&j->all));) {
+        TAILQ_REMOVE(&j->all, s, all_link);
+        drop(s);
+    }
+    bp__buffer_drop(&j->given, j->given.bytes);
+    int fds[] = {j->epoll_fd, j->wake_fd, j->event_fd};
+    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (fds[i] >= 0)
+            (void)close(fds[i]);
+    pthread_mutex_destroy(&j->lock);
+    free(j);
+}
