@@ -10,6 +10,7 @@ hostile satellite that runs as the daemon's own user.
 
 import contextlib
 import enum
+import errno
 import os
 import signal
 from pathlib import Path
@@ -22,6 +23,8 @@ PROC = Path("/proc")
 STOPPED_STATES = frozenset("TtZX")
 """proc(5): stopped by a signal, stopped by a tracer, zombie, dead. None of these runs."""
 DEAD_STATES = frozenset("ZX")
+INIT = 1
+"""A process that everybody sees, unless /proc hides what others own (proc(5), hidepid)."""
 
 
 class Isolation(enum.Enum):
@@ -202,8 +205,13 @@ class ProcessGroups:
         self.detail = why
 
     def contain(self, name: str, uid: int | None) -> ProcessGroup:
-        """Prepare a group, which the spawn of the leader makes. The satellite's name is not used."""
+        """Prepare a group, which the spawn of the leader makes. The satellite's name is not used. Raises OSError."""
         del name
+        if uid is not None and user_of(INIT) is None:
+            words = (
+                "there is no cgroup, and /proc hides other users' processes (ProtectProc=): it could not be ended whole"
+            )
+            raise OSError(errno.EPERM, words)
         return ProcessGroup(uid)
 
     def close(self) -> None:

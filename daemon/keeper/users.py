@@ -178,14 +178,31 @@ class Users:
 
     def _free_uid(self) -> int:
         """A user that owns no folder here and no process. Chosen at random, so that one is used again as late as can be."""
-        taken = {*self._owners(), *(user_of(int(entry)) for entry in os.listdir("/proc") if entry.isdigit())}
+        taken = set(self._owners())
         count = self.uids.last - self.uids.first + 1
         start = int.from_bytes(os.urandom(8)) % count
         for offset in range(count):
             uid = self.uids.first + (start + offset) % count
-            if uid not in taken:
+            if uid not in taken and not _has_process(uid):
                 return uid
         raise OSError(errno.ENOSPC, f"all users of {self.uids} are taken; {self.directory} has the satellites of each")
+
+
+def _has_process(uid: int) -> bool:
+    """Whether a process of this user lives. A process of that user looks, since /proc may hide those of others from us
+    (proc(5), hidepid). Raises OSError."""
+    _, status = os.waitpid(run_as(uid, _find_no_other), 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, errno.EBUSY):
+        raise OSError(code, f"the processes of user {uid} cannot be listed: {os.strerror(abs(code))}")
+    return code == errno.EBUSY
+
+
+def _find_no_other() -> None:
+    """Raises OSError (EBUSY) if this process is not its user's only one."""
+    others = (int(entry) for entry in os.listdir("/proc") if entry.isdigit() and int(entry) != os.getpid())
+    if any(user_of(pid) == os.getuid() for pid in others):
+        raise OSError(errno.EBUSY, f"another process of user {os.getuid()} lives")
 
 
 def _try_out() -> None:

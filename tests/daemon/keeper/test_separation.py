@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -326,6 +327,45 @@ def test_a_user_of_a_living_process_is_not_given(folder: Path, two_uids: UidRang
         finally:
             process.kill()
     users.close()
+
+
+HIDDEN = """
+set -e
+mount -t proc -o hidepid=invisible none /proc
+exec setpriv --regid=65534 --clear-groups --bounding-set=-all,+setuid,+setgid,+chown,+kill --inh-caps=-all "$@"
+"""
+IN_HIDING = """
+import subprocess, sys
+from pathlib import Path
+from bentpipe.daemon.keeper.containment import ProcessGroups
+from bentpipe.daemon.keeper.users import UidRange, Users, user_of
+first = int(sys.argv[2])
+users = Users(Path(sys.argv[1]), UidRange(first, first + 1))
+assert user_of(1) is None
+with subprocess.Popen(["sleep", "600"], user=first, group=first, extra_groups=[]) as process:
+    try:
+        assert users.claim("a")[1] == first + 1
+        ProcessGroups("asked for").contain("a", None)
+        try:
+            ProcessGroups("asked for").contain("a", first)
+        except PermissionError as error:
+            print(error.strerror)
+    finally:
+        process.kill()
+"""
+
+
+@root_only
+def test_where_proc_hides_other_users_processes(folder: Path, two_uids: UidRange) -> None:
+    """As under the keeper's unit. A user's processes are found nevertheless, and without a cgroup nothing is started."""
+    command = [sys.executable, "-P", "-c", IN_HIDING, str(folder / "satellites"), str(two_uids.first)]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", HIDDEN, "sh", *command], capture_output=True, text=True, check=False
+    )
+    if "unshare failed" in done.stderr or "permission denied" in done.stderr:
+        pytest.skip(f"no mount namespace: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert "ProtectProc=" in done.stdout
 
 
 @root_only
