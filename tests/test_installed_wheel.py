@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import trustme
 
+from beds.pages.troubleshooting import pattern_of
+
 ROOT = Path(__file__).parent.parent
 SITE = Path(sysconfig.get_path("purelib"))
 SETUP = (ROOT / "setup.py").read_text()
@@ -180,3 +182,7 @@ def test_without_the_extra_it_says_what_to_install(wheel: Path, tmp_path: Path, 
     assert done.stderr.strip().endswith("which is not installed: pip install 'bentpipe[demo]'")
     assert "Traceback" not in done.stderr
     assert bare.bentpipe("--version").returncode == 0
+    if not option:
+        first = bare.bentpipe("init", PATH=str(bare.folder))
+        assert pattern_of("`init` without buildkitd, and without the demo's extra").search(first.stderr)
+        assert list(bare.folder.iterdir()) == []

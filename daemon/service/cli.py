@@ -17,7 +17,7 @@ from bentpipe.config.units import parse_duration_s
 from bentpipe.daemon.service.ca_command import ca
 from bentpipe.daemon.service.command_line import CONFIG_PATH, EXIT_CONFIG, takes_config, telling_mistakes
 from bentpipe.daemon.service.init_command import init
-from bentpipe.daemon.service.installed import read_operators_config
+from bentpipe.daemon.service.installed import read_operators_config, service_of
 from bentpipe.daemon.service.keeper_command import keeper
 from bentpipe.daemon.service.sat_command import completion, sat, top
 from bentpipe.daemon.service.store_command import store
@@ -133,7 +133,7 @@ def run_check(config_path: Path) -> None:
     except OSError as exc:  # TooFewDescriptors, or a file that is not a key
         click.echo(f"{config_path}: {exc}", err=True)
         sys.exit(EXIT_CONFIG)
-    concerns = find_concerns(config)
+    concerns = find_concerns(config, service_of(config_path))
     for concern in concerns:
         place = loaded.merged.place(concern.where)
         click.echo(f"{place}: {dataclasses.replace(concern, where=place.where)}", err=True)

@@ -15,6 +15,8 @@ from bentpipe.config.model import Config
 from bentpipe.config.sources import Texts
 
 UNIT = "bentpipe.service"
+PLANE_UNIT = "bentpipe-dataplane@.service"
+"""Of a host whose data plane is a process of its own: it has the credentials then, and the daemon is After= it."""
 UNIT_FOLDERS = tuple(
     map(
         Path,
@@ -39,34 +41,61 @@ class InstalledService:
 
     config_path: Path | None
     credentials: Mapping[str, Path]
-    """By name, those that LoadCredential= reads from a file of this host."""
+    """By name, those that LoadCredential= reads from a file of this host, here or in the data plane's unit."""
     state_directory: Path | None
     runtime_directory: Path | None
+    has_data_plane_unit: bool
+    """Whether connections are in a process with a unit of its own."""
 
 
 def find_service(folders: Sequence[Path] = UNIT_FOLDERS) -> InstalledService | None:
     """Read the unit and its drop-ins. Returns None if there is no unit. Raises OSError if one cannot be read."""
-    unit = next((folder / UNIT for folder in folders if (folder / UNIT).exists()), None)
+    settings = _settings_of(UNIT, folders)
+    if settings is None:
+        return None
+    # The data plane's unit may be there beside a service that is one process, and means nothing then.
+    template = PLANE_UNIT.partition(".")[0]
+    has_data_plane_unit = any(template in value for value in settings.get("After", []))
+    plane = (_settings_of(PLANE_UNIT, folders) if has_data_plane_unit else None) or {}
+    credentials = (*plane.get("LoadCredential", []), *settings.get("LoadCredential", []))
+    return InstalledService(
+        _config_of(settings.get("ExecStart", [])),
+        dict(_credentials_of(credentials)),
+        _folder_of(STATE_ROOT, settings.get("StateDirectory", [])),
+        _folder_of(RUNTIME_ROOT, settings.get("RuntimeDirectory", [])),
+        has_data_plane_unit,
+    )
+
+
+def _settings_of(unit_name: str, folders: Sequence[Path]) -> dict[str, list[str]] | None:
+    """All values of each key, as systemd takes them together; None if there is no such unit. Raises OSError."""
+    unit = next((folder / unit_name for folder in folders if (folder / unit_name).exists()), None)
     if unit is None:
         return None
     # A drop-in hides those of the same name in later folders; all others apply in the order of their names.
     drop_ins: dict[str, Path] = {}
     for folder in folders:
-        for path in sorted((folder / f"{UNIT}.d").glob("*.conf")):
+        for path in sorted((folder / f"{unit_name}.d").glob("*.conf")):
             drop_ins.setdefault(path.name, path)
     settings: dict[str, list[str]] = {}
     for path in (unit, *(drop_ins[name] for name in sorted(drop_ins))):
-        for key, value in _service_settings(path):
+        for key, value in _assignments(path):
             if value:
                 settings.setdefault(key, []).append(value)
             else:
                 settings.pop(key, None)  # an empty value takes back all that came before
-    return InstalledService(
-        _config_of(settings.get("ExecStart", [])),
-        dict(_credentials_of(settings.get("LoadCredential", []))),
-        _folder_of(STATE_ROOT, settings.get("StateDirectory", [])),
-        _folder_of(RUNTIME_ROOT, settings.get("RuntimeDirectory", [])),
-    )
+    return settings
+
+
+def service_of(config_path: Path, folders: Sequence[Path] = UNIT_FOLDERS) -> InstalledService | None:
+    """The installed service, if this configuration is its own."""
+    try:
+        service = find_service(folders)
+    except OSError:
+        return None  # a unit that this user may not read: the command says what it then lacks
+    if service is None or service.config_path is None or not is_same_file(service.config_path, config_path):
+        return None
+    return service
 
 
 def load_operators_config(
@@ -83,11 +112,8 @@ def read_operators_config(
     config_path: Path, *, check_files: bool = True, folders: Sequence[Path] = UNIT_FOLDERS
 ) -> LoadedConfig:
     """The same, with the texts that it was made of. Raises ConfigErrors."""
-    try:
-        service = find_service(folders)
-    except OSError:
-        service = None  # a unit that this user may not read: the command says what it then lacks
-    if service is None or service.config_path is None or not is_same_file(service.config_path, config_path):
+    service = service_of(config_path, folders)
+    if service is None:
         return parse_config(Texts.read(config_path), check_files=check_files)
     for name, folder in (
         ("STATE_DIRECTORY", service.state_directory),
@@ -98,8 +124,8 @@ def read_operators_config(
     return parse_config(Texts.read(config_path), check_files=check_files, credentials=service.credentials)
 
 
-def _service_settings(path: Path) -> Iterator[tuple[str, str]]:
-    """The assignments of the section [Service] (systemd.syntax(7))."""
+def _assignments(path: Path) -> Iterator[tuple[str, str]]:
+    """The keys of the section [Service] that are used here, and After= of [Unit] (systemd.syntax(7))."""
     with path.open(errors="replace") as file:
         text = file.read(MAX_UNIT_BYTES)
     section = ""
@@ -107,9 +133,10 @@ def _service_settings(path: Path) -> Iterator[tuple[str, str]]:
         stripped = line.strip()
         if stripped.startswith("["):
             section = stripped
-        elif section == "[Service]" and "=" in stripped and not stripped.startswith(("#", ";")):
+        elif "=" in stripped and not stripped.startswith(("#", ";")):
             key, _, value = stripped.partition("=")
-            yield key.strip(), value.strip()
+            if section == "[Service]" or (section, key.strip()) == ("[Unit]", "After"):
+                yield key.strip(), value.strip()
 
 
 def installed_config(folders: Sequence[Path] = UNIT_FOLDERS) -> Path | None:

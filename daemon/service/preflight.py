@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from bentpipe.config.model import Config
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.concern import Concern
+from bentpipe.daemon.service.installed import InstalledService
 from bentpipe.daemon.service.preflight_ec2 import ec2_concerns
 from bentpipe.daemon.service.preflight_host import host_concerns
 from bentpipe.daemon.service.preflight_processes import process_concerns
 from bentpipe.daemon.service.preflight_tls import tls_concerns
+from bentpipe.daemon.service.preflight_units import unit_concerns
 
 NEAR = 0.6
 """How much two names must be alike to be suggested (difflib's ratio)."""
@@ -25,9 +27,11 @@ def file_concerns(config: Config) -> Iterator[Concern]:
     yield from _grant_concerns(config)
 
 
-def find_concerns(config: Config) -> list[Concern]:
-    """Find all that is wrong or suspicious, errors first."""
+def find_concerns(config: Config, service: InstalledService | None = None) -> list[Concern]:
+    """Find all that is wrong or suspicious, errors first. `service` is what serves this configuration on this host."""
     found = {*file_concerns(config), *host_concerns(config), *process_concerns(config), *ec2_concerns(config)}
+    if service is not None:
+        found |= {*unit_concerns(config, service)}
     return sorted(found, key=lambda each: (not each.fatal, each.where, each.message))
 
 

@@ -104,6 +104,20 @@ class Folder:
         )
         return done.stdout + done.stderr
 
+    @staticmethod
+    def run_shell(command: str, path: str = os.defpath) -> str:
+        """What an operator types, with this PATH. Returns what is printed."""
+        done = subprocess.run(
+            ["/bin/sh", "-c", command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=DEADLINE_S,
+            env={"PATH": path},
+            check=False,
+        )
+        return done.stdout
+
     def check(self, text: str) -> str:
         """`bentpipe check` of this configuration."""
         return self.run("check", self.write(text))
@@ -287,7 +301,42 @@ def id_that_is_none(folder: Folder) -> str:
     return folder.run("why", "build-17", "--config", folder.write(LISTENER + satellite()))
 
 
+def not_on_path(folder: Folder) -> str:
+    return folder.run_shell("bentpipe check", path=str(folder.path))
+
+
+def no_units(folder: Folder) -> str:
+    root = folder.path / "a-host"
+    root.mkdir()
+    return folder.run_shell(f"systemctl --root={root} enable bentpipe.socket")
+
+
+def certificate_not_there(folder: Folder) -> str:
+    return folder.check(folder.tls("absent.pem") + satellite())
+
+
+def init_twice(folder: Folder) -> str:
+    there = folder.path / "there"
+    there.mkdir()
+    return folder.run("init", there)
+
+
+def init_on_a_taken_port(folder: Folder) -> str:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return folder.run("init", folder.path / "new", "--demo", "--port", str(taken.getsockname()[1]))
+
+
+def init_with_a_program_that_is_not_there(folder: Folder) -> str:
+    return folder.run("init", folder.path / "new", "--command", "buildkitdd {port}")
+
+
 BEFORE: dict[str, Callable[[Folder], str]] = {
+    "`bentpipe` is not on PATH": not_on_path,
+    "the units are not there, after an installation of the wheel": no_units,
+    "a certificate's file is not there": certificate_not_there,
+    "`init` for a folder that is there": init_twice,
+    "`init` on a port that is taken": init_on_a_taken_port,
+    "`init` with a program that is not there": init_with_a_program_that_is_not_there,
     "a key is misspelt": typo_in_a_key,
     "the file is not TOML": not_toml,
     "the file is not there": no_configuration,

@@ -73,7 +73,7 @@ def test_it_serves_after_the_steps_of_its_readme(story: Story) -> None:
     story.configure()
     host = story.host
     host.run("bentpipe check --config /etc/bentpipe/bentpipe.toml")
-    host.run("systemctl enable --now bentpipe.socket bentpipe.service", deadline_s=DEADLINE_S)
+    story.start()
     assert ended(story.build(0)) == "awake"
     assert host.run("stat -L -c %U /var/lib/bentpipe/ledger.sqlite").strip() == "bentpipe"
     assert "awake" in host.run("bentpipe report --config /etc/bentpipe/bentpipe.toml --since 1h")
@@ -180,3 +180,4 @@ def test_purge_deletes_the_state_and_no_key_of_the_administrator(story: Story) -
     ):
         assert host.attempt("test -e $1", path)[0] != 0, path
     assert host.run("dpkg -l | grep bentpipe || true") == ""
+    assert host.run("find /etc/systemd /run/systemd/system -name 'bentpipe*'") == ""

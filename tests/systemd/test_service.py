@@ -3,18 +3,16 @@
 The tests of a suite are one story on one host, in their order. `test_package` has installation, upgrade and removal.
 """
 
+import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from beds.booted.acme import DIRECTORY, acme_server, pebble
-from beds.booted.machine import Booted
-from beds.booted.package import installed_root
-from beds.booted.root import SUITES
 from beds.booted.story import DEADLINE_S, FILE, Story, begun, ended
+from beds.pages.troubleshooting import pattern_of
 from beds.peers.builds import Missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.untraced]
@@ -32,6 +30,20 @@ org = "acme"
 name = "second"
 [satellite.process]
 command = ["/usr/lib/bentpipe/bin/python3", "-I", "-m", "bentpipe.daemon.testbed.satellite", "{port}"]
+"""
+METADATA = "169.254.169.254"
+"""EC2's instance metadata service."""
+ASK_METADATA = "metadata: {}"
+SPY = f"""
+import os, socket
+try:
+    socket.create_connection(("{METADATA}", 80), 5)
+    said = "connected"
+except OSError as error:
+    said = type(error).__name__
+users = {{os.stat("/proc/" + pid).st_uid for pid in os.listdir("/proc") if pid.isdigit()}}
+print("{ASK_METADATA}".format(said) + ", " + str(len(users)) + " user", flush=True)
+raise SystemExit(3)
 """
 SHOWN = (
     "import socket, ssl, sys; context = ssl.create_default_context(cafile=sys.argv[1]); "
@@ -54,33 +66,60 @@ def wait_other_process(story: Story, before: str) -> None:
     story.host.run(script, before, deadline_s=DEADLINE_S)
 
 
-@pytest.fixture(scope="module", params=SUITES)
-def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    try:
-        root = installed_root(request.param)
-    except Missing as exc:
-        pytest.skip(str(exc))
-    with Booted(root) as host:
-        story = Story(host, root, tmp_path_factory.mktemp("story"))
-        story.configure()
-        host.run("systemctl enable --now bentpipe.socket bentpipe.service", deadline_s=DEADLINE_S)
-        yield story
-
-
 def test_every_unit_is_closed_as_far_as_its_work_allows(story: Story) -> None:
     host = story.host
-    host.run("cp /usr/share/bentpipe/systemd/process/*.service /run/systemd/system/ && systemctl daemon-reload")
+    closed = "systemd-analyze security --no-pager --threshold=$2 $1"
+    for unit, most in (
+        ("bentpipe.service", EXPOSURE),
+        ("bentpipe-dataplane@a.service", EXPOSURE),
+        ("bentpipe-keeper.service", KEEPER_EXPOSURE),
+    ):
+        host.run(closed, unit, str(round(most * 10)))
+    control = host.run("cat /usr/share/bentpipe/systemd/process/bentpipe.service")
+    host.put("/run/systemd/system/bentpipe-control.service", control.encode())
     try:
-        for unit, most in (
-            ("bentpipe.service", EXPOSURE),
-            ("bentpipe-dataplane@a.service", EXPOSURE),
-            ("bentpipe-keeper.service", KEEPER_EXPOSURE),
-        ):
-            host.run("systemd-analyze security --no-pager --threshold=$2 $1", unit, str(round(most * 10)))
-        host.run("rm /run/systemd/system/bentpipe.service && systemctl daemon-reload")
-        host.run("systemd-analyze security --no-pager --threshold=$1 bentpipe.service", str(round(EXPOSURE * 10)))
+        host.run(f"systemctl daemon-reload; {closed}", "bentpipe-control.service", str(round(EXPOSURE * 10)))
     finally:
-        host.run("rm -f /run/systemd/system/bentpipe* && systemctl daemon-reload")
+        host.run("rm /run/systemd/system/bentpipe-control.service; systemctl daemon-reload")
+
+
+def test_systemd_finds_nothing_to_warn_of(story: Story) -> None:
+    """Neither in the units nor in what the package has made, such as the mode of /etc/bentpipe."""
+    said = story.host.run(
+        "journalctl --no-pager --quiet --priority=warning _PID=1 | grep --ignore-case bentpipe || true"
+    )
+    assert said == ""
+
+
+def test_what_the_keepers_unit_closes_to_satellites(story: Story) -> None:
+    """The metadata service, which gives away the role of an EC2 host; other users' processes; namespaces; other users."""
+    host = story.host
+    host.run("ip address add $1/32 dev lo", METADATA)
+    assert ASK_METADATA.format("ConnectionRefusedError") in host.run('python3 -c "$1" || true', SPY)
+    commands = {
+        "spy": ["python3", "-c", SPY, "{port}"],
+        "unshared": ["unshare", "--pid", "--fork", "sleep", "{port}"],
+        "other": ["setpriv", "--reuid=0", "--clear-groups", "sleep", "{port}"],
+    }
+    sections = (
+        f'[[satellite]]\norg = "acme"\nname = "{name}"\n[satellite.process]\ncommand = {json.dumps(command)}\n'
+        for name, command in commands.items()
+    )
+    host.put("/etc/bentpipe/bentpipe.d/30-closed.toml", "".join(sections).encode())
+    try:
+        said = host.run("bentpipe check 2>&1; systemctl reload bentpipe.service")
+        assert "'unshare' would end at once" in said
+        assert "'setpriv' would end at once" in said
+        assert ASK_METADATA.format("TimeoutError") + ", 1 user" in ended(story.build(0, "acme/spy"))
+        for name, mistake in (
+            ("other", "a satellite's program changes its user, under the units"),
+            ("unshared", "a satellite's program makes namespaces, under the units"),
+        ):
+            said = ended(story.build(0, f"acme/{name}"))
+            assert pattern_of(mistake).search(said), said
+    finally:
+        host.run("rm /etc/bentpipe/bentpipe.d/30-closed.toml; ip address del $1/32 dev lo", METADATA)
+        host.run("systemctl reload bentpipe.service")
 
 
 def test_a_reload_takes_a_new_satellite_over_and_disturbs_nobody(story: Story) -> None:

@@ -73,6 +73,18 @@ def test_every_directive_of_the_sandbox_has_a_reason_above(folder: Path) -> None
             assert all(block.lstrip().startswith("#") for block in blocks)
 
 
+def test_no_unit_lets_systemd_compare_the_mode_of_the_configurations_folder() -> None:
+    """The package gives it 0750, and an administrator may give it another one; systemd would warn of each but its own."""
+    for folder, names in SETS.items():
+        assert not [name for name in names if "ConfigurationDirectory=b" in (folder / name).read_text()]
+
+
+def test_a_restart_of_the_control_plane_starts_no_data_plane() -> None:
+    """The instance that it would start has perhaps given its sockets to the other one."""
+    text = (PROCESS / "bentpipe.service").read_text()
+    assert not [line for line in text.splitlines() if line.startswith(("Wants=", "Requires=")) and "dataplane" in line]
+
+
 def test_only_the_data_plane_gets_the_key_and_the_port() -> None:
     control, data = ((PROCESS / name).read_text() for name in ("bentpipe.service", "bentpipe-dataplane@.service"))
     assert "LoadCredential=" not in control

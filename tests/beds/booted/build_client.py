@@ -32,7 +32,8 @@ def main() -> int:
             first = channel.unary_unary(f"/{SERVICE}/Echo")
             first(b"begun", metadata=metadata, timeout=DEADLINE_S, wait_for_ready=True)
             print("begun", flush=True)
-            answer = channel.unary_unary(f"/{SERVICE}/Sleep")(seconds.encode(), metadata=metadata, timeout=DEADLINE_S)
+            sleep = channel.unary_unary(f"/{SERVICE}/Sleep")
+            answer = sleep(seconds.encode(), metadata=metadata, timeout=float(seconds) + DEADLINE_S)
         except grpc.RpcError as exc:
             print(exc.code().name, exc.details(), flush=True)
             return 1

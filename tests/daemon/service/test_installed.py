@@ -9,9 +9,12 @@ import pytest
 
 from beds.programs import BENTPIPE
 from bentpipe.config.load import ConfigErrors
-from bentpipe.daemon.service.installed import find_service, load_operators_config
+from bentpipe.daemon.service.concern import Concern
+from bentpipe.daemon.service.installed import find_service, load_operators_config, service_of
+from bentpipe.daemon.service.preflight import find_concerns
 
-SHIPPED = Path(__file__).parents[3] / "systemd" / "bentpipe.service"
+UNITS = Path(__file__).parents[3] / "systemd"
+SHIPPED = UNITS / "bentpipe.service"
 CONFIG = """
 [[listener]]
 address = "127.0.0.1:0"
@@ -26,12 +29,29 @@ command = ["true", "{{port}}"]
 """
 
 
+LOCAL = """
+[[listener]]
+address = "127.0.0.1:0"
+[[satellite]]
+org = "acme"
+name = "ci"
+[satellite.process]
+command = ["true", "{port}"]
+"""
+
+
 @pytest.fixture(autouse=True)
 def shell(monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator's shell has none of what systemd gives; what a test sets is taken back."""
     for name in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY", "CREDENTIALS_DIRECTORY"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+
+
+def concerns_of(config: Path, folder: Path) -> list[Concern]:
+    """What `bentpipe check` finds, if the units are in this folder."""
+    loaded = load_operators_config(config, check_files=False, folders=[folder])
+    return find_concerns(loaded, service_of(config, [folder]))
 
 
 def unit(folder: Path, text: str, name: str = "bentpipe.service") -> Path:
@@ -49,6 +69,77 @@ def test_the_shipped_unit(tmp_path: Path) -> None:
     assert service.credentials == {"tls.key": Path("/etc/bentpipe/tls.key")}
     assert service.state_directory == Path("/var/lib/bentpipe")
     assert service.runtime_directory == Path("/run/bentpipe")
+
+
+def test_the_shipped_units_of_two_processes(tmp_path: Path) -> None:
+    """The data plane has the key. A command that reads the configuration finds it there."""
+    for name in ("bentpipe.service", "bentpipe-dataplane@.service"):
+        shutil.copy(UNITS / "process" / name, tmp_path)
+    unit(
+        tmp_path,
+        "[Service]\nLoadCredential=\nLoadCredential=tls.pem:/etc/tls.pem\n",
+        "bentpipe-dataplane@.service.d/a.conf",
+    )
+    service = find_service([tmp_path])
+    assert service is not None
+    assert service.has_data_plane_unit
+    assert service.credentials == {"tls.pem": Path("/etc/tls.pem")}
+
+
+def test_a_data_plane_unit_that_is_only_installed_counts_for_nothing(tmp_path: Path) -> None:
+    shutil.copy(SHIPPED, tmp_path)
+    unit(tmp_path, "[Service]\nLoadCredential=other:/etc/other\n", "bentpipe-dataplane@.service")
+    service = find_service([tmp_path])
+    assert service is not None
+    assert not service.has_data_plane_unit
+    assert "other" not in service.credentials
+
+
+FORMS = {
+    "one": ("", ""),
+    "two": ("After=bentpipe-dataplane@a.service\n", 'data_plane = "process"\nplanes = "/run/p"\n'),
+}
+
+
+@pytest.mark.parametrize(
+    ("form_of_unit", "form_of_file", "words"),
+    [
+        ("one", "one", None),
+        ("two", "two", None),
+        ("one", "two", "runs one process"),
+        ("two", "one", "runs the control plane alone"),
+    ],
+)
+def test_check_compares_the_file_with_the_unit(
+    tmp_path: Path, form_of_unit: str, form_of_file: str, words: str | None
+) -> None:
+    config = tmp_path / "bentpipe.toml"
+    config.write_text("[daemon]\n" + FORMS[form_of_file][1] + LOCAL)
+    unit(tmp_path, f"[Unit]\n{FORMS[form_of_unit][0]}[Service]\nExecStart=bentpipe serve --config {config}\n")
+    found = [each for each in concerns_of(config, tmp_path) if each.where.startswith("daemon.")]
+    if words is None:
+        assert not found
+    else:
+        [only] = found
+        assert words in only.message
+
+
+def test_check_finds_units_that_would_not_meet(tmp_path: Path) -> None:
+    config = tmp_path / "bentpipe.toml"
+    config.write_text('[daemon]\ndata_plane = "process"\n' + LOCAL)
+    unit(tmp_path, f"[Unit]\n{FORMS['two'][0]}[Service]\nExecStart=bentpipe serve --config {config}\n")
+    assert [each.where for each in concerns_of(config, tmp_path) if each.where.startswith("daemon.")] == [
+        "daemon.planes"
+    ]
+
+
+def test_check_finds_programs_that_the_units_forbid(tmp_path: Path) -> None:
+    config = tmp_path / "bentpipe.toml"
+    config.write_text(LOCAL.replace('"true"', '"/usr/bin/setpriv", "true"'))
+    assert "satellite[0].process.command" not in {each.where for each in concerns_of(config, tmp_path)}
+    unit(tmp_path, f"[Service]\nExecStart=bentpipe serve --config {config}\n")
+    found = {each.where: each.message for each in concerns_of(config, tmp_path)}
+    assert "'setpriv' would end at once" in found["satellite[0].process.command"]
 
 
 def test_no_unit(tmp_path: Path) -> None:
