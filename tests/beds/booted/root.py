@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -43,26 +44,47 @@ MASKED = (
     "console-getty.service",
 )
 """Units that mount what is the host's, or that only cost time."""
-MAKE_DEADLINE_S = 600.0
+SILENT_S = 300.0
+"""An installation that prints nothing for so long hangs: apt itself gives up a download that stands still after some 30 s
+(apt.conf(5), Acquire::http::Timeout), and dpkg prints a line for each package. The whole takes as long as it takes."""
+STOP_S = 30.0
+LAST_BYTES = 2000
 MACHINE_ID = "0123456789abcdef0123456789abcdef"
 
 
 def install_debian(suite: str, packages: Sequence[str], root: Path) -> None:
     """Install a minimal Debian and these packages into a new folder. Raises Missing, with apt's last words."""
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", f"--include={','.join(packages)}"]
+    command = ["mmdebstrap", "--verbose", "--variant=minbase", "--mode=root", f"--include={','.join(packages)}"]
+    with subprocess.Popen(
+        [*command, suite, str(root)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        said, has_ended = _last_words(process)
+        if not has_ended:
+            _stop(process)
+            raise Missing(f"Debian {suite}: its installation hangs: {said}")
+    if process.returncode != 0:
+        raise Missing(f"Debian {suite} cannot be installed: {said}")
+
+
+def _last_words(process: subprocess.Popen[bytes]) -> tuple[str, bool]:
+    """Read until its output ends, or until it is silent for SILENT_S. Returns its last words, and whether it has ended."""
+    assert process.stdout is not None
+    said = b""
+    while select.select([process.stdout], [], [], SILENT_S)[0]:
+        data = os.read(process.stdout.fileno(), 65536)
+        if not data:
+            return said.decode(errors="replace").strip(), True
+        said = (said + data)[-LAST_BYTES:]
+    return said.decode(errors="replace").strip(), False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """At SIGTERM mmdebstrap unmounts what it has mounted."""
+    process.terminate()
     try:
-        done = subprocess.run(
-            [*command, suite, str(root)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=MAKE_DEADLINE_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as exc:
-        raise Missing(f"Debian {suite} could not be installed within {MAKE_DEADLINE_S:g} s") from exc
-    if done.returncode != 0:
-        raise Missing(f"Debian {suite} cannot be installed: {done.stderr.strip()[-300:]}")
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def require_namespaces() -> None:
