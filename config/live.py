@@ -19,6 +19,7 @@ from bentpipe.config.accounts import (
 from bentpipe.config.admin import AdminSection
 from bentpipe.config.base import Section
 from bentpipe.config.ec2_machine import AlternativeSection, MachineTypeEc2Section, SatelliteEc2Section
+from bentpipe.config.engine import EngineSection
 from bentpipe.config.image import CacheSection, HealthSection, ImageSection
 from bentpipe.config.limits import LimitsSection
 from bentpipe.config.model import (
@@ -28,7 +29,6 @@ from bentpipe.config.model import (
     ControlSection,
     DaemonSection,
     Ec2Section,
-    EngineSection,
     KeepAwakeSection,
     KeyPairSection,
     ListenerSection,
@@ -79,7 +79,9 @@ CHANGES: Mapping[type[Section], Mapping[str, Effect]] = {
     ),
     DaemonSection: _of(now="drain_deadline_s log_format log_level", restart="data_plane planes"),
     # What a port speaks. The port itself is opened at the start.
-    ListenerSection: _of(now="tls proxy_protocol api one_request_per_connection", restart="address systemd"),
+    ListenerSection: _of(
+        now="tls proxy_protocol api one_request_per_connection", restart="address systemd defer_accept"
+    ),
     ServerTlsSection: _of(now="more client_ca client_crl satellite_domain"),
     KeyPairSection: _of(now="certificate key"),
     ProxyProtocolSection: _of(now="networks"),
@@ -89,7 +91,9 @@ CHANGES: Mapping[type[Section], Mapping[str, Effect]] = {
         "max_registered_per_org held_bytes held_bytes_per_principal stranger_bytes stranger_age_s greeting_deadline_s"
     ),
     # Threads are started, and pipes are made, with the engine.
-    EngineSection: _of(restart="threads splice ktls priority idle_timeout_s half_closed_timeout_s"),
+    EngineSection: _of(
+        restart="threads splice ktls priority busy_poll_s notsent_lowat idle_timeout_s half_closed_timeout_s"
+    ),
     BudgetSection: _of(now="max_awake max_awake_per_org org"),
     MetricsSection: _of(restart="address per_satellite per_org"),
     # The store is open, and the thread that sends traces has its client.

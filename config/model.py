@@ -22,6 +22,7 @@ from bentpipe.config.accounts import (
 from bentpipe.config.admin import SOCKET_PATH_BYTES, AdminSection
 from bentpipe.config.base import HOST_PORT_PATTERN, DurationS, ListenAddress, Name, Section
 from bentpipe.config.ec2_machine import MachineTypeEc2Section, SatelliteEc2Section
+from bentpipe.config.engine import EngineSection
 from bentpipe.config.image import ImageSection
 from bentpipe.config.limits import LimitsSection
 from bentpipe.config.observability import MetricsSection, RecordsSection, TracesSection
@@ -104,6 +105,9 @@ class ListenerSection(Section):
     tls: ServerTlsSection | None = None
     """Without it the listener speaks plaintext h2c (prior knowledge)."""
     proxy_protocol: ProxyProtocolSection | None = None
+    defer_accept: bool = True
+    """Whether the kernel keeps a client that says nothing for its first second (tcp(7), TCP_DEFER_ACCEPT). The client speaks
+    first at every listener, so the daemon gets the connection together with the first bytes."""
     api: bool = False
     """Whether the control API answers here, beside the satellites: gRPC, and HTTP/1.1. With `tls` unless the network is
     trusted: tokens are sent to it."""
@@ -148,22 +152,6 @@ class ControlSection(Section):
         # systemd.exec(5): a list of folders, ours has one.
         directory = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         return self.path or (Path(directory) / SOCKET_NAME if directory else None)
-
-
-class EngineSection(Section):
-    """The data plane's threads."""
-
-    threads: int = Field(default=0, ge=0, le=256)
-    """0: one per core."""
-    splice: Literal["off", "auto", "always"] = "auto"
-    ktls: Literal["off", "auto"] = "auto"
-    """auto: the kernel does TLS if the kernel and OpenSSL can, and a self-test at start-up passes. Otherwise TLS stays in
-    userspace."""
-    priority: Literal["normal", "slice", "realtime"] = "slice"
-    """How soon the threads run beside others that want their cores. What the kernel refuses is said in the log."""
-    idle_timeout_s: DurationS = Field(default=0.0, ge=0, alias="idle_timeout")
-    """0: a silent connection lives for ever (dead peers are found by keepalive)."""
-    half_closed_timeout_s: DurationS = Field(default=60.0, ge=0, alias="half_closed_timeout")
 
 
 class ProcessSection(Section):

@@ -8,9 +8,9 @@ import re
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_WHOLE = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
+_UNITS_S = {"us": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)")
+_WHOLE = re.compile(r"(?:\d+(?:\.\d+)?(?:us|ms|s|m|h|d))+")
 _SIZE = re.compile(r"(\d+)(KiB|MiB|GiB)")
 _UNITS_BYTES = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 MAX_PORT = 65535
@@ -20,7 +20,7 @@ _HOUR_MINUTES, _DAY_MINUTES = 60, 24 * 60
 
 
 def parse_duration_s(value: object) -> float:
-    """Seconds from "90s", "30m", "1h30m", "250ms" or a bare number of seconds."""
+    """Seconds from "90s", "30m", "1h30m", "250ms", "200us" or a bare number of seconds."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, str) and _WHOLE.fullmatch(value):

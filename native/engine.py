@@ -77,6 +77,10 @@ class EngineOptions:
     half_closed_timeout_s: float = 60.0
     priority: Priority = Priority.NORMAL
     """A thread that is refused one gets the next below it."""
+    unsent_bytes: int = 0
+    """TCP_NOTSENT_LOWAT of clients' sockets (tcp(7)); 0: the system's."""
+    busy_poll_s: float = 0.0
+    """The longest time that a thread polls for events before it sleeps, in whole microseconds; 0: it never polls."""
     pipes: int = 0
     """The most pipes that a thread has open at once, two descriptors each; without a pipe it copies. 0: PIPES_A_THREAD."""
 
@@ -175,6 +179,8 @@ class Engine:
                 "half_closed_timeout_s": -int(-options.half_closed_timeout_s // 1),
                 "pipes": options.pipes,
                 "priority": options.priority.value,
+                "unsent_bytes": options.unsent_bytes,
+                "busy_poll_us": round(options.busy_poll_s * 1e6),
             },
         )
         made = ffi.new("bp_engine **")

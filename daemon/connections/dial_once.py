@@ -49,6 +49,8 @@ async def connect(address: Address) -> Transport:
         sock.setblocking(False)
         error = sock.connect_ex(target)
         if error == errno.EINPROGRESS:
+            error = sock.connect_ex(target)  # to a local satellite it is over already: 0 (connect(2)), without a wait
+        if error == errno.EALREADY:
             await trio.lowlevel.wait_writable(sock)
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:

@@ -23,6 +23,11 @@ log = logging.getLogger("bentpipe.edge")
 BACKLOG = 4096
 """If many held builds reconnect at once, the kernel must not drop their SYNs. The kernel caps the value at somaxconn."""
 
+DEFER_ACCEPT_S = 1
+"""For so long the kernel waits for a client's first byte before it gives the connection to `accept` (tcp(7),
+TCP_DEFER_ACCEPT). Then it does so at the next packet: it sends its SYN+ACK again, which the client answers. 1 s is the first
+retransmission, so a silent client becomes a stranger after a second, and its time begins then. A FIN counts as a byte."""
+
 ACCEPT_BACKOFF_S = 0.1
 """Pause after accept has failed because no descriptor or memory is left, or for another reason that lasts: else it would
 fail in a busy loop (accept(2), EMFILE)."""
@@ -63,10 +68,21 @@ def bind(host: str, port: int) -> list[socket.socket]:
 def listen_for(section: ListenerSection, passed: Mapping[str, list[socket.socket]]) -> list[socket.socket]:
     """Open the sockets of one listener, or take those that systemd has passed for it. Raises OSError."""
     if section.address is not None:
-        return bind(*section.address)
+        return [defer_accept(sock, section) for sock in bind(*section.address)]
     if section.systemd is not None and section.systemd in passed:
-        return passed[section.systemd]
+        return [defer_accept(sock, section) for sock in passed[section.systemd]]
     raise OSError(f"listener: systemd passed no socket named {section.systemd!r}, only {sorted(passed)}")
+
+
+def defer_accept(sock: socket.socket, section: ListenerSection) -> socket.socket:
+    """Let the kernel keep silent clients for DEFER_ACCEPT_S, or not, as the listener says. Returns the socket.
+
+    What a systemd unit has set (DeferAcceptSec=) stays, if the listener defers at all.
+    """
+    if sock.family != socket.AF_UNIX:
+        seconds = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) or DEFER_ACCEPT_S
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds if section.defer_accept else 0)
+    return sock
 
 
 def _listen(family: socket.AddressFamily, host: str, port: int, *, v6only: bool) -> socket.socket:

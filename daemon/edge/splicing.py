@@ -162,6 +162,13 @@ class Splicing:
 
     async def _dial(self, lease: Lease) -> Channel | None:
         """Returns None if the lease is over, or if the satellite cannot be reached."""
+        # Most succeed at once. To watch the lease meanwhile would take a nursery and a task for each of a crowd.
+        made = await dial_at_once(lease.address, self._find_tls(), self._caller.dials)
+        if made is not None and lease.over.is_set():
+            made.close()
+            return None
+        if made is not None:
+            return made
         try:
             return await dial(lease.address, self._find_tls, lease.over, self._caller.dials)
         except SatelliteUnreachable as exc:

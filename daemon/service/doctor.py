@@ -12,6 +12,7 @@ from bentpipe.daemon.connections.descriptors import hard_limit
 from bentpipe.daemon.image.programs.findings import Finding, Severity
 from bentpipe.daemon.keeper.cgroup import find_own_cgroup
 from bentpipe.daemon.keeper.freezer import find_own_freezer
+from bentpipe.daemon.service.doctor_engine import check_syncookies, configured_engine
 from bentpipe.daemon.service.doctor_tls import configured_findings
 from bentpipe.daemon.service.engine_priority import explain_priority, try_priority
 from bentpipe.native.engine import Ktls, Priority, ktls_self_test
@@ -138,6 +139,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_priority,
     check_pipe_pages,
     check_nofile,
+    check_syncookies,
     check_cgroup,
     check_users,
     check_clock,
@@ -145,13 +147,14 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
 
 
 def findings(config_path: Path | None = None) -> Iterator[Finding]:
-    """Run every check. If one fails, its line says so, and the others still run. The last are of the configuration's TLS."""
+    """Run every check. If one fails, its line says so, and the others still run. The last are of the configuration."""
     for check in CHECKS:
         try:
             yield check()
         except OSError as exc:
             yield Finding(Severity.WARN, check.__name__.removeprefix("check_"), f"cannot look: {exc}")
     if config_path is not None:
+        yield from configured_engine(config_path)
         yield from configured_findings(config_path)
 
 

@@ -49,6 +49,8 @@ def start_engine(config: Config, descriptors: Descriptors, ktls: Ktls) -> Engine
             idle_timeout_s=config.engine.idle_timeout_s,
             half_closed_timeout_s=config.engine.half_closed_timeout_s,
             priority=wanted,
+            busy_poll_s=config.engine.busy_poll_s,
+            unsent_bytes=config.engine.notsent_lowat,
         )
     )
     if lacking := explain_priority(wanted, engine.thread_priorities()):

@@ -23,7 +23,7 @@ from bentpipe.config.model import Config, ListenerSection
 from bentpipe.daemon.connections.deadlines import Deadlines
 from bentpipe.daemon.connections.descriptors import ENGINE_THREAD_FDS, divide, engine_threads, raise_limit
 from bentpipe.daemon.connections.dial_once import SatelliteTls
-from bentpipe.daemon.connections.listener import Door, Gate, Listener, listen_for
+from bentpipe.daemon.connections.listener import Door, Gate, Listener, defer_accept, listen_for
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.connections.port import Port, find_ktls, read_port
 from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
@@ -139,7 +139,7 @@ def _listen(
     passed = sd.listen_sockets()
     ports = []
     for index, (section, port) in enumerate(zip(config.listener, spoken, strict=True)):
-        known = taken.sockets.get(name_of(section), [])
+        known = [defer_accept(sock, section) for sock in taken.sockets.get(name_of(section), [])]
         if section.systemd is not None and section.systemd in passed:
             known = []
         for sock in known or listen_for(section, passed):

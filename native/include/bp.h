@@ -289,6 +289,8 @@ struct bp_options {
     uint32_t half_closed_timeout_s; /* 0: none */
     uint32_t pipes; /* most that are open at once, per thread; 0 or over PIPE_MAX: PIPE_MAX */
     enum bp_priority priority; /* a thread that is refused one gets the next below it */
+    uint32_t unsent_bytes; /* TCP_NOTSENT_LOWAT of clients' sockets; 0: the system's */
+    uint32_t busy_poll_us; /* longest time that a thread polls before it sleeps; 0: it does not */
 };
 
 struct bp_counters {

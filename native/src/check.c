@@ -82,11 +82,12 @@ static void check_direction(const bp_splice *s, enum leg_id id, struct check_pla
     const struct direction *d = &s->direction[id];
     const struct leg *from = &s->leg[id], *to = &s->leg[1 - id];
     bool live = atomic_load(&s->reason) == BP_LIVE;
-    uint64_t bytes = atomic_load(&d->bytes);
+    uint64_t bytes = atomic_load(&d->bytes), in_flight = d->in_pipe + d->in_tls + d->stash_bytes;
     /* No byte is lost, delivered twice, or in two places. A leg that failed may take some with it. */
-    HOLDS(!(d->in_pipe && d->stash_bytes));
-    HOLDS(!live || d->taken == bytes + d->in_pipe + d->stash_bytes);
-    HOLDS(bytes + d->in_pipe + d->stash_bytes <= d->taken);
+    HOLDS(!(d->in_pipe && (d->in_tls || d->stash_bytes)));
+    HOLDS(!live || d->taken == bytes + in_flight);
+    HOLDS(bytes + in_flight <= d->taken);
+    HOLDS((d->in_tls != 0) == (to->tls && to->tls->batch));
     HOLDS((d->stash != NULL) == (d->stash_bytes != 0));
     HOLDS(!d->stash || d->stash_at + d->stash_bytes <= SCRATCH_BYTES);
     /* A pipe is open exactly while the direction streams, and both legs are then splice(2)'s to use. */
@@ -95,7 +96,7 @@ static void check_direction(const bp_splice *s, enum leg_id id, struct check_pla
     HOLDS(!d->in_pipe || d->streaming);
     HOLDS(!d->streaming || (from->splices_in && to->splices_out && !d->no_splice));
     /* The end comes behind the last byte, and the destination is told once. */
-    HOLDS(!d->eof || (!d->in_pipe && !d->stash_bytes));
+    HOLDS(!d->eof || !in_flight);
     HOLDS(!d->shut || (d->eof && !d->streaming && !d->notify_waits));
     HOLDS(!d->notify_waits || (d->eof && to->tls));
     HOLDS(!d->read_wants_write || from->tls);
@@ -161,7 +162,7 @@ void bp__check_waits(const struct bp_thread *t, const bp_splice *s, struct check
     for (int id = CLIENT; id <= SATELLITE; id++) {
         const struct direction *d = &s->direction[id];
         const struct leg *from = &s->leg[id], *to = &s->leg[1 - id];
-        bool in_flight = d->in_pipe || d->stash_bytes;
+        bool in_flight = d->in_pipe || d->in_tls || d->stash_bytes;
         if (d->shut || d->starved || s->ready)
             continue;
         HOLDS(!in_flight || (to->registered && (to->watched & (d->write_wants_read ? EPOLLIN : EPOLLOUT))));
@@ -239,6 +240,9 @@ void bp__check_tls(const bp_tls *tls, struct check_place found) {
     HOLDS(tls->read_failure != BP_TLS_CONTROL_FLOOD || meter->flood == BP_TLS_CONTROL_FLOOD);
     HOLDS(tls->read_failure != BP_TLS_HANDSHAKE_FLOOD || meter->flood == BP_TLS_HANDSHAKE_FLOOD);
     HOLDS(!meter->key_update_due || meter->established);
+    HOLDS(meter->batch_waits == (tls->batch != NULL));
+    HOLDS(!tls->batch || (tls->batch->at < tls->batch->bytes && tls->batch->bytes <= BATCH_BYTES));
+    HOLDS(!tls->batch || (tls->batch->count && tls->batch->count <= BATCH_RECORDS));
 }
 
 #endif

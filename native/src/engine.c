@@ -118,6 +118,7 @@ int bp_engine_splice(bp_engine *engine, int client_fd, bp_tls *client_tls, int s
         r = bp__socket_prepare(satellite_fd);
     if (r < 0)
         return r;
+    bp__socket_limit_unsent(client_fd, engine->options.unsent_bytes);
     BP_ASSERT(client_fd != satellite_fd && (!client_tls || client_tls != satellite_tls));
     bp_splice *s = calloc(1, sizeof *s);
     if (!s)

@@ -54,12 +54,13 @@ struct leg {
 
 /* One direction of a splice; the same code serves both.
  *
- * Invariant: what was read and is not delivered is in the pipe or in the stash, never in both. While there is any, nothing
- * is read. So EAGAIN has one meaning each: on a read the socket is empty, on a write the peer's window is full. check.c
- * has the invariants in full. */
+ * Invariant: what was read and is not delivered is in the pipe, or in the stash and in the records that the destination's
+ * TLS keeps. While there is any, nothing is read. So EAGAIN has one meaning each: on a read the socket is empty, on a write
+ * the peer's window is full. check.c has the invariants in full. */
 struct direction {
     int pipe[2]; /* -1 unless the direction streams */
     size_t in_pipe;
+    size_t in_tls; /* in records that the destination has not taken yet (tls_batch.c); they go before the stash */
     char *stash; /* what a copy could not deliver, allocated until it is delivered */
     size_t stash_at, stash_bytes;
     bool eof; /* the source has ended (FIN, close_notify or truncation) */
@@ -74,7 +75,7 @@ struct direction {
     uint8_t end_tries; /* how often the end was sent to a destination whose kernel still had records queued */
     _Atomic uint64_t bytes; /* delivered */
 #ifdef BP_DEBUG
-    uint64_t taken; /* read from the source: delivered, in the pipe or in the stash */
+    uint64_t taken; /* read from the source: delivered, in the pipe, in records or in the stash */
 #endif
 };
 
@@ -125,6 +126,8 @@ struct bp_thread {
     struct share share;
     int pool[PIPE_POOL][2];
     unsigned pooled;
+    struct tls_batch *batch; /* for the next write of several records; NULL until one is needed */
+    uint64_t poll_ns; /* how long the thread polls before it sleeps (busy_poll.c) */
     char scratch[SCRATCH_BYTES];
 };
 
@@ -154,6 +157,15 @@ bool bp__ktls_out_drained(const struct ktls_out *out, int fd);
 size_t bp__tls_cost(bp_tls *tls);
 void bp__tls_spliced(bp_tls *tls, size_t bytes);
 bool bp__tls_has_pending(const bp_tls *tls);
+
+/* tls_batch.c */
+ssize_t bp__tls_write_records(bp_tls *tls, const void *data, size_t bytes, struct tls_batch **spare);
+ssize_t bp__tls_flush(bp_tls *tls, struct tls_batch **spare);
+size_t bp__tls_unsent(const bp_tls *tls);
+
+/* busy_poll.c */
+struct epoll_event;
+int bp__wait_for_events(struct bp_thread *thread, struct epoll_event *events, int most, int timeout_ms);
 
 /* pipe_pool.c */
 bool bp__pipe_get(struct bp_thread *thread, int pipe[2]);
@@ -191,6 +203,7 @@ int bp__thread_start(pthread_t *ret, bp__thread_body *body, void *argument, cons
 
 /* socket.c */
 int bp__socket_prepare(int fd);
+void bp__socket_limit_unsent(int fd, uint32_t bytes);
 
 /* clock.c */
 uint64_t bp__now_ns(void);

@@ -21,10 +21,10 @@
  * bp__direction_in_flight() - Whether something was read and is not delivered
  * @d: Direction
  *
- * Return: whether bytes are in its pipe or its stash
+ * Return: whether bytes are in its pipe, in records of its destination, or in its stash
  * Thread: own
  */
-bool bp__direction_in_flight(const struct direction *d) { return d->in_pipe || d->stash_bytes; }
+bool bp__direction_in_flight(const struct direction *d) { return d->in_pipe || d->in_tls || d->stash_bytes; }
 
 /**
  * failed() - bp__fail(), for a return
@@ -85,17 +85,18 @@ static ssize_t leg_read(bp_splice *s, struct direction *d, struct leg *leg, char
 
 /**
  * leg_write() - Write to a leg without waiting
+ * @t: Thread
  * @d: The direction that the leg is the destination of
  * @leg: Leg
  * @data: Bytes
  * @bytes: How many, at least 1
  *
- * Return: number of bytes written, -EAGAIN, or the leg's failure
+ * Return: number of bytes that the leg has taken, of which d->in_tls are not delivered yet; -EAGAIN, or the leg's failure
  * Thread: own
  */
-static ssize_t leg_write(struct direction *d, struct leg *leg, const char *data, size_t bytes) {
+static ssize_t leg_write(struct bp_thread *t, struct direction *d, struct leg *leg, const char *data, size_t bytes) {
     ssize_t put;
-    BP_ASSERT(bytes > 0 && !d->shut);
+    BP_ASSERT(bytes > 0 && !d->shut && !d->in_tls);
     if (leg->truncated)
         return BP_TLS_TRUNCATED;
     if (!leg->tls) {
@@ -105,7 +106,8 @@ static ssize_t leg_write(struct direction *d, struct leg *leg, const char *data,
         return put < 0 ? -errno : put;
     }
     d->write_wants_read = false;
-    put = bp_tls_write(leg->tls, data, bytes);
+    put = bp__tls_write_records(leg->tls, data, bytes, &t->batch);
+    d->in_tls = bp__tls_unsent(leg->tls);
     if (put == BP_TLS_WANT_READ)
         d->write_wants_read = true;
     return put == BP_TLS_WANT_READ || put == BP_TLS_WANT_WRITE ? -EAGAIN : put;
@@ -133,6 +135,8 @@ static void count(_Atomic uint64_t *counter, size_t bytes) {
  * Thread: own
  */
 static void delivered(struct bp_thread *t, bp_splice *s, struct direction *d, size_t bytes, bool spliced) {
+    if (!bytes)
+        return;
     if (d == &s->direction[SATELLITE] && !atomic_load_explicit(&d->bytes, memory_order_relaxed))
         atomic_store_explicit(&s->first_down_ms, t->now_ms, memory_order_relaxed);
     count(&d->bytes, bytes);
@@ -159,16 +163,18 @@ static int write_or_stash(struct bp_thread *t, bp_splice *s, struct direction *d
                           size_t bytes) {
     BP_ASSERT(bytes <= SCRATCH_BYTES && !bp__direction_in_flight(d) && !d->stash);
     while (bytes) {
-        ssize_t put = leg_write(d, to, data, bytes);
+        ssize_t put = leg_write(t, d, to, data, bytes);
         d->starved = starves(put);
         if (put == -EAGAIN || d->starved)
             break;
         if (put < 0)
             return (int)put;
         BP_ASSERT((size_t)put <= bytes);
-        delivered(t, s, d, (size_t)put, false);
+        delivered(t, s, d, (size_t)put - d->in_tls, false);
         data += put;
         bytes -= (size_t)put;
+        if (d->in_tls)
+            break;
     }
     if (!bytes)
         return 0;
@@ -192,18 +198,30 @@ static int write_or_stash(struct bp_thread *t, bp_splice *s, struct direction *d
  * Thread: own
  */
 static int flush(struct bp_thread *t, bp_splice *s, struct direction *d, struct leg *to) {
+    while (d->in_tls) {
+        if (to->truncated)
+            return BP_TLS_TRUNCATED;
+        ssize_t put = bp__tls_flush(to->tls, &t->batch);
+        if (put < 0)
+            return put == BP_TLS_WANT_WRITE ? -EAGAIN : (int)put;
+        BP_ASSERT((size_t)put <= d->in_tls);
+        delivered(t, s, d, (size_t)put, false);
+        d->in_tls -= (size_t)put;
+    }
     while (d->stash_bytes) {
-        ssize_t put = leg_write(d, to, d->stash + d->stash_at, d->stash_bytes);
+        ssize_t put = leg_write(t, d, to, d->stash + d->stash_at, d->stash_bytes);
         if (put < 0)
             return (int)put;
         BP_ASSERT((size_t)put <= d->stash_bytes);
-        delivered(t, s, d, (size_t)put, false);
+        delivered(t, s, d, (size_t)put - d->in_tls, false);
         d->stash_at += (size_t)put;
         d->stash_bytes -= (size_t)put;
         if (!d->stash_bytes) {
             free(d->stash);
             d->stash = NULL;
         }
+        if (d->in_tls)
+            return -EAGAIN;
     }
     while (d->in_pipe) {
         BP_ASSERT(d->pipe[0] >= 0 && to->splices_out);

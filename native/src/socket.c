@@ -27,3 +27,15 @@ int bp__socket_prepare(int fd) {
     (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &user_timeout_ms, sizeof user_timeout_ms);
     return 0;
 }
+
+/**
+ * bp__socket_limit_unsent() - Limit what the kernel takes ahead of what it can send (tcp(7), TCP_NOTSENT_LOWAT)
+ * @fd: Borrows; other sockets than TCP refuse the option, which is ignored
+ * @bytes: How much; 0: as net.ipv4.tcp_notsent_lowat says
+ *
+ * Thread: any
+ */
+void bp__socket_limit_unsent(int fd, uint32_t bytes) {
+    if (bytes)
+        (void)setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &bytes, sizeof bytes);
+}

@@ -267,6 +267,8 @@ static void end_all(struct bp_thread *t, struct retired *retired) {
     publish_retired(t, retired);
     BP_ASSERT(!retired->first);
     bp__pipe_drop_all(t);
+    free(t->batch);
+    t->batch = NULL;
     BP_CHECK_THREAD(t);
 }
 
@@ -288,7 +290,7 @@ void *bp__thread_main(void *argument) {
     (void)sem_post(&t->settled);
     while (!atomic_load(&t->stop)) {
         int timeout_ms = t->ready || asked || late ? 0 : t->splices ? TICK_MS : -1;
-        int count = epoll_wait(t->epoll_fd, events, EVENTS, timeout_ms);
+        int count = bp__wait_for_events(t, events, EVENTS, timeout_ms);
         unsigned ready = t->ready_count < READY_A_TURN ? t->ready_count : READY_A_TURN;
         begin_turn(t, (count > 0 ? (unsigned)count : 0) + ready);
         bool woken = take_events(t, &retired, events, count);

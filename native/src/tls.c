@@ -65,6 +65,7 @@ void bp_tls_free(bp_tls *tls) {
     if (!tls)
         return;
     SSL_free(tls->ssl); /* sends nothing: without close_notify by then, the peer finds a truncation */
+    free(tls->batch);
     free(tls);
 }
 

@@ -3,6 +3,8 @@
  * Each record is a write of its own, so without more each would be a TCP segment of its own, which the receiver handles by
  * itself. With MSG_MORE (tcp(7)) TCP waits for the next write. The caller says `more` only if it has the next bytes
  * already. If the next write finds no room, TCP sends what it held back together with the write after that.
+ * While the thread has a batch, records go there instead, and tls_batch.c sends them together. While a batch of the
+ * connection waits for room, everything else that OpenSSL wants to send waits behind it.
  * When the peer has used its share of the present call (tls_meter.c), a read fails as if the socket were empty. The bytes
  * stay in the socket, and epoll, which is level-triggered, reports them again. OpenSSL asks for bytes only when it has no
  * whole record left, so nothing waits where epoll does not see it.
@@ -11,12 +13,34 @@
 #include "tls.h"
 
 #include <pthread.h>
+#include <string.h>
 #include <sys/socket.h>
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static BIO_METHOD *method; /* for the life of the process, as OpenSSL's own are */
 static _Thread_local bool more_follows;
 static _Thread_local struct tls_meter *meter;
+static _Thread_local struct tls_batch *batch;
+
+/**
+ * write_batch() - Put a record into the thread's batch
+ * @bio: BIO
+ * @data: The record
+ * @bytes: Its size
+ *
+ * Return: @bytes; -1 if there is no room: OpenSSL keeps the record, as if the socket were full
+ * Thread: one
+ */
+static int write_batch(BIO *bio, const char *data, int bytes) {
+    BIO_clear_retry_flags(bio);
+    if ((size_t)bytes > sizeof batch->data - batch->bytes) {
+        BIO_set_retry_write(bio);
+        return -1;
+    }
+    memcpy(batch->data + batch->bytes, data, (size_t)bytes);
+    batch->bytes += (size_t)bytes;
+    return bytes;
+}
 
 /**
  * write_socket() - OpenSSL's call to write (BIO_meth_set_write(3))
@@ -36,6 +60,13 @@ static int write_socket(BIO *bio, const char *data, int bytes) {
     }
     if (BIO_get_ktls_send(bio))
         return BIO_meth_get_write(BIO_s_socket())(bio, data, bytes);
+    if (batch)
+        return write_batch(bio, data, bytes);
+    if (meter && meter->batch_waits) {
+        BIO_clear_retry_flags(bio);
+        BIO_set_retry_write(bio);
+        return -1;
+    }
     int flags = MSG_NOSIGNAL | (more_follows ? MSG_MORE : 0);
     ssize_t put = send((int)BIO_get_fd(bio, NULL), data, (size_t)bytes, flags);
     BIO_clear_retry_flags(bio);
@@ -132,4 +163,15 @@ void bp__tls_bio_more(bool follows) {
 void bp__tls_bio_meter(struct tls_meter *of) {
     BP_ASSERT(!meter || !of); /* the thread is in one call at a time */
     meter = of;
+}
+
+/**
+ * bp__tls_bio_batch() - Set the batch of the calling thread
+ * @to: Where records go from now on; NULL: to the socket
+ *
+ * Thread: any
+ */
+void bp__tls_bio_batch(struct tls_batch *to) {
+    BP_ASSERT(!batch || !to);
+    batch = to;
 }

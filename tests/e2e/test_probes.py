@@ -37,7 +37,9 @@ async def test_connect_and_close(daemon: Daemon, port: int, sent: bytes) -> None
 
 @pytest.mark.parametrize("port", [PLAIN, TLS])
 async def test_connect_and_reset(daemon: Daemon, port: int) -> None:
+    """After its first byte: before, the kernel alone answers it (tests/daemon/connections/test_defer_accept.py)."""
     with socket.create_connection(daemon.addresses[port]) as sock:
+        sock.sendall(b"P")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     await counted(daemon, Outcome.PROBE)
 

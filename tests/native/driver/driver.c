@@ -368,8 +368,9 @@ static void check(void) {
         fds++;
     closedir(folder);
     bp_engine_statistics(engine, &statistics);
-    printf("check %llu %u %llu %llu\n", (unsigned long long)statistics.live, fds - 2 - 1,
-           (unsigned long long)statistics.pipes_open, (unsigned long long)statistics.spliced_bytes);
+    printf("check %llu %u %llu %llu %lu %lu\n", (unsigned long long)statistics.live, fds - 2 - 1,
+           (unsigned long long)statistics.pipes_open, (unsigned long long)statistics.spliced_bytes, faults_reads(),
+           faults_whole_sends());
 }
 
 static void run_short(unsigned count) {
@@ -442,6 +443,8 @@ int main(int argc, char **argv) {
     client_ctx = bp_tls_ctx_client(argv[4], NULL, NULL, error, sizeof error);
     if (!server_ctx || !client_ctx)
         die(error);
+    if (options.splice == BP_SPLICE_OFF) /* one of the modes is to poll */
+        options.busy_poll_us = 200;
     if (strstr(argv[1], "+ktls")) {
         options.ktls = bp_ktls_self_test(error, sizeof error);
         if (options.ktls < 0)

@@ -15,7 +15,7 @@
 static _Thread_local bool exempt;
 static _Atomic unsigned calls, memory, allocations;
 static _Atomic bool tiny_pipes;
-static _Atomic unsigned long state = 1, mallocs;
+static _Atomic unsigned long state = 1, mallocs, reads, whole_sends;
 
 void faults_exempt_this_thread(void) { exempt = true; }
 
@@ -29,6 +29,10 @@ void faults_set(struct faults wanted, unsigned seed) {
 void faults_set_malloc(unsigned per_mille) { atomic_store(&allocations, per_mille); }
 
 unsigned long faults_of_malloc(void) { return atomic_load(&mallocs); }
+
+unsigned long faults_reads(void) { return atomic_load(&reads); }
+
+unsigned long faults_whole_sends(void) { return atomic_load(&whole_sends); }
 
 static unsigned roll(void) {
     unsigned long next = atomic_fetch_add(&state, 0x9e3779b97f4a7c15ul);
@@ -54,14 +58,21 @@ ssize_t __real_recv(int fd, void *buffer, size_t bytes, int flags);
 ssize_t __wrap_recv(int fd, void *buffer, size_t bytes, int flags);
 ssize_t __wrap_recv(int fd, void *buffer, size_t bytes, int flags) {
     errno = fault(&bytes);
-    return errno ? -1 : __real_recv(fd, buffer, bytes, flags);
+    ssize_t got = errno ? -1 : __real_recv(fd, buffer, bytes, flags);
+    if (!exempt && got > 0)
+        atomic_fetch_add(&reads, 1);
+    return got;
 }
 
 ssize_t __real_send(int fd, const void *data, size_t bytes, int flags);
 ssize_t __wrap_send(int fd, const void *data, size_t bytes, int flags);
 ssize_t __wrap_send(int fd, const void *data, size_t bytes, int flags) {
+    size_t wanted = bytes;
     errno = fault(&bytes);
-    return errno ? -1 : __real_send(fd, data, bytes, flags);
+    ssize_t put = errno ? -1 : __real_send(fd, data, bytes, flags);
+    if (!exempt && put == (ssize_t)wanted)
+        atomic_fetch_add(&whole_sends, 1);
+    return put;
 }
 
 ssize_t __real_splice(int in, off64_t *in_at, int out, off64_t *out_at, size_t bytes, unsigned flags);

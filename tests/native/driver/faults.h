@@ -14,5 +14,7 @@ void faults_exempt_this_thread(void);
 void faults_set(struct faults wanted, unsigned seed);
 void faults_set_malloc(unsigned per_mille); /* of allocations alone, beside `memory` */
 unsigned long faults_of_malloc(void); /* how many allocations failed on purpose */
+unsigned long faults_reads(void); /* how often recv(2) returned bytes */
+unsigned long faults_whole_sends(void); /* how often send(2) took all that it was given */
 
 #endif
