@@ -7,7 +7,7 @@ from typing import Literal
 
 from bench.peers.base import WIRES, Wire
 from bench.peers.catalogue import L7_NAMES
-from bench.questions import profile
+from bench.questions import profile, storms
 from bench.results import Results
 from bench.session import CaseValue
 
@@ -61,6 +61,9 @@ def all_claims(results: Results) -> list[Claim]:
         *_python(results),
         *_wakes(results),
         *_api(results),
+        *_storms(results),
+        *_prices(results),
+        *_crowds(results),
     ]
 
 
@@ -175,3 +178,41 @@ def _api(results: Results) -> Iterator[Claim]:
         yield from _claim(
             7, f"p99.9 of a spliced call beside 1,000 API calls a second: to {name}", ratio, "at most", STILL
         )
+
+
+def _storms(results: Results) -> Iterator[Claim]:
+    """The p99 of a spliced call beside 400 TLS handshakes a second, to the best of the others."""
+    case: Case = {"storm": "handshakes"}
+    others = [results.median(storms.QUESTION, peer, "p99_us", case) for peer in (TCP, *L7_NAMES)]
+    best = min((other for other in others if other), default=None)
+    for peer in (OURS, f"{OURS} realtime", f"{OURS} two processes"):
+        ours = results.median(storms.QUESTION, peer, "p99_us", case)
+        ratio = [ours / best] if ours and best else []
+        text = f"p99 of a spliced call beside 400 handshakes a second, {peer}: to the best of the others"
+        yield from _claim(8, text, ratio, "at most", 0.5)
+
+
+def _prices(results: Results) -> Iterator[Claim]:
+    """CPU of gigabytes and of new connections, to single peers."""
+    case: Case = {"wire": "tls", "direction": "download"}
+    ours, envoy = (results.values(BYTES, peer, "cpu_s_per_gb", case) for peer in (OURS, "envoy"))
+    ratio = [statistics.median(ours) / statistics.median(envoy)] if ours and envoy else []
+    yield from _claim(9, "CPU seconds per GB down, tls: to Envoy", ratio, "at most", 0.75)
+    for wire, peer, limit in (("tls", TCP, 1.1), ("tls", "envoy", 0.75), ("plain", TCP, 0.9)):
+        row: Case = {"wire": wire, "resumption": "no"}
+        for form in (OURS, f"{OURS} two processes"):
+            mine, theirs = (results.median(NEW, each, "per_core_second", row) for each in (form, peer))
+            ratio = [mine / theirs] if mine and theirs else []
+            text = f"new connections per second of CPU, {wire}, {form}: to {peer}"
+            yield from _claim(9, text, ratio, "at least", limit)
+
+
+def _crowds(results: Results) -> Iterator[Claim]:
+    """5,000 clients of one satellite, until the last one has its answer; 300 satellites at once, the median client."""
+    for form in (OURS, f"{OURS} two processes"):
+        for value, clients, satellites, limit, words in (
+            ("listen_to_last_ms", 5000, 1, 400.0, "port listens to the last of 5,000 clients answered"),
+            ("delay_p50_ms", 300, 300, 150.0, "port listens to client answered, 300 satellites at once, p50"),
+        ):
+            found = results.values(WAKES, form, value, {"clients": clients, "satellites": satellites})
+            yield from _claim(10, f"{words}, {form}, in ms", found, "at most", limit)

@@ -1,11 +1,12 @@
 """The place where everything is measured: built tools, one certificate, free ports, the upstream, a temporary folder.
 
-Two cores are enough. The load generator and the upstream share LOAD_CPU. The peer has PROXY_CPU for itself and runs one
-worker, so that its CPU seconds and its knee are those of one core.
+Two cores are enough. Unless a question has another placement, the load generator and the upstream share LOAD_CPU. The peer
+has PROXY_CPU for itself and runs one worker, so that its CPU seconds and its knee are those of one core.
 """
 
 import atexit
 import contextlib
+import dataclasses
 import os
 import resource
 import shutil
@@ -48,6 +49,43 @@ PROGRAMS = {
 }
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Placement:
+    """Which core each side has for itself; None: all of them, as the scheduler likes."""
+
+    load_cpu: int | None = LOAD_CPU
+    """Of the load generator and the upstream."""
+    proxy_cpu: int | None = PROXY_CPU
+    threads: int = 1
+    """The peer's workers."""
+    load_priority: int = 0
+    """SCHED_RR (sched(7)) of the load generator and the upstream, so that no delay of theirs is measured; 0: none."""
+
+    def options(self) -> list[str]:
+        """For the load generator and the upstream."""
+        cpu = -1 if self.load_cpu is None else self.load_cpu
+        return ["--cpu", str(cpu), "--realtime", str(self.load_priority)]
+
+
+PINNED = Placement()
+SAME_CORE = Placement(proxy_cpu=LOAD_CPU)
+"""The figures show what a proxy costs without another core to wake up."""
+UNPINNED = Placement(load_cpu=None, proxy_cpu=None)
+TWO_CORES = Placement(proxy_cpu=None, threads=2)
+REALTIME = Placement(load_priority=2)
+
+
+def realtime_missing() -> str | None:
+    """Why there is no SCHED_RR here, or None."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except PermissionError:
+        return "SCHED_RR is refused: run as root, or with RLIMIT_RTPRIO"
+    os.sched_setscheduler(0, *before)
+    return None
+
+
 class LabError(Exception):
     """Something that a measurement needs is missing; `str()` says what."""
 
@@ -80,13 +118,10 @@ def free_port() -> int:
 
 
 class Lab:
-    """Owns the folder, the certificate and the upstreams. Starts and ends every process of a measurement.
+    """Owns the folder, the certificate and the upstreams. Starts and ends every process of a measurement."""
 
-    `proxy_cpu` is the core of the peer. With LOAD_CPU the figures show what a proxy costs without another core to wake up.
-    """
-
-    def __init__(self, proxy_cpu: int = PROXY_CPU) -> None:
-        self._proxy_cpu = proxy_cpu
+    def __init__(self, placement: Placement = PINNED) -> None:
+        self.placement = placement
 
     def __enter__(self) -> Self:
         build_programs()
@@ -119,7 +154,7 @@ class Lab:
 
     def upstream_command(self, port: int | str, *arguments: str) -> list[str]:
         """The upstream's argv; `port` may be a placeholder."""
-        return [str(BUILD / "upstream"), str(port), "--cpu", str(LOAD_CPU), *arguments]
+        return [str(BUILD / "upstream"), str(port), *self.placement.options(), *arguments]
 
     def start(
         self, name: str, command: Sequence[str], port: int | None, *, pass_fd: int | None = None
@@ -150,8 +185,9 @@ class Lab:
         return process
 
     def pinned(self, command: Sequence[str]) -> list[str]:
-        """`command`, bound to the peer's core."""
-        return ["taskset", "--cpu-list", str(self._proxy_cpu), *command]
+        """`command`, bound to the peer's core if it has one."""
+        cpu = self.placement.proxy_cpu
+        return [*command] if cpu is None else ["taskset", "--cpu-list", str(cpu), *command]
 
     def stop(self, process: subprocess.Popen[bytes]) -> None:
         """End a process that `start` made."""

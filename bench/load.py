@@ -10,7 +10,7 @@ from typing import Literal, Self, cast
 
 from hdrh.histogram import HdrHistogram
 
-from bench.lab import BUILD, LOAD_CPU, LabError
+from bench.lab import BUILD, PINNED, LabError, Placement
 
 LOWEST_NS, HIGHEST_NS, DIGITS = 1, 300_000_000_000, 3
 """The layout of native/histogram.h."""
@@ -143,9 +143,11 @@ class LoadReport:
 class Load:
     """One process of the generator. It is warm on entry, `run` measures, and its connections stay open until the exit."""
 
-    def __init__(self, port: int, tls_ca: str | None, token: str, spec: LoadSpec) -> None:
+    def __init__(
+        self, port: int, tls_ca: str | None, token: str, spec: LoadSpec, placement: Placement = PINNED
+    ) -> None:
         self._spec = spec
-        self._command = [str(BUILD / "load"), "--port", str(port), "--cpu", str(LOAD_CPU), "--token", token]
+        self._command = [str(BUILD / "load"), "--port", str(port), *placement.options(), "--token", token]
         self._command += [*(("--tls", tls_ca) if tls_ca else ()), *spec.arguments()]
 
     def __enter__(self) -> Self:

@@ -13,15 +13,18 @@ from types import ModuleType
 from typing import cast
 
 from bench.environment import describe
-from bench.lab import BENCH, LOAD_CPU, PROXY_CPU, Lab
+from bench.lab import BENCH, PINNED, SAME_CORE, Lab
 from bench.session import FULL, QUICK, Session
 
 QUESTIONS = (
     "added_latency",
     "cost_of_bytes",
+    "placement",
     "new_connections",
+    "two_cores",
     "idle_connections",
     "wakes",
+    "storms",
     "control_plane_noise",
     "blocked_control_plane",
     "api_calls",
@@ -51,7 +54,7 @@ def main() -> None:
     ]
     results: dict[str, object] = {"environment": describe(), "quick": arguments.quick, "same_core": arguments.same_core}
     seconds: dict[str, float] = {}
-    with Lab(LOAD_CPU if arguments.same_core else PROXY_CPU) as lab:
+    with Lab(SAME_CORE if arguments.same_core else PINNED) as lab:
         session = Session(lab, QUICK if arguments.quick else FULL, frozenset(arguments.only))
         for question in questions:
             start = time.monotonic()

@@ -3,8 +3,9 @@
  * Arguments: MODE SIZE COUNT KIND [CERTIFICATE KEY CA].
  *
  * KIND `echo`: a message goes to the satellite and one of the same size comes back, COUNT times.
- * KIND `stream`: COUNT messages go one way, as fast as the reader takes them.
+ * KIND `stream`, `down`: COUNT messages go one way, as fast as the reader takes them: to the satellite, to the client.
  * KIND `tls-up`, `tls-down`: the same stream, with TLS on the client's leg.
+ * Built with UNSENT_BYTES, the engine has that limit of unsent bytes for its client.
  * Prints: microseconds of the engine thread's CPU per message, wall microseconds per message, spliced share.
  */
 #include "bp.h"
@@ -119,7 +120,9 @@ static void run_stream(int client, int satellite, bp_tls *client_tls, bool down,
     struct work work = {down ? satellite : client, down ? NULL : client_tls, bytes, count};
     pthread_t sender;
     pthread_create(&sender, NULL, send_stream, &work);
-    for (size_t left = bytes * count; left && down;) {
+    for (unsigned long i = 0; i < count && down && !client_tls; i++)
+        take(client, data, bytes);
+    for (size_t left = bytes * count; left && down && client_tls;) {
         ssize_t n = bp_tls_read(client_tls, data, bytes < left ? bytes : left);
         if (n <= 0)
             die("bp_tls_read");
@@ -147,11 +150,15 @@ static void make_tls(char **files, const int client[2], bp_tls **ret_client, bp_
 
 int main(int argc, char **argv) {
     if (argc != 5 && argc != 8)
-        die("usage: cost off|auto|always SIZE COUNT echo|stream|tls-up|tls-down [CERTIFICATE KEY CA]");
+        die("usage: cost off|auto|always SIZE COUNT echo|stream|down|tls-up|tls-down [CERTIFICATE KEY CA]");
+    bool down = strcmp(argv[4], "down") == 0 || strcmp(argv[4], "tls-down") == 0;
     struct bp_options options = {.threads = 1,
                                  .splice = strcmp(argv[1], "off") == 0    ? BP_SPLICE_OFF
                                            : strcmp(argv[1], "auto") == 0 ? BP_SPLICE_AUTO
                                                                           : BP_SPLICE_ALWAYS};
+#ifdef UNSENT_BYTES
+    options.unsent_bytes = UNSENT_BYTES;
+#endif
     size_t bytes = strtoul(argv[2], NULL, 10);
     unsigned long count = strtoul(argv[3], NULL, 10);
     int client[2], satellite[2];
@@ -173,7 +180,7 @@ int main(int argc, char **argv) {
     if (strcmp(argv[4], "echo") == 0)
         run_echo(client[0], satellite[0], data, bytes, count);
     else
-        run_stream(client[0], satellite[0], client_tls, strcmp(argv[4], "tls-down") == 0, data, bytes, count);
+        run_stream(client[0], satellite[0], client_tls, down, data, bytes, count);
     uint64_t took = now_ns() - start;
     if (bp_engine_thread_cpu_ns(engine, 0, &cpu_after) < 0)
         die("cpu");

@@ -101,6 +101,9 @@ static int take(void) {
 
 static void serve(int orders) {
     struct bp_options options = {.threads = 1, .splice = BP_SPLICE_AUTO};
+#ifdef UNSENT_BYTES
+    options.unsent_bytes = UNSENT_BYTES;
+#endif
     bp_engine *engine;
     bp_splice *splice;
     char order;

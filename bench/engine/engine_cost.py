@@ -4,6 +4,7 @@
     python -P bench/engine/engine_cost.py --against REV      this tree and another revision, mode auto, interleaved
 
     python -P bench/engine/engine_cost.py --crowd            what idle and stalled connections cost, also a busy one
+    python -P bench/engine/engine_cost.py --unsent           what a limit of unsent bytes costs, and what it is good for
     python -P bench/engine/engine_cost.py --thresholds       the same, with each threshold of the pump at other values
 
 Prints medians of ROUNDS interleaved repetitions. CPU is that of the engine's thread (getrusage would add the load's).
@@ -46,13 +47,21 @@ ROUND_TRIPS = 20_000
 CROWD_ROUNDS = 3
 
 
-def build(native: Path, output: Path, program: str = "cost.c") -> Path:
+UNSENT_BYTES = 128 << 10
+UNSENT_CASES = (("down", 65536), ("down", 1 << 20), ("tls-down", 65536), ("tls-down", 1 << 20))
+UNSENT_STALLED = 100
+KERNEL_COLUMN = -2
+"""Of what crowd.c prints: kernel bytes for each connection."""
+
+
+def build(native: Path, output: Path, program: str = "cost.c", unsent_bytes: int = 0) -> Path:
     """Compile a measuring program with the engine's sources in `native`."""
+    defined = [f"-DUNSENT_BYTES={unsent_bytes}u"] if unsent_bytes else []
     sources = [str(path) for path in sorted((native / "src").glob("*.c"))]
     include = f"-I{native / 'include'}"
     libraries = ["-lssl", "-lcrypto", "-lpthread"]
     subprocess.run(
-        ["gcc", *FLAGS, include, str(PROGRAMS / program), *sources, *libraries, "-o", str(output)], check=True
+        ["gcc", *FLAGS, *defined, include, str(PROGRAMS / program), *sources, *libraries, "-o", str(output)], check=True
     )
     return output
 
@@ -146,17 +155,50 @@ def show_thresholds(folder: Path) -> None:
             print(f"| {name} | {value} | " + " | ".join(cells) + " |", flush=True)
 
 
+def show_unsent(folder: Path) -> None:
+    """Print what a fast reader costs, and what a stalled one holds in the kernel, without the limit and with it."""
+    limits = {"the system's limit": 0, f"{UNSENT_BYTES >> 10} KiB": UNSENT_BYTES}
+    costs = {
+        name: build(ROOT / "native", folder / f"cost-{limit}", unsent_bytes=limit) for name, limit in limits.items()
+    }
+    crowds = {
+        name: build(ROOT / "native", folder / f"crowd-{limit}", "crowd.c", limit) for name, limit in limits.items()
+    }
+    print("| | " + " | ".join(limits) + " |")
+    print("| --- |" + " ---: |" * len(limits))
+    for kind, size in UNSENT_CASES:
+        seen: dict[str, list[float]] = {name: [] for name in limits}
+        for _ in range(ROUNDS):
+            for name, program in costs.items():
+                seen[name].append(measure(program, "auto", size, kind)[0])
+        cells = [f"{statistics.median(runs):.2f}" for runs in seen.values()]
+        print(f"| {kind} {size}, CPU us | " + " | ".join(cells) + " |", flush=True)
+    held: dict[str, list[float]] = {name: [] for name in limits}
+    for _ in range(CROWD_ROUNDS):
+        for name, program in crowds.items():
+            arguments = [str(program), "stalled", str(UNSENT_STALLED), "1000"]
+            done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True)
+            held[name].append(float(done.stdout.split()[KERNEL_COLUMN]))
+    cells = [f"{statistics.median(runs):.0f}" for runs in held.values()]
+    print(f"| {UNSENT_STALLED} stalled, kernel bytes each | " + " | ".join(cells) + " |", flush=True)
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description="cost of a message on the engine's thread")
     parser.add_argument("--against", help="a git revision")
     parser.add_argument("--crowd", action="store_true", help="idle and stalled connections beside a busy one")
+    parser.add_argument("--unsent", action="store_true", help="TCP_NOTSENT_LOWAT on the client's leg")
+    parser.add_argument("--only", action="append", default=[], help="a kind of case: echo, stream, tls-up, tls-down")
     parser.add_argument("--thresholds", action="store_true", help="the pump's constants at other values")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make_certificate(Path(folder))
         if arguments.crowd or arguments.thresholds:
             (show_crowds if arguments.crowd else show_thresholds)(Path(folder))
+            return
+        if arguments.unsent:
+            show_unsent(Path(folder))
             return
         here = build(ROOT / "native", Path(folder) / "here")
         variants = {mode: (here, mode) for mode in ("off", "auto", "always")}
@@ -165,6 +207,7 @@ def main() -> None:
             variants = {"here": (here, "auto"), arguments.against: (there, "auto")}
         cases = [("echo", size) for size in ECHO_SIZES] + [("stream", size) for size in STREAM_SIZES]
         cases += [(kind, size) for kind in ("tls-up", "tls-down") for size in TLS_SIZES]
+        cases = [case for case in cases if not arguments.only or case[0] in arguments.only]
         print("| case | " + " | ".join(f"{name}: CPU us (wall us, spliced)" for name in variants) + " |")
         print("| --- |" + " ---: |" * len(variants))
         for kind, size in cases:

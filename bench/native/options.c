@@ -103,6 +103,8 @@ static void parse_load(struct options *options, const char *option, const char *
         parse_phases(options, value);
     else if (!strcmp(option, "--cpu"))
         pin_to_cpu(atoi(value));
+    else if (!strcmp(option, "--realtime"))
+        run_realtime(atoi(value));
     else
         fail(option, value);
 }

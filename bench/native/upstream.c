@@ -1,6 +1,6 @@
 /* The upstream of every measurement: an HTTP/2 gRPC server of one thread that decodes nothing but frames.
  *
- * `upstream PORT [--cpu N] [--boot SECONDS] [--mark FILE] [--tls CHAIN_AND_KEY]`. With --mark it writes the moment when it listens
+ * `upstream PORT [--cpu N] [--realtime PRIORITY] [--boot SECONDS] [--mark FILE] [--tls CHAIN_AND_KEY]`. With --mark it writes the moment when it listens
  * (CLOCK_MONOTONIC, ns) to the end of FILE. Commands are in the requests' bodies: see wire.h.
  */
 #include "upstream.h"
@@ -104,6 +104,8 @@ int main(int argc, char **argv) {
     for (int i = 2; i + 1 < argc; i += 2) {
         if (!strcmp(argv[i], "--cpu"))
             pin_to_cpu(atoi(argv[i + 1]));
+        else if (!strcmp(argv[i], "--realtime"))
+            run_realtime(atoi(argv[i + 1]));
         else if (!strcmp(argv[i], "--boot"))
             boot_s = atof(argv[i + 1]);
         else if (!strcmp(argv[i], "--mark"))

@@ -178,12 +178,12 @@ void stream_write(uint64_t offset, uint32_t message_bytes, uint8_t *data, size_t
 #define FIRST_NICE "-10" /* as in lab.py */
 
 void pin_to_cpu(int cpu) {
-    if (cpu < 0)
-        return;
     cpu_set_t set;
     CPU_ZERO(&set);
-    CPU_SET((size_t)cpu, &set);
-    (void)sched_setaffinity(0, sizeof set, &set);
+    if (cpu >= 0) {
+        CPU_SET((size_t)cpu, &set);
+        (void)sched_setaffinity(0, sizeof set, &set);
+    }
     FILE *session = fopen("/proc/self/autogroup", "w");
     if (!session)
         return; /* no autogroups, or not root */
@@ -195,4 +195,12 @@ uint64_t now_ns(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
+}
+
+void run_realtime(int priority) {
+    const struct sched_param param = {.sched_priority = priority};
+    if (priority > 0 && sched_setscheduler(0, SCHED_RR, &param) < 0) {
+        perror("SCHED_RR");
+        exit(2);
+    }
 }

@@ -77,6 +77,8 @@ void link_close(struct link *link);
 
 /* -1: any CPU. As root also ahead of other sessions' programs (sched(7), autogroup), like all of the bench. */
 void pin_to_cpu(int cpu);
+/* SCHED_RR; 0: not. Exits with a message if it is refused. */
+void run_realtime(int priority);
 uint64_t now_ns(void);
 
 #endif

@@ -57,10 +57,10 @@ class Peer:
 
     def load(self, lab: Lab, wire: Wire, spec: LoadSpec) -> Load:
         """The load generator, aimed at this peer."""
-        return Load(self.ports[wire], str(lab.ca) if wire == "tls" else None, self.token, spec)
+        return Load(self.ports[wire], str(lab.ca) if wire == "tls" else None, self.token, spec, lab.placement)
 
     def run_pinned(self, lab: Lab, command: list[str], *, pass_fd: int | None = None) -> None:
-        """Start the peer's own process on its core and wait for its ports."""
+        """Start the peer's own process on its core, if it has one, and wait for its ports."""
         self.processes.append(lab.start(self.name, lab.pinned(command), self.ports["plain"], pass_fd=pass_fd))
 
     def choose_ports(self) -> None:
@@ -73,6 +73,7 @@ class Peer:
         names = {
             **{f"{wire}_port": port for wire, port in self.ports.items()},
             "upstream_port": lab.upstream_port,
+            "threads": lab.placement.threads,
             "directory": lab.directory,
             "certificate": lab.certificate,
             "key": lab.key,

@@ -1,4 +1,7 @@
-"""HAProxy, nginx, Envoy, systemd-socket-proxyd and the Python proxy: one worker each, on the same core."""
+"""HAProxy, nginx, Envoy, systemd-socket-proxyd and the Python proxy: one worker each on the same core, unless a question
+
+has another placement.
+"""
 
 import importlib.util
 import socket
@@ -25,29 +28,35 @@ class HaproxyHttp(Peer):
         return program_missing("haproxy")
 
     def start(self, lab: Lab) -> None:
-        """One process, one thread."""
+        """One process, as many threads as the placement has."""
         self.choose_ports()
         (lab.directory / "haproxy-map").write_text(f"{SATELLITE} satellite\n")
         self.run_pinned(lab, ["haproxy", "-db", "-f", str(self.write_config(lab, "haproxy_http.cfg"))])
 
 
 class HaproxyTcp(Peer):
-    """HAProxy without routing: it only terminates TLS and moves bytes."""
+    """HAProxy without routing: it only terminates TLS and moves bytes.
 
-    def __init__(self, *, splice: bool) -> None:
-        name = "haproxy tcp splice" if splice else "haproxy tcp"
-        super().__init__(name, "tcp", f"mode tcp {'with option splice-auto' if splice else 'without splice'}")
+    With `polling` it takes the whole of its core, so no other peer may run meanwhile.
+    """
+
+    def __init__(self, *, splice: bool, polling: bool = False) -> None:
+        name = f"haproxy tcp{' splice' if splice else ''}{' polling' if polling else ''}"
+        about = f"mode tcp {'with option splice-auto' if splice else 'without splice'}{', busy-polling' * polling}"
+        super().__init__(name, "tcp", about)
         self._splice = splice
+        self._polling = polling
 
     def missing(self) -> str | None:
         """Debian's haproxy."""
         return program_missing("haproxy")
 
     def start(self, lab: Lab) -> None:
-        """One process, one thread."""
+        """One process, as many threads as the placement has."""
         self.choose_ports()
         option = "option splice-auto" if self._splice else "no option splice-auto"
-        config = self.write_config(lab, "haproxy_tcp.cfg", splice=option)
+        polling = "busy-polling" if self._polling else ""
+        config = self.write_config(lab, "haproxy_tcp.cfg", splice=option, polling=polling)
         self.run_pinned(lab, ["haproxy", "-db", "-f", str(config)])
 
 
@@ -62,7 +71,7 @@ class Nginx(Peer):
         return program_missing("nginx")
 
     def start(self, lab: Lab) -> None:
-        """A master and one worker."""
+        """A master and its workers."""
         self.choose_ports()
         self.run_pinned(lab, ["nginx", "-c", str(self.write_config(lab, "nginx.conf"))])
 
@@ -86,7 +95,7 @@ class Envoy(Peer):
         self.choose_ports()
         config = self.write_config(lab, "envoy.yaml")
         program = Path(sysconfig.get_path("platlib")) / "envoy" / "_bin" / "envoy"
-        options = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
+        options = ["--concurrency", str(lab.placement.threads), "--disable-hot-restart", "--log-level", "error"]
         self.run_pinned(lab, [str(program), "-c", str(config), *options])
 
 

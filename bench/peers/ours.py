@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from bench.lab import SATELLITE, Lab, put_first
+from bench.lab import SATELLITE, Lab, put_first, realtime_missing
 from bench.peers.base import HERE, Peer
 from bentpipe.daemon.connections.descriptors import hard_limit
 from bentpipe.daemon.connections.quotas import CONNECTION_FDS
@@ -19,19 +19,26 @@ SPARE_FILES = 1_900
 
 
 class Bentpipe(Peer):
-    """The daemon; `splice` chooses the engine's mode, `data_plane` whether its connections have a process of their own."""
+    """The daemon; `splice` chooses the engine's mode, `data_plane` whether its connections have a process of their own.
+
+    `variant` is one option that differs from the default, and has its name in the peer's.
+    """
 
     def __init__(
         self,
         splice: Literal["auto", "off", "always"] = "auto",
         data_plane: Literal["inside", "process"] = "inside",
+        variant: Literal["", "realtime", "polling", "accepting at once"] = "",
     ) -> None:
         name = "bentpipe" if splice == "auto" else f"bentpipe {splice}"
         if data_plane == "process":
             name += " two processes"
+        if variant:
+            name += f" {variant}"
         super().__init__(name, "bentpipe", f"greeting, admission, hand-off to the engine (splice = {splice})")
         self._splice = splice
         self._data_plane = data_plane
+        self._variant = variant
         self.satellites: list[tuple[str, tuple[str, ...]]] = [(SATELLITE, ())]
         """Names, and further arguments of the upstream that each one runs."""
         self.program = ["-m", "bentpipe.daemon.service.entry", "serve", "--config"]
@@ -40,6 +47,10 @@ class Bentpipe(Peer):
         self.log_level = "warning"
         self.api = False
         """Whether the port with TLS serves the control API too."""
+
+    def missing(self) -> str | None:
+        """Real time is a privilege."""
+        return realtime_missing() if self._variant == "realtime" else None
 
     def start(self, lab: Lab) -> None:
         """Write the configuration and serve; the satellites sleep until the first client."""
@@ -60,6 +71,9 @@ class Bentpipe(Peer):
             lab,
             "bentpipe.toml",
             splice=self._splice,
+            priority="realtime" if self._variant == "realtime" else "slice",
+            busy_poll="200us" if self._variant == "polling" else "0s",
+            defer_accept=str(self._variant != "accepting at once").lower(),
             data_plane=self._data_plane,
             planes=lab.directory / f"{self.name.replace(' ', '-')}-planes",
             log_level=self.log_level,

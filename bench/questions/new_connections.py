@@ -43,16 +43,16 @@ class Case:
     resume: bool
 
 
-CASES = [Case("tls", resume=False), Case("tls", resume=True), Case("plain", resume=False)]
+CASES = [Case("tls", resume=False), Case("plain", resume=False), Case("tls", resume=True)]
 
 
 def run(session: Session) -> None:
-    """Measure every peer."""
-    with session.running(distinct_peers()) as peers:
+    """Measure every peer, and what it is worth to let the kernel wait for a client's first bytes."""
+    with session.running([*distinct_peers(), Bentpipe(variant="accepting at once")]) as peers:
 
         def measure(peer: Peer, case: Case) -> None:
             if case.wire in peer.wires:
-                _measure(session, peer, case)
+                measure_connections(session, peer, case, QUESTION)
 
         session.interleave(peers, CASES[:2] if session.effort.quick else CASES, measure)
     for part, seconds in run_micro(BUILD).items():
@@ -60,7 +60,8 @@ def run(session: Session) -> None:
             session.record(MICRO, "bentpipe", {"part": part}, {"us": value * 1e6})
 
 
-def _measure(session: Session, peer: Peer, case: Case) -> None:
+def measure_connections(session: Session, peer: Peer, case: Case, question: str) -> None:
+    """Take a sample, and record it for a question."""
     spec = LoadSpec(
         "connect",
         (Phase(0, session.effort.seconds),),
@@ -91,4 +92,4 @@ def _measure(session: Session, peer: Peer, case: Case) -> None:
     values |= {f"half_rate_{name.removesuffix('us')}ms": us / 1e3 for name, us in phase.quantiles_us().items()}
     values["half_rate_failed"] = float(phase.failed)
     row = {"wire": case.wire, "resumption": "offered" if case.resume else "no"}
-    session.record(QUESTION, peer.name, {**row}, values, {"half_rate_ns": phase.latency})
+    session.record(question, peer.name, {**row}, values, {"half_rate_ns": phase.latency})

@@ -7,6 +7,7 @@ from its satellite's note to its own answer. A herd must start its satellite exa
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from hdrh.histogram import HdrHistogram
 
@@ -17,6 +18,7 @@ from bench.session import Session
 QUESTION = "wakes"
 TITLE = "Wakes"
 SHOWN = ("delay_p50_ms", "delay_p99_ms", "delay_max_ms", "listen_to_first_ms", "listen_to_last_ms", "starts", "failed")
+Form = Literal["inside", "process"]
 BOOT_S = 0.5
 DEADLINE_S = 40.0
 
@@ -38,17 +40,23 @@ FULL_CASES = [
 ]
 
 
+FORMS: tuple[Form, ...] = ("inside", "process")
+CROWD = 200
+"""From so many clients on, the form with two processes is measured too."""
+
+
 def run(session: Session) -> None:
     """A fresh daemon for each sample: every satellite is asleep at its start."""
     for repetition in range(session.effort.repetitions):
         for case in QUICK_CASES if session.effort.quick else FULL_CASES:
-            _measure(session, case, repetition)
+            for form in FORMS if case.clients >= CROWD else FORMS[:1]:
+                _measure(session, case, repetition, form)
 
 
-def _measure(session: Session, case: Case, repetition: int) -> None:
-    folder = session.lab.directory / f"marks-{case.clients}-{case.satellites}-{case.per_second}-{repetition}"
+def _measure(session: Session, case: Case, repetition: int, form: Form) -> None:
+    folder = session.lab.directory / f"marks-{form}-{case.clients}-{case.satellites}-{case.per_second}-{repetition}"
     folder.mkdir()
-    peer = Bentpipe()
+    peer = Bentpipe(data_plane=form)
     peer.satellites = [
         (f"sat{number}", ("--boot", str(BOOT_S), "--mark", str(folder / str(number))))
         for number in range(case.satellites)
