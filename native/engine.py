@@ -87,7 +87,7 @@ class EngineOptions:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SpliceCounters:
-    """What a splice moved: bytes delivered each way, and when it last moved any (time.monotonic() seconds)."""
+    """What a splice moved: bytes delivered each way, and when it last moved any (time.monotonic() seconds; 0: not known)."""
 
     client_to_satellite_bytes: int
     satellite_to_client_bytes: int

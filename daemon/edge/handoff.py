@@ -332,7 +332,7 @@ def _write_down(ended: Ended, record: Record, *, quiet: bool, cut: bool) -> None
     record.down_bytes += counters.satellite_to_client_bytes
     if counters.first_down_monotonic_s:
         record.reach_first(Phase.FIRST_BYTE, time.monotonic() - counters.first_down_monotonic_s)
-    if moved:
+    if moved and counters.last_activity_monotonic_s:
         record.reach_first(Phase.LAST_BYTE, time.monotonic() - counters.last_activity_monotonic_s)
     # The engine's clock has whole milliseconds: nothing of a splice lies before it.
     record.marks[Phase.LAST_BYTE] = max(record.marks[Phase.LAST_BYTE], record.marks[Phase.SPLICED])

@@ -229,9 +229,11 @@ async def test_a_satellite_that_resets_or_times_out_is_looked_at(reason: EndReas
         closed: list[Record] = []
         record = Book({"test": closed.append}, clock=lambda: 0.0).open("192.0.2.9:1")
         handoff._live[SpliceId(1)] = Splice(KEY, "somebody", "192.0.2.9", lease, place, record)
-        handoff.take_end(Ended(SpliceId(1), reason, SpliceCounters(0, 0, 0, 0), 0))
+        # As a data plane of its own tells it: without the time of the last byte.
+        handoff.take_end(Ended(SpliceId(1), reason, SpliceCounters(7, 9, 0, 0.0), 0))
     finally:
         engine.close()
     gone = reason in (EndReason.SATELLITE_RESET, EndReason.SATELLITE_TIMEOUT)
     assert suspected == (["looked at"] if gone else [])
     assert [(each.end.code, each.is_open) for each in closed] == [(reason.name.lower(), False)]
+    assert "last_byte_s" not in closed[0].fields()
