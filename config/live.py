@@ -77,7 +77,7 @@ CHANGES: Mapping[type[Section], Mapping[str, Effect]] = {
         # Sockets that others know, and files and tables that are open.
         restart="listener metrics records traces admin control store processes satellite_ca registration",
     ),
-    DaemonSection: _of(now="drain_deadline_s log_format log_level", restart="data_plane planes"),
+    DaemonSection: _of(now="drain_deadline_s greeting log_format log_level", restart="data_plane planes"),
     # What a port speaks. The port itself is opened at the start.
     ListenerSection: _of(
         now="tls proxy_protocol api one_request_per_connection", restart="address systemd defer_accept"

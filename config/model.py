@@ -54,6 +54,8 @@ class DaemonSection(Section):
     """Where connections live: in the daemon's own process, or in another one, `bentpipe dataplane`, which outlives it."""
     planes: Path | None = None
     """The folder of the data planes' control sockets; by default `planes` in systemd's RuntimeDirectory."""
+    greeting: Literal["auto", "python"] = "auto"
+    """auto: a client's first frames are read in C if the engine was built with nghttp2. Otherwise Python reads them."""
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

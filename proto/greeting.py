@@ -13,6 +13,8 @@ Rules of this file:
 proto/states.py says which frame may come when, and proto/limits.py has every bound.
 """
 
+import dataclasses
+
 from bentpipe.proto import limits
 from bentpipe.proto.ack_filter import AckFilter
 from bentpipe.proto.errors import ErrorCode, GreetingError, over
@@ -51,6 +53,28 @@ from bentpipe.proto.states import (
 
 _VALUE = (1 << 31) - 1
 """Both values of an Announcement have at most 31 bits (RFC 9113 §6.5.2)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReadBefore:
+    """How far another reader of the same client has come."""
+
+    transcript: bytes
+    """Whole frames, without those that do not belong to the transcript."""
+    mark: int
+    """What the client has heard: see Greeting.mark."""
+    words: bytes
+    """What we must send still."""
+    pings: int
+    """PINGs before the first request."""
+    ping_tokens: float
+    """What is left of PING_BURST."""
+    ping_at_s: float
+    """When the last PING of a held client came."""
+    framed_bytes: int
+    """Bytes of whole frames, with those that do not belong to the transcript."""
+    removed: list[tuple[int, int]] | None
+    """What `take_removed` would take; None: nothing is remembered."""
 
 
 class Greeting:
@@ -185,6 +209,20 @@ class Greeting:
         self._settings_sent, self._acked = bool(mark & 1), bool(mark & 2)
         self._announced = Announcement(mark >> 2 & _VALUE, mark >> 33)
 
+    def go_on(self, before: ReadBefore) -> None:
+        """Go on for another reader, before anything is read. Raises GreetingError if that read what may not come."""
+        self.resume(before.mark)
+        self._buffer += before.transcript
+        try:
+            self._read([], before.ping_at_s)
+        except GreetingError:
+            self._state = State.ENDED
+            raise
+        self._outbox += before.words
+        self._counts["PING_FRAMES"] = before.pings
+        self._ping_tokens, self._ping_at_s = before.ping_tokens, before.ping_at_s
+        self._framed_bytes, self._removed = before.framed_bytes, before.removed
+
     def ack_filter(self) -> AckFilter:
         """Make a filter that goes on from exactly here, after `transcript_bytes`.
 
@@ -219,16 +257,19 @@ class Greeting:
         try:
             if self._state is State.ENDED:
                 raise illegal(self._state, Input.QUIET)
-            if self._state is State.PREFACE:
-                self._preface(events)
-            while self._state in FRAME_STATES and self._next_frame(events, now_s):
-                pass
+            self._read(events, now_s)
             if self._state not in REQUEST_SEEN and self.kept_bytes > limits.GREETING_BYTES:
                 raise over("GREETING_BYTES")
         except GreetingError:
             self._state = State.ENDED
             raise
         return events
+
+    def _read(self, events: list[Event], now_s: float) -> None:
+        if self._state is State.PREFACE:
+            self._preface(events)
+        while self._state in FRAME_STATES and self._next_frame(events, now_s):
+            pass
 
     def _move(self, seen: Input) -> None:
         self._state = TABLE[self._state][seen]

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import trustme
 
+from bentpipe.native import _build
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "bench" / "engine"
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2")
@@ -59,7 +61,7 @@ def build(native: Path, output: Path, program: str = "cost.c", unsent_bytes: int
     defined = [f"-DUNSENT_BYTES={unsent_bytes}u"] if unsent_bytes else []
     sources = [str(path) for path in sorted((native / "src").glob("*.c"))]
     include = f"-I{native / 'include'}"
-    libraries = ["-lssl", "-lcrypto", "-lpthread"]
+    libraries = ["-lpthread", *(f"-l{name}" for name in _build.LIBRARIES)]
     subprocess.run(
         ["gcc", *FLAGS, *defined, include, str(PROGRAMS / program), *sources, *libraries, "-o", str(output)], check=True
     )

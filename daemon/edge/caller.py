@@ -4,6 +4,7 @@ While the client is held this reads and writes for it, so that its PINGs are ans
 """
 
 import dataclasses
+import logging
 
 import trio
 
@@ -14,10 +15,13 @@ from bentpipe.daemon.connections.transport import PeerLeft
 from bentpipe.daemon.edge.channel import Channel
 from bentpipe.daemon.edge.dial import Dials, dial_here
 from bentpipe.daemon.edge.identity import TlsIdentity
+from bentpipe.daemon.edge.native_greeting import NativeGreeting
 from bentpipe.daemon.edge.plane_channel import PlaneChannel
 from bentpipe.proto.events import Event, RequestHeaders
 from bentpipe.proto.greeting import Greeting
 from bentpipe.proto.one_request import OneRequest
+
+log = logging.getLogger("bentpipe.edge")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,13 +38,19 @@ class Offer:
 class Caller:
     """A client that has not been handed off."""
 
-    def __init__(self, transport: Channel, arrival: Arrival, dials: Dials = dial_here) -> None:
-        """`dials` connects to satellites from the process that has the client's socket."""
+    def __init__(
+        self,
+        transport: Channel,
+        arrival: Arrival,
+        dials: Dials = dial_here,
+        greeting: Greeting | NativeGreeting | None = None,
+    ) -> None:
+        """`dials` connects to satellites from the process that has the client's socket. `greeting`: by default in Python."""
         self.transport = transport
         self.dials = dials
         self._offered = transport if isinstance(transport, PlaneChannel) else None
         """Set if the next control plane goes on with the client when this one dies: see plane_channel.py."""
-        self.greeting = Greeting()
+        self.greeting = greeting or Greeting()
         if self._offered is not None:
             self.greeting.take_removed()  # from now on they are remembered
         self.offer: Offer | None = None
@@ -72,12 +82,24 @@ class Caller:
         much."""
         if self._one_request is not None:
             data = self._one_request.receive_data(data)
-        events = self.greeting.receive_data(data, trio.current_time())
+        events = self._read(data)
         if self._one_request is not None:
             self._hold_to_one(self._one_request, events)
         self._outbox += self.greeting.data_to_send()
         self._note_answered()
         self.place.keep(self.greeting.kept_bytes + len(self._outbox))
+        return events
+
+    def _read(self, data: bytes) -> list[Event]:
+        """Let the greeting read. Where the one in C stops, the one in Python goes on for good."""
+        greeting, now_s = self.greeting, trio.current_time()
+        events = greeting.receive_data(data, now_s)
+        if isinstance(greeting, NativeGreeting) and greeting.stopped is not None:
+            self.greeting, rest = greeting.hand_over()
+            events += self.greeting.receive_data(rest, now_s)
+            if greeting.stopped.error_code is not None:
+                fields = {"id": self.record.id, "peer": self.peer, "limit": greeting.stopped.limit}
+                log.error("the greeting in C refuses what Python accepts; please report this", extra={"fields": fields})
         return events
 
     def _note_answered(self) -> None:

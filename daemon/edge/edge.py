@@ -8,6 +8,7 @@ from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.edge.announcements import Announcements
+from bentpipe.daemon.edge.greeters import Greeters
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.identity import Identities
 from bentpipe.daemon.edge.plane_splicer import PlaneSplicer
@@ -36,5 +37,6 @@ class Edge:
     greetings: Deadlines
     """From accept to the first complete request."""
     announcements: Announcements
+    greeters: Greeters
     planes: PlaneSplicer | None = None
     """The data planes, if the sockets of clients and satellites are theirs."""

@@ -24,6 +24,7 @@ from bentpipe.daemon.connections.satellite_tls import satellite_tls_of, type_tls
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.dial import dial_here
 from bentpipe.daemon.edge.edge import Edge
+from bentpipe.daemon.edge.greeters import Greeters
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.health_connection import HealthChecks
@@ -179,6 +180,7 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         satellite_tls=satellite_tls,
         greetings=Deadlines(config.limits.greeting_deadline_s),
         announcements=announcements,
+        greeters=Greeters(config.daemon.greeting),
         planes=None if planes is None else planes.splicer,
     )
     gate = Gate(edge.quotas, counters, edge.book, opened.descriptors.admit_below)
@@ -190,6 +192,7 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         gate=gate,
         quotas=edge.quotas,
         greetings=edge.greetings,
+        greeters=edge.greeters,
         checks=checks,
         apis=apis,
         account_parts=account_parts,

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from bentpipe.daemon.connections.descriptors import hard_limit
+from bentpipe.daemon.edge.greeters import NO_NGHTTP2
 from bentpipe.daemon.image.programs.findings import Finding, Severity
 from bentpipe.daemon.keeper.cgroup import find_own_cgroup
 from bentpipe.daemon.keeper.freezer import find_own_freezer
@@ -16,6 +17,7 @@ from bentpipe.daemon.service.doctor_engine import check_syncookies, configured_e
 from bentpipe.daemon.service.doctor_tls import configured_findings
 from bentpipe.daemon.service.engine_priority import explain_priority, try_priority
 from bentpipe.native.engine import Ktls, Priority, ktls_self_test
+from bentpipe.native.greeting import nghttp2_version
 from bentpipe.native.tls import openssl_version
 
 NOFILE_WANTED = 65_536
@@ -23,6 +25,9 @@ NOFILE_WANTED = 65_536
 and all pipes of 40 threads."""
 FAST_OPENSSL = 3, 2
 """From this version on AES-GCM takes about half of the CPU time for a byte."""
+BUILD_WITH_NGHTTP2 = (
+    "new connections take more CPU time: install libnghttp2-dev (dnf: libnghttp2-devel), and build bentpipe again"
+)
 PIPE_PAGES_WANTED = 16_384
 """The kernel's default: 64 MiB of pipes for each user. With less, streams fall back to copying early (pipe(7))."""
 
@@ -50,6 +55,18 @@ def judge_openssl(version: str) -> Finding:
         remedy = "bytes to TLS clients take about 1.4 times the CPU time of OpenSSL 3.5, which Debian 13 has"
         return Finding(Severity.WARN, "OpenSSL", version, remedy)
     return Finding(Severity.OK, "OpenSSL", version)
+
+
+def check_greeting() -> Finding:
+    """Whether the engine reads greetings: `[daemon] greeting`."""
+    return judge_greeting(nghttp2_version())
+
+
+def judge_greeting(version: str | None) -> Finding:
+    """`version` is nghttp2's; None: the engine was built without it."""
+    if version is None:
+        return Finding(Severity.WARN, "greeting", f"Python alone: {NO_NGHTTP2}", BUILD_WITH_NGHTTP2)
+    return Finding(Severity.OK, "greeting", f"in C, with nghttp2 {version}")
 
 
 def check_ktls() -> Finding:
@@ -135,6 +152,7 @@ def check_clock() -> Finding:
 CHECKS: tuple[Callable[[], Finding], ...] = (
     check_kernel,
     check_openssl,
+    check_greeting,
     check_ktls,
     check_priority,
     check_pipe_pages,

@@ -314,7 +314,8 @@ class Planes:
         if edge is None or sessions is None or record.listener >= len(self._ports):
             raise ProtocolBroken("a client of a listener that is not in the configuration")
         name = None if record.flags & r.ArrivalFlag.LOCAL else (record.host, record.port)
-        caller = Caller(channel, Arrival(edge.quotas, name, Proxies(), edge.book), plane.attempt)
+        arrival = Arrival(edge.quotas, name, Proxies(), edge.book)
+        caller = Caller(channel, arrival, plane.attempt, edge.greeters.make())
         hashed = bool(record.flags & r.ArrivalFlag.HASHED)
         certificate = record.certificate if record.certificate and not hashed else None
         caller.offer = Offer(

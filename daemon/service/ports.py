@@ -109,7 +109,7 @@ def serve_ports(
     """Make what serves the sockets, which it takes over. `local_api` is served on the Unix socket beside `control`."""
 
     def serve(client: Transport, port: Port, arrival: Arrival) -> Awaitable[None]:
-        return Session(edge, Caller(client, arrival), port).run()
+        return Session(edge, Caller(client, arrival, greeting=edge.greeters.make()), port).run()
 
     listeners = tuple(Listener(sock, port, gate, in_tasks(serve)) for _, port, sock in opened.clients)
     return Ports(

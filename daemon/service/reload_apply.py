@@ -10,6 +10,7 @@ from bentpipe.daemon.connections.descriptors import Descriptors
 from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.connections.listener import Gate, Listener
 from bentpipe.daemon.connections.quotas import Quotas, quota_limits_of
+from bentpipe.daemon.edge.greeters import Greeters
 from bentpipe.daemon.edge.health_connection import HealthChecks
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.provisioning import Provisioner
@@ -35,6 +36,7 @@ class LiveParts:
     gate: Gate
     quotas: Quotas
     greetings: Deadlines
+    greeters: Greeters
     checks: HealthChecks
     apis: Apis
     account_parts: AccountParts
@@ -57,6 +59,7 @@ def apply(prepared: Prepared, parts: LiveParts) -> None:
     limits = config.limits
     parts.quotas.change_limits(quota_limits_of(limits, parts.descriptors.connections))
     parts.greetings.seconds = limits.greeting_deadline_s
+    parts.greeters.follow(config.daemon.greeting)
     parts.checks.stranger_age_s = limits.stranger_age_s
     parts.apis.follow(config)
     parts.account_parts.follow(config)

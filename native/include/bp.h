@@ -11,6 +11,7 @@
 #ifndef BP_H
 #define BP_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -736,5 +737,151 @@ bp_tls *bp_stream_take_tls(bp_stream *stream);
  * Thread: one
  */
 void bp_stream_free(bp_stream *stream);
+
+/* ---- greeting: a client's first frames, without I/O; proto/greeting.py says what is done with them and why ---------- */
+
+enum bp_greeting_sizes {
+    BP_GREETING_STREAMS = 16, /* open at once; more are left to Python */
+    BP_GREETING_WORDS = 38, /* SETTINGS with two entries, and PING's ACK */
+};
+
+enum bp_limit { /* what a client may go over: the names of proto/limits.py */
+                BP_LIMIT_NONE,
+                BP_LIMIT_FRAME_BYTES,
+                BP_LIMIT_CONTINUATION_FRAMES,
+                BP_LIMIT_HEADER_BLOCK_BYTES,
+                BP_LIMIT_SETTINGS_FRAMES,
+                BP_LIMIT_SETTINGS_ENTRIES,
+                BP_LIMIT_GREETING_BYTES,
+                BP_LIMIT_OPENING_FRAMES,
+                BP_LIMIT_PING_FRAMES,
+                BP_LIMIT_HEADER_LIST_BYTES,
+                BP_LIMIT_HEADER_FIELDS,
+                BP_LIMIT_TABLE_SIZE_UPDATES,
+                BP_LIMIT_HPACK_INTEGER_BYTES,
+                BP_LIMIT_TABLE_BYTES,
+                BP_LIMIT_WINDOW_BYTES,
+                BP_LIMIT_HELD_HEADERS,
+                BP_LIMIT_RST_STREAM_FRAMES,
+                BP_LIMIT_QUIET_FRAMES,
+                BP_LIMIT_EMPTY_DATA_FRAMES,
+                BP_LIMIT_PING_BURST,
+                BP_LIMIT_PING_PER_S,
+                BP_LIMITS
+};
+
+enum bp_greeting_state { /* the states of proto/states.py */
+                         BP_GREETING_PREFACE,
+                         BP_GREETING_SETTINGS,
+                         BP_GREETING_OPENING,
+                         BP_GREETING_OPENING_BLOCK,
+                         BP_GREETING_HELD,
+                         BP_GREETING_HELD_BLOCK,
+                         BP_GREETING_ENDED,
+};
+
+enum bp_greeting_verdict { /* what bp_greeting_next() has to tell */
+                           BP_GREETING_MORE, /* all whole frames have been read, and more bytes are needed */
+                           BP_GREETING_ACKED, /* the client has acknowledged our SETTINGS */
+                           BP_GREETING_PINGED, /* a PING was answered */
+                           BP_GREETING_REQUEST, /* the first header block is complete: told_stream, block_end_stream */
+                           BP_GREETING_RESET, /* RST_STREAM: told_stream, error_code */
+                           BP_GREETING_GOING_AWAY, /* GOAWAY: error_code */
+                           BP_GREETING_REFUSED, /* a rule or a limit is broken: error_code of the GOAWAY to send, limit */
+                           BP_GREETING_UNUSUAL, /* the frame at `framed` is proto/greeting.py's, and all that follows */
+};
+
+struct bp_greeting_limits { /* values of proto/limits.py */
+    double most[BP_LIMITS];
+};
+
+struct
+    bp_greeting { /* one client's; `streams` and `window_bytes` may be set until our SETTINGS are sent, the rest is read only */
+    const struct bp_greeting_limits *limits;
+    enum bp_greeting_state state;
+    size_t
+        framed; /* where the next frame begins in the client's bytes that are kept; the caller that drops all sets 0 */
+    size_t opening_bytes; /* how long preface and SETTINGS are, once they are whole */
+    size_t removed; /* the bytes at `framed` that the caller must take out before its next call */
+    uint64_t passed; /* where the next frame begins in all of the client's bytes, with what was taken out */
+    uint8_t words[BP_GREETING_WORDS]; /* to send */
+    uint32_t words_bytes;
+    uint32_t streams, window_bytes; /* of our SETTINGS */
+    bool settings_sent, acked;
+    bool going_away, failing; /* the client has sent GOAWAY; with an error */
+    uint32_t last_stream; /* the highest that the client opened */
+    uint32_t open_count;
+    uint32_t open[BP_GREETING_STREAMS]; /* not reset; in no order */
+    uint32_t counts[BP_LIMITS]; /* by the limit that counts */
+    uint64_t data_bytes, window;
+    double ping_tokens, ping_at_s;
+    uint32_t block_stream, continuations; /* of the last header block */
+    bool block_end_stream, block_first;
+    size_t block_at, block_bytes;
+    uint32_t told_stream, error_code; /* what the last verdict is about */
+    enum bp_limit limit;
+};
+
+struct bp_fields { /* decoded header fields */
+    uint32_t count, most; /* fields; room for so many */
+    uint32_t *sizes; /* of each field the name's and the value's: room for 2 * most */
+    char *text; /* names and values, without anything between */
+    size_t text_bytes, text_most;
+};
+
+/**
+ * bp_nghttp2_version() - The version of nghttp2 at run time
+ *
+ * Return: nghttp2's text, such as "1.52.0"; NULL if the engine was built without it, and every request is unusual
+ * Thread: any
+ */
+const char *bp_nghttp2_version(void);
+/**
+ * bp_greeting_init() - Begin a greeting; there is nothing to free
+ * @greeting: Receives it
+ * @limits: Borrows for as long as the greeting lasts
+ *
+ * Thread: one
+ */
+void bp_greeting_init(struct bp_greeting *greeting, const struct bp_greeting_limits *limits);
+/**
+ * bp_greeting_next() - Read whole frames until there is something to tell
+ * @greeting: Greeting
+ * @kept: All bytes of the client so far, without those that were taken out; the first frame is at `framed`
+ * @bytes: How many
+ * @now_s: Time in seconds, of any clock that does not go back
+ * @ret_fields: Receives the fields with BP_GREETING_REQUEST
+ *
+ * Call again after every verdict but BP_GREETING_MORE, BP_GREETING_REFUSED and BP_GREETING_UNUSUAL. `words` has what to send
+ * because of this call.
+ *
+ * Return: of enum bp_greeting_verdict
+ * Thread: one
+ */
+BP_MUST_CHECK enum bp_greeting_verdict bp_greeting_next(struct bp_greeting *greeting, const void *kept, size_t bytes,
+                                                        double now_s, struct bp_fields *ret_fields);
+/**
+ * bp_greeting_speak() - Put our SETTINGS into `words`, unless they were there before
+ * @greeting: Greeting
+ *
+ * Thread: one
+ */
+void bp_greeting_speak(struct bp_greeting *greeting);
+/**
+ * bp_greeting_mark() - What the client has heard of us
+ * @greeting: Greeting
+ *
+ * Return: what Greeting.mark of proto/greeting.py is
+ * Thread: one
+ */
+uint64_t bp_greeting_mark(const struct bp_greeting *greeting);
+/**
+ * bp_greeting_resume() - Go on for another greeting; before anything is read
+ * @greeting: Greeting
+ * @mark: The other's mark; its bytes, without those that were taken out, are read again
+ *
+ * Thread: one
+ */
+void bp_greeting_resume(struct bp_greeting *greeting, uint64_t mark);
 
 #endif

@@ -7,18 +7,21 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from bentpipe.native import _build
+
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "native"
 DRIVER = ROOT / "tests" / "native" / "driver"
 STORM = ROOT / "tests" / "native" / "opener"
 JOIN_STORM = ROOT / "tests" / "native" / "joiner"
+READER = ROOT / "tests" / "native" / "greeting"
 
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror")
 DEFINED = ("-DTICK_MS=20", "-DBP_DEBUG")
 WRAPPED = ("recv", "send", "splice", "epoll_wait", "pipe2", "fcntl", "malloc")
 WRAP = "-Wl," + ",".join(f"--wrap={name}" for name in WRAPPED)
 
-LIBRARIES = ("-lssl", "-lcrypto", "-lpthread")
+LIBRARIES = ("-lpthread", *(f"-l{name}" for name in _build.LIBRARIES))
 
 
 def _compiler(sanitizer: str) -> tuple[str, ...]:
@@ -71,6 +74,19 @@ def _build_alone(name: str, folder: Path, sanitizer: str) -> Path:
         sources = [*sorted(NATIVE.glob("src/*.c")), *sorted(folder.glob("*.c"))]
         subprocess.run([*_compiler(sanitizer), *sources, *LIBRARIES, "-o", program], check=True)
     return program
+
+
+def link_reader(program: Path, sanitizer: str, *flags: str) -> Path:
+    """Compile the program that reads greetings, tests/native/greeting. Raises CalledProcessError."""
+    sources = [*sorted(NATIVE.glob("src/greeting*.c")), *sorted(READER.glob("*.c"))]
+    subprocess.run([*_compiler(sanitizer), *flags, *sources, *LIBRARIES, "-o", program], check=True)
+    return program
+
+
+def build_reader(sanitizer: str) -> Path:
+    """The same, unless the program is newer than its sources."""
+    program = ROOT / "build" / f"reader-{sanitizer.partition(',')[0]}"
+    return link_reader(program, sanitizer) if _is_old(program, READER) else program
 
 
 def _is_old(program: Path, driver: Path) -> bool:

@@ -4,11 +4,13 @@ import inspect
 import re
 from pathlib import Path
 
-from bentpipe.native import tls
+from bentpipe.native import greeting, tls
 from bentpipe.native.engine import EndReason, Ktls
 from bentpipe.native.joiner import NewsFlag, StreamFailure
 from bentpipe.native.lib import Lib
 from bentpipe.native.opener import OpeningStep
+from bentpipe.proto import limits
+from bentpipe.proto.states import State
 
 HEADER = (Path(__file__).parents[2] / "native" / "include" / "bp.h").read_text()
 CODE = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
@@ -59,3 +61,19 @@ def test_the_steps_of_an_opening_are_those_of_the_opener() -> None:
 def test_the_news_of_a_stream_are_those_of_the_joiner() -> None:
     assert constants("bp_news_flag") == {f"BP_NEWS_{flag.name}": flag.value for flag in NewsFlag}
     assert constants("bp_stream_failure") == {f"BP_STREAM_{failure.name}": failure.value for failure in StreamFailure}
+
+
+def test_the_limits_of_a_greeting_are_those_of_proto() -> None:
+    declared = constants("bp_limit")
+    assert declared.pop("BP_LIMITS") == 1 + len(greeting.LIMITS)
+    assert declared.pop("BP_LIMIT_NONE") == 0
+    assert {f"BP_LIMIT_{name}": number for number, name in enumerate(greeting.LIMITS, 1)} == declared
+    assert all(isinstance(getattr(limits, name), int | float) for name in greeting.LIMITS)
+
+
+def test_the_numbers_of_a_greeting_are_those_of_the_engine() -> None:
+    states = {f"BP_GREETING_{state.name}": number for number, state in enumerate(State)}
+    assert constants("bp_greeting_state") == states
+    verdicts = {f"BP_GREETING_{verdict.name}": verdict.value for verdict in greeting.GreetingVerdict}
+    assert constants("bp_greeting_verdict") == verdicts
+    assert constants("bp_greeting_sizes")["BP_GREETING_STREAMS"] == greeting.STREAMS

@@ -23,6 +23,7 @@ PACKAGES = (
     "iproute2",
     "procps",
     "openssl",
+    "libnghttp2-14",
     "needrestart",
     "certbot",
 )

@@ -7,7 +7,10 @@ passed; how the bytes are cut does not matter.
 
 import contextlib
 
+from beds.fuzz.both import Both
+from beds.fuzz.openings import Flight
 from beds.http2 import EMPTY_SETTINGS
+from bentpipe.native.greeting import nghttp2_version
 from bentpipe.proto import limits
 from bentpipe.proto.ack_filter import AckFilter
 from bentpipe.proto.answering import AnsweredCall, Answering
@@ -54,6 +57,14 @@ def greet(flights: list[bytes], size: int) -> tuple[list[object], str, bytes]:
             with contextlib.suppress(MetadataError):
                 parse_request(event.headers)
     return events, end, said + greeting.data_to_send()
+
+
+def compare(flights: list[bytes], size: int) -> None:
+    """Feed the greeting in C and its oracle the same, in pieces of `size`, and compare them after each."""
+    both = Both()
+    for flight in flights:
+        pieces = [flight[at : at + size] for at in range(0, len(flight), size)]
+        both.feed(Flight(piece, float(number), last=number == len(pieces)) for number, piece in enumerate(pieces, 1))
 
 
 def refuse(said: bytes) -> None:
@@ -154,6 +165,8 @@ def one_input(data: bytes) -> None:
     whole = greet(flights, READ_BYTES)
     if choice & 2:
         assert greet(flights, 1 + (choice >> 4)) == whole, "how the bytes are cut made a difference"
+    if nghttp2_version() is not None:
+        compare(flights, 1 + (choice >> 4) if choice & 2 else READ_BYTES)
     behind = rest.removeprefix(PREFACE)
     assert take_ack(behind, 1 + (choice >> 4)) == take_ack(behind, READ_BYTES), (
         "how the bytes are cut made a difference"

@@ -17,6 +17,7 @@ from beds.http2 import EMPTY_SETTINGS
 from bentpipe.config.model import Config
 from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge.handoff import Splice
+from bentpipe.daemon.edge.native_greeting import NativeGreeting
 from bentpipe.daemon.edge.session import Session
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.proto.frames import END_HEADERS, END_STREAM, PREFACE, FrameType, frame
@@ -114,7 +115,7 @@ async def test_nothing_of_the_greeting_outlives_the_hand_off(daemon: Daemon) -> 
     after = alive()
     end_bytes, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    for kind in (Greeting, Session, Transport, hpack.Decoder):
+    for kind in (Greeting, NativeGreeting, Session, Transport, hpack.Decoder):
         assert after[kind] == before[kind], kind
     assert after[Splice] - before[Splice] == CONNECTIONS
     assert trio.lowlevel.current_statistics().tasks_living == tasks

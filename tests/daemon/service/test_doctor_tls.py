@@ -9,7 +9,7 @@ from beds.issued import DAY, Issued, Key
 from beds.revocation import RevokingAuthority
 from beds.utc import now
 from bentpipe.daemon.image.programs.findings import Finding, Severity
-from bentpipe.daemon.service.doctor import judge_openssl, run_doctor
+from bentpipe.daemon.service.doctor import judge_greeting, judge_openssl, run_doctor
 from bentpipe.daemon.service.doctor_tls import configured_findings
 
 SATELLITE = '[[satellite]]\norg = "acme"\nname = "builder"\n[satellite.process]\ncommand = ["true", "{port}"]\n'
@@ -46,6 +46,13 @@ def test_a_slow_openssl_is_named(version: str, severity: Severity) -> None:
     found = judge_openssl(version)
     assert (found.severity, found.seen) == (severity, version)
     assert ("1.4 times" in found.remedy) is (severity is Severity.WARN)
+
+
+def test_a_build_without_nghttp2_is_named() -> None:
+    assert judge_greeting("1.64.0").severity is Severity.OK
+    found = judge_greeting(None)
+    assert found.severity is Severity.WARN
+    assert "libnghttp2-dev" in found.remedy
 
 
 def test_a_good_certificate_says_when_it_ends(tmp_path: Path) -> None:
