@@ -1,15 +1,24 @@
 """Unix sockets for their owner and root alone: one listens in the place of a dead process's, the other knows its peer."""
 
+import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 CREDENTIALS = struct.Struct("3i")
 """struct ucred of unix(7): process, user, group."""
+
+LONGEST_PATH_BYTES = 107
+"""sun_path has 108 bytes, the last of them NUL (unix(7))."""
+
+OPENING = ".opening"
+"""The name of a socket in its folder until it listens. It is what ss(8) and /proc/net/unix show, as the kernel keeps it."""
 
 
 class Peer(NamedTuple):
@@ -38,24 +47,60 @@ def peer_of(sock: Connected) -> Peer:
     return Peer(pid, uid)
 
 
-def listen_private(path: Path, kind: socket.SocketKind, backlog: int, owner: str) -> socket.socket:
+class PrivateListener(socket.socket):
+    """A Unix socket that listens, at `path`: the name that the kernel knows (getsockname) is not that of the file."""
+
+    path = Path()
+
+    def dup(self) -> socket.socket:  # type: ignore[override]
+        """A copy of the descriptor, as a socket that Trio takes."""
+        return socket.socket(fileno=os.dup(self.fileno()))
+
+    def remove(self, owner: str) -> None:
+        """Close it, and remove its file unless that belongs to another process by now. Raises OSError."""
+        self.close()
+        with contextlib.suppress(FileExistsError):
+            remove_dead(self.path, self.type, owner)
+
+
+def listen_private(path: Path, kind: socket.SocketKind, backlog: int, owner: str) -> PrivateListener:
     """Listen at `path` with mode 0600, in the place of a dead process's socket; `owner` names what a living one is.
 
-    Raises OSError: EADDRINUSE if another one listens there, EEXIST if there is a file that is not a socket.
+    The file gets its name once the socket listens. Between bind and listen it would refuse connections, as the socket of a
+    dead process does, and another process would remove it as such. Raises OSError: EADDRINUSE if another one listens there,
+    EEXIST if there is a file that is not a socket, ENAMETOOLONG.
     """
-    sock = socket.socket(socket.AF_UNIX, kind)
+    opening = path.with_name(OPENING)
+    if max(len(os.fsencode(each)) for each in (path, opening)) > LONGEST_PATH_BYTES:
+        raise OSError(errno.ENAMETOOLONG, f"the path of a Unix socket has at most {LONGEST_PATH_BYTES} bytes")
+    sock = PrivateListener(socket.AF_UNIX, kind)
+    sock.path = path
     try:
-        remove_dead(path, kind, owner)
-        before = os.umask(0o177)
-        try:
-            sock.bind(str(path))
-        finally:
-            os.umask(before)
-        sock.listen(backlog)
+        with _alone_in(path.parent):
+            remove_dead(path, kind, owner)
+            opening.unlink(missing_ok=True)  # of a process that died here
+            sock.bind(str(opening))
+            opening.chmod(0o600)  # nobody can connect before listen()
+            sock.listen(backlog)
+            try:
+                os.link(opening, path)  # unlike a rename, it fails if the path is taken
+            finally:
+                opening.unlink()
     except OSError:
         sock.close()
         raise
     return sock
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """While the block runs, no other process opens a socket in the folder by `listen_private`."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def remove_dead(path: Path, kind: socket.SocketKind, owner: str) -> None:

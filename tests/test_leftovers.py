@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parent
 LEAVING = """
 import subprocess, sys
@@ -13,6 +15,15 @@ import subprocess, sys
 def test_that_leaves_a_process():
     subprocess.Popen([sys.executable, "-ISc", "import time; time.sleep(600)", "left by a test"], start_new_session=True)
 """
+ORPHANING = """
+import subprocess, sys
+
+def test_that_leaves_the_child_of_one_that_has_ended():
+    child = [sys.executable, "-ISc", "import time; time.sleep(600)", "left by a test"]
+    text = f"import subprocess; subprocess.Popen({child!r}, env={{}}, start_new_session=True)"
+    subprocess.run([sys.executable, "-ISc", text], check=True)
+"""
+"""As the keeper of local satellites: with nothing of its starter's environment, in a session of its own."""
 
 
 def run_tests(folder: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,8 +43,9 @@ def run_tests(folder: Path, text: str, *arguments: str) -> subprocess.CompletedP
     )
 
 
-def test_a_process_that_is_left_behind_is_told_and_ended(tmp_path: Path) -> None:
-    done = run_tests(tmp_path, LEAVING)
+@pytest.mark.parametrize("text", [LEAVING, ORPHANING], ids=["a child", "an orphan without environment"])
+def test_a_process_that_is_left_behind_is_told_and_ended(tmp_path: Path, text: str) -> None:
+    done = run_tests(tmp_path, text)
     assert done.returncode == 1, done.stdout
     assert "1 passed, 1 error" in done.stdout
     [line] = [line for line in done.stdout.splitlines() if line.startswith("process ")]

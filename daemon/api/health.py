@@ -59,7 +59,7 @@ class HealthCalls:
             if status is not told:
                 await call.send(_response(status))
                 told = status
-            if self._board.draining:
+            if self._board.ending:
                 raise Draining(DRAINING_WORDS)
             await self._board.wait_change(seen)
 

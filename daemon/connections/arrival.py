@@ -73,6 +73,13 @@ class Arrival:
         """The client for the logs: its own address, or the one that its proxy names."""
         return f"{self._name[0]}:{self._name[1]}" if self._name is not None else "unix"
 
+    def charge_to(self, quotas: Quotas) -> None:
+        """Move the place to other quotas, with what it costs."""
+        before = self.place
+        self.place = quotas.open(self._host)
+        self.place.cost(before.cost_bytes - self.place.cost_bytes)
+        before.release()
+
     def comes_from(self, source: tuple[str, int] | None) -> None:
         """Take the client's address as the proxy names it; None if the proxy connects for itself."""
         if source is not None:

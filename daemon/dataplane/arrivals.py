@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 
 from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
+from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.dataplane.clients import ClientLine, ClientOrigin, ClientStream
 from bentpipe.daemon.dataplane.openings import Opening
@@ -32,9 +33,14 @@ Joined = Callable[[ClientStream, News], None]
 class Arrivals:
     """Has every client of the listeners, from its first bytes to its GO or its end."""
 
-    def __init__(self, line: ClientLine, streams: Streams, counters: ConnectionCounters, joined: Joined) -> None:
-        """`joined` takes the last news of a client that was given a GO."""
+    def __init__(
+        self, line: ClientLine, streams: Streams, counters: ConnectionCounters, quotas: Quotas, joined: Joined
+    ) -> None:
+        """`quotas` are those of clients that have said something: they may wait for a control plane. `joined` takes the last
+        news of a client that was given a GO.
+        """
         self._line = line
+        self._quotas = quotas
         self._streams = streams
         self._counters = counters
         self._joined = joined
@@ -51,6 +57,7 @@ class Arrivals:
 
     def arrived(self, opening: Opening, opened: Opened) -> None:
         """Take a connection over whose first bytes are there, and offer it. Raises OSError, and has not taken it."""
+        opening.arrival.charge_to(self._quotas)
         place = opening.arrival.place
         origin = _origin_of(opening, opened.tls)
         native = self._streams.joiner.open(opening.sock.fileno(), opened.tls)

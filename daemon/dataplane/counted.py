@@ -1,9 +1,8 @@
 """The data plane's counters by name, as COUNTERS carries them: numbers since the start, and a few that are of now."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
-from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.dataplane.plane import DataPlane
 from bentpipe.daemon.planes.bounds import COUNTERS_A_RECORD
 from bentpipe.daemon.planes.records import LINK_ID, PORT_COUNTERS, CountersRecord
@@ -13,14 +12,14 @@ from bentpipe.native.engine import Engine
 def counters_record(
     plane: DataPlane,
     counters: ConnectionCounters,
-    quotas: Quotas,
+    reached: Mapping[str, int],
     engine: Engine,
     ports: Iterable[int],
     *,
     draining: bool,
     untold: int = 0,
 ) -> CountersRecord:
-    """Read all counters. Times are microseconds; `ports` are those that listen.
+    """Read all counters. Times are microseconds; `reached`: limits; `ports` are those that listen.
 
     `untold`: ends of connections that were never offered, of which no UNOFFERED was sent.
     """
@@ -46,7 +45,7 @@ def counters_record(
     found |= {f"{PORT_COUNTERS}{number}": port for number, port in enumerate(ports)}
     found |= {f"ended.{outcome.value}": count for outcome, count in counters.ended.items()}
     found |= {f"malformed.{limit}": count for limit, count in counters.malformed.items()}
-    found |= {f"limit.{limit}": count for limit, count in quotas.reached.items()}
+    found |= {f"limit.{limit}": count for limit, count in reached.items()}
     for number, used_s in enumerate(engine.thread_cpu_s()):
         found[f"thread.{number}.cpu_us"] = round(used_s * 1e6)
     for number, turns in enumerate(engine.thread_turns()):

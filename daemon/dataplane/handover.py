@@ -25,7 +25,7 @@ from bentpipe.daemon.planes.records import LINK_ID, ListenersRecord
 from bentpipe.daemon.planes.sockets import (
     check_peer,
     connect_private,
-    listen_private,
+    listen_for_planes,
     make_private_folder,
     plane_socket_path,
     plane_sockets,
@@ -152,7 +152,7 @@ class HandoverServer:
         make_private_folder(folder / FOLDER_NAME)
         self._path = plane_socket_path(folder / FOLDER_NAME, plane)
         self._sockets = sockets
-        self._sock = listen_private(self._path)
+        self._sock = listen_for_planes(self._path)
 
     async def run_handover(self) -> None:
         """Return once a newer data plane has taken the sockets."""

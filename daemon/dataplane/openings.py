@@ -172,11 +172,11 @@ class Openings:
         if error is None or isinstance(error, TlsTruncated | ConnectionError):
             return Outcome.PROBE
         opening.arrival.record.error = str(error)
-        if opened.step is not OpeningStep.HANDSHAKE:
-            return Outcome.BROKEN
         if isinstance(error, TlsFlood):
             self._counters.malformed[error.limit] += 1
-        return Outcome.TLS_FAILED
+        if opened.step is OpeningStep.HANDSHAKE:
+            return Outcome.TLS_FAILED
+        return Outcome.MALFORMED if isinstance(error, TlsFlood) else Outcome.BROKEN
 
     @staticmethod
     def _forget_deadline(opening: Opening) -> None:

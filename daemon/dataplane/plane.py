@@ -7,12 +7,13 @@ can send ends the link (ProtocolBroken), and nothing else: spliced connections a
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
 from bentpipe.daemon.connections.deadlines import Deadlines
 from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
+from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.dataplane.arrivals import Arrivals
 from bentpipe.daemon.dataplane.clients import ClientLine, ClientStream
 from bentpipe.daemon.dataplane.halves import Halves
@@ -27,6 +28,7 @@ from bentpipe.daemon.planes import records as r
 from bentpipe.daemon.planes.bounds import WORDS_BYTES
 from bentpipe.daemon.planes.codec import ProtocolBroken
 from bentpipe.daemon.planes.table import BY_CLASS
+from bentpipe.daemon.tasks import Decision, Owner, run_owned
 from bentpipe.native.engine import Engine
 from bentpipe.native.joiner import Joiner, News, NewsFlag
 from bentpipe.native.opener import Opener
@@ -36,13 +38,17 @@ log = logging.getLogger("bentpipe.dataplane")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlaneActions:
-    """What the process does for records that are not about a connection. Each returns at once."""
+    """What the process does for records that are not about a connection."""
 
     limit: Callable[[r.LimitsRecord], None]
-    reload: Callable[[], str]
-    """Returns what went wrong."""
+    credential: Callable[[r.CredentialRecord], str]
+    """Returns what is wrong with it."""
+    reload: Callable[[], Awaitable[str]]
+    """Returns what went wrong, when everything has been read."""
     drain: Callable[[float | None], None]
     """With the deadline in seconds, if there is one."""
+    count: Callable[[], None]
+    """Send COUNTERS."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -65,6 +71,7 @@ class DataPlane:
         joiner: Joiner,
         counters: ConnectionCounters,
         greetings: Deadlines,
+        quotas: Quotas,
         trusts: Trusts,
         actions: PlaneActions,
     ) -> None:
@@ -73,7 +80,7 @@ class DataPlane:
         self.streams = Streams(joiner, self.reports)
         self.halves = Halves(self.streams, trusts.find)
         self.joined = JoinedConnections(engine, self.reports.send)
-        self.arrivals = Arrivals(self.line, self.streams, counters, self._is_over)
+        self.arrivals = Arrivals(self.line, self.streams, counters, quotas, self._is_over)
         self.openings = Openings(opener, greetings, counters, self.arrivals.arrived)
         self.note = b""
         """What the control plane has left for its successor."""
@@ -117,6 +124,8 @@ class DataPlane:
                 self._check_half(record.id)
                 self.halves.open(record, tasks)
             case r.MetersRecord():
+                if not record.ids:
+                    self._actions.count()
                 self.reports.send(self.joined.meters(record.ids))
             case r.KeptRecord():
                 if not self.joined.keep(record.seq):
@@ -125,8 +134,20 @@ class DataPlane:
                 self.reports.send(r.PongRecord(r.LINK_ID, record.number))
             case r.PongRecord():
                 pass
+            case r.ReloadRecord():
+                tasks.start_soon(run_owned, Owner("reload", "", Decision.GIVE_UP), self._reload)
             case _:
                 self._about_plane(record)
+
+    async def _reload(self) -> None:
+        words = "the reload failed, see the data plane's log"
+        try:
+            words = await self._actions.reload()
+        finally:
+            self._done(r.ReloadRecord, words)
+
+    def _done(self, asked: type[r.Record], words: str) -> None:
+        self.reports.send(r.DoneRecord(r.LINK_ID, BY_CLASS[asked].number, words[: WORDS_BYTES // 4]))
 
     def _about_plane(self, record: r.Record) -> None:
         words = ""
@@ -139,14 +160,13 @@ class DataPlane:
                 self.arrivals.words = record.words
             case r.LimitsRecord():
                 self._actions.limit(record)
-            case r.ReloadRecord():
-                words = self._actions.reload()
+            case r.CredentialRecord():
+                words = self._actions.credential(record)
             case r.DrainRecord():
                 self._actions.drain(record.deadline_ms / 1000 if record.deadline_ms else None)
             case _:
                 raise ProtocolBroken("a record that has no place here")
-        asked = BY_CLASS[type(record)].number
-        self.reports.send(r.DoneRecord(r.LINK_ID, asked, words[: WORDS_BYTES // 4]))
+        self._done(type(record), words)
 
     # -- one connection ----------------------------------------------------------------------------------------------
 

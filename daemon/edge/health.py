@@ -38,16 +38,16 @@ class HealthBoard:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._draining = False
+        self._draining = self._leaving = False
         self._batches = BatchedRelease()
         self._waiting: dict[BatchedEvent, None] = {}
         self.changes = 0
         """How often anything may have changed."""
 
     @property
-    def draining(self) -> bool:
-        """Whether the daemon has stopped taking clients in."""
-        return self._draining
+    def ending(self) -> bool:
+        """Whether what is asked here has to be asked on another connection from now on."""
+        return self._draining or self._leaving
 
     async def wait_change(self, seen: int) -> None:
         """Return when there are more `changes` than `seen`. Of thousands of tasks that wait, a few return in each turn."""
@@ -63,6 +63,11 @@ class HealthBoard:
     def drain(self) -> None:
         """Say NOT_SERVING for everything from now on."""
         self._draining = True
+        self.change()
+
+    def leave(self) -> None:
+        """End the connections of those who ask, and say the same as before: the next control plane takes them."""
+        self._leaving = True
         self.change()
 
     def change(self) -> None:

@@ -97,7 +97,7 @@ class HealthConnection:
         self._ends_at = trio.current_time() + self._age_s
         try:
             await self._receive(self._caller.take_all())
-            while not self._answering.ended and not self._board.draining:
+            while not self._answering.ended and not self._board.ending:
                 if trio.current_time() >= self._ends_at and not self._age():
                     break
                 await self._flush()

@@ -41,6 +41,9 @@ OPEN_GRACE_S = 1.0
 METERS_S = 5.0
 """For an answer to METERS. What is not known by then is what was known before."""
 
+COUNTERS_S = 1.0
+"""For COUNTERS that are asked for. They come once a second anyway."""
+
 NO_TRUST = "the data plane does not have the certificates by which this satellite is trusted"
 """Without their name in OPEN the data plane would speak plaintext."""
 
@@ -63,7 +66,7 @@ class PlaneEvents(Protocol):
     """What a data plane tells the daemon."""
 
     def arrived(self, plane: "RemotePlane", channel: PlaneChannel, record: r.ArrivedRecord) -> None:
-        """A client."""
+        """A client. It waits until `take` is called for it."""
         ...
 
     def is_live(self, plane: "RemotePlane", record: r.LiveRecord) -> None:
@@ -104,6 +107,14 @@ class PlaneRequest:
         self.answered.set()
 
 
+@dataclasses.dataclass(eq=False, slots=True)
+class PlaneAnswer:
+    """A DONE that is waited for. `words` say why it could not be done; "" if it was."""
+
+    done: trio.Event = dataclasses.field(default_factory=trio.Event)
+    words: str = PLANE_GONE
+
+
 class RemotePlane:
     """`number` tells planes of one daemon apart. `seated` and `synced` are set as the link goes on."""
 
@@ -125,7 +136,7 @@ class RemotePlane:
         self._halves = itertools.count(r.HALF_BIT + 1)
         self._taught: dict[str, TrustMaterial] = {}
         """By name, in the order of their last use."""
-        self._dones: dict[int, list[trio.Event]] = {}
+        self._dones: dict[int, list[PlaneAnswer]] = {}
         self._moved: dict[int, tuple[int, int]] = {}
         self._asking = trio.Lock()
         self._metered = trio.Event()
@@ -176,8 +187,9 @@ class RemotePlane:
             case r.DoneRecord(asked=asked, words=words):
                 if words:
                     log.error("a data plane could not do it", extra={"fields": {"record": asked, "error": words}})
-                for done in self._dones.pop(asked, []):
-                    done.set()
+                for answer in self._dones.pop(asked, []):
+                    answer.words = words
+                    answer.done.set()
             case r.MeteredRecord(meters=meters):
                 self._moved.update({each: (up, down) for each, up, down, _ in meters if each in self._moved})
                 self._metered.set()
@@ -229,8 +241,8 @@ class RemotePlane:
         failed = r.FailedRecord(0, r.FailedAt.REPLAY, errno.EPIPE, "broken", PLANE_GONE)
         for asked in (*self._opens.values(), *self._gos.values()):
             asked.answer(failed)
-        for done in itertools.chain.from_iterable(self._dones.values()):
-            done.set()
+        for answer in itertools.chain.from_iterable(self._dones.values()):
+            answer.done.set()
         self._metered.set()
         self._greeted.set()
         self.synced.set()
@@ -246,13 +258,17 @@ class RemotePlane:
         """See Sending."""
         self._channels.pop(channel.id, None)
 
-    async def ask(self, record: r.Record, kind: int) -> None:
-        """Send a record that DONE answers, and wait for it. `kind` is the record's number."""
-        done = trio.Event()
+    async def ask(self, record: r.Record, kind: int) -> str:
+        """Send a record that DONE answers, and wait for it. `kind` is the record's number.
+
+        Returns why the plane could not do it, or that it is gone; "" if it has done it.
+        """
+        answer = PlaneAnswer()
         if not self._lost:
-            self._dones.setdefault(kind, []).append(done)
+            self._dones.setdefault(kind, []).append(answer)
             self.send_nowait(record)
-            await done.wait()
+            await answer.done.wait()
+        return answer.words
 
     # -- clients -------------------------------------------------------------------------------------------------------
 
@@ -264,23 +280,26 @@ class RemotePlane:
         channel = PlaneChannel(self, record.id, record.first)
         self._channels[record.id] = channel
         if self._early is None:
-            self._take(channel, record)
+            self._events.arrived(self, channel, record)
         elif len(self._early) < OFFERED_CLIENTS:
             self._early.append((channel, record))
         else:
             raise ProtocolBroken("more clients than may be offered without an answer")
 
-    def _take(self, channel: PlaneChannel, record: r.ArrivedRecord) -> None:
+    def take(self, channel: PlaneChannel) -> bool:
+        """Go on with a client that has arrived, and let the plane offer another one. Returns False if it is gone."""
+        if self._channels.get(channel.id) is not channel:
+            return False
         # The plane offers the next client once this one is answered, and a held client says nothing for minutes.
-        self.send_nowait(r.WindowRecord(record.id, UP_WINDOW, 0))
-        self._events.arrived(self, channel, record)
+        self.send_nowait(r.WindowRecord(channel.id, UP_WINDOW, 0))
+        return True
 
     def accept(self) -> None:
         """Take clients in from now on, those first that have come already."""
         early, self._early = self._early or [], None
         for channel, record in early:
             if channel.id in self._channels:
-                self._take(channel, record)
+                self._events.arrived(self, channel, record)
 
     # -- halves --------------------------------------------------------------------------------------------------------
 
@@ -382,6 +401,15 @@ class RemotePlane:
                 self._metered = trio.Event()
                 self.send_nowait(r.MetersRecord(r.LINK_ID, tuple(wanted[at : at + METERS_A_RECORD])))
                 with trio.move_on_after(METERS_S):
+                    await self._metered.wait()
+
+    async def read_counters(self) -> None:
+        """Ask for COUNTERS as they are now, and wait until they are there, for COUNTERS_S at most."""
+        async with self._asking:
+            if not self._lost:
+                self._metered = trio.Event()
+                self.send_nowait(r.MetersRecord(r.LINK_ID, ()))
+                with trio.move_on_after(COUNTERS_S):
                     await self._metered.wait()
 
     def shut(self, connection_id: int, how: r.Shutting, moved: int = 0) -> None:

@@ -188,6 +188,10 @@ class Satellite:
         """Lease the satellite, in any state, to a client that was spliced before this daemon started."""
         return self._leases.adopt(address)
 
+    def leave_if_unused(self) -> None:
+        """See Presence: for an entry that was made for a client that has gone meanwhile."""
+        self._presence.leave_if_unused()
+
     def _last_seen(self) -> Machine | None:
         return self._machine.known.machine
 

@@ -144,10 +144,18 @@ class CgroupTree:
     kind: type[Cgroup] = Cgroup
     needed: tuple[str, ...] = NEEDED_FILES
 
-    def __init__(self, parent: Path) -> None:
-        """Sweep what dead keepers have left, make and lock the folder, and enter it. Raises OSError if it cannot."""
-        self.swept = sweep_stale(parent, self.kind)
+    def __init__(self, parent: Path, lock: tuple[Path, int] | None = None) -> None:
+        """Sweep what dead keepers have left, make and lock the folder, and enter it. Raises OSError if it cannot.
+
+        With the `lock` of an earlier program of this process, go on in its folder.
+        """
         self._parent = parent
+        if lock is not None:
+            self.swept = []
+            self._folder, self._lock_fd = lock
+            self.detail = str(self._folder)
+            return
+        self.swept = sweep_stale(parent, self.kind)
         self._folder, self._lock_fd = _make_locked(parent)
         try:
             self._try_out()
@@ -168,6 +176,18 @@ class CgroupTree:
             left.remove()
             folder.mkdir()
         return self.kind(folder)
+
+    def resume(self, name: str, uid: int | None, leader_pid: int) -> Cgroup:
+        """See Isolator."""
+        del uid
+        found = self.kind(self._folder / name)
+        found.adopt(leader_pid)
+        return found
+
+    @property
+    def lock(self) -> tuple[Path, int]:
+        """See Isolator."""
+        return self._folder, self._lock_fd
 
     def close(self) -> None:
         """Leave and remove the empty folders; the next keeper cleans up the rest."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from bentpipe.daemon.keeper.users import PRIVATE_MODE, TEMPORARY, become
 
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 38, 47
-PR_CAP_AMBIENT_CLEAR_ALL = 4
+PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
 """prctl(2)."""
 PRIVATE_UMASK = 0o077
 FAILURE = struct.Struct("=iB")
@@ -52,9 +52,9 @@ class Spawned(NamedTuple):
     """At its end the child has become the command; before that may come a FAILURE."""
 
 
-def prctl(option: int, value: int) -> None:
+def prctl(option: int, value: int, third: int = 0) -> None:
     """Call prctl(2). Raises OSError."""
-    if _libc.prctl(option, value, 0, 0, 0) != 0:
+    if _libc.prctl(option, value, third, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl {option}: {os.strerror(number)}")
 

@@ -105,6 +105,15 @@ class Isolator(Protocol):
         """Prepare a containment for a new run of this satellite, whose user is `uid` if it is its own. Raises OSError."""
         ...
 
+    def resume(self, name: str, uid: int | None, leader_pid: int) -> Containment:
+        """The containment of a run that an earlier program of this process has begun."""
+        ...
+
+    @property
+    def lock(self) -> tuple[Path, int] | None:
+        """Its folder and the descriptor that locks it, for the next program of this process; None if it has none."""
+        ...
+
     def close(self) -> None:
         """Remove what the host keeps; every containment is empty by now."""
         ...
@@ -213,6 +222,17 @@ class ProcessGroups:
             )
             raise OSError(errno.EPERM, words)
         return ProcessGroup(uid)
+
+    def resume(self, name: str, uid: int | None, leader_pid: int) -> ProcessGroup:
+        """See Isolator."""
+        found = self.contain(name, uid)
+        found.adopt(leader_pid)
+        return found
+
+    @property
+    def lock(self) -> None:
+        """See Isolator."""
+        return None
 
     def close(self) -> None:
         """Do nothing: the host keeps nothing."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from bentpipe.daemon.keeper.cgroup import CgroupTree, find_own_cgroup
 from bentpipe.daemon.keeper.containment import PROC, Isolation, Isolator, ProcessGroups
 from bentpipe.daemon.keeper.freezer import FreezerTree, find_own_freezer
+from bentpipe.daemon.keeper.state import KeeperState
 
 
 def open_isolator(wanted: Isolation | None = None) -> Isolator:
@@ -25,6 +26,15 @@ def open_isolator(wanted: Isolation | None = None) -> Isolator:
                 raise
             reasons.append(f"no {kind.isolation.value}: {error.strerror or error}")
     return ProcessGroups("; ".join(reasons))
+
+
+def resume_isolator(state: KeeperState) -> Isolator:
+    """Go on with what an earlier program of this process had. Raises KeyError for a kind that is not known."""
+    isolation = Isolation[state.isolation]
+    if isolation is Isolation.PROCESS_GROUP or state.isolation_folder is None or state.isolation_lock_fd is None:
+        return ProcessGroups(state.detail)
+    kind = CgroupTree if isolation is Isolation.CGROUP else FreezerTree
+    return kind(state.isolation_folder.parent, (state.isolation_folder, state.isolation_lock_fd))
 
 
 def _parent_of(isolation: Isolation) -> Path:

@@ -15,11 +15,22 @@ TAIL_BYTES = 4096
 class Output:
     """The output of one run. Takes `fd`, the reading end of its pipe."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd: int | None = fd
-        self._kept = bytearray()
-        self.end = 0
+    def __init__(self, fd: int | None, kept: bytes = b"", end: int = 0) -> None:
+        """`kept` and `end`: what was read before, by another program of this process. `fd` is None if the pipe is closed."""
+        self._fd = fd
+        self._kept = bytearray(kept)
+        self.end = end
         """The number of bytes that were read so far: the offset of the next one."""
+
+    @property
+    def fd(self) -> int | None:
+        """The pipe; None if it is closed."""
+        return self._fd
+
+    @property
+    def kept(self) -> bytes:
+        """What of it can still be read."""
+        return bytes(self._kept)
 
     def read(self) -> bool | None:
         """Read one chunk. Returns whether it was full; None: every writer has closed the pipe."""

@@ -8,6 +8,7 @@ the seat for so long, or at once if it has nothing to keep. Without it, it stays
 import collections
 import contextlib
 import errno
+import functools
 import gc
 import os
 import signal
@@ -16,10 +17,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from bentpipe.daemon.keeper.child import PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, prctl
+from bentpipe.daemon.keeper.build import build_of_files
 from bentpipe.daemon.keeper.connection import DaemonConnection
 from bentpipe.daemon.keeper.containment import Isolation
-from bentpipe.daemon.keeper.isolation import open_isolator
+from bentpipe.daemon.keeper.isolation import open_isolator, resume_isolator
 from bentpipe.daemon.keeper.loop import Loop
 from bentpipe.daemon.keeper.protocol import (
     HELLO_DEADLINE_S,
@@ -33,8 +34,10 @@ from bentpipe.daemon.keeper.protocol import (
     Tag,
     common_version,
 )
+from bentpipe.daemon.keeper.renewal import HELD, STATE, Renewal, Told, drop_capabilities
 from bentpipe.daemon.keeper.requests import Requests, refuse
 from bentpipe.daemon.keeper.satellite import KeptSatellite
+from bentpipe.daemon.keeper.state import KeeperState
 from bentpipe.daemon.keeper.users import UidRange, Users
 from bentpipe.daemon.private_socket import listen_private
 
@@ -69,28 +72,38 @@ class Options(NamedTuple):
 class KeeperProgram:
     """The keeper. `run` returns when it has been stopped, and nothing of its satellites is left."""
 
-    def __init__(self, options: Options, listener: socket.socket) -> None:
-        """Raises OSError if the isolation that is demanded is not available."""
+    def __init__(self, options: Options, listener: socket.socket, state: KeeperState | None = None) -> None:
+        """With the `state` of an earlier program of this process, go on with its satellites.
+
+        Raises OSError if the isolation that is demanded is not available.
+        """
         self._options, self._listener = options, listener
         self._loop = Loop()
-        self._users, self._why = _open_users(options)
-        self._isolator = open_isolator(options.isolation)
+        self._build = build_of_files()
+        self._users, self._why = _open_users(options, None if state is None else state.users_lock_fd)
+        self._isolator = open_isolator(options.isolation) if state is None else resume_isolator(state)
         self._requests = Requests(self._loop, self._isolator, self._users, self._why, self._tell_exit)
         self._connections: list[DaemonConnection] = []
         self._seat: DaemonConnection | None = None
         self._troubles: collections.deque[str] = collections.deque(maxlen=MOST_TROUBLES)
         self._vacant_round = 0
         self._stopping = self._ended = False
+        arguments = [each for each in sys.argv[1:] if not each.startswith(f"{STATE}=")]
+        self._renewal = Renewal(self._loop, arguments, self._state, self._not_renewed)
+        if state is None and self._users is not None:
+            self._users.sweep()
+        for each in () if state is None else state.satellites:
+            containment = self._isolator.resume(each.name, each.uid, each.pid)
+            self._requests.resume(KeptSatellite.resumed(self._loop, each, containment))
+        self._troubles.extend(() if state is None else state.troubles)
 
     def run(self) -> None:
         """Serve until stopped."""
-        if self._users is not None:
-            self._users.sweep()
         self._listener.setblocking(False)
         self._loop.watch(self._listener.fileno(), self._accept)
         self._watch_signals()
         if self._options.outlive_s is not None:
-            self._end_if_vacant_after(FIRST_DAEMON_S)
+            self._end_if_vacant_after(max(FIRST_DAEMON_S, self._options.outlive_s if self._requests.satellites else 0))
         while not self._ended:
             self._loop.run_once()
         for connection in list(self._connections):
@@ -113,6 +126,35 @@ class KeeperProgram:
             self._loop.later(satellite.grace_ms / 1000, lambda satellite=satellite: self._kill(satellite))  # type: ignore[misc]
         self._loop.later(longest_ms / 1000 + END_EXTRA_S, self._give_up)
         self._end_when_empty()
+
+    def renew(self, told: Told) -> None:
+        """Become the program that is installed now."""
+        if self._stopping:
+            told("the keeper is being stopped")
+        else:
+            self._renewal.begin(told)
+
+    def _not_renewed(self, words: str) -> None:
+        """The daemon was told that the connection would end."""
+        for connection in list(self._connections):
+            connection.close()
+        self.trouble(words)
+
+    def _state(self) -> KeeperState | None:
+        """What the next program of this process needs; None at a moment at which something is being started or removed."""
+        if not self._requests.is_idle or self._stopping:
+            return None
+        folder, lock_fd = self._isolator.lock or (None, None)
+        return KeeperState(
+            self._listener.fileno(),
+            self._isolator.isolation.name,
+            self._isolator.detail,
+            folder,
+            lock_fd,
+            None if self._users is None else self._users.lock_fd,
+            tuple(self._troubles),
+            tuple(satellite.state() for satellite in self._requests.satellites),
+        )
 
     def trouble(self, words: str) -> None:
         """Tell the daemon, or the next one, and the log."""
@@ -186,6 +228,8 @@ class KeeperProgram:
         elif message.kind == Kind.STOP:
             connection.send(Kind.DONE, message.number)
             self.stop()
+        elif message.kind == Kind.RENEW:
+            self.renew(functools.partial(_answer_renewal, connection, message.number))
         elif message.kind == Kind.SPAWN and self._stopping:
             refuse(connection, message.number, errno.ESHUTDOWN, "the keeper is being stopped")
         else:
@@ -212,6 +256,7 @@ class KeeperProgram:
             [
                 (Tag.VERSION, version),
                 (Tag.PID, os.getpid()),
+                (Tag.BUILD, self._build),
                 (Tag.ISOLATION, self._isolator.isolation.value),
                 (Tag.DETAIL, self._isolator.detail[:WORDS_BYTES]),
                 (Tag.UIDS, uids),
@@ -237,24 +282,34 @@ class KeeperProgram:
         for each in (receiver, sender):
             each.setblocking(False)
         signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in HELD:
             signal.signal(number, lambda *_: None)  # it is the byte in the socket that counts, read in its turn
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)  # an earlier program of this process has held them back
         self._signal_sockets = receiver, sender
 
         def told(_: int) -> None:
-            receiver.recv(SIGNAL_BYTES)
-            self.stop()
+            numbers = receiver.recv(SIGNAL_BYTES)
+            if set(numbers) - {signal.SIGHUP}:
+                self.stop()
+            else:
+                self.renew(lambda words: self.trouble(f"not renewed: {words}") if words else None)
 
         self._loop.watch(receiver.fileno(), told)
 
 
-def _open_users(options: Options) -> tuple[Users | None, str]:
+def _answer_renewal(connection: DaemonConnection, number: int, words: str) -> None:
+    if words:
+        refuse(connection, number, errno.EPROTO, words)
+    else:
+        connection.send(Kind.DONE, number)
+
+
+def _open_users(options: Options, lock_fd: int | None) -> tuple[Users | None, str]:
     """The private folders; or None, and why there are none."""
     if options.uids is None:
         return None, "no range of users is configured"
     try:
-        return Users(options.directory, options.uids), ""
+        return Users(options.directory, options.uids, lock_fd), ""
     except OSError as error:
         return None, f"users {options.uids}, folder {options.directory}: {error.strerror or error}"
 
@@ -267,16 +322,18 @@ def listen(path: Path) -> socket.socket:
         raise OSError(exc.errno, f"{path}: {exc.strerror}") from exc
 
 
-def run_keeper(options: Options) -> None:
-    """Run the keeper until it is stopped. Raises OSError if it cannot start."""
-    with contextlib.suppress(OSError):  # a kernel without ambient capabilities gives satellites none
-        prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    listener = listen(options.socket)
+def run_keeper(options: Options, state: KeeperState | None = None) -> None:
+    """Run the keeper until it is stopped, with `state` as the next program of a keeper's process.
+
+    Raises OSError if it cannot start.
+    """
+    drop_capabilities()
+    listener = listen(options.socket) if state is None else socket.socket(fileno=state.listener_fd)
     try:
-        program = KeeperProgram(options, listener)
+        program = KeeperProgram(options, listener, state)
         gc.collect()
         gc.freeze()  # a fork then copies fewer pages
-        _say_ready(options)
+        _say_ready(options, is_renewed=state is not None)
         program.run()
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -284,9 +341,9 @@ def run_keeper(options: Options) -> None:
         listener.close()
 
 
-def _say_ready(options: Options) -> None:
+def _say_ready(options: Options, *, is_renewed: bool) -> None:
     """Tell the daemon that has started us, or systemd."""
-    if options.is_detached:
+    if options.is_detached and not is_renewed:
         os.write(sys.stdout.fileno(), READY)
         nothing = os.open(os.devnull, os.O_RDWR)
         for fd in (sys.stdout.fileno(), sys.stderr.fileno()):

@@ -45,7 +45,7 @@ class Kind(enum.IntEnum):
 
     HELLO = 1
     """OLDEST, NEWEST (versions that the daemon speaks), PROGRAM. Comes first, within HELLO_DEADLINE_S, and takes the seat.
-    DONE: VERSION, PID, ISOLATION, DETAIL, UIDS (if users are configured), PROBLEM (why there are none).
+    DONE: VERSION, PID, BUILD, ISOLATION, DETAIL, UIDS (if users are configured), PROBLEM (why there are none).
     REFUSED: EBUSY while another daemon has the seat, EPROTO if no version fits."""
     NEXT = 2
     """NAME (the last one seen), or none. DONE: the satellite that follows by name; no field after the last one."""
@@ -71,6 +71,9 @@ class Kind(enum.IntEnum):
     """NAME. Answered when its private folder is deleted and its user is free. REFUSED: EBUSY while it runs."""
     STOP = 12
     """All satellites get SIGTERM, and SIGKILL after their grace; then the keeper ends."""
+    RENEW = 13
+    """Become the program that is installed now, with all satellites. DONE: the connection ends, and can be made again.
+    REFUSED: EBUSY, EPROTO, with the reason; the keeper goes on as it is."""
     DONE = 64
     """The request is carried out."""
     REFUSED = 65
@@ -112,6 +115,8 @@ class Tag(enum.IntEnum):
     OUTPUT = 25
     ERRNO = 26
     WORDS = 27
+    BUILD = 28
+    """Differs if the keeper's code does."""
 
 
 class Flag(enum.IntFlag):

@@ -75,6 +75,16 @@ class Requests:
         """All that were not released."""
         return tuple(self._satellites.values())
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request waits for a process that is to be started, or for files that are being deleted."""
+        return not self._starting and not self._removals
+
+    def resume(self, satellite: KeptSatellite) -> None:
+        """Go on with one that an earlier program of this process had."""
+        self._satellites[satellite.name] = satellite
+        satellite.watch_on(self._tell_exit)
+
     def serve(self, connection: DaemonConnection, message: Message) -> None:
         """Carry out one request, and answer it now or later. Raises Malformed."""
         carry_out = self._table.get(message.kind)

@@ -10,6 +10,7 @@ from bentpipe.daemon.keeper.containment import Containment
 from bentpipe.daemon.keeper.loop import Loop
 from bentpipe.daemon.keeper.output import PAUSE_S, Output
 from bentpipe.daemon.keeper.protocol import OUTPUT_BYTES, Field, Flag, Tag
+from bentpipe.daemon.keeper.state import KeptRun
 
 SIGNAL_STATUS = 256
 """Added to the number of the signal that has ended a process: its status on the wire."""
@@ -52,14 +53,41 @@ class KeptSatellite:
             os.close(self.spawned.failure_fd)
             started(self, data)
 
+        self._loop.watch(self.spawned.failure_fd, ready)
+        self._watch_end(exited)
+        self._loop.watch(self.spawned.output_fd, self._read)
+
+    def _watch_end(self, exited: Callable[["KeptSatellite"], None]) -> None:
         def ended(_: int) -> None:
             self._loop.forget(self.spawned.pid_fd)
             self._note_exit()
             exited(self)
 
-        self._loop.watch(self.spawned.failure_fd, ready)
         self._loop.watch(self.spawned.pid_fd, ended)
-        self._loop.watch(self.spawned.output_fd, self._read)
+
+    @classmethod
+    def resumed(cls, loop: Loop, state: KeptRun, containment: Containment) -> "KeptSatellite":
+        """Go on with one that an earlier program of this process had."""
+        spawned = Spawned(state.pid, state.pid_fd, -1 if state.output_fd is None else state.output_fd, -1)
+        kept = state.note, state.grace_ms, state.uid, state.home
+        found = cls(loop, (state.name, state.birth), spawned, containment, kept)
+        found.output = Output(state.output_fd, state.output, state.output_end)
+        found.status, found._ending, found._freezing = state.status, state.is_ending, state.is_freezing
+        return found
+
+    def watch_on(self, exited: Callable[["KeptSatellite"], None]) -> None:
+        """Watch one that was resumed."""
+        if self.status is None:
+            self._watch_end(exited)
+        self._go_on()
+
+    def state(self) -> KeptRun:
+        """What `resumed` needs."""
+        spawned, output = self.spawned, self.output
+        return KeptRun(
+            *(self.name, self.birth, self.note, self.grace_ms, self.uid, self.home, spawned.pid, spawned.pid_fd),
+            *(output.fd, output.kept, output.end, self.status, self._ending, self._freezing),
+        )
 
     def fields(self) -> list[Field]:
         """What a daemon is told of it. Raises OSError."""

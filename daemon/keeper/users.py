@@ -102,10 +102,16 @@ def _kill_all() -> None:
 class Users:
     """The private folders in one folder, which is locked while this lives."""
 
-    def __init__(self, directory: Path, uids: UidRange) -> None:
-        """Make and lock the folder, and try whether this process may change its user. Raises OSError."""
+    def __init__(self, directory: Path, uids: UidRange, lock_fd: int | None = None) -> None:
+        """Make and lock the folder, and try whether this process may change its user. Raises OSError.
+
+        With the `lock_fd` of an earlier program of this process, go on in its folder.
+        """
         self.uids = uids
         self.directory = directory
+        if lock_fd is not None:
+            self._lock_fd = lock_fd
+            return
         directory.mkdir(mode=PARENT_MODE, parents=True, exist_ok=True)
         self._lock_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -156,6 +162,11 @@ class Users:
         """Remove the empty folder; its user is free then. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             (self.directory / name).rmdir()
+
+    @property
+    def lock_fd(self) -> int:
+        """What locks the folder, for the next program of this process."""
+        return self._lock_fd
 
     def close(self) -> None:
         """Let another keeper use the folder."""

@@ -34,6 +34,12 @@ AUTHORITIES_BYTES = 32 << 10
 KEY_BYTES = 8 << 10
 """A private key as PEM."""
 
+CREDENTIAL_BYTES = 48 << 10
+"""A credential of the unit: a key, or a certificate with its chain and its key."""
+
+CREDENTIALS = 16
+"""Names of CREDENTIAL that a data plane keeps."""
+
 TRUSTS_TAUGHT = 1_024
 """Names of TRUST that a data plane knows at once. A context takes some tens of KiB; the control plane has those forgotten
 that were not used for longest."""

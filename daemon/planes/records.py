@@ -16,8 +16,10 @@
     GO        C     WENT or FAILED, ENDED      join a client and a half, replay the transcript, splice
     SHUT      C     CLOSED, ENDED or BUSY      close a connection, or end a splice
     ENDED     D     KEPT                       a splice is over
-    METERS    C     METERED                    what splices have moved
-    LIMITS, WORDS, RELOAD, DRAIN    C    DONE  limits of arrivals; the answer while C is away; read the files again; stop
+    METERS    C     METERED                    what splices have moved; without an id: COUNTERS first
+    LIMITS, WORDS, DRAIN    C    DONE          limits of arrivals; the answer while C is away; stop
+    CREDENTIAL C    DONE                       a newer credential of the unit, for the next RELOAD and later ones
+    RELOAD    C     DONE                       read the files again; DONE comes when they are read
     COUNTERS  D     -                          D's counters, once a second
     UNOFFERED D     -                          a connection has ended that was never offered: for C's records
     PING      both  PONG                       is the other side alive
@@ -444,6 +446,15 @@ class WordsRecord:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class CredentialRecord:
+    """A credential as its file is now: systemd gives a service those of its start alone (systemd.exec(5))."""
+
+    id: int
+    name: str
+    data: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ReloadRecord:
     """Read certificates and configuration again."""
 
@@ -549,6 +560,7 @@ Record = (
     | MeteredRecord
     | LimitsRecord
     | WordsRecord
+    | CredentialRecord
     | ReloadRecord
     | DrainRecord
     | CountersRecord

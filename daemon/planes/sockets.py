@@ -13,15 +13,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from bentpipe.daemon.private_socket import peer_of
-
-LONGEST_PATH_BYTES = 107
-"""sun_path has 108 bytes, the last of them NUL (unix(7))."""
+from bentpipe.daemon.private_socket import LONGEST_PATH_BYTES, OPENING, PrivateListener, listen_private, peer_of
 
 BACKLOG = 16
-
-HIDDEN = "."
-"""Before the name of a socket that does not listen yet."""
 
 
 class PeerDenied(OSError):
@@ -31,7 +25,7 @@ class PeerDenied(OSError):
 def plane_socket_path(folder: Path, plane: str) -> Path:
     """Where the data plane `plane` listens. Raises OSError if the path is too long for a socket."""
     path = folder / plane
-    if len(os.fsencode(path)) + len(HIDDEN) > LONGEST_PATH_BYTES:
+    if len(os.fsencode(path)) > LONGEST_PATH_BYTES:
         raise OSError(errno.ENAMETOOLONG, f"{path}: the path of a Unix socket has at most {LONGEST_PATH_BYTES} bytes")
     return path
 
@@ -47,26 +41,13 @@ def make_private_folder(folder: Path) -> None:
         )
 
 
-def listen_private(path: Path) -> socket.socket:
-    """Listen on a new private socket. Raises OSError: EADDRINUSE if the path is taken.
-
-    It gets its name once it listens. Between bind and listen it would refuse connections, as the socket of a dead process
-    does, and would be removed as such.
-    """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    hidden = path.with_name(HIDDEN + path.name)
+def listen_for_planes(path: Path) -> PrivateListener:
+    """Listen on a new private socket, which does not block. Raises OSError: EADDRINUSE if the path is taken."""
     try:
-        sock.bind(str(hidden))
-        # Nobody can connect before listen(), so the mode is right in time.
-        hidden.chmod(0o600)
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
-        os.link(hidden, path)  # unlike a rename, it fails if the path is taken
-        hidden.unlink()
+        sock = listen_private(path, socket.SOCK_SEQPACKET, BACKLOG, "data plane")
     except OSError as exc:
-        sock.close()
-        hidden.unlink(missing_ok=True)
         raise OSError(exc.errno, f"cannot listen on {path}: {exc.strerror}") from exc
+    sock.setblocking(False)
     return sock
 
 
@@ -96,5 +77,5 @@ def plane_sockets(folder: Path) -> Iterator[Path]:
     with contextlib.suppress(FileNotFoundError):
         for path in sorted(folder.iterdir()):
             with contextlib.suppress(FileNotFoundError):
-                if not path.name.startswith(HIDDEN) and stat.S_ISSOCK(path.lstat().st_mode):
+                if path.name != OPENING and stat.S_ISSOCK(path.lstat().st_mode):
                     yield path

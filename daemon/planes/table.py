@@ -197,6 +197,14 @@ ROWS = (
     RecordRow(33, r.MeteredRecord, _D, Field("meters", Wire.METERS, bounds.METERS_A_RECORD)),
     RecordRow(34, r.LimitsRecord, _C, *_u32("clients", "per_prefix", "handshakes_per_s", "greeting_ms")),
     RecordRow(35, r.WordsRecord, _C, Field("words", Wire.BLOB, bounds.DATA_BYTES)),
+    RecordRow(
+        43,
+        r.CredentialRecord,
+        _C,
+        Field("name", Wire.TEXT, bounds.NAME_BYTES),
+        Field("data", Wire.BLOB, bounds.CREDENTIAL_BYTES),
+        critical=False,  # a plane that does not know it reads the one of its start again
+    ),
     RecordRow(36, r.ReloadRecord, _C),
     RecordRow(37, r.DrainRecord, _C, *_u32("deadline_ms")),
     RecordRow(38, r.CountersRecord, _D, Field("counters", Wire.COUNTERS, bounds.COUNTERS_A_RECORD), critical=False),

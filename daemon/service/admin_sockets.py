@@ -1,13 +1,11 @@
 """The sockets of the page for operators: opened before anything is started, closed and removed at the end."""
 
-import contextlib
 import socket
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from bentpipe.config.admin import AdminSection
 from bentpipe.daemon.connections.listener import bind
-from bentpipe.daemon.private_socket import listen_private, remove_dead
+from bentpipe.daemon.private_socket import PrivateListener, listen_private
 
 BACKLOG = 64
 """Of the Unix socket."""
@@ -33,16 +31,15 @@ def open_admin(section: AdminSection | None) -> Iterator[socket.socket]:
 def close_admin(sockets: Sequence[socket.socket]) -> None:
     """Close them, and remove a socket's file unless it belongs to another daemon by now. Raises OSError."""
     for sock in sockets:
-        path = Path(str(sock.getsockname())) if sock.family == socket.AF_UNIX else None
-        sock.close()
-        if path is not None:
-            with contextlib.suppress(FileExistsError):
-                remove_dead(path, socket.SOCK_STREAM, OWNER)
+        if isinstance(sock, PrivateListener):
+            sock.remove(OWNER)
+        else:
+            sock.close()
 
 
 def place_of(sock: socket.socket) -> str:
     """Where the page is: a path, or what a browser opens."""
-    if sock.family == socket.AF_UNIX:
-        return str(sock.getsockname())
+    if isinstance(sock, PrivateListener):
+        return str(sock.path)
     host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"

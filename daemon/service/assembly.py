@@ -211,7 +211,8 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         if planes is not None:
             planes.follow(current.config)
 
-    reloader = Reloader(current, running, live, opened.ktls, watch, reset=reset)
+    reload_planes = None if planes is None else planes.reload
+    reloader = Reloader(current, running, live, opened.ktls, watch, reset=reset, planes=reload_planes)
     control = None
     if opened.ports.control is not None:
         verbs = {"cut": cut_verb(edge.handoff, fleet), "reload": reloader.verb, "why": why_verb(opened.connections)}

@@ -18,7 +18,7 @@ from pathlib import Path
 import trio
 
 from bentpipe.daemon.errors import BentpipeError, Source
-from bentpipe.daemon.private_socket import listen_private, peer_of, remove_dead
+from bentpipe.daemon.private_socket import PrivateListener, listen_private, peer_of
 from bentpipe.daemon.tasks import Owner, contained
 
 REQUEST_BYTES = 8 << 10
@@ -53,7 +53,7 @@ class ControlError(BentpipeError):
     source = Source.OPERATOR
 
 
-def open_control_socket(path: Path) -> socket.socket:
+def open_control_socket(path: Path) -> PrivateListener:
     """Listen at `path`, and replace the socket of a dead daemon. Raises OSError, with a message."""
     try:
         return listen_private(path, socket.SOCK_STREAM, CLIENTS, OWNER)
@@ -66,7 +66,7 @@ class ControlServer:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: PrivateListener,
         verbs: Mapping[str, Verb],
         deadlines: Mapping[str, float] = types.MappingProxyType({}),
     ) -> None:
@@ -84,10 +84,8 @@ class ControlServer:
 
     def close(self) -> None:
         """Close the socket and remove its file, unless the file belongs to another daemon by now."""
-        path = Path(str(self._sock.getsockname()))
-        self._sock.close()
         with contained(Owner("control")):
-            remove_socket(path)
+            self._sock.remove(OWNER)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         with contained(Owner("control client")):
@@ -120,14 +118,6 @@ class ControlServer:
             raise ControlError(f"unknown verb; this daemon knows {', '.join(sorted(self._verbs))}")
         scope.deadline += self._deadlines.get(name, DEADLINE_S) - DEADLINE_S
         return await verb({**request, FILES: files} if files else request)
-
-
-def remove_socket(path: Path) -> None:
-    """Remove the file of a socket that nobody listens on. Raises OSError."""
-    try:
-        remove_dead(path, socket.SOCK_STREAM, OWNER)
-    except FileExistsError:
-        return  # it belongs to the next daemon
 
 
 def check_peer(sock: socket.socket | trio.socket.SocketType) -> None:

@@ -15,8 +15,9 @@ from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.opening import FirstRequest, Opening, read_opening
 from bentpipe.daemon.errors import BentpipeError
+from bentpipe.daemon.private_socket import PrivateListener
 from bentpipe.daemon.records.book import Book
-from bentpipe.daemon.service.control import ControlError, check_peer, remove_socket
+from bentpipe.daemon.service.control import OWNER, ControlError, check_peer
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 from bentpipe.proto.errors import GreetingError
 
@@ -45,7 +46,7 @@ def local_api_path(control: Path) -> Path:
 class LocalApi:
     """Serves the API there. It takes the socket, and removes its file at the end."""
 
-    def __init__(self, sock: socket.socket, api: ControlApi, book: Book) -> None:
+    def __init__(self, sock: PrivateListener, api: ControlApi, book: Book) -> None:
         self._sock = sock
         self._book = book
         self._quotas = Quotas(LIMITS, trio.current_time)
@@ -64,10 +65,8 @@ class LocalApi:
 
     def close(self) -> None:
         """Close the socket and remove its file, unless the file belongs to another daemon by now."""
-        path = Path(str(self._sock.getsockname()))
-        self._sock.close()
         with contained(Owner("local api")):
-            remove_socket(path)
+            self._sock.remove(OWNER)
 
     async def _serve(self, sock: socket.socket) -> None:
         transport = Transport(sock)

@@ -51,12 +51,15 @@ class Machines:
     registered: RegisteredProvider | None
     user_data: UserDataMaker | None = None
 
-    def add(self, section: SatelliteSection) -> None:
-        """Let the provider that the section names know the machine of one more satellite."""
+    def add(self, section: SatelliteSection, *, is_configured: bool) -> None:
+        """Let the provider that the section names know the machine of one more satellite.
+
+        `is_configured`: whether the configuration names the satellite; else the registry does.
+        """
         key = SatelliteKey(section.org, section.name)
         machine_id = machine_id_of(key)
         if section.process is not None and self.processes is not None:
-            self.processes.add(machine_id, section.process)
+            self.processes.add(machine_id, section.process, is_configured=is_configured)
             self.providers.add(machine_id, self.processes)
         if section.ec2 is not None and self.ec2 is not None:
             self.ec2.add(machine_id, _ec2_machine_of(section, section.ec2, self.user_data))

@@ -83,6 +83,8 @@ class MetricsServer:
         if path != b"/metrics":
             return _response(b"404 Not Found", b"There are /metrics, /healthz and /readyz.\n")
         with contained(Owner("metrics scrape")):
+            if self._daemon.planes is not None:
+                await self._daemon.planes.read_counters()
             text, kind = await self._exposition.make(_accepted(fields))
             return _response(b"200 OK", text, kind=kind.encode())
         return _response(b"500 Internal Server Error", b"The metrics could not be read; the log says why.\n")

@@ -36,16 +36,15 @@ from bentpipe.daemon.dataplane.trusts import Trusts
 from bentpipe.daemon.dataplane.unoffered import UnofferedEnds
 from bentpipe.daemon.planes.bounds import FIRST_BYTES, PARKED_CLIENTS, PARKED_S
 from bentpipe.daemon.planes.records import LimitsRecord
-from bentpipe.daemon.planes.sockets import listen_private, make_private_folder, plane_socket_path
+from bentpipe.daemon.planes.sockets import listen_for_planes, make_private_folder, plane_socket_path
 from bentpipe.daemon.records.book import Book
 from bentpipe.daemon.service import sd
-from bentpipe.daemon.service.certificates import CertificateReload
 from bentpipe.daemon.service.engine_priority import start_engine
 from bentpipe.daemon.service.engine_watch import run_engine_watch, stuck_threads
 from bentpipe.daemon.service.garbage import run_garbage, set_up_garbage
 from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors
 from bentpipe.daemon.service.plane_folder import planes_folder
-from bentpipe.daemon.service.trust_reload import TrustReload
+from bentpipe.daemon.service.plane_reload import PlaneReload
 from bentpipe.daemon.tasks import Owner, contained, run_owned
 from bentpipe.native.engine import Engine, Ktls
 from bentpipe.native.joiner import Joiner
@@ -77,7 +76,9 @@ class _Opened:
     config: Config
     ktls: Ktls
     ports: tuple[tuple[int, ListenerSection, Port, socket.socket], ...]
-    trust: TrustReload
+    config_path: Path
+    trust: dict[str, SatelliteTls]
+    """The satellites', by the names that OPEN uses."""
     engine: Engine
     opener: Opener
     joiner: Joiner
@@ -106,9 +107,7 @@ def _open(config: Config, path_of_config: Path, folder: Path) -> _Opened:
     descriptors = divide(config, limit, reserve)
     ktls = find_ktls(config)
     spoken = [read_port(section, ktls) for section in config.listener]
-    trust = TrustReload(
-        _trust_of(config, ktls), lambda: _trust_of(load_config(path_of_config, check_files=False), ktls)
-    )
+    trust = _trust_of(config, ktls)
     with contextlib.ExitStack() as opened:
         make_private_folder(folder)
         path = plane_socket_path(folder, secrets.token_hex(4))
@@ -122,12 +121,12 @@ def _open(config: Config, path_of_config: Path, folder: Path) -> _Opened:
         opened.callback(taken.give_up)
         ports = _listen(config, spoken, taken, opened)
         handover = HandoverServer(folder, path.name, [(name_of(section), sock) for _, section, _, sock in ports])
-        control = listen_private(path)
+        control = listen_for_planes(path)
         taken.close_unused([sock for _, _, _, sock in ports])
         opened.pop_all()
     quotas = Quotas(plane_limits(config, descriptors.connections), trio.current_time)
     return _Opened(
-        *(config, ktls, ports, trust, engine, opener, joiner, quotas),
+        *(config, ktls, ports, path_of_config, trust, engine, opener, joiner, quotas),
         *(descriptors.connections, descriptors.admit_below, control, path, taken, handover),
     )
 
@@ -170,11 +169,21 @@ class PlaneProcess:
         self._greetings = Deadlines(config.limits.greeting_deadline_s)
         self._door = Door()
         self._drain = trio.Event()
+        self._parked = Quotas(plane_limits(config, opened.descriptors), trio.current_time)
+        """Of clients that have said something, until they are offered. `opened.quotas` are for those that have not."""
         self._drain_until = math.inf
-        actions = PlaneActions(self._limit, self._reload, self.drain)
+        self._seated_at = math.inf
+        """When a control plane sat last, or this process began; infinite before that."""
+        actions = PlaneActions(
+            self._limit,
+            lambda record: self._files.take_credential(record),
+            lambda: self._files.reload(),
+            self.drain,
+            self._tell_counters,
+        )
         self._plane = DataPlane(
-            *(opened.engine, opened.opener, opened.joiner, self._counters, self._greetings),
-            *(Trusts(opened.trust.find, opened.ktls), actions),
+            *(opened.engine, opened.opener, opened.joiner, self._counters, self._greetings, self._parked),
+            *(Trusts(lambda name: self._files.find(name), opened.ktls), actions),
         )
         self._unoffered = UnofferedEnds(self._plane.reports)
         book = Book({"control plane": self._unoffered.note})
@@ -184,8 +193,12 @@ class PlaneProcess:
             Listener(sock, port, gate, self._plane.openings.beginning(index)) for index, _, port, sock in opened.ports
         ]
         sections = [section for _, section, _, _ in opened.ports]
-        self._certificates = CertificateReload(
-            list(zip(self._listeners, sections, strict=True)), lambda section: read_port(section, opened.ktls)
+        self._files = PlaneReload(
+            opened.config_path,
+            list(zip(self._listeners, sections, strict=True)),
+            opened.trust,
+            lambda section: read_port(section, opened.ktls),
+            lambda now: _trust_of(now, opened.ktls),
         )
         build = importlib.metadata.version("bentpipe")
         name = opened.control_path.name
@@ -199,11 +212,7 @@ class PlaneProcess:
         self._opened.opener.limit(limits.handshakes_per_s)
         most = self._most_clients
         self._opened.quotas.limit_strangers(min(limits.clients or most, most), limits.per_prefix)
-
-    def _reload(self) -> str:
-        self._certificates.ask()
-        self._opened.trust.ask()
-        return ""
+        self._parked.limit_strangers(most, limits.per_prefix)
 
     def drain(self, deadline_s: float | None) -> None:
         """Accept no more; end when the last connection has ended, or at the deadline. A later call changes the deadline."""
@@ -224,8 +233,7 @@ class PlaneProcess:
                 nursery.start_soon(run_owned, Owner("clients"), plane.line.run_line)
                 nursery.start_soon(run_owned, Owner("room"), plane.streams.run_room)
                 nursery.start_soon(run_owned, Owner("deadlines"), self._greetings.run_deadlines)
-                nursery.start_soon(run_owned, Owner("certificates"), self._certificates.run_reload)
-                nursery.start_soon(run_owned, Owner("satellites' certificates"), opened.trust.run_reload)
+                nursery.start_soon(run_owned, Owner("certificates"), self._files.run_reload)
                 nursery.start_soon(run_owned, Owner("counters"), self._count)
                 nursery.start_soon(run_owned, Owner("door"), self._keep_door)
                 nursery.start_soon(run_owned, Owner("seat"), self._seat.run_seats)
@@ -265,7 +273,7 @@ class PlaneProcess:
     async def _wait_drained(self) -> int:
         plane = self._plane
         log.info("draining", extra={"fields": {"connections": plane.connections}})
-        while plane.connections or plane.joined.ends_waiting_for_seat:
+        while plane.connections or (plane.joined.ends_waiting_for_seat and not self._is_left):
             if trio.current_time() >= self._drain_until:
                 break
             await trio.sleep(DRAINED_LOOK_S)
@@ -276,31 +284,40 @@ class PlaneProcess:
         log.info("drained", extra={"fields": {"cut": cut}})
         return cut
 
+    @property
+    def _is_left(self) -> bool:
+        """Whether no control plane comes any more: if everything is being stopped, the control plane has gone first."""
+        return math.isfinite(self._drain_until) and trio.current_time() - self._seated_at > PARKED_S
+
     async def _hand_over(self) -> None:
         with contextlib.suppress(trio.ClosedResourceError):  # it drains already
             await self._opened.handover.run_handover()
             log.info("a newer data plane has taken the listening sockets")
             self.drain(None)
 
-    async def _count(self) -> None:
-        sockets = [sock for _, _, _, sock in self._opened.ports if sock.family != socket.AF_UNIX]
+    def _tell_counters(self) -> None:
+        sockets = [sock for _, _, _, sock in self._opened.ports if sock.fileno() >= 0 and sock.family != socket.AF_UNIX]
         ports = [int(sock.getsockname()[1]) for sock in sockets]
+        reached = self._opened.quotas.reached + self._parked.reached
+        parts = (self._plane, self._counters, reached, self._opened.engine, ports)
+        untold = self._unoffered.untold
+        self._plane.reports.send(counters_record(*parts, draining=self._drain.is_set(), untold=untold))
+
+    async def _count(self) -> None:
         while True:
             await trio.sleep(COUNT_S)
             if self._seat.is_taken:
-                parts = (self._plane, self._counters, self._opened.quotas, self._opened.engine, ports)
-                untold = self._unoffered.untold
-                self._plane.reports.send(counters_record(*parts, draining=self._drain.is_set(), untold=untold))
+                self._tell_counters()
 
     async def _keep_door(self) -> None:
         """While no control plane comes, new clients wait in the kernel's queue, not here."""
-        away_since = trio.current_time()
+        self._seated_at = trio.current_time()
         while True:
             await trio.sleep(COUNT_S)
             if self._seat.is_taken:
-                away_since = trio.current_time()
+                self._seated_at = trio.current_time()
                 self._door.open()
-            elif trio.current_time() - away_since > PARKED_S and self._door.is_open:
+            elif trio.current_time() - self._seated_at > PARKED_S and self._door.is_open:
                 self._door.shut()
                 log.warning("no control plane comes: new clients wait in the kernel's queue")
 
@@ -313,7 +330,7 @@ class PlaneProcess:
                     if number in (signal.SIGTERM, signal.SIGINT):
                         self.drain(self._opened.config.daemon.drain_deadline_s)
                     elif number == signal.SIGHUP:
-                        self._reload()
+                        self._files.ask()
 
 
 def run_data_plane(config_path: Path) -> int:

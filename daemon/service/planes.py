@@ -4,6 +4,7 @@ One task for each plane (`_run_plane`) owns its link. If the plane that accepts 
 one started. A plane is found by its socket in the folder of planes: the one that accepts, and older ones that drain.
 """
 
+import collections
 import contextlib
 import errno
 import itertools
@@ -19,6 +20,7 @@ import trio
 from bentpipe.config.model import Config
 from bentpipe.daemon.connections.arrival import Arrival, Proxies
 from bentpipe.daemon.connections.ends import OUTCOME_ENDS
+from bentpipe.daemon.connections.listener import ACCEPT_BATCH, PAUSE_S
 from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
 from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.coordination.contract import Coordination
@@ -26,7 +28,7 @@ from bentpipe.daemon.edge.caller import Caller, Offer
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import Splice
 from bentpipe.daemon.edge.identity import TlsIdentity
-from bentpipe.daemon.edge.plane import RemotePlane
+from bentpipe.daemon.edge.plane import PLANE_GONE, RemotePlane
 from bentpipe.daemon.edge.plane_channel import PlaneChannel
 from bentpipe.daemon.edge.plane_splicer import PlaneSplicer, splice_id_of
 from bentpipe.daemon.edge.session import Session
@@ -34,11 +36,11 @@ from bentpipe.daemon.edge.splice_tag import SpliceTag, TagUnreadable
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.planes import records as r
-from bentpipe.daemon.planes.bounds import HELLO_S
+from bentpipe.daemon.planes.bounds import CREDENTIAL_BYTES, HELLO_S
 from bentpipe.daemon.planes.codec import ProtocolBroken
 from bentpipe.daemon.planes.link import Link, LinkEnd
 from bentpipe.daemon.planes.sockets import connect_private, plane_sockets
-from bentpipe.daemon.planes.table import NEWEST_VERSION, OLDEST_VERSION, Plane
+from bentpipe.daemon.planes.table import NEWEST_VERSION, OLDEST_VERSION, RECORD_NUMBERS, Plane
 from bentpipe.daemon.records.record import LOST, Record
 from bentpipe.daemon.service.connection_records import host_name
 from bentpipe.daemon.service.plane_engines import PlaneEngines
@@ -63,6 +65,9 @@ SYNC_S = 30.0
 
 LOOK_S = 1.0
 """Between two looks for a new data plane: one that is being upgraded has a successor."""
+
+RELOAD_S = 15.0
+"""For a plane to read its files again: longer than it waits for a disk itself."""
 
 AGAIN_S, AGAIN_MOST_S = 0.1, 5.0
 """Before a data plane is started again, doubling: one that dies at once must not fill the log."""
@@ -139,7 +144,13 @@ class Planes:
         self._cut_off: dict[str, CutOff] = {}
         """By the socket's name."""
         self._edge: Edge | None = None
+        self._coordination: Coordination | None = None
+        """None until `enter_all`."""
+        self._succeeding = trio.Lock()
         self._sessions: trio.Nursery | None = None
+        self._arrived: collections.deque[tuple[RemotePlane, PlaneChannel, r.ArrivedRecord]] = collections.deque()
+        """Clients that are not taken in yet: at most OFFERED_CLIENTS of each plane."""
+        self._came = trio.Event()
         self.note = SuccessorNote(lambda: self._splicer)
         self._ending = False
         self._lost = trio.Event()
@@ -162,15 +173,27 @@ class Planes:
             raise PlaneUnusable(exc.errno, str(exc)) from exc
         nursery.start_soon(run_owned, Owner("data planes"), self._run_planes, nursery)
         nursery.start_soon(run_owned, Owner("meters"), self._run_meters)
+        nursery.start_soon(run_owned, Owner("arrivals"), self._run_arrivals)
 
     async def enter_all(self, coordination: Coordination) -> None:
         """Tell other hosts who uses what already, before any of them may think that nobody does."""
-        for key in sorted(self.adopted, key=str):
-            try:
-                await coordination.enter(key, trio.lowlevel.checkpoint)
-            except StoreError as exc:
-                log.error("not entered", extra={"fields": {"satellite": str(key), "error": str(exc)}})
-        self.note.hand_on(coordination)
+        self._coordination = coordination
+        await self._succeed(coordination)
+
+    async def _succeed(self, coordination: Coordination) -> None:
+        """Enter for all that is spliced, then give back what earlier processes of this host have entered."""
+        edge = self._edge
+        assert edge is not None
+        async with self._succeeding:
+            for key in sorted(edge.handoff.satellites, key=str):
+                try:
+                    await coordination.enter(key, trio.lowlevel.checkpoint)
+                except StoreError as exc:
+                    log.error("not entered", extra={"fields": {"satellite": str(key), "error": str(exc)}})
+                satellite = edge.fleet.find(key)
+                if satellite is not None and key not in edge.handoff.satellites:
+                    satellite.leave_if_unused()  # the last splice ended before there was an entry to give back
+            self.note.hand_on(coordination)
 
     def serve(self, sessions: trio.Nursery) -> None:
         """Take clients in, each in a task of `sessions`."""
@@ -220,13 +243,19 @@ class Planes:
             raise PlaneUnusable(errno.EBUSY, f"{path}: another daemon has this data plane: {words}")
         plane.send_nowait(self._limits_record())
         plane.send_nowait(r.WordsRecord(r.LINK_ID, self._words))
-        plane.send_nowait(self.note.record())
-        for key in self.note.read(plane.seated.note):
+        stopped = self.note.read(plane.seated.note)
+        # All planes get all names: this process may die before it has given back what they stand for.
+        self.note.write_nowait()
+        for key in stopped:
             self._expect_stop(key)
         fields = {"plane": path.name, "pid": plane.hello.pid, "session": plane.seated.session, "adopted": plane.adopted}
         log.info("data plane seated", extra={"fields": fields})
         if self._sessions is not None:
             plane.accept()
+        if self._coordination is not None:
+            # Found after the start: what it knows of earlier processes' entries is given back, too.
+            owner = Owner("inherited entries", path.name, Decision.GIVE_UP)
+            nursery.start_soon(run_owned, owner, self._succeed, self._coordination)
 
     def _expect_stop(self, key: SatelliteKey) -> None:
         satellite = None if self._edge is None else self._edge.fleet.find(key)
@@ -309,10 +338,31 @@ class Planes:
     # -- PlaneEvents ---------------------------------------------------------------------------------------------------
 
     def arrived(self, plane: RemotePlane, channel: PlaneChannel, record: r.ArrivedRecord) -> None:
-        """See PlaneEvents."""
-        edge, sessions = self._edge, self._sessions
-        if edge is None or sessions is None or record.listener >= len(self._ports):
+        """See PlaneEvents. As at a listener, a client is not taken in while it could only put out one that is as new."""
+        if self._edge is None or self._sessions is None or record.listener >= len(self._ports):
             raise ProtocolBroken("a client of a listener that is not in the configuration")
+        self._arrived.append((plane, channel, record))
+        self._came.set()
+
+    async def _run_arrivals(self) -> None:
+        edge = self._edge
+        assert edge is not None
+        while True:
+            await self._came.wait()
+            self._came = trio.Event()
+            while self._arrived:
+                for _ in range(min(ACCEPT_BATCH, len(self._arrived))):
+                    while (pause_s := edge.quotas.pause_s()) > 0:
+                        await trio.sleep(min(pause_s, PAUSE_S))
+                    self._take_in(*self._arrived.popleft())
+                await trio.lowlevel.checkpoint()
+
+    def _take_in(self, plane: RemotePlane, channel: PlaneChannel, record: r.ArrivedRecord) -> None:
+        edge, sessions = self._edge, self._sessions
+        assert edge is not None
+        assert sessions is not None
+        if not plane.take(channel):
+            return
         name = None if record.flags & r.ArrivalFlag.LOCAL else (record.host, record.port)
         arrival = Arrival(edge.quotas, name, Proxies(), edge.book)
         caller = Caller(channel, arrival, plane.attempt, edge.greeters.make())
@@ -372,7 +422,7 @@ class Planes:
         """See PlaneEvents. What the plane counts has not come here: clients that left before they were offered."""
         self.ports |= {count for name, count in plane.counters.items() if name.startswith(r.PORT_COUNTERS)}
         if self._edge is not None and before is not None:
-            add_counters(self._edge.counters, before, plane.counters)
+            add_counters(self._edge.counters, self._edge.quotas.reached, before, plane.counters)
 
     def was_unoffered(self, record: r.UnofferedRecord) -> None:
         """See PlaneEvents. The plane has counted it: only records and histograms are told here."""
@@ -390,18 +440,49 @@ class Planes:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
+    async def reload(self, credentials: Mapping[str, Path]) -> list[str]:
+        """Have the planes read certificates and the satellites' sections again. Returns what they could not read.
+
+        `credentials` are files of credentials that are newer than those of the planes' start, by name.
+        """
+        records = [r.CredentialRecord(r.LINK_ID, name, path.read_bytes()) for name, path in credentials.items()]
+        if any(len(record.data) > CREDENTIAL_BYTES for record in records):
+            return [f"a credential has over {CREDENTIAL_BYTES} bytes, which a data plane does not take"]
+        found: list[str] = []
+        async with trio.open_nursery() as nursery:
+            for plane in list(self._splicer):
+                owner = Owner("data plane", "reload", Decision.GIVE_UP)
+                nursery.start_soon(run_owned, owner, self._reload_one, plane, records, found)
+        return found
+
+    @staticmethod
+    async def _reload_one(plane: RemotePlane, credentials: Sequence[r.Record], found: list[str]) -> None:
+        for record in credentials:
+            plane.send_nowait(record)
+        words = f"no answer in {RELOAD_S:g} s"
+        with trio.move_on_after(RELOAD_S):
+            words = await plane.ask(r.ReloadRecord(r.LINK_ID), RECORD_NUMBERS[r.ReloadRecord])
+        if words and words != PLANE_GONE:  # its successor has read the files as they are now
+            pid = plane.hello.pid if plane.hello is not None else 0
+            found.append(f"data plane, process {pid}: {words}")
+
+    async def read_counters(self) -> None:
+        """Learn what all planes have counted by now."""
+        async with trio.open_nursery() as nursery:
+            for plane in list(self._splicer):
+                nursery.start_soon(run_owned, Owner("data plane", "counters", Decision.GIVE_UP), plane.read_counters)
+
     def follow(self, config: Config) -> None:
-        """Have the planes read certificates again, and hold to the limits of this configuration."""
+        """Have the planes hold to the limits of this configuration."""
         self._limits = config.limits
         for plane in self._splicer:
             plane.send_nowait(self._limits_record())
-            plane.send_nowait(r.ReloadRecord(r.LINK_ID))
 
     def _limits_record(self) -> r.LimitsRecord:
         limits = self._limits
         return r.LimitsRecord(
             id=r.LINK_ID,
-            clients=0,
+            clients=limits.places_for_strangers,
             per_prefix=limits.max_connections_per_address,
             handshakes_per_s=0,
             greeting_ms=round(limits.greeting_deadline_s * 1000),
@@ -467,8 +548,11 @@ def _record_of(edge: Edge, tag: SpliceTag, peer: str) -> Record:
     return record
 
 
-def add_counters(counters: ConnectionCounters, before: Mapping[str, int], now: Mapping[str, int]) -> None:
-    """Add what a plane has counted since `before`: connections accepted, and those that ended before they were offered."""
+def add_counters(
+    counters: ConnectionCounters, reached: collections.Counter[str], before: Mapping[str, int], now: Mapping[str, int]
+) -> None:
+    """Add what a plane has counted since `before`: connections accepted, those that ended before they were offered, and how
+    often it has `reached` a limit."""
     for name, count in now.items():
         more = count - before.get(name, 0)
         kind, _, what = name.partition(".")
@@ -481,6 +565,8 @@ def add_counters(counters: ConnectionCounters, before: Mapping[str, int], now: M
                 counters.ended[OUTCOMES[what]] += more
             case "malformed" if more:
                 counters.malformed[what] += more
+            case "limit" if more:
+                reached[what] += more
             case _:
                 pass  # numbers of the present moment, and those of a later version
 

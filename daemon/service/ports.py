@@ -20,6 +20,7 @@ from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.session import Session
+from bentpipe.daemon.private_socket import PrivateListener
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.admin_sockets import open_admin
 from bentpipe.daemon.service.control import ControlServer, open_control_socket
@@ -37,8 +38,8 @@ class OpenPorts:
     metrics: tuple[socket.socket, ...]
     admin: tuple[socket.socket, ...]
     """For the page."""
-    control: socket.socket | None
-    local_api: socket.socket | None
+    control: PrivateListener | None
+    local_api: PrivateListener | None
     enrolment: tuple[socket.socket, ...]
     """For machines that want a certificate."""
 

@@ -42,7 +42,7 @@ class SatelliteParts:
     def add(self, section: SatelliteSection, kind: MachineTypeSection) -> None:
         """See Parts."""
         key = SatelliteKey(section.org, section.name)
-        self.machines.add(section)
+        self.machines.add(section, is_configured=False)
         if self.reserve is not None:
             self.reserve.know(key, kind)
         self.specs[key] = Specs(kind.platform, kind.size)
@@ -59,7 +59,7 @@ class SatelliteParts:
     def take_up(self, section: SatelliteSection, tls: SatelliteTls | None, *, proven: bool) -> None:
         """The same for a satellite of the configuration that is taken up at run time. `tls` is of its own section."""
         key = SatelliteKey(section.org, section.name)
-        self.machines.add(section)
+        self.machines.add(section, is_configured=True)
         self.specs[key] = specs_of(section)
         if (responder := target_of(section)) is not None:
             self.responders[key] = responder

@@ -9,7 +9,7 @@ waits for the verdict) or by SIGHUP. The verdict is also in the log, in systemd'
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -70,8 +70,14 @@ class Reloader:
         watch: CertificateWatch,
         *,
         reset: Callable[[], None],
+        planes: Callable[[Mapping[str, Path]], Awaitable[Sequence[str]]] | None = None,
     ) -> None:
-        """`reset` is called after each reload that worked: somebody has acted, and what had failed may be tried again."""
+        """`reset` is called after each reload that worked: somebody has acted, and what had failed may be tried again.
+
+        `planes` has data planes that are processes of their own read their files again, with newer credentials; it returns
+        what they could not read.
+        """
+        self._planes = planes
         self._current = current
         self._running = running
         self._live = live
@@ -133,6 +139,7 @@ class Reloader:
             try:
                 prepared = await self._plan(used)
                 if not dry_run:
+                    await self._reload_planes(credentials)
                     await self._take_over(prepared, used)
                 return prepared
             except ReloadFailed as exc:
@@ -162,6 +169,15 @@ class Reloader:
             raise ReloadFailed("\n".join([f"{NOTHING}, since this cannot change in a running daemon:", *refused]))
         return prepared
 
+    async def _reload_planes(self, newer: _Credentials | None) -> None:
+        """Before anything changes here: a certificate that nobody can read is a mistake of the operator's."""
+        if self._planes is None:
+            return
+        problems = await self._planes({} if newer is None else newer.paths)
+        if problems:
+            words = f"{NOTHING} but what else the data plane could read, since it could not read everything:"
+            raise ReloadFailed("\n".join([words, *problems]))
+
     async def _take_over(self, prepared: Prepared, credentials: _Credentials) -> None:
         apply(prepared, self._live)
         current = self._current
@@ -172,7 +188,7 @@ class Reloader:
             current.problem = ""
             current.origin = ConfigOrigin(current.origin.path, prepared.loaded, current.origin.keep)
             current.origin.keep(prepared.loaded.texts)
-        if credentials is not self._credentials:
+        if credentials is not self._credentials and self._planes is None:  # else they are the data planes' to keep
             self._credentials.close()
             self._credentials = credentials
         for each in prepared.differences:

@@ -157,7 +157,7 @@ async def _leave(daemon: Daemon, sessions: trio.Nursery) -> int:
     assert daemon.planes is not None
     sd.notify("STOPPING=1")
     log.info("leaving", extra={"fields": {"spliced": daemon.handoff.live}})
-    for step in (daemon.api.drain, daemon.drain_local_api, daemon.health.drain):
+    for step in (daemon.api.drain, daemon.drain_local_api, daemon.health.leave):
         with contained(Owner("leave", step.__qualname__)):
             step()
     await trio.sleep(LEAVE_S)

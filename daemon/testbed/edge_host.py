@@ -1,11 +1,13 @@
 """The demo's edge host: certificates, configuration, and a real `bentpipe serve` in a process of its own."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -180,12 +182,21 @@ class EdgeHost:
             end_process(self._process, STOP_DEADLINE_S)
             if self._process.returncode < 0:
                 self._stop_keeper()
+                self._kill_data_planes()
         shutil.rmtree(self._directory)
 
     def _stop_keeper(self) -> None:
         """End what a killed daemon has left."""
         command = [sys.executable, "-P", "-m", "bentpipe.daemon.service.cli", "keeper", "--stop", "--config"]
         subprocess.run([*command, str(self.config_path)], check=True, stdout=subprocess.DEVNULL)
+
+    def _kill_data_planes(self) -> None:
+        """The same for the data planes that it has left."""
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                arguments = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+                if b"dataplane" in arguments and os.fsencode(self.config_path) in arguments:
+                    os.kill(int(entry.name), signal.SIGKILL)
 
     def stop(self) -> int:
         """Send SIGTERM and wait. Returns the exit code."""

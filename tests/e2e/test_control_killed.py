@@ -7,14 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-import trio
 
-from beds.contracts.ledger import ALWAYS, check_laws
+from beds.contracts.ledger import check_laws
 from beds.hosts.one_satellite import KEY
-from beds.hosts.two_planes import two_planes
+from beds.hosts.two_planes import read_intervals, two_planes
 from beds.peers.control_storm import Storm, start_all
-from bentpipe.daemon.ledger.contract import Interval
-from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.planes.bounds import PARKED_S
 
@@ -54,17 +51,10 @@ def test_nothing_is_lost_when_the_control_plane_is_killed(tmp_path: Path, kills:
         assert host.end_control(signal.SIGTERM) in (0, 3)
         assert fds < 80, "descriptors of connections are left"
         host.wait(lambda: not Path(f"/proc/{plane}").exists(), "the data plane does not end")
-    found = trio.run(read_ledger, tmp_path / "ledger.sqlite")
+    found = read_intervals(host.ledger)
     check_laws(found)
     used = [each for each in found if each.key == KEY]
     first = next(at for at, each in enumerate(used) if each.state is SatelliteState.OPERATIONAL)
     last = max(at for at, each in enumerate(used) if each.state is SatelliteState.OPERATIONAL)
     # It was used from the first client to the last: it neither slept nor was it unknown while control planes came and went.
     assert {each.state for each in used[first : last + 1]} <= {SatelliteState.OPERATIONAL, SatelliteState.STARTING}
-
-
-async def read_ledger(path: Path) -> list[Interval]:
-    ledger = SqliteLedger(path, read_only=True)
-    found = await ledger.intervals(*ALWAYS)
-    await ledger.aclose()
-    return found

@@ -17,7 +17,7 @@ import trio
 import trustme
 
 from beds.hosts.api_daemon import ApiToken, write_api_config
-from beds.hosts.form import serve_file
+from beds.hosts.form import serve_file, with_ports
 from beds.peers.buildkit_host import CLIENT, SATELLITE_DOMAIN, buildkitd_command
 from beds.peers.builds import BuildKit, Missing, buildkit, grpcurl
 from beds.peers.earthly_cli import RECORDED, EarthlyCli, Json
@@ -108,7 +108,7 @@ def second_listener(folder: Path) -> str:
         ("client-key", [client.private_key_pem]),
     ):
         (folder / f"{name}.pem").write_bytes(b"".join(blob.bytes() for blob in blobs))
-    return f"""
+    return with_ports(f"""
 [[listener]]
 address = "127.0.0.1:0"
 [listener.tls]
@@ -120,7 +120,7 @@ satellite_domain = "{SATELLITE_DOMAIN}"
 name = "builder"
 san = "EMAIL:{CLIENT}"
 grants = ["{KEY}"]
-"""
+""")
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ from pathlib import Path
 import trio
 
 from bentpipe.daemon.errors import ProviderError, ProviderRetryable
+from bentpipe.daemon.keeper.build import build_of_files
 from bentpipe.daemon.keeper.program import READY
 from bentpipe.daemon.keeper.protocol import Field, Kind, Message, Tag
 from bentpipe.daemon.providers.process.kept import KeptProcess
-from bentpipe.daemon.providers.process.link import AWAY, CALL_DEADLINE_S, KeeperLink, connect, hello_fields
+from bentpipe.daemon.providers.process.link import AWAY, CALL_DEADLINE_S, KeeperLink, KeeperLost, connect, hello_fields
 from bentpipe.daemon.providers.process.place import KeeperPlace
 from bentpipe.daemon.providers.process.starting import forget_child, read_ready, spawn_keeper
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
@@ -28,6 +29,8 @@ FIRST_PAUSE_S, MOST_PAUSE_S = 0.05, 10.0
 """Before the next connection after one that has ended, doubling while none can be made."""
 MOST_EXITS = 1000
 """Of processes that nobody knows yet: as many as could be started at once, and more."""
+RENEW_S = 30.0
+"""For a keeper to become the installed program, which it tries out first."""
 END_DEADLINE_S = 10.0
 """For a keeper that has nothing to keep to end."""
 READER = Owner("keeper reader", decision=Decision.GIVE_UP)
@@ -51,6 +54,11 @@ class KeeperClient:
         """Of a keeper that this process has started, until it is reaped."""
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._ending = False
+        self._is_renewing = False
+        """The keeper is about to become the installed program."""
+        self._build = build_of_files()
+        self._renewed: set[tuple[int | None, str]] = set()
+        """Keepers that were asked to become the installed program: process and build."""
         self.problem = ""
         """Why there is no connection, if the last attempt has failed."""
         self.hello: Message | None = None
@@ -101,13 +109,17 @@ class KeeperClient:
                     nursery.start_soon(run_owned, READER, link.run_reader, self._told)
                     if await self._greet(link, synced):
                         pause_s = FIRST_PAUSE_S
-                    task_status.started()
-                    task_status = trio.TASK_STATUS_IGNORED
+                    if not self._is_renewing:
+                        task_status.started()
+                        task_status = trio.TASK_STATUS_IGNORED
             finally:
                 self._link = None
                 link.close()
             if self._ending:
                 return
+            if self._is_renewing:
+                self._is_renewing = False
+                continue
             log.error("the connection to the keeper of local satellites has ended")
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, MOST_PAUSE_S)
@@ -116,6 +128,9 @@ class KeeperClient:
         """Take the seat, and learn what the keeper has. Returns whether calls are possible now."""
         try:
             self.hello = await link.call(Kind.HELLO, hello_fields())
+            self._is_renewing = await self._renew(link, self.hello)
+            if self._is_renewing:
+                return True
             found = [self._know(each) for each in await _list(link)]
         except ProviderError as error:
             self.problem = str(error)
@@ -126,6 +141,27 @@ class KeeperClient:
         self.problem = ""
         self._link = link
         synced(found)
+        return True
+
+    async def _renew(self, link: KeeperLink, hello: Message) -> bool:
+        """Have a keeper of another build become the installed program. Returns whether it does: this connection ends then.
+
+        It is asked once. One that cannot, or that is of another installation, stays as it is: both sides speak with it.
+        """
+        keeper = hello.value(Tag.PID), hello.text(Tag.BUILD)
+        if hello.text(Tag.BUILD) == self._build or keeper in self._renewed:
+            return False
+        self._renewed.add(keeper)
+        fields: dict[str, object] = {"keeper": keeper[0], "build": keeper[1], "installed": self._build}
+        try:
+            await link.call(Kind.RENEW, (), RENEW_S)
+        except KeeperLost:
+            raise
+        except ProviderError as error:
+            fields["reason"] = str(error)
+            log.warning("the keeper of local satellites stays of another version", extra={"fields": fields})
+            return False
+        log.info("the keeper of local satellites becomes the installed program", extra={"fields": fields})
         return True
 
     async def stop(self) -> None:

@@ -78,11 +78,14 @@ class ProcessProvider:
         self._place = place
         self._keeper = KeeperClient(place, None if isolation is None else isolation.name)
         self._machines: dict[MachineId, LocalMachine] = {}
-        self._configured = frozenset(specs)
+        self._configured: set[MachineId] = set()
+        """The machines that the configuration names; the registry has the others."""
+        self._forgotten: list[LocalMachine] = []
+        """Machines that are known no more, while something of their process is left."""
         self._unclaimed: dict[str, tuple[KeptProcess, Note, Flag]] = {}
         """By name: what the keeper has for machines that are not known, or not yet."""
         for machine_id, section in specs.items():
-            self.add(machine_id, section)
+            self.add(machine_id, section, is_configured=True)
         self._soft_files = soft_files
         self._nursery: trio.Nursery | None = None
         self._machines_scope = trio.CancelScope(shield=True)
@@ -90,17 +93,27 @@ class ProcessProvider:
         self._closed: trio.Event | None = None
         self._leaves = False
 
-    def add(self, machine_id: MachineId, section: ProcessSection) -> None:
-        """Know one more machine. If the keeper has a process of it, that is taken up."""
+    def add(self, machine_id: MachineId, section: ProcessSection, *, is_configured: bool) -> None:
+        """Know one more machine, also while the provider runs. If the keeper has a process of it, that is taken up.
+
+        `is_configured` says that the configuration names it. Its process then ends if no later configuration does.
+        """
         machine = LocalMachine(machine_id, section, self._log_dir, self._listeners, self._keeper)
         self._machines[machine_id] = machine
+        if is_configured:
+            self._configured.add(machine_id)
         found = self._unclaimed.pop(machine.name, None)
         if found is not None and self._nursery is not None:
             machine.adopt(self._nursery, *found)
 
     def forget(self, machine_id: MachineId) -> None:
-        """Know a machine no more: it was terminated, and nothing of its process is left."""
-        self._machines.pop(machine_id, None)
+        """Know a machine no more. A process that it still has, a frozen one, is ended."""
+        machine = self._machines.pop(machine_id, None)
+        self._configured.discard(machine_id)
+        self._forgotten = [each for each in self._forgotten if each.has_process]
+        if machine is not None and machine.has_process and self._nursery is not None:
+            machine.end_nowait(self._nursery)
+            self._forgotten.append(machine)
 
     @property
     def isolation(self) -> Isolation | None:
@@ -314,7 +327,7 @@ class ProcessProvider:
         if nursery is None:
             return
         async with trio.open_nursery() as ending:
-            for machine in self._machines.values():
+            for machine in (*self._machines.values(), *self._forgotten):
                 with contained(Owner("process end", machine.look.machine_id)):
                     machine.end_nowait(nursery)
                 owner = Owner("process end", machine.look.machine_id, Decision.GIVE_UP)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from beds.hosts.form import in_form
+from beds.hosts.form import first_port_of, in_form
 from beds.peers.clients import GrpcioClient
 from beds.programs import BENTPIPE
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.daemon.testbed.edge_host import complete_lines
+from bentpipe.daemon.testbed.edge_host import DATA_PLANE, complete_lines
 
 PATIENCE_S = 60.0
 
@@ -41,6 +41,8 @@ class EdgeDaemon:
 
     process: subprocess.Popen[bytes]
     log: Path
+    config: Path | None = None
+    """Of a daemon whose data plane is a process of its own."""
 
     def records(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in complete_lines(self.log) if line.startswith("{")]
@@ -50,8 +52,12 @@ class EdgeDaemon:
 
     @property
     def port(self) -> int:
-        wait(lambda: self.said(message="listening") or self.process.poll() is not None, "it listens")
+        # A data plane that an earlier daemon has started told its port to that one's log.
+        said = "listening" if self.config is None else "serving"
+        wait(lambda: self.said(message=said) or self.process.poll() is not None, "it listens")
         assert self.process.poll() is None, self.log.read_text()
+        if self.config is not None:
+            return first_port_of(self.config)
         return next(int(str(record["port"])) for record in self.records() if record.get("message") == "listening")
 
     def ask(self, org: str, name: str, *, token: str | None = None, timeout_s: float = 60.0) -> str:
@@ -106,7 +112,7 @@ def edge_daemon(
         ) as process,
     ):
         try:
-            yield EdgeDaemon(process, log)
+            yield EdgeDaemon(process, log, path if DATA_PLANE == "process" else None)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(PATIENCE_S)

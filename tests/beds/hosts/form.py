@@ -23,6 +23,17 @@ from bentpipe.daemon.testbed.edge_host import DATA_PLANE
 
 LISTENER = re.compile(r'(?<=\[\[listener\]\]\n)address = "127\.0\.0\.1:0"')
 
+CLIENTS_TAKE_NONE = (
+    "in the second form clients take no descriptor of the daemon's; test_openings.py has those of the data plane"
+)
+ONLY_INSIDE = {
+    "test_descriptors.py::test_a_crowd_takes_no_descriptor_that_the_daemon_needs": CLIENTS_TAKE_NONE,
+    "test_descriptors.py::test_old_strangers_go_when_there_is_no_descriptor_for_a_client": CLIENTS_TAKE_NONE,
+    "test_descriptors.py::test_a_limit_that_is_lowered_under_the_daemon_ends_nothing": CLIENTS_TAKE_NONE,
+    "test_descriptors.py::test_a_daemon_without_a_descriptor_ends_when_it_is_told_to": CLIENTS_TAKE_NONE,
+}
+"""Tests that are about connections inside the daemon, with the reason: FILE, or FILE::TEST."""
+
 _folders: set[Path] = set()
 """Where data planes of this test's daemons may be."""
 
@@ -32,15 +43,35 @@ def in_form(text: str, folder: Path) -> str:
     if DATA_PLANE == "inside":
         return text
     _folders.add(folder / "planes")
-    # The daemon does not see which port the data plane gets.
-    text = LISTENER.sub(lambda _: f'address = "127.0.0.1:{free_port()}"', text)
+    text = with_ports(text)
     keys = f'[daemon]\ndata_plane = "{DATA_PLANE}"\nplanes = "{folder / "planes"}"\n'
     return text.replace("[daemon]\n", keys, 1) if "[daemon]\n" in text else keys + text
+
+
+def with_ports(text: str) -> str:
+    """Listeners of a configuration in the form that is tested: a daemon does not see which port its data plane gets."""
+    return text if DATA_PLANE == "inside" else LISTENER.sub(lambda _: f'address = "127.0.0.1:{free_port()}"', text)
+
+
+def first_port_of(path: Path) -> int:
+    """The port of the first listener of a file that `in_form` has made for the second form."""
+    address = load_config(path, check_files=False).listener[0].address
+    assert address is not None
+    return address[1]
 
 
 async def serve_file(path: Path, *, task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED) -> None:
     """Serve a file's configuration in this process until its `drain` is set; `task_status` gets the daemon."""
     await serve(load_config(path), config_path=path, task_status=task_status)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what says nothing about the second form."""
+    for item in items:
+        for which, reason in ONLY_INSIDE.items():
+            file, _, test = which.partition("::")
+            if item.path.name == file and item.name.partition("[")[0] in (test, test or item.name.partition("[")[0]):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -48,9 +48,8 @@ command = [
     )
     path = folder / "bentpipe.toml"
     if DATA_PLANE == "process":
-        sections = f'[daemon]\ndata_plane = "process"\nplanes = "{folder / "planes"}"\n' + sections.replace(
-            "[daemon]\n", ""
-        )
+        keys = f'[daemon]\ndata_plane = "process"\nplanes = "{folder / "planes"}"\n'
+        sections = sections.replace("[daemon]\n", keys, 1) if "[daemon]\n" in sections else keys + sections
     ports = [free_port() if DATA_PLANE == "process" else 0 for _ in range(3)]
     path.write_text(f"""
 {sections}

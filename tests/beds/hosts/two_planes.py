@@ -11,14 +11,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import trio
 import trustme
 
+from beds.contracts.ledger import ALWAYS
 from beds.hosts.one_satellite import KEY, METADATA, TOKEN, emulated_ec2
 from beds.peers.clients import GrpcioClient
 from beds.ports import free_port
+from bentpipe.daemon.ledger.contract import Interval
+from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.testbed.cloud import CREDENTIALS
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
@@ -28,6 +32,9 @@ SLEEPER = SatelliteKey("acme", "sleeper")
 """A satellite that sleeps as soon as nobody uses it, so that its clients are held."""
 DEADLINE_S = 40.0
 PLAIN, TLS = 0, 1
+THIS_VERSION = ("-P", "-m", "bentpipe.daemon.service.entry")
+LATER_VERSION = ("-P", str(Path(__file__).parents[1] / "planes" / "later_version.py"))
+"""What Python runs."""
 
 
 class TwoPlanes:
@@ -37,7 +44,8 @@ class TwoPlanes:
         self, folder: Path, emulator: Emulator, *, sections: str = "", satellite: str = "", form: str = "process"
     ) -> None:
         self.folder = folder
-        self._form = form
+        self.form = form
+        """Of the control plane that is started next, as the configuration has it."""
         self.emulator = emulator
         self.instances = {
             key: emulator.control.add_instance(tags={"bentpipe:fleet": "test", "bentpipe:satellite": str(key)})
@@ -50,6 +58,7 @@ class TwoPlanes:
         (folder / "key.pem").write_bytes(server.private_key_pem.bytes())
         self.ports = (free_port(), free_port())
         self.planes = folder / "planes"
+        self.ledger = folder / "ledger.sqlite"
         self.log_path = folder / "log"
         self.log_path.touch()
         self.config = folder / "bentpipe.toml"
@@ -62,7 +71,7 @@ drain_deadline = "2s"
 data_plane = "{form}"
 planes = "{self.planes}"
 [store]
-path = "{folder / "ledger.sqlite"}"
+path = "{self.ledger}"
 {sections}
 [ec2]
 region = "eu-central-1"
@@ -103,17 +112,27 @@ port = {machines.port}
         self.control: subprocess.Popen[bytes] | None = None
         self._mark = 0
 
-    def start(self) -> None:
+    def start(self, program: Sequence[str] = THIS_VERSION) -> None:
         """Start a control plane, and wait until it serves."""
-        self.start_again()
+        self.start_again(program)
         self.wait_serving()
 
-    def start_again(self) -> None:
+    def start_again(self, program: Sequence[str] = THIS_VERSION) -> None:
         """Start a control plane without a wait."""
         self._mark = self.log_path.stat().st_size
+        self.control = self.begin("serve", program)
+
+    def start_plane(self, program: Sequence[str] = THIS_VERSION) -> subprocess.Popen[bytes]:
+        """Start a data plane, and wait until the control plane has it. The caller waits for its end."""
+        newer = self.begin("dataplane", program)
+        self.wait(lambda: newer.pid in self.plane_pids() or newer.poll() is not None, "the newer plane is not found")
+        return newer
+
+    def begin(self, command: str, program: Sequence[str] = THIS_VERSION) -> subprocess.Popen[bytes]:
+        """Start a command of this configuration. Its log is the host's."""
         with self.log_path.open("ab") as log:
-            self.control = subprocess.Popen(
-                [sys.executable, "-P", "-m", "bentpipe.daemon.service.entry", "serve", "--config", self.config],
+            return subprocess.Popen(
+                [sys.executable, *program, command, "--config", self.config],
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **CREDENTIALS},
@@ -121,7 +140,7 @@ port = {machines.port}
 
     def wait_serving(self) -> None:
         """Wait until the control plane that was started last serves."""
-        said = "serving" if self._form == "process" else "listening"
+        said = "serving" if self.form == "process" else "listening"
         self.wait(lambda: any(r["message"] == said for r in self.records_since(self._mark)), "it does not serve")
 
     def end_control(self, number: signal.Signals) -> int:
@@ -195,6 +214,18 @@ port = {machines.port}
                 arguments = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
                 if b"dataplane" in arguments and os.fsencode(self.config) in arguments:
                     os.kill(int(entry.name), signal.SIGKILL)
+
+
+def read_intervals(path: Path) -> list[Interval]:
+    """Everything that a ledger has; no daemon has it open."""
+
+    async def read() -> list[Interval]:
+        ledger = SqliteLedger(path, read_only=True)
+        found = await ledger.intervals(*ALWAYS)
+        await ledger.aclose()
+        return found
+
+    return trio.run(read)
 
 
 @contextlib.contextmanager

@@ -99,9 +99,31 @@ def bulk_call(host: TwoPlanes, port: int) -> None:
         assert sent == came, "the hashes differ"
 
 
-def health_call(host: TwoPlanes, port: int) -> None:
+def connected(host: TwoPlanes, port: int) -> None:
+    """A connection that is taken, kept while it says nothing, and ended by the client alone."""
+    with socket.create_connection(("127.0.0.1", host.ports[port]), PATIENCE_S) as sock:
+        sock.setblocking(False)
+        time.sleep(random.uniform(0, 0.5))
+        try:
+            assert sock.recv(1), "it was ended"
+        except BlockingIOError:
+            return
+
+
+def polite_health_call(host: TwoPlanes, port: int) -> None:
+    """A health check whose connection may be ended by a GOAWAY, as those of a daemon that leaves, and by nothing else."""
+    try:
+        health_call(host, port, patience_s=0)
+    except grpc.RpcError as exc:
+        words = str(exc.details()).lower()
+        if any(rude in words for rude in ("reset", "refused", "broken pipe")):
+            raise
+    health_call(host, port)
+
+
+def health_call(host: TwoPlanes, port: int, patience_s: float = PATIENCE_S) -> None:
     """A health check, which the control plane answers itself: it may have to be asked again, and is then answered."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while True:
         target = f"{'localhost' if port == TLS else '127.0.0.1'}:{host.ports[port]}"
         options = [("grpc.use_local_subchannel_pool", 1)]
@@ -187,14 +209,16 @@ class _Peer:
             self._sock.sendall(self._connection.data_to_send())
 
 
-def start_all(storm: Storm) -> None:
-    """Every kind of client, on both ports."""
+def start_all(storm: Storm, *, polite: bool = False) -> None:
+    """Every kind of client, on both ports. With `polite` none of them may be refused, reset or cut, for whatever reason."""
     for port in (PLAIN, TLS):
         storm.run_spliced(port)
         storm.run("new", new_call, port, 0.02)
         storm.run("held", held_call, port, 1.0)
         storm.run("bulk", bulk_call, port, 0.1)
-        storm.run("in place", health_call, port, 0.05)
+        storm.run("in place", polite_health_call if polite else health_call, port, 0.05)
+        if polite:
+            storm.run("silent", connected, port, 0.02)
         storm.run("greeting", slow_greeting, port, 0.02)
 
 

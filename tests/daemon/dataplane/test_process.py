@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import trustme
 
 from beds.planes.scripted import (
     HALF,
@@ -19,6 +20,7 @@ from beds.planes.scripted import (
     wait_until,
 )
 from bentpipe.daemon.planes import records as r
+from bentpipe.daemon.planes.bounds import CREDENTIALS
 from bentpipe.proto.frames import ACK, FrameType, frame
 
 ACK_FRAME = frame(FrameType.SETTINGS, ACK, 0)
@@ -283,3 +285,49 @@ def test_a_reload_takes_the_satellites_of_the_file_as_it_is_now_and_new_certific
         )
         assert bed.accept_tls(server)
         control.expect(r.WentRecord)
+
+
+def test_a_reload_says_what_it_could_not_read_and_keeps_what_it_had(tmp_path: Path) -> None:
+    with plane_bed(tmp_path) as bed:
+        control = bed.control()
+        key = (tmp_path / "key.pem").read_bytes()
+        (tmp_path / "key.pem").write_text("not a key")
+        control.send(r.ReloadRecord(r.LINK_ID))
+        assert f"listener 127.0.0.1:{bed.tls}" in control.expect(r.DoneRecord).words
+        bed.client(tls=True)
+        control.expect(r.ArrivedRecord)
+        bed.config.write_text("no configuration")
+        (tmp_path / "key.pem").write_bytes(key)
+        control.send(r.ReloadRecord(r.LINK_ID))
+        assert str(bed.config) in control.expect(r.DoneRecord).words
+
+
+def test_a_newer_credential_is_used_by_this_and_later_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under systemd, the file of the start stays as it was."""
+    given = tmp_path / "credentials"
+    given.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(given))
+    bed = PlaneBed(tmp_path)
+    (given / "tls.key").write_bytes((tmp_path / "key.pem").read_bytes())
+    bed.config.write_text(bed.config.read_text().replace(f"{tmp_path}/key.pem", "credential:tls.key"))
+    try:
+        bed.start()
+        control = bed.control()
+        renewed = trustme.CA()
+        issued = renewed.issue_cert("localhost")
+        issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+        control.send(r.ReloadRecord(r.LINK_ID))
+        assert control.expect(r.DoneRecord).words, "the key belongs to another certificate"
+        control.send(r.CredentialRecord(r.LINK_ID, "tls.key", issued.private_key_pem.bytes()))
+        assert control.expect(r.DoneRecord).words == ""
+        bed.authority = renewed
+        for _ in range(2):
+            control.send(r.ReloadRecord(r.LINK_ID))
+            assert control.expect(r.DoneRecord).words == ""
+            bed.client(tls=True)
+            control.expect(r.ArrivedRecord)
+        for number in range(CREDENTIALS):
+            control.send(r.CredentialRecord(r.LINK_ID, f"more-{number}", b"x"))
+            assert bool(control.expect(r.DoneRecord).words) is (number == CREDENTIALS - 1)
+    finally:
+        bed.close()

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bentpipe.daemon.keeper.program import CONNECTIONS, READY, listen
+from beds.peers.keeper_peer import DEADLINE_S, HELLO, INSTALLED, Peer, kept, seated
+from bentpipe.daemon.keeper.program import CONNECTIONS, listen
 from bentpipe.daemon.keeper.protocol import (
     FIELD,
     HEADER,
@@ -25,7 +26,6 @@ from bentpipe.daemon.keeper.protocol import (
     OLDEST_VERSION,
     VERSION,
     Field,
-    Flag,
     Kind,
     Malformed,
     Message,
@@ -36,76 +36,12 @@ from bentpipe.daemon.keeper.protocol import (
     encode,
 )
 
-DEADLINE_S = 20.0
-HELLO: list[Field] = [(Tag.OLDEST, OLDEST_VERSION), (Tag.NEWEST, VERSION)]
-
-
-class Peer:
-    """A daemon, as far as the keeper can tell."""
-
-    def __init__(self, path: Path) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.sock.settimeout(DEADLINE_S)
-        self.sock.connect(str(path))
-        self._number = 0
-
-    def __enter__(self) -> "Peer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.sock.close()
-
-    def ask(self, kind: Kind, fields: list[Field] | None = None) -> Message:
-        self._number += 1
-        self.sock.send(encode(kind, self._number, fields or []))
-        while True:
-            answer = self.receive()
-            assert answer is not None
-            if answer.number == self._number:
-                return answer
-
-    def receive(self) -> Message | None:
-        try:
-            packet = self.sock.recv(MESSAGE_BYTES + 1)
-        except ConnectionResetError:
-            return None
-        return decode(packet) if packet else None
-
-    def spawn(self, name: str, *command: str) -> Message:
-        fields: list[Field] = [(Tag.NAME, name), (Tag.GRACE_MS, 100), (Tag.NOTE, b"note")]
-        return self.ask(Kind.SPAWN, fields + [(Tag.ARGUMENT, each) for each in command])
-
-    def wait_ended(self, name: str) -> Message:
-        deadline = time.monotonic() + DEADLINE_S
-        while True:
-            told = self.ask(Kind.LOOK, [(Tag.NAME, name)])
-            if Flag.EXITED in Flag(told.value(Tag.FLAGS) or 0):
-                return told
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
 
 @pytest.fixture
 def keeper(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     path = tmp_path / "keeper.sock"
-    command = [sys.executable, "-I", "-m", "bentpipe.daemon.keeper", f"socket={path}", "detached=yes"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    with process.stdout:
-        assert process.stdout.readline() == READY
-    try:
+    with kept(path, INSTALLED) as process:
         yield process, path
-        assert process.poll() is None, "the keeper has died"
-    finally:
-        process.terminate()
-        assert process.wait(DEADLINE_S) == 0
-    assert not path.exists()
-
-
-def seated(path: Path) -> Peer:
-    peer = Peer(path)
-    assert peer.ask(Kind.HELLO, HELLO).kind == Kind.DONE
-    return peer
 
 
 def test_a_file_in_the_place_of_its_socket_is_not_touched(tmp_path: Path) -> None:

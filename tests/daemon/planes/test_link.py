@@ -18,7 +18,7 @@ from bentpipe.daemon.planes.sockets import (
     PeerDenied,
     check_peer,
     connect_private,
-    listen_private,
+    listen_for_planes,
     make_private_folder,
     plane_socket_path,
     plane_sockets,
@@ -205,7 +205,7 @@ while True:
 @pytest.mark.parametrize("after", [1, 40, 400])
 async def test_a_killed_process_loses_no_message_that_it_had_sent(tmp_path: Path, after: int) -> None:
     path = plane_socket_path(tmp_path, "one")
-    listening = listen_private(path)
+    listening = listen_for_planes(path)
     child = subprocess.Popen([sys.executable, "-P", "-c", CHILD, str(path)])
     try:
         with trio.fail_after(30):
@@ -241,11 +241,11 @@ def test_the_folder_and_the_socket_are_private(tmp_path: Path) -> None:
     make_private_folder(folder)
     path = plane_socket_path(folder, "one")
     assert list(plane_sockets(folder)) == []
-    with listen_private(path):
+    with listen_for_planes(path):
         assert (folder.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (0o700, 0o600)
         assert list(plane_sockets(folder)) == [path]
         with pytest.raises(OSError, match="cannot listen"):
-            listen_private(path)
+            listen_for_planes(path)
     assert list(plane_sockets(tmp_path / "none")) == []
     folder.chmod(0o755)
     with pytest.raises(OSError, match="0700"):

@@ -1,5 +1,6 @@
 """The process provider with real processes, in both kinds of isolation."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -256,6 +257,56 @@ async def test_a_frozen_satellite_hears_sigterm_before_it_is_killed(isolation: I
         with trio.fail_after(DEADLINE_S):
             await provider.aclose()
     assert (await provider.describe(machine_id)).reason == "stopped"
+
+
+async def test_a_frozen_satellite_that_is_known_no_more_ends(isolation: Isolation, tmp_path: Path) -> None:
+    """A reload has taken it out of the configuration, or has changed its command."""
+    machine_id = MachineId("acme/asleep")
+    section = child_section(tmp_path)
+    provider = ProcessProvider({machine_id: section}, isolation=isolation)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(provider.run)
+        await start(provider, machine_id)
+        await provider.stop(machine_id, SleepMode.HIBERNATE)
+        provider.forget(machine_id)
+        provider.add(machine_id, section, is_configured=True)
+        with trio.fail_after(DEADLINE_S):
+            while (await provider.describe(machine_id)).state is not MachineState.RUNNING:
+                with contextlib.suppress(ProviderRetryable):  # the old process is ending
+                    await provider.start(machine_id)
+                await trio.sleep(0.01)
+        assert len(living(tmp_path)) == 1
+        await provider.aclose()
+    assert living(tmp_path) == []
+
+
+@pytest.mark.parametrize("is_configured", [True, False])
+async def test_a_machine_that_was_added_later_is_as_one_of_the_start(tmp_path: Path, is_configured: bool) -> None:
+    """Its process ends if the next daemon's configuration does not name it, unless it is the registry's."""
+    place = KeeperPlace(tmp_path / "keeper.sock", outlive_s=600)
+    machine_id = MachineId("acme/late")
+    folder = tmp_path / "satellite"
+    folder.mkdir()
+    first = ProcessProvider({}, place=place)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(first.run)
+        first.add(machine_id, child_section(folder), is_configured=is_configured)
+        await start(first, machine_id)
+        first.leave_nowait()
+        await first.aclose()
+    (before,) = living(folder)
+    second = ProcessProvider({}, place=place)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(second.run)
+        if is_configured:
+            await wait_for(lambda: living(folder) == [])
+        else:
+            second.add(machine_id, child_section(folder), is_configured=False)
+            assert (await second.describe(machine_id)).state is MachineState.RUNNING
+            assert living(folder) == [before]
+        await second.aclose()
+    await wait_for(lambda: living(f"socket={place.socket}") == [])
+    assert living(folder) == []
 
 
 async def test_start_says_why_it_cannot(isolation: Isolation, tmp_path: Path) -> None:
