@@ -6,6 +6,7 @@ A section that may be missing has an entry of its own: what happens if it appear
 
 import dataclasses
 import enum
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -59,28 +60,48 @@ class Effect(enum.Enum):
     RESTART = "needs a restart"
 
 
-NOW, ASLEEP, RESTART = Effect.NOW, Effect.ASLEEP, Effect.RESTART
+@dataclasses.dataclass(frozen=True, slots=True)
+class KeyChange:
+    """What a change of a key leads to, and for RESTART the reason why the running daemon cannot do it."""
+
+    effect: Effect
+    reason: str = ""
 
 
-def _of(now: str = "", asleep: str = "", restart: str = "") -> dict[str, Effect]:
+def _of(
+    now: str = "", asleep: str = "", restart: Mapping[str, str] = types.MappingProxyType({})
+) -> dict[str, KeyChange]:
+    """`restart` has some keys by the reason that they share, in words for the operator."""
     return {
-        **dict.fromkeys(now.split(), NOW),
-        **dict.fromkeys(asleep.split(), ASLEEP),
-        **dict.fromkeys(restart.split(), RESTART),
+        **dict.fromkeys(now.split(), KeyChange(Effect.NOW)),
+        **dict.fromkeys(asleep.split(), KeyChange(Effect.ASLEEP)),
+        **{key: KeyChange(Effect.RESTART, reason) for reason, keys in restart.items() for key in keys.split()},
     }
 
 
-CHANGES: Mapping[type[Section], Mapping[str, Effect]] = {
+PARTS_OF_START = "the parts that do this are made at the start"
+
+
+CHANGES: Mapping[type[Section], Mapping[str, KeyChange]] = {
     Config: _of(
         now="daemon limits engine budget api prices accounts token certificate oidc_issuer oidc_rule satellite "
-        "machine_type ec2",
-        # Sockets that others know, and files and tables that are open.
-        restart="listener metrics records traces admin control store processes satellite_ca registration",
+        "machine_type ec2 metrics records traces admin",
+        restart={
+            "the sockets of clients are opened at the start": "listener",
+            "the command that reloads is connected to its socket": "control",
+            "files and tables are open, with what others have written to them": "store",
+            "the keeper of local satellites is started with it": "processes",
+            PARTS_OF_START: "satellite_ca registration",
+        },
     ),
-    DaemonSection: _of(now="drain_deadline_s greeting log_format log_level", restart="data_plane planes"),
+    DaemonSection: _of(
+        now="drain_deadline_s greeting log_format log_level",
+        restart={"the connections that are open belong to the data plane of the start": "data_plane planes"},
+    ),
     # What a port speaks. The port itself is opened at the start.
     ListenerSection: _of(
-        now="tls proxy_protocol api one_request_per_connection", restart="address systemd defer_accept"
+        now="tls proxy_protocol api one_request_per_connection",
+        restart={"the sockets of clients are opened at the start": "address systemd defer_accept"},
     ),
     ServerTlsSection: _of(now="more client_ca client_crl satellite_domain"),
     KeyPairSection: _of(now="certificate key"),
@@ -90,30 +111,48 @@ CHANGES: Mapping[type[Section], Mapping[str, Effect]] = {
         "max_connections_per_satellite max_held_per_satellite max_held max_held_per_principal max_launched_per_org "
         "max_registered_per_org held_bytes held_bytes_per_principal stranger_bytes stranger_age_s greeting_deadline_s"
     ),
-    # Threads are started, and pipes are made, with the engine.
     EngineSection: _of(
-        restart="threads splice ktls priority busy_poll_s notsent_lowat idle_timeout_s half_closed_timeout_s"
+        restart={
+            "the engine's threads and pipes are made at the start": "threads splice ktls priority",
+            "the engine gets its timeouts and options when it is made": (
+                "busy_poll_s notsent_lowat idle_timeout_s half_closed_timeout_s"
+            ),
+        }
     ),
     BudgetSection: _of(now="max_awake max_awake_per_org org"),
-    MetricsSection: _of(restart="address per_satellite per_org"),
-    # The store is open, and the thread that sends traces has its client.
-    RecordsSection: _of(restart="keep keep_for_s probes"),
-    TracesSection: _of(restart="endpoint ratio"),
-    # Its sockets are opened at the start.
-    AdminSection: _of(now="operators read_without_token hosts", restart="path address"),
+    MetricsSection: _of(now="address per_satellite per_org"),
+    RecordsSection: _of(now="keep keep_for_s probes"),
+    TracesSection: _of(now="endpoint ratio"),
+    AdminSection: _of(now="operators read_without_token hosts path address"),
     ApiSection: _of(now="satellite_address"),
-    ControlSection: _of(restart="path"),
-    StoreSection: _of(restart="kind path table region endpoint host lease_s host_expiry_s detail_s keep_s"),
-    # The provider's clients and its rounds are made at the start.
-    Ec2Section: _of(restart="region endpoint fleet poll_s sweep_s address_age_s rates"),
-    Ec2RatesSection: _of(restart="describe start stop launch terminate"),
-    RateSection: _of(restart="burst per_s"),
+    ControlSection: _of(restart={"the command that reloads is connected to its socket": "path"}),
+    StoreSection: _of(
+        now="detail_s keep_s",
+        restart={
+            "the store is open, and has what was written so far": "kind path table region endpoint",
+            "other hosts know this one by it, and by these times": "host lease_s host_expiry_s",
+        },
+    ),
+    Ec2Section: _of(
+        now="poll_s sweep_s address_age_s rates",
+        restart={"the machines that are known are of that cloud and that fleet": "region endpoint fleet"},
+    ),
+    Ec2RatesSection: _of(now="describe start stop launch terminate"),
+    RateSection: _of(now="burst per_s"),
     PricesSection: _of(now="currency minimum_s satellite"),
     PriceSection: _of(now="awake_hour always_hour"),
-    # Other hosts know the key that signs.
-    AccountsSection: _of(now="session_life_s", restart="signing_key"),
-    SatelliteCaSection: _of(restart="address machines_call file machine_life_s token_life_s"),
-    RegistrationSection: _of(restart="networks plaintext offline_after_s forget_after_s"),
+    AccountsSection: _of(
+        now="session_life_s",
+        restart={"sessions that the key has signed are in use, here and on other hosts": "signing_key"},
+    ),
+    SatelliteCaSection: _of(
+        now="machines_call machine_life_s token_life_s",
+        restart={
+            "its socket is opened at the start": "address",
+            "machines trust the authority that has signed their certificates": "file",
+        },
+    ),
+    RegistrationSection: _of(now="networks plaintext offline_after_s forget_after_s"),
     TokenSection: _of(now="name hash grants scopes principal expires"),
     CertificateSection: _of(now="name san fingerprint grants scopes"),
     OidcIssuerSection: _of(now="name issuer audience keys_url ca algorithms id_claims"),
@@ -128,8 +167,7 @@ CHANGES: Mapping[type[Section], Mapping[str, Effect]] = {
     MachineTypeSection: _of(now="size reserve reserve_life_s", asleep="ec2"),
     KeepAwakeSection: _of(now="weekdays window zone"),
     ProcessSection: _of(asleep="command host port environment directory user stop_grace_s"),
-    # The keeper is started with them.
-    ProcessesSection: _of(restart="uids directory outlive_s"),
+    ProcessesSection: _of(restart={"the keeper of local satellites is started with it": "uids directory outlive_s"}),
     SatelliteEc2Section: _of(
         asleep="instance_id launch_template launch_template_version instance_type hibernation port address"
     ),
@@ -165,12 +203,19 @@ class Difference:
     where: str
     words: str
     change: Effect
+    reason: str = ""
+    """Why it needs a restart, if it does."""
+
+    @property
+    def effect_words(self) -> str:
+        """What it leads to, and why."""
+        return f"{self.change.value}: {self.reason}" if self.reason else self.change.value
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.words} ({self.change.value})"
+        return f"{self.where}: {self.words} ({self.effect_words})"
 
 
-def change_of(kind: type[Section], field: str) -> Effect:
+def change_of(kind: type[Section], field: str) -> KeyChange:
     """The decision about a field, from the class that declares it. Raises KeyError if there is none."""
     for each in kind.__mro__:
         if issubclass(each, Section) and (found := CHANGES.get(each, {}).get(field)) is not None:
@@ -197,7 +242,7 @@ def _of_sections(where: str, before: Section, after: Section) -> Iterator[Differ
         elif isinstance(old, Section) and isinstance(new, Section):
             yield from _of_sections(place, old, new)
         else:
-            yield Difference(place, _shown(field, old, new), change)
+            yield Difference(place, _shown(field, old, new), change.effect, change.reason)
 
 
 def entries_by_name(field: str, sections: Iterable[Section]) -> dict[str, Section]:
@@ -216,12 +261,12 @@ def entries_by_name(field: str, sections: Iterable[Section]) -> dict[str, Sectio
 def _of_entries(field: str, before: Mapping[str, Section], after: Mapping[str, Section]) -> Iterator[Difference]:
     change = change_of(Config, field)
     for name in before.keys() - after.keys():
-        gone = Effect.DRAINED if field == "satellite" else change
-        yield Difference(f"{field} {name}", "removed", gone)
+        gone = Effect.DRAINED if field == "satellite" else change.effect
+        yield Difference(f"{field} {name}", "removed", gone, change.reason)
     for name, new in after.items():
         old = before.get(name)
         if old is None:
-            yield Difference(f"{field} {name}", "added", change)
+            yield Difference(f"{field} {name}", "added", change.effect, change.reason)
         else:
             yield from _of_sections(f"{field} {name}", old, new)
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from bentpipe.daemon.admin.counters import PageCounters
 from bentpipe.daemon.admin.history import History
 from bentpipe.daemon.api.operations import Operations
 from bentpipe.daemon.edge.handoff import HandOff
@@ -49,3 +50,4 @@ class AdminParts:
     host: Callable[[], HostFacts]
     drain: Callable[[], None]
     """Begins the drain of the daemon."""
+    counters: PageCounters

@@ -76,11 +76,13 @@ class Feed:
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
         self._listeners += 1
+        self._parts.counters.listeners += 1
         self._wanted.set()
         try:
             yield
         finally:
             self._listeners -= 1
+            self._parts.counters.listeners -= 1
 
     async def listen(self, find: Callable[[], Viewer | None], send: Send) -> None:
         """Tell a listener of changes until it may not look any more. Raises BrokenResourceError if it is gone.

@@ -2,14 +2,15 @@
 
 import contextlib
 import socket
-from collections.abc import Sequence
 from http import HTTPStatus
 
 import trio
 
+from bentpipe.daemon.admin.counters import Turned
 from bentpipe.daemon.admin.guard import ANSWER_FIELDS
 from bentpipe.daemon.admin.http1 import BadRequest, BrowserConnection, BrowserRequest, HttpReply
 from bentpipe.daemon.admin.site import Site
+from bentpipe.daemon.connections.listening_sockets import ListeningSockets
 from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
 from bentpipe.daemon.errors import LimitReached
 from bentpipe.daemon.private_socket import peer_of
@@ -25,9 +26,9 @@ UNIX = "unix"
 
 
 class AdminServer:
-    """Serves sockets that listen already; who opened them closes them."""
+    """Serves sockets that listen already. It does not close them."""
 
-    def __init__(self, sockets: Sequence[socket.socket], site: Site) -> None:
+    def __init__(self, sockets: ListeningSockets, site: Site) -> None:
         self._sockets = sockets
         self._site = site
         self._quotas = Quotas(LIMITS, trio.current_time)
@@ -37,16 +38,12 @@ class AdminServer:
         async with trio.open_nursery() as browsers:
             self._site.actions.start(browsers)
             browsers.start_soon(run_owned, Owner("admin feed"), self._site.feed.run_feed)
-            for sock in self._sockets:
-                browsers.start_soon(run_owned, Owner("admin"), self._accept_all, sock, browsers)
+            owner = Owner("admin connection", decision=Decision.GIVE_UP)
 
-    async def _accept_all(self, sock: socket.socket, browsers: trio.Nursery) -> None:
-        # A copy, since this may be started again.
-        async with trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup())) as listener:
-            while True:
-                stream = await listener.accept()
-                owner = Owner("admin connection", decision=Decision.GIVE_UP)
+            def begin(stream: trio.SocketStream) -> None:
                 browsers.start_soon(run_owned, owner, self._serve, stream)
+
+            await self._sockets.run_accepting(Owner("admin"), begin)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
@@ -66,7 +63,8 @@ class AdminServer:
                         try:
                             place.promote(name, None)
                         except LimitReached as exc:
-                            return self._site.refuse(BadRequest(exc.peer_hint, HTTPStatus.SERVICE_UNAVAILABLE))
+                            busy = BadRequest(exc.peer_hint, HTTPStatus.SERVICE_UNAVAILABLE)
+                            return self._site.refuse(busy, Turned.CONNECTIONS)
                     return answer
 
                 # Either says that the browser has left.

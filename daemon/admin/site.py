@@ -12,6 +12,7 @@ from bentpipe.config.admin import AdminSection
 from bentpipe.daemon.accounts.contract import Scope
 from bentpipe.daemon.admin.actions import WORDS, Actions, PageAction, offered
 from bentpipe.daemon.admin.content import NEWEST_MOST, PARTS, Content
+from bentpipe.daemon.admin.counters import Turned
 from bentpipe.daemon.admin.facts import AdminParts
 from bentpipe.daemon.admin.feed import Feed
 from bentpipe.daemon.admin.guard import host_name, host_problem, is_same_secret, origin_problem
@@ -62,6 +63,7 @@ class Site:
 
     def __init__(self, parts: AdminParts, viewers: Viewers, section: Callable[[], AdminSection]) -> None:
         self._parts = parts
+        self._counters = parts.counters
         self._viewers = viewers
         self._section = section
         self._pages = Pages()
@@ -75,20 +77,28 @@ class Site:
     # -- who looks -----------------------------------------------------------------------------------------------------
 
     async def answer(self, request: BrowserRequest, *, local: bool) -> HttpReply:
-        """Answer one request, whatever it is. Raises no Exception."""
+        """Answer one request, whatever it is, and count it. Raises no Exception."""
+        answer = await self._answer_any(request, local=local)
+        self._counters.answers[answer.status] += 1
+        return answer
+
+    async def _answer_any(self, request: BrowserRequest, *, local: bool) -> HttpReply:
         with contained(Owner("admin page")):
             try:
                 return await self._answer(Visit(request, local))
             except NotServedHere as exc:
                 return exc.answer
             except BadRequest as exc:
-                return self.refuse(exc)
+                self._counters.turned[Turned.MALFORMED] += 1
+                return self.words(exc.status, exc.status.phrase, str(exc))
             except StoreError as exc:
                 return self.words(HTTPStatus.SERVICE_UNAVAILABLE, "The store does not answer", str(exc))
         return self.words(HTTPStatus.INTERNAL_SERVER_ERROR, "This page could not be made", "The daemon's log says why.")
 
-    def refuse(self, problem: BadRequest) -> HttpReply:
-        """Answer a request that cannot be read."""
+    def refuse(self, problem: BadRequest, reason: Turned = Turned.MALFORMED) -> HttpReply:
+        """Answer a request that cannot be read, or one of too many, and count it."""
+        self._counters.turned[reason] += 1
+        self._counters.answers[problem.status] += 1
         return self.words(problem.status, problem.status.phrase, str(problem))
 
     def words(self, status: HTTPStatus, title: str, text: str, viewer: Viewer | None = None) -> HttpReply:
@@ -98,6 +108,7 @@ class Site:
     async def _answer(self, visit: Visit) -> HttpReply:
         request = visit.request
         if problem := host_problem(request.fields, self._section().hosts):
+            self._counters.turned[Turned.HOST] += 1
             raise NotServedHere(self.words(HTTPStatus.MISDIRECTED_REQUEST, "Not this name", problem))
         match request.method, request.path:
             case "GET" | "HEAD", ("static", name):
@@ -108,6 +119,7 @@ class Site:
                 return await self._page(path, visit, self._viewer_of(visit))
             case "POST", path:
                 if problem := origin_problem(request.fields):
+                    self._counters.turned[Turned.ORIGIN] += 1
                     raise NotServedHere(self.words(HTTPStatus.FORBIDDEN, "Not from a page of ours", problem))
                 return await self._post(path, visit)
             case _:
@@ -161,6 +173,7 @@ class Site:
 
     async def _sign_in(self, visit: Visit) -> HttpReply:
         if not self.sign_ins.may_try():
+            self._counters.turned[Turned.ATTEMPTS] += 1
             return await self._sign_in_form(
                 visit, "Too many attempts: try again in some seconds.", HTTPStatus.TOO_MANY_REQUESTS
             )
@@ -169,6 +182,7 @@ class Site:
             viewer = self._viewers.of_token(token)
         except Unauthenticated:
             log.warning("sign-in refused")
+            self._counters.turned[Turned.TOKEN] += 1
             return await self._sign_in_form(visit, "This token is not valid.", HTTPStatus.FORBIDDEN)
         except TokensUnknown as exc:
             return await self._sign_in_form(visit, exc.peer_hint, HTTPStatus.SERVICE_UNAVAILABLE)
@@ -292,6 +306,7 @@ class Site:
             raise NotServedHere(self.words(HTTPStatus.NOT_FOUND, "No such page", "There is no such action.", viewer))
         action = PageAction(name)
         if not viewer.may(WORDS[action].scope, key):
+            self._counters.turned[Turned.RIGHTS] += 1
             words = f"That takes the scope {WORDS[action].scope.value} for this satellite."
             raise NotServedHere(self.words(HTTPStatus.FORBIDDEN, "Not yours to do", words, viewer))
         return action, satellite
@@ -315,6 +330,7 @@ class Site:
         """Raises NotServedHere."""
         found = await self._find_connection(text, viewer)
         if not may_cut(found, viewer):
+            self._counters.turned[Turned.RIGHTS] += 1
             words = "That takes the scope manage for its satellite."
             raise NotServedHere(self.words(HTTPStatus.FORBIDDEN, "Not yours to do", words, viewer))
         return found
@@ -326,6 +342,7 @@ class Site:
 
     def _events(self, visit: Visit) -> HttpReply:
         if self.feed.is_full:
+            self._counters.turned[Turned.LISTENERS] += 1
             words = b"too many pages listen; reload this one by hand\n"
             return HttpReply(HTTPStatus.SERVICE_UNAVAILABLE, words, "text/plain; charset=utf-8")
 
@@ -346,6 +363,7 @@ class Site:
             return await self._sign_in(visit)
         viewer = self._viewer_of(visit)
         if not is_same_secret(visit.request.form.get("secret", ""), viewer.secret):
+            self._counters.turned[Turned.SECRET] += 1
             words = "The page was too old, or not ours. Go back, reload it, and try again."
             raise NotServedHere(self.words(HTTPStatus.FORBIDDEN, "Not done", words, viewer))
         match path:

@@ -52,17 +52,17 @@ PAUSE_S = 0.005
 """Between two looks whether a stranger has left, while none may be evicted for a newcomer: see `Quotas.pause_s`."""
 
 
-def bind(host: str, port: int) -> list[socket.socket]:
+def bind(host: str, port: int, *, shared: bool = False) -> list[socket.socket]:
     """Open listening sockets: one for an address; for an empty host one for both families, or IPv4 alone.
 
-    Raises OSError.
+    `shared`: other sockets of this process that have the option SO_REUSEPORT may have the port too. Raises OSError.
     """
     if host:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return [_listen(family, host, port, v6only=True)]
+        return [_listen(family, host, port, v6only=True, shared=shared)]
     if socket.has_dualstack_ipv6():
-        return [_listen(socket.AF_INET6, "::", port, v6only=False)]
-    return [_listen(socket.AF_INET, "0.0.0.0", port, v6only=True)]
+        return [_listen(socket.AF_INET6, "::", port, v6only=False, shared=shared)]
+    return [_listen(socket.AF_INET, "0.0.0.0", port, v6only=True, shared=shared)]
 
 
 def listen_for(section: ListenerSection, passed: Mapping[str, list[socket.socket]]) -> list[socket.socket]:
@@ -85,14 +85,17 @@ def defer_accept(sock: socket.socket, section: ListenerSection) -> socket.socket
     return sock
 
 
-def _listen(family: socket.AddressFamily, host: str, port: int, *, v6only: bool) -> socket.socket:
+def _listen(family: socket.AddressFamily, host: str, port: int, *, v6only: bool, shared: bool) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
         sock.bind((host, port))
         sock.listen(BACKLOG)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
     except OSError as exc:
         sock.close()
         raise OSError(exc.errno, f"cannot listen on {host}:{port}: {exc.strerror}") from exc

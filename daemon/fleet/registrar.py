@@ -129,8 +129,9 @@ class Registrar:
         self._rows = RowReader(store.satellites, "registered satellites")
         self._unknown: set[SatelliteKey] = set()
 
-    def limit(self, most_per_org: int) -> None:
-        """Another limit holds for satellites that register from now on."""
+    def follow(self, section: RegistrationSection, most_per_org: int) -> None:
+        """Other rules and another limit hold for satellites that register from now on. Registered ones stay."""
+        self._section = section
         self._most_per_org = most_per_org
 
     def has(self, key: SatelliteKey) -> bool:

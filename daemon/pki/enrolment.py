@@ -94,6 +94,8 @@ class Enrolments:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
+        self._longest_life_s = settings.machine_life_s
+        """Of a certificate that this process may have given out."""
         self._store = store
         self._authority = authority
         self._changed = changed
@@ -101,6 +103,11 @@ class Enrolments:
         self._told: set[tuple[str, str, Denial]] = set()
         self.results: collections.Counter[tuple[str, str]] = collections.Counter()
         """Requests since the start, by kind and result."""
+
+    def follow(self, settings: Settings) -> None:
+        """Other settings hold for tokens and certificates that are given out from now on."""
+        self._settings = settings
+        self._longest_life_s = max(self._longest_life_s, settings.machine_life_s)
 
     async def expect(self, key: SatelliteKey, launch: str, generation: int) -> Bootstrap:
         """Let the machine of a launch enrol from now on. Repetitions return the same. Raises StoreError."""
@@ -148,7 +155,7 @@ class Enrolments:
 
     def trusted(self) -> tuple[x509.Certificate, ...]:
         """The authority's roots that count now."""
-        return self._authority().trusted(self._now(), self._settings.machine_life_s)
+        return self._authority().trusted(self._now(), self._longest_life_s)
 
     async def _change(
         self, key: SatelliteKey, decide: Callable[[StoredIdentity | None], StoredIdentity | None]

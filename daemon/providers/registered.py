@@ -50,6 +50,11 @@ class RegisteredProvider:
         self._known: dict[MachineId, _Known] = {}
         self._changed = trio.Event()
 
+    def follow(self, offline_after_s: float) -> None:
+        """From now on a machine without heartbeats counts as gone after so long."""
+        self._offline_after_s = offline_after_s
+        self._tell()
+
     def heard(self, machine_id: MachineId, address: Address, beat_us: int, *, proven: bool, age_s: float = 0.0) -> None:
         """The machine is registered at `address`, and its newest heartbeat is the one of `beat_us`.
 

@@ -56,6 +56,14 @@ def read_record(row: tuple[object, ...]) -> StoredRecord:
 class RecordStore(Protocol):
     """Keeps records. Every method raises StoreError, or StoreUnusable if another attempt would fail too."""
 
+    async def check(self) -> None:
+        """Open it, and find out whether records can be kept there."""
+        ...
+
+    def bound(self, keep: int, keep_s: float) -> None:
+        """From the next `add` on: keep so many, for so long. A store that is bounded by age alone takes no number."""
+        ...
+
     async def add(self, records: Sequence[StoredRecord]) -> None:
         """Keep them, and remove what is over the bounds."""
         ...

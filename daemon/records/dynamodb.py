@@ -40,8 +40,8 @@ class DynamoRecords:
         self._wall = wall
         self._expires = False
 
-    async def add(self, records: Sequence[StoredRecord]) -> None:
-        """See RecordStore."""
+    async def check(self) -> None:
+        """See RecordStore: a table without time to live would keep records for ever."""
         if not self._expires:
             if not await self._table.expires():
                 raise StoreUnusable(
@@ -49,6 +49,14 @@ class DynamoRecords:
                     "`bentpipe store init` turns it on"
                 )
             self._expires = True
+
+    def bound(self, keep: int, keep_s: float) -> None:
+        """See RecordStore. Records that are kept already stay as long as they were to."""
+        self._keep_s = keep_s
+
+    async def add(self, records: Sequence[StoredRecord]) -> None:
+        """See RecordStore."""
+        await self.check()
         await self._table.put_all([self._item(each) for each in records])
 
     async def find(self, connection_id: str) -> StoredRecord | None:

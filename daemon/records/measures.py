@@ -65,8 +65,14 @@ class Measures:
         self.life = Histogram(LIFE_BOUNDS_S)
         self.wake = LabelledHistogram(WAIT_BOUNDS_S, [phase.value for phase in WakePhase])
         self.boot = LabelledHistogram(WAIT_BOUNDS_S, [phase.value for phase in BootPhase])
-        self.satellites = SumsByName() if per_satellite else None
-        self.orgs = SumsByName() if per_org else None
+        self.satellites: SumsByName | None = None
+        self.orgs: SumsByName | None = None
+        self.follow(per_satellite=per_satellite, per_org=per_org)
+
+    def follow(self, *, per_satellite: bool, per_org: bool) -> None:
+        """Tell these sums from now on. Those that were told already go on; others begin with 0."""
+        self.satellites = (self.satellites or SumsByName()) if per_satellite else None
+        self.orgs = (self.orgs or SumsByName()) if per_org else None
 
     def note(self, record: Record) -> None:
         """A connection has ended."""

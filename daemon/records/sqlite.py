@@ -79,9 +79,17 @@ class SqliteRecords:
         self._keep_us = int(keep_s * 1e6)
         self._wall = wall
 
+    async def check(self) -> None:
+        """See RecordStore."""
+        await self._file.call(version_of)
+
+    def bound(self, keep: int, keep_s: float) -> None:
+        """See RecordStore."""
+        self._keep, self._keep_us = keep, int(keep_s * 1e6)
+
     async def add(self, records: Sequence[StoredRecord]) -> None:
         """See RecordStore."""
-        oldest_us = int(self._wall() * 1e6) - self._keep_us
+        oldest_us, keep = int(self._wall() * 1e6) - self._keep_us, self._keep
 
         def write(connection: sqlite3.Connection) -> None:
             rows = [
@@ -90,7 +98,7 @@ class SqliteRecords:
             with transaction(connection):
                 connection.executemany(f"INSERT OR IGNORE INTO connection ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", rows)
                 connection.execute(
-                    "DELETE FROM connection WHERE serial <= (SELECT max(serial) FROM connection) - ?", (self._keep,)
+                    "DELETE FROM connection WHERE serial <= (SELECT max(serial) FROM connection) - ?", (keep,)
                 )
                 connection.execute("DELETE FROM connection WHERE at_us < ?", (oldest_us,))
 

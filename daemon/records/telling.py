@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import trio
 
@@ -28,17 +28,18 @@ PHASE_WORDS: Mapping[Phase, str] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RecordFinder:
-    """Finds connections: those that are open, and those that are kept. `writer` is None if none are kept."""
+    """Finds connections: those that are open, and those that are kept. `find_writer` returns None while none are kept."""
 
     book: Book
-    writer: RecordWriter | None
+    find_writer: Callable[[], RecordWriter | None]
 
     async def find(self, connection_id: str) -> Fields | None:
         """The connection of this id; None if none is known. Raises StoreError."""
         record = self.book.find(connection_id)
         if record is not None:
             return open_fields(record)
-        stored = await self.writer.find(connection_id) if self.writer is not None else None
+        writer = self.find_writer()
+        stored = await writer.find(connection_id) if writer is not None else None
         return None if stored is None else fields_of(stored)
 
     async def newest(self, most: int, *, satellite: str = "", principal: str = "") -> list[Fields]:
@@ -51,8 +52,9 @@ class RecordFinder:
             for each in self.book.all_open()
             if satellite in ("", str(each.satellite or "")) and principal in ("", each.principal)
         ]
-        if self.writer is not None:
-            stored = await self.writer.newest(most, satellite=satellite, principal=principal)
+        writer = self.find_writer()
+        if writer is not None:
+            stored = await writer.newest(most, satellite=satellite, principal=principal)
             wanted += [fields_of(each) for each in stored]
         return sorted(wanted, key=lambda each: str(each["id"]), reverse=True)[:most]
 

@@ -10,7 +10,9 @@ This module needs the extra `bentpipe[traces]`. Nothing else imports OpenTelemet
 import collections
 import dataclasses
 import logging
+import operator
 import threading
+from typing import Self
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -58,6 +60,10 @@ class TracerStatistics:
     """The queue was full, or the collector did not take them."""
     queued: int = 0
 
+    def __add__(self, other: Self) -> Self:
+        """Both together."""
+        return type(self)(*map(operator.add, dataclasses.astuple(self), dataclasses.astuple(other)))
+
 
 class _Collected(SpanProcessor):
     """Keeps the spans that have ended, for the thread that makes them."""
@@ -70,7 +76,7 @@ class _Collected(SpanProcessor):
 
 
 class Tracer:
-    """`note` is a sink of the book. `exporter` is given by tests alone."""
+    """`note` is a sink of the book; the thread starts with the first record. `exporter` is given by tests alone."""
 
     def __init__(
         self, endpoint: str, ratio: float, host: str, version: str, *, exporter: SpanExporter | None = None
@@ -88,8 +94,12 @@ class Tracer:
         self._sent = self._lost = 0
         self._ending = False
         self._failing = False
-        self._thread = threading.Thread(target=self._run, name="bp-traces", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was closed, and its thread has ended."""
+        return self._ending and (self._thread is None or not self._thread.is_alive())
 
     def statistics(self) -> TracerStatistics:
         """What was sent and lost so far."""
@@ -98,6 +108,9 @@ class Tracer:
     def note(self, record: Record) -> None:
         """A connection has ended. Never waits."""
         with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="bp-traces", daemon=True)
+                self._thread.start()
             if len(self._queue) >= QUEUE_LIMIT:
                 self._lost += 1
                 return
@@ -110,7 +123,8 @@ class Tracer:
         with self._changed:
             self._ending = True
             self._changed.notify()
-        self._thread.join(CLOSE_S)
+        if self._thread is not None:
+            self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
         while batch := self._take():

@@ -8,8 +8,10 @@ counted.
 import collections
 import dataclasses
 import logging
+import operator
 import time
 from collections.abc import Callable
+from typing import Self
 
 import trio
 
@@ -46,6 +48,10 @@ class WriterStatistics:
     """Attempts to write that failed."""
     queued: int = 0
 
+    def __add__(self, other: Self) -> Self:
+        """Both together."""
+        return type(self)(*map(operator.add, dataclasses.astuple(self), dataclasses.astuple(other)))
+
 
 class RecordWriter:
     """Owns the store: `run_writer` writes to it and closes it. `keep` is a sink of the book."""
@@ -70,6 +76,9 @@ class RecordWriter:
         self._woken = trio.Event()
         self._failing = ""
         self._kept = self._lost = self._failures = 0
+        self._ending = False
+        self.is_over = False
+        """Whether it has written what there was, and has closed the store."""
 
     async def find(self, connection_id: str) -> StoredRecord | None:
         """The record of this id, written or not; None if there is none. Raises StoreError."""
@@ -107,6 +116,15 @@ class RecordWriter:
         self._put(StoredRecord(record.id, at_us, self._host, satellite, record.principal, fields))
         self._woken.set()
 
+    def bound(self, keep: int, keep_s: float) -> None:
+        """From the next write on the store keeps so many records, for so long."""
+        self._store.bound(keep, keep_s)
+
+    def end(self) -> None:
+        """Let `run_writer` write what waits, and return. Records may not be kept any more."""
+        self._ending = True
+        self._woken.set()
+
     def _put(self, record: StoredRecord) -> None:
         if len(self._queue) >= self._queue_limit:
             self._queue.popleft()
@@ -114,13 +132,13 @@ class RecordWriter:
         self._queue.append(record)
 
     async def run_writer(self) -> None:
-        """Write until cancelled; then write what is left."""
+        """Write until cancelled, or until `end`; then write what is left."""
         try:
-            while True:
+            while not self._ending:
                 await self._woken.wait()
                 await trio.sleep(GATHER_S)
                 self._woken = trio.Event()
-                if not await self._write():
+                if not await self._write() and not self._ending:
                     self._woken.set()
                     await trio.sleep(RETRY_S)
         finally:
@@ -128,6 +146,8 @@ class RecordWriter:
                 await self._write()
                 await self._store.aclose()
             self._lost += len(self._queue)
+            self._queue.clear()
+            self.is_over = True
             if self._lost:
                 log.warning("records of connections were lost", extra={"fields": {"records": self._lost}})
 

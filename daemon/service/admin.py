@@ -40,7 +40,7 @@ OUTSIDE = "a process of its own"
 
 
 def make_admin(daemon: Daemon, section: AdminSection) -> AdminServer:
-    """Make the server; `section` is that of the start."""
+    """Make the server; `section` is what the configuration has now."""
     accounts, connections = daemon.account_parts, daemon.records.connections
     began = time.monotonic()
 
@@ -56,10 +56,11 @@ def make_admin(daemon: Daemon, section: AdminSection) -> AdminServer:
         fleet=daemon.fleet,
         handoff=daemon.handoff,
         operations=daemon.operations,
-        finder=RecordFinder(connections.book, connections.writer),
+        finder=RecordFinder(connections.book, lambda: connections.writer),
         history=history,
         host=lambda: host_facts(daemon, time.monotonic() - began),
         drain=daemon.drain.set,
+        counters=daemon.page.counters,
     )
     viewers = Viewers(accounts.authority, accounts.admission, lambda: now().operators)
     return AdminServer(daemon.ports.admin, Site(parts, viewers, now))

@@ -42,6 +42,7 @@ from bentpipe.daemon.providers.process.place import KeeperPlace
 from bentpipe.daemon.providers.process.provider import PRIVATE
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import AccountParts, make_accounts
+from bentpipe.daemon.service.admin_page import AdminPage
 from bentpipe.daemon.service.api import ApiNews, Satellites, make_apis, specs_of
 from bentpipe.daemon.service.certificate_watch import CertificateWatch
 from bentpipe.daemon.service.connection_records import ConnectionRecords, make_records
@@ -64,8 +65,10 @@ from bentpipe.daemon.service.readings import reading_of, responders_of
 from bentpipe.daemon.service.registration import make_registrar
 from bentpipe.daemon.service.reload import Reloader
 from bentpipe.daemon.service.reload_apply import LiveParts
+from bentpipe.daemon.service.reload_open import ExchangedParts
 from bentpipe.daemon.service.reload_plan import RunningParts
 from bentpipe.daemon.service.reserve import make_giver, make_reserve
+from bentpipe.daemon.service.rolling import Rolling
 from bentpipe.daemon.service.satellite_ca import SatelliteCa, make_keeper, make_satellite_ca
 from bentpipe.daemon.service.satellite_changes import SatelliteChanges
 from bentpipe.daemon.service.stores import Stores, open_stores
@@ -161,7 +164,7 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         *(issued, addresses.proven, giver),
     )
     provisioner = make_provisioner(config, fleet, stores, parts)
-    own_ports = set() if planes is None else planes.ports
+    own_ports: set[int] = set() if planes is None else planes.ports
     own_ports.update(opened.ports.numbers)
     registrar = make_registrar(config, fleet, stores, parts, opened.ktls, own_ports)
     reserve = make_reserve(config, fleet, stores, machines, opened.user_data, giver, records.recorder)
@@ -202,6 +205,12 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         registrar=registrar,
         type_tls=opened.type_tls,
         changes=changes,
+        machines=machines,
+        openable=ExchangedParts(opened.ports, opened.connections),
+        own_ports=own_ports,
+        page=AdminPage(config.admin),
+        rolling=None if stores.rolled is None else Rolling(stores.rolled, config.store),
+        satellite_ca=satellite_ca,
     )
     watch = CertificateWatch(lambda: current.config)
     running = RunningParts(fleet, machines, provisioner, reserve, changes, live, serves_listeners=planes is None)
@@ -241,6 +250,8 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         certificate_watch=watch,
         registrar=registrar,
         ports=ports,
+        page=live.page,
+        rolling=live.rolling,
     )
 
 

@@ -65,6 +65,13 @@ class Machines:
             self.ec2.add(machine_id, _ec2_machine_of(section, section.ec2, self.user_data))
             self.providers.add(machine_id, self.ec2)
 
+    def follow(self, config: Config) -> None:
+        """Other rates and times hold for what the providers do from now on."""
+        if self.ec2 is not None:
+            self.ec2.follow(config.ec2)
+        if self.registered is not None and config.registration is not None:
+            self.registered.follow(config.registration.offline_after_s)
+
     def lacks(self, section: MachineSection) -> str:
         """The provider that a machine needs and that was not made at the start; "" if there is one."""
         if section.process is not None and self.processes is None:

@@ -83,9 +83,8 @@ class Snapshot:
 
     @functools.cached_property
     def writer(self) -> WriterStatistics | None:
-        """What was kept of connections; None if no records are kept."""
-        writer = self.daemon.records.connections.writer
-        return writer.statistics() if writer is not None else None
+        """What was kept of connections; None if no records ever were."""
+        return self.daemon.records.connections.writer_statistics()
 
     @functools.cached_property
     def turns(self) -> TurnStatistics:

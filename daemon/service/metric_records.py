@@ -47,11 +47,8 @@ def _kept(name: str, words: str, line: str, read: Callable[[WriterStatistics], i
 
 
 def _traces(look: Snapshot) -> Mapping[str, float]:
-    tracer = look.daemon.records.connections.tracer
-    if tracer is None:
-        return {}
-    found = tracer.statistics()
-    return {"sent": found.sent, "lost": found.lost}
+    found = look.daemon.records.connections.tracer_statistics()
+    return {} if found is None else {"sent": found.sent, "lost": found.lost}
 
 
 RECORDS = (

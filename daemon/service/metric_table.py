@@ -26,6 +26,7 @@ from bentpipe.daemon.service.metric import (
     gauge,
     of_ledger,
 )
+from bentpipe.daemon.service.metric_admin import ADMIN
 from bentpipe.daemon.service.metric_records import RECORDS
 from bentpipe.daemon.service.metric_reserve import RESERVE
 from bentpipe.daemon.tasks import task_failures
@@ -469,4 +470,6 @@ OURSELVES = (
     ),
 )
 
-METRICS: tuple[Metric, ...] = (*CONNECTIONS, *RECORDS, *ENGINE, *FLEET, *RESERVE, *READINGS, *ACCOUNTS, *OURSELVES)
+METRICS: tuple[Metric, ...] = (
+    *(*CONNECTIONS, *RECORDS, *ENGINE, *FLEET, *RESERVE, *READINGS, *ACCOUNTS, *ADMIN, *OURSELVES),
+)

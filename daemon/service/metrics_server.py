@@ -4,11 +4,9 @@ Owns: that socket, and a handful of short connections. Anybody who can connect m
 a loopback address, unless the network is trusted.
 """
 
-import socket
-from collections.abc import Sequence
-
 import trio
 
+from bentpipe.daemon.connections.listening_sockets import ListeningSockets
 from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
 from bentpipe.daemon.service.exposition import Exposition
 from bentpipe.daemon.service.parts import Daemon
@@ -31,26 +29,21 @@ HEAD_END = b"\r\n\r\n"
 class MetricsServer:
     """Answers scrapes."""
 
-    def __init__(self, sockets: Sequence[socket.socket], daemon: Daemon) -> None:
-        self._listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
+    def __init__(self, sockets: ListeningSockets, daemon: Daemon) -> None:
+        self._sockets = sockets
         self._daemon = daemon
         self._exposition = Exposition(daemon)
         self._quotas = Quotas(LIMITS, trio.current_time)
 
     async def run_metrics(self) -> None:
-        """Serve for ever; closes the sockets when cancelled."""
-        try:
-            async with trio.open_nursery() as scrapes:
-                for listener in self._listeners:
-                    scrapes.start_soon(run_owned, Owner("metrics"), self._accept_all, listener, scrapes)
-        finally:
-            for listener in self._listeners:
-                listener.socket.close()
+        """Serve for ever, whatever sockets there are."""
+        owner = Owner("metrics scrape", decision=Decision.GIVE_UP)
+        async with trio.open_nursery() as scrapes:
 
-    async def _accept_all(self, listener: trio.SocketListener, scrapes: trio.Nursery) -> None:
-        while True:
-            stream = await listener.accept()
-            scrapes.start_soon(run_owned, Owner("metrics scrape", decision=Decision.GIVE_UP), self._serve, stream)
+            def begin(stream: trio.SocketStream) -> None:
+                scrapes.start_soon(run_owned, owner, self._serve, stream)
+
+            await self._sockets.run_accepting(Owner("metrics"), begin)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:

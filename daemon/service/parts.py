@@ -25,6 +25,7 @@ from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.providers.process.provider import ProcessProvider
 from bentpipe.daemon.providers.router import Providers
 from bentpipe.daemon.service.accounts import AccountParts
+from bentpipe.daemon.service.admin_page import AdminPage
 from bentpipe.daemon.service.api import ApiNews
 from bentpipe.daemon.service.certificate_watch import CertificateWatch
 from bentpipe.daemon.service.connection_records import ConnectionRecords
@@ -33,6 +34,7 @@ from bentpipe.daemon.service.plane_engines import EngineReadings
 from bentpipe.daemon.service.planes import Planes
 from bentpipe.daemon.service.ports import Ports
 from bentpipe.daemon.service.reload import Reloader
+from bentpipe.daemon.service.rolling import Rolling
 from bentpipe.daemon.service.satellite_ca import SatelliteCa
 from bentpipe.daemon.service.satellite_changes import SatelliteChanges
 from bentpipe.daemon.service.stores import Stores
@@ -86,6 +88,9 @@ class Daemon:
     """None: no satellite registers itself."""
     ports: Ports
     certificate_watch: CertificateWatch
+    page: AdminPage
+    rolling: Rolling | None = None
+    """None: there is no ledger, or it keeps no sums."""
     planes: Planes | None = None
     """The data planes, if they are processes of their own."""
     turns: TurnMeter = dataclasses.field(default_factory=TurnMeter)
@@ -111,7 +116,7 @@ class Daemon:
     @property
     def metrics_addresses(self) -> tuple[tuple[str, int], ...]:
         """(IP address, port) of each socket of the metrics, as bound."""
-        return self.ports.metrics_addresses
+        return self.ports.metrics.addresses
 
     @property
     def fleet(self) -> Fleet:

@@ -9,12 +9,14 @@ import dataclasses
 import logging
 import socket
 from collections.abc import Awaitable, Mapping, Sequence
+from pathlib import Path
 
 from bentpipe.config.live import entries_by_name
 from bentpipe.config.model import Config
 from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.connections.arrival import Arrival
 from bentpipe.daemon.connections.listener import Gate, Listener, bind, in_tasks, listen_for
+from bentpipe.daemon.connections.listening_sockets import ListeningSockets, Place
 from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge.caller import Caller
@@ -22,7 +24,7 @@ from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.session import Session
 from bentpipe.daemon.private_socket import PrivateListener
 from bentpipe.daemon.service import sd
-from bentpipe.daemon.service.admin_sockets import open_admin
+from bentpipe.daemon.service.admin_sockets import admin_places, admin_sockets, open_admin_place
 from bentpipe.daemon.service.control import ControlServer, open_control_socket
 from bentpipe.daemon.service.local_api import LocalApi, local_api_path
 
@@ -35,8 +37,8 @@ class OpenPorts:
 
     clients: tuple[tuple[str, Port, socket.socket], ...]
     """Each with the name of its listener."""
-    metrics: tuple[socket.socket, ...]
-    admin: tuple[socket.socket, ...]
+    metrics: ListeningSockets
+    admin: ListeningSockets
     """For the page."""
     control: PrivateListener | None
     local_api: PrivateListener | None
@@ -49,10 +51,10 @@ class OpenPorts:
         return tuple(name for name, _, _ in self.clients)
 
     @property
-    def numbers(self) -> tuple[int, ...]:
-        """The TCP ports."""
-        sockets = (*(sock for _, _, sock in self.clients), *self.metrics, *self.admin)
-        return tuple(sock.getsockname()[1] for sock in sockets if sock.family != socket.AF_UNIX)
+    def numbers(self) -> frozenset[int]:
+        """The TCP ports, as they are open now."""
+        sockets = (*(sock for _, _, sock in self.clients), *self.metrics.all, *self.admin.all)
+        return frozenset(sock.getsockname()[1] for sock in sockets if sock.family != socket.AF_UNIX)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,9 +62,8 @@ class Ports:
     """The sockets with what serves them."""
 
     listeners: tuple[Listener, ...]
-    metrics: tuple[socket.socket, ...]
-    metrics_addresses: tuple[tuple[str, int], ...]
-    admin: tuple[socket.socket, ...]
+    metrics: ListeningSockets
+    admin: ListeningSockets
     control: ControlServer | None
     local_api: LocalApi | None
 
@@ -82,20 +83,33 @@ def open_ports(config: Config, spoken: Sequence[Port]) -> OpenPorts:
                 if section.address is not None:
                     opened.enter_context(sock)
                 clients.append((name, port, sock))
-        metrics = bind(*config.metrics.address) if config.metrics.address is not None else []
-        for sock in metrics:
-            opened.enter_context(sock)
+        metrics = ListeningSockets({})
+        opened.callback(metrics.close)
+        metrics.prepare(metrics_places(config), open_metrics_place).take()
         enrolment = bind(*config.satellite_ca.address) if config.satellite_ca is not None else []
         for sock in enrolment:
             opened.enter_context(sock)
-        admin = [opened.enter_context(sock) for sock in open_admin(config.admin)]
+        admin = admin_sockets({})
+        opened.callback(admin.close)
+        admin.prepare(admin_places(config.admin), open_admin_place).take()
         path = config.control.socket_path()
         control = local_api = None
         if path is not None:
             control = opened.enter_context(open_control_socket(path))
             local_api = open_control_socket(local_api_path(path))
         opened.pop_all()
-    return OpenPorts(tuple(clients), tuple(metrics), tuple(admin), control, local_api, tuple(enrolment))
+    return OpenPorts(tuple(clients), metrics, admin, control, local_api, tuple(enrolment))
+
+
+def metrics_places(config: Config) -> tuple[Place, ...]:
+    """Where the metrics are to be served."""
+    return () if config.metrics.address is None else (config.metrics.address,)
+
+
+def open_metrics_place(place: Place) -> Sequence[socket.socket]:
+    """Open the metrics' sockets. Raises OSError."""
+    assert not isinstance(place, Path)
+    return bind(*place)
 
 
 def _leave_open(passed: Mapping[str, list[socket.socket]]) -> None:
@@ -116,7 +130,6 @@ def serve_ports(
     return Ports(
         listeners=listeners,
         metrics=opened.metrics,
-        metrics_addresses=tuple(sock.getsockname()[:2] for sock in opened.metrics),
         admin=opened.admin,
         control=control,
         local_api=LocalApi(opened.local_api, local_api, edge.book) if opened.local_api is not None else None,

@@ -20,6 +20,7 @@ from bentpipe.daemon.service.certificate_watch import CertificateWatch
 from bentpipe.daemon.service.control import CREDENTIAL_NAMES, FILES, ControlError, Fields
 from bentpipe.daemon.service.current import ConfigOrigin, Current
 from bentpipe.daemon.service.reload_apply import LiveParts, apply
+from bentpipe.daemon.service.reload_open import ReadyParts, open_for
 from bentpipe.daemon.service.reload_plan import Prepared, RunningParts, Unfit, prepare, refusals
 from bentpipe.native.engine import Ktls
 from bentpipe.native.tls import TlsError
@@ -122,7 +123,7 @@ class Reloader:
             raise ControlError(str(exc)) from exc
         return {
             "changes": [
-                {"where": each.where, "words": each.words, "effect": each.change.value} for each in prepared.differences
+                {"where": each.where, "words": each.words, "effect": each.effect_words} for each in prepared.differences
             ],
             "warnings": list(prepared.warnings),
             "pending": {str(key): words for key, words in self._live.changes.pending.items()} if not dry_run else {},
@@ -138,9 +139,12 @@ class Reloader:
         async with self._one_at_a_time:
             try:
                 prepared = await self._plan(used)
-                if not dry_run:
-                    await self._reload_planes(credentials)
-                    await self._take_over(prepared, used)
+                opened = await self._open(prepared, dry_run=dry_run)
+                async with opened.closed_unless_taken():
+                    if not dry_run:
+                        await self._reload_planes(credentials)
+                        opened.taken = True
+                        await self._take_over(prepared, opened, used)
                 return prepared
             except ReloadFailed as exc:
                 if not dry_run:
@@ -178,8 +182,14 @@ class Reloader:
             words = f"{NOTHING} but what else the data plane could read, since it could not read everything:"
             raise ReloadFailed("\n".join([words, *problems]))
 
-    async def _take_over(self, prepared: Prepared, credentials: _Credentials) -> None:
-        apply(prepared, self._live)
+    async def _open(self, prepared: Prepared, *, dry_run: bool) -> ReadyParts:
+        try:
+            return await open_for(prepared, self._live.openable, dry_run=dry_run)
+        except Unfit as exc:
+            raise ReloadFailed(f"{NOTHING}:\n{exc}") from exc
+
+    async def _take_over(self, prepared: Prepared, opened: ReadyParts, credentials: _Credentials) -> None:
+        apply(prepared, opened, self._live)
         current = self._current
         current.config = prepared.config
         current.reloads += 1

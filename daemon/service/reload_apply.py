@@ -18,10 +18,14 @@ from bentpipe.daemon.fleet.registrar import Registrar
 from bentpipe.daemon.fleet.reserve_keeper import ReserveKeeper
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.accounts import AccountParts
+from bentpipe.daemon.service.admin_page import AdminPage
 from bentpipe.daemon.service.api import Apis
 from bentpipe.daemon.service.log_handler import change_log
-from bentpipe.daemon.service.machines import addresses_of
+from bentpipe.daemon.service.machines import Machines, addresses_of
+from bentpipe.daemon.service.reload_open import ExchangedParts, ReadyParts
 from bentpipe.daemon.service.reload_plan import Prepared, descriptors_of
+from bentpipe.daemon.service.rolling import Rolling
+from bentpipe.daemon.service.satellite_ca import SatelliteCa
 from bentpipe.daemon.service.satellite_changes import SatelliteChanges, WantedSatellite
 
 
@@ -46,10 +50,17 @@ class LiveParts:
     registrar: Registrar | None
     type_tls: dict[tuple[str, str], SatelliteTls]
     changes: SatelliteChanges
+    machines: Machines
+    openable: ExchangedParts
+    own_ports: set[int]
+    """Ports on which this daemon listens: nobody may register a satellite there."""
+    page: AdminPage
+    rolling: Rolling | None
+    satellite_ca: SatelliteCa | None
 
 
-def apply(prepared: Prepared, parts: LiveParts) -> None:
-    """Take over a configuration that `refusals` had nothing against."""
+def apply(prepared: Prepared, opened: ReadyParts, parts: LiveParts) -> None:
+    """Take over a configuration that `refusals` had nothing against, with what was opened for it."""
     config = prepared.config
     change_log(config.daemon.log_format, config.daemon.log_level)
     for name, listener in parts.listeners:
@@ -72,9 +83,27 @@ def apply(prepared: Prepared, parts: LiveParts) -> None:
     if parts.reserve is not None:
         parts.reserve.kinds = tuple(config.machine_type)
     if parts.registrar is not None:
-        parts.registrar.limit(limits.max_registered_per_org)
         parts.fleet.limit_registered()
+    if parts.registrar is not None and config.registration is not None:
+        parts.registrar.follow(config.registration, limits.max_registered_per_org)
+    parts.machines.follow(config)
+    if parts.satellite_ca is not None:
+        parts.satellite_ca.follow(config)
+    if parts.rolling is not None:
+        parts.rolling.follow(config.store)
+    parts.openable.records.follow(config, opened.records)
+    _exchange_sockets(opened, parts)
+    parts.page.follow(config.admin)
     parts.changes.follow(_wanted(prepared))
+
+
+def _exchange_sockets(opened: ReadyParts, parts: LiveParts) -> None:
+    before = parts.openable.ports.numbers
+    opened.metrics.take()
+    opened.admin.take()
+    after = parts.openable.ports.numbers
+    parts.own_ports.difference_update(before - after)
+    parts.own_ports.update(after)
 
 
 def _wanted(prepared: Prepared) -> dict[SatelliteKey, WantedSatellite]:

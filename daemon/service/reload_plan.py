@@ -6,7 +6,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from bentpipe.config.live import Difference, Effect, differences, entries_by_name, machine_type_name
 from bentpipe.config.load import CREDENTIAL_PREFIX, LoadedConfig, parse_config
@@ -27,12 +27,16 @@ from bentpipe.daemon.fleet.provisioning import Provisioner
 from bentpipe.daemon.fleet.reserve_keeper import ReserveKeeper
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.concern import Concern
+from bentpipe.daemon.service.connection_records import make_tracer
 from bentpipe.daemon.service.current import Current
 from bentpipe.daemon.service.descriptors import share_out
 from bentpipe.daemon.service.machines import Machines
 from bentpipe.daemon.service.preflight import file_concerns
 from bentpipe.daemon.service.satellite_changes import SatelliteChanges
 from bentpipe.native.engine import Ktls
+
+if TYPE_CHECKING:
+    from bentpipe.daemon.records.traces import Tracer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Prepared:
     satellite_tls: Mapping[SatelliteKey, SatelliteTls]
     type_tls: Mapping[tuple[str, str], SatelliteTls]
     warnings: tuple[str, ...]
+    tracer: "Tracer | None" = None
+    """If traces go somewhere else from now on, or others are sampled: what sends them. Its thread has not begun."""
 
 
 class Unfit(Exception):
@@ -114,6 +120,7 @@ def prepare(current: Current, credentials: Mapping[str, Path], ktls: Ktls, *, se
         satellite_tls_of(config, ktls if serves_listeners else None),
         type_tls_of(config, ktls if serves_listeners else None),
         tuple(_told(each, loaded) for each in concerns if not each.fatal),
+        make_tracer(config) if config.traces != current.config.traces else None,
     )
 
 

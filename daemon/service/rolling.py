@@ -26,16 +26,32 @@ LOOK_S = 3600.0
 """Between looks at whether a day is over."""
 
 
-async def run_rolling(ledger: RolledLedger, section: StoreSection) -> None:
-    """Roll up until cancelled. While the store fails, it tries again at the next look."""
-    await trio.sleep(FIRST_S)
-    while True:
-        try:
-            more = await roll_up_step(ledger, section, time.time_ns() // 1000)
-        except StoreError as exc:
-            log.warning("a day of the ledger could not be rolled up", extra={"fields": {"error": str(exc)}})
-            more = False
-        await trio.sleep(STEP_EACH_S if more else LOOK_S)
+class Rolling:
+    """`run_rolling` must run."""
+
+    def __init__(self, ledger: RolledLedger, section: StoreSection) -> None:
+        self._ledger = ledger
+        self._section = section
+        self._asked = trio.Event()
+
+    def follow(self, section: StoreSection) -> None:
+        """Other times hold from now on, and it looks at once whether anything is due by them."""
+        if (section.detail_s, section.keep_s) != (self._section.detail_s, self._section.keep_s):
+            self._asked.set()
+        self._section = section
+
+    async def run_rolling(self) -> None:
+        """Roll up until cancelled. While the store fails, it tries again at the next look."""
+        await trio.sleep(FIRST_S)
+        while True:
+            self._asked = trio.Event()
+            try:
+                more = await roll_up_step(self._ledger, self._section, time.time_ns() // 1000)
+            except StoreError as exc:
+                log.warning("a day of the ledger could not be rolled up", extra={"fields": {"error": str(exc)}})
+                more = False
+            with trio.move_on_after(STEP_EACH_S if more else LOOK_S):
+                await self._asked.wait()
 
 
 async def roll_up_step(ledger: RolledLedger, section: StoreSection, now_us: int) -> bool:

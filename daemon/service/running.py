@@ -16,6 +16,7 @@ Each task has an owner (`daemon/tasks.py`), so none of them can end another.
 """
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable
 
@@ -24,13 +25,12 @@ import trio
 from bentpipe.daemon.edge.session import REFUSAL_DEADLINE_S
 from bentpipe.daemon.records.record import LOST, PASSED_ON
 from bentpipe.daemon.service import sd
-from bentpipe.daemon.service.admin_sockets import close_admin, place_of
+from bentpipe.daemon.service.admin_sockets import place_of
 from bentpipe.daemon.service.cutting import cut_revoked
 from bentpipe.daemon.service.engine_watch import run_engine_watch
 from bentpipe.daemon.service.metrics_server import MetricsServer
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.service.planes import PlaneUnusable
-from bentpipe.daemon.service.rolling import run_rolling
 from bentpipe.daemon.service.statistics import log_daemon_statistics
 from bentpipe.daemon.service.tokens import run_token_refresh
 from bentpipe.daemon.tasks import Owner, contained, run_owned, start_owned
@@ -89,8 +89,8 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
             daemon.recorder.in_use = daemon.planes.adopted
     if daemon.recorder is not None:
         nursery.start_soon(run_owned, Owner("recorder"), daemon.recorder.run_recorder)
-    if stores.rolled is not None:
-        nursery.start_soon(run_owned, Owner("recorder", "days"), run_rolling, stores.rolled, daemon.config.store)
+    if daemon.rolling is not None:
+        nursery.start_soon(run_owned, Owner("recorder", "days"), daemon.rolling.run_rolling)
     account_parts = daemon.account_parts
     if stores.registry is not None and stores.accounts is not None:
         refresh = (stores.registry, stores.accounts, account_parts.admission, cut_revoked(edge.handoff))
@@ -125,11 +125,15 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
     if ports.local_api is not None:
         nursery.start_soon(run_owned, Owner("local api"), ports.local_api.run_local_api)
     nursery.start_soon(run_owned, Owner("metrics"), MetricsServer(ports.metrics, daemon).run_metrics)
-    if daemon.config.admin is not None:
-        # Imported here: a daemon without the page needs no templates.
-        from bentpipe.daemon.service.admin import make_admin
+    nursery.start_soon(run_owned, Owner("page"), daemon.page.run_page, functools.partial(_serve_page, daemon))
 
-        nursery.start_soon(run_owned, Owner("admin"), make_admin(daemon, daemon.config.admin).run_admin)
+
+async def _serve_page(daemon: Daemon) -> None:
+    # Imported here: a daemon without the page needs no templates.
+    from bentpipe.daemon.service.admin import make_admin
+
+    if daemon.config.admin is not None:
+        await make_admin(daemon, daemon.config.admin).run_admin()
 
 
 async def _accept_until_drained(daemon: Daemon, sessions: trio.Nursery, task_status: trio.TaskStatus[Daemon]) -> None:
@@ -144,7 +148,7 @@ async def _accept_until_drained(daemon: Daemon, sessions: trio.Nursery, task_sta
                 log.info("listening", extra={"fields": {"host": host, "port": port}})
         for host, port in daemon.metrics_addresses:
             log.info("metrics", extra={"fields": {"host": host, "port": port}})
-        for sock in daemon.ports.admin:
+        for sock in daemon.ports.admin.all:
             log.info("page", extra={"fields": {"at": place_of(sock)}})
         daemon.accepting.set()
         task_status.started(daemon)
@@ -205,8 +209,9 @@ async def _close(daemon: Daemon) -> None:
         daemon.ports.control.close()
     if daemon.ports.local_api is not None:
         daemon.ports.local_api.close()
-    with contained(Owner("admin")):
-        close_admin(daemon.ports.admin)
+    for sockets in (daemon.ports.metrics, daemon.ports.admin):
+        with contained(Owner("sockets")):
+            sockets.close()
     with contextlib.suppress(KeyError):  # Trio has removed one that failed
         trio.lowlevel.remove_instrument(daemon.turns)
     with trio.CancelScope(shield=True):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import trio
 
 from bentpipe.config.model import Config
+from bentpipe.config.satellite_ca import SatelliteCaSection
 from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.connections.trust_material import in_memory
 from bentpipe.daemon.errors import ProviderRetryable, StoreError
@@ -39,6 +40,11 @@ class SatelliteCa:
     issued: IssuedTls
     server: EnrolmentServer
     registry: Registry
+
+    def follow(self, config: Config) -> None:
+        """Another configuration holds for what machines are given from now on. The authority and the socket stay."""
+        if config.satellite_ca is not None:
+            self.enrolments.follow(_settings_of(config.ec2.fleet, config.satellite_ca))
 
     async def bootstrap(self, key: SatelliteKey, launch: str) -> Bootstrap | None:
         """What the machine of a launch needs to enrol; None if its certificate is not ours. Raises ProviderError.
@@ -116,8 +122,9 @@ def make_satellite_ca(
     if section is None or stores.identities is None or stores.registry is None:
         raise OSError(f"[satellite_ca]: {NO_STORE}")
     fleet = config.ec2.fleet
-    settings = Settings(fleet, section.machines_call, section.machine_life_s, section.token_life_s)
-    enrolments = Enrolments(settings, stores.identities, lambda: keeper.signing.authority, lambda row: issued.take(row))
+    enrolments = Enrolments(
+        _settings_of(fleet, section), stores.identities, lambda: keeper.signing.authority, lambda row: issued.take(row)
+    )
     issued = IssuedTls(
         *(table, stores.identities, fleet, ktls),
         signing=lambda: keeper.signing,
@@ -128,6 +135,10 @@ def make_satellite_ca(
             issued.add(SatelliteKey(each.org, each.name))
     server = EnrolmentServer(sockets, enrolments, lambda: _server_context(keeper))
     return SatelliteCa(keeper, enrolments, issued, server, stores.registry)
+
+
+def _settings_of(fleet: str, section: SatelliteCaSection) -> Settings:
+    return Settings(fleet, section.machines_call, section.machine_life_s, section.token_life_s)
 
 
 def _server_context(keeper: AuthorityKeeper) -> ssl.SSLContext:

@@ -32,7 +32,7 @@ ASK_AGAIN_S = 30.0
 """Until a satellite that is to be given up, and could not be put to sleep, is asked again."""
 DISMISSED_WORDS = "the satellite was taken out of the edge host's configuration"
 
-AT_ONCE = tuple(field for field in MachineSection.model_fields if change_of(MachineSection, field) is Effect.NOW)
+AT_ONCE = tuple(field for field in MachineSection.model_fields if change_of(MachineSection, field).effect is Effect.NOW)
 """The fields of a satellite whose change holds at once."""
 
 

@@ -36,7 +36,7 @@ def why_verb(connections: ConnectionRecords) -> Verb:
     `{"connections": [FIELDS, …]}`, each as `fields_of` makes it.
     """
 
-    finder = RecordFinder(connections.book, connections.writer)
+    finder = RecordFinder(connections.book, lambda: connections.writer)
 
     async def why(fields: Fields) -> Fields:
         try:

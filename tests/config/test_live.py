@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from bentpipe.config.admin import AdminSection
 from bentpipe.config.base import Section
 from bentpipe.config.live import CHANGES, ENTRIES, Effect, change_of, differences
 from bentpipe.config.model import Config
+from bentpipe.config.observability import MetricsSection, RecordsSection, TracesSection
 
 HASH = "sha256:" + "0" * 64
 
@@ -52,6 +54,20 @@ def test_every_key_is_decided_about(kind: type[Section]) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", SECTIONS)
+def test_a_key_that_needs_a_restart_has_a_reason(kind: type[Section]) -> None:
+    for field in kind.model_fields:
+        change = change_of(kind, field)
+        assert (change.effect is Effect.RESTART) is bool(change.reason), field
+
+
+def test_what_is_told_of_the_work_changes_at_once() -> None:
+    """Records, metrics and traces, and the page: each key, and the sections themselves."""
+    for kind in (RecordsSection, MetricsSection, TracesSection, AdminSection):
+        assert {change_of(kind, field).effect for field in kind.model_fields} == {Effect.NOW}, kind.__name__
+    assert {change_of(Config, field).effect for field in ("records", "metrics", "traces", "admin")} == {Effect.NOW}
+
+
 def test_nothing_is_decided_that_is_not_there() -> None:
     for kind, changes in CHANGES.items():
         assert set(changes) <= set(kind.model_fields), kind.__name__
@@ -90,7 +106,7 @@ def test_what_differs_is_told_with_its_values_and_what_follows() -> None:
     ).model_copy(update={"satellite": (changed,)})
     assert [str(each) for each in differences(before, after)] == [
         "limits.max_held: 3 → 4 (at once)",
-        "engine.threads: 1 → 2 (needs a restart)",
+        "engine.threads: 1 → 2 (needs a restart: the engine's threads and pipes are made at the start)",
         "token ci.hash: changed (at once)",
         "token ci.grants: acme/* → acme/ci (at once)",
         "token new: added (at once)",
@@ -122,8 +138,8 @@ def test_a_listener_is_known_by_its_port() -> None:
     before = config(listener=[{"address": "127.0.0.1:8372"}, {"systemd": "clients"}])
     after = config(listener=[{"address": "127.0.0.1:8373"}, {"systemd": "clients", "api": True}])
     assert {str(each) for each in differences(before, after)} == {
-        "listener 127.0.0.1:8372: removed (needs a restart)",
-        "listener 127.0.0.1:8373: added (needs a restart)",
+        "listener 127.0.0.1:8372: removed (needs a restart: the sockets of clients are opened at the start)",
+        "listener 127.0.0.1:8373: added (needs a restart: the sockets of clients are opened at the start)",
         "listener systemd:clients.api: False → True (at once)",
     }
 

@@ -410,7 +410,7 @@ class Events:
 
 
 def address_of(bed: CommandBed) -> tuple[str, int]:
-    [sock] = [each for each in bed.daemon.ports.admin if each.family == socket.AF_INET]
+    [sock] = [each for each in bed.daemon.ports.admin.all if each.family == socket.AF_INET]
     host, port = sock.getsockname()
     return str(host), int(port)
 

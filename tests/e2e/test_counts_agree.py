@@ -237,7 +237,7 @@ async def compare_now(daemon: Daemon, folder: Path) -> None:
     """While OPEN clients stay, all say so."""
     metrics = await scrape(daemon)
     page = await page_numbers(folder)
-    found = await RecordFinder(daemon.records.connections.book, None).newest(OPEN + 1)
+    found = await RecordFinder(daemon.records.connections.book, lambda: None).newest(OPEN + 1)
     counts = {
         "metrics": metrics["bentpipe_splices", ""],
         "page": int(page["Spliced now"]),
@@ -256,7 +256,7 @@ async def compare_all(daemon: Daemon, folder: Path, tally: Tally, lines: list[Fi
     with trio.fail_after(DEADLINE_S):
         while len(stored) < tally.came:
             await trio.sleep(0.05)
-            found = await RecordFinder(connections.book, connections.writer).newest(2 * tally.came)
+            found = await RecordFinder(connections.book, lambda: connections.writer).newest(2 * tally.came)
             stored = [each for each in found if of_a_port(each)]
     metrics, page = await scrape(daemon), await page_numbers(folder)
     assert len(stored) == len(lines) == tally.came

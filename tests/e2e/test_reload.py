@@ -5,10 +5,12 @@ import contextlib
 import hashlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from beds.hosts.edge_daemons import EdgeDaemon, edge_daemon, token_of, wait
 from beds.peers.clients import CallError, GrpcioClient
 from beds.ports import free_port
 from beds.programs import BENTPIPE
-from bentpipe.daemon.service.control import CREDENTIAL_NAMES, ControlError, ask
+from bentpipe.daemon.service.control import CREDENTIAL_NAMES, ControlError, Fields, ask
 
 NOT_FOUND, UNAVAILABLE, UNAUTHENTICATED, FAILED_PRECONDITION = 5, 14, 16, 9
 DEADLINE_S = 60.0
@@ -46,6 +48,7 @@ class Bed:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.metrics = free_port()
+        self.more_metrics = ""
         self.issue()
         self.satellites = satellite("a") + satellite("slow", boot_s=2.0)
         self.tokens = token("acme")
@@ -66,7 +69,8 @@ class Bed:
     def text(self) -> str:
         return (
             f'[daemon]\nlog_format = "json"\ndrain_deadline = "100ms"\n[control]\npath = "{self.folder}/control"\n'
-            f'[metrics]\naddress = "127.0.0.1:{self.metrics}"\n'
+            f'[metrics]\naddress = "127.0.0.1:{self.metrics}"\n{self.more_metrics}'
+            f'[store]\npath = "{self.folder}/edge.sqlite"\n'
             '[[listener]]\naddress = "127.0.0.1:0"\n[[listener]]\naddress = "127.0.0.1:0"\n'
             f'[listener.tls]\ncertificate = "{self.folder}/cert.pem"\nkey = "{self.folder}/key.pem"\n'
             f"{self.listeners}{self.sections}{self.tokens}{self.satellites}"
@@ -106,6 +110,13 @@ class Bed:
             found = re.search(rf"^bentpipe_{re.escape(name)} ([\d.e+]+)$", answer.read().decode(), re.MULTILINE)
         assert found is not None, name
         return float(found[1])
+
+    def why(self) -> list[Fields]:
+        """The connections that the daemon knows, as `bentpipe why` asks for them."""
+        found = ask(self.folder / "control", "why", {"newest": 100, "satellite": "", "principal": "acme"})
+        connections = found["connections"]
+        assert isinstance(connections, list)
+        return connections
 
     def client(self, name: str, who: str = "acme", *, port: int | None = None, ca: bytes | None = None) -> GrpcioClient:
         metadata = (("satellite_name", name), ("satellite_org", "acme"), ("satellite_token", token_of(who)))
@@ -267,12 +278,16 @@ MISTAKES: dict[str, tuple[Mistake, tuple[str, ...]]] = {
     "not TOML": (lambda bed: bed.text + "[[", ("not TOML",)),
     "cut off": (lambda bed: bed.text[: bed.text.index("[metrics]")], ("listener: missing",)),
     "a key that needs a restart": (
-        lambda bed: bed.text + f'[engine]\nthreads = 7\n[store]\nkind = "sqlite"\npath = "{bed.folder}/x.sqlite"\n',
-        ("engine.threads: 0 → 7 (needs a restart)", "store.path: none → ", "cannot change in a running daemon"),
+        lambda bed: bed.text.replace("edge.sqlite", "x.sqlite") + "[engine]\nthreads = 7\n",
+        (
+            "engine.threads: 0 → 7 (needs a restart: the engine's threads and pipes are made at the start)",
+            "(needs a restart: the store is open, and has what was written so far)",
+            "cannot change in a running daemon",
+        ),
     ),
     "a listener": (
         lambda bed: bed.text + '[[listener]]\naddress = "127.0.0.1:1"\n',
-        ("listener 127.0.0.1:1: added (needs a restart)",),
+        ("listener 127.0.0.1:1: added (needs a restart: the sockets of clients are opened at the start)",),
     ),
     "the first EC2 machine": (
         lambda bed: bed.text + '[[satellite]]\norg = "acme"\nname = "e"\nprovider = "ec2"\n[satellite.ec2]\n',
@@ -303,6 +318,132 @@ def test_a_mistake_changes_nothing(bed: Bed) -> None:
     (bed.folder / "edge.toml").write_text(good)
     assert bed.reload().returncode == 0
     assert bed.metric("configuration_reload_failed") == 0
+
+
+def served_at(port: int) -> bool:
+    """Whether metrics or a page are served there."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE_S):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+
+
+def page_at(path: Path) -> str:
+    """The answer's first line, by the Unix socket of the page."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(DEADLINE_S)
+        client.connect(str(path))
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        return client.makefile("rb").readline().decode()
+
+
+def test_the_metrics_move_and_tell_more_and_their_counters_go_on(bed: Bed) -> None:
+    assert bed.ask("a") == "hello"
+    accepted = bed.metric("connections_accepted_total")
+    first, bed.metrics = bed.metrics, free_port()
+    said = bed.reloaded()
+    assert f"metrics.address: 127.0.0.1, {first} → 127.0.0.1, {bed.metrics} (at once)" in said
+    wait(lambda: not served_at(first), "they are served there no more")
+    assert bed.metric("connections_accepted_total") == accepted
+    bed.more_metrics = "per_satellite = true\nper_org = true\n"
+    bed.reloaded()
+    assert bed.ask("a") == "hello"
+    wait(lambda: bed.metric('satellite_connections_total{satellite="acme/a"}') == 1, "the connection is over")
+    assert bed.metric('org_connections_total{org="acme"}') == 1
+    bed.reloaded()
+    assert bed.metric('org_connections_total{org="acme"}') == 1, "what was told already goes on"
+
+
+def test_the_page_comes_moves_and_goes(bed: Bed) -> None:
+    path, port = bed.folder / "page.sock", free_port()
+    bed.sections = f'[admin]\npath = "{path}"\n'
+    assert "admin: added (at once)" in bed.reloaded()
+    assert page_at(path) == "HTTP/1.1 200 OK\r\n"
+    assert bed.metric('admin_answers_total{status="200"}') == 1
+    bed.sections += f'address = "127.0.0.1:{port}"\n'
+    bed.reloaded()
+    assert served_at(port)
+    assert page_at(path).startswith("HTTP/1.1 200")
+    bed.sections = f'[admin]\naddress = "127.0.0.1:{port}"\n'
+    bed.reloaded()
+    wait(lambda: not path.exists(), "it is served there no more")
+    bed.sections = ""
+    assert "admin: removed (at once)" in bed.reloaded()
+    wait(lambda: not served_at(port), "there is no page any more")
+
+
+def test_records_are_kept_from_a_reload_on_and_no_longer_after_another(bed: Bed) -> None:
+    bed.sections = "[records]\nkeep = 0\n"
+    bed.reloaded()
+    bed.sections = "[records]\nkeep = 10\n"
+    bed.reloaded()
+    for _ in range(3):
+        assert bed.ask("a") == "hello"
+    wait(lambda: bed.metric("records_kept_total") == 3, "they are written")
+    assert str(bed.why()).count("acme/a") == 3
+    bed.sections = "[records]\nkeep = 2\n"
+    bed.reloaded()
+    assert bed.ask("a") == "hello"
+    wait(lambda: bed.metric("records_kept_total") == 4, "the fourth is written, and only two stay")
+    assert str(bed.why()).count("acme/a") == 2
+    bed.sections = "[records]\nkeep = 0\n"
+    bed.reloaded()
+    assert bed.ask("a") == "hello"
+    wait(lambda: not bed.why(), "none are kept, and all connections are over")
+    assert bed.metric("records_kept_total") == 4, "the counter does not fall"
+
+
+def test_probes_are_told_or_not(bed: Bed) -> None:
+    def probe() -> None:
+        socket.create_connection(("127.0.0.1", bed.daemon.port), DEADLINE_S).close()
+
+    def ended() -> float:
+        return bed.metric('connections_ended_total{outcome="probe"}')
+
+    probe()
+    wait(lambda: bed.daemon.said(message="connection", end="probe"), "a probe has a line")
+    told = len([each for each in bed.daemon.records() if each.get("end") == "probe"])
+    bed.sections = "[records]\nprobes = false\n"
+    bed.reloaded()
+    before = ended()
+    probe()
+    wait(lambda: ended() == before + 1, "it is counted")
+    bed.ask("a")
+    wait(lambda: bed.daemon.said(message="connection", satellite="acme/a"), "the log is written")
+    assert len([each for each in bed.daemon.records() if each.get("end") == "probe"]) == told
+
+
+def test_what_cannot_be_opened_changes_nothing(bed: Bed) -> None:
+    """A port that is taken, a folder that is not there, a store that is something else: the old ones stay in force."""
+    bed.sections = "[records]\nkeep = 0\n"
+    bed.reloaded()
+    assert bed.ask("a") == "hello"
+    (bed.folder / "state").mkdir()
+    old, page = bed.metrics, bed.folder / "page.sock"
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        bed.metrics = int(stranger.getsockname()[1])
+        bed.sections += f'[admin]\npath = "{page}"\n'
+        bed.tokens += token("beside")
+        assert f"metrics.address: cannot listen on 127.0.0.1:{bed.metrics}: Address already in use" in bed.refused()
+    assert not page.exists(), "what was opened beside it is closed again"
+    taken, bed.metrics = bed.metrics, old
+    assert not served_at(taken)
+    assert bed.metric('configuration_reloads_total{result="failed"}') == 1
+    bed.sections = f'[records]\nkeep = 0\n[admin]\npath = "{bed.folder}/absent/page.sock"\n'
+    assert "No such file or directory" in bed.refused()
+    (bed.folder / "connections.sqlite").write_bytes(b"something else" * 100)
+    moved, bed.metrics = old, free_port()
+    bed.sections = "[records]\nkeep = 5\n"
+    assert "records.keep: " in (said := bed.refused())
+    assert "connections.sqlite" in said
+    assert not served_at(bed.metrics)
+    bed.metrics = moved
+    assert bed.metric("configuration_reload_failed") == 1
+    assert bed.ended("a", "beside").code == UNAUTHENTICATED
+    assert bed.ask("a") == "hello"
 
 
 def test_a_dry_run_tells_and_changes_nothing(bed: Bed) -> None:
@@ -380,6 +521,15 @@ class Load:
                 self._over.set()
 
 
+def told_otherwise(bed: Bed, number: int) -> str:
+    """Records, traces and page that are other ones at each reload. Nobody listens where the traces go."""
+    records = f"[records]\nkeep = {(0, 50, 100)[number % 3]}\nprobes = {str(number % 2 == 0).lower()}\n"
+    traces = f'[traces]\nendpoint = "http://127.0.0.1:9/{number // 2}"\nratio = 0.{number % 10}\n'
+    page = f'[admin]\npath = "{bed.folder}/page-{number // 3}.sock"\n'
+    bed.more_metrics = f"per_satellite = {str(number % 3 == 0).lower()}\nper_org = {str(number % 2 == 0).lower()}\n"
+    return records + (traces if number % 4 else "") + (page if number % 5 else "")
+
+
 @pytest.mark.parametrize("reloads", [50, pytest.param(400, marks=pytest.mark.slow)])
 def test_reloads_under_load_disturb_no_connection(bed: Bed, reloads: int) -> None:
     """Good and wrong ones in turn: no call fails, and every satellite is woken once for each of its sleeps."""
@@ -390,10 +540,13 @@ def test_reloads_under_load_disturb_no_connection(bed: Bed, reloads: int) -> Non
             wrong = number % 5 == 4
             bed.tokens = token("acme") + "".join(token(f"t{each}") for each in range(number % 3))
             bed.sections = f"[limits]\nmax_held = {1000 + number}\n" + ("[engine]\nthreads = 9\n" if wrong else "")
+            bed.sections += told_otherwise(bed, number)
+            before, bed.metrics = bed.metrics, (free_port() if number % 4 == 1 else bed.metrics)
             more = f'sleep_after = "{20 + number}m"'
             bed.satellites = satellite("a", more=more) + slow + (satellite(f"s{number}") if number % 2 else "")
             bed.issue()
             assert ("engine.threads" in bed.ask_reload()) is wrong
+            bed.metrics = before if wrong else bed.metrics
     assert not load.failures, load.failures
     assert all(load.done.values()), load.done
     assert bed.states("a").count("starting") == 1

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import trio
 
 from bentpipe.config.model import Ec2Section
+from bentpipe.config.rates import Ec2RatesSection, RateSection
 from bentpipe.daemon.providers.ec2.client import ClientSource
 from bentpipe.daemon.providers.ec2.errors import UNANSWERED, FailureKind, failure_of
 from bentpipe.daemon.providers.ec2.limiter import Limiter
@@ -65,28 +66,16 @@ class Ec2Calls:
     """Makes calls. Every method raises Ec2Failure and nothing else."""
 
     def __init__(self, section: Ec2Section) -> None:
-        self._section = section
         self._source = ClientSource(section, THREADS)
         self._threads = trio.CapacityLimiter(THREADS)
-        rates = section.rates
-        self._limiters = {
-            ApiName.DESCRIBE: Limiter(rates.describe),
-            # These have buckets of their own at AWS, and are rare here.
-            ApiName.TYPES: Limiter(rates.describe),
-            ApiName.TEMPLATE: Limiter(rates.describe),
-            ApiName.IMAGES: Limiter(rates.describe),
-            ApiName.START: Limiter(rates.start),
-            ApiName.STOP: Limiter(rates.stop),
-            ApiName.LAUNCH: Limiter(rates.launch),
-            ApiName.TERMINATE: Limiter(rates.terminate),
-            # As rare as launches, each with a bucket of its own.
-            ApiName.MODIFY: Limiter(rates.launch),
-            ApiName.CANCEL_SPOT: Limiter(rates.terminate),
-            ApiName.TAG: Limiter(rates.launch),
-            ApiName.UNTAG: Limiter(rates.launch),
-        }
+        self._limiters = {api: Limiter(rate) for api, rate in _rates_of(section.rates).items()}
         self.counts: collections.Counter[tuple[ApiName, str]] = collections.Counter()
         """Calls by API and AWS's code ("ok" if there was none)."""
+
+    def follow(self, rates: Ec2RatesSection) -> None:
+        """Other rates hold from now on."""
+        for api, rate in _rates_of(rates).items():
+            self._limiters[api].follow(rate)
 
     async def take_turn(self, api: ApiName) -> None:
         """Wait until a call may be made.
@@ -262,6 +251,22 @@ class Ec2Calls:
     def close(self) -> None:
         """Close the connections."""
         self._source.close()
+
+
+def _rates_of(rates: Ec2RatesSection) -> dict[ApiName, RateSection]:
+    """Each API's rate: AWS has a bucket for each."""
+    rare = dict.fromkeys((ApiName.TYPES, ApiName.TEMPLATE, ApiName.IMAGES), rates.describe)
+    as_rare_as_launches = dict.fromkeys((ApiName.MODIFY, ApiName.TAG, ApiName.UNTAG), rates.launch)
+    return {
+        ApiName.DESCRIBE: rates.describe,
+        ApiName.START: rates.start,
+        ApiName.STOP: rates.stop,
+        ApiName.LAUNCH: rates.launch,
+        ApiName.TERMINATE: rates.terminate,
+        ApiName.CANCEL_SPOT: rates.terminate,
+        **rare,
+        **as_rare_as_launches,
+    }
 
 
 def _page(

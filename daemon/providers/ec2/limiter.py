@@ -21,6 +21,12 @@ class Limiter:
         self._pause_s = FIRST_PAUSE_S
         self._turn = trio.Lock()
 
+    def follow(self, rate: RateSection) -> None:
+        """Another rate holds from the next token on."""
+        self._missing_s()
+        self._rate = rate
+        self._tokens = min(rate.burst, self._tokens)
+
     async def take(self) -> None:
         """Wait for a token and take it."""
         async with self._turn:

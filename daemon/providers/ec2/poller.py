@@ -11,7 +11,7 @@ that it has just launched. By the times below, such answers are recognised and i
 import collections
 import dataclasses
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 
 import trio
 
@@ -90,7 +90,14 @@ class Poller:
         self._types: dict[str, bool] = {}
         self._types_retry_at = float("-inf")
         self._next = _Round()
+        self._followed = trio.Event()
         self._series = Series(log, "look at machines", {})
+
+    def follow(self, section: Ec2Section) -> None:
+        """Other times hold from now on. The fleet stays what it is."""
+        self._section = section
+        self._followed.set()
+        self._followed = trio.Event()
 
     def add(self, machine_id: MachineId, machine: Ec2Machine) -> None:
         """Look at one more machine."""
@@ -206,8 +213,8 @@ class Poller:
     async def run_poller(self) -> None:
         """Take rounds for ever."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_owned, Owner("EC2 clock"), self._run_clock, self._section.poll_s, True)
-            nursery.start_soon(run_owned, Owner("EC2 clock"), self._run_clock, self._section.sweep_s, False)
+            nursery.start_soon(run_owned, Owner("EC2 clock"), self._run_clock, lambda: self._section.poll_s, True)
+            nursery.start_soon(run_owned, Owner("EC2 clock"), self._run_clock, lambda: self._section.sweep_s, False)
             nursery.start_soon(run_owned, Owner("EC2 clock"), self._run_address_clock)
             nursery.start_soon(run_owned, Owner("EC2 clock"), self._run_search)
             while True:
@@ -231,9 +238,18 @@ class Poller:
             self._types |= await self._calls.hibernation_of([instance_type])
         return self._types.get(instance_type, False)
 
-    async def _run_clock(self, period_s: float, only_moving: bool) -> None:
+    async def _pause(self, period_s: Callable[[], float]) -> None:
+        """Wait for one period, also if the configuration changes it meanwhile."""
+        began = trio.current_time()
         while True:
-            await trio.sleep(period_s)
+            with trio.move_on_at(began + period_s()) as over:
+                await self._followed.wait()
+            if over.cancelled_caught:
+                return
+
+    async def _run_clock(self, period_s: Callable[[], float], only_moving: bool) -> None:
+        while True:
+            await self._pause(period_s)
             for entry in self._entries.values():
                 if not only_moving or (entry.look is not None and entry.look.state in MOVING):
                     self.want(entry)
@@ -241,10 +257,9 @@ class Poller:
 
     async def _run_address_clock(self) -> None:
         """Look ahead of time at machines in use, so that their next client does not wait for a look."""
-        period_s = self._section.address_age_s / 2
         while True:
-            await trio.sleep(period_s)
-            now = trio.current_time()
+            await self._pause(lambda: self._section.address_age_s / 2)
+            period_s, now = self._section.address_age_s / 2, trio.current_time()
             for entry in self._entries.values():
                 if entry.host and now - entry.relied_at < RELIED_S and now - entry.seen_at >= period_s:
                     self.want(entry)

@@ -69,6 +69,11 @@ class Ec2Provider:
         self.reserve = Ec2Reserve(section.fleet, self._calls, self._poller, self._launcher, self._starts)
         """The machines that no satellite has yet."""
 
+    def follow(self, section: Ec2Section) -> None:
+        """Other rates and times hold from now on; region, endpoint and fleet stay those of the start."""
+        self._calls.follow(section.rates)
+        self._poller.follow(section)
+
     def add(self, machine_id: MachineId, machine: Ec2Machine) -> None:
         """Know one more machine."""
         self._poller.add(machine_id, machine)

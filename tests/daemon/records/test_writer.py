@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from bentpipe.daemon.errors import StoreError
@@ -11,7 +12,8 @@ from bentpipe.daemon.log_rates import LINES_A_WINDOW
 from bentpipe.daemon.records.book import Book
 from bentpipe.daemon.records.contract import StoredRecord
 from bentpipe.daemon.records.record import End
-from bentpipe.daemon.records.writer import GATHER_S, RETRY_S, RecordWriter
+from bentpipe.daemon.records.succession import Succession
+from bentpipe.daemon.records.writer import GATHER_S, RETRY_S, RecordWriter, WriterStatistics
 
 DONE = End("done", "it was done")
 
@@ -24,6 +26,13 @@ class Shelf:
         self.error = ""
         self.hangs = False
         self.closed = False
+        self.bounds: tuple[int, float] | None = None
+
+    async def check(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def bound(self, keep: int, keep_s: float) -> None:
+        self.bounds = (keep, keep_s)
 
     async def add(self, records: Sequence[StoredRecord]) -> None:
         await trio.lowlevel.checkpoint()
@@ -140,3 +149,44 @@ async def test_of_strangers_some_of_each_kind_are_kept(shelf: Shelf, autojump_cl
     assert [each.principal for each in shelf.records].count("") == LINES_A_WINDOW
     assert [each.principal for each in shelf.records].count("ci") == 200
     assert writer.statistics().left_out == 200 - LINES_A_WINDOW
+
+
+async def test_a_writer_that_is_ended_writes_what_waits_and_is_over(shelf: Shelf, autojump_clock: MockClock) -> None:
+    """A reload has turned the records off: those of before are kept, and the store is closed."""
+    writer = RecordWriter(shelf, "edge-1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run_writer)
+        await trio.testing.wait_all_tasks_blocked()
+        ids = end(writer, times=3)
+        assert not writer.is_over
+        writer.bound(7, 60.0)
+        writer.end()
+    assert [each.id for each in shelf.records] == ids
+    assert (shelf.closed, shelf.bounds, writer.is_over) == (True, (7, 60.0), True)
+    assert writer.statistics() == WriterStatistics(kept=3)
+
+
+async def test_a_writer_that_is_ended_while_its_store_fails_gives_up(shelf: Shelf, autojump_clock: MockClock) -> None:
+    writer = RecordWriter(shelf, "edge-1")
+    shelf.error = "disk full"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run_writer)
+        end(writer, times=2)
+        await trio.sleep(GATHER_S + 1)
+        writer.end()
+    assert shelf.closed
+    assert writer.statistics().lost == 2
+
+
+async def test_counts_do_not_fall_when_another_writer_takes_over(shelf: Shelf, autojump_clock: MockClock) -> None:
+    writers: Succession[WriterStatistics] = Succession()
+    assert writers.statistics() is None
+    for number in range(1, 4):
+        writer = RecordWriter(shelf, "edge-1")
+        writers.add(writer)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writer.run_writer)
+            await trio.testing.wait_all_tasks_blocked()
+            end(writer)
+            writer.end()
+        assert writers.statistics() == WriterStatistics(kept=number)
