@@ -6,12 +6,14 @@ are gone. Deleting runs in a process of the satellite's user, which can harm not
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import itertools
 import os
 import signal
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +28,11 @@ LOWEST_UID = 1000
 HIGHEST_UID = 2**32 - 3
 """2^32 - 1 means "no user" to the kernel, and the one below it is reserved by convention (nobody of 16 bits is 65534)."""
 NOBODY = 65534
+CAPABILITY_HEADER, CAPABILITY_VERSION_3 = struct.Struct("=Ii"), 0x20080522
+NO_CAPABILITIES = bytes(24)
+"""Effective, permitted and inheritable ones, 32 bits each, twice (capset(2))."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class UidRange(NamedTuple):
@@ -61,12 +68,22 @@ def user_of(pid: int) -> int | None:
 
 
 def become(uid: int) -> None:
-    """Turn this process into one of a satellite's user, with no group but its own. There is no way back."""
+    """Turn this process into one of a satellite's user, with its own group alone and no capability. There is no way back."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
+    _drop_capabilities()
     if os.getresuid() != (uid, uid, uid):  # kill(-1) of another user would be a catastrophe
         raise OSError(errno.EPERM, f"still user {os.getuid()}")
+
+
+def _drop_capabilities() -> None:
+    """Raises OSError. The kernel takes them only from a process that was root. A keeper with those of its unit would keep
+    them, and with CAP_KILL its kill(-1) reaches every process of the host."""
+    header = ctypes.create_string_buffer(CAPABILITY_HEADER.pack(CAPABILITY_VERSION_3, 0))
+    if _libc.capset(header, NO_CAPABILITIES) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"capset: {os.strerror(number)}")
 
 
 def run_as(uid: int, work: Callable[[], object]) -> int:

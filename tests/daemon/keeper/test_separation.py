@@ -23,6 +23,7 @@ from beds.contracts.provider import DEADLINE_S, start, wait_state
 from beds.machines.local_processes import wait_for
 from bentpipe.config.model import ProcessSection
 from bentpipe.daemon.errors import ProviderPermanent
+from bentpipe.daemon.keeper import users as users_module
 from bentpipe.daemon.keeper.containment import Isolation
 from bentpipe.daemon.keeper.users import UidRange, Users, delete_contents, parse_uids
 from bentpipe.daemon.model import Address, MachineId, MachineState, SleepMode
@@ -327,6 +328,43 @@ def test_a_user_of_a_living_process_is_not_given(folder: Path, two_uids: UidRang
         finally:
             process.kill()
     users.close()
+
+
+AS_THE_UNIT = (
+    *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
+    *(
+        "setpriv",
+        "--reuid=65533",
+        "--regid=65533",
+        "--clear-groups",
+        "--bounding-set=-all,+setuid,+setgid,+chown,+kill",
+    ),
+    *("--inh-caps=-all,+setuid,+setgid,+chown,+kill", "--ambient-caps=-all,+setuid,+setgid,+chown,+kill"),
+)
+"""A user with the capabilities of bentpipe-keeper.service, among processes of its own: kill(-1) reaches nobody else."""
+KILLS = """
+import subprocess, sys
+first = int(sys.argv[1])
+bystander = subprocess.Popen(["sleep", "600"])
+satellite = subprocess.Popen(["sleep", "600"], user=first, group=first, extra_groups=[])
+kill_all_of(first)
+assert satellite.wait(60) == -signal.SIGKILL
+assert bystander.poll() is None
+bystander.kill()
+print("the keeper lives, too")
+"""
+
+
+@root_only
+def test_the_unit_kills_a_satellites_processes_and_no_others(two_uids: UidRange) -> None:
+    """A keeper that is not root keeps its capabilities when it changes its user, unless it drops them."""
+    source = Path(users_module.__file__).read_text() + KILLS
+    done = subprocess.run(
+        [*AS_THE_UNIT, PYTHON, "-I", "-c", source, str(two_uids.first)], capture_output=True, text=True, check=False
+    )
+    if "unshare failed" in done.stderr:
+        pytest.skip(f"no namespaces: {done.stderr.strip()}")
+    assert (done.returncode, done.stdout) == (0, "the keeper lives, too\n"), done.stderr
 
 
 HIDDEN = """
