@@ -204,6 +204,7 @@ class JoinedConnections:
             end_us=boottime_us(),
             peer=joined.peer,
             tag=joined.tag,
+            moments=(round(counters.first_down_monotonic_s * 1e6), round(counters.last_activity_monotonic_s * 1e6)),
         )
         self._keep_end(record)
 

@@ -37,6 +37,9 @@ KEY_BYTES = 8 << 10
 CREDENTIAL_BYTES = 48 << 10
 """A credential of the unit: a key, or a certificate with its chain and its key."""
 
+MOMENTS = 8
+"""Times that an ENDED tells, with room for more."""
+
 CREDENTIALS = 16
 """Names of CREDENTIAL that a data plane keeps."""
 

@@ -400,6 +400,8 @@ class EndedRecord:
     end_us: int
     peer: str
     tag: bytes
+    moments: tuple[int, ...] = ()
+    """When the client's first byte was delivered, and the last byte of all: microseconds of CLOCK_MONOTONIC, 0: never."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

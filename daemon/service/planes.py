@@ -4,7 +4,6 @@ One task for each plane (`_run_plane`) owns its link. If the plane that accepts 
 one started. A plane is found by its socket in the folder of planes: the one that accepts, and older ones that drain.
 """
 
-import collections
 import contextlib
 import errno
 import itertools
@@ -18,32 +17,30 @@ from pathlib import Path
 import trio
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.connections.arrival import Arrival, Proxies
 from bentpipe.daemon.connections.ends import OUTCOME_ENDS
-from bentpipe.daemon.connections.listener import ACCEPT_BATCH, PAUSE_S
-from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
+from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.coordination.contract import Coordination
-from bentpipe.daemon.edge.caller import Caller, Offer
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import Splice
-from bentpipe.daemon.edge.identity import TlsIdentity
-from bentpipe.daemon.edge.plane import PLANE_GONE, RemotePlane
+from bentpipe.daemon.edge.plane import RemotePlane
 from bentpipe.daemon.edge.plane_channel import PlaneChannel
 from bentpipe.daemon.edge.plane_splicer import PlaneSplicer, splice_id_of
-from bentpipe.daemon.edge.session import Session
 from bentpipe.daemon.edge.splice_tag import SpliceTag, TagUnreadable
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.planes import records as r
-from bentpipe.daemon.planes.bounds import CREDENTIAL_BYTES, HELLO_S
+from bentpipe.daemon.planes.bounds import HELLO_S
 from bentpipe.daemon.planes.codec import ProtocolBroken
 from bentpipe.daemon.planes.link import Link, LinkEnd
 from bentpipe.daemon.planes.sockets import connect_private, plane_sockets
-from bentpipe.daemon.planes.table import NEWEST_VERSION, OLDEST_VERSION, RECORD_NUMBERS, Plane
+from bentpipe.daemon.planes.table import NEWEST_VERSION, OLDEST_VERSION, Plane
 from bentpipe.daemon.records.record import LOST, Record
 from bentpipe.daemon.service.connection_records import host_name
+from bentpipe.daemon.service.plane_arrivals import PlaneArrivals
+from bentpipe.daemon.service.plane_counts import OUTCOMES, add_counters
 from bentpipe.daemon.service.plane_engines import PlaneEngines
+from bentpipe.daemon.service.plane_files import reload_planes
 from bentpipe.daemon.service.plane_folder import planes_folder
 from bentpipe.daemon.service.plane_start import find_or_start_plane, live_planes
 from bentpipe.daemon.service.successor_note import SuccessorNote
@@ -66,17 +63,11 @@ SYNC_S = 30.0
 LOOK_S = 1.0
 """Between two looks for a new data plane: one that is being upgraded has a successor."""
 
-RELOAD_S = 15.0
-"""For a plane to read its files again: longer than it waits for a disk itself."""
-
 AGAIN_S, AGAIN_MOST_S = 0.1, 5.0
 """Before a data plane is started again, doubling: one that dies at once must not fill the log."""
 
 ENDED_S, ENDED_LOOK_S = 10.0, 0.02
 """For a plane that has drained, or has been told to cut what is left, to end its process."""
-
-OUTCOMES = {outcome.value: outcome for outcome in Outcome}
-"""By the names that records have."""
 
 FindPlanes = Callable[[], Awaitable[Sequence[Path]]]
 """Finds the sockets of all data planes; starts a plane if none accepts clients."""
@@ -148,9 +139,7 @@ class Planes:
         """None until `enter_all`."""
         self._succeeding = trio.Lock()
         self._sessions: trio.Nursery | None = None
-        self._arrived: collections.deque[tuple[RemotePlane, PlaneChannel, r.ArrivedRecord]] = collections.deque()
-        """Clients that are not taken in yet: at most OFFERED_CLIENTS of each plane."""
-        self._came = trio.Event()
+        self._arrivals = PlaneArrivals(self._ports)
         self.note = SuccessorNote(lambda: self._splicer)
         self._ending = False
         self._lost = trio.Event()
@@ -173,7 +162,7 @@ class Planes:
             raise PlaneUnusable(exc.errno, str(exc)) from exc
         nursery.start_soon(run_owned, Owner("data planes"), self._run_planes, nursery)
         nursery.start_soon(run_owned, Owner("meters"), self._run_meters)
-        nursery.start_soon(run_owned, Owner("arrivals"), self._run_arrivals)
+        nursery.start_soon(run_owned, Owner("arrivals"), self._arrivals.run_arrivals, edge)
 
     async def enter_all(self, coordination: Coordination) -> None:
         """Tell other hosts who uses what already, before any of them may think that nobody does."""
@@ -197,7 +186,7 @@ class Planes:
 
     def serve(self, sessions: trio.Nursery) -> None:
         """Take clients in, each in a task of `sessions`."""
-        self._sessions = sessions
+        self._sessions = self._arrivals.sessions = sessions
         for plane in self._splicer:
             plane.accept()
 
@@ -338,43 +327,10 @@ class Planes:
     # -- PlaneEvents ---------------------------------------------------------------------------------------------------
 
     def arrived(self, plane: RemotePlane, channel: PlaneChannel, record: r.ArrivedRecord) -> None:
-        """See PlaneEvents. As at a listener, a client is not taken in while it could only put out one that is as new."""
+        """See PlaneEvents."""
         if self._edge is None or self._sessions is None or record.listener >= len(self._ports):
             raise ProtocolBroken("a client of a listener that is not in the configuration")
-        self._arrived.append((plane, channel, record))
-        self._came.set()
-
-    async def _run_arrivals(self) -> None:
-        edge = self._edge
-        assert edge is not None
-        while True:
-            await self._came.wait()
-            self._came = trio.Event()
-            while self._arrived:
-                for _ in range(min(ACCEPT_BATCH, len(self._arrived))):
-                    while (pause_s := edge.quotas.pause_s()) > 0:
-                        await trio.sleep(min(pause_s, PAUSE_S))
-                    self._take_in(*self._arrived.popleft())
-                await trio.lowlevel.checkpoint()
-
-    def _take_in(self, plane: RemotePlane, channel: PlaneChannel, record: r.ArrivedRecord) -> None:
-        edge, sessions = self._edge, self._sessions
-        assert edge is not None
-        assert sessions is not None
-        if not plane.take(channel):
-            return
-        name = None if record.flags & r.ArrivalFlag.LOCAL else (record.host, record.port)
-        arrival = Arrival(edge.quotas, name, Proxies(), edge.book)
-        caller = Caller(channel, arrival, plane.attempt, edge.greeters.make())
-        hashed = bool(record.flags & r.ArrivalFlag.HASHED)
-        certificate = record.certificate if record.certificate and not hashed else None
-        caller.offer = Offer(
-            TlsIdentity(record.server_name or None, certificate),
-            bool(record.flags & r.ArrivalFlag.PLAINTEXT),
-            record.mark if record.flags & r.ArrivalFlag.AGAIN else None,
-        )
-        session = Session(edge, caller, self._ports[record.listener])
-        sessions.start_soon(run_owned, Owner("session", caller.peer, Decision.GIVE_UP), session.run)
+        self._arrivals.put(plane, channel, record)
 
     def is_live(self, plane: RemotePlane, record: r.LiveRecord) -> None:
         """See PlaneEvents."""
@@ -410,7 +366,7 @@ class Planes:
         if not record.reason:
             edge.handoff.drop(splice_id)
             return
-        ended = Ended(splice_id, _reason(record.reason), _moved(record.up, record.down), record.error)
+        ended = Ended(splice_id, _reason(record.reason), _moved(record.up, record.down, record.moments), record.error)
         if edge.handoff.is_live(splice_id):
             edge.handoff.take_end(ended)
             return
@@ -441,30 +397,8 @@ class Planes:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     async def reload(self, credentials: Mapping[str, Path]) -> list[str]:
-        """Have the planes read certificates and the satellites' sections again. Returns what they could not read.
-
-        `credentials` are files of credentials that are newer than those of the planes' start, by name.
-        """
-        records = [r.CredentialRecord(r.LINK_ID, name, path.read_bytes()) for name, path in credentials.items()]
-        if any(len(record.data) > CREDENTIAL_BYTES for record in records):
-            return [f"a credential has over {CREDENTIAL_BYTES} bytes, which a data plane does not take"]
-        found: list[str] = []
-        async with trio.open_nursery() as nursery:
-            for plane in list(self._splicer):
-                owner = Owner("data plane", "reload", Decision.GIVE_UP)
-                nursery.start_soon(run_owned, owner, self._reload_one, plane, records, found)
-        return found
-
-    @staticmethod
-    async def _reload_one(plane: RemotePlane, credentials: Sequence[r.Record], found: list[str]) -> None:
-        for record in credentials:
-            plane.send_nowait(record)
-        words = f"no answer in {RELOAD_S:g} s"
-        with trio.move_on_after(RELOAD_S):
-            words = await plane.ask(r.ReloadRecord(r.LINK_ID), RECORD_NUMBERS[r.ReloadRecord])
-        if words and words != PLANE_GONE:  # its successor has read the files as they are now
-            pid = plane.hello.pid if plane.hello is not None else 0
-            found.append(f"data plane, process {pid}: {words}")
+        """See `reload_planes`."""
+        return await reload_planes(list(self._splicer), credentials)
 
     async def read_counters(self) -> None:
         """Learn what all planes have counted by now."""
@@ -548,31 +482,9 @@ def _record_of(edge: Edge, tag: SpliceTag, peer: str) -> Record:
     return record
 
 
-def add_counters(
-    counters: ConnectionCounters, reached: collections.Counter[str], before: Mapping[str, int], now: Mapping[str, int]
-) -> None:
-    """Add what a plane has counted since `before`: connections accepted, those that ended before they were offered, and how
-    often it has `reached` a limit."""
-    for name, count in now.items():
-        more = count - before.get(name, 0)
-        kind, _, what = name.partition(".")
-        match kind:
-            case "accepted":
-                counters.accepted += more
-            case "accept_errors":
-                counters.accept_errors += more
-            case "ended" if what in OUTCOMES and more:
-                counters.ended[OUTCOMES[what]] += more
-            case "malformed" if more:
-                counters.malformed[what] += more
-            case "limit" if more:
-                reached[what] += more
-            case _:
-                pass  # numbers of the present moment, and those of a later version
-
-
-def _moved(up: int, down: int) -> SpliceCounters:
-    return SpliceCounters(up, down, 0, 0.0)
+def _moved(up: int, down: int, moments: Sequence[int] = ()) -> SpliceCounters:
+    first_us, last_us = moments[:2] if len(moments) >= 2 else (0, 0)
+    return SpliceCounters(up, down, 0, last_us / 1e6, first_us / 1e6)
 
 
 def _reason(number: int) -> EndReason:

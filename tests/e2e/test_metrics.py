@@ -118,6 +118,7 @@ async def test_the_statistics_line_says_the_same(daemon: Daemon) -> None:
     """Dashboards know its fields: those that have stood there since the first release stay."""
     await exchange(daemon, PLAIN, call("sat", "bp_wrong"))
     await counted(daemon, Outcome.REFUSED)
+    await scrape(daemon)  # a data plane of its own then tells what it has counted
     line = statistics_fields(daemon)
     assert (line["accepted"], line["accept_errors"], line["spliced"], line["cut_by_operator"]) == (1, 0, 0, 0)
     assert (line["outcomes"], line["refusals"]) == ({"refused": 1}, {"UNAUTHENTICATED": 1})

@@ -19,6 +19,7 @@ import pytest
 import trustme
 
 from beds.hosts.edge_daemons import EdgeDaemon, edge_daemon, token_of, wait
+from beds.hosts.form import in_form, listener_address
 from beds.peers.clients import CallError, GrpcioClient
 from beds.ports import free_port
 from beds.programs import BENTPIPE
@@ -49,6 +50,7 @@ class Bed:
         self.folder = folder
         self.metrics = free_port()
         self.more_metrics = ""
+        self.addresses = listener_address(), listener_address()
         self.issue()
         self.satellites = satellite("a") + satellite("slow", boot_s=2.0)
         self.tokens = token("acme")
@@ -67,14 +69,16 @@ class Bed:
 
     @property
     def text(self) -> str:
-        return (
+        plain, tls = self.addresses
+        text = (
             f'[daemon]\nlog_format = "json"\ndrain_deadline = "100ms"\n[control]\npath = "{self.folder}/control"\n'
             f'[metrics]\naddress = "127.0.0.1:{self.metrics}"\n{self.more_metrics}'
             f'[store]\npath = "{self.folder}/edge.sqlite"\n'
-            '[[listener]]\naddress = "127.0.0.1:0"\n[[listener]]\naddress = "127.0.0.1:0"\n'
+            f'[[listener]]\naddress = "{plain}"\n[[listener]]\naddress = "{tls}"\n'
             f'[listener.tls]\ncertificate = "{self.folder}/cert.pem"\nkey = "{self.folder}/key.pem"\n'
             f"{self.listeners}{self.sections}{self.tokens}{self.satellites}"
         )
+        return in_form(text, self.folder / "edge")
 
     def write(self) -> None:
         (self.folder / "edge.toml").write_text(self.text)

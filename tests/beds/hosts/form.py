@@ -39,10 +39,15 @@ _folders: set[Path] = set()
 
 
 def in_form(text: str, folder: Path) -> str:
-    """A configuration in the form that is tested. The data plane's sockets are in `folder`, which must be one host's."""
+    """A configuration in the form that is tested. The data plane's sockets are in `folder`, which must be one host's.
+
+    A text that is in that form already stays as it is.
+    """
     if DATA_PLANE == "inside":
         return text
     _folders.add(folder / "planes")
+    if "data_plane = " in text:
+        return text
     text = with_ports(text)
     keys = f'[daemon]\ndata_plane = "{DATA_PLANE}"\nplanes = "{folder / "planes"}"\n'
     return text.replace("[daemon]\n", keys, 1) if "[daemon]\n" in text else keys + text
@@ -51,6 +56,11 @@ def in_form(text: str, folder: Path) -> str:
 def with_ports(text: str) -> str:
     """Listeners of a configuration in the form that is tested: a daemon does not see which port its data plane gets."""
     return text if DATA_PLANE == "inside" else LISTENER.sub(lambda _: f'address = "127.0.0.1:{free_port()}"', text)
+
+
+def listener_address() -> str:
+    """An address for a listener whose configuration is written more than once."""
+    return f"127.0.0.1:{0 if DATA_PLANE == 'inside' else free_port()}"
 
 
 def first_port_of(path: Path) -> int:

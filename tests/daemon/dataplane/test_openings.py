@@ -130,7 +130,7 @@ def test_key_updates_before_the_first_byte_end_it(patient: PlaneBed) -> None:
         raw = RawTls(connect(patient), context)
         with contextlib.suppress(OSError):
             raw.sock.sendall(b"".join(raw.key_update() for _ in range(500)))
-        control.wait_counted(outcome(Outcome.BROKEN), 1)
+        control.wait_counted(outcome(Outcome.MALFORMED), 1)
 
 
 @pytest.mark.parametrize("tls", [False, True])
