@@ -52,7 +52,8 @@ static bool serve(struct connection *connection, uint32_t events) {
         if (connection->streams[i].id && connection->streams[i].answering)
             more |= stream_send(connection, &connection->streams[i]);
     int result = link_flush(&connection->link);
-    more |= result == -EAGAIN;
+    /* During a handshake the socket is writable, and the client's next bytes are what is missing: no turn in between. */
+    more |= result == -EAGAIN && !(connection->link.ssl && SSL_want_read(connection->link.ssl));
     link_watch(&connection->link, epoll_fd, more ? EPOLLIN | EPOLLOUT : EPOLLIN, connection);
     return !result || result == -EAGAIN;
 }

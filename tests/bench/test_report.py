@@ -135,3 +135,31 @@ def test_comparison_says_what_can_be_told_from_noise() -> None:
     assert lines[1].endswith("no difference seen")
     assert lines[2].split()[0] == "slower"
     assert lines[2].endswith("  slower")
+
+
+def test_the_tail_in_a_storm_is_compared_with_the_best_of_the_others(tmp_path: Path) -> None:
+    seen = {"bentpipe": 900.0, "bentpipe realtime": 300.0, "haproxy tcp": 1000.0, "envoy": 800.0, "nginx": 1500.0}
+    samples = [
+        {"question": "storms", "peer": peer, "case": {"storm": storm}, "values": {"p99_us": us}, "histograms": {}}
+        for peer, us in seen.items()
+        for storm in ("none", "handshakes")
+    ]
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({"environment": {}, "absent": {}, "seconds": {}, "samples": samples}))
+    claims = [(claim.number, claim.figure, claim.holds) for claim in all_claims(Results(path))]
+    assert claims == [(8, 900 / 800, False), (8, 300 / 800, True)]
+
+
+def test_crowds_have_their_limits_in_both_forms(tmp_path: Path) -> None:
+    samples = [
+        {"question": "wakes", "peer": peer, "case": case, "values": {value: ms}, "histograms": {}}
+        for peer, ms in (("bentpipe", 2000.0), ("bentpipe two processes", 100.0))
+        for case, value in (
+            ({"clients": 5000, "satellites": 1}, "listen_to_last_ms"),
+            ({"clients": 300, "satellites": 300}, "delay_p50_ms"),
+        )
+    ]
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({"environment": {}, "absent": {}, "seconds": {}, "samples": samples}))
+    claims = [(claim.number, claim.figure, claim.holds) for claim in all_claims(Results(path)) if claim.number == 10]
+    assert claims == [(10, 2000, False), (10, 2000, False), (10, 100, True), (10, 100, True)]
