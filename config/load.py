@@ -277,9 +277,9 @@ def _unfit_program(program: str) -> str:
         return ""
     path = Path(program)
     if "/" not in program:
-        return f"there is no program {program!r} in PATH"
+        return f"program {program!r} is in no folder of PATH: install it, or write its whole path"
     if path.is_dir():
         return f"{program!r} is a directory, not a program"
     if path.exists():
         return f"{program!r} is not executable by this user; chmod +x may be missing"
-    return f"there is no program {program!r}"
+    return f"program {program!r}: there is no such file"

@@ -216,6 +216,10 @@ class ProviderRetryable(ProviderError):
     retryable = True
 
 
+class ProviderUnreachable(ProviderRetryable):
+    """There is no provider at its address. It may pass, but mostly people must act: clients are told soon."""
+
+
 class ProviderThrottled(ProviderRetryable):
     """Too many calls: the same call may work later, and fewer calls help."""
 

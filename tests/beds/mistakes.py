@@ -441,14 +441,15 @@ class Edge:
         options: list[tuple[str, str | int]] = [("grpc.use_local_subchannel_pool", 1)]
         options += [("grpc.ssl_target_name_override", server_name)] if server_name else []
         channel = grpc.secure_channel(f"localhost:{self.tls_port}", grpc.ssl_channel_credentials(pem), options=options)
-        return _refusal(channel, name, secret)
+        return refusal(channel, name, secret)
 
     def plain_call(self, port: int) -> str:
         """One call without TLS."""
-        return _refusal(grpc.insecure_channel(f"127.0.0.1:{port}"), "builder", TOKEN)
+        return refusal(grpc.insecure_channel(f"127.0.0.1:{port}"), "builder", TOKEN)
 
 
-def _refusal(channel: grpc.Channel, name: str | None, secret: str | None) -> str:
+def refusal(channel: grpc.Channel, name: str | None, secret: str | None) -> str:
+    """One call. Returns what the client prints of its failure."""
     metadata = [("satellite_org", "acme"), ("satellite_name", name)] if name else []
     if secret:
         metadata.append(("satellite_token", secret))

@@ -70,7 +70,7 @@ def problems(path: Path) -> list[tuple[str, str]]:
         (
             LISTENER + TYPE + '[machine_type.process]\ncommand = ["/absent/program", "{port}"]\n',
             "machine_type[0].process.command",
-            "there is no program '/absent/program'",
+            "program '/absent/program': there is no such file",
         ),
         (
             LISTENER + TYPE + PROCESS + 'directory = "/absent/folder"\n',
@@ -113,7 +113,7 @@ def problems(path: Path) -> list[tuple[str, str]]:
         (
             LISTENER + TYPE + '[machine_type.process]\ncommand = ["absent-program", "{port}"]\n',
             "machine_type[0].process.command",
-            "in PATH",
+            "is in no folder of PATH",
         ),
         (
             LISTENER + TYPE + TEMPLATE + '[[machine_type.ec2.alternative]]\nzone = "a"\nsubnet = "subnet-12345678"\n',

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from beds.cloud_mistakes import MISTAKES, cloud_edge
 from beds.mistakes import BEFORE, DURING, Edge, Folder, edge
 from beds.pages.troubleshooting import pattern_of, rows
 
@@ -24,6 +25,7 @@ ELSEWHERE = {
     "`init` without buildkitd, and without the demo's extra": ("test_installed_wheel.py", "init"),
     "a satellite's program makes namespaces, under the units": ("systemd/test_service.py", "makes namespaces"),
     "a satellite's program changes its user, under the units": ("systemd/test_service.py", "changes its user"),
+    "a region is misspelt, and the daemon runs": ("daemon/providers/ec2/test_errors.py", "there is no host"),
     "the file and the unit mean different forms": ("daemon/service/test_installed.py", "runs the control plane alone"),
 }
 """Rows whose mistake another test makes: its file, and a word of it."""
@@ -54,9 +56,16 @@ def test_what_a_client_is_told(mistake: str, host: Edge) -> None:
     assert pattern_of(mistake).search(DURING[mistake](host))
 
 
+def test_what_a_client_is_told_of_the_cloud(tmp_path: Path) -> None:
+    """Each is told by the daemon, and not by the client's own deadline."""
+    with cloud_edge(tmp_path) as running:
+        for mistake in MISTAKES:
+            assert pattern_of(mistake).search(said := running.make(mistake)), (mistake, said)
+
+
 def test_every_mistake_has_its_row_and_every_row_its_test() -> None:
     found = rows()
-    assert sorted(found) == sorted([*BEFORE, *DURING, *ELSEWHERE])
+    assert sorted(found) == sorted([*BEFORE, *DURING, *MISTAKES, *ELSEWHERE])
     assert len(found) >= 30
     assert all(said and remedy for said, remedy in found.values())
 

@@ -80,7 +80,7 @@ async def test_a_program_that_is_away_while_it_is_installed_anew(tmp_path: Path)
     program.touch(0o755)
     async with daemon_of(tmp_path, (str(program), "{port}")) as daemon:
         program.unlink()
-        with pytest.raises(CallError, match="no such program") as caught:
+        with pytest.raises(CallError, match="there is no program at") as caught:
             await call(daemon)
         assert "the next attempt is possible in" in caught.value.details
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m bentpipe.daemon.testbed.satellite "$1"\n')

@@ -194,6 +194,17 @@ class Known:
         no_success = self.state in WAKING and not self.wake.came_up and self.reason_is_known
         return self.troubles.patience_ends_at if no_success else math.inf
 
+    @property
+    def unseen_told_at(self) -> float:
+        """When clients that wait for the first look at the machine are told that all looks fail.
+
+        Those that come later wait for the look that is near.
+        """
+        if self.state is not S.UNKNOWN or self.troubles.current.error is None:
+            return math.inf
+        ends_at = self.troubles.patience_ends_at
+        return ends_at if self.queue.first_arrived < ends_at else math.inf
+
     def wake_step(self, now: float) -> WakeCall | Failed | None:
         """What the wake under way needs now; None: nothing, or not yet."""
         if now >= self.patience_ends_at:
@@ -274,7 +285,7 @@ class Known:
 
     def next_deadline(self) -> float | None:
         """When the next Tick must come at the latest, if no other input comes before."""
-        times = [self.queue.first_until, self.look_at]
+        times = [self.queue.first_until, self.look_at, self.unseen_told_at]
         if self.reason_is_known:
             times.append(self.queue.first_tell)
         if self.state in WAKING:

@@ -182,6 +182,8 @@ class SatelliteMachine(Moves):
     def _progress(self, now: float) -> None:
         """Do what follows from the state and the time."""
         known = self.known
+        if now >= known.unseen_told_at:
+            self._fail_all(known.troubles.last_reason(UNSEEN))
         if known.is_blocked and known.failures.replay(now) is None:
             self._move(S.SLEEP, "it may be tried again")
         if known.state is S.SLEEP and known.is_wanted(now) and not known.rules.budgeted:

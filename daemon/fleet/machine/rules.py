@@ -30,6 +30,10 @@ PATIENCE_S = 60.0
 """How long all calls may fail, by passing failures or throttling, before the waiting clients are told the reason. Most
 failures of a cloud's API pass in this time. A client with less time is told before its own deadline."""
 
+UNREACHABLE_PATIENCE_S = 5.0
+"""The same if there is certainly no provider at its address, as with a misspelt region. A proxy or a name server that is
+being restarted answers so for some seconds."""
+
 LOOK_FIRST_S, LOOK_MOST_S = 1.0, 15.0
 """Pause between looks at one machine beside the provider's own rounds. It doubles while they show nothing new: a port that
 stays broken must not cost a call every second."""

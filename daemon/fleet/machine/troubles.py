@@ -5,9 +5,9 @@ Times are seconds of one monotonic clock.
 
 import math
 
-from bentpipe.daemon.errors import BentpipeError, ProviderError, WakeFailed
+from bentpipe.daemon.errors import BentpipeError, ProviderError, ProviderUnreachable, WakeFailed
 from bentpipe.daemon.fleet.machine.failures import PASSING, consequence_of
-from bentpipe.daemon.fleet.machine.rules import FAILURE_MOST_S, PATIENCE_S
+from bentpipe.daemon.fleet.machine.rules import FAILURE_MOST_S, PATIENCE_S, UNREACHABLE_PATIENCE_S
 
 
 class Trouble:
@@ -47,7 +47,9 @@ class Troubles:
     @property
     def patience_ends_at(self) -> float:
         """From then on waiting clients are told that every call fails."""
-        return self.current.since + PATIENCE_S
+        current = self.current
+        is_soon = isinstance(current.error, ProviderUnreachable)
+        return current.since + (UNREACHABLE_PATIENCE_S if is_soon else PATIENCE_S)
 
     def has_failed_since(self, began: float) -> bool:
         """Whether a call has failed at `began` or later, and none has worked after it."""

@@ -45,6 +45,11 @@ class WaitQueue:
         return len(self._places)
 
     @property
+    def first_arrived(self) -> float:
+        """When the client came that waits for longest; infinity if none waits."""
+        return next((place.arrived for place in self._places.values()), math.inf)
+
+    @property
     def first_until(self) -> float:
         """When to call `expired` at the latest."""
         return self._first_until

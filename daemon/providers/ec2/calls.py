@@ -231,7 +231,7 @@ class Ec2Calls:
                 client = await self._source.client(self._threads)
                 result = await trio.to_thread.run_sync(call, client, limiter=self._threads, abandon_on_cancel=True)
             except Exception as exc:  # botocore lets exceptions of files, programs and threads through
-                failure = failure_of(api.value, exc)
+                failure = failure_of(api.value, exc, self._source.region)
                 failure.after_unanswered = attempt > 1
                 self.counts[api, failure.code] += 1
                 if failure.doubts_client:

@@ -15,7 +15,7 @@ from bentpipe.daemon.model import Fault, Machine, MachineState
 from bentpipe.daemon.providers.ec2.alternatives import Alternative, CapacityMemory, alternatives_of
 from bentpipe.daemon.providers.ec2.descriptions import Description
 from bentpipe.daemon.providers.ec2.entry import Entry
-from bentpipe.daemon.providers.ec2.errors import Ec2Failure, FailureKind
+from bentpipe.daemon.providers.ec2.errors import Ec2Failure, lack_words
 
 
 def present(seen: Description) -> Alternative:
@@ -111,5 +111,6 @@ def _launched_by(entry: Entry, seen: Description, alternatives: list[Alternative
 def zone_is_empty(seen: Description, failures: list[tuple[Alternative, Ec2Failure]]) -> ProviderCapacity:
     """The error for a machine that exists and cannot be started where it is."""
     types = ", ".join(f"{kind.instance_type} ({failure.code})" for kind, failure in failures)
-    words = f"{FailureKind.CAPACITY.value} in {seen.zone or 'its zone'}, where the satellite's disk is: {types}"
+    lack = lack_words(failure.code for _, failure in failures)
+    words = f"{lack} in {seen.zone or 'its zone'}, where the satellite's disk is: {types}"
     return ProviderCapacity("; ".join([words, *(str(failure) for _, failure in failures)]), peer_hint=words)

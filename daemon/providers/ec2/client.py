@@ -71,6 +71,11 @@ class ClientSource:
                 raise self._failure or AssertionError("neither a client nor the reason why there is none")
             return self._client
 
+    @property
+    def region(self) -> str:
+        """The region that is called, as the configuration or boto3 has found it; "" while that is not known."""
+        return self._section.region or ("" if self._client is None else self._client.meta.region_name)
+
     def doubt(self) -> None:
         """A call has failed, and might work with another client's credentials."""
         self._doubted = True

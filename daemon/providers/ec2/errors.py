@@ -6,8 +6,12 @@ the issues of tools that start and stop instances. AWS's own message is kept for
 meaning. It must never get AWS's message, which names accounts, roles and other people's instances.
 """
 
+import datetime
+import email.utils
 import enum
 import re
+import time
+from collections.abc import Iterable
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -35,9 +39,11 @@ from bentpipe.daemon.errors import (
     ProviderRefused,
     ProviderRetryable,
     ProviderThrottled,
+    ProviderUnreachable,
     SleepModeRefused,
     SleepTooEarly,
 )
+from bentpipe.daemon.providers.ec2.unreached import unreached_words
 
 NO_SPOT_REQUEST = "InvalidSpotInstanceRequestID.NotFound"
 
@@ -46,6 +52,7 @@ class FailureKind(enum.Enum):
     """The meaning of an error, as clients read it."""
 
     RETRYABLE = "a passing failure of the cloud"
+    UNREACHABLE = "the cloud cannot be reached"
     WRONG_STATE = "the machine is between two states"
     THROTTLED = "too many calls to the cloud"
     CAPACITY = "the cloud has no such machine free now"
@@ -157,6 +164,8 @@ CODE = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,99}|[0-9]{3}")
 
 INSTANCE_ID = re.compile(r"\bi-[0-9a-f]+\b")
 
+UNREACHED = "Unreached"
+"""Our own code for calls that certainly did not get to EC2: there is no such name, or nothing listens there."""
 UNANSWERED = "Unanswered"
 """Our own code for calls that got no answer: no connection, a broken one, or a timeout."""
 UNINTELLIGIBLE = "Unintelligible"
@@ -173,13 +182,19 @@ class PermitOver(Exception):
 class Ec2Failure(Exception):
     """A call has failed: AWS's code, AWS's message, and their meaning. It stays inside this package."""
 
-    def __init__(self, api: str, code: str, message: str, kind: FailureKind, *, doubts_client: bool = False) -> None:
-        """`doubts_client`: the call may work with a new client, which looks for credentials again."""
+    def __init__(
+        self, api: str, code: str, message: str, kind: FailureKind, *, hint: str = "", doubts_client: bool = False
+    ) -> None:
+        """`hint` is told to clients in place of the kind's words.
+
+        `doubts_client`: the call may work with a new client, which looks for credentials again.
+        """
         super().__init__(f"{api}: {code}: {message}")
         self.api = api
         self.code = code
         self.message = message
         self.kind = kind
+        self.hint = hint or _hint_of(kind, api, code)
         self.doubts_client = doubts_client or kind is FailureKind.CREDENTIALS
         self.after_unanswered = False
         """It is the answer to the repetition of a call that was not answered."""
@@ -196,12 +211,13 @@ class Ec2Failure(Exception):
 
     def to_error(self) -> ProviderError:
         """Make the error for the fleet."""
-        hint = TURN_OVER if self.code == NOT_PERMITTED else f"{self.kind.value} ({self.code})"
+        hint = TURN_OVER if self.code == NOT_PERMITTED else f"{self.hint} ({self.code})"
         return ERRORS[self.kind](str(self), peer_hint=hint)
 
 
 ERRORS: dict[FailureKind, type[ProviderError]] = {
     FailureKind.RETRYABLE: ProviderRetryable,
+    FailureKind.UNREACHABLE: ProviderUnreachable,
     FailureKind.WRONG_STATE: ProviderRetryable,
     FailureKind.THROTTLED: ProviderThrottled,
     FailureKind.CAPACITY: ProviderCapacity,
@@ -231,15 +247,45 @@ REFUSALS = frozenset(
 """After these nothing was done. A failure of EC2's own may come after it has done something, and a mismatch says so."""
 
 
-def failure_of(api: str, exc: Exception) -> Ec2Failure:
-    """Make an Ec2Failure of any exception that a call has raised.
+QUOTA = re.compile(r"^(Instance|Vcpu|Volume)LimitExceeded$|(Limit|Quota|Count)Exceeded$")
+"""Codes of the account's own limits [E]: the cloud may have enough machines."""
+QUOTA_WORDS = "a quota of the account is used up"
+CLOCK_S = 240.0
+"""A clock that differs by more from the cloud's is named as the cause if requests are not accepted. AWS allows 300 s."""
+
+
+def lack_words(codes: Iterable[str]) -> str:
+    """What is lacking, if all calls have failed with such codes."""
+    return QUOTA_WORDS if all(QUOTA.search(each) for each in codes) else FailureKind.CAPACITY.value
+
+
+def _hint_of(kind: FailureKind, api: str, code: str) -> str:
+    if kind is FailureKind.CAPACITY:
+        return lack_words([code])
+    return f"{kind.value}: {api}" if kind is FailureKind.PERMISSION else kind.value
+
+
+def clock_words(date: str, now_s: float) -> str:
+    """That this host's clock is wrong, by the field Date of an answer; "" if it is right, or that is not known."""
+    try:
+        ahead_s = now_s - email.utils.parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError):
+        return ""
+    if abs(ahead_s) <= CLOCK_S:
+        return ""
+    by = datetime.timedelta(seconds=round(abs(ahead_s)))
+    return f"this edge host's clock is {by} {'ahead of' if ahead_s > 0 else 'behind'} the cloud's: set it"
+
+
+def failure_of(api: str, exc: Exception, region: str = "") -> Ec2Failure:
+    """Make an Ec2Failure of any exception that a call has raised. `region` is the one that was called.
 
     Beside botocore's own errors these are: LookupError from an answer that lacks a part (a proxy's page, for example),
     ValueError from text that is not JSON or not an endpoint, OSError from files and programs that give credentials,
     RuntimeError from botocore's renewal of credentials and from threads that cannot be started, and new ones of botocore's
     next version.
     """
-    code, message = type(exc).__name__, str(exc)
+    code, message, hint = type(exc).__name__, str(exc), ""
     doubts_client = not isinstance(exc, ClientError | HTTPClientError | BotoConnectionError | PermitOver)
     match exc:
         case ClientError():
@@ -247,6 +293,12 @@ def failure_of(api: str, exc: Exception) -> Ec2Failure:
             status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             code, message = _code_of(error.get("Code") or str(status)), error.get("Message") or ""
             kind = kind_of(code, message, status)
+            if kind is FailureKind.CREDENTIALS:
+                fields = exc.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+                hint = clock_words(fields.get("date", ""), time.time())
+        case HTTPClientError() | BotoConnectionError() if words := unreached_words(exc):
+            code, message, kind = UNREACHED, f"{code}: {message}", FailureKind.UNREACHABLE
+            hint = f"{kind.value}: {words}" + (f"; the region is {region}" if region else "")
         case PermitOver():
             code, message, kind = NOT_PERMITTED, TURN_OVER, FailureKind.RETRYABLE
         case HTTPClientError() | BotoConnectionError() | MetadataRetrievalError() | CredentialRetrievalError():
@@ -263,7 +315,7 @@ def failure_of(api: str, exc: Exception) -> Ec2Failure:
             kind = FailureKind.PERMANENT
         case _:  # any other error may pass, and is tried again
             kind = FailureKind.RETRYABLE
-    return Ec2Failure(api, code, message, kind, doubts_client=doubts_client)
+    return Ec2Failure(api, code, message, kind, hint=hint, doubts_client=doubts_client)
 
 
 def _code_of(said: object) -> str:

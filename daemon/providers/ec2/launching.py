@@ -28,7 +28,7 @@ from bentpipe.daemon.providers.ec2.alternatives import Alternative, CapacityMemo
 from bentpipe.daemon.providers.ec2.calls import Ec2Calls
 from bentpipe.daemon.providers.ec2.descriptions import Description, fault_of, read_description
 from bentpipe.daemon.providers.ec2.entry import Entry
-from bentpipe.daemon.providers.ec2.errors import Ec2Failure, FailureKind
+from bentpipe.daemon.providers.ec2.errors import Ec2Failure, FailureKind, lack_words
 from bentpipe.daemon.providers.ec2.launch import launch_request, placed
 from bentpipe.daemon.providers.ec2.poller import Poller
 
@@ -235,4 +235,4 @@ def _all_refused(refusals: list[tuple[Alternative, Ec2Failure]]) -> ProviderErro
         return refusals[0][1]
     words = "; ".join(f"{alternative.words}: {failure}" for alternative, failure in refusals)
     tried = ", ".join(f"{alternative.words} ({failure.code})" for alternative, failure in refusals)
-    return ProviderCapacity(words, peer_hint=f"{FailureKind.CAPACITY.value}: {tried}")
+    return ProviderCapacity(words, peer_hint=f"{lack_words(each.code for each in lacking)}: {tried}")

@@ -60,13 +60,13 @@ def resolve_command(section: ProcessSection, address: Address, environment: Mapp
     if "/" in program:
         path = Path(section.directory or ".").absolute() / program
         if not path.exists():
-            raise ProviderPermanent(f"cannot start: no such program: {path}")
+            raise ProviderPermanent(f"cannot start: there is no program at {path}")
         if not path.is_file() or not os.access(path, os.X_OK):
             raise ProviderPermanent(f"cannot start: not an executable file: {path}")
         return (str(path), *arguments)
     found = shutil.which(program, path=environment["PATH"])
     if found is None:
-        raise ProviderPermanent(f"cannot start: no program {program!r} in {environment['PATH']}")
+        raise ProviderPermanent(f"cannot start: program {program!r} is in no folder of PATH ({environment['PATH']})")
     return (found, *arguments)
 
 

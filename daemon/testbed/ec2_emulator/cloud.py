@@ -75,6 +75,8 @@ class Cloud:
         self.spot_requests: dict[str, bool] = {}
         """Whether the persistent Spot request is open: then EC2 replaces an instance of it that is terminated."""
         self.calls: list[ApiCall] = []
+        self.ahead_s = 0.0
+        """By how much its clock is ahead of this host's, as callers see it."""
         self.lock = threading.RLock()
 
     def settle(self) -> None:

@@ -7,6 +7,7 @@ In the same process it is a context manager: `with Emulator(...) as emulator` se
 
 import contextlib
 import dataclasses
+import datetime
 import enum
 import json
 import re
@@ -14,6 +15,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -26,12 +28,15 @@ from bentpipe.daemon.testbed.ec2_emulator.control import Control
 from bentpipe.daemon.testbed.ec2_emulator.instance import Timings
 from bentpipe.daemon.testbed.ec2_emulator.machines import EmulatedMachines
 from bentpipe.daemon.testbed.ec2_emulator.service import ConnectionReset, handle
+from bentpipe.daemon.testbed.ec2_emulator.wire import ApiError, error_answer
 
 MACHINE_PORT = 8372
 METADATA_PATH = "/metadata"
 """Followed by an instance's id: a process on this host has no link-local address of its own."""
 METADATA_TOKEN = "metadata-token"
 TOKEN_HEADER, TOKEN_LIFE_HEADER = "X-aws-ec2-metadata-token", "X-aws-ec2-metadata-token-ttl-seconds"
+SIGNED_AGE_S = 300.0
+"""AWS takes no signature whose time differs by more from its own clock."""
 IDLE_LOOK_S = 0.5
 """Time between looks at the clock while no transition is under way. Needed only with processes: no call moves them on."""
 
@@ -140,6 +145,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(*self._control(self.path.removeprefix("/control/"), body), "application/json")
             return
         params = dict(parse_qsl(body.decode(), keep_blank_values=True))
+        if self._is_out_of_time():
+            words = "AWS was not able to validate the provided access credentials"
+            self._answer(401, error_answer(ApiError("AuthFailure", words, 401)), "text/xml;charset=UTF-8")
+            return
         try:
             status, answer = handle(self.server.cloud, params, self._principal())
         except ConnectionReset:
@@ -178,6 +187,20 @@ class _Handler(BaseHTTPRequestHandler):
         except (TypeError, ValueError, KeyError) as error:
             return 400, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()
         return 200, json.dumps({"result": result}, default=_plain).encode()
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The field Date of answers, by the cloud's clock."""
+        now_s = time.time() if timestamp is None else timestamp
+        return super().date_time_string(now_s + self.server.cloud.ahead_s)
+
+    def _is_out_of_time(self) -> bool:
+        """Whether the request was signed at a time that the cloud does not accept."""
+        try:
+            signed = datetime.datetime.strptime(self.headers.get("X-Amz-Date", ""), "%Y%m%dT%H%M%SZ")
+        except ValueError:
+            return False
+        signed_s = signed.replace(tzinfo=datetime.UTC).timestamp()
+        return abs(time.time() + self.server.cloud.ahead_s - signed_s) > SIGNED_AGE_S
 
     def _principal(self) -> str:
         found = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization", ""))

@@ -9,6 +9,7 @@ from bentpipe.daemon.errors import (
     BentpipeError,
     ProviderPermission,
     ProviderRetryable,
+    ProviderUnreachable,
     SatelliteUnusable,
     WakeFailed,
 )
@@ -31,7 +32,13 @@ from bentpipe.daemon.fleet.machine.messages import (
     Unreachable,
     Unseen,
 )
-from bentpipe.daemon.fleet.machine.rules import LOOK_MOST_S, PATIENCE_S, RETRY_START_S, STOPS_FORGIVEN
+from bentpipe.daemon.fleet.machine.rules import (
+    LOOK_MOST_S,
+    PATIENCE_S,
+    RETRY_START_S,
+    STOPS_FORGIVEN,
+    UNREACHABLE_PATIENCE_S,
+)
 from bentpipe.daemon.model import Fault, MachineState, SatelliteState, SleepMode
 
 S = SatelliteState
@@ -225,14 +232,60 @@ def test_why_nobody_can_say_how_the_machine_is(error: ProviderRetryable, at_once
     else:
         assert not first
         while not first and story.now < 1000 + 2 * PATIENCE_S:
-            story.wait(1.0)
-            first = told(story.feed(DescribeDone(error))) if story.machine.known.looks.under_way else []
+            first = told(story.wait(1.0))
+            if story.machine.known.looks.under_way:
+                first += told(story.feed(DescribeDone(error)))
         assert PATIENCE_S <= story.now - 1000 <= PATIENCE_S + LOOK_MOST_S + 1
     assert first[0].peer_hint == f"the state of the satellite's machine is unknown; the last reason: {error}"
     story.wait(LOOK_MOST_S)
     story.come()
     story.see(M.STOPPED)
     assert story.state is S.STARTING, "the waiting client is served as soon as it can be seen"
+
+
+NO_CLOUD = ProviderUnreachable("no such host", peer_hint="the cloud cannot be reached: there is no host x")
+
+
+def test_a_cloud_that_is_not_there_is_told_within_seconds_before_the_first_look() -> None:
+    story = Story(None)
+    story.feed(Unseen(NO_CLOUD))
+    story.come()
+    began = story.now
+    assert not told(story.feed(DescribeDone(NO_CLOUD)))
+    first: list[BentpipeError] = []
+    while not first and story.now < began + PATIENCE_S:
+        first = told(story.wait(0.5))
+    assert story.now <= began + UNREACHABLE_PATIENCE_S + 1
+    assert first[0].peer_hint.endswith(NO_CLOUD.peer_hint)
+    story.wait(LOOK_MOST_S)
+    story.come()
+    story.see(M.STOPPED)
+    assert story.state is S.STARTING, "the next client is served as soon as the cloud is there"
+
+
+def test_a_cloud_that_is_not_there_ends_a_wake_within_seconds_and_the_next_one_is_tried() -> None:
+    story = Story()
+    began = story.now
+    story.come()
+    first: list[BentpipeError] = []
+    actions = story.feed(StartDone(NO_CLOUD))
+    while not first and story.now < began + PATIENCE_S:
+        actions = story.wait(0.5)
+        first = told(actions)
+        if Start() in actions:
+            first += told(story.feed(StartDone(NO_CLOUD)))
+    assert UNREACHABLE_PATIENCE_S <= story.now - began <= UNREACHABLE_PATIENCE_S + 2
+    assert "every attempt has failed; the last reason: the cloud cannot be reached" in first[0].peer_hint
+    story.wait(RULES.retry_after_s)
+    assert Start() in story.come()
+
+
+def test_a_moment_without_a_cloud_costs_no_client_anything() -> None:
+    story = Story()
+    story.come()
+    story.feed(StartDone(NO_CLOUD))
+    assert Start() in story.wait(RETRY_START_S)
+    assert told(story.feed(StartDone(None))) == []
 
 
 @pytest.mark.parametrize(

@@ -294,8 +294,8 @@ def programs(tmp_path: Path) -> Callable[[str], str]:
     [
         ("closed", "is not executable by this user"),
         ("folder", "is a directory"),
-        ("absent", "there is no program"),
-        ("unknown", "in PATH"),
+        ("absent", "there is no such file"),
+        ("unknown", "is in no folder of PATH: install it"),
     ],
 )
 def test_programs(bed: Bed, programs: Callable[[str], str], kind: str, words: str) -> None:

@@ -36,7 +36,7 @@ async def test_a_program_that_is_missing_and_then_is_there(tmp_path: Path) -> No
         satellite = daemon.fleet.get(KEY)
 
         async def refused() -> None:
-            with pytest.raises(SatelliteUnusable, match="no such program"):
+            with pytest.raises(SatelliteUnusable, match="there is no program at"):
                 async with satellite.lease():
                     raise AssertionError("unreachable")
 

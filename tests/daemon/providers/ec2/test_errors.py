@@ -1,16 +1,22 @@
 """The table of EC2's errors: every code has one meaning, the words are kept, and clients are told none of them."""
 
+import email.utils
+import errno
 import json
+import socket
 
 import pytest
+import urllib3.exceptions
 from botocore.exceptions import (
     ClientError,
     ConnectTimeoutError,
     CredentialRetrievalError,
+    EndpointConnectionError,
     NoCredentialsError,
     NoRegionError,
     ParamValidationError,
     ProfileNotFound,
+    ProxyConnectionError,
     ReadTimeoutError,
 )
 from botocore.parsers import ResponseParserError
@@ -21,8 +27,10 @@ from bentpipe.daemon.providers.ec2.errors import (
     KINDS,
     UNANSWERED,
     UNINTELLIGIBLE,
+    UNREACHED,
     FailureKind,
     PermitOver,
+    clock_words,
     failure_of,
     kind_of,
 )
@@ -83,7 +91,9 @@ def test_what_the_fleet_gets(code: str, error: type[errors.ProviderError]) -> No
 
 def test_every_verdict_has_an_error_and_is_used() -> None:
     assert set(ERRORS) == set(FailureKind)
-    assert set(KINDS.values()) | {FailureKind.TOO_EARLY, FailureKind.UNKNOWN} == set(FailureKind)
+    assert set(KINDS.values()) | {FailureKind.TOO_EARLY, FailureKind.UNKNOWN, FailureKind.UNREACHABLE} == set(
+        FailureKind
+    )
 
 
 def test_too_early_is_known_by_its_words() -> None:
@@ -152,3 +162,70 @@ def test_the_cloud_is_not_blamed_for_a_call_that_was_not_sent() -> None:
     assert isinstance(error, errors.ProviderRetryable)
     assert "cloud" not in error.peer_hint
     assert "turn" in error.peer_hint
+
+
+def refused_at(url: str, cause: BaseException) -> Exception:
+    """As botocore raises it: its own exception around urllib3's around the system's."""
+    inner = urllib3.exceptions.NewConnectionError(None, "failed")  # type: ignore[arg-type]
+    inner.__cause__ = cause
+    return EndpointConnectionError(endpoint_url=url, error=inner)
+
+
+HOST = "ec2.eu-centrl-1.amazonaws.com"
+
+
+@pytest.mark.parametrize(
+    ("exc", "words"),
+    [
+        (refused_at(f"https://{HOST}/", socket.gaierror(socket.EAI_NONAME, "unknown")), f"there is no host {HOST}"),
+        (refused_at("http://127.0.0.1:9/x", ConnectionRefusedError()), "nothing listens at http://127.0.0.1:9"),
+        (refused_at("http://[::1]:9/", OSError(errno.ENETUNREACH, "no")), "there is no route to http://[::1]:9"),
+        (
+            ProxyConnectionError(proxy_url="http://me:secret@proxy:3128", error=ConnectionRefusedError()),
+            "nothing listens at http://proxy:3128",
+        ),
+    ],
+)
+def test_an_address_that_is_none_is_told_soon_with_its_name_and_region(exc: Exception, words: str) -> None:
+    failure = failure_of("DescribeInstances", exc, "eu-centrl-1")
+    error = failure.to_error()
+    assert (failure.code, type(error), failure.is_refusal) == (UNREACHED, errors.ProviderUnreachable, False)
+    assert error.peer_hint == f"the cloud cannot be reached: {words}; the region is eu-centrl-1 (Unreached)"
+    assert "secret" not in error.peer_hint
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        refused_at(f"https://{HOST}/", socket.gaierror(socket.EAI_AGAIN, "no name server")),
+        refused_at(f"https://{HOST}/", OSError(errno.ECONNRESET, "broken")),
+        ConnectTimeoutError(endpoint_url=f"https://{HOST}/"),
+        ReadTimeoutError(endpoint_url=f"https://{HOST}/"),
+    ],
+)
+def test_no_answer_at_all_may_pass(exc: Exception) -> None:
+    failure = failure_of("DescribeInstances", exc)
+    assert (failure.code, type(failure.to_error())) == (UNANSWERED, errors.ProviderRetryable)
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "words"), [(3_600, "1:00:00 ahead of"), (-90_000, "1 day, 1:00:00 behind"), (30, ""), (-200, "")]
+)
+def test_a_clock_that_is_wrong_is_named(ahead_s: float, words: str) -> None:
+    date = email.utils.formatdate(1_000_000_000, usegmt=True)
+    found = clock_words(date, 1_000_000_000 + ahead_s)
+    assert found == (f"this edge host's clock is {words} the cloud's: set it" if words else "")
+    assert not clock_words("yesterday", ahead_s)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("VcpuLimitExceeded", "a quota of the account is used up (VcpuLimitExceeded)"),
+        ("InstanceLimitExceeded", "a quota of the account is used up (InstanceLimitExceeded)"),
+        ("InsufficientInstanceCapacity", "the cloud has no such machine free now (InsufficientInstanceCapacity)"),
+        ("UnauthorizedOperation", "the cloud forbids it: StartInstances (UnauthorizedOperation)"),
+    ],
+)
+def test_what_a_client_reads_says_who_can_mend_it(code: str, words: str) -> None:
+    assert failure_of("StartInstances", answer(code, "of 123456789012")).to_error().peer_hint == words

@@ -313,8 +313,8 @@ async def test_start_says_why_it_cannot(isolation: Isolation, tmp_path: Path) ->
     plain = tmp_path / "plain"
     plain.write_text("not a program")
     cases = {
-        "no such program: /no/such": ProcessSection(command=("/no/such", "{port}")),
-        "no program 'no-such-thing' in ": ProcessSection(command=("no-such-thing", "{port}")),
+        "there is no program at /no/such": ProcessSection(command=("/no/such", "{port}")),
+        "program 'no-such-thing' is in no folder of PATH (": ProcessSection(command=("no-such-thing", "{port}")),
         f"not an executable file: {plain}": ProcessSection(command=(str(plain), "{port}")),
         f"not an executable file: {tmp_path}": ProcessSection(command=(str(tmp_path), "{port}")),
         "no such directory: /no/such": ProcessSection(command=(sys.executable, "{port}"), directory=Path("/no/such")),
