@@ -58,7 +58,7 @@ def layers(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
 def test_they_do_their_own_set_up(layers: tuple[Path, Path]) -> None:
     base, folder = layers
     known = {name: value for name, value in os.environ.items() if name.startswith(OF_REGISTRIES)}
-    variables = {"HOME": "/root", "PIP_CERT": "/root/authorities.pem", **known}
+    variables = {**known, "HOME": "/root", "PIP_CERT": "/root/authorities.pem"}
     inside = [*CLEAN, *(f"{name}={value}" for name, value in variables.items())]
 
     enter = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", ENTER, "sh", str(base), str(folder))
