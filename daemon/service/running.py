@@ -167,6 +167,8 @@ async def _leave(daemon: Daemon, sessions: trio.Nursery) -> int:
     await trio.sleep(LEAVE_S)
     if daemon.recorder is not None:
         daemon.recorder.in_use = daemon.handoff.satellites
+    with contained(Owner("leave", "records")):
+        daemon.edge.book.close_all(PASSED_ON)  # of the held and the spliced: the next control plane goes on with them
     daemon.planes.leave()
     sessions.cancel_scope.cancel()
     return 0
