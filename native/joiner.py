@@ -3,8 +3,10 @@
 Only one Python thread may use a Joiner. It borrows each socket until the news say that the stream is released.
 """
 
+import contextlib
 import dataclasses
 import enum
+from collections.abc import Iterator
 from typing import NewType, Protocol, cast
 
 from bentpipe.native.lib import Pointer, address, check, ffi, lib
@@ -29,6 +31,10 @@ class NewsFlag(enum.IntFlag):
     RELEASED = 128
 
 
+FAILS = int(NewsFlag.BROKEN | NewsFlag.RELEASED)
+"""With these more is told."""
+
+
 class StreamFailure(enum.Enum):
     """What has failed when a stream is released: enum bp_stream_failure."""
 
@@ -47,7 +53,8 @@ class News:
     """What is new of one stream: struct bp_news."""
 
     stream: StreamId
-    flags: NewsFlag
+    flags: int
+    """Of NewsFlag: a plain number, since `&` of enums is slow and this is read for each connection."""
     data: bytes
     failure: StreamFailure
     result: int
@@ -93,11 +100,29 @@ class Joiner:
         check(lib.bp_joiner_new(made))
         self._pointer = _first(made)
         self._news = ffi.new("struct bp_news *")
+        self._gathers = False
         self.event_fd: int = lib.bp_joiner_event_fd(self._pointer)
         """Readable while `take` has something; the joiner closes it."""
 
     def __len__(self) -> int:
         return len(self._streams)
+
+    @contextlib.contextmanager
+    def gather(self) -> Iterator[None]:
+        """Wake the thread once for all that is asked in the block."""
+        if self._gathers:
+            yield
+            return
+        self._gathers = True
+        try:
+            yield
+        finally:
+            self._gathers = False
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._gathers and self._pointer != ffi.NULL:
+            lib.bp_joiner_wake(self._pointer)
 
     def _keep(self, made: Pointer, tls: TlsConnection | None) -> StreamId:
         if tls is not None:
@@ -122,10 +147,12 @@ class Joiner:
     def allow(self, stream: StreamId, read_bytes: int) -> None:
         """Let so many bytes in all be read. Those that were read beyond already still come."""
         lib.bp_stream_allow(self._streams[stream], read_bytes)
+        self._wake()
 
     def say(self, stream: StreamId, data: bytes) -> None:
         """Send words, behind those that wait. Raises OSError."""
         check(lib.bp_stream_say(self._streams[stream], ffi.from_buffer(data), len(data)))
+        self._wake()
 
     def sent_bytes(self, stream: StreamId) -> int:
         """How many bytes of all words were sent, or dropped since nothing can be written."""
@@ -148,10 +175,12 @@ class Joiner:
             },
         )
         check(lib.bp_stream_join(self._streams[client], self._streams[satellite], wanted))
+        self._wake()
 
     def release(self, stream: StreamId) -> None:
         """Ask for the socket. Of two that join, ask for the client's; the join then fails."""
         lib.bp_stream_release(self._streams[stream])
+        self._wake()
 
     def take(self, at_most: int = 1 << 30) -> list[News]:
         """Take what is new; never waits."""
@@ -191,9 +220,9 @@ def _bytes(pointer: Pointer, size: int) -> bytes:
 
 
 def _read(c: _CNews) -> News:
-    flags, failure = NewsFlag(c.flags), StreamFailure.FINE
+    flags, failure = c.flags, StreamFailure.FINE
     words, unsent, header, result = "", b"", b"", 0
-    if flags & (NewsFlag.BROKEN | NewsFlag.RELEASED):
+    if flags & FAILS:
         failure, result = StreamFailure(c.failure), c.result
         words = ffi.string(c.words).decode(errors="replace")
         unsent = _bytes(c.unsent, c.unsent_bytes)

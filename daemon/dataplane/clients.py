@@ -74,6 +74,8 @@ class ClientStream(Stream):
         self.place = opening.arrival.place
         self._since = opening.since
         self._again = False
+        self.has_waited = False
+        """Whether it may have left since its last bytes came."""
         self.late_at = 0.0
         """When its time in the line is over."""
 
@@ -142,6 +144,7 @@ class ClientLine:
         client.late_at = trio.current_time() + PARKED_S
         self._waiting[client.id] = client
         self.offer_some()
+        client.has_waited = client.id in self._waiting
 
     def leave(self, client: ClientStream) -> None:
         """It is over, or a GO has it."""
@@ -154,8 +157,10 @@ class ClientLine:
         while self._waiting and len(self._unanswered) < OFFERED_CLIENTS and self._may_offer():
             about, client = next(iter(self._waiting.items()))
             del self._waiting[about]
+            if client.has_waited and client.has_left():
+                client.give(Order.RESET)  # else a satellite could be woken for nobody
             if client.order is not None:
-                continue  # it ends
+                continue
             self._unanswered.add(about)
             client.place.release()
             client.place.scope = None

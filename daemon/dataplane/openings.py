@@ -4,6 +4,7 @@ A connection has no task meanwhile, unless a proxy has to name its client. It ha
 A peer that leaves before it has said anything never reaches the control plane: it is counted here.
 """
 
+import contextlib
 import dataclasses
 import functools
 import socket
@@ -64,11 +65,14 @@ class Openings:
         greetings: Deadlines,
         counters: ConnectionCounters,
         arrived: Callable[[Opening, Opened], None],
+        gather: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
+        """`gather` makes a block in which many arrive."""
         self._opener = opener
         self._greetings = greetings
         self._counters = counters
         self._arrived = arrived
+        self._gather = gather
         self._open: dict[OpeningId, Opening] = {}
 
     def __len__(self) -> int:
@@ -141,9 +145,10 @@ class Openings:
             while True:
                 await trio.lowlevel.wait_readable(self._opener.event_fd)
                 while some := self._opener.take(OPENED_A_TURN):
-                    for opened in some:
-                        with contained(Owner("opening")):
-                            self._take(opened)
+                    with self._gather():
+                        for opened in some:
+                            with contained(Owner("opening")):
+                                self._take(opened)
                     await trio.lowlevel.checkpoint()
         finally:
             trio.lowlevel.notify_closing(self._opener.event_fd)

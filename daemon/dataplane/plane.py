@@ -81,7 +81,7 @@ class DataPlane:
         self.halves = Halves(self.streams, trusts.find)
         self.joined = JoinedConnections(engine, self.reports.send)
         self.arrivals = Arrivals(self.line, self.streams, counters, quotas, self._is_over)
-        self.openings = Openings(opener, greetings, counters, self.arrivals.arrived)
+        self.openings = Openings(opener, greetings, counters, self.arrivals.arrived, joiner.gather)
         self.note = b""
         """What the control plane has left for its successor."""
         self._trusts = trusts

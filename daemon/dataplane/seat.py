@@ -120,7 +120,8 @@ class SeatServer:
             link.send_nowait(dataclasses.replace(self._hello, holder=self._holder()))
             with visitor.scope:
                 nursery.start_soon(run_owned, Owner("hello", "", Decision.GIVE_UP), self._expect_hello, visitor)
-                end = await link.run_link(lambda record: self._receive(visitor, record, nursery))
+                gather = self._plane.streams.joiner.gather
+                end = await link.run_link(lambda record: self._receive(visitor, record, nursery), gather)
         finally:
             if visitor.seated:
                 self._seated = None

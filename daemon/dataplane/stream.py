@@ -5,6 +5,7 @@ while nobody may be told. What comes is kept in the transcript here, and is pass
 """
 
 import enum
+import select
 import socket
 from collections.abc import Callable
 
@@ -23,8 +24,11 @@ from bentpipe.native.tls import TlsConnection, failure_of
 LAST_WORDS_S = 5.0
 """To send the control plane's last words to a peer that reads slowly."""
 
-CAME = NewsFlag.DATA | NewsFlag.END
-TOOK = NewsFlag.SENT | NewsFlag.BROKEN
+# As plain numbers: `&` of enums is slow, and this is done for each connection several times.
+CONNECTED, DATA, END, BROKEN = map(int, (NewsFlag.CONNECTED, NewsFlag.DATA, NewsFlag.END, NewsFlag.BROKEN))
+HUNG_UP, RELEASED = int(NewsFlag.HUNG_UP), int(NewsFlag.RELEASED)
+CAME = DATA | END
+TOOK = int(NewsFlag.SENT) | BROKEN
 
 
 class Order(enum.Enum):
@@ -165,25 +169,31 @@ class Stream:
     def take(self, news: News) -> bool:
         """Take what is new of it. Returns as `pass_on`."""
         flags, passed_on = news.flags, True
-        if flags & NewsFlag.DATA:
+        if flags & DATA:
             self._read_bytes += len(news.data)
             self.transcript.append(news.data)
         if self.order is None:
-            if flags & NewsFlag.CONNECTED:
+            if flags & CONNECTED:
                 self._connected()
-            if flags & NewsFlag.END:
+            if flags & END:
                 self.over = True
             if flags & CAME:
                 passed_on = self.pass_on()
-            if flags & NewsFlag.BROKEN:
+            if flags & BROKEN:
                 self._leave(transport_error(failure_of(news.result, news.words)))
-            if flags & NewsFlag.HUNG_UP:
+            if flags & HUNG_UP:
                 self._hang_up()
             if flags & TOOK:
                 self._tell_window()
-        if flags & NewsFlag.RELEASED:
+        if flags & RELEASED:
             self._released(news)
         return passed_on
+
+    def has_left(self) -> bool:
+        """Whether the peer has ended or reset the connection, whatever lies unread before that. Asks the kernel."""
+        watch = select.poll()
+        watch.register(self._sock, select.POLLRDHUP)
+        return bool(watch.poll(0))
 
     def _hang_up(self) -> None:
         """The peer is gone, though bytes of it may be unread."""
@@ -268,7 +278,7 @@ class Stream:
 
     def abandon(self, news: News) -> None:
         """What was done with these news has failed: end it, whatever that loses."""
-        if news.flags & NewsFlag.RELEASED:
+        if news.flags & RELEASED:
             self._free()
             self.drop()
         else:

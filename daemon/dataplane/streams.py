@@ -65,7 +65,8 @@ class Streams:
             while True:
                 await trio.lowlevel.wait_readable(self.joiner.event_fd)
                 while some := self.joiner.take(NEWS_A_TURN):
-                    self._take(some)
+                    with self.joiner.gather():
+                        self._take(some)
                     await trio.lowlevel.checkpoint()
         finally:
             trio.lowlevel.notify_closing(self.joiner.event_fd)

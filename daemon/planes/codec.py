@@ -48,14 +48,14 @@ class TooLong(Exception):
 def encode_record(record: Record) -> bytes:
     """Write one record. Raises TooLong."""
     row = BY_CLASS[type(record)]
-    body = bytearray(row.layout.pack(*(getattr(record, field.name) for field in row.fixed)))
+    body = row.layout.pack(*[getattr(record, name) for name in row.names])
     for number, field in enumerate(row.variable, 1):
-        data = _written(field, getattr(record, field.name))
-        if data:
+        value: Value = getattr(record, field.name)
+        if value and (data := _written(field, value)):
             body += TLV_HEADER.pack(number, len(data)) + data
     if len(body) > RECORD_BYTES:
         raise TooLong(f"{row.name}: {len(body)} bytes")
-    return RECORD_HEADER.pack(row.number, CRITICAL if row.critical else 0, len(body), record.id) + bytes(body)
+    return RECORD_HEADER.pack(row.number, CRITICAL if row.critical else 0, len(body), record.id) + body
 
 
 def _written(field: Field, value: Value) -> bytes:
@@ -119,19 +119,23 @@ def decode_message(message: bytes, sender: Plane) -> tuple[int, list[Record]]:
 def _decode_record(row: RecordRow, about: int, body: bytes) -> Record:
     if len(body) < row.layout.size:
         raise ProtocolBroken(f"{row.name} is too short")
-    values: dict[str, Value] = {}
-    for field, number in zip(row.fixed, row.layout.unpack_from(body), strict=True):
-        values[field.name] = _checked(row, field, number)
-    tlvs = _split(row, body[row.layout.size :])
-    for number, field in enumerate(row.variable, 1):
-        values[field.name] = _read(row, field, tlvs.get(number, b""))
+    numbers: list[int] = list(row.layout.unpack_from(body))
+    for place, field, members in row.kinds:
+        known = members.get(numbers[place])
+        numbers[place] = _checked(row, field, numbers[place]) if known is None else known
+    values: dict[str, Value] = {**row.empty}
+    values.update(zip(row.names, numbers, strict=True))
+    if len(body) > row.layout.size:
+        for number, data in _split(row, body[row.layout.size :]).items():
+            if 0 < number <= len(row.variable):
+                field = row.variable[number - 1]
+                values[field.name] = _read(row, field, data)
     # Names and types are those of the class; tests/daemon/planes/test_codec.py holds the table to the classes.
     return row.made(about, **values)  # type: ignore[arg-type]
 
 
 def _checked(row: RecordRow, field: Field, number: int) -> int:
-    if field.kind is None:
-        return number
+    assert field.kind is not None, "it is in row.kinds"
     try:
         return field.kind(number)
     except ValueError as exc:

@@ -60,17 +60,22 @@ class Link:
         """What waits for the socket."""
         return self._batching.queued_bytes
 
-    async def run_link(self, receive: Callable[[Record], None]) -> LinkEnd:
+    async def run_link(
+        self,
+        receive: Callable[[Record], None],
+        gather: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> LinkEnd:
         """Send and receive until the link ends; `receive` gets each record, and may raise ProtocolBroken.
 
-        A record that came before the end was given to `receive`, even if the peer has died meanwhile.
+        `gather` makes a block in which several records are received. A record that came before the end was given to
+        `receive`, even if the peer has died meanwhile.
         """
         end = LinkEnd.PEER_GONE
         async with trio.open_nursery() as nursery:
 
             async def read() -> None:
                 nonlocal end
-                end = await self._read_all(receive)
+                end = await self._read_all(receive, gather)
                 nursery.cancel_scope.cancel()
 
             async def wait_slow() -> None:
@@ -88,7 +93,9 @@ class Link:
             self.say_bye(ByeCode.SLOW, "nothing was read for too long")
         return end
 
-    async def _read_all(self, receive: Callable[[Record], None]) -> LinkEnd:
+    async def _read_all(
+        self, receive: Callable[[Record], None], gather: Callable[[], contextlib.AbstractContextManager[None]]
+    ) -> LinkEnd:
         while True:
             for _ in range(READS_A_TURN):
                 try:
@@ -104,7 +111,8 @@ class Link:
                 if not message:
                     return LinkEnd.PEER_LEFT if self.bye is not None else LinkEnd.PEER_GONE
                 try:
-                    self._take(message, receive)
+                    with gather():
+                        self._take(message, receive)
                 except ProtocolBroken as exc:
                     self.broken = str(exc)
                     return LinkEnd.PROTOCOL

@@ -69,6 +69,13 @@ class Field:
     kind: type[enum.IntEnum] | type[enum.IntFlag] | None = None
 
 
+EMPTY: dict[Wire, str | bytes] = {Wire.TEXT: "", Wire.BLOB: b""}
+
+
+def _members(kind: type[enum.IntEnum] | type[enum.IntFlag]) -> dict[int, int]:
+    return {int(member): member for member in kind.__members__.values()}
+
+
 class RecordRow:
     """One record of the protocol."""
 
@@ -80,6 +87,13 @@ class RecordRow:
         self.variable = tuple(field for field in fields if len(field.wire.value) > 1)
         self.layout = struct.Struct("<" + "".join(field.wire.value for field in self.fixed))
         self.critical = critical
+        self.names = tuple(field.name for field in self.fixed)
+        self.empty: dict[str, str | bytes | tuple[()]] = {each.name: EMPTY.get(each.wire, ()) for each in self.variable}
+        """What each field of variable length is if it is missing."""
+        self.kinds = tuple(
+            (place, field, _members(field.kind)) for place, field in enumerate(self.fixed) if field.kind is not None
+        )
+        """Fields of the fixed part that hold an enum's value: their place, and the enum's members by their numbers."""
 
     @property
     def name(self) -> str:

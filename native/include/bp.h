@@ -563,6 +563,7 @@ void bp_opening_free(bp_opening *opening);
 void bp_opener_free(bp_opener *opener);
 
 /* ---- streams: connections between their first bytes and their splice, in a thread of their own --------------------- */
+/* What the bp_stream_ functions ask for is done after bp_joiner_wake(): once for many, since a wake-up is dear. */
 
 enum bp_news_flag { /* what is new of a stream, in this order */
                     BP_NEWS_CONNECTED = 1, /* a satellite is connected, and its TLS handshake is done */
@@ -629,6 +630,13 @@ BP_MUST_CHECK int bp_joiner_new(bp_joiner **ret_joiner);
  * Thread: any
  */
 int bp_joiner_event_fd(const bp_joiner *joiner);
+/**
+ * bp_joiner_wake() - Have the thread do what was asked by the bp_stream_ functions since the last call
+ * @joiner: Joiner
+ *
+ * Thread: any
+ */
+void bp_joiner_wake(bp_joiner *joiner);
 /**
  * bp_joiner_pause() - Read no stream, or read all again; joins go on
  * @joiner: Joiner

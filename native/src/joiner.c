@@ -56,6 +56,14 @@ int bp_joiner_new(bp_joiner **ret_joiner) {
 
 int bp_joiner_event_fd(const bp_joiner *j) { return j->event_fd; }
 
+void bp_joiner_wake(bp_joiner *j) {
+    pthread_mutex_lock(&j->lock);
+    bool some = !TAILQ_EMPTY(&j->asked);
+    pthread_mutex_unlock(&j->lock);
+    if (some)
+        bp__wake(j->wake_fd);
+}
+
 void bp_joiner_pause(bp_joiner *j, int paused) {
     atomic_store(&j->paused, paused != 0);
     if (paused)
@@ -65,35 +73,19 @@ void bp_joiner_pause(bp_joiner *j, int paused) {
 }
 
 /**
- * ask() - Ask the thread to do something for a stream
+ * ask() - Note what the thread is to do for a stream
  * @s: Stream
  * @what: Of enum stream_request; nothing happens if the stream is released
  *
- * Return: whether the thread has to be woken
  * Thread: one, with the lock
  */
-static bool ask(bp_stream *s, unsigned what) {
-    bool first = TAILQ_EMPTY(&s->joiner->asked);
+static void ask(bp_stream *s, unsigned what) {
     if (s->published)
-        return false;
+        return;
     s->asks |= what;
     if (!s->asked)
         TAILQ_INSERT_TAIL(&s->joiner->asked, s, asked_link);
     s->asked = true;
-    return first;
-}
-
-/**
- * unlock() - End what was begun with the lock
- * @j: Joiner
- * @wake: Whether the thread has to be woken
- *
- * Thread: one
- */
-static void unlock(bp_joiner *j, bool wake) {
-    pthread_mutex_unlock(&j->lock);
-    if (wake)
-        bp__wake(j->wake_fd);
 }
 
 /**
@@ -134,13 +126,16 @@ int bp_stream_connect(bp_joiner *j, int fd, bp_tls *tls, uint32_t deadline_ms, b
 void bp_stream_allow(bp_stream *s, uint64_t bytes) {
     pthread_mutex_lock(&s->joiner->lock);
     s->to_allow_bytes = bytes;
-    unlock(s->joiner, ask(s, ASKS_ALLOW));
+    ask(s, ASKS_ALLOW);
+    pthread_mutex_unlock(&s->joiner->lock);
 }
 
 int bp_stream_say(bp_stream *s, const char *data, size_t bytes) {
     pthread_mutex_lock(&s->joiner->lock);
     int r = bp__buffer_add(&s->to_say, data, bytes);
-    unlock(s->joiner, r == 0 && ask(s, ASKS_SAY));
+    if (r == 0)
+        ask(s, ASKS_SAY);
+    pthread_mutex_unlock(&s->joiner->lock);
     return r;
 }
 
@@ -165,13 +160,15 @@ int bp_stream_join(bp_stream *client, bp_stream *satellite, const struct bp_join
     BP_ASSERT(!client->joining && !satellite->joining && !client->published && !satellite->published);
     client->joining = satellite->joining = true;
     client->to_join = join;
-    unlock(j, ask(client, ASKS_JOIN));
+    ask(client, ASKS_JOIN);
+    pthread_mutex_unlock(&j->lock);
     return 0;
 }
 
 void bp_stream_release(bp_stream *s) {
     pthread_mutex_lock(&s->joiner->lock);
-    unlock(s->joiner, ask(s, ASKS_RELEASE));
+    ask(s, ASKS_RELEASE);
+    pthread_mutex_unlock(&s->joiner->lock);
 }
 
 /**

@@ -59,6 +59,17 @@ def test_clients_wait_for_a_control_plane_and_for_its_successor(bed: PlaneBed) -
     assert read_exactly(satellite, len(OPENING) + 10) == OPENING + b"morebehind"
 
 
+def test_a_client_that_has_left_while_nobody_sat_is_offered_to_nobody(bed: PlaneBed) -> None:
+    """A control plane could wake a satellite for it."""
+    control = bed.control(take_over=True)
+    gone = bed.client()
+    control.expect(r.ArrivedRecord)
+    control.close()
+    gone.close()
+    client = bed.client()
+    assert bed.control().expect(r.ArrivedRecord).port == client.getsockname()[1]
+
+
 def test_a_go_that_was_sent_is_carried_out_though_its_control_plane_is_dead(bed: PlaneBed) -> None:
     control = bed.control(take_over=True)
     client = bed.client()

@@ -326,6 +326,7 @@ static void run(bp_joiner *joiner, unsigned count) {
                 play(&pairs[i]);
             }
         }
+        bp_joiner_wake(joiner);
         if (poll(&event, 1, 1) > 0 && take_all(joiner))
             until = time(NULL) + STUCK_S;
         if (time(NULL) > until)
@@ -350,6 +351,7 @@ int main(int count, char **arguments) {
     for (int i = 0; i < LEFT; i++) { /* the joiner ends with pairs under way */
         begin(joiner, &pairs[i]);
         play(&pairs[i]);
+        bp_joiner_wake(joiner);
     }
     bp_joiner_free(joiner);
     for (int i = 0; i < LEFT; i++) {
