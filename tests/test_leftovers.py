@@ -32,6 +32,7 @@ def run_tests(folder: Path, text: str, *arguments: str) -> subprocess.CompletedP
     inherited = {name: value for name, value in os.environ.items() if name not in {"CI", "BUILD_NUMBER"}}
     (folder / "conftest.py").write_text((TESTS / "conftest.py").read_text())
     (folder / "test_one.py").write_text(text)
+    (folder / "pytest.ini").write_text("[pytest]\n")  # else pytest takes one of a folder above
     return subprocess.run(
         [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, str(folder)],
         env={**inherited, "PYTHONPATH": str(TESTS)},
