@@ -429,23 +429,29 @@ class StoreSection(Section):
     """After this time the satellites that a dead host has used may sleep. The same holds for a host that cannot reach the
     store."""
     detail_s: DurationS = Field(default=14 * DAY_S, ge=0, alias="detail")
-    """After this time only the sums of each day are kept of the ledger. 0: every interval is kept for ever."""
+    """After this time only the sums of each day are kept of the ledger. 0: every interval is kept for ever, as in DynamoDB
+    by default."""
     keep_s: DurationS = Field(default=0.0, ge=0, alias="keep")
     """After this time the sums of a day are deleted. 0: never."""
+
+    @property
+    def deleted_after_s(self) -> float:
+        """After this time the ledger's intervals are deleted; 0: never."""
+        return 0.0 if self.kind == "dynamodb" and "detail_s" not in self.model_fields_set else self.detail_s
 
     @model_validator(mode="after")
     def _keeps_what_it_adds_up(self) -> Self:
         for name, value in (("detail", self.detail_s), ("keep", self.keep_s)):
             if 0 < value < DAY_S:
                 raise ValueError(f"{name} is less than a day: the ledger is kept by days; 0 keeps it for ever")
-        if 0 < self.keep_s < self.detail_s:
+        if 0 < self.keep_s < self.deleted_after_s:
             raise ValueError("keep is less than detail: a day cannot be deleted before it is added up")
         return self
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
         shared = {"table", "region", "endpoint", "host", "lease_s", "host_expiry_s"}
-        misplaced = self.model_fields_set & (shared if self.kind != "dynamodb" else {"path", "detail_s", "keep_s"})
+        misplaced = self.model_fields_set & (shared if self.kind != "dynamodb" else {"path"})
         if misplaced:
             names = ", ".join(sorted(name.removesuffix("_s") for name in misplaced))
             raise ValueError(f"kind {self.kind!r} does not use {names}; remove it")

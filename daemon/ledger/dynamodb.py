@@ -7,7 +7,6 @@ does not fit into one transaction is split: each part is a beginning of the whol
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import uuid
 from collections.abc import Collection, Sequence
@@ -17,6 +16,7 @@ import trio
 
 from bentpipe.daemon.ledger.chain import UNWATCHED, USED, Move, first_moves
 from bentpipe.daemon.ledger.contract import (
+    DAY_US,
     ENDED_BADLY,
     SETTLE_US,
     STOPPED,
@@ -27,6 +27,7 @@ from bentpipe.daemon.ledger.contract import (
     StampedTransition,
     Stretch,
 )
+from bentpipe.daemon.ledger.dynamodb_days import DynamoDays
 from bentpipe.daemon.ledger.dynamodb_items import (
     LIFE,
     OPEN,
@@ -37,13 +38,12 @@ from bentpipe.daemon.ledger.dynamodb_items import (
     host_item,
     host_of,
     host_pk,
-    interval_of,
     open_item,
     open_of,
     past_item,
     past_key,
 )
-from bentpipe.daemon.ledger.merge import merge
+from bentpipe.daemon.ledger.dynamodb_read import read_intervals
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.store.dynamodb_table import TRANSACTION_ITEMS, ConditionFailed, Table, given_number, key_of, text
 from bentpipe.daemon.store.malformed import MalformedRows
@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 
 MOVES_LIMIT = (TRANSACTION_ITEMS - 1) // 2
 """Transitions in one transaction: each ends an interval and begins one, and the host's record is written too."""
+WHOLE_US = 14 * DAY_US
+"""A span that begins longer ago than this counts its first day whole, by the day's sums. An interval is found by its end, so
+to read a part of a day takes all intervals since then."""
 
 
 class DynamoLedger:
@@ -66,12 +69,16 @@ class DynamoLedger:
         self._run = str(uuid.uuid4())
         self._chains: _HostChains | None = None
         self._one_at_a_time = trio.Lock()
+        self._days = DynamoDays(table)
+        """The sums of past days, which all hosts share."""
 
     async def begin(self, keys: Collection[SatelliteKey], at: Stamp, in_use: Collection[SatelliteKey] = ()) -> None:
         """See Ledger."""
         async with self._one_at_a_time:
             self._chains = None
             chains, predecessor = await _HostChains.read(self._table, self._host), None
+            since_us = at.wall_us if chains.record is None else chains.record.heartbeat.wall_us
+            took = await self._days.take_back(min(since_us, at.wall_us))
             if chains.record is None:
                 chains.record = HostRecord(self._run, 0, at, 0)
             else:
@@ -86,6 +93,7 @@ class DynamoLedger:
             await chains.write(predecessor)
             chains.record.serial, chains.record.heartbeat = 0, at
             await chains.write(self._run)
+            await self._take_back_again(min(since_us, at.wall_us), took=took)
             self._chains = chains
 
     async def record(self, transitions: Sequence[StampedTransition]) -> None:
@@ -93,6 +101,9 @@ class DynamoLedger:
         async with self._one_at_a_time:
             chains = await self._take_chains()
             record = chains.kept_record
+            new_us = (each.at.wall_us for each in transitions if each.serial > record.serial)
+            since_us = min([record.heartbeat.wall_us, *new_us])
+            took = await self._days.take_back(since_us)
             for each in transitions:
                 if each.serial <= record.serial:
                     continue
@@ -104,43 +115,68 @@ class DynamoLedger:
                 if chains.moves_to_write >= MOVES_LIMIT:
                     await chains.write(self._run)
             await chains.write(self._run)
+            await self._take_back_again(since_us, took=took)
             self._chains = chains
 
     async def beat(self, at: Stamp) -> None:
         """See Ledger."""
         async with self._one_at_a_time:
             chains = await self._take_chains()
+            since_us = min(chains.kept_record.heartbeat.wall_us, at.wall_us)
+            took = await self._days.take_back(since_us)
             await chains.pull_back(at, self._run)
             chains.kept_record.heartbeat = at
             await chains.write(self._run)
+            await self._take_back_again(since_us, took=took)
             self._chains = chains
 
     async def end(self, at: Stamp, in_use: Collection[SatelliteKey] = ()) -> None:
         """See Ledger."""
         async with self._one_at_a_time:
             chains = await self._take_chains()
+            since_us = min(chains.kept_record.heartbeat.wall_us, at.wall_us)
+            took = await self._days.take_back(since_us)
             await chains.pull_back(at, self._run)
             for key in chains.watched(in_use):
                 chains.move(key, Move(SatelliteState.UNKNOWN, at, STOPPED))
             chains.kept_record.heartbeat = at
             await chains.write(self._run)
+            await self._take_back_again(since_us, took=took)
             self._chains = chains
 
     async def intervals(self, since_us: int, until_us: int) -> list[Interval]:
         """See Ledger."""
-        chains: dict[SatelliteKey, list[list[Interval]]] = collections.defaultdict(list)
-        for item in await self._table.query(LIFE):
-            for key, chain in (await _read_chains(self._table, item, since_us, until_us)).items():
-                chains[key].append(chain)
-        return [each for key in sorted(chains) for each in _one_chain(chains[key])]
+        return await read_intervals(self._table, since_us, until_us)
 
     async def span(self, since_us: int, until_us: int) -> LedgerSpan:
-        """See Ledger."""
-        intervals = await self.intervals(since_us - SETTLE_US, until_us)
-        return LedgerSpan(since_us, until_us, (Stretch(since_us, until_us, intervals),), [], since_us)
+        """See Ledger. Of a span that began long ago the first day counts whole: see WHOLE_US."""
+        state = await self._days.state()
+        if state is None:
+            return await self._detailed(since_us, until_us)
+        day_us = since_us // DAY_US * DAY_US
+        is_old = since_us < max(state.cleared_us, state.until_us - WHOLE_US)
+        first_us = day_us if is_old and state.kept_us <= day_us else since_us
+        days_us, end_us = -(-first_us // DAY_US) * DAY_US, min(state.until_us, until_us // DAY_US * DAY_US)
+        if days_us >= end_us:
+            return await self._detailed(since_us, until_us)
+        ends = [(end_us, until_us)] if is_old else [(first_us, days_us), (end_us, until_us)]
+        stretches = [await self._stretch(begin, end) for begin, end in ends if begin < end]
+        sums = await self._days.sums(state, days_us, end_us)
+        return LedgerSpan(first_us, until_us, tuple(stretches), sums, max(first_us, state.cleared_us))
+
+    async def _detailed(self, since_us: int, until_us: int) -> LedgerSpan:
+        return LedgerSpan(since_us, until_us, (await self._stretch(since_us, until_us),), [], since_us)
+
+    async def _stretch(self, since_us: int, until_us: int) -> Stretch:
+        return Stretch(since_us, until_us, await self.intervals(since_us - SETTLE_US, until_us + SETTLE_US))
 
     async def aclose(self) -> None:
         """See Ledger."""
+
+    async def _take_back_again(self, at_us: int, *, took: bool) -> None:
+        """Days that another host has added up between the first `take_back` and the write do not have what was written."""
+        if took:
+            await self._days.take_back(at_us)
 
     async def _take_chains(self) -> _HostChains:
         """The chains as the table has them, for one call to change. A call that fails leaves none, and the next reads."""
@@ -238,6 +274,7 @@ class _HostChains:
                     self.open[key] = dataclasses.replace(found, began=began)
                     self._moved.setdefault(key, [])
             record.heartbeat = dataclasses.replace(record.heartbeat, wall_us=at.wall_us)
+            record.pulled += 1
         return record.heartbeat
 
     async def _transact(
@@ -259,30 +296,3 @@ class _HostChains:
             await self._table.transact([*writes, fence])
         except ConditionFailed as exc:
             raise LedgerTakenOver from exc
-
-
-async def _read_chains(table: Table, host: Item, since_us: int, until_us: int) -> dict[SatelliteKey, list[Interval]]:
-    """One host's chains. Open intervals are read first: one that ends meanwhile must not be read twice."""
-    pk, record = host_pk(text(host, "sk")), host_of(host)
-    malformed = MalformedRows("ledger")
-    now_open = await table.query(pk, at_least=OPEN, below=OPEN_END)
-    opened = {each.key: each for each in malformed.read(now_open, key_of, open_of)}
-    items = await table.query(pk, at_least=past_key(since_us, 0), below=PAST_END)
-    past = malformed.read(items, key_of, lambda item: (given_number(item, "number"), interval_of(item)))
-    chains: dict[SatelliteKey, list[Interval]] = collections.defaultdict(list)
-    for number, interval in sorted(past, key=lambda each: each[0]):
-        has_ended_since = number > opened[interval.key].number if interval.key in opened else True
-        if interval.from_us <= until_us and not has_ended_since:
-            chains[interval.key].append(interval)
-    for each in opened.values():
-        from_us, to_us = each.began.wall_us, max(each.began.wall_us, record.heartbeat.wall_us)
-        if from_us <= until_us and to_us >= since_us:
-            elapsed_us = each.began.until_us(record.heartbeat)
-            chains[each.key].append(
-                Interval(each.key, each.state, from_us, to_us, elapsed_us, each.cause, each.who, is_open=True)
-            )
-    return chains
-
-
-def _one_chain(chains: list[list[Interval]]) -> list[Interval]:
-    return chains[0] if len(chains) == 1 else merge(chains)

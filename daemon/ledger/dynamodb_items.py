@@ -11,7 +11,7 @@ from bentpipe.daemon.ids import open_interval_key
 from bentpipe.daemon.ledger.contract import Interval, Stamp
 from bentpipe.daemon.ledger.facts import FACTS, read_facts, write_facts
 from bentpipe.daemon.model import SatelliteKey, SatelliteState, StateFacts
-from bentpipe.daemon.store.dynamodb_table import given, given_number, key_of, text
+from bentpipe.daemon.store.dynamodb_table import given, given_number, key_of, number, text
 from bentpipe.daemon.store.malformed import MalformedRows
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class HostRecord:
     heartbeat: Stamp
     ended: int
     """How many intervals have ended; numbers them in their order."""
+    pulled: int = 0
+    """How often the wall clock has stepped back, so that past intervals have changed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ def host_item(host: str, record: HostRecord) -> dict[str, AttributeValueTypeDef]
         "run": {"S": record.run},
         "serial": {"N": str(record.serial)},
         "moves": {"N": str(record.ended)},
+        "pulled": {"N": str(record.pulled)},
         **_stamp_item(record.heartbeat),
     }
 
@@ -86,6 +89,7 @@ def host_of(item: Item) -> HostRecord:
         read(lambda item: given_number(item, "serial"), 0),
         read(_stamp_of, Stamp(0, 0, "")),
         read(lambda item: given_number(item, "moves"), 0),
+        read(lambda item: number(item, "pulled"), 0),
     )
 
 

@@ -36,7 +36,7 @@ class Rolling:
 
     def follow(self, section: StoreSection) -> None:
         """Other times hold from now on, and it looks at once whether anything is due by them."""
-        if (section.detail_s, section.keep_s) != (self._section.detail_s, self._section.keep_s):
+        if (section.deleted_after_s, section.keep_s) != (self._section.deleted_after_s, self._section.keep_s):
             self._asked.set()
         self._section = section
 
@@ -61,7 +61,7 @@ async def roll_up_step(ledger: RolledLedger, section: StoreSection, now_us: int)
     state = await ledger.rolled()
     if state is None:
         return False
-    detail_us = int(section.detail_s * 1e6)
+    detail_us = int(section.deleted_after_s * 1e6)
     clear_us = (now_us - detail_us) // DAY_US * DAY_US if detail_us else 0
     if min(clear_us, state.until_us) > state.cleared_us:
         await ledger.clear(clear_us)

@@ -56,7 +56,7 @@ class Stores:
     reserve: ReserveStore | None = None
     """None if there is no registry."""
     rolled: RolledLedger | None = None
-    """The ledger, if it can replace old intervals by sums."""
+    """What keeps the ledger's sums of past days; None if there is no ledger."""
     check_fleet: Callable[[str], Awaitable[None]] | None = None
     """Tells the operator if hosts of another fleet use the same store."""
 
@@ -135,6 +135,7 @@ def _open_dynamodb(section: StoreSection, *, outlives: bool) -> Stores:
     # Imported here, because boto3 costs a third of a second and 50 MB, which a daemon without DynamoDB need not pay.
     from bentpipe.daemon.coordination.dynamodb import DynamoRows
     from bentpipe.daemon.ledger.dynamodb import DynamoLedger
+    from bentpipe.daemon.ledger.dynamodb_days import DynamoDays
     from bentpipe.daemon.registry.dynamodb import DynamoRegistry
     from bentpipe.daemon.registry.dynamodb_accounts import DynamoAccountStore
     from bentpipe.daemon.registry.dynamodb_identities import DynamoIdentityStore
@@ -165,5 +166,6 @@ def _open_dynamodb(section: StoreSection, *, outlives: bool) -> Stores:
         DynamoIdentityStore(table()),
         DynamoRegisteredStore(table()),
         DynamoReserveStore(table()),
+        DynamoDays(table()),
         check_fleet=check_fleet,
     )

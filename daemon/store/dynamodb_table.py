@@ -18,6 +18,8 @@ Every item has a partition key `pk` and a sort key `sk`. This is what they hold,
     LIFE               HOST                        ledger: the run that writes for a host, its last heartbeat
     BOOKS#HOST         OPEN#ORG/NAME               ledger: a satellite's open interval as the host saw it
     BOOKS#HOST         PAST#END#NUMBER             ledger: closed intervals by their end, in microseconds
+    ROLLED             STATE                       ledger: of which days there are sums, and which intervals are left
+    SUMS#DAYS          DAY#ORG/NAME                ledger: a satellite's sums of so many days (1, 4, 16, 64), from DAY
     CONNECTION#TIME    ID                          records: what became of a connection; `expires` is its end
 
 Every call can be repeated: it writes the same again, and its condition holds for its own outcome too. Reads are consistent.
@@ -26,8 +28,9 @@ Items have the service's low-level form ({"S": …}), which `text`, `number` and
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import boto3
@@ -114,24 +117,57 @@ class Table:
         )
         return found.get("Item", {})
 
-    async def query(self, pk: str, *, at_least: str = "\0", below: str = "\U0010ffff") -> list[Item]:
-        """All items of a partition whose sort keys lie in the span, in their order. Raises StoreError."""
+    async def query(
+        self,
+        pk: str,
+        *,
+        at_least: str = "\0",
+        below: str = "\U0010ffff",
+        most: int | None = None,
+        names: Sequence[str] = (),
+    ) -> list[Item]:
+        """All items of a partition whose sort keys lie in the span, in their order; `most` of them, if that is given.
+
+        `names` are the attributes that are read, by default all. Raises StoreError.
+        """
         found: list[Item] = []
-        start: dict[str, AttributeValueTypeDef] = {}
+        async with contextlib.aclosing(
+            self.pages(pk, at_least=at_least, below=below, page_items=most, names=names)
+        ) as pages:
+            async for page in pages:
+                found += page
+                if most is not None and len(found) >= most:
+                    break
+        return found[:most]
+
+    async def pages(
+        self,
+        pk: str,
+        *,
+        at_least: str = "\0",
+        below: str = "\U0010ffff",
+        page_items: int | None = None,
+        names: Sequence[str] = (),
+    ) -> AsyncGenerator[list[Item], None]:
+        """As `query`, as many at once as the service gives (1 MB), or `page_items`. Raises StoreError."""
+        optional: dict[str, object] = {} if page_items is None else {"Limit": page_items}
+        if names:
+            optional["ProjectionExpression"] = ", ".join(f"#{name}" for name in names)
+            optional["ExpressionAttributeNames"] = _aliases(names)
         while True:
             page = await self._call(
-                lambda client, start=start: client.query(  # type: ignore[misc]
+                lambda client: client.query(
                     TableName=self.name,
                     KeyConditionExpression="pk = :pk AND sk BETWEEN :low AND :high",
                     ExpressionAttributeValues={":pk": {"S": pk}, ":low": {"S": at_least}, ":high": {"S": below}},
                     ConsistentRead=True,
-                    **({"ExclusiveStartKey": start} if start else {}),
+                    **optional,  # type: ignore[arg-type]
                 )
             )
-            found += page["Items"]
-            start = page.get("LastEvaluatedKey", {})
-            if not start:
-                return found
+            yield list(page["Items"])
+            if not (start := page.get("LastEvaluatedKey", {})):
+                return
+            optional["ExclusiveStartKey"] = start
 
     async def update(
         self, pk: str, sk: str, change: str, values: Item, *, condition: str | None = None, names: Sequence[str] = ()
@@ -182,7 +218,8 @@ class Table:
         put: PutTypeDef = {"TableName": self.name, "Item": item}
         if condition is not None:
             put["ConditionExpression"] = condition
-            put["ExpressionAttributeValues"] = values or {}
+        if values:
+            put["ExpressionAttributeValues"] = values
         if names:
             put["ExpressionAttributeNames"] = _aliases(names)
         return {"Put": put}
@@ -213,10 +250,17 @@ class Table:
 
     async def put_all(self, items: Sequence[Item]) -> None:
         """Write items that no condition guards, BATCH_ITEMS in a call. Raises StoreError; some may be written then."""
-        for at in range(0, len(items), BATCH_ITEMS):
-            puts: list[WriteRequestTypeDef] = [{"PutRequest": {"Item": item}} for item in items[at : at + BATCH_ITEMS]]
+        await self._write_all([{"PutRequest": {"Item": item}} for item in items])
+
+    async def delete_all(self, items: Sequence[Item]) -> None:
+        """Delete items, of which only the keys count, BATCH_ITEMS in a call. Raises StoreError; some may be gone then."""
+        await self._write_all([{"DeleteRequest": {"Key": {"pk": item["pk"], "sk": item["sk"]}}} for item in items])
+
+    async def _write_all(self, requests: Sequence[WriteRequestTypeDef]) -> None:
+        for at in range(0, len(requests), BATCH_ITEMS):
+            some = requests[at : at + BATCH_ITEMS]
             done = await self._call(
-                lambda client, puts=puts: client.batch_write_item(RequestItems={self.name: puts})  # type: ignore[misc]
+                lambda client, some=some: client.batch_write_item(RequestItems={self.name: some})  # type: ignore[misc]
             )
             if done.get("UnprocessedItems"):
                 raise StoreError(f"DynamoDB table {self.name}: throttled")

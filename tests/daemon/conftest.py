@@ -44,8 +44,9 @@ def dynamodb() -> Iterator[DynamoDbServer]:
 
 
 @pytest.fixture
-def tables(dynamodb: DynamoDbServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Table]:
-    """`tables(name)`: a new client of the table of that name, which is made if need be."""
+def tables(dynamodb: DynamoDbServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Table]]:
+    """`tables(name)`: a new client of the table of that name, which is made if need be, and deleted after the test: each
+    transaction of moto copies all tables."""
     from bentpipe.daemon.store.dynamodb_table import Table
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
@@ -60,7 +61,8 @@ def tables(dynamodb: DynamoDbServer, monkeypatch: pytest.MonkeyPatch) -> Callabl
             table.create_now()
         return table
 
-    return open_table
+    yield open_table
+    dynamodb.delete_tables(own)
 
 
 @pytest.fixture

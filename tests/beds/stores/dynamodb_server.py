@@ -34,7 +34,7 @@ class DynamoDbServer:
 
     def __init__(self) -> None:
         application = DomainDispatcherApplication(create_backend_app)
-        one_at_a_time = threading.Lock()
+        one_at_a_time = self._one_at_a_time = threading.Lock()
         self.after: Callable[[bytes], None] | None = None
 
         def serialised(environment: WSGIEnvironment, respond: StartResponse) -> Iterable[bytes]:
@@ -48,6 +48,16 @@ class DynamoDbServer:
 
         self._server = ThreadedWSGIServer("127.0.0.1", 0, serialised, handler=_Quiet)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="dynamodb")
+
+    def delete_tables(self, beginning: str) -> None:
+        """Delete all tables whose names begin so."""
+        from moto.dynamodb.models import dynamodb_backends
+
+        with self._one_at_a_time:
+            for regions in dynamodb_backends.values():
+                for backend in regions.values():
+                    for name in [each for each in backend.tables if each.startswith(beginning)]:
+                        del backend.tables[name]
 
     @property
     def url(self) -> str:
