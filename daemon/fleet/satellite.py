@@ -495,8 +495,10 @@ class Satellite:
     # -- what takes time -----------------------------------------------------------------------------------------------
 
     def _spawn(self, task: Callable[[*Ts], Awaitable[object]], *arguments: *Ts) -> None:
+        if self._nursery is None:
+            return  # a client came before `run`, which begins with no call under way and with a look at the machine
         owner = Owner("satellite call", str(self.key), Decision.GIVE_UP, told=self._call_broke)
-        self._running().start_soon(run_owned, owner, task, *arguments)
+        self._nursery.start_soon(run_owned, owner, task, *arguments)
 
     def _spawn_search(self, search: Callable[[], Awaitable[None]]) -> None:
         self._running().start_soon(run_owned, Owner("address", str(self.key), Decision.GIVE_UP), search)

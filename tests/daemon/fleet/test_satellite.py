@@ -135,7 +135,8 @@ async def bed(clock: trio.testing.MockClock) -> AsyncIterator[Bed]:
 
 
 @contextlib.asynccontextmanager
-async def open_bed() -> AsyncIterator[Bed]:
+async def open_bed(early_clients: int = 0) -> AsyncIterator[Bed]:
+    """`early_clients` come before the satellite's task has begun."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as port:
         provider = ScriptedProvider(Address("127.0.0.1", port.getsockname()[1]))
         transitions: list[Transition] = []
@@ -143,6 +144,8 @@ async def open_bed() -> AsyncIterator[Bed]:
         async with trio.open_nursery() as nursery:
             bed = Bed(satellite, provider, nursery)
             bed.transitions = transitions
+            bed.come(early_clients)
+            await bed.settle()
             await nursery.start(satellite.run)
             yield bed
             nursery.cancel_scope.cancel()
@@ -157,6 +160,15 @@ async def test_two_hundred_clients_wake_it_once_and_all_get_a_lease(bed: Bed) ->
     assert len(bed.leases) == bed.satellite.leases == 200
     assert {lease.address for lease in bed.leases} == {bed.provider.address}
     assert bed.provider.calls == ["start acme.m"]
+
+
+async def test_clients_that_come_before_its_task_has_begun_are_held_as_others(clock: trio.testing.MockClock) -> None:
+    """A satellite that takes another one's place is found by clients at once, and its task begins a moment later."""
+    async with open_bed(early_clients=3) as bed:
+        await bed.settle()
+        assert bed.provider.calls == ["start acme.m"]
+        await bed.wake()
+        assert (len(bed.leases), bed.errors) == (3, [])
 
 
 async def test_a_cancelled_client_frees_its_place_and_the_wake_goes_on(bed: Bed) -> None:
