@@ -212,20 +212,10 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         rolling=None if stores.rolled is None else Rolling(stores.rolled, config.store),
         satellite_ca=satellite_ca,
     )
-    watch = CertificateWatch(lambda: current.config)
     running = RunningParts(fleet, machines, provisioner, reserve, changes, live, serves_listeners=planes is None)
-
-    def reset() -> None:
-        fleet.reset()
-        if planes is not None:
-            planes.follow(current.config)
-
-    reload_planes = None if planes is None else planes.reload
-    reloader = Reloader(current, running, live, opened.ktls, watch, reset=reset, planes=reload_planes)
-    control = None
-    if opened.ports.control is not None:
-        verbs = {"cut": cut_verb(edge.handoff, fleet), "reload": reloader.verb, "why": why_verb(opened.connections)}
-        control = ControlServer(opened.ports.control, verbs, {"reload": RELOAD_DEADLINE_S})
+    watch = CertificateWatch(lambda: current.config)
+    reloader = _reloader_of(current, running, live, opened.ktls, watch, planes)
+    control = _control_of(opened, reloader, edge)
     ports = serve_ports(opened.ports, edge, gate, control, apis.local)
     live.listeners = tuple(zip(opened.ports.client_names, ports.listeners, strict=True))
     return Daemon(
@@ -253,6 +243,35 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         page=live.page,
         rolling=live.rolling,
     )
+
+
+def _reloader_of(
+    current: Current,
+    running: RunningParts,
+    live: LiveParts,
+    ktls: Ktls,
+    watch: CertificateWatch,
+    planes: Planes | None,
+) -> Reloader:
+    def reset() -> None:
+        running.fleet.reset()
+        if planes is not None:
+            planes.follow(current.config)
+
+    reload_planes = None if planes is None else planes.reload
+    return Reloader(current, running, live, ktls, watch, reset=reset, planes=reload_planes)
+
+
+def _control_of(opened: _Resources, reloader: Reloader, edge: Edge) -> ControlServer | None:
+    """The control socket's server; None without that socket."""
+    if opened.ports.control is None:
+        return None
+    verbs = {
+        "cut": cut_verb(edge.handoff, edge.fleet),
+        "reload": reloader.verb,
+        "why": why_verb(opened.connections),
+    }
+    return ControlServer(opened.ports.control, verbs, {"reload": RELOAD_DEADLINE_S})
 
 
 def _quotas_of(config: Config, descriptors: Descriptors, identities: Identities) -> Quotas:

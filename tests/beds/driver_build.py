@@ -12,6 +12,8 @@ from bentpipe.native import _build
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "native"
 DRIVER = ROOT / "tests" / "native" / "driver"
+STORMS = ROOT / "tests" / "native" / "storm"
+"""What the programs of the next two folders share."""
 STORM = ROOT / "tests" / "native" / "opener"
 JOIN_STORM = ROOT / "tests" / "native" / "joiner"
 READER = ROOT / "tests" / "native" / "greeting"
@@ -70,9 +72,9 @@ def build_join_storm(sanitizer: str) -> Path:
 
 def _build_alone(name: str, folder: Path, sanitizer: str) -> Path:
     program = ROOT / "build" / f"{name}-{sanitizer.partition(',')[0]}"
-    if _is_old(program, folder):
-        sources = [*sorted(NATIVE.glob("src/*.c")), *sorted(folder.glob("*.c"))]
-        subprocess.run([*_compiler(sanitizer), *sources, *LIBRARIES, "-o", program], check=True)
+    if _is_old(program, folder, STORMS):
+        sources = [path for parts in (NATIVE / "src", STORMS, folder) for path in sorted(parts.glob("*.c"))]
+        subprocess.run([*_compiler(sanitizer), f"-I{STORMS}", *sources, *LIBRARIES, "-o", program], check=True)
     return program
 
 
@@ -89,7 +91,8 @@ def build_reader(sanitizer: str) -> Path:
     return link_reader(program, sanitizer) if _is_old(program, READER) else program
 
 
-def _is_old(program: Path, driver: Path) -> bool:
+def _is_old(program: Path, *folders: Path) -> bool:
     program.parent.mkdir(exist_ok=True)
-    sources = [*NATIVE.glob("src/*.[ch]"), *NATIVE.glob("include/*.h"), *driver.glob("*.[ch]"), Path(__file__)]
+    parts = (NATIVE / "src", NATIVE / "include", *folders)
+    sources = [*(path for folder in parts for path in folder.glob("*.[ch]")), Path(__file__)]
     return not program.exists() or program.stat().st_mtime <= max(path.stat().st_mtime for path in sources)

@@ -22,6 +22,7 @@ import trustme
 from hypothesis import HealthCheck, given, settings
 
 from beds.driver_build import build_join_storm
+from beds.memory import check_nothing_left, resident_bytes
 from beds.peers.raw_tls import RawTls
 from bentpipe.native.engine import Engine, EngineOptions, Leg
 from bentpipe.native.joiner import Join, Joiner, News, NewsFlag, StreamFailure, StreamId
@@ -513,17 +514,13 @@ def test_a_satellite_that_reads_nothing_holds_the_client_back(pair: Pair) -> Non
 
     sender = threading.Thread(target=send)
     sender.start()
-    before = resident_kb()
+    before = resident_bytes()
     time.sleep(0.5)
     assert not sent[0]
-    assert resident_kb() - before < 16 << 10
+    assert resident_bytes() - before < 16 << 20
     assert read_exactly(pair.satellite, len(body)) == body
     sender.join()
     pair.wait_joined()
-
-
-def resident_kb() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") >> 10
 
 
 def opened_tls(bed: Bed, authority: Authority) -> tuple[RawTls, socket.socket, TlsConnection]:
@@ -621,12 +618,7 @@ def test_nothing_is_left_of_many(bed: Bed) -> None:
                 bed.wait(pair.client_id, NewsFlag.JOINED)
             pair.close()
 
-    some(200)
-    before = len(os.listdir("/proc/self/fd")), resident_kb()
-    some(STORM)
-    after = len(os.listdir("/proc/self/fd")), resident_kb()
-    assert after[0] == before[0]
-    assert after[1] - before[1] < STORM * 4, "over 4 KiB of each are left"
+    check_nothing_left(some, STORM)
 
 
 def test_its_end_ends_all() -> None:

@@ -21,6 +21,7 @@ import trustme
 from hypothesis import HealthCheck, given, settings
 
 from beds.driver_build import build_storm
+from beds.memory import check_nothing_left
 from beds.peers.raw_tls import RawTls
 from bentpipe.daemon.connections.arrival import Arrival, Proxies
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
@@ -327,16 +328,7 @@ def test_nothing_is_left_of_many(bed: Bed) -> None:
                     near.sendall(b"plain")
                 bed.take()
 
-    some(200)
-    before = len(os.listdir("/proc/self/fd")), resident_kb()
-    some(STORM)
-    after = len(os.listdir("/proc/self/fd")), resident_kb()
-    assert after[0] == before[0]
-    assert after[1] - before[1] < STORM * 4, "over 4 KiB of each are left"
-
-
-def resident_kb() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") >> 10
+    check_nothing_left(some, STORM)
 
 
 def test_its_end_ends_all(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """`bentpipe serve` in a process of its own, by a configuration with [metrics] and a log in JSON."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from beds.memory import resident_bytes
 from bentpipe.daemon.testbed.edge_host import complete_lines
 
 DEADLINE_S = 30.0
@@ -81,5 +81,5 @@ class Served:
 
     @property
     def rss_bytes(self) -> int:
-        """Resident memory (proc(5), statm)."""
-        return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        """Resident memory."""
+        return resident_bytes(self._process.pid)

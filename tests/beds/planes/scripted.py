@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import trustme
 
+from beds.memory import resident_bytes
 from beds.ports import free_port
 from bentpipe.daemon.planes import records as r
 from bentpipe.daemon.planes.batching import Batching
@@ -157,8 +158,7 @@ class PlaneBed:
         return found
 
     def rss_bytes(self) -> int:
-        fields = Path(f"/proc/{self.process.pid}/statm").read_text().split()
-        return int(fields[1]) * os.sysconf("SC_PAGESIZE")
+        return resident_bytes(self.process.pid)
 
     def cpu_s(self) -> float:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()

@@ -3,10 +3,8 @@
  *   join_storm COUNT SEED CERTIFICATE KEY CA
  * A wrong byte, a stream that is lost, or a descriptor that is left ends the program with 1.
  */
-#include "bp.h"
+#include "storm.h"
 
-#include <dirent.h>
-#include <errno.h>
 #include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -19,7 +17,6 @@
 #define AT_ONCE 32
 #define MOST_BYTES 60000
 #define HEADER_BYTES 9
-#define STUCK_S 60
 #define LEFT 16
 #define PATIENT_MS 600000
 
@@ -52,26 +49,7 @@ struct pair {
 };
 
 static struct pair pairs[AT_ONCE];
-static bp_tls_ctx *server_ctx, *client_ctx;
 static unsigned ended[KINDS];
-
-static void die(const char *what) {
-    fprintf(stderr, "join_storm: %s (errno %d)\n", what, errno);
-    exit(1);
-}
-
-static unsigned pick(unsigned below) { return (unsigned)rand() % below; }
-
-static int descriptors(void) {
-    DIR *folder = opendir("/proc/self/fd");
-    int count = 0;
-    if (!folder)
-        die("opendir");
-    while (readdir(folder))
-        count++;
-    closedir(folder);
-    return count;
-}
 
 static ssize_t end_read(struct end *e, char *buffer, size_t bytes) {
     return e->tls ? bp_tls_read(e->tls, buffer, bytes) : recv(e->near, buffer, bytes, MSG_DONTWAIT);
@@ -335,16 +313,8 @@ static void run(bp_joiner *joiner, unsigned count) {
 }
 
 int main(int count, char **arguments) {
-    char error[256] = "";
     bp_joiner *joiner;
-    if (count != 6)
-        die("usage");
-    srand((unsigned)atoi(arguments[2]));
-    server_ctx = bp_tls_ctx_server(arguments[3], arguments[4], NULL, error, sizeof error);
-    client_ctx = bp_tls_ctx_client(arguments[5], NULL, NULL, error, sizeof error);
-    if (!server_ctx || !client_ctx)
-        die(error);
-    int before = descriptors();
+    storm_begin(count, arguments);
     if (bp_joiner_new(&joiner) < 0)
         die("bp_joiner_new");
     run(joiner, (unsigned)atoi(arguments[1]));
@@ -360,10 +330,7 @@ int main(int count, char **arguments) {
         free_end(&pairs[i].satellite);
         free(pairs[i].passes);
     }
-    if (descriptors() != before)
-        die("a descriptor is left");
-    bp_tls_ctx_free(server_ctx);
-    bp_tls_ctx_free(client_ctx);
+    storm_end();
     for (int kind = 0; kind < KINDS; kind++)
         printf("%s %u\n", names[kind], ended[kind]);
     return 0;

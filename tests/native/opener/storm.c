@@ -3,11 +3,8 @@
  *   storm COUNT SEED CERTIFICATE KEY CA
  * A wrong byte, an opening that is lost or comes twice, or a descriptor that is left ends the program with 1.
  */
-#include "bp.h"
+#include "storm.h"
 
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -20,7 +17,6 @@
 #define AT_ONCE 64
 #define MOST_SAID 40000
 #define FIRST_BYTES 16384
-#define STUCK_S 60
 #define LEFT 32
 #define RECORD_HANDSHAKE 0x16
 
@@ -37,27 +33,8 @@ struct connection {
 };
 
 static struct connection connections[AT_ONCE];
-static bp_tls_ctx *server_ctx, *client_ctx;
 static char pattern[MOST_SAID];
 static unsigned ended[KINDS], done[KINDS];
-
-static void die(const char *what) {
-    fprintf(stderr, "storm: %s (errno %d)\n", what, errno);
-    exit(1);
-}
-
-static unsigned pick(unsigned below) { return (unsigned)rand() % below; }
-
-static int descriptors(void) {
-    DIR *folder = opendir("/proc/self/fd");
-    int count = 0;
-    if (!folder)
-        die("opendir");
-    while (readdir(folder))
-        count++;
-    closedir(folder);
-    return count;
-}
 
 static void begin(bp_opener *opener, struct connection *c) {
     int pair[2];
@@ -214,18 +191,10 @@ static void run(bp_opener *opener, unsigned count) {
 }
 
 int main(int count, char **arguments) {
-    char error[256] = "";
     bp_opener *opener;
-    if (count != 6)
-        die("usage");
-    srand((unsigned)atoi(arguments[2]));
+    storm_begin(count, arguments);
     for (size_t i = 0; i < sizeof pattern; i++)
         pattern[i] = (char)('a' + i % 23);
-    server_ctx = bp_tls_ctx_server(arguments[3], arguments[4], NULL, error, sizeof error);
-    client_ctx = bp_tls_ctx_client(arguments[5], NULL, NULL, error, sizeof error);
-    if (!server_ctx || !client_ctx)
-        die(error);
-    int before = descriptors();
     if (bp_opener_new(3, FIRST_BYTES, &opener) < 0)
         die("bp_opener_new");
     run(opener, (unsigned)atoi(arguments[1]));
@@ -236,10 +205,7 @@ int main(int count, char **arguments) {
         hang_up(&connections[i]);
         close(connections[i].far);
     }
-    if (descriptors() != before)
-        die("a descriptor is left");
-    bp_tls_ctx_free(server_ctx);
-    bp_tls_ctx_free(client_ctx);
+    storm_end();
     for (int kind = 0; kind < KINDS; kind++)
         printf("%u %u\n", ended[kind], done[kind]);
     return 0;
