@@ -6,6 +6,7 @@ looked for in the most crowded /48, there in the most crowded /56, and so on: 65
 more than one prefix.
 """
 
+import functools
 import ipaddress
 from typing import Generic, Protocol, TypeVar
 
@@ -13,8 +14,11 @@ Path = tuple[str, ...]
 """A prefix, from the coarsest to the one that counts."""
 
 IPV6_PREFIXES = (48, 56, 64)
+KNOWN_HOSTS = 4096
+"""Peers whose prefix is not worked out again; most of a busy host's connections come from some hundred addresses."""
 
 
+@functools.lru_cache(KNOWN_HOSTS)
 def prefix_of(host: str) -> Path:
     """Find the prefix of an IP address, which may have a zone. Any other peer (a Unix socket's) is a prefix of its own."""
     try:

@@ -155,15 +155,18 @@ class Caller:
         if self._outbox:
             del self._outbox[: self.transport.send_nowait(self._outbox)]
 
-    async def flush(self) -> None:
-        """Send the greeting's words, behind those that are still unsent."""
+    def flush_nowait(self) -> bool:
+        """Send what the socket takes of the greeting's words, behind what is still unsent. Returns whether all went."""
         self._outbox += self.greeting.data_to_send()
         if self._outbox:
             self._note_answered()
-        while self._outbox:
             self.send_outbox()
-            if self._outbox:
-                await self.transport.wait_writable()
+        return not self._outbox
+
+    async def flush(self) -> None:
+        """Send all of them."""
+        while not self.flush_nowait():
+            await self.transport.wait_writable()
 
     async def read_while_held(self) -> None:
         """Keep the client's bytes and answer its PINGs, until cancelled; a cancellation meets a wait, never a read.

@@ -9,7 +9,8 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from types import TracebackType
 
 import trio
 
@@ -75,15 +76,33 @@ class Splice:
 
 
 class Pending:
-    """An admitted client that is not spliced yet: it can be cut meanwhile too."""
+    """An admitted client that is not spliced yet: in the block it can be cut too, which cancels the block."""
 
-    def __init__(self, key: SatelliteKey, principal: str, credentials: frozenset[str]) -> None:
+    __slots__ = ("_all", "credentials", "key", "principal", "scope")
+
+    def __init__(
+        self, everyone: set["Pending"], key: SatelliteKey, principal: str, credentials: frozenset[str]
+    ) -> None:
+        self._all = everyone
         self.key = key
         self.principal = principal
         """As a splice's."""
         self.credentials = credentials
         self.scope = trio.CancelScope()
         """Is cancelled by `cut`: everything that is done for the client runs in it."""
+
+    def __enter__(self) -> "Pending":
+        """Let `cut` find the client."""
+        self._all.add(self)
+        self.scope.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """It is spliced, refused, or was cut."""
+        self._all.discard(self)
+        return self.scope.__exit__(kind, error, traceback)
 
     def is_of(self, subject: str) -> bool:
         """As a splice's."""
@@ -150,15 +169,9 @@ class HandOff:
         """Spliced connections now."""
         return len(self._live)
 
-    @contextlib.contextmanager
-    def pending(self, key: SatelliteKey, principal: str, credentials: frozenset[str]) -> Iterator[Pending]:
-        """Let `cut` find the client while the block runs."""
-        pending = Pending(key, principal, credentials)
-        self._pending.add(pending)
-        try:
-            yield pending
-        finally:
-            self._pending.discard(pending)
+    def pending(self, key: SatelliteKey, principal: str, credentials: frozenset[str]) -> Pending:
+        """Make the block in which `cut` finds the client."""
+        return Pending(self._pending, key, principal, credentials)
 
     def hand_off(self, client: Transport, satellite: Transport, splice: Splice, pending: Pending) -> None:
         """Give both sockets to the engine, and the lease to the splice. Raises OSError, and nothing is given, if it refuses.

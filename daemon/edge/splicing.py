@@ -65,7 +65,7 @@ class Splicing:
         Raises BentpipeError (in words for the client), GreetingError, TransportError, ConnectionOver.
         """
         claim = self._claim
-        with self._edge.handoff.pending(claim.key, claim.who, claim.credentials) as pending, pending.scope:
+        with self._edge.handoff.pending(claim.key, claim.who, claim.credentials) as pending:
             await self._splice_at_once_or_hold(pending)
             return Outcome.SPLICED
         self._caller.place.scope = None
@@ -245,11 +245,19 @@ class Splicing:
         Raises TransportError; ConnectionOver at the deadline, or in the relay.
         """
         caller = self._caller
+        words = memoryview(introduction.words)
+        rest = memoryview(caller.greeting.transcript_bytes)[introduction.sent_bytes :]
+        if caller.flush_nowait():
+            self._hears_satellite = True
+            words = words[client.send_nowait(words) :] if words else words
+            rest = rest[target.send_nowait(rest) :] if rest else rest
+            if not (words or rest or caller.greeting.awaiting_ack):
+                return  # nearly always so, without the cost of a deadline
         with trio.move_on_after(REPLAY_DEADLINE_S) as deadline:
             await caller.flush()
             self._hears_satellite = True
-            await client.send_all(introduction.words)
-            await target.send_all(memoryview(caller.greeting.transcript_bytes)[introduction.sent_bytes :])
+            await client.send_all(words)
+            await target.send_all(rest)
             if caller.greeting.awaiting_ack:
                 await self._relay(client, target)
         if deadline.cancelled_caught:

@@ -17,6 +17,8 @@ def kind_of(record: Record) -> str:
 
 def write_line(record: Record) -> None:
     """A sink of the book."""
+    if not log.isEnabledFor(record.end.level):
+        return
     fields = record.fields()
     del fields["at"]  # the line has a time of its own, and `ended_s`
     if record.principal:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from bentpipe.daemon.keeper.containment import PROC
-from bentpipe.daemon.providers.process.sock_diag import Listening, Socket, dump_listeners, find_listener
+from bentpipe.daemon.providers.process.sock_diag import Listening, Lookup, Socket, dump_listeners
 
 LISTEN = "0A"
 """TCP_LISTEN in the `st` column of /proc/net/tcp."""
@@ -52,6 +52,11 @@ class Listeners:
     def __init__(self, fresh_s: float = FRESH_S) -> None:
         self._fresh_s = fresh_s
         self._dumped: dict[socket.AddressFamily, tuple[float, Table]] = {}
+        self._lookup = Lookup()
+
+    def close(self) -> None:
+        """Give back what it holds; it can be used on. Idempotent."""
+        self._lookup.close()
 
     def is_listening(self, host: str, port: int, suspects: Suspects) -> bool:
         """Return whether one of them listens on `port` so that a connection to the IP address `host` would reach it."""
@@ -68,7 +73,7 @@ class Listeners:
         process, so the processes' files are searched only once.
         """
         try:
-            found = find_listener(ipaddress.ip_address(host), port)
+            found = self._lookup.find_listener(ipaddress.ip_address(host), port)
         except OSError:  # no sock_diag in this kernel, or no AF_NETLINK in this sandbox
             return _whose(self._listening(host, port), suspects, known)
         return _whose(set() if found is None else {found}, suspects, known)

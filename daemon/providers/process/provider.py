@@ -149,6 +149,7 @@ class ProcessProvider:
                     self._machines_scope.cancel()
                     nursery.cancel_scope.cancel()
         finally:
+            self._listeners.close()
             if not self._leaves_processes:
                 with trio.CancelScope(shield=True), contained(Owner("process cleaning up")):
                     await self._keeper.aclose()

@@ -33,26 +33,69 @@ ANSWER = struct.Struct("=4x 2s 2x 16s 16x 12x 12x I I")
 ANSWER_BYTES = 64 << 10
 
 
-def find_listener(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> Socket | None:
-    """The socket that would get a connection to `address` and `port`; None if no process listens there.
+class Lookup:
+    """Looks listeners up, one after the other, over one socket of its own, which is opened at the first question.
 
-    The kernel looks it up as for the connection itself, also a dual-stack listener: some µs, however many listen. Raises
-    OSError if the kernel has no sock_diag, or a sandbox no AF_NETLINK.
+    To open and to close a netlink socket costs far more than the question. Used by one thread.
     """
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as netlink:
+
+    def __init__(self) -> None:
+        self._netlink: socket.socket | None = None
+        self._asked = 0
+
+    def close(self) -> None:
+        """Close the socket; a later question opens another. Idempotent."""
+        if self._netlink is not None:
+            self._netlink.close()
+            self._netlink = None
+
+    def find_listener(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> Socket | None:
+        """The socket that would get a connection to `address` and `port`; None if no process listens there.
+
+        The kernel looks it up as for the connection itself, also a dual-stack listener: some µs, however many listen. Raises
+        OSError if the kernel has no sock_diag, or a sandbox no AF_NETLINK.
+        """
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         source = port.to_bytes(2, "big"), address.packed.ljust(16, b"\0")
-        body = LOOKUP.pack(family, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF, *source, NO_COOKIE)
-        netlink.send(HEADER.pack(HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 0, 0) + body)
-        data = netlink.recv(ANSWER_BYTES)  # answered within the send
-    _, kind, _, _, _ = HEADER.unpack_from(data)
-    if kind == NLMSG_ERROR:
-        code = -struct.unpack_from("=i", data, HEADER.size)[0]
-        if code == errno.ENOENT:
-            return None
-        raise OSError(code, "sock_diag")
-    _, _, user, inode = ANSWER.unpack_from(data, HEADER.size)
-    return str(inode), user
+        try:
+            data = self._ask(LOOKUP.pack(family, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF, *source, NO_COOKIE))
+        except BaseException:
+            self.close()  # an answer that comes later would be taken for the next question's
+            raise
+        _, kind, _, _, _ = HEADER.unpack_from(data)
+        if kind == NLMSG_ERROR:
+            code = -struct.unpack_from("=i", data, HEADER.size)[0]
+            if code == errno.ENOENT:
+                return None
+            raise OSError(code, "sock_diag")
+        _, _, user, inode = ANSWER.unpack_from(data, HEADER.size)
+        return str(inode), user
+
+    def _ask(self, body: bytes) -> bytes:
+        """Returns the answer to this question. Raises OSError."""
+        if self._netlink is None:
+            self._netlink = _open()
+        self._asked = self._asked + 1 & 0xFFFFFFFF
+        header = HEADER.pack(HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, self._asked, 0)
+        self._netlink.send(header + body)
+        data = self._netlink.recv(ANSWER_BYTES, socket.MSG_DONTWAIT)  # answered within the send
+        _, _, _, answered, _ = HEADER.unpack_from(data)
+        if answered != self._asked:
+            raise OSError(errno.EBADMSG, "sock_diag answered another question")
+        return data
+
+
+def find_listener(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> Socket | None:
+    """Look one listener up: see Lookup."""
+    lookup = Lookup()
+    try:
+        return lookup.find_listener(address, port)
+    finally:
+        lookup.close()
+
+
+def _open() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
 
 
 def dump_listeners(family: socket.AddressFamily) -> Iterator[Listening]:
@@ -60,7 +103,7 @@ def dump_listeners(family: socket.AddressFamily) -> Iterator[Listening]:
 
     Raises OSError if the kernel has no sock_diag, or a sandbox no AF_NETLINK.
     """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as netlink:
+    with _open() as netlink:
         body = REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 1 << TCP_LISTEN)
         flags = NLM_F_REQUEST | NLM_F_DUMP
         netlink.send(HEADER.pack(HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, flags, 0, 0) + body)

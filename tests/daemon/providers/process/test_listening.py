@@ -1,13 +1,15 @@
 """Whose port listens: the kernel's tables, read from outside."""
 
+import contextlib
 import os
 import socket
+from collections.abc import Iterator
 
 import pytest
 
 from bentpipe.daemon.providers.process import listening
 from bentpipe.daemon.providers.process.listening import Listeners, Suspects, Whose, read_listeners
-from bentpipe.daemon.providers.process.sock_diag import dump_listeners
+from bentpipe.daemon.providers.process.sock_diag import Lookup, dump_listeners
 
 
 def refuse(*_: object) -> list[object]:
@@ -19,9 +21,16 @@ def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Either of the two sources."""
     if request.param == "proc":
         monkeypatch.setattr(listening, "dump_listeners", refuse)
-        monkeypatch.setattr(listening, "find_listener", refuse)
+        monkeypatch.setattr(Lookup, "find_listener", refuse)
     else:
         monkeypatch.setattr(listening, "read_listeners", refuse)
+
+
+@pytest.fixture
+def listeners() -> Iterator[Listeners]:
+    """Those that never trust an older answer."""
+    with contextlib.closing(Listeners(fresh_s=-1)) as made:
+        yield made
 
 
 def is_listening(host: str, port: int, suspects: Suspects) -> bool:
@@ -80,14 +89,14 @@ def test_both_sources_say_the_same(family: socket.AddressFamily, host: str) -> N
 
 
 @pytest.mark.parametrize("uid", [os.geteuid(), os.geteuid() + 1])
-def test_a_user_of_its_own_is_enough(uid: int) -> None:
+def test_a_user_of_its_own_is_enough(uid: int, listeners: Listeners) -> None:
     """No process is searched: nobody else has that user."""
     suspects = Suspects(uid, lambda: pytest.fail("searched"))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         ours = uid == os.geteuid()
         assert is_listening("127.0.0.1", port, suspects) is ours
-        whose = Listeners(fresh_s=-1).whose("127.0.0.1", port, suspects, set())
+        whose = listeners.whose("127.0.0.1", port, suspects, set())
         assert whose is (Whose.OURS if ours else Whose.STRANGER)
 
 
@@ -119,9 +128,9 @@ HERE, ELSEWHERE = "127.77.{}.{}", "127.78.{}.{}"
         ("::1", "::1", True),
     ],
 )
-def test_whose_a_port_is_now(bound: str, asked: str, reached: bool) -> None:
+def test_whose_a_port_is_now(bound: str, asked: str, reached: bool, listeners: Listeners) -> None:
     """By one lookup, or by the tables where there is none: the same answer."""
-    listeners, known = Listeners(fresh_s=0), set[str]()
+    known = set[str]()
     bound, asked = (each.format(os.getpid() % 251, os.getpid() % 241 + 1) for each in (bound, asked))
     family = socket.AF_INET6 if ":" in bound else socket.AF_INET
     with socket.create_server((bound, 0), family=family, dualstack_ipv6=bound == "::") as server:
