@@ -41,7 +41,6 @@ from bentpipe.config.model import (
     SatelliteSection,
     SatelliteTlsSection,
     ServerTlsSection,
-    StoreSection,
 )
 from bentpipe.config.observability import MetricsSection, RecordsSection, TracesSection
 from bentpipe.config.prices import PriceSection, PricesSection
@@ -49,6 +48,7 @@ from bentpipe.config.rates import Ec2RatesSection, RateSection
 from bentpipe.config.registration import RegistrationSection
 from bentpipe.config.responder import AbuseSection, ResponderSection
 from bentpipe.config.satellite_ca import SatelliteCaSection
+from bentpipe.config.store import StoreSection
 
 
 class Effect(enum.Enum):

@@ -11,7 +11,8 @@ from bentpipe.daemon.admin.guard import ANSWER_FIELDS
 from bentpipe.daemon.admin.http1 import BadRequest, BrowserConnection, BrowserRequest, HttpReply
 from bentpipe.daemon.admin.site import Site
 from bentpipe.daemon.connections.listening_sockets import ListeningSockets
-from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.connections.quota_limits import QuotaLimits
+from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.errors import LimitReached
 from bentpipe.daemon.private_socket import peer_of
 from bentpipe.daemon.tasks import Decision, Owner, run_owned

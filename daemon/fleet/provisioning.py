@@ -19,18 +19,16 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Protocol
 
 import trio
 
-from bentpipe.config.model import MachineTypeSection, SatelliteSection
+from bentpipe.config.model import MachineTypeSection
 from bentpipe.daemon.coordination.contract import InUse
 from bentpipe.daemon.errors import (
     SATELLITE_WORDS,
     BentpipeError,
     InvalidRequest,
     LimitReached,
-    MachineNotFound,
     NoSuchSatellite,
     ProviderCapacity,
     ProviderError,
@@ -51,7 +49,8 @@ from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.machine.rules import backed_off
 from bentpipe.daemon.fleet.row_reader import RowReader
 from bentpipe.daemon.fleet.satellite import Satellite
-from bentpipe.daemon.fleet.taken_up import TakenUp, newest_machine
+from bentpipe.daemon.fleet.satellite_parts import Parts
+from bentpipe.daemon.fleet.taken_up import TakenUp, is_gone, is_settled, newest_machine
 from bentpipe.daemon.fleet.updating import (
     WantedUpdate,
     adapt_machine,
@@ -60,8 +59,7 @@ from bentpipe.daemon.fleet.updating import (
     section_of,
     words_of,
 )
-from bentpipe.daemon.ids import machine_id_of
-from bentpipe.daemon.model import MachineState, SatelliteKey, SatelliteState
+from bentpipe.daemon.model import SatelliteKey, SatelliteState
 from bentpipe.daemon.providers.base import Provider
 from bentpipe.daemon.providers.series import Series
 from bentpipe.daemon.registry.contract import Registry
@@ -90,22 +88,6 @@ STILL_THERE = (
 STILL_UPDATED = "is still being updated, and the edge host goes on with that"
 NO_NEW_MACHINE = "is updated, but its new machine could not be launched, and the next build tries again"
 MAY_BE_LEFT = "the launch may have made a machine, and the edge host goes on looking for it to destroy it"
-
-
-class Parts(Protocol):
-    """What the rest of the daemon keeps of each satellite."""
-
-    def add(self, section: SatelliteSection, kind: MachineTypeSection) -> None:
-        """A satellite is about to be taken up, whose section was made of its machine type."""
-        ...
-
-    def end_use(self, key: SatelliteKey) -> None:
-        """End the connections to a satellite, and what keeps it awake."""
-        ...
-
-    def forget(self, key: SatelliteKey) -> None:
-        """A satellite is gone."""
-        ...
 
 
 class Provisioner:
@@ -297,8 +279,8 @@ class Provisioner:
         newest = await newest_machine(self._registry, taken.row.key)
         taken.gone_generation = 0 if newest is None else newest.generation
         await taken.satellite.calls.terminate()
-        gone = not taken.satellite.is_acting and await self._is_gone(taken.row.key)
-        return gone and await self._is_settled(taken.satellite)
+        gone = not taken.satellite.is_acting and await is_gone(self._provider, taken.row.key)
+        return gone and await is_settled(self._registry, taken.satellite, self._wall())
 
     async def _finish_removal(self, taken: TakenUp) -> bool:
         key = taken.row.key
@@ -311,20 +293,6 @@ class Provisioner:
                 self._give_up(taken)
                 log.info("removed", extra={"fields": {"satellite": str(key)}})
         return True
-
-    async def _is_gone(self, key: SatelliteKey) -> bool:
-        try:
-            machine = await self._provider.describe(machine_id_of(key))
-        except MachineNotFound:
-            return True
-        return machine.state is MachineState.TERMINATED
-
-    async def _is_settled(self, satellite: Satellite) -> bool:
-        """Whether the newest machine is known, or would have appeared by now."""
-        newest = await newest_machine(self._registry, satellite.key)
-        if newest is None or newest.attempt is None or newest.generation == satellite.calls.launched_generation:
-            return True
-        return self._wall() - newest.attempt.at_us / 1e6 >= satellite.rules.traits.appear_grace_s
 
     # -- update --------------------------------------------------------------------------------------------------------
 
@@ -377,7 +345,7 @@ class Provisioner:
         except ProviderError as exc:
             if not isinstance(exc, SleepVetoed) and exc.retryable:
                 raise
-            if row.change.replace and await self._is_gone(row.key):
+            if row.change.replace and await is_gone(self._provider, row.key):
                 raise  # the way back is gone with it
             return await self._give_update_up(taken, row.change, exc)
         return done and await self._end_update(taken, row, row.change)

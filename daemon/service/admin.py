@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 from bentpipe.config.admin import AdminSection
-from bentpipe.config.model import StoreSection
+from bentpipe.config.store import StoreSection
 from bentpipe.daemon.admin.facts import AdminParts, HostFacts, PlaneFacts
 from bentpipe.daemon.admin.history import History
 from bentpipe.daemon.admin.server import AdminServer

@@ -19,7 +19,8 @@ from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.connections.listener import Gate
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.connections.port import find_ktls, read_port
-from bentpipe.daemon.connections.quotas import Quotas, quota_limits_of
+from bentpipe.daemon.connections.quota_limits import quota_limits_of
+from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.satellite_tls import satellite_tls_of, type_tls_of
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.dial import dial_here

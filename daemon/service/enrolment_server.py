@@ -16,7 +16,8 @@ from http import HTTPStatus
 import h11
 import trio
 
-from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.connections.quota_limits import QuotaLimits
+from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.logs import log_limited
 from bentpipe.daemon.pki.enrolment import Enrolments

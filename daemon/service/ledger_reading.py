@@ -3,7 +3,7 @@
 import functools
 from pathlib import Path
 
-from bentpipe.config.model import LEDGER_NAME, StoreSection
+from bentpipe.config.store import LEDGER_NAME, StoreSection
 from bentpipe.daemon.errors import StoreUnusable
 from bentpipe.daemon.ledger import sqlite_read
 from bentpipe.daemon.ledger.contract import Interval, LedgerSpan

@@ -9,7 +9,8 @@ from bentpipe.daemon.api.server import ControlApi
 from bentpipe.daemon.connections.arrival import Arrival, Proxies
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.connections.port import Port
-from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.connections.quota_limits import QuotaLimits
+from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.transport import Transport, TransportError
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.caller import Caller

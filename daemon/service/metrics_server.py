@@ -7,7 +7,8 @@ a loopback address, unless the network is trusted.
 import trio
 
 from bentpipe.daemon.connections.listening_sockets import ListeningSockets
-from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.connections.quota_limits import QuotaLimits
+from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.service.exposition import Exposition
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.service.probes import PAGES, examine

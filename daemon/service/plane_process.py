@@ -26,7 +26,8 @@ from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.connections.listener import Door, Gate, Listener, defer_accept, listen_for
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.connections.port import Port, find_ktls, read_port
-from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.connections.quota_limits import QuotaLimits
+from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.satellite_tls import satellite_tls_of, type_tls_of
 from bentpipe.daemon.dataplane.counted import counters_record
 from bentpipe.daemon.dataplane.handover import HandoverServer, TakenListeners, name_of, take_listeners

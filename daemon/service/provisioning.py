@@ -24,7 +24,7 @@ log = logging.getLogger("bentpipe")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SatelliteParts:
-    """The `Parts` of `daemon/fleet/provisioning.py`. It changes `tls`, `responders` and `specs`, which others read."""
+    """The `Parts` of `daemon/fleet/satellite_parts.py`. It changes `tls`, `responders` and `specs`, which others read."""
 
     machines: Machines
     tls: dict[SatelliteKey, SatelliteTls]

@@ -9,7 +9,8 @@ from bentpipe.daemon.connections.deadlines import Deadlines
 from bentpipe.daemon.connections.descriptors import Descriptors
 from bentpipe.daemon.connections.dial_once import SatelliteTls
 from bentpipe.daemon.connections.listener import Gate, Listener
-from bentpipe.daemon.connections.quotas import Quotas, quota_limits_of
+from bentpipe.daemon.connections.quota_limits import quota_limits_of
+from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.edge.greeters import Greeters
 from bentpipe.daemon.edge.health_connection import HealthChecks
 from bentpipe.daemon.fleet.fleet import Fleet

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from bentpipe.config.model import StoreSection
+from bentpipe.config.store import StoreSection
 from bentpipe.config.units import parse_duration_s
 from bentpipe.daemon.report.picture import draw
 from bentpipe.daemon.report.plain import to_json

@@ -9,7 +9,7 @@ import time
 
 import trio
 
-from bentpipe.config.model import StoreSection
+from bentpipe.config.store import StoreSection
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.ledger.contract import DAY_US, SETTLE_US, DaySums, Interval, RolledLedger, RolledState
 from bentpipe.daemon.model import SatelliteKey

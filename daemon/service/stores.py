@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import click
 import trio
 
-from bentpipe.config.model import StoreSection
+from bentpipe.config.store import StoreSection
 from bentpipe.daemon.coordination.contract import Coordination, LocalCoordination
 from bentpipe.daemon.coordination.shared import SharedCoordination
 from bentpipe.daemon.errors import StoreUnusable

@@ -6,7 +6,8 @@ import pytest
 
 from bentpipe.config.accounts import TokenSection
 from bentpipe.config.load import ConfigErrors, load_config
-from bentpipe.config.model import KeepAwakeSection, StoreSection
+from bentpipe.config.model import KeepAwakeSection
+from bentpipe.config.store import StoreSection
 from bentpipe.config.units import parse_hours, parse_weekdays
 
 SAMPLE = Path(__file__).parents[2] / "config" / "sample.toml"

@@ -25,7 +25,8 @@ from beds.memory import check_nothing_left
 from beds.peers.raw_tls import RawTls
 from bentpipe.daemon.connections.arrival import Arrival, Proxies
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
-from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.connections.quota_limits import QuotaLimits
+from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.tls_start import begins_tls, start_tls
 from bentpipe.daemon.connections.transport import PeerLeft, Transport, TransportError
 from bentpipe.daemon.records.book import Book

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from beds.contracts.ledger import ALWAYS, check_laws
-from bentpipe.config.model import StoreSection
 from bentpipe.config.prices import PricesSection
+from bentpipe.config.store import StoreSection
 from bentpipe.daemon.ledger.contract import (
     DAY_US,
     SETTLE_US,

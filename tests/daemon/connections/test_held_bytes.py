@@ -3,7 +3,8 @@
 import pytest
 
 from bentpipe.daemon.connections.held_bytes import FAIR_BYTES
-from bentpipe.daemon.connections.quotas import Place, QuotaLimits, Quotas
+from bentpipe.daemon.connections.quota_limits import QuotaLimits
+from bentpipe.daemon.connections.quotas import Place, Quotas
 from bentpipe.daemon.errors import LimitReached
 
 LIMITS = QuotaLimits(strangers=10, strangers_bytes=1 << 30, per_prefix=10, admitted=10, said_bytes=100_000)

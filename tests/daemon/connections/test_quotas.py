@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from bentpipe.daemon.connections.held_bytes import FAIR_BYTES, PLACE_BYTES, TLS_BYTES
+from bentpipe.daemon.connections.quota_limits import QuotaLimits
 from bentpipe.daemon.connections.quotas import (
     CONNECTION_FDS,
     FLOOD_GRACE_S,
@@ -15,7 +16,6 @@ from bentpipe.daemon.connections.quotas import (
     STRANGER_BYTES,
     Place,
     QuotaKind,
-    QuotaLimits,
     Quotas,
 )
 from bentpipe.daemon.errors import LimitReached

@@ -8,7 +8,8 @@ import pytest
 
 from beds.http2 import EMPTY_SETTINGS
 from bentpipe.daemon.connections.arrival import Arrival, Proxies
-from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.connections.quota_limits import QuotaLimits
+from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge import greeters
 from bentpipe.daemon.edge.caller import Caller

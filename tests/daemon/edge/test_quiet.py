@@ -16,7 +16,8 @@ from beds.http2 import EMPTY_SETTINGS
 from beds.peers.responder_status import status
 from beds.peers.scripted_responder import scripted_responder
 from bentpipe.config.model import Config
-from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.connections.quota_limits import QuotaLimits
+from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.edge.handoff import HandOff, Splice
 from bentpipe.daemon.fleet import fleet
 from bentpipe.daemon.fleet.lease import Lease

@@ -12,7 +12,8 @@ from beds.http2 import EMPTY_SETTINGS
 from bentpipe.daemon.connections.arrival import Arrival, Proxies
 from bentpipe.daemon.connections.held_bytes import HELD_BYTES, PLACE_BYTES
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
-from bentpipe.daemon.connections.quotas import QuotaLimits, Quotas
+from bentpipe.daemon.connections.quota_limits import QuotaLimits
+from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.watching import held

@@ -9,7 +9,7 @@ import trio
 
 from beds.contracts.ledger import ALWAYS, A, B, Clock, Writer
 from beds.contracts.rolled import BEGIN_US, KEYS, Books, RolledContract, RunsContract, check_same, fill, stamp
-from bentpipe.config.model import StoreSection
+from bentpipe.config.store import StoreSection
 from bentpipe.daemon.ledger import dynamodb_days, dynamodb_read
 from bentpipe.daemon.ledger.contract import DAY_US, SETTLE_US, Stamp, StampedTransition
 from bentpipe.daemon.ledger.dynamodb import WHOLE_US, DynamoLedger

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from beds.contracts.rolled import FIRST_US, Books, RunsContract
-from bentpipe.config.model import StoreSection
+from bentpipe.config.store import StoreSection
 from bentpipe.daemon.ledger.contract import DAY_US
 from bentpipe.daemon.ledger.spans import RUN_DAYS, Run, runs_within
 from bentpipe.daemon.ledger.sqlite import SqliteLedger

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bentpipe.config.model import StoreSection
+from bentpipe.config.store import StoreSection
 from bentpipe.daemon.ledger.contract import DAY_US, Stamp
 from bentpipe.daemon.ledger.facts import write_facts
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
