@@ -215,19 +215,6 @@ class SatelliteMachine(Moves):
         else:
             self.known.queue.enter(event.waiter, now if event.since is None else event.since, event.tell_by)
 
-    def _expire(self, now: float) -> None:
-        known = self.known
-        if known.reason_is_known:
-            for waiter in known.queue.untold(now):
-                self._fail(waiter, known.troubles.last_reason("the satellite is not ready"))
-        queued = known.wants_place(now)
-        for waiter, waited_s in known.queue.expired(now):
-            if queued:
-                words = f"in {waited_s:.0f} s no place became free among the satellites that may be awake at once"
-                self._fail(waiter, LimitReached(words))
-            else:
-                self._fail(waiter, known.not_ready(waited_s))
-
     # -- what is seen of the machine -----------------------------------------------------------------------------------
 
     def _unseen(self, error: ProviderError, now: float) -> None:

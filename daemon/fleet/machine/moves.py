@@ -3,7 +3,7 @@
 `SatelliteMachine` decides by these steps. They are apart because every part of it needs them.
 """
 
-from bentpipe.daemon.errors import BentpipeError
+from bentpipe.daemon.errors import BentpipeError, LimitReached
 from bentpipe.daemon.fleet.machine import messages as msg
 from bentpipe.daemon.fleet.machine.known import Known
 from bentpipe.daemon.fleet.machine.messages import Action, WaiterId
@@ -37,6 +37,19 @@ class Moves:
     def _fail_all(self, error: BentpipeError) -> None:
         for waiter in self.known.queue.empty():
             self._fail(waiter, error)
+
+    def _expire(self, now: float) -> None:
+        known = self.known
+        if known.reason_is_known:
+            for waiter in known.queue.untold(now):
+                self._fail(waiter, known.troubles.last_reason("the satellite is not ready"))
+        queued = known.wants_place(now)
+        for waiter, waited_s in known.queue.expired(now):
+            if queued:
+                words = f"in {waited_s:.0f} s no place became free among the satellites that may be awake at once"
+                self._fail(waiter, LimitReached(words))
+            else:
+                self._fail(waiter, known.not_ready(waited_s))
 
     def _enter_operational(self, cause: str, now: float) -> None:
         self._move(S.OPERATIONAL, cause)
