@@ -121,8 +121,6 @@ def _item(satellite: RegisteredSatellite) -> Item:
 
 def _satellite(item: Item) -> RegisteredSatellite:
     org, _, name = text(item, "sk").partition("/")
-    return registered_satellite(
-        *(org, name, given(item, "host"), given_number(item, "port"), given(item, "platform"), given(item, "version")),
-        *(given(item, "root_ca"), given(item, "principal"), given(item, "token_hash")),
-        *(given_number(item, "created_us"), given_number(item, "beat_us")),
-    )
+    texts = {name: given(item, name) for name in ("host", "platform", "version", "root_ca", "principal", "token_hash")}
+    numbers = {name: given_number(item, name) for name in ("port", "created_us", "beat_us")}
+    return registered_satellite({"org": org, "name": name, **texts, **numbers})

@@ -13,7 +13,7 @@ never a token. `tests/beds/contracts/registered.py` tests these laws:
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from bentpipe.config.base import NAME_PATTERN
@@ -73,35 +73,30 @@ class RegisteredSatellite:
     """The last heartbeat, by the clock of the host that got it. Other hosts notice that it changes."""
 
 
-def registered_satellite(
-    org: object,
-    name: object,
-    host: object,
-    port: object,
-    platform: object,
-    version: object,
-    root_ca: object,
-    principal: object,
-    token_hash: object,
-    created_us: object,
-    beat_us: object,
-) -> RegisteredSatellite:
-    """Check a satellite's columns, whatever they hold. Raises MalformedRow."""
-    for column, value in (("org", org), ("name", name)):
-        if not re.match(NAME_PATTERN, text_of(value, column)):
+def registered_satellite(row: Mapping[str, object]) -> RegisteredSatellite:
+    """Check a satellite's columns, by name, whatever they hold. Raises MalformedRow."""
+
+    def text(column: str) -> str:
+        return text_of(row.get(column), column)
+
+    def whole(column: str) -> int:
+        return whole_of(row.get(column), column)
+
+    for column in ("org", "name"):
+        if not re.match(NAME_PATTERN, text(column)):
             raise MalformedRow(f"{column} is not a valid name")
-    if whole_of(port, "port") not in PORTS:
+    if whole("port") not in PORTS:
         raise MalformedRow("port is not a valid port")
     return RegisteredSatellite(
-        SatelliteKey(text_of(org, "org"), text_of(name, "name")),
-        Address(text_of(host, "host"), whole_of(port, "port")),
-        text_of(platform, "platform"),
-        text_of(version, "version"),
-        text_of(root_ca, "root_ca"),
-        text_of(principal, "principal"),
-        text_of(token_hash, "token_hash"),
-        whole_of(created_us, "created_us"),
-        whole_of(beat_us, "beat_us"),
+        key=SatelliteKey(text("org"), text("name")),
+        address=Address(text("host"), whole("port")),
+        platform=text("platform"),
+        version=text("version"),
+        root_ca=text("root_ca"),
+        principal=text("principal"),
+        token_hash=text("token_hash"),
+        created_us=whole("created_us"),
+        beat_us=whole("beat_us"),
     )
 
 

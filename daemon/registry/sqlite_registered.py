@@ -14,7 +14,20 @@ from bentpipe.daemon.store.malformed import MalformedRows
 from bentpipe.daemon.store.schema import transaction
 from bentpipe.daemon.store.sqlite_file import SqliteFile
 
-COLUMNS = "org, name, host, port, platform, version, root_ca, principal, token_hash, created_us, beat_us"
+NAMES = (
+    "org",
+    "name",
+    "host",
+    "port",
+    "platform",
+    "version",
+    "root_ca",
+    "principal",
+    "token_hash",
+    "created_us",
+    "beat_us",
+)
+COLUMNS = ", ".join(NAMES)
 THIS = "WHERE org = ? AND name = ? AND token_hash = ?"
 ALL = f"SELECT {COLUMNS} FROM registered ORDER BY org, name"
 
@@ -31,7 +44,9 @@ class SqliteRegisteredStore:
         return tuple(self._read(await self._file.call(lambda db: db.execute(ALL).fetchall())))
 
     def _read(self, rows: list[tuple[object, ...]]) -> list[RegisteredSatellite]:
-        return self._malformed.read(rows, lambda row: row[:2], lambda row: registered_satellite(*row))
+        return self._malformed.read(
+            rows, lambda row: row[:2], lambda row: registered_satellite(dict(zip(NAMES, row, strict=True)))
+        )
 
     async def register(self, wish: RegistrationWish) -> RegisteredSatellite:
         """See RegisteredStore."""
