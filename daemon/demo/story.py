@@ -1,5 +1,6 @@
 """The story that `bentpipe demo` tells: one act for each promise. It ends with exit code 0 only if all promises held."""
 
+import concurrent.futures
 import time
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ from bentpipe.daemon.testbed.edge_host import MAIN_THREAD, DemoSatellite, EdgeHo
 HERD = 200
 STREAM_BYTES = 1 << 30
 BOOT_S = 1.0
+LATE_BOOT_S = 3.0
+"""The daemon is killed and started again in that time."""
 SLEEP_AFTER_S = 4.0
 SLEEP_DEADLINE_S = 30.0
 
@@ -22,6 +25,7 @@ SATELLITES = (
     DemoSatellite("herd", ("--boot", str(BOOT_S))),
     DemoSatellite("stream", ("--boot", str(BOOT_S))),
     DemoSatellite("broken", ("--boot", "0.3", "--fail")),
+    DemoSatellite("late", ("--boot", str(LATE_BOOT_S))),
 )
 
 
@@ -34,7 +38,7 @@ class Story(Narrator):
 
     def tell(self) -> None:
         """Run every act in order. Raises PromiseBroken, grpc.RpcError."""
-        self.tell_acts(self.cold_wake, self.herd, self.stream, self.refusals, self.sleep_and_resume)
+        self.tell_acts(self.cold_wake, self.herd, self.stream, self.refusals, self.killed, self.sleep_and_resume)
 
     def cold_wake(self) -> None:
         """1. A cold wake: one client, its satellite asleep"""
@@ -69,7 +73,7 @@ class Story(Narrator):
                 engine_s = sum(s for name, s in used.items() if name.startswith("bp-engine"))
                 self.say(
                     f"{way:4} {took_s:.1f} s, {STREAM_BYTES / took_s / 1e9:.2f} GB/s; "
-                    f"CPU: Trio thread {used[MAIN_THREAD]:.2f} s, engine threads {engine_s:.2f} s"
+                    f"CPU: Python {used[MAIN_THREAD]:.2f} s, engine threads {engine_s:.2f} s"
                 )
                 self.expect(f"SHA-256 equal at both ends: {received[:16]}…", held=sent == received)
 
@@ -91,8 +95,31 @@ class Story(Narrator):
                 else:
                     raise PromiseBroken(f"{what} was answered")
 
+    def killed(self) -> None:
+        """5. kill -9 of the daemon: one client streams, another waits for its satellite"""
+        with (
+            concurrent.futures.ThreadPoolExecutor(1) as threads,
+            DemoClient(self._host, "stream") as streaming,
+            DemoClient(self._host, "late") as waiting,
+        ):
+            streaming.echo(b"wake up first")
+            stream = threads.submit(streaming.download, 2 * STREAM_BYTES)
+            answer = waiting.echo_future(b"hello")
+            self._host.wait_state("late", SatelliteState.STARTING, SLEEP_DEADLINE_S)
+            self.expect("both are under way when the daemon is killed", held=not (stream.done() or answer.done()))
+            away_s = timed_s(self._host.kill_and_start)
+            self.say(
+                f"the next daemon took clients after {away_s:.2f} s; the connections are in a process of their own"
+            )
+            sent, received = stream.result()
+            self.expect(f"the stream went on, SHA-256 equal at both ends: {received[:16]}…", held=sent == received)
+            self.expect("the other client waited on, and was answered", held=answer.result() == b"hello")
+            self.expect(
+                "its satellite was started once: the next daemon found it again", held=self._host.found_again("late")
+            )
+
     def sleep_and_resume(self) -> None:
-        """5. Nobody there: the satellite goes to sleep, and resumes for the next client"""
+        """6. Nobody there: the satellite goes to sleep, and resumes for the next client"""
         begun = time.monotonic()
         self._host.wait_state("solo", SatelliteState.SLEEP, SLEEP_DEADLINE_S)
         self.say(f"asleep ({time.monotonic() - begun:.1f} s after this act began; sleep_after is {SLEEP_AFTER_S:g} s)")
@@ -106,6 +133,6 @@ class Story(Narrator):
 def run_demo() -> int:
     """Run the demo with local processes. Returns 0 if every promise held, else 1."""
     console = wide_console()
-    with EdgeHost(SATELLITES, sleep_after_s=SLEEP_AFTER_S) as host:
+    with EdgeHost(SATELLITES, sleep_after_s=SLEEP_AFTER_S, data_plane="process") as host:
         console.print(f"bentpipe serves TLS on localhost:{host.port}; {len(SATELLITES)} satellites, all asleep")
         return play(host, console, [s.name for s in SATELLITES], Story(host, console).tell)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,6 +28,8 @@ START_DEADLINE_S = 20.0
 STOP_DEADLINE_S = 40.0
 CLOCK_TICKS_S = 1 / os.sysconf("SC_CLK_TCK")
 MAIN_THREAD = "trio"
+SERVING = "serving"
+"""What a daemon logs whose data plane is a process of its own, once it takes clients."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -149,16 +151,37 @@ class EdgeHost:
 
     def start(self) -> None:
         """Start the daemon, or the next one after one that has ended. Its log begins anew."""
+        self.log_path.write_bytes(b"")
+        self._spawn()
+        with self._or_end_it():
+            self._wait_listening()
+
+    def kill_and_start(self) -> None:
+        """Kill the daemon (SIGKILL), and start the next one, whose log goes on. A data plane of its own stays.
+
+        Returns once the next one takes clients. Raises TimeoutError.
+        """
+        self._running.kill()
+        self._running.wait()
+        served = self._count(SERVING)
+        self._spawn()
+        with self._or_end_it():
+            self._wait(lambda: self._count(SERVING) > served, f"no further {SERVING!r} in the log", START_DEADLINE_S)
+
+    def _spawn(self) -> None:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
-        with self.log_path.open("wb") as log:
+        with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "bentpipe.daemon.service.entry", "serve", "--config", self.config_path],
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 env=environment,
             )
+
+    @contextlib.contextmanager
+    def _or_end_it(self) -> Iterator[None]:
         try:
-            self._wait_listening()
+            yield
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -192,11 +215,16 @@ class EdgeHost:
 
     def _kill_data_planes(self) -> None:
         """The same for the data planes that it has left."""
+        for pid in self._data_planes():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _data_planes(self) -> Iterator[int]:
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
                 arguments = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
                 if b"dataplane" in arguments and os.fsencode(self.config_path) in arguments:
-                    os.kill(int(entry.name), signal.SIGKILL)
+                    yield int(entry.name)
 
     def stop(self) -> int:
         """Send SIGTERM and wait. Returns the exit code."""
@@ -225,11 +253,18 @@ class EdgeHost:
 
     def wait_message(self, message: str, deadline_s: float) -> None:
         """Wait until the daemon has logged `message`. Raises TimeoutError."""
+        self._wait(lambda: self._count(message) > 0, f"no {message!r} in the log", deadline_s)
+
+    @staticmethod
+    def _wait(is_so: Callable[[], bool], words: str, deadline_s: float) -> None:
         deadline = time.monotonic() + deadline_s
-        while not any(record.get("message") == message for record in self.records()):
+        while not is_so():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no {message!r} in the log after {deadline_s:g} s")
+                raise TimeoutError(f"{words} after {deadline_s:g} s")
             time.sleep(0.02)
+
+    def _count(self, message: str) -> int:
+        return sum(record.get("message") == message for record in self.records())
 
     def count_messages(self, message: str, satellite: str) -> int:
         """How often the daemon has logged `message` about the satellite so far."""
@@ -268,12 +303,23 @@ class EdgeHost:
         """How often the satellite was woken so far."""
         return sum(c.state is SatelliteState.STARTING for c in self.changes() if c.satellite == satellite)
 
+    def found_again(self, satellite: str) -> bool:
+        """Whether a daemon that was started later has found the satellite's process, which an earlier one had started."""
+        return any(
+            r.get("message") == "a local satellite was found again" and r.get("machine") == f"{ORG}.{satellite}"
+            for r in self.records()
+        )
+
     def cpu_s(self) -> dict[str, float]:
-        """CPU seconds (user and system) of the daemon so far: its Trio thread, and the others by name (proc(5))."""
+        """CPU seconds (user and system) of the daemon and its data planes so far, by thread.
+
+        MAIN_THREAD is the thread that runs Python in each; the others have their names (proc(5)).
+        """
         used: dict[str, float] = {}
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
-            name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
-            fields = rest.split()
-            name = MAIN_THREAD if task.name == str(self.pid) else name
-            used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) * CLOCK_TICKS_S
+        for pid in (self.pid, *self._data_planes()):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
+                fields = rest.split()
+                name = MAIN_THREAD if task.name == str(pid) else name
+                used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) * CLOCK_TICKS_S
         return used
