@@ -31,13 +31,13 @@ test: setup peers
 coverage: setup
 	bash .ci/coverage
 
-# Runs the engine under ASan+UBSan and TSan, and in the guest that has kTLS, and compares both greetings, for about two hours.
+# Runs the engine under ASan+UBSan and TSan, and in the guest that has kTLS, and compares C with Python, for about two hours.
 # `make test` has a bounded run of the same. LSan finds leaks, after 100,000 connections.
 sanitize: setup
 	BENTPIPE_EXAMPLES=2000 BENTPIPE_SHORT_CONNECTIONS=20000 $(BIN)/pytest tests/native/test_model.py
 	BENTPIPE_SHORT_CONNECTIONS=100000 $(BIN)/pytest tests/native/test_model.py -k "many_short and address and auto"
 	BENTPIPE_GUEST_EXAMPLES=1000 $(BIN)/pytest tests/native/test_guest.py
-	BENTPIPE_OPENINGS=200000 $(BIN)/pytest tests/native/test_greeting.py -o faulthandler_timeout=7200
+	BENTPIPE_OPENINGS=200000 $(BIN)/pytest tests/native/test_greeting.py tests/native/test_request.py -o faulthandler_timeout=7200
 
 # Runs the tests that take half a minute or more each, those in a guest that has booted and in Debian roots (made once) too.
 soak: setup peers

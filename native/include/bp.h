@@ -892,4 +892,52 @@ uint64_t bp_greeting_mark(const struct bp_greeting *greeting);
  */
 void bp_greeting_resume(struct bp_greeting *greeting, uint64_t mark);
 
+/* ---- requests: whose they are, and for which satellite; proto/request.py and daemon/edge/identity.py say why --------- */
+
+enum bp_request_sizes {
+    BP_SATELLITE_NAME_BYTES = 64, /* of an org or a satellite */
+    BP_TOKEN_BYTES = 16384, /* most of a token */
+    BP_DIGEST_BYTES = 32, /* SHA-256 */
+    BP_TRACEPARENT_BYTES = 128, /* a longer one is as if it were not there, as in proto/trace_context.py */
+    BP_TRACESTATE_BYTES = 512, /* likewise */
+};
+
+struct bp_span { /* a part of a request's fields */
+    uint32_t at; /* in `text` of struct bp_fields */
+    uint32_t bytes; /* 0: there is none */
+};
+
+struct bp_satellite { /* the name of one, without NUL */
+    uint32_t org_bytes, name_bytes; /* 1 to BP_SATELLITE_NAME_BYTES */
+    char org[BP_SATELLITE_NAME_BYTES], name[BP_SATELLITE_NAME_BYTES];
+};
+
+struct bp_request_rules { /* of a port */
+    const char *domain; /* below it server names are satellites', in lower case; NULL: there is none */
+    const char *const *own_paths; /* what the paths begin with that the daemon answers itself */
+    uint32_t own_count;
+};
+
+struct bp_request { /* a connection's first request */
+    struct bp_satellite satellite;
+    uint8_t digest[BP_DIGEST_BYTES]; /* SHA-256 of its token */
+    struct bp_span traceparent, tracestate; /* not checked yet */
+};
+
+/**
+ * bp_request_read() - Read whose a request is, and for which satellite, if that is beyond doubt
+ * @fields: Its fields, of bp_greeting_next()
+ * @server_name: The name that the client asked for by TLS (SNI), or NULL
+ * @rules: Rules of its port
+ * @ret: Receives the request if the return is true
+ *
+ * Unusual, and left to Python, is what would be refused, what has no token, what the daemon answers itself, and a server name
+ * that no satellite can have.
+ *
+ * Return: whether it was read; false: it is unusual
+ * Thread: any
+ */
+BP_MUST_CHECK bool bp_request_read(const struct bp_fields *fields, const char *server_name,
+                                   const struct bp_request_rules *rules, struct bp_request *ret);
+
 #endif

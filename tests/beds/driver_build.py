@@ -3,6 +3,7 @@
 BP_DEBUG switches the assertions of native/src/check.h on. Under the driver's engine lie faults of its system calls.
 """
 
+import os
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ STORMS = ROOT / "tests" / "native" / "storm"
 STORM = ROOT / "tests" / "native" / "opener"
 JOIN_STORM = ROOT / "tests" / "native" / "joiner"
 READER = ROOT / "tests" / "native" / "greeting"
+ASKER = ROOT / "tests" / "native" / "asker"
 
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror")
 DEFINED = ("-DTICK_MS=20", "-DBP_DEBUG")
@@ -62,20 +64,40 @@ def build_driver(sanitizer: str) -> Path:
 
 def build_storm(sanitizer: str) -> Path:
     """The same for the program that gives an opener connections, which meets no faults."""
-    return _build_alone("storm", STORM, sanitizer)
+    return _build_alone("storm", sanitizer, STORMS, STORM)
 
 
 def build_join_storm(sanitizer: str) -> Path:
     """The same for the program that gives a joiner clients and satellites."""
-    return _build_alone("join-storm", JOIN_STORM, sanitizer)
+    return _build_alone("join-storm", sanitizer, STORMS, JOIN_STORM)
 
 
-def _build_alone(name: str, folder: Path, sanitizer: str) -> Path:
+def build_asker(sanitizer: str) -> Path:
+    """The same for the program that reads requests."""
+    return _build_parts("asker", sanitizer, [NATIVE / "src" / "request.c"], ASKER)
+
+
+def _build_alone(name: str, sanitizer: str, *folders: Path) -> Path:
+    return _build_parts(name, sanitizer, sorted(NATIVE.glob("src/*.c")), *folders)
+
+
+def _build_parts(name: str, sanitizer: str, sources: Iterable[Path], *folders: Path) -> Path:
+    """Compile files of the engine and all of the folders', unless the program is newer. Raises CalledProcessError.
+
+    Others may do so at the same time.
+    """
     program = ROOT / "build" / f"{name}-{sanitizer.partition(',')[0]}"
-    if _is_old(program, folder, STORMS):
-        sources = [path for parts in (NATIVE / "src", STORMS, folder) for path in sorted(parts.glob("*.c"))]
-        subprocess.run([*_compiler(sanitizer), f"-I{STORMS}", *sources, *LIBRARIES, "-o", program], check=True)
+    if _is_old(program, *folders):
+        made = program.with_name(f"{program.name}.{os.getpid()}")
+        _link(made, sanitizer, sources, *folders)
+        made.replace(program)
     return program
+
+
+def _link(program: Path, sanitizer: str, sources: Iterable[Path], *folders: Path) -> None:
+    own = [path for folder in folders for path in sorted(folder.glob("*.c"))]
+    includes = [f"-I{folder}" for folder in folders]
+    subprocess.run([*_compiler(sanitizer), *includes, *sources, *own, *LIBRARIES, "-o", program], check=True)
 
 
 def link_reader(program: Path, sanitizer: str, *flags: str) -> Path:

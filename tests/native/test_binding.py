@@ -4,13 +4,15 @@ import inspect
 import re
 from pathlib import Path
 
-from bentpipe.native import greeting, tls
+from bentpipe.native import greeting, request, tls
 from bentpipe.native.engine import EndReason, Ktls
 from bentpipe.native.joiner import NewsFlag, StreamFailure
 from bentpipe.native.lib import Lib
 from bentpipe.native.opener import OpeningStep
 from bentpipe.proto import limits
+from bentpipe.proto.request import TOKEN_BYTES
 from bentpipe.proto.states import State
+from bentpipe.proto.trace_context import TRACEPARENT_BYTES, TRACESTATE_BYTES
 
 HEADER = (Path(__file__).parents[2] / "native" / "include" / "bp.h").read_text()
 CODE = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
@@ -77,3 +79,15 @@ def test_the_numbers_of_a_greeting_are_those_of_the_engine() -> None:
     verdicts = {f"BP_GREETING_{verdict.name}": verdict.value for verdict in greeting.GreetingVerdict}
     assert constants("bp_greeting_verdict") == verdicts
     assert constants("bp_greeting_sizes")["BP_GREETING_STREAMS"] == greeting.STREAMS
+
+
+def test_the_bounds_of_a_request_are_those_of_proto() -> None:
+    assert constants("bp_request_sizes") == {
+        "BP_SATELLITE_NAME_BYTES": request.NAME_BYTES,
+        "BP_TOKEN_BYTES": request.TOKEN_BYTES,
+        "BP_DIGEST_BYTES": request.DIGEST_BYTES,
+        "BP_TRACEPARENT_BYTES": request.TRACEPARENT_BYTES,
+        "BP_TRACESTATE_BYTES": request.TRACESTATE_BYTES,
+    }
+    assert request.TOKEN_BYTES == TOKEN_BYTES
+    assert (request.TRACEPARENT_BYTES, request.TRACESTATE_BYTES) == (TRACEPARENT_BYTES, TRACESTATE_BYTES)

@@ -7,8 +7,10 @@ passed; how the bytes are cut does not matter.
 
 import contextlib
 
+from beds.fuzz import asked
 from beds.fuzz.both import Both
 from beds.fuzz.openings import Flight
+from beds.fuzz.requests import Asked
 from beds.http2 import EMPTY_SETTINGS
 from bentpipe.native.greeting import nghttp2_version
 from bentpipe.proto import limits
@@ -56,6 +58,7 @@ def greet(flights: list[bytes], size: int) -> tuple[list[object], str, bytes]:
             assert sum(len(n) + len(v) + 32 for n, v in event.headers) <= limits.HEADER_LIST_BYTES
             with contextlib.suppress(MetadataError):
                 parse_request(event.headers)
+            asked.compare(Asked(event.headers))
     return events, end, said + greeting.data_to_send()
 
 
@@ -175,5 +178,6 @@ def one_input(data: bytes) -> None:
     assert hold_to_one(rest, 1 + (choice >> 4)) == hold_to_one(rest, READ_BYTES), (
         "how the bytes are cut made a difference"
     )
+    asked.compare(asked.asked_of(rest))
     proxied(rest, cut)
     answer(rest)
