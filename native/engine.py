@@ -5,10 +5,12 @@ Only one Python thread may use an Engine. A splice's C object lives until its en
 
 import dataclasses
 import enum
+import functools
 from typing import Literal, NewType, Protocol, cast
 
 from bentpipe.native.lib import Pointer, address, check, ffi, lib
 from bentpipe.native.tls import TlsConnection
+from bentpipe.native.turns import ThreadTurns, ThreadUse, read_turns
 
 SpliceId = NewType("SpliceId", int)
 Splice = Literal["off", "auto", "always"]
@@ -121,30 +123,11 @@ class EngineStatistics:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ThreadTurns:
-    """One thread's turns. A turn is what the thread does between two waits; it serves no other connection meanwhile."""
-
-    turns: int
-    long_turns: int
-    """Turns of over 50 ms."""
-    longest_s: float
-    running_s: float
-    """How long the present turn has lasted; 0 while the thread waits."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class ThreadPriority:
     """One thread's priority; `error` is the errno of the priority that it was refused at its start, or 0."""
 
     held: Priority
     error: int
-
-
-class _CTurns(Protocol):
-    turns: int
-    long_turns: int
-    longest_ns: int
-    running_ns: int
 
 
 class _CCounters(Protocol):
@@ -251,13 +234,16 @@ class Engine:
 
     def thread_turns(self) -> tuple[ThreadTurns, ...]:
         """Each thread's turns, read without stopping it."""
-        found = []
-        for index in range(lib.bp_engine_threads(self._pointer)):
-            ret = ffi.new("struct bp_turns *")
-            check(lib.bp_engine_thread_turns(self._pointer, index, ret))
-            c = cast(_CTurns, ret)
-            found.append(ThreadTurns(c.turns, c.long_turns, c.longest_ns / 1e9, c.running_ns / 1e9))
-        return tuple(found)
+        pointer = self._pointer
+        return tuple(
+            read_turns(functools.partial(lib.bp_engine_thread_turns, pointer, index))
+            for index in range(lib.bp_engine_threads(pointer))
+        )
+
+    def threads(self) -> dict[str, ThreadUse]:
+        """Each thread's turns and CPU time by its number."""
+        read = enumerate(zip(self.thread_turns(), self.thread_cpu_s(), strict=True))
+        return {str(number): ThreadUse(turns, cpu_s) for number, (turns, cpu_s) in read}
 
     def thread_priorities(self) -> tuple[ThreadPriority, ...]:
         """The priority that each thread has now."""

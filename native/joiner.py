@@ -6,11 +6,13 @@ Only one Python thread may use a Joiner. It borrows each socket until the news s
 import contextlib
 import dataclasses
 import enum
+import functools
 from collections.abc import Iterator
 from typing import NewType, Protocol, cast
 
 from bentpipe.native.lib import Pointer, address, check, ffi, lib
 from bentpipe.native.tls import TlsConnection
+from bentpipe.native.turns import ThreadUse, read_use
 
 StreamId = NewType("StreamId", int)
 
@@ -106,6 +108,12 @@ class Joiner:
 
     def __len__(self) -> int:
         return len(self._streams)
+
+    def threads(self) -> dict[str, ThreadUse]:
+        """The thread's turns and CPU time by its name, read without stopping it; none once it is closed."""
+        if self._pointer == ffi.NULL:
+            return {}
+        return {"joiner-0": read_use(functools.partial(lib.bp_joiner_turns, self._pointer))}
 
     @contextlib.contextmanager
     def gather(self) -> Iterator[None]:

@@ -6,11 +6,13 @@ Only one Python thread may use an Opener. It borrows sockets and contexts until 
 import dataclasses
 import enum
 import errno
+import functools
 import os
 from typing import NewType, Protocol, cast
 
 from bentpipe.native.lib import Pointer, address, check, ffi, lib
 from bentpipe.native.tls import TlsConnection, TlsError, TlsServerContext
+from bentpipe.native.turns import ThreadUse, read_use
 
 OpeningId = NewType("OpeningId", int)
 
@@ -64,6 +66,15 @@ class Opener:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def threads(self) -> dict[str, ThreadUse]:
+        """Each thread's turns and CPU time by its name, read without stopping it; none once it is closed."""
+        pointer = self._pointer
+        count = lib.bp_opener_threads(pointer) if pointer != ffi.NULL else 0
+        return {
+            f"opener-{index}": read_use(functools.partial(lib.bp_opener_turns, pointer, index))
+            for index in range(count)
+        }
 
     def limit(self, handshakes_per_s: int) -> None:
         """Bound the handshakes that begin in a second; 0: no bound. Those beyond wait for their turn."""

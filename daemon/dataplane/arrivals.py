@@ -10,6 +10,7 @@ from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
 from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.dataplane.clients import ClientLine, ClientOrigin, ClientStream
+from bentpipe.daemon.dataplane.last_words import last_words
 from bentpipe.daemon.dataplane.openings import Opening
 from bentpipe.daemon.dataplane.stream import Order, close_in_order
 from bentpipe.daemon.dataplane.streams import Streams
@@ -18,13 +19,11 @@ from bentpipe.daemon.tasks import Decision, Owner, run_owned
 from bentpipe.native.joiner import News
 from bentpipe.native.opener import Opened
 from bentpipe.native.tls import TlsConnection
-from bentpipe.proto.frames import PREFACE, FrameType, frame
+from bentpipe.proto.errors import ErrorCode
+from bentpipe.proto.frames import PREFACE
 
-DEFAULT_WORDS = frame(FrameType.SETTINGS, 0, 0, b"") + frame(
-    FrameType.GOAWAY, 0, 0, bytes(8) + b"the edge host's control plane is away: try again"
-)
-"""For a client that no control plane has taken in time, until a control plane leaves better words. GOAWAY with stream 0 says
-that no request was processed (RFC 9113 §6.8), so that clients try again."""
+DEFAULT_WORDS = last_words(ErrorCode.NO_ERROR, "the edge host's control plane is away: try again")
+"""For a client that no control plane has taken in time, until a control plane leaves better words."""
 
 
 Joined = Callable[[ClientStream, News], None]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.dataplane.plane import DataPlane
 from bentpipe.daemon.planes.bounds import COUNTERS_A_RECORD
-from bentpipe.daemon.planes.records import LINK_ID, PORT_COUNTERS, CountersRecord
+from bentpipe.daemon.planes.records import LINK_ID, PORT_COUNTERS, THREAD_COUNTERS, CountersRecord
 from bentpipe.native.engine import Engine
 
 
@@ -46,13 +46,13 @@ def counters_record(
     found |= {f"ended.{outcome.value}": count for outcome, count in counters.ended.items()}
     found |= {f"malformed.{limit}": count for limit, count in counters.malformed.items()}
     found |= {f"limit.{limit}": count for limit, count in reached.items()}
-    for number, used_s in enumerate(engine.thread_cpu_s()):
-        found[f"thread.{number}.cpu_us"] = round(used_s * 1e6)
-    for number, turns in enumerate(engine.thread_turns()):
-        found[f"thread.{number}.turns"] = turns.turns
-        found[f"thread.{number}.long_turns"] = turns.long_turns
-        found[f"thread.{number}.longest_us"] = round(turns.longest_s * 1e6)
-        found[f"thread.{number}.running_us"] = round(turns.running_s * 1e6)
+    for name, use in plane.threads().items():
+        thread, turns = f"{THREAD_COUNTERS}{name}", use.turns
+        found[f"{thread}.cpu_us"] = round(use.cpu_s * 1e6)
+        found[f"{thread}.turns"] = turns.turns
+        found[f"{thread}.long_turns"] = turns.long_turns
+        found[f"{thread}.longest_us"] = round(turns.longest_s * 1e6)
+        found[f"{thread}.running_us"] = round(turns.running_s * 1e6)
     for number, priority in enumerate(engine.thread_priorities()):
-        found[f"thread.{number}.priority"] = priority.held.value
+        found[f"{THREAD_COUNTERS}{number}.priority"] = priority.held.value
     return CountersRecord(LINK_ID, tuple(found.items())[:COUNTERS_A_RECORD])

@@ -20,9 +20,12 @@ from bentpipe.daemon.connections.listener import Begin, session_owner
 from bentpipe.daemon.connections.outcomes import ConnectionCounters, ConnectionOver, Outcome
 from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.connections.transport import PeerLeft, Transport, TransportError
+from bentpipe.daemon.dataplane.last_words import last_words
+from bentpipe.daemon.dataplane.stream import close_in_order
 from bentpipe.daemon.tasks import Owner, contained, run_owned
 from bentpipe.native.opener import Opened, Opener, OpeningId, OpeningStep
-from bentpipe.native.tls import TlsFlood, TlsTruncated
+from bentpipe.native.tls import TlsConnection, TlsFlood, TlsTruncated
+from bentpipe.proto.errors import GreetingError, over
 
 OPENED_A_TURN = 32
 """Connections whose first bytes have come that are taken in one turn, at some 0.1 ms each."""
@@ -74,9 +77,11 @@ class Openings:
         self._arrived = arrived
         self._gather = gather
         self._open: dict[OpeningId, Opening] = {}
+        self._refusing = 0
+        """Those that are told why they end."""
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._open) + self._refusing
 
     def beginning(self, listener: int) -> Begin:
         """What begins the connections of one listener."""
@@ -168,9 +173,29 @@ class Openings:
         except BaseException:
             self._drop(opening)
             raise
+        outcome = opening.given_up or self._outcome_of(opening, opened)
+        if outcome is Outcome.MALFORMED and opened.tls is not None and isinstance(opened.error, TlsFlood):
+            self._refusing += 1
+            why = over(opened.error.limit)
+            opening.sessions.start_soon(
+                run_owned, session_owner(opening.arrival), self._refuse, opening, opened.tls, why
+            )
+            return
         if opened.tls is not None:
             opened.tls.close()
-        self._end(opening, opening.given_up or self._outcome_of(opening, opened))
+        self._end(opening, outcome)
+
+    async def _refuse(self, opening: Opening, tls: TlsConnection, why: GreetingError) -> None:
+        """Tell a client that has flooded why it ends, as the control plane tells those that it has."""
+        try:
+            self._forget_deadline(opening)
+            with trio.CancelScope() as scope:
+                opening.stop = scope.cancel
+                words = last_words(why.error_code, why.message)
+                await close_in_order(Transport.tuned(opening.sock, tls, 0), words)
+        finally:
+            self._refusing -= 1
+            self._end(opening, Outcome.MALFORMED)
 
     def _outcome_of(self, opening: Opening, opened: Opened) -> Outcome:
         error = opened.error

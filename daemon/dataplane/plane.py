@@ -32,6 +32,7 @@ from bentpipe.daemon.tasks import Decision, Owner, run_owned
 from bentpipe.native.engine import Engine
 from bentpipe.native.joiner import Joiner, News, NewsFlag
 from bentpipe.native.opener import Opener
+from bentpipe.native.turns import ThreadUse
 
 log = logging.getLogger("bentpipe.dataplane")
 
@@ -84,6 +85,7 @@ class DataPlane:
         self.openings = Openings(opener, greetings, counters, self.arrivals.arrived, joiner.gather)
         self.note = b""
         """What the control plane has left for its successor."""
+        self._in_c = (joiner, engine, opener)
         self._trusts = trusts
         self._counters = counters
         self._actions = actions
@@ -93,6 +95,10 @@ class DataPlane:
     def connections(self) -> int:
         """Accepted connections, clients and joined connections."""
         return len(self.openings) + len(self.line.clients) + len(self.joined) + self.arrivals.closing
+
+    def threads(self) -> dict[str, ThreadUse]:
+        """All threads in C by name: the joiner's, the engine's, the opener's."""
+        return {name: use for part in self._in_c for name, use in part.threads().items()}
 
     # -- the seat ----------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,11 @@ UNWATCHED = frozenset({SatelliteState.UNKNOWN, SatelliteState.OFFLINE})
 """States in which no daemon watches the satellite. All others end at the last heartbeat if the daemon crashes."""
 
 
-USED = SatelliteState.OPERATIONAL
-"""The state of a satellite whose open interval goes on though no daemon watches, because clients use it (law 4)."""
+USED = frozenset({SatelliteState.OPERATIONAL, SatelliteState.STARTING, SatelliteState.CREATING})
+"""States of a satellite whose open interval goes on though no daemon watches, because clients use it (law 4).
+
+A daemon that begins finds a satellite up that clients use, and probes it: it is STARTING for that moment. A client may also
+have come through before the ledger was told that the satellite is OPERATIONAL. The daemon may end at either moment."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

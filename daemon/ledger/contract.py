@@ -6,7 +6,8 @@ A ledger is a chain of intervals for each satellite. `tests/beds/contracts/ledge
 2. Nothing lies in the future. If the wall clock steps back, what was recorded past the new time is moved to it.
 3. The boot clock measures how long an interval lasted, so a step of the wall clock changes no sum.
 4. What no daemon watched is UNKNOWN: after a crash the open intervals end at the last heartbeat, not at the restart.
-   But a satellite that was OPERATIONAL, and that clients have used all the while, goes on: their connections are the proof.
+   But a satellite that was OPERATIONAL or about to be, and that clients have used all the while, goes on: their connections
+   are the proof.
    A satellite that the configuration no longer names is OFFLINE.
 5. One daemon writes. The run that called `begin` last may write; every earlier run gets LedgerTakenOver from then on.
 6. A transition is recorded once: it has a serial number, so a call that failed half-way can be repeated.

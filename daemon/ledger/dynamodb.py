@@ -223,7 +223,7 @@ class _HostChains:
         return [
             key
             for key, each in self.open.items()
-            if each.state not in UNWATCHED and not (each.state is USED and key in in_use)
+            if each.state not in UNWATCHED and not (each.state in USED and key in in_use)
         ]
 
     def move(self, key: SatelliteKey, move: Move) -> None:

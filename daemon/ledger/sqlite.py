@@ -198,7 +198,7 @@ class _Chains:
             sorted(state.value for state in UNWATCHED),
         )
         used = {self._satellite(key) for key in in_use}
-        return [found for found, state in rows.fetchall() if state != USED.value or found not in used]
+        return [found for found, state in rows.fetchall() if found not in used or _STATES.get(state) not in USED]
 
     def _satellite(self, key: SatelliteKey) -> int:
         self._execute("INSERT INTO satellite (org, name) VALUES (?, ?) ON CONFLICT DO NOTHING", (key.org, key.name))

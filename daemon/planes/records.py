@@ -473,6 +473,8 @@ class DrainRecord:
 
 PORT_COUNTERS = "port."
 """How the names of counters begin that have a listening TCP port; a number follows."""
+THREAD_COUNTERS = "thread."
+"""How the names of counters begin that are of one thread in C. Its name follows: the engine's threads are numbers."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

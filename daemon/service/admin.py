@@ -105,7 +105,7 @@ def _problems(daemon: Daemon) -> Iterator[str]:
 
 def _planes(daemon: Daemon) -> Iterator[PlaneFacts]:
     if daemon.planes is None:
-        threads = len(daemon.engines.thread_cpu_s())
+        threads = len(daemon.engines.threads())
         yield PlaneFacts(f"engine, {threads} threads", INSIDE, os.getpid(), VERSION, "accepts", daemon.handoff.live)
         return
     for plane in daemon.planes.splicer:

@@ -18,11 +18,13 @@ from bentpipe.daemon.records.writer import WriterStatistics
 from bentpipe.daemon.service.log_handler import LogStatistics, log_statistics
 from bentpipe.daemon.service.parts import Daemon
 from bentpipe.daemon.service.turns import TurnStatistics
-from bentpipe.native.engine import EngineStatistics, ThreadTurns
+from bentpipe.native.engine import EngineStatistics
+from bentpipe.native.turns import ThreadUse
 
 PREFIX = "bentpipe_"
 THREAD = "thread"
-"""The label of the counters of the engine's threads: its values are numbers from 0."""
+"""The label of the counters of the threads in C. The engine's threads are numbers from 0; those of a data plane that is a
+process are also `opener-0` and on, and `joiner-0`."""
 
 Labels = tuple[str, ...]
 Samples = Mapping[Labels, float]
@@ -52,9 +54,9 @@ class Snapshot:
         return self.daemon.engines.statistics()
 
     @functools.cached_property
-    def thread_turns(self) -> tuple[ThreadTurns, ...]:
-        """Each thread's turns."""
-        return self.daemon.engines.thread_turns()
+    def threads(self) -> Mapping[str, ThreadUse]:
+        """Each thread in C by its name."""
+        return self.daemon.engines.threads()
 
     @functools.cached_property
     def fleet(self) -> FleetStatistics:
@@ -198,10 +200,10 @@ def by_label(
     return Metric(name, kind, words, samples, line, (label,), line_of or {})
 
 
-def by_thread(kind: MetricKind, name: str, words: str, line: str, read: Callable[[ThreadTurns], float]) -> Metric:
-    """A metric with a value for each of the engine's threads."""
+def by_thread(kind: MetricKind, name: str, words: str, line: str, read: Callable[[ThreadUse], float]) -> Metric:
+    """A metric with a value for each of the threads in C."""
 
     def values(look: Snapshot) -> Mapping[str, float]:
-        return {str(number): read(turns) for number, turns in enumerate(look.thread_turns)}
+        return {thread: read(use) for thread, use in look.threads.items()}
 
-    return by_label(kind, name, THREAD, words, f"engine_turns.{{}}.{line}", values)
+    return by_label(kind, name, THREAD, words, line, values)

@@ -11,6 +11,9 @@ HEAD = """# Metrics
 the log as one line, `statistics`, and so does the end of the daemon; the last column names the field there. No label has
 values that strangers could send. The process's own metrics (`process_…`) stand beside these.
 
+With two processes the metrics of threads are also those of the data plane's `opener-0` and on and `joiner-0`. In the line
+the engine's threads are a list, and these have fields of their own, `plane_turns` and `plane_cpu_s`.
+
 A scraper that asks for OpenMetrics gets an example with the buckets of histograms: the id of a connection, for
 `bentpipe why`.
 

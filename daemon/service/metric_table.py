@@ -16,7 +16,6 @@ from bentpipe.daemon.model import Resume, SatelliteState
 from bentpipe.daemon.readings.condition import Condition
 from bentpipe.daemon.readings.reading import ReadResult
 from bentpipe.daemon.service.metric import (
-    THREAD,
     Metric,
     MetricKind,
     Snapshot,
@@ -39,10 +38,6 @@ VERSION = importlib.metadata.version("bentpipe")
 def _zeros(names: list[str], found: Mapping[str, float]) -> Mapping[str, float]:
     """Every name's value, 0 if it has none yet: a rate over a series that begins at 1 misses the first."""
     return {name: found.get(name, 0) for name in names}
-
-
-def _engine_cpu(look: Snapshot) -> Mapping[str, float]:
-    return {str(number): used_s for number, used_s in enumerate(look.daemon.engines.thread_cpu_s())}
 
 
 def _splices_ended(look: Snapshot) -> Mapping[str, float]:
@@ -209,35 +204,40 @@ ENGINE = (
         "engine.pipe_fallbacks",
         lambda look: look.engine.pipe_fallbacks,
     ),
-    by_label(
+    by_thread(
         MetricKind.COUNTER,
         "engine_cpu_seconds",
-        THREAD,
         "CPU time of the engine's threads.",
         "engine_cpu_s.{}",
-        _engine_cpu,
+        lambda use: use.cpu_s,
     ),
-    by_thread(MetricKind.COUNTER, "engine_turns", "Turns of the engine's threads.", "turns", lambda turns: turns.turns),
+    by_thread(
+        MetricKind.COUNTER,
+        "engine_turns",
+        "Turns of the engine's threads.",
+        "engine_turns.{}.turns",
+        lambda use: use.turns.turns,
+    ),
     by_thread(
         MetricKind.COUNTER,
         "engine_turns_long",
         "Turns of the engine's threads over 50 ms.",
-        "long_turns",
-        lambda turns: turns.long_turns,
+        "engine_turns.{}.long_turns",
+        lambda use: use.turns.long_turns,
     ),
     by_thread(
         MetricKind.GAUGE,
         "engine_turn_longest_seconds",
         "The longest turn of an engine thread since the start.",
-        "longest_s",
-        lambda turns: turns.longest_s,
+        "engine_turns.{}.longest_s",
+        lambda use: use.turns.longest_s,
     ),
     by_thread(
         MetricKind.GAUGE,
         "engine_turn_running_seconds",
-        "How long the present turn has lasted.",
-        "running_s",
-        lambda turns: turns.running_s,
+        "How long the present turn has lasted. A thread is stuck after 10 s.",
+        "engine_turns.{}.running_s",
+        lambda use: use.turns.running_s,
     ),
 )
 

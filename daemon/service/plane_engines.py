@@ -4,22 +4,25 @@ The counters are a second old at most. Of threads those of the newest plane are 
 drains is in the sums of all.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from bentpipe.daemon.edge.plane import RemotePlane
-from bentpipe.native.engine import EngineStatistics, ThreadTurns
+from bentpipe.daemon.planes.records import THREAD_COUNTERS
+from bentpipe.native.engine import EngineStatistics
+from bentpipe.native.turns import ThreadTurns, ThreadUse
 
 US = 1e6
 """Microseconds of a second."""
+TURNS = ".turns"
+"""How the name of one counter of each thread ends."""
 
 
 class EngineReadings(Protocol):
     """What the metrics and the watch read of an engine; `Engine` has it, too."""
 
     def statistics(self) -> EngineStatistics: ...  # noqa: D102
-    def thread_turns(self) -> tuple[ThreadTurns, ...]: ...  # noqa: D102
-    def thread_cpu_s(self) -> tuple[float, ...]: ...  # noqa: D102
+    def threads(self) -> Mapping[str, ThreadUse]: ...  # noqa: D102
 
 
 class PlaneEngines:
@@ -48,33 +51,25 @@ class PlaneEngines:
             sum(each.copied_bytes for each in found),
         )
 
-    def thread_turns(self) -> tuple[ThreadTurns, ...]:
-        """See EngineReadings."""
-        return tuple(
-            ThreadTurns(
-                *(self._read(f"thread.{number}.turns"), self._read(f"thread.{number}.long_turns")),
-                longest_s=self._read(f"thread.{number}.longest_us") / US,
-                running_s=self._read(f"thread.{number}.running_us") / US,
-            )
-            for number in range(self._threads())
-        )
+    def threads(self) -> Mapping[str, ThreadUse]:
+        """See EngineReadings: also the threads that are not the engine's."""
+        newest = next(iter(reversed(tuple(self._planes()))), None)
+        return {} if newest is None else _threads_of(newest.counters)
 
-    def thread_cpu_s(self) -> tuple[float, ...]:
-        """See EngineReadings."""
-        return tuple(self._read(f"thread.{number}.cpu_us") / US for number in range(self._threads()))
 
-    @property
-    def _newest(self) -> RemotePlane | None:
-        return next(iter(reversed(tuple(self._planes()))), None)
+def _threads_of(counters: Mapping[str, int]) -> dict[str, ThreadUse]:
+    begin = len(THREAD_COUNTERS)
+    names = [
+        each[begin : -len(TURNS)] for each in counters if each.startswith(THREAD_COUNTERS) and each.endswith(TURNS)
+    ]
+    return {name: _thread_of(counters, f"{THREAD_COUNTERS}{name}") for name in names}
 
-    def _read(self, name: str) -> int:
-        return 0 if self._newest is None else self._newest.counters.get(name, 0)
 
-    def _threads(self) -> int:
-        number = 0
-        while self._newest is not None and f"thread.{number}.turns" in self._newest.counters:
-            number += 1
-        return number
+def _thread_of(counters: Mapping[str, int], thread: str) -> ThreadUse:
+    turns, long_turns, longest_us, running_us, cpu_us = (
+        counters.get(f"{thread}.{each}", 0) for each in ("turns", "long_turns", "longest_us", "running_us", "cpu_us")
+    )
+    return ThreadUse(ThreadTurns(turns, long_turns, longest_us / US, running_us / US), cpu_us / US)
 
 
 def _statistics_of(plane: RemotePlane) -> EngineStatistics:

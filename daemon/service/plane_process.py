@@ -229,7 +229,7 @@ class PlaneProcess:
         opened, plane = self._opened, self._plane
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, opened.engine)
+                nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, plane.threads)
                 nursery.start_soon(run_owned, Owner("splice ends"), plane.joined.run_ends)
                 nursery.start_soon(run_owned, Owner("clients"), plane.line.run_line)
                 nursery.start_soon(run_owned, Owner("room"), plane.streams.run_room)
@@ -240,7 +240,7 @@ class PlaneProcess:
                 nursery.start_soon(run_owned, Owner("seat"), self._seat.run_seats)
                 nursery.start_soon(run_owned, Owner("garbage"), run_garbage)
                 owner = Owner("watchdog")
-                nursery.start_soon(run_owned, owner, sd.run_watchdog, lambda: not stuck_threads(opened.engine))
+                nursery.start_soon(run_owned, owner, sd.run_watchdog, lambda: not stuck_threads(plane.threads()))
                 nursery.start_soon(run_owned, Owner("signals"), self._obey_signals)
                 nursery.start_soon(run_owned, Owner("handover"), self._hand_over)
                 async with trio.open_nursery() as sessions:
@@ -283,6 +283,7 @@ class PlaneProcess:
         with trio.move_on_after(ABORT_DEADLINE_S):
             await plane.joined.wait_none()
         log.info("drained", extra={"fields": {"cut": cut}})
+        self._tell_counters()  # what was counted since the last time
         return cut
 
     @property

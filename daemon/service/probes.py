@@ -21,8 +21,8 @@ class Check:
 
 
 def _engine(daemon: Daemon) -> str:
-    stuck = stuck_threads(daemon.engines)
-    return f"{len(stuck)} threads of the engine are stuck: their connections are not served" if stuck else ""
+    stuck = stuck_threads(daemon.engines.threads())
+    return f"{len(stuck)} threads in C are stuck: their connections are not served" if stuck else ""
 
 
 def _listeners(daemon: Daemon) -> str:

@@ -115,7 +115,7 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
     daemon.records.connections.start(nursery)
     nursery.start_soon(run_owned, Owner("hand-off"), edge.handoff.run_handoff)
     if daemon.engine is not None:
-        nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, daemon.engine)
+        nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, daemon.engine.threads)
     nursery.start_soon(run_owned, Owner("deadlines"), edge.greetings.run_deadlines)
     nursery.start_soon(run_owned, Owner("reload"), daemon.reloader.run_reloads)
     nursery.start_soon(run_owned, Owner("satellite changes"), daemon.changes.run_changes)

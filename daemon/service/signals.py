@@ -10,8 +10,8 @@ from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.engine_watch import stuck_threads
 from bentpipe.daemon.service.garbage import run_garbage
 from bentpipe.daemon.service.parts import Daemon
-from bentpipe.daemon.service.statistics import log_daemon_statistics
-from bentpipe.daemon.tasks import Owner, contained, run_owned
+from bentpipe.daemon.service.statistics import ask_and_log_statistics
+from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 from bentpipe.native.tls import TlsError
 
 log = logging.getLogger("bentpipe")
@@ -43,7 +43,7 @@ async def run_with_signals(serve: Callable[[trio.TaskStatus[Daemon]], Awaitable[
             def well() -> bool:
                 # A data plane of its own has a watchdog of its own: a new control plane would not help.
                 engine = None if started.daemon is None else started.daemon.engine
-                return engine is None or not stuck_threads(engine)
+                return engine is None or not stuck_threads(engine.threads())
 
             nursery.start_soon(run_owned, Owner("watchdog"), sd.run_watchdog, well)
             nursery.start_soon(run_owned, Owner("garbage"), run_garbage)
@@ -51,7 +51,11 @@ async def run_with_signals(serve: Callable[[trio.TaskStatus[Daemon]], Awaitable[
                 name = signal.Signals(number).name
                 with contained(Owner("signal", name)):
                     log.info("signal", extra={"fields": {"signal": name}})
-                    _act_on(signal.Signals(number), started.daemon, nursery.cancel_scope)
+                    if number == signal.SIGUSR1 and started.daemon is not None:
+                        owner = Owner("statistics", "", Decision.GIVE_UP)
+                        nursery.start_soon(run_owned, owner, ask_and_log_statistics, started.daemon)
+                    else:
+                        _act_on(signal.Signals(number), started.daemon, nursery.cancel_scope)
     if cannot_start is not None:
         raise cannot_start
     return cut
@@ -64,8 +68,6 @@ def _act_on(number: signal.Signals, daemon: Daemon | None, everything: trio.Canc
     match number:
         case signal.SIGHUP if daemon is not None:
             daemon.reload()
-        case signal.SIGUSR1 if daemon is not None:
-            log_daemon_statistics(daemon)
         case signal.SIGUSR2 if daemon is not None:
             daemon.leave_satellites()
             if daemon.planes is not None:

@@ -16,7 +16,17 @@ log = logging.getLogger("bentpipe")
 DIGITS = 6
 """Digits after the point: microseconds, of seconds."""
 
+ENGINE_FIELD, PLANE_FIELD = "engine_", "plane_"
+"""How the fields of threads begin: of the engine's, and of the other threads of a data plane."""
+
 Tree = dict[str, "Tree | float"]
+
+
+async def ask_and_log_statistics(daemon: Daemon) -> None:
+    """Write every counter to the log. Data planes of their own are asked first what they have counted by now."""
+    if daemon.planes is not None:
+        await daemon.planes.read_counters()
+    log_daemon_statistics(daemon)
 
 
 def log_daemon_statistics(daemon: Daemon) -> None:
@@ -31,10 +41,16 @@ def statistics_fields(daemon: Daemon) -> dict[str, object]:
         with contained(Owner("statistics", metric.name)):
             _enter(tree, metric, metric.read(look))
     threads = {metric.line.partition(".")[0] for metric in METRICS if metric.line and metric.labels == (THREAD,)}
-    return {
-        field: list(value.values()) if field in threads and isinstance(value, dict) else value
-        for field, value in tree.items()
-    }
+    fields: dict[str, object] = {}
+    for field, value in tree.items():
+        if field not in threads or not isinstance(value, dict):
+            fields[field] = value
+            continue
+        # The engine's threads are a list. A data plane's others have names, and a field of their own.
+        fields[field] = [each for thread, each in value.items() if thread.isdigit()]
+        if others := {thread: each for thread, each in value.items() if not thread.isdigit()}:
+            fields[field.replace(ENGINE_FIELD, PLANE_FIELD, 1)] = others
+    return fields
 
 
 def _enter(tree: Tree, metric: Metric, samples: Samples) -> None:

@@ -125,7 +125,10 @@ class EdgeHost:
         self.config_path = self._directory / "bentpipe.toml"
         self.config_path.write_text(self._config(satellites, sleep_after_s))
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = 0
+        self.ports: list[int] = []
+        """Of the listeners, in the configuration's order."""
+        self._planes: set[object] = set()
+        """Process ids of the data planes whose ports these are."""
 
     def _config(self, satellites: Sequence[DemoSatellite | CloudSatellite], sleep_after_s: float) -> str:
         lines = [
@@ -170,7 +173,7 @@ class EdgeHost:
 
     def _spawn(self) -> None:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
-        with self.log_path.open("ab") as log:
+        with self.log_path.open("ab") as log:  # a data plane that lives on writes to it, too
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "bentpipe.daemon.service.entry", "serve", "--config", self.config_path],
                 stderr=log,
@@ -188,15 +191,32 @@ class EdgeHost:
 
     def _wait_listening(self) -> None:
         deadline = time.monotonic() + START_DEADLINE_S
-        listeners = self.config_path.read_text().count("[[listener]]")
         while time.monotonic() < deadline:
-            if len(self.ports) == listeners:
-                self.port = self.ports[0]
+            if self._is_listening():
                 return
             if self._process is None or self._process.poll() is not None:
                 break
             time.sleep(0.02)
         raise RuntimeError(f"the daemon did not start:\n{self.log_path.read_text()}")
+
+    def _is_listening(self) -> bool:
+        """Whether the daemon serves. Notes its ports, unless its data plane has told them to an earlier daemon's log."""
+        records = list(self.records())
+        said = {record.get("message") for record in records}
+        planes = {record["pid"] for record in records if record.get("message") == "data plane seated"}
+        if self._data_plane == "process" and not (planes and SERVING in said):
+            return False
+        if not planes or not planes <= self._planes:
+            ports = [int(str(record["port"])) for record in records if record.get("message") == "listening"]
+            if len(ports) != self.config_path.read_text().count("[[listener]]"):
+                return False
+            self.ports, self._planes = ports, planes
+        return True
+
+    @property
+    def port(self) -> int:
+        """The first listener's."""
+        return self.ports[0]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -239,11 +259,6 @@ class EdgeHost:
     def pid(self) -> int:
         """The daemon's process id."""
         return self._running.pid
-
-    @property
-    def ports(self) -> list[int]:
-        """The ports of the listeners that are open, in the configuration's order."""
-        return [int(str(r["port"])) for r in self.records() if r.get("message") == "listening"]
 
     @property
     def _running(self) -> subprocess.Popen[bytes]:

@@ -496,6 +496,25 @@ BP_MUST_CHECK int bp_opener_new(unsigned threads, size_t first_bytes, bp_opener 
  */
 int bp_opener_event_fd(const bp_opener *opener);
 /**
+ * bp_opener_threads() - The number of threads
+ * @opener: Opener
+ *
+ * Return: the number of threads, 1 to 256
+ * Thread: any
+ */
+unsigned bp_opener_threads(const bp_opener *opener);
+/**
+ * bp_opener_turns() - Read what a thread tells of its turns, and the CPU time that it has used, without stopping it
+ * @opener: Opener
+ * @index: Thread, from 0
+ * @ret: Receives the counters
+ * @ret_cpu_ns: Receives nanoseconds
+ *
+ * Return: 0; -EINVAL if there is no such thread; or another negative errno
+ * Thread: any
+ */
+BP_MUST_CHECK int bp_opener_turns(const bp_opener *opener, unsigned index, struct bp_turns *ret, uint64_t *ret_cpu_ns);
+/**
  * bp_opener_limit() - Bound the handshakes that begin; those beyond wait for their turn
  * @opener: Opener
  * @handshakes_per_s: How many in a second; 0: no limit
@@ -630,6 +649,16 @@ BP_MUST_CHECK int bp_joiner_new(bp_joiner **ret_joiner);
  * Thread: any
  */
 int bp_joiner_event_fd(const bp_joiner *joiner);
+/**
+ * bp_joiner_turns() - Read what the thread tells of its turns, and the CPU time that it has used, without stopping it
+ * @joiner: Joiner
+ * @ret: Receives the counters
+ * @ret_cpu_ns: Receives nanoseconds
+ *
+ * Return: 0, or a negative errno
+ * Thread: any
+ */
+BP_MUST_CHECK int bp_joiner_turns(const bp_joiner *joiner, struct bp_turns *ret, uint64_t *ret_cpu_ns);
 /**
  * bp_joiner_wake() - Have the thread do what was asked by the bp_stream_ functions since the last call
  * @joiner: Joiner

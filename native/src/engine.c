@@ -6,7 +6,6 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #define MAX_THREADS 256
@@ -219,17 +218,9 @@ void bp_engine_statistics(bp_engine *engine, struct bp_statistics *ret) {
 unsigned bp_engine_threads(const bp_engine *engine) { return engine->thread_count; }
 
 int bp_engine_thread_cpu_ns(const bp_engine *engine, unsigned index, uint64_t *ret_ns) {
-    clockid_t clock;
-    struct timespec used;
     if (index >= engine->thread_count || !engine->threads[index].started)
         return -EINVAL;
-    int r = pthread_getcpuclockid(engine->threads[index].thread, &clock);
-    if (r)
-        return -r;
-    if (clock_gettime(clock, &used) < 0)
-        return -errno;
-    *ret_ns = (uint64_t)used.tv_sec * 1000000000u + (uint64_t)used.tv_nsec;
-    return 0;
+    return bp__thread_cpu_ns(engine->threads[index].thread, ret_ns);
 }
 
 int bp_engine_thread_priority(const bp_engine *engine, unsigned index, enum bp_priority *ret_priority, int *ret_error) {
@@ -243,14 +234,7 @@ int bp_engine_thread_priority(const bp_engine *engine, unsigned index, enum bp_p
 int bp_engine_thread_turns(const bp_engine *engine, unsigned index, struct bp_turns *ret) {
     if (index >= engine->thread_count)
         return -EINVAL;
-    const struct bp_thread *t = &engine->threads[index];
-    uint64_t began_ns = atomic_load_explicit(&t->turn_began_ns, memory_order_relaxed), now_ns = bp__now_ns();
-    *ret = (struct bp_turns){
-        .turns = atomic_load_explicit(&t->turns, memory_order_relaxed),
-        .long_turns = atomic_load_explicit(&t->long_turns, memory_order_relaxed),
-        .longest_ns = atomic_load_explicit(&t->longest_ns, memory_order_relaxed),
-        .running_ns = began_ns && now_ns > began_ns ? now_ns - began_ns : 0,
-    };
+    *ret = bp__turns_read(&engine->threads[index].turns);
     return 0;
 }
 

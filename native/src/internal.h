@@ -98,6 +98,11 @@ struct bp_splice {
     _Atomic int error;
 };
 
+struct turns { /* of a thread, which alone writes them; any thread may read them */
+    _Atomic uint64_t began_ns; /* the present one; 0: the thread waits */
+    _Atomic uint64_t count, long_count, longest_ns;
+};
+
 /* What a thread used of its core in the window that began last; the thread's own. */
 struct share {
     bool watched; /* the thread has had SCHED_RR, which a busy one must leave */
@@ -114,8 +119,7 @@ struct bp_thread {
     bp_splice *mailbox;
     _Atomic bool stop, requests; /* requests: some splice has abort or give_back set */
     _Atomic uint64_t live, pipes_open, pipe_fallbacks, spliced_bytes, copied_bytes;
-    _Atomic uint64_t turn_began_ns; /* 0: waits */
-    _Atomic uint64_t turns, long_turns, longest_ns;
+    struct turns turns;
     _Atomic int priority, priority_error; /* enum bp_priority, and the errno of what was refused at the start */
     sem_t settled; /* posted when the thread has its priority */
     bp_splice *splices; /* this and what follows belongs to the thread alone */
@@ -200,6 +204,12 @@ void *bp__thread_main(void *thread);
 /* thread_start.c */
 typedef void *bp__thread_body(void *argument);
 int bp__thread_start(pthread_t *ret, bp__thread_body *body, void *argument, const char *kind, unsigned index);
+
+/* turns.c */
+uint64_t bp__turn_begin(struct turns *turns);
+void bp__turn_end(struct turns *turns);
+struct bp_turns bp__turns_read(const struct turns *turns);
+int bp__thread_cpu_ns(pthread_t thread, uint64_t *ret_ns);
 
 /* socket.c */
 int bp__socket_prepare(int fd);

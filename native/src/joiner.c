@@ -56,6 +56,11 @@ int bp_joiner_new(bp_joiner **ret_joiner) {
 
 int bp_joiner_event_fd(const bp_joiner *j) { return j->event_fd; }
 
+int bp_joiner_turns(const bp_joiner *j, struct bp_turns *ret, uint64_t *ret_cpu_ns) {
+    *ret = bp__turns_read(&j->turns);
+    return bp__thread_cpu_ns(j->thread, ret_cpu_ns);
+}
+
 void bp_joiner_wake(bp_joiner *j) {
     pthread_mutex_lock(&j->lock);
     bool some = !TAILQ_EMPTY(&j->asked);

@@ -273,7 +273,7 @@ void *bp__joiner_main(void *argument) {
     while (!atomic_load(&j->stop)) {
         bool busy = !TAILQ_EMPTY(&j->again) || !TAILQ_EMPTY(&j->changed), woken = false;
         int count = epoll_wait(j->epoll_fd, events, EVENTS, busy ? 0 : TAILQ_EMPTY(&j->timed) ? -1 : DEADLINE_TICK_MS);
-        j->now_ms = bp__now_ms();
+        j->now_ms = bp__turn_begin(&j->turns) / 1000000u;
         for (int i = 0; i < count; i++) {
             bp_stream *s = events[i].data.ptr;
             woken = woken || !s;
@@ -285,6 +285,7 @@ void *bp__joiner_main(void *argument) {
         run_again(j);
         end_late(j);
         publish(j);
+        bp__turn_end(&j->turns);
     }
     return NULL;
 }

@@ -75,6 +75,15 @@ int bp_opener_new(unsigned threads, size_t first_bytes, bp_opener **ret_opener) 
 
 int bp_opener_event_fd(const bp_opener *opener) { return opener->event_fd; }
 
+unsigned bp_opener_threads(const bp_opener *opener) { return opener->thread_count; }
+
+int bp_opener_turns(const bp_opener *opener, unsigned index, struct bp_turns *ret, uint64_t *ret_cpu_ns) {
+    if (index >= opener->thread_count)
+        return -EINVAL;
+    *ret = bp__turns_read(&opener->threads[index].turns);
+    return bp__thread_cpu_ns(opener->threads[index].thread, ret_cpu_ns);
+}
+
 void bp_opener_limit(bp_opener *opener, uint32_t handshakes_per_s) {
     atomic_store(&opener->handshakes_per_s, handshakes_per_s);
 }

@@ -42,6 +42,7 @@ struct opener_thread {
     pthread_t thread;
     bool started;
     int epoll_fd, wake_fd;
+    struct turns turns;
     _Atomic bool stop;
     _Atomic unsigned open;
     struct opening_list mailbox, aborts; /* guarded by the opener's lock */

@@ -254,6 +254,7 @@ void *bp__opener_main(void *argument) {
     while (!atomic_load(&t->stop)) {
         int count = epoll_wait(t->epoll_fd, events, EVENTS, timeout_ms);
         bool woken = false;
+        (void)bp__turn_begin(&t->turns);
         for (int i = 0; i < count; i++) {
             if (events[i].data.ptr)
                 go_on(t, events[i].data.ptr);
@@ -264,6 +265,7 @@ void *bp__opener_main(void *argument) {
             take_requests(t);
         timeout_ms = run_delayed(t);
         publish(t);
+        bp__turn_end(&t->turns);
     }
     end_all(t);
     return NULL;

@@ -94,6 +94,7 @@ struct bp_joiner {
     int event_fd, epoll_fd, wake_fd;
     pthread_t thread;
     bool started;
+    struct turns turns;
     _Atomic bool stop, paused, resumed; /* resumed: streams may have been left unread meanwhile */
     pthread_mutex_t lock;
     struct stream_list all, asked, told; /* guarded by the lock */

@@ -200,37 +200,13 @@ static bool take_events(struct bp_thread *t, struct retired *retired, const stru
  * Thread: own, which alone writes the counters of its turns
  */
 static void begin_turn(struct bp_thread *t, unsigned busy) {
-    uint64_t now_ns = bp__now_ns();
+    BP_ASSERT(atomic_load(&t->turns.began_ns) == 0);
+    uint64_t now_ns = bp__turn_begin(&t->turns);
     size_t share = LOOP_BYTES / (busy ? busy : 1);
     BP_ASSERT(now_ns / 1000000u >= t->now_ms);
-    BP_ASSERT(atomic_load(&t->turn_began_ns) == 0);
     t->now_ms = now_ns / 1000000u;
     t->turn_bytes = share > TURN_BYTES ? TURN_BYTES : share < SCRATCH_BYTES ? SCRATCH_BYTES : share;
-    atomic_store_explicit(&t->turn_began_ns, now_ns, memory_order_relaxed);
     BP_CHECK_OWN(t);
-}
-
-/**
- * raise_to() - Raise a counter to a value if it is lower
- * @counter: Written by this thread alone
- * @value: Value
- *
- * Thread: own
- */
-static void raise_to(_Atomic uint64_t *counter, uint64_t value) {
-    if (value > atomic_load_explicit(counter, memory_order_relaxed))
-        atomic_store_explicit(counter, value, memory_order_relaxed);
-}
-
-/**
- * add() - Add to a counter, without a locked instruction
- * @counter: Written by this thread alone
- * @value: Value
- *
- * Thread: own
- */
-static void add(_Atomic uint64_t *counter, uint64_t value) {
-    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + value, memory_order_relaxed);
 }
 
 /**
@@ -240,11 +216,7 @@ static void add(_Atomic uint64_t *counter, uint64_t value) {
  * Thread: own
  */
 static void end_turn(struct bp_thread *t) {
-    uint64_t took_ns = bp__now_ns() - atomic_load_explicit(&t->turn_began_ns, memory_order_relaxed);
-    add(&t->turns, 1);
-    add(&t->long_turns, took_ns > LONG_TURN_NS);
-    raise_to(&t->longest_ns, took_ns);
-    atomic_store_explicit(&t->turn_began_ns, 0, memory_order_relaxed);
+    bp__turn_end(&t->turns);
     BP_CHECK_THREAD(t);
 }
 

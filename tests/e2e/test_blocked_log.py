@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import trustme
 
+from beds.hosts.form import first_port_of
 from beds.hosts.in_process import TOKEN, write_config
 from beds.ports import free_port
 from bentpipe.daemon.log_rates import LINES_A_WINDOW, WINDOW_S
@@ -32,13 +33,14 @@ class Unread:
     """`bentpipe serve` on one plain port of `ports`, its log in a pipe."""
 
     def __init__(self, folder: Path, *, journal: bool = False, shell: str = 'exec "$@"') -> None:
-        self.port, self.metrics_port = free_port(), free_port()
+        self.metrics_port = free_port()
         authority = trustme.CA()
         # It is killed in the end, and no daemon follows: its satellites end with it.
         outlive = '[processes]\noutlive = "0s"\n'
         sections = outlive + SECTIONS.format(metrics=f"127.0.0.1:{self.metrics_port}")
         config = write_config(folder, authority, authority, limits="", sections=sections)
-        config.write_text(config.read_text().replace("127.0.0.1:0", f"127.0.0.1:{self.port}", 1))
+        config.write_text(config.read_text().replace("127.0.0.1:0", f"127.0.0.1:{free_port()}", 1))
+        self.port = first_port_of(config)
         self.log, write = os.pipe()
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         environment = dict(os.environ)

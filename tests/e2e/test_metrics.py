@@ -131,9 +131,18 @@ async def test_the_statistics_line_says_the_same(daemon: Daemon) -> None:
     turns, cpu, trio_turns, log = (line[field] for field in ("engine_turns", "engine_cpu_s", "turns", "log"))
     assert isinstance(turns, list)
     assert isinstance(cpu, list)
-    threads = len(daemon.engines.thread_turns())
-    assert [set(each) for each in turns] == [{"turns", "long_turns", "longest_s", "running_s"}] * threads
+    names = daemon.engines.threads()
+    threads = sum(name.isdigit() for name in names)
+    fields = {"turns", "long_turns", "longest_s", "running_s"}
+    assert [set(each) for each in turns] == [fields] * threads
     assert len(cpu) == threads
+    others = {name for name in names if not name.isdigit()}
+    plane_turns, plane_cpu = line.get("plane_turns", {}), line.get("plane_cpu_s", {})
+    assert isinstance(plane_turns, dict)
+    assert isinstance(plane_cpu, dict)
+    assert {name for name, each in plane_turns.items() if set(each) == fields} == others
+    assert plane_cpu.keys() == others
+    assert bool(others) is (daemon.planes is not None)
     assert isinstance(trio_turns, dict)
     assert isinstance(log, dict)
     assert set(trio_turns) == {"turns", "busy_s", "long_turns", "longest_s", "longest_cpu_s"}

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from beds.hosts.two_planes import DEADLINE_S, PLAIN, TLS, TwoPlanes, two_planes
+from beds.hosts.one_satellite import KEY
+from beds.hosts.two_planes import DEADLINE_S, PLAIN, TLS, TwoPlanes, read_intervals, two_planes
 from beds.ports import free_port
+from bentpipe.daemon.model import SatelliteState
 
 BULK_BYTES, CHUNK_BYTES = 2_000_000, 100_000
 
@@ -34,6 +36,11 @@ def scrape(port: int) -> dict[str, float]:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def states_in(host: TwoPlanes) -> list[SatelliteState]:
+    """The states that the satellite was in, as the ledger has them."""
+    return [each.state for each in read_intervals(host.ledger) if each.key == KEY]
 
 
 def test_what_ends_before_it_is_offered_is_in_the_control_planes_records_once(tmp_path: Path) -> None:
@@ -72,8 +79,10 @@ def test_the_metrics_show_the_data_planes_engine(tmp_path: Path) -> None:
         host.wait(lambda: moved() >= 2 * BULK_BYTES, "the engine's bytes are not told")
         found = scrape(metrics)
         assert found["bentpipe_engine_live"] == 1
-        assert found["bentpipe_engine_turns_total 0"] > 0
-        assert found["bentpipe_engine_cpu_seconds_total 0"] >= 0
+        for thread in ("0", "opener-0", "joiner-0"):
+            assert found[f"bentpipe_engine_turns_total {thread}"] > 0
+            assert found[f"bentpipe_engine_cpu_seconds_total {thread}"] > 0
+            assert f"bentpipe_engine_turn_running_seconds {thread}" in found
         # What a plane that is gone had moved stays in the sum.
         before = moved()
         with contextlib.suppress(ProcessLookupError):
@@ -105,3 +114,24 @@ def test_a_reload_changes_the_limits_of_the_data_plane(tmp_path: Path) -> None:
         until = time.monotonic() + DEADLINE_S
         while not survives(host):
             assert time.monotonic() < until, host.log_path.read_text()
+
+
+def test_a_satellite_in_use_is_never_unknown_though_control_planes_die_while_they_probe_it(tmp_path: Path) -> None:
+    with two_planes(tmp_path) as host, contextlib.closing(host.client()) as client:
+        assert client.unary("Echo", b"hello") == b"hello"
+        assert host.end_control(signal.SIGKILL) == -signal.SIGKILL
+        text = host.config.read_text()
+        # It is not certain for long enough that the address is still the machine's: the probe does not end.
+        host.config.write_text(text.replace('poll = "50ms"', 'poll = "50ms"\naddress_age = "1us"'))
+        host.start()
+        host.wait(lambda: states_in(host)[-1] is SatelliteState.STARTING, "it is not probed")
+        assert host.end_control(signal.SIGKILL) == -signal.SIGKILL
+        host.config.write_text(text)
+        host.start()
+        host.wait(lambda: host.states()[-1:] == ["operational"], "it is not found again")
+        assert client.unary("Echo", b"again") == b"again"
+        assert host.end_control(signal.SIGTERM) in (0, 3)
+        states = states_in(host)
+    used = states[states.index(SatelliteState.OPERATIONAL) : -1]  # the last interval is that of the end
+    assert SatelliteState.STARTING in used
+    assert set(used) == {SatelliteState.OPERATIONAL, SatelliteState.STARTING}

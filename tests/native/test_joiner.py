@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from beds.driver_build import build_join_storm
 from beds.memory import check_nothing_left, resident_bytes
 from beds.peers.raw_tls import RawTls
+from beds.turns import wait_counted
 from bentpipe.native.engine import Engine, EngineOptions, Leg
 from bentpipe.native.joiner import Join, Joiner, News, NewsFlag, StreamFailure, StreamId
 from bentpipe.native.tls import (
@@ -640,3 +641,13 @@ def test_a_storm_under_sanitizers(authority: Authority, sanitizer: str) -> None:
     counts = {line.split()[0]: int(line.split()[1]) for line in result.stdout.splitlines()}
     assert sum(counts.values()) == STORM
     assert all(counts.values()), counts
+
+
+def test_turns_are_counted_and_end(bed: Bed) -> None:
+    near, far, stream = bed.stream()
+    with near, far:
+        near.sendall(b"hello")
+        bed.joiner.allow(stream, 5)
+        assert bed.read(stream, 5) == b"hello"
+        bed.end(stream)
+    wait_counted(bed.joiner.threads)

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from beds.driver_build import build_storm
 from beds.memory import check_nothing_left
 from beds.peers.raw_tls import RawTls
+from beds.turns import wait_counted
 from bentpipe.daemon.connections.arrival import Arrival, Proxies
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.connections.quota_limits import QuotaLimits
@@ -439,3 +440,18 @@ def test_the_opener_says_what_python_says(bed: Bed, data: bytes, cuts: list[int]
     assert data.startswith(found[0][1])
     assert data.startswith(found[1][1])
     assert bool(found[0][1]) == bool(found[1][1])
+
+
+def test_turns_are_counted_and_end(bed: Bed) -> None:
+    near, far = bed.pair()
+    with near:
+        near.sendall(b"hello")
+        by_opener(bed, far)
+    wait_counted(bed.opener.threads)
+
+
+def test_a_closed_opener_has_no_threads() -> None:
+    opener = Opener(2, 100)
+    assert opener.threads().keys() == {"opener-0", "opener-1"}
+    opener.close()
+    assert opener.threads() == {}

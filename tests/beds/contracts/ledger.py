@@ -213,12 +213,16 @@ class LedgerContract:
         await again.ledger.aclose()
 
     @pytest.mark.parametrize("how", ["crash", "leave"])
-    async def test_a_satellite_that_clients_use_all_the_while_has_no_hole(self, shelf: Shelf, how: str) -> None:
+    @pytest.mark.parametrize("up", [S.OPERATIONAL, S.STARTING, S.CREATING])
+    async def test_a_satellite_that_clients_use_all_the_while_has_no_hole(
+        self, shelf: Shelf, how: str, up: SatelliteState
+    ) -> None:
+        """Also one that a daemon found up and was still probing when it ended in its turn."""
         clock = Clock()
         writer = await self.begun(shelf(how), clock, A, B, C)
-        await writer.move(A, S.OPERATIONAL)
-        await writer.move(B, S.OPERATIONAL)
-        await writer.move(C, S.STARTING)
+        await writer.move(A, up)
+        await writer.move(B, up)
+        await writer.move(C, S.STOPPING)
         clock.advance(60)
         await (writer.ledger.beat(clock.now()) if how == "crash" else writer.ledger.end(clock.now(), {A, C}))
         await writer.ledger.aclose()
@@ -231,9 +235,9 @@ class LedgerContract:
         check_laws(found, clock.wall_us)
         told = {key: seconds(each for each in found if each.key == key) for key in (A, B, C)}
         assert told == {
-            A: [("unknown", 0), ("operational", 165)],
-            B: [("unknown", 0), ("operational", 60), ("unknown", 105)],
-            C: [("unknown", 0), ("starting", 60), ("unknown", 105)],  # in use, but nobody knows what became of it
+            A: [("unknown", 0), (up.value, 165)],
+            B: [("unknown", 0), (up.value, 60), ("unknown", 105)],
+            C: [("unknown", 0), ("stopping", 60), ("unknown", 105)],  # in use, but nobody knows what became of it
         }
         await again.aclose()
 

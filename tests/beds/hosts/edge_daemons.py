@@ -103,10 +103,11 @@ def edge_daemon(
 ) -> Iterator[EdgeDaemon]:
     path, log = folder / f"{name}.toml", folder / f"{name}.log"
     path.write_text(in_form(config, folder / name))
+    log.write_bytes(b"")
     command: Sequence[str | Path] = [BENTPIPE, "serve", "--config", path]
     keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "AKIDONE")
     with (
-        log.open("wb") as file,
+        log.open("ab") as file,  # a data plane that an earlier daemon has left writes to it, too
         subprocess.Popen(
             command, stderr=file, stdin=subprocess.DEVNULL, env={**os.environ, **keys, **(environment or {})}
         ) as process,

@@ -8,11 +8,10 @@ import hpack
 import trio
 import trustme
 
-from beds.ports import free_port
+from beds.hosts.form import in_form
 from beds.quoted import without_id
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon
-from bentpipe.daemon.testbed.edge_host import DATA_PLANE
 from bentpipe.proto.frames import FrameType
 
 TOKEN = "bp_test"
@@ -47,22 +46,18 @@ command = [
         for name, arguments in (("sat", ""), ("other", ""), ("broken", '"--fail"'))
     )
     path = folder / "bentpipe.toml"
-    if DATA_PLANE == "process":
-        keys = f'[daemon]\ndata_plane = "process"\nplanes = "{folder / "planes"}"\n'
-        sections = sections.replace("[daemon]\n", keys, 1) if "[daemon]\n" in sections else keys + sections
-    ports = [free_port() if DATA_PLANE == "process" else 0 for _ in range(3)]
-    path.write_text(f"""
+    text = f"""
 {sections}
 [limits]
 {limits}
 [[listener]]
-address = "127.0.0.1:{ports[PLAIN]}"
+address = "127.0.0.1:0"
 [[listener]]
-address = "127.0.0.1:{ports[TLS]}"
+address = "127.0.0.1:0"
 [listener.tls]
 {tls}
 [[listener]]
-address = "127.0.0.1:{ports[MUTUAL]}"
+address = "127.0.0.1:0"
 [listener.tls]
 {tls}
 client_ca = "{folder / "clients.pem"}"
@@ -75,7 +70,8 @@ name = "dev"
 san = "EMAIL:dev@example.com"
 grants = ["acme/sat"]
 {satellites}
-""")
+"""
+    path.write_text(in_form(text, folder))
     return path
 
 

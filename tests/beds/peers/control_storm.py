@@ -4,8 +4,10 @@ import contextlib
 import random
 import socket
 import ssl
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 
 import grpc
@@ -22,6 +24,8 @@ from bentpipe.daemon.testbed.satellite import HEALTHY
 BULK_BYTES, CHUNK_BYTES = 3_000_000, 64_000
 PATIENCE_S = 60.0
 """For a client that is greeted, held or parked: longer than any restart on a busy host."""
+STOP_S = 180.0
+"""For all clients to end: longer than the deadline of each of their calls. One that does not end by then hangs."""
 PINGS = 3
 MESSAGE = b"\0\0\0\0\x05slow!"
 
@@ -50,7 +54,11 @@ class Storm:
                     self.done[kind] += 1
                 self._over.wait(pause_s)
 
-        self._threads.append(threading.Thread(target=go_on, name=f"{kind} {port}"))
+        self._start(go_on, f"{kind} {port}")
+
+    def _start(self, go_on: Callable[[], None], name: str) -> None:
+        # A daemon thread: one that hangs is told by `stop`, and does not keep the test's process.
+        self._threads.append(threading.Thread(target=go_on, name=name, daemon=True))
         self._threads[-1].start()
 
     def run_spliced(self, port: int) -> None:
@@ -70,14 +78,26 @@ class Storm:
                     self._over.wait(0.01)
 
         assert client.unary("Echo", b"first", timeout_s=PATIENCE_S) == b"first"
-        self._threads.append(threading.Thread(target=go_on, name=f"{kind} {port}"))
-        self._threads[-1].start()
+        self._start(go_on, f"{kind} {port}")
 
     def stop(self) -> None:
-        """End all clients in good order."""
+        """End all clients in good order. One that does not end is a failure, which says where each thread waits."""
         self._over.set()
+        deadline = time.monotonic() + STOP_S
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
+        hung = [thread.name for thread in self._threads if thread.is_alive()]
+        if hung:
+            self.failures.append(f"{', '.join(hung)} did not end in {STOP_S:g} s:\n{_where_threads_are()}")
+
+
+def _where_threads_are() -> str:
+    """The stack of each thread of this process."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"{names.get(ident, '?')}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in sys._current_frames().items()
+    )
 
 
 def new_call(host: TwoPlanes, port: int) -> None:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from beds.hosts.in_process import goaway_of
 from beds.peers.raw_tls import RawTls
 from beds.planes.scripted import OPENING, PlaneBed, plane_bed, read_to_end, wait_until
 from beds.ports import free_port
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.planes import records as r
+from bentpipe.proto.errors import ErrorCode
 
 HELLO_BEGIN = b"\x16\x03\x01\x02\x00\x01\x00"
 """The beginning of a ClientHello."""
@@ -133,7 +135,9 @@ def test_key_updates_before_the_first_byte_end_it(patient: PlaneBed) -> None:
         raw = RawTls(connect(patient), context)
         with contextlib.suppress(OSError):
             raw.sock.sendall(b"".join(raw.key_update() for _ in range(500)))
+        assert goaway_of(raw.read_all()) == (ErrorCode.ENHANCE_YOUR_CALM, b"over the limit TLS_CONTROL_RECORDS")
         control.wait_counted(outcome(Outcome.MALFORMED), 1)
+        control.wait_counted("malformed.TLS_CONTROL_RECORDS", 1)
 
 
 @pytest.mark.parametrize("tls", [False, True])
