@@ -166,6 +166,10 @@ class Joiner:
         """How many bytes of all words were sent, or dropped since nothing can be written."""
         return lib.bp_stream_sent_bytes(self._streams[stream])
 
+    def read_bytes(self, stream: StreamId) -> int:
+        """How many bytes of the peer were read, also by a join. The stream is released."""
+        return lib.bp_stream_read_bytes(self._streams[stream])
+
     def join(self, client: StreamId, satellite: StreamId, join: Join) -> None:
         """Send each side what the other has said. Both are released when this is over. Raises OSError."""
         kept = [ffi.from_buffer(each) for each in (join.to_client, join.to_satellite, join.frames)]

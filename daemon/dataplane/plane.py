@@ -277,6 +277,7 @@ class DataPlane:
     def _splice(self, client: ClientStream, going: _Go) -> None:
         """Raises OSError."""
         self.joined.splice(going.joined, client.take_leg(), going.half.take_leg())
+        going.joined.before = client.heard_bytes, client.sent_bytes
         client.detached()
         going.half.detached()
         self.reports.send(r.WentRecord(client.id))

@@ -53,6 +53,8 @@ class _Visitor:
     seated: bool = False
     asked: bool = False
     """It has asked for the seat."""
+    replaced: bool = False
+    """Another one has taken its seat."""
 
 
 class SeatServer:
@@ -126,8 +128,7 @@ class SeatServer:
             if visitor.seated:
                 self._seated = None
                 self._plane.unseat()
-                fields = {"end": "replaced by another" if end is None else end.value, "error": link.broken}
-                log.warning("the control plane is away", extra={"fields": fields})
+                _tell_away(visitor, end)
             link.close()
             visitor.over.set()
             self._visitors.discard(visitor)
@@ -176,6 +177,7 @@ class SeatServer:
                         return
                     old.link.send_nowait(YieldRecord(LINK_ID, "another control plane has taken the seat"))
                     old.link.flush_nowait()
+                    old.replaced = True
                     old.scope.cancel()
                     await old.over.wait()
             if visitor.over.is_set():
@@ -195,3 +197,12 @@ class SeatServer:
             await trio.sleep(PING_S)
             number += 1
             self._plane.reports.send(PingRecord(LINK_ID, number))
+
+
+def _tell_away(visitor: _Visitor, end: LinkEnd | None) -> None:
+    """Log that the control plane that sat is away, unless it is this process that ends."""
+    if end is None and not visitor.replaced:
+        return
+    fields = {"end": "replaced by another" if end is None else end.value, "error": visitor.link.broken}
+    level = logging.INFO if end is LinkEnd.PEER_LEFT else logging.WARNING
+    log.log(level, "the control plane is away", extra={"fields": fields})

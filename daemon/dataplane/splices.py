@@ -48,6 +48,8 @@ class JoinedConnection:
     """None: the replay is under way."""
     cancel: Callable[[], None] | None = None
     """Ends the replay."""
+    before: tuple[int, ...] = ()
+    """See EndedRecord."""
 
 
 def _never_spliced(joined: JoinedConnection) -> EndedRecord:
@@ -205,6 +207,7 @@ class JoinedConnections:
             peer=joined.peer,
             tag=joined.tag,
             moments=(round(counters.first_down_monotonic_s * 1e6), round(counters.last_activity_monotonic_s * 1e6)),
+            before=joined.before,
         )
         self._keep_end(record)
 

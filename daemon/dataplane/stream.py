@@ -91,7 +91,7 @@ class Stream:
         self._tls: TlsConnection | None = None
         """Once it is freed."""
         self._freed = False
-        self._sent_bytes = 0
+        self._sent_bytes = self._unseen_bytes = 0
         streams.add(self)
 
     # -- what the control plane wants --------------------------------------------------------------------------------
@@ -216,8 +216,8 @@ class Stream:
 
     @property
     def heard_bytes(self) -> int:
-        """What has come of the peer, if no control plane before has heard it."""
-        return self.transcript.end
+        """What has come of the peer; once it is released, also what was passed on without being seen here."""
+        return self.transcript.end + self._unseen_bytes
 
     @property
     def sent_bytes(self) -> int:
@@ -269,6 +269,7 @@ class Stream:
         """The joiner is done with it: take what it has of it, once."""
         if not self._freed:
             self._sent_bytes = self._joiner.sent_bytes(self.native)
+            self._unseen_bytes = self._joiner.read_bytes(self.native) - self._read_bytes
             self._tls = self._streams.free(self)
             self._freed = True
 

@@ -257,6 +257,11 @@ class HandOff:
                 release()
         splice.record.take_back(OUTCOME_ENDS[Outcome.BROKEN])
 
+    def said_before(self, splice_id: SpliceId, up_bytes: int, down_bytes: int) -> None:
+        """All that was said before the splice. A data plane tells it with the end; until then a part of it is known."""
+        record = self._live[splice_id].record
+        record.up_bytes, record.down_bytes = up_bytes, down_bytes
+
     def account(self, key: SatelliteKey, ended: Ended, record: Record) -> None:
         """A splice has ended that this process never knew: it was made and it ended while no control plane was there."""
         counters = ended.counters

@@ -40,6 +40,9 @@ CREDENTIAL_BYTES = 48 << 10
 MOMENTS = 8
 """Times that an ENDED tells, with room for more."""
 
+SUMS = 8
+"""Sums of bytes that an ENDED tells, with room for more."""
+
 CREDENTIALS = 16
 """Names of CREDENTIAL that a data plane keeps."""
 

@@ -402,6 +402,8 @@ class EndedRecord:
     tag: bytes
     moments: tuple[int, ...] = ()
     """When the client's first byte was delivered, and the last byte of all: microseconds of CLOCK_MONOTONIC, 0: never."""
+    before: tuple[int, ...] = ()
+    """Bytes before the splice: those that the client had said, and those that it had been sent, by whichever process."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -205,7 +205,7 @@ ROWS = (
         _D,
         *(*_u64("seq"), Field("reason", Wire.U16), *_u32("error")),
         *(*_u64("up", "down", "start_us", "end_us"), _PEER, _TAG),
-        Field("moments", Wire.IDS, bounds.MOMENTS),
+        *(Field("moments", Wire.IDS, bounds.MOMENTS), Field("before", Wire.IDS, bounds.SUMS)),
     ),
     RecordRow(29, r.KeptRecord, _C, *_u64("seq")),
     RecordRow(32, r.MetersRecord, _C, Field("ids", Wire.IDS, bounds.METERS_A_RECORD)),

@@ -367,12 +367,18 @@ class Planes:
             edge.handoff.drop(splice_id)
             return
         ended = Ended(splice_id, _reason(record.reason), _moved(record.up, record.down, record.moments), record.error)
+        before = record.before[:2]
         if edge.handoff.is_live(splice_id):
+            if len(before) == 2:
+                edge.handoff.said_before(splice_id, *before)
             edge.handoff.take_end(ended)
             return
         with contextlib.suppress(TagUnreadable):
             tag = SpliceTag.decode(record.tag)
-            edge.handoff.account(tag.key, ended, _record_of(edge, tag, record.peer))
+            kept = _record_of(edge, tag, record.peer)
+            if len(before) == 2:
+                kept.up_bytes, kept.down_bytes = before
+            edge.handoff.account(tag.key, ended, kept)
 
     def has_counted(self, plane: RemotePlane, before: Mapping[str, int] | None) -> None:
         """See PlaneEvents. What the plane counts has not come here: clients that left before they were offered."""

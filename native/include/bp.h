@@ -741,6 +741,14 @@ BP_MUST_CHECK int bp_stream_say(bp_stream *stream, const char *data, size_t byte
  */
 uint64_t bp_stream_sent_bytes(const bp_stream *stream);
 /**
+ * bp_stream_read_bytes() - How many bytes of the peer were read, whether the caller has seen them or a join has passed them on
+ * @stream: One that is released
+ *
+ * Return: number of bytes
+ * Thread: one
+ */
+uint64_t bp_stream_read_bytes(const bp_stream *stream);
+/**
  * bp_stream_join() - Send each side what the other has said, until both sockets can be spliced or something has failed
  * @client: Open stream
  * @satellite: Open stream, which has told that it is connected

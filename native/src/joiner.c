@@ -146,6 +146,11 @@ int bp_stream_say(bp_stream *s, const char *data, size_t bytes) {
 
 uint64_t bp_stream_sent_bytes(const bp_stream *s) { return atomic_load(&s->sent_bytes); }
 
+uint64_t bp_stream_read_bytes(const bp_stream *s) {
+    BP_ASSERT(s->published);
+    return s->read_bytes;
+}
+
 int bp_stream_join(bp_stream *client, bp_stream *satellite, const struct bp_join *wanted) {
     bp_joiner *j = client->joiner;
     struct join *join = calloc(1, sizeof *join);

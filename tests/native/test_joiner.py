@@ -454,6 +454,8 @@ def test_both_ways_are_relayed_until_the_ack_has_come(pair: Pair) -> None:
     pair.client.sendall(ping + ACK_FRAME + b"rest")
     pair.wait_joined()
     assert read_exactly(pair.satellite, len(ping) + 4) == ping + b"rest"
+    assert pair.bed.joiner.read_bytes(pair.client_id) == len(ping[5:] + ping + ACK_FRAME + b"rest")
+    assert pair.bed.joiner.read_bytes(pair.satellite_id) == len(b"early")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from beds.hosts.form import first_port_of, in_form
+from beds.hosts.form import first_port_of, write_in_form
 from beds.peers.clients import GrpcioClient
 from beds.programs import BENTPIPE
 from bentpipe.daemon.model import SatelliteKey
@@ -102,7 +102,7 @@ def edge_daemon(
     folder: Path, config: str, *, name: str = "edge", environment: Mapping[str, str] | None = None
 ) -> Iterator[EdgeDaemon]:
     path, log = folder / f"{name}.toml", folder / f"{name}.log"
-    path.write_text(in_form(config, folder / name))
+    write_in_form(path, config, folder / name)
     log.write_bytes(b"")
     command: Sequence[str | Path] = [BENTPIPE, "serve", "--config", path]
     keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "AKIDONE")

@@ -58,6 +58,15 @@ def with_ports(text: str) -> str:
     return text if DATA_PLANE == "inside" else LISTENER.sub(lambda _: f'address = "127.0.0.1:{free_port()}"', text)
 
 
+def write_in_form(path: Path, text: str, folder: Path) -> None:
+    """Write a configuration as `in_form` has it. One that is written again keeps its ports: its data plane may live."""
+    if DATA_PLANE != "inside" and path.exists():
+        sections = load_config(path, check_files=False).listener
+        known = iter([each.address[1] for each in sections if each.address is not None])
+        text = LISTENER.sub(lambda _: f'address = "127.0.0.1:{next(known, None) or free_port()}"', text)
+    path.write_text(in_form(text, folder))
+
+
 def listener_address() -> str:
     """An address for a listener whose configuration is written more than once."""
     return f"127.0.0.1:{0 if DATA_PLANE == 'inside' else free_port()}"

@@ -90,6 +90,8 @@ def test_go_replays_and_splices_and_the_end_is_kept(bed: PlaneBed, control: Scri
     ended = control.expect(r.EndedRecord, arrived.id)
     assert (ended.tag, ended.down, ended.seq) == (TAG, 6, control.synced.next_end)
     assert ended.start_us <= ended.end_us
+    # Where the splice began is not known here.
+    assert (ended.before[0] + ended.up, ended.before[1]) == (len(OPENING) + 27, 0)
     control.close()
     again = bed.control(take_over=True)
     assert again.expect(r.EndedRecord, arrived.id) == ended, "an end that nobody has accounted for comes again"
@@ -138,6 +140,9 @@ def test_the_ack_of_our_settings_never_reaches_the_satellite(
         client.sendall(ping if early else ACK_FRAME + ping)
         assert read_exactly(satellite, len(OPENING + ping)) == OPENING + ping
         control.expect(r.WentRecord, arrived.id)
+    satellite.close()
+    ended = control.expect(r.EndedRecord, arrived.id)
+    assert ended.before[0] + ended.up == len(OPENING + ACK_FRAME + ping)
 
 
 def test_an_ack_that_never_comes_ends_the_go_with_words(bed: PlaneBed, control: ScriptedControl) -> None:
