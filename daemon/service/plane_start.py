@@ -43,6 +43,23 @@ def live_planes(folder: Path) -> list[Path]:
     return found
 
 
+class Children:
+    """The data planes that this process has started, so that none of them stays a zombie (wait(2))."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def keep(self, process: subprocess.Popen[bytes] | None) -> None:
+        """Take one over."""
+        if process is not None:
+            self._processes.append(process)
+
+    def reap(self) -> bool:
+        """Let go of those that have ended. Returns whether any is left."""
+        self._processes = [each for each in self._processes if each.poll() is None]
+        return bool(self._processes)
+
+
 async def find_or_start_plane(config_path: Path, folder: Path) -> subprocess.Popen[bytes] | None:
     """Return once a data plane listens in `folder`: None if one was there, else the process that was started.
 

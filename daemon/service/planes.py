@@ -9,7 +9,6 @@ import errno
 import itertools
 import logging
 import os
-import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ from bentpipe.daemon.service.plane_counts import OUTCOMES, add_counters
 from bentpipe.daemon.service.plane_engines import PlaneEngines
 from bentpipe.daemon.service.plane_files import reload_planes
 from bentpipe.daemon.service.plane_folder import planes_folder
-from bentpipe.daemon.service.plane_start import find_or_start_plane, live_planes
+from bentpipe.daemon.service.plane_start import Children, find_or_start_plane, live_planes
 from bentpipe.daemon.service.successor_note import SuccessorNote
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
 from bentpipe.native.engine import Ended, EndReason, SpliceCounters
@@ -69,6 +68,11 @@ AGAIN_S, AGAIN_MOST_S = 0.1, 5.0
 ENDED_S, ENDED_LOOK_S = 10.0, 0.02
 """For a plane that has drained, or has been told to cut what is left, to end its process."""
 
+OTHER_PORTS = (
+    "the data plane does not listen where the configuration says, since it was started with another one: "
+    "start another data plane, or stop this one"
+)
+
 FindPlanes = Callable[[], Awaitable[Sequence[Path]]]
 """Finds the sockets of all data planes; starts a plane if none accepts clients."""
 
@@ -86,23 +90,6 @@ class CutOff:
     end: LinkEnd
     splices: Sequence[int]
     """What it had when the link ended: they stay in use until the plane is found again, or is gone."""
-
-
-class Children:
-    """The data planes that this process has started, so that none of them stays a zombie (wait(2))."""
-
-    def __init__(self) -> None:
-        self._processes: list[subprocess.Popen[bytes]] = []
-
-    def keep(self, process: subprocess.Popen[bytes] | None) -> None:
-        """Take one over."""
-        if process is not None:
-            self._processes.append(process)
-
-    def reap(self) -> bool:
-        """Let go of those that have ended. Returns whether any is left."""
-        self._processes = [each for each in self._processes if each.poll() is None]
-        return bool(self._processes)
 
 
 class Planes:
@@ -127,6 +114,11 @@ class Planes:
             )
             for section in config.listener
         )
+        self._wanted_ports = {
+            each.address[1] for each in config.listener if each.address is not None and each.address[1]
+        }
+        self._elsewhere: set[int] = set()
+        """Numbers of the planes that were said not to listen where the configuration says."""
         self.ports = {each.address[1] for each in config.listener if each.address is not None}
         """TCP ports of listeners: those of the configuration, and those that a data plane says it has."""
         self._numbers = itertools.count(1)
@@ -382,7 +374,12 @@ class Planes:
 
     def has_counted(self, plane: RemotePlane, before: Mapping[str, int] | None) -> None:
         """See PlaneEvents. What the plane counts has not come here: clients that left before they were offered."""
-        self.ports |= {count for name, count in plane.counters.items() if name.startswith(r.PORT_COUNTERS)}
+        ports = {count for name, count in plane.counters.items() if name.startswith(r.PORT_COUNTERS)}
+        self.ports |= ports
+        missing = self._wanted_ports - ports
+        if missing and not plane.counters.get("draining") and plane.number not in self._elsewhere:
+            self._elsewhere.add(plane.number)
+            log.error(OTHER_PORTS, extra={"fields": {"not_open": sorted(missing), "open": sorted(ports)}})
         if self._edge is not None and before is not None:
             add_counters(self._edge.counters, self._edge.quotas.reached, before, plane.counters)
 

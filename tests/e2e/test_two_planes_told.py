@@ -15,6 +15,7 @@ from beds.hosts.one_satellite import KEY
 from beds.hosts.two_planes import DEADLINE_S, PLAIN, TLS, TwoPlanes, read_intervals, two_planes
 from beds.ports import free_port
 from bentpipe.daemon.model import SatelliteState
+from bentpipe.daemon.service.planes import OTHER_PORTS
 
 BULK_BYTES, CHUNK_BYTES = 2_000_000, 100_000
 
@@ -65,6 +66,19 @@ def test_what_ends_before_it_is_offered_is_in_the_control_planes_records_once(tm
         quoted = str(ended("tls-failed")[0]["id"])
         host.wait(lambda: "the TLS handshake failed" in host.run("why", quoted), "the store does not have it")
         assert len(ended("probe")) == 3, "they were written twice"
+
+
+def test_listeners_that_the_living_data_plane_does_not_have_are_told(tmp_path: Path) -> None:
+    with two_planes(tmp_path) as host:
+        assert host.end_control(signal.SIGKILL) == -signal.SIGKILL
+        elsewhere = free_port()
+        text = host.config.read_text()
+        host.config.write_text(text.replace(f"127.0.0.1:{host.ports[PLAIN]}", f"127.0.0.1:{elsewhere}"))
+        host.start()
+        host.wait(lambda: host.count(OTHER_PORTS) == 1, "it is not told")
+        [told] = [each for each in host.records() if each["message"] == OTHER_PORTS]
+        assert (told["not_open"], told["open"]) == ([elsewhere], sorted(host.ports))
+        host.config.write_text(text)
 
 
 def test_the_metrics_show_the_data_planes_engine(tmp_path: Path) -> None:

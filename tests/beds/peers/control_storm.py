@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import grpc
 import h2.config
@@ -18,7 +18,7 @@ import h2.settings
 
 from beds.hosts.one_satellite import KEY, METADATA
 from beds.hosts.two_planes import PLAIN, SLEEPER, TLS, TwoPlanes
-from beds.peers.clients import SERVICE
+from beds.peers.clients import SERVICE, CallError
 from bentpipe.daemon.testbed.satellite import HEALTHY
 
 BULK_BYTES, CHUNK_BYTES = 3_000_000, 64_000
@@ -30,11 +30,31 @@ PINGS = 3
 MESSAGE = b"\0\0\0\0\x05slow!"
 
 
+class EndedEarly(Exception):
+    """The other side has ended the connection before it has answered."""
+
+
+def _is_cut(failure: Exception) -> bool:
+    """Whether this is how a client sees that its connection is cut, or that nothing listens."""
+    match failure:
+        case EndedEarly() | ConnectionError() | ssl.SSLError():
+            return True
+        case CallError():
+            return bool(failure.code == grpc.StatusCode.UNAVAILABLE.value[0])
+        case grpc.RpcError():
+            return bool(failure.code() is grpc.StatusCode.UNAVAILABLE)
+        case _:
+            return False
+
+
 class Storm:
     """Runs kinds of clients in threads, each over and over, until `stop`."""
 
-    def __init__(self, host: TwoPlanes) -> None:
+    def __init__(self, host: TwoPlanes, *, may_be_cut: bool = False) -> None:
+        """`may_be_cut`: the data plane is killed, so a cut connection is counted, and is not a failure."""
         self._host = host
+        self._may_be_cut = may_be_cut
+        self.cut = 0
         self._over = threading.Event()
         self._threads: list[threading.Thread] = []
         self.done: dict[str, int] = {}
@@ -46,11 +66,8 @@ class Storm:
 
         def go_on() -> None:
             while not self._over.is_set():
-                try:
+                with self._told(kind, port):
                     once(self._host, port)
-                except Exception as exc:
-                    self.failures.append(f"{kind} on port {port}: {type(exc).__name__}: {exc}")
-                else:
                     self.done[kind] += 1
                 self._over.wait(pause_s)
 
@@ -61,6 +78,16 @@ class Storm:
         self._threads.append(threading.Thread(target=go_on, name=name, daemon=True))
         self._threads[-1].start()
 
+    @contextlib.contextmanager
+    def _told(self, kind: str, port: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as exc:
+            if self._may_be_cut and _is_cut(exc):
+                self.cut += 1
+            else:
+                self.failures.append(f"{kind} on port {port}: {type(exc).__name__}: {exc}")
+
     def run_spliced(self, port: int) -> None:
         """One connection that is spliced all the while: no call on it may fail, whichever process dies."""
         client = self._host.client(port)
@@ -70,10 +97,8 @@ class Storm:
         def go_on() -> None:
             with contextlib.closing(client):
                 while not self._over.is_set():
-                    try:
+                    with self._told(kind, port):
                         assert client.unary("Echo", b"spliced") == b"spliced"
-                    except Exception as exc:
-                        self.failures.append(f"{kind} on port {port}: {type(exc).__name__}: {exc}")
                     self.done[kind] += 1
                     self._over.wait(0.01)
 
@@ -125,7 +150,8 @@ def connected(host: TwoPlanes, port: int) -> None:
         sock.setblocking(False)
         time.sleep(random.uniform(0, 0.5))
         try:
-            assert sock.recv(1), "it was ended"
+            if not sock.recv(1):
+                raise EndedEarly
         except BlockingIOError:
             return
 
@@ -213,7 +239,8 @@ class _Peer:
     def read_until(self, true: Callable[[], bool]) -> None:
         while not true():
             data = self._sock.recv(65_536)
-            assert data, "the connection ended early"
+            if not data:
+                raise EndedEarly
             for event in self._connection.receive_data(data):
                 match event:
                     case h2.events.RemoteSettingsChanged():
