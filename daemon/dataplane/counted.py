@@ -1,11 +1,11 @@
 """The data plane's counters by name, as COUNTERS carries them: numbers since the start, and a few that are of now."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.dataplane.plane import DataPlane
-from bentpipe.daemon.planes.bounds import COUNTERS_A_RECORD
-from bentpipe.daemon.planes.records import LINK_ID, PORT_COUNTERS, THREAD_COUNTERS, CountersRecord
+from bentpipe.daemon.planes.bounds import CERTIFICATES_TOLD, COUNTERS_A_RECORD, NAME_BYTES
+from bentpipe.daemon.planes.records import CERTIFICATE_COUNTERS, LINK_ID, PORT_COUNTERS, THREAD_COUNTERS, CountersRecord
 from bentpipe.native.engine import Engine
 
 
@@ -15,11 +15,13 @@ def counters_record(
     reached: Mapping[str, int],
     engine: Engine,
     ports: Iterable[int],
+    certificate_ends: Mapping[str, float],
     *,
     draining: bool,
     untold: int = 0,
 ) -> CountersRecord:
-    """Read all counters. Times are microseconds; `reached`: limits; `ports` are those that listen.
+    """Read all counters. Times are microseconds; `reached`: limits; `ports` are those that listen. `certificate_ends`: until
+    when the certificates of files hold, in seconds since the epoch.
 
     `untold`: ends of connections that were never offered, of which no UNOFFERED was sent.
     """
@@ -55,4 +57,13 @@ def counters_record(
         found[f"{thread}.running_us"] = round(turns.running_s * 1e6)
     for number, priority in enumerate(engine.thread_priorities()):
         found[f"{THREAD_COUNTERS}{number}.priority"] = priority.held.value
+    found |= _certificates(certificate_ends)
     return CountersRecord(LINK_ID, tuple(found.items())[:COUNTERS_A_RECORD])
+
+
+def _certificates(ends: Mapping[str, float]) -> Iterator[tuple[str, int]]:
+    """Those that end first. Of a name that is too long the end is told: it has the file's own name."""
+    room = NAME_BYTES - 1 - len(CERTIFICATE_COUNTERS)  # the length of a counter's name is a byte
+    for name, end in sorted(ends.items(), key=lambda each: each[1])[:CERTIFICATES_TOLD]:
+        told = name.encode(errors="replace")[-room:].decode(errors="ignore")
+        yield CERTIFICATE_COUNTERS + told, max(0, round(end))

@@ -81,6 +81,10 @@ METERS_A_RECORD = 512
 """Splices in one METERS record."""
 
 COUNTERS_A_RECORD = 512
+
+CERTIFICATES_TOLD = 64
+"""Certificates whose end COUNTERS tells, those that end first: with names of 255 bytes they take a third of a record."""
+
 RANGES_A_RECORD = 512
 LIVE_CONNECTIONS = 1 << 20
 

@@ -478,6 +478,9 @@ PORT_COUNTERS = "port."
 THREAD_COUNTERS = "thread."
 """How the names of counters begin that are of one thread in C. Its name follows: the engine's threads are numbers."""
 
+CERTIFICATE_COUNTERS = "certificate_end."
+"""How the names of counters begin that say until when a certificate holds, in seconds since the epoch; its file follows."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CountersRecord:

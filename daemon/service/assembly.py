@@ -61,6 +61,7 @@ from bentpipe.daemon.service.ports import (
     open_ports,
     serve_ports,
 )
+from bentpipe.daemon.service.preflight_tls import look_at_all, look_at_own
 from bentpipe.daemon.service.provisioning import SatelliteParts, make_provisioner
 from bentpipe.daemon.service.readings import reading_of, responders_of
 from bentpipe.daemon.service.registration import make_registrar
@@ -214,7 +215,8 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         satellite_ca=satellite_ca,
     )
     running = RunningParts(fleet, machines, provisioner, reserve, changes, live, serves_listeners=planes is None)
-    watch = CertificateWatch(lambda: current.config)
+    look = look_at_all if planes is None else look_at_own
+    watch = CertificateWatch(lambda: current.config, look, lambda text: reloader.named(text))
     reloader = _reloader_of(current, running, live, opened.ktls, watch, planes)
     control = _control_of(opened, reloader, edge)
     ports = serve_ports(opened.ports, edge, gate, control, apis.local)

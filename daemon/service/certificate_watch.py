@@ -2,9 +2,11 @@
 
 A certificate that nobody renews ends every client's connections at one moment, months after anybody looked at it. So the
 log says it from the last third of its life on, once a day, and the metrics always. Files are read in a thread: a disk that
-hangs must never delay a client.
+hangs must never delay a client. Each process looks at the files that it shows itself: with two processes the data plane has
+the listeners' and the satellites', and COUNTERS carries their ends to the control plane.
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 
@@ -12,7 +14,6 @@ import trio
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.service.concern import Concern
-from bentpipe.daemon.service.preflight_tls import certificate_ends, tls_concerns
 
 log = logging.getLogger("bentpipe")
 
@@ -22,15 +23,19 @@ LOOK_S = 3600.0
 SAY_AGAIN_S = 86_400.0
 """Time until the same concern is logged again."""
 
+Look = Callable[[Config], tuple[Mapping[str, float], list[Concern]]]
+"""Reads the files. Returns until when each holds, in seconds since the epoch, and what is wrong with them."""
+
 READ_DEADLINE_S = 30.0
 """For all files. If they are not read in this time, the next look tries again."""
 
 
 class CertificateWatch:
-    """The certificates of the configuration; `config` returns it as it is now."""
+    """The certificates of the configuration."""
 
-    def __init__(self, config: Callable[[], Config]) -> None:
-        self._config = config
+    def __init__(self, config: Callable[[], Config], look: Look, named: Callable[[str], str]) -> None:
+        """`config` returns the configuration as it is now. `named` gives a text with paths as operators know them."""
+        self._config, self._look_at, self._named = config, look, named
         self._said: dict[Concern, float] = {}
         self._thread = trio.CapacityLimiter(1)  # a thread that hangs keeps its place: no further one is started
         self._asked = trio.Event()
@@ -59,8 +64,11 @@ class CertificateWatch:
             log.warning("certificates cannot be looked at", extra={"fields": {"error": "the disk hangs"}})
 
     def _read(self) -> tuple[Mapping[str, float], list[Concern]]:
-        config = self._config()
-        return certificate_ends(config), list(tls_concerns(config))
+        ends, concerns = self._look_at(self._config())
+        return (
+            {self._named(path): end for path, end in ends.items()},
+            [dataclasses.replace(each, message=self._named(each.message)) for each in concerns],
+        )
 
     def _tell(self, concerns: list[Concern]) -> None:
         now = trio.current_time()

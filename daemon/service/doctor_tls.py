@@ -9,8 +9,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from bentpipe.config.model import Config
 from bentpipe.config.sources import ConfigErrors
 from bentpipe.daemon.image.programs.findings import Finding, Severity
+from bentpipe.daemon.service.certificate_files import certificate_ends
 from bentpipe.daemon.service.installed import read_operators_config
-from bentpipe.daemon.service.preflight_tls import certificate_ends, tls_concerns
+from bentpipe.daemon.service.preflight_tls import tls_concerns
 from bentpipe.daemon.service.read_chain import read_chain
 
 SUBJECT = "certificates"

@@ -42,6 +42,8 @@ class InstalledService:
     config_path: Path | None
     credentials: Mapping[str, Path]
     """By name, those that LoadCredential= reads from a file of this host, here or in the data plane's unit."""
+    plane_credentials: Mapping[str, Path]
+    """Those of the data plane's unit; none without such a unit."""
     state_directory: Path | None
     runtime_directory: Path | None
     has_data_plane_unit: bool
@@ -57,10 +59,11 @@ def find_service(folders: Sequence[Path] = UNIT_FOLDERS) -> InstalledService | N
     template = PLANE_UNIT.partition(".")[0]
     has_data_plane_unit = any(template in value for value in settings.get("After", []))
     plane = (_settings_of(PLANE_UNIT, folders) if has_data_plane_unit else None) or {}
-    credentials = (*plane.get("LoadCredential", []), *settings.get("LoadCredential", []))
+    plane_credentials = dict(_credentials_of(plane.get("LoadCredential", [])))
     return InstalledService(
         _config_of(settings.get("ExecStart", [])),
-        dict(_credentials_of(credentials)),
+        dict(_credentials_of(settings.get("LoadCredential", []))) | plane_credentials,
+        plane_credentials,
         _folder_of(STATE_ROOT, settings.get("StateDirectory", [])),
         _folder_of(RUNTIME_ROOT, settings.get("RuntimeDirectory", [])),
         has_data_plane_unit,

@@ -159,7 +159,7 @@ CONNECTIONS = (
         "file",
         "Until when a configured certificate holds, in seconds since the epoch.",
         None,
-        lambda look: look.daemon.certificate_watch.ends,
+        lambda look: look.daemon.certificate_ends,
     ),
     by_label(
         MetricKind.COUNTER,

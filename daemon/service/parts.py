@@ -5,6 +5,7 @@ It decides nothing. Code that has to read a running daemon (the metrics, the sig
 
 import collections
 import dataclasses
+from collections.abc import Mapping
 
 import trio
 
@@ -30,6 +31,7 @@ from bentpipe.daemon.service.api import ApiNews
 from bentpipe.daemon.service.certificate_watch import CertificateWatch
 from bentpipe.daemon.service.connection_records import ConnectionRecords
 from bentpipe.daemon.service.current import Current
+from bentpipe.daemon.service.plane_counts import told_certificate_ends
 from bentpipe.daemon.service.plane_engines import EngineReadings
 from bentpipe.daemon.service.planes import Planes
 from bentpipe.daemon.service.ports import Ports
@@ -105,6 +107,12 @@ class Daemon:
     def config(self) -> Config:
         """The configuration with which it runs now."""
         return self.current.config
+
+    @property
+    def certificate_ends(self) -> Mapping[str, float]:
+        """Until when each certificate's file holds, in seconds since the epoch, in this process and in data planes."""
+        told = () if self.planes is None else (plane.counters for plane in self.planes.splicer)
+        return {**self.certificate_watch.ends, **told_certificate_ends(told)}
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:

@@ -1,9 +1,10 @@
-"""Adds what data planes have counted to the daemon's own counters."""
+"""Adds what data planes have counted to the daemon's own counters, and reads what else their counters tell."""
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
+from bentpipe.daemon.planes.records import CERTIFICATE_COUNTERS
 
 OUTCOMES = {outcome.value: outcome for outcome in Outcome}
 """By the names that records have."""
@@ -30,3 +31,13 @@ def add_counters(
                 reached[what] += more
             case _:
                 pass  # numbers of the present moment, and those of a later version
+
+
+def told_certificate_ends(planes: Iterable[Mapping[str, int]]) -> dict[str, float]:
+    """Until when the certificates of data planes hold, by their file. `planes` are the counters of each, the newest last."""
+    return {
+        name.removeprefix(CERTIFICATE_COUNTERS): float(end)
+        for counters in planes
+        for name, end in counters.items()
+        if name.startswith(CERTIFICATE_COUNTERS)
+    }

@@ -196,6 +196,7 @@ class PlaneProcess:
         sections = [section for _, section, _, _ in opened.ports]
         self._files = PlaneReload(
             opened.config_path,
+            config,
             list(zip(self._listeners, sections, strict=True)),
             opened.trust,
             lambda section: read_port(section, opened.ktls),
@@ -235,6 +236,7 @@ class PlaneProcess:
                 nursery.start_soon(run_owned, Owner("room"), plane.streams.run_room)
                 nursery.start_soon(run_owned, Owner("deadlines"), self._greetings.run_deadlines)
                 nursery.start_soon(run_owned, Owner("certificates"), self._files.run_reload)
+                nursery.start_soon(run_owned, Owner("certificate watch"), self._files.watch.run_watch)
                 nursery.start_soon(run_owned, Owner("counters"), self._count)
                 nursery.start_soon(run_owned, Owner("door"), self._keep_door)
                 nursery.start_soon(run_owned, Owner("seat"), self._seat.run_seats)
@@ -301,7 +303,7 @@ class PlaneProcess:
         sockets = [sock for _, _, _, sock in self._opened.ports if sock.fileno() >= 0 and sock.family != socket.AF_UNIX]
         ports = [int(sock.getsockname()[1]) for sock in sockets]
         reached = self._opened.quotas.reached + self._parked.reached
-        parts = (self._plane, self._counters, reached, self._opened.engine, ports)
+        parts = (self._plane, self._counters, reached, self._opened.engine, ports, self._files.watch.ends)
         untold = self._unoffered.untold
         self._plane.reports.send(counters_record(*parts, draining=self._drain.is_set(), untold=untold))
 

@@ -22,6 +22,9 @@ from bentpipe.daemon.dataplane.handover import name_of
 from bentpipe.daemon.planes.bounds import CREDENTIALS
 from bentpipe.daemon.planes.records import CredentialRecord
 from bentpipe.daemon.service import sd
+from bentpipe.daemon.service.certificate_files import look_at_shown
+from bentpipe.daemon.service.certificate_watch import CertificateWatch
+from bentpipe.daemon.service.credential_names import name_credentials
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
 from bentpipe.native.tls import TlsError
 
@@ -54,18 +57,19 @@ class NewerCredentials:
             os.write(file, record.data)  # into memory: it takes all of it
         except (OSError, ValueError) as exc:
             return f"credential {record.name!r}: {exc}"
-        if (older := self._files.pop(record.name, None)) is not None:
-            os.close(older)
-        self._files[record.name] = file
+        if (known := self._files.setdefault(record.name, file)) != file:
+            os.dup2(file, known, inheritable=False)  # the path stays what configurations that were read have
+            os.close(file)
         return ""
 
 
 class PlaneReload:
-    """`trust` is the satellites' TLS by the names that OPEN uses, as it was read at the start."""
+    """`config` is what `path` had at the start, and `trust` the satellites' TLS then, by the names that OPEN uses."""
 
     def __init__(
         self,
         path: Path,
+        config: Config,
         listeners: Sequence[tuple[Listener, ListenerSection]],
         trust: dict[str, SatelliteTls],
         read_port: Callable[[ListenerSection], Port],
@@ -73,6 +77,8 @@ class PlaneReload:
     ) -> None:
         """`read_port` and `read_trust` block, and raise OSError, TlsError."""
         self._path = path
+        self._config = config
+        self.watch = CertificateWatch(lambda: self._config, look_at_shown, self._named)
         self._listeners = listeners
         self._trust = trust
         self._read_port, self._read_trust = read_port, read_trust
@@ -119,7 +125,9 @@ class PlaneReload:
         if config is None:
             log.error("configuration not read", extra={"fields": {"error": error}})
             errors.append(error)
-        sections = {} if config is None else {name_of(each): each for each in config.listener}
+        else:
+            self._config = config
+        sections = {name_of(each): each for each in self._config.listener}
         async with trio.open_nursery() as nursery:
             for listener, section in self._listeners:
                 now = sections.get(name_of(section), section)
@@ -128,6 +136,10 @@ class PlaneReload:
             if config is not None:
                 owner = Owner("satellites' certificates", "", Decision.GIVE_UP)
                 nursery.start_soon(run_owned, owner, self._reload_trust, config, errors)
+        self.watch.ask()
+
+    def _named(self, text: str) -> str:
+        return name_credentials(text, self._credentials.paths)
 
     def _read_config(self) -> Config:
         return parse_config(Texts.read(self._path), check_files=False, instead=self._credentials.paths).config
@@ -152,14 +164,13 @@ class PlaneReload:
             self._trust = trust
             log.info("certificates of satellites reloaded", extra={"fields": {"names": len(trust)}})
 
-    @staticmethod
-    async def _read(thread: trio.CapacityLimiter, read: Callable[[], T]) -> tuple[T | None, str]:
+    async def _read(self, thread: trio.CapacityLimiter, read: Callable[[], T]) -> tuple[T | None, str]:
         """Read in a thread. Returns what was read, or why it could not be."""
         with trio.move_on_after(READ_DEADLINE_S):
             try:
                 return await trio.to_thread.run_sync(read, limiter=thread, abandon_on_cancel=True), ""
             except UNREADABLE as exc:
-                return None, str(exc)
+                return None, self._named(str(exc))
         return None, f"no answer within {READ_DEADLINE_S:g} s: the disk hangs"
 
 

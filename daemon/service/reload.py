@@ -18,6 +18,7 @@ from bentpipe.config.load import ConfigErrors
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.certificate_watch import CertificateWatch
 from bentpipe.daemon.service.control import CREDENTIAL_NAMES, FILES, ControlError, Fields
+from bentpipe.daemon.service.credential_names import name_credentials
 from bentpipe.daemon.service.current import ConfigOrigin, Current
 from bentpipe.daemon.service.reload_apply import LiveParts, apply
 from bentpipe.daemon.service.reload_open import ReadyParts, open_for
@@ -52,12 +53,6 @@ class _Credentials:
             os.close(each)
         self._files = []
 
-    def named(self, text: str) -> str:
-        """A text in which the operator's name of each credential stands for its descriptor."""
-        for name, path in self.paths.items():
-            text = text.replace(str(path), f"credential:{name}")
-        return text
-
 
 class Reloader:
     """`run_reloads` must run."""
@@ -89,6 +84,10 @@ class Reloader:
         self._one_at_a_time = trio.Lock()
         self._thread = trio.CapacityLimiter(1)  # a thread that hangs keeps its place: no further one is started
         self._asked = trio.Event()
+
+    def named(self, text: str) -> str:
+        """A text in which the operator's name of each credential stands for its file."""
+        return name_credentials(text, self._credentials.paths)
 
     def ask(self) -> None:
         """Reload soon, as SIGHUP asks. The verdict is in the log."""
@@ -167,7 +166,7 @@ class Reloader:
             words = f"the files were not read within {READ_DEADLINE_S:g} s: the disk hangs"
             raise ReloadFailed(f"{NOTHING}: {words}") from None
         except (ConfigErrors, Unfit, TlsError, OSError) as exc:
-            raise ReloadFailed(f"{NOTHING}:\n{credentials.named(str(exc))}") from exc
+            raise ReloadFailed(f"{NOTHING}:\n{name_credentials(str(exc), paths)}") from exc
         refused = refusals(prepared, self._running)
         if refused:
             raise ReloadFailed("\n".join([f"{NOTHING}, since this cannot change in a running daemon:", *refused]))

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -66,6 +67,10 @@ class Unfit(Exception):
 
 OF_THE_DATA_PLANE = frozenset({"limits.max_connections", "limits.max_strangers", "limits.stranger_bytes"})
 """What a data plane of its own has taken from the file at its start, besides its listeners."""
+
+
+READ_BY_THE_DATA_PLANE = re.compile(r"\.tls\.(?:certificate|key|client_ca|client_crl|more)\b")
+"""Of a listener, what a data plane takes from the file at each reload: what it shows to clients, and whom it trusts."""
 
 
 class Divided(Protocol):
@@ -169,7 +174,9 @@ def refusals(prepared: Prepared, parts: RunningParts) -> list[str]:
 
 
 def _is_fixed_in_the_data_plane(difference: Difference) -> bool:
-    return difference.where.startswith("listener ") or difference.where in OF_THE_DATA_PLANE
+    where = difference.where
+    is_fixed = where.startswith("listener ") and READ_BY_THE_DATA_PLANE.search(where) is None
+    return is_fixed or where in OF_THE_DATA_PLANE
 
 
 def _machine_refusals(config: Config, parts: RunningParts) -> Iterator[str]:

@@ -26,6 +26,11 @@ ELSEWHERE = {
     "a satellite's program makes namespaces, under the units": ("systemd/test_service.py", "makes namespaces"),
     "a satellite's program changes its user, under the units": ("systemd/test_service.py", "changes its user"),
     "a region is misspelt, and the daemon runs": ("daemon/providers/ec2/test_errors.py", "there is no host"),
+    "the file of a unit's credential is missing": ("daemon/service/test_installed.py", "whose_file_is_missing"),
+    "a credential is in the wrong unit of two": (
+        "daemon/service/test_installed.py",
+        "the_unit_that_has_no_connections",
+    ),
     "the file and the unit mean different forms": ("daemon/service/test_installed.py", "runs the control plane alone"),
 }
 """Rows whose mistake another test makes: its file, and a word of it."""

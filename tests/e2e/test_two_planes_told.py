@@ -4,11 +4,14 @@ import contextlib
 import re
 import signal
 import socket
+import ssl
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import trustme
+from cryptography import x509
 from prometheus_client.parser import text_string_to_metric_families
 
 from beds.hosts.one_satellite import KEY
@@ -149,3 +152,33 @@ def test_a_satellite_in_use_is_never_unknown_though_control_planes_die_while_the
     used = states[states.index(SatelliteState.OPERATIONAL) : -1]  # the last interval is that of the end
     assert SatelliteState.STARTING in used
     assert set(used) == {SatelliteState.OPERATIONAL, SatelliteState.STARTING}
+
+
+def test_the_data_plane_tells_until_when_its_certificates_hold(tmp_path: Path) -> None:
+    with measured(tmp_path) as (host, metrics):
+        chain = (tmp_path / "cert.pem").read_bytes()
+        end = x509.load_pem_x509_certificate(chain).not_valid_after_utc.timestamp()
+        name = f"bentpipe_certificate_end_seconds {tmp_path / 'cert.pem'}"
+        host.wait(lambda: scrape(metrics).get(name) == end, "the metrics do not show it")
+
+
+def test_a_reload_has_the_data_plane_show_another_file(tmp_path: Path) -> None:
+    """As a host does that goes over to one file for key and certificate."""
+    with two_planes(tmp_path) as host:
+        assert host.control is not None
+        other = trustme.CA()
+        issued = other.issue_cert("localhost")
+        issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "tls.pem")
+        text = host.config.read_text()
+        for name in ("cert.pem", "key.pem"):
+            text = text.replace(f'"{tmp_path / name}"', f'"{tmp_path / "tls.pem"}"')
+        host.config.write_text(text)
+        host.control.send_signal(signal.SIGHUP)
+        host.wait(lambda: host.count("reloaded") == 1, "it does not reload")
+        context = ssl.create_default_context()
+        other.configure_trust(context)
+        with socket.create_connection(("127.0.0.1", host.ports[TLS])) as sock:
+            context.wrap_socket(sock, server_hostname="localhost").close()
+        host.config.write_text(text.replace(f':{host.ports[TLS]}"', f':{free_port()}"'))
+        host.control.send_signal(signal.SIGHUP)
+        host.wait(lambda: host.count("not reloaded") > 0, "another port needs a restart of the data plane")

@@ -1,5 +1,6 @@
 """The data plane as a process, spoken to record by record: clients, halves, GO, splices, ends."""
 
+import functools
 import socket
 import ssl
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from beds.issued import DAY, NOW, Issued
 from beds.planes.scripted import (
     HALF,
     OPENING,
@@ -21,6 +23,7 @@ from beds.planes.scripted import (
 )
 from bentpipe.daemon.planes import records as r
 from bentpipe.daemon.planes.bounds import CREDENTIALS
+from bentpipe.daemon.service.plane_counts import told_certificate_ends
 from bentpipe.proto.frames import ACK, FrameType, frame
 
 ACK_FRAME = frame(FrameType.SETTINGS, ACK, 0)
@@ -305,6 +308,40 @@ def test_a_reload_says_what_it_could_not_read_and_keeps_what_it_had(tmp_path: Pa
         (tmp_path / "key.pem").write_bytes(key)
         control.send(r.ReloadRecord(r.LINK_ID))
         assert str(bed.config) in control.expect(r.DoneRecord).words
+
+
+def test_it_tells_until_when_its_certificates_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the operator's names, in COUNTERS and in its log, also of a newer credential."""
+    given = tmp_path / "credentials"
+    given.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(given))
+    bed = PlaneBed(tmp_path)
+    old, new = Issued("edge", begins=NOW - 80 * DAY, ends=NOW + 10 * DAY), Issued("edge")
+    (given / "tls.pem").write_bytes(old.key_pem() + old.pem())
+    text = bed.config.read_text()
+    for name in ("cert.pem", "key.pem"):
+        text = text.replace(f"{tmp_path}/{name}", "credential:tls.pem")
+    bed.config.write_text(text)
+    try:
+        bed.start()
+        control = bed.control()
+
+        def is_told(issued: Issued) -> bool:
+            control.read(0.1)
+            end = issued.certificate.not_valid_after_utc.timestamp()
+            return told_certificate_ends([control.counters]) == {"credential:tls.pem": end}
+
+        wait_until(lambda: is_told(old), bed.log)
+        wait_until(lambda: "credential:tls.pem: certificate 'CN=edge' expires on" in bed.log, bed.log)
+        for issued in (new, Issued("edge", ends=NOW + 50 * DAY)):  # the second one replaces the first in memory
+            control.send(r.CredentialRecord(r.LINK_ID, "tls.pem", issued.key_pem() + issued.pem()))
+            assert control.expect(r.DoneRecord).words == ""
+            control.send(r.ReloadRecord(r.LINK_ID))
+            assert control.expect(r.DoneRecord).words == ""
+            wait_until(functools.partial(is_told, issued), bed.log)
+        assert str(given) not in bed.log
+    finally:
+        bed.close()
 
 
 def test_a_newer_credential_is_used_by_this_and_later_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

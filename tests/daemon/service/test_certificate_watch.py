@@ -12,6 +12,7 @@ from beds.issued import DAY, NOW, Issued
 from bentpipe.config.load import load_config
 from bentpipe.daemon.service import certificate_watch
 from bentpipe.daemon.service.certificate_watch import CertificateWatch
+from bentpipe.daemon.service.preflight_tls import look_at_all
 
 CONFIG = """
 [[listener]]
@@ -38,7 +39,7 @@ def watch_of(folder: Path, issued: Issued) -> CertificateWatch:
     config = folder / "bentpipe.toml"
     config.write_text(CONFIG.format(folder=folder))
     loaded = load_config(config)
-    return CertificateWatch(lambda: loaded)
+    return CertificateWatch(lambda: loaded, look_at_all, str)
 
 
 async def until(true: Callable[[], bool]) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from beds.issued import Issued
+from beds.pages.troubleshooting import pattern_of
 from beds.programs import BENTPIPE
 from bentpipe.config.load import ConfigErrors
 from bentpipe.daemon.service.concern import Concern
@@ -140,6 +142,46 @@ def test_check_finds_programs_that_the_units_forbid(tmp_path: Path) -> None:
     unit(tmp_path, f"[Service]\nExecStart=bentpipe serve --config {config}\n")
     found = {each.where: each.message for each in concerns_of(config, tmp_path)}
     assert "'setpriv' would end at once" in found["satellite[0].process.command"]
+
+
+CREDENTIALS = """
+[[listener]]
+address = "127.0.0.1:0"
+[listener.tls]
+certificate = "credential:tls.pem"
+key = "credential:tls.pem"
+"""
+
+
+def test_check_finds_a_credential_whose_file_is_missing(tmp_path: Path) -> None:
+    """systemd would not start the unit, whether or not the configuration names the credential."""
+    config = tmp_path / "bentpipe.toml"
+    config.write_text(LOCAL)
+    load = f"LoadCredential=tls.key:{tmp_path}/tls.key"
+    unit(tmp_path, f"[Service]\nExecStart=bentpipe serve --config {config}\n{load}\n")
+    [found] = [each for each in concerns_of(config, tmp_path) if each.where == "bentpipe.service"]
+    assert found.fatal
+    assert load in found.message
+    assert pattern_of("the file of a unit's credential is missing").search(found.message)
+    (tmp_path / "tls.key").touch()
+    assert not [each for each in concerns_of(config, tmp_path) if each.where == "bentpipe.service"]
+
+
+def test_check_finds_a_credential_in_the_unit_that_has_no_connections(tmp_path: Path) -> None:
+    config = tmp_path / "bentpipe.toml"
+    config.write_text("[daemon]\n" + FORMS["two"][1] + CREDENTIALS)
+    issued = Issued("edge")
+    (tmp_path / "tls.pem").write_bytes(issued.key_pem() + issued.pem())
+    unit(tmp_path, f"[Unit]\n{FORMS['two'][0]}[Service]\nExecStart=bentpipe serve --config {config}\n")
+    load = f"[Service]\nLoadCredential=tls.pem:{tmp_path}/tls.pem\n"
+    wrong = unit(tmp_path, load, "bentpipe.service.d/certificate.conf")
+    unit(tmp_path, "[Service]\n", "bentpipe-dataplane@.service")
+    found = {each.where: each.message for each in concerns_of(config, tmp_path)}
+    assert "bentpipe-dataplane@.service.d/" in found["listener[0].tls.key"]
+    assert pattern_of("a credential is in the wrong unit of two").search(found["listener[0].tls.key"])
+    wrong.unlink()
+    unit(tmp_path, load, "bentpipe-dataplane@.service.d/certificate.conf")
+    assert "listener[0].tls.key" not in {each.where for each in concerns_of(config, tmp_path)}
 
 
 def test_no_unit(tmp_path: Path) -> None:
