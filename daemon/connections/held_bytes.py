@@ -16,7 +16,7 @@ TLS_BYTES = 20 << 10
 """OpenSSL's state of a connection, from the first byte of its handshake."""
 
 HELD_BYTES = 8 << 10
-"""The tasks that watch a client while it waits for its satellite."""
+"""The wait of a client for its satellite: frames, scopes, and a second task while it is dialled for longer."""
 
 CLIENT_BYTES = 64 << 10
 """What a held client may cost besides what it has sent: its tasks, its objects and OpenSSL's state. So the memory of all

@@ -5,6 +5,7 @@ the satellite is ready. From the replay on the client hears the satellite, and w
 """
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Iterator
@@ -118,7 +119,7 @@ class Splicing:
         """Hold the client until the satellite is ready, then splice them."""
         self._record.reach(Phase.HELD)
         self._record.marks[Phase.LEASED] = math.nan  # the lease that it has had was of no use
-        async with held(self._caller) as hold:
+        with held(self._caller) as hold:
             deaths, hung_up_until = 0, math.inf
             while deaths <= DEATHS_PER_HOLD:
                 try:
@@ -131,46 +132,51 @@ class Splicing:
                     hung_up_until = min(hung_up_until, trio.current_time() + HUNG_UP_S)
                     if trio.current_time() >= hung_up_until:
                         raise
-                    await trio.sleep(HUNG_UP_PAUSE_S)
+                    await hold.rest(HUNG_UP_PAUSE_S)
             raise DialFailed(DEAD_AGAIN, peer_hint=f"{DEAD_AGAIN}; it may die as soon as it is awake")
 
     async def _lease_and_splice(self, hold: Hold, pending: Pending) -> bool:
         """Returns False if the satellite died before it could be reached."""
         claim, satellite = self._claim, self._satellite
-        async with satellite.lease(claim.who, claim.payer, since=self._since, tell_by=self._tell_by) as lease:
+        wait = (claim.who, claim.payer, hold)
+        async with satellite.lease(*wait, since=self._since, tell_by=self._tell_by) as lease:
             self._record.reach(Phase.LEASED)
             self._record.woken_by = satellite.woken_by
             # In the step of the grant: a held client may have lost its right meanwhile, and is then refused as a newcomer.
             self._edge.identities.check_again(claim)
             with self._reporting_unreachable():
-                target = await self._dial(lease)
+                target = await self._dial(hold, lease)
             if target is None:
                 return False
             self._record.reach(Phase.DIALLED)
+            dialled_at = trio.current_time()
             with contextlib.closing(target):
-                if not satellite.is_at(lease.address):
-                    return False  # the dial took so long that the address may be another machine's by now
                 introduction = Introduction(self._caller, target)
                 with self._reporting_unreachable():
-                    if not await self._introduce(introduction, lease):
+                    if not await self._introduce(hold, introduction, lease):
                         return False
-                    await hold.stop_watching()
+                    # Before it gets a request: the dial took so long that the address may be another machine's by now.
+                    if not satellite.is_at(lease.address, since=dialled_at):
+                        return False
+                    hold.end()
                     # A PING that came meanwhile may have made us send SETTINGS.
                     await introduction.make()
                 await self._splice(target, introduction, lease, pending)
         return True
 
-    async def _dial(self, lease: Lease) -> Channel | None:
+    async def _dial(self, hold: Hold, lease: Lease) -> Channel | None:
         """Returns None if the lease is over, or if the satellite cannot be reached."""
-        # Most succeed at once. To watch the lease meanwhile would take a nursery and a task for each of a crowd.
+        # Most succeed at once. To watch the client and the lease meanwhile would take a nursery and two tasks for each of a
+        # crowd.
         made = await dial_at_once(lease.address, self._find_tls(), self._caller.dials)
         if made is not None and lease.over.is_set():
             made.close()
             return None
         if made is not None:
             return made
+
         try:
-            return await dial(lease.address, self._find_tls, lease.over, self._caller.dials)
+            return await self._dial_watched(hold, lease)
         except SatelliteUnreachable as exc:
             # Its clients go on waiting: the fleet looks at the satellite, and starts it if somebody has stopped it.
             fields = {"satellite": str(self._claim.key), "error": str(exc)}
@@ -178,15 +184,31 @@ class Splicing:
             self._satellite.report_unreachable()
             return None
 
+    async def _dial_watched(self, hold: Hold, lease: Lease) -> Channel | None:
+        """Dial again and again, and watch the client and the lease meanwhile. Returns None if the lease is over."""
+        made: Channel | None = None
+
+        async def go_on() -> None:
+            nonlocal made
+            made = await dial(lease.address, self._find_tls, lease.over, self._caller.dials)
+
+        try:
+            await hold.during(go_on)
+        except BaseException:
+            if made is not None:
+                made.close()
+            raise
+        return made
+
     def _find_tls(self) -> SatelliteTls | None:
         return self._edge.satellite_tls.get(self._claim.key)
 
     @staticmethod
-    async def _introduce(introduction: Introduction, lease: Lease) -> bool:
+    async def _introduce(hold: Hold, introduction: Introduction, lease: Lease) -> bool:
         """Returns False if the lease is over before it is done. Raises DialFailed."""
         if not await introduction.make_at_once():
             lease.suspect()
-            await unless(lease.over, introduction.make)
+            await hold.during(functools.partial(unless, lease.over, introduction.make))
         return introduction.done
 
     @contextlib.contextmanager

@@ -1,7 +1,12 @@
-"""Watches a client that is held: its PINGs are answered, and if it leaves, the work for it is cancelled."""
+"""Holds a client: it is read while it waits, its PINGs are answered, and if it leaves, the work for it is cancelled.
+
+A client that only waits is read by its own task. When its satellite is awake, this task connects them at once, and reads
+nothing meanwhile. Only work that takes longer has a second task beside it, which reads. So a herd of thousands has one task
+for each client, and nothing more to be ended when all are let go.
+"""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 
@@ -9,73 +14,58 @@ from bentpipe.daemon.connections.held_bytes import HELD_BYTES
 from bentpipe.daemon.connections.outcomes import ConnectionOver
 from bentpipe.daemon.connections.transport import TransportError
 from bentpipe.daemon.edge.caller import Caller
+from bentpipe.daemon.edge.unless import beside
 from bentpipe.daemon.errors import BentpipeError, LimitReached
+from bentpipe.daemon.fleet.batched_release import BatchedEvent
 from bentpipe.proto.errors import GreetingError
 
-HoldEnd = BentpipeError | GreetingError | TransportError | ConnectionOver
 HOLD_ENDS = (BentpipeError, GreetingError, TransportError, ConnectionOver)
 """What can end a hold: the client's side or the work's."""
 
 
 class Hold:
-    """A client that is being held."""
+    """A client that is being held: see fleet's `Waiting`. What waits raises one of HOLD_ENDS if the client ends the hold."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
-        self._reading = trio.CancelScope()
-        self._ended = trio.Event()
 
-    async def watch(self) -> None:
-        """Read the client until `stop_watching`. Raises what ends the hold."""
-        try:
-            with self._reading:
-                await self._caller.read_while_held()
-        finally:
-            self._ended.set()
+    async def until(self, over: BatchedEvent) -> None:
+        """Read the client until `over` is set."""
+        with trio.CancelScope() as reading:
+            over.when_set(reading.cancel)
+            await self._caller.read_while_held()
 
-    async def stop_watching(self) -> None:
-        """Stop, before the client's transport is used otherwise. From then on the client's place cannot be evicted."""
+    async def rest(self, seconds: float) -> None:
+        """Read the client for so long."""
+        with trio.move_on_after(seconds):
+            await self._caller.read_while_held()
+
+    async def during(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Read the client until `work` is done. Raises what it raises of HOLD_ENDS."""
+        await beside(self._caller.read_while_held, work, HOLD_ENDS)
+
+    def end(self) -> None:
+        """The client's transport is used otherwise from now on, and its place cannot be evicted."""
         self._caller.place.scope = None
-        self._reading.cancel()
-        await self._ended.wait()
 
 
-@contextlib.asynccontextmanager
-async def held(caller: Caller) -> AsyncIterator[Hold]:
-    """Hold the client for as long as the block runs, and watch it meanwhile.
+@contextlib.contextmanager
+def held(caller: Caller) -> Iterator[Hold]:
+    """Hold the client for as long as the block runs.
 
-    The block is cancelled if the client leaves, or if its place has to be given to another principal's client (see
-    `quotas.py`). Raises BentpipeError, GreetingError, TransportError, ConnectionOver: what ended the block or the hold.
+    The block is cancelled if the client's place has to be given to another principal's client (see `quotas.py`). Raises
+    BentpipeError, GreetingError, TransportError, ConnectionOver: what ended the block or the hold.
     """
-    hold, place = Hold(caller), caller.place
-    failure: HoldEnd | None = None
-    async with trio.open_nursery() as nursery:
-
-        async def watch_client() -> None:
-            nonlocal failure
-            try:
-                await hold.watch()
-            except HOLD_ENDS as exc:
-                failure = exc
-                nursery.cancel_scope.cancel()
-
-        nursery.start_soon(watch_client)
-        place.scope = nursery.cancel_scope
-        place.cost(HELD_BYTES)
-        try:
-            yield hold
-        except HOLD_ENDS as exc:
-            failure = exc
-        finally:
-            place.scope = None
-        nursery.cancel_scope.cancel()
-    if failure is None and place.eviction_words is not None:
-        failure = LimitReached(place.eviction_words)
-    if failure is None:
-        return
-    place.cost(-HELD_BYTES)
+    place = caller.place
     try:
-        raise failure
-    finally:
-        # Or its traceback would keep this frame, and all that hangs on it, until the next collection.
-        failure = None
+        with trio.CancelScope() as place.scope:
+            place.cost(HELD_BYTES)
+            try:
+                yield Hold(caller)
+            finally:
+                place.scope = None
+        if place.eviction_words is not None:
+            raise LimitReached(place.eviction_words)
+    except HOLD_ENDS:
+        place.cost(-HELD_BYTES)
+        raise

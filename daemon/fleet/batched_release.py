@@ -6,36 +6,37 @@ and only the tasks learn of it in turns. A client that comes later does not wait
 """
 
 import collections
+from collections.abc import Callable
 
 import trio
 
 WAKES_A_TURN = 16
-"""Waiters in one turn. Each needs some 0.6 ms in all, and earlier ones are still at work: that makes a turn of about 10
-ms."""
+"""Waiters in one turn. Each needs some 0.3 ms in all, and earlier ones are still at work: that makes a turn of about 5 to
+10 ms."""
 
 
 class BatchedRelease:
     """Makes events, and sets them for their waiters in the order of `set`."""
 
     def __init__(self) -> None:
-        self._queue: collections.deque[trio.Event] = collections.deque()
+        self._queue: collections.deque[Callable[[], object]] = collections.deque()
 
     def event(self) -> "BatchedEvent":
         """A new one."""
         return BatchedEvent(self)
 
-    def release(self, event: trio.Event) -> None:
-        """Set `event` when its turn comes."""
+    def release(self, wake: Callable[[], object]) -> None:
+        """Call `wake`, which must not raise, when its turn comes."""
         if not self._queue:
             self._next_turn()
-        self._queue.append(event)
+        self._queue.append(wake)
 
     def _next_turn(self) -> None:
         trio.lowlevel.current_trio_token().run_sync_soon(self._wake_some)
 
     def _wake_some(self) -> None:
         for _ in range(min(WAKES_A_TURN, len(self._queue))):
-            self._queue.popleft().set()
+            self._queue.popleft()()
         if self._queue:
             self._next_turn()
 
@@ -47,6 +48,7 @@ class BatchedEvent:
         self._batches = batches
         self._is_set = False
         self._event = trio.Event()
+        self._wake: Callable[[], object] | None = None
 
     def is_set(self) -> bool:
         """Whether `set` was called."""
@@ -57,11 +59,23 @@ class BatchedEvent:
         if self._is_set:
             return
         self._is_set = True
-        if self._event.statistics().tasks_waiting:
-            self._batches.release(self._event)
+        if self._wake is not None:
+            self._batches.release(self._wake)
+        elif self._event.statistics().tasks_waiting:
+            self._batches.release(self._event.set)
         else:
             self._event.set()
 
     async def wait(self) -> None:
         """Wait for it."""
         await self._event.wait()
+
+    def when_set(self, wake: Callable[[], object]) -> None:
+        """For a task that does something else instead of `wait`: call `wake`, which must not raise, in the task's turn.
+
+        If the event is set already, that is now.
+        """
+        if self._is_set:
+            wake()
+        else:
+            self._wake = wake

@@ -6,6 +6,7 @@ another host must not put it to sleep before this host has found it idle. The ru
 """
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import trio
@@ -13,6 +14,7 @@ import trio
 from bentpipe.daemon.coordination.contract import Coordination
 from bentpipe.daemon.fleet.machine.known import Known
 from bentpipe.daemon.fleet.machine.states import WAKING
+from bentpipe.daemon.fleet.waiters import Waiting
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 
 KEPT_IN = frozenset({SatelliteState.OPERATIONAL, SatelliteState.STOPPING, *WAKING})
@@ -56,7 +58,7 @@ class Presence:
             await self._coordination.enter(self._key, trio.lowlevel.checkpoint)
 
     @contextlib.asynccontextmanager
-    async def entering(self, look: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    async def entering(self, look: Callable[[], Awaitable[None]], waiting: Waiting) -> AsyncIterator[None]:
         """Enter for a client. The client counts until the block ends: by then the satellite's machine must know of it.
 
         `look` looks at the machine again. Raises ProviderError.
@@ -64,7 +66,7 @@ class Presence:
         self._entering += 1
         try:
             if not self.is_entered:
-                await self._coordination.enter(self._key, look)
+                await waiting.during(functools.partial(self._coordination.enter, self._key, look))
             yield
         finally:
             self._entering -= 1

@@ -36,7 +36,7 @@ from bentpipe.daemon.fleet.reader import Reader, ReadSatellite
 from bentpipe.daemon.fleet.readiness import wait_listening, wait_listening_seldom
 from bentpipe.daemon.fleet.resume import ResumeDetector
 from bentpipe.daemon.fleet.retirement import Retirement
-from bentpipe.daemon.fleet.waiters import Waiters
+from bentpipe.daemon.fleet.waiters import JUST_WAITING, Waiters, Waiting
 from bentpipe.daemon.fleet.watching import Calendar, first_look, run_watch
 from bentpipe.daemon.fleet.whereabouts import Means, Whereabouts
 from bentpipe.daemon.ids import machine_id_of
@@ -136,7 +136,13 @@ class Satellite:
 
     @contextlib.asynccontextmanager
     async def lease(
-        self, who: str = "", payer: str | None = None, *, since: float | None = None, tell_by: float = math.inf
+        self,
+        who: str = "",
+        payer: str | None = None,
+        waiting: Waiting = JUST_WAITING,
+        *,
+        since: float | None = None,
+        tell_by: float = math.inf,
     ) -> AsyncIterator[Lease]:
         """Wait until the satellite is operational. Raises WakeFailed, SatelliteUnusable, LimitReached, Draining, ….
 
@@ -147,16 +153,16 @@ class Satellite:
         """
         since = trio.current_time() if since is None else since
         payer = who if payer is None else payer
-        async with self._presence.entering(self._calls.look):
-            if self.state is SatelliteState.OPERATIONAL:
-                await self._whereabouts.make_certain(self._spawn_search)
+        async with self._presence.entering(self._calls.look, waiting):
+            if self.state is SatelliteState.OPERATIONAL and not self._whereabouts.is_certain():
+                await waiting.during(functools.partial(self._whereabouts.make_certain, self._spawn_search))
             waiter = self._waiters.add(who)
             refusal = self._waiters.refusal(payer)
             self._feed(msg.Arrived(waiter.id, refusal is not None, since, tell_by, refusal or ""))
         self._waiters.hold(waiter, payer, refusal, lambda gone: self._feed(msg.Departed(gone.id)))
         try:
-            await waiter.done.wait()
-        except trio.Cancelled:
+            await waiting.until(waiter.done)
+        except BaseException:
             if waiter.lease is not None:
                 waiter.lease.release()
             raise
@@ -199,10 +205,10 @@ class Satellite:
         machine = self._machine.known.machine
         return machine.address if machine is not None and self.state is SatelliteState.OPERATIONAL else None
 
-    def is_at(self, address: Address) -> bool:
-        """Whether its machine is known to have `address` at this moment."""
+    def is_at(self, address: Address, since: float = math.inf) -> bool:
+        """Whether its machine is known to have `address`, by what was found out at `since` or later; by default, now."""
         machine = self._machine.known.machine
-        return machine is not None and machine.address == address and self._whereabouts.is_certain()
+        return machine is not None and machine.address == address and self._whereabouts.is_certain(since)
 
     def report_unreachable(self) -> bool:
         """Tell that the granted address does not answer: the satellite is looked at, and probed before the next grant.

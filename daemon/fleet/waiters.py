@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import trio
 
@@ -12,6 +13,33 @@ from bentpipe.daemon.fleet.batched_release import BatchedEvent, BatchedRelease
 from bentpipe.daemon.fleet.crowd import HeldSlot, WaitingLine
 from bentpipe.daemon.fleet.lease import Lease
 from bentpipe.daemon.fleet.machine.messages import WaiterId
+
+
+class Waiting(Protocol):
+    """What a client's task does while the client waits."""
+
+    async def until(self, over: BatchedEvent) -> None:
+        """Return once `over` is set. May raise if the client goes before that."""
+        ...
+
+    async def during(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do `work`, which may take seconds. Raises as it does, and as `until`."""
+        ...
+
+
+class JustWaiting:
+    """The task does nothing else."""
+
+    async def until(self, over: BatchedEvent) -> None:
+        """See Waiting."""
+        await over.wait()
+
+    async def during(self, work: Callable[[], Awaitable[None]]) -> None:
+        """See Waiting."""
+        await work()
+
+
+JUST_WAITING = JustWaiting()
 
 
 @dataclasses.dataclass(slots=True)

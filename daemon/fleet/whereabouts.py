@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import ipaddress
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection
 
 import trio
@@ -153,6 +154,8 @@ class Whereabouts:
         self._means = means
         self._search: _Search | None = None
         self._recognised: tuple[Address, float] | None = None
+        self._vouched: tuple[Machine, float] | None = None
+        """The look for which the provider has vouched last, and when."""
         self._claims.enter(key, means.look, yields=not means.owned)
 
     def note(self, machine: Machine) -> None:
@@ -163,8 +166,12 @@ class Whereabouts:
         """The satellite is gone."""
         self._claims.leave(self._key)
 
-    def is_certain(self) -> bool:
-        """Whether the machine certainly has its last address at this moment. No I/O, no wait."""
+    def is_certain(self, since: float = math.inf) -> bool:
+        """Whether the machine certainly has its last address at this moment. No I/O, no wait.
+
+        With `since` (trio.current_time() seconds) an answer that the provider has given then or later is enough: the clients
+        of a herd ask after they have connected, and many of them connect before the first one asks.
+        """
         machine = self._means.machine()
         if machine is None or machine.address is None:
             return False
@@ -172,7 +179,14 @@ class Whereabouts:
             return True
         if self._claims.rivals(self._key):
             return False
-        return self._means.vouches(machine) or self._was_recognised(machine.address)
+        return self._is_vouched_for(machine, since) or self._was_recognised(machine.address)
+
+    def _is_vouched_for(self, machine: Machine, since: float) -> bool:
+        if self._vouched is not None and self._vouched[0] is machine and self._vouched[1] >= since:
+            return True
+        asked_at = trio.current_time()
+        self._vouched = (machine, asked_at) if self._means.vouches(machine) else None
+        return self._vouched is not None
 
     async def make_certain(self, spawn: Callable[[Callable[[], Awaitable[None]]], None]) -> None:
         """Look until it is certain where the machine is, or that it does not run. Raises MachineUncertain.

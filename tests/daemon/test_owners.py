@@ -15,7 +15,6 @@ INSIDE = {
     ("edge/health_connection.py", "wait_readable"): "a wait inside a session",
     ("connections/replay.py", "self._downstream"): "the other direction, inside a session",
     ("edge/unless.py", "accompany"): "inside a session or a call, which is owned",
-    ("edge/watching.py", "watch_client"): "inside a session",
     ("fleet/whereabouts.py", "look"): "a look inside a search, which is owned",
     ("edge/plane_splicer.py", "plane.read_meters"): "several planes asked at once, inside a task that is owned",
     ("planes/link.py", "read"): "one direction of a link, whose owner decides what its end means",

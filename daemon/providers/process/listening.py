@@ -7,6 +7,7 @@ listens: if another process had a fixed port, it would count as the satellite an
 import dataclasses
 import enum
 import errno
+import functools
 import ipaddress
 import math
 import os
@@ -25,6 +26,9 @@ LISTEN = "0A"
 
 FRESH_S = 0.005
 """The most age of the kernel's answer: half of the time between two questions about the same satellite."""
+
+HOSTS = 64
+"""Addresses of satellites whose spellings are kept: mostly there is one, 127.0.0.1."""
 
 Table = dict[int, list[tuple[bytes, Socket]]]
 """By port: packed addresses, and the sockets."""
@@ -97,16 +101,19 @@ class Listeners:
         return table
 
 
-def _ways_to(host: str) -> Iterator[tuple[socket.AddressFamily, set[bytes]]]:
+@functools.lru_cache(maxsize=HOSTS)
+def _ways_to(host: str) -> tuple[tuple[socket.AddressFamily, frozenset[bytes]], ...]:
     """The addresses whose listeners take connections to `host`."""
     address = ipaddress.ip_address(host)
     any_v6 = bytes(16)
     if isinstance(address, ipaddress.IPv4Address):
-        yield socket.AF_INET, {address.packed, bytes(4)}
         # A dual-stack socket takes IPv4 clients too (Go's and grpc's default).
-        yield socket.AF_INET6, {ipaddress.IPv6Address(f"::ffff:{address}").packed, any_v6}
-    else:
-        yield socket.AF_INET6, {address.packed, any_v6}
+        mapped = ipaddress.IPv6Address(f"::ffff:{address}").packed
+        return (
+            (socket.AF_INET, frozenset({address.packed, bytes(4)})),
+            (socket.AF_INET6, frozenset({mapped, any_v6})),
+        )
+    return ((socket.AF_INET6, frozenset({address.packed, any_v6})),)
 
 
 def _dump(family: socket.AddressFamily) -> list[Listening]:

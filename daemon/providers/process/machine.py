@@ -32,15 +32,13 @@ from bentpipe.daemon.model import Address, Fault, Machine, MachineId, MachineSta
 from bentpipe.daemon.ports import PortReservation
 from bentpipe.daemon.providers.process.keeper import KeeperClient
 from bentpipe.daemon.providers.process.kept import KeptProcess
-from bentpipe.daemon.providers.process.listening import Listeners, Suspects, Whose
+from bentpipe.daemon.providers.process.listening import Suspects, Whose
 from bentpipe.daemon.providers.process.output import OutputLog, last_lines
+from bentpipe.daemon.providers.process.port_watch import PortWatch
 from bentpipe.daemon.providers.process.spawn import Note, digest_of
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned
 
 log = logging.getLogger("bentpipe.providers.process")
-
-LISTEN_POLL_S = 0.01
-"""Time between checks of the kernel's list of listeners while a machine is PENDING; the kernel cannot announce one."""
 
 EXPLAIN_S = 1.0
 """Time between updates of the reason why a machine is still PENDING: its output may change each time."""
@@ -133,14 +131,15 @@ class LocalMachine:
         machine_id: MachineId,
         section: ProcessSection,
         log_dir: Path | None,
-        listeners: Listeners,
+        ports: PortWatch,
         keeper: KeeperClient,
     ) -> None:
         self.section = section
         self.look = Machine(machine_id, MachineState.STOPPED)
         self.name = folder_name(machine_id)
         self._log_file = None if log_dir is None else log_dir / f"{self.name}.log"
-        self._listeners = listeners
+        self._ports = ports
+        self._listeners = ports.listeners
         self._keeper = keeper
         self._life: Life | None = None
         self._starting: _Start | None = None
@@ -370,11 +369,11 @@ class LocalMachine:
                 return
 
     async def _watch_port(self, life: Life) -> None:
-        explain_at = trio.current_time() + EXPLAIN_S
-        while not self._listeners.is_listening(life.address.host, life.address.port, life.suspects):
-            await trio.sleep(LISTEN_POLL_S)
-            if trio.current_time() >= explain_at:
-                explain_at = trio.current_time() + EXPLAIN_S
+        with self._ports.expect(life.address, life.suspects) as listening:
+            while not listening.is_set():
+                with trio.move_on_after(EXPLAIN_S):
+                    await listening.wait()
+                    break
                 await self._explain(life)
         life.listened = True
         life.free_reservation()

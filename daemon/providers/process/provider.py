@@ -25,9 +25,9 @@ from bentpipe.daemon.keeper.protocol import Flag, Message, Tag
 from bentpipe.daemon.model import Address, Machine, MachineId, MachineState, MachineTraits, SleepMode
 from bentpipe.daemon.providers.process.keeper import KeeperClient
 from bentpipe.daemon.providers.process.kept import KeptProcess
-from bentpipe.daemon.providers.process.listening import Listeners
 from bentpipe.daemon.providers.process.machine import KILL_DEADLINE_S, LocalMachine, SpawnPlan
 from bentpipe.daemon.providers.process.place import KeeperPlace
+from bentpipe.daemon.providers.process.port_watch import PortWatch
 from bentpipe.daemon.providers.process.spawn import Note, digest_of, pick_port, request_of
 from bentpipe.daemon.providers.process.starting import START_DEADLINE_S
 from bentpipe.daemon.tasks import Decision, Owner, contained, run_owned, start_owned
@@ -73,7 +73,7 @@ class ProcessProvider:
         isolation: Isolation | None = None,
         soft_files: int | None = None,
     ) -> None:
-        self._listeners = Listeners()
+        self._ports = PortWatch()
         self._log_dir = log_dir
         self._place = place
         self._keeper = KeeperClient(place, None if isolation is None else isolation.name)
@@ -98,7 +98,7 @@ class ProcessProvider:
 
         `is_configured` says that the configuration names it. Its process then ends if no later configuration does.
         """
-        machine = LocalMachine(machine_id, section, self._log_dir, self._listeners, self._keeper)
+        machine = LocalMachine(machine_id, section, self._log_dir, self._ports, self._keeper)
         self._machines[machine_id] = machine
         if is_configured:
             self._configured.add(machine_id)
@@ -149,7 +149,7 @@ class ProcessProvider:
                     self._machines_scope.cancel()
                     nursery.cancel_scope.cancel()
         finally:
-            self._listeners.close()
+            self._ports.listeners.close()
             if not self._leaves_processes:
                 with trio.CancelScope(shield=True), contained(Owner("process cleaning up")):
                     await self._keeper.aclose()
@@ -279,6 +279,7 @@ class ProcessProvider:
         with self._machines_scope:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                nursery.start_soon(run_owned, Owner("process ports"), self._ports.run_port_watch)
                 keep = functools.partial(self._keeper.run, functools.partial(self._synced, nursery))
                 await nursery.start(start_owned, Owner("keeper"), keep)
                 tried.set()

@@ -1,8 +1,10 @@
 """A client that is held: its end or its eviction ends the work that is done for it, and nothing else does."""
 
 import contextlib
+import dataclasses
+import functools
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 import trio
@@ -16,8 +18,9 @@ from bentpipe.daemon.connections.quota_limits import QuotaLimits
 from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.watching import held
+from bentpipe.daemon.edge.watching import Hold, held
 from bentpipe.daemon.errors import DialFailed, LimitReached
+from bentpipe.daemon.fleet.batched_release import BatchedEvent, BatchedRelease
 from bentpipe.daemon.records.book import Book
 from bentpipe.proto.frames import PREFACE, FrameType, frame
 
@@ -40,41 +43,90 @@ def admitted(quotas: Quotas, principal: str) -> Iterator[tuple[Caller, socket.so
         caller.transport.close()
 
 
-async def hold_for_ever(caller: Caller, then: Callable[[], None]) -> None:
-    async with held(caller):
+async def wait(hold: Hold, over: BatchedEvent) -> None:
+    """As for a satellite that sleeps."""
+    await hold.until(over)
+
+
+async def work(hold: Hold, over: BatchedEvent) -> None:
+    """As while it is dialled for seconds."""
+    await hold.during(over.wait)
+
+
+Held = Callable[[Hold, BatchedEvent], Awaitable[None]]
+in_both_ways = pytest.mark.parametrize("way", [wait, work])
+
+
+async def hold_for_ever(way: Held, caller: Caller, then: Callable[[], None]) -> None:
+    with held(caller) as hold:
         then()
-        await trio.sleep_forever()
+        await way(hold, BatchedRelease().event())
 
 
-async def test_its_pings_are_answered_while_the_work_goes_on() -> None:
+async def receive(client: socket.socket, wanted: bytes) -> None:
+    client.setblocking(False)
+    received = b""
+    while wanted not in received:
+        await trio.lowlevel.wait_readable(client)
+        received += client.recv(4096)
+
+
+@in_both_ways
+async def test_its_pings_are_answered_until_the_event(way: Held) -> None:
+    over = BatchedRelease().event()
     with admitted(Quotas(LIMITS, lambda: 0.0), "ci") as (caller, client), trio.fail_after(DEADLINE_S):
         client.sendall(PREFACE + EMPTY_SETTINGS + PING)
-        async with held(caller) as hold:
+        with held(caller) as hold:
             assert caller.place.held_bytes >= PLACE_BYTES + HELD_BYTES
-            client.setblocking(False)
-            received = b""
-            while b"12345678" not in received:
-                await trio.lowlevel.wait_readable(client)
-                received += client.recv(4096)
-            await hold.stop_watching()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(way, hold, over)
+                await receive(client, b"12345678")
+                over.set()
+            client.sendall(EMPTY_SETTINGS)  # what it says from now on stays in its socket
+            await trio.testing.wait_all_tasks_blocked()
+            hold.end()
+        assert caller.greeting.transcript_bytes == PREFACE + EMPTY_SETTINGS
+        assert caller.transport.receive_nowait() == EMPTY_SETTINGS
 
 
-async def test_if_it_leaves_the_work_is_cancelled() -> None:
+async def test_it_goes_on_at_once_if_the_event_is_set_before() -> None:
+    over = BatchedRelease().event()
+    over.set()
+    with admitted(Quotas(LIMITS, lambda: 0.0), "ci") as (caller, _), trio.fail_after(DEADLINE_S), held(caller) as hold:
+        await hold.until(over)
+        hold.end()
+
+
+async def test_its_pings_are_answered_while_it_rests() -> None:
+    with admitted(Quotas(LIMITS, lambda: 0.0), "ci") as (caller, client), trio.fail_after(DEADLINE_S):
+        client.sendall(PREFACE + EMPTY_SETTINGS + PING)
+        with held(caller) as hold:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hold.rest, 0.01)
+                await receive(client, b"12345678")
+
+
+@in_both_ways
+async def test_if_it_leaves_the_work_is_cancelled(way: Held) -> None:
     with admitted(Quotas(LIMITS, lambda: 0.0), "ci") as (caller, client), trio.fail_after(DEADLINE_S):
         client.sendall(PREFACE + EMPTY_SETTINGS)
         with pytest.raises(ConnectionOver) as caught:
-            await hold_for_ever(caller, client.close)
+            await hold_for_ever(way, caller, client.close)
         assert caught.value.outcome is Outcome.CLIENT_GONE
         assert caller.place.cost_bytes == PLACE_BYTES
 
 
 async def test_an_error_of_the_work_is_raised_by_itself() -> None:
-    with admitted(Quotas(LIMITS, lambda: 0.0), "ci") as (caller, _), pytest.raises(DialFailed):
-        async with held(caller):
-            raise DialFailed("refused")
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise DialFailed("refused")
+
+    with admitted(Quotas(LIMITS, lambda: 0.0), "ci") as (caller, _), pytest.raises(DialFailed), held(caller) as hold:
+        await hold.during(fail)
 
 
-async def test_if_it_is_evicted_it_is_told_why() -> None:
+@in_both_ways
+async def test_if_it_is_evicted_it_is_told_why(way: Held) -> None:
     quotas = Quotas(LIMITS, lambda: 0.0, lambda: 2)
     with (
         admitted(quotas, "ci") as (greedy, _),
@@ -83,10 +135,10 @@ async def test_if_it_is_evicted_it_is_told_why() -> None:
     ):
         greedy.place.keep(90_000)
         with pytest.raises(LimitReached, match="held_bytes is reached"):
-            await hold_for_ever(greedy, lambda: modest.place.keep(20_000))
+            await hold_for_ever(way, greedy, lambda: modest.place.keep(20_000))
 
 
-async def test_once_it_is_not_watched_it_is_not_evicted() -> None:
+async def test_once_the_hold_has_ended_it_is_not_evicted() -> None:
     quotas = Quotas(LIMITS, lambda: 0.0, lambda: 2)
     with (
         admitted(quotas, "ci") as (greedy, _),
@@ -94,9 +146,32 @@ async def test_once_it_is_not_watched_it_is_not_evicted() -> None:
         trio.fail_after(DEADLINE_S),
     ):
         greedy.place.keep(90_000)
-        async with held(greedy) as hold:
-            await hold.stop_watching()
+        with held(greedy) as hold:
+            hold.end()
             with contextlib.suppress(LimitReached):
                 modest.place.keep(20_000)
             await trio.lowlevel.checkpoint()
         assert greedy.place.eviction_words is None
+
+
+async def test_a_herd_is_let_go_without_a_second_task_for_each() -> None:
+    """Only the clients' own tasks run: nothing else has to be ended for each of them."""
+    batches = BatchedRelease()
+    quotas = Quotas(dataclasses.replace(LIMITS, strangers=100, per_prefix=100, admitted=100), lambda: 0.0)
+    with contextlib.ExitStack() as stack, trio.fail_after(DEADLINE_S):
+        callers = [stack.enter_context(admitted(quotas, "ci"))[0] for _ in range(50)]
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        overs = [batches.event() for _ in callers]
+        async with trio.open_nursery() as nursery:
+            for caller, over in zip(callers, overs, strict=True):
+                nursery.start_soon(functools.partial(_hold_until, caller, over))
+            await trio.testing.wait_all_tasks_blocked()
+            assert trio.lowlevel.current_statistics().tasks_living == tasks + len(callers)
+            for over in overs:
+                over.set()
+
+
+async def _hold_until(caller: Caller, over: BatchedEvent) -> None:
+    with held(caller) as hold:
+        await hold.until(over)
+        hold.end()

@@ -80,3 +80,17 @@ async def test_a_waiter_that_gives_up_in_the_queue_is_passed_over() -> None:
         for scope in scopes[-10:]:
             scope.cancel()
     assert done == CROWD - 10
+
+
+async def test_something_else_than_a_wait_is_called_in_its_turn() -> None:
+    batches, called = BatchedRelease(), list[int]()
+    events = [batches.event() for _ in range(CROWD)]
+    for number, event in enumerate(events):
+        event.when_set(lambda number=number: called.append(number))  # type: ignore[misc]
+    for event in events:
+        event.set()
+    assert called == []
+    await trio.testing.wait_all_tasks_blocked()
+    assert called == list(range(CROWD))
+    events[0].when_set(lambda: called.append(-1))
+    assert called[-1] == -1, "at once, since it is set"

@@ -16,11 +16,11 @@ async def test_a_closed_port_of_a_machine_that_is_not_ours_costs_little(
 ) -> None:
     attempts, told = list[float](), list[str]()
 
-    async def refused(host: str, port: int) -> None:
+    async def refused(address: Address) -> None:
         attempts.append(trio.current_time())
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(trio, "open_tcp_stream", refused)
+    monkeypatch.setattr(readiness, "try_connection", refused)
     with trio.move_on_after(HOUR_S):
         await readiness.wait_listening_seldom(Address("10.0.0.1", 8372), lambda words, silent: told.append(words))
     assert told == [readiness.REFUSED.format(8372)]
@@ -28,12 +28,13 @@ async def test_a_closed_port_of_a_machine_that_is_not_ours_costs_little(
     assert len(attempts) <= HOUR_S / readiness.SELDOM_S + 10
 
 
-async def test_it_is_noticed_when_the_port_opens() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+async def test_it_is_noticed_when_the_port_opens(host: str) -> None:
     port = free_port()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(readiness.wait_listening_seldom, Address("127.0.0.1", port), lambda words, silent: None)
+        nursery.start_soon(readiness.wait_listening_seldom, Address(host, port), lambda words, silent: None)
         await trio.sleep(0.1)
-        listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+        listeners = await trio.open_tcp_listeners(port, host=host)
         with trio.fail_after(30):
             while nursery.child_tasks:
                 await trio.sleep(0.01)

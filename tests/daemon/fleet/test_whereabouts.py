@@ -232,3 +232,19 @@ async def test_a_client_that_leaves_ends_no_look(bed: Bed, autojump_clock: MockC
         await trio.sleep(0)
         machine.vouched, machine.unlooked = True, None
     assert bed.satellite(ONE).leases == 0
+
+
+async def test_an_answer_of_the_provider_serves_all_who_had_connected_by_then(
+    bed: Bed, autojump_clock: MockClock
+) -> None:
+    """A herd asks once for many clients, and never takes an answer that is older than its own connection."""
+    await bed.lease(ONE)
+    satellite, machine = bed.satellite(ONE), bed.machine(ONE)
+    connected = trio.current_time()
+    await trio.sleep(1)
+    assert satellite.is_at(HERE, since=connected)
+    machine.vouched = False
+    assert satellite.is_at(HERE, since=connected), "found out after it had connected"
+    assert not satellite.is_at(HERE, since=trio.current_time() + 0.001), "this client has connected later"
+    assert not satellite.is_at(HERE, since=connected), "what was found out last holds"
+    assert not satellite.is_at(HERE)
