@@ -251,6 +251,10 @@ class HandOff:
         splice = self._live.pop(splice_id, None)
         if splice is None:
             return
+        self._quiet.discard(splice_id)
+        if splice_id in self._cut:
+            self._cut.discard(splice_id)
+            splice.record.finish(CUT)
         self._tell_changed()
         for release in (splice.lease.release, splice.place.release):
             with contained(Owner("splice end", splice.peer)):

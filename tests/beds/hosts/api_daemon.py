@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trustme
 
-from beds.hosts.form import in_form
+from beds.hosts.form import write_in_form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,5 +53,5 @@ key = "{folder / "key.pem"}"
             f"[satellite.process]\ncommand = {json.dumps(command)}\n"
         )
     path = folder / "bentpipe.toml"
-    path.write_text(in_form("\n".join(parts), folder))
+    write_in_form(path, "\n".join(parts), folder)
     return path, folder / "ca.pem"

@@ -41,8 +41,8 @@ class EdgeDaemon:
 
     process: subprocess.Popen[bytes]
     log: Path
-    config: Path | None = None
-    """Of a daemon whose data plane is a process of its own."""
+    known_port: int | None = None
+    """Of the first listener, if its data plane is a process of its own: one that lives may have told it to another log."""
 
     def records(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in complete_lines(self.log) if line.startswith("{")]
@@ -52,12 +52,11 @@ class EdgeDaemon:
 
     @property
     def port(self) -> int:
-        # A data plane that an earlier daemon has started told its port to that one's log.
-        said = "listening" if self.config is None else "serving"
+        said = "listening" if self.known_port is None else "serving"
         wait(lambda: self.said(message=said) or self.process.poll() is not None, "it listens")
         assert self.process.poll() is None, self.log.read_text()
-        if self.config is not None:
-            return first_port_of(self.config)
+        if self.known_port is not None:
+            return self.known_port
         return next(int(str(record["port"])) for record in self.records() if record.get("message") == "listening")
 
     def ask(self, org: str, name: str, *, token: str | None = None, timeout_s: float = 60.0) -> str:
@@ -103,6 +102,7 @@ def edge_daemon(
 ) -> Iterator[EdgeDaemon]:
     path, log = folder / f"{name}.toml", folder / f"{name}.log"
     write_in_form(path, config, folder / name)
+    known_port = None if DATA_PLANE == "inside" else first_port_of(path)
     log.write_bytes(b"")
     command: Sequence[str | Path] = [BENTPIPE, "serve", "--config", path]
     keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "AKIDONE")
@@ -113,7 +113,7 @@ def edge_daemon(
         ) as process,
     ):
         try:
-            yield EdgeDaemon(process, log, path if DATA_PLANE == "process" else None)
+            yield EdgeDaemon(process, log, known_port)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(PATIENCE_S)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from beds.hosts.form import in_form, serve_file
+from beds.hosts.form import serve_file, write_in_form
 from beds.peers.clients import GrpcioClient
 from beds.ports import free_port
 from beds.programs import program
@@ -95,7 +95,7 @@ class EnrollingCloud:
     @contextlib.asynccontextmanager
     async def serving(self, *, life: str = "90d") -> AsyncIterator[Daemon]:
         path = self.folder / f"edge-{self.enrolment}.toml"
-        path.write_text(in_form(self.text(life=life), path.with_suffix("")))
+        write_in_form(path, self.text(life=life), path.with_suffix(""))
         async with trio.open_nursery() as nursery:
             daemon = await nursery.start(serve_file, path)
             yield daemon

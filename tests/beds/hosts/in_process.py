@@ -8,7 +8,7 @@ import hpack
 import trio
 import trustme
 
-from beds.hosts.form import in_form
+from beds.hosts.form import write_in_form
 from beds.quoted import without_id
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.service.serve import Daemon
@@ -71,7 +71,7 @@ san = "EMAIL:dev@example.com"
 grants = ["acme/sat"]
 {satellites}
 """
-    path.write_text(in_form(text, folder))
+    write_in_form(path, text, folder)
     return path
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from beds.hosts.form import in_form, serve_file
+from beds.hosts.form import serve_file, write_in_form
 from beds.peers.clients import TIMEOUT_S, GrpcioClient
 from beds.ports import free_port
 from bentpipe.daemon.model import SatelliteKey
@@ -45,7 +45,7 @@ async def daemon_of(folder: Path, satellite: str, *, sections: str = "") -> Asyn
     """Serve until the end of the block. `satellite`: the keys of its section; `sections`: what stands before it."""
     path = folder / "bentpipe.toml"
     text = f'{SECTIONS}{sections}\n[[satellite]]\norg = "{KEY.org}"\nname = "{KEY.name}"\n{satellite}'
-    path.write_text(in_form(text, folder))
+    write_in_form(path, text, folder)
     async with trio.open_nursery() as nursery:
         daemon = await nursery.start(serve_file, path)
         yield daemon

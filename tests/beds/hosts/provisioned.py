@@ -14,7 +14,7 @@ import trio
 from google.protobuf.message import Message
 
 from beds.hosts.edge_daemons import EdgeDaemon, edge_daemon
-from beds.hosts.form import in_form, serve_file
+from beds.hosts.form import serve_file, write_in_form
 from beds.peers.clients import GrpcioClient
 from beds.quoted import without_id
 from bentpipe.daemon.model import SatelliteKey
@@ -89,7 +89,7 @@ api = true
 @contextlib.asynccontextmanager
 async def serving(folder: Path, text: str, name: str = "edge") -> AsyncIterator[Daemon]:
     path = folder / f"{name}.toml"
-    path.write_text(in_form(text, folder / name))
+    write_in_form(path, text, folder / name)
     async with trio.open_nursery() as nursery:
         daemon = await nursery.start(serve_file, path)
         yield daemon
