@@ -95,7 +95,7 @@ CHANGES: Mapping[type[Section], Mapping[str, KeyChange]] = {
         },
     ),
     DaemonSection: _of(
-        now="drain_deadline_s greeting log_format log_level",
+        now="drain_deadline_s greeting admission log_format log_level",
         restart={"the connections that are open belong to the data plane of the start": "data_plane planes"},
     ),
     # What a port speaks. The port itself is opened at the start.

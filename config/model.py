@@ -53,8 +53,16 @@ class DaemonSection(Section):
     """The folder of the data planes' control sockets; by default `planes` in systemd's RuntimeDirectory."""
     greeting: Literal["auto", "python"] = "auto"
     """auto: a client's first frames are read in C if the engine was built with nghttp2. Otherwise Python reads them."""
+    admission: Literal["asked", "snapshot"] = "asked"
+    """asked: the control plane admits every client. snapshot: data planes bring clients to awake satellites themselves."""
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _admission_fits(self) -> Self:
+        if self.admission == "snapshot" and self.data_plane != "process":
+            raise ValueError('admission = "snapshot" needs data_plane = "process"')
+        return self
 
 
 class KeyPairSection(Section):

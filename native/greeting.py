@@ -1,6 +1,6 @@
 """The binding of the greeting in C: a client's first frames, read without I/O. include/bp.h says what it does.
 
-It takes limits by their names and gives numbers back. daemon/edge/native_greeting.py makes events of them.
+It takes limits by their names and gives numbers back. daemon/connections/native_greeting.py makes events of them.
 """
 
 import enum

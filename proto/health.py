@@ -3,6 +3,9 @@
 import enum
 
 SERVICE_PATH = "/grpc.health.v1.Health/"
+HEALTH_PATHS = (SERVICE_PATH.encode(), b"/AWS.ALB/")
+"""What the paths of health checks begin with. AWS' Application Load Balancer checks gRPC targets by `/AWS.ALB/healthcheck`,
+a method that no server has, and by default takes UNIMPLEMENTED for health: the answer needs no knowledge of a satellite."""
 PREFIX_BYTES = 5
 """gRPC's Length-Prefixed-Message: a compressed flag and four bytes of length (doc/PROTOCOL-HTTP2.md)."""
 SERVICE_FIELD = 0x0A

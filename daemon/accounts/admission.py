@@ -73,9 +73,14 @@ class Admission:
         """Whether the last look at the store failed: what was known before counts, but there may be news."""
         self.version = 0
         """Another number whenever the tables are others: what they admitted need not be asked again."""
+        self._changed: Callable[[], None] = lambda: None
         self.names: frozenset[str] = frozenset()
         """Of all principals; another object after every change."""
         self._index()
+
+    def on_change(self, changed: Callable[[], None]) -> None:
+        """Call `changed` after every change of the tables."""
+        self._changed = changed
 
     def replace_configured(self, tokens: Iterable[TokenSection], rules: Iterable[OidcRuleSection]) -> None:
         """Know the configuration as it is now. What the old one admitted is checked again."""
@@ -89,6 +94,7 @@ class Admission:
         self.names = frozenset({*(principal.name for _, principal in entries), *self._rules})
         self._by_session.clear()
         self._by_fingerprint = {_fingerprint(digest): principal for digest, principal in entries}
+        self._changed()
 
     def expect_stored(self) -> None:
         """There are tokens in a store that have yet to be read: until then nobody can say that a token is not one."""
@@ -200,6 +206,10 @@ class Admission:
         """Check that the principal may use the satellite. Raises NoSuchSatellite, as for one that does not exist."""
         if not self.may(principal, Scope.USE, key.org, key.name):
             raise NoSuchSatellite(f"{principal.name} may not use {key}", peer_hint=SATELLITE_WORDS)
+
+    def tokens(self) -> dict[bytes, Principal]:
+        """All tokens that are not sessions: their SHA-256, and what each stands for."""
+        return {digest: principal for digest, principal in (*self._stored, *self._configured)}
 
     def tokens_of(self, name: str) -> tuple[Principal, ...]:
         """The tokens of a principal, each as what it stands for."""

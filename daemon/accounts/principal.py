@@ -23,6 +23,10 @@ class Grant:
         org, _, name = text.partition("/")
         return cls(org, name.removesuffix("*"), not name.endswith("*"))
 
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        return f"{self.org}/{self.prefix}" if self.exact else f"{self.org}/{self.prefix}*"
+
     def covers(self, key: SatelliteKey) -> bool:
         """Whether the satellite is among those granted."""
         return self.org == key.org and (key.name == self.prefix if self.exact else key.name.startswith(self.prefix))

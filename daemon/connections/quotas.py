@@ -48,6 +48,8 @@ NEWEST_WEIGHT = 0.1
 """Weight of the newest value in the moving average."""
 CONNECTION_FDS = 2
 """Descriptors that a client may take: its own, and its satellite's from the dial to the end of the splice."""
+LEND_PART = 2
+"""Places are lent to data planes until 1/LEND_PART of all are taken, and of a principal's."""
 UNLIMITED = 1 << 40
 """More places than there can be."""
 DESCRIPTORS = "descriptors"
@@ -195,6 +197,7 @@ class Quotas:
         self._admitted = Reserve(limits.admitted, limits.per_principal)
         self._satellites: dict[SatelliteKey, Reserve] = {}
         self._said: Loan[Place] = Loan(limits.said_bytes, limits.said_bytes_per_principal)
+        self._lent = 0
         self._admitted_bytes = 0
         self._stranger_said = 0
         self._usual_s = 0.0
@@ -232,6 +235,11 @@ class Quotas:
     @property
     def admitted(self) -> int:
         """Connections with a proof, spliced or not."""
+        return self._admitted.total - self._lent
+
+    @property
+    def taken(self) -> int:
+        """Their places, and those that are lent."""
         return self._admitted.total
 
     @property
@@ -325,16 +333,52 @@ class Quotas:
         self._enter(place)
         return place
 
-    def adopt(self, host: str, principal: str, satellite: SatelliteKey) -> Place:
-        """Give a connection the place of a principal that an earlier process gave it. No limit refuses it: it lives."""
+    def adopt(self, host: str, principal: str, satellite: SatelliteKey, *, lent: bool = False) -> Place:
+        """Give a connection the place of a principal that another process gave it. No limit refuses it: it lives.
+
+        `lent`: it is one of those that were lent.
+        """
         place = Place(self, prefix_of(host), self._clock())
         place.kind, place.principal = QuotaKind.PRINCIPAL, principal
-        self._admitted.take(principal)
+        if lent:
+            self._lent -= 1
+        else:
+            self._admitted.take(principal)
         if self._limits.per_satellite is not None:
             self._satellites.setdefault(satellite, Reserve(self._limits.per_satellite)).take(principal)
             place.satellite = satellite
         self._admitted_bytes += place.cost_bytes
         return place
+
+    def lend(self, principal: str, most: int) -> int:
+        """Take places of the principal ahead of time, for clients that another process admits. Returns how many.
+
+        They count as taken. So that nobody is refused for them, none are lent once a part of all places is taken.
+        """
+        self._admitted.know(self._principals())
+        limits, count = self._limits, 0
+        cap = limits.admitted if limits.per_principal is None else min(limits.admitted, limits.per_principal)
+        while (
+            count < most
+            and self._admitted.total < limits.admitted // LEND_PART
+            and self._admitted.held(principal) < cap // LEND_PART
+            and self._admitted.refusal(principal) is None
+        ):
+            self._admitted.take(principal)
+            count += 1
+        self._lent += count
+        return count
+
+    def take_back(self, principal: str, count: int) -> None:
+        """So many places that were lent are free."""
+        self._lent -= count
+        for _ in range(count):
+            self._admitted.give_back(principal)
+
+    @property
+    def limits_satellites(self) -> bool:
+        """Whether there is a limit for each satellite."""
+        return self._limits.per_satellite is not None
 
     def _enter(self, place: Place) -> None:
         oldest = self._first_of(place.path)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
 from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.transport import Transport
+from bentpipe.daemon.dataplane.admitting import Admissions
 from bentpipe.daemon.dataplane.clients import ClientLine, ClientOrigin, ClientStream
 from bentpipe.daemon.dataplane.last_words import last_words
 from bentpipe.daemon.dataplane.openings import Opening
@@ -33,12 +34,19 @@ class Arrivals:
     """Has every client of the listeners, from its first bytes to its GO or its end."""
 
     def __init__(
-        self, line: ClientLine, streams: Streams, counters: ConnectionCounters, quotas: Quotas, joined: Joined
+        self,
+        line: ClientLine,
+        streams: Streams,
+        counters: ConnectionCounters,
+        quotas: Quotas,
+        joined: Joined,
+        admissions: Admissions,
     ) -> None:
         """`quotas` are those of clients that have said something: they may wait for a control plane. `joined` takes the last
         news of a client that was given a GO.
         """
         self._line = line
+        self._admissions = admissions
         self._quotas = quotas
         self._streams = streams
         self._counters = counters
@@ -65,11 +73,14 @@ class Arrivals:
         client.transcript.append(opened.first)
         place.scope = client
         place.keep(len(opened.first))
-        self._line.enter(client)
+        if not self._admissions.begin(client, opening.port):
+            self._line.enter(client)
         client.let_read()
 
     def _released(self, client: ClientStream, news: News) -> None:
         self._line.leave(client)
+        if client.admission is not None:
+            client.admission.end()
         match client.order:
             case Order.JOIN:
                 self._joined(client, news)

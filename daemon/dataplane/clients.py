@@ -10,13 +10,15 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable
+from typing import Protocol
 
 import trio
 
 from bentpipe.daemon.connections.ends import OUTCOME_ENDS
 from bentpipe.daemon.connections.outcomes import Outcome
+from bentpipe.daemon.dataplane.admission_tables import Unadmitted
 from bentpipe.daemon.dataplane.openings import Opening
-from bentpipe.daemon.dataplane.stream import Order, Stream
+from bentpipe.daemon.dataplane.stream import BROKEN, DATA, END, HUNG_UP, Order, Stream
 from bentpipe.daemon.dataplane.streams import Streams
 from bentpipe.daemon.planes.bounds import (
     CERTIFICATE_BYTES,
@@ -55,6 +57,22 @@ class ClientOrigin:
         return f"{self.host}:{self.port}" if self.host else "unix"
 
 
+class BeingAdmitted(Protocol):
+    """A client that may be admitted here: see admitting.py."""
+
+    def hear(self, data: bytes) -> None:
+        """The client has said more."""
+        ...
+
+    def give_up(self, why: Unadmitted) -> None:
+        """Offer it to the control plane."""
+        ...
+
+    def end(self) -> None:
+        """The client has ended, or was joined."""
+        ...
+
+
 class ClientStream(Stream):
     """A client. It has a place on D's quota until it is offered: then the control plane limits it."""
 
@@ -76,8 +94,30 @@ class ClientStream(Stream):
         self._again = False
         self.has_waited = False
         """Whether it may have left since its last bytes came."""
+        self.admission: BeingAdmitted | None = None
+        """While this process may bring it to its satellite itself."""
         self.late_at = 0.0
         """When its time in the line is over."""
+
+    @property
+    def since(self) -> float:
+        """When it was accepted."""
+        return self._since
+
+    def take(self, news: News) -> bool:
+        """See Stream. While this process may admit it, it hears what the client says."""
+        if self.admission is not None and news.flags & (END | BROKEN | HUNG_UP):
+            self.admission.give_up(Unadmitted.LEFT)  # the control plane knows what that means
+        passed_on = super().take(news)
+        if self.admission is not None and self.order is None and news.flags & DATA:
+            self.place.keep(self.transcript.kept_bytes)
+            self.admission.hear(news.data)
+        return passed_on
+
+    def offered_later(self) -> bool:
+        """It was not admitted here. Returns whether a control plane can go on with it."""
+        self.reads_here, self._again = False, True
+        return self.order is None and self.begin_again()
 
     def cancel(self) -> None:
         """Its place is evicted."""
@@ -146,6 +186,18 @@ class ClientLine:
         self.offer_some()
         client.has_waited = client.id in self._waiting
 
+    def keep(self, client: ClientStream) -> None:
+        """A client that may be admitted here is not offered yet."""
+        self.clients[client.id] = client
+
+    def enter_again(self, client: ClientStream) -> None:
+        """A client was not admitted here: offer it."""
+        if client.offered_later():
+            self.enter(client)
+            client.let_read()
+        else:
+            client.give(Order.RESET)
+
     def leave(self, client: ClientStream) -> None:
         """It is over, or a GO has it."""
         self.clients.pop(client.id, None)
@@ -176,7 +228,7 @@ class ClientLine:
         """The control plane is gone: keep for the next one what it can go on with, and finish the rest."""
         self._unanswered.clear()
         for client in list(self.clients.values()):
-            if client.id in self._waiting or client.order is not None:
+            if client.id in self._waiting or client.order is not None or client.admission is not None:
                 continue
             if client.begin_again():
                 self.enter(client)

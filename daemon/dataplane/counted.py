@@ -5,7 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.dataplane.plane import DataPlane
 from bentpipe.daemon.planes.bounds import CERTIFICATES_TOLD, COUNTERS_A_RECORD, NAME_BYTES
-from bentpipe.daemon.planes.records import CERTIFICATE_COUNTERS, LINK_ID, PORT_COUNTERS, THREAD_COUNTERS, CountersRecord
+from bentpipe.daemon.planes.records import (
+    CERTIFICATE_COUNTERS,
+    LINK_ID,
+    PORT_COUNTERS,
+    THREAD_COUNTERS,
+    UNADMITTED_COUNTERS,
+    CountersRecord,
+)
 from bentpipe.native.engine import Engine
 
 
@@ -37,6 +44,10 @@ def counters_record(
         "ends_waiting": plane.joined.ends_waiting,
         "ends_lost": plane.joined.ends_lost,
         "draining": int(draining),
+        "admitted": plane.admissions.admitted,
+        "admitting": len(plane.admissions),
+        "gates": plane.tables.gates,
+        "tokens": plane.tables.tokens,
         "unoffered_untold": untold,
         "engine.live": moved.live,
         "engine.pipes_open": moved.pipes_open,
@@ -46,6 +57,7 @@ def counters_record(
     }
     found |= {f"{PORT_COUNTERS}{number}": port for number, port in enumerate(ports)}
     found |= {f"ended.{outcome.value}": count for outcome, count in counters.ended.items()}
+    found |= {f"{UNADMITTED_COUNTERS}{why.value}": count for why, count in plane.admissions.unadmitted.items()}
     found |= {f"malformed.{limit}": count for limit, count in counters.malformed.items()}
     found |= {f"limit.{limit}": count for limit, count in reached.items()}
     for name, use in plane.threads().items():

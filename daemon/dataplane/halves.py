@@ -138,9 +138,9 @@ class Halves:
             if record.trust and trust is None:
                 step = FailedAt.TLS
                 raise TlsError(f"this data plane does not know {record.trust}")
-            sock = _start_connecting(target)
+            sock = start_connecting(target)
             step = FailedAt.TLS
-            tls = None if trust is None else _tls_of(trust, sock, record)
+            tls = None if trust is None else tls_of(trust, sock, record)
             limit_ms = round(1000 * min(limit_s, MOST_DIAL_S))
             native = self._streams.joiner.connect(sock.fileno(), tls, limit_ms)
         except Exception as exc:  # any: from TLS, or because no descriptor is left
@@ -196,8 +196,8 @@ class Halves:
             self._give_up(half, step, error)
 
 
-def _start_connecting(target: SocketAddress) -> socket.socket:
-    """Raises OSError."""
+def start_connecting(target: SocketAddress) -> socket.socket:
+    """Begin to connect a new socket. Raises OSError."""
     family, name = target
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     error = sock.connect_ex(name)
@@ -207,8 +207,8 @@ def _start_connecting(target: SocketAddress) -> socket.socket:
     return sock
 
 
-def _tls_of(trust: SatelliteTls, sock: socket.socket, record: OpenRecord) -> TlsConnection:
-    """Raises TlsError, UnicodeError."""
+def tls_of(trust: SatelliteTls, sock: socket.socket, record: OpenRecord) -> TlsConnection:
+    """The TLS of a socket to the satellite that an OPEN names. Raises TlsError, UnicodeError."""
     if trust.refused or trust.context is None:
         raise TlsError(trust.refused or NO_CONTEXT)
     name = record.server_name or trust.server_name or record.host

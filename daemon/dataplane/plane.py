@@ -12,8 +12,11 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from bentpipe.daemon.connections.deadlines import Deadlines
+from bentpipe.daemon.connections.greeters import Greeters
 from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
 from bentpipe.daemon.connections.quotas import Quotas
+from bentpipe.daemon.dataplane.admission_tables import AdmissionTables
+from bentpipe.daemon.dataplane.admitting import Admissions
 from bentpipe.daemon.dataplane.arrivals import Arrivals
 from bentpipe.daemon.dataplane.clients import ClientLine, ClientStream
 from bentpipe.daemon.dataplane.halves import Halves
@@ -25,6 +28,7 @@ from bentpipe.daemon.dataplane.stream import Order, Stream
 from bentpipe.daemon.dataplane.streams import Streams
 from bentpipe.daemon.dataplane.trusts import Trusts
 from bentpipe.daemon.planes import records as r
+from bentpipe.daemon.planes import snapshots as s
 from bentpipe.daemon.planes.bounds import WORDS_BYTES
 from bentpipe.daemon.planes.codec import ProtocolBroken
 from bentpipe.daemon.planes.table import BY_CLASS
@@ -75,13 +79,16 @@ class DataPlane:
         quotas: Quotas,
         trusts: Trusts,
         actions: PlaneActions,
+        greeters: Greeters,
     ) -> None:
         self.reports = ControlReports()
         self.line = ClientLine(lambda: self.reports.may_offer)
         self.streams = Streams(joiner, self.reports)
         self.halves = Halves(self.streams, trusts.find)
         self.joined = JoinedConnections(engine, self.reports.send)
-        self.arrivals = Arrivals(self.line, self.streams, counters, quotas, self._is_over)
+        self.tables = AdmissionTables()
+        self.admissions = Admissions(self.tables, self.line, self.streams, trusts.find, greeters, self._join_own)
+        self.arrivals = Arrivals(self.line, self.streams, counters, quotas, self._is_over, self.admissions)
         self.openings = Openings(opener, greetings, counters, self.arrivals.arrived, joiner.gather)
         self.note = b""
         """What the control plane has left for its successor."""
@@ -111,7 +118,11 @@ class DataPlane:
         self.line.begin_again()
 
     def synchronise(self) -> None:
-        """A control plane has come: tell it of everything that is live, then of the ends, then offer it the clients."""
+        """A control plane has come: tell it of everything that is live, then of the ends, then offer it the clients.
+
+        What an earlier one has told for admitting clients here ends: this one may know nothing of that.
+        """
+        self.tables.reset()
         count = 0
         for live in self.joined.snapshot():
             self.reports.send(live)
@@ -140,10 +151,31 @@ class DataPlane:
                 self.reports.send(r.PongRecord(r.LINK_ID, record.number))
             case r.PongRecord():
                 pass
+            case s.GrantRecord():
+                self.tables.add_token(record)
+            case s.GateRecord():
+                self.tables.open_gate(record, trio.current_time())
+            case s.RenewRecord():
+                for gate in record.gates:
+                    self.tables.renew(gate, record.valid_ms, trio.current_time())
+            case s.GrantsRecord() | s.ShutGateRecord() | s.CreditRecord():
+                self._about_admission(record)
             case r.ReloadRecord():
                 tasks.start_soon(run_owned, Owner("reload", "", Decision.GIVE_UP), self._reload)
             case _:
                 self._about_plane(record)
+
+    def _about_admission(self, record: s.GrantsRecord | s.ShutGateRecord | s.CreditRecord) -> None:
+        match record:
+            case s.GrantsRecord():
+                self.tables.take_table(record)
+                self.reports.send(s.GrantedRecord(r.LINK_ID, record.generation))
+            case s.ShutGateRecord():
+                self.admissions.shut(record.id)
+                self.reports.send(s.GatedRecord(record.id))
+            case s.CreditRecord():
+                used = self.tables.credit(record)
+                self.reports.send(s.CreditedRecord(r.LINK_ID, record.allowed, used, record.principal))
 
     async def _reload(self) -> None:
         words = "the reload failed, see the data plane's log"
@@ -244,13 +276,29 @@ class DataPlane:
         except OSError as exc:
             self._refuse(go, str(exc))
             return
+        self._begin(client, half, go)
+        self.halves.give_away(half)
+
+    def _join_own(self, client: ClientStream, half: Stream, go: r.GoRecord, record: s.AdmittedRecord) -> bool:
+        """Join a client that was admitted here. Returns False if nothing was done."""
+        try:
+            self.streams.joiner.join(client.native, half.native, join_of(client, half, go))
+        except OSError:
+            return False
+        joined = self._begin(client, half, go)
+        half.give(Order.JOIN)
+        # Before anything else is sent: a control plane that reads a later answer has read of this client.
+        self.reports.send(dataclasses.replace(record, start_us=joined.start_us))
+        return True
+
+    def _begin(self, client: ClientStream, half: Stream, go: r.GoRecord) -> JoinedConnection:
         joined = JoinedConnection(client.id, client.origin.peer, go.tag, boottime_us())
         going = self._going[client.id] = _Go(half, joined, self.reports.session)
         joined.cancel = functools.partial(self._cut, client, going)
         self.joined.begin(joined)
-        self.halves.give_away(half)
         client.give(Order.JOIN)
         self.line.leave(client)
+        return joined
 
     def _cut(self, client: ClientStream, going: _Go) -> None:
         """End a GO that is not spliced yet. If the joiner is done already, the client is cut before the splice."""

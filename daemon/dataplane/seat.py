@@ -25,6 +25,7 @@ from bentpipe.daemon.planes.records import (
     SeatRecord,
     YieldRecord,
 )
+from bentpipe.daemon.planes.snapshots import PlaneFeature
 from bentpipe.daemon.planes.sockets import PeerDenied, check_peer
 from bentpipe.daemon.planes.table import NEWEST_VERSION, OLDEST_VERSION, Plane
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
@@ -64,7 +65,9 @@ class SeatServer:
         """`name` is the plane's, `build` names the program, `digest` what it knows of listeners and satellites."""
         self._plane = plane
         self._sock = sock
-        self._hello = HelloRecord(LINK_ID, OLDEST_VERSION, NEWEST_VERSION, 0, os.getpid(), build, name, digest)
+        self._hello = HelloRecord(
+            LINK_ID, OLDEST_VERSION, NEWEST_VERSION, PlaneFeature.SNAPSHOTS, os.getpid(), build, name, digest
+        )
         self._visitors: set[_Visitor] = set()
         self._seated: _Visitor | None = None
         self._changing = trio.Lock()

@@ -63,6 +63,8 @@ class Stream:
         self.order: Order | None = None
         self.told = False
         """Whether the present control plane knows of it: only then anything is read for it."""
+        self.reads_here = False
+        """Whether this process reads it for itself: then it is read though no control plane knows of it."""
         self.over = False
         """Whether the peer has ended or left, so that nothing more can be read."""
         self.broken = False
@@ -138,7 +140,7 @@ class Stream:
     def let_read(self) -> None:
         """Tell the joiner how far it may read by now, if that has changed."""
         may_read = self._read_bytes
-        if self.told and not self.over and self.order is None:
+        if (self.told or self.reads_here) and not self.over and self.order is None:
             room = min(self._allowed - self.transcript.end, TRANSCRIPT_BYTES - self.transcript.kept_bytes)
             may_read += max(0, room)
         if may_read != self._may_read_bytes:

@@ -10,12 +10,12 @@ import trio
 
 from bentpipe.daemon.connections.arrival import Arrival
 from bentpipe.daemon.connections.ends import OUTCOME_ENDS
+from bentpipe.daemon.connections.native_greeting import NativeGreeting
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.connections.transport import PeerLeft
 from bentpipe.daemon.edge.channel import Channel
 from bentpipe.daemon.edge.dial import Dials, dial_here
 from bentpipe.daemon.edge.identity import TlsIdentity
-from bentpipe.daemon.edge.native_greeting import NativeGreeting
 from bentpipe.daemon.edge.plane_channel import PlaneChannel
 from bentpipe.proto.events import Event, RequestHeaders
 from bentpipe.proto.greeting import Greeting

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 
 from bentpipe.daemon.connections.deadlines import Deadlines
 from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.greeters import Greeters
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.edge.announcements import Announcements
-from bentpipe.daemon.edge.greeters import Greeters
+from bentpipe.daemon.edge.gatekeeper import Gatekeeper
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.identity import Identities
 from bentpipe.daemon.edge.plane_splicer import PlaneSplicer
@@ -40,3 +41,5 @@ class Edge:
     greeters: Greeters
     planes: PlaneSplicer | None = None
     """The data planes, if the sockets of clients and satellites are theirs."""
+    gatekeeper: Gatekeeper | None = None
+    """Tells them how they may admit clients themselves."""

@@ -187,8 +187,12 @@ class HandOff:
 
     def join(self, splice_id: SpliceId, splice: Splice, pending: Pending) -> None:
         """A splice was made: the lease and the place are its own from now on."""
-        splice.record.reach(Phase.SPLICED)
         self._pending.discard(pending)
+        self.take_over(splice_id, splice)
+
+    def take_over(self, splice_id: SpliceId, splice: Splice) -> None:
+        """A data plane has made a splice for a client that it has admitted itself."""
+        splice.record.reach(Phase.SPLICED)
         self.adopt(splice_id, splice)
         with contained(Owner("splice told", splice.peer)):
             self._told(splice.key, splice.principal)

@@ -17,16 +17,12 @@ from bentpipe.daemon.errors import LimitReached
 from bentpipe.daemon.records.ids import quote
 from bentpipe.proto.answering import AnsweredCall, Answering
 from bentpipe.proto.errors import GreetingError
-from bentpipe.proto.health import SERVICE_PATH
+from bentpipe.proto.health import HEALTH_PATHS
 from bentpipe.proto.refusal import PIECE_BYTES
 
 IDLE_S = 300.0
 """For how long a connection without a Watch may say nothing: load balancers check every few seconds to minutes, on a
 connection that they keep."""
-
-PATHS = (SERVICE_PATH.encode(), b"/AWS.ALB/")
-"""What the paths of health checks begin with. AWS' Application Load Balancer checks gRPC targets by `/AWS.ALB/healthcheck`,
-a method that no server has, and by default takes UNIMPLEMENTED for health: the answer needs no knowledge of a satellite."""
 
 
 def _promote(place: Place, claim: Claim) -> None:
@@ -49,7 +45,7 @@ class HealthChecks:
 
     def takes(self, path: bytes, *, names_satellite: bool) -> bool:
         """Whether the first request's path is a health check's, of the daemon or of a satellite that it names."""
-        return path.startswith(PATHS)
+        return path.startswith(HEALTH_PATHS)
 
     def open(self, caller: Caller, identity: TlsIdentity, domain: str | None) -> "HealthConnection":
         """Take the connection."""

@@ -18,7 +18,9 @@ import functools
 
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.accounts.certificates import Certificates
+from bentpipe.daemon.accounts.contract import Scope
 from bentpipe.daemon.accounts.principal import Principal
+from bentpipe.daemon.connections.server_name import parse_server_name
 from bentpipe.daemon.errors import InvalidMetadata, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.proto.events import HeaderList
@@ -80,20 +82,6 @@ def names_any_satellite(headers: HeaderList, tls: TlsIdentity, domain: str | Non
     return names_satellite(headers) or parse_server_name(tls.server_name, domain) is not None
 
 
-def parse_server_name(server_name: str | None, domain: str | None) -> SatelliteKey | None:
-    """Read `NAME.ORG.<domain>`. Returns None for any other name: the port may have a name of its own.
-
-    DNS ignores case and clients may send either, so a satellite's own name must be in lower case, without a dot.
-    """
-    if server_name is None or domain is None:
-        return None
-    labels, dot, rest = server_name.lower().removesuffix(".").partition("." + domain)
-    name, middle, org = labels.partition(".")
-    if not dot or rest or not middle or not name or not org or "." in org:
-        return None
-    return SatelliteKey(org, name)
-
-
 class Identities:
     """Makes claims from the sources."""
 
@@ -122,6 +110,13 @@ class Identities:
         if not self._admission.holds(claim.version, claim.principals):
             now = dataclasses.replace(claim, principals=self.principals(claim.request, claim.tls))
             self.authorize(now)
+
+    def admits(self, principal: str, credentials: frozenset[str], key: SatelliteKey) -> bool:
+        """Whether a token of the principal with these credentials may be used for the satellite, by the tables of now."""
+        return any(
+            frozenset(each.credentials) == credentials and self._admission.may(each, Scope.USE, key.org, key.name)
+            for each in self._admission.tokens_of(principal)
+        )
 
     def names_satellite(self, request: RouteRequest, tls: TlsIdentity, domain: str | None) -> bool:
         """Whether the request names a satellite."""

@@ -12,11 +12,12 @@ import trio
 from bentpipe.daemon.connections.arrival import read_origin
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.connections.port import Port
+from bentpipe.daemon.connections.server_name import parse_server_name
 from bentpipe.daemon.connections.tls_start import begins_tls, start_tls
 from bentpipe.daemon.connections.transport import PeerLeft, Transport
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.identity import TlsIdentity, parse_server_name
+from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.errors import TlsWanted
 from bentpipe.proto.errors import over
 from bentpipe.proto.events import NotHttp2, PeerKind, RequestHeaders

@@ -20,6 +20,7 @@ from bentpipe.daemon.edge.dial import NotConnected
 from bentpipe.daemon.edge.plane_channel import PlaneChannel
 from bentpipe.daemon.model import Address
 from bentpipe.daemon.planes import records as r
+from bentpipe.daemon.planes import snapshots as s
 from bentpipe.daemon.planes.bounds import (
     AUTHORITIES_BYTES,
     CERTIFICATE_BYTES,
@@ -62,6 +63,9 @@ class GoFailed(Exception):
         self.refused = record.step is r.FailedAt.REFUSED
 
 
+SnapshotAnswer = s.GatedRecord | s.GrantedRecord | s.CreditedRecord
+
+
 class PlaneEvents(Protocol):
     """What a data plane tells the daemon."""
 
@@ -71,6 +75,14 @@ class PlaneEvents(Protocol):
 
     def is_live(self, plane: "RemotePlane", record: r.LiveRecord) -> None:
         """A splice that an earlier control plane has made, or is making."""
+        ...
+
+    def was_admitted(self, plane: "RemotePlane", record: s.AdmittedRecord) -> None:
+        """It has brought a client to its satellite itself. Raises ProtocolBroken."""
+        ...
+
+    def has_answered(self, plane: "RemotePlane", record: SnapshotAnswer) -> None:
+        """It holds to what it was told for admitting clients. Raises ProtocolBroken."""
         ...
 
     def has_failed(self, plane: "RemotePlane", connection_id: int) -> None:
@@ -151,6 +163,11 @@ class RemotePlane:
         self._moved = before._moved
         self._last_client = before._last_client
 
+    @property
+    def takes_snapshots(self) -> bool:
+        """Whether it can admit clients itself."""
+        return self.hello is not None and bool(self.hello.features & s.PlaneFeature.SNAPSHOTS)
+
     # -- the link ------------------------------------------------------------------------------------------------------
 
     def send_nowait(self, record: r.Record) -> None:
@@ -219,6 +236,10 @@ class RemotePlane:
                 self._failed(record)
             case r.EndedRecord():
                 self._ended(record)
+            case s.AdmittedRecord():
+                self._admitted(record)
+            case s.GatedRecord() | s.GrantedRecord() | s.CreditedRecord():
+                self._events.has_answered(self, record)
             case r.BusyRecord():
                 if record.id in self._moved:
                     self._moved[record.id] = record.moved, 0
@@ -301,14 +322,22 @@ class RemotePlane:
             if channel.id in self._channels:
                 self._events.arrived(self, channel, record)
 
+    def _admitted(self, record: s.AdmittedRecord) -> None:
+        if record.id & r.HALF_BIT or record.id in self._channels or record.id in self._moved:
+            raise ProtocolBroken("a client was admitted with an id that was used")
+        self._last_client = max(self._last_client, record.id)
+        self._moved[record.id] = 0, 0
+        self._gos[record.id] = PlaneRequest()  # WENT or FAILED answers it; nobody waits
+        self._events.was_admitted(self, record)
+
     # -- halves --------------------------------------------------------------------------------------------------------
 
     async def attempt(self, address: Address, tls: SatelliteTls | None, deadline_s: float) -> PlaneChannel:
         """Connect to a satellite once: see `Dials`. Raises NotConnected, TransportError, TlsError."""
         if tls is not None and (tls.refused or not tls.trust):
             raise TlsError(tls.refused or NO_TRUST)
-        if tls is not None and tls.material is not None:
-            self._teach(tls.trust, tls.material)
+        if tls is not None:
+            self.teach(tls)
         half = next(self._halves)
         asked = self._opens[half] = PlaneRequest()
         channel = self._channels[half] = PlaneChannel(self, half, half=True)
@@ -330,8 +359,12 @@ class RemotePlane:
             raise
         return channel
 
+    def teach(self, tls: SatelliteTls) -> None:
+        """Let the plane know what it cannot read in a file, before it is told to use it. Raises TlsError."""
+        if tls.material is not None:
+            self._teach(tls.trust, tls.material)
+
     def _teach(self, name: str, material: TrustMaterial) -> None:
-        """Let the plane know what it cannot read in a file, before the OPEN that names it. Raises TlsError."""
         known = self._taught.pop(name, None)
         self._taught[name] = material
         if known == material:

@@ -16,10 +16,10 @@ from bentpipe.daemon.edge.handoff import HandOff, Pending, Splice
 from bentpipe.daemon.edge.introduction import Introduction
 from bentpipe.daemon.edge.plane import GoFailed, RemotePlane
 from bentpipe.daemon.edge.plane_channel import PlaneChannel
-from bentpipe.daemon.edge.splice_tag import SpliceTag
 from bentpipe.daemon.fleet.traffic import QUIET_BYTES_PER_WINDOW
 from bentpipe.daemon.model import Address
 from bentpipe.daemon.planes.records import GoFlag, GoRecord, Shutting
+from bentpipe.daemon.planes.splice_tag import NO_HOST, SpliceTag
 from bentpipe.native.engine import SpliceId
 
 PLANE_BITS = 64
@@ -30,9 +30,6 @@ REPLAY_DEADLINE_S = 10.0
 must be taken out before the splice."""
 
 NO_PLANE = "no data plane is there that could connect"
-
-NO_HOST = "unix"
-"""Stands for the address of a client that has none, as in `Arrival`."""
 
 
 def splice_id_of(plane: RemotePlane, connection_id: int) -> SpliceId:

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 
 from bentpipe.daemon.coordination.contract import Coordination, LocalCoordination
 from bentpipe.daemon.fleet.crowd import Crowd
+from bentpipe.daemon.fleet.gates import Gates, NoGates
 from bentpipe.daemon.fleet.reader import ReadingContext
 from bentpipe.daemon.fleet.reserve_giver import ReserveGiver
 from bentpipe.daemon.fleet.resume import ReadBootInfo
@@ -42,5 +43,7 @@ class FleetContext:
     """Reads the responders of those satellites that have one; None: they are not read."""
     noting_stop: Callable[[SatelliteKey], AbstractAsyncContextManager[object]] = contextlib.nullcontext
     """A successor of this process will know that the satellite's machine is being stopped, while the block runs."""
+    gates: Gates = dataclasses.field(default_factory=NoGates)
+    """Through them other processes of this host bring clients to awake satellites."""
     wall: Callable[[], float] = time.time
     """The wall clock, in seconds; another one in tests only."""

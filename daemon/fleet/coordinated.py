@@ -44,8 +44,9 @@ class CoordinatedProvider:
         confirm: Callable[[], Awaitable[None]] | None = None,
         reserve: ReserveGiver | None = None,
         noting_stop: Callable[[SatelliteKey], AbstractAsyncContextManager[object]] = contextlib.nullcontext,
+        kept_shut: Callable[[SatelliteKey], AbstractAsyncContextManager[object]] = contextlib.nullcontext,
     ) -> None:
-        """`noting_stop`: see FleetContext.
+        """`noting_stop`: see FleetContext. `kept_shut`: see Gates.
 
         `confirm` is called in the turn, before a machine is launched, changed or destroyed. It raises ProviderRetryable if
         another host has made something else of the satellite meanwhile, and StoreError.
@@ -53,6 +54,7 @@ class CoordinatedProvider:
         self._confirm = confirm
         self._reserve = reserve
         self._noting_stop = noting_stop
+        self._kept_shut = kept_shut
         self._unsettled = False
         self._settled_at: float | None = None
         self._provider = provider
@@ -107,6 +109,14 @@ class CoordinatedProvider:
 
     async def stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool = False) -> None:
         """See Provider. Raises SleepVetoed too if a client uses the satellite, or if the store cannot be reached."""
+        if force:
+            await self._stop(machine_id, mode, force=True)
+            return
+        # Before the turn: who comes through the gate has not entered, and is known only once the gate is shut.
+        async with self._kept_shut(self._key):
+            await self._stop(machine_id, mode, force=False)
+
+    async def _stop(self, machine_id: MachineId, mode: SleepMode, *, force: bool) -> None:
         try:
             async with self._coordination.acting(self._key) as turn:
                 if force:
@@ -177,7 +187,7 @@ class CoordinatedProvider:
     async def _alone(self) -> AsyncIterator[None]:
         """This host's turn, with no client on any host."""
         try:
-            async with self._coordination.acting(self._key) as turn:
+            async with self._kept_shut(self._key), self._coordination.acting(self._key) as turn:
                 await turn.close(self._is_used)
                 await self._check_current()
                 if not turn.is_ours():

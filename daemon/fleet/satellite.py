@@ -78,7 +78,10 @@ class Satellite:
         self._presence = Presence(key, context.coordination, lambda: self._machine.known)
         tokens = LaunchTokens(key, context.registry, context.wall)
         acting = (context.provider, context.coordination, key, self._presence.forbids_stop, tokens)
-        coordinated = CoordinatedProvider(*acting, confirm, context.reserve, context.noting_stop)
+        self._gates = context.gates
+        coordinated = CoordinatedProvider(
+            *acting, confirm, context.reserve, context.noting_stop, context.gates.kept_shut
+        )
         self.expect_stop = coordinated.expect_stop
         self._provider: Provider = TypedProvider(coordinated, str(key))
         self._calls = MachineCalls(
@@ -210,6 +213,17 @@ class Satellite:
         machine = self._machine.known.machine
         return machine is not None and machine.address == address and self._whereabouts.is_certain(since)
 
+    @property
+    def open_address(self) -> Address | None:
+        """See Gated: as long as `lease_nowait` would give leases, if the machine certainly has its address."""
+        known = self._machine.known
+        refuses = self._presence.is_retired or self.retirement.refusal is not None or known.refusal is not None
+        return None if refuses or not self._presence.is_entered else self._operational_at()
+
+    def is_certain(self) -> bool:
+        """See Gated."""
+        return self._whereabouts.is_certain()
+
     def report_unreachable(self) -> bool:
         """Tell that the granted address does not answer: the satellite is looked at, and probed before the next grant.
 
@@ -299,6 +313,7 @@ class Satellite:
     def removed(self, after: SatelliteState | None = None, cause: str = "") -> None:
         """It is removed, or another one takes its place: say so in the ledger. See Retirement.finish."""
         self._whereabouts.leave()
+        self._gates.gone(self.key)
         self.retirement.finish(after, self.shown_state, cause)
 
     # -- another configuration -----------------------------------------------------------------------------------------
@@ -405,6 +420,8 @@ class Satellite:
         self._deadline_moved.set()
         self._deadline_moved = trio.Event()
         self._presence.leave_if_unused()
+        with contained(self._owner("gate")):
+            self._gates.stepped(self)
         with contained(self._owner("budget")):
             self._on_step(self)
 

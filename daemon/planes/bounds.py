@@ -103,3 +103,24 @@ HELLO_S = 2.0
 
 UNSEEN_MESSAGES = 16
 """Full messages that may be under way before the peer says that it has seen one."""
+
+GRANTED_TOKENS = 65_536
+"""Tokens of one table. The others are asked for one by one, as without a table."""
+
+GRANTS_BYTES = 16 << 10
+"""The satellites that one token may use, as patterns."""
+
+CREDENTIALS_BYTES = 1 << 10
+"""The credentials by which a cut finds a splice."""
+
+GATES_OPEN = 16_384
+"""Gates that one data plane has open, at most."""
+
+GATES_A_RECORD = 4_096
+INODES_A_GATE = 64
+
+CREDITED_PRINCIPALS = 65_536
+"""Principals whose clients one data plane may admit."""
+
+ADMITTED_MOMENTS = 8
+"""Times that an ADMITTED tells, with room for more."""

@@ -26,6 +26,8 @@
     LISTENERS D     LISTENERS                  between two data planes: the listening sockets, as descriptors
     BYE       both  -                          the sender ends the link, and says why
 
+Those by which D admits clients itself are in snapshots.py.
+
 Ids. A client has an id of D's; a half, a connection to a satellite, has one of C's, with HALF_BIT. An id is not used again
 in a plane's life. Id 0 is the link itself. A record for an id that is gone is ignored. A record for an id that was never
 given out ends the link with BYE.
@@ -40,6 +42,8 @@ closes the connection. D closes halves that no GO has taken.
 
 import dataclasses
 import enum
+
+from bentpipe.daemon.planes.snapshots import SnapshotRecord
 
 HALF_BIT = 1 << 63
 """Set in the ids that the control plane gives to halves."""
@@ -482,6 +486,10 @@ CERTIFICATE_COUNTERS = "certificate_end."
 """How the names of counters begin that say until when a certificate holds, in seconds since the epoch; its file follows."""
 
 
+UNADMITTED_COUNTERS = "unadmitted."
+"""How the names of counters begin that say how many clients were offered instead of being admitted, and why."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class CountersRecord:
     """D's counters since its start, by name."""
@@ -578,4 +586,5 @@ Record = (
     | PongRecord
     | ListenersRecord
     | ByeRecord
+    | SnapshotRecord
 )

@@ -14,6 +14,7 @@ import struct
 
 from bentpipe.daemon.planes import bounds
 from bentpipe.daemon.planes import records as r
+from bentpipe.daemon.planes import snapshots as s
 
 OLDEST_VERSION, NEWEST_VERSION = 1, 1
 """The versions that this build speaks. A build that speaks N also speaks N-1."""
@@ -112,6 +113,7 @@ def _u32(*names: str) -> tuple[Field, ...]:
 _WORDS = Field("words", Wire.TEXT, bounds.WORDS_BYTES)
 _TAG = Field("tag", Wire.BLOB, bounds.TAG_BYTES)
 _PEER = Field("peer", Wire.TEXT, bounds.NAME_BYTES)
+_PRINCIPAL = Field("principal", Wire.TEXT, bounds.NAME_BYTES)
 _NOTE = Field("note", Wire.BLOB, bounds.NOTE_BYTES)
 _C, _D, _BOTH = Plane.CONTROL, Plane.DATA, Plane.BOTH
 
@@ -235,6 +237,40 @@ ROWS = (
     RecordRow(40, r.PongRecord, _BOTH, *_u64("number")),
     RecordRow(41, r.ListenersRecord, _D, Field("left", Wire.U16), Field("names", Wire.TEXT, bounds.NAME_BYTES)),
     RecordRow(48, r.ByeRecord, _BOTH, Field("code", Wire.U8, kind=r.ByeCode), _WORDS),
+    RecordRow(
+        49,
+        s.GrantRecord,
+        _C,
+        *(*_u64("expires_us"), Field("digest", Wire.BLOB, bounds.NAME_BYTES)),
+        *(_PRINCIPAL, Field("grants", Wire.TEXT, bounds.GRANTS_BYTES)),
+        Field("credentials", Wire.TEXT, bounds.CREDENTIALS_BYTES),
+    ),
+    RecordRow(50, s.GrantsRecord, _C, *_u64("generation"), *_u32("count", "streams", "window_bytes")),
+    RecordRow(51, s.GrantedRecord, _D, *_u64("generation")),
+    RecordRow(
+        52,
+        s.GateRecord,
+        _C,
+        *(Field("port", Wire.U16), *_u32("valid_ms"), Field("owned", Wire.BOOL), *_u32("uid")),
+        *(Field("org", Wire.TEXT, bounds.NAME_BYTES), Field("name", Wire.TEXT, bounds.NAME_BYTES)),
+        *(Field("host", Wire.TEXT, bounds.NAME_BYTES), Field("trust", Wire.TEXT, bounds.WORDS_BYTES)),
+        Field("server_name", Wire.TEXT, bounds.NAME_BYTES),
+        Field("inodes", Wire.IDS, bounds.INODES_A_GATE),
+    ),
+    RecordRow(53, s.RenewRecord, _C, *_u32("valid_ms"), Field("gates", Wire.IDS, bounds.GATES_A_RECORD)),
+    RecordRow(54, s.ShutGateRecord, _C),
+    RecordRow(55, s.GatedRecord, _D),
+    RecordRow(56, s.CreditRecord, _C, *_u64("allowed"), _PRINCIPAL),
+    RecordRow(57, s.CreditedRecord, _D, *_u64("allowed", "used"), _PRINCIPAL),
+    RecordRow(
+        58,
+        s.AdmittedRecord,
+        _D,
+        *_u64("gate", "start_us", "age_us", "up", "down"),
+        *(*_u32("streams", "window_bytes"), _PEER, _TAG),
+        *(Field("traceparent", Wire.TEXT, bounds.WORDS_BYTES), Field("tracestate", Wire.TEXT, bounds.WORDS_BYTES)),
+        Field("moments", Wire.IDS, bounds.ADMITTED_MOMENTS),
+    ),
 )
 """The protocol."""
 

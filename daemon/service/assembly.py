@@ -16,6 +16,7 @@ from bentpipe.daemon.api.statuses import StateBoard
 from bentpipe.daemon.connections.deadlines import Deadlines
 from bentpipe.daemon.connections.descriptors import Descriptors, raise_limit, soft_limit
 from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.greeters import Greeters
 from bentpipe.daemon.connections.listener import Gate
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.connections.port import find_ktls, read_port
@@ -25,7 +26,8 @@ from bentpipe.daemon.connections.satellite_tls import satellite_tls_of, type_tls
 from bentpipe.daemon.edge.announcements import Announcements
 from bentpipe.daemon.edge.dial import dial_here
 from bentpipe.daemon.edge.edge import Edge
-from bentpipe.daemon.edge.greeters import Greeters
+from bentpipe.daemon.edge.gate_facts import GateFinder, ListenerOwner
+from bentpipe.daemon.edge.gatekeeper import Gatekeeper, valid_s_of
 from bentpipe.daemon.edge.handoff import HandOff
 from bentpipe.daemon.edge.health import HealthBoard
 from bentpipe.daemon.edge.health_connection import HealthChecks
@@ -34,11 +36,13 @@ from bentpipe.daemon.edge.questions import Questions
 from bentpipe.daemon.fleet.context import FleetContext
 from bentpipe.daemon.fleet.crowd import Crowd
 from bentpipe.daemon.fleet.fleet import Fleet
+from bentpipe.daemon.fleet.gates import Gates, NoGates
 from bentpipe.daemon.fleet.reader import ReadingContext
 from bentpipe.daemon.fleet.reserve_giver import ReserveGiver
 from bentpipe.daemon.fleet.whereabouts import KnownAddresses
+from bentpipe.daemon.ids import machine_id_of
 from bentpipe.daemon.ledger.recorder import Recorder
-from bentpipe.daemon.model import SatelliteKey, Transition
+from bentpipe.daemon.model import Address, SatelliteKey, Transition
 from bentpipe.daemon.providers.process.place import KeeperPlace
 from bentpipe.daemon.providers.process.provider import PRIVATE
 from bentpipe.daemon.providers.router import Providers
@@ -148,6 +152,9 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         engines = opened.engine
     else:
         engines = planes.engines
+    identities = Identities(account_parts.admission, account_parts.certificates)
+    quotas = _quotas_of(config, opened.descriptors, identities)
+    gatekeeper = None if planes is None else _gatekeeper_of(config, opened, addresses, quotas, announcements)
     handoff = HandOff(opened.engine, news.reservations.connected, None if planes is None else planes.splicer)
     responders = responders_of(config)
     dials = dial_here if planes is None else planes.splicer.attempt
@@ -156,8 +163,8 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
     health, fleet = _fleet_of(
         *(config, machines.providers, addresses, records, giver),
         *(questions, reading_of(questions, handoff), news.states, planes),
+        NoGates() if gatekeeper is None else gatekeeper,
     )
-    identities = Identities(account_parts.admission, account_parts.certificates)
     counters = ConnectionCounters()
     specs = {SatelliteKey(section.org, section.name): specs_of(section) for section in config.satellite}
     issued = None if satellite_ca is None else satellite_ca.issued
@@ -181,12 +188,13 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         book=opened.connections.book,
         handoff=handoff,
         counters=counters,
-        quotas=_quotas_of(config, opened.descriptors, identities),
+        quotas=quotas,
         satellite_tls=satellite_tls,
         greetings=Deadlines(config.limits.greeting_deadline_s),
         announcements=announcements,
         greeters=Greeters(config.daemon.greeting),
         planes=None if planes is None else planes.splicer,
+        gatekeeper=gatekeeper,
     )
     gate = Gate(edge.quotas, counters, edge.book, opened.descriptors.admit_below)
     has = {SatelliteKey(section.org, section.name): section for section in config.satellite}
@@ -198,6 +206,7 @@ def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path |
         quotas=edge.quotas,
         greetings=edge.greetings,
         greeters=edge.greeters,
+        gatekeeper=gatekeeper,
         checks=checks,
         apis=apis,
         account_parts=account_parts,
@@ -282,6 +291,25 @@ def _quotas_of(config: Config, descriptors: Descriptors, identities: Identities)
     return Quotas(limits, trio.current_time, lambda: identities.principal_count)
 
 
+def _gatekeeper_of(
+    config: Config, opened: _Resources, addresses: KnownAddresses, quotas: Quotas, announcements: Announcements
+) -> Gatekeeper:
+    processes = opened.machines.processes
+
+    def find_listener(key: SatelliteKey, address: Address) -> ListenerOwner | None:
+        found = None if processes is None else processes.listener_nowait(machine_id_of(key), address)
+        return None if found is None else ListenerOwner(*found)
+
+    return Gatekeeper(
+        GateFinder(opened.satellite_tls, addresses.proven, find_listener),
+        opened.account_parts.admission,
+        quotas,
+        announcements,
+        enabled=config.daemon.admission == "snapshot",
+        valid_s=valid_s_of(config.store.host_expiry_s if config.store.kind == "dynamodb" else None),
+    )
+
+
 def _recorder_of(config: Config, stores: Stores) -> Recorder | None:
     if stores.ledger is None:
         return None
@@ -298,6 +326,7 @@ def _fleet_of(
     reading: ReadingContext | None,
     states: StateBoard,
     planes: Planes | None,
+    gates: Gates,
 ) -> tuple[HealthBoard, Fleet]:
     """Build the satellites, and their health for health checks. Each change of state is logged, counted and recorded."""
 
@@ -322,6 +351,7 @@ def _fleet_of(
         read_boot_info=questions.boot_info,
         reading=reading,
         noting_stop=contextlib.nullcontext if planes is None else planes.note.noting_stop,
+        gates=gates,
     )
     fleet = Fleet(config.satellite, context, max_held=limits.max_held_per_satellite, budget=config.budget)
     health = HealthBoard(fleet)

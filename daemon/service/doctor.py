@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from bentpipe.daemon.connections.descriptors import hard_limit
-from bentpipe.daemon.edge.greeters import NO_NGHTTP2
+from bentpipe.daemon.connections.greeters import NO_NGHTTP2
 from bentpipe.daemon.image.programs.findings import Finding, Severity
 from bentpipe.daemon.keeper.cgroup import find_own_cgroup
 from bentpipe.daemon.keeper.freezer import find_own_freezer

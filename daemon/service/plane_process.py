@@ -23,6 +23,7 @@ from bentpipe.config.model import Config, ListenerSection
 from bentpipe.daemon.connections.deadlines import Deadlines
 from bentpipe.daemon.connections.descriptors import ENGINE_THREAD_FDS, divide, engine_threads, raise_limit
 from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.greeters import Greeters
 from bentpipe.daemon.connections.listener import Door, Gate, Listener, defer_accept, listen_for
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.connections.port import Port, find_ktls, read_port
@@ -184,7 +185,7 @@ class PlaneProcess:
         )
         self._plane = DataPlane(
             *(opened.engine, opened.opener, opened.joiner, self._counters, self._greetings, self._parked),
-            *(Trusts(lambda name: self._files.find(name), opened.ktls), actions),
+            *(Trusts(lambda name: self._files.find(name), opened.ktls), actions, Greeters(config.daemon.greeting)),
         )
         self._unoffered = UnofferedEnds(self._plane.reports)
         book = Book({"control plane": self._unoffered.note})
@@ -234,6 +235,7 @@ class PlaneProcess:
                 nursery.start_soon(run_owned, Owner("splice ends"), plane.joined.run_ends)
                 nursery.start_soon(run_owned, Owner("clients"), plane.line.run_line)
                 nursery.start_soon(run_owned, Owner("room"), plane.streams.run_room)
+                nursery.start_soon(run_owned, Owner("admissions"), plane.admissions.run_admissions)
                 nursery.start_soon(run_owned, Owner("deadlines"), self._greetings.run_deadlines)
                 nursery.start_soon(run_owned, Owner("certificates"), self._files.run_reload)
                 nursery.start_soon(run_owned, Owner("certificate watch"), self._files.watch.run_watch)
@@ -320,6 +322,7 @@ class PlaneProcess:
             await trio.sleep(COUNT_S)
             if self._seat.is_taken:
                 self._seated_at = trio.current_time()
+            if self._seat.is_taken or self._plane.tables.may_admit(trio.current_time()):
                 self._door.open()
             elif trio.current_time() - self._seated_at > PARKED_S and self._door.is_open:
                 self._door.shut()

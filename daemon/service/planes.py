@@ -22,20 +22,22 @@ from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.coordination.contract import Coordination
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import Splice
-from bentpipe.daemon.edge.plane import RemotePlane
+from bentpipe.daemon.edge.plane import RemotePlane, SnapshotAnswer
 from bentpipe.daemon.edge.plane_channel import PlaneChannel
 from bentpipe.daemon.edge.plane_splicer import PlaneSplicer, splice_id_of
-from bentpipe.daemon.edge.splice_tag import SpliceTag, TagUnreadable
 from bentpipe.daemon.errors import StoreError
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.planes import records as r
+from bentpipe.daemon.planes import snapshots as s
 from bentpipe.daemon.planes.bounds import HELLO_S
 from bentpipe.daemon.planes.codec import ProtocolBroken
 from bentpipe.daemon.planes.link import Link, LinkEnd
 from bentpipe.daemon.planes.sockets import connect_private, plane_sockets
+from bentpipe.daemon.planes.splice_tag import SpliceTag, TagUnreadable
 from bentpipe.daemon.planes.table import NEWEST_VERSION, OLDEST_VERSION, Plane
-from bentpipe.daemon.records.record import LOST, Record
+from bentpipe.daemon.records.record import LOST
 from bentpipe.daemon.service.connection_records import host_name
+from bentpipe.daemon.service.plane_admissions import moved_of, reason_of_end, record_of, take_admitted
 from bentpipe.daemon.service.plane_arrivals import PlaneArrivals
 from bentpipe.daemon.service.plane_counts import OUTCOMES, add_counters
 from bentpipe.daemon.service.plane_engines import PlaneEngines
@@ -44,7 +46,7 @@ from bentpipe.daemon.service.plane_folder import planes_folder
 from bentpipe.daemon.service.plane_start import Children, find_or_start_plane, live_planes
 from bentpipe.daemon.service.successor_note import SuccessorNote
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
-from bentpipe.native.engine import Ended, EndReason, SpliceCounters
+from bentpipe.native.engine import Ended, EndReason
 from bentpipe.proto.errors import ErrorCode
 from bentpipe.proto.refusal import goaway
 
@@ -229,6 +231,8 @@ class Planes:
         self.note.write_nowait()
         for key in stopped:
             self._expect_stop(key)
+        if self._edge is not None and self._edge.gatekeeper is not None:
+            self._edge.gatekeeper.seated(plane)
         fields = {"plane": path.name, "pid": plane.hello.pid, "session": plane.seated.session, "adopted": plane.adopted}
         log.info("data plane seated", extra={"fields": fields})
         if self._sessions is not None:
@@ -278,12 +282,14 @@ class Planes:
             splice_id = splice_id_of(plane, connection_id)
             if self._edge is not None and self._edge.handoff.is_live(splice_id):
                 self._edge.handoff.take_end(
-                    Ended(splice_id, EndReason.ENGINE_CLOSED, _moved(*plane.moved(connection_id)), 0)
+                    Ended(splice_id, EndReason.ENGINE_CLOSED, moved_of(*plane.moved(connection_id)), 0)
                 )
             plane.over(connection_id)
             if number % ENDS_A_TURN == 0:
                 await trio.lowlevel.checkpoint()
         self.engines.forget(plane)
+        if self._edge is not None and self._edge.gatekeeper is not None:
+            self._edge.gatekeeper.forget(plane)
         self._splicer.remove(plane)
 
     async def _run_planes(self, nursery: trio.Nursery) -> None:
@@ -339,11 +345,21 @@ class Planes:
             return  # the link was over for a moment
         lease = edge.fleet.adopt(tag.key, tag.address)
         place = edge.quotas.adopt(tag.host, tag.payer, tag.key)
-        kept = _record_of(edge, tag, record.peer)
+        kept = record_of(edge, tag, record.peer)
         splice = Splice(tag.key, tag.principal, record.peer, lease, place, kept, tag.credentials)
         edge.handoff.adopt(splice_id_of(plane, record.id), splice)
         plane.adopted += 1
         self.adopted.add(tag.key)
+
+    def was_admitted(self, plane: RemotePlane, record: s.AdmittedRecord) -> None:
+        """See PlaneEvents."""
+        if self._edge is not None:
+            take_admitted(self._edge, plane, record)
+
+    def has_answered(self, plane: RemotePlane, record: SnapshotAnswer) -> None:
+        """See PlaneEvents."""
+        if self._edge is not None and self._edge.gatekeeper is not None:
+            self._edge.gatekeeper.answered(plane, record)
 
     def has_failed(self, plane: RemotePlane, connection_id: int) -> None:
         """See PlaneEvents."""
@@ -358,7 +374,9 @@ class Planes:
         if not record.reason:
             edge.handoff.drop(splice_id)
             return
-        ended = Ended(splice_id, _reason(record.reason), _moved(record.up, record.down, record.moments), record.error)
+        ended = Ended(
+            splice_id, reason_of_end(record.reason), moved_of(record.up, record.down, record.moments), record.error
+        )
         before = record.before[:2]
         if edge.handoff.is_live(splice_id):
             if len(before) == 2:
@@ -367,7 +385,7 @@ class Planes:
             return
         with contextlib.suppress(TagUnreadable):
             tag = SpliceTag.decode(record.tag)
-            kept = _record_of(edge, tag, record.peer)
+            kept = record_of(edge, tag, record.peer)
             if len(before) == 2:
                 kept.up_bytes, kept.down_bytes = before
             edge.handoff.account(tag.key, ended, kept)
@@ -476,22 +494,3 @@ def _is_there(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _record_of(edge: Edge, tag: SpliceTag, peer: str) -> Record:
-    """Go on with the record of a splice that an earlier control plane has made."""
-    record = edge.book.reopen(tag.connection_id, peer, tag.accepted_at)
-    record.satellite, record.principal = tag.key, tag.principal
-    return record
-
-
-def _moved(up: int, down: int, moments: Sequence[int] = ()) -> SpliceCounters:
-    first_us, last_us = moments[:2] if len(moments) >= 2 else (0, 0)
-    return SpliceCounters(up, down, 0, last_us / 1e6, first_us / 1e6)
-
-
-def _reason(number: int) -> EndReason:
-    try:
-        return EndReason(number)
-    except ValueError:  # of a later version
-        return EndReason.CLOSED

@@ -13,8 +13,8 @@ from bentpipe.config.model import Config
 from bentpipe.daemon.connections.listener import bind
 from bentpipe.daemon.keeper.containment import PROC
 from bentpipe.daemon.providers.process.listening import has_socket
-from bentpipe.daemon.providers.process.sock_diag import find_listener
 from bentpipe.daemon.service.concern import Concern
+from bentpipe.daemon.sock_diag import find_listener
 
 NO_OPENTELEMETRY = "OpenTelemetry is not installed: pip install 'bentpipe[traces]'"
 UNWRITABLE = "{} cannot be written by user {}: chown it to the user that runs the daemon, or check as that user"

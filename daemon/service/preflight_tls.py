@@ -4,7 +4,7 @@ import datetime
 from collections.abc import Iterator, Mapping
 
 from bentpipe.config.model import Config, ServerTlsSection
-from bentpipe.daemon.edge.identity import parse_server_name
+from bentpipe.daemon.connections.server_name import parse_server_name
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.pki.authority_file import AuthorityError, read_authority
 from bentpipe.daemon.pki.authority_keeper import ENDS_SOON_S

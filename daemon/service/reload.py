@@ -208,6 +208,10 @@ class Reloader:
         sd.notify(f"STATUS=reloaded: {len(prepared.differences)} changes")
         self._watch.ask()
         self._reset()
+        if self._live.gatekeeper is not None:
+            # The reload is done once no data plane admits anybody by what held before.
+            for words in await self._live.gatekeeper.settle():
+                log.error("a data plane may still admit clients as before", extra={"fields": {"error": words}})
         with trio.move_on_after(READ_DEADLINE_S):
             await self._live.changes.wait_added()
 

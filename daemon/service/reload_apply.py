@@ -8,10 +8,11 @@ import dataclasses
 from bentpipe.daemon.connections.deadlines import Deadlines
 from bentpipe.daemon.connections.descriptors import Descriptors
 from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.greeters import Greeters
 from bentpipe.daemon.connections.listener import Gate, Listener
 from bentpipe.daemon.connections.quota_limits import quota_limits_of
 from bentpipe.daemon.connections.quotas import Quotas
-from bentpipe.daemon.edge.greeters import Greeters
+from bentpipe.daemon.edge.gatekeeper import Gatekeeper
 from bentpipe.daemon.edge.health_connection import HealthChecks
 from bentpipe.daemon.fleet.fleet import Fleet
 from bentpipe.daemon.fleet.provisioning import Provisioner
@@ -42,6 +43,7 @@ class LiveParts:
     quotas: Quotas
     greetings: Deadlines
     greeters: Greeters
+    gatekeeper: Gatekeeper | None
     checks: HealthChecks
     apis: Apis
     account_parts: AccountParts
@@ -72,6 +74,8 @@ def apply(prepared: Prepared, opened: ReadyParts, parts: LiveParts) -> None:
     parts.quotas.change_limits(quota_limits_of(limits, parts.descriptors.connections))
     parts.greetings.seconds = limits.greeting_deadline_s
     parts.greeters.follow(config.daemon.greeting)
+    if parts.gatekeeper is not None:
+        parts.gatekeeper.follow(enabled=config.daemon.admission == "snapshot")
     parts.checks.stranger_age_s = limits.stranger_age_s
     parts.apis.follow(config)
     parts.account_parts.follow(config)

@@ -117,6 +117,9 @@ async def _start_parts(daemon: Daemon, nursery: trio.Nursery) -> None:
     if daemon.engine is not None:
         nursery.start_soon(run_owned, Owner("engine watch"), run_engine_watch, daemon.engine.threads)
     nursery.start_soon(run_owned, Owner("deadlines"), edge.greetings.run_deadlines)
+    if edge.gatekeeper is not None:
+        nursery.start_soon(run_owned, Owner("gates"), edge.gatekeeper.run_gates)
+        nursery.start_soon(run_owned, Owner("gates", "tokens"), edge.gatekeeper.run_grants)
     nursery.start_soon(run_owned, Owner("reload"), daemon.reloader.run_reloads)
     nursery.start_soon(run_owned, Owner("satellite changes"), daemon.changes.run_changes)
     nursery.start_soon(run_owned, Owner("certificate watch"), daemon.certificate_watch.run_watch)

@@ -21,7 +21,7 @@ from beds.fuzz.sanitized import Process, sanitized
 from beds.http2 import EMPTY_SETTINGS
 from beds.over_limits import CASES as LIMIT_CASES
 from beds.peers.rfc9113 import CASES, HELD, OPENING, WITHOUT_SETTINGS
-from bentpipe.daemon.edge.native_greeting import STATES, NativeGreeting, make_limits
+from bentpipe.daemon.connections.native_greeting import STATES, NativeGreeting, make_limits
 from bentpipe.native.greeting import LIMITS as LIMIT_NAMES
 from bentpipe.native.greeting import GreetingLimits, GreetingReader, nghttp2_version
 from bentpipe.proto import limits

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from bentpipe.daemon.keeper.containment import PROC
-from bentpipe.daemon.providers.process.sock_diag import Listening, Lookup, Socket, dump_listeners
+from bentpipe.daemon.sock_diag import Listening, Lookup, Socket, dump_listeners
 
 LISTEN = "0A"
 """TCP_LISTEN in the `st` column of /proc/net/tcp."""

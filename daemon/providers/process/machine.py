@@ -164,6 +164,17 @@ class LocalMachine:
         whose = self._listeners.whose(life.address.host, life.address.port, life.suspects, life.known_inodes)
         return whose is not Whose.STRANGER
 
+    def listener_nowait(self, address: Address) -> tuple[int | None, frozenset[int]] | None:
+        """Whose socket listens at its address: the user, if no other machine has it, else the sockets by inode.
+
+        None if it does not run at that address, or if its own process may not be what listens there.
+        """
+        life = self._life
+        if life is None or life.address != address or not self.has_port():
+            return None
+        inodes = frozenset(map(int, life.known_inodes))
+        return (life.process.uid, inodes) if life.process.uid is not None or inodes else None
+
     async def wait_changed(self, seen: Machine) -> Machine:
         """Return the look as soon as it differs from `seen`."""
         await trio.lowlevel.checkpoint()

@@ -193,6 +193,11 @@ class ProcessProvider:
         machine = self._machines.get(look.machine_id)
         return machine is not None and machine.look == look and machine.has_port()
 
+    def listener_nowait(self, machine_id: MachineId, address: Address) -> tuple[int | None, frozenset[int]] | None:
+        """Whose socket listens at the machine's address: see LocalMachine. Asks the kernel once."""
+        machine = self._machines.get(machine_id)
+        return None if machine is None else machine.listener_nowait(address)
+
     async def start(self, machine_id: MachineId) -> None:
         """Spawn or thaw the machine's process.
 

@@ -13,13 +13,13 @@ from beds.fuzz.requests import Asked
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.accounts.certificates import Certificates
 from bentpipe.daemon.api.server import PATHS as API_PATHS
-from bentpipe.daemon.edge.health_connection import PATHS as HEALTH_PATHS
 from bentpipe.daemon.edge.identity import Identities, TlsIdentity
 from bentpipe.daemon.errors import BentpipeError
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.native.lib import ffi
 from bentpipe.native.request import RequestReader, TokenRequest
 from bentpipe.proto.events import HeaderList
+from bentpipe.proto.health import HEALTH_PATHS
 from bentpipe.proto.request import NAME, MetadataError, parse_request
 from bentpipe.proto.trace_context import trace_context
 

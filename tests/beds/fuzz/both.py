@@ -7,7 +7,7 @@ client to Python only for a reason of `may_leave`.
 from collections.abc import Iterable
 
 from beds.fuzz.openings import Flight
-from bentpipe.daemon.edge.native_greeting import NativeGreeting, make_limits
+from bentpipe.daemon.connections.native_greeting import NativeGreeting, make_limits
 from bentpipe.native.greeting import STREAMS, GreetingReader
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import Event

@@ -38,10 +38,17 @@ LATER_VERSION = ("-P", str(Path(__file__).parents[1] / "planes" / "later_version
 
 
 class TwoPlanes:
-    """One edge host. `sections` are further parts of its configuration, `satellite` further keys of its satellite."""
+    """One edge host. `sections` are further parts of its configuration, `satellite` and `daemon` further keys of those."""
 
     def __init__(
-        self, folder: Path, emulator: Emulator, *, sections: str = "", satellite: str = "", form: str = "process"
+        self,
+        folder: Path,
+        emulator: Emulator,
+        *,
+        sections: str = "",
+        satellite: str = "",
+        form: str = "process",
+        daemon: str = "",
     ) -> None:
         self.folder = folder
         self.form = form
@@ -70,6 +77,7 @@ log_format = "json"
 drain_deadline = "2s"
 data_plane = "{form}"
 planes = "{self.planes}"
+{daemon}
 [store]
 path = "{self.ledger}"
 {sections}
@@ -229,10 +237,12 @@ def read_intervals(path: Path) -> list[Interval]:
 
 
 @contextlib.contextmanager
-def two_planes(folder: Path, *, sections: str = "", satellite: str = "", form: str = "process") -> Iterator[TwoPlanes]:
-    """An edge host that serves."""
+def two_planes(
+    folder: Path, *, sections: str = "", satellite: str = "", form: str = "process", daemon: str = ""
+) -> Iterator[TwoPlanes]:
+    """An edge host that serves. `daemon`: further keys of that section."""
     with emulated_ec2() as emulator:
-        host = TwoPlanes(folder, emulator, sections=sections, satellite=satellite, form=form)
+        host = TwoPlanes(folder, emulator, sections=sections, satellite=satellite, form=form, daemon=daemon)
         try:
             host.start()
             yield host

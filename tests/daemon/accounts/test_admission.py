@@ -85,3 +85,14 @@ def test_the_configurations_token_counts_before_the_stores_of_the_same_hash() ->
     section = token("wider", "s1", "acme/*")
     admission.replace_stored([StoredToken(section.name, section.hash, section.grants, 0)])
     assert admission.authenticate("s1").name == "one"
+
+
+def test_all_tokens_and_their_changes() -> None:
+    told: list[int] = []
+    admission = Admission([token("one", "s1", "acme/*", "acme/b-*", "acme/x")])
+    admission.on_change(lambda: told.append(admission.version))
+    (principal,) = admission.tokens().values()
+    assert list(map(str, principal.grants)) == ["acme/*", "acme/b-*", "acme/x"]
+    admission.replace_configured([token("two", "s2", "acme/*")], ())
+    assert told == [1]
+    assert [each.name for each in admission.tokens().values()] == ["two"]

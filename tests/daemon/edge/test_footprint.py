@@ -15,9 +15,9 @@ import trio.testing
 
 from beds.http2 import EMPTY_SETTINGS
 from bentpipe.config.model import Config
+from bentpipe.daemon.connections.native_greeting import NativeGreeting
 from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.edge.handoff import Splice
-from bentpipe.daemon.edge.native_greeting import NativeGreeting
 from bentpipe.daemon.edge.session import Session
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.proto.frames import END_HEADERS, END_STREAM, PREFACE, FrameType, frame

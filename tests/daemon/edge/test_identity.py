@@ -11,7 +11,8 @@ from beds.client_certificates import certificate
 from bentpipe.config.accounts import CertificateSection, TokenSection
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.accounts.certificates import Certificates, subject_names
-from bentpipe.daemon.edge.identity import Identities, TlsIdentity, parse_server_name
+from bentpipe.daemon.connections.server_name import parse_server_name
+from bentpipe.daemon.edge.identity import Identities, TlsIdentity
 from bentpipe.daemon.errors import BentpipeError, InvalidMetadata, NoSuchSatellite, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.proto.request import MetadataError, RouteRequest, parse_request

@@ -4,10 +4,10 @@ import pytest
 
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.health_connection import PATHS
 from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.edge.services import OTHER_PROTOCOLS, ServedConnection, answer_to, service_of
 from bentpipe.proto.events import PeerKind, RequestHeaders
+from bentpipe.proto.health import HEALTH_PATHS
 from bentpipe.proto.refusal import HTTP1_ANSWER, HTTP1_TLS_WANTED
 
 
@@ -24,7 +24,7 @@ class Paths:
         raise NotImplementedError
 
 
-HEALTH, API = Paths(*PATHS), Paths(b"/api.", b"/grpc.health.v1.Health/Other")
+HEALTH, API = Paths(*HEALTH_PATHS), Paths(b"/api.", b"/grpc.health.v1.Health/Other")
 
 
 @pytest.mark.parametrize(

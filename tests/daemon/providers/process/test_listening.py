@@ -9,7 +9,7 @@ import pytest
 
 from bentpipe.daemon.providers.process import listening
 from bentpipe.daemon.providers.process.listening import Listeners, Suspects, Whose, read_listeners
-from bentpipe.daemon.providers.process.sock_diag import Lookup, dump_listeners
+from bentpipe.daemon.sock_diag import Lookup, dump_listeners
 
 
 def refuse(*_: object) -> list[object]:

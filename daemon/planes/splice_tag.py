@@ -6,6 +6,9 @@ import json
 from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.daemon.planes.bounds import TAG_BYTES
 
+NO_HOST = "unix"
+"""Stands for the address of a client that has none, as in `Arrival`."""
+
 
 class TagUnreadable(ValueError):
     """Not a tag of ours, or of a later version that this one cannot read."""

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bentpipe.daemon.edge.splice_tag import SpliceTag, TagUnreadable
 from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.daemon.planes.bounds import TAG_BYTES
+from bentpipe.daemon.planes.splice_tag import SpliceTag, TagUnreadable
 
 NAME = st.text(min_size=1, max_size=40)
 

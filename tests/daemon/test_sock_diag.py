@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from bentpipe.daemon.providers.process.sock_diag import (
+from bentpipe.daemon.sock_diag import (
     HEADER,
     LOOKUP,
     NLM_F_REQUEST,

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from beds.http2 import EMPTY_SETTINGS
+from bentpipe.daemon.connections import greeters
 from bentpipe.daemon.connections.arrival import Arrival, Proxies
+from bentpipe.daemon.connections.greeters import NO_NGHTTP2, Greeters
+from bentpipe.daemon.connections.native_greeting import NativeGreeting
 from bentpipe.daemon.connections.quota_limits import QuotaLimits
 from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.transport import Transport
-from bentpipe.daemon.edge import greeters
 from bentpipe.daemon.edge.caller import Caller
-from bentpipe.daemon.edge.greeters import NO_NGHTTP2, Greeters
-from bentpipe.daemon.edge.native_greeting import NativeGreeting
 from bentpipe.daemon.records.book import Book
 from bentpipe.native.greeting import LIMITS, GreetingLimits, GreetingReader, nghttp2_version
 from bentpipe.proto import limits

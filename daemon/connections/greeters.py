@@ -3,7 +3,7 @@
 import logging
 from typing import Literal
 
-from bentpipe.daemon.edge.native_greeting import NativeGreeting, make_limits
+from bentpipe.daemon.connections.native_greeting import NativeGreeting, make_limits
 from bentpipe.native.greeting import GreetingReader, nghttp2_version
 from bentpipe.proto.greeting import Greeting
 

@@ -1,0 +1,430 @@
+"""Brings clients to awake satellites without asking the control plane, as far as it has told how: see planes/snapshots.py.
+
+    arrives ─▶ first request ─▶ admitted by the tables ─▶ satellite connected ─▶ its first frame ─▶ joined
+       └─────────────┴───────────────────┴─────────────────────────┴───────────────────┴─▶ offered to the control plane
+
+Until it is joined a client can always be offered instead: it has heard nothing of its satellite, and the satellite has got
+no request of it. The offer has what the client has said, and a mark of what it was told.
+
+All of this is on one thread, with the tables. So between the last look at the tables and the join nothing can change.
+"""
+
+import collections
+import hashlib
+import ipaddress
+import logging
+import socket
+import time
+from collections.abc import Callable
+
+import trio
+
+from bentpipe.daemon.connections.dial_once import SatelliteTls, numeric
+from bentpipe.daemon.connections.greeters import Greeters
+from bentpipe.daemon.connections.native_greeting import NativeGreeting
+from bentpipe.daemon.connections.port import Port
+from bentpipe.daemon.connections.server_name import parse_server_name
+from bentpipe.daemon.dataplane.admission_tables import AdmissionTables, Admitted, Unadmitted
+from bentpipe.daemon.dataplane.clients import ClientLine, ClientStream
+from bentpipe.daemon.dataplane.halves import start_connecting, tls_of
+from bentpipe.daemon.dataplane.stream import BROKEN, DATA, END, HUNG_UP, Order, Stream
+from bentpipe.daemon.dataplane.streams import Streams
+from bentpipe.daemon.logs import log_limited
+from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.planes.records import LINK_ID, GoFlag, GoRecord, OpenRecord
+from bentpipe.daemon.planes.snapshots import AdmittedRecord
+from bentpipe.daemon.planes.splice_tag import NO_HOST, SpliceTag
+from bentpipe.daemon.sock_diag import Lookup
+from bentpipe.daemon.tasks import Owner, contained
+from bentpipe.native.joiner import News, StreamId
+from bentpipe.native.tls import TlsError
+from bentpipe.proto.errors import GreetingError
+from bentpipe.proto.events import Event, HeaderList, PingAnswered, RequestHeaders
+from bentpipe.proto.first_settings import FirstSettings, NoServer
+from bentpipe.proto.health import HEALTH_PATHS
+from bentpipe.proto.request import MetadataError, parse_request
+from bentpipe.proto.trace_context import trace_context
+
+log = logging.getLogger("bentpipe.dataplane")
+
+REQUEST_S = 2.0
+"""For the first request. A client that needs longer is offered to the control plane, which has the deadline for it."""
+REACH_S = 1.0
+"""For the satellite's connection and its first frame. If it needs longer, the control plane looks at its machine."""
+LATE_LOOK_S = 0.25
+JOIN_MS = 10_000
+"""As the control plane's GO."""
+
+
+def read_asked(
+    headers: HeaderList, server_name: str | None, domain: str | None
+) -> tuple[SatelliteKey, bytes] | Unadmitted:
+    """The satellite and the SHA-256 of the token of a first request, if they are what `Identities.identify` finds.
+
+    `domain` is the port's: a server name below it names a satellite.
+    """
+    try:
+        request = parse_request(headers)
+    except MetadataError:
+        return Unadmitted.UNUSUAL
+    by_name = parse_server_name(server_name, domain)
+    by_metadata = None if request.satellite is None else SatelliteKey(*request.satellite)
+    key = by_metadata or by_name
+    if key is None or by_name not in (None, key) or request.path.encode("latin-1").startswith(HEALTH_PATHS):
+        return Unadmitted.UNUSUAL
+    if not request.token:  # the hash of an empty token admits nobody
+        return Unadmitted.NO_TOKEN
+    return key, hashlib.sha256(request.token.encode()).digest()
+
+
+class OwnHalf(Stream):
+    """A connection to a satellite that this process has made for a client of its own."""
+
+    def __init__(self, sock: socket.socket, native: StreamId, streams: Streams, admitting: "Admitting") -> None:
+        self._admitting: Admitting | None = admitting
+        super().__init__(LINK_ID, sock, native, streams, self._let_go, self._reached)
+        self.reads_here = True
+
+    def leave(self) -> None:
+        """The client does not need it any more."""
+        self._admitting = None
+        if not self._freed:
+            self.give(Order.RESET)
+
+    def take(self, news: News) -> bool:
+        """See Stream."""
+        passed_on = super().take(news)
+        if self._admitting is not None and self.order is None:
+            if news.flags & DATA:
+                self._admitting.satellite_said(news.data)
+            if news.flags & (END | BROKEN | HUNG_UP) and self._admitting is not None:
+                self._admitting.give_up(Unadmitted.UNREACHED)
+        return passed_on
+
+    def _reached(self) -> None:
+        if self._admitting is not None:
+            self._admitting.connected()
+
+    def _let_go(self, news: News) -> None:
+        if self.order is Order.JOIN:
+            return  # the join has it
+        self.take_back().close()
+        if self._admitting is not None:
+            self._admitting.give_up(Unadmitted.UNREACHED)
+
+
+class Admitting:
+    """One client, until it is joined or offered."""
+
+    def __init__(self, admissions: "Admissions", client: ClientStream, port: Port) -> None:
+        self.client = client
+        self.late_at = trio.current_time() + REQUEST_S
+        self._all = admissions
+        self._port = port
+        self._greeting = admissions.greeters.make()
+        self._greeting.announce(admissions.tables.announced)
+        self._greeting.take_removed()  # from now on they are remembered
+        self._fed = 0
+        """Offset in the client's stream up to which the greeting has read."""
+        self._admitted: Admitted | None = None
+        self._half: OwnHalf | None = None
+        self._introduction: FirstSettings | None = None
+        self._words = b""
+        self._read_bytes = 0
+        self._sent_bytes = 0
+        self._headers: tuple[str, str] = "", ""
+        self._moments: list[int] = []
+
+    # -- the client ----------------------------------------------------------------------------------------------------
+
+    def hear(self, data: bytes) -> None:
+        """The client has said more. Its transcript has it already."""
+        if self._admitted is not None:
+            return  # it is behind the request: the join reads it
+        greeting, events = self._greeting, []
+        try:
+            events = greeting.receive_data(data, trio.current_time())
+            is_sound = not (isinstance(greeting, NativeGreeting) and greeting.stopped is not None)
+        except GreetingError:
+            is_sound = False
+        self._fed = self.client.transcript.end
+        if is_sound and not any(isinstance(event, RequestHeaders) for event in events):
+            greeting.end_of_first_flight()
+        self._say()
+        if is_sound:
+            self._judge(events)
+        else:
+            self.give_up(Unadmitted.UNUSUAL)  # the control plane reads it again, and has the words
+
+    def _say(self) -> None:
+        for at, size in self._greeting.take_removed():
+            self.client.transcript.drop(at, size)
+        if words := self._greeting.data_to_send():
+            self.client.add_words(words)
+        self.client.mark = self._greeting.mark
+
+    def _judge(self, events: list[Event]) -> None:
+        requests = [event for event in events if isinstance(event, RequestHeaders)]
+        others = [event for event in events if not isinstance(event, RequestHeaders | PingAnswered)]
+        if others or self._greeting.leaving or len(requests) > 1:
+            self.give_up(Unadmitted.UNUSUAL)
+        elif requests:
+            self._ask(requests[0])
+
+    def _ask(self, first: RequestHeaders) -> None:
+        self._note_moment()
+        found = self._find(first)
+        if isinstance(found, Unadmitted):
+            self.give_up(found)
+            return
+        self._admitted = found
+        self._note_moment()
+        self._headers = trace_context(first.headers)
+        self._connect(found)
+
+    def _find(self, first: RequestHeaders) -> Admitted | Unadmitted:
+        asked = read_asked(first.headers, self.client.origin.server_name or None, self._port.satellite_domain)
+        if isinstance(asked, Unadmitted):
+            return asked
+        key, digest = asked
+        return self._all.tables.admit(digest, key, trio.current_time(), _wall_us())
+
+    # -- the satellite -------------------------------------------------------------------------------------------------
+
+    def _connect(self, admitted: Admitted) -> None:
+        self.late_at = trio.current_time() + REACH_S
+        gate = admitted.gate
+        target = numeric(gate.address)
+        trust = self._all.find_trust(gate.trust) if gate.trust else None
+        if target is None or (gate.trust and trust is None):
+            self.give_up(Unadmitted.UNREACHED)
+            return
+        asked = OpenRecord(LINK_ID, gate.address.port, 0, gate.address.host, gate.trust, gate.server_name)
+        sock: socket.socket | None = None
+        try:
+            sock = start_connecting(target)
+            tls = None if trust is None else tls_of(trust, sock, asked)
+            native = self._all.streams.joiner.connect(sock.fileno(), tls, round(1000 * REACH_S))
+        except (OSError, TlsError, UnicodeError):  # the control plane tries again, and has the words
+            if sock is not None:
+                sock.close()
+            self.give_up(Unadmitted.UNREACHED)
+            return
+        self._half = OwnHalf(sock, native, self._all.streams, self)
+        self._half.let_read()
+
+    def connected(self) -> None:
+        """The satellite has accepted the connection, and its TLS is complete."""
+        admitted, half = self._admitted, self._half
+        if admitted is None or half is None:
+            return
+        self._note_moment()
+        if not self._is_owner(admitted):
+            self.give_up(Unadmitted.STRANGER)
+        elif not self._greeting.spoke:
+            self._moments.append(0)
+            self._join(half, admitted)
+        else:
+            self._introduction = FirstSettings(self._greeting.announced)
+            opening = self._greeting.opening
+            self._sent_bytes = len(opening)
+            half.add_words(opening)
+
+    def _is_owner(self, admitted: Admitted) -> bool:
+        """Whether the connection has reached the process that the control plane knows there.
+
+        Nobody else can have got it while that one's socket listens. So this is asked after the connection was made.
+        """
+        gate = admitted.gate
+        if not gate.owned:
+            return True
+        try:
+            found = self._all.lookup.find_listener(ipaddress.ip_address(gate.address.host), gate.address.port)
+        except (OSError, ValueError) as exc:  # no sock_diag in this kernel, or no AF_NETLINK in this sandbox
+            log_limited(
+                log, "no sock_diag", "it cannot be seen which process listens", {"error": str(exc)}, logging.WARNING
+            )
+            return False
+        if found is None:
+            return False
+        inode, uid = found
+        return int(inode) in gate.inodes if gate.inodes else uid == gate.uid
+
+    def satellite_said(self, data: bytes) -> None:
+        """The satellite has said something."""
+        admitted, half, introduction = self._admitted, self._half, self._introduction
+        if admitted is None or half is None or introduction is None:
+            return  # the join reads it
+        self._read_bytes = half.transcript.end
+        try:
+            self._words += introduction.receive_data(data)
+        except NoServer:
+            self.give_up(Unadmitted.UNREACHED)
+            return
+        if introduction.heard is not None:
+            self._note_moment()
+            self._join(half, admitted)
+
+    # -- how it ends ---------------------------------------------------------------------------------------------------
+
+    def _join(self, half: OwnHalf, admitted: Admitted) -> None:
+        """Nothing waits between this look at the tables and the join."""
+        client, greeting, all_ = self.client, self._greeting, self._all
+        if not all_.tables.still_holds(admitted, trio.current_time(), _wall_us()):
+            self.give_up(Unadmitted.CHANGED)
+            return
+        if client.order is not None or client.broken or half.order is not None or half.broken or half.over:
+            self.give_up(Unadmitted.UNREACHED)
+            return
+        go = GoRecord(
+            id=client.id,
+            half=LINK_ID,
+            flags=GoFlag.ACK_OWED if greeting.awaiting_ack else GoFlag.NONE,
+            client_from=self._sent_bytes,
+            frame_at=self._fed - (greeting.unframed_bytes if greeting.awaiting_ack else 0),
+            half_from=self._read_bytes,
+            deadline_ms=JOIN_MS,
+            tag=self._tag(admitted).encode(),
+            words=self._words,
+        )
+        if not all_.join(client, half, go, self._record(admitted, go)):
+            self.give_up(Unadmitted.UNREACHED)
+            return
+        all_.admitted += 1
+        all_.over(self)
+        self._half = None
+        client.admission = None
+
+    def _tag(self, admitted: Admitted) -> SpliceTag:
+        token, record = admitted.token, self.client.record
+        return SpliceTag(
+            admitted.gate.key,
+            token.principal,
+            token.principal,
+            self.client.origin.host or NO_HOST,
+            token.credentials,
+            admitted.gate.address,
+            record.id,
+            round(record.wall_s, 3),
+        )
+
+    def _record(self, admitted: Admitted, go: GoRecord) -> AdmittedRecord:
+        heard = None if self._introduction is None else self._introduction.heard
+        return AdmittedRecord(
+            id=self.client.id,
+            gate=admitted.gate.number,
+            start_us=0,
+            age_us=self._age_us,
+            up=self.client.heard_bytes,
+            down=self.client.sent_bytes,
+            streams=0 if heard is None else heard.streams,
+            window_bytes=0 if heard is None else heard.window_bytes,
+            peer=self.client.origin.peer,
+            tag=go.tag,
+            traceparent=self._headers[0],
+            tracestate=self._headers[1],
+            moments=tuple(self._moments),
+        )
+
+    @property
+    def _age_us(self) -> int:
+        return max(1, round(1e6 * (trio.current_time() - self.client.since)))
+
+    def _note_moment(self) -> None:
+        self._moments.append(self._age_us)
+
+    @property
+    def goes_through(self) -> int | None:
+        """The number of its gate, if it was admitted."""
+        return None if self._admitted is None else self._admitted.gate.number
+
+    def give_up_late(self) -> None:
+        """It needs too long."""
+        self.give_up(Unadmitted.SILENT if self._admitted is None else Unadmitted.UNREACHED)
+
+    def give_up(self, why: Unadmitted) -> None:
+        """Offer the client to the control plane, with all that it has said. Idempotent."""
+        if self.client.admission is self:
+            self.end()
+            self._all.unadmitted[why] += 1
+            self._all.line.enter_again(self.client)
+
+    def end(self) -> None:
+        """Let go of what is under way for the client."""
+        self.client.admission = None
+        self._all.over(self)
+        if self._admitted is not None:
+            self._all.tables.give_back(self._admitted)
+            self._admitted = None
+        half, self._half = self._half, None
+        if half is not None:
+            half.leave()
+
+
+def _wall_us() -> int:
+    return time.time_ns() // 1000
+
+
+Join = Callable[[ClientStream, Stream, GoRecord, AdmittedRecord], bool]
+
+
+class Admissions:
+    """All clients that this process may bring to their satellites."""
+
+    def __init__(
+        self,
+        tables: AdmissionTables,
+        line: ClientLine,
+        streams: Streams,
+        find_trust: Callable[[str], SatelliteTls | None],
+        greeters: Greeters,
+        join: Join,
+    ) -> None:
+        """`join` joins a client and a satellite, and tells the control plane; it returns False if nothing was done."""
+        self.tables = tables
+        self.line = line
+        self.streams = streams
+        self.find_trust = find_trust
+        self.greeters = greeters
+        self.join = join
+        self.lookup = Lookup()
+        self.unadmitted: collections.Counter[Unadmitted] = collections.Counter()
+        self.admitted = 0
+        self._open: dict[Admitting, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def begin(self, client: ClientStream, port: Port) -> bool:
+        """Take a client whose first bytes are there, if that may be of use. Returns whether it was taken."""
+        if port.serves_api or port.one_request or not self.tables.may_admit(trio.current_time()):
+            return False
+        if client.origin.certificate:
+            self.unadmitted[Unadmitted.CERTIFICATE] += 1
+            return False
+        admitting = client.admission = Admitting(self, client, port)
+        client.reads_here = True
+        self._open[admitting] = None
+        self.line.keep(client)
+        admitting.hear(client.transcript.between(0, client.transcript.end))
+        return True
+
+    def over(self, admitting: Admitting) -> None:
+        """It is joined, offered, or has ended."""
+        self._open.pop(admitting, None)
+
+    def shut(self, number: int) -> None:
+        """Shut a gate: clients that are on their way through it are offered instead. Raises ProtocolBroken."""
+        self.tables.shut_gate(number)
+        for admitting in [each for each in self._open if each.goes_through == number]:
+            with contained(Owner("admission")):
+                admitting.give_up(Unadmitted.CHANGED)
+
+    async def run_admissions(self) -> None:
+        """Offer those that need too long, for ever."""
+        while True:
+            await trio.sleep(LATE_LOOK_S)
+            now = trio.current_time()
+            for admitting in [each for each in self._open if each.late_at <= now]:
+                with contained(Owner("admission")):
+                    admitting.give_up_late()
