@@ -7,7 +7,9 @@ module as a plugin of pytest.
 import contextlib
 import os
 import re
+import select
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,11 @@ import trio
 
 from beds.ports import free_port
 from bentpipe.config.load import load_config
+from bentpipe.daemon.planes.bounds import HELLO_S, MESSAGE_BYTES
+from bentpipe.daemon.planes.codec import decode_message
+from bentpipe.daemon.planes.records import HelloRecord
 from bentpipe.daemon.planes.sockets import connect_private, plane_sockets
+from bentpipe.daemon.planes.table import Plane
 from bentpipe.daemon.private_socket import peer_of
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.daemon.testbed.edge_host import DATA_PLANE
@@ -95,14 +101,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_plane_left() -> Iterator[None]:
-    """End the data planes that a test has left: a daemon that is cancelled or killed leaves its own."""
+    """End the data planes that a test has left: a daemon that is cancelled or killed leaves its own.
+
+    Those of a daemon that serves further tests stay.
+    """
     yield
-    while _folders:
-        end_planes_in(_folders.pop())
+    for folder in list(_folders):
+        end_planes_in(folder)
+        if not plane_sockets(folder):
+            _folders.discard(folder)
 
 
 def end_planes_in(folder: Path) -> None:
-    """Kill the data planes whose sockets are in a folder."""
+    """Kill the data planes whose sockets are in a folder, and that no control plane has."""
     for path in plane_sockets(folder):
         with contextlib.suppress(OSError), connect_private(path) as sock:
-            os.kill(peer_of(sock).pid, signal.SIGKILL)
+            if not _is_held(sock):
+                os.kill(peer_of(sock).pid, signal.SIGKILL)
+                path.unlink(missing_ok=True)
+
+
+def _is_held(sock: socket.socket) -> bool:
+    """Whether a control plane sits and lives, as a data plane says in its HELLO. One of this process has been cancelled."""
+    if not select.select([sock], [], [], HELLO_S)[0]:
+        return False
+    _, records = decode_message(sock.recv(MESSAGE_BYTES + 1), Plane.DATA)
+    holders = [record.holder[0] for record in records if isinstance(record, HelloRecord) and record.holder]
+    return any(pid != os.getpid() and Path(f"/proc/{pid}").exists() for pid in holders)
