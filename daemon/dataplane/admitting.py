@@ -31,7 +31,7 @@ from bentpipe.daemon.dataplane.stream import BROKEN, DATA, END, HUNG_UP, Order, 
 from bentpipe.daemon.dataplane.streams import Streams
 from bentpipe.daemon.logs import log_limited
 from bentpipe.daemon.model import SatelliteKey
-from bentpipe.daemon.planes.records import LINK_ID, GoFlag, GoRecord, OpenRecord
+from bentpipe.daemon.planes.records import LINK_ID, ArrivalFlag, GoFlag, GoRecord, OpenRecord
 from bentpipe.daemon.planes.snapshots import AdmittedRecord
 from bentpipe.daemon.planes.splice_tag import NO_HOST, SpliceTag
 from bentpipe.daemon.sock_diag import Lookup
@@ -399,6 +399,8 @@ class Admissions:
         """Take a client whose first bytes are there, if that may be of use. Returns whether it was taken."""
         if port.serves_api or port.one_request or not self.tables.may_admit(trio.current_time()):
             return False
+        if client.origin.flags & ArrivalFlag.PLAINTEXT:
+            return False  # the port demands TLS, and perhaps a certificate: the control plane has the words
         if client.origin.certificate:
             self.unadmitted[Unadmitted.CERTIFICATE] += 1
             return False

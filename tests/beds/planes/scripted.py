@@ -116,8 +116,10 @@ class PlaneBed:
         self.opened.append(control.sock)
         return control
 
-    def client(self, *, tls: bool = False, said: bytes = OPENING) -> socket.socket:
-        sock = socket.create_connection(("127.0.0.1", self.tls if tls else self.plain), timeout=WAIT_S)
+    def client(self, *, tls: bool = False, said: bytes = OPENING, to: int | None = None) -> socket.socket:
+        """`to`: another port than the one for what the client speaks."""
+        port = to or (self.tls if tls else self.plain)
+        sock = socket.create_connection(("127.0.0.1", port), timeout=WAIT_S)
         if tls:
             context = ssl.create_default_context()
             self.authority.configure_trust(context)

@@ -166,6 +166,16 @@ def test_what_is_unusual_is_offered_as_it_came(bed: PlaneBed, admitting: Admitti
     admitting.control.wait_counted(f"unadmitted.{why}", before + 1)
 
 
+def test_a_client_in_the_clear_at_a_tls_port_is_offered(bed: PlaneBed, admitting: Admitting) -> None:
+    """Its token does not count: the port demands TLS, and perhaps a client certificate."""
+    client = bed.client(said=b"", to=bed.tls)
+    client.sendall(WHOLE)
+    arrived = admitting.control.expect(r.ArrivedRecord)
+    assert arrived.flags & r.ArrivalFlag.PLAINTEXT
+    assert arrived.first == WHOLE
+    assert not [each for each in admitting.control.records if isinstance(each, s.AdmittedRecord)]
+
+
 def test_an_offered_client_goes_on_from_what_it_was_told(bed: PlaneBed, admitting: Admitting) -> None:
     """It has got SETTINGS and acknowledged them: the offer has the mark, and the transcript is without the ACK."""
     client = bed.client()
