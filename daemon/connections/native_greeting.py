@@ -8,6 +8,7 @@ stopped: it has the words for a refusal.
 import dataclasses
 
 from bentpipe.native.greeting import LIMITS, GreetingLimits, GreetingReader, GreetingVerdict
+from bentpipe.native.lib import Pointer
 from bentpipe.proto import limits
 from bentpipe.proto.ack_filter import AckFilter
 from bentpipe.proto.errors import ErrorCode
@@ -162,6 +163,11 @@ class NativeGreeting:
         """Note that nothing more can be read now. If the request is not complete, send SETTINGS first."""
         if self.state in _SPEAKS:
             self.speak()
+
+    @property
+    def request_fields(self) -> Pointer:
+        """The fields of the first request, for native/request.py; until any greeting has read another one."""
+        return self._reader.limits.fields
 
     # -- what the client says ----------------------------------------------------------------------------------------
 

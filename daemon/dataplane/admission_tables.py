@@ -20,7 +20,7 @@ class Unadmitted(enum.Enum):
     """Why a client is offered to the control plane instead; the values name counters."""
 
     NO_TOKEN = "no-token"
-    """It shows none, or one that the table does not have: sessions and CI jobs are the control plane's."""
+    """The table does not have its token: sessions and CI jobs are the control plane's."""
     NOT_GRANTED = "not-granted"
     EXPIRED = "expired"
     NO_GATE = "no-gate"

@@ -10,7 +10,6 @@ All of this is on one thread, with the tables. So between the last look at the t
 """
 
 import collections
-import hashlib
 import ipaddress
 import logging
 import socket
@@ -23,9 +22,9 @@ from bentpipe.daemon.connections.dial_once import SatelliteTls, numeric
 from bentpipe.daemon.connections.greeters import Greeters
 from bentpipe.daemon.connections.native_greeting import NativeGreeting
 from bentpipe.daemon.connections.port import Port
-from bentpipe.daemon.connections.server_name import parse_server_name
 from bentpipe.daemon.dataplane.admission_tables import AdmissionTables, Admitted, Unadmitted
 from bentpipe.daemon.dataplane.clients import ClientLine, ClientStream
+from bentpipe.daemon.dataplane.first_requests import FirstRequests
 from bentpipe.daemon.dataplane.halves import start_connecting, tls_of
 from bentpipe.daemon.dataplane.stream import BROKEN, DATA, END, HUNG_UP, Order, Stream
 from bentpipe.daemon.dataplane.streams import Streams
@@ -39,10 +38,8 @@ from bentpipe.daemon.tasks import Owner, contained
 from bentpipe.native.joiner import News, StreamId
 from bentpipe.native.tls import TlsError
 from bentpipe.proto.errors import GreetingError
-from bentpipe.proto.events import Event, HeaderList, PingAnswered, RequestHeaders
+from bentpipe.proto.events import Event, PingAnswered, RequestHeaders
 from bentpipe.proto.first_settings import FirstSettings, NoServer
-from bentpipe.proto.health import HEALTH_PATHS
-from bentpipe.proto.request import MetadataError, parse_request
 from bentpipe.proto.trace_context import trace_context
 
 log = logging.getLogger("bentpipe.dataplane")
@@ -54,27 +51,6 @@ REACH_S = 1.0
 LATE_LOOK_S = 0.25
 JOIN_MS = 10_000
 """As the control plane's GO."""
-
-
-def read_asked(
-    headers: HeaderList, server_name: str | None, domain: str | None
-) -> tuple[SatelliteKey, bytes] | Unadmitted:
-    """The satellite and the SHA-256 of the token of a first request, if they are what `Identities.identify` finds.
-
-    `domain` is the port's: a server name below it names a satellite.
-    """
-    try:
-        request = parse_request(headers)
-    except MetadataError:
-        return Unadmitted.UNUSUAL
-    by_name = parse_server_name(server_name, domain)
-    by_metadata = None if request.satellite is None else SatelliteKey(*request.satellite)
-    key = by_metadata or by_name
-    if key is None or by_name not in (None, key) or request.path.encode("latin-1").startswith(HEALTH_PATHS):
-        return Unadmitted.UNUSUAL
-    if not request.token:  # the hash of an empty token admits nobody
-        return Unadmitted.NO_TOKEN
-    return key, hashlib.sha256(request.token.encode()).digest()
 
 
 class OwnHalf(Stream):
@@ -132,7 +108,7 @@ class Admitting:
         self._words = b""
         self._read_bytes = 0
         self._sent_bytes = 0
-        self._headers: tuple[str, str] = "", ""
+        self._trace: tuple[str, str] = "", ""
         self._moments: list[int] = []
 
     # -- the client ----------------------------------------------------------------------------------------------------
@@ -179,15 +155,16 @@ class Admitting:
             return
         self._admitted = found
         self._note_moment()
-        self._headers = trace_context(first.headers)
         self._connect(found)
 
     def _find(self, first: RequestHeaders) -> Admitted | Unadmitted:
-        asked = read_asked(first.headers, self.client.origin.server_name or None, self._port.satellite_domain)
-        if isinstance(asked, Unadmitted):
-            return asked
-        key, digest = asked
-        return self._all.tables.admit(digest, key, trio.current_time(), _wall_us())
+        name, domain = self.client.origin.server_name, self._port.satellite_domain
+        read = self._all.requests.read(self._greeting, first, name, domain)
+        if read is None:
+            return Unadmitted.UNUSUAL
+        self._trace = trace_context(((b"traceparent", read.traceparent), (b"tracestate", read.tracestate)))
+        key = SatelliteKey(read.org, read.name)
+        return self._all.tables.admit(read.digest, key, trio.current_time(), _wall_us())
 
     # -- the satellite -------------------------------------------------------------------------------------------------
 
@@ -321,8 +298,8 @@ class Admitting:
             window_bytes=0 if heard is None else heard.window_bytes,
             peer=self.client.origin.peer,
             tag=go.tag,
-            traceparent=self._headers[0],
-            tracestate=self._headers[1],
+            traceparent=self._trace[0],
+            tracestate=self._trace[1],
             moments=tuple(self._moments),
         )
 
@@ -387,6 +364,7 @@ class Admissions:
         self.find_trust = find_trust
         self.greeters = greeters
         self.join = join
+        self.requests = FirstRequests()
         self.lookup = Lookup()
         self.unadmitted: collections.Counter[Unadmitted] = collections.Counter()
         self.admitted = 0

@@ -66,13 +66,18 @@ def known_of(read: TokenRequest) -> Known:
 READER = RequestReader(OWN_PATHS)
 
 
-def read_in_c(asked: Asked) -> Known | None:
-    """Read it in this process."""
+def asked_in_c(asked: Asked) -> TokenRequest | None:
+    """What C reads in this process."""
     parts = list(itertools.chain.from_iterable(asked.headers))
     sizes, text = ffi.new("uint32_t[]", [len(part) for part in parts]), ffi.new("char[]", b"".join(parts))
     fields = ffi.new("struct bp_fields *", {"count": len(asked.headers), "sizes": sizes, "text": text})
     name, domain = (None if each is None else each.encode() for each in (asked.server_name, asked.domain))
-    read = READER.read(fields, name, domain)
+    return READER.read(fields, name, domain)
+
+
+def read_in_c(asked: Asked) -> Known | None:
+    """Read it in this process."""
+    read = asked_in_c(asked)
     return None if read is None else known_of(read)
 
 

@@ -5,19 +5,23 @@ import random
 
 import pytest
 
+from beds.fuzz.asked import asked_in_c
+from beds.fuzz.requests import Asked
 from bentpipe.config.accounts import TokenSection
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.accounts.certificates import Certificates
 from bentpipe.daemon.accounts.principal import Grant
-from bentpipe.daemon.dataplane.admission_tables import AdmissionTables, Admitted, Unadmitted
-from bentpipe.daemon.dataplane.admitting import read_asked
+from bentpipe.daemon.dataplane.admission_tables import AdmissionTables, Admitted
+from bentpipe.daemon.dataplane.first_requests import read_in_python
 from bentpipe.daemon.edge.grant_table import grant_records
 from bentpipe.daemon.edge.identity import Identities, TlsIdentity
 from bentpipe.daemon.errors import BentpipeError
+from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.planes import snapshots as s
 from bentpipe.daemon.planes.records import LINK_ID
 from bentpipe.daemon.registry.accounts import StoredAccounts, StoredOrg
 from bentpipe.daemon.registry.contract import StoredToken
+from bentpipe.native.request import TokenRequest
 from bentpipe.proto.events import HeaderList
 from bentpipe.proto.request import MetadataError, parse_request
 
@@ -84,6 +88,13 @@ def request_of(chance: random.Random) -> HeaderList:
     return tuple(fields)
 
 
+def read_both(headers: HeaderList, server_name: str | None, domain: str | None) -> TokenRequest | None:
+    """Read a request in C and in Python, which agree."""
+    read = read_in_python(headers, server_name, domain)
+    assert read == asked_in_c(Asked(headers, server_name, domain))
+    return read
+
+
 def test_the_tables_admit_nobody_whom_the_control_plane_refuses() -> None:
     chance = random.Random(1)
     admitted = 0
@@ -93,11 +104,11 @@ def test_the_tables_admit_nobody_whom_the_control_plane_refuses() -> None:
         for _ in range(REQUESTS):
             headers = request_of(chance)
             server_name = chance.choice((None, None, f"one.acme.{DOMAIN}", "host.example", f"x.{DOMAIN}"))
-            asked = read_asked(headers, server_name, DOMAIN)
-            if isinstance(asked, Unadmitted):
+            read = read_both(headers, server_name, DOMAIN)
+            if read is None:
                 continue
-            key, digest = asked
-            found = tables.admit(digest, key, 0.0, int(NOW * 1e6))
+            key = SatelliteKey(read.org, read.name)
+            found = tables.admit(read.digest, key, 0.0, int(NOW * 1e6))
             if not isinstance(found, Admitted):
                 continue
             admitted += 1
@@ -124,10 +135,10 @@ def test_the_tables_admit_most_whom_the_control_plane_accepts() -> None:
             except (BentpipeError, MetadataError):
                 continue
             accepted += 1
-            asked = read_asked(headers, None, None)
-            missed += isinstance(asked, Unadmitted) or not isinstance(
-                tables.admit(asked[1], asked[0], 0.0, int(NOW * 1e6)), Admitted
-            )
+            read = read_both(headers, None, None)
+            assert read is not None
+            found = tables.admit(read.digest, SatelliteKey(read.org, read.name), 0.0, int(NOW * 1e6))
+            missed += not isinstance(found, Admitted)
     assert accepted > RUNS
     assert missed == 0
 
