@@ -62,9 +62,12 @@ class Listeners:
         """Give back what it holds; it can be used on. Idempotent."""
         self._lookup.close()
 
-    def is_listening(self, host: str, port: int, suspects: Suspects) -> bool:
-        """Return whether one of them listens on `port` so that a connection to the IP address `host` would reach it."""
-        return _whose(self._listening(host, port), suspects, set()) is Whose.OURS
+    def is_listening(self, host: str, port: int, suspects: Suspects, known: set[str] | None = None) -> bool:
+        """Return whether one of them listens on `port` so that a connection to the IP address `host` would reach it.
+
+        `known` as for `whose`.
+        """
+        return _whose(self._listening(host, port), suspects, set() if known is None else known) is Whose.OURS
 
     def is_taken(self, host: str, port: int) -> bool:
         """Return whether any process listens on `port` so that a connection to `host` would reach it."""

@@ -380,7 +380,7 @@ class LocalMachine:
                 return
 
     async def _watch_port(self, life: Life) -> None:
-        with self._ports.expect(life.address, life.suspects) as listening:
+        with self._ports.expect(life.address, life.suspects, life.known_inodes) as listening:
             while not listening.is_set():
                 with trio.move_on_after(EXPLAIN_S):
                     await listening.wait()

@@ -24,14 +24,17 @@ class PortWatch:
 
     def __init__(self) -> None:
         self.listeners = Listeners()
-        self._expected: dict[trio.Event, tuple[Address, Suspects, Owner]] = {}
+        self._expected: dict[trio.Event, tuple[Address, Suspects, set[str], Owner]] = {}
         self._some = trio.Event()
 
     @contextlib.contextmanager
-    def expect(self, address: Address, suspects: Suspects) -> Iterator[trio.Event]:
-        """Look for a listener of these processes while the block runs. The event is set once there is one."""
+    def expect(self, address: Address, suspects: Suspects, known: set[str]) -> Iterator[trio.Event]:
+        """Look for a listener of these processes while the block runs. The event is set once there is one.
+
+        `known` receives its inode: see Listeners.whose.
+        """
         listening = trio.Event()
-        self._expected[listening] = address, suspects, Owner("process port", str(address))
+        self._expected[listening] = address, suspects, known, Owner("process port", str(address))
         self._some.set()
         try:
             yield listening
@@ -49,9 +52,9 @@ class PortWatch:
 
     async def _look(self) -> None:
         found = 0
-        for listening, (address, suspects, owner) in list(self._expected.items()):
+        for listening, (address, suspects, known, owner) in list(self._expected.items()):
             with contained(owner):
-                if not self.listeners.is_listening(address.host, address.port, suspects):
+                if not self.listeners.is_listening(address.host, address.port, suspects, known):
                     continue
                 self._expected.pop(listening, None)
                 listening.set()

@@ -33,12 +33,12 @@ async def ports() -> AsyncIterator[PortWatch]:
 async def test_each_is_told_when_its_own_process_listens(ports: PortWatch) -> None:
     count = 2 * FOUND_A_TURN + 1
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(socket.socket()) for _ in range(count)]
+        servers, known = [stack.enter_context(socket.socket()) for _ in range(count)], set[str]()
         for server in servers:
             server.bind((HERE, 0))
         addresses = [Address(*server.getsockname()) for server in servers]
-        events = [stack.enter_context(ports.expect(address, OURS)) for address in addresses]
-        others = stack.enter_context(ports.expect(addresses[0], NOBODYS))
+        events = [stack.enter_context(ports.expect(address, OURS, known)) for address in addresses]
+        others = stack.enter_context(ports.expect(addresses[0], NOBODYS, set()))
         await trio.sleep(0.05)
         assert not any(event.is_set() for event in events)
         for server in servers:
@@ -54,7 +54,7 @@ async def test_a_question_that_fails_fails_for_one(ports: PortWatch) -> None:
 
     with socket.create_server((HERE, 0)) as server:
         address = Address(*server.getsockname())
-        with ports.expect(address, Suspects(None, fail)) as broken, ports.expect(address, OURS) as sound:
+        with ports.expect(address, Suspects(None, fail), set()) as broken, ports.expect(address, OURS, set()) as sound:
             await sound.wait()
             assert not broken.is_set()
 
@@ -70,7 +70,7 @@ async def test_it_asks_nothing_while_nothing_boots(ports: PortWatch, monkeypatch
     monkeypatch.setattr(ports.listeners, "is_listening", is_listening)
     await trio.sleep(0.05)
     assert asked == 0
-    with ports.expect(Address(HERE, 1), OURS):
+    with ports.expect(Address(HERE, 1), OURS, set()):
         while not asked:
             await trio.sleep(0.001)
     await trio.sleep(0.03)
