@@ -7,7 +7,8 @@ import pytest
 from beds.booted.machine import Booted
 from beds.booted.package import built_package, installed_root
 from beds.booted.root import SUITES
-from beds.booted.story import Story
+from beds.booted.story import Story, ended
+from beds.booted.two_processes import GO_OVER, follow
 from beds.peers.builds import Missing
 
 
@@ -23,3 +24,12 @@ def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         story.configure()
         story.start()
         yield story
+
+
+@pytest.fixture(scope="module")
+def over(story: Story) -> Story:
+    """The host after it has gone over to two processes."""
+    assert ended(story.build(0)) == "awake"
+    follow(story, GO_OVER)
+    assert ended(story.build(0)) == "awake"
+    return story

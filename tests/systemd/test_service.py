@@ -4,13 +4,11 @@ The tests of a suite are one story on one host, in their order. `test_package` h
 """
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from beds.booted.acme import DIRECTORY, acme_server, pebble
+from beds.booted.acme import pebble
+from beds.booted.renewals import install_as_acm_exports, renew_by_certbot, run_hook, use_one_file
 from beds.booted.story import DEADLINE_S, FILE, Story, begun, ended
 from beds.pages.troubleshooting import pattern_of
 from beds.peers.builds import Missing
@@ -20,9 +18,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.untraced]
 BUILD_S = 5.0
 RESTARTS = 12
 """More than systemd's own limit of starts (5 in 10 s) allows."""
-NAME = "edge.example.com"
 EXPOSURE = 1.5
-KEEPER_EXPOSURE = 2.4
+KEEPER_EXPOSURE = 2.2
 """The keeper becomes the user of each satellite, and what builds may need stays open to them: docs/threat-model.md."""
 ADDED = """
 [[satellite]]
@@ -45,25 +42,6 @@ users = {{os.stat("/proc/" + pid).st_uid for pid in os.listdir("/proc") if pid.i
 print("{ASK_METADATA}".format(said) + ", " + str(len(users)) + " user", flush=True)
 raise SystemExit(3)
 """
-SHOWN = (
-    "import socket, ssl, sys; context = ssl.create_default_context(cafile=sys.argv[1]); "
-    "sock = context.wrap_socket(socket.create_connection(('127.0.0.1', 8372), 10), server_hostname=sys.argv[2]); "
-    "print(sock.getpeercert()['serialNumber'])"
-)
-
-
-def shown_serial(story: Story, ca: Path, name: str = "localhost") -> str:
-    """The serial number of the certificate that a client sees, which it has verified."""
-    command = [*story.host.network, sys.executable, "-c", SHOWN, str(ca), name]
-    return subprocess.check_output(command, text=True, timeout=DEADLINE_S).strip()
-
-
-def wait_other_process(story: Story, before: str) -> None:
-    """Wait until systemd has started the service anew."""
-    script = (
-        'while pid=$(systemctl show -P MainPID bentpipe.service); [ "$pid" = $1 ] || [ "$pid" = 0 ]; do sleep 0.2; done'
-    )
-    story.host.run(script, before, deadline_s=DEADLINE_S)
 
 
 def test_every_unit_is_closed_as_far_as_its_work_allows(story: Story) -> None:
@@ -163,14 +141,14 @@ def test_a_wrong_reload_fails_in_words_and_changes_nothing(story: Story, path: s
 
 def test_no_certificate_is_shown_without_its_key(story: Story) -> None:
     """Two files are replaced one after the other, and a reload comes between."""
-    host, before = story.host, shown_serial(story, story.ca)
+    host, before = story.host, story.shown_serial()
     chain, key = story.issue()
     host.put("/etc/bentpipe/tls.pem", chain)
     assert host.attempt("systemctl reload bentpipe.service")[0] != 0
-    assert shown_serial(story, story.ca) == before
+    assert story.shown_serial() == before
     host.put("/etc/bentpipe/tls.key", key, 0o600)
     host.run("systemctl reload bentpipe.service")
-    assert shown_serial(story, story.ca) != before
+    assert story.shown_serial() != before
 
 
 def test_a_typo_never_closes_the_port(story: Story) -> None:
@@ -223,9 +201,33 @@ def test_systemd_starts_it_again_after_a_crash(story: Story, signal: str) -> Non
 def test_the_watchdog_ends_a_daemon_that_is_stuck(story: Story) -> None:
     host, before = story.host, story.show("MainPID")
     host.run("systemctl kill --signal=STOP --kill-whom=main bentpipe.service")
-    wait_other_process(story, before)
+    story.wait_other_process(before)
     assert ended(story.build(0)) == "awake"
     assert "watchdog" in host.run("journalctl --no-pager --unit=bentpipe.service").lower()
+
+
+def test_what_acm_exports_is_installed(story: Story) -> None:
+    """The key is encrypted, and the chain is in a second file. From now on the configuration has one file for both."""
+    before = story.show("MainPID")
+    running = begun(story.build(BUILD_S))
+    use_one_file(story, "bentpipe.service")
+    install_as_acm_exports(story)
+    first = story.shown_serial()
+    install_as_acm_exports(story)
+    assert story.shown_serial() not in {first, ""}
+    assert ended(running) == "awake"
+    assert story.show("MainPID") == before
+
+
+def test_a_renewal_while_the_daemon_is_away(story: Story) -> None:
+    """certbot calls its hook once, also for a daemon that is stopped or just being started again."""
+    before = story.shown_serial()
+    run_hook(story, "systemctl kill --signal=KILL --kill-whom=main bentpipe.service")
+    second = story.shown_serial()
+    assert second not in {before, ""}
+    run_hook(story, "systemctl stop bentpipe.socket bentpipe.service")
+    story.start()
+    assert story.shown_serial() not in {second, ""}
 
 
 def test_certbot_renews(story: Story) -> None:
@@ -235,23 +237,6 @@ def test_certbot_renews(story: Story) -> None:
     except Missing as exc:
         pytest.skip(str(exc))
     host, before = story.host, story.show("MainPID")
-    certbot = f"REQUESTS_CA_BUNDLE=/root/acme-ca.pem certbot --non-interactive --quiet --server {DIRECTORY}"
-    with acme_server(host, story.folder, program) as issuer:
-        host.run(
-            f"{certbot} certonly --standalone --agree-tos --register-unsafely-without-email -d {NAME}",
-            deadline_s=DEADLINE_S,
-        )
-        hooks = "/etc/letsencrypt/renewal-hooks/deploy"
-        host.run(f"install -D /usr/share/bentpipe/certbot-deploy-hook {hooks}/bentpipe")
-        drop_in = "[Service]\nLoadCredential=\nLoadCredential=tls.pem:/etc/bentpipe/tls.pem\n"
-        host.put("/etc/systemd/system/bentpipe.service.d/certificate.conf", drop_in.encode())
-        both = (r's#^(certificate|key) = .*#\1 = "credential:tls.pem"#', FILE)
-        host.run('sed -Ei "$1" "$2"', *both)
-        host.run(f"systemctl daemon-reload; RENEWED_LINEAGE=/etc/letsencrypt/live/{NAME} {hooks}/bentpipe")
-        first = shown_serial(story, issuer, NAME)
-        running = begun(story.build(BUILD_S, ca=issuer, name=NAME))
-        host.run(f"{certbot} renew --force-renewal --no-random-sleep-on-renew", deadline_s=DEADLINE_S)
-        assert shown_serial(story, issuer, NAME) not in {first, ""}
-        assert ended(running) == "awake"
+    renew_by_certbot(story, program, "bentpipe.service", BUILD_S)
     assert story.show("MainPID") == before
     assert host.run("stat -c '%a %U' /etc/bentpipe/tls.pem").strip() == "600 root"

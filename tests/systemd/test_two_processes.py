@@ -9,34 +9,15 @@ import pytest
 
 from beds.booted.package import next_version
 from beds.booted.story import DEADLINE_S, DPKG, INSTALL_DEADLINE_S, Story, begun, ended
-from beds.pages.list import installed_blocks
+from beds.booted.two_processes import GO_BACK, GO_OVER, KEEPER, PLANE_A, PLANE_B, follow
 
 pytestmark = [pytest.mark.slow, pytest.mark.untraced]
 
 BUILD_S = 30.0
 """Longer than a restart and a start take."""
+WATCHED_S = 60.0
+"""Longer than the watchdog's 30 s and a start."""
 UPGRADE_S = (60.0, 240.0)
-PLANE_A, PLANE_B = "bentpipe-dataplane@a.service", "bentpipe-dataplane@b.service"
-KEEPER = "bentpipe-keeper.service"
-GO_OVER, GO_BACK = "Go over to two processes", "Go back to one process"
-"""Sections of the page."""
-
-
-def follow(story: Story, section: str) -> None:
-    """Run the commands of a section."""
-    blocks = [each for each in installed_blocks("data-plane.md") if each.section == section]
-    assert blocks, section
-    for each in blocks:
-        story.host.run(each.text, deadline_s=DEADLINE_S)
-
-
-@pytest.fixture(scope="module")
-def over(story: Story) -> Story:
-    """The host after it has gone over."""
-    assert ended(story.build(0)) == "awake"
-    follow(story, GO_OVER)
-    assert ended(story.build(0)) == "awake"
-    return story
 
 
 def upgrade(story: Story, package: Path) -> str:
@@ -89,10 +70,53 @@ def test_a_killed_control_plane_cuts_no_build_and_starts_no_other_data_plane(ove
     assert over.show("ActiveState", PLANE_A) == "inactive"
 
 
+def test_a_data_plane_that_crashes_is_started_again(over: Story) -> None:
+    """What it had ends with it, and nothing else: the same satellite, control plane and port serve the next client."""
+    host = over.host
+    control, satellite = over.show("MainPID"), host.run("pgrep --full [t]estbed.satellite")
+    plane = PLANE_A if over.show("ActiveState", PLANE_A) == "active" else PLANE_B
+    before = over.show("MainPID", plane)
+    running = begun(over.build(BUILD_S))
+    host.run("systemctl kill --signal=SEGV --kill-whom=main $1", plane)
+    assert "UNAVAILABLE" in ended(running)
+    assert ended(over.build(0)) == "awake"
+    assert over.show("MainPID", plane) not in {before, "0"}
+    assert over.show("MainPID") == control
+    assert host.run("pgrep --full [t]estbed.satellite") == satellite
+
+
+def test_the_watchdog_ends_a_control_plane_that_is_stuck(over: Story) -> None:
+    """The build that runs does not notice, and a client that comes meanwhile waits."""
+    host, before = over.host, over.show("MainPID")
+    running = begun(over.build(WATCHED_S))
+    host.run("systemctl kill --signal=STOP --kill-whom=main bentpipe.service")
+    over.wait_other_process(before)
+    assert ended(over.build(0)) == "awake"
+    assert ended(running) == "awake"
+    assert "watchdog" in host.run("journalctl --no-pager --unit=bentpipe.service").lower()
+
+
+def test_the_watchdog_ends_a_data_plane_that_is_stuck(over: Story) -> None:
+    host, control = over.host, over.show("MainPID")
+    plane = PLANE_A if over.show("ActiveState", PLANE_A) == "active" else PLANE_B
+    before = over.show("MainPID", plane)
+    host.run("systemctl kill --signal=STOP --kill-whom=main $1", plane)
+    over.wait_other_process(before, plane)
+    assert ended(over.build(0)) == "awake"
+    assert over.show("MainPID") == control
+    assert "watchdog" in host.run("journalctl --no-pager --unit=$1", plane).lower()
+
+
 def test_an_upgrade_restarts_the_control_plane_alone(over: Story, tmp_path: Path) -> None:
-    """The data plane and the keeper are the same processes after it, and the package says what is left to do."""
+    """The data plane and the keeper are the same processes after it, and the package says what is left to do.
+
+    The keeper becomes the program that was installed: its satellite is the same process, and the build on it goes on.
+    """
     control, plane, keeper = over.show("MainPID"), over.show("MainPID", PLANE_B), over.show("MainPID", KEEPER)
-    said = upgrade(over, next_version(over.package, tmp_path))
+    program, satellite = over.program_of(KEEPER), over.host.run("pgrep --full [t]estbed.satellite")
+    said = upgrade(over, next_version(over.package, tmp_path, "daemon/keeper/program.py"))
+    over.wait_other_program(KEEPER, program)
+    assert over.host.run("pgrep --full [t]estbed.satellite") == satellite
     assert "systemctl start bentpipe-dataplane@a" in said
     assert over.show("MainPID") not in {control, "0"}
     assert over.show("MainPID", PLANE_B) == plane

@@ -70,8 +70,8 @@ def installed_root(suite: str) -> Path:
     return folder / "root"
 
 
-def next_version(package: Path, folder: Path) -> Path:
-    """The same package with a higher version, in `folder`."""
+def next_version(package: Path, folder: Path, changed_module: str = "") -> Path:
+    """The same package with a higher version, in `folder`. `changed_module`, a path below `bentpipe/`, gets another text."""
     with tempfile.TemporaryDirectory(dir=folder) as unpacked:
         subprocess.run(["dpkg-deb", "--raw-extract", package, f"{unpacked}/tree"], check=True)
         control = Path(unpacked) / "tree/DEBIAN/control"
@@ -79,6 +79,9 @@ def next_version(package: Path, folder: Path) -> Path:
         changed = [line.replace("+deb", "+next+deb") if line.startswith("Version:") else line for line in lines]
         assert changed != lines
         control.write_text("".join(changed))
+        if changed_module:
+            (module,) = Path(unpacked).glob(f"tree/usr/lib/bentpipe/lib/*/site-packages/bentpipe/{changed_module}")
+            module.write_text(module.read_text() + "\n# the next version\n")
         target = folder / f"{package.stem}-next.deb"
         subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", f"{unpacked}/tree", target], check=True)
     return target

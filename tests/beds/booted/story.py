@@ -43,6 +43,13 @@ command = ["/usr/lib/bentpipe/bin/python3", "-I", "-m", "bentpipe.daemon.testbed
 """
 
 
+SHOWN = (
+    "import socket, ssl, sys; context = ssl.create_default_context(cafile=sys.argv[1]); "
+    "sock = context.wrap_socket(socket.create_connection(('127.0.0.1', 8372), 10), server_hostname=sys.argv[2]); "
+    "print(sock.getpeercert()['serialNumber'])"
+)
+
+
 @dataclasses.dataclass
 class Story:
     """A host and what its clients know."""
@@ -96,6 +103,25 @@ class Story:
     def show(self, what: str, unit: str = "bentpipe.service") -> str:
         """A property of a unit."""
         return self.host.run("systemctl show -P $1 $2", what, unit).strip()
+
+    def shown_serial(self, ca: Path | None = None, name: str = "localhost") -> str:
+        """The serial number of the certificate that a client sees, which it has verified by `ca`, for `name`."""
+        command = [*self.host.network, sys.executable, "-c", SHOWN, str(ca or self.ca), name]
+        return subprocess.check_output(command, text=True, timeout=DEADLINE_S).strip()
+
+    def program_of(self, unit: str) -> str:
+        """What differs as soon as the unit's process has become another program by execve(2): its addresses are random."""
+        return self.host.run("sha256sum </proc/$1/auxv", self.show("MainPID", unit)).strip()
+
+    def wait_other_program(self, unit: str, before: str) -> None:
+        """Wait until the unit's process is another program than `before`, as `program_of` has shown it."""
+        script = 'while [ "$(sha256sum </proc/$1/auxv)" = "$2" ]; do sleep 0.2; done'
+        self.host.run(script, self.show("MainPID", unit), before, deadline_s=DEADLINE_S)
+
+    def wait_other_process(self, before: str, unit: str = "bentpipe.service") -> None:
+        """Wait until systemd has started the unit anew."""
+        script = 'while pid=$(systemctl show -P MainPID $2); [ "$pid" = $1 ] || [ "$pid" = 0 ]; do sleep 0.2; done'
+        self.host.run(script, before, unit, deadline_s=DEADLINE_S)
 
 
 def begun(build: subprocess.Popen[str]) -> subprocess.Popen[str]:
