@@ -53,6 +53,8 @@ class ConnectionCounters:
     """By gRPC status name."""
     malformed: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     """By the greeting's limit or RFC 9113 error code."""
+    unadmitted: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    """Clients that a data plane has offered, though it may admit clients itself, by reason."""
     answers: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     """What the daemon answered itself, by method and result ("Check SERVING", "Check NOT_FOUND")."""
 

@@ -285,6 +285,11 @@ class Gatekeeper:
         """Of the tokens as they are now."""
         return self._generation
 
+    @property
+    def open_gates(self) -> int:
+        """How many satellites data planes may bring clients to themselves."""
+        return len({key for gates in self._planes.values() for key in gates.open_gates})
+
     def lent(self, plane: RemotePlane) -> int:
         """How many places the plane has ahead of time."""
         gates = self._planes.get(plane.number)

@@ -74,6 +74,26 @@ CONNECTIONS = (
         "outcomes.{}",
         lambda look: {outcome.value: look.daemon.counters.ended[outcome] for outcome in Outcome},
     ),
+    counter(
+        "admitted_by_planes",
+        'Clients that data planes brought to their satellites themselves (`admission = "snapshot"`).',
+        "admitted_by_planes",
+        lambda look: 0 if look.daemon.edge.gatekeeper is None else look.daemon.edge.gatekeeper.admitted,
+    ),
+    by_label(
+        MetricKind.COUNTER,
+        "unadmitted",
+        "reason",
+        "Clients that data planes offered to the control plane instead, by reason.",
+        "unadmitted.{}",
+        lambda look: look.daemon.counters.unadmitted,
+    ),
+    gauge(
+        "gates",
+        "Satellites to which data planes may bring clients themselves.",
+        "gates",
+        lambda look: 0 if look.daemon.edge.gatekeeper is None else look.daemon.edge.gatekeeper.open_gates,
+    ),
     by_label(
         MetricKind.COUNTER,
         "refusals",

@@ -25,6 +25,8 @@ def add_counters(
                 counters.accept_errors += more
             case "ended" if what in OUTCOMES and more:
                 counters.ended[OUTCOMES[what]] += more
+            case "unadmitted" if more:
+                counters.unadmitted[what] += more
             case "malformed" if more:
                 counters.malformed[what] += more
             case "limit" if more:

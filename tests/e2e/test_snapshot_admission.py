@@ -8,15 +8,18 @@ import signal
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from beds.contracts.ledger import check_laws
-from beds.hosts.two_planes import PLAIN, TLS, TwoPlanes, read_intervals, two_planes
+from beds.hosts.two_planes import DEADLINE_S, PLAIN, TLS, TwoPlanes, read_intervals, two_planes
 from beds.peers.clients import CallError
+from beds.ports import free_port
 from bentpipe.daemon.model import SatelliteKey, SatelliteState
 
 LOCAL = SatelliteKey("acme", "local")
@@ -41,9 +44,10 @@ stop_grace = "3s"
 
 
 @contextlib.contextmanager
-def admitting(folder: Path, *, sleep_after: str = "1s") -> Iterator[TwoPlanes]:
+def admitting(folder: Path, *, sleep_after: str = "1s", metrics_port: int = 0) -> Iterator[TwoPlanes]:
     """A host whose data plane has admitted a client already."""
-    sections = f'[control]\npath = "{folder / "control.sock"}"\n{local_satellite(sleep_after)}'
+    metrics = f'[metrics]\naddress = "127.0.0.1:{metrics_port}"\n' if metrics_port else ""
+    sections = f'{metrics}[control]\npath = "{folder / "control.sock"}"\n{local_satellite(sleep_after)}'
     with two_planes(folder, sections=sections, daemon=SNAPSHOT) as host:
         until_admitted(host)
         yield host
@@ -52,6 +56,17 @@ def admitting(folder: Path, *, sleep_after: str = "1s") -> Iterator[TwoPlanes]:
 def admitted(host: TwoPlanes) -> int:
     """How many clients the data plane has admitted, as control planes know it."""
     return sum(record["message"] == "spliced" and record.get("by") == "data plane" for record in host.records())
+
+
+def scrape(port: int) -> dict[str, float]:
+    """Samples by name and the values of their labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE_S) as answer:
+        text = answer.read().decode()
+    return {
+        " ".join((sample.name, *sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 def ended(host: TwoPlanes) -> set[object]:
@@ -107,23 +122,28 @@ def test_awake_satellites_are_reached_while_no_control_plane_is_there(tmp_path: 
         host.wait(lambda: len(ended(host) - spliced(host)) == 2 + 2, "ends are missing")
 
 
-def test_who_sleeps_or_may_not_be_used_is_decided_by_the_control_plane(tmp_path: Path) -> None:
+def test_nobody_is_brought_to_a_satellite_that_sleeps(tmp_path: Path) -> None:
     with admitting(tmp_path, sleep_after="300ms") as host:
         host.wait(lambda: host.states(LOCAL)[-1:] == ["sleep"], "it does not sleep")
         count = admitted(host)
         echo(host)
         assert admitted(host) == count, "a client was brought to a satellite that sleeps"
+
+
+def test_what_a_reload_takes_back_is_not_good_any_more_once_it_is_done(tmp_path: Path) -> None:
+    """A token, then the switch."""
+    port = free_port()
+    with admitting(tmp_path, sleep_after="1h", metrics_port=port) as host:
+        told = scrape(port)
+        assert told["bentpipe_admitted_by_planes_total"] >= 1
+        assert told["bentpipe_gates"] == 1
         metadata = (("satellite_org", "acme"), ("satellite_name", LOCAL.name), ("satellite_token", "another"))
         with grpc.insecure_channel(f"127.0.0.1:{host.ports[PLAIN]}") as channel:
             call = channel.unary_unary("/bentpipe.demo.Satellite/Echo")
             with pytest.raises(grpc.RpcError) as refused:
                 call(b"", metadata=metadata, timeout=20)
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
-
-
-def test_what_a_reload_takes_back_is_not_good_any_more_once_it_is_done(tmp_path: Path) -> None:
-    """A token, then the switch."""
-    with admitting(tmp_path, sleep_after="1h") as host:
+        host.wait(lambda: scrape(port).get("bentpipe_unadmitted_total no-token", 0) >= 1, "the reason is not counted")
         text = host.config.read_text()
         host.config.write_text(text.replace('grants = ["acme/*"]', 'grants = ["acme/one"]'))
         said = host.run("reload")
