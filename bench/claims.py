@@ -200,7 +200,7 @@ def _prices(results: Results) -> Iterator[Claim]:
     yield from _claim(9, "CPU seconds per GB down, tls: to Envoy", ratio, "at most", 0.75)
     for wire, peer, limit in (("tls", TCP, 1.1), ("tls", "envoy", 0.75), ("plain", TCP, 0.9)):
         row: Case = {"wire": wire, "resumption": "no"}
-        for form in (OURS, f"{OURS} two processes"):
+        for form in (OURS, f"{OURS} two processes", f"{OURS} two processes snapshot"):
             mine, theirs = (results.median(NEW, each, "per_core_second", row) for each in (form, peer))
             ratio = [mine / theirs] if mine and theirs else []
             text = f"new connections per second of CPU, {wire}, {form}: to {peer}"

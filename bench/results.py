@@ -92,6 +92,7 @@ PEER_ORDER = (
     "bentpipe polling",
     "bentpipe accepting at once",
     "bentpipe two processes",
+    "bentpipe two processes snapshot",
     "haproxy tcp",
     "haproxy tcp splice",
     "haproxy tcp polling",

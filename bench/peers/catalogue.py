@@ -12,6 +12,7 @@ def all_peers() -> list[Peer]:
         Direct("direct again"),
         Bentpipe(),
         Bentpipe(data_plane="process"),
+        Bentpipe(data_plane="process", variant="snapshot"),
         HaproxyTcp(splice=False),
         HaproxyTcp(splice=True),
         SocketProxyd(),

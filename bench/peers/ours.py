@@ -28,7 +28,7 @@ class Bentpipe(Peer):
         self,
         splice: Literal["auto", "off", "always"] = "auto",
         data_plane: Literal["inside", "process"] = "inside",
-        variant: Literal["", "realtime", "polling", "accepting at once"] = "",
+        variant: Literal["", "realtime", "polling", "accepting at once", "snapshot"] = "",
     ) -> None:
         name = "bentpipe" if splice == "auto" else f"bentpipe {splice}"
         if data_plane == "process":
@@ -75,6 +75,7 @@ class Bentpipe(Peer):
             busy_poll="200us" if self._variant == "polling" else "0s",
             defer_accept=str(self._variant != "accepting at once").lower(),
             data_plane=self._data_plane,
+            admission="snapshot" if self._variant == "snapshot" else "asked",
             planes=lab.directory / f"{self.name.replace(' ', '-')}-planes",
             log_level=self.log_level,
             api=str(self.api).lower(),
