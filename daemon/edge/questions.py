@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 import trio
 
 from bentpipe.daemon.connections.dial_once import SatelliteTls, reason_of
+from bentpipe.daemon.connections.pacing import take_turn
 from bentpipe.daemon.connections.transport import TransportError
 from bentpipe.daemon.edge.channel import Channel
 from bentpipe.daemon.edge.dial import Dials, dial_at_once, dial_here
@@ -85,6 +86,8 @@ class Questions:
         """Ask a satellite that has no responder. Returns None if it cannot be asked or offers nothing; never raises an
         Exception.
         """
+        # No client waits for the answer. If many satellites wake at once, their clients come first.
+        await take_turn(last=True)
         transport = await dial_at_once(address, self._satellite_tls.get(key), self._dials)
         if transport is None:
             log.info("no boot id", extra={"fields": {"satellite": str(key), "error": "it could not be reached"}})

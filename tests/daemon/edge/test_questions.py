@@ -12,6 +12,9 @@ import trio
 
 from beds.peers.responder_status import status
 from beds.ports import free_port
+from bentpipe.daemon.connections.dial_once import SatelliteTls
+from bentpipe.daemon.connections.transport import Transport
+from bentpipe.daemon.edge import questions as module
 from bentpipe.daemon.edge.questions import STATUS_PATH, Questions, ResponderTarget, read_boot_info
 from bentpipe.daemon.fleet.resume import BootInfo
 from bentpipe.daemon.model import Address, SatelliteKey
@@ -53,6 +56,24 @@ async def test_a_grpc_server_that_knows_no_health() -> None:
         assert await ask(port) is None
     finally:
         server.stop(grace=None).wait()
+
+
+async def test_it_is_asked_after_the_steps_of_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of satellites may wake at once, and nobody waits for what they tell."""
+    steps = list[str]()
+
+    async def turn(*, last: bool = False) -> None:
+        steps.append("a turn behind all clients" if last else "a turn")
+        await trio.lowlevel.checkpoint()
+
+    async def dials(address: Address, tls: SatelliteTls | None, deadline_s: float) -> Transport:
+        steps.append("a dial")
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(module, "take_turn", turn)
+    asking = Questions({}, {}, lambda _key, _heard: None, dials)
+    assert await asking.boot_info(KEY, Address("127.0.0.1", 1)) is None
+    assert steps == ["a turn behind all clients", "a dial"]
 
 
 @contextlib.contextmanager
