@@ -360,8 +360,9 @@ def _write_down(ended: Ended, record: Record, *, quiet: bool, cut: bool) -> None
         record.reach_first(Phase.FIRST_BYTE, time.monotonic() - counters.first_down_monotonic_s)
     if moved and counters.last_activity_monotonic_s:
         record.reach_first(Phase.LAST_BYTE, time.monotonic() - counters.last_activity_monotonic_s)
-    # The engine's clock has whole milliseconds: nothing of a splice lies before it.
-    record.marks[Phase.LAST_BYTE] = max(record.marks[Phase.LAST_BYTE], record.marks[Phase.SPLICED])
-    record.marks[Phase.FIRST_BYTE] = max(record.marks[Phase.FIRST_BYTE], record.marks[Phase.DIALLED])
+    # The engine's clock has whole milliseconds: nothing of a splice lies before it, nor the last byte before the first.
+    marks = record.marks
+    marks[Phase.FIRST_BYTE] = max(marks[Phase.FIRST_BYTE], marks[Phase.DIALLED])
+    marks[Phase.LAST_BYTE] = max(marks[Phase.LAST_BYTE], marks[Phase.SPLICED], marks[Phase.FIRST_BYTE])
     end = CUT if cut else QUIET if quiet else SPLICE_ENDS[ended.reason]
     record.finish(end, os.strerror(ended.error) if ended.error else "")

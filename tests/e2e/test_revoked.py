@@ -21,7 +21,7 @@ from bentpipe.daemon.service.tokens import TOKEN_REFRESH_S
 from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 from bentpipe.proto.grpc_status import GrpcStatus
 
-BOOT_S = 8.0
+BOOT_S = 15.0
 """Of the slow satellite: the revocation is known long before."""
 SLACK_S = 20.0
 
