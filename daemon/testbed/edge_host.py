@@ -321,10 +321,16 @@ class EdgeHost:
 
     def found_again(self, satellite: str) -> bool:
         """Whether a daemon that was started later has found the satellite's process, which an earlier one had started."""
-        return any(
-            r.get("message") == "a local satellite was found again" and r.get("machine") == f"{ORG}.{satellite}"
-            for r in self.records()
-        )
+        return self._has_told("a local satellite was found again", satellite)
+
+    def wait_process(self, satellite: str, deadline_s: float) -> None:
+        """Wait until the satellite, which is a local process, has one. Raises TimeoutError."""
+        told = "a local satellite was started"
+        self._wait(lambda: self._has_told(told, satellite), f"no process of {satellite}", deadline_s)
+
+    def _has_told(self, message: str, satellite: str) -> bool:
+        machine = f"{ORG}.{satellite}"
+        return any(r.get("message") == message and r.get("machine") == machine for r in self.records())
 
     def cpu_s(self) -> dict[str, float]:
         """CPU seconds (user and system) of the daemon and its data planes so far, by thread.

@@ -326,6 +326,8 @@ class LocalMachine:
                 life = Life(process, plan.address, plan.reservation)
                 self._life = life
                 self._show(MachineState.PENDING)
+                fields = {"machine": self.look.machine_id, "pid": process.pid}
+                log.info("a local satellite was started", extra={"fields": fields})
                 nursery.start_soon(run_owned, self._owner("life"), self._run_life, life, nursery)
             if attempt.end_asked:
                 self.end_nowait(nursery)
