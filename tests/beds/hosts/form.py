@@ -1,7 +1,7 @@
 """The form in which tests run a daemon: connections inside it, or in a data plane that is a process of its own.
 
 `BENTPIPE_TESTBED_DATA_PLANE=process` has the beds serve in the second form; tests/conftest.py then registers this
-module as a plugin of pytest.
+module as a plugin of pytest. With `BENTPIPE_TESTBED_ADMISSION=snapshot` that form admits clients by snapshots.
 """
 
 import contextlib
@@ -27,6 +27,8 @@ from bentpipe.daemon.private_socket import peer_of
 from bentpipe.daemon.service.serve import Daemon, serve
 from bentpipe.daemon.testbed.edge_host import DATA_PLANE
 
+ADMISSION = os.environ.get("BENTPIPE_TESTBED_ADMISSION", "asked")
+"""In the second form: as in the configuration."""
 LISTENER = re.compile(r'(?<=\[\[listener\]\]\n)address = "127\.0\.0\.1:0"')
 
 CLIENTS_TAKE_NONE = (
@@ -55,7 +57,7 @@ def in_form(text: str, folder: Path) -> str:
     if "data_plane = " in text:
         return text
     text = with_ports(text)
-    keys = f'[daemon]\ndata_plane = "{DATA_PLANE}"\nplanes = "{folder / "planes"}"\n'
+    keys = f'[daemon]\ndata_plane = "{DATA_PLANE}"\nadmission = "{ADMISSION}"\nplanes = "{folder / "planes"}"\n'
     return text.replace("[daemon]\n", keys, 1) if "[daemon]\n" in text else keys + text
 
 
