@@ -76,7 +76,7 @@ def test_deadline_while_held_does_not_stop_the_wake(
     with pytest.raises(CallError) as error:
         connect(client_kind, satellite).unary("Echo", b"too slow", timeout_s=GIVE_UP_S)
     assert error.value.code == DEADLINE_EXCEEDED
-    edge.wait_state(satellite, SatelliteState.OPERATIONAL, 20)
+    edge.wait_state(satellite, SatelliteState.OPERATIONAL, 90)
     assert connect(client_kind, satellite).unary("Echo", b"next") == b"next"
     assert edge.starts(satellite) == 1
 
