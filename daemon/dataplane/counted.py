@@ -1,6 +1,6 @@
 """The data plane's counters by name, as COUNTERS carries them: numbers since the start, and a few that are of now."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.dataplane.plane import DataPlane
@@ -8,7 +8,6 @@ from bentpipe.daemon.planes.bounds import CERTIFICATES_TOLD, COUNTERS_A_RECORD, 
 from bentpipe.daemon.planes.records import (
     CERTIFICATE_COUNTERS,
     LINK_ID,
-    PORT_COUNTERS,
     THREAD_COUNTERS,
     UNADMITTED_COUNTERS,
     CountersRecord,
@@ -21,16 +20,16 @@ def counters_record(
     counters: ConnectionCounters,
     reached: Mapping[str, int],
     engine: Engine,
-    ports: Iterable[int],
+    listening: Mapping[str, int],
     certificate_ends: Mapping[str, float],
     *,
     draining: bool,
     untold: int = 0,
 ) -> CountersRecord:
-    """Read all counters. Times are microseconds; `reached`: limits; `ports` are those that listen. `certificate_ends`: until
-    when the certificates of files hold, in seconds since the epoch.
+    """Read all counters. Times are microseconds.
 
-    `untold`: ends of connections that were never offered, of which no UNOFFERED was sent.
+    `reached`: limits. `listening`: PORT_ and LISTENER_COUNTERS. `certificate_ends`: until when the certificates of files
+    hold, in seconds since the epoch. `untold`: ends of connections that were never offered, of which no UNOFFERED was sent.
     """
     moved = engine.statistics()
     found: dict[str, int] = {
@@ -55,7 +54,7 @@ def counters_record(
         "engine.spliced_bytes": moved.spliced_bytes,
         "engine.copied_bytes": moved.copied_bytes,
     }
-    found |= {f"{PORT_COUNTERS}{number}": port for number, port in enumerate(ports)}
+    found |= listening
     found |= {f"ended.{outcome.value}": count for outcome, count in counters.ended.items()}
     found |= {f"{UNADMITTED_COUNTERS}{why.value}": count for why, count in plane.admissions.unadmitted.items()}
     found |= {f"malformed.{limit}": count for limit, count in counters.malformed.items()}

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import stat
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,6 +51,11 @@ def name_of(section: ListenerSection) -> str:
         return f"systemd {section.systemd}"[:NAME_BYTES]
     host, port = section.address
     return f"{host}:{port}"[:NAME_BYTES]
+
+
+def place_number(section: ListenerSection) -> int:
+    """Stands for the place where a listener listens, as the configuration has it: a number that COUNTERS can carry."""
+    return zlib.crc32(name_of(section).encode())
 
 
 def _message(left: int, names: Sequence[str]) -> bytes:

@@ -118,11 +118,12 @@ class DataPlane:
         self.line.begin_again()
 
     def synchronise(self) -> None:
-        """A control plane has come: tell it of everything that is live, then of the ends, then offer it the clients.
+        """A control plane has come: tell it what is counted, all that is live, then the ends; then offer it the clients.
 
         What an earlier one has told for admitting clients here ends: this one may know nothing of that.
         """
         self.tables.reset()
+        self._actions.count()
         count = 0
         for live in self.joined.snapshot():
             self.reports.send(live)

@@ -479,6 +479,8 @@ class DrainRecord:
 
 PORT_COUNTERS = "port."
 """How the names of counters begin that have a listening TCP port; a number follows."""
+LISTENER_COUNTERS = "listener."
+"""How the names of counters begin that say where a listener is (`place_number`). Its number follows, as in ARRIVED."""
 THREAD_COUNTERS = "thread."
 """How the names of counters begin that are of one thread in C. Its name follows: the engine's threads are numbers."""
 

@@ -5,7 +5,6 @@ token.
 """
 
 import collections
-from collections.abc import Sequence
 
 import trio
 
@@ -23,18 +22,17 @@ from bentpipe.daemon.tasks import Decision, Owner, run_owned
 
 
 class PlaneArrivals:
-    """`ports` are the listeners', in their order. `sessions` gets a task for each client."""
+    """`sessions` gets a task for each client."""
 
-    def __init__(self, ports: Sequence[Port]) -> None:
-        self._ports = ports
+    def __init__(self) -> None:
         self.sessions: trio.Nursery | None = None
-        self._arrived: collections.deque[tuple[RemotePlane, PlaneChannel, ArrivedRecord]] = collections.deque()
+        self._arrived: collections.deque[tuple[RemotePlane, PlaneChannel, ArrivedRecord, Port]] = collections.deque()
         """Clients that are not taken in yet: at most OFFERED_CLIENTS of each plane."""
         self._came = trio.Event()
 
-    def put(self, plane: RemotePlane, channel: PlaneChannel, record: ArrivedRecord) -> None:
-        """A client has come."""
-        self._arrived.append((plane, channel, record))
+    def put(self, plane: RemotePlane, channel: PlaneChannel, record: ArrivedRecord, port: Port) -> None:
+        """A client has come to a listener, which speaks as `port` says."""
+        self._arrived.append((plane, channel, record, port))
         self._came.set()
 
     async def run_arrivals(self, edge: Edge) -> None:
@@ -49,7 +47,9 @@ class PlaneArrivals:
                     self._take_in(edge, *self._arrived.popleft())
                 await trio.lowlevel.checkpoint()
 
-    def _take_in(self, edge: Edge, plane: RemotePlane, channel: PlaneChannel, record: ArrivedRecord) -> None:
+    def _take_in(
+        self, edge: Edge, plane: RemotePlane, channel: PlaneChannel, record: ArrivedRecord, port: Port
+    ) -> None:
         assert self.sessions is not None
         if not plane.take(channel):
             return
@@ -63,5 +63,5 @@ class PlaneArrivals:
             bool(record.flags & ArrivalFlag.PLAINTEXT),
             record.mark if record.flags & ArrivalFlag.AGAIN else None,
         )
-        session = Session(edge, caller, self._ports[record.listener])
+        session = Session(edge, caller, port)
         self.sessions.start_soon(run_owned, Owner("session", caller.peer, Decision.GIVE_UP), session.run)

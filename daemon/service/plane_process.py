@@ -31,13 +31,13 @@ from bentpipe.daemon.connections.quota_limits import QuotaLimits
 from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.satellite_tls import satellite_tls_of, type_tls_of
 from bentpipe.daemon.dataplane.counted import counters_record
-from bentpipe.daemon.dataplane.handover import HandoverServer, TakenListeners, name_of, take_listeners
+from bentpipe.daemon.dataplane.handover import HandoverServer, TakenListeners, name_of, place_number, take_listeners
 from bentpipe.daemon.dataplane.plane import DataPlane, PlaneActions
 from bentpipe.daemon.dataplane.seat import SeatServer
 from bentpipe.daemon.dataplane.trusts import Trusts
 from bentpipe.daemon.dataplane.unoffered import UnofferedEnds
 from bentpipe.daemon.planes.bounds import FIRST_BYTES, PARKED_CLIENTS, PARKED_S
-from bentpipe.daemon.planes.records import LimitsRecord
+from bentpipe.daemon.planes.records import LISTENER_COUNTERS, PORT_COUNTERS, LimitsRecord
 from bentpipe.daemon.planes.sockets import listen_for_planes, make_private_folder, plane_socket_path
 from bentpipe.daemon.records.book import Book
 from bentpipe.daemon.service import sd
@@ -303,9 +303,11 @@ class PlaneProcess:
 
     def _tell_counters(self) -> None:
         sockets = [sock for _, _, _, sock in self._opened.ports if sock.fileno() >= 0 and sock.family != socket.AF_UNIX]
-        ports = [int(sock.getsockname()[1]) for sock in sockets]
+        listening = {f"{PORT_COUNTERS}{number}": int(sock.getsockname()[1]) for number, sock in enumerate(sockets)}
+        for index, section in enumerate(self._opened.config.listener):
+            listening[f"{LISTENER_COUNTERS}{index}"] = place_number(section)
         reached = self._opened.quotas.reached + self._parked.reached
-        parts = (self._plane, self._counters, reached, self._opened.engine, ports, self._files.watch.ends)
+        parts = (self._plane, self._counters, reached, self._opened.engine, listening, self._files.watch.ends)
         untold = self._unoffered.untold
         self._plane.reports.send(counters_record(*parts, draining=self._drain.is_set(), untold=untold))
 

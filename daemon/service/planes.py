@@ -18,7 +18,6 @@ import trio
 from bentpipe.config.model import Config
 from bentpipe.daemon.connections.ends import OUTCOME_ENDS
 from bentpipe.daemon.connections.outcomes import Outcome
-from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.coordination.contract import Coordination
 from bentpipe.daemon.edge.edge import Edge
 from bentpipe.daemon.edge.handoff import Splice
@@ -43,6 +42,7 @@ from bentpipe.daemon.service.plane_counts import OUTCOMES, add_counters
 from bentpipe.daemon.service.plane_engines import PlaneEngines
 from bentpipe.daemon.service.plane_files import reload_planes
 from bentpipe.daemon.service.plane_folder import planes_folder
+from bentpipe.daemon.service.plane_ports import PlanePorts
 from bentpipe.daemon.service.plane_start import Children, find_or_start_plane, live_planes
 from bentpipe.daemon.service.successor_note import SuccessorNote
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
@@ -108,14 +108,7 @@ class Planes:
         self._limits = config.limits
         self._words = _words_of(config)
         self._find = find
-        self._ports = tuple(
-            Port(
-                satellite_domain=section.tls.satellite_domain if section.tls is not None else None,
-                serves_api=section.api,
-                one_request=section.one_request_per_connection,
-            )
-            for section in config.listener
-        )
+        self._ports = PlanePorts(config.listener)
         self._wanted_ports = {
             each.address[1] for each in config.listener if each.address is not None and each.address[1]
         }
@@ -133,7 +126,7 @@ class Planes:
         """None until `enter_all`."""
         self._succeeding = trio.Lock()
         self._sessions: trio.Nursery | None = None
-        self._arrivals = PlaneArrivals(self._ports)
+        self._arrivals = PlaneArrivals()
         self.note = SuccessorNote(lambda: self._splicer)
         self._ending = False
         self._lost = trio.Event()
@@ -326,9 +319,10 @@ class Planes:
 
     def arrived(self, plane: RemotePlane, channel: PlaneChannel, record: r.ArrivedRecord) -> None:
         """See PlaneEvents."""
-        if self._edge is None or self._sessions is None or record.listener >= len(self._ports):
+        port = self._ports.find(plane.counters, record.listener)
+        if self._edge is None or self._sessions is None or port is None:
             raise ProtocolBroken("a client of a listener that is not in the configuration")
-        self._arrivals.put(plane, channel, record)
+        self._arrivals.put(plane, channel, record, port)
 
     def is_live(self, plane: RemotePlane, record: r.LiveRecord) -> None:
         """See PlaneEvents."""

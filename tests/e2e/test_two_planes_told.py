@@ -84,6 +84,37 @@ def test_listeners_that_the_living_data_plane_does_not_have_are_told(tmp_path: P
         host.config.write_text(text)
 
 
+def ask_by_http(port: int) -> bytes:
+    """The status line of the answer to a request that only the control API serves."""
+    with socket.create_connection(("127.0.0.1", port), DEADLINE_S) as client:
+        client.sendall(b"GET /api/v0/health HTTP/1.1\r\nhost: edge\r\n\r\n")
+        return client.makefile("rb").readline()
+
+
+def test_the_order_of_listeners_does_not_matter_to_the_next_control_plane(tmp_path: Path) -> None:
+    """The API stays at its port, and comes to no other one."""
+    with two_planes(tmp_path) as host:
+        text = host.config.read_text()
+        assert host.end_control(signal.SIGTERM) == 0
+        place = f'address = "127.0.0.1:{host.ports[PLAIN]}"\n'
+        closed = f'[[listener]]\naddress = "127.0.0.1:{free_port()}"\n'
+        api = f"[[listener]]\n{place}"
+        assert api in text
+        before, after = (
+            text.replace(api, both) for both in (api + "api = true\n" + closed, closed + api + "api = true\n")
+        )
+        ports = host.ports[PLAIN], int(closed.rpartition(":")[2].strip('"\n'))
+        host.config.write_text(before)
+        host.start()
+        answers = [ask_by_http(port) for port in ports]
+        assert answers[0] != answers[1]
+        assert host.end_control(signal.SIGKILL) == -signal.SIGKILL
+        host.config.write_text(after)
+        host.start()
+        assert [ask_by_http(port) for port in ports] == answers
+        assert not host.count(OTHER_PORTS)
+
+
 def test_the_metrics_show_the_data_planes_engine(tmp_path: Path) -> None:
     with measured(tmp_path) as (host, metrics), contextlib.closing(host.client()) as client:
         sent, got = client.bulk(BULK_BYTES, CHUNK_BYTES)

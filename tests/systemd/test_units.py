@@ -90,5 +90,4 @@ def test_only_the_data_plane_gets_the_key_and_the_port() -> None:
     assert "LoadCredential=" not in control
     assert "Sockets=" not in control
     assert "LoadCredential=tls.key" in data
-    assert "AF_NETLINK" not in data
     assert "Delegate=" not in data

@@ -4,7 +4,8 @@ Of a refusal in C the error code and the limit are compared, and then what Pytho
 client to Python only for a reason of `may_leave`.
 """
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 
 from beds.fuzz.openings import Flight
 from bentpipe.daemon.connections.native_greeting import NativeGreeting, make_limits
@@ -39,35 +40,41 @@ class Both:
         self._remembers = remember
         self._always_leaves = always_leaves
         self._said = b""
+        self._steps: list[Callable[[Greeting], object]] = []
+        """All that was done with the oracle."""
         self._compare()
+
+    def _do(self, step: Callable[[NativeGreeting | Greeting], object]) -> None:
+        self._steps.append(step)
+        for each in (self.oracle, self.other):
+            step(each)
 
     def announce(self, announced: Announcement) -> None:
         """Set the values of our SETTINGS."""
-        for each in (self.oracle, self.other):
-            each.announce(announced)
+        self._do(lambda greeting: greeting.announce(announced))
         self._compare()
 
     def resume(self, mark: int) -> None:
         """Go on for a greeting with this mark."""
-        for each in (self.oracle, self.other):
-            each.resume(mark)
+        self._do(lambda greeting: greeting.resume(mark))
         self._compare()
 
     def end_of_first_flight(self) -> None:
         """Nothing more can be read for now."""
-        for each in (self.oracle, self.other):
-            each.end_of_first_flight()
+        self._do(lambda greeting: greeting.end_of_first_flight())
         self._compare()
 
     def speak(self) -> None:
         """Say our SETTINGS."""
-        for each in (self.oracle, self.other):
-            each.speak()
+        self._do(lambda greeting: greeting.speak())
         self._compare()
 
     def receive(self, data: bytes, now_s: float) -> list[Event]:
         """Feed both. Returns the events; after a refusal `refused` is set. Raises AssertionError where they differ."""
         self._said += data
+        self._steps += [
+            functools.partial(Greeting.receive_data, data=data[at : at + 1], now_s=now_s) for at in range(len(data))
+        ]
         expected: list[Event] = []
         try:
             expected = self.oracle.receive_data(data, now_s)
@@ -91,7 +98,15 @@ class Both:
     def may_leave(self) -> bool:
         """Whether C has a reason to leave the client to Python: it does not speak HTTP/2, or opens many streams."""
         start = self._said[: len(PREFACE)]
-        return self._always_leaves or not PREFACE.startswith(start) or len(self.oracle.open_streams) >= STREAMS
+        return self._always_leaves or not PREFACE.startswith(start) or self._most_streams() >= STREAMS
+
+    def _most_streams(self) -> int:
+        """How many streams were open at once, at any byte: a flight may open many and reset them again."""
+        greeting, most = Greeting(), 0
+        for step in self._steps:
+            step(greeting)
+            most = max(most, len(greeting.open_streams))
+        return most
 
     def _other(self, data: bytes, now_s: float) -> tuple[list[Event], Error | None]:
         """Feed the greeting in C, and go on in Python where it stops, as the edge does."""

@@ -75,25 +75,45 @@ def test_an_encrypted_key_and_a_chain_of_its_own(lineage: Path, tmp_path: Path) 
     assert install(lineage, to, *more)[0] == 2
 
 
-def test_the_hook_installs_and_reloads(lineage: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("states", "planes", "reloads"),
+    [
+        (["active"], "", True),
+        (["activating", "deactivating", "reloading", "active"], "", True),
+        (["inactive"], "bentpipe-dataplane@a.service", True),
+        (["inactive"], "", False),
+        (["failed"], "", True),
+    ],
+    ids=["active", "it starts", "a data plane goes on", "it is stopped", "it has failed"],
+)
+def test_the_hook_installs_and_reloads(
+    states: list[str], planes: str, reloads: bool, lineage: Path, tmp_path: Path
+) -> None:
     """With programs that note how they were called: the reload comes after the file is there."""
     programs, to = tmp_path / "bin", tmp_path / "tls.pem"
     programs.mkdir()
+    # Each `show` tells the next state, and the last one again and again.
+    show = 'head -n 1 "$STATES"; test "$(wc -l < "$STATES")" -lt 2 || sed -i 1d "$STATES"'
+    systemctl = f'case $1 in show) {show};; list-units) printf %s "$PLANES";; *) echo "$@" >> "$NOTES";; esac'
     for name, text in (
         ("bentpipe", 'echo "$@" >> "$NOTES"; touch "$BENTPIPE_TLS"'),
-        ("systemctl", 'echo "$@" >> "$NOTES"'),
+        ("systemctl", systemctl),
+        ("sleep", "exit"),
     ):
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
+    (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
     environment = {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "RENEWED_LINEAGE": str(lineage),
         "BENTPIPE_TLS": str(to),
         "NOTES": str(tmp_path / "notes"),
+        "STATES": str(tmp_path / "states"),
+        "PLANES": planes,
     }
     subprocess.run([HOOK], env=environment, check=True)
-    installed, reloaded = (tmp_path / "notes").read_text().splitlines()
+    installed, *further = (tmp_path / "notes").read_text().splitlines()
     assert installed == (
         f"install-certificate --certificate {lineage}/fullchain.pem --key {lineage}/privkey.pem --to {to}"
     )
-    assert reloaded == "reload bentpipe.service"
+    assert further == ["reload bentpipe.service"] * reloads
