@@ -1,5 +1,7 @@
 """The tests of this folder, run once more with the data plane as a process: some in `make test`, all in `make soak`.
 
+In `make soak` they run twice, since the data plane may admit clients itself, or ask the control plane for each.
+
 Each file is a run of pytest. `beds/hosts/form.py` has the tests that say nothing about that form, with the reasons.
 """
 
@@ -11,12 +13,14 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent
-CHOSEN = (
-    "test_ec2.py",
-    "test_health.py",
-    "test_identity.py",
-    "test_rfc9113.py",
-)
+ASKED, SNAPSHOT = "asked", "snapshot"
+"""How clients are admitted, as the configuration has it."""
+CHOSEN = {
+    "test_ec2.py": ASKED,
+    "test_health.py": ASKED,
+    "test_identity.py": SNAPSHOT,
+    "test_rfc9113.py": SNAPSHOT,
+}
 """A wake, health, identities and refusals, in some 40 s on a busy machine."""
 OF_THEIR_OWN = {
     "test_process_form.py",
@@ -34,13 +38,13 @@ NONE_COLLECTED = 5
 """pytest's exit code for a file with slow tests alone."""
 
 
-def run_in_form(file: str) -> None:
+def run_in_form(file: str, admission: str) -> None:
     """Run a file's tests. Fails with what pytest says."""
     own = ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID", "PYTEST_CURRENT_TEST")
     environment = {name: value for name, value in os.environ.items() if name not in own}
     done = subprocess.run(
         [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / file)],
-        env={**environment, "BENTPIPE_TESTBED_DATA_PLANE": "process"},
+        env={**environment, "BENTPIPE_TESTBED_DATA_PLANE": "process", "BENTPIPE_TESTBED_ADMISSION": admission},
         cwd=FOLDER.parents[1],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -52,12 +56,13 @@ def run_in_form(file: str) -> None:
 
 
 @pytest.mark.untraced
-@pytest.mark.parametrize("file", CHOSEN)
-def test_chosen_files(file: str) -> None:
-    run_in_form(file)
+@pytest.mark.parametrize(("file", "admission"), CHOSEN.items())
+def test_chosen_files(file: str, admission: str) -> None:
+    run_in_form(file, admission)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("admission", [ASKED, SNAPSHOT])
 @pytest.mark.parametrize("file", ALL)
-def test_every_file(file: str) -> None:
-    run_in_form(file)
+def test_every_file(file: str, admission: str) -> None:
+    run_in_form(file, admission)
