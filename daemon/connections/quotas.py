@@ -50,6 +50,8 @@ CONNECTION_FDS = 2
 """Descriptors that a client may take: its own, and its satellite's from the dial to the end of the splice."""
 LEND_PART = 2
 """Places are lent to data planes until 1/LEND_PART of all are taken, and of a principal's."""
+LOAN_PART = 16
+"""At most 1/LOAN_PART of all places is lent at once, and of a principal's: a client that has to ask is refused for them."""
 UNLIMITED = 1 << 40
 """More places than there can be."""
 DESCRIPTORS = "descriptors"
@@ -356,10 +358,10 @@ class Quotas:
         They count as taken. So that nobody is refused for them, none are lent once a part of all places is taken.
         """
         self._admitted.know(self._principals())
-        limits, count = self._limits, 0
-        cap = limits.admitted if limits.per_principal is None else min(limits.admitted, limits.per_principal)
+        limits, cap, count = self._limits, self._principals_cap, 0
         while (
             count < most
+            and self._lent + count < limits.admitted // LOAN_PART
             and self._admitted.total < limits.admitted // LEND_PART
             and self._admitted.held(principal) < cap // LEND_PART
             and self._admitted.refusal(principal) is None
@@ -368,6 +370,16 @@ class Quotas:
             count += 1
         self._lent += count
         return count
+
+    @property
+    def most_lent(self) -> int:
+        """How many of a principal's places may be lent at once."""
+        return self._principals_cap // LOAN_PART
+
+    @property
+    def _principals_cap(self) -> int:
+        limits = self._limits
+        return limits.admitted if limits.per_principal is None else min(limits.admitted, limits.per_principal)
 
     def take_back(self, principal: str, count: int) -> None:
         """So many places that were lent are free."""

@@ -110,6 +110,15 @@ class Gatekeeper:
         self.tokens_changed()
         self._look_at_all()
 
+    def limits_changed(self) -> None:
+        """The quotas have other limits: places that are lent come back, and are lent anew by those limits.
+
+        They are back when `settle` has returned.
+        """
+        for gates in self._planes.values():
+            gates.recall()
+        self.tokens_changed()
+
     def tokens_changed(self) -> None:
         """The planes get the tokens as they are now, very soon."""
         self._generation += 1

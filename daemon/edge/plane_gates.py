@@ -139,7 +139,8 @@ class PlaneGates:
             self._top_up(principal, self._loans.setdefault(principal, _Loan()))
 
     def _top_up(self, principal: str, loan: _Loan) -> None:
-        more = self._quotas.lend(principal, LENT - loan.lent) if loan.lent <= LENT // 2 else 0
+        most = min(LENT, self._quotas.most_lent)
+        more = self._quotas.lend(principal, most - loan.lent) if loan.lent <= most // 2 else 0
         if more:
             loan.lent += more
             loan.allowed = loan.used + loan.lent
