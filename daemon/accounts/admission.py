@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from bentpipe.config.accounts import OidcRuleSection, TokenSection
 from bentpipe.daemon.accounts.contract import Scope
 from bentpipe.daemon.accounts.jwt_text import looks_like_jwt
-from bentpipe.daemon.accounts.principal import Grant, Origin, Principal, scopes_of
+from bentpipe.daemon.accounts.principal import Origin, Principal, scopes_of
 from bentpipe.daemon.accounts.sessions import (
     CACHED_SESSIONS,
     NOT_VALID,
@@ -27,7 +27,7 @@ from bentpipe.daemon.accounts.sessions import (
     UnknownKey,
 )
 from bentpipe.daemon.errors import SATELLITE_WORDS, NoSuchSatellite, TokensUnknown, Unauthenticated
-from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.model import Grant, SatelliteKey
 from bentpipe.daemon.registry.accounts import StoredAccounts, StoredOrg, StoredRevocation
 from bentpipe.daemon.registry.contract import StoredToken
 from bentpipe.proto.request import TOKEN_KEY, both_spellings

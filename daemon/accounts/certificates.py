@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from cryptography import x509
 
 from bentpipe.config.accounts import CertificateSection
-from bentpipe.daemon.accounts.principal import Grant, Principal, scopes_of
+from bentpipe.daemon.accounts.principal import Principal, scopes_of
 from bentpipe.daemon.errors import Unauthenticated
+from bentpipe.daemon.model import Grant
 
 AMBIGUOUS = "the client certificate stands for more than one principal"
 

@@ -4,32 +4,9 @@ import dataclasses
 import math
 
 from bentpipe.daemon.accounts.contract import Scope
-from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.model import Grant
 
 USE_ONLY = frozenset({Scope.USE})
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Grant:
-    """Satellites of one org: one by name, or all whose names begin with `prefix`."""
-
-    org: str
-    prefix: str
-    exact: bool
-
-    @classmethod
-    def parse(cls, text: str) -> "Grant":
-        """Read `org/name`, `org/prefix*` or `org/*`; the configuration has checked the form."""
-        org, _, name = text.partition("/")
-        return cls(org, name.removesuffix("*"), not name.endswith("*"))
-
-    def __str__(self) -> str:
-        """As `parse` reads it."""
-        return f"{self.org}/{self.prefix}" if self.exact else f"{self.org}/{self.prefix}*"
-
-    def covers(self, key: SatelliteKey) -> bool:
-        """Whether the satellite is among those granted."""
-        return self.org == key.org and (key.name == self.prefix if self.exact else key.name.startswith(self.prefix))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ The tables only ever say yes. Whatever they do not know is a reason to ask the c
 import dataclasses
 import enum
 
-from bentpipe.daemon.model import Address, SatelliteKey
+from bentpipe.daemon.model import Address, Grant, SatelliteKey
 from bentpipe.daemon.planes.bounds import CREDITED_PRINCIPALS, GATES_OPEN, GRANTED_TOKENS
 from bentpipe.daemon.planes.codec import ProtocolBroken
 from bentpipe.daemon.planes.snapshots import CreditRecord, GateRecord, GrantRecord, GrantsRecord
@@ -44,19 +44,16 @@ class Unadmitted(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GrantedToken:
-    """One token. `patterns` are (org, name or its beginning, whether it is the whole name)."""
+    """One token."""
 
     principal: str
     expires_us: int
-    patterns: tuple[tuple[str, str, bool], ...]
+    grants: tuple[Grant, ...]
     credentials: frozenset[str]
 
     def covers(self, key: SatelliteKey) -> bool:
         """Whether it may be used for the satellite."""
-        return any(
-            org == key.org and (key.name == name if whole else key.name.startswith(name))
-            for org, name, whole in self.patterns
-        )
+        return any(grant.covers(key) for grant in self.grants)
 
     def holds(self, wall_us: int) -> bool:
         """Whether it has not expired."""
@@ -96,11 +93,6 @@ class Admitted:
 class _Credit:
     allowed: int = 0
     used: int = 0
-
-
-def _pattern(text: str) -> tuple[str, str, bool]:
-    org, _, name = text.partition("/")
-    return org, name.removesuffix("*"), not name.endswith("*")
 
 
 class AdmissionTables:
@@ -150,7 +142,7 @@ class AdmissionTables:
         self._coming[record.digest] = GrantedToken(
             record.principal,
             record.expires_us,
-            tuple(_pattern(each) for each in record.grants.split("\n") if each),
+            tuple(Grant.parse(each) for each in record.grants.split("\n") if each),
             frozenset(each for each in record.credentials.split("\n") if each),
         )
 

@@ -6,8 +6,7 @@ A request that is not plain is for the control plane to judge: what it would ref
 import hashlib
 
 from bentpipe.daemon.connections.native_greeting import NativeGreeting
-from bentpipe.daemon.connections.server_name import parse_server_name
-from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.connections.server_name import named_satellites
 from bentpipe.native.request import RequestReader, TokenRequest
 from bentpipe.proto.events import HeaderList, RequestHeaders
 from bentpipe.proto.greeting import Greeting
@@ -41,13 +40,10 @@ def read_in_python(headers: HeaderList, server_name: str | None, domain: str | N
         request = parse_request(headers)
     except MetadataError:
         return None
-    by_name = parse_server_name(server_name, domain)
-    by_metadata = None if request.satellite is None else SatelliteKey(*request.satellite)
-    key = by_metadata or by_name
-    if key is None or by_name not in (None, key) or request.path.encode("latin-1").startswith(HEALTH_PATHS):
+    named = named_satellites(request, server_name, domain)
+    if len(named) != 1 or not request.token or request.path.encode("latin-1").startswith(HEALTH_PATHS):
         return None
-    if not request.token:
-        return None
+    [key] = named
     parent, state = trace_context(headers)
     digest = hashlib.sha256(request.token.encode()).digest()
     return TokenRequest(key.org, key.name, digest, parent.encode(), state.encode())

@@ -99,25 +99,18 @@ class Gatekeeper:
     # -- the configuration, tokens -------------------------------------------------------------------------------------
 
     def follow(self, *, enabled: bool) -> None:
-        """Begin or cease to tell planes anything."""
-        if enabled == self._enabled:
-            return
+        """Another configuration holds. Begin or cease to tell planes anything.
+
+        Places that are lent come back, and are lent anew by the limits as they are now. They are back when `settle` has
+        returned.
+        """
         self._enabled = enabled
         for gates in self._planes.values():
             if not enabled:
                 gates.shut_all()
-                gates.recall()
-        self.tokens_changed()
-        self._look_at_all()
-
-    def limits_changed(self) -> None:
-        """The quotas have other limits: places that are lent come back, and are lent anew by those limits.
-
-        They are back when `settle` has returned.
-        """
-        for gates in self._planes.values():
             gates.recall()
         self.tokens_changed()
+        self._look_at_all()
 
     def tokens_changed(self) -> None:
         """The planes get the tokens as they are now, very soon."""

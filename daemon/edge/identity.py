@@ -20,7 +20,7 @@ from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.accounts.certificates import Certificates
 from bentpipe.daemon.accounts.contract import Scope
 from bentpipe.daemon.accounts.principal import Principal
-from bentpipe.daemon.connections.server_name import parse_server_name
+from bentpipe.daemon.connections.server_name import named_satellites, parse_server_name
 from bentpipe.daemon.errors import InvalidMetadata, Unauthenticated
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.proto.events import HeaderList
@@ -120,18 +120,16 @@ class Identities:
 
     def names_satellite(self, request: RouteRequest, tls: TlsIdentity, domain: str | None) -> bool:
         """Whether the request names a satellite."""
-        return request.satellite is not None or parse_server_name(tls.server_name, domain) is not None
+        return bool(named_satellites(request, tls.server_name, domain))
 
     def destination(self, request: RouteRequest, tls: TlsIdentity, domain: str | None) -> SatelliteKey:
         """Say which satellite is asked for. Raises InvalidMetadata."""
-        by_name = parse_server_name(tls.server_name, domain)
-        by_metadata = None if request.satellite is None else SatelliteKey(*request.satellite)
-        if by_name is not None and by_metadata is not None and by_name != by_metadata:
+        named = named_satellites(request, tls.server_name, domain)
+        if len(named) > 1:
             raise InvalidMetadata(OTHER_DESTINATION)
-        key = by_metadata or by_name
-        if key is None:
+        if not named:
             raise InvalidMetadata(_no_destination(tls.server_name, domain))
-        return key
+        return next(iter(named))
 
     def principals(self, request: RouteRequest, tls: TlsIdentity) -> tuple[Principal, ...]:
         """Check every proof that is shown. Raises Unauthenticated."""

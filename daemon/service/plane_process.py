@@ -174,6 +174,8 @@ class PlaneProcess:
         self._parked = Quotas(plane_limits(config, opened.descriptors), trio.current_time)
         """Of clients that have said something, until they are offered. `opened.quotas` are for those that have not."""
         self._drain_until = math.inf
+        self._places = {f"{LISTENER_COUNTERS}{at}": place_number(each) for at, each in enumerate(config.listener)}
+        """Where the listeners are: see LISTENER_COUNTERS."""
         self._seated_at = math.inf
         """When a control plane sat last, or this process began; infinite before that."""
         actions = PlaneActions(
@@ -304,8 +306,7 @@ class PlaneProcess:
     def _tell_counters(self) -> None:
         sockets = [sock for _, _, _, sock in self._opened.ports if sock.fileno() >= 0 and sock.family != socket.AF_UNIX]
         listening = {f"{PORT_COUNTERS}{number}": int(sock.getsockname()[1]) for number, sock in enumerate(sockets)}
-        for index, section in enumerate(self._opened.config.listener):
-            listening[f"{LISTENER_COUNTERS}{index}"] = place_number(section)
+        listening |= self._places
         reached = self._opened.quotas.reached + self._parked.reached
         parts = (self._plane, self._counters, reached, self._opened.engine, listening, self._files.watch.ends)
         untold = self._unoffered.untold

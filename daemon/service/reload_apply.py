@@ -76,7 +76,6 @@ def apply(prepared: Prepared, opened: ReadyParts, parts: LiveParts) -> None:
     parts.greeters.follow(config.daemon.greeting)
     if parts.gatekeeper is not None:
         parts.gatekeeper.follow(enabled=config.daemon.admission == "snapshot")
-        parts.gatekeeper.limits_changed()
     parts.checks.stranger_age_s = limits.stranger_age_s
     parts.apis.follow(config)
     parts.account_parts.follow(config)

@@ -4,9 +4,8 @@ import pytest
 
 from bentpipe.config.accounts import TokenSection
 from bentpipe.daemon.accounts.admission import Admission
-from bentpipe.daemon.accounts.principal import Grant
 from bentpipe.daemon.errors import NoSuchSatellite, Unauthenticated
-from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.model import Grant, SatelliteKey
 from bentpipe.daemon.registry.contract import StoredToken
 
 

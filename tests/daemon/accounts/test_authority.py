@@ -17,11 +17,11 @@ from bentpipe.daemon.accounts.authority import TableAuthority
 from bentpipe.daemon.accounts.certificates import Certificates
 from bentpipe.daemon.accounts.contract import Credentials, Org, Scope
 from bentpipe.daemon.accounts.exchange import Exchange
-from bentpipe.daemon.accounts.principal import Grant, Origin
+from bentpipe.daemon.accounts.principal import Origin
 from bentpipe.daemon.accounts.sessions import Sessions, TokenPurpose
 from bentpipe.daemon.accounts.signing_key import new_key
 from bentpipe.daemon.errors import NoSuchSatellite, TokensUnknown, Unauthenticated
-from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.model import Grant, SatelliteKey
 from bentpipe.daemon.registry.accounts import StoredAccounts, StoredOrg, StoredRevocation
 from bentpipe.daemon.registry.contract import StoredToken
 

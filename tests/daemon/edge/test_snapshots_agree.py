@@ -10,13 +10,12 @@ from beds.fuzz.requests import Asked
 from bentpipe.config.accounts import TokenSection
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.accounts.certificates import Certificates
-from bentpipe.daemon.accounts.principal import Grant
 from bentpipe.daemon.dataplane.admission_tables import AdmissionTables, Admitted
 from bentpipe.daemon.dataplane.first_requests import read_in_python
 from bentpipe.daemon.edge.grant_table import grant_records
 from bentpipe.daemon.edge.identity import Identities, TlsIdentity
 from bentpipe.daemon.errors import BentpipeError
-from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.model import Grant, SatelliteKey
 from bentpipe.daemon.planes import snapshots as s
 from bentpipe.daemon.planes.records import LINK_ID
 from bentpipe.daemon.registry.accounts import StoredAccounts, StoredOrg
