@@ -308,12 +308,7 @@ class EdgeHost:
 
     def wait_state(self, satellite: str, state: SatelliteState, deadline_s: float) -> None:
         """Wait until the satellite's last logged state is `state`. Raises TimeoutError."""
-        deadline = time.monotonic() + deadline_s
-        while time.monotonic() < deadline:
-            if self.state_of(satellite) is state:
-                return
-            time.sleep(0.05)
-        raise TimeoutError(f"{satellite} did not become {state.value} in {deadline_s:g} s")
+        self._wait(lambda: self.state_of(satellite) is state, f"{satellite} did not become {state.value}", deadline_s)
 
     def starts(self, satellite: str) -> int:
         """How often the satellite was woken so far."""

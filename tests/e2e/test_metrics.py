@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from beds.hosts.form import serve_file
 from beds.hosts.in_process import PLAIN, TOKEN, counted, exchange, write_config
 from beds.http2 import EMPTY_SETTINGS
+from beds.metrics import samples_of
 from beds.peers.crowd import PREFACE, call
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.service.metrics_server import CONNECTIONS, HEAD_BYTES
@@ -49,11 +50,7 @@ async def scrape(daemon: Daemon) -> Samples:
     status, kind, text = await trio.to_thread.run_sync(request, daemon)
     assert status == 200
     assert kind.startswith("text/plain; version=0.0.4")
-    return {
-        (sample.name, "".join(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+    return samples_of(text)
 
 
 async def test_what_happens_is_counted(daemon: Daemon) -> None:

@@ -2,12 +2,12 @@
 
 import contextlib
 import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 from beds.driver_build import build_reader
+from beds.fuzz.asked_program import AskedProgram
 from bentpipe.native.greeting import LIMITS, Fields, GreetingLimits, GreetingReader
 from bentpipe.native.lib import ffi
 from bentpipe.proto import limits
@@ -42,20 +42,14 @@ class SanitizedReader(GreetingReader):
         return verdict
 
 
-class Process:
-    """The program. Leaving the context ends it, and raises AssertionError unless it ended well and silently."""
+class Process(AskedProgram):
+    """The running program."""
 
     def __init__(self, program: Path) -> None:
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen([program], stdin=pipe, stdout=pipe, stderr=pipe)
+        super().__init__([bytes(program)])
         self._limits = SanitizedLimits()
-        [self.state_bytes] = struct.unpack("I", self._read(4))
-        self._stdin.write(self._limits.words)
-
-    @property
-    def _stdin(self) -> IO[bytes]:
-        assert self._process.stdin
-        return self._process.stdin
+        [self.state_bytes] = struct.unpack("I", self.hear(4))
+        self.stdin.write(self._limits.words)
 
     def reader(self) -> SanitizedReader:
         """Make a reader for a new client."""
@@ -63,30 +57,16 @@ class Process:
 
     def ask(self, state: bytes, now_s: float, kept: bytes) -> tuple[int, bytes, Fields]:
         """One call. Returns the verdict, the state after it, and the fields."""
-        self._stdin.write(state + struct.pack("dQ", now_s, len(kept)) + kept)
-        self._stdin.flush()
-        [verdict] = struct.unpack("i", self._read(4))
-        after = self._read(self.state_bytes)
-        count, text_bytes = struct.unpack("II", self._read(8))
-        sizes = struct.unpack(f"{2 * count}I", self._read(8 * count))
-        text, parts, at = self._read(text_bytes), [], 0
+        self.stdin.write(state + struct.pack("dQ", now_s, len(kept)) + kept)
+        [verdict] = struct.unpack("i", self.hear(4))
+        after = self.hear(self.state_bytes)
+        count, text_bytes = struct.unpack("II", self.hear(8))
+        sizes = struct.unpack(f"{2 * count}I", self.hear(8 * count))
+        text, parts, at = self.hear(text_bytes), [], 0
         for size in sizes:
             parts.append(text[at : at + size])
             at += size
         return verdict, after, tuple(zip(parts[::2], parts[1::2], strict=True))
-
-    def _read(self, size: int) -> bytes:
-        assert self._process.stdout
-        data = self._process.stdout.read(size)
-        if len(data) < size:
-            _, words = self._process.communicate(timeout=60)
-            raise AssertionError(f"the program has ended: {words.decode(errors='replace')}")
-        return data
-
-    def close(self) -> None:
-        """End it."""
-        _, words = self._process.communicate(timeout=60)
-        assert (self._process.returncode, words) == (0, b""), words.decode(errors="replace")
 
 
 @contextlib.contextmanager

@@ -4,14 +4,12 @@ import json
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from beds.memory import resident_bytes
+from beds.metrics import scrape
 from bentpipe.daemon.testbed.edge_host import complete_lines
 
 DEADLINE_S = 30.0
@@ -71,13 +69,7 @@ class Served:
 
     def scrape(self) -> dict[tuple[str, str], float]:
         """Every metric's sample by its name and its one label's value."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=DEADLINE_S) as answer:
-            text = answer.read().decode()
-        return {
-            (sample.name, "".join(sample.labels.values())): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
+        return scrape(self._metrics_port, DEADLINE_S)
 
     @property
     def rss_bytes(self) -> int:
