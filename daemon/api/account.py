@@ -24,9 +24,6 @@ NOT_FOUND = "not found"
 BODY_BYTES = 4 << 10
 """Of a request's body. No page reads one. More is answered by 413."""
 
-PATHS = ("/api/v0/", "/api/v1/")
-"""What the paths of pages begin with. They are answered over HTTP/2 too, for clients such as curl that prefer it."""
-
 HTTP_STATUS = {
     GrpcStatus.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
     GrpcStatus.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,

@@ -25,6 +25,7 @@ from bentpipe.daemon.edge.identity import TlsIdentity
 from bentpipe.daemon.errors import BentpipeError, Draining, InvalidMetadata, LimitReached
 from bentpipe.daemon.records.ids import quote
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
+from bentpipe.proto.api_paths import PAGE_PATHS
 from bentpipe.proto.errors import ErrorCode, GreetingError
 from bentpipe.proto.events import HeaderList
 from bentpipe.proto.grpc_server import API_BOUNDS, CallBegan, CallComplete, CallData, CallEnded, GrpcServer
@@ -226,7 +227,7 @@ class GrpcConnection:
     def _begin(self, stream_id: int, headers: HeaderList, now: float) -> None:
         fields = dict(headers)
         path = fields.get(b":path", b"").decode("latin-1")
-        if path.startswith(account.PATHS):
+        if path.startswith(PAGE_PATHS):
             self._begin_page(stream_id, headers, path)
             return
         if fields.get(b":method") != b"POST":

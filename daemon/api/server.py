@@ -3,19 +3,14 @@
 from collections.abc import Mapping
 
 from bentpipe.daemon.accounts.contract import Authority
-from bentpipe.daemon.api import account
 from bentpipe.daemon.api.call import Method
 from bentpipe.daemon.api.grpc_connection import GrpcConnection, Services
 from bentpipe.daemon.api.http_connection import HttpConnection
 from bentpipe.daemon.connections.outcomes import ConnectionCounters
 from bentpipe.daemon.edge.caller import Caller
 from bentpipe.daemon.edge.identity import TlsIdentity, names_any_satellite
+from bentpipe.proto.api_paths import API_PATHS, REFLECTION_PATH
 from bentpipe.proto.events import HeaderList
-
-REFLECTION_PATH = b"/grpc.reflection."
-PATHS = (b"/api.public.", b"/bentpipe.operations.", REFLECTION_PATH, *(path.encode() for path in account.PATHS))
-"""What the paths of a connection's first request begin with that is the API's: Compute, LogStream, other services that the
-Earthly CLI asks for, which are UNIMPLEMENTED, our own command line's, server reflection, and pages over HTTP/2."""
 
 
 class ControlApi:
@@ -36,7 +31,7 @@ class ControlApi:
 
         Satellites may have server reflection too, as BuildKit does: one that is named is asked itself.
         """
-        return path.startswith(PATHS) and not (names_satellite and path.startswith(REFLECTION_PATH))
+        return path.startswith(API_PATHS) and not (names_satellite and path.startswith(REFLECTION_PATH.encode()))
 
     def open(self, caller: Caller, identity: TlsIdentity, domain: str | None) -> GrpcConnection:
         """Take such a connection. `domain` does not matter: what a call is about is in its message."""

@@ -158,8 +158,7 @@ class Admitting:
         self._connect(found)
 
     def _find(self, first: RequestHeaders) -> Admitted | Unadmitted:
-        name, domain = self.client.origin.server_name, self._port.satellite_domain
-        read = self._all.requests.read(self._greeting, first, name, domain)
+        read = self._all.requests.read(self._greeting, first, self.client.origin.server_name, self._port)
         if read is None:
             return Unadmitted.UNUSUAL
         self._trace = trace_context(((b"traceparent", read.traceparent), (b"tracestate", read.tracestate)))
@@ -375,7 +374,7 @@ class Admissions:
 
     def begin(self, client: ClientStream, port: Port) -> bool:
         """Take a client whose first bytes are there, if that may be of use. Returns whether it was taken."""
-        if port.serves_api or port.one_request or not self.tables.may_admit(trio.current_time()):
+        if port.one_request or not self.tables.may_admit(trio.current_time()):
             return False
         if client.origin.flags & ArrivalFlag.PLAINTEXT:
             return False  # the port demands TLS, and perhaps a certificate: the control plane has the words

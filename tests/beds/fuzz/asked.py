@@ -12,18 +12,17 @@ from typing import Protocol
 from beds.fuzz.requests import Asked
 from bentpipe.daemon.accounts.admission import Admission
 from bentpipe.daemon.accounts.certificates import Certificates
-from bentpipe.daemon.api.server import PATHS as API_PATHS
+from bentpipe.daemon.dataplane.first_requests import own_paths
 from bentpipe.daemon.edge.identity import Identities, TlsIdentity
 from bentpipe.daemon.errors import BentpipeError
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.native.lib import ffi
 from bentpipe.native.request import RequestReader, TokenRequest
 from bentpipe.proto.events import HeaderList
-from bentpipe.proto.health import HEALTH_PATHS
 from bentpipe.proto.request import NAME, MetadataError, parse_request
 from bentpipe.proto.trace_context import trace_context
 
-OWN_PATHS = (*HEALTH_PATHS, *API_PATHS)
+OWN_PATHS = own_paths(serves_api=True)
 IDENTITIES = Identities(Admission(()), Certificates(()))
 
 

@@ -41,11 +41,11 @@ def wait_until(found: Callable[[], bool], words: str) -> None:
 
 
 class PlaneBed:
-    """A data plane with a plain listener and one with TLS, and a satellite's listening socket."""
+    """A data plane with a plain listener, one with TLS and one with the control API, and a satellite's listening socket."""
 
     def __init__(self, folder: Path, more: str = "") -> None:
         self.folder = folder / "planes"
-        self.plain, self.tls = free_port(), free_port()
+        self.plain, self.tls, self.api = self.ports = free_port(), free_port(), free_port()
         self.log_path = folder / "log"
         authority = trustme.CA()
         authority.cert_pem.write_to_path(folder / "ca.pem")
@@ -59,6 +59,7 @@ class PlaneBed:
             f'[[listener]]\naddress = "127.0.0.1:{self.plain}"\n'
             f'[[listener]]\naddress = "127.0.0.1:{self.tls}"\n'
             f'tls = {{ certificate = "{folder}/cert.pem", key = "{folder}/key.pem" }}\n'
+            f'[[listener]]\naddress = "127.0.0.1:{self.api}"\napi = true\n'
         )
         self.processes: list[subprocess.Popen[bytes]] = []
         self.opened: list[socket.socket] = []

@@ -176,6 +176,34 @@ def test_a_client_in_the_clear_at_a_tls_port_is_offered(bed: PlaneBed, admitting
     assert not [each for each in admitting.control.records if isinstance(each, s.AdmittedRecord)]
 
 
+def test_a_port_of_the_control_api_admits_clients_of_satellites(bed: PlaneBed, admitting: Admitting) -> None:
+    bed.client(said=WHOLE, to=bed.api)
+    assert read_exactly(bed.accept(), len(WHOLE)) == WHOLE
+    admitted = admitting.control.expect(s.AdmittedRecord)
+    admitting.control.expect(r.WentRecord, admitted.id)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api.public.compute.Compute/GetSatellite",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/api/v0/account",
+        "/bentpipe.operations.Operations/Wake",
+        "/grpc.health.v1.Health/Check",
+    ],
+)
+def test_calls_of_the_control_api_are_offered(bed: PlaneBed, admitting: Admitting, path: str) -> None:
+    """At a port without it they are a satellite's: only health checks are the daemon's everywhere."""
+    said = OPENING + request(path=path)
+    bed.client(said=said, to=bed.api)
+    assert admitting.control.expect(r.ArrivedRecord).first == said
+    assert not [each for each in admitting.control.records if isinstance(each, s.AdmittedRecord)]
+    if "health" not in path:
+        bed.client(said=said)
+        assert read_exactly(bed.accept(), len(said)) == said
+
+
 def test_an_offered_client_goes_on_from_what_it_was_told(bed: PlaneBed, admitting: Admitting) -> None:
     """It has got SETTINGS and acknowledged them: the offer has the mark, and the transcript is without the ACK."""
     client = bed.client()
