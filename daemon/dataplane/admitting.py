@@ -10,6 +10,7 @@ All of this is on one thread, with the tables. So between the last look at the t
 """
 
 import collections
+import functools
 import ipaddress
 import logging
 import socket
@@ -263,7 +264,8 @@ class Admitting:
             tag=self._tag(admitted).encode(),
             words=self._words,
         )
-        if not all_.join(client, half, go, self._record(admitted, go)):
+        give_back = functools.partial(all_.tables.give_back, admitted)
+        if not all_.join(client, half, go, self._record(admitted, go), give_back):
             self.give_up(Unadmitted.UNREACHED)
             return
         all_.admitted += 1
@@ -341,7 +343,7 @@ def _wall_us() -> int:
     return time.time_ns() // 1000
 
 
-Join = Callable[[ClientStream, Stream, GoRecord, AdmittedRecord], bool]
+Join = Callable[[ClientStream, Stream, GoRecord, AdmittedRecord, Callable[[], None]], bool]
 
 
 class Admissions:
@@ -356,7 +358,10 @@ class Admissions:
         greeters: Greeters,
         join: Join,
     ) -> None:
-        """`join` joins a client and a satellite, and tells the control plane; it returns False if nothing was done."""
+        """`join` joins a client and a satellite, and tells the control plane; it returns False if nothing was done.
+
+        If no control plane sits, it calls its last argument when the connection is over: nobody else gives the credit back.
+        """
         self.tables = tables
         self.line = line
         self.streams = streams

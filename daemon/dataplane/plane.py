@@ -280,7 +280,14 @@ class DataPlane:
         self._begin(client, half, go)
         self.halves.give_away(half)
 
-    def _join_own(self, client: ClientStream, half: Stream, go: r.GoRecord, record: s.AdmittedRecord) -> bool:
+    def _join_own(
+        self,
+        client: ClientStream,
+        half: Stream,
+        go: r.GoRecord,
+        record: s.AdmittedRecord,
+        give_back: Callable[[], None],
+    ) -> bool:
         """Join a client that was admitted here. Returns False if nothing was done."""
         try:
             self.streams.joiner.join(client.native, half.native, join_of(client, half, go))
@@ -288,6 +295,8 @@ class DataPlane:
             return False
         joined = self._begin(client, half, go)
         half.give(Order.JOIN)
+        if self.reports.link is None:
+            joined.over = give_back  # a control plane that sits does it: it knows of the client
         # Before anything else is sent: a control plane that reads a later answer has read of this client.
         self.reports.send(dataclasses.replace(record, start_us=joined.start_us))
         return True

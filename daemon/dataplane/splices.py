@@ -50,6 +50,13 @@ class JoinedConnection:
     """Ends the replay."""
     before: tuple[int, ...] = ()
     """See EndedRecord."""
+    over: Callable[[], None] | None = None
+    """Called when it has ended, or was never spliced."""
+
+    def end(self) -> None:
+        """It is not live any more."""
+        if self.over is not None:
+            self.over()
 
 
 def _never_spliced(joined: JoinedConnection) -> EndedRecord:
@@ -103,6 +110,7 @@ class JoinedConnections:
     def fail(self, joined: JoinedConnection, *, told: bool) -> None:
         """The replay has failed. Unless the control plane that asked is `told` of it, it becomes an end with reason 0."""
         del self._live[joined.id]
+        joined.end()
         self._note_change()
         if not told:
             self._keep_end(_never_spliced(joined))
@@ -193,6 +201,7 @@ class JoinedConnections:
                 os.close(fd)
         joined = self._by_splice.pop(ended.splice_id)
         del self._live[joined.id]
+        joined.end()
         self._note_change()
         counters = ended.counters
         record = EndedRecord(

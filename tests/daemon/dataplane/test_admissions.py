@@ -27,6 +27,7 @@ from bentpipe.proto.frames import ACK, PREFACE, FrameType, frame
 TOKEN = "secret"
 KEY = SatelliteKey("acme", "one")
 STREAMS, WINDOW = 7, 1000
+GONE = "the control plane is away"
 SETTINGS_ACK = frame(FrameType.SETTINGS, ACK, 0)
 END_HEADERS = 0x4
 
@@ -344,6 +345,34 @@ def test_a_satellite_is_reached_while_the_control_plane_is_away(bed: PlaneBed) -
     assert live.stage is r.Stage.SPLICED
     bed.client(said=WHOLE)  # what the last one told ended with it
     assert successor.expect(r.ArrivedRecord).first == WHOLE
+    bed.close_connections()
+
+
+def test_a_client_that_has_left_takes_no_credit_while_the_control_plane_is_away(bed: PlaneBed) -> None:
+    """Else the first clients after a crash would be all that reach their satellites: nobody else gives the credit back."""
+    admitting = Admitting(bed)
+    admitting.credit(2)
+    seats = bed.log.count(GONE)
+    admitting.control.close()
+    wait_until(lambda: bed.log.count(GONE) > seats, bed.log)
+    stays = bed.client(said=WHOLE)
+    assert read_exactly(bed.accept(), len(WHOLE)) == WHOLE
+    sockets = bed.sockets()
+    for _ in range(3):
+        client = bed.client(said=WHOLE)
+        satellite = bed.accept()
+        assert read_exactly(satellite, len(WHOLE)) == WHOLE
+        client.close()
+        assert read_to_end(satellite) == b""
+        satellite.close()
+        wait_until(lambda: bed.sockets() == sockets, "the connection that has ended is still there")
+    for _ in range(2):
+        bed.client(said=WHOLE)
+    bed.accept()
+    control = bed.control()
+    control.expect(r.ArrivedRecord)  # with the one that stays only one more had a place
+    assert control.none_of(r.ArrivedRecord)
+    stays.close()
     bed.close_connections()
 
 
