@@ -73,8 +73,7 @@ class SatelliteGate:
     """Whether the socket that listens at the address must be one of a known process."""
     uid: int
     inodes: frozenset[int]
-    until: float
-    """By the clock of `now` in the methods below."""
+    until_us: int
     is_open: bool = True
 
 
@@ -96,7 +95,7 @@ class _Credit:
 
 
 class AdmissionTables:
-    """Tokens, gates and credits. `now` is in seconds of a monotonic clock, `wall_us` in microseconds since the epoch."""
+    """Tokens, gates and credits. `now_us` is in microseconds of CLOCK_BOOTTIME, `wall_us` since the epoch."""
 
     def __init__(self) -> None:
         self._seat = 0
@@ -116,7 +115,7 @@ class AdmissionTables:
         self._gates: dict[SatelliteKey, SatelliteGate] = {}
         self._newest = 0
         self._credits: dict[str, _Credit] = {}
-        self._until = 0.0
+        self._until_us = 0
         """When the last gate runs out, at the latest."""
 
     @property
@@ -129,9 +128,9 @@ class AdmissionTables:
         """How many there are."""
         return len(self._tokens)
 
-    def may_admit(self, now: float) -> bool:
+    def may_admit(self, now_us: int) -> bool:
         """Whether there may be a gate through which a client can go now."""
-        return bool(self._tokens and self._gates) and self._until > now
+        return bool(self._tokens and self._gates) and self._until_us > now_us
 
     # -- what the control plane tells ----------------------------------------------------------------------------------
 
@@ -154,7 +153,7 @@ class AdmissionTables:
         self.generation = record.generation
         self.announced = Announcement(record.streams, record.window_bytes)
 
-    def open_gate(self, record: GateRecord, now: float) -> None:
+    def open_gate(self, record: GateRecord) -> None:
         """Clients may go through. Raises ProtocolBroken."""
         key = SatelliteKey(record.org, record.name)
         if record.id <= self._newest or key in self._gates or len(self._gates) >= GATES_OPEN:
@@ -162,17 +161,17 @@ class AdmissionTables:
         self._newest = record.id
         gate = SatelliteGate(
             *(record.id, key, Address(record.host, record.port), record.trust, record.server_name),
-            *(record.owned, record.uid, frozenset(record.inodes), now + record.valid_ms / 1000),
+            *(record.owned, record.uid, frozenset(record.inodes), record.until_us),
         )
         self._gates[key] = self._numbered[record.id] = gate
-        self._until = max(self._until, gate.until)
+        self._until_us = max(self._until_us, gate.until_us)
 
-    def renew(self, number: int, valid_ms: int, now: float) -> None:
+    def renew(self, number: int, until_us: int) -> None:
         """The gate is good for longer, if it is open."""
         gate = self._numbered.get(number)
         if gate is not None:
-            gate.until = now + valid_ms / 1000
-            self._until = max(self._until, gate.until)
+            gate.until_us = until_us
+            self._until_us = max(self._until_us, until_us)
 
     def shut_gate(self, number: int) -> None:
         """Nobody goes through from now on. Raises ProtocolBroken for a number that there never was."""
@@ -195,7 +194,7 @@ class AdmissionTables:
 
     # -- clients -------------------------------------------------------------------------------------------------------
 
-    def admit(self, digest: bytes, key: SatelliteKey, now: float, wall_us: int) -> Admitted | Unadmitted:
+    def admit(self, digest: bytes, key: SatelliteKey, now_us: int, wall_us: int) -> Admitted | Unadmitted:
         """Take a credit for a client with this token, if it may use the satellite and the satellite's gate is open."""
         token = self._tokens.get(digest)
         if token is None:
@@ -207,7 +206,7 @@ class AdmissionTables:
         gate = self._gates.get(key)
         if gate is None:
             return Unadmitted.NO_GATE
-        if gate.until <= now:
+        if gate.until_us <= now_us:
             return Unadmitted.RUN_OUT
         credit = self._credits.get(token.principal)
         if credit is None or credit.used >= credit.allowed:
@@ -215,13 +214,13 @@ class AdmissionTables:
         credit.used += 1
         return Admitted(digest, token, gate, self._seat)
 
-    def still_holds(self, admitted: Admitted, now: float, wall_us: int) -> bool:
+    def still_holds(self, admitted: Admitted, now_us: int, wall_us: int) -> bool:
         """Whether the client may still be brought to its satellite, by the tables as they are now."""
         token = self._tokens.get(admitted.digest)
         return (
             admitted.seat == self._seat
             and admitted.gate.is_open
-            and admitted.gate.until > now
+            and admitted.gate.until_us > now_us
             and token is not None
             and token.principal == admitted.token.principal
             and token.holds(wall_us)

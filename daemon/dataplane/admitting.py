@@ -32,7 +32,7 @@ from bentpipe.daemon.dataplane.streams import Streams
 from bentpipe.daemon.logs import log_limited
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.planes.records import LINK_ID, ArrivalFlag, GoFlag, GoRecord, OpenRecord
-from bentpipe.daemon.planes.snapshots import AdmittedRecord
+from bentpipe.daemon.planes.snapshots import AdmittedRecord, boot_us
 from bentpipe.daemon.planes.splice_tag import NO_HOST, SpliceTag
 from bentpipe.daemon.sock_diag import Lookup
 from bentpipe.daemon.tasks import Owner, contained
@@ -47,6 +47,9 @@ log = logging.getLogger("bentpipe.dataplane")
 
 REQUEST_S = 2.0
 """For the first request. A client that needs longer is offered to the control plane, which has the deadline for it."""
+SILENT_CLIENTS = 1_024
+"""Clients whose first request has not come, at most. The control plane limits strangers by the configuration and knows which
+of them to give up, so one more has the oldest of them offered to it."""
 REACH_S = 1.0
 """For the satellite's connection and its first frame. If it needs longer, the control plane looks at its machine."""
 LATE_LOOK_S = 0.25
@@ -155,6 +158,7 @@ class Admitting:
             self.give_up(found)
             return
         self._admitted = found
+        self._all.has_asked(self)
         self._note_moment()
         self._connect(found)
 
@@ -164,7 +168,7 @@ class Admitting:
             return Unadmitted.UNUSUAL
         self._trace = trace_context(((b"traceparent", read.traceparent), (b"tracestate", read.tracestate)))
         key = SatelliteKey(read.org, read.name)
-        return self._all.tables.admit(read.digest, key, trio.current_time(), _wall_us())
+        return self._all.tables.admit(read.digest, key, boot_us(), _wall_us())
 
     # -- the satellite -------------------------------------------------------------------------------------------------
 
@@ -247,7 +251,7 @@ class Admitting:
     def _join(self, half: OwnHalf, admitted: Admitted) -> None:
         """Nothing waits between this look at the tables and the join."""
         client, greeting, all_ = self.client, self._greeting, self._all
-        if not all_.tables.still_holds(admitted, trio.current_time(), _wall_us()):
+        if not all_.tables.still_holds(admitted, boot_us(), _wall_us()):
             self.give_up(Unadmitted.CHANGED)
             return
         if client.order is not None or client.broken or half.order is not None or half.broken or half.over:
@@ -373,13 +377,15 @@ class Admissions:
         self.unadmitted: collections.Counter[Unadmitted] = collections.Counter()
         self.admitted = 0
         self._open: dict[Admitting, None] = {}
+        self._silent: dict[Admitting, None] = {}
+        """Those whose first request has not come, the oldest first."""
 
     def __len__(self) -> int:
         return len(self._open)
 
     def begin(self, client: ClientStream, port: Port) -> bool:
         """Take a client whose first bytes are there, if that may be of use. Returns whether it was taken."""
-        if port.one_request or not self.tables.may_admit(trio.current_time()):
+        if port.one_request or not self.tables.may_admit(boot_us()):
             return False
         if client.origin.flags & ArrivalFlag.PLAINTEXT:
             return False  # the port demands TLS, and perhaps a certificate: the control plane has the words
@@ -388,14 +394,22 @@ class Admissions:
             return False
         admitting = client.admission = Admitting(self, client, port)
         client.reads_here = True
-        self._open[admitting] = None
+        self._open[admitting] = self._silent[admitting] = None
         self.line.keep(client)
         admitting.hear(client.transcript.between(0, client.transcript.end))
+        if len(self._silent) > SILENT_CLIENTS:
+            with contained(Owner("admission")):
+                next(iter(self._silent)).give_up(Unadmitted.SILENT)
         return True
+
+    def has_asked(self, admitting: Admitting) -> None:
+        """Its first request has come."""
+        self._silent.pop(admitting, None)
 
     def over(self, admitting: Admitting) -> None:
         """It is joined, offered, or has ended."""
         self._open.pop(admitting, None)
+        self._silent.pop(admitting, None)
 
     def shut(self, number: int) -> None:
         """Shut a gate: clients that are on their way through it are offered instead. Raises ProtocolBroken."""

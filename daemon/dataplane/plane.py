@@ -23,7 +23,7 @@ from bentpipe.daemon.dataplane.halves import Halves
 from bentpipe.daemon.dataplane.joining import CUT, JoinFailed, failure_of_join, join_of
 from bentpipe.daemon.dataplane.openings import Openings
 from bentpipe.daemon.dataplane.reports import ControlReports
-from bentpipe.daemon.dataplane.splices import JoinedConnection, JoinedConnections, boottime_us
+from bentpipe.daemon.dataplane.splices import JoinedConnection, JoinedConnections
 from bentpipe.daemon.dataplane.stream import Order, Stream
 from bentpipe.daemon.dataplane.streams import Streams
 from bentpipe.daemon.dataplane.trusts import Trusts
@@ -155,10 +155,10 @@ class DataPlane:
             case s.GrantRecord():
                 self.tables.add_token(record)
             case s.GateRecord():
-                self.tables.open_gate(record, trio.current_time())
+                self.tables.open_gate(record)
             case s.RenewRecord():
                 for gate in record.gates:
-                    self.tables.renew(gate, record.valid_ms, trio.current_time())
+                    self.tables.renew(gate, record.until_us)
             case s.GrantsRecord() | s.ShutGateRecord() | s.CreditRecord():
                 self._about_admission(record)
             case r.ReloadRecord():
@@ -302,7 +302,7 @@ class DataPlane:
         return True
 
     def _begin(self, client: ClientStream, half: Stream, go: r.GoRecord) -> JoinedConnection:
-        joined = JoinedConnection(client.id, client.origin.peer, go.tag, boottime_us())
+        joined = JoinedConnection(client.id, client.origin.peer, go.tag, s.boot_us())
         going = self._going[client.id] = _Go(half, joined, self.reports.session)
         joined.cancel = functools.partial(self._cut, client, going)
         self.joined.begin(joined)

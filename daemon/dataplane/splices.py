@@ -15,6 +15,7 @@ import trio
 
 from bentpipe.daemon.planes.bounds import ENDS_AHEAD, ENDS_KEPT
 from bentpipe.daemon.planes.records import LINK_ID, EndedRecord, LiveRecord, MeteredRecord, Record, Stage
+from bentpipe.daemon.planes.snapshots import boot_us
 from bentpipe.daemon.tasks import Owner, contained
 from bentpipe.native.engine import Ended, Engine, Leg, SpliceCounters, SpliceId
 
@@ -25,15 +26,10 @@ ENDS_A_TURN = 64
 """If a satellite dies, thousands of connections end at once, and other clients must still be served."""
 
 
-def boottime_us() -> int:
-    """Microseconds of CLOCK_BOOTTIME, which both processes read alike (clock_gettime(2))."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
-
-
 def _last_us(counters: SpliceCounters) -> int:
     """The last activity, from CLOCK_MONOTONIC, by CLOCK_BOOTTIME."""
     ago_s = time.monotonic() - counters.last_activity_monotonic_s
-    return boottime_us() - max(0, round(ago_s * 1e6))
+    return boot_us() - max(0, round(ago_s * 1e6))
 
 
 @dataclasses.dataclass(slots=True)
@@ -60,7 +56,7 @@ class JoinedConnection:
 
 
 def _never_spliced(joined: JoinedConnection) -> EndedRecord:
-    return EndedRecord(joined.id, 0, 0, 0, 0, 0, joined.start_us, boottime_us(), joined.peer, joined.tag)
+    return EndedRecord(joined.id, 0, 0, 0, 0, 0, joined.start_us, boot_us(), joined.peer, joined.tag)
 
 
 class JoinedConnections:
@@ -212,7 +208,7 @@ class JoinedConnections:
             up=counters.client_to_satellite_bytes,
             down=counters.satellite_to_client_bytes,
             start_us=joined.start_us,
-            end_us=boottime_us(),
+            end_us=boot_us(),
             peer=joined.peer,
             tag=joined.tag,
             moments=(round(counters.first_down_monotonic_s * 1e6), round(counters.last_activity_monotonic_s * 1e6)),

@@ -6,6 +6,8 @@ The rules:
   certificate of its own, or as a local process whose listening socket is known.
 - It is shut in the step in which that ends. `kept_shut` waits until every data plane has said so. A plane that cannot be
   asked any more but may live counts as one that lets clients through.
+- While a plane lives that has not told what it has, nothing counts as shut: it may have clients of any satellite.
+- A host tells the others of its fleet that it does not use a satellite any more only after the gate is shut.
 - A client takes a place of its principal's quota. Places are lent to the planes ahead of time, so no limit can be exceeded.
 - What planes know of a gate is good for a limited time without this process.
 """
@@ -13,7 +15,7 @@ The rules:
 import collections
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import trio
 
@@ -36,6 +38,7 @@ from bentpipe.daemon.planes.snapshots import (
     GrantedRecord,
     GrantRecord,
     GrantsRecord,
+    boot_us,
 )
 from bentpipe.daemon.tasks import Owner, contained
 from bentpipe.native.tls import TlsError
@@ -57,6 +60,7 @@ GRANTS_A_TURN = 64
 """Records of tokens that are written before other tasks have their turn, each in some 10 us."""
 
 NOT_SHUT = "a data plane that may let clients in does not answer"
+UNHEARD = "a data plane lives that does not answer: it may have clients"
 
 
 def valid_s_of(host_expiry_s: float | None) -> float:
@@ -76,16 +80,23 @@ class Gatekeeper:
         *,
         enabled: bool,
         valid_s: float = VALID_S,
+        clock_us: Callable[[], int] = boot_us,
     ) -> None:
+        """`clock_us` is the data planes' clock, too."""
         self._finder = finder
         self._admission = admission
         self._quotas = quotas
         self._announcements = announcements
         self._enabled = enabled
-        self._valid_ms = round(1000 * valid_s)
+        self._valid_us = round(1e6 * valid_s)
+        self._clock_us = clock_us
         self._planes: dict[int, PlaneGates] = {}
         """By the planes' numbers."""
+        self._unheard: set[str] = set()
+        """Names of planes that live and have not told what they have."""
         self._satellites: dict[SatelliteKey, Gated] = {}
+        self._leaving: dict[SatelliteKey, Gated] = {}
+        """Those whose gate was asked to be shut."""
         self._generation = 1
         self._announced: Announcement | None = None
         """What planes were told to announce."""
@@ -133,6 +144,8 @@ class Gatekeeper:
         if address is None or satellite.key in self._kept_shut:
             if known is not None:
                 self.gone(satellite.key)
+                if not self.is_shut(satellite.key):
+                    self._leaving[satellite.key] = satellite
         elif known is not satellite or self._is_elsewhere(satellite.key, address):
             self._satellites[satellite.key] = satellite
             self._look_at(satellite)
@@ -154,6 +167,8 @@ class Gatekeeper:
         self._kept_shut[key] += 1
         try:
             self.gone(key)
+            if self._unheard:
+                raise SleepVetoed(UNHEARD)  # at once: a client that comes now is not held up for it
             with trio.move_on_after(GATED_S):
                 while not self.is_shut(key):
                     await self._changed.wait()
@@ -167,13 +182,13 @@ class Gatekeeper:
 
     def is_shut(self, key: SatelliteKey) -> bool:
         """Whether nobody comes through the gate, and everybody that has come is known."""
-        return not any(gates.lets_in(key) for gates in self._planes.values())
+        return not self._unheard and not any(gates.lets_in(key) for gates in self._planes.values())
 
     def look(self) -> None:
         """Look at all gates again, and renew them."""
         self._look_at_all()
         for gates in self._planes.values():
-            gates.renew(self._valid_ms)
+            gates.renew(self._clock_us() + self._valid_us)
             gates.top_up_all()
 
     def _look_at_all(self, planes: Iterable[PlaneGates] | None = None) -> None:
@@ -190,7 +205,7 @@ class Gatekeeper:
                 gates.shut(key)
             if facts is not None:
                 try:
-                    gates.open(key, facts, self._valid_ms)
+                    gates.open(key, facts, self._clock_us() + self._valid_us)
                 except TlsError as exc:
                     log.warning("no gate", extra={"fields": {"satellite": str(key), "error": str(exc)}})
 
@@ -199,6 +214,30 @@ class Gatekeeper:
         return None if self._quotas.limits_satellites else self._finder.find(satellite)
 
     # -- planes --------------------------------------------------------------------------------------------------------
+
+    def expect(self, name: str) -> None:
+        """A plane lives, by its name. Until `heard` it may have clients of any satellite."""
+        self._unheard.add(name)
+
+    def heard(self, name: str) -> None:
+        """The plane has told everything that it has, or is gone."""
+        self._unheard.discard(name)
+        self._tell_changed()
+
+    async def hear_late(self, name: str, told: trio.Event) -> None:
+        """Wait until the plane has told everything."""
+        await told.wait()
+        self.heard(name)
+
+    def only_these_live(self, names: Iterable[str]) -> None:
+        """No other planes live than these."""
+        for name in self._unheard.difference(names):
+            self.heard(name)
+
+    @property
+    def unheard(self) -> bool:
+        """Whether a plane lives that has not told what it has."""
+        return bool(self._unheard)
 
     def seated(self, plane: RemotePlane) -> None:
         """The plane was seated: it knows nothing of what it was told before, and has told everything that it has."""
@@ -243,6 +282,11 @@ class Gatekeeper:
     def _tell_changed(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+        for key, satellite in list(self._leaving.items()):
+            if self.is_shut(key):
+                del self._leaving[key]
+                with contained(Owner("gate", str(key))):
+                    satellite.leave_if_unused()
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ class PlaneGates:
 
     # -- gates ---------------------------------------------------------------------------------------------------------
 
-    def open(self, key: SatelliteKey, facts: GateFacts, valid_ms: int) -> None:
+    def open(self, key: SatelliteKey, facts: GateFacts, until_us: int) -> None:
         """Let the plane bring clients to the satellite, if it may not already. Raises TlsError."""
         if key in self._open or len(self._open) >= GATES_OPEN:
             return
@@ -69,7 +69,7 @@ class PlaneGates:
             GateRecord(
                 id=number,
                 port=facts.address.port,
-                valid_ms=valid_ms,
+                until_us=until_us,
                 owned=owner is not None,
                 uid=0 if owner is None or owner.uid is None else owner.uid,
                 org=key.org,
@@ -96,11 +96,11 @@ class PlaneGates:
         for key in list(self._open):
             self.shut(key)
 
-    def renew(self, valid_ms: int) -> None:
+    def renew(self, until_us: int) -> None:
         """All gates that are open are good for longer."""
         numbers = [number for number, _ in self._open.values()]
         for at in range(0, len(numbers), GATES_A_RECORD):
-            self.plane.send_nowait(RenewRecord(LINK_ID, valid_ms, tuple(numbers[at : at + GATES_A_RECORD])))
+            self.plane.send_nowait(RenewRecord(LINK_ID, until_us, tuple(numbers[at : at + GATES_A_RECORD])))
 
     def gated(self, number: int) -> None:
         """The plane has shut a gate. Raises ProtocolBroken."""

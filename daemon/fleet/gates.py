@@ -25,6 +25,10 @@ class Gated(Protocol):
         """Whether it is certainly at that address now: see Whereabouts."""
         ...
 
+    def leave_if_unused(self) -> None:
+        """Its gate is shut: the other hosts of the fleet may be told that nobody uses it here, if that is so."""
+        ...
+
 
 class Gates(Protocol):
     """All gates."""
@@ -35,6 +39,10 @@ class Gates(Protocol):
 
     def gone(self, key: SatelliteKey) -> None:
         """There is no such satellite any more. Never waits."""
+        ...
+
+    def is_shut(self, key: SatelliteKey) -> bool:
+        """Whether nobody comes through the gate, and everybody that has come has a lease."""
         ...
 
     def kept_shut(self, key: SatelliteKey) -> AbstractAsyncContextManager[None]:
@@ -53,6 +61,10 @@ class NoGates:
 
     def gone(self, key: SatelliteKey) -> None:
         """See Gates."""
+
+    def is_shut(self, key: SatelliteKey) -> bool:
+        """See Gates."""
+        return True
 
     def kept_shut(self, key: SatelliteKey) -> AbstractAsyncContextManager[None]:
         """See Gates."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import trio
 
 from bentpipe.daemon.coordination.contract import Coordination
+from bentpipe.daemon.fleet.gates import Gates
 from bentpipe.daemon.fleet.machine.known import Known
 from bentpipe.daemon.fleet.machine.states import WAKING
 from bentpipe.daemon.fleet.waiters import Waiting
@@ -24,7 +25,8 @@ KEPT_IN = frozenset({SatelliteState.OPERATIONAL, SatelliteState.STOPPING, *WAKIN
 class Presence:
     """This host's presence at one satellite. `known` returns what is known of the satellite now."""
 
-    def __init__(self, key: SatelliteKey, coordination: Coordination, known: Callable[[], Known]) -> None:
+    def __init__(self, key: SatelliteKey, coordination: Coordination, known: Callable[[], Known], gates: Gates) -> None:
+        self._gates = gates
         self._key = key
         self._coordination = coordination
         self._known = known
@@ -74,10 +76,11 @@ class Presence:
 
     async def check_unused(self) -> None:
         """Raises InUse if a client of any host uses the satellite, or if it is awake for another host; StoreError."""
-        async with self._coordination.acting(self._key) as turn:
+        async with self._gates.kept_shut(self._key), self._coordination.acting(self._key) as turn:
             await turn.close(self.is_used)
 
     def leave_if_unused(self) -> None:
-        """Tell the other hosts if this host no longer uses the satellite. Called after each step."""
-        if (self.is_retired or self._known().state not in KEPT_IN) and not self.is_used():
+        """Tell the other hosts if this host no longer uses it. Called after each step, and once its gate is shut."""
+        is_idle = self.is_retired or self._known().state not in KEPT_IN
+        if is_idle and not self.is_used() and self._gates.is_shut(self._key):
             self._coordination.leave_nowait(self._key)

@@ -75,7 +75,7 @@ class Satellite:
         self._machine_id = machine_id_of(key)
         self._on_step = on_step
         self._machine = SatelliteMachine(rules)
-        self._presence = Presence(key, context.coordination, lambda: self._machine.known)
+        self._presence = Presence(key, context.coordination, lambda: self._machine.known, context.gates)
         tokens = LaunchTokens(key, context.registry, context.wall)
         acting = (context.provider, context.coordination, key, self._presence.forbids_stop, tokens)
         self._gates = context.gates
@@ -198,7 +198,7 @@ class Satellite:
         return self._leases.adopt(address)
 
     def leave_if_unused(self) -> None:
-        """See Presence: for an entry that was made for a client that has gone meanwhile."""
+        """See Presence and Gated: also for an entry that was made for a client that has gone meanwhile."""
         self._presence.leave_if_unused()
 
     def _last_seen(self) -> Machine | None:
@@ -419,9 +419,9 @@ class Satellite:
     def _stepped(self) -> None:
         self._deadline_moved.set()
         self._deadline_moved = trio.Event()
-        self._presence.leave_if_unused()
         with contained(self._owner("gate")):
             self._gates.stepped(self)
+        self._presence.leave_if_unused()
         with contained(self._owner("budget")):
             self._on_step(self)
 

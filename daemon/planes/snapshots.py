@@ -3,14 +3,15 @@
     record    from  answer         meaning
     GRANT     C     -              one token of the next table: whose it is, which satellites it may use, until when
     GRANTS    C     GRANTED        that table is complete, and replaces the one before
-    GATE      C     -              an awake satellite that clients may be brought to: its address, its TLS; for how long
-    RENEW     C     -              these gates are good for longer
+    GATE      C     -              an awake satellite that clients may be brought to: its address, its TLS; until when
+    RENEW     C     -              these gates are good until a later moment
     SHUT_GATE C     GATED          nobody is let through this gate any more
     CREDIT    C     CREDITED       how many clients of one principal D may admit in all, since C sits
     ADMITTED  D     -              D has brought a client to its satellite: as if C had sent a GO
 
 A gate has a number of C's, which is not used again in a seat. Everything that C has told ends when the next C sits, which
-tells it again. While no C sits, a gate is good until it runs out.
+tells it again. While no C sits, a gate is good until it runs out. That is a moment of CLOCK_BOOTTIME, which both sides read
+alike: a record may lie in the socket for long if D was stopped, and the machine may have been suspended meanwhile.
 
 D only ever says yes. A client that it cannot admit is offered to C (ARRIVED), with what it has said and heard by then.
 
@@ -20,14 +21,20 @@ GATED, it has read of every client that came through the gate. A client that D i
 
 import dataclasses
 import enum
+import time
+
+
+def boot_us() -> int:
+    """Microseconds of CLOCK_BOOTTIME (clock_gettime(2)): it does not stand still while the machine is suspended."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
 
 
 class PlaneFeature(enum.IntFlag):
     """What a side can do besides what its version says: HELLO tells it."""
 
     NONE = 0
-    SNAPSHOTS = 1
-    """It knows the records of this module."""
+    SNAPSHOTS = 2
+    """It knows the records of this module. (1 stood for gates that were good from the moment in which they were read.)"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,7 +85,8 @@ class GateRecord:
 
     id: int
     port: int
-    valid_ms: int
+    until_us: int
+    """When it runs out, by CLOCK_BOOTTIME."""
     owned: bool
     uid: int
     org: str
@@ -93,10 +101,10 @@ class GateRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RenewRecord:
-    """These gates are good for so long from now on. Those that are shut stay shut."""
+    """These gates run out at `until_us` of CLOCK_BOOTTIME. Those that are shut stay shut."""
 
     id: int
-    valid_ms: int
+    until_us: int
     gates: tuple[int, ...]
 
 

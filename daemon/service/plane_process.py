@@ -38,6 +38,7 @@ from bentpipe.daemon.dataplane.trusts import Trusts
 from bentpipe.daemon.dataplane.unoffered import UnofferedEnds
 from bentpipe.daemon.planes.bounds import FIRST_BYTES, PARKED_CLIENTS, PARKED_S
 from bentpipe.daemon.planes.records import LISTENER_COUNTERS, PORT_COUNTERS, LimitsRecord
+from bentpipe.daemon.planes.snapshots import boot_us
 from bentpipe.daemon.planes.sockets import listen_for_planes, make_private_folder, plane_socket_path
 from bentpipe.daemon.records.book import Book
 from bentpipe.daemon.service import sd
@@ -325,7 +326,7 @@ class PlaneProcess:
             await trio.sleep(COUNT_S)
             if self._seat.is_taken:
                 self._seated_at = trio.current_time()
-            if self._seat.is_taken or self._plane.tables.may_admit(trio.current_time()):
+            if self._seat.is_taken or self._plane.tables.may_admit(boot_us()):
                 self._door.open()
             elif trio.current_time() - self._seated_at > PARKED_S and self._door.is_open:
                 self._door.shut()

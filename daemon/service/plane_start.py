@@ -26,6 +26,17 @@ class NoDataPlane(OSError):
     """The data plane could not be started; its own log says why."""
 
 
+def is_live(path: Path) -> bool:
+    """Whether a data plane still listens there. Never waits."""
+    try:
+        connect_private(path).close()
+    except BlockingIOError:
+        return True  # it has not accepted earlier ones yet
+    except OSError:
+        return False
+    return True
+
+
 def live_planes(folder: Path) -> list[Path]:
     """The sockets of the data planes that run, and remove those of processes that have died. Never waits."""
     found = []

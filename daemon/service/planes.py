@@ -20,6 +20,7 @@ from bentpipe.daemon.connections.ends import OUTCOME_ENDS
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.coordination.contract import Coordination
 from bentpipe.daemon.edge.edge import Edge
+from bentpipe.daemon.edge.gatekeeper import Gatekeeper
 from bentpipe.daemon.edge.handoff import Splice
 from bentpipe.daemon.edge.plane import RemotePlane, SnapshotAnswer
 from bentpipe.daemon.edge.plane_channel import PlaneChannel
@@ -43,7 +44,7 @@ from bentpipe.daemon.service.plane_engines import PlaneEngines
 from bentpipe.daemon.service.plane_files import reload_planes
 from bentpipe.daemon.service.plane_folder import planes_folder
 from bentpipe.daemon.service.plane_ports import PlanePorts
-from bentpipe.daemon.service.plane_start import Children, find_or_start_plane, live_planes
+from bentpipe.daemon.service.plane_start import Children, find_or_start_plane, is_live, live_planes
 from bentpipe.daemon.service.successor_note import SuccessorNote
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
 from bentpipe.native.engine import Ended, EndReason
@@ -169,7 +170,9 @@ class Planes:
                 satellite = edge.fleet.find(key)
                 if satellite is not None and key not in edge.handoff.satellites:
                     satellite.leave_if_unused()  # the last splice ended before there was an entry to give back
-            self.note.hand_on(coordination)
+            # What a plane that hangs has is not entered anew: it is in use by what its predecessors have entered.
+            if edge.gatekeeper is None or not edge.gatekeeper.unheard:
+                self.note.hand_on(coordination)
 
     def serve(self, sessions: trio.Nursery) -> None:
         """Take clients in, each in a task of `sessions`."""
@@ -177,9 +180,16 @@ class Planes:
         for plane in self._splicer:
             plane.accept()
 
+    @property
+    def _gatekeeper(self) -> Gatekeeper | None:
+        return None if self._edge is None else self._edge.gatekeeper
+
     async def _connect_all(self, nursery: trio.Nursery) -> None:
         failure: OSError | None = None
-        for path in await self._find():
+        found = await self._find()
+        if (gatekeeper := self._gatekeeper) is not None:
+            gatekeeper.only_these_live([path.name for path in found])
+        for path in found:
             if path.name not in self._known:
                 try:
                     await self._connect(path, nursery)
@@ -190,6 +200,9 @@ class Planes:
             raise failure or PlaneUnusable(errno.ENOENT, "no data plane can be used")
 
     async def _connect(self, path: Path, nursery: trio.Nursery) -> None:
+        gatekeeper = self._gatekeeper
+        if gatekeeper is not None and path.name not in self._cut_off:
+            gatekeeper.expect(path.name)
         try:
             sock = connect_private(path)
         except ConnectionRefusedError:
@@ -224,8 +237,14 @@ class Planes:
         self.note.write_nowait()
         for key in stopped:
             self._expect_stop(key)
-        if self._edge is not None and self._edge.gatekeeper is not None:
-            self._edge.gatekeeper.seated(plane)
+        if gatekeeper is not None:
+            gatekeeper.seated(plane)
+            if plane.synced.is_set():
+                gatekeeper.heard(path.name)
+            else:
+                gatekeeper.expect(path.name)
+                owner = Owner("late snapshot", path.name, Decision.GIVE_UP)
+                nursery.start_soon(run_owned, owner, gatekeeper.hear_late, path.name, plane.synced)
         fields = {"plane": path.name, "pid": plane.hello.pid, "session": plane.seated.session, "adopted": plane.adopted}
         log.info("data plane seated", extra={"fields": fields})
         if self._sessions is not None:
@@ -250,7 +269,7 @@ class Planes:
             link.close()
             splices = plane.lost()
         self._known.pop(path.name, None)
-        if not self._ending and _is_there(path):
+        if not self._ending and is_live(path):
             # Its connections live: they stay in use, and the next link to the same plane goes on with them.
             fields = {"plane": path.name, "why": end.value, "broken": link.broken, "spliced": len(splices)}
             log.error("cut off from a data plane that lives", extra={"fields": fields})
@@ -262,7 +281,7 @@ class Planes:
     async def _account_for_dead(self) -> None:
         """The kernel closes a dying process's sockets one after the other: a plane may look alive when its link ends."""
         for name, cut in list(self._cut_off.items()):
-            if not _is_there(cut.path) and self._cut_off.pop(name, None) is not None:
+            if not is_live(cut.path) and self._cut_off.pop(name, None) is not None:
                 await self._account_for(cut)
 
     async def _account_for(self, gone: CutOff) -> None:
@@ -281,8 +300,9 @@ class Planes:
             if number % ENDS_A_TURN == 0:
                 await trio.lowlevel.checkpoint()
         self.engines.forget(plane)
-        if self._edge is not None and self._edge.gatekeeper is not None:
-            self._edge.gatekeeper.forget(plane)
+        if (gatekeeper := self._gatekeeper) is not None:
+            gatekeeper.forget(plane)
+            gatekeeper.heard(gone.path.name)
         self._splicer.remove(plane)
 
     async def _run_planes(self, nursery: trio.Nursery) -> None:
@@ -352,8 +372,8 @@ class Planes:
 
     def has_answered(self, plane: RemotePlane, record: SnapshotAnswer) -> None:
         """See PlaneEvents."""
-        if self._edge is not None and self._edge.gatekeeper is not None:
-            self._edge.gatekeeper.answered(plane, record)
+        if (gatekeeper := self._gatekeeper) is not None:
+            gatekeeper.answered(plane, record)
 
     def has_failed(self, plane: RemotePlane, connection_id: int) -> None:
         """See PlaneEvents."""
@@ -477,14 +497,3 @@ def _words_of(config: Config) -> bytes:
     """What clients hear that have waited too long for a control plane."""
     words = f"the control plane of edge host {host_name(config)} is away: nothing was done, try again"
     return goaway(ErrorCode.NO_ERROR, words)
-
-
-def _is_there(path: Path) -> bool:
-    """Whether a process still listens there."""
-    try:
-        connect_private(path).close()
-    except BlockingIOError:
-        return True  # it does not accept at the moment
-    except OSError:
-        return False
-    return True

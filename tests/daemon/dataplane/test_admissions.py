@@ -78,8 +78,9 @@ class Admitting:
 
     def open_gate(self, *, port: int = 0, valid_ms: int = 60_000, uid: int = -1) -> None:
         self.gate_number += 1
+        until_us = s.boot_us() + 1000 * valid_ms
         gate = s.GateRecord(
-            *(self.gate_number, port or self.bed.satellite_port, valid_ms, uid >= 0, max(uid, 0)),
+            *(self.gate_number, port or self.bed.satellite_port, until_us, uid >= 0, max(uid, 0)),
             *("acme", "one", "127.0.0.1", "", ""),
         )
         self.control.send(gate)
@@ -380,6 +381,17 @@ def test_a_gate_runs_out_without_its_control_plane(bed: PlaneBed) -> None:
     admitting = Admitting(bed, valid_ms=1)
     admitting.control.close()
     time.sleep(0.01)
+    bed.client(said=WHOLE)
+    assert bed.control().expect(r.ArrivedRecord).first == WHOLE
+    bed.close_connections()
+
+
+def test_a_renewal_that_is_read_late_is_good_until_the_moment_that_it_names(bed: PlaneBed) -> None:
+    """It lay in the socket while the data plane was suspended, and its control plane has died meanwhile."""
+    admitting = Admitting(bed)
+    admitting.control.send(s.RenewRecord(r.LINK_ID, s.boot_us() - 1, (admitting.gate_number,)))
+    admitting.control.ping()
+    admitting.control.close()
     bed.client(said=WHOLE)
     assert bed.control().expect(r.ArrivedRecord).first == WHOLE
     bed.close_connections()

@@ -38,7 +38,7 @@ from bentpipe.daemon.planes.records import LINK_ID, Record
 KEYS = [SatelliteKey("acme", f"s{number}") for number in range(3)]
 TOKENS = ["one", "two"]
 LIMIT = 8
-VALID_MS = 10_000
+VALID_S = 10
 RUNS = int(os.environ.get("BENTPIPE_TEST_GATES", "60"))
 """Of up to 50 events each."""
 RARELY = st.integers(0, 11)
@@ -63,6 +63,9 @@ class Awake:
 
     def is_certain(self) -> bool:
         return self.certain
+
+    def leave_if_unused(self) -> None:
+        pass
 
 
 class Link:
@@ -120,7 +123,10 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.admission = Admission([section_of(token) for token in self.tokens])
         finder = GateFinder({}, set(), lambda key, address: ListenerOwner(7))
         self.keeper = Gatekeeper(
-            finder, self.admission, self.quotas, Announcements(), enabled=self.enabled, valid_s=VALID_MS / 1000
+            *(finder, self.admission, self.quotas, Announcements()),
+            enabled=self.enabled,
+            valid_s=VALID_S,
+            clock_us=lambda: self.now_us,
         )
         self.generations: dict[int, frozenset[str]] = {}
         self.seat()
@@ -147,6 +153,10 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.link.send_nowait(s.GrantsRecord(LINK_ID, generation, len(records), 1, 0))
         self.keeper.told(cast(RemotePlane, self.link), generation, records)
         self.generations[generation] = frozenset(self.tokens if self.enabled else ())
+
+    @property
+    def now_us(self) -> int:
+        return round(self.now * 1e6)
 
     # -- satellites and tokens -----------------------------------------------------------------------------------------
 
@@ -192,10 +202,10 @@ class AdmissionMachine(RuleBasedStateMachine):
                     self.tables.take_table(record)
                     self.up.append(s.GrantedRecord(LINK_ID, record.generation))
                 case s.GateRecord() as record:
-                    self.tables.open_gate(record, self.now)
+                    self.tables.open_gate(record)
                 case s.RenewRecord() as record:
                     for gate in record.gates:
-                        self.tables.renew(gate, record.valid_ms, self.now)
+                        self.tables.renew(gate, record.until_us)
                 case s.ShutGateRecord() as record:
                     self.tables.shut_gate(record.id)
                     self.up.append(s.GatedRecord(record.id))
@@ -266,7 +276,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(numbers=st.lists(st.integers(0, 2), min_size=1, max_size=6), token=st.sampled_from(TOKENS))
     def clients_ask(self, numbers: list[int], token: str) -> None:
         for number in numbers:
-            found = self.tables.admit(digest_of(token), KEYS[number], self.now, 0)
+            found = self.tables.admit(digest_of(token), KEYS[number], self.now_us, 0)
             if isinstance(found, Admitted):
                 self.on_the_way.append((found, token))
 
@@ -278,7 +288,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     def client_is_joined_or_offered(self, which: int) -> None:
         admitted, token = self.on_the_way.pop(which % len(self.on_the_way))
-        if not self.tables.still_holds(admitted, self.now, 0):
+        if not self.tables.still_holds(admitted, self.now_us, 0):
             self.tables.give_back(admitted)
             return
         key = admitted.gate.key

@@ -74,7 +74,7 @@ def tables_of(admission: Admission) -> AdmissionTables:
     for org in ORGS:
         for name in NAMES:
             number += 1
-            tables.open_gate(s.GateRecord(number, 1, 1000, False, 0, org, name, "127.0.0.1", "", ""), 0.0)
+            tables.open_gate(s.GateRecord(number, 1, 1_000_000, False, 0, org, name, "127.0.0.1", "", ""))
     return tables
 
 
@@ -112,7 +112,7 @@ def test_the_tables_admit_nobody_whom_the_control_plane_refuses() -> None:
             if read is None:
                 continue
             key = SatelliteKey(read.org, read.name)
-            found = tables.admit(read.digest, key, 0.0, int(NOW * 1e6))
+            found = tables.admit(read.digest, key, 0, int(NOW * 1e6))
             if not isinstance(found, Admitted):
                 continue
             admitted += 1
@@ -144,7 +144,7 @@ def test_the_tables_admit_most_whom_the_control_plane_accepts() -> None:
             accepted += 1
             read = read_both(headers, None, None)
             assert read is not None
-            found = tables.admit(read.digest, SatelliteKey(read.org, read.name), 0.0, int(NOW * 1e6))
+            found = tables.admit(read.digest, SatelliteKey(read.org, read.name), 0, int(NOW * 1e6))
             missed += not isinstance(found, Admitted)
     assert accepted > RUNS
     assert missed == 0
