@@ -97,6 +97,8 @@ class contained:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         """Note an Exception. Of a group, raise only the rest."""
+        if error is None:
+            return False
         if isinstance(error, Exception):
             note_failure(self._owner, error, self._decision)
             return True

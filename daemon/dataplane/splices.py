@@ -202,7 +202,7 @@ class JoinedConnections:
         counters = ended.counters
         record = EndedRecord(
             id=joined.id,
-            seq=0,
+            seq=self._next_end,  # unless it is added up with others
             reason=ended.reason.value,
             error=ended.error,
             up=counters.client_to_satellite_bytes,
@@ -223,7 +223,9 @@ class JoinedConnections:
             self._add_up(record)
 
     def _number(self, record: EndedRecord) -> None:
-        self._ends.append(dataclasses.replace(record, seq=self._next_end))
+        if record.seq != self._next_end:
+            record = dataclasses.replace(record, seq=self._next_end)
+        self._ends.append(record)
         self._next_end += 1
 
     def _add_up(self, record: EndedRecord) -> None:

@@ -151,8 +151,11 @@ class Gatekeeper:
             self._look_at(satellite)
 
     def _is_elsewhere(self, key: SatelliteKey, address: Address) -> bool:
-        told = [gates.facts_of(key) for gates in self._planes.values()]
-        return any(facts is not None and facts.address != address for facts in told)
+        for gates in self._planes.values():
+            facts = gates.facts_of(key)
+            if facts is not None and facts.address != address:
+                return True
+        return False
 
     def gone(self, key: SatelliteKey) -> None:
         """See Gates."""

@@ -3,12 +3,13 @@
 Owns the ids: which client, half, GO or splice each one is. It decides nothing about a client: `PlaneEvents` does.
 """
 
+import contextlib
 import dataclasses
 import errno
 import itertools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import trio
@@ -153,6 +154,8 @@ class RemotePlane:
         self._asking = trio.Lock()
         self._metered = trio.Event()
         self._lost = False
+        self._accounted_for = 0
+        """The number of the newest end that was accounted for, if the plane has to be told so; else 0."""
         self._early: list[tuple[PlaneChannel, r.ArrivedRecord]] | None = []
         """Clients that came before `accept`; None from then on."""
 
@@ -179,8 +182,18 @@ class RemotePlane:
         """Wait for the plane's HELLO."""
         await self._greeted.wait()
 
+    @contextlib.contextmanager
+    def gather(self) -> Iterator[None]:
+        """Make a block in which several records are received. The ends among them are acknowledged by one record."""
+        try:
+            yield
+        finally:
+            if self._accounted_for:
+                seq, self._accounted_for = self._accounted_for, 0
+                self.send_nowait(r.KeptRecord(r.LINK_ID, seq))
+
     def receive(self, record: r.Record) -> None:
-        """Take a record of the link. Raises ProtocolBroken."""
+        """Take a record of the link, within `gather`. Raises ProtocolBroken."""
         match record:
             case r.HelloRecord():
                 self.hello = record
@@ -409,7 +422,7 @@ class RemotePlane:
             asked.answer()  # WENT was in what an earlier link lost
         self._moved.pop(record.id, None)
         self._events.has_ended(self, record)
-        self.send_nowait(r.KeptRecord(r.LINK_ID, record.seq))
+        self._accounted_for = record.seq
 
     def over(self, connection_id: int) -> None:
         """A splice that ended with the plane is accounted for."""

@@ -34,9 +34,14 @@ class FactCollector:
 
     def note_actions(self, actions: Sequence[msg.Action], now: float) -> None:
         """The machine's step asked for `actions`; a change of state among them has been taken already."""
-        self._start_attempts += sum(isinstance(action, msg.Start | msg.Launch) for action in actions)
-        if any(isinstance(action, msg.Probe) for action in actions):
-            self.phase_ended(WakePhase.BOOT, now)
+        for action in actions:
+            match action:
+                case msg.Start() | msg.Launch():
+                    self._start_attempts += 1
+                case msg.Probe():
+                    self.phase_ended(WakePhase.BOOT, now)
+                case _:
+                    pass
 
     def began(self, now: float) -> None:
         """A wake begins."""

@@ -116,6 +116,7 @@ class Satellite:
         calendar = (rules.traits.hibernation_limit_s, context.wall, self._last_seen, self._feed)
         self._calendar = Calendar(keep_awake, *calendar)
         self._deadline_moved = trio.Event()
+        self._gate_owner, self._budget_owner = self._owner("gate"), self._owner("budget")  # each client takes two steps
 
     @property
     def state(self) -> SatelliteState:
@@ -419,10 +420,10 @@ class Satellite:
     def _stepped(self) -> None:
         self._deadline_moved.set()
         self._deadline_moved = trio.Event()
-        with contained(self._owner("gate")):
+        with contained(self._gate_owner):
             self._gates.stepped(self)
         self._presence.leave_if_unused()
-        with contained(self._owner("budget")):
+        with contained(self._budget_owner):
             self._on_step(self)
 
     def _broke(self, failure: Exception) -> None:

@@ -34,7 +34,7 @@ Value = (
 _ID = struct.Struct("<Q")
 _RANGE = struct.Struct("<QI")
 _METER = struct.Struct("<QQQQ")
-_NUMBERS = {Wire.IDS: _ID, Wire.RANGES: _RANGE, Wire.METERS: _METER}
+_NUMBERS = {Wire.RANGES: _RANGE, Wire.METERS: _METER}
 
 
 class ProtocolBroken(Exception):
@@ -59,24 +59,28 @@ def encode_record(record: Record) -> bytes:
 
 
 def _written(field: Field, value: Value) -> bytes:
-    match field.wire, value:
-        case Wire.TEXT, str():
-            data = value.encode(errors="replace")
-            size = len(data)
-        case Wire.BLOB, bytes():
-            data, size = value, len(value)
-        case Wire.COUNTERS, tuple():
-            data, size = b"".join(map(_written_counter, value)), len(value)
-        case Wire.IDS, tuple():
-            data, size = b"".join(_ID.pack(each) for each in value), len(value)
-        case _, tuple():
-            layout = _NUMBERS[field.wire]
-            data, size = b"".join(layout.pack(*each) for each in value), len(value)  # type: ignore[misc]
-        case _:
-            raise TooLong(f"{field.name}: a value of another type")
+    wire = field.wire
+    if isinstance(value, str) and wire is Wire.TEXT:
+        data = value.encode("utf-8", "replace")
+        size = len(data)
+    elif isinstance(value, bytes) and wire is Wire.BLOB:
+        data, size = value, len(value)
+    elif isinstance(value, tuple) and wire not in (Wire.TEXT, Wire.BLOB):
+        data, size = _written_items(wire, value), len(value)
+    else:
+        raise TooLong(f"{field.name}: a value of another type")
     if size > field.most:
         raise TooLong(f"{field.name}: {size} is more than {field.most}")
     return data
+
+
+def _written_items(wire: Wire, items: tuple[object, ...]) -> bytes:
+    if wire is Wire.IDS:
+        return struct.pack(f"<{len(items)}Q", *items)
+    if wire is Wire.COUNTERS:
+        return b"".join(map(_written_counter, items))
+    layout = _NUMBERS[wire]
+    return b"".join(layout.pack(*each) for each in items)  # type: ignore[misc]
 
 
 def _written_counter(item: object) -> bytes:
@@ -117,21 +121,18 @@ def decode_message(message: bytes, sender: Plane) -> tuple[int, list[Record]]:
 
 
 def _decode_record(row: RecordRow, about: int, body: bytes) -> Record:
-    if len(body) < row.layout.size:
+    fixed = row.layout.size
+    if len(body) < fixed:
         raise ProtocolBroken(f"{row.name} is too short")
     numbers: list[int] = list(row.layout.unpack_from(body))
     for place, field, members in row.kinds:
         known = members.get(numbers[place])
         numbers[place] = _checked(row, field, numbers[place]) if known is None else known
-    values: dict[str, Value] = {**row.empty}
-    values.update(zip(row.names, numbers, strict=True))
-    if len(body) > row.layout.size:
-        for number, data in _split(row, body[row.layout.size :]).items():
-            if 0 < number <= len(row.variable):
-                field = row.variable[number - 1]
-                values[field.name] = _read(row, field, data)
-    # Names and types are those of the class; tests/daemon/planes/test_codec.py holds the table to the classes.
-    return row.made(about, **values)  # type: ignore[arg-type]
+    variable: list[Value] = list(row.empty)
+    if len(body) > fixed:
+        _read_variable(row, body, variable)
+    # Names, order and types are those of the class; tests/daemon/planes/test_codec.py holds the table to the classes.
+    return row.made(about, *numbers, *variable)  # type: ignore[arg-type]
 
 
 def _checked(row: RecordRow, field: Field, number: int) -> int:
@@ -142,37 +143,43 @@ def _checked(row: RecordRow, field: Field, number: int) -> int:
         raise ProtocolBroken(f"{row.name}: {number} is not a valid {field.name}") from exc
 
 
-def _split(row: RecordRow, rest: bytes) -> dict[int, bytes]:
-    """Split the TLVs. One may not come twice."""
-    found: dict[int, bytes] = {}
-    at = 0
-    while at < len(rest):
-        if len(rest) - at < TLV_HEADER.size:
+def _read_variable(row: RecordRow, body: bytes, values: list[Value]) -> None:
+    """Read the TLVs behind the fixed part into `values`. One may not come twice."""
+    found: set[int] = set()
+    at, end = row.layout.size, len(body)
+    while at < end:
+        if end - at < TLV_HEADER.size:
             raise ProtocolBroken(f"{row.name}: an incomplete field")
-        number, size = TLV_HEADER.unpack_from(rest, at)
+        number, size = TLV_HEADER.unpack_from(body, at)
         at += TLV_HEADER.size
-        if size > len(rest) - at or number in found:
+        if size > end - at or number in found:
             raise ProtocolBroken(f"{row.name}: field {number} is longer than its record, or comes twice")
-        found[number] = rest[at : at + size]
+        found.add(number)
+        if 0 < number <= len(values):
+            values[number - 1] = _read(row, row.variable[number - 1], body[at : at + size])
         at += size
-    return found
 
 
 def _read(row: RecordRow, field: Field, data: bytes) -> Value:
-    if field.wire in (Wire.TEXT, Wire.BLOB):
+    wire = field.wire
+    if wire is Wire.TEXT or wire is Wire.BLOB:
         if len(data) > field.most:
             raise ProtocolBroken(f"{row.name}: {field.name} is longer than {field.most} bytes")
         try:
-            return data if field.wire is Wire.BLOB else data.decode()
+            return data if wire is Wire.BLOB else data.decode()
         except UnicodeDecodeError as exc:
             raise ProtocolBroken(f"{row.name}: {field.name} is not UTF-8") from exc
-    if field.wire is Wire.COUNTERS:
+    if wire is Wire.COUNTERS:
         return _read_counters(row, field, data)
-    layout = _NUMBERS[field.wire]
+    if wire is Wire.IDS:
+        count = len(data) // _ID.size
+        if len(data) % _ID.size or count > field.most:
+            raise ProtocolBroken(f"{row.name}: {field.name} has a wrong length")
+        return struct.unpack(f"<{count}Q", data)
+    layout = _NUMBERS[wire]
     if len(data) % layout.size or len(data) // layout.size > field.most:
         raise ProtocolBroken(f"{row.name}: {field.name} has a wrong length")
-    items = tuple(layout.iter_unpack(data))
-    return tuple(each[0] for each in items) if field.wire is Wire.IDS else items
+    return tuple(layout.iter_unpack(data))
 
 
 def _read_counters(row: RecordRow, field: Field, data: bytes) -> tuple[tuple[str, int], ...]:

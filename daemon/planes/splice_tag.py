@@ -57,9 +57,9 @@ class SpliceTag:
     def decode(cls, data: bytes) -> "SpliceTag":
         """Read it; fields of later versions are passed over. Raises TagUnreadable."""
         try:
-            fields = json.loads(data)
+            fields = json.loads(data.decode())
         except ValueError as exc:
-            raise TagUnreadable("not JSON") from exc
+            raise TagUnreadable("not JSON in UTF-8") from exc
         match fields:
             case {
                 "org": str(org),

@@ -78,7 +78,7 @@ def _members(kind: type[enum.IntEnum] | type[enum.IntFlag]) -> dict[int, int]:
 
 
 class RecordRow:
-    """One record of the protocol."""
+    """One record of the protocol. Its class has the id and these fields, in this order."""
 
     def __init__(self, number: int, made: type[r.Record], sender: Plane, *fields: Field, critical: bool = True) -> None:
         self.number = number
@@ -89,7 +89,7 @@ class RecordRow:
         self.layout = struct.Struct("<" + "".join(field.wire.value for field in self.fixed))
         self.critical = critical
         self.names = tuple(field.name for field in self.fixed)
-        self.empty: dict[str, str | bytes | tuple[()]] = {each.name: EMPTY.get(each.wire, ()) for each in self.variable}
+        self.empty: tuple[str | bytes | tuple[()], ...] = tuple(EMPTY.get(each.wire, ()) for each in self.variable)
         """What each field of variable length is if it is missing."""
         self.kinds = tuple(
             (place, field, _members(field.kind)) for place, field in enumerate(self.fixed) if field.kind is not None

@@ -41,18 +41,18 @@ class Book:
 
     def open(self, peer: str) -> Record:
         """Begin the record of a connection from `peer` that was accepted now."""
-        record = Record(self._ids.make(), peer, time.time(), self._clock, self._tell)
-        self._open[record.id] = record
+        return self._begin(self._ids.make(), peer)
+
+    def _begin(self, connection_id: str, peer: str) -> Record:
+        record = Record(connection_id, peer, time.time(), self._clock, self._tell)
+        self._open[connection_id] = record
         self.opened += 1
         return record
 
     def reopen(self, connection_id: str, peer: str, wall_s: float) -> Record:
         """Go on with the record of a connection that an earlier process has accepted at `wall_s`, as far as it is known."""
-        record = self.open(peer)
-        if connection_id and connection_id not in self._open:
-            del self._open[record.id]
-            record.id = connection_id
-            self._open[connection_id] = record
+        is_new = connection_id and connection_id not in self._open
+        record = self._begin(connection_id if is_new else self._ids.make(), peer)
         if wall_s:
             record.marks[Phase.ACCEPTED] -= max(0.0, record.wall_s - wall_s)
             record.wall_s = wall_s

@@ -28,7 +28,7 @@ class NotAnId(ValueError):
 
 
 def _digits(number: int, chars: int) -> str:
-    return "".join(ALPHABET[number >> 5 * place & 31] for place in reversed(range(chars)))
+    return "".join([ALPHABET[number >> shift & 31] for shift in range(5 * chars - 5, -1, -5)])
 
 
 def host_part(host: str) -> str:

@@ -263,7 +263,7 @@ class Planes:
 
     async def _run_plane(self, plane: RemotePlane, link: Link, path: Path) -> None:
         try:
-            end = await link.run_link(plane.receive)
+            end = await link.run_link(plane.receive, plane.gather)
         finally:
             link.flush_nowait()
             link.close()
