@@ -37,7 +37,7 @@ sanitize: setup
 	BENTPIPE_EXAMPLES=2000 BENTPIPE_SHORT_CONNECTIONS=20000 $(BIN)/pytest tests/native/test_model.py
 	BENTPIPE_SHORT_CONNECTIONS=100000 $(BIN)/pytest tests/native/test_model.py -k "many_short and address and auto"
 	BENTPIPE_GUEST_EXAMPLES=1000 $(BIN)/pytest tests/native/test_guest.py
-	BENTPIPE_OPENINGS=200000 $(BIN)/pytest tests/native/test_greeting.py tests/native/test_request.py -o faulthandler_timeout=7200
+	BENTPIPE_OPENINGS=200000 $(BIN)/pytest tests/native/test_greeting.py tests/native/test_request.py tests/native/test_first_settings.py -o faulthandler_timeout=7200
 
 # Runs the tests that take half a minute or more each, those in a guest that has booted and in Debian roots (made once) too.
 soak: setup peers

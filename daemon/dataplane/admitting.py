@@ -34,13 +34,13 @@ from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.planes.records import LINK_ID, ArrivalFlag, GoFlag, GoRecord, OpenRecord
 from bentpipe.daemon.planes.snapshots import AdmittedRecord, boot_us
 from bentpipe.daemon.planes.splice_tag import NO_HOST, SpliceTag
-from bentpipe.daemon.sock_diag import Lookup
 from bentpipe.daemon.tasks import Owner, contained
+from bentpipe.native.first_settings import FirstSettingsReader, NotSettings, ServerSettings
 from bentpipe.native.joiner import News, StreamId
+from bentpipe.native.sock_diag import ListenerLookup
 from bentpipe.native.tls import TlsError
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import Event, PingAnswered, RequestHeaders
-from bentpipe.proto.first_settings import FirstSettings, NoServer
 from bentpipe.proto.trace_context import trace_context
 
 log = logging.getLogger("bentpipe.dataplane")
@@ -108,8 +108,8 @@ class Admitting:
         """Offset in the client's stream up to which the greeting has read."""
         self._admitted: Admitted | None = None
         self._half: OwnHalf | None = None
-        self._introduction: FirstSettings | None = None
-        self._words = b""
+        self._introduction: FirstSettingsReader | None = None
+        self._heard: ServerSettings | None = None
         self._read_bytes = 0
         self._sent_bytes = 0
         self._trace: tuple[str, str] = "", ""
@@ -206,7 +206,8 @@ class Admitting:
             self._moments.append(0)
             self._join(half, admitted)
         else:
-            self._introduction = FirstSettings(self._greeting.announced)
+            announced = self._greeting.announced
+            self._introduction = FirstSettingsReader(announced.streams, announced.window_bytes)
             opening = self._greeting.opening
             self._sent_bytes = len(opening)
             half.add_words(opening)
@@ -220,7 +221,7 @@ class Admitting:
         if not gate.owned:
             return True
         try:
-            found = self._all.lookup.find_listener(ipaddress.ip_address(gate.address.host), gate.address.port)
+            found = self._all.lookup.find(ipaddress.ip_address(gate.address.host).packed, gate.address.port)
         except (OSError, ValueError) as exc:  # no sock_diag in this kernel, or no AF_NETLINK in this sandbox
             log_limited(
                 log, "no sock_diag", "it cannot be seen which process listens", {"error": str(exc)}, logging.WARNING
@@ -228,8 +229,7 @@ class Admitting:
             return False
         if found is None:
             return False
-        inode, uid = found
-        return int(inode) in gate.inodes if gate.inodes else uid == gate.uid
+        return found.inode in gate.inodes if gate.inodes else found.uid == gate.uid
 
     def satellite_said(self, data: bytes) -> None:
         """The satellite has said something."""
@@ -238,11 +238,11 @@ class Admitting:
             return  # the join reads it
         self._read_bytes = half.transcript.end
         try:
-            self._words += introduction.receive_data(data)
-        except NoServer:
+            self._heard = introduction.receive_data(data)
+        except NotSettings:
             self.give_up(Unadmitted.UNREACHED)
             return
-        if introduction.heard is not None:
+        if self._heard is not None:
             self._note_moment()
             self._join(half, admitted)
 
@@ -266,7 +266,7 @@ class Admitting:
             half_from=self._read_bytes,
             deadline_ms=JOIN_MS,
             tag=self._tag(admitted).encode(),
-            words=self._words,
+            words=b"" if self._heard is None else self._heard.words,
         )
         give_back = functools.partial(all_.tables.give_back, admitted)
         if not all_.join(client, half, go, self._record(admitted, go), give_back):
@@ -291,7 +291,7 @@ class Admitting:
         )
 
     def _record(self, admitted: Admitted, go: GoRecord) -> AdmittedRecord:
-        heard = None if self._introduction is None else self._introduction.heard
+        heard = self._heard
         return AdmittedRecord(
             id=self.client.id,
             gate=admitted.gate.number,
@@ -373,7 +373,7 @@ class Admissions:
         self.greeters = greeters
         self.join = join
         self.requests = FirstRequests()
-        self.lookup = Lookup()
+        self.lookup = ListenerLookup()
         self.unadmitted: collections.Counter[Unadmitted] = collections.Counter()
         self.admitted = 0
         self._open: dict[Admitting, None] = {}

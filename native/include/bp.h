@@ -977,4 +977,82 @@ struct bp_request { /* a connection's first request */
 BP_MUST_CHECK bool bp_request_read(const struct bp_fields *fields, const char *server_name,
                                    const struct bp_request_rules *rules, struct bp_request *ret);
 
+/* ---- first settings: the satellite's, for a client that has heard ours; proto/first_settings.py says why ------------- */
+
+enum bp_first_settings_sizes {
+    BP_SERVER_SETTINGS_BYTES = 16384, /* most of the entries of a satellite's first frame */
+    BP_SETTINGS_ADDED_BYTES = 12, /* most that the client's frame is longer */
+};
+
+enum bp_first_settings {
+    BP_FIRST_SETTINGS_MORE, /* the frame is not whole yet */
+    BP_FIRST_SETTINGS_WHOLE,
+    BP_FIRST_SETTINGS_NO_SERVER, /* it is not SETTINGS of an HTTP/2 server */
+};
+
+struct bp_announcement { /* what a server's SETTINGS limit */
+    uint32_t streams, window_bytes; /* calls at once, and bytes of each */
+};
+
+/**
+ * bp_first_settings_read() - Read a satellite's first frame, and change it for a client that has heard ours
+ * @announced: What our SETTINGS have announced
+ * @said: All bytes of the satellite so far
+ * @bytes: How many
+ * @words: Receives what the client gets instead; has room for @bytes and BP_SETTINGS_ADDED_BYTES more
+ * @ret_words_bytes: Receives how many
+ * @ret_heard: Receives what the satellite's SETTINGS announce
+ *
+ * What is received is set with BP_FIRST_SETTINGS_WHOLE alone. The time that a call takes before that does not depend on @bytes.
+ *
+ * Return: of enum bp_first_settings
+ * Thread: any
+ */
+BP_MUST_CHECK enum bp_first_settings bp_first_settings_read(const struct bp_announcement *announced, const void *said,
+                                                            size_t bytes, void *words, size_t *ret_words_bytes,
+                                                            struct bp_announcement *ret_heard);
+
+/* ---- listeners: which socket would get a connection; daemon/sock_diag.py says why it is asked so --------------------- */
+
+struct bp_listener { /* a listening socket */
+    uint32_t inode;
+    uint32_t uid; /* of the user that has opened it */
+};
+
+struct bp_lookup { /* asks the kernel; read only */
+    int fd; /* a netlink socket, or -1 */
+    uint32_t asked; /* the number of the last question */
+};
+
+/**
+ * bp_lookup_init() - Make a lookup, which opens its socket at the first question
+ * @lookup: Receives it; bp_lookup_close() closes its socket
+ *
+ * Thread: one
+ */
+void bp_lookup_init(struct bp_lookup *lookup);
+/**
+ * bp_lookup_listener() - Find the socket that would get a connection to an address and port
+ * @lookup: Lookup
+ * @address: IPv4 or IPv6 address, in network order
+ * @address_bytes: Its size: 4 or 16
+ * @port: Port
+ * @ret: Receives the listener if the return is 1
+ *
+ * The kernel looks it up as for the connection itself, and answers at once. Nothing waits.
+ *
+ * Return: 1; 0 if no process listens there; or a negative errno, as of a kernel without sock_diag(7) or of a sandbox without
+ * AF_NETLINK
+ * Thread: one
+ */
+BP_MUST_CHECK int bp_lookup_listener(struct bp_lookup *lookup, const void *address, size_t address_bytes, uint16_t port,
+                                     struct bp_listener *ret);
+/**
+ * bp_lookup_close() - Close a lookup's socket; a later question opens another
+ * @lookup: Lookup
+ *
+ * Thread: one
+ */
+void bp_lookup_close(struct bp_lookup *lookup);
+
 #endif

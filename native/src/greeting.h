@@ -11,6 +11,8 @@
 #define PRIORITY_BYTES 5u
 #define LARGEST 0x7fffffffu /* of 31 bits: streams, windows, and the values of our SETTINGS */
 #define INITIAL_WINDOW 65535u
+#define MAX_CONCURRENT_STREAMS 3u /* settings, as is what follows */
+#define INITIAL_WINDOW_SIZE 4u
 
 enum h2_error { /* RFC 9113 section 7 */
                 H2_NO_ERROR = 0x0,
@@ -61,6 +63,7 @@ bool bp__over(const struct bp_greeting_limits *limits, enum bp_limit limit, uint
 enum bp_greeting_verdict bp__refuse(struct bp_greeting *g, enum h2_error error, enum bp_limit limit);
 enum bp_greeting_verdict bp__bounded(struct bp_greeting *g, enum bp_limit limit, uint64_t value);
 uint32_t bp__read_u32(const uint8_t *at);
+uint8_t *bp__put_setting(uint8_t *at, uint8_t setting, uint32_t value);
 struct frame bp__parse_header(const uint8_t *at);
 enum bp_greeting_state bp__next_state(enum bp_greeting_state state, enum input seen);
 enum h2_error bp__shape_error(const struct frame *f);

@@ -1,6 +1,8 @@
 /* What a frame's header alone says: the input that it is, whether it may come, how it must look. As proto/states.py. */
 #include "greeting.h"
 
+#include <string.h>
+
 /**
  * bp__over() - Whether a value is over a limit
  * @limits: Limits
@@ -52,6 +54,22 @@ enum bp_greeting_verdict bp__bounded(struct bp_greeting *g, enum bp_limit limit,
  */
 uint32_t bp__read_u32(const uint8_t *at) {
     return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
+}
+
+/**
+ * bp__put_setting() - Write one entry of SETTINGS
+ * @at: Receives its six bytes
+ * @setting: Setting
+ * @value: Value
+ *
+ * Return: where the next entry begins
+ * Thread: any
+ */
+uint8_t *bp__put_setting(uint8_t *at, uint8_t setting, uint32_t value) {
+    const uint8_t entry[SETTING_BYTES] = {
+        0, setting, (uint8_t)(value >> 24), (uint8_t)(value >> 16), (uint8_t)(value >> 8), (uint8_t)value};
+    memcpy(at, entry, sizeof entry);
+    return at + sizeof entry;
 }
 
 /**

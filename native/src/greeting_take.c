@@ -6,8 +6,6 @@
 
 #define PRIORITY_FLAG 0x20u
 #define ENABLE_PUSH 2u
-#define MAX_CONCURRENT_STREAMS 3u
-#define INITIAL_WINDOW_SIZE 4u
 #define MAX_FRAME_SIZE 5u
 #define LEAST_FRAME_SIZE (1u << 14)
 #define LARGEST_FRAME_SIZE ((1u << 24) - 1)
@@ -36,22 +34,6 @@ static void put_frame(struct bp_greeting *g, enum frame_type type, uint8_t flags
 }
 
 /**
- * put_setting() - Write one entry of SETTINGS
- * @at: Receives its six bytes
- * @setting: Setting
- * @value: Value
- *
- * Return: where the next entry begins
- * Thread: any
- */
-static uint8_t *put_setting(uint8_t *at, uint8_t setting, uint32_t value) {
-    const uint8_t entry[SETTING_BYTES] = {
-        0, setting, (uint8_t)(value >> 24), (uint8_t)(value >> 16), (uint8_t)(value >> 8), (uint8_t)value};
-    memcpy(at, entry, sizeof entry);
-    return at + sizeof entry;
-}
-
-/**
  * bp__say_settings() - Add our SETTINGS to our words, unless the client has them; values that hold initially are left out
  * @g: Greeting
  *
@@ -63,9 +45,9 @@ void bp__say_settings(struct bp_greeting *g) {
         return;
     g->settings_sent = true;
     if (g->streams != LARGEST)
-        end = put_setting(end, MAX_CONCURRENT_STREAMS, g->streams);
+        end = bp__put_setting(end, MAX_CONCURRENT_STREAMS, g->streams);
     if (g->window_bytes != INITIAL_WINDOW)
-        end = put_setting(end, INITIAL_WINDOW_SIZE, g->window_bytes);
+        end = bp__put_setting(end, INITIAL_WINDOW_SIZE, g->window_bytes);
     put_frame(g, SETTINGS, 0, entries, (uint8_t)(end - entries));
 }
 

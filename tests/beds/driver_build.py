@@ -19,6 +19,8 @@ STORM = ROOT / "tests" / "native" / "opener"
 JOIN_STORM = ROOT / "tests" / "native" / "joiner"
 READER = ROOT / "tests" / "native" / "greeting"
 ASKER = ROOT / "tests" / "native" / "asker"
+PURE = ("request.c", "first_settings.c", "greeting_rules.c", "sock_diag.c")
+"""What the program of that folder calls: files of the engine without threads."""
 
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror")
 DEFINED = ("-DTICK_MS=20", "-DBP_DEBUG")
@@ -73,8 +75,8 @@ def build_join_storm(sanitizer: str) -> Path:
 
 
 def build_asker(sanitizer: str) -> Path:
-    """The same for the program that reads requests."""
-    return _build_parts("asker", sanitizer, [NATIVE / "src" / "request.c"], ASKER)
+    """The same for the program that calls pure functions of the engine."""
+    return _build_parts("asker", sanitizer, [NATIVE / "src" / name for name in PURE], ASKER)
 
 
 def _build_alone(name: str, sanitizer: str, *folders: Path) -> Path:

@@ -4,7 +4,7 @@ import inspect
 import re
 from pathlib import Path
 
-from bentpipe.native import greeting, request, tls
+from bentpipe.native import first_settings, greeting, request, tls
 from bentpipe.native.engine import EndReason, Ktls
 from bentpipe.native.joiner import NewsFlag, StreamFailure
 from bentpipe.native.lib import Lib
@@ -79,6 +79,15 @@ def test_the_numbers_of_a_greeting_are_those_of_the_engine() -> None:
     verdicts = {f"BP_GREETING_{verdict.name}": verdict.value for verdict in greeting.GreetingVerdict}
     assert constants("bp_greeting_verdict") == verdicts
     assert constants("bp_greeting_sizes")["BP_GREETING_STREAMS"] == greeting.STREAMS
+
+
+def test_the_first_settings_are_those_of_the_engine() -> None:
+    verdicts = {f"BP_FIRST_SETTINGS_{verdict.name}": verdict.value for verdict in first_settings.SettingsVerdict}
+    assert constants("bp_first_settings") == verdicts
+    assert constants("bp_first_settings_sizes") == {
+        "BP_SERVER_SETTINGS_BYTES": limits.FRAME_BYTES,
+        "BP_SETTINGS_ADDED_BYTES": first_settings.ADDED_BYTES,
+    }
 
 
 def test_the_bounds_of_a_request_are_those_of_proto() -> None:

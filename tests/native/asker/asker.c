@@ -1,7 +1,12 @@
-/* Reads requests for a test, under a sanitizer: one question on stdin, one answer on stdout.
+/* Calls pure functions of the engine for a test, under a sanitizer: one question on stdin, one answer on stdout.
  *
- * Each argument is a path's beginning that is the daemon's own. A question is 'r', server name and domain (u32 length, or
- * NO_TEXT), the number of fields (u32), their sizes and their text. The answer is whether it was read (u8) and the struct bp_request.
+ * Each argument is a path's beginning that is the daemon's own. The questions:
+ *   'r': server name and domain (u32 length, or NO_TEXT), the number of fields (u32), their sizes and their text. The answer
+ *        is whether the request was read (u8) and the struct bp_request.
+ *   'f': the struct bp_announcement, a length (u32), and so many bytes of a satellite. The answer is the enum
+ *        bp_first_settings (u32), the struct bp_announcement that was heard, a length (u32) and so many bytes of words.
+ *   'l': a length (u32), an address of so many bytes, and a port (u32). The answer is the result (i32) and the struct
+ *        bp_listener.
  * Numbers are as this machine has them. Texts lie alone in memory, so that a read behind them is found.
  */
 #include "bp.h"
@@ -28,7 +33,7 @@ static void get(void *into, size_t bytes) {
 }
 
 static void put(const void *from, size_t bytes) {
-    if (fwrite(from, 1, bytes, stdout) != bytes)
+    if (bytes && fwrite(from, 1, bytes, stdout) != bytes)
         abort();
 }
 
@@ -69,10 +74,49 @@ static void read_request(void) {
     free(domain);
 }
 
+static void read_first_settings(void) {
+    struct bp_announcement announced, heard = {0};
+    size_t words_bytes = 0;
+    get(&announced, sizeof announced);
+    uint32_t bytes = get_u32();
+    char *said = room(bytes), *words = room(bytes + BP_SETTINGS_ADDED_BYTES);
+    get(said, bytes);
+    uint32_t verdict = bp_first_settings_read(&announced, said, bytes, words, &words_bytes, &heard);
+    uint32_t size = (uint32_t)words_bytes;
+    put(&verdict, sizeof verdict);
+    put(&heard, sizeof heard);
+    put(&size, sizeof size);
+    put(words, size);
+    free(said);
+    free(words);
+}
+
+static void look_up(struct bp_lookup *lookup) {
+    struct bp_listener found = {0};
+    uint32_t bytes = get_u32();
+    char *address = room(bytes);
+    get(address, bytes);
+    int32_t r = bp_lookup_listener(lookup, address, bytes, (uint16_t)get_u32(), &found);
+    put(&r, sizeof r);
+    put(&found, sizeof found);
+    free(address);
+}
+
 int main(int count, char **arguments) {
     own_paths = (const char *const *)(arguments + 1);
     own_count = (uint32_t)count - 1;
-    for (; getchar() == 'r'; fflush(stdout))
-        read_request();
+    struct bp_lookup lookup;
+    bp_lookup_init(&lookup);
+    for (int kind; (kind = getchar()) != EOF; fflush(stdout)) {
+        if (kind == 'r')
+            read_request();
+        else if (kind == 'f')
+            read_first_settings();
+        else if (kind == 'l')
+            look_up(&lookup);
+        else
+            abort();
+    }
+    bp_lookup_close(&lookup);
     return 0;
 }
