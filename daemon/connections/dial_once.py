@@ -41,28 +41,43 @@ async def dial_once(address: Address, tls: SatelliteTls | None) -> Transport:
     return await secure(await connect(address), address, tls)
 
 
+class Connecting:
+    """A TCP connection that is being made, without a wait so far. The maker calls `finish`, which gives the socket away."""
+
+    def __init__(self, target: "SocketAddress") -> None:
+        """Begin. Raises OSError if it fails at once."""
+        family, self._target = target
+        self._sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._sock.setblocking(False)
+            error = self._sock.connect_ex(self._target)
+            if error == errno.EINPROGRESS:
+                error = self._sock.connect_ex(self._target)  # to a local satellite it is over already: 0 (connect(2))
+            if error not in (0, errno.EALREADY):
+                raise OSError(error, os.strerror(error))
+        except BaseException:
+            self._sock.close()
+            raise
+        self.is_done = not error
+        """Whether it is connected."""
+
+    async def finish(self) -> Transport:
+        """Wait until it is connected, if it is not. Raises OSError, and closes the socket."""
+        try:
+            if not self.is_done:
+                await trio.lowlevel.wait_writable(self._sock)
+                error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if error:
+                    raise OSError(error, os.strerror(error))
+            return Transport(self._sock)
+        except BaseException:
+            self._sock.close()
+            raise
+
+
 async def connect(address: Address) -> Transport:
     """Connect by TCP. Raises OSError, or what the resolver raises."""
-    family, target = await resolve(address)
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        error = sock.connect_ex(target)
-        if error == errno.EINPROGRESS:
-            error = sock.connect_ex(target)  # to a local satellite it is over already: 0 (connect(2)), without a wait
-        if error == errno.EALREADY:
-            await trio.lowlevel.wait_writable(sock)
-            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            raise OSError(error, os.strerror(error))
-    except BaseException:
-        sock.close()
-        raise
-    try:
-        return Transport(sock)
-    except BaseException:
-        sock.close()
-        raise
+    return await Connecting(await resolve(address)).finish()
 
 
 async def secure(transport: Transport, address: Address, tls: SatelliteTls | None) -> Transport:

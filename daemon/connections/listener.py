@@ -14,7 +14,7 @@ from bentpipe.daemon.connections.ends import OUTCOME_ENDS
 from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
 from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.connections.quotas import Quotas
-from bentpipe.daemon.connections.transport import Transport
+from bentpipe.daemon.connections.transport import Transport, tune_socket
 from bentpipe.daemon.records.book import Book
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
 
@@ -163,7 +163,8 @@ def in_tasks(serve: Serve) -> Begin:
     async def run(sock: socket.socket, port: Port, arrival: Arrival) -> None:
         with arrival.record:
             try:
-                transport = Transport(sock)
+                sock.setblocking(False)
+                transport = Transport(sock, tuned=True)  # by its listening socket
             except BaseException:
                 sock.close()
                 arrival.place.release()
@@ -177,7 +178,7 @@ class Listener:
     """Accepts on one listening socket, which it takes over."""
 
     def __init__(self, sock: socket.socket, port: Port, gate: Gate, begin: Begin) -> None:
-        sock.setblocking(False)
+        tune_socket(sock)
         self._sock = sock
         self.port = port
         """For new connections; open connections keep the port that they came by."""

@@ -393,10 +393,9 @@ class Quotas:
         return self._limits.per_satellite is not None
 
     def _enter(self, place: Place) -> None:
-        oldest = self._first_of(place.path)
         if (
-            oldest is not None
-            and self._strangers.count_of(place.path) >= self._limits.per_prefix
+            self._strangers.count_of(place.path) >= self._limits.per_prefix
+            and (oldest := self._first_of(place.path)) is not None
             and oldest.since + self.grace_s <= self._clock()
         ):
             # Strangers that have come within the grace stay, as they may all have a token; `max_strangers` bounds them.
@@ -430,6 +429,8 @@ class Quotas:
     def _bound_bytes(self, place: Place) -> None:
         limit, share = self._limits.strangers_bytes, self._limits.per_prefix / self._limits.strangers
         most = max(int(limit * share), STRANGER_BYTES)
+        if self._strangers.held_bytes <= min(most, max(limit, STRANGER_BYTES)):
+            return  # nearly always so: no prefix has more than all together
         while self._strangers.bytes_of(place.path) > most:
             waiting = self._waiting.oldest_of(place.path)
             found = self._strangers.most_expensive(place.path) if waiting is None else waiting.place

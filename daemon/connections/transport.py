@@ -67,7 +67,10 @@ def transport_error(error: TlsError | OSError) -> TransportError:
 
 
 def tune_socket(sock: socket.socket) -> None:
-    """Turn off Nagle's delay, and turn on what finds dead peers. A socket that is not TCP is only made non-blocking."""
+    """Turn off Nagle's delay, and turn on what finds dead peers. A socket that is not TCP is only made non-blocking.
+
+    What a listening socket accepts has the same, except that it blocks: the kernel makes it a copy (sk_clone_lock).
+    """
     sock.setblocking(False)
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return

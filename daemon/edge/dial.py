@@ -7,7 +7,7 @@ from typing import Protocol
 
 import trio
 
-from bentpipe.daemon.connections.dial_once import SatelliteTls, connect, reason_of, secure
+from bentpipe.daemon.connections.dial_once import Connecting, SatelliteTls, connect, numeric, reason_of, secure
 from bentpipe.daemon.connections.transport import Transport, TransportError
 from bentpipe.daemon.edge.channel import Channel
 from bentpipe.daemon.edge.unless import unless
@@ -51,10 +51,17 @@ class Dials(Protocol):
 
 async def dial_here(address: Address, tls: SatelliteTls | None, deadline_s: float) -> Transport:
     """Dial from this process: see Dials."""
+    known = numeric(address)
+    try:
+        connecting = None if known is None else Connecting(known)
+    except OSError as exc:
+        raise NotConnected(reason_of(exc)) from exc
+    if connecting is not None and connecting.is_done and tls is None:
+        return await connecting.finish()  # nearly always so for a local satellite, without the cost of a deadline
     transport: Transport | None = None
     with trio.move_on_after(deadline_s):
         try:
-            transport = await connect(address)
+            transport = await (connect(address) if connecting is None else connecting.finish())
         except Exception as exc:
             raise NotConnected(reason_of(exc)) from exc
         return await secure(transport, address, tls)

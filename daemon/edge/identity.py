@@ -68,6 +68,8 @@ class Claim:
     @property
     def who(self) -> str:
         """The principals' names, for logs."""
+        if len(self.principals) == 1:
+            return self.principals[0].name
         return "+".join(sorted({principal.name for principal in self.principals}))
 
 

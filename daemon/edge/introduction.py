@@ -65,7 +65,7 @@ class Introduction:
 
     async def make_at_once(self) -> bool:
         """Try for AT_ONCE_S. Returns whether the introduction is done. Raises DialFailed."""
-        if not self.done:
+        if not self.done and not self._make_nowait():  # a local satellite has often answered by now: no deadline then
             with trio.move_on_after(AT_ONCE_S):
                 await self._make()
         return self.done
@@ -83,20 +83,38 @@ class Introduction:
     async def _make(self) -> None:
         """May be cancelled and called again: no byte is sent twice, and no byte that was read is lost."""
         try:
+            while not self._make_nowait():
+                if self.sent_bytes < len(self._caller.greeting.opening):
+                    await self._satellite.wait_writable()
+                else:
+                    await self._satellite.wait_readable()
+        except TransportError as exc:
+            raise _hung_up(exc) from exc
+
+    def _make_nowait(self) -> bool:
+        """Send and read what can be at once. Returns whether the introduction is done. Raises DialFailed."""
+        try:
             unsent = memoryview(self._caller.greeting.opening)[self.sent_bytes :]
             while unsent:
                 sent = self._satellite.send_nowait(unsent)
+                if not sent:
+                    return False
                 self.sent_bytes += sent
                 unsent = unsent[sent:]
-                if not sent:
-                    await self._satellite.wait_writable()
             while self.heard is None:
-                data = await self._satellite.receive_some()
+                data = self._satellite.receive_nowait()
+                if data is None:
+                    return False
                 if not data:
                     raise HungUp("it hung up before its SETTINGS", peer_hint=HUNG_UP)
                 self.read_bytes += len(data)
                 self.words += self._first.receive_data(data)
         except TransportError as exc:
-            raise HungUp(f"before its SETTINGS: {exc}", peer_hint=HUNG_UP) from exc
+            raise _hung_up(exc) from exc
         except NoServer as exc:
             raise DialFailed(str(exc), peer_hint=NO_HTTP2) from exc
+        return True
+
+
+def _hung_up(error: TransportError) -> HungUp:
+    return HungUp(f"before its SETTINGS: {error}", peer_hint=HUNG_UP)

@@ -80,7 +80,7 @@ class Listeners:
         process, so the processes' files are searched only once.
         """
         try:
-            found = self._lookup.find_listener(ipaddress.ip_address(host), port)
+            found = self._lookup.find_listener(_parsed(host), port)
         except OSError:  # no sock_diag in this kernel, or no AF_NETLINK in this sandbox
             return _whose(self._listening(host, port), suspects, known)
         return _whose(set() if found is None else {found}, suspects, known)
@@ -105,9 +105,14 @@ class Listeners:
 
 
 @functools.lru_cache(maxsize=HOSTS)
+def _parsed(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.ip_address(host)
+
+
+@functools.lru_cache(maxsize=HOSTS)
 def _ways_to(host: str) -> tuple[tuple[socket.AddressFamily, frozenset[bytes]], ...]:
     """The addresses whose listeners take connections to `host`."""
-    address = ipaddress.ip_address(host)
+    address = _parsed(host)
     any_v6 = bytes(16)
     if isinstance(address, ipaddress.IPv4Address):
         # A dual-stack socket takes IPv4 clients too (Go's and grpc's default).
