@@ -20,13 +20,13 @@ from pathlib import Path
 import trio
 
 from bentpipe.config.model import ListenerSection
+from bentpipe.daemon.dataplane.plane_socket import PlaneSocket
 from bentpipe.daemon.planes.bounds import MESSAGE_BYTES, NAME_BYTES
 from bentpipe.daemon.planes.codec import ProtocolBroken, decode_message, encode_record
 from bentpipe.daemon.planes.records import LINK_ID, ListenersRecord
 from bentpipe.daemon.planes.sockets import (
     check_peer,
     connect_private,
-    listen_for_planes,
     make_private_folder,
     plane_socket_path,
     plane_sockets,
@@ -156,16 +156,14 @@ class HandoverServer:
     def __init__(self, folder: Path, plane: str, sockets: Sequence[tuple[str, socket.socket]]) -> None:
         """Raises OSError."""
         make_private_folder(folder / FOLDER_NAME)
-        self._path = plane_socket_path(folder / FOLDER_NAME, plane)
         self._sockets = sockets
-        self._sock = listen_for_planes(self._path)
+        self._sock = PlaneSocket(plane_socket_path(folder / FOLDER_NAME, plane))
 
     async def run_handover(self) -> None:
         """Return once a newer data plane has taken the sockets."""
         while True:
-            await trio.lowlevel.wait_readable(self._sock)
             try:
-                link, _ = self._sock.accept()
+                link = await self._sock.accept()
             except OSError:
                 continue
             with link:
@@ -197,7 +195,4 @@ class HandoverServer:
 
     def close(self) -> None:
         """No data plane may ask any more. Idempotent."""
-        if self._sock.fileno() >= 0:
-            trio.lowlevel.notify_closing(self._sock)
-            self._sock.close()
-            self._path.unlink(missing_ok=True)
+        self._sock.close()

@@ -7,11 +7,11 @@ One that hangs can be replaced: it gets YIELD, and what it had sent without bein
 import dataclasses
 import logging
 import os
-import socket
 
 import trio
 
 from bentpipe.daemon.dataplane.plane import DataPlane
+from bentpipe.daemon.dataplane.plane_socket import PlaneSocket
 from bentpipe.daemon.planes.bounds import HELLO_S, NOTE_BYTES
 from bentpipe.daemon.planes.codec import ProtocolBroken
 from bentpipe.daemon.planes.link import Link, LinkEnd
@@ -61,7 +61,7 @@ class _Visitor:
 class SeatServer:
     """Listens for control planes. Takes the socket over."""
 
-    def __init__(self, plane: DataPlane, sock: socket.socket, name: str, build: str, digest: bytes) -> None:
+    def __init__(self, plane: DataPlane, sock: PlaneSocket, name: str, build: str, digest: bytes) -> None:
         """`name` is the plane's, `build` names the program, `digest` what it knows of listeners and satellites."""
         self._plane = plane
         self._sock = sock
@@ -89,10 +89,8 @@ class SeatServer:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(run_owned, Owner("seat ping"), self._ping)
                 while True:
-                    await trio.lowlevel.wait_readable(self._sock)
                     await self._accept(nursery)
         finally:
-            trio.lowlevel.notify_closing(self._sock)
             self._sock.close()
 
     async def _accept(self, nursery: trio.Nursery) -> None:
@@ -100,9 +98,7 @@ class SeatServer:
             await trio.sleep(FULL_PAUSE_S)
             return
         try:
-            sock, _ = self._sock.accept()
-        except BlockingIOError:
-            return
+            sock = await self._sock.accept()
         except OSError as exc:
             log.warning("no control plane can connect", extra={"fields": {"error": str(exc)}})
             await trio.sleep(FULL_PAUSE_S)

@@ -49,6 +49,8 @@ READY = b"ready\n"
 """What a detached keeper prints when it listens."""
 ACCEPT_PAUSE_S = 1.0
 """Before the next accept, after one that failed because there were no descriptors or no memory."""
+FILE_LOOK_S = 5.0
+"""Between two looks for the socket's file."""
 SIGNAL_BYTES = 64
 END_POLL_S = 0.01
 END_EXTRA_S = 5.0
@@ -87,7 +89,7 @@ class KeeperProgram:
         self._seat: DaemonConnection | None = None
         self._troubles: collections.deque[str] = collections.deque(maxlen=MOST_TROUBLES)
         self._vacant_round = 0
-        self._stopping = self._ended = False
+        self._stopping = self._ended = self._is_lost = False
         arguments = [each for each in sys.argv[1:] if not each.startswith(f"{STATE}=")]
         self._renewal = Renewal(self._loop, arguments, self._state, self._not_renewed)
         if state is None and self._users is not None:
@@ -101,6 +103,7 @@ class KeeperProgram:
         """Serve until stopped."""
         self._listener.setblocking(False)
         self._loop.watch(self._listener.fileno(), self._accept)
+        self._loop.later(FILE_LOOK_S, self._look_at_file)
         self._watch_signals()
         if self._options.outlive_s is not None:
             self._end_if_vacant_after(max(FIRST_DAEMON_S, self._options.outlive_s if self._requests.satellites else 0))
@@ -200,6 +203,29 @@ class KeeperProgram:
         self._loop.later(HELLO_DEADLINE_S, lambda: None if connection is self._seat else connection.close())
         if len(self._connections) >= CONNECTIONS:
             self._loop.forget(self._listener.fileno())
+
+    def _look_at_file(self) -> None:
+        """Make the socket again if its file was removed: by it the next daemon finds its satellites."""
+        self._loop.later(FILE_LOOK_S, self._look_at_file)
+        path = self._options.socket
+        if os.path.lexists(path) or self._stopping:
+            return
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = listen(path)
+        except OSError as error:
+            if not self._is_lost:
+                self.trouble(f"the keeper's socket was removed, and cannot be made again: {error.strerror or error}")
+            self._is_lost = True
+            return
+        self._is_lost = False
+        self._loop.forget(self._listener.fileno())
+        self._listener.close()
+        self._listener = found
+        self._listener.setblocking(False)
+        if len(self._connections) < CONNECTIONS:
+            self._loop.watch(self._listener.fileno(), self._accept)
+        self.trouble(f"the keeper's socket was removed, and made again: {path}")
 
     def _gone(self, connection: DaemonConnection) -> None:
         if connection in self._connections:

@@ -31,8 +31,13 @@ def plane_socket_path(folder: Path, plane: str) -> Path:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make the folder, if it is not there. Raises OSError if other users may enter it, or if it is another user's."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Make the folder, if it is not there. Raises OSError if other users may enter it, or if it is another user's.
+
+    Folders above it that are missing are private, too: one of them may be such a folder itself.
+    """
+    for each in (*reversed(folder.parents), folder):
+        if not each.exists():
+            each.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise OSError(

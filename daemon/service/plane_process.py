@@ -33,13 +33,14 @@ from bentpipe.daemon.connections.satellite_tls import satellite_tls_of, type_tls
 from bentpipe.daemon.dataplane.counted import counters_record
 from bentpipe.daemon.dataplane.handover import HandoverServer, TakenListeners, name_of, place_number, take_listeners
 from bentpipe.daemon.dataplane.plane import DataPlane, PlaneActions
+from bentpipe.daemon.dataplane.plane_socket import PlaneSocket
 from bentpipe.daemon.dataplane.seat import SeatServer
 from bentpipe.daemon.dataplane.trusts import Trusts
 from bentpipe.daemon.dataplane.unoffered import UnofferedEnds
 from bentpipe.daemon.planes.bounds import FIRST_BYTES, PARKED_CLIENTS, PARKED_S
 from bentpipe.daemon.planes.records import LISTENER_COUNTERS, PORT_COUNTERS, LimitsRecord
 from bentpipe.daemon.planes.snapshots import boot_us
-from bentpipe.daemon.planes.sockets import listen_for_planes, make_private_folder, plane_socket_path
+from bentpipe.daemon.planes.sockets import make_private_folder, plane_socket_path
 from bentpipe.daemon.records.book import Book
 from bentpipe.daemon.service import sd
 from bentpipe.daemon.service.engine_priority import start_engine
@@ -89,8 +90,7 @@ class _Opened:
     descriptors: int
     """How many connections they allow."""
     admit_below_fd: int
-    control: socket.socket
-    control_path: Path
+    control: PlaneSocket
     taken: TakenListeners
     handover: HandoverServer
 
@@ -124,13 +124,13 @@ def _open(config: Config, path_of_config: Path, folder: Path) -> _Opened:
         opened.callback(taken.give_up)
         ports = _listen(config, spoken, taken, opened)
         handover = HandoverServer(folder, path.name, [(name_of(section), sock) for _, section, _, sock in ports])
-        control = listen_for_planes(path)
+        control = PlaneSocket(path)
         taken.close_unused([sock for _, _, _, sock in ports])
         opened.pop_all()
     quotas = Quotas(plane_limits(config, descriptors.connections), trio.current_time)
     return _Opened(
         *(config, ktls, ports, path_of_config, trust, engine, opener, joiner, quotas),
-        *(descriptors.connections, descriptors.admit_below, control, path, taken, handover),
+        *(descriptors.connections, descriptors.admit_below, control, taken, handover),
     )
 
 
@@ -207,7 +207,7 @@ class PlaneProcess:
             lambda now: _trust_of(now, opened.ktls),
         )
         build = importlib.metadata.version("bentpipe")
-        name = opened.control_path.name
+        name = opened.control.path.name
         self._seat = SeatServer(self._plane, opened.control, name, build, digest_of(config))
 
     # -- what the control plane may ask ------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ class PlaneProcess:
                 nursery.cancel_scope.cancel()
         finally:
             self._seat.leave()
-            opened.control_path.unlink(missing_ok=True)
+            opened.control.close()
             opened.handover.close()
             opened.engine.close()
         return cut
@@ -270,7 +270,7 @@ class PlaneProcess:
                 owner = Owner("listener", str(listener.address))
                 accepting.start_soon(run_owned, owner, listener.run_listener, sessions)
                 log.info("listening", extra={"fields": dict(zip(("host", "port"), listener.address, strict=True))})
-            log.info("data plane", extra={"fields": {"socket": str(self._opened.control_path)}})
+            log.info("data plane", extra={"fields": {"socket": str(self._opened.control.path)}})
             sd.notify("READY=1")
             await trio.lowlevel.checkpoint()  # the listeners accept from here on
             self._opened.taken.confirm()

@@ -147,7 +147,7 @@ class Planes:
         except PlaneUnusable:
             raise
         except OSError as exc:
-            raise PlaneUnusable(exc.errno, str(exc)) from exc
+            raise PlaneUnusable(exc.errno or errno.ENOENT, str(exc)) from exc
         nursery.start_soon(run_owned, Owner("data planes"), self._run_planes, nursery)
         nursery.start_soon(run_owned, Owner("meters"), self._run_meters)
         nursery.start_soon(run_owned, Owner("arrivals"), self._arrivals.run_arrivals, edge)

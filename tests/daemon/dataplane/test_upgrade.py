@@ -1,6 +1,7 @@
 """A newer data plane takes the listening sockets of the old one, which drains: no client is refused, reset or cut."""
 
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -125,6 +126,24 @@ def test_a_new_data_plane_that_cannot_start_changes_nothing(bed: PlaneBed) -> No
     control = bed.control()
     bed.client()
     control.expect(r.ArrivedRecord)
+
+
+def test_a_data_plane_is_found_again_if_its_files_were_removed(bed: PlaneBed) -> None:
+    """As by a program that clears /tmp. Else the next control plane could not start, since the port would be taken."""
+    control = bed.control()
+    shutil.rmtree(bed.folder)
+    wait_until(lambda: bool(live_planes(bed.folder)), bed.log)
+    wait_until(lambda: bool(list(plane_sockets(bed.folder / FOLDER_NAME))), bed.log)
+    bed.client()
+    control.expect(r.ArrivedRecord)  # the link that was there is not touched
+    control.close()
+    successor = bed.control()
+    assert bed.folder.stat().st_mode & 0o777 == 0o700
+    taken = take_listeners(bed.folder)
+    assert {sock.getsockname()[1] for socks in taken.sockets.values() for sock in socks} == set(bed.ports)
+    taken.give_up()
+    bed.client()
+    successor.expect(r.ArrivedRecord)
 
 
 def test_the_socket_of_a_data_plane_that_was_killed_is_removed(bed: PlaneBed) -> None:

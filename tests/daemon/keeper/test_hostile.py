@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import struct
@@ -26,6 +27,7 @@ from bentpipe.daemon.keeper.protocol import (
     OLDEST_VERSION,
     VERSION,
     Field,
+    Flag,
     Kind,
     Malformed,
     Message,
@@ -70,6 +72,24 @@ def test_the_seat_goes_to_the_next_only_when_it_is_free(keeper: tuple[subprocess
         assert second.ask(Kind.HELLO, HELLO).kind == Kind.DONE
         assert second.wait_ended("a").value(Tag.STATUS) == 256 + signal.SIGTERM
         assert second.ask(Kind.RELEASE, [(Tag.NAME, "a")]).kind == Kind.DONE
+
+
+def test_it_is_found_again_if_its_socket_was_removed(tmp_path: Path) -> None:
+    """As by a program that clears /tmp. Else the next daemon would not find its satellites, and would start them again."""
+    path = tmp_path / "private" / "keeper.sock"
+    path.parent.mkdir(mode=0o700)
+    with kept(path, INSTALLED):
+        with seated(path) as first:
+            assert first.spawn("a", "/bin/sleep", "600").kind == Kind.DONE
+            shutil.rmtree(path.parent)
+            until = time.monotonic() + DEADLINE_S
+            while not path.exists():
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            assert first.spawn("b", "/bin/sleep", "600").kind == Kind.DONE  # the link that was there is not touched
+        with seated(path) as second:
+            for name in ("a", "b"):
+                assert Flag.EXITED not in Flag(second.ask(Kind.LOOK, [(Tag.NAME, name)]).value(Tag.FLAGS) or 0)
 
 
 def test_output_and_status_wait_for_the_next_daemon(keeper: tuple[subprocess.Popen[bytes], Path]) -> None:

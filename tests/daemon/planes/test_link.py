@@ -236,9 +236,10 @@ async def test_a_killed_process_loses_no_message_that_it_had_sent(tmp_path: Path
 
 
 def test_the_folder_and_the_socket_are_private(tmp_path: Path) -> None:
-    folder = tmp_path / "planes"
+    folder = tmp_path / "missing" / "planes"
     make_private_folder(folder)
     make_private_folder(folder)
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
     path = plane_socket_path(folder, "one")
     assert list(plane_sockets(folder)) == []
     with listen_for_planes(path):
