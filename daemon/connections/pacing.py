@@ -36,6 +36,8 @@ class _Pacer(trio.abc.Instrument):
     def __init__(self) -> None:
         self._began_s = time.perf_counter()
         self._first, self._last = _Line(), _Line()
+        self._lets_in = False
+        """Whether `_let_in` is called in the next turn. To ask for it wakes the thread up, by a system call."""
 
     def after_io_wait(self, timeout: float) -> None:
         """Trio calls this when a turn begins."""
@@ -47,7 +49,7 @@ class _Pacer(trio.abc.Instrument):
         if self._go_on(line) and not line.lot:
             return
         while True:
-            trio.lowlevel.current_trio_token().run_sync_soon(self._let_in, idempotent=True)
+            self._let_in_soon()
             await line.lot.park()
             if line.owed:
                 line.owed = False
@@ -59,12 +61,18 @@ class _Pacer(trio.abc.Instrument):
         """Whether there is room in this turn, and the line in front is empty."""
         return time.perf_counter() - self._began_s < TURN_BUDGET_S and (line is self._first or not self._first.lot)
 
+    def _let_in_soon(self) -> None:
+        if not self._lets_in:
+            self._lets_in = True
+            trio.lowlevel.current_trio_token().run_sync_soon(self._let_in)
+
     def _let_in(self) -> None:
+        self._lets_in = False
         for line, count in ((self._last, 1 if self._first.lot else LET_IN), (self._first, LET_IN)):
             line.owed = True
             line.lot.unpark(count=count)
         if self._first.lot or self._last.lot:
-            trio.lowlevel.current_trio_token().run_sync_soon(self._let_in, idempotent=True)
+            self._let_in_soon()
 
 
 _pacer: trio.lowlevel.RunVar[_Pacer] = trio.lowlevel.RunVar("bentpipe pacer")

@@ -68,6 +68,8 @@ class Introduction:
         if not self.done and not self._make_nowait():  # a local satellite has often answered by now: no deadline then
             with trio.move_on_after(AT_ONCE_S):
                 await self._make()
+            if not self.done:
+                self._make_nowait()  # in a crowd the frame may have come in time, and this task had no turn to read it
         return self.done
 
     async def make(self) -> None:

@@ -4,6 +4,7 @@ The clock that measures a turn is the test's own, and steps say what they cost; 
 """
 
 import collections
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -174,3 +175,26 @@ async def test_those_in_the_last_line_go_on_nevertheless(clock: Clock) -> None:
                 nursery.start_soon(call)
             for _ in range(20):
                 nursery.start_soon(ask_for_health)
+
+
+async def test_the_thread_is_woken_once_a_turn_however_many_wait(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    run_sync_soon = trio.lowlevel.TrioToken.run_sync_soon
+
+    def counted(token: trio.lowlevel.TrioToken, sync_fn: Callable[[], object], *, idempotent: bool = False) -> None:
+        nonlocal calls
+        calls += 1
+        run_sync_soon(token, sync_fn, idempotent=idempotent)
+
+    monkeypatch.setattr(trio.lowlevel.TrioToken, "run_sync_soon", counted)
+    turns = TurnLog(clock)
+    trio.lowlevel.add_instrument(turns)
+
+    async def work() -> None:
+        await take_turn()
+        clock.now_s += STEP_S
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(300):
+            nursery.start_soon(work)
+    assert 0 < calls <= turns.turns + 1
