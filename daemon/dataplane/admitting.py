@@ -204,7 +204,7 @@ class Admitting:
             self.give_up(Unadmitted.STRANGER)
         elif not self._greeting.spoke:
             self._moments.append(0)
-            self._join(half, admitted)
+            self._all.streams.after_news(self._join)
         else:
             announced = self._greeting.announced
             self._introduction = FirstSettingsReader(announced.streams, announced.window_bytes)
@@ -234,7 +234,7 @@ class Admitting:
     def satellite_said(self, data: bytes) -> None:
         """The satellite has said something."""
         admitted, half, introduction = self._admitted, self._half, self._introduction
-        if admitted is None or half is None or introduction is None:
+        if admitted is None or half is None or introduction is None or self._heard is not None:
             return  # the join reads it
         self._read_bytes = half.transcript.end
         try:
@@ -244,13 +244,15 @@ class Admitting:
             return
         if self._heard is not None:
             self._note_moment()
-            self._join(half, admitted)
+            self._all.streams.after_news(self._join)
 
     # -- how it ends ---------------------------------------------------------------------------------------------------
 
-    def _join(self, half: OwnHalf, admitted: Admitted) -> None:
+    def _join(self) -> None:
         """Nothing waits between this look at the tables and the join."""
-        client, greeting, all_ = self.client, self._greeting, self._all
+        client, greeting, all_, admitted, half = self.client, self._greeting, self._all, self._admitted, self._half
+        if client.admission is not self or admitted is None or half is None:
+            return  # it was given up meanwhile
         if not all_.tables.still_holds(admitted, boot_us(), _wall_us()):
             self.give_up(Unadmitted.CHANGED)
             return

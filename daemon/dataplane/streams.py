@@ -3,6 +3,7 @@
 If the control plane does not read, nothing more is read for it: the joiner is paused until there is room again.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -48,10 +49,20 @@ class Streams:
         self._full = trio.Event()
         self._waiting: set[HasNews] = set()
         """Those with bytes for a control plane that does not read."""
+        self._after: list[Callable[[], None]] = []
+        """Steps for which all news that were taken must have been given."""
 
     def add(self, stream: HasNews) -> None:
         """From now on its news are given to it."""
         self._streams[stream.native] = stream
+
+    def after_news(self, step: Callable[[], None]) -> None:
+        """Do something once all news that were taken from the joiner have been given. Call it from `HasNews.take`.
+
+        A join must be done so. It sends on what is known of both streams and what the joiner still has; of news that were
+        taken and not given neither is true.
+        """
+        self._after.append(step)
 
     def free(self, stream: HasNews) -> TlsConnection | None:
         """Forget a stream that is released. Returns its TLS."""
@@ -87,6 +98,10 @@ class Streams:
                 except BaseException:
                     stream.abandon(news)
                     raise
+        steps, self._after = self._after, []
+        for step in steps:
+            with contained(Owner("stream")):
+                step()
 
     def _wait_for_room(self, stream: HasNews) -> None:
         self._waiting.add(stream)

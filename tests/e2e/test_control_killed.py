@@ -10,7 +10,7 @@ import pytest
 
 from beds.contracts.ledger import check_laws
 from beds.hosts.one_satellite import KEY
-from beds.hosts.two_planes import read_intervals, two_planes
+from beds.hosts.two_planes import admitting_by, check_admitted, read_intervals, two_planes
 from beds.peers.control_storm import Storm, start_all
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.planes.bounds import PARKED_S
@@ -21,10 +21,17 @@ LONGEST_S = 1.5
 """Between a start and the next kill; the start itself is a moment at which it may die too."""
 
 
-@pytest.mark.parametrize("kills", [KILLS, pytest.param(SOAK_KILLS, marks=pytest.mark.slow)])
-def test_nothing_is_lost_when_the_control_plane_is_killed(tmp_path: Path, kills: int) -> None:
+@pytest.mark.parametrize(
+    ("admission", "kills"),
+    [
+        ("snapshot", KILLS),
+        pytest.param("snapshot", SOAK_KILLS, marks=pytest.mark.slow),
+        pytest.param("asked", SOAK_KILLS, marks=pytest.mark.slow),
+    ],
+)
+def test_nothing_is_lost_when_the_control_plane_is_killed(tmp_path: Path, admission: str, kills: int) -> None:
     chance = random.Random()
-    with two_planes(tmp_path, satellite='sleep_after = "500ms"') as host:
+    with two_planes(tmp_path, **admitting_by(admission)) as host:
         storm = Storm(host)
         start_all(storm)
         (plane,) = set(host.plane_pids())
@@ -44,6 +51,7 @@ def test_nothing_is_lost_when_the_control_plane_is_killed(tmp_path: Path, kills:
         finally:
             storm.stop()
         assert storm.failures == []
+        check_admitted(host, admission)
         assert all(storm.done.values()), storm.done
         assert set(host.plane_pids()) == {plane}
         host.wait(lambda: host.states()[-1:] == ["sleep"], "it does not sleep after its last client")

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from beds.contracts.ledger import check_laws
-from beds.hosts.two_planes import PLAIN, TLS, TwoPlanes, read_intervals, two_planes
+from beds.hosts.two_planes import PLAIN, TLS, TwoPlanes, admitting_by, check_admitted, read_intervals, two_planes
 from beds.peers.clients import CallError
 from beds.peers.control_storm import PATIENCE_S, Storm, start_all
 
@@ -41,10 +41,17 @@ def kill_and_wait(host: TwoPlanes) -> None:
     host.wait(lambda: set(host.plane_pids()) > before, "no data plane is started again")
 
 
-@pytest.mark.parametrize("kills", [KILLS, pytest.param(SOAK_KILLS, marks=pytest.mark.slow)])
-def test_what_was_cut_is_said_and_everybody_is_served_again(tmp_path: Path, kills: int) -> None:
+@pytest.mark.parametrize(
+    ("admission", "kills"),
+    [
+        ("snapshot", KILLS),
+        pytest.param("snapshot", SOAK_KILLS, marks=pytest.mark.slow),
+        pytest.param("asked", SOAK_KILLS, marks=pytest.mark.slow),
+    ],
+)
+def test_what_was_cut_is_said_and_everybody_is_served_again(tmp_path: Path, admission: str, kills: int) -> None:
     chance = random.Random()
-    with two_planes(tmp_path, satellite='sleep_after = "500ms"') as host:
+    with two_planes(tmp_path, **admitting_by(admission)) as host:
         assert host.control is not None
         storm = Storm(host, may_be_cut=True)
         start_all(storm)
@@ -57,6 +64,7 @@ def test_what_was_cut_is_said_and_everybody_is_served_again(tmp_path: Path, kill
         finally:
             storm.stop()
         assert storm.failures == []
+        check_admitted(host, admission)
         assert all(storm.done.values()), storm.done
         gone = [record for record in host.records() if record["message"] == "a data plane is gone"]
         assert len(gone) == kills

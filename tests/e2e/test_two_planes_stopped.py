@@ -1,27 +1,15 @@
 """A data plane is suspended (SIGSTOP) while its control plane dies: nobody may act as if its clients were not there."""
 
-import contextlib
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from beds.contracts.ledger import check_laws
 from beds.hosts.two_planes import TwoPlanes, read_intervals, two_planes
+from beds.suspended import suspended
 from bentpipe.daemon.edge.gatekeeper import UNHEARD
-
-
-@contextlib.contextmanager
-def suspended(pid: int) -> Iterator[None]:
-    """The process does nothing in the block, and goes on behind it if it is still there."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
 
 
 def refused(host: TwoPlanes) -> int:

@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from beds.contracts.ledger import check_laws
-from beds.hosts.two_planes import DEADLINE_S, LATER_VERSION, THIS_VERSION, TwoPlanes, read_intervals, two_planes
+from beds.hosts.two_planes import (
+    DEADLINE_S,
+    LATER_VERSION,
+    THIS_VERSION,
+    TwoPlanes,
+    admitting_by,
+    check_admitted,
+    read_intervals,
+    two_planes,
+)
 from beds.peers.control_storm import Storm, start_all
 
 UPGRADES = int(os.environ.get("BENTPIPE_TEST_UPGRADES", "50"))
@@ -35,10 +44,11 @@ def wait_slept(host: TwoPlanes) -> None:
     host.wait(lambda: host.states()[-1:] == ["sleep"], "it does not sleep after its last client")
 
 
-def test_upgrades_of_the_control_plane(tmp_path: Path) -> None:
+@pytest.mark.parametrize("admission", ["snapshot", "asked"])
+def test_upgrades_of_the_control_plane(tmp_path: Path, admission: str) -> None:
     chance = random.Random()
     took: list[float] = []
-    with two_planes(tmp_path, satellite='sleep_after = "500ms"') as host:
+    with two_planes(tmp_path, **admitting_by(admission)) as host:
         storm = Storm(host)
         start_all(storm, polite=True)
         (plane,) = set(host.plane_pids())
@@ -55,6 +65,7 @@ def test_upgrades_of_the_control_plane(tmp_path: Path) -> None:
         took.sort()
         print(f"{UPGRADES} upgrades, {took[len(took) // 2]:.1f} s each, {took[-1]:.1f} s at most; {storm.done}")
         assert storm.failures == []
+        check_admitted(host, admission)
         assert all(storm.done.values()), storm.done
         assert set(host.plane_pids()) == {plane}
         wait_slept(host)
@@ -62,9 +73,10 @@ def test_upgrades_of_the_control_plane(tmp_path: Path) -> None:
     check_laws(read_intervals(host.ledger))
 
 
-def test_upgrades_of_the_data_plane(tmp_path: Path) -> None:
+@pytest.mark.parametrize("admission", ["snapshot", "asked"])
+def test_upgrades_of_the_data_plane(tmp_path: Path, admission: str) -> None:
     chance = random.Random()
-    with two_planes(tmp_path, satellite='sleep_after = "500ms"') as host:
+    with two_planes(tmp_path, **admitting_by(admission)) as host:
         storm = Storm(host)
         start_all(storm, polite=True)
         newer = []
@@ -79,6 +91,7 @@ def test_upgrades_of_the_data_plane(tmp_path: Path) -> None:
             last = newer.pop() if newer else None
         print(f"{PLANE_UPGRADES} upgrades; {storm.done}")
         assert storm.failures == []
+        check_admitted(host, admission)
         assert all(storm.done.values()), storm.done
         assert [each.wait(DEADLINE_S) for each in newer] == [0] * len(newer), "connections were cut"
         assert len(set(host.plane_pids())) == PLANE_UPGRADES + 1

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import trio
@@ -33,9 +33,8 @@ grants = ["{KEY.org}/*"]
 
 
 @contextlib.contextmanager
-def emulated_ec2() -> Iterator[Emulator]:
+def emulated_ec2(command: Sequence[str] = (*COMMAND, "--host", "{host}")) -> Iterator[Emulator]:
     """EC2 whose machines are satellites on this host."""
-    command = (*COMMAND, "--host", "{host}")
     with Emulator(ScaledClock(EC2_SPEED), machine_command=command, machine_port=free_port()) as emulator:
         yield emulator
 

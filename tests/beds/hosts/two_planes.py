@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import trio
 import trustme
@@ -21,6 +22,7 @@ from beds.contracts.ledger import ALWAYS
 from beds.hosts.one_satellite import KEY, METADATA, TOKEN, emulated_ec2
 from beds.peers.clients import GrpcioClient
 from beds.ports import free_port
+from beds.programs import program
 from bentpipe.daemon.ledger.contract import Interval
 from bentpipe.daemon.ledger.sqlite import SqliteLedger
 from bentpipe.daemon.model import SatelliteKey
@@ -30,6 +32,8 @@ from bentpipe.daemon.testbed.edge_host import complete_lines, end_process
 
 SLEEPER = SatelliteKey("acme", "sleeper")
 """A satellite that sleeps as soon as nobody uses it, so that its clients are held."""
+MACHINES = "machines"
+"""A folder with the certificates of machines that prove themselves."""
 DEADLINE_S = 40.0
 PLAIN, TLS = 0, 1
 THIS_VERSION = ("-P", "-m", "bentpipe.daemon.service.entry")
@@ -38,7 +42,10 @@ LATER_VERSION = ("-P", str(Path(__file__).parents[1] / "planes" / "later_version
 
 
 class TwoPlanes:
-    """One edge host. `sections` are further parts of its configuration, `satellite` and `daemon` further keys of those."""
+    """One edge host. `sections` are further parts of its configuration, `satellite` and `daemon` further keys of those.
+
+    With `proven` its satellites serve TLS by names of their own, so that data planes may bring clients to them.
+    """
 
     def __init__(
         self,
@@ -49,6 +56,7 @@ class TwoPlanes:
         satellite: str = "",
         form: str = "process",
         daemon: str = "",
+        proven: bool = False,
     ) -> None:
         self.folder = folder
         self.form = form
@@ -60,6 +68,13 @@ class TwoPlanes:
         }
         authority = trustme.CA()
         self.ca_pem = authority.cert_pem.bytes()
+        self.machines = folder / MACHINES
+        self.machine_authority = trustme.CA()
+        if proven:
+            self.machines.mkdir()
+            self.machine_authority.cert_pem.write_to_path(self.machines / "ca")
+            for key, instance_id in self.instances.items():
+                self.identify(emulator.cloud.instances[instance_id].private_ip, key)
         server = authority.issue_cert("localhost", "127.0.0.1")
         (folder / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
         (folder / "key.pem").write_bytes(server.private_key_pem.bytes())
@@ -105,6 +120,7 @@ provider = "ec2"
 min_awake = 0
 retry_after = "100ms"
 {satellite or 'sleep_after = "1s"'}
+{self._tls_of(KEY) if proven else ""}
 [satellite.ec2]
 port = {machines.port}
 [[satellite]]
@@ -114,11 +130,22 @@ provider = "ec2"
 min_awake = 0
 retry_after = "100ms"
 sleep_after = "100ms"
+{self._tls_of(SLEEPER) if proven else ""}
 [satellite.ec2]
 port = {machines.port}
 """)
         self.control: subprocess.Popen[bytes] | None = None
         self._mark = 0
+
+    def _tls_of(self, key: SatelliteKey) -> str:
+        return f'[satellite.tls]\nca = "{self.machines / "ca"}"\nserver_name = "{key.name}.{key.org}.test"'
+
+    def identify(self, host: str, key: SatelliteKey) -> None:
+        """Give the machine at `host` a new certificate that has the satellite's name."""
+        issued, path = self.machine_authority.issue_cert(f"{key.name}.{key.org}.test"), self.machines / f"{host}.pem"
+        whole = path.with_suffix(".new")
+        whole.write_bytes(issued.private_key_and_cert_chain_pem.bytes())
+        whole.replace(path)
 
     def start(self, program: Sequence[str] = THIS_VERSION) -> None:
         """Start a control plane, and wait until it serves."""
@@ -224,6 +251,27 @@ port = {machines.port}
                     os.kill(int(entry.name), signal.SIGKILL)
 
 
+class Form(TypedDict):
+    """Arguments of `two_planes`."""
+
+    satellite: str
+    daemon: str
+    proven: bool
+
+
+def admitting_by(admission: str) -> Form:
+    """A host whose clients are admitted so. With snapshots its satellites prove themselves, so that there are gates."""
+    daemon = f'admission = "{admission}"'
+    return {"satellite": 'sleep_after = "500ms"', "daemon": daemon, "proven": admission == "snapshot"}
+
+
+def check_admitted(host: TwoPlanes, admission: str) -> None:
+    """Fail unless most connections were admitted in the way that is tested."""
+    spliced = [each.get("by") == "data plane" for each in host.records() if each["message"] == "spliced"]
+    print(f"{sum(spliced)} of {len(spliced)} spliced connections were admitted by data planes")
+    assert any(spliced) is (admission == "snapshot")
+
+
 def read_intervals(path: Path) -> list[Interval]:
     """Everything that a ledger has; no daemon has it open."""
 
@@ -238,11 +286,19 @@ def read_intervals(path: Path) -> list[Interval]:
 
 @contextlib.contextmanager
 def two_planes(
-    folder: Path, *, sections: str = "", satellite: str = "", form: str = "process", daemon: str = ""
+    folder: Path,
+    *,
+    sections: str = "",
+    satellite: str = "",
+    form: str = "process",
+    daemon: str = "",
+    proven: bool = False,
 ) -> Iterator[TwoPlanes]:
-    """An edge host that serves. `daemon`: further keys of that section."""
-    with emulated_ec2() as emulator:
-        host = TwoPlanes(folder, emulator, sections=sections, satellite=satellite, form=form, daemon=daemon)
+    """An edge host that serves. `daemon`: further keys of that section. `proven`: see TwoPlanes."""
+    tls = (*program("machines.tls_satellite"), "{port}", "{host}", str(folder / MACHINES))
+    with emulated_ec2(tls) if proven else emulated_ec2() as emulator:
+        more = {"sections": sections, "satellite": satellite, "daemon": daemon}
+        host = TwoPlanes(folder, emulator, form=form, proven=proven, **more)
         try:
             host.start()
             yield host

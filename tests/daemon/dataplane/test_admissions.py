@@ -18,6 +18,7 @@ from beds.planes.scripted import (
     wait_until,
 )
 from beds.ports import free_port
+from beds.suspended import suspended
 from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.daemon.planes import records as r
 from bentpipe.daemon.planes import snapshots as s
@@ -384,6 +385,31 @@ def test_a_gate_runs_out_without_its_control_plane(bed: PlaneBed) -> None:
     bed.client(said=WHOLE)
     assert bed.control().expect(r.ArrivedRecord).first == WHOLE
     bed.close_connections()
+
+
+@pytest.mark.parametrize("satellite_first", [True, False])
+def test_what_both_say_in_the_same_moment_is_not_lost(
+    bed: PlaneBed, admitting: Admitting, satellite_first: bool
+) -> None:
+    """The data plane hears of both at once: its joiner reads all sockets that are ready in one turn."""
+    admitting.credit(16)
+    pairs = []
+    for _ in range(16):
+        client = bed.client()
+        assert read_exactly(client, len(OURS)) == OURS
+        client.sendall(request())
+        satellite = bed.accept()
+        assert read_exactly(satellite, len(OPENING)) == OPENING
+        pairs.append((client, satellite))
+    more = SETTINGS_ACK + frame(FrameType.DATA, 0, 1, bytes(range(256)))
+    with suspended(bed.processes[-1].pid):
+        for client, satellite in pairs:
+            for sock, said in ((satellite, THEIRS), (client, more))[:: 1 if satellite_first else -1]:
+                sock.sendall(said)
+    for client, satellite in pairs:
+        rest = WHOLE[len(OPENING) :] + more[len(SETTINGS_ACK) :]
+        assert read_exactly(satellite, len(rest)) == rest
+        assert read_exactly(client, len(CHANGED)) == CHANGED
 
 
 def test_a_renewal_that_is_read_late_is_good_until_the_moment_that_it_names(bed: PlaneBed) -> None:
