@@ -51,10 +51,12 @@ def parse_config(
     check_files: bool = True,
     credentials: Mapping[str, Path] = types.MappingProxyType({}),
     instead: Mapping[str, Path] = types.MappingProxyType({}),
+    keys_elsewhere: bool = False,
 ) -> LoadedConfig:
     """Check texts that were read. Raises ConfigErrors with every mistake.
 
-    `instead` are files by the name of a systemd credential that count instead of those that systemd has given.
+    `instead` are files by the name of a systemd credential that count instead of those that systemd has given. With
+    `keys_elsewhere` another unit reads the files of listeners and satellites, and this process need not even see them.
     """
     merged = texts.merged()
     try:
@@ -69,7 +71,7 @@ def parse_config(
             *_unverified_certificates(config),
             *_unfit_rules(config),
             *_unfit_authority(config),
-            *(_missing_files(config) if check_files else ()),
+            *(_missing_files(config, keys_elsewhere=keys_elsewhere) if check_files else ()),
         }
     )
     if problems:
@@ -234,11 +236,11 @@ def _machines(config: Config) -> list[tuple[str, MachineSection]]:
     ]
 
 
-def _missing_files(config: Config) -> Iterator[ConfigProblem]:
+def _missing_files(config: Config, *, keys_elsewhere: bool) -> Iterator[ConfigProblem]:
     files: list[tuple[str, Path | None]] = []
-    # A data plane of its own process reads these and says what it cannot read. The daemon need not even see them.
-    inside = config.daemon.data_plane == "inside"
-    for index, listener in enumerate(config.listener if inside else ()):
+    # A data plane of its own process reads these and says what it cannot read.
+    looks = not keys_elsewhere and config.daemon.data_plane != "process"
+    for index, listener in enumerate(config.listener if looks else ()):
         if listener.tls is not None:
             for key in ("certificate", "key", "client_ca", "client_crl"):
                 files.append((f"listener[{index}].tls.{key}", getattr(listener.tls, key)))
@@ -250,7 +252,7 @@ def _missing_files(config: Config) -> Iterator[ConfigProblem]:
     if config.satellite_ca is not None:
         files.append(("satellite_ca.file", config.satellite_ca.file))
     for table, satellite in _machines(config):
-        if satellite.tls is not None and inside:
+        if satellite.tls is not None and looks:
             for key in ("ca", "certificate", "key"):
                 files.append((f"{table}.tls.{key}", getattr(satellite.tls, key)))
         if satellite.process is not None:

@@ -47,22 +47,29 @@ class DaemonSection(Section):
     """The daemon as a whole."""
 
     drain_deadline_s: DurationS = Field(default=30.0, ge=0, alias="drain_deadline")
-    data_plane: Literal["inside", "process"] = "inside"
-    """Where connections live: in the daemon's own process, or in another one, `bentpipe dataplane`, which outlives it."""
+    data_plane: Literal["auto", "inside", "process"] = "auto"
+    """Where connections live: in the daemon's own process, or in another one, `bentpipe dataplane`, which outlives it.
+    auto: in another one wherever that can be; `bentpipe check` says what that means here."""
     planes: Path | None = None
-    """The folder of the data planes' control sockets; by default `planes` in systemd's RuntimeDirectory."""
+    """The folder of the data planes' control sockets; by default one that each daemon of this file finds."""
     greeting: Literal["auto", "python"] = "auto"
     """auto: a client's first frames are read in C if the engine was built with nghttp2. Otherwise Python reads them."""
-    admission: Literal["asked", "snapshot"] = "asked"
-    """asked: the control plane admits every client. snapshot: data planes bring clients to awake satellites themselves."""
+    admission: Literal["auto", "asked", "snapshot"] = "auto"
+    """asked: the control plane admits every client. snapshot: data planes bring clients to awake satellites themselves.
+    auto: snapshot, if connections live in a process of their own."""
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
     def _admission_fits(self) -> Self:
-        if self.admission == "snapshot" and self.data_plane != "process":
-            raise ValueError('admission = "snapshot" needs data_plane = "process"')
+        if self.admission == "snapshot" and self.data_plane == "inside":
+            raise ValueError('admission = "snapshot" needs a process for connections, and data_plane is "inside"')
         return self
+
+    @property
+    def by_snapshots(self) -> bool:
+        """Whether data planes may admit clients, if there are any."""
+        return self.admission != "asked"
 
 
 class KeyPairSection(Section):

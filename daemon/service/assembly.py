@@ -59,6 +59,7 @@ from bentpipe.daemon.service.engine_priority import start_engine
 from bentpipe.daemon.service.machines import Machines, addresses_of, machines_of
 from bentpipe.daemon.service.parts import Daemon, Records
 from bentpipe.daemon.service.plane_engines import EngineReadings
+from bentpipe.daemon.service.plane_form import PlaneForm
 from bentpipe.daemon.service.planes import Planes, make_planes
 from bentpipe.daemon.service.ports import (
     OpenPorts,
@@ -131,14 +132,17 @@ def _open_resources(config: Config, place: KeeperPlace, planes: Planes | None) -
     )
 
 
-def assemble(current: Current, place: KeeperPlace = PRIVATE, config_path: Path | None = None) -> Daemon:
-    """Build the daemon. `place` is where the keeper of local satellites is.
+def assemble(
+    current: Current, form: PlaneForm, place: KeeperPlace = PRIVATE, config_path: Path | None = None
+) -> Daemon:
+    """Build the daemon. `form` is where connections live, `place` where the keeper of local satellites is.
 
     `config_path` is the file from which a data plane of its own reads the configuration. Raises OSError (a taken port, a bad
     key, TooFewDescriptors) or TlsError (a bad certificate).
     """
     config = current.config
-    planes = make_planes(config, config_path)
+    log.log(logging.WARNING if form.warning else logging.INFO, form.where, extra={"fields": form.fields})
+    planes = make_planes(config, config_path, form)
     opened = _open_resources(config, place, planes)
     stores, machines, satellite_tls = opened.stores, opened.machines, opened.satellite_tls
     account_parts, satellite_ca = opened.account_parts, opened.satellite_ca
@@ -305,7 +309,7 @@ def _gatekeeper_of(
         opened.account_parts.admission,
         quotas,
         announcements,
-        enabled=config.daemon.admission == "snapshot",
+        enabled=config.daemon.by_snapshots,
         valid_s=valid_s_of(config.store.host_expiry_s if config.store.kind == "dynamodb" else None),
     )
 

@@ -15,7 +15,13 @@ from bentpipe.config.load import ConfigErrors
 from bentpipe.config.sources import folder_of
 from bentpipe.config.units import parse_duration_s
 from bentpipe.daemon.service.ca_command import ca
-from bentpipe.daemon.service.command_line import CONFIG_PATH, EXIT_CONFIG, takes_config, telling_mistakes
+from bentpipe.daemon.service.command_line import (
+    CONFIG_PATH,
+    EXIT_CONFIG,
+    planes_option,
+    takes_config,
+    telling_mistakes,
+)
 from bentpipe.daemon.service.init_command import init
 from bentpipe.daemon.service.installed import read_operators_config, service_of
 from bentpipe.daemon.service.keeper_command import keeper
@@ -73,8 +79,12 @@ for command in (init, sat, top, ca, store, completion, keeper, why):
     help="The socket of a `bentpipe keeper`, to which local satellites are left at the end. By default the daemon starts "
     "one for itself, and stops it and the satellites at the end.",
 )
-def serve(config_path: Path, keeper_socket: Path | None, *, use_last_good: bool) -> None:
-    """Run the daemon until SIGTERM. SIGUSR2 ends it too, and leaves local satellites running for the next one.
+@planes_option("With a data plane that has a unit of its own, ")
+def serve(config_path: Path, keeper_socket: Path | None, planes: Path | None, *, use_last_good: bool) -> None:
+    """Run the daemon until SIGTERM. SIGUSR2 ends it too, and leaves local satellites and connections to the next one.
+
+    In a terminal it starts its data plane by itself, or finds the one that an earlier daemon has left. `bentpipe check` says
+    where connections live.
 
     Exit codes: 0 drained, 2 wrong configuration or a port that is taken, 3 drained but connections were cut.
     """
@@ -82,7 +92,7 @@ def serve(config_path: Path, keeper_socket: Path | None, *, use_last_good: bool)
     from bentpipe.native.tls import TlsError
 
     try:
-        sys.exit(run_serve(config_path, keeper_socket, use_last_good=use_last_good))
+        sys.exit(run_serve(config_path, keeper_socket, planes, use_last_good=use_last_good))
     except (ConfigErrors, OSError, TlsError) as exc:
         click.echo(str(exc), err=True)
         sys.exit(EXIT_CONFIG)
@@ -90,10 +100,11 @@ def serve(config_path: Path, keeper_socket: Path | None, *, use_last_good: bool)
 
 @main.command()
 @takes_config("The configuration file of `bentpipe serve`.", installed=False)
-def dataplane(config_path: Path) -> None:
+@planes_option()
+def dataplane(config_path: Path, planes: Path | None) -> None:
     """Run the process that has the connections, until SIGTERM or until the control plane lets it drain.
 
-    `bentpipe serve` starts it by itself if it is configured and none runs. If another one runs already with this
+    `bentpipe serve` starts it by itself if none runs, except under systemd. If another one runs already with this
     configuration, the new one takes the listening sockets, and the other one ends with its last connection.
 
     Exit codes: as those of `serve`.
@@ -102,7 +113,7 @@ def dataplane(config_path: Path) -> None:
     from bentpipe.native.tls import TlsError
 
     try:
-        sys.exit(run_data_plane(config_path))
+        sys.exit(run_data_plane(config_path, planes))
     except (ConfigErrors, OSError, TlsError) as exc:
         click.echo(str(exc), err=True)
         sys.exit(EXIT_CONFIG)
@@ -120,6 +131,7 @@ def run_check(config_path: Path) -> None:
     from bentpipe.daemon.connections.descriptors import hard_limit
     from bentpipe.daemon.service.accounts import check_signing_key
     from bentpipe.daemon.service.descriptors import share_out
+    from bentpipe.daemon.service.form_here import form_here
     from bentpipe.daemon.service.preflight import find_concerns
 
     try:
@@ -133,7 +145,8 @@ def run_check(config_path: Path) -> None:
     except OSError as exc:  # TooFewDescriptors, or a file that is not a key
         click.echo(f"{config_path}: {exc}", err=True)
         sys.exit(EXIT_CONFIG)
-    concerns = find_concerns(config, service_of(config_path))
+    service = service_of(config_path)
+    concerns = find_concerns(config, service, config_path)
     for concern in concerns:
         place = loaded.merged.place(concern.where)
         click.echo(f"{place}: {dataclasses.replace(concern, where=place.where)}", err=True)
@@ -141,6 +154,7 @@ def run_check(config_path: Path) -> None:
         sys.exit(EXIT_CONFIG)
     more = f", with {len(loaded.texts.more)} files of {folder_of(config_path)}" if loaded.texts.more else ""
     click.echo(f"{config_path}: fine: {len(config.listener)} listeners, {len(config.satellite)} satellites{more}")
+    click.echo(form_here(config, config_path, service).words)
 
 
 @main.group()

@@ -67,6 +67,13 @@ def takes_config(
     return decorate
 
 
+def planes_option(when: str = "") -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """`--planes FOLDER`, for the two commands that meet there. `when` begins its help."""
+    about = "the folder of the data planes' control sockets. By default one of this user and this configuration."
+    help_text = when + about if when else about[0].upper() + about[1:]
+    return click.option("--planes", type=click.Path(path_type=Path, file_okay=False), help=help_text)
+
+
 @contextlib.contextmanager
 def telling_mistakes() -> Iterator[None]:
     """Print the error, and end with EXIT_CONFIG."""

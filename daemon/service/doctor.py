@@ -16,6 +16,7 @@ from bentpipe.daemon.keeper.freezer import find_own_freezer
 from bentpipe.daemon.service.doctor_engine import check_syncookies, configured_engine
 from bentpipe.daemon.service.doctor_tls import configured_findings
 from bentpipe.daemon.service.engine_priority import explain_priority, try_priority
+from bentpipe.daemon.service.form_here import form_findings
 from bentpipe.native.engine import Ktls, Priority, ktls_self_test
 from bentpipe.native.greeting import nghttp2_version
 from bentpipe.native.tls import openssl_version
@@ -173,6 +174,7 @@ def findings(config_path: Path | None = None) -> Iterator[Finding]:
             yield Finding(Severity.WARN, check.__name__.removeprefix("check_"), f"cannot look: {exc}")
     if config_path is not None:
         yield from configured_engine(config_path)
+        yield from form_findings(config_path)
         yield from configured_findings(config_path)
 
 

@@ -48,6 +48,10 @@ class InstalledService:
     runtime_directory: Path | None
     has_data_plane_unit: bool
     """Whether connections are in a process with a unit of its own."""
+    planes: Path | None = None
+    """Where the two units meet, as the command lines say it (`--planes`)."""
+    plane_sees_listeners: bool = True
+    """Whether the data plane's unit lets it ask the kernel who listens on a port: RestrictAddressFamilies= may forbid it."""
 
 
 def find_service(folders: Sequence[Path] = UNIT_FOLDERS) -> InstalledService | None:
@@ -61,12 +65,14 @@ def find_service(folders: Sequence[Path] = UNIT_FOLDERS) -> InstalledService | N
     plane = (_settings_of(PLANE_UNIT, folders) if has_data_plane_unit else None) or {}
     plane_credentials = dict(_credentials_of(plane.get("LoadCredential", [])))
     return InstalledService(
-        _config_of(settings.get("ExecStart", [])),
+        _option_of(settings.get("ExecStart", []), "--config"),
         dict(_credentials_of(settings.get("LoadCredential", []))) | plane_credentials,
         plane_credentials,
         _folder_of(STATE_ROOT, settings.get("StateDirectory", [])),
         _folder_of(RUNTIME_ROOT, settings.get("RuntimeDirectory", [])),
         has_data_plane_unit,
+        _option_of(settings.get("ExecStart", []), "--planes") if has_data_plane_unit else None,
+        _allows(plane.get("RestrictAddressFamilies", []), "AF_NETLINK"),
     )
 
 
@@ -151,18 +157,27 @@ def installed_config(folders: Sequence[Path] = UNIT_FOLDERS) -> Path | None:
     return None if service is None else service.config_path
 
 
-def _config_of(commands: Sequence[str]) -> Path | None:
+def _option_of(commands: Sequence[str], option: str) -> Path | None:
+    """The path that follows an option in a command line; None if no command has the option."""
     for command in commands:
         try:
             words = shlex.split(command)
         except ValueError:  # quotes that do not end
             continue
         for index, word in enumerate(words):
-            if word == "--config" and index + 1 < len(words):
+            if word == option and index + 1 < len(words):
                 return Path(words[index + 1])
-            if word.startswith("--config="):
+            if word.startswith(f"{option}="):
                 return Path(word.partition("=")[2])
     return None
+
+
+def _allows(values: Sequence[str], family: str) -> bool:
+    """Whether RestrictAddressFamilies= lets a process use a family: a list of those that it may, or after ~ may not."""
+    may, may_not = set[str](), set[str]()
+    for value in values:
+        (may_not if value.startswith("~") else may).update(value.removeprefix("~").split())
+    return family not in may_not and (not may or family in may)
 
 
 def _credentials_of(values: Sequence[str]) -> Iterator[tuple[str, Path]]:

@@ -6,6 +6,7 @@ process has loaded.
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib.metadata
 import logging
@@ -47,7 +48,7 @@ from bentpipe.daemon.service.engine_priority import start_engine
 from bentpipe.daemon.service.engine_watch import run_engine_watch, stuck_threads
 from bentpipe.daemon.service.garbage import run_garbage, set_up_garbage
 from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors
-from bentpipe.daemon.service.plane_folder import planes_folder
+from bentpipe.daemon.service.plane_form import planes_folder, remove_own
 from bentpipe.daemon.service.plane_reload import PlaneReload
 from bentpipe.daemon.tasks import Owner, contained, run_owned
 from bentpipe.native.engine import Engine, Ktls
@@ -65,6 +66,10 @@ COUNT_S = 1.0
 """Between two COUNTERS records."""
 ABORT_DEADLINE_S = 5.0
 DRAINED_LOOK_S = 0.2
+ABANDONED_S = 600.0
+"""Without a control plane: then a data plane that has no connections ends, unless systemd runs it. Somebody who starts the
+daemon again after a crash does so earlier; and a data plane that nobody needs must not keep the ports for ever."""
+NOBODY_COMES = '[daemon] data_plane is "inside": no control plane would come to a data plane of this configuration'
 
 
 def digest_of(config: Config) -> bytes:
@@ -124,6 +129,7 @@ def _open(config: Config, path_of_config: Path, folder: Path) -> _Opened:
         opened.callback(taken.give_up)
         ports = _listen(config, spoken, taken, opened)
         handover = HandoverServer(folder, path.name, [(name_of(section), sock) for _, section, _, sock in ports])
+        make_private_folder(folder)  # again: a data plane that ended meanwhile may have removed it
         control = PlaneSocket(path)
         taken.close_unused([sock for _, _, _, sock in ports])
         opened.pop_all()
@@ -261,6 +267,7 @@ class PlaneProcess:
             self._seat.leave()
             opened.control.close()
             opened.handover.close()
+            remove_own(opened.control.path.parent)
             opened.engine.close()
         return cut
 
@@ -331,6 +338,17 @@ class PlaneProcess:
             elif trio.current_time() - self._seated_at > PARKED_S and self._door.is_open:
                 self._door.shut()
                 log.warning("no control plane comes: new clients wait in the kernel's queue")
+            away_s = trio.current_time() - self._seated_at
+            if away_s > ABANDONED_S and not self._drain.is_set() and self._is_abandoned():
+                fields = {"away_s": round(away_s)}
+                log.warning(
+                    "no control plane has come, and no client is connected: this ends", extra={"fields": fields}
+                )
+                self.drain(0)
+
+    def _is_abandoned(self) -> bool:
+        """Whether nothing needs this process. One that is a unit of systemd waits for its control plane."""
+        return not self._plane.connections and not sd.is_service()
 
     async def _obey_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1) as signals:
@@ -344,14 +362,20 @@ class PlaneProcess:
                         self._files.ask()
 
 
-def run_data_plane(config_path: Path) -> int:
-    """Run a data plane until it is drained. Returns the exit code. Raises ConfigErrors, OSError, TlsError."""
+def run_data_plane(config_path: Path, planes: Path | None = None) -> int:
+    """Run a data plane until it is drained. `planes` is the folder of its socket by the command line.
+
+    Returns the exit code. Raises ConfigErrors, OSError, TlsError.
+    """
     config = load_config(config_path, check_files=False)  # what it needs is read at once, and said in words
+    if config.daemon.data_plane == "inside":
+        raise OSError(errno.EINVAL, NOBODY_COMES)
+    folder = planes_folder(config, config_path, planes)
     fill_standard_descriptors()
     with daemon_log(config.daemon.log_format, config.daemon.log_level):
         set_up_garbage()
-        return EXIT_CUT if trio.run(_main, config, config_path) else EXIT_OK
+        return EXIT_CUT if trio.run(_main, config, config_path, folder) else EXIT_OK
 
 
-async def _main(config: Config, config_path: Path) -> int:
-    return await PlaneProcess(_open(config, config_path, planes_folder(config, config_path))).run()
+async def _main(config: Config, config_path: Path, folder: Path) -> int:
+    return await PlaneProcess(_open(config, config_path, folder)).run()

@@ -4,8 +4,11 @@ It is a session and a process group of its own (setsid(2)), so that Ctrl-C in a 
 then lets the data plane drain. Its log goes where that of its starter goes.
 """
 
+import contextlib
+import errno
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +16,7 @@ from pathlib import Path
 import trio
 
 from bentpipe.daemon.planes.sockets import connect_private, plane_sockets
+from bentpipe.daemon.private_socket import peer_of
 
 log = logging.getLogger("bentpipe")
 
@@ -71,32 +75,46 @@ class Children:
         return bool(self._processes)
 
 
-async def find_or_start_plane(config_path: Path, folder: Path) -> subprocess.Popen[bytes] | None:
+async def find_or_start_plane(config_path: Path, folder: Path, *, is_external: bool) -> subprocess.Popen[bytes] | None:
     """Return once a data plane listens in `folder`: None if one was there, else the process that was started.
 
-    Under systemd none is started: it would be in the unit of the control plane, have that unit's rights, and end with it. A
-    data plane has a unit of its own there, for which this waits. Raises NoDataPlane.
+    With `is_external` none is started, since it has a unit of its own, for which this waits. Started here it would be in the
+    unit of the control plane, have that unit's rights, and end with it. Raises NoDataPlane.
     """
     if live_planes(folder):
         return None
-    if os.environ.get("NOTIFY_SOCKET"):
+    if is_external:
         with trio.move_on_after(START_S):
             while not live_planes(folder):
                 await trio.sleep(LOOK_S)
             return None
-        raise NoDataPlane(f"no data plane listens in {folder}: start bentpipe-dataplane@a.service")
-    command = [sys.executable, "-P", "-c", PROGRAM, "dataplane", "--config", str(config_path)]
-    process = await trio.to_thread.run_sync(_start, command)
+        raise NoDataPlane(errno.ENOENT, f"no data plane listens in {folder}: start bentpipe-dataplane@a.service")
+    process = await trio.to_thread.run_sync(_start, config_path, folder)
     log.info("data plane started", extra={"fields": {"pid": process.pid}})
-    with trio.move_on_after(START_S):
-        while process.poll() is None:
-            if live_planes(folder):
-                return process
-            await trio.sleep(LOOK_S)
-        raise NoDataPlane(f"the data plane has ended with code {process.returncode} before it listened: see above")
+    try:
+        with trio.move_on_after(START_S):
+            while process.poll() is None:
+                if live_planes(folder):
+                    return process
+                await trio.sleep(LOOK_S)
+            words = f"the data plane has ended with code {process.returncode} before it listened: see above"
+            raise NoDataPlane(errno.ECONNREFUSED, words)
+    except trio.Cancelled:
+        process.terminate()  # it has no clients yet, and nobody would come back to it
+        raise
     process.terminate()
-    raise NoDataPlane(f"the data plane did not listen within {START_S:g} s")
+    raise NoDataPlane(errno.ETIMEDOUT, f"the data plane did not listen within {START_S:g} s")
 
 
-def _start(command: list[str]) -> subprocess.Popen[bytes]:
+def stop_planes(folder: Path) -> None:
+    """Have all data planes of the folder drain and end, as SIGTERM does. Does not wait."""
+    for path in live_planes(folder):
+        with contextlib.suppress(OSError), connect_private(path) as sock:
+            os.kill(peer_of(sock).pid, signal.SIGTERM)
+            log.info("a data plane is stopped", extra={"fields": {"plane": path.name}})
+
+
+def _start(config_path: Path, folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-P", "-c", PROGRAM, "dataplane", "--config", str(config_path.absolute())]
+    command += ["--planes", str(folder.absolute())]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)

@@ -42,7 +42,7 @@ from bentpipe.daemon.service.plane_arrivals import PlaneArrivals
 from bentpipe.daemon.service.plane_counts import OUTCOMES, add_counters
 from bentpipe.daemon.service.plane_engines import PlaneEngines
 from bentpipe.daemon.service.plane_files import reload_planes
-from bentpipe.daemon.service.plane_folder import planes_folder
+from bentpipe.daemon.service.plane_form import FILELESS, PlaneForm
 from bentpipe.daemon.service.plane_ports import PlanePorts
 from bentpipe.daemon.service.plane_start import Children, find_or_start_plane, is_live, live_planes
 from bentpipe.daemon.service.successor_note import SuccessorNote
@@ -99,10 +99,12 @@ class Planes:
     """All data planes of a daemon; `splicer` is what the hand-off uses of them."""
 
     def __init__(
-        self, config: Config, find: FindPlanes, children: Children, names: Callable[[], Sequence[str]]
+        self, config: Config, find: FindPlanes, children: Children, folder: Path, *, waits_for_end: bool
     ) -> None:
-        """`children` are the planes that `find` has started, `names` the sockets' in the folder; `names` may block."""
-        self._names = names
+        """`children` are the planes that `find` has started, `folder` has the sockets of all.
+
+        `waits_for_end`: whether the end of this process waits for theirs, since nothing else ends them."""
+        self._folder, self._waits_for_end = folder, waits_for_end
         self._children = children
         self.splicer = self._splicer = PlaneSplicer()
         self.engines = PlaneEngines(lambda: self._splicer)
@@ -327,8 +329,8 @@ class Planes:
                     pause_s = min(2 * pause_s, AGAIN_MOST_S)
 
     async def _is_new(self) -> bool:
-        names = await trio.to_thread.run_sync(self._names)
-        return any(name not in self._known for name in names)
+        found = await trio.to_thread.run_sync(lambda: list(plane_sockets(self._folder)))
+        return any(path.name not in self._known for path in found)
 
     async def _run_meters(self) -> None:
         while True:
@@ -464,9 +466,9 @@ class Planes:
             plane.send_nowait(r.DrainRecord(r.LINK_ID, int(deadline_s * 1000)))
 
     async def wait_ended(self) -> None:
-        """Wait for the planes that this process has started, after `drain`; for ENDED_S at most."""
+        """Wait for the planes that this process has started or found, after `drain`; for ENDED_S at most."""
         with trio.move_on_after(ENDED_S):
-            while self._children.reap():
+            while self._children.reap() or (self._waits_for_end and live_planes(self._folder)):
                 await trio.sleep(ENDED_LOOK_S)
 
     def leave(self) -> None:
@@ -476,21 +478,21 @@ class Planes:
             plane.leave()
 
 
-def make_planes(config: Config, config_path: Path | None) -> Planes | None:
+def make_planes(config: Config, config_path: Path | None, form: PlaneForm) -> Planes | None:
     """The data planes; None if connections live in this process. Raises OSError."""
-    if config.daemon.data_plane == "inside":
+    folder = form.folder
+    if folder is None:
         return None
     if config_path is None:
-        raise OSError(errno.EINVAL, "daemon.data_plane: a process of its own reads the configuration from a file")
-    folder = planes_folder(config, config_path)
+        raise OSError(errno.EINVAL, FILELESS)
 
     children = Children()
 
     async def find() -> Sequence[Path]:
-        children.keep(await find_or_start_plane(config_path, folder))
+        children.keep(await find_or_start_plane(config_path, folder, is_external=form.is_external))
         return live_planes(folder)
 
-    return Planes(config, find, children, lambda: [path.name for path in plane_sockets(folder)])
+    return Planes(config, find, children, folder, waits_for_end=not form.is_external)
 
 
 def _words_of(config: Config) -> bytes:

@@ -6,10 +6,12 @@ a port for longer than one look takes.
 
 import difflib
 from collections.abc import Iterator
+from pathlib import Path
 
 from bentpipe.config.model import Config
 from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.service.concern import Concern
+from bentpipe.daemon.service.form_here import form_here
 from bentpipe.daemon.service.installed import InstalledService
 from bentpipe.daemon.service.preflight_ec2 import ec2_concerns
 from bentpipe.daemon.service.preflight_host import host_concerns
@@ -27,11 +29,18 @@ def file_concerns(config: Config) -> Iterator[Concern]:
     yield from _grant_concerns(config)
 
 
-def find_concerns(config: Config, service: InstalledService | None = None) -> list[Concern]:
-    """Find all that is wrong or suspicious, errors first. `service` is what serves this configuration on this host."""
+def find_concerns(
+    config: Config, service: InstalledService | None = None, config_path: Path | None = None
+) -> list[Concern]:
+    """Find all that is wrong or suspicious, errors first. `service` is what serves this configuration on this host.
+
+    `config_path` is its file, if it is looked at as `bentpipe serve` would read it.
+    """
     found = {*file_concerns(config), *host_concerns(config), *process_concerns(config), *ec2_concerns(config)}
     if service is not None:
         found |= {*unit_concerns(config, service)}
+    if config_path is not None and (warning := form_here(config, config_path, service).warning):
+        found.add(Concern("daemon.data_plane", warning, fatal=False))
     return sorted(found, key=lambda each: (not each.fatal, each.where, each.message))
 
 

@@ -25,6 +25,8 @@ HINTS = {
     errno.EADDRNOTAVAIL: "; no interface of this host has this address (ip address)",
 }
 """What to do if a port cannot be opened."""
+OURS = frozenset({"serve", "dataplane"})
+"""The commands of bentpipe that listen at the ports of a configuration."""
 LOCKED_S = 1.0
 """How long to wait for a store that another process is writing to."""
 
@@ -79,7 +81,7 @@ class _Owner:
         words = (PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
         self.name = (PROC / str(pid) / "comm").read_text().strip()
         self.is_systemd = pid == 1
-        self.is_ours = "serve" in words and any(Path(word).name == "bentpipe" or "bentpipe" in word for word in words)
+        self.is_ours = not OURS.isdisjoint(words) and any("bentpipe" in word for word in words)
 
 
 def _owner_of(host: str, port: int) -> _Owner | None:

@@ -13,14 +13,21 @@ FORM, PLANES = "daemon.data_plane", "daemon.planes"
 NEEDS_RIGHTS = ("chroot", "nsenter", "runuser", "setpriv", "su", "sudo", "unshare")
 """Programs that change users or make namespaces. The keeper's unit allows neither to satellites."""
 ONE_PROCESS = (
-    'bentpipe.service runs one process, and no data plane would come: write "inside", or go over to the units of two '
-    "processes (docs/data-plane.md)"
+    "bentpipe.service runs one process, and no data plane would come: remove the key, or go over to the units of two "
+    "processes (docs/two-processes.md)"
 )
 TWO_PROCESSES = (
-    'bentpipe.service runs the control plane alone, without the port and the key: write "process", or go back to the unit '
-    "of one process (docs/data-plane.md)"
+    "bentpipe.service runs the control plane alone, without the port and the key: remove the key, or go back to the unit "
+    "of one process (docs/two-processes.md)"
 )
-NO_PLANES = 'the two units share a folder only if it is given: write planes = "/run/bentpipe-planes"'
+NO_PLANES = (
+    "the two units meet in no folder: give --planes /run/bentpipe-planes to both commands, as the shipped units do, or "
+    'write planes = "/run/bentpipe-planes"'
+)
+NO_NETLINK = (
+    "RestrictAddressFamilies= lacks AF_NETLINK, so the data plane cannot see which process listens on a port: it asks the "
+    "control plane for each client of a local satellite, and brings none while that is away. Add AF_NETLINK"
+)
 MISPLACED = (
     "credential {name!r} is in a drop-in of bentpipe.service, and the data plane, which needs it, would not start: move the "
     "drop-in to /etc/systemd/system/" + PLANE_UNIT + ".d/"
@@ -40,9 +47,12 @@ def unit_concerns(config: Config, service: InstalledService) -> Iterator[Concern
     if config.daemon.data_plane == "process" and not service.has_data_plane_unit:
         yield Concern(FORM, ONE_PROCESS, fatal=False)
     elif config.daemon.data_plane == "inside" and service.has_data_plane_unit:
-        yield Concern(FORM, TWO_PROCESSES, fatal=False)
-    elif service.has_data_plane_unit and config.daemon.planes is None:
+        yield Concern(FORM, TWO_PROCESSES, fatal=service.planes is not None)
+    elif service.has_data_plane_unit and config.daemon.planes is None and service.planes is None:
         yield Concern(PLANES, NO_PLANES, fatal=False)
+    is_local = any(each.process is not None for each in config.machines)
+    if is_local and config.daemon.by_snapshots and service.has_data_plane_unit and not service.plane_sees_listeners:
+        yield Concern(PLANE_UNIT, NO_NETLINK, fatal=False)
     yield from _missing_credentials(service)
     if service.has_data_plane_unit:
         yield from _misplaced_credentials(config, service)

@@ -75,7 +75,7 @@ def apply(prepared: Prepared, opened: ReadyParts, parts: LiveParts) -> None:
     parts.greetings.seconds = limits.greeting_deadline_s
     parts.greeters.follow(config.daemon.greeting)
     if parts.gatekeeper is not None:
-        parts.gatekeeper.follow(enabled=config.daemon.admission == "snapshot")
+        parts.gatekeeper.follow(enabled=config.daemon.by_snapshots)
     parts.checks.stranger_age_s = limits.stranger_age_s
     parts.apis.follow(config)
     parts.account_parts.follow(config)

@@ -33,6 +33,11 @@ def notify(state: str, environment: Mapping[str, str] = os.environ) -> bool:
     return True
 
 
+def is_service(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether systemd has started this process for a unit (systemd.exec(5)). Shells have INVOCATION_ID, but not these."""
+    return bool(environment.get("NOTIFY_SOCKET")) or environment.get("SYSTEMD_EXEC_PID") == str(os.getpid())
+
+
 @functools.cache
 def _notify_socket() -> socket.socket:
     """The socket is opened once and kept, so that the watchdog works with no descriptor left.

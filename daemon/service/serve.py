@@ -3,6 +3,7 @@
 The daemon is built by `assembly.py`, run by `running.py`, and told of signals by `signals.py`.
 """
 
+import contextlib
 import dataclasses
 import logging
 from pathlib import Path
@@ -22,7 +23,8 @@ from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descri
 from bentpipe.daemon.service.machines import keeper_place_of
 from bentpipe.daemon.service.own_files import read_own_files
 from bentpipe.daemon.service.parts import Daemon
-from bentpipe.daemon.service.plane_folder import planes_folder
+from bentpipe.daemon.service.plane_form import PlaneForm, choose_form, planes_folder
+from bentpipe.daemon.service.plane_start import live_planes, stop_planes
 from bentpipe.daemon.service.running import run_daemon
 from bentpipe.daemon.service.signals import run_with_signals
 from bentpipe.daemon.service.take_over import end_hung_control_planes
@@ -39,25 +41,29 @@ EXIT_CUT = 3
 """Drained, but connections were cut at the drain deadline."""
 
 
-def run_serve(config_path: Path, keeper_socket: Path | None = None, *, use_last_good: bool = False) -> int:
+def run_serve(
+    config_path: Path, keeper_socket: Path | None = None, planes: Path | None = None, *, use_last_good: bool = False
+) -> int:
     """Run the daemon until SIGTERM or SIGINT. Returns the exit code. Raises ConfigErrors, OSError, TlsError.
 
-    `keeper_socket` is that of a keeper which something else starts and ends.
+    `keeper_socket` is that of a keeper, and `planes` the folder of a data plane, which something else starts and ends.
 
     With `use_last_good`, a daemon that cannot start with the file starts with the configuration of its last start.
     """
     last_good = LastGood.of_service() if use_last_good else None
     try:
-        loaded = parse_config(Texts.read(config_path))
+        loaded = parse_config(Texts.read(config_path), keys_elsewhere=planes is not None)
         place = keeper_place_of(loaded.config, config_path, keeper_socket)
-        return _run(_Start(config_path, loaded, place, last_good))
+        form = choose_form(loaded.config, config_path, planes)
+        return _run(_Start(config_path, loaded, place, form, last_good))
     except (ConfigErrors, OSError, TlsError) as exc:
         kept = last_good.load() if last_good is not None else None
         if kept is None:
             raise
         problem = f"runs with the configuration of {kept.since}, because of mistakes in {config_path}:\n{exc}"
     place = keeper_place_of(kept.loaded.config, config_path, keeper_socket)
-    return _run(_Start(config_path, kept.loaded, place, last_good, problem))
+    form = choose_form(kept.loaded.config, config_path, planes)
+    return _run(_Start(config_path, kept.loaded, place, form, last_good, problem))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ class _Start:
     path: Path
     loaded: LoadedConfig
     place: KeeperPlace
+    form: PlaneForm
     last_good: LastGood | None
     problem: str = ""
 
@@ -88,8 +95,11 @@ def _run(start: _Start) -> int:
         set_up_garbage()
         for line in start.problem.splitlines():
             log.error("not the configuration of the file", extra={"fields": {"reason": line}})
-        if config.daemon.data_plane == "process":
-            end_hung_control_planes(planes_folder(config, start.path))
+        folder = start.form.folder
+        if folder is not None:
+            end_hung_control_planes(folder)
+        else:
+            _look_for_left_planes(config, start.path)
         try:
             cut = trio.run(
                 run_with_signals,
@@ -100,7 +110,9 @@ def _run(start: _Start) -> int:
                     place=start.place,
                     origin=start.origin,
                     config_path=start.path,
+                    form=start.form,
                 ),
+                lambda: _stop_early(start.form),
             )
         except (OSError, TlsError):
             raise  # it could not start: the command line says why
@@ -110,6 +122,19 @@ def _run(start: _Start) -> int:
         return EXIT_CUT if cut else EXIT_OK
 
 
+def _stop_early(form: PlaneForm) -> None:
+    """Stop everything before the daemon has started: its data planes too, unless something else stops them."""
+    if form.folder is not None and not form.is_external:
+        stop_planes(form.folder)
+
+
+def _look_for_left_planes(config: Config, config_path: Path) -> None:
+    """One of an earlier daemon of this file may have the ports, with connections that should not be cut."""
+    with contextlib.suppress(OSError):
+        for path in live_planes(planes_folder(config, config_path)):
+            log.warning("a data plane of an earlier daemon still runs", extra={"fields": {"socket": str(path)}})
+
+
 async def serve(
     config: Config,
     *,
@@ -117,13 +142,18 @@ async def serve(
     problem: str = "",
     place: KeeperPlace = PRIVATE,
     config_path: Path | None = None,
+    form: PlaneForm | None = None,
     origin: ConfigOrigin | None = None,
 ) -> int:
     """Serve until the daemon's `drain` is set, then drain. Returns how many connections were cut.
 
     `problem` says why this is not the configuration that the operator wanted, if so. `place` is where the keeper of local
-    satellites is; by default they end with this. `config_path` is the configuration's file, for a data plane of its own.
-    `origin` is what a reload reads again; without it a reload reads the certificates alone. Raises OSError (a port is taken,
-    TooFewDescriptors) or TlsError (a bad certificate) before anything is started.
+    satellites is; by default they end with this. `config_path` is the configuration's file, for a data plane of its own, and
+    `form` where connections live, by default what `choose_form` says. `origin` is what a reload reads again; without it a
+    reload reads the certificates alone. Raises OSError (a port is taken, TooFewDescriptors) or TlsError (a bad certificate)
+    before anything is started.
     """
-    return await run_daemon(assemble(Current(config, problem, origin), place, config_path), task_status=task_status)
+    form = form or choose_form(config, config_path)
+    return await run_daemon(
+        assemble(Current(config, problem, origin), form, place, config_path), task_status=task_status
+    )

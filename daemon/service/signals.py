@@ -17,15 +17,19 @@ from bentpipe.native.tls import TlsError
 log = logging.getLogger("bentpipe")
 
 
-async def run_with_signals(serve: Callable[[trio.TaskStatus[Daemon]], Awaitable[int]]) -> int:
+async def run_with_signals(
+    serve: Callable[[trio.TaskStatus[Daemon]], Awaitable[int]], stop_early: Callable[[], None] = lambda: None
+) -> int:
     """Run `serve`, and act on signals meanwhile. Returns what `serve` returns; 0 if a signal ended it before it had started.
 
-    Raises what `serve` raises: OSError or TlsError if it could not start.
+    `stop_early` is called if such a signal was one that stops everything. Raises what `serve` raises: OSError or TlsError if
+    it could not start.
     """
     with trio.open_signal_receiver(
         signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2
     ) as signals:
         cut = 0
+        is_stopped_early = False
         cannot_start: OSError | TlsError | None = None
         async with trio.open_nursery() as nursery:
 
@@ -55,7 +59,10 @@ async def run_with_signals(serve: Callable[[trio.TaskStatus[Daemon]], Awaitable[
                         owner = Owner("statistics", "", Decision.GIVE_UP)
                         nursery.start_soon(run_owned, owner, ask_and_log_statistics, started.daemon)
                     else:
+                        is_stopped_early |= started.daemon is None and number in (signal.SIGTERM, signal.SIGINT)
                         _act_on(signal.Signals(number), started.daemon, nursery.cancel_scope)
+    if is_stopped_early:
+        stop_early()
     if cannot_start is not None:
         raise cannot_start
     return cut

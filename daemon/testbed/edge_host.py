@@ -24,6 +24,8 @@ from bentpipe.daemon.model import SatelliteState
 ORG = "acme"
 DATA_PLANE = os.environ.get("BENTPIPE_TESTBED_DATA_PLANE", "inside")
 """The form of the daemons that a run of the tests starts: "inside" or "process"."""
+ADMISSION = os.environ.get("BENTPIPE_TESTBED_ADMISSION", "auto")
+"""As in the configuration."""
 START_DEADLINE_S = 120.0
 """It ends what hangs. The first start after an installation compiles every module: on a busy machine over 20 s."""
 STOP_DEADLINE_S = 40.0
@@ -106,7 +108,7 @@ class EdgeHost:
         environment: Mapping[str, str] | None = None,
         data_plane: str = DATA_PLANE,
     ) -> None:
-        """`data_plane`: where connections live, as in the configuration."""
+        """`data_plane`: where connections live, as in the configuration. "auto": the file says nothing of it."""
         self._data_plane = data_plane
         self._drain_deadline_s = drain_deadline_s
         self._wake_deadline_s = wake_deadline_s
@@ -132,9 +134,13 @@ class EdgeHost:
         """Process ids of the data planes whose ports these are."""
 
     def _config(self, satellites: Sequence[DemoSatellite | CloudSatellite], sleep_after_s: float) -> str:
+        form = [
+            f'data_plane = "{self._data_plane}"\nplanes = "{self._directory / "planes"}"',
+            f'admission = "{"auto" if self._data_plane == "inside" else ADMISSION}"',
+        ]
         lines = [
             f'[daemon]\nlog_format = "json"\ndrain_deadline = "{self._drain_deadline_s}s"',
-            f'data_plane = "{self._data_plane}"\nplanes = "{self._directory / "planes"}"',
+            *(form if self._data_plane != "auto" else ()),
             f'[store]\npath = "{self._ledger}"',
             '[[listener]]\naddress = "127.0.0.1:0"\n[listener.tls]',
             f'certificate = "{self._directory / "cert.pem"}"\nkey = "{self._directory / "key.pem"}"',
@@ -205,7 +211,7 @@ class EdgeHost:
         records = list(self.records())
         said = {record.get("message") for record in records}
         planes = {record["pid"] for record in records if record.get("message") == "data plane seated"}
-        if self._data_plane == "process" and not (planes and SERVING in said):
+        if self._data_plane != "inside" and not (planes and SERVING in said):
             return False
         if not planes or not planes <= self._planes:
             ports = [int(str(record["port"])) for record in records if record.get("message") == "listening"]
@@ -236,11 +242,12 @@ class EdgeHost:
 
     def _kill_data_planes(self) -> None:
         """The same for the data planes that it has left."""
-        for pid in self._data_planes():
+        for pid in self.data_planes():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
-    def _data_planes(self) -> Iterator[int]:
+    def data_planes(self) -> Iterator[int]:
+        """The process ids of those that run."""
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
                 arguments = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
@@ -333,7 +340,7 @@ class EdgeHost:
         MAIN_THREAD is the thread that runs Python in each; the others have their names (proc(5)).
         """
         used: dict[str, float] = {}
-        for pid in (self.pid, *self._data_planes()):
+        for pid in (self.pid, *self.data_planes()):
             for task in Path(f"/proc/{pid}/task").iterdir():
                 name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
                 fields = rest.split()

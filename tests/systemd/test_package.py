@@ -18,6 +18,10 @@ from beds.peers.builds import Missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.untraced]
 
+SOCKET = "bentpipe-dataplane.socket"
+UNITS = (
+    f"bentpipe.target {SOCKET} bentpipe-dataplane@a.service bentpipe.service bentpipe.socket bentpipe-keeper.service"
+)
 BUILD_S = 15.0
 """Longer than a restart takes, shorter than the drain deadline of the configuration."""
 CLIENT_EACH_S = 3.0
@@ -38,8 +42,10 @@ def test_it_is_installed_and_nothing_runs(story: Story) -> None:
     story.install(story.package)
     host = story.host
     assert re.fullmatch(r"bentpipe, version \d.*\n", host.run("bentpipe --version"))
-    assert host.attempt("systemctl is-enabled bentpipe.socket")[1].strip() == "disabled"
-    assert story.show("ActiveState") == story.show("ActiveState", "bentpipe.socket") == "inactive"
+    for unit in ("bentpipe.socket", "bentpipe-dataplane.socket", "bentpipe.target"):
+        assert host.attempt("systemctl is-enabled $1", unit)[1].strip() == "disabled"
+        assert story.show("ActiveState", unit) == "inactive"
+    assert story.show("ActiveState") == "inactive"
     assert host.run("stat -c '%a %U %G' /etc/bentpipe").strip() == "750 root bentpipe"
     assert host.run("id -un bentpipe").strip() == "bentpipe"
     assert host.run("systemctl --failed --no-legend --plain") == ""
@@ -57,7 +63,7 @@ def test_it_is_installed_and_nothing_runs(story: Story) -> None:
 
 def test_its_units_are_what_systemd_accepts(story: Story) -> None:
     host = story.host
-    said = host.run("systemd-analyze verify --man=no bentpipe.service bentpipe.socket bentpipe-keeper.service 2>&1")
+    said = host.run("systemd-analyze verify --man=no $1 2>&1", UNITS)
     assert "bentpipe" not in said
 
 
@@ -84,9 +90,9 @@ def test_the_store_is_backed_up_beside_the_service_and_restored_without_it(story
     host.run("bentpipe store backup /root/copy; bentpipe store verify; bentpipe store verify /root/copy")
     code, said = host.attempt("bentpipe store restore /root/copy")
     assert (code, "stop it first" in said) == (2, True), said
-    host.run("systemctl stop bentpipe.socket bentpipe.service", deadline_s=DEADLINE_S)
+    host.run(f"systemctl stop {story.units}", deadline_s=DEADLINE_S)
     host.run("bentpipe store restore /root/copy")
-    host.run("systemctl start bentpipe.socket bentpipe.service", deadline_s=DEADLINE_S)
+    host.run(f"systemctl start {story.units}", deadline_s=DEADLINE_S)
     assert ended(story.build(0)) == "awake"
     owners = host.run("stat -L -c %U /var/lib/bentpipe/ledger.sqlite*").split()
     assert set(owners) == {"bentpipe"}
@@ -96,7 +102,7 @@ def test_the_store_is_backed_up_beside_the_service_and_restored_without_it(story
 def test_an_upgrade_cuts_no_build_and_refuses_no_client(story: Story) -> None:
     """A build that runs ends by itself. Clients that connect meanwhile wait, and are served by the new version."""
     before = story.show("MainPID")
-    socket_since = story.show("ActiveEnterTimestampMonotonic", "bentpipe.socket")
+    socket_since = story.show("ActiveEnterTimestampMonotonic", SOCKET)
     running = begun(story.build(BUILD_S))
     host = story.host
     host.put("/root/next.deb", next_version(story.package, story.folder).read_bytes())
@@ -112,7 +118,7 @@ def test_an_upgrade_cuts_no_build_and_refuses_no_client(story: Story) -> None:
     assert ended(running) == "awake"
     assert {ended(each) for each in waiting} == {"awake"}
     assert story.show("MainPID") not in {before, "0"}
-    assert story.show("ActiveEnterTimestampMonotonic", "bentpipe.socket") == socket_since
+    assert story.show("ActiveEnterTimestampMonotonic", SOCKET) == socket_since
 
 
 def test_an_upgrade_leaves_the_daemon_alone_if_it_refuses_the_file(story: Story) -> None:
@@ -160,7 +166,7 @@ def test_removal_leaves_configuration_and_state(story: Story) -> None:
     host = story.host
     said = host.run("dpkg -r bentpipe 2>&1", deadline_s=INSTALL_DEADLINE_S)
     assert "not empty" not in said
-    assert story.show("ActiveState", "bentpipe.socket") == "inactive"
+    assert story.show("ActiveState", SOCKET) == "inactive"
     assert host.attempt("test -e /usr/lib/bentpipe")[0] != 0
     host.run("test -e /etc/bentpipe/tls.key; test -e /var/lib/bentpipe/ledger.sqlite")
     with pytest.raises(BootedError):

@@ -1,4 +1,4 @@
-"""The installed service from day to day, under real systemd: reloads, renewals, mistakes, crashes, a stuck daemon.
+"""The service as one process from day to day, under real systemd: reloads, renewals, mistakes, crashes, a stuck daemon.
 
 The tests of a suite are one story on one host, in their order. `test_package` has installation, upgrade and removal.
 """
@@ -15,6 +15,7 @@ from beds.peers.builds import Missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.untraced]
 
+ONE_PROCESS = True
 BUILD_S = 5.0
 RESTARTS = 12
 """More than systemd's own limit of starts (5 in 10 s) allows."""
@@ -53,7 +54,7 @@ def test_every_unit_is_closed_as_far_as_its_work_allows(story: Story) -> None:
         ("bentpipe-keeper.service", KEEPER_EXPOSURE),
     ):
         host.run(closed, unit, str(round(most * 10)))
-    control = host.run("cat /usr/share/bentpipe/systemd/process/bentpipe.service")
+    control = host.run("cat /usr/lib/systemd/system/bentpipe.service")
     host.put("/run/systemd/system/bentpipe-control.service", control.encode())
     try:
         host.run(f"systemctl daemon-reload; {closed}", "bentpipe-control.service", str(round(EXPOSURE * 10)))

@@ -1,4 +1,4 @@
-"""Control plane and data plane in their units, on a host that goes over and back as docs/data-plane.md says.
+"""Control plane and data plane in their units, on a host that goes over and back as docs/two-processes.md says.
 
 The tests of a suite are one story on one host, in their order.
 """
@@ -155,7 +155,8 @@ def test_the_way_back_keeps_the_store(over: Story) -> None:
     follow(over, GO_BACK)
     assert ended(over.build(0)) == "awake"
     assert "kept" in host.run("bentpipe token list")
-    assert over.show("FragmentPath").endswith("/lib/systemd/system/bentpipe.service")
+    assert over.show("FragmentPath") == "/etc/systemd/system/bentpipe.service"
+    assert over.show("ActiveState", PLANE_A) == "inactive"
     assert "data_plane" not in host.run("bentpipe check 2>&1")
 
 

@@ -153,7 +153,7 @@ def test_the_next_data_plane_and_the_next_control_plane_go_on_with_it(over: Stor
 
 
 def test_a_credential_in_the_wrong_unit_is_told_before_it_matters(over: Story) -> None:
-    """The drop-in of one process, which docs/data-plane.md says to move."""
+    """The drop-in of one process, which docs/two-processes.md says to move."""
     host = over.host
     old, new = (f"/etc/systemd/system/{unit}.d" for unit in (PLANE_UNIT, "bentpipe.service"))
     host.run("mkdir -p $2; mv $1/certificate.conf $2/", old, new)

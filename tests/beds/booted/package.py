@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from beds.booted.machine import CLEAN
@@ -72,16 +73,38 @@ def installed_root(suite: str) -> Path:
 
 def next_version(package: Path, folder: Path, changed_module: str = "") -> Path:
     """The same package with a higher version, in `folder`. `changed_module`, a path below `bentpipe/`, gets another text."""
-    with tempfile.TemporaryDirectory(dir=folder) as unpacked:
-        subprocess.run(["dpkg-deb", "--raw-extract", package, f"{unpacked}/tree"], check=True)
-        control = Path(unpacked) / "tree/DEBIAN/control"
+
+    def change(tree: Path) -> None:
+        if changed_module:
+            (module,) = tree.glob(f"usr/lib/bentpipe/lib/*/site-packages/bentpipe/{changed_module}")
+            module.write_text(module.read_text() + "\n# the next version\n")
+
+    return _repacked(package, folder / f"{package.stem}-next.deb", "+next+deb", change)
+
+
+def former_package(package: Path, folder: Path) -> Path:
+    """The same package with a lower version, in `folder`, whose own unit is the one of one process, as it used to be."""
+
+    def change(tree: Path) -> None:
+        (unit,) = tree.glob("**/lib/systemd/system/bentpipe.service")
+        share = tree / "usr/share/bentpipe/systemd"
+        (share / "process/bentpipe.service").unlink()
+        shutil.move(unit, share / "process/bentpipe.service")
+        shutil.move(share / "one-process/bentpipe.service", unit)
+
+    return _repacked(package, folder / f"{package.stem}-former.deb", "~former+deb", change)
+
+
+def _repacked(package: Path, target: Path, version: str, change: Callable[[Path], None]) -> Path:
+    """`version` stands in the place of "+deb" in the package's own."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as unpacked:
+        tree = Path(unpacked) / "tree"
+        subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
+        control = tree / "DEBIAN/control"
         lines = control.read_text().splitlines(keepends=True)
-        changed = [line.replace("+deb", "+next+deb") if line.startswith("Version:") else line for line in lines]
+        changed = [line.replace("+deb", version) if line.startswith("Version:") else line for line in lines]
         assert changed != lines
         control.write_text("".join(changed))
-        if changed_module:
-            (module,) = Path(unpacked).glob(f"tree/usr/lib/bentpipe/lib/*/site-packages/bentpipe/{changed_module}")
-            module.write_text(module.read_text() + "\n# the next version\n")
-        target = folder / f"{package.stem}-next.deb"
-        subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", f"{unpacked}/tree", target], check=True)
+        change(tree)
+        subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, target], check=True)
     return target

@@ -57,6 +57,8 @@ class Story:
     host: Booted
     package: Path
     folder: Path
+    units: str = "bentpipe-dataplane.socket bentpipe.target"
+    """What is enabled and started."""
     token: str = dataclasses.field(default_factory=lambda: f"bp_{secrets.token_hex(32)}")
     authority: trustme.CA = dataclasses.field(default_factory=trustme.CA)
 
@@ -76,7 +78,12 @@ class Story:
 
     def start(self) -> None:
         """Enable and start the service, as README.Debian says."""
-        self.host.run("systemctl enable --now bentpipe.socket bentpipe.service", deadline_s=DEADLINE_S)
+        self.host.run(f"systemctl enable --now {self.units}", deadline_s=DEADLINE_S)
+
+    def choose_one_process(self) -> None:
+        """Have the service be one process, before it is started."""
+        self.units = "bentpipe.socket bentpipe.service"
+        self.host.run("systemctl link /usr/share/bentpipe/systemd/one-process/bentpipe.service")
 
     @property
     def ca(self) -> Path:

@@ -1,4 +1,4 @@
-"""A host that goes over to two processes and back, by the commands of docs/data-plane.md."""
+"""A host that goes over to two processes and back, by the commands of docs/two-processes.md."""
 
 from beds.booted.story import DEADLINE_S, Story
 from beds.pages.list import installed_blocks
@@ -11,7 +11,7 @@ GO_OVER, GO_BACK = "Go over to two processes", "Go back to one process"
 
 def follow(story: Story, section: str) -> None:
     """Run the commands of a section."""
-    blocks = [each for each in installed_blocks("data-plane.md") if each.section == section]
+    blocks = [each for each in installed_blocks("two-processes.md") if each.section == section]
     assert blocks, section
     for each in blocks:
         story.host.run(each.text, deadline_s=DEADLINE_S)

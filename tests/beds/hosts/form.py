@@ -56,13 +56,14 @@ def in_form(text: str, folder: Path) -> str:
 
     A text that is in that form already stays as it is.
     """
-    if DATA_PLANE == "inside":
-        return text
-    _folders.add(folder / "planes")
+    if DATA_PLANE != "inside":
+        _folders.add(folder / "planes")
     if "data_plane = " in text:
         return text
-    text = with_ports(text)
-    keys = f'[daemon]\ndata_plane = "{DATA_PLANE}"\nadmission = "{ADMISSION}"\nplanes = "{folder / "planes"}"\n'
+    keys = f'[daemon]\ndata_plane = "{DATA_PLANE}"\n'
+    if DATA_PLANE != "inside":
+        text = with_ports(text)
+        keys += f'admission = "{ADMISSION}"\nplanes = "{folder / "planes"}"\n'
     return text.replace("[daemon]\n", keys, 1) if "[daemon]\n" in text else keys + text
 
 
@@ -94,7 +95,8 @@ def first_port_of(path: Path) -> int:
 
 async def serve_file(path: Path, *, task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED) -> None:
     """Serve a file's configuration in this process until its `drain` is set; `task_status` gets the daemon."""
-    await serve(load_config(path), config_path=path, task_status=task_status)
+    config_path = None if DATA_PLANE == "inside" else path  # without a file no other process can have the connections
+    await serve(load_config(path), config_path=config_path, task_status=task_status)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

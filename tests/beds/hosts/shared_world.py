@@ -96,7 +96,7 @@ class World:
 [daemon]
 log_format = "json"
 drain_deadline = "100ms"
-{f'data_plane = "process"{chr(10)}planes = "{self.folder / host}-planes"' if port else ""}
+{f'data_plane = "process"{chr(10)}planes = "{self.folder / host}-planes"' if port else 'data_plane = "inside"'}
 [[listener]]
 address = "127.0.0.1:{port}"
 api = true

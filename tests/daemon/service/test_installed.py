@@ -10,8 +10,9 @@ import pytest
 from beds.issued import Issued
 from beds.pages.troubleshooting import pattern_of
 from beds.programs import BENTPIPE
-from bentpipe.config.load import ConfigErrors
+from bentpipe.config.load import ConfigErrors, load_config
 from bentpipe.daemon.service.concern import Concern
+from bentpipe.daemon.service.form_here import form_here
 from bentpipe.daemon.service.installed import find_service, load_operators_config, service_of
 from bentpipe.daemon.service.preflight import find_concerns
 
@@ -100,6 +101,7 @@ def test_a_data_plane_unit_that_is_only_installed_counts_for_nothing(tmp_path: P
 FORMS = {
     "one": ("", ""),
     "two": ("After=bentpipe-dataplane@a.service\n", 'data_plane = "process"\nplanes = "/run/p"\n'),
+    "inside": ("", 'data_plane = "inside"\n'),
 }
 
 
@@ -109,7 +111,8 @@ FORMS = {
         ("one", "one", None),
         ("two", "two", None),
         ("one", "two", "runs one process"),
-        ("two", "one", "runs the control plane alone"),
+        ("two", "inside", "runs the control plane alone"),
+        ("two", "one", "meet in no folder"),
     ],
 )
 def test_check_compares_the_file_with_the_unit(
@@ -133,6 +136,43 @@ def test_check_finds_units_that_would_not_meet(tmp_path: Path) -> None:
     assert [each.where for each in concerns_of(config, tmp_path) if each.where.startswith("daemon.")] == [
         "daemon.planes"
     ]
+
+
+@pytest.mark.parametrize("command", ["serve --planes /run/p --config {}", "serve --config={} --planes=/run/p"])
+def test_the_units_of_two_processes_need_no_key(tmp_path: Path, command: str) -> None:
+    config = tmp_path / "bentpipe.toml"
+    config.write_text(LOCAL)
+    unit(tmp_path, f"[Unit]\n{FORMS['two'][0]}[Service]\nExecStart=bentpipe {command.format(config)}\n")
+    assert not [each for each in concerns_of(config, tmp_path) if each.where.startswith("daemon.")]
+    service = service_of(config, [tmp_path])
+    form = form_here(load_config(config), config, service)
+    assert (form.folder, form.is_external) == (Path("/run/p"), True)
+    config.write_text('[daemon]\ndata_plane = "inside"\n' + LOCAL)
+    [found] = [each for each in concerns_of(config, tmp_path) if each.where == "daemon.data_plane"]
+    assert found.fatal
+
+
+@pytest.mark.parametrize(
+    ("families", "is_told"),
+    [
+        ("", False),
+        ("RestrictAddressFamilies=AF_INET AF_INET6 AF_NETLINK AF_UNIX", False),
+        ("RestrictAddressFamilies=AF_INET AF_INET6\nRestrictAddressFamilies=AF_UNIX", True),
+        ("RestrictAddressFamilies=AF_INET\nRestrictAddressFamilies=", False),
+        ("RestrictAddressFamilies=~AF_NETLINK", True),
+        ("RestrictAddressFamilies=none", True),
+    ],
+)
+@pytest.mark.parametrize("admission", ["auto", "asked"])
+def test_check_says_if_the_data_plane_cannot_see_who_listens(
+    tmp_path: Path, families: str, admission: str, *, is_told: bool
+) -> None:
+    config = tmp_path / "bentpipe.toml"
+    config.write_text(f'[daemon]\nadmission = "{admission}"\n{FORMS["two"][1]}{LOCAL}')
+    unit(tmp_path, f"[Unit]\n{FORMS['two'][0]}[Service]\nExecStart=bentpipe serve --config {config}\n")
+    unit(tmp_path, f"[Service]\n{families}\n", "bentpipe-dataplane@.service")
+    found = [each for each in concerns_of(config, tmp_path) if "AF_NETLINK" in each.message]
+    assert bool(found) == (is_told and admission == "auto")
 
 
 def test_check_finds_programs_that_the_units_forbid(tmp_path: Path) -> None:
