@@ -61,6 +61,7 @@ def test_what_was_cut_is_said_and_everybody_is_served_again(tmp_path: Path, admi
                 kill_and_wait(host)
                 for port in (PLAIN, TLS):
                     wait_served(host, port)
+            host.wait(lambda: all(storm.done.values()), "a kind of client was never served")
         finally:
             storm.stop()
         assert storm.failures == []

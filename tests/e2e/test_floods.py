@@ -19,7 +19,7 @@ import pytest
 import trio
 import trustme
 
-from beds.hosts.form import serve_file
+from beds.hosts.form import ADMISSION, serve_file
 from beds.hosts.in_process import PLAIN, PREFACE, TLS, TOKEN, frames_of, goaway_of, write_config
 from beds.http2 import EMPTY_SETTINGS
 from beds.peers.crowd import DATA, END_HEADERS, HEADERS, SETTINGS, Crowd, call, ended, frame, headers
@@ -247,7 +247,8 @@ def test_a_satellite_floods(running: Running, when: str, waits: bool) -> None:
     running.wait(
         lambda: ends[EndReason.SATELLITE_TLS_FLOOD] + outcomes[Outcome.REFUSED] + outcomes[Outcome.BROKEN] >= 1
     )
-    assert ends[EndReason.SATELLITE_TLS_FLOOD] == 1 or waits
+    # A data plane that brings its client there itself finds the flood before the splice, and the client is offered instead.
+    assert ends[EndReason.SATELLITE_TLS_FLOOD] == 1 or waits or ADMISSION == "snapshot"
     if waits and when == "at-once":  # it is refused in words, since it has heard nothing of this satellite
         assert HEADERS in {kind for kind, *_ in frames_of(said)}
         assert outcomes == {Outcome.REFUSED: 1}

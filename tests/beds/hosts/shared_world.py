@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import trio
+import trustme
 
 from beds.hosts.form import end_planes_in
 from beds.hosts.wires import CutWire
 from beds.peers.clients import GrpcioClient
 from beds.ports import free_port
-from beds.programs import BENTPIPE
+from beds.programs import BENTPIPE, program
 from beds.stores.dynamodb_server import DynamoDbServer
 from bentpipe.daemon.coordination.dynamodb import DynamoRows
 from bentpipe.daemon.coordination.rows import Row
@@ -87,6 +88,8 @@ class World:
     instance_id: str
     table_name: str
     """moto keeps its tables for as long as the process lives."""
+    tls: str = ""
+    """The satellite's section. With one, clients are admitted by snapshots."""
 
     def config(self, host: str, sleep_after: str, endpoint: str, port: int = 0) -> Path:
         """`port`: that of clients, whose connections then live in a data plane of its own."""
@@ -97,6 +100,7 @@ class World:
 log_format = "json"
 drain_deadline = "100ms"
 {f'data_plane = "process"{chr(10)}planes = "{self.folder / host}-planes"' if port else 'data_plane = "inside"'}
+{'admission = "snapshot"' if port and self.tls else ""}
 [[listener]]
 address = "127.0.0.1:{port}"
 api = true
@@ -125,6 +129,7 @@ provider = "ec2"
 sleep_after = "{sleep_after}"
 min_awake = 0
 retry_after = "100ms"
+{self.tls}
 [satellite.ec2]
 port = {self.cloud.cloud.machines.port}
 """)
@@ -162,17 +167,32 @@ port = {self.cloud.cloud.machines.port}
         return self.cloud.control.state(instance_id=self.instance_id) == "stopped"
 
 
+def identify(machines: Path, host: str) -> str:
+    """Make an authority, and the certificate of the machine at `host`. Returns the satellite's section."""
+    machines.mkdir()
+    authority, name = trustme.CA(), f"{KEY.name}.{KEY.org}.test"
+    authority.cert_pem.write_to_path(machines / "ca")
+    authority.issue_cert(name).private_key_and_cert_chain_pem.write_to_path(machines / f"{host}.pem")
+    return f'[satellite.tls]\nca = "{machines / "ca"}"\nserver_name = "{name}"'
+
+
 @contextlib.contextmanager
-def shared_world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A store with its table, and a cloud with the satellite's machine, which is stopped."""
+def shared_world(folder: Path, monkeypatch: pytest.MonkeyPatch, *, proven: bool = False) -> Iterator[World]:
+    """A store with its table, and a cloud with the satellite's machine, which is stopped.
+
+    With `proven` the machine serves TLS by a name of its own, and data planes bring clients to it.
+    """
+    machines = folder / "machines"
+    command = (*program("machines.tls_satellite"), "{port}", "{host}", str(machines)) if proven else SATELLITE
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "AKIDONE")
     with (
         DynamoDbServer() as store,
-        Emulator(ScaledClock(SPEED), machine_command=SATELLITE, machine_port=free_port()) as cloud,
+        Emulator(ScaledClock(SPEED), machine_command=command, machine_port=free_port()) as cloud,
     ):
         instance_id = cloud.control.add_instance(tags={"bentpipe:fleet": "test", "bentpipe:satellite": str(KEY)})
-        world = World(folder, store, cloud, instance_id, f"bentpipe-{uuid.uuid4().hex}")
+        tls = identify(machines, cloud.cloud.instances[instance_id].private_ip) if proven else ""
+        world = World(folder, store, cloud, instance_id, f"bentpipe-{uuid.uuid4().hex}", tls)
         made = subprocess.run(
             [BENTPIPE, "store", "init", "--config", world.config("init", "1h", store.url)],
             capture_output=True,

@@ -1,6 +1,6 @@
 """A satellite that serves TLS: `python -P -m beds.machines.tls_satellite PORT HOST FOLDER`.
 
-Its certificate and key are FOLDER/HOST.pem, so that each machine has its own. The file is read again at each handshake.
+Its certificate and key are FOLDER/HOST.pem, so that each machine has its own.
 """
 
 import signal
@@ -16,13 +16,8 @@ from bentpipe.daemon.testbed.satellite import make_server
 def main() -> int:
     """Serve until SIGTERM."""
     port, host, folder = sys.argv[1:4]
-    identity = Path(folder) / f"{host}.pem"
-
-    def read() -> grpc.ServerCertificateConfiguration:
-        pem = identity.read_bytes()
-        return grpc.ssl_server_certificate_configuration([(pem, pem)])
-
-    server = make_server(f"{host}:{port}", credentials=grpc.dynamic_ssl_server_credentials(read(), read))
+    pem = (Path(folder) / f"{host}.pem").read_bytes()
+    server = make_server(f"{host}:{port}", credentials=grpc.ssl_server_credentials([(pem, pem)]))
     server.start()
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stopped.set())
