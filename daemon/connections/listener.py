@@ -15,6 +15,7 @@ from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
 from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.transport import Transport, tune_socket
+from bentpipe.daemon.model import Address
 from bentpipe.daemon.records.book import Book
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
 
@@ -98,7 +99,7 @@ def _listen(family: socket.AddressFamily, host: str, port: int, *, v6only: bool,
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
     except OSError as exc:
         sock.close()
-        raise OSError(exc.errno, f"cannot listen on {host}:{port}: {exc.strerror}") from exc
+        raise OSError(exc.errno, f"cannot listen on {Address(host, port)}: {exc.strerror}") from exc
     return sock
 
 
