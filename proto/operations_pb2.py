@@ -26,27 +26,35 @@ from bentpipe.proto import compute_pb2 as bentpipe_dot_proto_dot_compute__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x65ntpipe/proto/operations.proto\x12\x13\x62\x65ntpipe.operations\x1a\x1c\x62\x65ntpipe/proto/compute.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"$\n\x12GetActivityRequest\x12\x0e\n\x06org_id\x18\x01 \x01(\t\"\xb7\x01\n\x13GetActivityResponse\x12:\n\nsatellites\x18\x01 \x03(\x0b\x32&.bentpipe.operations.SatelliteActivity\x12-\n\tlooked_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x07reserve\x18\x03 \x03(\x0b\x32$.bentpipe.operations.ReserveActivity\"q\n\x0fReserveActivity\x12\x0c\n\x04size\x18\x01 \x01(\t\x12\x10\n\x08platform\x18\x02 \x01(\t\x12\x0e\n\x06wanted\x18\x03 \x01(\x05\x12\r\n\x05ready\x18\x04 \x01(\x05\x12\x0f\n\x07\x66illing\x18\x05 \x01(\x05\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\xf9\x01\n\x11SatelliteActivity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x06status\x18\x02 \x01(\x0e\x32#.api.public.compute.SatelliteStatus\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04held\x18\x04 \x01(\x05\x12\x13\n\x0b\x63onnections\x18\x05 \x01(\x05\x12\x10\n\x08up_bytes\x18\x06 \x01(\x04\x12\x12\n\ndown_bytes\x18\x07 \x01(\x04\x12-\n\x07reading\x18\x08 \x01(\x0b\x32\x1c.bentpipe.operations.Reading\"\xd8\x01\n\x07Reading\x12\x11\n\tcondition\x18\x01 \x01(\t\x12\x13\n\x06\x62uilds\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0b\x63pu_percent\x18\x03 \x01(\x01\x12\x16\n\x0ememory_percent\x18\x04 \x01(\x01\x12\x12\n\nio_percent\x18\x05 \x01(\x01\x12\x1e\n\x11\x64isk_used_percent\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\toom_kills\x18\x07 \x01(\x04\x12\x10\n\x08uptime_s\x18\x08 \x01(\x01\x42\t\n\x07_buildsB\x14\n\x12_disk_used_percent\"5\n\x15\x43utConnectionsRequest\x12\x0e\n\x06org_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"%\n\x16\x43utConnectionsResponse\x12\x0b\n\x03\x63ut\x18\x01 \x01(\x05\x32\xd9\x01\n\nOperations\x12`\n\x0bGetActivity\x12\'.bentpipe.operations.GetActivityRequest\x1a(.bentpipe.operations.GetActivityResponse\x12i\n\x0e\x43utConnections\x12*.bentpipe.operations.CutConnectionsRequest\x1a+.bentpipe.operations.CutConnectionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x65ntpipe/proto/operations.proto\x12\x13\x62\x65ntpipe.operations\x1a\x1c\x62\x65ntpipe/proto/compute.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"$\n\x12GetActivityRequest\x12\x0e\n\x06org_id\x18\x01 \x01(\t\"\xe8\x01\n\x13GetActivityResponse\x12:\n\nsatellites\x18\x01 \x03(\x0b\x32&.bentpipe.operations.SatelliteActivity\x12-\n\tlooked_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x07reserve\x18\x03 \x03(\x0b\x32$.bentpipe.operations.ReserveActivity\x12/\n\x04host\x18\x04 \x01(\x0b\x32!.bentpipe.operations.HostActivity\"\x91\x02\n\x0cHostActivity\x12\x13\n\x0b\x63onnections\x18\x01 \x01(\t\x12;\n\x0b\x64\x61ta_planes\x18\x02 \x03(\x0b\x32&.bentpipe.operations.DataPlaneActivity\x12\x14\n\x0c\x62y_snapshots\x18\x03 \x01(\x08\x12\x10\n\x08\x61\x64mitted\x18\x04 \x01(\x04\x12\x45\n\nunadmitted\x18\x05 \x03(\x0b\x32\x31.bentpipe.operations.HostActivity.UnadmittedEntry\x12\r\n\x05gates\x18\x06 \x01(\r\x1a\x31\n\x0fUnadmittedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"Q\n\x11\x44\x61taPlaneActivity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x0f\n\x07spliced\x18\x03 \x01(\r\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\"q\n\x0fReserveActivity\x12\x0c\n\x04size\x18\x01 \x01(\t\x12\x10\n\x08platform\x18\x02 \x01(\t\x12\x0e\n\x06wanted\x18\x03 \x01(\x05\x12\r\n\x05ready\x18\x04 \x01(\x05\x12\x0f\n\x07\x66illing\x18\x05 \x01(\x05\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\xf9\x01\n\x11SatelliteActivity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x06status\x18\x02 \x01(\x0e\x32#.api.public.compute.SatelliteStatus\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04held\x18\x04 \x01(\x05\x12\x13\n\x0b\x63onnections\x18\x05 \x01(\x05\x12\x10\n\x08up_bytes\x18\x06 \x01(\x04\x12\x12\n\ndown_bytes\x18\x07 \x01(\x04\x12-\n\x07reading\x18\x08 \x01(\x0b\x32\x1c.bentpipe.operations.Reading\"\xd8\x01\n\x07Reading\x12\x11\n\tcondition\x18\x01 \x01(\t\x12\x13\n\x06\x62uilds\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0b\x63pu_percent\x18\x03 \x01(\x01\x12\x16\n\x0ememory_percent\x18\x04 \x01(\x01\x12\x12\n\nio_percent\x18\x05 \x01(\x01\x12\x1e\n\x11\x64isk_used_percent\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\toom_kills\x18\x07 \x01(\x04\x12\x10\n\x08uptime_s\x18\x08 \x01(\x01\x42\t\n\x07_buildsB\x14\n\x12_disk_used_percent\"5\n\x15\x43utConnectionsRequest\x12\x0e\n\x06org_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"%\n\x16\x43utConnectionsResponse\x12\x0b\n\x03\x63ut\x18\x01 \x01(\x05\x32\xd9\x01\n\nOperations\x12`\n\x0bGetActivity\x12\'.bentpipe.operations.GetActivityRequest\x1a(.bentpipe.operations.GetActivityResponse\x12i\n\x0e\x43utConnections\x12*.bentpipe.operations.CutConnectionsRequest\x1a+.bentpipe.operations.CutConnectionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bentpipe.proto.operations_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_HOSTACTIVITY_UNADMITTEDENTRY']._loaded_options = None
+  _globals['_HOSTACTIVITY_UNADMITTEDENTRY']._serialized_options = b'8\001'
   _globals['_GETACTIVITYREQUEST']._serialized_start=119
   _globals['_GETACTIVITYREQUEST']._serialized_end=155
   _globals['_GETACTIVITYRESPONSE']._serialized_start=158
-  _globals['_GETACTIVITYRESPONSE']._serialized_end=341
-  _globals['_RESERVEACTIVITY']._serialized_start=343
-  _globals['_RESERVEACTIVITY']._serialized_end=456
-  _globals['_SATELLITEACTIVITY']._serialized_start=459
-  _globals['_SATELLITEACTIVITY']._serialized_end=708
-  _globals['_READING']._serialized_start=711
-  _globals['_READING']._serialized_end=927
-  _globals['_CUTCONNECTIONSREQUEST']._serialized_start=929
-  _globals['_CUTCONNECTIONSREQUEST']._serialized_end=982
-  _globals['_CUTCONNECTIONSRESPONSE']._serialized_start=984
-  _globals['_CUTCONNECTIONSRESPONSE']._serialized_end=1021
-  _globals['_OPERATIONS']._serialized_start=1024
-  _globals['_OPERATIONS']._serialized_end=1241
+  _globals['_GETACTIVITYRESPONSE']._serialized_end=390
+  _globals['_HOSTACTIVITY']._serialized_start=393
+  _globals['_HOSTACTIVITY']._serialized_end=666
+  _globals['_HOSTACTIVITY_UNADMITTEDENTRY']._serialized_start=617
+  _globals['_HOSTACTIVITY_UNADMITTEDENTRY']._serialized_end=666
+  _globals['_DATAPLANEACTIVITY']._serialized_start=668
+  _globals['_DATAPLANEACTIVITY']._serialized_end=749
+  _globals['_RESERVEACTIVITY']._serialized_start=751
+  _globals['_RESERVEACTIVITY']._serialized_end=864
+  _globals['_SATELLITEACTIVITY']._serialized_start=867
+  _globals['_SATELLITEACTIVITY']._serialized_end=1116
+  _globals['_READING']._serialized_start=1119
+  _globals['_READING']._serialized_end=1335
+  _globals['_CUTCONNECTIONSREQUEST']._serialized_start=1337
+  _globals['_CUTCONNECTIONSREQUEST']._serialized_end=1390
+  _globals['_CUTCONNECTIONSRESPONSE']._serialized_start=1392
+  _globals['_CUTCONNECTIONSRESPONSE']._serialized_end=1429
+  _globals['_OPERATIONS']._serialized_start=1432
+  _globals['_OPERATIONS']._serialized_end=1649
 # @@protoc_insertion_point(module_scope)

@@ -17,14 +17,51 @@ class GetActivityRequest(_message.Message):
     def __init__(self, org_id: _Optional[str] = ...) -> None: ...
 
 class GetActivityResponse(_message.Message):
-    __slots__ = ("satellites", "looked_at", "reserve")
+    __slots__ = ("satellites", "looked_at", "reserve", "host")
     SATELLITES_FIELD_NUMBER: _ClassVar[int]
     LOOKED_AT_FIELD_NUMBER: _ClassVar[int]
     RESERVE_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
     satellites: _containers.RepeatedCompositeFieldContainer[SatelliteActivity]
     looked_at: _timestamp_pb2.Timestamp
     reserve: _containers.RepeatedCompositeFieldContainer[ReserveActivity]
-    def __init__(self, satellites: _Optional[_Iterable[_Union[SatelliteActivity, _Mapping]]] = ..., looked_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reserve: _Optional[_Iterable[_Union[ReserveActivity, _Mapping]]] = ...) -> None: ...
+    host: HostActivity
+    def __init__(self, satellites: _Optional[_Iterable[_Union[SatelliteActivity, _Mapping]]] = ..., looked_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reserve: _Optional[_Iterable[_Union[ReserveActivity, _Mapping]]] = ..., host: _Optional[_Union[HostActivity, _Mapping]] = ...) -> None: ...
+
+class HostActivity(_message.Message):
+    __slots__ = ("connections", "data_planes", "by_snapshots", "admitted", "unadmitted", "gates")
+    class UnadmittedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    DATA_PLANES_FIELD_NUMBER: _ClassVar[int]
+    BY_SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    UNADMITTED_FIELD_NUMBER: _ClassVar[int]
+    GATES_FIELD_NUMBER: _ClassVar[int]
+    connections: str
+    data_planes: _containers.RepeatedCompositeFieldContainer[DataPlaneActivity]
+    by_snapshots: bool
+    admitted: int
+    unadmitted: _containers.ScalarMap[str, int]
+    gates: int
+    def __init__(self, connections: _Optional[str] = ..., data_planes: _Optional[_Iterable[_Union[DataPlaneActivity, _Mapping]]] = ..., by_snapshots: _Optional[bool] = ..., admitted: _Optional[int] = ..., unadmitted: _Optional[_Mapping[str, int]] = ..., gates: _Optional[int] = ...) -> None: ...
+
+class DataPlaneActivity(_message.Message):
+    __slots__ = ("name", "pid", "spliced", "draining")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    SPLICED_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    pid: int
+    spliced: int
+    draining: bool
+    def __init__(self, name: _Optional[str] = ..., pid: _Optional[int] = ..., spliced: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
 
 class ReserveActivity(_message.Message):
     __slots__ = ("size", "platform", "wanted", "ready", "filling", "reason")

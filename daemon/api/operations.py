@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import trio
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -30,8 +30,17 @@ TRAFFIC_AGE_S = 0.5
 class Operations:
     """The service's methods."""
 
-    def __init__(self, fleet: Fleet, board: StateBoard, handoff: HandOff, reserve: ReserveKeeper | None = None) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        board: StateBoard,
+        handoff: HandOff,
+        reserve: ReserveKeeper | None = None,
+        host: Callable[[], pb.HostActivity] | None = None,
+    ) -> None:
+        """`host` tells of the whole host, to callers who may know of all orgs; None for all others."""
         self._reserve = reserve
+        self._host = host
         self._fleet = fleet
         self._board = board
         self._handoff = handoff
@@ -61,7 +70,12 @@ class Operations:
                 self._old_at = trio.current_time() + TRAFFIC_AGE_S
         found = satellites_of(self._fleet, access, org_id)
         reserve = self._reserves() if access.may(Scope.MANAGE, org_id, None) else ()
-        return pb.GetActivityResponse(satellites=map(self._shown, found), looked_at=self._looked_at, reserve=reserve)
+        return pb.GetActivityResponse(
+            satellites=map(self._shown, found),
+            looked_at=self._looked_at,
+            reserve=reserve,
+            host=None if self._host is None else self._host(),
+        )
 
     def _reserves(self) -> Iterator[pb.ReserveActivity]:
         for each in () if self._reserve is None else self._reserve.summaries():

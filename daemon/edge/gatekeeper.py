@@ -335,6 +335,11 @@ class Gatekeeper:
         return self._generation
 
     @property
+    def enabled(self) -> bool:
+        """Whether planes may be told anything."""
+        return self._enabled
+
+    @property
     def open_gates(self) -> int:
         """How many satellites data planes may bring clients to themselves."""
         return len({key for gates in self._planes.values() for key in gates.open_gates})

@@ -1,7 +1,7 @@
 """Puts the control API together: its services, the authority that it asks, and what it hears of satellites and splices."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -77,12 +77,17 @@ class Apis:
 
 
 def make_apis(
-    config: Config, satellites: Satellites, authority: Authority, counters: ConnectionCounters, news: ApiNews
+    config: Config,
+    satellites: Satellites,
+    authority: Authority,
+    counters: ConnectionCounters,
+    news: ApiNews,
+    host: Callable[[], operations_pb2.HostActivity],
 ) -> Apis:
-    """Make both."""
+    """Make both. What `host` tells is for the socket alone."""
     operator = OperatorAuthority(_orgs(config))
     served, compute, _ = _make(config, satellites, authority, counters, news, config.api.satellite_address)
-    local, local_compute, operations = _make(config, satellites, operator, counters, news, _local_address(config))
+    local, local_compute, operations = _make(config, satellites, operator, counters, news, _local_address(config), host)
     return Apis(served, local, (compute, local_compute), operator, operations)
 
 
@@ -102,13 +107,14 @@ def _make(
     counters: ConnectionCounters,
     news: ApiNews,
     address: str | None,
+    host: Callable[[], operations_pb2.HostActivity] | None = None,
 ) -> tuple[ControlApi, Compute, Operations]:
     compute = Compute(
         *(satellites.fleet, satellites.specs, news.states, news.reservations, address),
         provisioner=satellites.provisioner,
         registrar=satellites.registrar,
     )
-    operations = Operations(satellites.fleet, news.states, satellites.handoff, satellites.reserve)
+    operations = Operations(satellites.fleet, news.states, satellites.handoff, satellites.reserve, host)
     health, registration = HealthCalls(satellites.health), Registration(satellites.registrar)
     described = (compute_pb2, logstream_pb2, operations_pb2, health_check_pb2)
     reflection = Reflection([each.DESCRIPTOR for each in described])

@@ -6,6 +6,7 @@ cannot start has touched nothing.
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from pathlib import Path
 
@@ -56,6 +57,7 @@ from bentpipe.daemon.service.current import Current
 from bentpipe.daemon.service.cutting import cut_verb
 from bentpipe.daemon.service.descriptors import share_out
 from bentpipe.daemon.service.engine_priority import start_engine
+from bentpipe.daemon.service.host_activity import host_activity
 from bentpipe.daemon.service.machines import Machines, addresses_of, machines_of
 from bentpipe.daemon.service.parts import Daemon, Records
 from bentpipe.daemon.service.plane_engines import EngineReadings
@@ -182,7 +184,10 @@ def assemble(
     registrar = make_registrar(config, fleet, stores, parts, opened.ktls, own_ports)
     reserve = make_reserve(config, fleet, stores, machines, opened.user_data, giver, records.recorder)
     satellites = Satellites(fleet, handoff, specs, provisioner, registrar, health, reserve)
-    apis = make_apis(config, satellites, account_parts.authority, counters, news)
+    apis = make_apis(
+        *(config, satellites, account_parts.authority, counters, news),
+        functools.partial(host_activity, form, planes, gatekeeper, counters),
+    )
     checks = HealthChecks(health, identities, counters, config.limits.stranger_age_s)
     edge = Edge(
         fleet=fleet,

@@ -19,6 +19,7 @@ from rich.text import Text
 from bentpipe.daemon.api.activity import ActivityRow, RateMeter, size, span
 from bentpipe.daemon.api.client import ControlApiError, call
 from bentpipe.daemon.api.operations import OPERATIONS_PATH
+from bentpipe.daemon.service.host_rows import HostLook, host_look
 from bentpipe.daemon.service.reserve_rows import ReserveRow, reserve_rows
 from bentpipe.daemon.service.sat import Asker
 from bentpipe.proto import operations_pb2 as pb
@@ -33,7 +34,14 @@ class TopLook:
 
     rows: list[ActivityRow]
     reserve: list[ReserveRow]
+    host: HostLook | None = None
+    """Of a daemon that is asked by its Unix socket."""
     words: str = ""
+
+    @property
+    def more_lines(self) -> list[str]:
+        """What stands below the table."""
+        return [*(each.words for each in self.reserve), *(() if self.host is None else self.host.lines)]
 
 
 def run_top(asker: Asker, interval_s: float, *, once: bool) -> None:
@@ -48,8 +56,8 @@ def run_top(asker: Asker, interval_s: float, *, once: bool) -> None:
         elif once or not console.is_terminal:
             look = next(looks)
             console.print(_table(look.rows))
-            for reserve in look.reserve:
-                console.print(Text(reserve.words))
+            for line in look.more_lines:
+                console.print(Text(line))
         else:
             _show(asker, looks, console)
 
@@ -89,7 +97,7 @@ def _looks(asker: Asker, interval_s: float) -> Iterator[TopLook]:
         try:
             request = pb.GetActivityRequest(org_id=asker.org)
             [answer] = call(asker.server, OPERATIONS_PATH + "GetActivity", request, pb.GetActivityResponse)
-            look = TopLook(meter.rows(answer), reserve_rows(answer))
+            look = TopLook(meter.rows(answer), reserve_rows(answer), host_look(answer))
         except ControlApiError as exc:
             if first:
                 raise
@@ -105,9 +113,9 @@ def _picture(asker: Asker, look: TopLook) -> Group:
     connections = sum(row.connections for row in rows)
     counts = f"{len(rows)} satellites, {awake} awake, {connections} connections"
     head = f"bentpipe top  {asker.org} at {asker.server.url}: {counts}"
-    reserve = [Text(each.words) for each in look.reserve]
+    more = [Text(line) for line in look.more_lines]
     end = Text("Ctrl-C ends it", style="dim")
-    return Group(Text(head, style="bold"), Text(look.words, style="red"), _table(rows), *reserve, end)
+    return Group(Text(head, style="bold"), Text(look.words, style="red"), _table(rows), *more, end)
 
 
 def _table(rows: list[ActivityRow]) -> Table:
@@ -136,5 +144,6 @@ def _plain(look: TopLook) -> dict[str, object]:
     return {
         "satellites": [dataclasses.asdict(row) for row in look.rows],
         **({"reserve": [dataclasses.asdict(each) for each in look.reserve]} if look.reserve else {}),
+        **({"host": dataclasses.asdict(look.host)} if look.host is not None else {}),
         **({"error": look.words} if look.words else {}),
     }

@@ -1,6 +1,7 @@
 """`bentpipe serve` whose configuration says nothing of the form: builds outlive it, and Ctrl-C ends all of it."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -16,9 +17,10 @@ from beds.ports import free_port
 from beds.programs import BENTPIPE
 from bentpipe.config.load import load_config
 from bentpipe.daemon.planes.sockets import plane_sockets
+from bentpipe.daemon.service.host_rows import DataPlaneRow, HostLook
 from bentpipe.daemon.service.plane_form import choose_form
 from bentpipe.daemon.testbed.client import DemoClient
-from bentpipe.daemon.testbed.edge_host import DemoSatellite, EdgeHost
+from bentpipe.daemon.testbed.edge_host import ORG, DemoSatellite, EdgeHost
 
 DEADLINE_S = 60.0
 CHUNK = b"x" * 1000
@@ -55,8 +57,19 @@ def folder_of(config: Path) -> Path:
     return folder
 
 
-def test_a_build_outlives_the_daemon_and_ctrl_c_ends_everything() -> None:
-    with EdgeHost([DemoSatellite("sat")], sleep_after_s=600, data_plane="auto") as host:
+def top_of(folder: Path) -> HostLook:
+    """What `bentpipe top` shows of the host by the daemon's Unix socket in a folder."""
+    server = f"unix:{folder / 'api.sock'}"
+    command: list[str | Path] = [BENTPIPE, "top", "--once", "--json", "--server", server, "--org", ORG]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)["host"]
+    planes = tuple(DataPlaneRow(**each) for each in told.pop("data_planes"))
+    return HostLook(data_planes=planes, **told)
+
+
+def test_a_build_outlives_the_daemon_and_ctrl_c_ends_everything(tmp_path: Path) -> None:
+    settings = f'[control]\npath = "{tmp_path / "control.sock"}"\n'
+    with EdgeHost([DemoSatellite("sat")], sleep_after_s=600, data_plane="auto", settings=settings) as host:
         folder = folder_of(host.config_path)
         told = [r for r in host.records() if str(r.get("message")).startswith("connections live")]
         assert [(r["message"], r["planes"]) for r in told] == [
@@ -65,6 +78,15 @@ def test_a_build_outlives_the_daemon_and_ctrl_c_ends_everything() -> None:
         [plane] = host.data_planes()
         with DemoClient(host, "sat") as client:
             assert client.echo(CHUNK) == CHUNK
+            wait(lambda: top_of(tmp_path).data_planes[0].spliced == 1, "the data plane has not counted it")
+            with DemoClient(host, "sat") as second:
+                wait(lambda: second.echo(CHUNK) == CHUNK and top_of(tmp_path).gates == 1, "no gate was opened")
+            with DemoClient(host, "sat") as third:
+                assert third.echo(CHUNK) == CHUNK
+            wait(lambda: top_of(tmp_path).admitted > 0, "nobody was admitted by a snapshot")
+            seen = top_of(tmp_path)
+            assert (seen.by_snapshots, seen.data_planes[0].pid) == (True, plane)
+            assert seen.connections.startswith("connections live in a process of their own")
             # The keeper and the satellite, too.
             parts = {plane, *(child.pid for child in psutil.Process(host.pid).children(recursive=True))}
             assert len(parts) > 2
