@@ -223,6 +223,8 @@ class AdmissionTables:
             and admitted.gate.until_us > now_us
             and token is not None
             and token.principal == admitted.token.principal
+            and token.credentials
+            == admitted.token.credentials  # else the control plane would not know them, and cut it
             and token.holds(wall_us)
             and token.covers(admitted.gate.key)
         )
