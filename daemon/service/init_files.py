@@ -162,8 +162,8 @@ def unit_text(made: Installation) -> str:
     command = _unit_words((sys.executable, "-P", "-m", "bentpipe.daemon.service.entry"))
     config = _unit_words((str(made.config_path),))
     return f"""\
-# Written by `bentpipe init`. Satellites run inside this unit, with its rights. bentpipe's own systemd/bentpipe.service is
-# hardened, for satellites on machines of their own.
+# Written by `bentpipe init`. Satellites and connections live inside this unit, with its rights, and a restart ends builds.
+# The units of bentpipe's package are hardened, and let builds outlive a restart.
 [Unit]
 Description=bentpipe: wakes satellites and splices clients to them
 Wants=network-online.target

@@ -162,7 +162,11 @@ def _told(concern: Concern, loaded: LoadedConfig | None) -> str:
 def refusals(prepared: Prepared, parts: RunningParts) -> list[str]:
     """Why the running daemon cannot become what was prepared; empty if it can."""
     return [
-        *(str(each) for each in prepared.differences if each.change is Effect.RESTART),
+        *(
+            str(each)
+            for each in prepared.differences
+            if each.change is Effect.RESTART and not _keeps_form(each, prepared.config, parts)
+        ),
         *(
             f"{each.where}: {each.words} (needs a restart of the data plane)"
             for each in prepared.differences
@@ -171,6 +175,12 @@ def refusals(prepared: Prepared, parts: RunningParts) -> list[str]:
         *_machine_refusals(prepared.config, parts),
         *_descriptor_refusals(prepared.config, parts.divided.descriptors),
     ]
+
+
+def _keeps_form(difference: Difference, config: Config, parts: RunningParts) -> bool:
+    """Whether connections live where the key says already: "auto" leaves it to the start, which chose what runs."""
+    as_it_is = "inside" if parts.serves_listeners else "process"
+    return difference.where == "daemon.data_plane" and config.daemon.data_plane in ("auto", as_it_is)
 
 
 def _is_fixed_in_the_data_plane(difference: Difference) -> bool:

@@ -26,6 +26,7 @@ OF_THEIR_OWN = {
     "test_process_form.py",
     "test_control_killed.py",
     "test_data_plane_killed.py",
+    "test_default_form.py",
     "test_take_over.py",
     "test_two_planes.py",
     "test_two_planes_shared.py",

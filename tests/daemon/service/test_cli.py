@@ -72,6 +72,14 @@ def test_a_signing_key_that_is_not_one_is_told_before_the_start(
     assert f"[accounts] signing_key: {key}: not a private key in PEM" in done.stderr
 
 
+def test_a_data_plane_to_which_nobody_would_come_is_refused(good: Path) -> None:
+    good.write_text('[daemon]\ndata_plane = "inside"\n' + good.read_text())
+    done = run("dataplane", "--config", good)
+    assert (done.returncode, "no control plane would come" in done.stderr) == (2, True)
+    done = run("serve", "--config", good, "--planes", good.parent / "planes")
+    assert (done.returncode, "started with --planes" in done.stderr) == (2, True)
+
+
 def test_serve_says_which_port_is_taken(good: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
