@@ -278,6 +278,11 @@ def _first(pointer: Pointer) -> Pointer:
     return cast(list[Pointer], pointer)[0]
 
 
+def give_way() -> None:
+    """Give the calling thread, and those that it starts later, a tenth of an engine thread's weight. Raises OSError."""
+    check(lib.bp_thread_give_way())
+
+
 def ktls_self_test() -> tuple[Ktls, str]:
     """Try kTLS over loopback. Returns what may be spliced, and what was found, for people. Blocks for some milliseconds."""
     message = ffi.new("char[]", MESSAGE_BYTES)

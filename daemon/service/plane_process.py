@@ -44,7 +44,7 @@ from bentpipe.daemon.planes.snapshots import boot_us
 from bentpipe.daemon.planes.sockets import make_private_folder, plane_socket_path
 from bentpipe.daemon.records.book import Book
 from bentpipe.daemon.service import sd
-from bentpipe.daemon.service.engine_priority import start_engine
+from bentpipe.daemon.service.engine_priority import give_way_to_engine, start_engine
 from bentpipe.daemon.service.engine_watch import run_engine_watch, stuck_threads
 from bentpipe.daemon.service.garbage import run_garbage, set_up_garbage
 from bentpipe.daemon.service.log_handler import daemon_log, fill_standard_descriptors
@@ -121,6 +121,7 @@ def _open(config: Config, path_of_config: Path, folder: Path) -> _Opened:
         path = plane_socket_path(folder, secrets.token_hex(4))
         engine = start_engine(config, descriptors, ktls)
         opened.callback(engine.close)
+        give_way_to_engine(config)  # after the engine's threads, before the others, which inherit it
         opener = Opener(threads, FIRST_BYTES)
         opened.callback(opener.close)
         joiner = Joiner()

@@ -440,6 +440,15 @@ BP_MUST_CHECK int bp_engine_thread_cpu_ns(const bp_engine *engine, unsigned inde
 BP_MUST_CHECK int bp_engine_thread_priority(const bp_engine *engine, unsigned index, enum bp_priority *ret_priority,
                                             int *ret_error);
 /**
+ * bp_thread_give_way() - Give the calling thread, and those that it starts from now on, a tenth of an engine thread's weight
+ *
+ * A thread that has a higher nice value already keeps it, and so does one that does not run under SCHED_OTHER.
+ *
+ * Return: 0, or a negative errno: -EPERM if a filter of system calls forbids it
+ * Thread: any
+ */
+BP_MUST_CHECK int bp_thread_give_way(void);
+/**
  * bp_engine_thread_turns() - Read what a thread tells of its turns, without stopping it
  * @engine: Engine
  * @index: Thread, from 0

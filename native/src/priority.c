@@ -5,6 +5,10 @@
  * share, and starves them if it never waits. So a thread that is busy for most of two windows leaves SCHED_RR, until it has
  * been calm for a while.
  *
+ * The kernel forgets at each sleep what a thread has not used of its share, and not what it has used too much. So after a burst
+ * of the engine's a thread of the same weight that only computes runs for as long as the burst took, whatever the slices. Threads
+ * that can wait therefore give way: the engine then owes them little.
+ *
  * A kernel without slices (before 6.12) accepts sched_setattr(2) and ignores the slice, so it is read back.
  */
 #include "check.h"
@@ -17,6 +21,7 @@
 
 #define SLICE_NS 100000u /* the least that the kernel grants */
 #define REALTIME_PRIORITY 1 /* the lowest of SCHED_RR: still before every thread without it */
+#define GIVE_WAY_NICE 10 /* a weight of 110 beside 1024 (sched(7)) */
 #define WINDOW_NS 100000000u /* over which a thread's share of its core is measured */
 #define BUSY_PERCENT 60u
 #define BUSY_WINDOWS 2u /* this many windows in a row over BUSY_PERCENT end SCHED_RR */
@@ -49,6 +54,17 @@ static int set_slice(void) {
     if (syscall(SYS_sched_setattr, 0, &wanted, 0) < 0 || syscall(SYS_sched_getattr, 0, &set, sizeof set, 0) < 0)
         return -errno;
     return set.policy == SCHED_OTHER && set.runtime_ns == SLICE_NS ? 0 : -EOPNOTSUPP;
+}
+
+int bp_thread_give_way(void) {
+    struct attributes wanted = {.size = sizeof wanted};
+    if (syscall(SYS_sched_getattr, 0, &wanted, sizeof wanted, 0) < 0)
+        return -errno;
+    if (wanted.policy != SCHED_OTHER || wanted.nice >= GIVE_WAY_NICE)
+        return 0;
+    wanted.nice = GIVE_WAY_NICE;
+    wanted.runtime_ns = 0; /* the system's slice, also if that changes */
+    return syscall(SYS_sched_setattr, 0, &wanted, 0) < 0 ? -errno : 0;
 }
 
 /**

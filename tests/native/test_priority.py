@@ -139,3 +139,34 @@ def test_a_busy_thread_leaves_realtime_and_returns_when_calm(engines: list[Engin
     with client_far, satellite_far:
         wait_for_policy(tid, os.SCHED_RR)
     assert engine.thread_priorities()[0].held is Priority.REALTIME
+
+
+GIVING_WAY = """
+import os, threading
+from bentpipe.native.engine import Engine, EngineOptions, Priority, give_way
+
+engine = Engine(EngineOptions(threads=1, priority=Priority.SLICE))
+give_way()
+give_way()
+names = {int(task): open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")}
+[spliced] = [task for task, name in names.items() if name.startswith("bp-engine")]
+later = []
+thread = threading.Thread(target=lambda: later.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+thread.start()
+thread.join()
+print(os.getpriority(os.PRIO_PROCESS, spliced), os.getpriority(os.PRIO_PROCESS, os.getpid()), *later)
+os.nice(5)
+give_way()
+print(os.getpriority(os.PRIO_PROCESS, os.getpid()))
+engine.close()
+"""
+
+
+def test_a_thread_gives_way_with_those_that_it_starts_and_the_engines_before_it_do_not() -> None:
+    """In a process of its own: a nice value cannot be lowered again."""
+    told = subprocess.run(
+        [sys.executable, "-P", "-c", GIVING_WAY], capture_output=True, text=True, timeout=60, check=True
+    ).stdout.split()
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    given_way = max(mine, 10)
+    assert told == [str(mine), str(given_way), str(given_way), str(min(given_way + 5, 19))]

@@ -1,6 +1,7 @@
 """The data plane as a process, spoken to record by record: clients, halves, GO, splices, ends."""
 
 import functools
+import os
 import socket
 import ssl
 import subprocess
@@ -41,6 +42,21 @@ def test_the_process_has_loaded_no_policy() -> None:
     ).stdout.split()
     never = ("fleet", "store", "registry", "ledger", "accounts", "providers", "api", "edge", "coordination", "pki")
     assert [each for each in loaded if each.split(".")[0] != "bentpipe" or each.split(".")[2] in never] == []
+
+
+def test_the_threads_for_new_connections_give_way_to_the_engines(bed: PlaneBed, control: ScriptedControl) -> None:
+    pid = control.hello.pid
+    nices = {"python": {os.getpriority(os.PRIO_PROCESS, pid)}}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        name = (task / "comm").read_text().strip().rstrip("-0123456789")
+        if name in ("bp-engine", "bp-opener", "bp-joiner"):
+            nices.setdefault(name, set()).add(os.getpriority(os.PRIO_PROCESS, int(task.name)))
+    [engine] = nices.pop("bp-engine")
+    assert engine == os.getpriority(os.PRIO_PROCESS, 0)
+    assert len(nices) == 3
+    [other] = set().union(*nices.values())
+    # It leads a session, which is a group unless the tests run in a cgroup that divides the cores.
+    assert other in {engine, max(engine, 10)}
 
 
 @pytest.mark.parametrize("tls", [False, True])
