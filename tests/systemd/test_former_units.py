@@ -57,7 +57,7 @@ def test_it_goes_over_and_stays_over(story: Story) -> None:
 
 
 def test_a_host_that_had_linked_the_unit_of_two_processes_works_on(story: Story) -> None:
-    """The path of the link is a link now. Its configuration says what was needed then."""
+    """Its link stays, and its configuration says what was needed then."""
     host = story.host
     host.run("systemctl link /usr/share/bentpipe/systemd/process/bentpipe.service")
     keys = 's#^\\[daemon\\]#&\\ndata_plane = "process"\\nplanes = "/run/bentpipe-planes"#'

@@ -3,6 +3,9 @@
 The tests of a suite are one story on one host, in their order.
 """
 
+import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from beds.booted.package import next_version
 from beds.booted.story import DEADLINE_S, DPKG, INSTALL_DEADLINE_S, Story, begun, ended
 from beds.booted.two_processes import GO_BACK, GO_OVER, KEEPER, PLANE_A, PLANE_B, follow
+from bentpipe.daemon.service.host_rows import DataPlaneRow, HostLook
 
 pytestmark = [pytest.mark.slow, pytest.mark.untraced]
 
@@ -44,6 +48,36 @@ def test_check_and_the_units_agree(over: Story) -> None:
     assert "data_plane" not in host.run("bentpipe check 2>&1")
     verified = host.run(f"systemd-analyze verify --man=no bentpipe.service {PLANE_A} bentpipe.target 2>&1")
     assert "bentpipe" not in verified
+
+
+def admissions(story: Story) -> HostLook:
+    """What `bentpipe top` says of the host."""
+    told = json.loads(story.host.run("bentpipe top --once --json --org acme"))["host"]
+    planes = tuple(DataPlaneRow(**each) for each in told.pop("data_planes"))
+    return HostLook(data_planes=planes, **told)
+
+
+def wait_admissions(story: Story, are_so: Callable[[HostLook], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not are_so(seen := admissions(story)):
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.2)
+
+
+def test_an_awake_satellite_is_reached_without_the_control_plane(over: Story) -> None:
+    """It is a process of this host: the data plane looks by netlink whether that listens, as its unit lets it do."""
+    host = over.host
+    running = begun(over.build(BUILD_S))
+    wait_admissions(over, lambda seen: seen.by_snapshots and seen.gates == 1)
+    before = admissions(over).admitted
+    assert ended(over.build(0)) == "awake"
+    wait_admissions(over, lambda seen: seen.admitted == before + 1)
+    host.run("systemctl stop bentpipe.service", deadline_s=DEADLINE_S)
+    assert ended(over.build(0)) == "awake"
+    assert over.show("ActiveState") == "inactive"
+    host.run("systemctl start bentpipe.service", deadline_s=DEADLINE_S)
+    assert ended(running) == "awake"
+    assert "no sock_diag" not in host.journal(PLANE_A)
 
 
 def test_restarts_of_both_cut_no_build(over: Story) -> None:
