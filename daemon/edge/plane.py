@@ -194,6 +194,40 @@ class RemotePlane:
 
     def receive(self, record: r.Record) -> None:
         """Take a record of the link, within `gather`. Raises ProtocolBroken."""
+        match record:  # those of which each client has one come first
+            case r.EndedRecord():
+                self._ended(record)
+            case s.AdmittedRecord():
+                self._admitted(record)
+            case r.WentRecord():
+                if (asked := self._opens.pop(record.id, None) or self._gos.pop(record.id, None)) is not None:
+                    asked.answer()
+            case r.ArrivedRecord():
+                self._arrived(record)
+            case r.BytesRecord():
+                if (channel := self._channel(record.id)) is not None:
+                    channel.came(record)
+            case r.WindowRecord():
+                if (channel := self._channel(record.id)) is not None:
+                    channel.may_say(record)
+            case r.GoneRecord():
+                if (channel := self._channel(record.id)) is not None:
+                    channel.gone(record)
+            case r.ClosedRecord():
+                if (channel := self._channel(record.id)) is not None:
+                    channel.closed()
+            case r.FailedRecord():
+                self._failed(record)
+            case s.GatedRecord() | s.GrantedRecord() | s.CreditedRecord():
+                self._events.has_answered(self, record)
+            case r.BusyRecord():
+                if record.id in self._moved:
+                    self._moved[record.id] = record.moved, 0
+                    self._events.is_busy(self, record)
+            case _:
+                self._receive_about_plane(record)
+
+    def _receive_about_plane(self, record: r.Record) -> None:
         match record:
             case r.HelloRecord():
                 self.hello = record
@@ -223,40 +257,6 @@ class RemotePlane:
             case r.MeteredRecord(meters=meters):
                 self._moved.update({each: (up, down) for each, up, down, _ in meters if each in self._moved})
                 self._metered.set()
-            case _:
-                self._receive_about_one(record)
-
-    def _receive_about_one(self, record: r.Record) -> None:
-        match record:
-            case r.ArrivedRecord():
-                self._arrived(record)
-            case r.BytesRecord():
-                if (channel := self._channel(record.id)) is not None:
-                    channel.came(record)
-            case r.GoneRecord():
-                if (channel := self._channel(record.id)) is not None:
-                    channel.gone(record)
-            case r.WindowRecord():
-                if (channel := self._channel(record.id)) is not None:
-                    channel.may_say(record)
-            case r.ClosedRecord():
-                if (channel := self._channel(record.id)) is not None:
-                    channel.closed()
-            case r.WentRecord():
-                if (asked := self._opens.pop(record.id, None) or self._gos.pop(record.id, None)) is not None:
-                    asked.answer()
-            case r.FailedRecord():
-                self._failed(record)
-            case r.EndedRecord():
-                self._ended(record)
-            case s.AdmittedRecord():
-                self._admitted(record)
-            case s.GatedRecord() | s.GrantedRecord() | s.CreditedRecord():
-                self._events.has_answered(self, record)
-            case r.BusyRecord():
-                if record.id in self._moved:
-                    self._moved[record.id] = record.moved, 0
-                    self._events.is_busy(self, record)
             case _:
                 pass  # YIELD is followed by the end of the link; what is between data planes does not come here
 
