@@ -114,7 +114,6 @@ class DataPlane:
         self.reports.unseat()
         self.joined.unseat()
         self.halves.close_all()
-        self._trusts.forget_taught()
         self.line.begin_again()
 
     def synchronise(self) -> None:
@@ -123,6 +122,7 @@ class DataPlane:
         What an earlier one has told for admitting clients here ends: this one may know nothing of that.
         """
         self.tables.reset()
+        self._trusts.forget_taught()
         self._actions.count()
         count = 0
         for live in self.joined.snapshot():

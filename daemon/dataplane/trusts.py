@@ -1,7 +1,7 @@
 """The TLS by which satellites are known, by the names that OPEN uses: those of the configuration's files, and those that the
 control plane has taught.
 
-What was taught is kept in memory alone, and is forgotten with the control plane: the next one teaches it again before it
+What was taught is kept in memory alone, and is forgotten when the next control plane comes: it teaches it again before it
 uses it. A name that is not known here makes an OPEN fail, so that no satellite with TLS is ever dialled in plaintext.
 """
 
@@ -45,5 +45,5 @@ class Trusts:
         return ""
 
     def forget_taught(self) -> None:
-        """The control plane is gone."""
+        """Another control plane sits."""
         self._taught.clear()

@@ -141,7 +141,7 @@ class Gatekeeper:
     def stepped(self, satellite: Gated) -> None:
         """See Gates."""
         known, address = self._satellites.get(satellite.key), satellite.open_address
-        if address is None or satellite.key in self._kept_shut:
+        if address is None or self._kept_shut[satellite.key]:
             if known is not None:
                 self.gone(satellite.key)
                 if not self.is_shut(satellite.key):
@@ -180,7 +180,9 @@ class Gatekeeper:
             yield
         finally:
             self._kept_shut[key] -= 1
-            if satellite is not None and not self._kept_shut[key]:
+            if self._kept_shut[key] == 0:
+                del self._kept_shut[key]
+            if satellite is not None and key not in self._kept_shut:
                 self.stepped(satellite)
 
     def is_shut(self, key: SatelliteKey) -> bool:
@@ -192,7 +194,10 @@ class Gatekeeper:
         self._look_at_all()
         for gates in self._planes.values():
             gates.renew(self._clock_us() + self._valid_us)
-            gates.top_up_all()
+            if self._enabled:
+                gates.top_up_all()
+            else:
+                gates.recall()
 
     def _look_at_all(self, planes: Iterable[PlaneGates] | None = None) -> None:
         for satellite in list(self._satellites.values()):
@@ -340,9 +345,9 @@ class Gatekeeper:
         return self._enabled
 
     @property
-    def open_gates(self) -> int:
-        """How many satellites data planes may bring clients to themselves."""
-        return len({key for gates in self._planes.values() for key in gates.open_gates})
+    def open_gates(self) -> frozenset[SatelliteKey]:
+        """The satellites that data planes may bring clients to themselves."""
+        return frozenset(key for gates in self._planes.values() for key in gates.open_gates)
 
     def lent(self, plane: RemotePlane) -> int:
         """How many places the plane has ahead of time."""

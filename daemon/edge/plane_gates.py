@@ -147,10 +147,10 @@ class PlaneGates:
             self.plane.send_nowait(CreditRecord(LINK_ID, loan.allowed, principal))
 
     def recall(self) -> None:
-        """Ask for all places that are lent: they come back with CREDITED."""
+        """Ask for all that is lent: it comes back with CREDITED. Places of clients on their way take another call."""
         self._recalled = True
         for principal, loan in self._loans.items():
-            if loan.allowed > loan.used:
+            if loan.lent:
                 loan.allowed = loan.used
                 self.plane.send_nowait(CreditRecord(LINK_ID, loan.allowed, principal))
 

@@ -19,6 +19,6 @@ def host_activity(
             spliced, draining = plane.counters.get("spliced", 0), bool(plane.counters.get("draining"))
             name, pid = plane.hello.plane, plane.hello.pid
             told.data_planes.add(name=name, pid=pid, spliced=spliced, draining=draining)
-    told.by_snapshots, told.admitted, told.gates = gatekeeper.enabled, gatekeeper.admitted, gatekeeper.open_gates
+    told.by_snapshots, told.admitted, told.gates = gatekeeper.enabled, gatekeeper.admitted, len(gatekeeper.open_gates)
     told.unadmitted.update({reason: count for reason, count in counters.unadmitted.items() if count})
     return told

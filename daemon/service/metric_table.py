@@ -92,7 +92,7 @@ CONNECTIONS = (
         "gates",
         "Satellites to which data planes may bring clients themselves.",
         "gates",
-        lambda look: 0 if look.daemon.edge.gatekeeper is None else look.daemon.edge.gatekeeper.open_gates,
+        lambda look: 0 if look.daemon.edge.gatekeeper is None else len(look.daemon.edge.gatekeeper.open_gates),
     ),
     by_label(
         MetricKind.COUNTER,

@@ -116,6 +116,7 @@ def test_nobody_is_brought_to_a_satellite_that_sleeps(tmp_path: Path) -> None:
         count = admitted(host)
         echo(host)
         assert admitted(host) == count, "a client was brought to a satellite that sleeps"
+        until_admitted(host)  # now that it is awake again
 
 
 def test_what_a_reload_takes_back_is_not_good_any_more_once_it_is_done(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ SPEED = 100.0
 MINE, THEIRS = SatelliteKey("acme", "one"), SatelliteKey("rival", "one")
 CONFIG = """
 [daemon]
+{daemon}
 drain_deadline = "100ms"
 [store]
 {store}
@@ -38,7 +39,7 @@ fleet = "test"
 poll = "50ms"
 sweep = "200ms"
 [[listener]]
-address = "127.0.0.1:0"
+address = "127.0.0.1:{listener}"
 api = true
 """
 SATELLITE = """
@@ -76,11 +77,17 @@ class EnrollingCloud:
     """Of [satellite_ca]."""
     types: str = ""
     """Sections at the end."""
+    daemon: str = ""
+    """Of [daemon]."""
+    port: int = 0
+    """Where clients come; 0: where the kernel wants them."""
 
     def text(self, *, life: str = "90d") -> str:
         machines = self.emulator.cloud.machines
         assert machines is not None
         text = CONFIG.format(
+            daemon=self.daemon,
+            listener=self.port,
             store=self.store or f'path = "{self.folder}/ledger.sqlite"',
             file="" if self.file is None else f'file = "{self.file}"\n',
             enrolment=self.enrolment,

@@ -101,8 +101,10 @@ def first_port_of(path: Path) -> int:
 
 async def serve_file(path: Path, *, task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED) -> None:
     """Serve a file's configuration in this process until its `drain` is set; `task_status` gets the daemon."""
-    config_path = None if DATA_PLANE == "inside" else path  # without a file no other process can have the connections
-    await serve(load_config(path), config_path=config_path, task_status=task_status)
+    config = load_config(path)
+    is_inside = DATA_PLANE == "inside" and config.daemon.data_plane != "process"
+    # Without a file no other process can have the connections.
+    await serve(config, config_path=None if is_inside else path, task_status=task_status)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

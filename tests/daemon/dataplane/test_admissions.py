@@ -1,12 +1,15 @@
 """The data plane brings clients to awake satellites itself, as a scripted control plane has told it to."""
 
+import contextlib
 import hashlib
 import os
+import ssl
 import time
 from collections.abc import Iterator
 
 import hpack
 import pytest
+import trustme
 
 from beds.http2 import EMPTY_SETTINGS
 from beds.planes.scripted import (
@@ -27,6 +30,7 @@ from bentpipe.proto.frames import ACK, PREFACE, FrameType, frame
 
 TOKEN = "secret"
 KEY = SatelliteKey("acme", "one")
+MACHINE = "box.internal"
 STREAMS, WINDOW = 7, 1000
 GONE = "the control plane is away"
 SETTINGS_ACK = frame(FrameType.SETTINGS, ACK, 0)
@@ -63,7 +67,7 @@ class Admitting:
         self.gate_number = 0
         self.tell_tokens(TOKEN)
         self.credit(8)
-        self.open_gate(**gate)
+        self.open_gate(**gate, trust="")
 
     def tell_tokens(self, *tokens: str, expires_us: int = 0) -> None:
         self.generation += 1
@@ -77,12 +81,12 @@ class Admitting:
         self.control.send(s.CreditRecord(r.LINK_ID, allowed, "alice"))
         return self.control.expect(s.CreditedRecord)
 
-    def open_gate(self, *, port: int = 0, valid_ms: int = 60_000, uid: int = -1) -> None:
+    def open_gate(self, *, port: int = 0, valid_ms: int = 60_000, uid: int = -1, trust: str = "") -> None:
         self.gate_number += 1
         until_us = s.boot_us() + 1000 * valid_ms
         gate = s.GateRecord(
             *(self.gate_number, port or self.bed.satellite_port, until_us, uid >= 0, max(uid, 0)),
-            *("acme", "one", "127.0.0.1", "", ""),
+            *("acme", "one", "127.0.0.1", trust, MACHINE if trust else ""),
         )
         self.control.send(gate)
         self.control.ping()
@@ -385,6 +389,46 @@ def test_a_gate_runs_out_without_its_control_plane(bed: PlaneBed) -> None:
     bed.client(said=WHOLE)
     assert bed.control().expect(r.ArrivedRecord).first == WHOLE
     bed.close_connections()
+
+
+def test_a_satellite_with_tls_is_reached_while_the_control_plane_is_away(bed: PlaneBed) -> None:
+    """By what it has taught. A machine that does not prove itself is given no byte, and its client is offered."""
+    admitting, satellites, others = Admitting(bed), trustme.CA(), trustme.CA()
+    admitting.control.send(r.TrustRecord(r.LINK_ID, "issued", satellites.cert_pem.bytes(), b"", b""))
+    assert admitting.control.expect(r.DoneRecord).words == ""
+    before = admitting.control.counters.get("unadmitted.unreached", 0)
+    admitting.shut_gate()
+    admitting.open_gate(trust="issued")
+    admitting.control.close()
+    client = bed.client(said=WHOLE)
+    assert bed.accept_tls(server_of(satellites))
+    satellite = bed.opened[-1]
+    assert read_exactly(satellite, len(WHOLE)) == WHOLE
+    satellite.sendall(EMPTY_SETTINGS)
+    assert read_exactly(client, len(EMPTY_SETTINGS)) == EMPTY_SETTINGS
+    for wrong in (server_of(others), server_of(satellites, "other.internal")):
+        bed.client(said=WHOLE)
+        assert not said_to(bed, wrong)
+    successor = bed.control()
+    for _ in range(2):
+        assert successor.expect(r.ArrivedRecord).first == WHOLE
+    successor.wait_counted("unadmitted.unreached", before + 2)
+    bed.close_connections()
+
+
+def server_of(authority: trustme.CA, name: str = MACHINE) -> ssl.SSLContext:
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(server)
+    return server
+
+
+def said_to(bed: PlaneBed, server: ssl.SSLContext) -> bytes:
+    """What a machine hears behind the handshake, if that succeeds at all from its side."""
+    if not bed.accept_tls(server):
+        return b""
+    with contextlib.suppress(OSError):
+        return read_to_end(bed.opened[-1])
+    return b""
 
 
 @pytest.mark.parametrize("satellite_first", [True, False])

@@ -1,21 +1,28 @@
 """Gates, tokens and credits under every order of events: a control plane, a data plane, and the link between them.
 
 The control plane's side is the real Gatekeeper, the data plane's side the real tables. Records lie in two queues until the
-test delivers them. Either side may die, hang (nothing is delivered), or lose the link, at any moment.
+test delivers them. Either side may die, hang (nothing is delivered), or lose the link, at any moment. What a control plane
+has left in the socket may be read long after its death.
 
 What must hold, whatever happens:
 
 - once a gate is shut, nobody comes through it, and all who came have been told of: the satellite may sleep;
 - once a table of tokens is confirmed, nobody is admitted by an earlier one;
-- clients and places that are lent are never more than the limit.
+- clients and places that are lent are never more than the limit;
+- a gate is good for no longer than its time after a living control plane has spoken of it last;
+- a host counts as a user of the satellite in the fleet's store while a client comes through, and not for ever.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import os
+from collections.abc import Callable
 from typing import cast
 
+import trio
+import trio.testing
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -31,13 +38,15 @@ from bentpipe.daemon.edge.gate_facts import GateFinder, ListenerOwner
 from bentpipe.daemon.edge.gatekeeper import Gatekeeper
 from bentpipe.daemon.edge.grant_table import grant_records
 from bentpipe.daemon.edge.plane import RemotePlane
+from bentpipe.daemon.errors import SleepVetoed
 from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.daemon.planes import snapshots as s
 from bentpipe.daemon.planes.records import LINK_ID, Record
 
 KEYS = [SatelliteKey("acme", f"s{number}") for number in range(3)]
 TOKENS = ["one", "two"]
-LIMIT = 8
+LIMIT, PRINCIPALS_LIMIT = 128, 64
+"""A sixteenth of all places, and of a principal's, is lent, and nothing once half of them are taken."""
 VALID_S = 10
 RUNS = int(os.environ.get("BENTPIPE_TEST_GATES", "60"))
 """Of up to 50 events each."""
@@ -54,18 +63,22 @@ def section_of(token: str) -> TokenSection:
 
 
 class Awake:
-    """A satellite, as its gate sees it."""
+    """A satellite, as its gate sees it. `may_leave` says whether its gate is shut and no client is known."""
 
-    def __init__(self, key: SatelliteKey) -> None:
+    def __init__(self, key: SatelliteKey, may_leave: Callable[[SatelliteKey], bool]) -> None:
         self.key = key
         self.open_address: Address | None = None
         self.certain = True
+        self.is_entered = True
+        """Whether other hosts must not stop it."""
+        self._may_leave = may_leave
 
     def is_certain(self) -> bool:
         return self.certain
 
     def leave_if_unused(self) -> None:
-        pass
+        if self.open_address is None and self._may_leave(self.key):
+            self.is_entered = False
 
 
 class Link:
@@ -73,14 +86,16 @@ class Link:
 
     takes_snapshots = True
 
-    def __init__(self) -> None:
+    def __init__(self, spoke: Callable[[Record], None]) -> None:
         self.number = 1
         self.sent: collections.deque[Record] = collections.deque()
         self.is_cut = False
+        self._spoke = spoke
 
     def send_nowait(self, record: Record) -> None:
         if not self.is_cut:
             self.sent.append(record)
+            self._spoke(record)
 
     def teach(self, tls: SatelliteTls) -> None:
         raise AssertionError("no satellite has TLS here")
@@ -109,16 +124,23 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.joined: list[Client] = []
         self.tokens = list(TOKENS)
         self.enabled = True
-        self.satellites = [Awake(key) for key in KEYS]
+        self.is_dead = False
+        """Whether there is no control plane."""
+        self.good_until: dict[SatelliteKey, float] = {}
+        self.gates: dict[int, SatelliteKey] = {}
+        self.satellites = [Awake(key, self.may_leave) for key in KEYS]
         for satellite in self.satellites:
             satellite.open_address = Address("10.0.0.1", 1)
         self.start_control()
         self.everything_is_read()
+        for token in TOKENS:
+            self.clients_ask([0], token)
+        assert self.on_the_way, "nobody is admitted: then this finds nothing"
 
     def start_control(self) -> None:
         """A control plane begins, and is seated: it adopts all that is joined."""
         self.quotas = Quotas(
-            QuotaLimits(4, 1 << 20, 4, LIMIT, per_principal=LIMIT), lambda: self.now, lambda: len(TOKENS)
+            QuotaLimits(4, 1 << 20, 4, LIMIT, per_principal=PRINCIPALS_LIMIT), lambda: self.now, lambda: len(TOKENS)
         )
         self.admission = Admission([section_of(token) for token in self.tokens])
         finder = GateFinder({}, set(), lambda key, address: ListenerOwner(7))
@@ -131,8 +153,21 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.generations: dict[int, frozenset[str]] = {}
         self.seat()
 
+    def spoke(self, record: Record) -> None:
+        """The control plane says something of gates: from now on they are good for so long."""
+        match record:
+            case s.GateRecord():
+                self.gates[record.id] = SatelliteKey(record.org, record.name)
+                self.good_until[self.gates[record.id]] = self.now + VALID_S
+            case s.RenewRecord():
+                self.good_until.update((self.gates[number], self.now + VALID_S) for number in record.gates)
+
+    def may_leave(self, key: SatelliteKey) -> bool:
+        return self.keeper.is_shut(key) and not any(each.told for each in self.joined if each.key == key)
+
     def seat(self) -> None:
-        self.link = Link()
+        self.is_dead = False
+        self.link = Link(self.spoke)
         self.up.clear()
         self.tables.reset()
         for client in self.joined:
@@ -143,6 +178,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.tell_tokens()
         for satellite in self.satellites:
             self.keeper.stepped(satellite)
+            satellite.leave_if_unused()
 
     def tell_tokens(self) -> None:
         """What `run_grants` does, without a pause."""
@@ -160,21 +196,47 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     # -- satellites and tokens -----------------------------------------------------------------------------------------
 
+    @precondition(lambda self: not self.is_dead)
     @rule(number=st.integers(0, 2), awake=st.booleans(), port=st.integers(1, 2))
     def satellite_changes(self, number: int, awake: bool, port: int) -> None:
         satellite = self.satellites[number]
         satellite.open_address = Address("10.0.0.1", port) if awake else None
+        satellite.is_entered = satellite.is_entered or awake
         self.keeper.stepped(satellite)
+        satellite.leave_if_unused()
+
+    @precondition(lambda self: not self.is_dead)
+    @rule(number=st.integers(0, 2), sleeps=st.booleans())
+    def satellite_is_to_sleep(self, number: int, sleeps: bool) -> None:
+        """It is stopped if its gate can be shut, and if nobody came through. `sleeps`: whether the stop is done then."""
+        satellite = self.satellites[number]
+
+        async def try_it() -> None:
+            async with self.keeper.kept_shut(satellite.key):
+                here = [client for client in self.joined if client.key == satellite.key]
+                assert all(client.told for client in here), "it would be stopped under a client"
+                if sleeps and not here:
+                    satellite.open_address = None
+
+        with contextlib.suppress(SleepVetoed):
+            trio.run(try_it, clock=trio.testing.MockClock(autojump_threshold=0))
+        self.keeper.stepped(satellite)
+        satellite.leave_if_unused()
+        if satellite.open_address is not None and satellite.certain and self.enabled:
+            self.keeper.look()
+            assert satellite.key in self.keeper.open_gates, "its gate does not open again"
 
     @rule(number=st.integers(0, 2), certain=st.booleans())
     def certainty_changes(self, number: int, certain: bool) -> None:
         self.satellites[number].certain = certain
 
+    @precondition(lambda self: not self.is_dead)
     @rule()
     def gates_are_looked_at(self) -> None:
         self.keeper.look()
 
-    @rule(token=st.sampled_from(TOKENS), chance=st.integers(0, 2))
+    @precondition(lambda self: not self.is_dead)
+    @rule(token=st.sampled_from(TOKENS), chance=st.integers(0, 5))
     def token_is_revoked_or_given(self, token: str, chance: int) -> None:
         if chance:
             return
@@ -182,6 +244,16 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.admission.replace_configured([section_of(each) for each in self.tokens], ())
         self.tell_tokens()
 
+    @precondition(lambda self: not self.is_dead)
+    @rule(chance=st.integers(0, 3))
+    def configuration_is_read_again(self, chance: int) -> None:
+        """Places that are lent are recalled while clients are on their way, and gates stay open."""
+        if chance:
+            return
+        self.keeper.follow(enabled=self.enabled)
+        self.tell_tokens()
+
+    @precondition(lambda self: not self.is_dead)
     @rule(chance=RARELY)
     def switch_is_turned(self, chance: int) -> None:
         if chance < 3 or not self.enabled:
@@ -215,7 +287,7 @@ class AdmissionMachine(RuleBasedStateMachine):
                 case other:
                     raise AssertionError(other)
 
-    @precondition(lambda self: self.up and not self.link.is_cut)
+    @precondition(lambda self: self.up and not self.link.is_cut and not self.is_dead)
     @rule(count=st.integers(1, 4))
     def control_plane_reads(self, count: int) -> None:
         plane = cast(RemotePlane, self.link)
@@ -234,18 +306,35 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @rule()
     def everything_is_read(self) -> None:
-        while self.link.sent or (self.up and not self.link.is_cut):
+        while self.link.sent or (self.up and self.is_heard):
             if self.link.sent:
                 self.data_plane_reads(count=1)
-            if self.up and not self.link.is_cut:
+            if self.up and self.is_heard:
                 self.control_plane_reads(count=1)
+        if self.is_heard:
+            for satellite in self.satellites:
+                if satellite.open_address is None and self.may_leave(satellite.key):
+                    assert not satellite.is_entered, "the other hosts are not told that nobody uses it here"
+
+    @precondition(lambda self: self.is_heard and not self.enabled and not self.on_the_way)
+    @rule()
+    def places_come_back(self) -> None:
+        self.everything_is_read()
+        self.keeper.follow(enabled=False)
+        self.tell_tokens()
+        self.everything_is_read()
+        assert self.keeper.lent(cast(RemotePlane, self.link)) == 0, "places that were recalled are not free"
+
+    @property
+    def is_heard(self) -> bool:
+        return not self.link.is_cut and not self.is_dead
 
     @rule(chance=RARELY)
     def link_is_cut(self, chance: int) -> None:
         if not chance:
             self.link.is_cut = True
 
-    @precondition(lambda self: self.link.is_cut)
+    @precondition(lambda self: self.link.is_cut and not self.is_dead)
     @rule()
     def link_is_there_again(self) -> None:
         self.seat()
@@ -258,6 +347,14 @@ class AdmissionMachine(RuleBasedStateMachine):
         elif chance == 1:
             self.start_control()
             self.everything_is_read()
+        elif chance == 2:
+            self.is_dead = True  # what it has said lies in the socket
+
+    @precondition(lambda self: self.is_dead)
+    @rule()
+    def control_plane_begins(self) -> None:
+        self.start_control()
+        self.everything_is_read()
 
     @rule(chance=RARELY)
     def data_plane_dies(self, chance: int) -> None:
@@ -268,7 +365,10 @@ class AdmissionMachine(RuleBasedStateMachine):
                 client.place.release()
         self.joined, self.on_the_way, self.tables = [], [], AdmissionTables()
         self.keeper.forget(cast(RemotePlane, self.link))
-        self.seat()
+        if self.is_dead:
+            self.start_control()
+        else:
+            self.seat()
         self.everything_is_read()
 
     # -- clients of the data plane -------------------------------------------------------------------------------------
@@ -279,6 +379,12 @@ class AdmissionMachine(RuleBasedStateMachine):
             found = self.tables.admit(digest_of(token), KEYS[number], self.now_us, 0)
             if isinstance(found, Admitted):
                 self.on_the_way.append((found, token))
+
+    @rule(numbers=st.lists(st.integers(0, 2), min_size=1, max_size=6), token=st.sampled_from(TOKENS))
+    def clients_come(self, numbers: list[int], token: str) -> None:
+        self.clients_ask(numbers, token)
+        while self.on_the_way:
+            self.client_is_joined_or_offered(0)
 
     @precondition(lambda self: self.on_the_way)
     @rule(which=st.integers(0, 100), count=st.integers(1, 6))
@@ -292,16 +398,18 @@ class AdmissionMachine(RuleBasedStateMachine):
             self.tables.give_back(admitted)
             return
         key = admitted.gate.key
-        assert not self.is_shut(key), "a client comes through a gate that is shut"
+        assert self.now < self.good_until[key], "a client comes through a gate that has run out"
+        assert self.satellites[KEYS.index(key)].is_entered, "other hosts may stop it"
+        assert self.is_dead or not self.is_shut(key), "a client comes through a gate that is shut"
         confirmed = self.keeper.confirmed(cast(RemotePlane, self.link))
-        if not self.link.is_cut and confirmed in self.generations and confirmed == self.tables.generation:
+        if self.is_heard and confirmed in self.generations and confirmed == self.tables.generation:
             assert token in self.generations[confirmed], "a client is admitted by a token that was taken back"
         client = Client(key, admitted.token.principal, token)
         self.joined.append(client)
-        if not self.link.is_cut:
+        if self.is_heard:
             self.up.append(s.AdmittedRecord(id(client), admitted.gate.number, 0, 1, 0, 0, 0, 0, "", b"", "", ""))
 
-    @precondition(lambda self: any(client.told for client in self.joined))
+    @precondition(lambda self: not self.is_dead and any(client.told for client in self.joined))
     @rule(which=st.integers(0, 100))
     def client_ends(self, which: int) -> None:
         told = [client for client in self.joined if client.told]
@@ -309,6 +417,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         if client.place is not None:
             client.place.release()
         self.joined.remove(client)
+        self.satellites[KEYS.index(client.key)].leave_if_unused()
 
     @rule(seconds=st.integers(1, 6))
     def time_passes(self, seconds: int) -> None:
@@ -323,11 +432,13 @@ class AdmissionMachine(RuleBasedStateMachine):
     @invariant()
     def who_came_through_a_shut_gate_is_known(self) -> None:
         for key in KEYS:
-            if self.is_shut(key):
+            if self.is_shut(key) and not self.is_dead:
                 assert all(client.told for client in self.joined if client.key == key)
 
     @invariant()
     def no_more_than_the_limit(self) -> None:
+        if self.is_dead:
+            return
         assert self.quotas.taken <= LIMIT
         assert self.quotas.admitted == sum(client.told for client in self.joined)
         # Every client that is joined and not known yet has a place: it is lent to the plane, and no place is lost.
