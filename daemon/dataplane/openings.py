@@ -183,7 +183,23 @@ class Openings:
             return
         if opened.tls is not None:
             opened.tls.close()
+        if outcome is Outcome.TLS_FAILED:
+            self._refusing += 1
+            opening.sessions.start_soon(run_owned, session_owner(opening.arrival), self._leave_alert, opening)
+            return
         self._end(opening, outcome)
+
+    async def _leave_alert(self, opening: Opening) -> None:
+        """Close a connection to which OpenSSL has sent an alert. In TLS 1.3 the client may have spoken already: if that is
+        unread, the kernel sends RST, and the client may lose the alert (RFC 1122, section 4.2.2.13)."""
+        try:
+            self._forget_deadline(opening)
+            with trio.CancelScope() as scope:
+                opening.stop = scope.cancel
+                await Transport.tuned(opening.sock, None, sent_bytes=1).close_gracefully()
+        finally:
+            self._refusing -= 1
+            self._end(opening, Outcome.TLS_FAILED)
 
     async def _refuse(self, opening: Opening, tls: TlsConnection, why: GreetingError) -> None:
         """Tell a client that has flooded why it ends, as the control plane tells those that it has."""

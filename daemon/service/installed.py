@@ -51,7 +51,8 @@ class InstalledService:
     planes: Path | None = None
     """Where the two units meet, as the command lines say it (`--planes`)."""
     plane_sees_listeners: bool = True
-    """Whether the data plane's unit lets it ask the kernel who listens on a port: RestrictAddressFamilies= may forbid it."""
+    """Whether the data plane's unit lets it see which user listens on a port: RestrictAddressFamilies= and PrivateUsers= may
+    forbid it."""
 
 
 def find_service(folders: Sequence[Path] = UNIT_FOLDERS) -> InstalledService | None:
@@ -72,7 +73,7 @@ def find_service(folders: Sequence[Path] = UNIT_FOLDERS) -> InstalledService | N
         _folder_of(RUNTIME_ROOT, settings.get("RuntimeDirectory", [])),
         has_data_plane_unit,
         _option_of(settings.get("ExecStart", []), "--planes") if has_data_plane_unit else None,
-        _allows(plane.get("RestrictAddressFamilies", []), "AF_NETLINK"),
+        _allows(plane.get("RestrictAddressFamilies", []), "AF_NETLINK") and _sees_users(plane.get("PrivateUsers", [])),
     )
 
 
@@ -178,6 +179,11 @@ def _allows(values: Sequence[str], family: str) -> bool:
     for value in values:
         (may_not if value.startswith("~") else may).update(value.removeprefix("~").split())
     return family not in may_not and (not may or family in may)
+
+
+def _sees_users(values: Sequence[str]) -> bool:
+    """Whether PrivateUsers= leaves a process the host's user ids: the last value counts (systemd.exec(5))."""
+    return not values or values[-1].lower() in ("no", "n", "false", "f", "off", "0", "full")
 
 
 def _credentials_of(values: Sequence[str]) -> Iterator[tuple[str, Path]]:

@@ -25,8 +25,8 @@ NO_PLANES = (
     'write planes = "/run/bentpipe-planes"'
 )
 NO_NETLINK = (
-    "RestrictAddressFamilies= lacks AF_NETLINK, so the data plane cannot see which process listens on a port: it asks the "
-    "control plane for each client of a local satellite, and brings none while that is away. Add AF_NETLINK"
+    "RestrictAddressFamilies= lacks AF_NETLINK, or PrivateUsers= is on, so the data plane cannot see whose process listens "
+    "on a port: clients of local satellites wait while the control plane is away. Add AF_NETLINK, and set PrivateUsers=no"
 )
 MISPLACED = (
     "credential {name!r} is in a drop-in of bentpipe.service, and the data plane, which needs it, would not start: move the "

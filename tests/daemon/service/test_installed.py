@@ -161,6 +161,10 @@ def test_the_units_of_two_processes_need_no_key(tmp_path: Path, command: str) ->
         ("RestrictAddressFamilies=AF_INET\nRestrictAddressFamilies=", False),
         ("RestrictAddressFamilies=~AF_NETLINK", True),
         ("RestrictAddressFamilies=none", True),
+        ("PrivateUsers=yes", True),
+        ("PrivateUsers=identity", True),
+        ("PrivateUsers=yes\nPrivateUsers=no", False),
+        ("PrivateUsers=full", False),
     ],
 )
 @pytest.mark.parametrize("admission", ["auto", "asked"])
