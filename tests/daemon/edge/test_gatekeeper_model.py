@@ -449,3 +449,24 @@ class AdmissionMachine(RuleBasedStateMachine):
 
 AdmissionMachine.TestCase.settings = settings(max_examples=RUNS, stateful_step_count=50, deadline=None)
 TestGatekeeper = AdmissionMachine.TestCase
+
+
+def test_places_of_clients_on_their_way_stay_lent_when_all_are_recalled() -> None:
+    """The data plane says how many it is about to admit, though it may admit no more."""
+    machine = AdmissionMachine()
+    machine.begin()
+    assert len(machine.on_the_way) == len(TOKENS)
+    machine.configuration_is_read_again(chance=0)
+    machine.everything_is_read()
+    machine.clients_are_joined_or_offered(which=0, count=len(TOKENS))
+    assert len(machine.joined) == len(TOKENS)
+    machine.everything_is_read()
+    machine.no_more_than_the_limit()
+
+
+def test_clients_on_their_way_are_offered_if_their_gate_runs_out() -> None:
+    machine = AdmissionMachine()
+    machine.begin()
+    machine.time_passes(seconds=VALID_S + 1)
+    machine.clients_are_joined_or_offered(which=0, count=len(TOKENS))
+    assert machine.joined == []
