@@ -194,6 +194,14 @@ class Engine:
         self._live[splice_id] = _first(made)
         return splice_id
 
+    def splice_lane(self, client: Pointer) -> SpliceId:
+        """The same for a joiner's bp_stream: see `Joiner.splice`. Raises OSError."""
+        made = ffi.new("bp_splice **")
+        check(lib.bp_lane_splice(self._pointer, client, made))
+        splice_id = SpliceId(address(_first(made)))
+        self._live[splice_id] = _first(made)
+        return splice_id
+
     def take_ended(self, at_most: int = 1 << 30) -> list[Ended]:
         """Take splices that have ended; never waits. `event_fd` does not become readable again for those that are left."""
         ended: list[Ended] = []

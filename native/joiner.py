@@ -7,9 +7,11 @@ import contextlib
 import dataclasses
 import enum
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NewType, Protocol, cast
 
+from bentpipe.native.engine import Engine, SpliceId
+from bentpipe.native.lane import Lane, LaneOptions, read_lane
 from bentpipe.native.lib import Pointer, address, check, ffi, lib
 from bentpipe.native.tls import TlsConnection
 from bentpipe.native.turns import ThreadUse, read_use
@@ -31,10 +33,15 @@ class NewsFlag(enum.IntFlag):
     SENT = 32
     JOINED = 64
     RELEASED = 128
+    UP = 256
+    COMMITTED = 512
 
 
 FAILS = int(NewsFlag.BROKEN | NewsFlag.RELEASED)
 """With these more is told."""
+
+FROM_LANE = int(NewsFlag.UP | NewsFlag.COMMITTED)
+"""With these a stream is told of for the first time."""
 
 
 class StreamFailure(enum.Enum):
@@ -103,6 +110,7 @@ class Joiner:
         self._pointer = _first(made)
         self._news = ffi.new("struct bp_news *")
         self._gathers = False
+        self._close_before: Callable[[], None] = _nothing
         self.event_fd: int = lib.bp_joiner_event_fd(self._pointer)
         """Readable while `take` has something; the joiner closes it."""
 
@@ -131,6 +139,15 @@ class Joiner:
     def _wake(self) -> None:
         if not self._gathers and self._pointer != ffi.NULL:
             lib.bp_joiner_wake(self._pointer)
+
+    @property
+    def pointer(self) -> Pointer:
+        """For the opener."""
+        return self._pointer
+
+    def close_before(self, close: Callable[[], None]) -> None:
+        """Call this before `close` does anything: it ends those who give clients to this joiner."""
+        self._close_before = close
 
     def _keep(self, made: Pointer, tls: TlsConnection | None) -> StreamId:
         if tls is not None:
@@ -198,8 +215,61 @@ class Joiner:
         """Take what is new; never waits."""
         found: list[News] = []
         while len(found) < at_most and lib.bp_joiner_take(self._pointer, self._news):
-            found.append(_read(cast(_CNews, self._news)))
+            found.append(self._read(cast(_CNews, self._news)))
         return found
+
+    def _read(self, c: _CNews) -> News:
+        news = _read(c)
+        if news.flags & FROM_LANE:
+            self._streams[news.stream] = c.stream
+        return news
+
+    # -- lanes: clients that C brings to their satellites --------------------------------------------------------------
+
+    def admit(self, options: LaneOptions) -> None:
+        """Let clients of `Opener.admit` come. Raises OSError."""
+        wanted = {
+            "admission": options.admission.pointer,
+            "limits": options.limits.pointer,
+            "most_fields": options.most_fields,
+            "silent_clients": options.silent_clients,
+            "request_ms": round(1000 * options.request_s),
+            "reach_ms": round(1000 * options.reach_s),
+            "join_ms": round(1000 * options.join_s),
+        }
+        self._admits = options
+        check(lib.bp_joiner_admit(self._pointer, ffi.new("struct bp_lane_options *", wanted)))
+
+    @property
+    def lanes(self) -> int:
+        """How many clients are on their way."""
+        return lib.bp_joiner_lanes(self._pointer) if self._pointer != ffi.NULL else 0
+
+    def look(self) -> None:
+        """Have those looked at that are on their way, since what was told has changed."""
+        lib.bp_joiner_look(self._pointer)
+
+    def take_committed(self) -> list[StreamId]:
+        """Take the COMMITTED of all streams that have it, and leave their other news."""
+        found = []
+        while (pointer := lib.bp_joiner_take_committed(self._pointer)) != ffi.NULL:
+            found.append(StreamId(address(pointer)))
+            self._streams[found[-1]] = pointer
+        return found
+
+    def lane(self, stream: StreamId) -> Lane:
+        """What is known of a client whose news have UP or COMMITTED."""
+        return read_lane(lib.bp_lane_facts(self._streams[stream]))
+
+    def take_socket(self, stream: StreamId) -> int:
+        """Take the descriptor of such a client, whose news have UP or RELEASED; it is borrowed from now on."""
+        return lib.bp_stream_take_fd(self._streams[stream])
+
+    def splice(self, engine: Engine, stream: StreamId) -> SpliceId:
+        """Hand a client over that is COMMITTED and JOINED, and its satellite. Raises OSError, and nothing has changed."""
+        splice_id = engine.splice_lane(self._streams[stream])
+        del self._streams[stream]
+        return splice_id
 
     def free(self, stream: StreamId) -> TlsConnection | None:
         """Forget a stream that is released. Returns its TLS."""
@@ -214,6 +284,7 @@ class Joiner:
 
     def close(self) -> None:
         """Join the thread, free all streams and their TLS. Idempotent; call nothing else afterwards."""
+        self._close_before()
         pointer, self._pointer = self._pointer, ffi.NULL
         self._streams.clear()
         if pointer != ffi.NULL:
@@ -221,6 +292,10 @@ class Joiner:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _first(pointer: Pointer) -> Pointer:

@@ -10,6 +10,7 @@ import functools
 import os
 from typing import NewType, Protocol, cast
 
+from bentpipe.native.joiner import Joiner
 from bentpipe.native.lib import Pointer, address, check, ffi, lib
 from bentpipe.native.tls import TlsConnection, TlsError, TlsServerContext
 from bentpipe.native.turns import ThreadUse, read_use
@@ -41,6 +42,8 @@ class Opened:
     """None: the peer speaks no TLS."""
     error: TlsError | OSError | None
     """OpeningAborted after `abort`."""
+    fd: int = -1
+    """The socket of an opening of `admit`, the caller's from now on; -1: the caller has had it all the time."""
 
 
 class _COpened(Protocol):
@@ -57,7 +60,8 @@ class Opener:
     def __init__(self, threads: int, first_bytes: int) -> None:
         """`threads`: 0 is one per core. `first_bytes`: the most that is read."""
         self._pointer: Pointer = ffi.NULL
-        self._open: dict[OpeningId, tuple[Pointer, TlsServerContext | None]] = {}
+        self._open: dict[OpeningId, tuple[Pointer, TlsServerContext | None, bool]] = {}
+        """With what the opening borrows, and whether it has the socket itself."""
         made = ffi.new("bp_opener **")
         check(lib.bp_opener_new(threads, first_bytes, made))
         self._pointer = _first(made)
@@ -84,13 +88,32 @@ class Opener:
         """Begin with a socket. With a context the peer may speak TLS. Raises OSError."""
         made = ffi.new("bp_opening **")
         check(lib.bp_opener_start(self._pointer, fd, context.pointer if context else ffi.NULL, made))
-        opening = OpeningId(address(_first(made)))
-        self._open[opening] = _first(made), context
+        return self._keep(_first(made), context, has_socket=False)
+
+    def admit(self, fd: int, context: TlsServerContext | None, joiner: Joiner, rules: Pointer) -> OpeningId:
+        """Likewise, and take the socket; the client goes on to `joiner` if that may bring it to its satellite.
+
+        `rules`: a struct bp_request_rules that stays. Raises OSError, and the socket is the caller's.
+        """
+        made = ffi.new("bp_opening **")
+        pointer = context.pointer if context else ffi.NULL
+        check(lib.bp_opener_admit(self._pointer, fd, pointer, joiner.pointer, rules, made))
+        joiner.close_before(self.close)
+        return self._keep(_first(made), context, has_socket=True)
+
+    def _keep(self, pointer: Pointer, context: TlsServerContext | None, *, has_socket: bool) -> OpeningId:
+        opening = OpeningId(address(pointer))
+        self._open[opening] = pointer, context, has_socket
         return opening
+
+    def forget(self, opening: OpeningId) -> None:
+        """It has come as news of a stream: see `Lane`. Raises KeyError."""
+        lib.bp_opener_forget(self._open.pop(opening)[0])
 
     def abort(self, opening: OpeningId) -> None:
         """Ask for the end of an opening that `take` has not returned. Raises KeyError if it has."""
-        lib.bp_opening_abort(self._open[opening][0])
+        if self._pointer != ffi.NULL:
+            lib.bp_opening_abort(self._open[opening][0])
 
     def take(self, at_most: int = 1 << 30) -> list[Opened]:
         """Take openings that are over; never waits. `event_fd` does not become readable again for those that are left."""
@@ -98,7 +121,7 @@ class Opener:
         while len(found) < at_most and (pointer := lib.bp_opener_take(self._pointer)) != ffi.NULL:
             opening = OpeningId(address(pointer))
             try:
-                found.append(_read(opening, pointer))
+                found.append(_read(opening, pointer, has_socket=self._open[opening][2]))
             finally:
                 lib.bp_opening_free(pointer)
                 del self._open[opening]
@@ -119,7 +142,7 @@ def _first(pointer: Pointer) -> Pointer:
     return cast(list[Pointer], pointer)[0]
 
 
-def _read(opening: OpeningId, pointer: Pointer) -> Opened:
+def _read(opening: OpeningId, pointer: Pointer, *, has_socket: bool) -> Opened:
     ret = ffi.new("struct bp_opened *")
     lib.bp_opening_read(pointer, ret)
     c = cast(_COpened, ret)
@@ -127,7 +150,8 @@ def _read(opening: OpeningId, pointer: Pointer) -> Opened:
     tls = TlsConnection.of(taken) if taken != ffi.NULL else None
     step = OpeningStep(c.step)
     first = bytes(ffi.buffer(c.first, c.first_bytes)) if step is OpeningStep.DONE else b""
-    return Opened(opening, step, first, tls, _error(c.result, tls))
+    fd = lib.bp_opening_take_fd(pointer) if has_socket else -1
+    return Opened(opening, step, first, tls, _error(c.result, tls), fd)
 
 
 def _error(result: int, tls: TlsConnection | None) -> TlsError | OSError | None:

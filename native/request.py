@@ -68,7 +68,7 @@ class RequestReader:
         port's; a server name below it is a satellite's.
         """
         name = ffi.NULL if server_name is None else ffi.new("char[]", server_name)
-        if not lib.bp_request_read(fields, name, self._rules_of(domain), self.pointer):
+        if not lib.bp_request_read(fields, name, self.rules(domain), self.pointer):
             return None
         c, satellite = self._c, self._c.satellite
         return TokenRequest(
@@ -79,7 +79,8 @@ class RequestReader:
             _text_of(fields, c.tracestate),
         )
 
-    def _rules_of(self, domain: bytes | None) -> Pointer:
+    def rules(self, domain: bytes | None) -> Pointer:
+        """The struct bp_request_rules of a domain; it stays as long as this object."""
         if domain not in self._rules:
             text = ffi.NULL if domain is None else ffi.new("char[]", domain)
             rules = {"domain": text, "own_paths": self._own, "own_count": len(self._paths)}

@@ -4,7 +4,7 @@ import logging
 from typing import Literal
 
 from bentpipe.daemon.connections.native_greeting import NativeGreeting, make_limits
-from bentpipe.native.greeting import GreetingReader, nghttp2_version
+from bentpipe.native.greeting import GreetingLimits, GreetingReader, nghttp2_version
 from bentpipe.proto.greeting import Greeting
 
 log = logging.getLogger("bentpipe.edge")
@@ -26,6 +26,16 @@ class Greeters:
         self._in_c = wanted == "auto" and self._limits is not None
         if wanted == "auto" and not self._in_c:
             log.warning("greetings are read in Python alone", extra={"fields": {"reason": NO_NGHTTP2}})
+
+    @property
+    def limits(self) -> GreetingLimits | None:
+        """Those of greetings that are read in C; None if the engine was built without nghttp2."""
+        return self._limits
+
+    @property
+    def in_c(self) -> bool:
+        """Whether new clients get a greeting in C."""
+        return self._in_c
 
     def make(self) -> Greeting | NativeGreeting:
         """Make a greeting."""

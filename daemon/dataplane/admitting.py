@@ -27,6 +27,7 @@ from bentpipe.daemon.dataplane.admission_tables import AdmissionTables, Admitted
 from bentpipe.daemon.dataplane.clients import ClientLine, ClientStream
 from bentpipe.daemon.dataplane.first_requests import FirstRequests
 from bentpipe.daemon.dataplane.halves import start_connecting, tls_of
+from bentpipe.daemon.dataplane.openings import LaneStart
 from bentpipe.daemon.dataplane.stream import BROKEN, DATA, END, HUNG_UP, Order, Stream
 from bentpipe.daemon.dataplane.streams import Streams
 from bentpipe.daemon.logs import log_limited
@@ -37,10 +38,12 @@ from bentpipe.daemon.planes.splice_tag import NO_HOST, SpliceTag
 from bentpipe.daemon.tasks import Owner, contained
 from bentpipe.native.first_settings import FirstSettingsReader, NotSettings, ServerSettings
 from bentpipe.native.joiner import News, StreamId
+from bentpipe.native.lane import LaneOptions
 from bentpipe.native.sock_diag import ListenerLookup
 from bentpipe.native.tls import TlsError
 from bentpipe.proto.errors import GreetingError
 from bentpipe.proto.events import Event, PingAnswered, RequestHeaders
+from bentpipe.proto.limits import HEADER_FIELDS
 from bentpipe.proto.trace_context import trace_context
 
 log = logging.getLogger("bentpipe.dataplane")
@@ -48,8 +51,8 @@ log = logging.getLogger("bentpipe.dataplane")
 REQUEST_S = 2.0
 """For the first request. A client that needs longer is offered to the control plane, which has the deadline for it."""
 SILENT_CLIENTS = 1_024
-"""Clients whose first request has not come, at most. The control plane limits strangers by the configuration and knows which
-of them to give up, so one more has the oldest of them offered to it."""
+"""Clients whose first request has not come, at most, with up to 128 KiB each (native/src/lane.c). The control plane limits
+strangers by the configuration and knows which of them to give up, so one more has the oldest of them offered to it."""
 REACH_S = 1.0
 """For the satellite's connection and its first frame. If it needs longer, the control plane looks at its machine."""
 LATE_LOOK_S = 0.25
@@ -270,10 +273,11 @@ class Admitting:
             tag=self._tag(admitted).encode(),
             words=b"" if self._heard is None else self._heard.words,
         )
-        give_back = functools.partial(all_.tables.give_back, admitted)
-        if not all_.join(client, half, go, self._record(admitted, go), give_back):
+        joined = functools.partial(all_.tables.joined, admitted)
+        if not all_.join(client, half, go, self._record(admitted, go), joined):
             self.give_up(Unadmitted.UNREACHED)
             return
+        self._admitted = None
         all_.admitted += 1
         all_.over(self)
         self._half = None
@@ -349,7 +353,7 @@ def _wall_us() -> int:
     return time.time_ns() // 1000
 
 
-Join = Callable[[ClientStream, Stream, GoRecord, AdmittedRecord, Callable[[], None]], bool]
+Join = Callable[[ClientStream, Stream, GoRecord, AdmittedRecord, Callable[[], Callable[[], None]]], bool]
 
 
 class Admissions:
@@ -366,7 +370,8 @@ class Admissions:
     ) -> None:
         """`join` joins a client and a satellite, and tells the control plane; it returns False if nothing was done.
 
-        If no control plane sits, it calls its last argument when the connection is over: nobody else gives the credit back.
+        It calls its last argument once it is joined. If no control plane sits, it calls what that returns at the end of the
+        connection: nobody else gives the credit back.
         """
         self.tables = tables
         self.line = line
@@ -376,6 +381,13 @@ class Admissions:
         self.join = join
         self.requests = FirstRequests()
         self.lookup = ListenerLookup()
+        if greeters.limits is not None:
+            streams.joiner.admit(
+                LaneOptions(
+                    *(tables.native, greeters.limits, HEADER_FIELDS, SILENT_CLIENTS),
+                    *(REQUEST_S, REACH_S, JOIN_MS / 1000),
+                )
+            )
         self.unadmitted: collections.Counter[Unadmitted] = collections.Counter()
         self.admitted = 0
         self._open: dict[Admitting, None] = {}
@@ -383,7 +395,13 @@ class Admissions:
         """Those whose first request has not come, the oldest first."""
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._open) + self.streams.joiner.lanes
+
+    def lane_of(self, port: Port) -> LaneStart | None:
+        """Where the clients of a port go that C may bring to their satellites; None if Python does it."""
+        if not self.greeters.in_c or port.one_request:
+            return None
+        return LaneStart(self.streams.joiner, self.requests.rules(port))
 
     def begin(self, client: ClientStream, port: Port) -> bool:
         """Take a client whose first bytes are there, if that may be of use. Returns whether it was taken."""
@@ -394,6 +412,8 @@ class Admissions:
         if client.origin.certificate:
             self.unadmitted[Unadmitted.CERTIFICATE] += 1
             return False
+        if self.greeters.in_c:
+            return False  # C has had it, and has left it to the control plane
         admitting = client.admission = Admitting(self, client, port)
         client.reads_here = True
         self._open[admitting] = self._silent[admitting] = None

@@ -4,6 +4,7 @@ Only a client that is closed in order has a task.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 
 from bentpipe.daemon.connections.outcomes import ConnectionCounters, Outcome
@@ -13,11 +14,12 @@ from bentpipe.daemon.dataplane.admitting import Admissions
 from bentpipe.daemon.dataplane.clients import ClientLine, ClientOrigin, ClientStream
 from bentpipe.daemon.dataplane.last_words import last_words
 from bentpipe.daemon.dataplane.openings import Opening
-from bentpipe.daemon.dataplane.stream import Order, close_in_order
+from bentpipe.daemon.dataplane.stream import DATA, Order, close_in_order
 from bentpipe.daemon.dataplane.streams import Streams
 from bentpipe.daemon.planes.records import ArrivalFlag, ClosedRecord
 from bentpipe.daemon.tasks import Decision, Owner, run_owned
-from bentpipe.native.joiner import News
+from bentpipe.native.joiner import News, StreamId
+from bentpipe.native.lane import Lane
 from bentpipe.native.opener import Opened
 from bentpipe.native.tls import TlsConnection
 from bentpipe.proto.errors import ErrorCode
@@ -68,14 +70,42 @@ class Arrivals:
         place = opening.arrival.place
         origin = _origin_of(opening, opened.tls)
         native = self._streams.joiner.open(opening.sock.fileno(), opened.tls)
-        client = ClientStream(self._next_id, opening, native, self._streams, origin, self._released)
-        self._next_id += 1
+        client = ClientStream(self.take_id(), opening, native, self._streams, origin, self._released)
         client.transcript.append(opened.first)
         place.scope = client
         place.keep(len(opened.first))
         if not self._admissions.begin(client, opening.port):
             self._line.enter(client)
         client.let_read()
+
+    def came_up(self, opening: Opening, lane: Lane, news: News) -> None:
+        """Take a client over that C has not brought to its satellite: offer it, or end it if its place was evicted.
+
+        Its socket and these news come from the joiner.
+        """
+        opening.arrival.charge_to(self._quotas)
+        place = opening.arrival.place
+        client = self.client_of(self.take_id(), opening, lane, news.stream)
+        client.heard_before(news.data, lane.removed, lane.said_bytes, lane.mark)
+        place.scope = client
+        place.keep(client.transcript.kept_bytes)
+        if opening.given_up is Outcome.OVER_LIMIT:
+            client.give(Order.EVICTED)
+        else:
+            self._line.keep(client)
+            self._line.enter_again(client)
+        client.take(dataclasses.replace(news, flags=news.flags & ~DATA, data=b""))
+
+    def client_of(self, about: int, opening: Opening, lane: Lane, native: StreamId) -> ClientStream:
+        """Make the stream of a client whose socket C has had until now."""
+        opening.take_socket(self._streams.joiner.take_socket(native))
+        origin = lane_origin(opening, lane)
+        return ClientStream(about, opening, native, self._streams, origin, self._released)
+
+    def take_id(self) -> int:
+        """An id that no client has had."""
+        self._next_id += 1
+        return self._next_id - 1
 
     def _released(self, client: ClientStream, news: News) -> None:
         self._line.leave(client)
@@ -120,16 +150,27 @@ class Arrivals:
 
 
 def _origin_of(opening: Opening, tls: TlsConnection | None) -> ClientOrigin:
-    arrival, listener = opening.arrival, opening.listener
+    if tls is None:
+        return _address_of(opening, ArrivalFlag.PLAINTEXT if opening.port.tls else ArrivalFlag.NONE)
+    origin = dataclasses.replace(
+        _address_of(opening), tls_version=tls.version, certificate=tls.peer_certificate_der or b""
+    )
+    with contextlib.suppress(UnicodeError):
+        return dataclasses.replace(origin, server_name=tls.server_name or "", alpn=tls.alpn or "")
+    return origin
+
+
+def lane_origin(opening: Opening, lane: Lane) -> ClientOrigin:
+    """The same of a client that C has had. It has shown no certificate."""
+    return dataclasses.replace(
+        _address_of(opening), server_name=lane.server_name, alpn=lane.alpn, tls_version=lane.tls_version
+    )
+
+
+def _address_of(opening: Opening, flags: ArrivalFlag = ArrivalFlag.NONE) -> ClientOrigin:
+    arrival = opening.arrival
     host, port = arrival.name if arrival.name is not None else ("", 0)
-    flags = ArrivalFlag.BY_PROXY if arrival.by_proxy else ArrivalFlag.NONE
+    flags |= ArrivalFlag.BY_PROXY if arrival.by_proxy else ArrivalFlag.NONE
     if arrival.name is None:
         flags |= ArrivalFlag.LOCAL
-    if tls is None:
-        return ClientOrigin(listener, host, port, flags | (ArrivalFlag.PLAINTEXT if opening.port.tls else 0))
-    with contextlib.suppress(UnicodeError):
-        return ClientOrigin(
-            *(listener, host, port, flags),
-            *(tls.server_name or "", tls.alpn or "", tls.version, tls.peer_certificate_der or b""),
-        )
-    return ClientOrigin(listener, host, port, flags, "", "", tls.version, tls.peer_certificate_der or b"")
+    return ClientOrigin(opening.listener, host, port, flags)

@@ -8,6 +8,7 @@ import hashlib
 from bentpipe.daemon.connections.native_greeting import NativeGreeting
 from bentpipe.daemon.connections.port import Port
 from bentpipe.daemon.connections.server_name import named_satellites
+from bentpipe.native.lib import Pointer
 from bentpipe.native.request import RequestReader, TokenRequest
 from bentpipe.proto.api_paths import API_PATHS
 from bentpipe.proto.events import HeaderList, RequestHeaders
@@ -34,6 +35,11 @@ class FirstRequests:
             return read_in_python(first.headers, server_name or None, port)
         name, below = (each.encode() if each else None for each in (server_name, port.satellite_domain))
         return self._readers[port.serves_api].read(greeting.request_fields, name, below)
+
+    def rules(self, port: Port) -> Pointer:
+        """The rules of a port, for C. They stay as long as this object."""
+        domain = port.satellite_domain
+        return self._readers[port.serves_api].rules(domain.encode() if domain else None)
 
 
 def own_paths(*, serves_api: bool) -> tuple[bytes, ...]:

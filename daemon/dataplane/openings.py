@@ -23,6 +23,8 @@ from bentpipe.daemon.connections.transport import PeerLeft, Transport, Transport
 from bentpipe.daemon.dataplane.last_words import last_words
 from bentpipe.daemon.dataplane.stream import close_in_order
 from bentpipe.daemon.tasks import Owner, contained, run_owned
+from bentpipe.native.joiner import Joiner
+from bentpipe.native.lib import Pointer
 from bentpipe.native.opener import Opened, Opener, OpeningId, OpeningStep
 from bentpipe.native.tls import TlsConnection, TlsFlood, TlsTruncated
 from bentpipe.proto.errors import GreetingError, over
@@ -47,6 +49,11 @@ class Opening:
     given_up: Outcome | None = None
     """Why it ends, unless its peer has the last word."""
 
+    def take_socket(self, fd: int) -> None:
+        """The socket is here again: C has had it."""
+        self.sock = socket.socket(self.sock.family, socket.SOCK_STREAM, 0, fileno=fd)
+        self.sock.setblocking(False)
+
     def cancel(self) -> None:
         """Its place is evicted."""
         self.give_up(Outcome.OVER_LIMIT)
@@ -59,6 +66,15 @@ class Opening:
                 self.stop()
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class LaneStart:
+    """Where the clients of a port go that C may bring to their satellites."""
+
+    joiner: Joiner
+    rules: Pointer
+    """See `Opener.admit`."""
+
+
 class Openings:
     """All of them. `arrived` takes those whose first bytes are there, with their socket, place and record."""
 
@@ -69,13 +85,15 @@ class Openings:
         counters: ConnectionCounters,
         arrived: Callable[[Opening, Opened], None],
         gather: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        lanes: Callable[[Port], LaneStart | None] = lambda port: None,
     ) -> None:
-        """`gather` makes a block in which many arrive."""
+        """`gather` makes a block in which many arrive. `lanes`: whether C may bring a port's clients to their satellites."""
         self._opener = opener
         self._greetings = greetings
         self._counters = counters
         self._arrived = arrived
         self._gather = gather
+        self._lanes = lanes
         self._open: dict[OpeningId, Opening] = {}
         self._refusing = 0
         """Those that are told why they end."""
@@ -136,13 +154,30 @@ class Openings:
             self._end(opening, opening.given_up)
             return
         try:
-            about = self._opener.start(opening.sock.fileno(), opening.port.tls)
+            about = self._give(opening)
         except OSError as exc:
             opening.arrival.record.error = str(exc)
             self._end(opening, Outcome.BROKEN)
             return
         self._open[about] = opening
         opening.stop = functools.partial(self._opener.abort, about)
+
+    def _give(self, opening: Opening) -> OpeningId:
+        """Raises OSError, and the socket is here."""
+        lane, fd, tls = self._lanes(opening.port), opening.sock.fileno(), opening.port.tls
+        if lane is None:
+            return self._opener.start(fd, tls)
+        about = self._opener.admit(fd, tls, lane.joiner, lane.rules)
+        opening.sock.detach()
+        return about
+
+    def come_by_lane(self, about: OpeningId) -> Opening:
+        """An opening has come as news of a stream. Returns it without its socket."""
+        opening = self._open.pop(about)
+        self._opener.forget(about)
+        opening.stop = None
+        self._forget_deadline(opening)
+        return opening
 
     async def run_openings(self) -> None:
         """Take those that are over, for ever. When this is cancelled, all others end."""
@@ -165,6 +200,8 @@ class Openings:
     def _take(self, opened: Opened) -> None:
         opening = self._open.pop(opened.id)
         opening.stop = None
+        if opened.fd >= 0:
+            opening.take_socket(opened.fd)
         try:
             if opened.step is OpeningStep.DONE and opening.given_up is None:
                 self._forget_deadline(opening)

@@ -21,6 +21,7 @@ from bentpipe.daemon.dataplane.arrivals import Arrivals
 from bentpipe.daemon.dataplane.clients import ClientLine, ClientStream
 from bentpipe.daemon.dataplane.halves import Halves
 from bentpipe.daemon.dataplane.joining import CUT, JoinFailed, failure_of_join, join_of
+from bentpipe.daemon.dataplane.lanes import Lanes
 from bentpipe.daemon.dataplane.openings import Openings
 from bentpipe.daemon.dataplane.reports import ControlReports
 from bentpipe.daemon.dataplane.splices import JoinedConnection, JoinedConnections
@@ -86,10 +87,16 @@ class DataPlane:
         self.streams = Streams(joiner, self.reports)
         self.halves = Halves(self.streams, trusts.find)
         self.joined = JoinedConnections(engine, self.reports.send)
-        self.tables = AdmissionTables()
+        self.tables = AdmissionTables(trusts.find, lambda: self.lanes.hear_of_committed())
         self.admissions = Admissions(self.tables, self.line, self.streams, trusts.find, greeters, self._join_own)
         self.arrivals = Arrivals(self.line, self.streams, counters, quotas, self._is_over, self.admissions)
-        self.openings = Openings(opener, greetings, counters, self.arrivals.arrived, joiner.gather)
+        self.openings = Openings(
+            *(opener, greetings, counters, self.arrivals.arrived, joiner.gather, self.admissions.lane_of)
+        )
+        self.lanes = Lanes(
+            *(self.tables, self.admissions, self.openings, self.arrivals, self.joined, self.streams),
+            *(self._tell_failed, lambda: self.reports.session),
+        )
         self.note = b""
         """What the control plane has left for its successor."""
         self._in_c = (joiner, engine, opener)
@@ -116,13 +123,16 @@ class DataPlane:
         self.halves.close_all()
         self.line.begin_again()
 
-    def synchronise(self) -> None:
-        """A control plane has come: tell it what is counted, all that is live, then the ends; then offer it the clients.
+    def make_ready_for_seat(self) -> None:
+        """Before a control plane sits: what an earlier one has told for admitting clients here ends.
 
-        What an earlier one has told for admitting clients here ends: this one may know nothing of that.
+        The next one may know nothing of that. Clients that were committed by then are live for it, and not ADMITTED.
         """
         self.tables.reset()
         self._trusts.forget_taught()
+
+    def synchronise(self) -> None:
+        """A control plane has come: tell it what is counted, all that is live, then the ends; then offer it the clients."""
         self._actions.count()
         count = 0
         for live in self.joined.snapshot():
@@ -183,6 +193,7 @@ class DataPlane:
         try:
             words = await self._actions.reload()
         finally:
+            self.tables.look_at_trusts()
             self._done(r.ReloadRecord, words)
 
     def _done(self, asked: type[r.Record], words: str) -> None:
@@ -195,6 +206,7 @@ class DataPlane:
                 self.note = record.note
             case r.TrustRecord():
                 words = self._trusts.teach(record)
+                self.tables.look_at_trusts()
             case r.WordsRecord():
                 self.arrivals.words = record.words
             case r.LimitsRecord():
@@ -286,7 +298,7 @@ class DataPlane:
         half: Stream,
         go: r.GoRecord,
         record: s.AdmittedRecord,
-        give_back: Callable[[], None],
+        joins: Callable[[], Callable[[], None]],
     ) -> bool:
         """Join a client that was admitted here. Returns False if nothing was done."""
         try:
@@ -295,6 +307,7 @@ class DataPlane:
             return False
         joined = self._begin(client, half, go)
         half.give(Order.JOIN)
+        give_back = joins()
         if self.reports.link is None:
             joined.over = give_back  # a control plane that sits does it: it knows of the client
         # Before anything else is sent: a control plane that reads a later answer has read of this client.
@@ -327,7 +340,7 @@ class DataPlane:
                 return
             except OSError as exc:
                 failure = JoinFailed(Outcome.BROKEN, f"the engine refused: {exc}")
-        self._tell_failed(going, failure)
+        self._tell_failed(going.joined, going.session, failure)
         going.half.take_back().close()
         # The client must still be able to read what the satellite sent before it ended.
         self.arrivals.close(client, news.unsent, None)
@@ -341,17 +354,16 @@ class DataPlane:
         self.reports.send(r.WentRecord(client.id))
         client.finish(None, client.heard_bytes, client.sent_bytes)
 
-    def _tell_failed(self, going: _Go, failure: JoinFailed) -> None:
-        fields = {"peer": going.joined.peer, "error": str(failure)}
+    def _tell_failed(self, joined: JoinedConnection, session: int, failure: JoinFailed) -> None:
+        fields = {"peer": joined.peer, "error": str(failure)}
         log.info("not spliced", extra={"fields": fields})
         if failure.limit is not None:
             self._counters.malformed[failure.limit] += 1
-        told = going.session == self.reports.session and self.reports.link is not None
-        about = going.joined.id
+        told = session == self.reports.session and self.reports.link is not None
         if told:
             words = str(failure)[: WORDS_BYTES // 4]
-            self.reports.send(r.FailedRecord(about, r.FailedAt.REPLAY, 0, failure.outcome.value, words))
-        self.joined.fail(going.joined, told=told)
+            self.reports.send(r.FailedRecord(joined.id, r.FailedAt.REPLAY, 0, failure.outcome.value, words))
+        self.joined.fail(joined, told=told)
 
     def _shut_joined(self, shut: r.ShutRecord) -> None:
         joined = self.joined.find(shut.id)

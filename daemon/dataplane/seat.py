@@ -184,6 +184,7 @@ class SeatServer:
             self._seated = visitor
             visitor.seated = True
             plane, link = self._plane, visitor.link
+            plane.make_ready_for_seat()
             plane.reports.seat(link)
             link.send_nowait(SeatedRecord(LINK_ID, plane.reports.session, plane.note[:NOTE_BYTES]))
             plane.synchronise()

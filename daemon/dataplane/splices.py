@@ -18,6 +18,7 @@ from bentpipe.daemon.planes.records import LINK_ID, EndedRecord, LiveRecord, Met
 from bentpipe.daemon.planes.snapshots import boot_us
 from bentpipe.daemon.tasks import Owner, contained
 from bentpipe.native.engine import Ended, Engine, Leg, SpliceCounters, SpliceId
+from bentpipe.native.joiner import Joiner, StreamId
 
 MOST_SUMS = 4_096
 """Tags whose ends are added up. The ends of further tags are only counted."""
@@ -114,9 +115,16 @@ class JoinedConnections:
 
     def splice(self, joined: JoinedConnection, client: Leg, satellite: Leg) -> None:
         """Give both sockets to the engine. Raises OSError, and nothing is given, if it refuses."""
-        joined.splice_id = self._engine.splice(client, satellite)
+        self._spliced(joined, self._engine.splice(client, satellite))
+
+    def splice_lane(self, joined: JoinedConnection, joiner: Joiner, client: StreamId) -> None:
+        """The same for a client that C has joined with its satellite. Raises OSError, and nothing has changed."""
+        self._spliced(joined, joiner.splice(self._engine, client))
+
+    def _spliced(self, joined: JoinedConnection, splice_id: SpliceId) -> None:
+        joined.splice_id = splice_id
         joined.cancel = None
-        self._by_splice[joined.splice_id] = joined
+        self._by_splice[splice_id] = joined
 
     # -- what the control plane asks ---------------------------------------------------------------------------------
 

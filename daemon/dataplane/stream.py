@@ -7,7 +7,7 @@ while nobody may be told. What comes is kept in the transcript here, and is pass
 import enum
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -191,6 +191,15 @@ class Stream:
             self._released(news)
         return passed_on
 
+    def heard_before(self, data: bytes, removed: Sequence[tuple[int, int]], said_bytes: int, mark: int) -> None:
+        """C has read this already, has removed these ranges (offset, length) of it, and has said so much."""
+        self._read_bytes = len(data)
+        self.transcript.append(data)
+        for at, size in removed:
+            self.transcript.drop(at, size)
+        self._said_in_all = said_bytes
+        self.mark = mark
+
     def has_left(self) -> bool:
         """Whether the peer has ended or reset the connection, whatever lies unread before that. Asks the kernel."""
         watch = select.poll()
@@ -277,6 +286,7 @@ class Stream:
 
     def drop(self) -> None:
         """Close the socket at once; the joiner does not have it any more."""
+        self.order = self.order or Order.RESET  # nothing may be asked of the joiner
         self._sock.close()
 
     def abandon(self, news: News) -> None:

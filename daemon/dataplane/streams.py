@@ -10,7 +10,7 @@ import trio
 
 from bentpipe.daemon.planes.records import Record
 from bentpipe.daemon.tasks import Owner, contained
-from bentpipe.native.joiner import Joiner, News, StreamId
+from bentpipe.native.joiner import FROM_LANE, Joiner, News, StreamId
 from bentpipe.native.tls import TlsConnection
 
 NEWS_A_TURN = 64
@@ -26,6 +26,8 @@ class Reports(Protocol):
     def send(self, record: Record) -> None: ...  # noqa: D102
     @property
     def has_room(self) -> bool: ...  # noqa: D102
+    @property
+    def link(self) -> object | None: ...  # noqa: D102
 
 
 class HasNews(Protocol):
@@ -46,6 +48,8 @@ class Streams:
         self.joiner = joiner
         self.reports = reports
         self._streams: dict[StreamId, HasNews] = {}
+        self.by_lane: Callable[[News], None] = _unknown
+        """Takes the first news of a client that C has had until now: UP or COMMITTED."""
         self._full = trio.Event()
         self._waiting: set[HasNews] = set()
         """Those with bytes for a control plane that does not read."""
@@ -55,6 +59,10 @@ class Streams:
     def add(self, stream: HasNews) -> None:
         """From now on its news are given to it."""
         self._streams[stream.native] = stream
+
+    def find(self, native: StreamId) -> HasNews | None:
+        """The stream of this id."""
+        return self._streams.get(native)
 
     def after_news(self, step: Callable[[], None]) -> None:
         """Do something once all news that were taken from the joiner have been given. Call it from `HasNews.take`.
@@ -66,9 +74,13 @@ class Streams:
 
     def free(self, stream: HasNews) -> TlsConnection | None:
         """Forget a stream that is released. Returns its TLS."""
+        self.forget(stream)
+        return self.joiner.free(stream.native)
+
+    def forget(self, stream: HasNews) -> None:
+        """Forget a stream that the joiner does not have any more."""
         del self._streams[stream.native]
         self._waiting.discard(stream)
-        return self.joiner.free(stream.native)
 
     async def run_news(self) -> None:
         """Take what is new, for ever. When this is cancelled, all connections that are left are closed."""
@@ -88,7 +100,15 @@ class Streams:
 
     def _take(self, some: list[News]) -> None:
         # Looked up before any of them is handled: an id is used again once its stream is freed.
-        for stream, news in [(self._streams.get(each.stream), each) for each in some]:
+        came: dict[StreamId, HasNews | None] = {}
+        for found, news in [(self._streams.get(each.stream), each) for each in some]:
+            if found is None and news.flags & FROM_LANE:
+                with contained(Owner("lane")):
+                    self.by_lane(news)
+                came[news.stream] = self._streams.get(news.stream)
+                continue
+            # What C had may have news twice among these: the first, and what has happened since.
+            stream = found or came.get(news.stream)
             if stream is None or self._streams.get(news.stream) is not stream:
                 continue
             with contained(Owner("stream")):
@@ -120,3 +140,7 @@ class Streams:
             for stream in waiting:
                 if not stream.pass_on():
                     self._wait_for_room(stream)
+
+
+def _unknown(news: News) -> None:
+    raise AssertionError(f"news of a client that C has had: {news}")

@@ -15,8 +15,8 @@ alike: a record may lie in the socket for long if D was stopped, and the machine
 
 D only ever says yes. A client that it cannot admit is offered to C (ARRIVED), with what it has said and heard by then.
 
-SHUT_GATE. D decides about one client at a time, and ADMITTED goes before everything that D sends later. So when C reads
-GATED, it has read of every client that came through the gate. A client that D is still connecting is offered to C instead.
+SHUT_GATE. D shuts the gate, then sends ADMITTED for all that have come through, and GATED after them. So when C reads GATED,
+it has read of every client that came through the gate. A client that D is still connecting is offered to C instead.
 """
 
 import dataclasses

@@ -26,6 +26,8 @@ typedef struct bp_opener bp_opener;
 typedef struct bp_opening bp_opening;
 typedef struct bp_joiner bp_joiner;
 typedef struct bp_stream bp_stream;
+typedef struct bp_admission bp_admission;
+typedef struct bp_gate bp_gate;
 
 /* ---- TLS: OpenSSL on the socket itself, so that a connection can move to an engine thread ------------------------ */
 
@@ -603,6 +605,9 @@ enum bp_news_flag { /* what is new of a stream, in this order */
                     BP_NEWS_JOINED = 64, /* of a client: nothing is left to be replayed; both streams are released */
                     BP_NEWS_RELEASED =
                         128, /* the socket is the caller's again; `failure` says whether something failed */
+                    /* Of the client of bp_opener_admit(), which has no news before one of these: */
+                    BP_NEWS_UP = 256, /* it was not admitted, and is the caller's from now on */
+                    BP_NEWS_COMMITTED = 512, /* it is being joined, and counts as its satellite's from now on */
 };
 
 enum bp_stream_failure { /* what has failed when a stream is released */
@@ -1063,5 +1068,367 @@ BP_MUST_CHECK int bp_lookup_listener(struct bp_lookup *lookup, const void *addre
  * Thread: one
  */
 void bp_lookup_close(struct bp_lookup *lookup);
+
+/* ---- admission: the tokens, gates and credits that the control plane has told; daemon/planes/snapshots.py says why ---- */
+
+enum bp_admission_sizes {
+    BP_GRANTED_TOKENS = 65536, /* of one table */
+    BP_PAYERS = 262144, /* principals that are known at once */
+    BP_GATES_OPEN = 16384,
+    BP_GATE_INODES = 64, /* sockets that may listen for one satellite */
+    BP_TLS_NAME_BYTES = 256, /* with NUL */
+    BP_ADDRESS_BYTES = 16, /* IPv6; IPv4 has 4 */
+};
+
+enum bp_entering { /* whether a client may be brought to its satellite; all but the first: the control plane is asked */
+                   BP_ENTERED,
+                   BP_NO_TOKEN,
+                   BP_NOT_GRANTED,
+                   BP_EXPIRED,
+                   BP_NO_GATE,
+                   BP_RUN_OUT,
+                   BP_NO_CREDIT,
+                   /* Those that follow are of the way to the satellite: bp_admission_enter() does not return them. */
+                   BP_UNUSUAL,
+                   BP_SILENT,
+                   BP_LEFT,
+                   BP_UNREACHED,
+                   BP_STRANGER,
+                   BP_CHANGED,
+                   BP_STOPPED, /* by bp_opening_abort() */
+};
+
+struct bp_gate_facts { /* of a satellite that is awake */
+    uint64_t number; /* higher than any before */
+    struct bp_satellite satellite;
+    int64_t until_us; /* CLOCK_BOOTTIME, as all times of the admission but `wall_us` */
+    uint8_t address[BP_ADDRESS_BYTES]; /* in network order */
+    uint32_t address_bytes; /* 4 or 16; 0: it cannot be connected to here */
+    uint16_t port;
+    bool wants_tls; /* else the connection is plain */
+    bp_tls_ctx *tls; /* borrows; NULL: there is none, and the satellite cannot be connected to here */
+    const char *server_name; /* that the satellite's certificate must have; NULL without TLS */
+    bool owned; /* only the user `uid`, or one of `inodes` if there are any, may listen there */
+    uint32_t uid;
+    uint32_t inode_count;
+    uint64_t inodes[BP_GATE_INODES];
+};
+
+struct bp_entry { /* one client that was admitted; read only */
+    bp_gate *gate;
+    uint64_t number; /* of the gate */
+    uint64_t generation; /* of the table of tokens */
+    uint64_t seat, trust; /* as they were */
+    uint32_t payer, identity;
+    uint8_t digest[BP_DIGEST_BYTES];
+};
+
+/**
+ * bp_admission_new() - Make tables that admit nobody
+ * @ret_admission: Receives them on success, which bp_admission_free() frees
+ *
+ * Return: 0, or -ENOMEM
+ * Thread: any
+ */
+BP_MUST_CHECK int bp_admission_new(bp_admission **ret_admission);
+
+/**
+ * bp_admission_free() - Free the tables; nobody has an entry
+ * @admission: Tables, or NULL
+ *
+ * Thread: one, and no other function for these tables
+ */
+void bp_admission_free(bp_admission *admission);
+
+/**
+ * bp_admission_reset() - Another control plane sits: forget everything
+ * @admission: Tables
+ *
+ * Thread: any
+ */
+void bp_admission_reset(bp_admission *admission);
+
+/**
+ * bp_admission_add_token() - Put a token into the next table; of two with the same digest the last counts
+ * @admission: Tables
+ * @digest: SHA-256 of the token, BP_DIGEST_BYTES
+ * @expires_us: Microseconds since the epoch; 0: never
+ * @payer: Number of its principal, below BP_PAYERS
+ * @identity: Any number: if the token has another one by then, a client is not brought to its satellite by it
+ * @patterns: As `org/name`, `org/prefix*` or `org/`, separated by line feeds, NUL-terminated
+ *
+ * Return: 0, -EINVAL, -ENOSPC if there are BP_GRANTED_TOKENS, or -ENOMEM
+ * Thread: one
+ */
+BP_MUST_CHECK int bp_admission_add_token(bp_admission *admission, const uint8_t *digest, int64_t expires_us,
+                                         uint32_t payer, uint32_t identity, const char *patterns);
+
+/**
+ * bp_admission_take_table() - Let the next table count instead of the one before
+ * @admission: Tables
+ * @generation: Its number
+ * @streams: What SETTINGS announce to a client that waits for them, as in struct bp_greeting
+ * @window_bytes: Likewise
+ *
+ * Thread: one
+ */
+void bp_admission_take_table(bp_admission *admission, uint64_t generation, uint32_t streams, uint32_t window_bytes);
+
+/**
+ * bp_admission_credit() - Say how many clients of a principal may be admitted in all
+ * @admission: Tables
+ * @payer: Number of the principal, below BP_PAYERS
+ * @allowed: How many
+ * @ret_used: Receives how many were
+ *
+ * Return: 0, -EINVAL, or -ENOMEM
+ * Thread: any
+ */
+BP_MUST_CHECK int bp_admission_credit(bp_admission *admission, uint32_t payer, uint64_t allowed, uint64_t *ret_used);
+
+/**
+ * bp_gate_open() - Open the gate of a satellite that has none
+ * @admission: Tables
+ * @facts: Copied
+ *
+ * Return: 0, -EINVAL, -EEXIST, -ENOSPC, or -ENOMEM
+ * Thread: any
+ */
+BP_MUST_CHECK int bp_gate_open(bp_admission *admission, const struct bp_gate_facts *facts);
+
+/**
+ * bp_gate_trust() - Change the TLS by which the satellite behind a gate is known; who is on the way is not brought there
+ * @admission: Tables
+ * @number: The gate's; nothing happens if it is not open
+ * @tls: Borrows; NULL: the satellite cannot be connected to here
+ * @server_name: As in struct bp_gate_facts
+ *
+ * Return: 0, -EINVAL, or -ENOMEM
+ * Thread: any
+ */
+BP_MUST_CHECK int bp_gate_trust(bp_admission *admission, uint64_t number, bp_tls_ctx *tls, const char *server_name);
+
+/**
+ * bp_gate_renew() - Say how long a gate is good for
+ * @admission: Tables
+ * @number: The gate's; nothing happens if it is not open
+ * @until_us: As in struct bp_gate_facts
+ *
+ * Thread: any
+ */
+void bp_gate_renew(bp_admission *admission, uint64_t number, int64_t until_us);
+
+/**
+ * bp_gate_shut() - Shut a gate: nobody is committed to it from now on
+ * @admission: Tables
+ * @number: The gate's; nothing happens if it is not open
+ *
+ * Thread: any
+ */
+void bp_gate_shut(bp_admission *admission, uint64_t number);
+
+/**
+ * bp_admission_may_enter() - Whether there are tokens, and a gate through which a client can go now
+ * @admission: Tables
+ * @now_us: CLOCK_BOOTTIME
+ *
+ * Return: whether there may be; false: there are none
+ * Thread: any
+ */
+bool bp_admission_may_enter(bp_admission *admission, int64_t now_us);
+
+/**
+ * bp_admission_enter() - Take a credit for a client, if it may use the satellite and the satellite's gate is open
+ * @admission: Tables
+ * @digest: SHA-256 of its token, BP_DIGEST_BYTES
+ * @satellite: Satellite
+ * @now_us: CLOCK_BOOTTIME
+ * @wall_us: Microseconds since the epoch
+ * @ret: Receives the entry with BP_ENTERED, which bp_admission_leave() ends
+ *
+ * Return: of enum bp_entering
+ * Thread: any
+ */
+BP_MUST_CHECK enum bp_entering bp_admission_enter(bp_admission *admission, const uint8_t *digest,
+                                                  const struct bp_satellite *satellite, int64_t now_us, int64_t wall_us,
+                                                  struct bp_entry *ret);
+
+/**
+ * bp_admission_holds() - Whether a client may still be brought to its satellite, by the tables as they are now
+ * @admission: Tables
+ * @entry: Its entry
+ * @now_us: CLOCK_BOOTTIME
+ * @wall_us: Microseconds since the epoch
+ *
+ * Return: whether it may
+ * Thread: any
+ */
+bool bp_admission_holds(bp_admission *admission, const struct bp_entry *entry, int64_t now_us, int64_t wall_us);
+
+/**
+ * bp_admission_leave() - End an entry
+ * @admission: Tables
+ * @entry: Entry, which is all zero then
+ * @back: Whether the client was not brought to its satellite, so that its credit is free
+ *
+ * Thread: any
+ */
+void bp_admission_leave(bp_admission *admission, struct bp_entry *entry, bool back);
+
+/**
+ * bp_admission_give_back() - Free the credit of a client that was brought to its satellite
+ * @admission: Tables
+ * @seat: Of its entry; nothing happens if there was a reset since
+ * @payer: Likewise
+ *
+ * Thread: any
+ */
+void bp_admission_give_back(bp_admission *admission, uint64_t seat, uint32_t payer);
+
+/* ---- lanes: clients that the opener and the joiner bring to their satellites by what was told to the admission -------- */
+
+enum bp_lane_sizes {
+    BP_LANE_REMOVED = 16, /* ranges that are not replayed; a client with more is the caller's */
+    BP_LANE_MOMENTS = 4, /* request, admission, connection, the satellite's first byte */
+    BP_TLS_VERSION_BYTES = 16, /* with NUL */
+};
+
+struct bp_lane_options {
+    bp_admission *admission; /* borrows for as long as the joiner lives */
+    const struct bp_greeting_limits *limits; /* likewise */
+    uint32_t most_fields; /* a request with more fields is unusual */
+    uint32_t silent_clients; /* whose first request has not come, at most: one more has the oldest of them go up */
+    uint32_t request_ms; /* for the first request */
+    uint32_t reach_ms; /* for the satellite's connection, and again for its first frame */
+    uint32_t join_ms; /* as deadline_ms of struct bp_join */
+};
+
+struct bp_removed { /* a range of what the client has said */
+    uint64_t at;
+    uint32_t bytes;
+};
+
+struct bp_lane_facts { /* what is known of a client whose news have BP_NEWS_UP or BP_NEWS_COMMITTED */
+    bp_opening *opening;
+    enum bp_entering why; /* BP_ENTERED: it was committed */
+    int error; /* errno behind BP_STRANGER, or 0 */
+    bool has_tls;
+    char server_name[BP_TLS_NAME_BYTES], alpn[BP_TLS_NAME_BYTES], tls_version[BP_TLS_VERSION_BYTES];
+    uint64_t mark; /* what the client has heard of us, as bp_greeting_mark() */
+    uint64_t said_bytes; /* of words to it */
+    uint32_t removed_count;
+    struct bp_removed removed[BP_LANE_REMOVED];
+    uint64_t gate, seat; /* of the entry, as is `payer` */
+    uint64_t generation; /* of the table of tokens by which it was committed */
+    uint32_t payer;
+    uint8_t digest[BP_DIGEST_BYTES];
+    uint32_t streams, window_bytes; /* of the satellite's SETTINGS; 0: they were not read */
+    uint32_t traceparent_bytes, tracestate_bytes;
+    char traceparent[BP_TRACEPARENT_BYTES], tracestate[BP_TRACESTATE_BYTES]; /* as in struct bp_request */
+    uint64_t moment_us[BP_LANE_MOMENTS]; /* CLOCK_MONOTONIC; 0: it was not waited for */
+    uint32_t moment_count;
+    uint64_t read_bytes, sent_bytes; /* of the client, when it was committed */
+};
+
+/**
+ * bp_joiner_admit() - Let clients of bp_opener_admit() come to a joiner
+ * @joiner: Joiner, before the first of them
+ * @options: Copied
+ *
+ * Return: 0, or -ENOMEM
+ * Thread: one
+ */
+BP_MUST_CHECK int bp_joiner_admit(bp_joiner *joiner, const struct bp_lane_options *options);
+
+/**
+ * bp_opener_admit() - As bp_opener_start(), and bring the client to its satellite if the joiner's tables allow it
+ * @opener: Opener
+ * @fd: Takes on success
+ * @ctx: As bp_opener_start() has it
+ * @joiner: Joiner, which bp_joiner_admit() was called for
+ * @rules: Borrows until the opening is the caller's: of the client's port
+ * @ret_opening: Receives the opening on success
+ *
+ * It is taken by bp_opener_take(), or the news of a stream have BP_NEWS_UP or BP_NEWS_COMMITTED.
+ *
+ * Return: 0, or -ENOMEM
+ * Thread: one
+ */
+BP_MUST_CHECK int bp_opener_admit(bp_opener *opener, int fd, bp_tls_ctx *ctx, bp_joiner *joiner,
+                                  const struct bp_request_rules *rules, bp_opening **ret_opening);
+
+/**
+ * bp_opening_take_fd() - Take the socket out of an opening of bp_opener_admit()
+ * @opening: Opening that bp_opener_take() returned
+ *
+ * Return: the descriptor, which the caller closes
+ * Thread: one
+ */
+int bp_opening_take_fd(bp_opening *opening);
+
+/**
+ * bp_opener_forget() - Free an opening that has come as news of a stream
+ * @opening: Of struct bp_lane_facts
+ *
+ * Thread: one
+ */
+void bp_opener_forget(bp_opening *opening);
+
+/**
+ * bp_joiner_look() - Have the clients looked at that are on their way, since what was told has changed
+ * @joiner: Joiner
+ *
+ * Thread: any
+ */
+void bp_joiner_look(bp_joiner *joiner);
+
+/**
+ * bp_joiner_lanes() - How many clients are on their way
+ * @joiner: Joiner
+ *
+ * Return: how many
+ * Thread: any
+ */
+unsigned bp_joiner_lanes(const bp_joiner *joiner);
+
+/**
+ * bp_joiner_take_committed() - Take the BP_NEWS_COMMITTED of one stream, and leave its other news
+ * @joiner: Joiner
+ *
+ * After bp_gate_shut() and the like these are all of whom the caller has not heard.
+ *
+ * Return: the client's stream, or NULL if there is none
+ * Thread: one
+ */
+bp_stream *bp_joiner_take_committed(bp_joiner *joiner);
+
+/**
+ * bp_lane_facts() - What is known of a client
+ * @client: Stream whose news have BP_NEWS_UP or BP_NEWS_COMMITTED
+ *
+ * Return: facts, until the stream is freed
+ * Thread: one
+ */
+const struct bp_lane_facts *bp_lane_facts(const bp_stream *client);
+
+/**
+ * bp_stream_take_fd() - Take the socket of a client whose news had BP_NEWS_UP, or that is released
+ * @client: Its stream, which borrows the socket from now on, until it is released
+ *
+ * Return: the descriptor, which the caller closes
+ * Thread: one
+ */
+int bp_stream_take_fd(bp_stream *client);
+
+/**
+ * bp_lane_splice() - Hand over a client and its satellite to the engine
+ * @engine: Engine
+ * @client: The client's stream, whose news have BP_NEWS_COMMITTED and BP_NEWS_JOINED; freed on success, with all that it has
+ * @ret_splice: As bp_engine_splice() has it
+ *
+ * Return: as bp_engine_splice()
+ * Thread: one
+ */
+BP_MUST_CHECK int bp_lane_splice(bp_engine *engine, bp_stream *client, bp_splice **ret_splice);
 
 #endif

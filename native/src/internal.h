@@ -218,6 +218,8 @@ void bp__socket_limit_unsent(int fd, uint32_t bytes);
 /* clock.c */
 uint64_t bp__now_ns(void);
 uint64_t bp__now_ms(void);
+int64_t bp__boot_us(void);
+int64_t bp__wall_us(void);
 
 /* priority.c */
 enum bp_priority bp__priority_apply(enum bp_priority wanted, int *ret_error);

@@ -45,6 +45,11 @@ int bp_joiner_new(bp_joiner **ret_joiner) {
     TAILQ_INIT(&j->timed);
     TAILQ_INIT(&j->again);
     TAILQ_INIT(&j->changed);
+    TAILQ_INIT(&j->committed);
+    TAILQ_INIT(&j->due);
+    TAILQ_INIT(&j->lanes);
+    TAILQ_INIT(&j->silent);
+    bp_lookup_init(&j->lookup);
     int r = thread_start(j);
     if (r < 0) {
         bp_joiner_free(j);
@@ -77,61 +82,18 @@ void bp_joiner_pause(bp_joiner *j, int paused) {
     bp__wake(j->wake_fd);
 }
 
-/**
- * ask() - Note what the thread is to do for a stream
- * @s: Stream
- * @what: Of enum stream_request; nothing happens if the stream is released
- *
- * Thread: one, with the lock
- */
-static void ask(bp_stream *s, unsigned what) {
-    if (s->published)
-        return;
-    s->asks |= what;
-    if (!s->asked)
-        TAILQ_INSERT_TAIL(&s->joiner->asked, s, asked_link);
-    s->asked = true;
-}
-
-/**
- * make() - Make a stream that asks for its beginning
- * @j: Joiner
- * @fd: Borrows
- * @tls: Takes on success; or NULL
- * @deadline_ms: For the connection; 0: it is connected
- * @ret_stream: Receives the stream on success
- *
- * Return: 0, or -ENOMEM
- * Thread: any
- */
-static int make(bp_joiner *j, int fd, bp_tls *tls, uint32_t deadline_ms, bp_stream **ret_stream) {
-    bp_stream *s = calloc(1, sizeof *s);
-    if (!s)
-        return -ENOMEM;
-    s->joiner = j;
-    s->fd = fd;
-    s->tls = tls;
-    s->deadline_ms = deadline_ms;
-    s->asks = ASKS_BEGIN;
-    pthread_mutex_lock(&j->lock);
-    TAILQ_INSERT_TAIL(&j->all, s, all_link);
-    pthread_mutex_unlock(&j->lock);
-    *ret_stream = s;
-    return 0;
-}
-
 int bp_stream_open(bp_joiner *j, int fd, bp_tls *tls, bp_stream **ret_stream) {
-    return make(j, fd, tls, 0, ret_stream);
+    return bp__stream_make(j, fd, tls, 0, ret_stream);
 }
 
 int bp_stream_connect(bp_joiner *j, int fd, bp_tls *tls, uint32_t deadline_ms, bp_stream **ret_stream) {
-    return deadline_ms ? make(j, fd, tls, deadline_ms, ret_stream) : -EINVAL;
+    return deadline_ms ? bp__stream_make(j, fd, tls, deadline_ms, ret_stream) : -EINVAL;
 }
 
 void bp_stream_allow(bp_stream *s, uint64_t bytes) {
     pthread_mutex_lock(&s->joiner->lock);
     s->to_allow_bytes = bytes;
-    ask(s, ASKS_ALLOW);
+    bp__stream_ask(s, ASKS_ALLOW);
     pthread_mutex_unlock(&s->joiner->lock);
 }
 
@@ -139,7 +101,7 @@ int bp_stream_say(bp_stream *s, const char *data, size_t bytes) {
     pthread_mutex_lock(&s->joiner->lock);
     int r = bp__buffer_add(&s->to_say, data, bytes);
     if (r == 0)
-        ask(s, ASKS_SAY);
+        bp__stream_ask(s, ASKS_SAY);
     pthread_mutex_unlock(&s->joiner->lock);
     return r;
 }
@@ -170,14 +132,14 @@ int bp_stream_join(bp_stream *client, bp_stream *satellite, const struct bp_join
     BP_ASSERT(!client->joining && !satellite->joining && !client->published && !satellite->published);
     client->joining = satellite->joining = true;
     client->to_join = join;
-    ask(client, ASKS_JOIN);
+    bp__stream_ask(client, ASKS_JOIN);
     pthread_mutex_unlock(&j->lock);
     return 0;
 }
 
 void bp_stream_release(bp_stream *s) {
     pthread_mutex_lock(&s->joiner->lock);
-    ask(s, ASKS_RELEASE);
+    bp__stream_ask(s, ASKS_RELEASE);
     pthread_mutex_unlock(&s->joiner->lock);
 }
 
@@ -224,9 +186,51 @@ int bp_joiner_take(bp_joiner *j, struct bp_news *ret) {
             ret->unsent_bytes = s->out.bytes;
         }
         s->news.flags = 0;
+        if (s->committed) {
+            ret->flags |= BP_NEWS_COMMITTED;
+            TAILQ_REMOVE(&j->committed, s, committed_link);
+            s->committed = false;
+        }
     }
     pthread_mutex_unlock(&j->lock);
     return s != NULL;
+}
+
+bp_stream *bp_joiner_take_committed(bp_joiner *j) {
+    pthread_mutex_lock(&j->lock);
+    bp_stream *s = TAILQ_FIRST(&j->committed);
+    if (s) {
+        TAILQ_REMOVE(&j->committed, s, committed_link);
+        s->committed = false;
+    }
+    pthread_mutex_unlock(&j->lock);
+    return s;
+}
+
+int bp_joiner_admit(bp_joiner *j, const struct bp_lane_options *options) {
+    size_t text_bytes = (size_t)options->limits->most[BP_LIMIT_HEADER_LIST_BYTES];
+    j->admits = *options;
+    j->fields = (struct bp_fields){.most = options->most_fields, .text_most = text_bytes};
+    j->fields.sizes = calloc(2 * (size_t)options->most_fields, sizeof *j->fields.sizes);
+    j->fields.text = malloc(text_bytes);
+    return j->fields.sizes && j->fields.text ? 0 : -ENOMEM;
+}
+
+void bp_joiner_look(bp_joiner *j) {
+    if (atomic_load(&j->lane_count) == 0)
+        return;
+    atomic_store(&j->look, true);
+    bp__wake(j->wake_fd);
+}
+
+unsigned bp_joiner_lanes(const bp_joiner *j) { return atomic_load(&j->lane_count); }
+
+const struct bp_lane_facts *bp_lane_facts(const bp_stream *client) { return &client->lane->facts; }
+
+int bp_stream_take_fd(bp_stream *client) {
+    BP_ASSERT(client->owns_fd);
+    client->owns_fd = false;
+    return client->fd;
 }
 
 bp_tls *bp_stream_take_tls(bp_stream *s) {
@@ -236,37 +240,26 @@ bp_tls *bp_stream_take_tls(bp_stream *s) {
     return tls;
 }
 
-/**
- * drop() - Free a stream that no thread and no list refers to
- * @s: Stream
- *
- * Thread: one
- */
-static void drop(bp_stream *s) {
-    struct buffer *buffers[] = {&s->out, &s->fresh.data, &s->to_say, &s->news.data};
-    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
-        bp__buffer_drop(buffers[i], buffers[i]->bytes);
-    if (s->join)
-        bp__join_free(s->join);
-    if (s->to_join)
-        bp__join_free(s->to_join);
-    bp_tls_free(s->tls);
-    free(s);
-}
-
 void bp_stream_free(bp_stream *s) {
     if (!s)
         return;
     bp_joiner *j = s->joiner;
-    BP_ASSERT(s->published);
+    bp_stream *half = s->lane ? s->lane->half : NULL;
     pthread_mutex_lock(&j->lock);
+    BP_ASSERT(s->published && (!half || half->published) && !s->is_half);
     if (s->asked)
         TAILQ_REMOVE(&j->asked, s, asked_link);
     if (s->told)
         TAILQ_REMOVE(&j->told, s, told_link);
+    if (s->committed)
+        TAILQ_REMOVE(&j->committed, s, committed_link);
     TAILQ_REMOVE(&j->all, s, all_link);
+    if (half)
+        TAILQ_REMOVE(&j->all, half, all_link);
     pthread_mutex_unlock(&j->lock);
-    drop(s);
+    bp__stream_drop(s);
+    if (half)
+        bp__stream_drop(half);
 }
 
 void bp_joiner_free(bp_joiner *j) {
@@ -279,9 +272,12 @@ void bp_joiner_free(bp_joiner *j) {
     }
     for (bp_stream *s; (s = TAILQ_FIRST(&j->all));) {
         TAILQ_REMOVE(&j->all, s, all_link);
-        drop(s);
+        bp__stream_drop(s);
     }
     bp__buffer_drop(&j->given, j->given.bytes);
+    bp_lookup_close(&j->lookup);
+    free(j->fields.sizes);
+    free(j->fields.text);
     int fds[] = {j->epoll_fd, j->wake_fd, j->event_fd};
     for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
         if (fds[i] >= 0)

@@ -45,6 +45,10 @@ static void run(bp_stream *s, uint32_t events) {
  * Thread: own
  */
 static void stop(bp_stream *s, int why) {
+    if (s->in_lane && !s->is_half) {
+        bp__lane_stop(s->lane, why);
+        return;
+    }
     switch (s->state) {
     case STREAM_JOINS:
         bp__join_fail(s->join ? s->join : s->client->join, why == -ETIME ? BP_STREAM_LATE : BP_STREAM_STOPPED, why);
@@ -108,6 +112,10 @@ static void serve(bp_stream *s) {
     struct asked asked = take_asked(s);
     if (asked.asks & ASKS_BEGIN)
         bp__stream_begin(s);
+    if (asked.asks & ASKS_LANE)
+        bp__lane_begin(s);
+    if ((asked.asks & ASKS_UP) && s->in_lane)
+        bp__lane_stop(s->lane, -ECANCELED);
     if (asked.asks & ASKS_SAY)
         say(s, &asked.to_say);
     if (asked.asks & ASKS_ALLOW)
@@ -147,6 +155,8 @@ static void take_requests(bp_joiner *j) {
     ssize_t got = read(j->wake_fd, &ignored, sizeof ignored);
     (void)got;
     read_again(j);
+    if (atomic_exchange(&j->look, false))
+        bp__lanes_look(j);
     for (unsigned count = 0;; count++) {
         pthread_mutex_lock(&j->lock);
         bp_stream *s = TAILQ_FIRST(&j->asked);
@@ -184,10 +194,27 @@ static void run_again(bp_joiner *j) {
  */
 static void end_late(bp_joiner *j) {
     bp_stream *next;
+    if (j->now_ms < j->late_at_ms)
+        return;
+    j->late_at_ms = j->now_ms + DEADLINE_TICK_MS;
     for (bp_stream *s = TAILQ_FIRST(&j->timed); s; s = next) {
         next = TAILQ_NEXT(s, timed_link);
         if (s->deadline_ms <= j->now_ms)
             stop(s, -ETIME);
+    }
+}
+
+/**
+ * run_lanes() - Let the lanes look at what is new of their streams
+ * @j: Joiner
+ *
+ * Thread: own
+ */
+static void run_lanes(bp_joiner *j) {
+    for (bp_stream *s; (s = TAILQ_FIRST(&j->due));) {
+        TAILQ_REMOVE(&j->due, s, due_link);
+        s->due = false;
+        bp__lane_run(s);
     }
 }
 
@@ -241,6 +268,7 @@ static int tell(bp_stream *s) {
  */
 static void publish(bp_joiner *j) {
     bp_stream *s, *next;
+    struct stream_list orphans = TAILQ_HEAD_INITIALIZER(orphans);
     if (TAILQ_EMPTY(&j->changed))
         return;
     pthread_mutex_lock(&j->lock);
@@ -251,6 +279,12 @@ static void publish(bp_joiner *j) {
             continue;
         TAILQ_REMOVE(&j->changed, s, changed_link);
         s->changed = false;
+        if (s->orphan) {
+            TAILQ_REMOVE(&j->all, s, all_link);
+            TAILQ_INSERT_TAIL(&orphans, s, all_link);
+        }
+        if (s->is_half)
+            continue;
         if (!s->told)
             TAILQ_INSERT_TAIL(&j->told, s, told_link);
         s->told = true;
@@ -258,6 +292,10 @@ static void publish(bp_joiner *j) {
     if (none && !TAILQ_EMPTY(&j->told))
         bp__wake(j->event_fd);
     pthread_mutex_unlock(&j->lock);
+    while ((s = TAILQ_FIRST(&orphans))) {
+        TAILQ_REMOVE(&orphans, s, all_link);
+        bp__stream_drop(s);
+    }
 }
 
 /**
@@ -284,6 +322,7 @@ void *bp__joiner_main(void *argument) {
             take_requests(j);
         run_again(j);
         end_late(j);
+        run_lanes(j);
         publish(j);
         bp__turn_end(&j->turns);
     }

@@ -5,6 +5,7 @@
  * the mailboxes, the aborts and the list of those that are over are for several threads; the opener's lock guards them.
  */
 #include "opener.h"
+#include "stream.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -48,6 +49,7 @@ int bp_opener_new(unsigned threads, size_t first_bytes, bp_opener **ret_opener) 
         return -ENOMEM;
     opener->first_bytes = first_bytes;
     TAILQ_INIT(&opener->over);
+    TAILQ_INIT(&opener->laned);
     pthread_mutex_init(&opener->lock, NULL);
     opener->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     opener->threads = calloc(count, sizeof *opener->threads);
@@ -88,8 +90,18 @@ void bp_opener_limit(bp_opener *opener, uint32_t handshakes_per_s) {
     atomic_store(&opener->handshakes_per_s, handshakes_per_s);
 }
 
-int bp_opener_start(bp_opener *opener, int fd, bp_tls_ctx *ctx, bp_opening **ret_opening) {
-    bp_opening *o = calloc(1, sizeof *o);
+/**
+ * start() - Begin with a socket
+ * @opener: Opener
+ * @o: Opening, of which the caller has set only what start() does not; or NULL
+ * @fd: Socket
+ * @ctx: As bp_opener_start() has it
+ * @ret_opening: Receives the opening
+ *
+ * Return: 0, or -ENOMEM if there is no opening
+ * Thread: one
+ */
+static int start(bp_opener *opener, bp_opening *o, int fd, bp_tls_ctx *ctx, bp_opening **ret_opening) {
     struct opener_thread *t = &opener->threads[0];
     if (!o)
         return -ENOMEM;
@@ -110,17 +122,35 @@ int bp_opener_start(bp_opener *opener, int fd, bp_tls_ctx *ctx, bp_opening **ret
     return 0;
 }
 
+int bp_opener_start(bp_opener *opener, int fd, bp_tls_ctx *ctx, bp_opening **ret_opening) {
+    return start(opener, calloc(1, sizeof(bp_opening)), fd, ctx, ret_opening);
+}
+
+int bp_opener_admit(bp_opener *opener, int fd, bp_tls_ctx *ctx, bp_joiner *joiner, const struct bp_request_rules *rules,
+                    bp_opening **ret_opening) {
+    bp_opening *o = calloc(1, sizeof *o);
+    if (o) {
+        o->owns_fd = true;
+        o->joiner = joiner;
+        o->rules = rules;
+    }
+    return start(opener, o, fd, ctx, ret_opening);
+}
+
 void bp_opening_abort(bp_opening *o) {
     struct opener_thread *t = o->thread;
     pthread_mutex_lock(&t->opener->lock);
     bool asked = !o->published && !o->aborting;
     if (asked) {
         TAILQ_INSERT_TAIL(&t->aborts, o, abort_link);
-        o->aborting = true;
+        o->aborting = o->aborted = true;
     }
+    bp_stream *stream = o->stream;
     pthread_mutex_unlock(&t->opener->lock);
     if (asked)
         bp__wake(t->wake_fd);
+    if (stream)
+        bp__lane_abort(stream);
 }
 
 bp_opening *bp_opener_take(bp_opener *opener) {
@@ -148,12 +178,29 @@ bp_tls *bp_opening_take_tls(bp_opening *o) {
     return tls;
 }
 
+int bp_opening_take_fd(bp_opening *o) {
+    BP_ASSERT(o->over && o->published && o->owns_fd);
+    o->owns_fd = false;
+    return o->fd;
+}
+
+void bp_opener_forget(bp_opening *o) {
+    bp_opener *opener = o->thread->opener;
+    pthread_mutex_lock(&opener->lock);
+    BP_ASSERT(o->list == &opener->laned);
+    TAILQ_REMOVE(&opener->laned, o, link);
+    pthread_mutex_unlock(&opener->lock);
+    bp_opening_free(o);
+}
+
 void bp_opening_free(bp_opening *o) {
     if (!o)
         return;
     BP_ASSERT(o->over && o->published && !o->registered);
     bp_tls_free(o->tls);
     free(o->first);
+    if (o->owns_fd)
+        (void)close(o->fd);
     free(o);
 }
 
@@ -180,10 +227,12 @@ void bp_opener_free(bp_opener *opener) {
     if (!opener)
         return;
     join_all(opener);
-    for (bp_opening *o; (o = TAILQ_FIRST(&opener->over));) {
-        TAILQ_REMOVE(&opener->over, o, link);
-        bp_opening_free(o);
-    }
+    struct opening_list *left[] = {&opener->over, &opener->laned};
+    for (size_t i = 0; i < sizeof left / sizeof *left; i++)
+        for (bp_opening *o; (o = TAILQ_FIRST(left[i]));) {
+            TAILQ_REMOVE(left[i], o, link);
+            bp_opening_free(o);
+        }
     for (unsigned i = 0; i < opener->thread_count; i++) {
         struct opener_thread *t = &opener->threads[i];
         if (t->epoll_fd >= 0)

@@ -16,7 +16,8 @@ enum opening_next { /* what a connection waits for */
 };
 
 struct bp_opening {
-    int fd; /* the caller's; watched only while `registered` */
+    int fd; /* watched only while `registered` */
+    bool owns_fd; /* else it is the caller's */
     bp_tls_ctx *ctx; /* the caller's; NULL: plain */
     bp_tls *tls; /* or NULL */
     enum bp_opening_step step;
@@ -32,7 +33,12 @@ struct bp_opening {
     TAILQ_ENTRY(bp_opening) link, abort_link;
     bool begun; /* its thread has taken it out of the mailbox */
     bool aborting; /* is on its thread's list of aborts; guarded by the opener's lock, as is what follows */
+    bool aborted; /* the caller has asked for that */
     bool published;
+    bp_joiner
+        *joiner; /* that brings the client to its satellite if it may; or NULL. It does not change, as the rules */
+    const struct bp_request_rules *rules;
+    bp_stream *stream; /* the joiner has it: then it is on the opener's list `laned` */
 };
 
 #define OPENING_SCRATCH_BYTES (64u << 10)
@@ -61,6 +67,7 @@ struct bp_opener {
     _Atomic uint64_t next_handshake_ns;
     pthread_mutex_t lock;
     struct opening_list over; /* for the caller */
+    struct opening_list laned; /* of which a joiner tells the caller */
 };
 
 /* opening.c */

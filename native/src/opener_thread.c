@@ -5,6 +5,7 @@
  * of aborts. While it is there it is not published, so that the caller cannot free it.
  */
 #include "opener.h"
+#include "stream.h"
 
 #include <errno.h>
 #include <sys/epoll.h>
@@ -206,6 +207,7 @@ static void take_requests(struct opener_thread *t) {
 static void publish(struct opener_thread *t) {
     bp_opener *opener = t->opener;
     bp_opening *o, *next;
+    bp_joiner *waiting = NULL; /* there is one joiner for all */
     bool some = false;
     if (TAILQ_EMPTY(&t->retired))
         return;
@@ -215,11 +217,20 @@ static void publish(struct opener_thread *t) {
         if (o->aborting) /* that list has it still: the request wakes this thread again */
             continue;
         BP_ASSERT(o->over && !o->registered && !o->published);
-        move_to(o, &opener->over);
-        o->published = some = true;
+        bp_joiner *joiner = o->step == BP_OPENING_DONE && o->result == 0 && !o->aborted ? o->joiner : NULL;
+        if (joiner && bp__lane_take(o)) {
+            move_to(o, &opener->laned);
+            waiting = joiner;
+        } else {
+            move_to(o, &opener->over);
+            some = true;
+        }
+        o->published = true;
         t->open--;
     }
     pthread_mutex_unlock(&opener->lock);
+    if (waiting)
+        bp_joiner_wake(waiting);
     if (some)
         bp__wake(opener->event_fd);
 }

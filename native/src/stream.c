@@ -16,6 +16,49 @@
 #define TELL_SENT_BYTES (32u << 10) /* the caller is told after so many: half of what may be under way */
 
 /**
+ * bp__stream_make() - Make a stream that asks for its beginning
+ * @j: Joiner
+ * @fd: Borrows
+ * @tls: Takes on success; or NULL
+ * @deadline_ms: For the connection; 0: it is connected
+ * @ret_stream: Receives the stream on success
+ *
+ * Return: 0, or -ENOMEM
+ * Thread: any
+ */
+int bp__stream_make(bp_joiner *j, int fd, bp_tls *tls, uint32_t deadline_ms, bp_stream **ret_stream) {
+    bp_stream *s = calloc(1, sizeof *s);
+    if (!s)
+        return -ENOMEM;
+    s->joiner = j;
+    s->fd = fd;
+    s->tls = tls;
+    s->deadline_ms = deadline_ms;
+    s->asks = ASKS_BEGIN;
+    pthread_mutex_lock(&j->lock);
+    TAILQ_INSERT_TAIL(&j->all, s, all_link);
+    pthread_mutex_unlock(&j->lock);
+    *ret_stream = s;
+    return 0;
+}
+
+/**
+ * bp__stream_ask() - Note what the thread is to do for a stream
+ * @s: Stream
+ * @what: Of enum stream_request; nothing happens if the stream is released
+ *
+ * Thread: any, with the lock
+ */
+void bp__stream_ask(bp_stream *s, unsigned what) {
+    if (s->published)
+        return;
+    s->asks |= what;
+    if (!s->asked)
+        TAILQ_INSERT_TAIL(&s->joiner->asked, s, asked_link);
+    s->asked = true;
+}
+
+/**
  * bp__stream_watch() - Let epoll report when a stream can go on
  * @s: Stream
  * @wanted: Events, as in epoll_ctl(2); 0: none at all
@@ -36,7 +79,7 @@ int bp__stream_watch(bp_stream *s, uint32_t wanted) {
 }
 
 /**
- * bp__stream_note() - Have the caller told something at the end of this turn
+ * bp__stream_note() - Have the caller, or the stream's lane, told something at the end of this turn
  * @s: Stream
  * @flags: Of enum bp_news_flag
  *
@@ -44,6 +87,12 @@ int bp__stream_watch(bp_stream *s, uint32_t wanted) {
  */
 void bp__stream_note(bp_stream *s, unsigned flags) {
     s->fresh.flags |= flags;
+    if (s->in_lane) {
+        if (!s->due)
+            TAILQ_INSERT_TAIL(&s->joiner->due, s, due_link);
+        s->due = true;
+        return;
+    }
     if (s->changed)
         return;
     s->changed = true;
@@ -198,7 +247,7 @@ ssize_t bp__stream_send(bp_stream *s) {
  * Thread: own
  */
 static bool wants_input(const bp_stream *s) {
-    return !s->deaf && s->read_bytes < s->allowed_bytes && !atomic_load(&s->joiner->paused);
+    return !s->deaf && s->read_bytes < s->allowed_bytes && (s->in_lane || !atomic_load(&s->joiner->paused));
 }
 
 /**

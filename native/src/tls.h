@@ -15,6 +15,7 @@ struct bp_tls_ctx {
 
 /* tls_context.c */
 void bp__tls_explain(const char *what, char *error, size_t bytes);
+bp_tls_ctx *bp__tls_ctx_share(const bp_tls_ctx *ctx);
 
 /* tls_meter.c: the work that a peer causes. */
 struct tls_meter {

@@ -285,6 +285,23 @@ void bp_tls_ctx_enable_ktls(bp_tls_ctx *ctx) {
 #endif
 }
 
+/**
+ * bp__tls_ctx_share() - Make a further handle of a client's context, which may outlive the first
+ * @ctx: Context of bp_tls_ctx_client()
+ *
+ * Return: a context, which bp_tls_ctx_free() frees; NULL without memory
+ * Thread: any
+ */
+bp_tls_ctx *bp__tls_ctx_share(const bp_tls_ctx *ctx) {
+    bp_tls_ctx *shared = calloc(1, sizeof *shared);
+    BP_ASSERT(!ctx->server && !ctx->named);
+    if (!shared)
+        return NULL;
+    SSL_CTX_up_ref(ctx->ssl_ctx);
+    shared->ssl_ctx = ctx->ssl_ctx;
+    return shared;
+}
+
 void bp_tls_ctx_free(bp_tls_ctx *ctx) {
     if (!ctx)
         return;

@@ -17,6 +17,7 @@ STORMS = ROOT / "tests" / "native" / "storm"
 """What the programs of the next two folders share."""
 STORM = ROOT / "tests" / "native" / "opener"
 JOIN_STORM = ROOT / "tests" / "native" / "joiner"
+LANE_STORM = ROOT / "tests" / "native" / "lanes"
 READER = ROOT / "tests" / "native" / "greeting"
 ASKER = ROOT / "tests" / "native" / "asker"
 PURE = ("request.c", "first_settings.c", "greeting_rules.c", "sock_diag.c")
@@ -72,6 +73,11 @@ def build_storm(sanitizer: str) -> Path:
 def build_join_storm(sanitizer: str) -> Path:
     """The same for the program that gives a joiner clients and satellites."""
     return _build_alone("join-storm", sanitizer, STORMS, JOIN_STORM)
+
+
+def build_lane_storm(sanitizer: str) -> Path:
+    """The same for the program that has clients brought to satellites while what was told changes."""
+    return _build_alone("lane-storm", sanitizer, STORMS, LANE_STORM)
 
 
 def build_asker(sanitizer: str) -> Path:

@@ -4,7 +4,8 @@ import inspect
 import re
 from pathlib import Path
 
-from bentpipe.native import first_settings, greeting, request, tls
+from bentpipe.daemon.planes import bounds
+from bentpipe.native import admission, first_settings, greeting, lane, request, tls
 from bentpipe.native.engine import EndReason, Ktls
 from bentpipe.native.joiner import NewsFlag, StreamFailure
 from bentpipe.native.lib import Lib
@@ -88,6 +89,26 @@ def test_the_first_settings_are_those_of_the_engine() -> None:
         "BP_SERVER_SETTINGS_BYTES": limits.FRAME_BYTES,
         "BP_SETTINGS_ADDED_BYTES": first_settings.ADDED_BYTES,
     }
+
+
+def test_the_numbers_of_an_admission_are_those_of_the_engine() -> None:
+    verdicts = {f"BP_{verdict.name}": verdict.value for verdict in admission.Entering}
+    assert verdicts == constants("bp_entering")
+    assert constants("bp_admission_sizes") == {
+        "BP_GRANTED_TOKENS": admission.GRANTED_TOKENS,
+        "BP_PAYERS": admission.PAYERS,
+        "BP_GATES_OPEN": admission.GATES_OPEN,
+        "BP_GATE_INODES": admission.GATE_INODES,
+        "BP_TLS_NAME_BYTES": admission.TLS_NAME_BYTES,
+        "BP_ADDRESS_BYTES": admission.ADDRESS_BYTES,
+    }
+    assert constants("bp_lane_sizes") == {
+        "BP_LANE_REMOVED": lane.REMOVED,
+        "BP_LANE_MOMENTS": lane.MOMENTS,
+        "BP_TLS_VERSION_BYTES": lane.TLS_VERSION_BYTES,
+    }
+    assert (bounds.GRANTED_TOKENS, bounds.GATES_OPEN) == (admission.GRANTED_TOKENS, admission.GATES_OPEN)
+    assert bounds.INODES_A_GATE == admission.GATE_INODES
 
 
 def test_the_bounds_of_a_request_are_those_of_proto() -> None:

@@ -1,17 +1,27 @@
 """The data plane brings clients to awake satellites itself, as a scripted control plane has told it to."""
 
 import contextlib
-import hashlib
 import os
 import ssl
 import time
 from collections.abc import Iterator
 
-import hpack
 import pytest
 import trustme
 
 from beds.http2 import EMPTY_SETTINGS
+from beds.planes.admitting import (
+    CHANGED,
+    KEY,
+    MACHINE,
+    OURS,
+    SETTINGS_ACK,
+    THEIRS,
+    TOKEN,
+    WHOLE,
+    AdmittingControl,
+    request,
+)
 from beds.planes.scripted import (
     OPENING,
     PlaneBed,
@@ -22,88 +32,32 @@ from beds.planes.scripted import (
 )
 from beds.ports import free_port
 from beds.suspended import suspended
-from bentpipe.daemon.model import Address, SatelliteKey
+from bentpipe.daemon.model import Address
 from bentpipe.daemon.planes import records as r
 from bentpipe.daemon.planes import snapshots as s
 from bentpipe.daemon.planes.splice_tag import SpliceTag
-from bentpipe.proto.frames import ACK, PREFACE, FrameType, frame
+from bentpipe.proto.frames import PREFACE, FrameType, frame
 
-TOKEN = "secret"
-KEY = SatelliteKey("acme", "one")
-MACHINE = "box.internal"
-STREAMS, WINDOW = 7, 1000
 GONE = "the control plane is away"
-SETTINGS_ACK = frame(FrameType.SETTINGS, ACK, 0)
-END_HEADERS = 0x4
 
 
-def request(
-    token: str = TOKEN, name: str = "one", path: str = "/acme.Echo/Echo", more: tuple[tuple[str, str], ...] = ()
-) -> bytes:
-    fields = (
-        *((":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "x")),
-        *(("satellite_org", "acme"), ("satellite_name", name), ("satellite_token", token)),
-        *more,
-    )
-    return frame(FrameType.HEADERS, END_HEADERS, 1, hpack.Encoder().encode(fields))
-
-
-WHOLE = OPENING + request()
-
-
-@pytest.fixture(scope="module")
-def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlaneBed]:
-    with plane_bed(tmp_path_factory.mktemp("plane")) as bed:
+@pytest.fixture(scope="module", params=["auto", "python"], ids=["in C", "in Python"])
+def bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlaneBed]:
+    """Threads in C bring the clients to their satellites, or Python does."""
+    with plane_bed(tmp_path_factory.mktemp("plane"), f'greeting = "{request.param}"') as bed:
         yield bed
 
 
-class Admitting:
-    """A control plane that sits and has told everything that a client needs."""
-
-    def __init__(self, bed: PlaneBed, **gate: int) -> None:
-        self.bed = bed
-        self.control = bed.control(take_over=True)
-        self.generation = 0
-        self.gate_number = 0
-        self.tell_tokens(TOKEN)
-        self.credit(8)
-        self.open_gate(**gate, trust="")
-
-    def tell_tokens(self, *tokens: str, expires_us: int = 0) -> None:
-        self.generation += 1
-        for token in tokens:
-            digest = hashlib.sha256(token.encode()).digest()
-            self.control.send(s.GrantRecord(r.LINK_ID, expires_us, digest, "alice", "acme/one", "token:laptop"))
-        self.control.send(s.GrantsRecord(r.LINK_ID, self.generation, len(tokens), STREAMS, WINDOW))
-        assert self.control.expect(s.GrantedRecord).generation == self.generation
-
-    def credit(self, allowed: int) -> s.CreditedRecord:
-        self.control.send(s.CreditRecord(r.LINK_ID, allowed, "alice"))
-        return self.control.expect(s.CreditedRecord)
-
-    def open_gate(self, *, port: int = 0, valid_ms: int = 60_000, uid: int = -1, trust: str = "") -> None:
-        self.gate_number += 1
-        until_us = s.boot_us() + 1000 * valid_ms
-        gate = s.GateRecord(
-            *(self.gate_number, port or self.bed.satellite_port, until_us, uid >= 0, max(uid, 0)),
-            *("acme", "one", "127.0.0.1", trust, MACHINE if trust else ""),
-        )
-        self.control.send(gate)
-        self.control.ping()
-
-    def shut_gate(self) -> None:
-        self.control.send(s.ShutGateRecord(self.gate_number))
-        assert self.control.expect(s.GatedRecord).id == self.gate_number
-
-
 @pytest.fixture
-def admitting(bed: PlaneBed) -> Iterator[Admitting]:
-    yield Admitting(bed)
+def admitting(bed: PlaneBed) -> Iterator[AdmittingControl]:
+    yield AdmittingControl(bed)
     bed.close_connections()
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_a_request_in_the_first_flight_reaches_its_satellite(bed: PlaneBed, admitting: Admitting, tls: bool) -> None:
+def test_a_request_in_the_first_flight_reaches_its_satellite(
+    bed: PlaneBed, admitting: AdmittingControl, tls: bool
+) -> None:
     client = bed.client(tls=tls, said=WHOLE)
     satellite = bed.accept()
     assert read_exactly(satellite, len(WHOLE)) == WHOLE
@@ -125,13 +79,10 @@ def test_a_request_in_the_first_flight_reaches_its_satellite(bed: PlaneBed, admi
     assert not [each for each in admitting.control.records if isinstance(each, r.ArrivedRecord)]
 
 
-OURS = frame(FrameType.SETTINGS, 0, 0, b"\0\3" + STREAMS.to_bytes(4, "big") + b"\0\4" + WINDOW.to_bytes(4, "big"))
-THEIRS = frame(FrameType.SETTINGS, 0, 0, b"\0\3" + (50).to_bytes(4, "big") + b"\0\x09" + (1).to_bytes(4, "big"))
-CHANGED = frame(FrameType.SETTINGS, 0, 0, b"\0\3" + (50).to_bytes(4, "big") + b"\0\4" + (65535).to_bytes(4, "big"))
-
-
 @pytest.mark.parametrize("acks_first", [True, False], ids=["ack first", "ack owed"])
-def test_a_client_that_waits_for_settings_is_introduced(bed: PlaneBed, admitting: Admitting, acks_first: bool) -> None:
+def test_a_client_that_waits_for_settings_is_introduced(
+    bed: PlaneBed, admitting: AdmittingControl, acks_first: bool
+) -> None:
     client = bed.client()
     assert read_exactly(client, len(OURS)) == OURS
     client.sendall(SETTINGS_ACK + request() if acks_first else request())
@@ -164,7 +115,9 @@ def test_a_client_that_waits_for_settings_is_introduced(bed: PlaneBed, admitting
     ],
     ids=["token", "satellite", "health", "two tokens", "two kinds", "malformed", "reset", "http1"],
 )
-def test_what_is_unusual_is_offered_as_it_came(bed: PlaneBed, admitting: Admitting, said: bytes, why: str) -> None:
+def test_what_is_unusual_is_offered_as_it_came(
+    bed: PlaneBed, admitting: AdmittingControl, said: bytes, why: str
+) -> None:
     wait_until(lambda: admitting.control.read(0.1) and bool(admitting.control.counters), "nothing is counted")
     before = admitting.control.counters.get(f"unadmitted.{why}", 0)
     bed.client(said=said)
@@ -173,7 +126,7 @@ def test_what_is_unusual_is_offered_as_it_came(bed: PlaneBed, admitting: Admitti
     admitting.control.wait_counted(f"unadmitted.{why}", before + 1)
 
 
-def test_a_client_in_the_clear_at_a_tls_port_is_offered(bed: PlaneBed, admitting: Admitting) -> None:
+def test_a_client_in_the_clear_at_a_tls_port_is_offered(bed: PlaneBed, admitting: AdmittingControl) -> None:
     """Its token does not count: the port demands TLS, and perhaps a client certificate."""
     client = bed.client(said=b"", to=bed.tls)
     client.sendall(WHOLE)
@@ -183,7 +136,7 @@ def test_a_client_in_the_clear_at_a_tls_port_is_offered(bed: PlaneBed, admitting
     assert not [each for each in admitting.control.records if isinstance(each, s.AdmittedRecord)]
 
 
-def test_a_port_of_the_control_api_admits_clients_of_satellites(bed: PlaneBed, admitting: Admitting) -> None:
+def test_a_port_of_the_control_api_admits_clients_of_satellites(bed: PlaneBed, admitting: AdmittingControl) -> None:
     bed.client(said=WHOLE, to=bed.api)
     assert read_exactly(bed.accept(), len(WHOLE)) == WHOLE
     admitted = admitting.control.expect(s.AdmittedRecord)
@@ -200,7 +153,7 @@ def test_a_port_of_the_control_api_admits_clients_of_satellites(bed: PlaneBed, a
         "/grpc.health.v1.Health/Check",
     ],
 )
-def test_calls_of_the_control_api_are_offered(bed: PlaneBed, admitting: Admitting, path: str) -> None:
+def test_calls_of_the_control_api_are_offered(bed: PlaneBed, admitting: AdmittingControl, path: str) -> None:
     """At a port without it they are a satellite's: only health checks are the daemon's everywhere."""
     said = OPENING + request(path=path)
     bed.client(said=said, to=bed.api)
@@ -211,7 +164,7 @@ def test_calls_of_the_control_api_are_offered(bed: PlaneBed, admitting: Admittin
         assert read_exactly(bed.accept(), len(said)) == said
 
 
-def test_an_offered_client_goes_on_from_what_it_was_told(bed: PlaneBed, admitting: Admitting) -> None:
+def test_an_offered_client_goes_on_from_what_it_was_told(bed: PlaneBed, admitting: AdmittingControl) -> None:
     """It has got SETTINGS and acknowledged them: the offer has the mark, and the transcript is without the ACK."""
     client = bed.client()
     assert read_exactly(client, len(OURS)) == OURS
@@ -226,7 +179,7 @@ def test_an_offered_client_goes_on_from_what_it_was_told(bed: PlaneBed, admittin
     assert read_exactly(satellite, len(whole) + 2) == whole + b"on"
 
 
-def test_a_client_without_a_request_is_offered_after_a_while(bed: PlaneBed, admitting: Admitting) -> None:
+def test_a_client_without_a_request_is_offered_after_a_while(bed: PlaneBed, admitting: AdmittingControl) -> None:
     client = bed.client()
     assert read_exactly(client, len(OURS)) == OURS
     arrived = admitting.control.expect(r.ArrivedRecord)
@@ -236,7 +189,9 @@ def test_a_client_without_a_request_is_offered_after_a_while(bed: PlaneBed, admi
     assert admitting.control.expect(r.BytesRecord, arrived.id).data == b"late"
 
 
-def test_a_client_that_leaves_before_its_request_is_offered_with_its_end(bed: PlaneBed, admitting: Admitting) -> None:
+def test_a_client_that_leaves_before_its_request_is_offered_with_its_end(
+    bed: PlaneBed, admitting: AdmittingControl
+) -> None:
     client = bed.client()
     assert read_exactly(client, len(OURS)) == OURS
     client.close()
@@ -247,7 +202,7 @@ def test_a_client_that_leaves_before_its_request_is_offered_with_its_end(bed: Pl
 @pytest.mark.parametrize("speaks", [True, False], ids=["after settings", "first flight"])
 def test_a_satellite_that_cannot_be_reached_is_the_control_planes(bed: PlaneBed, speaks: bool) -> None:
     nobody = free_port()
-    admitting = Admitting(bed, port=nobody)
+    admitting = AdmittingControl(bed, port=nobody)
     client = bed.client(said=OPENING if speaks else WHOLE)
     if speaks:
         assert read_exactly(client, len(OURS)) == OURS
@@ -257,7 +212,7 @@ def test_a_satellite_that_cannot_be_reached_is_the_control_planes(bed: PlaneBed,
     bed.close_connections()
 
 
-def test_a_satellite_that_says_nothing_is_the_control_planes(bed: PlaneBed, admitting: Admitting) -> None:
+def test_a_satellite_that_says_nothing_is_the_control_planes(bed: PlaneBed, admitting: AdmittingControl) -> None:
     client = bed.client()
     assert read_exactly(client, len(OURS)) == OURS
     client.sendall(request())
@@ -269,7 +224,7 @@ def test_a_satellite_that_says_nothing_is_the_control_planes(bed: PlaneBed, admi
 
 
 def test_a_stranger_at_a_local_satellites_port_gets_nothing(bed: PlaneBed) -> None:
-    admitting = Admitting(bed, uid=os.getuid() + 4321)
+    admitting = AdmittingControl(bed, uid=os.getuid() + 4321)
     bed.client(said=WHOLE)
     stranger = bed.accept()
     assert read_to_end(stranger) == b""
@@ -278,14 +233,14 @@ def test_a_stranger_at_a_local_satellites_port_gets_nothing(bed: PlaneBed) -> No
 
 
 def test_the_owner_of_the_port_gets_its_client(bed: PlaneBed) -> None:
-    admitting = Admitting(bed, uid=os.getuid())
+    admitting = AdmittingControl(bed, uid=os.getuid())
     bed.client(said=WHOLE)
     assert read_exactly(bed.accept(), len(WHOLE)) == WHOLE
     admitting.control.expect(s.AdmittedRecord)
     bed.close_connections()
 
 
-def test_nobody_comes_through_a_gate_that_is_shut(bed: PlaneBed, admitting: Admitting) -> None:
+def test_nobody_comes_through_a_gate_that_is_shut(bed: PlaneBed, admitting: AdmittingControl) -> None:
     """Neither a newcomer, nor a client that was on its way: its satellite has not answered yet."""
     client = bed.client()
     assert read_exactly(client, len(OURS)) == OURS
@@ -304,7 +259,7 @@ def test_nobody_comes_through_a_gate_that_is_shut(bed: PlaneBed, admitting: Admi
     assert read_exactly(bed.accept(), len(WHOLE)) == WHOLE
 
 
-def test_a_token_that_was_taken_back_admits_nobody(bed: PlaneBed, admitting: Admitting) -> None:
+def test_a_token_that_was_taken_back_admits_nobody(bed: PlaneBed, admitting: AdmittingControl) -> None:
     client = bed.client()
     assert read_exactly(client, len(OURS)) == OURS
     client.sendall(request())
@@ -317,13 +272,13 @@ def test_a_token_that_was_taken_back_admits_nobody(bed: PlaneBed, admitting: Adm
     assert admitting.control.expect(r.ArrivedRecord).first == WHOLE
 
 
-def test_a_token_that_has_expired_admits_nobody(bed: PlaneBed, admitting: Admitting) -> None:
+def test_a_token_that_has_expired_admits_nobody(bed: PlaneBed, admitting: AdmittingControl) -> None:
     admitting.tell_tokens(TOKEN, expires_us=1_000_000)
     bed.client(said=WHOLE)
     assert admitting.control.expect(r.ArrivedRecord).first == WHOLE
 
 
-def test_no_more_clients_than_the_credit(bed: PlaneBed, admitting: Admitting) -> None:
+def test_no_more_clients_than_the_credit(bed: PlaneBed, admitting: AdmittingControl) -> None:
     assert admitting.credit(2).used == 0
     for _ in range(2):
         bed.client(said=WHOLE)
@@ -338,7 +293,7 @@ def test_no_more_clients_than_the_credit(bed: PlaneBed, admitting: Admitting) ->
 
 
 def test_a_satellite_is_reached_while_the_control_plane_is_away(bed: PlaneBed) -> None:
-    admitting = Admitting(bed)
+    admitting = AdmittingControl(bed)
     admitting.control.close()
     client = bed.client(said=WHOLE)
     satellite = bed.accept()
@@ -356,7 +311,7 @@ def test_a_satellite_is_reached_while_the_control_plane_is_away(bed: PlaneBed) -
 
 def test_a_client_that_has_left_takes_no_credit_while_the_control_plane_is_away(bed: PlaneBed) -> None:
     """Else the first clients after a crash would be all that reach their satellites: nobody else gives the credit back."""
-    admitting = Admitting(bed)
+    admitting = AdmittingControl(bed)
     admitting.credit(2)
     seats = bed.log.count(GONE)
     admitting.control.close()
@@ -383,7 +338,7 @@ def test_a_client_that_has_left_takes_no_credit_while_the_control_plane_is_away(
 
 
 def test_a_gate_runs_out_without_its_control_plane(bed: PlaneBed) -> None:
-    admitting = Admitting(bed, valid_ms=1)
+    admitting = AdmittingControl(bed, valid_ms=1)
     admitting.control.close()
     time.sleep(0.01)
     bed.client(said=WHOLE)
@@ -393,7 +348,7 @@ def test_a_gate_runs_out_without_its_control_plane(bed: PlaneBed) -> None:
 
 def test_a_satellite_with_tls_is_reached_while_the_control_plane_is_away(bed: PlaneBed) -> None:
     """By what it has taught. A machine that does not prove itself is given no byte, and its client is offered."""
-    admitting, satellites, others = Admitting(bed), trustme.CA(), trustme.CA()
+    admitting, satellites, others = AdmittingControl(bed), trustme.CA(), trustme.CA()
     admitting.control.send(r.TrustRecord(r.LINK_ID, "issued", satellites.cert_pem.bytes(), b"", b""))
     assert admitting.control.expect(r.DoneRecord).words == ""
     before = admitting.control.counters.get("unadmitted.unreached", 0)
@@ -433,7 +388,7 @@ def said_to(bed: PlaneBed, server: ssl.SSLContext) -> bytes:
 
 @pytest.mark.parametrize("satellite_first", [True, False])
 def test_what_both_say_in_the_same_moment_is_not_lost(
-    bed: PlaneBed, admitting: Admitting, satellite_first: bool
+    bed: PlaneBed, admitting: AdmittingControl, satellite_first: bool
 ) -> None:
     """The data plane hears of both at once: its joiner reads all sockets that are ready in one turn."""
     admitting.credit(16)
@@ -458,7 +413,7 @@ def test_what_both_say_in_the_same_moment_is_not_lost(
 
 def test_a_renewal_that_is_read_late_is_good_until_the_moment_that_it_names(bed: PlaneBed) -> None:
     """It lay in the socket while the data plane was suspended, and its control plane has died meanwhile."""
-    admitting = Admitting(bed)
+    admitting = AdmittingControl(bed)
     admitting.control.send(s.RenewRecord(r.LINK_ID, s.boot_us() - 1, (admitting.gate_number,)))
     admitting.control.ping()
     admitting.control.close()
@@ -468,7 +423,7 @@ def test_a_renewal_that_is_read_late_is_good_until_the_moment_that_it_names(bed:
 
 
 def test_a_client_that_ended_while_the_control_plane_was_away_is_accounted_for(bed: PlaneBed) -> None:
-    admitting = Admitting(bed)
+    admitting = AdmittingControl(bed)
     admitting.control.close()
     client = bed.client(said=WHOLE)
     satellite = bed.accept()
@@ -486,7 +441,7 @@ def test_a_client_that_ended_while_the_control_plane_was_away_is_accounted_for(b
 
 def hostile(bed: PlaneBed, *records: r.Record) -> None:
     """Each of these ends the link, and nothing else."""
-    admitting = Admitting(bed)
+    admitting = AdmittingControl(bed)
     client = bed.client(said=WHOLE)
     satellite = bed.accept()
     read_exactly(satellite, len(WHOLE))
@@ -519,7 +474,7 @@ def test_a_control_plane_that_breaks_these_rules_loses_its_seat(bed: PlaneBed, r
 
 def test_nothing_is_left_of_clients_that_went_every_way(bed: PlaneBed) -> None:
     bed.close_connections()
-    admitting = Admitting(bed)
+    admitting = AdmittingControl(bed)
     admitting.credit(1000)
     control, before = admitting.control, bed.sockets()
     for number in range(40):
