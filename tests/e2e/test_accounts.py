@@ -390,6 +390,17 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
+def settled_bytes(served: Served, crowd: Crowd) -> float:
+    """What the accounts say once they say the same all the time: the daemon has read everything by then."""
+    said, times, deadline = -1.0, 0, time.monotonic() + PATIENCE_S
+    while times < 20:
+        assert time.monotonic() < deadline
+        crowd.turn(0.05)
+        now = served.scrape()["bentpipe_held_bytes", ""]
+        said, times = now, times + 1 if now == said else 0
+    return said
+
+
 COUNT = 400
 UNFINISHED = PREFACE + EMPTY_SETTINGS + b"".join(health_request(2 * n + 1, end=False) for n in range(20))
 HELD = call("never", TOKEN, b"x" * 1000)
@@ -416,9 +427,7 @@ def test_held_bytes_tell_the_truth_of_memory(start: Start, authority: trustme.CA
                 crowd.join(count, opening, tls=context)
                 held_until(served, crowd, there, count)
                 crowd.until(lambda member: member.shaken and not member.unsent, PATIENCE_S)
-                for _ in range(25):
-                    crowd.turn(0.02)
-                return served.scrape()["bentpipe_held_bytes", ""], served.rss_bytes
+                return settled_bytes(served, crowd), served.rss_bytes
 
         def nobody() -> None:
             with Crowd(("127.0.0.1", port)) as crowd:

@@ -27,10 +27,23 @@ from bentpipe.daemon.pki.authority import MachineName, new_authority
 EMPTY_SETTINGS_FRAME = bytes(3) + b"\x04" + bytes(5)
 
 
+def leave_free(monkeypatch: pytest.MonkeyPatch, percent: int) -> None:
+    """Whatever the disk under the tests has."""
+    seen = os.statvfs
+
+    def statvfs(path: str | Path) -> os.statvfs_result:
+        bsize, frsize, blocks, _, _, *rest = seen(path)
+        free = blocks * percent // 100
+        return os.statvfs_result((bsize, frsize, blocks, free, free, *rest))
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+
+
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SatelliteTree:
     tree = SatelliteTree(tmp_path)
     monkeypatch.setenv("PATH", f"{tree.bin}:{os.environ['PATH']}")
+    leave_free(monkeypatch, 50)
     return tree
 
 
@@ -190,6 +203,11 @@ def test_each_fault_is_told(name: str, text: str, subject: str, tree: SatelliteT
 def test_what_could_be_better_is_told(name: str, text: str, subject: str, tree: SatelliteTree) -> None:
     tree.write(name, text)
     assert faults(tree, Severity.WARN) == [subject]
+
+
+def test_a_disk_with_little_room_is_told(tree: SatelliteTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_free(monkeypatch, 4)
+    assert faults(tree, Severity.WARN) == ["databases"]
 
 
 @pytest.mark.parametrize(
