@@ -15,7 +15,7 @@ from beds.peers.control_storm import Storm, start_all
 from bentpipe.daemon.model import SatelliteState
 from bentpipe.daemon.planes.bounds import PARKED_S
 
-KILLS, SOAK_KILLS = 3, int(os.environ.get("BENTPIPE_TEST_KILLS", "100"))
+KILLS, SOAK_KILLS = 2, int(os.environ.get("BENTPIPE_TEST_KILLS", "100"))
 """In `make test`, and in `make soak`."""
 LONGEST_S = 1.5
 """Between a start and the next kill; the start itself is a moment at which it may die too."""

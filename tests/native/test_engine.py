@@ -2,6 +2,7 @@
 
 import array
 import fcntl
+import gc
 import os
 import select
 import socket
@@ -59,6 +60,7 @@ def reset(sock: socket.socket) -> None:
 
 @pytest.fixture(params=["off", "auto", "always"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    gc.collect()  # else what earlier tests have left could be closed meanwhile
     before = len(os.listdir("/proc/self/fd"))
     made = Engine(EngineOptions(threads=2, splice=request.param))
     yield made

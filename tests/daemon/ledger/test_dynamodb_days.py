@@ -196,6 +196,7 @@ async def test_a_clock_that_is_years_ahead_does_no_harm(tables: Callable[[str], 
     check_same(await books.report(DAY_0, ahead_us), exact)
 
 
+@pytest.mark.slow
 async def test_a_year_is_reported_without_reading_its_intervals(
     tables: Callable[[str], Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +274,7 @@ async def test_the_interval_over_a_days_end_is_looked_for_once(
     assert summarise(sleeps, None).everything.saved_h > 4 * 24
 
 
+@pytest.mark.slow
 async def test_deleting_goes_on_where_it_stopped(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few at a time: what is not deleted yet does not count any more."""
     monkeypatch.setattr(dynamodb_days, "CLEAR_ITEMS", 7)
