@@ -8,10 +8,12 @@ doc/proxy-protocol.txt §2). From then on the client's address counts for limits
 import ipaddress
 from collections.abc import Sequence
 
+from bentpipe.daemon.connections.ends import OUTCOME_ENDS
 from bentpipe.daemon.connections.outcomes import ConnectionOver, Outcome
 from bentpipe.daemon.connections.quotas import Quotas
 from bentpipe.daemon.connections.transport import Transport
 from bentpipe.daemon.records.book import Book
+from bentpipe.daemon.records.record import PASSED_ON
 from bentpipe.proto.proxy_protocol import ProxyHeader, ProxyHeaderError, ProxyRule, canonical, parse_header
 
 PEEK_BYTES = 536
@@ -53,6 +55,18 @@ class Arrival:
         self.record = book.open(self.peer)
         # Until the header has been read the client is unknown, and the place is not charged to the proxy's own address.
         self.place = quotas.open(f"by {self._host}" if self.by_proxy else self._host)
+
+    def finish(self, outcome: Outcome | None, up_bytes: int, down_bytes: int) -> None:
+        """The connection is over, or another process has its record if `outcome` is None."""
+        self.place.release()
+        self.record.up_bytes, self.record.down_bytes = up_bytes, down_bytes
+        self.record.finish(PASSED_ON if outcome is None else OUTCOME_ENDS[outcome])
+        self.record.close()
+
+    def drop(self) -> None:
+        """The connection is not here any more: its place is free, and its record is closed as it is."""
+        self.place.release()
+        self.record.close()
 
     @property
     def _host(self) -> str:

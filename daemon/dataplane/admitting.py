@@ -23,7 +23,13 @@ from bentpipe.daemon.connections.dial_once import SatelliteTls, numeric
 from bentpipe.daemon.connections.greeters import Greeters
 from bentpipe.daemon.connections.native_greeting import NativeGreeting
 from bentpipe.daemon.connections.port import Port
-from bentpipe.daemon.dataplane.admission_tables import AdmissionTables, Admitted, Unadmitted
+from bentpipe.daemon.dataplane.admission_tables import (
+    AdmissionTables,
+    Admitted,
+    GrantedToken,
+    SatelliteGate,
+    Unadmitted,
+)
 from bentpipe.daemon.dataplane.clients import ClientLine, ClientStream
 from bentpipe.daemon.dataplane.first_requests import FirstRequests
 from bentpipe.daemon.dataplane.halves import start_connecting, tls_of
@@ -35,6 +41,7 @@ from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.planes.records import LINK_ID, ArrivalFlag, GoFlag, GoRecord, OpenRecord
 from bentpipe.daemon.planes.snapshots import AdmittedRecord, boot_us
 from bentpipe.daemon.planes.splice_tag import NO_HOST, SpliceTag
+from bentpipe.daemon.records.record import Record
 from bentpipe.daemon.tasks import Owner, contained
 from bentpipe.native.first_settings import FirstSettingsReader, NotSettings, ServerSettings
 from bentpipe.native.joiner import News, StreamId
@@ -226,9 +233,7 @@ class Admitting:
         try:
             found = self._all.lookup.find(ipaddress.ip_address(gate.address.host).packed, gate.address.port)
         except (OSError, ValueError) as exc:  # no sock_diag in this kernel, or no AF_NETLINK in this sandbox
-            log_limited(
-                log, "no sock_diag", "it cannot be seen which process listens", {"error": str(exc)}, logging.WARNING
-            )
+            log_no_sock_diag(exc)
             return False
         if found is None:
             return False
@@ -270,7 +275,7 @@ class Admitting:
             frame_at=self._fed - (greeting.unframed_bytes if greeting.awaiting_ack else 0),
             half_from=self._read_bytes,
             deadline_ms=JOIN_MS,
-            tag=self._tag(admitted).encode(),
+            tag=tag_of(admitted.gate, admitted.token, client.origin.host, client.record).encode(),
             words=b"" if self._heard is None else self._heard.words,
         )
         joined = functools.partial(all_.tables.joined, admitted)
@@ -282,19 +287,6 @@ class Admitting:
         all_.over(self)
         self._half = None
         client.admission = None
-
-    def _tag(self, admitted: Admitted) -> SpliceTag:
-        token, record = admitted.token, self.client.record
-        return SpliceTag(
-            admitted.gate.key,
-            token.principal,
-            token.principal,
-            self.client.origin.host or NO_HOST,
-            token.credentials,
-            admitted.gate.address,
-            record.id,
-            round(record.wall_s, 3),
-        )
 
     def _record(self, admitted: Admitted, go: GoRecord) -> AdmittedRecord:
         heard = self._heard
@@ -347,6 +339,19 @@ class Admitting:
         half, self._half = self._half, None
         if half is not None:
             half.leave()
+
+
+def tag_of(gate: SatelliteGate, token: GrantedToken, host: str, record: Record) -> SpliceTag:
+    """What a control plane must know of a client that was admitted here. `host`: the client's; "" if it has none."""
+    return SpliceTag(
+        *(gate.key, token.principal, token.principal, host or NO_HOST, token.credentials, gate.address),
+        *(record.id, round(record.wall_s, 3)),
+    )
+
+
+def log_no_sock_diag(error: Exception) -> None:
+    """The kernel does not say who listens, so local satellites count as strangers."""
+    log_limited(log, "no sock_diag", "it cannot be seen which process listens", {"error": str(error)}, logging.WARNING)
 
 
 def _wall_us() -> int:

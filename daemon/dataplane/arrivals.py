@@ -144,7 +144,7 @@ class Arrivals:
 
     def _end(self, client: ClientStream, transport: Transport, outcome: Outcome | None) -> None:
         transport.close()
-        client.finish(outcome, client.heard_bytes, transport.sent_bytes)
+        client.arrival.finish(outcome, client.heard_bytes, transport.sent_bytes)
         if outcome is not None:
             self._counters.ended[outcome] += 1
 

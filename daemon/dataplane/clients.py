@@ -14,8 +14,6 @@ from typing import Protocol
 
 import trio
 
-from bentpipe.daemon.connections.ends import OUTCOME_ENDS
-from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.dataplane.admission_tables import Unadmitted
 from bentpipe.daemon.dataplane.openings import Opening
 from bentpipe.daemon.dataplane.stream import BROKEN, DATA, END, HUNG_UP, Order, Stream
@@ -28,7 +26,6 @@ from bentpipe.daemon.planes.bounds import (
     PARKED_S,
 )
 from bentpipe.daemon.planes.records import ArrivalFlag, ArrivedRecord
-from bentpipe.daemon.records.record import PASSED_ON
 from bentpipe.native.joiner import News, StreamId
 
 LATE_LOOK_S = 0.5
@@ -88,6 +85,7 @@ class ClientStream(Stream):
         super().__init__(stream_id, opening.sock, native, streams, functools.partial(released, self))
         self.origin = origin
         self.sessions = opening.sessions
+        self.arrival = opening.arrival
         self.record = opening.arrival.record
         self.place = opening.arrival.place
         self._since = opening.since
@@ -123,18 +121,10 @@ class ClientStream(Stream):
         """Its place is evicted."""
         self.give(Order.EVICTED)
 
-    def finish(self, outcome: Outcome | None, up_bytes: int, down_bytes: int) -> None:
-        """Its connection is over, or another process has it if `outcome` is None."""
-        self.place.release()
-        self.record.up_bytes, self.record.down_bytes = up_bytes, down_bytes
-        self.record.finish(PASSED_ON if outcome is None else OUTCOME_ENDS[outcome])
-        self.record.close()
-
     def drop(self) -> None:
         """Close it at once; nobody is told."""
         super().drop()
-        self.place.release()
-        self.record.close()
+        self.arrival.drop()
 
     def offer(self) -> None:
         """Tell the control plane of it, and of all its bytes."""

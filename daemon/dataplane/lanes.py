@@ -15,19 +15,16 @@ import trio
 
 from bentpipe.daemon.connections.outcomes import Outcome
 from bentpipe.daemon.dataplane.admission_tables import UNADMITTED, AdmissionTables, Unadmitted
-from bentpipe.daemon.dataplane.admitting import Admissions
+from bentpipe.daemon.dataplane.admitting import Admissions, log_no_sock_diag, tag_of
 from bentpipe.daemon.dataplane.arrivals import Arrivals, lane_origin
 from bentpipe.daemon.dataplane.joining import CUT, JoinFailed, failure_of_join
 from bentpipe.daemon.dataplane.openings import Opening, Openings
 from bentpipe.daemon.dataplane.splices import JoinedConnection, JoinedConnections
 from bentpipe.daemon.dataplane.stream import RELEASED, Order
 from bentpipe.daemon.dataplane.streams import Streams
-from bentpipe.daemon.logs import log_limited
 from bentpipe.daemon.planes.codec import ProtocolBroken
 from bentpipe.daemon.planes.records import WentRecord
 from bentpipe.daemon.planes.snapshots import AdmittedRecord, boot_us
-from bentpipe.daemon.planes.splice_tag import NO_HOST, SpliceTag
-from bentpipe.daemon.records.record import PASSED_ON
 from bentpipe.daemon.tasks import Owner, contained
 from bentpipe.native.admission import Entering
 from bentpipe.native.joiner import News, NewsFlag, StreamFailure, StreamId
@@ -91,14 +88,7 @@ class LaneClient:
         self._joined.before = moved
         lanes.streams.forget(self)
         lanes.streams.reports.send(WentRecord(self._joined.id))
-        self._end(*moved)
-
-    def _end(self, up_bytes: int, down_bytes: int) -> None:
-        arrival = self._opening.arrival
-        arrival.place.release()
-        arrival.record.up_bytes, arrival.record.down_bytes = up_bytes, down_bytes
-        arrival.record.finish(PASSED_ON)
-        arrival.record.close()
+        self._opening.arrival.finish(None, *moved)
 
     def _fail(self, news: News, failure: JoinFailed) -> None:
         """The client must still be able to read what the satellite sent before it ended."""
@@ -121,8 +111,7 @@ class LaneClient:
 
     def drop(self) -> None:
         """Its sockets are closed by the joiner."""
-        self._opening.arrival.place.release()
-        self._opening.arrival.record.close()
+        self._opening.arrival.drop()
 
 
 class LostClient:
@@ -159,8 +148,7 @@ class LostClient:
     def drop(self) -> None:
         """Its sockets are closed, unless Python has the client's."""
         self._opening.sock.close()
-        self._opening.arrival.place.release()
-        self._opening.arrival.record.close()
+        self._opening.arrival.drop()
 
 
 class Lanes:
@@ -239,17 +227,13 @@ class Lanes:
 
     def _count(self, lane: Lane) -> None:
         if lane.why is Entering.STRANGER and lane.error not in (0, errno.ENOENT):
-            fields = {"error": str(OSError(lane.error, "sock_diag"))}
-            log_limited(log, "no sock_diag", "it cannot be seen which process listens", fields, logging.WARNING)
+            log_no_sock_diag(OSError(lane.error, "sock_diag"))
         self._admissions.unadmitted[UNADMITTED.get(lane.why, Unadmitted.SILENT)] += 1
 
     def _commit(self, native: StreamId, lane: Lane, opening: Opening) -> None:
         gate, token = self._tables.find(lane.gate, lane.generation, lane.digest)
-        origin, record = lane_origin(opening, lane), opening.arrival.record
-        tag = SpliceTag(
-            *(gate.key, token.principal, token.principal, origin.host or NO_HOST, token.credentials, gate.address),
-            *(record.id, round(record.wall_s, 3)),
-        )
+        origin = lane_origin(opening, lane)
+        tag = tag_of(gate, token, origin.host, opening.arrival.record)
         joined = JoinedConnection(self.arrivals.take_id(), origin.peer, tag.encode(), boot_us())
         client = LaneClient(self, native, opening, lane, joined, self._session())
         joined.cancel = client.cut

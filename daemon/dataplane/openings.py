@@ -274,5 +274,4 @@ class Openings:
     def _drop(self, opening: Opening) -> None:
         self._forget_deadline(opening)
         opening.sock.close()
-        opening.arrival.place.release()
-        opening.arrival.record.close()
+        opening.arrival.drop()

@@ -352,7 +352,7 @@ class DataPlane:
         client.detached()
         going.half.detached()
         self.reports.send(r.WentRecord(client.id))
-        client.finish(None, client.heard_bytes, client.sent_bytes)
+        client.arrival.finish(None, client.heard_bytes, client.sent_bytes)
 
     def _tell_failed(self, joined: JoinedConnection, session: int, failure: JoinFailed) -> None:
         fields = {"peer": joined.peer, "error": str(failure)}

@@ -30,6 +30,11 @@ def plane_socket_path(folder: Path, plane: str) -> Path:
     return path
 
 
+def is_private(found: os.stat_result) -> bool:
+    """Whether it is a folder of this user that no other user may enter."""
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+
+
 def make_private_folder(folder: Path) -> None:
     """Make the folder, if it is not there. Raises OSError if other users may enter it, or if it is another user's.
 
@@ -38,8 +43,7 @@ def make_private_folder(folder: Path) -> None:
     for each in (*reversed(folder.parents), folder):
         if not each.exists():
             each.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    if not is_private(folder.lstat()):
         raise OSError(
             errno.EPERM,
             f"{folder} must be a folder of this user with mode 0700, since who enters it may cut connections",

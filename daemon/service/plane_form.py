@@ -10,12 +10,11 @@ import dataclasses
 import errno
 import hashlib
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from bentpipe.config.model import Config
-from bentpipe.daemon.planes.sockets import plane_socket_path
+from bentpipe.daemon.planes.sockets import is_private, plane_socket_path
 from bentpipe.daemon.service import sd
 
 ROOTS_FOLDER, USERS_FOLDER = Path("/run"), Path("/tmp")
@@ -150,6 +149,6 @@ def why_unusable(folder: Path) -> str:
         return "" if os.access(parent, os.W_OK | os.X_OK) else f"{parent} cannot be written to"
     except OSError as exc:
         return str(exc.strerror or exc)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    if not is_private(found):
         return "it is not a folder of this user with mode 0700"
     return "" if os.access(folder, os.W_OK | os.X_OK) else "it cannot be written to"

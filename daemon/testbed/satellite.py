@@ -120,6 +120,15 @@ def make_server(
     return server
 
 
+def serve_until_sigterm(server: grpc.Server) -> None:
+    """Start a server, and let its calls end in good order then."""
+    server.start()
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda _number, _frame: stopped.set())
+    stopped.wait()
+    server.stop(grace=1).wait()
+
+
 def main() -> int:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser()
@@ -132,12 +141,7 @@ def main() -> int:
     if arguments.fail:
         sys.stderr.write("no space left on the cache volume\n")
         return 3
-    server = make_server(f"{arguments.host}:{arguments.port}")
-    server.start()
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda _number, _frame: stopped.set())
-    stopped.wait()
-    server.stop(grace=1).wait()
+    serve_until_sigterm(make_server(f"{arguments.host}:{arguments.port}"))
     return 0
 
 

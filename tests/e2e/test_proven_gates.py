@@ -13,7 +13,7 @@ from beds.hosts.enrolling_cloud import DEADLINE_S, MINE, THEIRS, EnrollingCloud,
 from beds.peers.clients import CallError
 from beds.ports import free_port
 from bentpipe.daemon.edge import dial as dialling
-from bentpipe.daemon.model import Address, SatelliteKey
+from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.pki import authority_keeper
 from bentpipe.daemon.pki.authority import rotated
 from bentpipe.daemon.pki.authority_file import keep_authority, read_authority
@@ -46,32 +46,19 @@ async def until_admitted(daemon: Daemon, key: SatelliteKey) -> None:
                 assert await call(daemon, key, timeout_s=20.0) == b"hello"
 
 
-async def exchange(bed: EnrollingCloud, daemon: Daemon) -> None:
-    """Let EC2 tell the one's address of the other, and wait until the daemon believes it."""
-    one, two = (bed.emulator.cloud.instances[bed.instance_of(key)] for key in (MINE, THEIRS))
-    with bed.emulator.cloud.lock:
-        one.private_ip, two.private_ip = two.private_ip, one.private_ip
-    assert bed.emulator.cloud.machines is not None
-    port = bed.emulator.cloud.machines.port
-    with trio.fail_after(DEADLINE_S):
-        for key, instance in ((MINE, one), (THEIRS, two)):
-            while not daemon.fleet.get(key).is_at(Address(instance.private_ip, port)):
-                await trio.sleep(0.05)
-
-
 async def test_gates_lead_to_machines_that_prove_themselves(bed: EnrollingCloud) -> None:
     """Another tenant's machine at the address gets no byte. Gates follow addresses, and a rotated authority."""
     async with bed.serving() as daemon:
         for key in (MINE, THEIRS):
             await until_admitted(daemon, key)
-        await exchange(bed, daemon)
+        await bed.exchange_addresses(daemon)
         before = admitted(daemon)
         for key in (MINE, THEIRS):
             with pytest.raises(CallError) as caught:
                 await call(daemon, key, b"secret", timeout_s=20.0)
             assert caught.value.code == grpc.StatusCode.UNAVAILABLE.value[0]
         assert admitted(daemon) == before, "a client was joined with a machine that did not prove itself"
-        await exchange(bed, daemon)
+        await bed.exchange_addresses(daemon)
         for key in (MINE, THEIRS):
             await until_admitted(daemon, key)
         authority = bed.folder / authority_keeper.AUTHORITY_NAME

@@ -24,7 +24,7 @@ from beds.ports import free_port
 from beds.stores.dynamodb_server import DynamoDbServer
 from bentpipe.daemon.edge import dial as dialling
 from bentpipe.daemon.fleet import reserve_keeper
-from bentpipe.daemon.model import Address, SatelliteKey
+from bentpipe.daemon.model import SatelliteKey
 from bentpipe.daemon.pki import authority_keeper
 from bentpipe.daemon.pki.authority import new_authority, rotated
 from bentpipe.daemon.pki.authority_file import keep_authority, read_authority
@@ -88,28 +88,15 @@ async def test_addresses_that_two_tenants_machines_exchange_carry_no_byte(bed: E
     async with bed.serving() as daemon:
         for key in (MINE, THEIRS):
             assert await call(daemon, key) == b"hello"
-        await _exchange(bed, daemon)
+        await bed.exchange_addresses(daemon)
         for key in (MINE, THEIRS):
             with pytest.raises(CallError) as caught:
                 await call(daemon, key, b"secret", timeout_s=20.0)
             assert caught.value.code == grpc.StatusCode.UNAVAILABLE.value[0]
-        await _exchange(bed, daemon)
+        await bed.exchange_addresses(daemon)
         with trio.fail_after(DEADLINE_S):
             for key in (MINE, THEIRS):
                 assert await _until_served(daemon, key) == b"hello"
-
-
-async def _exchange(bed: EnrollingCloud, daemon: Daemon) -> None:
-    """Let EC2 tell the one's address of the other, and wait until the daemon believes it."""
-    one, two = (bed.emulator.cloud.instances[bed.instance_of(key)] for key in (MINE, THEIRS))
-    with bed.emulator.cloud.lock:
-        one.private_ip, two.private_ip = two.private_ip, one.private_ip
-    assert bed.emulator.cloud.machines is not None
-    port = bed.emulator.cloud.machines.port
-    with trio.fail_after(DEADLINE_S):
-        for key, instance in ((MINE, one), (THEIRS, two)):
-            while not daemon.fleet.get(key).is_at(Address(instance.private_ip, port)):
-                await trio.sleep(0.05)
 
 
 async def _until_served(daemon: Daemon, key: SatelliteKey) -> bytes:

@@ -13,7 +13,7 @@ from beds.hosts.form import serve_file, write_in_form
 from beds.peers.clients import GrpcioClient
 from beds.ports import free_port
 from beds.programs import program
-from bentpipe.daemon.model import SatelliteKey
+from bentpipe.daemon.model import Address, SatelliteKey
 from bentpipe.daemon.service.serve import Daemon
 from bentpipe.daemon.testbed.ec2_emulator.clock import ScaledClock
 from bentpipe.daemon.testbed.ec2_emulator.server import Emulator
@@ -115,6 +115,18 @@ class EnrollingCloud:
             if each.tags.get("bentpipe:satellite") == str(key) and each.state.label in ("pending", "running")
         ]
         return found
+
+    async def exchange_addresses(self, daemon: Daemon) -> None:
+        """Let EC2 tell the one machine's address of the other, and wait until the daemon believes it."""
+        one, two = (self.emulator.cloud.instances[self.instance_of(key)] for key in (MINE, THEIRS))
+        with self.emulator.cloud.lock:
+            one.private_ip, two.private_ip = two.private_ip, one.private_ip
+        assert self.emulator.cloud.machines is not None
+        port = self.emulator.cloud.machines.port
+        with trio.fail_after(DEADLINE_S):
+            for key, instance in ((MINE, one), (THEIRS, two)):
+                while not daemon.fleet.get(key).is_at(Address(instance.private_ip, port)):
+                    await trio.sleep(0.05)
 
     def disk_of(self, key: SatelliteKey) -> Path:
         return self.folder / "disks" / self.instance_of(key) / "etc/bentpipe"

@@ -3,26 +3,19 @@
 Its certificate and key are FOLDER/HOST.pem, so that each machine has its own.
 """
 
-import signal
 import sys
-import threading
 from pathlib import Path
 
 import grpc
 
-from bentpipe.daemon.testbed.satellite import make_server
+from bentpipe.daemon.testbed.satellite import make_server, serve_until_sigterm
 
 
 def main() -> int:
     """Serve until SIGTERM."""
     port, host, folder = sys.argv[1:4]
     pem = (Path(folder) / f"{host}.pem").read_bytes()
-    server = make_server(f"{host}:{port}", credentials=grpc.ssl_server_credentials([(pem, pem)]))
-    server.start()
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda _number, _frame: stopped.set())
-    stopped.wait()
-    server.stop(grace=1).wait()
+    serve_until_sigterm(make_server(f"{host}:{port}", credentials=grpc.ssl_server_credentials([(pem, pem)])))
     return 0
 
 
